@@ -1,0 +1,24 @@
+"""Output layers for hundreds of thousands of classes, by hand, in NumPy, Numba and numba.cuda."""
+
+from .core.labels import Labels
+from .fixed_fan_in import (
+    FixedFanIn,
+    fixed_fan_in_backward,
+    fixed_fan_in_forward,
+    fixed_fan_in_step,
+    fixed_fan_in_top_k,
+)
+from .optimizers import SGD, Adam
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "FixedFanIn",
+    "Labels",
+    "fixed_fan_in_backward",
+    "fixed_fan_in_forward",
+    "fixed_fan_in_step",
+    "fixed_fan_in_top_k",
+]

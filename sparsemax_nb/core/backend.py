@@ -1,0 +1,145 @@
+"""Where arrays live and who computes on them. The only file that imports ``numba.cuda`` or ``cupy``.
+
+Placement follows the data: NumPy arrays are computed by ``cpu/``, CUDA arrays by ``cuda/``. In Numba's simulator
+(``NUMBA_ENABLE_CUDASIM=1``) a `SimArray` stands for a CUDA array, so that all CUDA code runs without a GPU.
+"""
+
+import functools
+import importlib
+import types
+
+import numba
+import numpy as np
+from numba import cuda
+
+SIMULATOR = bool(numba.config.ENABLE_CUDASIM)
+
+try:
+    import cupy
+except ImportError:
+    cupy = None
+
+
+class SimArray(np.ndarray):
+    """A NumPy array that counts as placed on the (simulated) CUDA device; only used in Numba's simulator."""
+
+
+#: The array module of the CUDA side: CuPy on a device, NumPy in the simulator or where CuPy is not installed.
+xp = np if SIMULATOR or cupy is None else cupy
+
+njit = functools.partial(numba.njit, cache=True)
+njit_parallel = functools.partial(numba.njit, cache=True, parallel=True)
+cuda_jit = functools.partial(cuda.jit, cache=not SIMULATOR)
+
+
+@functools.cache
+def cuda_problem():
+    """None where the CUDA path can run, else a sentence that says why it can not."""
+    if SIMULATOR:
+        return None
+    if not cuda.is_available():
+        return "no CUDA device and driver were found"
+    if cupy is None:
+        return "CuPy is not installed (pip install 'sparsemax-nb[cuda12]' or '[cuda13]')"
+    return None
+
+
+def cuda_available():
+    """True where arrays can be placed on a CUDA device (or on Numba's simulator of one)."""
+    return cuda_problem() is None
+
+
+def resolve_device(device="auto"):
+    """Turn 'auto', 'cpu' or 'cuda' into 'cpu' or 'cuda'; RuntimeError where 'cuda' is asked for and can not run."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', got {device!r}")
+    if device == "cuda" and not cuda_available():
+        raise RuntimeError(f"device='cuda' can not be used: {cuda_problem()}; use device='cpu'")
+    if device == "auto":
+        return "cuda" if cuda_available() and not SIMULATOR else "cpu"
+    return device
+
+
+def device_of(array):
+    """'cpu' for NumPy arrays, 'cuda' for CUDA arrays (or `SimArray`), None for anything else."""
+    if isinstance(array, SimArray):
+        return "cuda"
+    if isinstance(array, np.ndarray):
+        return "cpu"
+    return "cuda" if hasattr(array, "__cuda_array_interface__") else None
+
+
+def module_of(device):
+    """The array module of a device: NumPy for 'cpu', `xp` for 'cuda'."""
+    return np if device == "cpu" else xp
+
+
+def asarray(x, device, dtype=None):
+    """`x` on `device` ('cpu' or 'cuda'), C-contiguous, copied only where it has to be."""
+    if device == "cpu":
+        return np.ascontiguousarray(to_numpy(x), dtype)
+    if not cuda_available():
+        raise RuntimeError(f"no array can be placed on CUDA: {cuda_problem()}")
+    if SIMULATOR:
+        return np.ascontiguousarray(x, dtype).view(SimArray)
+    return cupy.ascontiguousarray(cupy.asarray(x, dtype))
+
+
+def as_native(array):
+    """A foreign CUDA array (Numba, PyTorch) as CuPy sees it, without a copy; NumPy arrays and SimArrays unchanged."""
+    return array if isinstance(array, np.ndarray) or cupy is None else cupy.asarray(array)
+
+
+def to_numpy(x):
+    """`x` as a plain NumPy array (copied from the device where it lives there)."""
+    if isinstance(x, SimArray):
+        return x.view(np.ndarray)
+    if cupy is not None and hasattr(x, "__cuda_array_interface__"):
+        return cupy.asnumpy(cupy.asarray(x))
+    return np.asarray(x)
+
+
+def empty(shape, dtype, device):
+    """Uninitialised array on `device`."""
+    array = module_of(device).empty(shape, dtype)
+    return array.view(SimArray) if SIMULATOR and device == "cuda" else array
+
+
+def zeros(shape, dtype, device):
+    """Array of zeros on `device`."""
+    array = module_of(device).zeros(shape, dtype)
+    return array.view(SimArray) if SIMULATOR and device == "cuda" else array
+
+
+def wing(device, name):
+    """The module `name` of the wing that computes on `device`: ``sparsemax_nb.cpu.NAME`` or ``sparsemax_nb.cuda.NAME``."""
+    return importlib.import_module(f"{__package__.rpartition('.')[0]}.{device}.{name}")
+
+
+def _compile_formulas(module, decorate):
+    """A copy of a module of undecorated scalar functions, each compiled by `decorate` and calling compiled ones."""
+    compiled = {}
+    for name, value in vars(module).items():
+        if isinstance(value, types.FunctionType) and value.__module__ == module.__name__:
+            copy = types.FunctionType(value.__code__, {**vars(module), **compiled}, name, value.__defaults__)
+            copy.__module__, copy.__doc__ = value.__module__, value.__doc__
+            compiled[name] = decorate(copy)
+    return types.SimpleNamespace(**compiled)
+
+
+@functools.cache
+def cpu_formulas(module):
+    """The scalar functions of `module` compiled for the CPU."""
+    return _compile_formulas(module, numba.njit(inline="always"))
+
+
+@functools.cache
+def cuda_formulas(module):
+    """The scalar functions of `module` compiled as CUDA device functions (inlined: no driver is needed to compile)."""
+    return _compile_formulas(module, cuda.jit(device=True, inline="always"))
+
+
+def synchronize():
+    """Wait until the CUDA device has finished (nothing to wait for in the simulator)."""
+    if cupy is not None and not SIMULATOR and cuda_available():
+        cupy.cuda.get_current_stream().synchronize()

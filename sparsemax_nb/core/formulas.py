@@ -1,0 +1,72 @@
+"""Scalar formulas, written once and compiled for both processors: losses with their derivatives, optimiser updates.
+
+Undecorated on purpose (``core.backend`` compiles them). Constants are ``np.float32``: a literal ``1.0`` would turn
+float32 into float64 in compiled code.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
+
+#: Codes of the multi-label losses, as kernels take them.
+LOSSES = {"squared-hinge": 0, "bce": 1}
+SQUARED_HINGE = 0
+
+#: Codes of the optimisers, as kernels take them.
+SGD_KIND, ADAM_KIND = 0, 1
+
+
+class Rates(NamedTuple):
+    """What an update needs beside the arrays (float32): bias-corrected step size, decay rates, bias-corrected epsilon."""
+
+    step_size: np.float32
+    beta1: np.float32
+    beta2: np.float32
+    epsilon: np.float32
+
+
+class Moments(NamedTuple):
+    """First and second moment of a parameter, shaped like it (of size 0 for SGD)."""
+
+    m: np.ndarray
+    v: np.ndarray
+
+
+def squared_hinge(score, sign):
+    """``max(0, 1 - y s)^2`` and its derivative by s, for y = `sign` = +1 or -1. Exactly 0 once y s >= 1."""
+    margin = max(ZERO, ONE - sign * score)
+    return margin * margin, -TWO * sign * margin
+
+
+def binary_cross_entropy(score, sign):
+    """``log(1 + exp(-y s))`` and its derivative by s, for y = `sign` = +1 or -1; never overflows."""
+    e = math.exp(-abs(score))
+    loss = math.log1p(e) + max(ZERO, -sign * score)
+    small, large = e / (ONE + e), ONE / (ONE + e)
+    wrong = small if sign * score >= ZERO else large
+    return loss, -sign * wrong
+
+
+def loss_and_gradient(kind, score, sign):
+    """The loss with code `kind` (see LOSSES) and its derivative by the score."""
+    if kind == SQUARED_HINGE:
+        return squared_hinge(score, sign)
+    return binary_cross_entropy(score, sign)
+
+
+def adam(parameter, gradient, m, v, rates):
+    """One Adam step: new (parameter, m, v). With the bias corrections moved into the rates (Kingma & Ba 2015, sec. 2):
+
+    ``m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  p = p - step_size m / (sqrt(v) + epsilon)``.
+    """
+    m = rates.beta1 * m + (ONE - rates.beta1) * gradient
+    v = rates.beta2 * v + (ONE - rates.beta2) * gradient * gradient
+    return parameter - rates.step_size * m / (math.sqrt(v) + rates.epsilon), m, v
+
+
+def sgd(parameter, gradient, rates):
+    """One step of gradient descent: the new parameter."""
+    return parameter - rates.step_size * gradient

@@ -1,0 +1,1 @@
+"""Every operation for the CPU: Numba, all cores, the same names and arguments as ``cuda/``."""

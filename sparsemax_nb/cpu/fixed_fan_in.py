@@ -1,0 +1,318 @@
+"""Fixed fan-in output layer on the CPU.
+
+The inputs are packed into blocks of 16 rows, features first: ``block[16 i + q] = x[16 block + q, i]``. One connection
+then is one vector multiply-add for 16 rows, and a block of 16,384 inputs (1 MiB) stays in a core's L2 cache while the
+labels pass by. A plain label-by-label loop over all rows would read its inputs from the L3 cache instead.
+
+Threads never share an output: results are bit-identical for any number of threads.
+"""
+
+import numpy as np
+from numba import prange
+
+from ..core import backend, formulas, rng
+from .vector import LANES, add, any_above, any_nonzero, dot, fma, item, load, splat, store, store_transposed
+
+_f = backend.cpu_formulas(formulas)
+_r = backend.cpu_formulas(rng)
+loss_and_gradient, adam, sgd = _f.loss_and_gradient, _f.adam, _f.sgd
+random_word, below, symmetric = _r.random_word, _r.below, _r.symmetric
+
+ZERO, ONE = np.float32(0), np.float32(1)
+WORST = np.float32(-np.inf)
+ADAM = formulas.ADAM_KIND
+STREAM = rng.CONNECTIONS
+NO_STEP = np.uint64(0)
+
+#: Labels that one thread scores before it moves to the next block of rows; a fixed number, so that sums never depend
+#: on the number of threads. 1,024 labels with 32 connections are 256 KiB.
+CHUNK = 1024
+#: Work is cut into at least this many parts (blocks of rows x ranges of labels) where a label's gradient is needed.
+PARTS = 8
+
+
+@backend.njit_parallel
+def random_connections(seed, n_inputs, indices):
+    """`fan_in` different inputs for each label, ascending: Floyd's sampling, one random word a connection."""
+    n_labels, fan_in = indices.shape
+    for label in prange(n_labels):
+        for k in range(fan_in):
+            j = n_inputs - fan_in + k
+            word = random_word(np.uint64(seed), STREAM, NO_STEP, np.uint64(label * fan_in + k))
+            t = np.int64(below(word, np.uint64(j + 1)))
+            place = k  # the chosen inputs so far are ascending: find where t belongs
+            while place > 0 and indices[label, place - 1] > t:
+                place -= 1
+            if place > 0 and indices[label, place - 1] == t:
+                t, place = j, k  # j is larger than all that were chosen before
+            for i in range(k, place, -1):
+                indices[label, i] = indices[label, i - 1]
+            indices[label, place] = t
+
+
+@backend.njit_parallel
+def random_values(seed, stream, scale, values):
+    """Uniform weights in [-scale, scale), `values` one-dimensional."""
+    for i in prange(values.size):
+        values[i] = symmetric(random_word(np.uint64(seed), np.uint64(stream), NO_STEP, np.uint64(i))) * scale
+
+
+@backend.njit_parallel
+def _pack(x):
+    """The inputs in blocks of 16 rows, features first, (n_blocks, 16 H); missing rows of the last block are zero."""
+    n_rows, n_inputs = x.shape
+    n_blocks = (n_rows + LANES - 1) // LANES
+    blocks = np.empty((n_blocks, n_inputs * LANES), np.float32)
+    span = 512
+    n_spans = (n_inputs + span - 1) // span
+    for part in prange(n_blocks * n_spans):
+        block, first = part // n_spans, part % n_spans * span
+        for i in range(first, min(first + span, n_inputs)):
+            for q in range(LANES):
+                row = block * LANES + q
+                blocks[block, i * LANES + q] = x[row, i] if row < n_rows else ZERO
+    return blocks
+
+
+@backend.njit
+def _score(block, indices, values, start, fan_in, bias):
+    """Scores of one label for the 16 rows of a block, as a vector. Four sums run side by side to hide the latency."""
+    s0, s1, s2, s3 = splat(bias), splat(ZERO), splat(ZERO), splat(ZERO)
+    whole = start + fan_in // 4 * 4
+    for k in range(start, whole, 4):
+        s0 = fma(item(values, k), load(block, item(indices, k) * LANES), s0)
+        s1 = fma(item(values, k + 1), load(block, item(indices, k + 1) * LANES), s1)
+        s2 = fma(item(values, k + 2), load(block, item(indices, k + 2) * LANES), s2)
+        s3 = fma(item(values, k + 3), load(block, item(indices, k + 3) * LANES), s3)
+    for k in range(whole, start + fan_in):
+        s0 = fma(item(values, k), load(block, item(indices, k) * LANES), s0)
+    return add(add(s0, s1), add(s2, s3))
+
+
+@backend.njit_parallel
+def forward(x, layer, scores):
+    """``scores[b, l] = bias[l] + sum_k values[l, k] x[b, indices[l, k]]``."""
+    n_rows = x.shape[0]
+    n_labels, fan_in = layer.indices.shape
+    blocks = _pack(x)
+    indices, values, flat_scores = layer.indices.reshape(-1), layer.values.reshape(-1), scores.reshape(-1)
+    for chunk in prange((n_labels + CHUNK - 1) // CHUNK):
+        tile = np.empty(LANES * LANES, np.float32)
+        stop = min((chunk + 1) * CHUNK, n_labels)
+        for b in range(blocks.shape[0]):
+            block, first_row = blocks[b], b * LANES
+            for first in range(chunk * CHUNK, stop, LANES):
+                n = min(LANES, stop - first)
+                for j in range(n):
+                    label = first + j
+                    score = _score(block, indices, values, label * fan_in, fan_in, item(layer.bias, label))
+                    store(tile, j * LANES, score)
+                if n == LANES and first_row + LANES <= n_rows:
+                    store_transposed(tile, flat_scores, first_row * n_labels + first, n_labels)
+                else:
+                    for q in range(min(LANES, n_rows - first_row)):
+                        for j in range(n):
+                            scores[first_row + q, first + j] = tile[j * LANES + q]
+
+
+@backend.njit
+def _scatter(block, dblock, indices, values, start, fan_in, g, dvalues):
+    """For one label and the gradients `g` of 16 rows: dblock += values g (scattered), dvalues = g . block (gathered)."""
+    for k in range(fan_in):
+        i = item(indices, start + k) * LANES
+        dvalues[k] = dot(g, load(block, i))
+        store(dblock, i, fma(item(values, start + k), g, load(dblock, i)))
+
+
+@backend.njit
+def _n_splits(n_blocks):
+    """Ranges of labels that get a dx of their own: a function of the shape alone, so that sums keep their order."""
+    return (PARTS + n_blocks - 1) // max(n_blocks, 1)
+
+
+@backend.njit_parallel
+def _unpack_sum(dblocks, dx):
+    """dx (B, H) from its packed parts (n_splits, n_blocks, 16 H), added in the order of the splits."""
+    n_rows, n_inputs = dx.shape
+    for part in prange((n_inputs + 63) // 64):
+        for row in range(n_rows):
+            for i in range(part * 64, min((part + 1) * 64, n_inputs)):
+                total = ZERO
+                for s in range(dblocks.shape[0]):
+                    total += dblocks[s, row // LANES, i * LANES + row % LANES]
+                dx[row, i] = total
+
+
+@backend.njit
+def _add_parts(part_dvalues, part_dbias, active, j, dvalues):
+    """Sum over the blocks of rows, in their order, for label j of the chunk: writes dvalues (K,), returns dbias."""
+    dvalues[:] = ZERO
+    dbias = ZERO
+    for b in range(active.shape[0]):
+        if active[b, j]:
+            dbias += part_dbias[b, j]
+            for k in range(dvalues.size):
+                dvalues[k] += part_dvalues[b, j, k]
+    return dbias
+
+
+@backend.njit_parallel
+def backward(x, layer, dscores, dx, dvalues, dbias):
+    """Gradients of ``sum(dscores * scores)``: dx (scattered), dvalues and dbias; all three are overwritten."""
+    n_rows = x.shape[0]
+    n_labels, fan_in = layer.indices.shape
+    blocks = _pack(x)
+    n_blocks = blocks.shape[0]
+    n_splits = _n_splits(n_blocks)
+    dblocks = np.zeros((n_splits, n_blocks, blocks.shape[1]), np.float32)
+    indices, values = layer.indices.reshape(-1), layer.values.reshape(-1)
+    part_dvalues = np.empty((n_blocks, CHUNK, fan_in), np.float32)  # what each block of rows adds to a label's gradient,
+    part_dbias = np.empty((n_blocks, CHUNK), np.float32)  # written only where it is not zero
+    active = np.zeros((n_blocks, CHUNK), np.bool_)
+    for chunk in range((n_labels + CHUNK - 1) // CHUNK):
+        first = chunk * CHUNK
+        n = min(CHUNK, n_labels - first)
+        for part in prange(n_blocks * n_splits):
+            b, s = part // n_splits, part % n_splits
+            g = np.zeros(LANES, np.float32)
+            rows = min(LANES, n_rows - b * LANES)
+            for j in range(n * s // n_splits, n * (s + 1) // n_splits):
+                total = ZERO
+                for q in range(rows):
+                    g[q] = dscores[b * LANES + q, first + j]
+                    total += g[q]
+                part_dbias[b, j] = total
+                active[b, j] = any_nonzero(load(g, 0))
+                if active[b, j]:
+                    start = (first + j) * fan_in
+                    _scatter(blocks[b], dblocks[s, b], indices, values, start, fan_in, load(g, 0), part_dvalues[b, j])
+        for j in prange(n):
+            dbias[first + j] = _add_parts(part_dvalues, part_dbias, active, j, dvalues[first + j])
+    _unpack_sum(dblocks, dx)
+
+
+@backend.njit
+def _update_label(layer, label, dvalues, dbias, optimizer, rates, values_moments, bias_moments):
+    """Adam or SGD on the weights and the bias of one label."""
+    values = layer.values[label]
+    if optimizer == ADAM:
+        m, v = values_moments.m[label], values_moments.v[label]
+        for k in range(values.size):
+            values[k], m[k], v[k] = adam(values[k], dvalues[k], m[k], v[k], rates)
+        layer.bias[label], bias_moments.m[label], bias_moments.v[label] = adam(
+            layer.bias[label], dbias, bias_moments.m[label], bias_moments.v[label], rates
+        )
+    else:
+        for k in range(values.size):
+            values[k] = sgd(values[k], dvalues[k], rates)
+        layer.bias[label] = sgd(layer.bias[label], dbias, rates)
+
+
+@backend.njit
+def _mark_positives(positives, label, first_row, signs):
+    """signs[q] = +1 where the label is positive in row first_row + q, else -1."""
+    signs[:] = -ONE
+    for p in range(positives.indptr[label], positives.indptr[label + 1]):
+        q = positives.rows[p] - first_row
+        if 0 <= q < LANES:
+            signs[q] = ONE
+
+
+@backend.njit
+def _loss_of_block(loss, scores, signs, rows, scale, g):
+    """Loss of one label over `rows` rows, times `scale`; g[q] becomes its gradient by the score. Returns (loss, dbias)."""
+    total = dbias = ZERO
+    for q in range(rows):
+        value, gradient = loss_and_gradient(loss, scores[q], signs[q])
+        g[q] = gradient * scale
+        total += value * scale
+        dbias += g[q]
+    return total, dbias
+
+
+@backend.njit_parallel
+def step(x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, dx, label_loss):
+    """Scores, loss, gradients and update in one pass over the labels, in place; no (B, L) array exists.
+
+    A block of rows whose gradient is zero (squared hinge: every score on the right side of its margin) costs its
+    scores only.
+    """
+    n_rows = x.shape[0]
+    n_labels, fan_in = layer.indices.shape
+    blocks = _pack(x)
+    n_blocks = blocks.shape[0]
+    n_splits = _n_splits(n_blocks)
+    dblocks = np.zeros((n_splits, n_blocks, blocks.shape[1]), np.float32)
+    indices, values = layer.indices.reshape(-1), layer.values.reshape(-1)
+    scale = ONE / np.float32(max(n_rows, 1))
+    part_dvalues = np.empty((n_blocks, CHUNK, fan_in), np.float32)  # what each block of rows adds to a label's gradient,
+    part_dbias = np.empty((n_blocks, CHUNK), np.float32)  # written only where it is not zero
+    active = np.zeros((n_blocks, CHUNK), np.bool_)
+    block_loss = np.empty((n_blocks, CHUNK), np.float32)
+    for chunk in range((n_labels + CHUNK - 1) // CHUNK):
+        first = chunk * CHUNK
+        n = min(CHUNK, n_labels - first)
+        for part in prange(n_blocks * n_splits):
+            b, s = part // n_splits, part % n_splits
+            g, signs, scores = np.zeros(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+            rows = min(LANES, n_rows - b * LANES)
+            for j in range(n * s // n_splits, n * (s + 1) // n_splits):
+                label = first + j
+                start = label * fan_in
+                store(scores, 0, _score(blocks[b], indices, values, start, fan_in, item(layer.bias, label)))
+                _mark_positives(positives, label, b * LANES, signs)
+                block_loss[b, j], part_dbias[b, j] = _loss_of_block(loss, scores, signs, rows, scale, g)
+                active[b, j] = any_nonzero(load(g, 0))
+                if active[b, j]:
+                    _scatter(blocks[b], dblocks[s, b], indices, values, start, fan_in, load(g, 0), part_dvalues[b, j])
+        for j in prange(n):
+            dvalues = np.empty(fan_in, np.float32)
+            dbias = _add_parts(part_dvalues, part_dbias, active, j, dvalues)
+            _update_label(layer, first + j, dvalues, dbias, optimizer, rates, values_moments, bias_moments)
+            total = ZERO
+            for b in range(n_blocks):
+                total += block_loss[b, j]
+            label_loss[first + j] = total
+    _unpack_sum(dblocks, dx)
+
+
+@backend.njit
+def _insert(scores, ids, score, label):
+    """Insert into a list kept by score descending, then label ascending; the last entry falls out."""
+    place = scores.size - 1
+    while place > 0 and (scores[place - 1] < score or (scores[place - 1] == score and ids[place - 1] > label)):
+        scores[place], ids[place] = scores[place - 1], ids[place - 1]
+        place -= 1
+    scores[place], ids[place] = score, label
+
+
+@backend.njit_parallel
+def top_k(x, layer, top_scores, top_ids):
+    """The k best labels of each row; only k scores a row are kept. A label enters where it beats the k-th best so far."""
+    n_rows, k = top_scores.shape
+    n_labels, fan_in = layer.indices.shape
+    blocks = _pack(x)
+    n_blocks = blocks.shape[0]
+    n_splits = _n_splits(n_blocks)
+    indices, values = layer.indices.reshape(-1), layer.values.reshape(-1)
+    part_scores = np.full((n_blocks, n_splits, LANES, k), WORST, np.float32)
+    part_ids = np.full((n_blocks, n_splits, LANES, k), -1, np.int32)
+    for part in prange(n_blocks * n_splits):
+        b, s = part // n_splits, part % n_splits
+        best, best_ids = part_scores[b, s], part_ids[b, s]
+        worst, scores = np.full(LANES, WORST, np.float32), np.empty(LANES, np.float32)
+        for label in range(n_labels * s // n_splits, n_labels * (s + 1) // n_splits):
+            score = _score(blocks[b], indices, values, label * fan_in, fan_in, item(layer.bias, label))
+            if any_above(score, load(worst, 0)):
+                store(scores, 0, score)
+                for q in range(LANES):
+                    if scores[q] > worst[q]:
+                        _insert(best[q], best_ids[q], scores[q], label)
+                        worst[q] = best[q, k - 1]
+    for row in prange(n_rows):
+        b, q = row // LANES, row % LANES
+        top_scores[row], top_ids[row] = part_scores[b, 0, q], part_ids[b, 0, q]
+        for s in range(1, n_splits):
+            for i in range(k):
+                if part_scores[b, s, q, i] > top_scores[row, k - 1]:
+                    _insert(top_scores[row], top_ids[row], part_scores[b, s, q, i], part_ids[b, s, q, i])

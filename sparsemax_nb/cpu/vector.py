@@ -1,0 +1,183 @@
+"""Vectors of 16 float32 inside ``numba.njit`` code: one AVX-512 register, or as many narrower ones as the machine has.
+
+Numba has no vector type, and LLVM does not find these loops by itself: a score is a sum over connections of a scalar
+weight times 16 neighbouring rows of the batch, at an address that is itself loaded. These few intrinsics write the
+vector instructions down. They skip Numba's handling of negative indices and all bounds checks: the callers' argument
+checks stand in for them. Arrays are one-dimensional and C-contiguous; `i` counts elements.
+"""
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, register_model
+
+LANES = 16
+_VECTOR = ir.VectorType(ir.FloatType(), LANES)
+_I32 = ir.IntType(32)
+
+
+class _VectorType(types.Type):
+    def __init__(self):
+        super().__init__(name="float32x16")
+
+
+vector = _VectorType()
+
+
+@register_model(_VectorType)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, _VECTOR)
+
+
+def _address(context, builder, array_type, array, i, pointee=None):
+    data = context.make_array(array_type)(context, builder, array).data
+    pointer = builder.gep(data, [i])
+    return pointer if pointee is None else builder.bitcast(pointer, pointee.as_pointer())
+
+
+def _select(*lanes):
+    return ir.Constant(ir.VectorType(_I32, LANES), list(lanes))
+
+
+def _splat(builder, scalar):
+    one = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), scalar, _I32(0))
+    return builder.shuffle_vector(one, one, _select(*[0] * LANES))
+
+
+@intrinsic
+def item(typingctx, array, i):
+    """``array[i]``, i >= 0, for any element type."""
+
+    def codegen(context, builder, sig, args):
+        return builder.load(_address(context, builder, sig.args[0], args[0], args[1]))
+
+    return array.dtype(array, types.intp), codegen
+
+
+@intrinsic
+def load(typingctx, array, i):
+    """``array[i:i + 16]``."""
+
+    def codegen(context, builder, sig, args):
+        value = builder.load(_address(context, builder, sig.args[0], args[0], args[1], _VECTOR))
+        value.align = 4
+        return value
+
+    return vector(array, types.intp), codegen
+
+
+@intrinsic
+def store(typingctx, array, i, v):
+    """``array[i:i + 16] = v``."""
+
+    def codegen(context, builder, sig, args):
+        instruction = builder.store(args[2], _address(context, builder, sig.args[0], args[0], args[1], _VECTOR))
+        instruction.align = 4
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp, vector), codegen
+
+
+@intrinsic
+def splat(typingctx, scalar):
+    """A vector with `scalar` (float32) in every lane."""
+
+    def codegen(context, builder, sig, args):
+        return _splat(builder, args[0])
+
+    return vector(types.float32), codegen
+
+
+@intrinsic
+def add(typingctx, a, b):
+    """``a + b``."""
+
+    def codegen(context, builder, sig, args):
+        return builder.fadd(*args)
+
+    return vector(vector, vector), codegen
+
+
+@intrinsic
+def fma(typingctx, scalar, v, total):
+    """``scalar * v + total``, rounded once."""
+
+    def codegen(context, builder, sig, args):
+        kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.fma.v16f32")
+        return builder.call(function, [_splat(builder, args[0]), args[1], args[2]])
+
+    return vector(types.float32, vector, vector), codegen
+
+
+@intrinsic
+def dot(typingctx, a, b):
+    """``sum(a * b)``, added pairwise: 16 -> 8 -> 4 -> 2 -> 1, in that order on every machine."""
+
+    def codegen(context, builder, sig, args):
+        total, width = builder.fmul(*args), LANES
+        while width > 1:
+            width //= 2
+            half = ir.VectorType(_I32, width)
+            low = builder.shuffle_vector(total, total, ir.Constant(half, list(range(width))))
+            high = builder.shuffle_vector(total, total, ir.Constant(half, list(range(width, 2 * width))))
+            total = builder.fadd(low, high)
+        return builder.extract_element(total, _I32(0))
+
+    return types.float32(vector, vector), codegen
+
+
+def _any(builder, lanes):
+    bits = builder.bitcast(lanes, ir.IntType(LANES))
+    return builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))
+
+
+@intrinsic
+def any_above(typingctx, a, b):
+    """True where ``a > b`` holds in some lane (NaN never does)."""
+
+    def codegen(context, builder, sig, args):
+        return _any(builder, builder.fcmp_ordered(">", *args))
+
+    return types.boolean(vector, vector), codegen
+
+
+@intrinsic
+def any_nonzero(typingctx, v):
+    """True where some lane is not zero (NaN is not)."""
+
+    def codegen(context, builder, sig, args):
+        return _any(builder, builder.fcmp_unordered("!=", args[0], ir.Constant(_VECTOR, [0.0] * LANES)))
+
+    return types.boolean(vector), codegen
+
+
+@intrinsic
+def store_transposed(typingctx, tile, array, i, stride):
+    """``array[i + stride * row + column] = tile[16 * column + row]`` for 16 x 16 numbers, transposed in registers."""
+
+    def codegen(context, builder, sig, args):
+        i64 = ir.IntType(64)
+        lines = []
+        for j in range(LANES):
+            line = builder.load(_address(context, builder, sig.args[0], args[0], i64(j * LANES), _VECTOR))
+            line.align = 4
+            lines.append(line)
+        step = 1
+        while step < LANES:  # swap the off-diagonal step x step squares of every 2 step x 2 step square
+            lower = _select(*[e if not e & step else (e ^ step) + LANES for e in range(LANES)])
+            upper = _select(*[e | step if not e & step else e + LANES for e in range(LANES)])
+            for j in range(LANES):
+                if not j & step:
+                    a, b = lines[j], lines[j | step]
+                    lines[j] = builder.shuffle_vector(a, b, lower)
+                    lines[j | step] = builder.shuffle_vector(a, b, upper)
+            step *= 2
+        for j in range(LANES):
+            place = builder.add(args[2], builder.mul(args[3], i64(j)))
+            instruction = builder.store(lines[j], _address(context, builder, sig.args[1], args[1], place, _VECTOR))
+            instruction.align = 4
+        return context.get_dummy_value()
+
+    return types.none(tile, array, types.intp, types.intp), codegen

@@ -1,0 +1,1 @@
+"""Every operation for CUDA: Numba kernels, the same names and arguments as ``cpu/``."""

@@ -1,0 +1,33 @@
+"""All grid arithmetic. Labels (or columns) lie on grid x, which may be 2^31 - 1 blocks long; everything else strides."""
+
+#: Threads of a block where nothing else is said: a multiple of the warp (32), eight blocks fill a multiprocessor.
+BLOCK = 128
+#: Rows of the batch side by side in a block: one warp reads 32 neighbouring rows of a feature, one 128-byte line.
+WARP = 32
+#: Threads a launch should have before a longer loop inside a thread pays (an H200 holds 132 x 2,048).
+ENOUGH_THREADS = 1 << 18
+MAX_GRID_YZ = 65535
+
+
+def divide_up(n, by):
+    """Smallest integer that is at least n / by."""
+    return -(-n // by)
+
+
+def flat(n, block=BLOCK):
+    """One thread an element: (grid, block); a grid of at least one block, since a launch of none is an error."""
+    return max(1, divide_up(n, block)), block
+
+
+def labels_by_rows(n_labels, n_rows, block_rows=WARP, block_labels=8):
+    """A block is `block_rows` rows (x, neighbouring threads) by `block_labels` labels (y); grid x labels, grid y rows."""
+    grid = max(1, divide_up(n_labels, block_labels)), min(max(1, divide_up(n_rows, block_rows)), MAX_GRID_YZ)
+    return grid, (block_rows, block_labels)
+
+
+def lists_by_rows(n_labels, n_rows, k, block_rows=WARP, block_lists=4):
+    """How many ranges the labels are cut into for top-k: enough threads for the device, ranges not shorter than 8 k."""
+    wanted = divide_up(ENOUGH_THREADS, max(n_rows, 1))
+    n_lists = max(1, min(wanted, n_labels // (8 * k)))
+    grid, block = labels_by_rows(n_lists, n_rows, block_rows, block_lists)
+    return n_lists, grid, block

@@ -1,0 +1,326 @@
+"""Fixed fan-in sparse output layer (method 1): the public functions. They check, allocate and call the twin.
+
+Source: E. Schultheis, R. Babbar, "Towards memory-efficient training for extremely large output spaces - learning with
+500k labels on a single commodity GPU", ECML-PKDD 2023, arXiv 2306.03725.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from .core import backend, check, rng
+from .core.formulas import LOSSES
+from .core.labels import as_labels, by_label
+from .optimizers import SGD, Adam
+
+
+class _Arrays(NamedTuple):
+    """The arrays of a layer, as kernels take them."""
+
+    indices: np.ndarray
+    values: np.ndarray
+    bias: np.ndarray
+
+
+class FixedFanIn:
+    """The arrays of a sparse output layer in which every label is connected to exactly K of the H inputs.
+
+    ``scores[b, l] = bias[l] + sum_k values[l, k] x[b, indices[l, k]]``; dense equivalent: ``x @ layer.to_dense().T + bias``.
+
+    Parameters
+    ----------
+    n_inputs : int
+        H, the width of the layer below.
+    indices : (L, K) int32
+        The inputs of each label, in [0, H), no input twice for one label.
+    values : (L, K) float32
+        Their weights.
+    bias : (L,) float32
+
+    All three on one device (NumPy or CUDA arrays), C-contiguous; they are held, not copied, and updated in place by
+    training. Check and make a layer once, then use it: later calls do not look at the indices again.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Wrong dtype, device, shape or layout; K above H; an index out of range or repeated inside a label.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sparsemax_nb import FixedFanIn, fixed_fan_in_forward
+    >>> layer = FixedFanIn(4, np.array([[0, 2]], np.int32), np.array([[1, 10]], np.float32), np.zeros(1, np.float32))
+    >>> fixed_fan_in_forward(np.array([[1, 2, 3, 4]], np.float32), layer)
+    array([[31.]], dtype=float32)
+    """
+
+    def __init__(self, n_inputs, indices, values, bias):
+        self.n_inputs = check.integer("n_inputs", n_inputs, 1)
+        self.device = check.same_device(indices=indices, values=values, bias=bias)
+        indices = check.array("indices", indices, np.int32, ("L", "K"))
+        values = check.array("values", values, np.float32, indices.shape, writeable=True)
+        bias = check.array("bias", bias, np.float32, indices.shape[:1], writeable=True)
+        check.integer("fan-in (the width of indices)", indices.shape[1], 1, n_inputs, f" (n_inputs = {n_inputs})")
+        if indices.size:
+            low, high = int(indices.min()), int(indices.max())
+            if low < 0 or high >= n_inputs:
+                raise ValueError(f"indices must lie in [0, {n_inputs}), got {low if low < 0 else high}")
+            ordered = backend.module_of(self.device).sort(indices, axis=1)
+            if bool((ordered[:, 1:] == ordered[:, :-1]).any()):
+                raise ValueError("indices must not repeat an input inside one label")
+        self.arrays = _Arrays(indices, values, bias)
+
+    indices = property(lambda self: self.arrays.indices, doc="(L, K) int32")
+    values = property(lambda self: self.arrays.values, doc="(L, K) float32")
+    bias = property(lambda self: self.arrays.bias, doc="(L,) float32")
+    n_labels = property(lambda self: self.arrays.indices.shape[0], doc="L")
+    fan_in = property(lambda self: self.arrays.indices.shape[1], doc="K")
+    nbytes = property(lambda self: sum(a.nbytes for a in self.arrays), doc="bytes of indices, values and bias")
+
+    def __repr__(self):
+        return f"FixedFanIn(n_labels={self.n_labels}, n_inputs={self.n_inputs}, fan_in={self.fan_in}, device={self.device!r})"
+
+    @classmethod
+    def random(cls, n_labels, n_inputs, fan_in, seed, *, device="cpu"):
+        """A layer with random connections, weights uniform in ±1/sqrt(fan_in) and zero bias (our choice; the paper is silent).
+
+        The connections are drawn uniformly without repetition inside a label (Floyd's sampling) from the counter-based
+        stream of `seed`: the same on every processor.
+
+        Parameters
+        ----------
+        n_labels, n_inputs, fan_in : int
+            L, H and K; 1 <= K <= H.
+        seed : int
+            In [0, 2^64).
+        device : 'cpu' or 'cuda'
+
+        Examples
+        --------
+        >>> from sparsemax_nb import FixedFanIn
+        >>> FixedFanIn.random(n_labels=1000, n_inputs=256, fan_in=8, seed=1)
+        FixedFanIn(n_labels=1000, n_inputs=256, fan_in=8, device='cpu')
+        """
+        n_labels = check.integer("n_labels", n_labels, 1)
+        n_inputs = check.integer("n_inputs", n_inputs, 1, 2**31 - 1)
+        fan_in = check.integer("fan_in", fan_in, 1, n_inputs, f" (n_inputs = {n_inputs})")
+        seed = np.uint64(check.integer("seed", seed, 0, 2**64 - 1))
+        device = backend.resolve_device(check.choice("device", device, ("cpu", "cuda")))
+        wing = backend.wing(device, "fixed_fan_in")
+        indices = backend.empty((n_labels, fan_in), np.int32, device)
+        values = backend.empty((n_labels, fan_in), np.float32, device)
+        wing.random_connections(seed, n_inputs, indices)
+        wing.random_values(seed, rng.WEIGHTS, np.float32(1 / math.sqrt(fan_in)), values.reshape(-1))
+        layer = cls.__new__(cls)  # legal by construction: no second look at the indices
+        layer.n_inputs, layer.device = n_inputs, device
+        layer.arrays = _Arrays(indices, values, backend.zeros(n_labels, np.float32, device))
+        return layer
+
+    def to_dense(self):
+        """The (L, H) float32 weight matrix, on the layer's device; for small layers and tests."""
+        dense = backend.zeros((self.n_labels, self.n_inputs), np.float32, self.device)
+        dense[backend.module_of(self.device).arange(self.n_labels)[:, None], self.indices] = self.values
+        return dense
+
+
+def _inputs(x, layer):
+    """Check x and the layer against each other; returns x and the wing that computes."""
+    if not isinstance(layer, FixedFanIn):
+        raise TypeError(f"layer must be a FixedFanIn, got {type(layer).__name__}")
+    device = check.same_device(x=x, layer=layer.values)
+    x = check.array("x", x, np.float32, ("B", layer.n_inputs))
+    check.finite("x", x)
+    return x, backend.wing(device, "fixed_fan_in")
+
+
+def fixed_fan_in_forward(x, layer, *, out=None):
+    """Scores of all labels: ``scores[b, l] = bias[l] + sum_k values[l, k] x[b, indices[l, k]]``.
+
+    Dense equivalent: ``x @ layer.to_dense().T + layer.bias``.
+
+    Parameters
+    ----------
+    x : (B, H) float32
+        Inputs, finite; B may be 0.
+    layer : FixedFanIn
+        On the device of x.
+    out : (B, L) float32, optional
+        Overwritten and returned; allocated where not given.
+
+    Returns
+    -------
+    scores : (B, L) float32
+
+    Raises
+    ------
+    TypeError, ValueError
+        Wrong dtype, device, shape or layout; x not finite.
+
+    Source: arXiv 2306.03725, section 3.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sparsemax_nb import FixedFanIn, fixed_fan_in_forward
+    >>> layer = FixedFanIn.random(n_labels=5, n_inputs=16, fan_in=4, seed=1)
+    >>> x = np.ones((2, 16), np.float32)
+    >>> np.allclose(fixed_fan_in_forward(x, layer), x @ layer.to_dense().T + layer.bias, atol=1e-6)
+    True
+    """
+    x, wing = _inputs(x, layer)
+    scores = check.output("out", out, np.float32, (x.shape[0], layer.n_labels), layer.device)
+    wing.forward(x, layer.arrays, scores)
+    return scores
+
+
+def fixed_fan_in_backward(x, layer, dscores):
+    """Gradients of ``sum(dscores * scores)`` by the inputs, the weights and the bias.
+
+    ``dx[b, i] = sum over (l, k) with indices[l, k] = i of dscores[b, l] values[l, k]``;
+    ``dvalues[l, k] = sum_b dscores[b, l] x[b, indices[l, k]]``; ``dbias[l] = sum_b dscores[b, l]``.
+    Dense equivalent: ``dx = dscores @ layer.to_dense()``.
+
+    Parameters
+    ----------
+    x : (B, H) float32
+        The inputs of the forward pass.
+    layer : FixedFanIn
+    dscores : (B, L) float32
+        Gradient of the loss by the scores. Zeros are skipped.
+
+    Returns
+    -------
+    dx : (B, H) float32
+    dvalues : (L, K) float32
+    dbias : (L,) float32
+
+    Raises
+    ------
+    TypeError, ValueError
+        Wrong dtype, device, shape or layout; x or dscores not finite.
+
+    On CUDA dx is summed with atomics: the order of its float sums varies. Source: arXiv 2306.03725, section 3.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sparsemax_nb import FixedFanIn, fixed_fan_in_backward
+    >>> layer = FixedFanIn.random(n_labels=5, n_inputs=16, fan_in=4, seed=1)
+    >>> dx, dvalues, dbias = fixed_fan_in_backward(np.ones((2, 16), np.float32), layer, np.ones((2, 5), np.float32))
+    >>> dx.shape, dvalues.shape, dbias
+    ((2, 16), (5, 4), array([2., 2., 2., 2., 2.], dtype=float32))
+    """
+    x, wing = _inputs(x, layer)
+    check.same_device(x=x, dscores=dscores)
+    dscores = check.array("dscores", dscores, np.float32, (x.shape[0], layer.n_labels))
+    check.finite("dscores", dscores)
+    dx = backend.empty(x.shape, np.float32, layer.device)
+    dvalues = backend.empty(layer.values.shape, np.float32, layer.device)
+    dbias = backend.empty(layer.bias.shape, np.float32, layer.device)
+    wing.backward(x, layer.arrays, dscores, dx, dvalues, dbias)
+    return dx, dvalues, dbias
+
+
+def fixed_fan_in_top_k(x, layer, k):
+    """The k best labels of each row, without a (B, L) array.
+
+    Dense equivalent: ``np.argsort(-scores, axis=1, kind="stable")[:, :k]``.
+
+    Parameters
+    ----------
+    x : (B, H) float32
+    layer : FixedFanIn
+    k : int
+        1 <= k <= L.
+
+    Returns
+    -------
+    scores : (B, k) float32
+        Descending.
+    ids : (B, k) int32
+        Labels; equal scores are ordered by label.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Wrong dtype, device, shape or layout; k out of range; x not finite; weights that give NaN scores.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sparsemax_nb import FixedFanIn, fixed_fan_in_top_k
+    >>> layer = FixedFanIn(2, np.array([[0], [0], [1]], np.int32), np.array([[1], [3], [2]], np.float32), np.zeros(3, np.float32))
+    >>> scores, ids = fixed_fan_in_top_k(np.ones((1, 2), np.float32), layer, k=2)
+    >>> scores, ids
+    (array([[3., 2.]], dtype=float32), array([[1, 2]], dtype=int32))
+    """
+    x, wing = _inputs(x, layer)
+    k = check.integer("k", k, 1, layer.n_labels, f" (n_labels = {layer.n_labels})")
+    top_scores = backend.empty((x.shape[0], k), np.float32, layer.device)
+    top_ids = backend.empty((x.shape[0], k), np.int32, layer.device)
+    wing.top_k(x, layer.arrays, top_scores, top_ids)
+    if x.shape[0] and int(top_ids.min()) < 0:
+        raise ValueError("layer gives NaN scores: its values or bias hold NaN or infinity")
+    return top_scores, top_ids
+
+
+def fixed_fan_in_step(x, layer, labels, loss, optimizer):
+    """Forward, loss, backward and update in one pass over the labels; no (B, L) array exists.
+
+    ``loss = 1/B sum_b sum_l f(y[b, l] scores[b, l])``, y = +1 for positive labels, else -1; f(z) = max(0, 1 - z)^2
+    ("squared-hinge") or log(1 + exp(-z)) ("bce"). Labels whose gradient is zero in all rows cost their scores and, with
+    Adam, the decay of their moments.
+
+    Parameters
+    ----------
+    x : (B, H) float32
+    layer : FixedFanIn
+        values and bias are updated in place.
+    labels : SciPy CSR matrix (B, L) or Labels(indptr, indices) of int32
+        The positive labels of each row; stored entries count, whatever their value. `Labels` may live on CUDA.
+    loss : 'squared-hinge' or 'bce'
+    optimizer : Adam or SGD
+        Its moments of values and bias are updated in place; each counts its own steps.
+
+    Returns
+    -------
+    loss : float
+        From before the update.
+    dx : (B, H) float32
+        Gradient by the inputs, from the values before the update.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Wrong dtype, device, shape or layout; labels out of range or repeated; x not finite (nothing has changed).
+    FloatingPointError
+        The loss is NaN or infinite: the layer's values or bias were not finite, or overflowed.
+
+    On CUDA dx is summed with atomics: the order of its float sums varies. Source: arXiv 2306.03725, sections 3 and 4.
+
+    Examples
+    --------
+    >>> import numpy as np, scipy.sparse
+    >>> from sparsemax_nb import Adam, FixedFanIn, fixed_fan_in_step
+    >>> layer, adam = FixedFanIn.random(n_labels=5, n_inputs=16, fan_in=4, seed=1), Adam(learning_rate=0.1)
+    >>> x, labels = np.ones((2, 16), np.float32), scipy.sparse.csr_matrix([[0, 1, 0, 0, 0], [0, 1, 0, 0, 1]])
+    >>> losses = [fixed_fan_in_step(x, layer, labels, "squared-hinge", adam)[0] for _ in range(50)]
+    >>> losses[0] > 4 > 0.6 > losses[-1]
+    True
+    """
+    x, wing = _inputs(x, layer)
+    check.choice("loss", loss, tuple(LOSSES))
+    if not isinstance(optimizer, (Adam, SGD)):
+        raise TypeError(f"optimizer must be Adam or SGD, got {type(optimizer).__name__}")
+    labels = as_labels(labels, x.shape[0], layer.device, layer.n_labels)
+    positives = by_label(labels, layer.n_labels)
+    dx = backend.empty(x.shape, np.float32, layer.device)
+    label_loss = backend.empty(layer.n_labels, np.float32, layer.device)
+    kind, rates, values_moments = optimizer.begin_step(layer.values)
+    _, _, bias_moments = optimizer.begin_step(layer.bias)
+    wing.step(x, layer.arrays, positives, LOSSES[loss], kind, rates, values_moments, bias_moments, dx, label_loss)
+    value = float(label_loss.sum(dtype=np.float64))
+    if not math.isfinite(value):
+        raise FloatingPointError(f"the loss is {value}: the layer's values or bias are not finite; lower the learning rate")
+    return value, dx

@@ -1,0 +1,124 @@
+"""Optimisers: they hold the state that follows the arrays; the formulas sit in ``core/formulas.py``."""
+
+import math
+
+import numpy as np
+
+from .core import backend, check
+from .core.formulas import ADAM_KIND, SGD_KIND, Moments, Rates
+
+
+class _State:
+    """An array's moments and the number of steps it has taken; holds the array, so that its identity stays unique."""
+
+    def __init__(self, array, moments):
+        self.array, self.moments, self.count = array, moments, 0
+
+
+class _Optimizer:
+    """State by array: each array counts its own steps, so layers may be updated in any order."""
+
+    kind = None
+
+    def __init__(self, learning_rate):
+        self.learning_rate = check.number("learning_rate", learning_rate, 0, math.inf, open_ends=True)
+        self._states = {}
+
+    def state_of(self, array):
+        """The state of a parameter array, made of zeros when it is first asked for. Follows the array's identity."""
+        if id(array) not in self._states:
+            self._states[id(array)] = _State(array, self._new_moments(array))
+        return self._states[id(array)]
+
+    def begin_step(self, array):
+        """Count one step of `array`; returns (kind, rates, moments) for the kernels."""
+        state = self.state_of(array)
+        state.count += 1
+        return self.kind, self._rates(state.count), state.moments
+
+    def step(self, array, gradient):
+        """Update `array` in place with `gradient` (float32, same shape and device)."""
+        device = check.same_device(array=array, gradient=gradient)
+        array_ = check.array("array", array, np.float32, array.shape, writeable=True)
+        gradient = check.array("gradient", gradient, np.float32, array.shape)
+        kind, rates, moments = self.begin_step(array)
+        flat = Moments(moments.m.reshape(-1), moments.v.reshape(-1))
+        backend.wing(device, "optimizers").update(kind, array_.reshape(-1), gradient.reshape(-1), flat, rates)
+
+    def step_rows(self, array, row_ids, gradient):
+        """Update the rows `row_ids` (n,) int32 of `array` (F, D) in place with `gradient` (n, D); other rows keep their moments."""
+        device = check.same_device(array=array, row_ids=row_ids, gradient=gradient)
+        array_ = check.array("array", array, np.float32, ("F", "D"), writeable=True)
+        row_ids = check.array("row_ids", row_ids, np.int32, ("n",))
+        gradient = check.array("gradient", gradient, np.float32, (row_ids.shape[0], array.shape[1]))
+        kind, rates, moments = self.begin_step(array)
+        backend.wing(device, "optimizers").update_rows(kind, array_, row_ids, gradient, moments, rates)
+
+
+class Adam(_Optimizer):
+    """Adam with bias correction: ``p -= lr m^ / (sqrt(v^) + eps)``, m^ = m / (1 - b1^t), v^ = v / (1 - b2^t).
+
+    Exact in an output layer: every moment decays at every step, also where the gradient is zero. `step_rows` is the
+    lazy variant for embeddings: rows that a batch does not touch keep value and moments, t counts the array's steps.
+
+    Parameters
+    ----------
+    learning_rate, beta1, beta2, epsilon : float
+        Step size, decay rates of the moments and the term that keeps the division finite.
+
+    Source: D. Kingma, J. Ba, "Adam: a method for stochastic optimization", ICLR 2015, algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sparsemax_nb import Adam
+    >>> w = np.array([1.0, -1.0], np.float32)
+    >>> Adam(learning_rate=0.1).step(w, np.array([0.5, 0.0], np.float32))
+    >>> w
+    array([ 0.9, -1. ], dtype=float32)
+    """
+
+    kind = ADAM_KIND
+
+    def __init__(self, learning_rate=1e-3, beta1=0.9, beta2=0.999, epsilon=1e-8):
+        super().__init__(learning_rate)
+        self.beta1 = check.number("beta1", beta1, 0, 1 - 1e-9)
+        self.beta2 = check.number("beta2", beta2, 0, 1 - 1e-9)
+        self.epsilon = check.number("epsilon", epsilon, 0, math.inf, open_ends=True)
+
+    def _new_moments(self, array):
+        device = backend.device_of(array)
+        return Moments(*(backend.zeros(array.shape, np.float32, device) for _ in range(2)))
+
+    def _rates(self, count):
+        correction1, correction2 = 1 - self.beta1**count, math.sqrt(1 - self.beta2**count)
+        rates = self.learning_rate * correction2 / correction1, self.beta1, self.beta2, self.epsilon * correction2
+        return Rates(*map(np.float32, rates))
+
+
+class SGD(_Optimizer):
+    """Gradient descent: ``p -= lr g``; keeps no state.
+
+    Parameters
+    ----------
+    learning_rate : float
+        Step size.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sparsemax_nb import SGD
+    >>> w = np.array([1.0, -1.0], np.float32)
+    >>> SGD(learning_rate=0.5).step(w, np.array([1.0, 0.0], np.float32))
+    >>> w
+    array([ 0.5, -1. ], dtype=float32)
+    """
+
+    kind = SGD_KIND
+
+    def _new_moments(self, array):
+        device = backend.device_of(array)
+        return Moments(*(backend.zeros((0,) * array.ndim, np.float32, device) for _ in range(2)))
+
+    def _rates(self, count):
+        return Rates(np.float32(self.learning_rate), np.float32(0), np.float32(0), np.float32(0))

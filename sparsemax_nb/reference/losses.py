@@ -1,0 +1,27 @@
+"""Multi-label losses over a score matrix."""
+
+import numpy as np
+
+from ..core import formulas
+
+
+def signs(positives, shape):
+    """(B, L) array: +1 where the label is positive in the row, else -1."""
+    y = -np.ones(shape)
+    label = np.repeat(np.arange(shape[1]), np.diff(positives.indptr))
+    y[positives.rows, label] = 1
+    return y
+
+
+def multilabel(scores, positives, loss):
+    """Loss of every label, averaged over the B rows, (L,); and its gradient by the scores, (B, L).
+
+    Squared hinge: ``max(0, 1 - y s)^2``; binary cross-entropy: ``log(1 + exp(-y s))``; y = +1 or -1.
+    """
+    y, n_rows = signs(positives, scores.shape), max(len(scores), 1)
+    if loss == formulas.SQUARED_HINGE:
+        margin = np.maximum(0, 1 - y * scores)
+        value, gradient = margin**2, -2 * y * margin
+    else:
+        value, gradient = np.logaddexp(0, -y * scores), -y / (1 + np.exp(y * scores))
+    return value.sum(0) / n_rows, gradient / n_rows

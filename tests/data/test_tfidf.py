@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+import scipy.sparse
+
+from sparsemax_nb.data import Tfidf
+
+
+def counts(n_rows, n_features, seed):
+    """Poisson counts with empty rows and columns."""
+    dense = np.random.default_rng(seed).poisson(0.4, size=(n_rows, n_features)).astype(np.float32)
+    dense[::7] = 0
+    dense[:, ::5] = 0
+    return scipy.sparse.csr_matrix(dense)
+
+
+@pytest.mark.parametrize("sublinear", [True, False])
+def test_formula(sublinear):
+    X = counts(50, 20, seed=0)
+    C, weights = X.toarray().astype(float), np.zeros(X.shape)
+    for i, t in zip(*C.nonzero()):
+        idf = np.log((1 + 50) / (1 + (C[:, t] > 0).sum())) + 1
+        weights[i, t] = (1 + np.log(C[i, t]) if sublinear else C[i, t]) * idf
+    for row in weights:
+        row /= np.sqrt((row**2).sum()) or 1
+    np.testing.assert_allclose(Tfidf(sublinear=sublinear).fit_transform(X).toarray(), weights, rtol=5e-7)
+
+
+@pytest.mark.parametrize("sublinear", [True, False])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+def test_as_scikit_learn(sublinear, dtype):
+    text = pytest.importorskip("sklearn.feature_extraction.text", reason="scikit-learn is not installed")
+    theirs = text.TfidfTransformer(sublinear_tf=sublinear)
+    train, test = counts(200, 60, seed=1).astype(dtype), counts(40, 60, seed=2).astype(dtype)
+    theirs.fit(train.astype(float))
+    ours = Tfidf(sublinear).fit(train)
+    assert ours.idf_.dtype == np.float32
+    np.testing.assert_allclose(ours.idf_, theirs.idf_, rtol=1e-6)
+    np.testing.assert_allclose(ours.transform(test).toarray(), theirs.transform(test.astype(float)).toarray(), rtol=1e-6)
+
+
+def test_output():
+    X = counts(50, 20, seed=3)
+    before = X.copy()
+    W = Tfidf().fit_transform(X)
+    assert W.format == "csr" and W.dtype == np.float32 and W.indices.dtype == np.int32 and W.shape == X.shape
+    np.testing.assert_array_equal(W.indptr, X.indptr)
+    lengths = np.sqrt(W.multiply(W).sum(axis=1)).A1
+    np.testing.assert_allclose(lengths, np.diff(X.indptr) > 0, rtol=1e-6)
+    assert np.diff(X.indptr).min() == 0
+    np.testing.assert_array_equal(X.toarray(), before.toarray())
+
+
+def test_stored_zeros_and_repeated_entries():
+    """They mean the same as the clean matrix, and are left as they are."""
+    messy = scipy.sparse.csr_matrix((np.float32([1, 0, 2, 3]), [2, 0, 2, 1], [0, 3, 4]), shape=(2, 3))
+    clean = scipy.sparse.csr_matrix(messy.toarray())
+    messy_weights, clean_weights = Tfidf().fit_transform(messy), Tfidf().fit_transform(clean)
+    np.testing.assert_array_equal(messy_weights.toarray(), clean_weights.toarray())
+    np.testing.assert_array_equal(Tfidf().fit(messy).idf_, Tfidf().fit(clean).idf_)
+    assert messy.indices.tolist() == [2, 0, 2, 1] and messy.data.tolist() == [1, 0, 2, 3]
+
+
+def test_no_rows():
+    X = scipy.sparse.csr_matrix((0, 3), dtype=np.float32)
+    assert Tfidf().fit_transform(X).shape == (0, 3)
+    np.testing.assert_array_equal(Tfidf().fit(X).idf_, [1, 1, 1])
+
+
+def test_weights_that_vanish():
+    X = scipy.sparse.csr_matrix([[np.exp(-1)]])  # 1 + ln(1/e) = 0
+    assert Tfidf().fit_transform(X).toarray() == [[0]]
+
+
+@pytest.mark.parametrize("method", ["fit", "transform", "fit_transform"])
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda X: X.toarray(), TypeError, "X must be a SciPy CSR matrix, got ndarray; use scipy.sparse.csr_matrix"),
+        (lambda X: X.tocsc(), TypeError, "X must be a SciPy CSR matrix, got csc_matrix"),
+        (lambda X: -X, ValueError, "X must hold counts, got the negative value -"),
+        (lambda X: X * np.float32(np.nan), ValueError, "X must be finite"),
+        (lambda X: X * np.float32(np.inf), ValueError, "X must be finite"),
+    ],
+)
+def test_wrong_input(method, change, error, message):
+    X = counts(9, 4, seed=4)
+    with pytest.raises(error, match=message):
+        getattr(Tfidf().fit(X), method)(change(X))
+
+
+def test_wrong_number_of_features():
+    with pytest.raises(ValueError, match="X must have 4 features as in fit, got 5"):
+        Tfidf().fit(counts(9, 4, seed=5)).transform(counts(9, 5, seed=5))
+
+
+def test_not_fitted():
+    with pytest.raises(ValueError, match="not fitted; call fit first"):
+        Tfidf().transform(counts(9, 4, seed=6))
+
+
+def test_fit_returns_self():
+    tfidf = Tfidf()
+    assert tfidf.fit(counts(9, 4, seed=7)) is tfidf
