@@ -31,3 +31,10 @@ def lists_by_rows(n_labels, n_rows, k, block_rows=WARP, block_lists=4):
     n_lists = max(1, min(wanted, n_labels // (8 * k)))
     grid, block = labels_by_rows(n_lists, n_rows, block_rows, block_lists)
     return n_lists, grid, block
+
+
+def shared_bytes(n_bytes):
+    """Dynamic shared memory of a launch; ValueError above the 48 KiB that every device grants without asking."""
+    if n_bytes > 49152:
+        raise ValueError(f"the kernel needs {n_bytes} bytes of shared memory, 49152 can be had; use a smaller fan-in")
+    return n_bytes

@@ -1,4 +1,5 @@
 import gzip
+import itertools
 import lzma
 import os
 
@@ -32,7 +33,7 @@ def check_data(data, features, labels):
     for got, want in ((data.features, features), (data.labels, labels)):
         assert isinstance(got, scipy.sparse.csr_matrix)
         assert (got.dtype, got.indices.dtype, got.indptr.dtype) == (np.float32, np.int32, np.int32)
-        assert all((np.diff(got.indices[a:b]) > 0).all() for a, b in zip(got.indptr, got.indptr[1:]))
+        assert all((np.diff(got.indices[a:b]) > 0).all() for a, b in itertools.pairwise(got.indptr))
         np.testing.assert_array_equal(got.toarray(), np.asarray(want, np.float32).reshape(got.shape))
 
 
@@ -81,7 +82,7 @@ def test_wrong_n_points(tmp_path, n_points):
         read_xc(save(tmp_path, TEXT), n_points=n_points)
 
 
-HEADERS = ["", "1 2", "1 2 3 4", "1 -2 3", "1 2.0 3", "a b c", "1 2 2147483648", "1 2 " + "9" * 5000, "1 2 ²", "1 1_0 1"]
+HEADERS = ["", "1 2", "1 2 3 4", "1 -2 3", "1 2.0 3", "a b c", "1 2 2147483648", "1 2 " + "9" * 999, "1 ² 3", "1 1_0 1"]
 LINES = [  # a line of a file with 3 features and 2 labels, and what is said about it
     ("x 0:1", "'x' is not a label id"),
     ("-1 0:1", "'-1' is not a label id"),
@@ -92,8 +93,8 @@ LINES = [  # a line of a file with 3 features and 2 labels, and what is said abo
     ("1_0 0:1", "'1_0' is not a label id"),
     ("²", "'²' is not a label id"),
     ("\t0:1", "is not a label id"),
-    ("2 0:1", "label id 2 is out of range; the header promises 2"),
-    ("9" * 5000, "label id 9+ is out of range"),
+    ("2 0:1", "label id 2 is not below 2, the number in the header"),
+    ("9" * 5000, "label id 9+ is not below 2"),
     ("1,0,1 0:1", "label id 1 is repeated"),
     ("1,01 0:1", "label id 01 is repeated"),
     (" 0", "'0' is not 'feature:value'"),
@@ -111,8 +112,8 @@ LINES = [  # a line of a file with 3 features and 2 labels, and what is said abo
     (" 0.0:1", "'0.0:1' is not"),
     (" -1:1", "'-1:1' is not"),
     (" 0:\x00", r"'0:\\x00' is not"),
-    (" 3:1", "feature id 3 is out of range; the header promises 3"),
-    (" 99999999999999999999:1", "feature id 9+ is out of range"),
+    (" 3:1", "feature id 3 is not below 3"),
+    (" 99999999999999999999:1", "feature id 9+ is not below 3"),
     (" 2:1 0:1 2:1", "feature id 2 is repeated"),
     (" 0:nan", "'0:nan' must be finite"),
     (" 0:-Inf", "'0:-Inf' must be finite"),
@@ -148,9 +149,9 @@ def test_wrong_line(tmp_path, monkeypatch, line, message, before):
     ("text", "message"),
     [
         ("", "line 1: the file is empty"),
-        ("3 1 1\n", "line 2: the file ends after 0 points, its header promises 3"),
-        ("3 1 1\n0\n0", "line 4: the file ends after 2 points, its header promises 3"),
-        ("1 1 1\n0\n0\n", "line 3: the file goes on after the 1 points"),
+        ("3 1 1\n", "line 2: the file ends after 0 of 3 points"),
+        ("3 1 1\n0\n0", "line 4: the file ends after 2 of 3 points"),
+        ("1 1 1\n0\n0\n", "line 3: the file goes on after 1 points"),
         ("1 1 1\n0\n\n", "line 3: the file goes on"),
         (b"\x93NUMPY\n", "line 1: byte 0x93 in column 1"),
         (b"\x00\x01\x02\n", "line 1: the header must be"),
@@ -203,11 +204,11 @@ def simple_parse(text):
 @pytest.mark.filterwarnings("ignore:overflow")
 def test_random_flaws(tmp_path):
     """A random change to a good file is either refused with DataError or read as the plain parser reads it."""
-    rng, n_good, n_runs = np.random.default_rng(0), 0, 800
+    rng, n_good, n_runs = np.random.default_rng(0), 0, 1000
     header, body = TEXT.split("\n", 1)
     for _ in range(n_runs):
         text = list(body)
-        for place in rng.integers(len(text), size=rng.integers(1, 3)):
+        for place in rng.integers(len(text), size=rng.integers(3)):
             text[place] = str(rng.choice(["", *"0123459,: .-e\n"]))
         text = f"{header}\n{''.join(text)}"
         try:
@@ -223,7 +224,7 @@ def test_random_flaws(tmp_path):
 
 def random_csr(shape, seed, ones=False):
     matrix = scipy.sparse.random(*shape, density=0.05, format="csr", dtype=np.float32, random_state=seed)
-    matrix.data = np.ones_like(matrix.data) if ones else matrix.data * 10.0 ** (matrix.data * 60 - 30).astype(np.float32)
+    matrix.data = np.ones_like(matrix.data) if ones else np.float32(10) ** (matrix.data * 60 - 30)
     return matrix
 
 

@@ -17,7 +17,7 @@ def counts(n_rows, n_features, seed):
 def test_formula(sublinear):
     X = counts(50, 20, seed=0)
     C, weights = X.toarray().astype(float), np.zeros(X.shape)
-    for i, t in zip(*C.nonzero()):
+    for i, t in zip(*C.nonzero(), strict=True):
         idf = np.log((1 + 50) / (1 + (C[:, t] > 0).sum())) + 1
         weights[i, t] = (1 + np.log(C[i, t]) if sublinear else C[i, t]) * idf
     for row in weights:
@@ -35,7 +35,8 @@ def test_as_scikit_learn(sublinear, dtype):
     ours = Tfidf(sublinear).fit(train)
     assert ours.idf_.dtype == np.float32
     np.testing.assert_allclose(ours.idf_, theirs.idf_, rtol=1e-6)
-    np.testing.assert_allclose(ours.transform(test).toarray(), theirs.transform(test.astype(float)).toarray(), rtol=1e-6)
+    want = theirs.transform(test.astype(float))
+    np.testing.assert_allclose(ours.transform(test).toarray(), want.toarray(), rtol=1e-6)
 
 
 def test_output():

@@ -1,0 +1,52 @@
+"""Parameter updates on CUDA."""
+
+from ..core import backend, formulas
+from ..core.backend import cuda
+from . import launch
+
+_f = backend.cuda_formulas(formulas)
+adam, sgd = _f.adam, _f.sgd
+ADAM = formulas.ADAM_KIND
+
+
+@backend.cuda_jit
+def update_kernel(kind, parameter, gradient, moments, rates):
+    """One thread updates one element. Grid: elements on x. Reads and writes parameter, m, v (n,). No shared, no atomics."""
+    i = cuda.grid(1)
+    if i < parameter.size:
+        if kind == ADAM:
+            p, m, v = adam(parameter[i], gradient[i], moments.m[i], moments.v[i], rates)
+            moments.m[i] = m
+            moments.v[i] = v
+        else:
+            p = sgd(parameter[i], gradient[i], rates)
+        parameter[i] = p
+
+
+def update(kind, parameter, gradient, moments, rates, *, block=launch.BLOCK):
+    """One step of SGD or Adam, in place; all arrays one-dimensional."""
+    update_kernel[launch.flat(parameter.size, block)](kind, parameter, gradient, moments, rates)
+
+
+@backend.cuda_jit
+def update_rows_kernel(kind, parameter, row_ids, gradient, moments, rates):
+    """A block updates one row of the matrix `parameter` (F, D), its threads share the columns. Grid: row_ids (n,) on x.
+
+    Reads gradient (n, D); no shared memory, no atomics (row_ids are distinct).
+    """
+    n = cuda.blockIdx.x
+    row = row_ids[n]
+    for i in range(cuda.threadIdx.x, parameter.shape[1], cuda.blockDim.x):
+        if kind == ADAM:
+            p, m, v = adam(parameter[row, i], gradient[n, i], moments.m[row, i], moments.v[row, i], rates)
+            moments.m[row, i] = m
+            moments.v[row, i] = v
+        else:
+            p = sgd(parameter[row, i], gradient[n, i], rates)
+        parameter[row, i] = p
+
+
+def update_rows(kind, parameter, row_ids, gradient, moments, rates, *, block=launch.BLOCK):
+    """The same for the rows `row_ids` of a matrix only."""
+    if row_ids.size:
+        update_rows_kernel[row_ids.size, block](kind, parameter, row_ids, gradient, moments, rates)
