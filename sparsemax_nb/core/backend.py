@@ -30,6 +30,8 @@ xp = np if SIMULATOR or cupy is None else cupy
 njit = functools.partial(numba.njit, cache=True)
 njit_parallel = functools.partial(numba.njit, cache=True, parallel=True)
 cuda_jit = functools.partial(cuda.jit, cache=not SIMULATOR)
+#: Device functions are inlined: without that, compiling one asks for a driver.
+cuda_device = cuda.jit(device=True, inline="always")
 
 
 @functools.cache
@@ -135,8 +137,8 @@ def cpu_formulas(module):
 
 @functools.cache
 def cuda_formulas(module):
-    """The scalar functions of `module` compiled as CUDA device functions (inlined: no driver is needed to compile)."""
-    return _compile_formulas(module, cuda.jit(device=True, inline="always"))
+    """The scalar functions of `module` compiled as CUDA device functions."""
+    return _compile_formulas(module, cuda_device)
 
 
 def synchronize():

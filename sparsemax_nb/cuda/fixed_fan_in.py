@@ -23,10 +23,31 @@ ADAM = formulas.ADAM_KIND
 STREAM = rng.CONNECTIONS
 NO_STEP = np.uint64(0)
 TILE = 32
+TILE_PITCH = TILE + 1
 
 
 def _transposed(array):
     return backend.asarray(array.T, "cuda")
+
+
+@backend.cuda_device
+def _score(xt, layer, label, row):
+    """Score of one label for one row. Unsigned indices spare Numba's test for negative ones: a third of the integer work."""
+    label, row = np.uint32(label), np.uint32(row)
+    score = layer.bias[label]
+    for k in range(layer.indices.shape[1]):
+        k = np.uint32(k)
+        score += layer.values[label, k] * xt[np.uint32(layer.indices[label, k]), row]
+    return score
+
+
+@backend.cuda_device
+def _scatter(dxt, layer, label, row, g):
+    """Adds the gradient `g` of one score to the inputs of its label, by atomics."""
+    label, row = np.uint32(label), np.uint32(row)
+    for k in range(layer.indices.shape[1]):
+        k = np.uint32(k)
+        cuda.atomic.add(dxt, (np.uint32(layer.indices[label, k]), row), layer.values[label, k] * g)
 
 
 @backend.cuda_jit
@@ -76,13 +97,9 @@ def forward_kernel(xt, layer, scores):
     neighbouring rows: `forward_tiled_kernel` mends that. No shared memory, no atomics.
     """
     label = cuda.blockIdx.x * cuda.blockDim.y + cuda.threadIdx.y
-    n_labels, fan_in = layer.indices.shape
-    if label < n_labels:
+    if label < layer.indices.shape[0]:
         for row in range(cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x, xt.shape[1], cuda.gridDim.y * cuda.blockDim.x):
-            score = layer.bias[label]
-            for k in range(fan_in):
-                score += layer.values[label, k] * xt[layer.indices[label, k], row]
-            scores[row, label] = score
+            scores[row, label] = _score(xt, layer, label, row)
 
 
 @backend.cuda_jit
@@ -93,18 +110,14 @@ def forward_tiled_kernel(xt, layer, scores):
     xt (H, B) coalesced, writes scores (B, L) coalesced: 4 sectors a warp instead of 32. Shared: 32 x 33 floats (the
     column of padding keeps the turned access free of bank conflicts). No atomics.
     """
-    tile = cuda.shared.array((TILE, TILE + 1), float32)
+    tile = cuda.shared.array((TILE, TILE_PITCH), float32)
     first_label = cuda.blockIdx.x * TILE
-    n_labels, fan_in = layer.indices.shape
-    n_rows = xt.shape[1]
+    n_labels, n_rows = layer.indices.shape[0], xt.shape[1]
     for first_row in range(cuda.blockIdx.y * TILE, n_rows, cuda.gridDim.y * TILE):
         for j in range(cuda.threadIdx.y, min(TILE, n_labels - first_label), cuda.blockDim.y):
             label = first_label + j
             for q in range(cuda.threadIdx.x, min(TILE, n_rows - first_row), cuda.blockDim.x):
-                score = layer.bias[label]
-                for k in range(fan_in):
-                    score += layer.values[label, k] * xt[layer.indices[label, k], first_row + q]
-                tile[j, q] = score
+                tile[j, q] = _score(xt, layer, label, first_row + q)
         cuda.syncthreads()
         for q in range(cuda.threadIdx.y, min(TILE, n_rows - first_row), cuda.blockDim.y):
             for j in range(cuda.threadIdx.x, min(TILE, n_labels - first_label), cuda.blockDim.x):
@@ -130,8 +143,7 @@ def backward_kernel(xt, layer, dscores_t, dxt, dvalues, dbias):
     for row in range(cuda.threadIdx.x, n_rows, cuda.blockDim.x):
         g = dscores_t[label, row]
         if g != ZERO:
-            for k in range(fan_in):
-                cuda.atomic.add(dxt, (layer.indices[label, k], row), layer.values[label, k] * g)
+            _scatter(dxt, layer, label, row, g)
     for k in range(cuda.threadIdx.x, fan_in + 1, cuda.blockDim.x):
         total = ZERO
         for row in range(n_rows):
@@ -175,9 +187,7 @@ def step_kernel(xt, layer, positives, loss, update, values_moments, bias_moments
         row = first_row + t
         g = value = ZERO
         if row < n_rows:
-            score = layer.bias[label]
-            for k in range(fan_in):
-                score += layer.values[label, k] * xt[layer.indices[label, k], row]
+            score = _score(xt, layer, label, row)
             sign = -ONE
             for p in range(positives.indptr[label], positives.indptr[label + 1]):
                 if positives.rows[p] == row:
@@ -187,10 +197,9 @@ def step_kernel(xt, layer, positives, loss, update, values_moments, bias_moments
             g *= scale
         shared[t] = g
         shared[n_threads + t] = value
-        if cuda.syncthreads_or(value != ZERO):
+        if cuda.syncthreads_or(np.int32(value != ZERO)):
             if g != ZERO:
-                for k in range(fan_in):
-                    cuda.atomic.add(dxt, (layer.indices[label, k], row), layer.values[label, k] * g)
+                _scatter(dxt, layer, label, row, g)
             rows = min(n_threads, n_rows - first_row)
             for k in range(t, fan_in + 2, n_threads):
                 total = ZERO
@@ -247,7 +256,7 @@ def top_k_kernel(xt, layer, list_scores, list_ids):
     best so far, which a register holds. No shared memory, no atomics; deterministic.
     """
     part = cuda.blockIdx.x * cuda.blockDim.y + cuda.threadIdx.y
-    n_labels, fan_in = layer.indices.shape
+    n_labels = layer.indices.shape[0]
     n_lists, k, n_rows = list_scores.shape
     if part < n_lists:
         for row in range(cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x, n_rows, cuda.gridDim.y * cuda.blockDim.x):
@@ -256,9 +265,7 @@ def top_k_kernel(xt, layer, list_scores, list_ids):
                 list_ids[part, i, row] = -1
             worst = WORST
             for label in range(n_labels * part // n_lists, n_labels * (part + 1) // n_lists):
-                score = layer.bias[label]
-                for c in range(fan_in):
-                    score += layer.values[label, c] * xt[layer.indices[label, c], row]
+                score = _score(xt, layer, label, row)
                 if score > worst:
                     place = k - 1  # labels come in ascending order: an equal score stays behind
                     while place > 0 and list_scores[part, place - 1, row] < score:
