@@ -1,6 +1,6 @@
 """Output layers for hundreds of thousands of classes, by hand, in NumPy, Numba and numba.cuda."""
 
-from .core.labels import Labels
+from .core.sparse import Labels
 from .fixed_fan_in import (
     FixedFanIn,
     fixed_fan_in_backward,

@@ -11,7 +11,7 @@ import numpy as np
 
 from .core import backend, check, rng
 from .core.formulas import LOSSES
-from .core.labels import as_labels, by_label
+from .core.sparse import as_labels, by_label
 from .optimizers import SGD, Adam
 
 

@@ -7,6 +7,8 @@ NumPy arrays and Python run them as they are, ``core.backend`` compiles them for
 Source: J. Salmon, M. Moraes, R. Dror, D. Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 MASK = np.uint64(0xFFFFFFFF)
@@ -51,6 +53,17 @@ def symmetric(word):
     return np.float32(word >> DROP8) * UNIT24 * TWO - ONE
 
 
-def fraction(p):
-    """The uint64 below which a share `p` (float, 0 <= p < 1) of all 32-bit words lies."""
-    return np.uint64(p * 4294967296.0)
+class Dropout(NamedTuple):
+    """What a kernel needs to know of dropout. A unit is dropped where its random word lies below `threshold`."""
+
+    threshold: np.uint64  # rate 2^32
+    scale: np.float32  # 1 / (1 - rate), for the units that are kept
+    seed: np.uint64
+    stream: np.uint64
+    step: np.uint64
+
+
+def make_dropout(rate, seed, layer, step):
+    """`Dropout` for `rate` in [0, 1) in layer number `layer` at `step`."""
+    scale = np.float32(1 / (1 - rate))
+    return Dropout(np.uint64(rate * 2**32), scale, np.uint64(seed), DROPOUT + np.uint64(layer), np.uint64(step))

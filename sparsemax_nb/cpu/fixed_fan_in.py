@@ -11,6 +11,7 @@ import numpy as np
 from numba import prange
 
 from ..core import backend, formulas, rng
+from .top_k import WORST, insert
 from .vector import LANES, add, any_above, any_nonzero, dot, fma, item, load, splat, store, store_transposed
 
 _f = backend.cpu_formulas(formulas)
@@ -19,7 +20,6 @@ loss_and_gradient, adam, sgd = _f.loss_and_gradient, _f.adam, _f.sgd
 random_word, below, symmetric = _r.random_word, _r.below, _r.symmetric
 
 ZERO, ONE = np.float32(0), np.float32(1)
-WORST = np.float32(-np.inf)
 ADAM = formulas.ADAM_KIND
 STREAM = rng.CONNECTIONS
 NO_STEP = np.uint64(0)
@@ -276,16 +276,6 @@ def step(x, layer, positives, loss, optimizer, rates, values_moments, bias_momen
     _unpack_sum(dblocks, dx)
 
 
-@backend.njit
-def _insert(scores, ids, score, label):
-    """Insert into a list kept by score descending, then label ascending; the last entry falls out."""
-    place = scores.size - 1
-    while place > 0 and (scores[place - 1] < score or (scores[place - 1] == score and ids[place - 1] > label)):
-        scores[place], ids[place] = scores[place - 1], ids[place - 1]
-        place -= 1
-    scores[place], ids[place] = score, label
-
-
 @backend.njit_parallel
 def top_k(x, layer, top_scores, top_ids):
     """The k best labels of each row; only k scores a row are kept. A label enters where it beats the k-th best so far."""
@@ -307,7 +297,7 @@ def top_k(x, layer, top_scores, top_ids):
                 store(scores, 0, score)
                 for q in range(LANES):
                     if scores[q] > worst[q]:
-                        _insert(best[q], best_ids[q], scores[q], label)
+                        insert(best[q], best_ids[q], scores[q], label)
                         worst[q] = best[q, k - 1]
     for row in prange(n_rows):
         b, q = row // LANES, row % LANES
@@ -315,4 +305,4 @@ def top_k(x, layer, top_scores, top_ids):
         for s in range(1, n_splits):
             for i in range(k):
                 if part_scores[b, s, q, i] > top_scores[row, k - 1]:
-                    _insert(top_scores[row], top_ids[row], part_scores[b, s, q, i], part_ids[b, s, q, i])
+                    insert(top_scores[row], top_ids[row], part_scores[b, s, q, i], part_ids[b, s, q, i])

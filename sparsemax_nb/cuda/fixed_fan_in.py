@@ -11,6 +11,7 @@ from numba import float32
 from ..core import backend, formulas, rng
 from ..core.backend import cuda
 from . import launch
+from .top_k import WORST, clear, insert, merge
 
 _f = backend.cuda_formulas(formulas)
 _r = backend.cuda_formulas(rng)
@@ -18,7 +19,6 @@ loss_and_gradient, adam, sgd = _f.loss_and_gradient, _f.adam, _f.sgd
 random_word, below, symmetric = _r.random_word, _r.below, _r.symmetric
 
 ZERO, ONE = np.float32(0), np.float32(1)
-WORST = np.float32(-np.inf)
 ADAM = formulas.ADAM_KIND
 STREAM = rng.CONNECTIONS
 NO_STEP = np.uint64(0)
@@ -251,63 +251,29 @@ def step(
 def top_k_kernel(xt, layer, list_scores, list_ids):
     """One thread keeps the best k of one range of labels for one row: x is the row, y the range.
 
-    Grid: ranges on x, rows stride over y. Reads xt (H, B) coalesced; its list lies in list_scores, list_ids
-    (n_lists, k, B), rows fastest, so that a warp's lists are coalesced; it is touched only where a label beats the k-th
-    best so far, which a register holds. No shared memory, no atomics; deterministic.
+    Grid: ranges on x, rows stride over y. Reads xt (H, B) coalesced; its list in list_scores, list_ids (B, k, n_lists)
+    is touched only where a label beats the k-th best so far, which a register holds. No shared memory, no atomics.
     """
     part = cuda.blockIdx.x * cuda.blockDim.y + cuda.threadIdx.y
     n_labels = layer.indices.shape[0]
-    n_lists, k, n_rows = list_scores.shape
+    n_rows, _, n_lists = list_scores.shape
     if part < n_lists:
         for row in range(cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x, n_rows, cuda.gridDim.y * cuda.blockDim.x):
-            for i in range(k):
-                list_scores[part, i, row] = WORST
-                list_ids[part, i, row] = -1
+            best, ids = list_scores[row, :, part], list_ids[row, :, part]
+            clear(best, ids)
             worst = WORST
             for label in range(n_labels * part // n_lists, n_labels * (part + 1) // n_lists):
                 score = _score(xt, layer, label, row)
                 if score > worst:
-                    place = k - 1  # labels come in ascending order: an equal score stays behind
-                    while place > 0 and list_scores[part, place - 1, row] < score:
-                        list_scores[part, place, row] = list_scores[part, place - 1, row]
-                        list_ids[part, place, row] = list_ids[part, place - 1, row]
-                        place -= 1
-                    list_scores[part, place, row] = score
-                    list_ids[part, place, row] = label
-                    worst = list_scores[part, k - 1, row]
-
-
-@backend.cuda_jit
-def merge_kernel(list_scores, list_ids, top_scores, top_ids):
-    """One thread merges the lists of one row, in the order of their labels. Grid: rows on x. No shared, no atomics.
-
-    Reads list_scores, list_ids (n_lists, k, B), each list descending; writes top_scores, top_ids (B, k).
-    """
-    row = cuda.grid(1)
-    n_lists, k, n_rows = list_scores.shape
-    if row < n_rows:
-        for i in range(k):
-            top_scores[row, i] = WORST
-            top_ids[row, i] = -1
-        for part in range(n_lists):
-            for i in range(k):
-                score = list_scores[part, i, row]
-                if not score > top_scores[row, k - 1]:
-                    break
-                place = k - 1
-                while place > 0 and top_scores[row, place - 1] < score:
-                    top_scores[row, place] = top_scores[row, place - 1]
-                    top_ids[row, place] = top_ids[row, place - 1]
-                    place -= 1
-                top_scores[row, place] = score
-                top_ids[row, place] = list_ids[part, i, row]
+                    insert(best, ids, score, label)
+                    worst = best[best.size - 1]
 
 
 def top_k(x, layer, top_scores, top_ids, *, block=(32, 4)):
     """The k best labels of each row; only k scores a row and range of labels are kept."""
     n_rows, k = top_scores.shape
-    n_lists, grid, block = launch.lists_by_rows(layer.indices.shape[0], n_rows, k, *block)
-    list_scores = backend.empty((n_lists, k, n_rows), np.float32, "cuda")
-    list_ids = backend.empty((n_lists, k, n_rows), np.int32, "cuda")
+    n_lists, grid = launch.lists_by_rows(layer.indices.shape[0], n_rows, k, *block)
+    list_scores = backend.empty((n_rows, k, n_lists), np.float32, "cuda")
+    list_ids = backend.empty((n_rows, k, n_lists), np.int32, "cuda")
     top_k_kernel[grid, block](_transposed(x), layer, list_scores, list_ids)
-    merge_kernel[launch.flat(n_rows, block[0])](list_scores, list_ids, top_scores, top_ids)
+    merge(list_scores, list_ids, top_scores, top_ids, block=block[0])

@@ -25,12 +25,21 @@ def labels_by_rows(n_labels, n_rows, block_rows=WARP, block_labels=8):
     return grid, (block_rows, block_labels)
 
 
+def _n_lists(n_labels, n_rows, k):
+    """How many lists a row's labels are shared among for top-k: enough threads for the device, lists of 8 k and more."""
+    return max(1, min(divide_up(ENOUGH_THREADS, max(n_rows, 1)), n_labels // (8 * k)))
+
+
 def lists_by_rows(n_labels, n_rows, k, block_rows=WARP, block_lists=4):
-    """How many ranges the labels are cut into for top-k: enough threads for the device, ranges not shorter than 8 k."""
-    wanted = divide_up(ENOUGH_THREADS, max(n_rows, 1))
-    n_lists = max(1, min(wanted, n_labels // (8 * k)))
-    grid, block = labels_by_rows(n_lists, n_rows, block_rows, block_lists)
-    return n_lists, grid, block
+    """(n_lists, grid) for blocks of `block_rows` rows (x) by `block_lists` lists (y)."""
+    n_lists = _n_lists(n_labels, n_rows, k)
+    return n_lists, labels_by_rows(n_lists, n_rows, block_rows, block_lists)[0]
+
+
+def lists_per_row(n_labels, n_rows, k, block=BLOCK):
+    """(n_lists, grid) for blocks of `block` lists of one row; rows stride over grid y."""
+    n_lists = _n_lists(n_labels, n_rows, k)
+    return n_lists, (divide_up(n_lists, block), min(max(1, n_rows), MAX_GRID_YZ))
 
 
 def shared_bytes(n_bytes):

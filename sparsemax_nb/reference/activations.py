@@ -5,21 +5,20 @@ import numpy as np
 from ..core import rng
 
 
-def dropout_mask(shape, rate, seed, stream, step):
-    """Boolean (B, D): True where the unit is kept; probability 1 - rate."""
+def dropout_mask(shape, dropout):
+    """Boolean (B, D): True where the unit is kept; a pure function of seed, stream, step and position."""
     position = np.arange(int(np.prod(shape)), dtype=np.uint64)
     with np.errstate(over="ignore"):
-        word = rng.random_word(np.uint64(seed), np.uint64(stream), np.uint64(step), position)
-    return (word >= rng.fraction(rate)).reshape(shape)
+        word = rng.random_word(dropout.seed, dropout.stream, dropout.step, position)
+    return (word >= dropout.threshold).reshape(shape)
 
 
-def relu_dropout(z, bias, rate, seed, stream, step):
-    """``max(0, z + bias) mask / (1 - rate)``, z (B, D), bias (D,)."""
-    mask = dropout_mask(z.shape, rate, seed, stream, step)
-    return np.maximum(0, z.astype(np.float64) + bias) * mask / (1 - float(rate))
+def relu_dropout(z, bias, dropout):
+    """``max(0, z + bias) mask scale``, with z (B, D), bias (D,), scale = 1 / (1 - rate)."""
+    return np.maximum(0, z.astype(np.float64) + bias) * dropout_mask(z.shape, dropout) * float(dropout.scale)
 
 
-def relu_dropout_backward(dout, out, rate):
+def relu_dropout_backward(dout, out, scale):
     """Gradient by z, (B, D), and by the bias, (D,). A unit that was dropped or negative has out = 0 and passes nothing."""
-    dz = np.where(out > 0, dout.astype(np.float64) / (1 - float(rate)), 0)
+    dz = np.where(out > 0, dout.astype(np.float64) * float(scale), 0)
     return dz, dz.sum(0)

@@ -14,7 +14,7 @@ def forward(rows, table):
 
 def backward(columns, dout):
     """Gradient of the touched table rows, (n, D): ``dtable[i] = sum_j weights[j] dout[rows[j]]`` over column i."""
-    gradient = np.zeros((len(columns.indptr) - 1, dout.shape[1]))
+    gradient = np.zeros((len(columns.ids), dout.shape[1]))
     for i in range(len(gradient)):
         part = slice(columns.indptr[i], columns.indptr[i + 1])
         gradient[i] = columns.weights[part].astype(np.float64) @ dout[columns.rows[part]]

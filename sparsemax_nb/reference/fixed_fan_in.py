@@ -4,6 +4,7 @@ import numpy as np
 
 from ..core import rng
 from . import losses, optimizers
+from .top_k import top_k as top_k_of_scores
 
 
 def random_connections(seed, n_inputs, n_labels, fan_in):
@@ -46,9 +47,7 @@ def backward(x, layer, dscores):
 
 def top_k(x, layer, k):
     """The k largest scores of each row and their labels: score descending, then label ascending."""
-    scores = forward(x, layer)
-    ids = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(scores, ids, 1), ids.astype(np.int32)
+    return top_k_of_scores(forward(x, layer), k)
 
 
 def step(x, layer, positives, loss, optimizer, rates, values_moments, bias_moments):

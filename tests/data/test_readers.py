@@ -82,7 +82,7 @@ def test_wrong_n_points(tmp_path, n_points):
         read_xc(save(tmp_path, TEXT), n_points=n_points)
 
 
-HEADERS = ["", "1 2", "1 2 3 4", "1 -2 3", "1 2.0 3", "a b c", "1 2 2147483648", "1 2 " + "9" * 999, "1 ² 3", "1 1_0 1"]
+HEADERS = ["", "1 2", "1 2 3 4", "1 -2 3", "1 2.0 3", "a b c", "1 2 2147483648", "1 2 " + "9" * 999, "1 ٣ 3", "1 1_0 1"]
 LINES = [  # a line of a file with 3 features and 2 labels, and what is said about it
     ("x 0:1", "'x' is not a label id"),
     ("-1 0:1", "'-1' is not a label id"),
@@ -91,7 +91,7 @@ LINES = [  # a line of a file with 3 features and 2 labels, and what is said abo
     (",0 0:1", "'' is not a label id"),
     ("0:1", "'0:1' is not a label id; .* a blank in front"),
     ("1_0 0:1", "'1_0' is not a label id"),
-    ("²", "'²' is not a label id"),
+    ("٣", "'٣' is not a label id"),
     ("\t0:1", "is not a label id"),
     ("2 0:1", "label id 2 is not below 2, the number in the header"),
     ("9" * 5000, "label id 9+ is not below 2"),
@@ -112,6 +112,8 @@ LINES = [  # a line of a file with 3 features and 2 labels, and what is said abo
     (" 0.0:1", "'0.0:1' is not"),
     (" -1:1", "'-1:1' is not"),
     (" 0:\x00", r"'0:\\x00' is not"),
+    (" ٠:1", "'٠:1' is not"),
+    (" 0:١", "'0:١' is not"),
     (" 3:1", "feature id 3 is not below 3"),
     (" 99999999999999999999:1", "feature id 9+ is not below 3"),
     (" 2:1 0:1 2:1", "feature id 2 is repeated"),

@@ -51,9 +51,10 @@ def test_output():
     np.testing.assert_array_equal(X.toarray(), before.toarray())
 
 
-def test_stored_zeros_and_repeated_entries():
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_stored_zeros_and_repeated_entries(dtype):
     """They mean the same as the clean matrix, and are left as they are."""
-    messy = scipy.sparse.csr_matrix((np.float32([1, 0, 2, 3]), [2, 0, 2, 1], [0, 3, 4]), shape=(2, 3))
+    messy = scipy.sparse.csr_matrix((np.array([1, 0, 2, 3], dtype), [2, 0, 2, 1], [0, 3, 4]), shape=(2, 3))
     clean = scipy.sparse.csr_matrix(messy.toarray())
     messy_weights, clean_weights = Tfidf().fit_transform(messy), Tfidf().fit_transform(clean)
     np.testing.assert_array_equal(messy_weights.toarray(), clean_weights.toarray())

@@ -1,4 +1,4 @@
-"""Multi-label targets of a batch: which labels are positive in which row."""
+"""Sparse batches: bags of words, multi-label targets, and both turned round (by feature, by label)."""
 
 from typing import NamedTuple
 
@@ -20,6 +20,48 @@ class Positives(NamedTuple):
 
     indptr: np.ndarray
     rows: np.ndarray
+
+
+class SparseRows(NamedTuple):
+    """Sparse inputs, CSR: row b holds feature ``ids[j]`` with ``weights[j]`` for j in ``indptr[b]:indptr[b + 1]``."""
+
+    indptr: np.ndarray  # (B + 1,) int32
+    ids: np.ndarray  # (n,) int32
+    weights: np.ndarray  # (n,) float32
+
+
+class SparseColumns(NamedTuple):
+    """The same by feature, only those that occur: ``ids[i]`` occurs in ``rows[j]`` with ``weights[j]``, j in ``indptr[i]:indptr[i + 1]``."""
+
+    ids: np.ndarray  # (U,) int32, ascending
+    indptr: np.ndarray  # (U + 1,) int32
+    rows: np.ndarray  # (n,) int32
+    weights: np.ndarray  # (n,) float32
+
+
+def as_rows(matrix, device):
+    """A SciPy CSR matrix as `SparseRows` on `device`."""
+    arrays = (matrix.indptr, np.int32), (matrix.indices, np.int32), (matrix.data, np.float32)
+    return SparseRows(*(backend.asarray(a, device, dtype) for a, dtype in arrays))
+
+
+def row_of_each_entry(indptr, n):
+    """(n,) int64: the row that each entry of a CSR structure lies in."""
+    xp = backend.module_of(backend.device_of(indptr))
+    return xp.searchsorted(indptr, xp.arange(n), side="right") - 1
+
+
+def by_column(rows):
+    """Turn `SparseRows` into `SparseColumns`; entries of a feature stay in the order of their rows."""
+    device = backend.device_of(rows.ids)
+    xp = backend.module_of(device)
+    n_rows, n = rows.indptr.shape[0] - 1, rows.ids.shape[0]
+    row = row_of_each_entry(rows.indptr, n)
+    order = xp.argsort(rows.ids.astype(np.int64) * max(n_rows, 1) + row)
+    ids, starts = xp.unique(rows.ids[order], return_index=True)
+    indptr = xp.append(starts, xp.asarray([n]))
+    arrays = (ids, np.int32), (indptr, np.int32), (row[order], np.int32), (rows.weights[order], np.float32)
+    return SparseColumns(*(backend.asarray(a, device, dtype) for a, dtype in arrays))
 
 
 def as_labels(labels, n_rows, device, n_labels):
@@ -55,7 +97,7 @@ def by_label(labels, n_labels):
     low, high = int(labels.indices.min()), int(labels.indices.max())
     if low < 0 or high >= n_labels:
         raise ValueError(f"labels must hold ids in [0, {n_labels}), got {low if low < 0 else high}")
-    rows = xp.repeat(xp.arange(n_rows), backend.to_numpy(counts).tolist() if xp is not np else counts)
+    rows = row_of_each_entry(labels.indptr, n)
     keys = xp.sort(labels.indices.astype(np.int64) * n_rows + rows)
     if bool((keys[1:] == keys[:-1]).any()):
         raise ValueError("labels must not repeat a label inside one row; use labels.sum_duplicates()")

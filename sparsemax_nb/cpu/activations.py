@@ -1,0 +1,36 @@
+"""Bias, ReLU and dropout in one step on the CPU."""
+
+import numpy as np
+from numba import prange
+
+from ..core import backend, rng
+
+random_word = backend.cpu_formulas(rng).random_word
+ZERO = np.float32(0)
+NEVER = np.uint64(0)
+
+
+@backend.njit_parallel
+def relu_dropout(z, bias, dropout, out):
+    """``out = max(0, z + bias) mask scale``; `out` may be `z`."""
+    n_columns = z.shape[1]
+    for row in prange(z.shape[0]):
+        for i in range(n_columns):
+            value = max(ZERO, z[row, i] + bias[i])
+            if dropout.threshold > NEVER:
+                word = random_word(dropout.seed, dropout.stream, dropout.step, np.uint64(row * n_columns + i))
+                value = value * dropout.scale if word >= dropout.threshold else ZERO
+            out[row, i] = value
+
+
+@backend.njit_parallel
+def relu_dropout_backward(dout, out, scale, dz, dbias):
+    """Gradient by z and by the bias, summed over the rows in their order; `dz` may be `dout`."""
+    n_columns, span = out.shape[1], 64
+    for part in prange((n_columns + span - 1) // span):
+        first, stop = part * span, min((part + 1) * span, n_columns)
+        dbias[first:stop] = ZERO
+        for row in range(out.shape[0]):
+            for i in range(first, stop):
+                dz[row, i] = dout[row, i] * scale if out[row, i] > ZERO else ZERO
+                dbias[i] += dz[row, i]

@@ -1,0 +1,19 @@
+"""Data: reading and writing, bundled corpora, TF-IDF, made-up data."""
+
+from .corpora import Corpus, load
+from .readers import DataError, XCData, read_names, read_xc, write_xc
+from .synthetic import bag_of_words, power_law_labels
+from .tfidf import Tfidf
+
+__all__ = [
+    "Corpus",
+    "DataError",
+    "Tfidf",
+    "XCData",
+    "bag_of_words",
+    "load",
+    "power_law_labels",
+    "read_names",
+    "read_xc",
+    "write_xc",
+]

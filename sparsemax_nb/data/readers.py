@@ -1,0 +1,276 @@
+"""Files: the text format of the Extreme Classification Repository, and lists of names."""
+
+import contextlib
+import gzip
+import itertools
+import lzma
+import numbers
+import os
+import re
+import reprlib
+import zlib
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+import numpy as np
+import scipy.sparse
+
+OPENERS = {".gz": gzip.open, ".xz": lzma.open}
+CHUNK = 8192  # lines that are parsed at once
+
+ID = r"[0-9]+"
+VALUE = r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
+NOT_FINITE = re.compile("[-+]?(nan|inf|infinity)", re.IGNORECASE)
+LINE = re.compile(rf"(?:{ID}(?:,{ID})*)?(?: +{ID}:{VALUE})* *".encode())
+
+
+class DataError(ValueError):
+    """A file that does not hold what it should; the message names file and line."""
+
+
+@dataclass(frozen=True, eq=False)
+class XCData:
+    """Points of a classification task with many labels.
+
+    Attributes
+    ----------
+    features : scipy.sparse.csr_matrix
+        (n_points, n_features) float32; ids ascend in each row, none twice; int32 indptr and indices.
+    labels : scipy.sparse.csr_matrix
+        (n_points, n_labels) float32, 1 where a point has the label; otherwise the same.
+    """
+
+    features: scipy.sparse.csr_matrix
+    labels: scipy.sparse.csr_matrix
+
+
+def read_xc(path, *, n_points=None):
+    """Read a file in the text format of the Extreme Classification Repository.
+
+    The first line is ``points features labels``; one line a point follows: ``label,label feature:value feature:value``.
+    Ids count from 0. A line without labels starts with a blank; a point may lack features, too.
+
+    Parameters
+    ----------
+    path : str or path
+        Plain text, or compressed where the name ends in .gz or .xz. A file of `importlib.resources` will do.
+    n_points : int, optional
+        Read so many points at most and look at nothing behind them.
+
+    Returns
+    -------
+    XCData
+
+    Raises
+    ------
+    DataError
+        For the first line that breaks the format; nothing is returned then.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "two_points.txt")
+    ...     _ = path.write_text("2 3 4\\n1,3 0:2 2:0.5\\n 1:1\\n")
+    ...     data = read_xc(path)
+    >>> data.features.toarray()
+    array([[2. , 0. , 0.5],
+           [0. , 1. , 0. ]], dtype=float32)
+    >>> data.labels.indices
+    array([1, 3], dtype=int32)
+    """
+    if n_points is not None and not (isinstance(n_points, numbers.Integral) and n_points >= 0):
+        raise ValueError(f"n_points must be a non-negative integer or None, got {n_points!r}")
+    lines = _lines(path)
+    promised, n_features, n_labels = _header(path, next(lines, None))
+    wanted = promised if n_points is None else min(promised, n_points)
+    done, parts = 0, [_parse([], n_features, n_labels)]
+    while done < wanted:
+        chunk = list(itertools.islice(lines, min(CHUNK, wanted - done)))
+        if not chunk:
+            raise DataError(f"{path}, line {done + 2}: the file ends after {done} of {promised} points")
+        part = _parse(chunk, n_features, n_labels)
+        if part is None:
+            _raise_first_error(path, done + 2, chunk, n_features, n_labels)
+        parts.append(part)
+        done += len(chunk)
+    if wanted == promised and next(lines, None) is not None:
+        raise DataError(f"{path}, line {done + 2}: the file goes on after {promised} points")
+    return XCData(*(scipy.sparse.vstack(part, format="csr") for part in zip(*parts, strict=True)))
+
+
+def write_xc(path, features, labels):
+    """Write the file from which `read_xc` reads these matrices.
+
+    Parameters
+    ----------
+    path : str or path
+        Compressed where it ends in .gz or .xz. The file appears, or is replaced, once it is complete.
+    features : SciPy CSR matrix
+        (n_points, n_features), finite as float32, which is how values are written; no entry twice.
+    labels : SciPy CSR matrix
+        (n_points, n_labels); every stored value is 1; no entry twice.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Names the argument; no file is written.
+    """
+    path = Path(path)
+    features, labels = _canonical("features", features), _canonical("labels", labels)
+    if features.shape[0] != labels.shape[0]:
+        raise ValueError(f"features and labels must have as many rows, got {features.shape[0]} and {labels.shape[0]}")
+    values = _float32(features.data)
+    if not np.isfinite(values).all():
+        raise ValueError("features must be finite as float32, got NaN, infinity or a larger number")
+    if (labels.data != 1).any():
+        raise ValueError("labels must store ones only; use labels.eliminate_zeros() and labels.data[:] = 1")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with OPENERS.get(path.suffix, open)(temporary, "wt", encoding="ascii", newline="\n") as stream:
+            stream.write(f"{features.shape[0]} {features.shape[1]} {labels.shape[1]}\n")
+            for row in range(features.shape[0]):
+                mine = slice(*features.indptr[row : row + 2])
+                texts = [text.removesuffix(".0") for text in values[mine].astype(str).tolist()]
+                pairs = map("{}:{}".format, features.indices[mine].tolist(), texts)
+                ids = labels.indices[slice(*labels.indptr[row : row + 2])].tolist()
+                stream.write(f"{','.join(map(str, ids))} {' '.join(pairs)}\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_names(path):
+    """Read a list of names, one a line, UTF-8; plain, .gz or .xz.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "labels.txt")
+    ...     _ = path.write_text("landscape\\nWorld War II\\n")
+    ...     read_names(path)
+    ['landscape', 'World War II']
+    """
+    return [_text(f"{path}, line {number}", line) for number, line in enumerate(_lines(path), 1)]
+
+
+def check_csr(name, matrix):
+    """TypeError unless `matrix` is a SciPy CSR matrix."""
+    if not (scipy.sparse.issparse(matrix) and matrix.format == "csr"):
+        raise TypeError(
+            f"{name} must be a SciPy CSR matrix, got {type(matrix).__name__}; use scipy.sparse.csr_matrix({name})"
+        )
+
+
+def _lines(path):
+    """Yield the lines of a file as bytes, without their ends."""
+    path = Path(path) if isinstance(path, (str, os.PathLike)) else path  # a resource in a zip file is not PathLike
+    unpack = OPENERS.get(PurePath(path.name).suffix, contextlib.nullcontext)
+    number = 0
+    try:
+        with path.open("rb") as packed, unpack(packed) as stream:
+            for number, line in enumerate(stream, 1):
+                yield line.rstrip(b"\r\n")
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}, line {number + 1}: the compressed file is truncated or corrupt ({error})") from error
+
+
+def _text(where, line):
+    """`line` decoded, or DataError for the first byte that is not text."""
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte = line[error.start]
+        raise DataError(f"{where}: byte 0x{byte:02x} in column {error.start + 1} is not UTF-8 text") from None
+
+
+def _header(path, line):
+    """The three sizes in the first line of a file."""
+    if line is None:
+        raise DataError(f"{path}, line 1: the file is empty; expected the header 'points features labels'")
+    text = _text(f"{path}, line 1", line)
+    sizes = text.split()
+    if len(sizes) != 3 or not all(re.fullmatch(ID, size) and float(size) < 2**31 for size in sizes):
+        raise DataError(
+            f"{path}, line 1: the header must be 'points features labels', "
+            f"three integers from 0 to 2**31 - 1, got {reprlib.repr(text)}"
+        )
+    return map(int, sizes)
+
+
+def _float32(values):
+    """`values` as float32; what is too large becomes infinite."""
+    with np.errstate(over="ignore"):
+        return np.asarray(values).astype(np.float32)
+
+
+def _parse(lines, n_features, n_labels):
+    """Features and labels of a few lines as CSR matrices, or None where any line breaks the format."""
+    if not all(map(LINE.fullmatch, lines)):
+        return None
+    heads = [line.partition(b" ")[0] for line in lines]
+    tails = [line.partition(b" ")[2] for line in lines]
+    # Float64 holds every id below 2**53, and any larger one is out of range anyway.
+    label_ids = np.array(b",".join(filter(None, heads)).replace(b",", b" ").split(), np.float64)
+    pairs = np.array(b" ".join(tails).replace(b":", b" ").split(), np.float64).reshape(-1, 2)
+    features = _csr([tail.count(b":") for tail in tails], pairs[:, 0], _float32(pairs[:, 1]), n_features)
+    counts = [head.count(b",") + 1 if head else 0 for head in heads]
+    labels = _csr(counts, label_ids, np.ones(len(label_ids), np.float32), n_labels)
+    return None if features is None or labels is None else (features, labels)
+
+
+def _csr(counts, ids, values, n_columns):
+    """CSR matrix with counts[i] entries in row i, or None: an id out of range or repeated, a value not finite."""
+    if not ((ids < n_columns).all() and np.isfinite(values).all()):
+        return None
+    indptr = np.cumsum([0, *counts])
+    matrix = scipy.sparse.csr_matrix((values, ids.astype(np.int32), indptr), shape=(len(counts), n_columns))
+    matrix.sort_indices()
+    return matrix if matrix.has_canonical_format else None
+
+
+def _raise_first_error(path, first, lines, n_features, n_labels):
+    """The slow way through lines that `_parse` refused: find the first culprit and say what is wrong with it."""
+    for number, line in enumerate(lines, first):
+        where = f"{path}, line {number}"
+        head, _, tail = _text(where, line).partition(" ")
+        labels = head.split(",") if head else []
+        for token in labels:
+            if not re.fullmatch(ID, token):
+                raise DataError(
+                    f"{where}: {reprlib.repr(token)} is not a label id; expected "
+                    "'label,label feature:value feature:value', with a blank in front where there are no labels"
+                )
+        _check_ids(where, "label", labels, n_labels)
+        features = []
+        for token in filter(None, tail.split(" ")):
+            feature, _, value = token.partition(":")
+            known = re.fullmatch(VALUE, value)
+            if NOT_FINITE.fullmatch(value) or (known and not np.isfinite(_float32(float(value)))):
+                raise DataError(f"{where}: the value in {reprlib.repr(token)} must be finite as float32")
+            if not (known and re.fullmatch(ID, feature)):
+                raise DataError(f"{where}: {reprlib.repr(token)} is not 'feature:value', an id and a number")
+            features.append(feature)
+        _check_ids(where, "feature", features, n_features)
+    raise AssertionError(f"{path}: _parse refused lines from {first} on in which no error can be found")
+
+
+def _check_ids(where, kind, tokens, n):
+    """DataError for an id that is out of range or repeated."""
+    seen = set()
+    for token in tokens:
+        if float(token) >= n:
+            raise DataError(f"{where}: {kind} id {token[:40]} is not below {n}, the number in the header")
+        if float(token) in seen:
+            raise DataError(f"{where}: {kind} id {token[:40]} is repeated")
+        seen.add(float(token))
+
+
+def _canonical(name, matrix):
+    """`matrix` with ascending ids in each row; errors where it is not CSR or holds an entry twice."""
+    check_csr(name, matrix)
+    matrix = matrix.sorted_indices()
+    if not matrix.has_canonical_format:
+        raise ValueError(f"{name} must hold no entry twice; use {name}.sum_duplicates()")
+    return matrix

@@ -1,0 +1,125 @@
+"""Made-up data of any size."""
+
+import numbers
+
+import numpy as np
+import scipy.sparse
+
+from .readers import XCData
+
+WORDS_PER_LABEL = 4
+NOISE = 0.25
+LABEL_EXPONENT = 1.0
+ROUNDS = 1000
+
+
+def power_law_labels(n_rows, n_labels, labels_per_row, exponent, seed):
+    """Random labels, few frequent and most rare: label l is drawn with probability proportional to (l + 1)**-exponent.
+
+    Parameters
+    ----------
+    n_rows, n_labels : int
+    labels_per_row : int
+        Every row has so many different labels, drawn one after the other without replacement.
+    exponent : float
+        0 makes all labels equally frequent; around 1 is usual in real data.
+    seed : int
+
+    Returns
+    -------
+    scipy.sparse.csr_matrix
+        (n_rows, n_labels) float32 ones, ids ascending in each row.
+
+    Raises
+    ------
+    ValueError
+        An argument out of range, or labels so rare that the draws do not come to an end.
+
+    Examples
+    --------
+    >>> labels = power_law_labels(1000, 50, 3, exponent=1.0, seed=0)
+    >>> labels.shape, labels.nnz
+    ((1000, 50), 3000)
+    >>> bool(labels[:, 0].sum() > 5 * labels[:, 49].sum())
+    True
+    """
+    _check_sizes(n_rows=n_rows, n_labels=n_labels, labels_per_row=labels_per_row)
+    if not (np.isfinite(exponent) and exponent >= 0):
+        raise ValueError(f"exponent must be finite and not negative, got {exponent}")
+    rng = np.random.default_rng(seed)
+    return _label_matrix(_draw_labels(n_rows, n_labels, labels_per_row, exponent, rng), n_labels)
+
+
+def bag_of_words(n_rows, n_features, words_per_row, n_labels, labels_per_row, seed):
+    """Made-up texts whose words tell their labels.
+
+    Every label owns 4 words (by chance two labels may share one). A row gets its labels as in `power_law_labels` with
+    exponent 1; each of its words is, 3 times in 4, one of the words of one of its labels, else any word at all.
+    To train and to test, make one set and split its rows: another seed gives the labels other words.
+
+    Parameters
+    ----------
+    n_rows, n_features, n_labels, labels_per_row : int
+    words_per_row : int
+        Words are drawn with replacement, so the counts in a row sum up to this.
+    seed : int
+
+    Returns
+    -------
+    XCData
+        features (n_rows, n_features) hold the word counts, labels (n_rows, n_labels).
+
+    Examples
+    --------
+    >>> data = bag_of_words(100, 500, words_per_row=20, n_labels=30, labels_per_row=2, seed=0)
+    >>> data.features.shape, int(data.features.sum()), data.labels.nnz
+    ((100, 500), 2000, 200)
+    """
+    _check_sizes(n_rows=n_rows, n_labels=n_labels, labels_per_row=labels_per_row)
+    _check_sizes(n_rows=n_rows, n_features=n_features, words_per_row=words_per_row)
+    rng = np.random.default_rng(seed)
+    words_of = rng.integers(n_features, size=(n_labels, WORDS_PER_LABEL))
+    ids = _draw_labels(n_rows, n_labels, labels_per_row, LABEL_EXPONENT, rng)
+    shape = (n_rows, words_per_row)
+    label = np.take_along_axis(ids, rng.integers(labels_per_row, size=shape), axis=1)
+    words = words_of[label, rng.integers(WORDS_PER_LABEL, size=shape)]
+    words = np.where(rng.random(shape) < NOISE, rng.integers(n_features, size=shape), words)
+    rows = np.repeat(np.arange(n_rows), words_per_row)
+    ones = np.ones(words.size, np.float32)
+    features = scipy.sparse.csr_matrix((ones, (rows, words.ravel())), shape=(n_rows, n_features))  # sums repeated words
+    return XCData(features, _label_matrix(ids, n_labels))
+
+
+def _draw_labels(n_rows, n_labels, labels_per_row, exponent, rng):
+    """(n_rows, labels_per_row) ids, ascending and different in each row: repeated ones are drawn anew."""
+    if labels_per_row > n_labels:
+        raise ValueError(f"labels_per_row must be at most n_labels = {n_labels}, got {labels_per_row}")
+    cumulated = np.cumsum(np.arange(1, n_labels + 1, dtype=np.float64) ** -exponent)
+
+    def draw(shape):
+        return np.searchsorted(cumulated[:-1], rng.random(shape) * cumulated[-1])
+
+    ids = np.sort(draw((n_rows, labels_per_row)), axis=1)
+    for _ in range(ROUNDS):
+        open_rows = np.flatnonzero((ids[:, 1:] == ids[:, :-1]).any(axis=1))
+        if len(open_rows) == 0:
+            return ids
+        again = ids[open_rows]
+        repeated = again[:, 1:] == again[:, :-1]
+        again[:, 1:][repeated] = draw(repeated.sum())
+        ids[open_rows] = np.sort(again, axis=1)
+    raise ValueError(f"found no {labels_per_row} different labels in {ROUNDS} rounds; lower labels_per_row or exponent")
+
+
+def _label_matrix(ids, n_labels):
+    """CSR matrix of ones from the ids of each row."""
+    indptr = np.arange(len(ids) + 1) * ids.shape[1]
+    ones = np.ones(ids.size, np.float32)
+    return scipy.sparse.csr_matrix((ones, ids.ravel(), indptr), shape=(len(ids), n_labels))
+
+
+def _check_sizes(n_rows, **sizes):
+    """ValueError for what is no integer, below 0 (rows) or below 1 (everything else)."""
+    for name, size, low in [("n_rows", n_rows, 0), *((name, size, 1) for name, size in sizes.items())]:
+        if not isinstance(size, numbers.Integral) or size < low:
+            raise ValueError(f"{name} must be an integer of at least {low}, got {size!r}")
