@@ -1,5 +1,6 @@
 """Output layers for hundreds of thousands of classes, by hand, in NumPy, Numba and numba.cuda."""
 
+from . import data, train
 from .core.sparse import Labels
 from .fixed_fan_in import (
     FixedFanIn,
@@ -17,8 +18,10 @@ __all__ = [
     "Adam",
     "FixedFanIn",
     "Labels",
+    "data",
     "fixed_fan_in_backward",
     "fixed_fan_in_forward",
     "fixed_fan_in_step",
     "fixed_fan_in_top_k",
+    "train",
 ]

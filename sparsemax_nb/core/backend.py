@@ -46,6 +46,16 @@ def cuda_problem():
     return None
 
 
+def cuda_description():
+    """Name, compute capability and memory of the CUDA device in use."""
+    if SIMULATOR:
+        return "Numba's CUDA simulator"
+    device = cuda.get_current_device()
+    name = device.name.decode() if isinstance(device.name, bytes) else device.name
+    memory = cuda.current_context().get_memory_info().total / 2**30
+    return f"{name}, compute capability {'.'.join(map(str, device.compute_capability))}, {memory:.0f} GiB"
+
+
 def cuda_available():
     """True where arrays can be placed on a CUDA device (or on Numba's simulator of one)."""
     return cuda_problem() is None

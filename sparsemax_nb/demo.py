@@ -1,0 +1,144 @@
+"""The demo: three output layers over 15,810 labels, the same time for each, side by side, in words and in a picture."""
+
+import os
+import platform
+import sys
+import textwrap
+import time
+
+import numpy as np
+
+from . import data, train
+from .core import backend
+
+#: What is compared: name, parameters of the Classifier. Same embedding, loss, optimiser and budget for all.
+CONTESTANTS = {
+    "dense": dict(output="dense"),
+    "bottleneck of 64": dict(output="bottleneck", bottleneck=64),
+    "fixed fan-in 32": dict(output="fixed-fan-in", intermediate=4096, fan_in=32),
+}
+N_ARTWORKS = 5
+
+
+def cpu_name():
+    """The processor's name as the system gives it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _train(name, params, corpus, options):
+    """Train one contestant; returns the model and its figures."""
+    model = train.Classifier(
+        **params, epochs=1000, budget_seconds=options.seconds, seed=options.seed, device=options.device, progress=not options.quiet
+    )
+    test, curve = corpus.test, []
+
+    def note(_, history):
+        curve.append((history.seconds, model.score(test.features, test.labels)))
+
+    print(f"\n{name}: {options.seconds:g} s of training", flush=True)
+    start = time.perf_counter()
+    model.fit(corpus.train.features, corpus.train.labels, after_epoch=note)
+    figures = model.evaluate(test.features, test.labels)
+    history = model.history_
+    curve.append((history.seconds, figures["P@1"]))
+    figures |= {
+        "output_layer_bytes": model.network_.output_nbytes, "train_seconds": history.seconds, "steps": history.steps,
+        "epochs": history.steps * model.batch_size / corpus.train.features.shape[0], "curve": curve,
+        "compile_seconds": history.first_step_seconds, "total_seconds": time.perf_counter() - start,
+    }  # fmt: skip
+    return model, figures
+
+
+def _table(results):
+    print(f"\n{'output layer':18s}{'P@1':>7s}{'P@3':>7s}{'P@5':>7s}{'MiB':>8s}{'train s':>9s}{'epochs':>8s}{'compile s':>11s}")
+    for name, r in results.items():
+        scores = "".join(f"{100 * r[f'P@{k}']:7.1f}" for k in (1, 3, 5))
+        memory, compiled = r["output_layer_bytes"] / 2**20, r["compile_seconds"]
+        print(f"{name:18s}{scores}{memory:8.1f}{r['train_seconds']:9.1f}{r['epochs']:8.1f}{compiled:11.1f}")
+    print("MiB: parameters of the output layer. P@k: per cent of the k best predictions that are right, on the test set.")
+
+
+def _artworks(model, corpus, seed):
+    """Print a few artworks of the test set with their words, true and predicted subjects; returns them."""
+    test, names = corpus.test, corpus.label_names
+    rows = np.sort(np.random.default_rng(seed).choice(test.features.shape[0], N_ARTWORKS, replace=False))
+    _, ids = model.top_k(test.features[rows], 5)
+    shown = []
+    for row, predicted in zip(rows, ids, strict=True):
+        words = [corpus.feature_names[i] for i in test.features[row].indices]
+        true = set(test.labels[row].indices.tolist())
+        entry = {
+            "row": int(row), "words": words, "true": [names[i] for i in sorted(true)],
+            "predicted": [{"name": names[i], "right": int(i) in true} for i in predicted],
+        }  # fmt: skip
+        shown.append(entry)
+        lines = {
+            "words": " ".join(words), "true": "; ".join(entry["true"]),
+            "predicted": "; ".join(f"{'+' if p['right'] else '-'} {p['name']}" for p in entry["predicted"]),
+        }  # fmt: skip
+        print(f"\nartwork {row} of the test set")
+        for key, text in lines.items():
+            print(textwrap.fill(text, 110, initial_indent=f"  {key:10s}", subsequent_indent=" " * 12, max_lines=4))
+    return shown
+
+
+def _picture(results, path):
+    """Accuracy against memory of the output layer, and against training time."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    colours = ["#0072B2", "#E69F00", "#009E73"]  # Okabe and Ito: told apart by colour-blind readers
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    for (name, r), colour, marker in zip(results.items(), colours, "sDo", strict=True):
+        memory = r["output_layer_bytes"] / 2**20
+        left.plot(memory, 100 * r["P@1"], marker, color=colour, ms=13)
+        left.plot(memory, 100 * r["P@5"], marker, color=colour, ms=13, mfc="none", mew=2)
+        left.plot([memory] * 2, [100 * r["P@5"], 100 * r["P@1"]], color=colour, lw=1, zorder=0)
+        left.annotate(name, (memory, 100 * r["P@1"]), (0, 12), textcoords="offset points", ha="center", color=colour)
+        seconds, scores = zip(*r["curve"], strict=True)
+        right.plot(seconds, 100 * np.array(scores), marker=marker, color=colour, label=name, lw=2, ms=6)
+    left.set(xscale="log", xlabel="parameters of the output layer (MiB, log scale)", ylabel="precision on the test set (%)")
+    left.set_title("Accuracy against memory: P@1 filled, P@5 hollow")
+    ticks = sorted(round(r["output_layer_bytes"] / 2**20, 1) for r in results.values())
+    left.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    left.set_xticks([], minor=True)
+    low, high = left.get_xlim()
+    left.set_xlim(low / 1.6, high * 1.6)
+    left.margins(y=0.15)
+    right.set(xlabel="seconds of training (evaluation and compilation not counted)", ylabel="P@1 on the test set (%)")
+    right.set_title("Accuracy against time")
+    right.legend(frameon=False)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    temporary = path + ".part.png"
+    figure.savefig(temporary, dpi=150)
+    plt.close(figure)
+    os.replace(temporary, path)
+
+
+def run(options):
+    """The whole demo; returns all its figures."""
+    start = time.perf_counter()
+    device = backend.resolve_device(options.device)
+    corpus = data.load("tate")
+    n, n_labels = corpus.train.labels.shape
+    print(f"Subjects of artworks (Tate Collection): {n:,} to learn from, {n_labels:,} subjects; on {device} ({cpu_name()})")
+    results, model = {}, None
+    for name, params in CONTESTANTS.items():
+        model, results[name] = _train(name, params, corpus, options)
+    _table(results)
+    print(f"\nWhat the last network ({name}) predicts; + is right:")
+    artworks = _artworks(model, corpus, options.seed)
+    os.makedirs(options.out, exist_ok=True)
+    picture = os.path.join(options.out, "accuracy_against_memory.png")
+    _picture(results, picture)
+    seconds = time.perf_counter() - start
+    print(f"\npicture: {picture}; the demo took {seconds:.0f} s", file=sys.stdout)
+    return {"device": device, "cpu": cpu_name(), "contestants": results, "artworks": artworks, "seconds": seconds}
