@@ -24,9 +24,10 @@ ADAM = formulas.ADAM_KIND
 STREAM = rng.CONNECTIONS
 NO_STEP = np.uint64(0)
 
-#: Labels that one thread scores before it moves to the next block of rows; a fixed number, so that sums never depend
-#: on the number of threads. 1,024 labels with 32 connections are 256 KiB.
+#: Labels that one thread scores before it moves to the next block of rows: with 32 connections, 256 KiB of weights.
 CHUNK = 1024
+#: Numbers that the blocks of rows hold back as their share of the labels' gradients (8 MiB) before the labels are updated.
+PARTIAL_SUMS = 1 << 21
 #: Work is cut into at least this many parts (blocks of rows x ranges of labels) where a label's gradient is needed.
 PARTS = 8
 
@@ -124,10 +125,19 @@ def _scatter(block, dblock, indices, values, start, fan_in, g, dvalues):
         store(dblock, i, fma(item(values, start + k), g, load(dblock, i)))
 
 
+# Both cuts are functions of the shape alone, so that sums keep their order whatever the number of threads.
+
+
 @backend.njit
 def _n_splits(n_blocks):
-    """Ranges of labels that get a dx of their own: a function of the shape alone, so that sums keep their order."""
+    """Ranges of labels that get a dx of their own."""
     return (PARTS + n_blocks - 1) // max(n_blocks, 1)
+
+
+@backend.njit
+def _labels_at_once(n_blocks, n_labels, fan_in):
+    """Labels whose gradient is summed over all blocks of rows before they are updated."""
+    return min(n_labels, max(256, PARTIAL_SUMS // (max(n_blocks, 1) * fan_in)))
 
 
 @backend.njit_parallel
@@ -166,12 +176,12 @@ def backward(x, layer, dscores, dx, dvalues, dbias):
     n_splits = _n_splits(n_blocks)
     dblocks = np.zeros((n_splits, n_blocks, blocks.shape[1]), np.float32)
     indices, values = layer.indices.reshape(-1), layer.values.reshape(-1)
-    part_dvalues = np.empty((n_blocks, CHUNK, fan_in), np.float32)  # what each block of rows adds to a label's gradient,
-    part_dbias = np.empty((n_blocks, CHUNK), np.float32)  # written only where it is not zero
-    active = np.zeros((n_blocks, CHUNK), np.bool_)
-    for chunk in range((n_labels + CHUNK - 1) // CHUNK):
-        first = chunk * CHUNK
-        n = min(CHUNK, n_labels - first)
+    span = _labels_at_once(n_blocks, n_labels, fan_in)
+    part_dvalues = np.empty((n_blocks, span, fan_in), np.float32)  # what each block of rows adds to a label's gradient,
+    part_dbias = np.empty((n_blocks, span), np.float32)  # written only where it is not zero
+    active = np.zeros((n_blocks, span), np.bool_)
+    for first in range(0, n_labels, span):
+        n = min(span, n_labels - first)
         for part in prange(n_blocks * n_splits):
             b, s = part // n_splits, part % n_splits
             g = np.zeros(LANES, np.float32)
@@ -245,13 +255,13 @@ def step(x, layer, positives, loss, optimizer, rates, values_moments, bias_momen
     dblocks = np.zeros((n_splits, n_blocks, blocks.shape[1]), np.float32)
     indices, values = layer.indices.reshape(-1), layer.values.reshape(-1)
     scale = ONE / np.float32(max(n_rows, 1))
-    part_dvalues = np.empty((n_blocks, CHUNK, fan_in), np.float32)  # what each block of rows adds to a label's gradient,
-    part_dbias = np.empty((n_blocks, CHUNK), np.float32)  # written only where it is not zero
-    active = np.zeros((n_blocks, CHUNK), np.bool_)
-    block_loss = np.empty((n_blocks, CHUNK), np.float32)
-    for chunk in range((n_labels + CHUNK - 1) // CHUNK):
-        first = chunk * CHUNK
-        n = min(CHUNK, n_labels - first)
+    span = _labels_at_once(n_blocks, n_labels, fan_in)
+    part_dvalues = np.empty((n_blocks, span, fan_in), np.float32)  # what each block of rows adds to a label's gradient,
+    part_dbias = np.empty((n_blocks, span), np.float32)  # written only where it is not zero
+    active = np.zeros((n_blocks, span), np.bool_)
+    block_loss = np.empty((n_blocks, span), np.float32)
+    for first in range(0, n_labels, span):
+        n = min(span, n_labels - first)
         for part in prange(n_blocks * n_splits):
             b, s = part // n_splits, part % n_splits
             g, signs, scores = np.zeros(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)

@@ -24,6 +24,14 @@ def uniform(shape, scale, seed, layer, device):
     return values
 
 
+def product(a, b):
+    """``a @ b``, float32 matrices on one device."""
+    device = backend.device_of(a)
+    out = backend.empty((a.shape[0], b.shape[1]), np.float32, device)
+    backend.wing(device, "matmul").matmul(a, b, out)
+    return out
+
+
 class _ReluDropout:
     """Bias, ReLU and dropout behind a product; remembers its output, which is all that the gradient needs."""
 
@@ -91,13 +99,13 @@ class Dense:
     def forward(self, x, dropout=None):
         """(B, D) -> (B, H)."""
         self._x = x
-        return self._relu.forward(x @ self.weights, dropout)
+        return self._relu.forward(product(x, self.weights), dropout)
 
     def backward(self, dout, optimizer):
         """Gradient by x; overwrites dout."""
         dz = self._relu.backward(dout, optimizer)
-        dx = dz @ self.weights.T
-        optimizer.step(self.weights, self._x.T @ dz)
+        dx = product(dz, self.weights.T)
+        optimizer.step(self.weights, product(self._x.T, dz))
         return dx
 
 
@@ -114,7 +122,7 @@ class DenseOutput:
         return {"output.weights": self.weights, "output.bias": self.bias}
 
     def _scores(self, x):
-        scores = x @ self.weights.T
+        scores = product(x, self.weights.T)
         scores += self.bias
         return scores
 
@@ -124,8 +132,8 @@ class DenseOutput:
         dscores = self._scores(x)
         label_loss = backend.empty(self.bias.shape, np.float32, self._device)
         backend.wing(self._device, "losses").multilabel(dscores, positives, formulas.LOSSES[loss], dscores, label_loss)
-        dx = dscores @ self.weights
-        optimizer.step(self.weights, dscores.T @ x)
+        dx = product(dscores, self.weights)
+        optimizer.step(self.weights, product(dscores.T, x))
         optimizer.step(self.bias, dscores.sum(axis=0))
         return float(label_loss.sum(dtype=np.float64)), dx
 

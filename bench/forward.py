@@ -1,0 +1,99 @@
+"""How fast is the fixed fan-in forward pass? ``python -m bench.forward`` (README.md says what is compared)."""
+
+import numba
+import numpy as np
+
+from sparsemax_nb import FixedFanIn, fixed_fan_in_forward
+from sparsemax_nb.core import backend
+
+from . import harness
+from .peers import pytorch, scipy_csr
+
+SIZES = {"rows": (128, 20), "inputs": (16_384, 64), "labels": (200_000, 300), "fan_in": (32, 8)}
+TARGETS = {"PyTorch CSR": (1.5, 2.5), "SciPy CSR": (5, 8)}
+EPS = np.finfo(np.float32).eps
+
+
+def inputs(n_rows, n_inputs, device):
+    """What a layer with ReLU hands on: half of it is zero."""
+    x = np.random.default_rng(0).standard_normal((n_rows, n_inputs), np.float32)
+    return backend.asarray(np.maximum(x, 0), device)
+
+
+def checker(x, layer):
+    """check(scores): 1,000 labels against float64, and the sum of all scores of each row (so that none is left out)."""
+    x, indices, values = (backend.to_numpy(a) for a in (x, layer.indices, layer.values))
+    some = np.unique(np.linspace(0, len(values) - 1, 1000).astype(int))
+    w = np.zeros((len(some), x.shape[1]))
+    w[np.arange(len(some))[:, None], indices[some]] = values[some]
+    expected = x.astype(np.float64) @ w.T
+    size = (np.abs(x) @ np.abs(w.T)).max()
+    sums = x @ np.bincount(indices.ravel(), values.ravel(), x.shape[1])
+
+    def check(scores):
+        scores = pytorch.to_numpy(scores) if hasattr(scores, "detach") else backend.to_numpy(scores)
+        harness.require(scores.shape == (len(x), len(values)), f"scores have shape {scores.shape}")
+        error = np.abs(scores[:, some] - expected).max()
+        harness.require(error <= 4 * EPS * layer.fan_in**0.5 * size, f"scores are off by {error:.3g}")
+        error = np.abs(scores.sum(axis=1, dtype=np.float64) - sums).max()
+        harness.require(error <= 4 * EPS * values.size**0.5 * size, f"a row's scores sum to {error:.3g} too much")
+
+    return check
+
+
+def work(n_rows, n_inputs, n_labels, fan_in):
+    """What our kernel has to move and compute; on the CPU every weight meets its input once for each row."""
+    scores, weights = 4 * n_rows * n_labels, (8 * fan_in + 4) * n_labels
+    return {
+        "memory: scores stored": (scores, "dram_store"),
+        "memory: inputs read, scores stored": (4 * n_rows * n_inputs + weights + scores, "dram_copy"),
+        "L2: inputs gathered": (scores * fan_in, "l2_read"),
+        "multiply-adds": (2 * n_rows * n_labels * fan_in, "flops"),
+    }
+
+
+def main(argv=None):
+    args = harness.arguments("forward", __doc__, SIZES, argv)
+    sizes = args.rows, args.inputs, args.labels, args.fan_in
+    x = inputs(args.rows, args.inputs, args.device)
+    layer = FixedFanIn.random(args.labels, args.inputs, args.fan_in, seed=0, device=args.device)
+    out = backend.empty((args.rows, args.labels), np.float32, args.device)
+    out[:] = np.nan
+    check = checker(x, layer)
+
+    def ours():
+        return fixed_fan_in_forward(x, layer, out=out)
+
+    def one_thread():
+        numba.set_num_threads(1)
+        try:
+            return ours()
+        finally:
+            numba.set_num_threads(args.threads)
+
+    contestants = {"ours": harness.Contestant(ours, check, "x is transposed inside, part of the time")}
+    contestants["PyTorch CSR"] = harness.offer(check, pytorch.csr_forward, x, layer)
+    contestants["PyTorch embedding_bag"] = harness.offer(check, pytorch.embedding_bag_forward, x, layer)
+    if args.device == "cpu":
+        contestants["SciPy CSR"] = harness.offer(check, scipy_csr.forward, x, layer)
+        contestants["ours, one thread"] = harness.Contestant(one_thread, check)
+    else:
+        contestants["CuPy CSR"] = harness.offer(check, scipy_csr.forward_cuda, x, layer)
+    timings = harness.race(contestants, args)
+    with harness.memory_growth(args.device) as growth:
+        ours()
+    row = harness.make_row(
+        "forward",
+        args.parameters,
+        contestants,
+        timings,
+        floor=harness.floor(args.limits, work(*sizes)),
+        targets=TARGETS if args.device == "cpu" and not args.smoke else None,
+        memory={"ours": {"held": layer.nbytes + x.nbytes + out.nbytes, "growth": growth["bytes"]}},
+        device=args.device,
+    )
+    return harness.finish(args, [row])
+
+
+if __name__ == "__main__":
+    main()

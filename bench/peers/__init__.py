@@ -1,0 +1,15 @@
+"""Optional rivals. A peer prepares everything that is not the question and returns a callable that is timed."""
+
+from typing import Callable, NamedTuple
+
+
+class Unavailable(RuntimeError):
+    """Why a rival can not take part here."""
+
+
+class Peer(NamedTuple):
+    """`run()` computes and returns the result, `note` says which of its forms was chosen, `arrays` are for the check."""
+
+    run: Callable
+    note: str = ""
+    arrays: tuple = ()

@@ -1,0 +1,111 @@
+"""PyTorch, on the CPU or on CUDA, with as many threads as Numba has. No autograd: gradients are written by hand."""
+
+import warnings
+
+import numba
+import numpy as np
+
+from sparsemax_nb.core import backend
+
+from ..harness import fastest
+from . import Peer, Unavailable
+from .scipy_csr import matrix_of
+
+
+def _torch(device):
+    try:
+        import torch
+    except ImportError:
+        raise Unavailable("PyTorch is not installed") from None
+    if device == "cuda" and (backend.SIMULATOR or not torch.cuda.is_available()):
+        raise Unavailable("this PyTorch has no CUDA")
+    torch.set_num_threads(numba.get_num_threads())
+    return torch
+
+
+def csr_forward(x, layer):
+    """Scores (B, L) by a CSR product in the fastest of its layouts, columns sorted; xt (H, B) is made beforehand.
+
+    ``mm(w, xt, out=)`` and ``mm(w, x.t(), out=)`` give (L, B), returned as a view; ``x @ w.t()`` gives (B, L).
+    """
+    torch = _torch(layer.device)
+    matrix, runs = matrix_of(layer), {}
+    rows = torch.as_tensor(x, device=layer.device)
+    columns, out = rows.t().contiguous(), torch.empty((layer.n_labels, len(x)), device=layer.device)
+    for dtype in (torch.int32, torch.int64):
+        parts = torch.from_numpy(matrix.indptr).to(dtype), torch.from_numpy(matrix.indices).to(dtype)
+        with warnings.catch_warnings(action="ignore"):  # "CSR support is in beta"
+            w = torch.sparse_csr_tensor(*parts, torch.from_numpy(matrix.data), matrix.shape).to(layer.device)
+        name = str(dtype).removeprefix("torch.")
+        runs[f"mm(w, xt, out=), {name}"] = lambda w=w: torch.mm(w, columns, out=out).t()
+        runs[f"mm(w, x.t(), out=), {name}"] = lambda w=w: torch.mm(w, rows.t(), out=out).t()
+        runs[f"x @ w.t(), {name}"] = lambda w=w: rows @ w.t()
+    best = fastest(runs)
+    return Peer(runs[best], best)
+
+
+def embedding_bag_forward(x, layer):
+    """The same sums as weighted bags of the rows of xt (H, B), made beforehand; gives (L, B), returned as a view."""
+    torch = _torch(layer.device)
+    columns = torch.as_tensor(x, device=layer.device).t().contiguous()
+    indices, values = (torch.as_tensor(a, device=layer.device) for a in (layer.indices, layer.values))
+    bag = torch.nn.functional.embedding_bag
+    return Peer(lambda: bag(indices, columns, mode="sum", per_sample_weights=values).t(), "int32, allocates")
+
+
+def _dense(torch, x, n_labels):
+    generator = torch.Generator(device=x.device).manual_seed(0)
+    w = torch.randn((n_labels, x.shape[1]), generator=generator, device=x.device).div_(x.shape[1])
+    return w, torch.empty((len(x), n_labels), device=x.device)
+
+
+def dense_step(x, labels, n_labels, loss, learning_rate):
+    """A dense layer's whole step: product, loss, gradients, fused Adam; scores and gradients in preallocated arrays.
+
+    No bias and no autograd, both in its favour; the (B, L) scores become their own gradient in place.
+    `arrays` are the weights and their gradient.
+    """
+    device = backend.device_of(x)
+    torch = _torch(device)
+    x = torch.as_tensor(x, device=device)
+    w, s = _dense(torch, x, n_labels)
+    w.grad = torch.empty_like(w)
+    adam = torch.optim.Adam([w.requires_grad_()], lr=learning_rate, fused=True)
+    indptr, columns = (torch.as_tensor(a, device=device).long() for a in labels)
+    rows, n_rows = torch.repeat_interleave(torch.arange(len(x), device=device), indptr.diff()), len(x)
+
+    @torch.no_grad()
+    def run():
+        torch.mm(x, w.t(), out=s)
+        positive = s[rows, columns]
+        if loss == "squared-hinge":
+            s.add_(1).clamp_(min=0)
+            total = torch.linalg.vector_norm(s, dim=1).square().sum() - (1 + positive).clamp(min=0).square().sum()
+            total += (1 - positive).clamp(min=0).square().sum()
+            s[rows, columns] = -(1 - positive).clamp(min=0)
+            s.mul_(2 / n_rows)
+        else:
+            total = torch.nn.functional.softplus(s).sum() - positive.sum()
+            s.sigmoid_()
+            s[rows, columns] -= 1
+            s.div_(n_rows)
+        torch.mm(s.t(), x, out=w.grad)
+        dx = s @ w
+        adam.step()
+        return float(total) / n_rows, dx
+
+    return Peer(run, f"width {x.shape[1]}, gradients by hand, fused Adam", (w.detach(), w.grad))
+
+
+def dense_top_k(x, n_labels, k):
+    """Dense product into a preallocated array, then topk; `arrays` are the weights."""
+    device = backend.device_of(x)
+    torch = _torch(device)
+    x = torch.as_tensor(x, device=device)
+    w, s = _dense(torch, x, n_labels)
+    return Peer(lambda: torch.topk(torch.mm(x, w.t(), out=s), k), f"width {x.shape[1]}, mm and topk", (w,))
+
+
+def to_numpy(tensor):
+    """A tensor of any device as a NumPy array."""
+    return np.asarray(tensor.detach().cpu())

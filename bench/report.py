@@ -1,0 +1,114 @@
+"""Tables from bench/results/*.json: ``python -m bench.report`` writes them into bench/README.md.
+
+``python -m bench.report --add FILE ...`` first sorts the rows of FILE (gpu_output/results.json) into bench/results/.
+A table holds one row of results, so figures of different machines never meet in one.
+"""
+
+import argparse
+import itertools
+import json
+from pathlib import Path
+
+from . import harness
+
+README = harness.HERE / "README.md"
+START, END = "<!-- tables: start -->", "<!-- tables: end -->"
+
+
+def _ms(seconds):
+    return f"{seconds * 1e3:,.2f}" if seconds < 0.01 else f"{seconds * 1e3:,.1f}"
+
+
+def _lines(header, rows):
+    rule = ["---" if name in (header[0], "how") else "---:" for name in header]
+    return ["| " + " | ".join(cells) + " |" for cells in (header, rule, *rows)]
+
+
+def _contestants(row):
+    for name, c in row["contestants"].items():
+        if "unavailable" in c:
+            yield [name, "-", "-", "-", "-", c["unavailable"]]
+        else:
+            spread = f"{_ms(c['q10_s'])} - {_ms(c['q90_s'])}"
+            times = f"{c['ratio_to_ours']:.2f} ({c['ratio_q10']:.2f} - {c['ratio_q90']:.2f})"
+            yield [name, _ms(c["median_s"]), spread, _ms(c["min_s"]), "1" if name == "ours" else times, c["note"]]
+
+
+def _floor(row):
+    ours = row["contestants"]["ours"]["median_s"]
+    for what, part in row["floor"]["parts"].items():
+        rate = f"{part['amount'] / 1e9:,.2f} G{part['unit']} at {part['limit'] / 1e9:,.0f} G{part['unit']}/s"
+        yield [what, rate, _ms(part["seconds"]), f"{part['seconds'] / ours:.0%}"]
+
+
+def _targets(row):
+    for rival, (wanted, aim) in row["targets"].items():
+        c = row["contestants"][rival]
+        if "unavailable" not in c:
+            verdict = "met" if c["ratio_to_ours"] >= wanted else "not met"
+            yield f"Target: {wanted} x {rival}, better {aim} x; measured {c['ratio_to_ours']:.2f} x: {verdict}."
+
+
+def _memory(row):
+    for name, m in row["memory"].items():
+        growth = "unknown" if m["growth"] is None else f"{m['growth'] / 2**20:,.0f} MiB"
+        yield f"Memory, {name}: {m['held'] / 2**20:,.0f} MiB of arrays, {growth} more during a call."
+
+
+def table(row):
+    """One row of results as Markdown."""
+    sizes = ", ".join(f"{k} {v:,}" if isinstance(v, int) else f"{k} {v}" for k, v in row["parameters"].items())
+    header = ["contestant", "median ms", "10 % - 90 %", "min ms", "times ours", "how"]
+    lines = [f"**{row['benchmark']}**: {sizes}", "", *_lines(header, _contestants(row)), ""]
+    if row["floor"]:
+        header = ["what ours has to do", "amount and measured limit", "least ms", "share of ours"]
+        distance = row["contestants"]["ours"]["median_s"] / row["floor"]["seconds"]
+        lines += [*_lines(header, _floor(row)), ""]
+        lines += [f"Floor: {_ms(row['floor']['seconds'])} ms ({row['floor']['bound']}); ours takes {distance:.1f} times that."]
+    return "\n".join([*lines, *_targets(row), *_memory(row)])
+
+
+def machine_of(row):
+    """A line that says what a row was measured on and with."""
+    e = row["environment"]
+    m, versions = e["machine"], ", ".join(f"{name} {v}" for name, v in e["versions"].items())
+    caches = ", ".join(f"{level} {size >> 10:,} KiB" for level, size in m["caches"].items())
+    gpu = f"{m['gpu']}, driver {m['driver']}; " if "driver" in m else ""
+    return f"{gpu}{m['cpu']}, {m['cores']} cores ({caches}), {e['threads']} threads; {versions}"
+
+
+def _source(row):
+    e = row["environment"]
+    commit = (e["commit"] or "unknown")[:12] + (" with changes" if e["dirty"] else "")
+    return f"`{e['command']}`, commit {commit}, {e['date_utc']}, {e['seconds']} s."
+
+
+def render(rows):
+    """All tables, grouped by machine and versions."""
+    sections = []
+    for machine, group in itertools.groupby(sorted(rows, key=machine_of), key=machine_of):
+        sections += [f"### {machine}", *(f"{table(row)}\n\n{_source(row)}" for row in group)]
+    return "\n\n".join(sections)
+
+
+def add(path):
+    """Sort the rows of a file into bench/results/NAME-DEVICE.json."""
+    for row in json.loads(Path(path).read_text()):
+        harness.write_rows(harness.RESULTS / f"{row['benchmark'].split(':')[0]}-{row['parameters']['device']}.json", [row])
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
+    parser.add_argument("--add", type=Path, nargs="+", default=[], help="files of rows to sort into bench/results/ first")
+    args = parser.parse_args(argv)
+    for path in args.add:
+        add(path)
+    rows = [row for path in sorted(harness.RESULTS.glob("*.json")) for row in json.loads(path.read_text())]
+    text = README.read_text()
+    before, after = text.partition(START)[0], text.partition(END)[2]
+    README.write_text(f"{before}{START}\n\n{render(rows)}\n\n{END}{after}")
+    print(f"{len(rows)} rows of results in {README.name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Dense products on the CPU: BLAS, one tile a thread.
+
+BLAS's own threads are not used, for two reasons. They cut a product differently for every number of threads, so that
+bits would depend on it; and after each product they spin for milliseconds on the cores that Numba's threads need next.
+So the result is cut into tiles by its shape alone, and Numba's threads call single-threaded BLAS on each.
+"""
+
+import numpy as np
+import scipy.linalg.cython_blas  # noqa: F401  the BLAS that Numba calls must be loaded before threadpoolctl looks
+import threadpoolctl
+from numba import prange, types
+
+from ..core import backend
+
+_blas_threads = threadpoolctl.ThreadpoolController()
+
+# Numba's door to BLAS: gemm(kind, transa, transb, m, n, k, &alpha, a, lda, b, ldb, &beta, c, ldc), column-major.
+_gemm = types.ExternalFunction("numba_xxgemm", types.intc(*[types.char] * 3, *[types.intp] * 11))
+FLOAT32, AS_IS, TURNED = np.int8(ord("s")), np.int8(ord("n")), np.int8(ord("t"))
+ITEM = 4
+
+
+@backend.njit_parallel
+def _tiled(turn_a, turn_b, a, b, out):
+    """out = op(a) op(b), all C-contiguous. Row-major products are column-major ones of the transposes: b comes first."""
+    m, n = out.shape
+    k = a.shape[0] if turn_a else a.shape[1]
+    one, zero, dummy = np.ones(1, np.float32), np.zeros(1, np.float32), np.zeros(1, np.float32)
+    alpha, beta, nothing = one.ctypes.data, zero.ctypes.data, dummy.ctypes.data
+    at_a, at_b, at_out = a.ctypes.data, b.ctypes.data, out.ctypes.data
+    lda, ldb = a.shape[1], b.shape[1]
+    op_a, op_b = TURNED if turn_a else AS_IS, TURNED if turn_b else AS_IS
+    # the first call looks BLAS up under the interpreter's lock: it must not happen inside a parallel loop
+    _gemm(FLOAT32, AS_IS, AS_IS, 1, 1, 1, alpha, nothing, 1, nothing, 1, beta, nothing, 1)
+    size = max(m, n)
+    tile = max(32, (size + 15) // 16)
+    for part in prange((size + tile - 1) // tile):
+        row, n_rows, column, n_columns = 0, m, 0, n
+        if m > n:
+            row, n_rows = part * tile, min(tile, size - part * tile)
+        else:
+            column, n_columns = part * tile, min(tile, size - part * tile)
+        tile_a = at_a + ITEM * (row if turn_a else row * lda)
+        tile_b = at_b + ITEM * (column * ldb if turn_b else column)
+        tile_out = at_out + ITEM * (row * n + column)
+        _gemm(FLOAT32, op_b, op_a, n_columns, n_rows, k, alpha, tile_b, ldb, tile_a, lda, beta, tile_out, n)
+
+
+def matmul(a, b, out):
+    """``out = a @ b`` for float32 matrices; a and b C-contiguous or the transposes of such, out C-contiguous."""
+    if not (out.size and a.size):
+        out[:] = 0
+        return
+    turn_a, turn_b = not a.flags.c_contiguous, not b.flags.c_contiguous
+    with _blas_threads.limit(limits=1, user_api="blas"):
+        _tiled(turn_a, turn_b, a.T if turn_a else a, b.T if turn_b else b, out)

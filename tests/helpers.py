@@ -1,0 +1,107 @@
+"""What the tests share: made-up data, the rule for tolerances, layers and labels on a device."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import scipy.sparse
+
+from sparsemax_nb import FixedFanIn, Labels
+from sparsemax_nb.core import backend as placement
+
+EPS = float(np.finfo(np.float32).eps)
+
+
+class Layer(NamedTuple):
+    """The arrays of a fixed fan-in layer, as kernels and `reference` take them."""
+
+    indices: np.ndarray
+    values: np.ndarray
+    bias: np.ndarray
+
+
+def normal(seed, *shape):
+    """Standard normal float32 numbers."""
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def integers(seed, low, high, *shape):
+    """Small integers as float32: their sums and products are exact, so results must agree to the last bit."""
+    return np.random.default_rng(seed).integers(low, high, shape).astype(np.float32)
+
+
+def tolerance(terms, scale):
+    """What float32 may lose in a sum of `terms` numbers whose result is about `scale`."""
+    return 4 * EPS * np.sqrt(terms) * scale
+
+
+def assert_close(got, want, terms, scale=None):
+    """`got` (float32) equals `want` (float64) up to `tolerance`; `scale` is the largest wanted number where not given.
+
+    The wanted data must be non-trivial: finite, not all zero, not all the same. Sums of 0 terms must be equal.
+    """
+    got, want = np.asarray(got), np.asarray(want)
+    assert got.shape == want.shape
+    assert got.dtype == np.float32
+    if terms == 0 or want.size == 0:
+        np.testing.assert_array_equal(got, want)
+        return
+    assert np.isfinite(want).all()
+    assert np.abs(want).max() > 1e-3, "trivial data: all zero"
+    assert want.size < 4 or np.ptp(want) > 1e-3, "trivial data: all the same"
+    scale = np.abs(want).max() if scale is None else scale
+    np.testing.assert_allclose(got, want, rtol=0, atol=tolerance(terms, scale))
+
+
+def close_to_derivative(function, point, gradient, rng, step=1e-6):
+    """`gradient` (float64) of `function` at `point` agrees with central differences along random directions."""
+    assert np.abs(gradient).max() > 1e-3, "trivial data: zero gradient"
+    for _ in range(5):
+        direction = rng.standard_normal(point.shape)
+        slope = (function(point + step * direction) - function(point - step * direction)) / (2 * step)
+        assert slope == pytest.approx((gradient * direction).sum(), rel=1e-6, abs=1e-7)
+
+
+def layer_arrays(n_labels, n_inputs, fan_in, seed=0):
+    """A `Layer` of NumPy arrays with normal weights."""
+    random = np.random.default_rng(seed)
+    indices = np.array([random.permutation(n_inputs)[:fan_in] for _ in range(n_labels)], np.int32)
+    return Layer(indices.reshape(n_labels, fan_in), normal(seed + 1, n_labels, fan_in), normal(seed + 2, n_labels))
+
+
+def make_layer(backend, *arguments, **keywords):
+    """The same as a `FixedFanIn` on the device of `backend`."""
+    return place_layer(backend, layer_arrays(*arguments, **keywords), arguments[1])
+
+
+def place_layer(backend, arrays, n_inputs):
+    return FixedFanIn(n_inputs, *map(backend.array, arrays))
+
+
+def copy_layer(layer):
+    """The arrays of a `FixedFanIn` as NumPy copies."""
+    return Layer(*(np.array(placement.to_numpy(a)) for a in layer.arrays))
+
+
+def label_matrix(n_rows, n_labels, seed=0, density=0.3):
+    """Random positive labels as SciPy CSR (B, L)."""
+    dense = np.random.default_rng(seed).random((n_rows, n_labels)) < density
+    return scipy.sparse.csr_matrix(dense.astype(np.float32))
+
+
+def place_labels(backend, matrix):
+    """The labels as the public functions take them on the device of `backend`."""
+    if backend.device == "cpu":
+        return matrix
+    return Labels(backend.array(matrix.indptr, np.int32), backend.array(matrix.indices, np.int32))
+
+
+class ForeignArray:
+    """Something on a CUDA device, as far as placement can see."""
+
+    __cuda_array_interface__ = None
+
+
+def on_other_device(backend, array):
+    """A stand-in for `array` on the device that `backend` is not."""
+    return ForeignArray() if backend.device == "cpu" else np.array(array)

@@ -1,0 +1,398 @@
+"""The catalogue of the CUDA kernels: operations on concrete arguments that launch them, and the check of what comes out.
+
+An `Operation` names a function of the CUDA wing; its `make(shape)` gives a `Task`: NumPy arguments as both wings take
+them, and a function that compares the outputs with `reference`. One catalogue serves all nets:
+
+1. the operation on the CPU and in the simulator (tests/test_kernels.py);
+2. what its kernels look like when compiled (tests/contracts), with the budgets at the end of this file;
+3. its compiled kernels executed, launched as the wing launches them (tests/compiled);
+4. on a CUDA device, the same as 1.
+
+`intercepted` makes 2 and 3 possible: it lets the wing run without a device and hands every launch to the caller.
+"""
+
+import contextlib
+import copy
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+import sparsemax_nb.cuda
+from sparsemax_nb.core import backend as placement
+from sparsemax_nb.core import formulas, rng, sparse
+from sparsemax_nb.cuda import fixed_fan_in as cuda_layer
+from sparsemax_nb.cuda import launch
+from sparsemax_nb.reference import activations, embedding, fixed_fan_in, losses, matmul, optimizers, top_k
+
+from .helpers import assert_close, integers, label_matrix, layer_arrays, normal
+
+RATES = formulas.Rates(*map(np.float32, (0.125, 0.875, 0.984375, 0.001)))
+SEED = np.uint64(12345678901234567890)
+
+
+class Task(NamedTuple):
+    args: tuple
+    check: Callable
+
+
+class Operation(NamedTuple):
+    name: str
+    function: Callable  # of the CUDA wing
+    make: Callable  # shape -> Task
+    small: tuple  # shapes for the simulator (at most four)
+    large: tuple  # and those for everything that is faster
+    twin: str | None = ""  # "module.function" of the CPU wing; None where it has none
+
+    @property
+    def shapes(self):
+        return self.small + self.large
+
+
+class Launch(NamedTuple):
+    kernel: object
+    grid: object
+    block: object
+    shared: int
+    args: tuple
+
+
+class Budget(NamedTuple):
+    registers: int
+    shared: int = 0  # static, bytes
+    float64: bool = False
+
+
+def all_kernels():
+    """{"module.name": kernel} of everything in the CUDA wing that is called ..._kernel."""
+    kernels = {}
+    for info in pkgutil.iter_modules(sparsemax_nb.cuda.__path__):
+        for name, value in vars(importlib.import_module(f"sparsemax_nb.cuda.{info.name}")).items():
+            if name.endswith("_kernel"):
+                kernels[f"{info.name}.{name}"] = value
+    return kernels
+
+
+@contextlib.contextmanager
+def intercepted(receive):
+    """The CUDA wing without a device: arrays are NumPy's, and each launch of a kernel becomes ``receive(Launch)``."""
+
+    class Launcher:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
+        def __getitem__(self, configuration):
+            grid, block, _, shared = (*configuration, 0, 0)[:4]
+            return lambda *args: receive(Launch(self.kernel, grid, block, shared, args))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(placement, "xp", np)
+        patch.setattr(placement, "asarray", lambda x, device, dtype=None: np.ascontiguousarray(x, dtype))
+        for name, kernel in all_kernels().items():
+            patch.setattr(f"sparsemax_nb.cuda.{name}", Launcher(kernel))
+        yield
+
+
+def recorded():
+    """{"module.name": Launch} of every kernel, as its operation launches it for the last of its shapes."""
+    names, launches = {id(kernel): name for name, kernel in all_kernels().items()}, {}
+
+    def receive(item):
+        launches[names[id(item.kernel)]] = item
+
+    with intercepted(receive):
+        for operation in OPERATIONS:
+            operation.function(*operation.make(operation.shapes[-1]).args)
+    return launches
+
+
+def run_on(backend, function, task):
+    """Run the operation on the device of `backend`: arguments there, outputs back into the task's arrays, then check."""
+    placed = {}
+    if backend.device == "cpu":
+        function(*task.args)
+        return task.check()
+
+    def place(value):
+        if isinstance(value, np.ndarray):
+            if id(value) not in placed:
+                turned = not value.flags.c_contiguous
+                placed[id(value)] = value, backend.array(value.T).T if turned else backend.array(value)
+            return placed[id(value)][1]
+        if isinstance(value, tuple):
+            items = map(place, value)
+            return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+        return value
+
+    function(*place(task.args))
+    for host, device in placed.values():
+        host[...] = backend.numpy(device)
+    return task.check()
+
+
+def unwritten(*shape, dtype=np.float32):
+    """An output array: what the kernel forgets stays NaN (or -9)."""
+    return np.full(shape, np.nan if dtype == np.float32 else -9, dtype)
+
+
+# ---------------------------------------------------------------- fixed fan-in layer
+
+
+def make_forward(shape):
+    n_rows, n_inputs, n_labels, fan_in = shape
+    x, layer = normal(1, n_rows, n_inputs), layer_arrays(n_labels, n_inputs, fan_in)
+    scores = unwritten(n_rows, n_labels)
+    return Task(
+        (x, layer, scores), lambda: assert_close(scores, fixed_fan_in.forward(x, layer), fan_in + 1)
+    )
+
+
+def launch_simple_forward(x, layer, scores, *, block=(32, 8)):
+    """Launch `forward_kernel`, which no function of the wing calls: it is there to be read."""
+    grid, block = launch.labels_by_rows(layer.indices.shape[0], x.shape[0], *block)
+    cuda_layer.forward_kernel[grid, block](placement.asarray(x.T, "cuda"), layer, scores)
+
+
+def make_backward(shape):
+    n_rows, n_inputs, n_labels, fan_in = shape
+    x, layer = normal(1, n_rows, n_inputs), layer_arrays(n_labels, n_inputs, fan_in)
+    dscores = normal(2, n_rows, n_labels) * integers(3, 0, 2, n_rows, n_labels)  # about half of them zero
+    dscores[:1, :1] = 1
+    outputs = unwritten(n_rows, n_inputs), unwritten(n_labels, fan_in), unwritten(n_labels)
+
+    def check():
+        most = np.bincount(layer.indices.reshape(-1)).max()
+        wanted = fixed_fan_in.backward(x, layer, dscores)
+        for got, want, terms in zip(outputs, wanted, (most, n_rows, n_rows), strict=True):
+            assert_close(got, want, terms)
+
+    return Task((x, layer, dscores, *outputs), check)
+
+
+def make_step(shape, loss, kind):
+    n_rows, n_inputs, n_labels, fan_in = shape
+    x, layer = normal(1, n_rows, n_inputs), layer_arrays(n_labels, n_inputs, fan_in)
+    matrix = label_matrix(n_rows, n_labels)
+    positives = sparse.by_label(sparse.as_labels(matrix, n_rows, "cpu", n_labels), n_labels)
+    moments = [make_moments(kind, array) for array in (layer.values, layer.bias)]
+    dx, label_loss = unwritten(n_rows, n_inputs), unwritten(n_labels)
+    before = copy.deepcopy((layer, *moments))
+
+    def check():
+        old, *old_moments = before
+        want_dx, want_loss, *wanted = fixed_fan_in.step(x, old, positives, loss, kind, RATES, *old_moments)
+        most = np.bincount(layer.indices.reshape(-1)).max()
+        assert_close(dx, want_dx, most * (fan_in + 1))
+        assert_close(label_loss, want_loss, n_rows * (fan_in + 1))
+        for array, moment, want in zip((layer.values, layer.bias), moments, wanted, strict=True):
+            for got, wanted_array in zip((array, *moment), want, strict=True):
+                assert_close(got, wanted_array, 4 * n_rows * (fan_in + 1))
+
+    return Task((x, layer, positives, loss, kind, RATES, *moments, dx, label_loss), check)
+
+
+def make_layer_top_k(shape):
+    *shape, k = shape
+    n_rows, n_inputs, n_labels, fan_in = shape
+    layer = layer_arrays(n_labels, n_inputs, fan_in)
+    layer = layer._replace(values=integers(4, -2, 3, n_labels, fan_in), bias=integers(5, -2, 3, n_labels))
+    x = integers(6, -2, 3, n_rows, n_inputs)
+    outputs = unwritten(n_rows, k), unwritten(n_rows, k, dtype=np.int32)
+    return Task((x, layer, *outputs), lambda: check_top_k(outputs, fixed_fan_in.top_k(x, layer, k)))
+
+
+def check_top_k(outputs, wanted):
+    """Exact integers with many ties: scores and ids must be equal."""
+    for got, want in zip(outputs, wanted, strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def make_connections(shape):
+    n_labels, n_inputs, fan_in = shape
+    indices = unwritten(n_labels, fan_in, dtype=np.int32)
+    wanted = functools.partial(fixed_fan_in.random_connections, SEED, n_inputs, n_labels, fan_in)
+    return Task((SEED, n_inputs, indices), lambda: np.testing.assert_array_equal(indices, wanted()))
+
+
+def make_values(n):
+    values, scale = unwritten(n), np.float32(0.3)
+    wanted = functools.partial(fixed_fan_in.random_values, SEED, rng.WEIGHTS, scale, (n,))
+    return Task((SEED, rng.WEIGHTS, scale, values), lambda: np.testing.assert_array_equal(values, wanted()))
+
+
+# ---------------------------------------------------------------- the rest of a network
+
+
+def make_moments(kind, array):
+    """Moments in mid-training (of size 0 for SGD); v well above 0, so that the update is a smooth function."""
+    if kind == formulas.SGD_KIND:
+        return formulas.Moments(*(np.zeros((0,) * array.ndim, np.float32) for _ in range(2)))
+    return formulas.Moments(normal(7, *array.shape), np.abs(normal(8, *array.shape)) + np.float32(0.1))
+
+
+def make_update(n, kind):
+    parameter, gradient = normal(1, n), normal(2, n)
+    moments = make_moments(kind, parameter)
+    wanted = optimizers.update(kind, parameter.copy(), gradient, copy.deepcopy(moments), RATES)
+    return Task((kind, parameter, gradient, moments, RATES), lambda: check_update((parameter, *moments), wanted))
+
+
+def make_update_rows(shape, kind):
+    n, n_rows, n_columns = shape
+    parameter, gradient = normal(1, n_rows, n_columns), normal(2, n, n_columns)
+    moments = make_moments(kind, parameter)
+    row_ids = np.random.default_rng(3).permutation(n_rows)[:n].astype(np.int32)
+    wanted = optimizers.update_rows(kind, parameter, row_ids, gradient, moments, RATES)
+    return Task(
+        (kind, parameter, row_ids, gradient, moments, RATES), lambda: check_update((parameter, *moments), wanted)
+    )
+
+
+def check_update(outputs, wanted):
+    for got, want in zip(outputs, wanted, strict=True):
+        assert_close(got, want, 4)
+
+
+def make_multilabel(shape, loss):
+    scores = normal(1, *shape) * 3
+    matrix = label_matrix(*shape)
+    positives = sparse.by_label(sparse.as_labels(matrix, shape[0], "cpu", shape[1]), shape[1])
+    dscores, label_loss = unwritten(*shape), unwritten(shape[1])
+
+    def check():
+        want_loss, want_dscores = losses.multilabel(scores, positives, loss)
+        assert_close(label_loss, want_loss, shape[0])
+        assert_close(dscores, want_dscores, min(shape[0], 1))
+
+    return Task((scores, positives, loss, dscores, label_loss), check)
+
+
+def make_top_k(shape):
+    n_rows, n_columns, k = shape
+    scores = integers(1, -20, 20, n_rows, n_columns)
+    outputs = unwritten(n_rows, k), unwritten(n_rows, k, dtype=np.int32)
+    return Task((scores, *outputs), lambda: check_top_k(outputs, top_k.top_k(scores, k)))
+
+
+def make_relu(shape, rate, in_place=False):
+    z, bias = normal(1, *shape), normal(2, shape[1])
+    dropout = rng.make_dropout(rate, 2**63 + 5, 1, 3)
+    out = z if in_place else unwritten(*shape)
+    wanted = activations.relu_dropout(z.copy(), bias, dropout)
+
+    def check():
+        np.testing.assert_array_equal(out > 0, wanted > 0)
+        assert_close(out, wanted, min(shape[0], 2))
+
+    return Task((z, bias, dropout, out), check)
+
+
+def make_relu_backward(shape, in_place=False):
+    dout, scale = normal(1, *shape), np.float32(1.25)
+    out = np.maximum(normal(2, *shape), 0)
+    out[:1] = 1
+    dz, dbias = dout if in_place else unwritten(*shape), unwritten(shape[1])
+    wanted = activations.relu_dropout_backward(dout.copy(), out, scale)
+
+    def check():
+        assert_close(dz, wanted[0], min(shape[0], 1))
+        assert_close(dbias, wanted[1], shape[0])
+
+    return Task((dout, out, scale, dz, dbias), check)
+
+
+def bag(n_rows, n_features):
+    """Random `SparseRows` with empty rows and features that never occur."""
+    matrix = label_matrix(n_rows, n_features)
+    matrix.data[:] = normal(4, matrix.nnz)
+    return sparse.as_rows(matrix, "cpu")
+
+
+def make_embedding(shape):
+    n_rows, n_features, width = shape
+    rows, table, out = bag(n_rows, n_features), normal(1, n_features, width), unwritten(n_rows, width)
+    terms = np.diff(rows.indptr).max(initial=0)
+    return Task((rows, table, out), lambda: assert_close(out, embedding.forward(rows, table), terms))
+
+
+def make_embedding_backward(shape):
+    n_rows, n_features, width = shape
+    columns, dout = sparse.by_column(bag(n_rows, n_features)), normal(1, n_rows, width)
+    drows = unwritten(len(columns.ids), width)
+    terms = np.diff(columns.indptr).max(initial=0)
+    return Task((columns, dout, drows), lambda: assert_close(drows, embedding.backward(columns, dout), terms))
+
+
+def make_matmul(shape, turn_a=False, turn_b=False):
+    m, n, k = shape
+    a = normal(1, k, m).T if turn_a else normal(1, m, k)
+    b = normal(2, n, k).T if turn_b else normal(2, k, n)
+    out = unwritten(m, n)
+    return Task((a, b, out), lambda: assert_close(out, matmul.matmul(a, b), k))
+
+
+# ---------------------------------------------------------------- the catalogue
+
+#: (B, H, L, K): one of everything; K = H; nothing a multiple of a block or a tile; no rows.
+SMALL_LAYERS = (1, 1, 1, 1), (3, 7, 5, 7), (9, 5, 7, 3), (0, 5, 3, 2)
+LARGE_LAYERS = (33, 19, 17, 3), (65, 31, 1100, 9), (140, 11, 9, 4)
+MATRICES = (1, 1), (3, 7), (9, 5), (0, 5)
+LARGE_MATRICES = (65, 33), (33, 300)
+
+
+def _operations():
+    def operation(name, make, small, large, function=None, twin="", **options):
+        module, _, attribute = name.partition(" ")[0].partition(".")
+        if function is None:
+            function = getattr(importlib.import_module(f"sparsemax_nb.cuda.{module}"), attribute)
+        make = functools.partial(make, **options) if options else make
+        return Operation(name, function, make, small, large, f"{module}.{attribute}" if twin == "" else twin)
+
+    kinds = {"sgd": formulas.SGD_KIND, "adam": formulas.ADAM_KIND}
+    yield operation("fixed_fan_in.random_connections", make_connections, ((1, 1, 1), (7, 9, 3)), ((65, 31, 31),))
+    yield operation("fixed_fan_in.random_values", make_values, (1, 33), (300,))
+    yield operation(
+        "fixed_fan_in.forward (simple)", make_forward, SMALL_LAYERS, LARGE_LAYERS, launch_simple_forward, None
+    )
+    yield operation("fixed_fan_in.forward", make_forward, SMALL_LAYERS, LARGE_LAYERS)
+    yield operation("fixed_fan_in.backward", make_backward, SMALL_LAYERS, LARGE_LAYERS)
+    for loss, code in formulas.LOSSES.items():
+        for optimizer, kind in kinds.items():
+            yield operation(
+                f"fixed_fan_in.step {loss} {optimizer}", make_step, SMALL_LAYERS[1:3], LARGE_LAYERS, loss=code, kind=kind
+            )
+        yield operation(f"losses.multilabel {loss}", make_multilabel, MATRICES, LARGE_MATRICES, loss=code)
+    yield operation(
+        "fixed_fan_in.top_k", make_layer_top_k,
+        ((1, 1, 1, 1, 1), (3, 7, 5, 7, 5), (5, 9, 67, 3, 3), (0, 5, 3, 2, 1)), ((33, 19, 331, 5, 4), (65, 9, 40, 2, 40)),
+    )  # fmt: skip
+    yield operation("top_k.top_k", make_top_k, ((1, 1, 1), (3, 7, 7), (5, 67, 3), (0, 5, 1)), ((33, 331, 4), (9, 40, 40)))
+    for optimizer, kind in kinds.items():
+        yield operation(f"optimizers.update {optimizer}", make_update, (1, 33), (300,), kind=kind)
+        yield operation(
+            f"optimizers.update_rows {optimizer}", make_update_rows, ((1, 1, 1), (3, 9, 5), (0, 5, 7)), ((33, 65, 300),),
+            kind=kind,
+        )  # fmt: skip
+    for rate in (0, 0.3):
+        yield operation(f"activations.relu_dropout {rate}", make_relu, MATRICES[:3:2] + MATRICES[3:], LARGE_MATRICES, rate=rate)
+    yield operation("activations.relu_dropout in place", make_relu, MATRICES[1:2], LARGE_MATRICES, rate=0.5, in_place=True)
+    yield operation("activations.relu_dropout_backward", make_relu_backward, MATRICES, LARGE_MATRICES)
+    yield operation(
+        "activations.relu_dropout_backward in place", make_relu_backward, MATRICES[1:2], LARGE_MATRICES, in_place=True
+    )
+    bags = ((3, 7, 5), (9, 5, 3), (0, 3, 2)), ((65, 33, 31), (33, 100, 300))
+    yield operation("embedding.forward", make_embedding, *bags)
+    yield operation("embedding.backward", make_embedding_backward, *bags)
+    for turned in ({}, {"turn_a": True}, {"turn_b": True}):
+        small, large = ((1, 1, 1), (3, 7, 5), (0, 3, 2), (3, 2, 0)), ((65, 33, 19), (33, 300, 7))
+        yield operation(f"matmul.matmul {' '.join(turned)}".strip(), make_matmul, small, large, **turned)
+
+
+OPERATIONS = tuple(_operations())
+
+#: Registers at which a multiprocessor still holds the stated number of warps; see `python -m tests.contracts.table`.
+BUDGETS = {}
