@@ -1,16 +1,17 @@
 """What every benchmark shares: checked timings in turn, peak memory, measured machine limits, and rows of results.
 
 A row is ``{benchmark, parameters, contestants: {name: {median_s, q10_s, q90_s, min_s, ratio_to_ours, ...}}, floor,
-targets, memory, environment}``; the contestant "ours" is the one that ratios refer to. One row is one run on one machine.
+targets, memory, environment}``; ratios refer to the contestant "ours". One row is one run on one machine.
 """
 
 import argparse
 import contextlib
-import functools
+import ctypes
 import importlib.metadata
 import json
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -125,7 +126,7 @@ def memory_growth(device="cpu"):
 
     CPU: the kernel's own high-water mark of the process (VmHWM), reset before the block; a sampling thread would stand
     still while compiled code holds the interpreter lock. None where /proc does not offer it. CUDA: growth of CuPy's
-    memory pool, whose free blocks are given back first. Memory that an allocator already holds does not count as growth.
+    memory pool. What the C library or the pool keeps for reuse is given back first, so that it counts when it is used.
     """
     growth = {"bytes": None}
     if device == "cuda" and not backend.SIMULATOR:
@@ -136,6 +137,8 @@ def memory_growth(device="cpu"):
         growth["bytes"] = pool.total_bytes() - before
         return
     try:
+        with contextlib.suppress(AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
         before = _status("VmRSS")
     except OSError:
@@ -206,53 +209,66 @@ def _compute(array, parts, rounds):
             _polynomials(array[part * n : (part + 1) * n])
 
 
-def _best(run, sync=None, tries=9):
+_limits = {}  # the best that this process has seen, {(threads, device): {name: rate}}
+
+
+def _note(known, name, amount, run, tries=3):
+    """One call that does not count, then the best of `tries`; kept in `known` where it beats what is there."""
     run()
-    return min(_timed(run, sync)[0] for _ in range(tries))
+    known[name] = max([known.get(name, 0), *(amount / _timed(run, None)[0] for _ in range(tries))])
 
 
-@functools.cache
 def machine_limits(threads, device="cpu", smoke=False):
-    """What the machine can do at best, measured by small kernels of our own, each the best of nine; per second.
+    """What the machine can do at best, measured by small kernels of our own; per second.
 
-    CPU, with `threads` threads that each own a part of the array: ``dram_copy`` (bytes read and written, copying an
-    array of eight times the L3 cache, 256 MiB at least), ``dram_store`` (bytes written, filling it with the byte 1: some
-    processors have a short cut for zeros), ``l2_read`` and ``l3_read`` (bytes read, summing 512 MiB a thread out of half
-    the L2 of each thread, half the L3 in all), ``flops`` (float32 multiply-adds, two each: four independent polynomials an element in registers).
-    CUDA: ``dram_copy`` (bytes read and written, CuPy copying 1 GiB), nothing else.
+    Each call measures three rounds again and returns the best since the process started: other users of a machine only
+    ever make it slower. CPU, with `threads` threads that each own a part of the array: ``dram_copy`` (bytes read and
+    written, copying an array of eight times the L3 cache, 256 MiB at least), ``dram_store`` (bytes written, filling it
+    with the byte 1: some processors have a short cut for zeros), ``l2_read`` and ``l3_read`` (bytes read, summing
+    512 MiB a thread out of half the L2 of each thread, half the L3 in all), ``flops`` (float32 multiply-adds, two each:
+    four independent polynomials an element, in registers). CUDA: ``dram_copy`` (bytes read and written, CuPy copying
+    1 GiB), nothing else.
     """
+    known = _limits.setdefault((threads, device), {})
     if device == "cuda":
         source = backend.zeros((1 << 12 if smoke else 1 << 28,), np.float32, "cuda")
         target = backend.zeros(source.shape, np.float32, "cuda")
-        return {"dram_copy": 2 * source.nbytes / _best(lambda: backend.xp.copyto(target, source), backend.synchronize)}
+
+        def copy():
+            backend.xp.copyto(target, source)
+            backend.synchronize()
+
+        _note(known, "dram_copy", 2 * source.nbytes, copy, 9)
+        return known
     caches = cache_bytes()
     n = threads * (1 << 16 if smoke else max(8 * caches["L3"], 1 << 28) // 4 // threads)
-    source, target = np.ones(n, np.float32), np.ones(n, np.float32)
-    limits = {"dram_copy": 2 * source.nbytes / _best(lambda: _copy(source, target, threads))}
-    limits["dram_store"] = target.nbytes / _best(lambda: _store(target.view(np.uint8), threads))
-    for name, size in (("l2_read", threads * caches["L2"] // 2), ("l3_read", caches["L3"] // 2)):
-        part = source[: max(1, size // 4)]
-        rounds = 1 if smoke else max(1, threads * (1 << 29) // part.nbytes)
-        limits[name] = rounds * part.nbytes / _best(lambda p=part, r=rounds: _read(p, threads, r))
-    small = np.full(threads * 2048, 0.1, np.float32)
-    rounds = 1 if smoke else 200
-    limits["flops"] = rounds * small.size * FLOPS_PER_ELEMENT / _best(lambda: _compute(small, threads, rounds))
-    return limits
+    source, target, small = np.ones(n, np.float32), np.ones(n, np.float32), np.full(threads * 2048, 0.1, np.float32)
+    for _ in range(1 if smoke else 3):
+        _note(known, "dram_copy", 2 * source.nbytes, lambda: _copy(source, target, threads))
+        _note(known, "dram_store", target.nbytes, lambda: _store(target.view(np.uint8), threads))
+        for name, size in (("l2_read", threads * caches["L2"] // 2), ("l3_read", caches["L3"] // 2)):
+            part = source[: max(1, size // 4)]
+            rounds = 1 if smoke else max(1, threads * (1 << 29) // part.nbytes)
+            _note(known, name, rounds * part.nbytes, lambda p=part, r=rounds: _read(p, threads, r))
+        rounds = 1 if smoke else 200
+        _note(known, "flops", rounds * small.size * FLOPS_PER_ELEMENT, lambda r=rounds: _compute(small, threads, r))
+    return dict(known)
 
 
-def floor(limits, work):
+def floor(args, work):
     """The least time that ``{what: (amount, name of the limit)}`` takes: each amount over its rate, the largest counts.
 
-    Work whose limit was not measured on this device is left out.
+    Work whose limit is not measured on this device is left out.
     """
+    limits = machine_limits(args.threads, args.device, args.smoke)
     parts = {
-        what: {"amount": float(amount), "limit": limits[name], "unit": "FLOP" if name == "flops" else "B"}
-        | {"seconds": amount / limits[name]}
+        what: {"amount": float(amount), "unit": "FLOP" if name == "flops" else "B", "limit": limits[name]}
         for what, (amount, name) in work.items()
         if name in limits
     }
-    bound = max(parts, key=lambda what: parts[what]["seconds"])
-    return {"seconds": parts[bound]["seconds"], "bound": bound, "parts": parts}
+    seconds = {what: part["amount"] / part["limit"] for what, part in parts.items()}
+    bound = max(seconds, key=seconds.get)
+    return {"seconds": seconds[bound], "bound": bound, "parts": parts, "limits": limits}
 
 
 # ---------------------------------------------------------------- rows of results
@@ -307,14 +323,14 @@ def environment(device="cpu"):
         machine["driver"] = query.splitlines()[0].split(", ")[-1] if query else str(runtime.driverGetVersion())
         versions["cuda"] = str(runtime.runtimeGetVersion())
     changed = _output_of("git", "status", "--porcelain", "--", "..", ":!results", ":!README.md")
-    name = Path(sys.argv[0]).stem
+    command = " ".join([f"python -m bench.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
     return {
         "machine": machine,
         "threads": numba.get_num_threads(),
         "versions": versions,
         "commit": _output_of("git", "rev-parse", "HEAD"),
         "dirty": None if changed is None else bool(changed),
-        "command": " ".join(["python -m bench." + name, *sys.argv[1:]]),
+        "command": re.sub(r" --json[ =]\S+", "", command),
         "date_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - STARTED, 1),
     }
@@ -323,7 +339,8 @@ def environment(device="cpu"):
 def make_row(benchmark, parameters, contestants, timings, *, floor=None, targets=None, memory=None, device="cpu"):
     """A row of results. Contestants that are an `Unavailable` are kept with their reason.
 
-    `targets` is ``{rival: (least ratio wanted, ratio aimed at)}``, `memory` ``{contestant: {"held": bytes, "growth": bytes}}``.
+    `targets` is ``{rival: (least ratio wanted, ratio aimed at)}``, `memory` is
+    ``{contestant: {"held": bytes, "growth": bytes}}``.
     """
     entries = {}
     for name, contestant in contestants.items():
@@ -343,11 +360,14 @@ def make_row(benchmark, parameters, contestants, timings, *, floor=None, targets
 
 
 def _identity(row):
-    return json.dumps([row["benchmark"], row["parameters"], row["environment"]["machine"], row["environment"]["threads"]], sort_keys=True)
+    return json.dumps(
+        [row["benchmark"], row["parameters"], row["environment"]["machine"], row["environment"]["threads"]],
+        sort_keys=True,
+    )
 
 
 def write_rows(path, rows):
-    """Add rows to a JSON file; a row of the same benchmark, parameters and machine is replaced. Written aside, then renamed."""
+    """Add rows to a JSON file, in place of those of the same benchmark, parameters and machine. Atomic."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     old = json.loads(path.read_text()) if path.exists() else []
@@ -369,7 +389,7 @@ def write_rows(path, rows):
 
 
 def offer(check, prepare, *args):
-    """The contestant that a peer prepares, checked by ``check(result, *arrays)``, or the `Unavailable` that says why not."""
+    """The contestant that a peer prepares, checked by ``check(result, *arrays)``, or the `Unavailable` that it raised."""
     try:
         peer = prepare(*args)
     except Unavailable as reason:
@@ -392,7 +412,9 @@ def arguments(benchmark, description, sizes, argv=None, repeats=15):
     cores = numba.config.NUMBA_NUM_THREADS
     parser.add_argument("--threads", type=int, default=min(2, cores), help="threads of Numba and PyTorch (default: 2)")
     parser.add_argument("--repeats", type=int, help=f"timed rounds (default: {repeats}; 2 with --smoke)")
-    parser.add_argument("--json", type=Path, help="file to add the rows to (default: bench/results/NAME-DEVICE.json, none with --smoke)")
+    parser.add_argument(
+        "--json", type=Path, help="file to add the rows to (default: bench/results/NAME-DEVICE.json, none with --smoke)"
+    )
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: shows that it runs, the figures mean nothing")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     for name, (full, smoke) in sizes.items():
@@ -408,22 +430,20 @@ def arguments(benchmark, description, sizes, argv=None, repeats=15):
     args.parameters = {}
     for name, defaults in sizes.items():
         if getattr(args, name) is None:
-            setattr(args, name, defaults[args.smoke])
+            setattr(args, name, defaults[args.smoke])  # defaults: (full, smoke)
         args.parameters[name] = getattr(args, name)
     args.repeats = args.repeats or (2 if args.smoke else repeats)
-    args.limits = machine_limits(args.threads, args.device, args.smoke)
     if args.json is None and not args.smoke:
         args.json = RESULTS / f"{benchmark}-{args.device}.json"
     print(f"{benchmark} on {args.device}, {args.threads} threads" + (", smoke sizes" if args.smoke else ""), flush=True)
     return args
 
 
-def finish(args, rows):
-    """Print the tables of a script's rows and write them where the command line says."""
+def publish(args, row):
+    """Print a row's table and write it where the command line says; returns it."""
     from .report import table
 
-    for row in rows:
-        print("\n" + table(row), flush=True)
+    print("\n" + table(row), flush=True)
     if args.json:
-        write_rows(args.json, rows)
-    return rows
+        write_rows(args.json, [row])
+    return row

@@ -38,7 +38,8 @@ def _floor(row):
     ours = row["contestants"]["ours"]["median_s"]
     for what, part in row["floor"]["parts"].items():
         rate = f"{part['amount'] / 1e9:,.2f} G{part['unit']} at {part['limit'] / 1e9:,.0f} G{part['unit']}/s"
-        yield [what, rate, _ms(part["seconds"]), f"{part['seconds'] / ours:.0%}"]
+        seconds = part["amount"] / part["limit"]
+        yield [what, rate, _ms(seconds), f"{seconds / ours:.0%}"]
 
 
 def _targets(row):
@@ -64,7 +65,9 @@ def table(row):
         header = ["what ours has to do", "amount and measured limit", "least ms", "share of ours"]
         distance = row["contestants"]["ours"]["median_s"] / row["floor"]["seconds"]
         lines += [*_lines(header, _floor(row)), ""]
-        lines += [f"Floor: {_ms(row['floor']['seconds'])} ms ({row['floor']['bound']}); ours takes {distance:.1f} times that."]
+        lines += [
+            f"Floor: {_ms(row['floor']['seconds'])} ms ({row['floor']['bound']}); ours takes {distance:.1f} times that."
+        ]
     return "\n".join([*lines, *_targets(row), *_memory(row)])
 
 
@@ -94,12 +97,16 @@ def render(rows):
 def add(path):
     """Sort the rows of a file into bench/results/NAME-DEVICE.json."""
     for row in json.loads(Path(path).read_text()):
-        harness.write_rows(harness.RESULTS / f"{row['benchmark'].split(':')[0]}-{row['parameters']['device']}.json", [row])
+        harness.write_rows(
+            harness.RESULTS / f"{row['benchmark'].split(':')[0]}-{row['parameters']['device']}.json", [row]
+        )
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
-    parser.add_argument("--add", type=Path, nargs="+", default=[], help="files of rows to sort into bench/results/ first")
+    parser.add_argument(
+        "--add", type=Path, nargs="+", default=[], help="files of rows to sort into bench/results/ first"
+    )
     args = parser.parse_args(argv)
     for path in args.add:
         add(path)

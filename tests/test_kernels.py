@@ -25,7 +25,7 @@ def _twin(operation):
 
 
 @pytest.mark.twins
-@pytest.mark.parametrize(("backend", "operation", "shape"), _cases(), indirect=["backend"])
+@pytest.mark.parametrize(("backend", "operation", "shape"), list(_cases()), indirect=["backend"])
 def test_equals_reference(backend, operation, shape):
     function = _twin(operation) if backend.device == "cpu" else operation.function
     run_on(backend, function, operation.make(shape))

@@ -8,7 +8,7 @@ class Unavailable(RuntimeError):
 
 
 class Peer(NamedTuple):
-    """`run()` computes and returns the result, `note` says which of its forms was chosen, `arrays` are for the check."""
+    """`run()` computes and returns the result, `note` says in which form, `arrays` are what a check needs."""
 
     run: Callable
     note: str = ""

@@ -3,7 +3,6 @@
 import warnings
 
 import numba
-import numpy as np
 
 from sparsemax_nb.core import backend
 
@@ -34,7 +33,8 @@ def csr_forward(x, layer):
     columns, out = rows.t().contiguous(), torch.empty((layer.n_labels, len(x)), device=layer.device)
     for dtype in (torch.int32, torch.int64):
         parts = torch.from_numpy(matrix.indptr).to(dtype), torch.from_numpy(matrix.indices).to(dtype)
-        with warnings.catch_warnings(action="ignore"):  # "CSR support is in beta"
+        with warnings.catch_warnings():  # "CSR support is in beta"
+            warnings.simplefilter("ignore")
             w = torch.sparse_csr_tensor(*parts, torch.from_numpy(matrix.data), matrix.shape).to(layer.device)
         name = str(dtype).removeprefix("torch.")
         runs[f"mm(w, xt, out=), {name}"] = lambda w=w: torch.mm(w, columns, out=out).t()
@@ -104,8 +104,3 @@ def dense_top_k(x, n_labels, k):
     x = torch.as_tensor(x, device=device)
     w, s = _dense(torch, x, n_labels)
     return Peer(lambda: torch.topk(torch.mm(x, w.t(), out=s), k), f"width {x.shape[1]}, mm and topk", (w,))
-
-
-def to_numpy(tensor):
-    """A tensor of any device as a NumPy array."""
-    return np.asarray(tensor.detach().cpu())

@@ -20,7 +20,7 @@ def matrix_of(layer):
 
 
 def forward(x, layer):
-    """Scores as a (B, L) view of (L, B): the faster of ``w @ xt`` (allocates) and csr_matvecs into a preallocated array.
+    """Scores as a (B, L) view of (L, B): the faster of ``w @ xt`` (allocates) and csr_matvecs into an array.
 
     ``xt`` is made beforehand. csr_matvecs adds to its output: the zeroing is part of the time.
     """

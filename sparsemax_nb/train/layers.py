@@ -1,7 +1,7 @@
 """Layers with forward and backward written out. A layer's `backward` also updates its parameters.
 
-Every layer lists its arrays in `parameters` (name -> array, for saving and for finding the one that went wrong), and
-passes back the gradient by its input *from before* the update.
+Every layer lists its arrays in `parameters` (name -> array), hidden layers also their last output in `activations`; a
+layer passes back the gradient by its input *from before* the update.
 """
 
 import math
@@ -37,18 +37,19 @@ class _ReluDropout:
 
     def __init__(self, width, device):
         self.bias = backend.zeros(width, np.float32, device)
+        self.out = backend.zeros((0, width), np.float32, device)
         self._wing = backend.wing(device, "activations")
 
     def forward(self, z, dropout):
         """``max(0, z + bias)``, dropped out where `dropout` is given; overwrites z."""
-        self._out, self._scale = z, (dropout or NO_DROPOUT).scale
+        self.out, self._scale = z, (dropout or NO_DROPOUT).scale
         self._wing.relu_dropout(z, self.bias, dropout or NO_DROPOUT, z)
         return z
 
     def backward(self, dout, optimizer):
         """Gradient by z; overwrites dout. Updates the bias."""
         dbias = backend.empty(self.bias.shape, np.float32, backend.device_of(self.bias))
-        self._wing.relu_dropout_backward(dout, self._out, self._scale, dout, dbias)
+        self._wing.relu_dropout_backward(dout, self.out, self._scale, dout, dbias)
         optimizer.step(self.bias, dbias)
         return dout
 
@@ -68,6 +69,10 @@ class Embedding:
     @property
     def parameters(self):
         return {"embedding.table": self.table, "embedding.bias": self._relu.bias}
+
+    @property
+    def activations(self):
+        return {"embedding.output": self._relu.out}
 
     def forward(self, rows, dropout=None):
         """SparseRows -> (B, D)."""
@@ -95,6 +100,10 @@ class Dense:
     @property
     def parameters(self):
         return {"intermediate.weights": self.weights, "intermediate.bias": self._relu.bias}
+
+    @property
+    def activations(self):
+        return {"intermediate.output": self._relu.out}
 
     def forward(self, x, dropout=None):
         """(B, D) -> (B, H)."""
@@ -132,10 +141,13 @@ class DenseOutput:
         dscores = self._scores(x)
         label_loss = backend.empty(self.bias.shape, np.float32, self._device)
         backend.wing(self._device, "losses").multilabel(dscores, positives, formulas.LOSSES[loss], dscores, label_loss)
+        value = float(label_loss.sum(dtype=np.float64))
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the loss is {value}")
         dx = product(dscores, self.weights)
         optimizer.step(self.weights, product(dscores.T, x))
         optimizer.step(self.bias, dscores.sum(axis=0))
-        return float(label_loss.sum(dtype=np.float64)), dx
+        return value, dx
 
     def top_k(self, x, k):
         """The k best labels of each row: scores (B, k), ids (B, k) int32."""

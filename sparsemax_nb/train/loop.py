@@ -1,6 +1,5 @@
 """The training loop: batches, progress, a budget of time, and a stop with a name where numbers go wrong."""
 
-import math
 import resource
 import sys
 import time
@@ -37,16 +36,13 @@ def _checked_step(network, x, labels, loss, optimizer):
     """`network.step`, with any NaN or infinity turned into a TrainingError that names step and layer."""
     number = network.steps
     try:
-        value = network.step(x, labels, loss, optimizer)
+        return network.step(x, labels, loss, optimizer)
     except (FloatingPointError, ValueError) as error:
         culprit = network.first_not_finite()
-        if culprit is None:
+        if culprit is None and isinstance(error, ValueError):
             raise
-        raise TrainingError(f"step {number}: {culprit} holds NaN or infinity ({error})") from error
-    if not math.isfinite(value):
-        culprit = network.first_not_finite() or "the scores overflowed"
-        raise TrainingError(f"step {number}: the loss is {value}; first bad array: {culprit}; lower the learning rate")
-    return value
+        reason = f"{culprit} holds NaN or infinity" if culprit else "the scores overflowed in the output layer"
+        raise TrainingError(f"step {number}: {reason} ({error}); lower the learning rate") from error
 
 
 def fit(network, x, labels, *, loss, optimizer, batch_size, epochs, seed, budget_seconds=None, progress=True, after_epoch=None):

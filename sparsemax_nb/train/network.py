@@ -71,8 +71,9 @@ class Network:
         return self.output.top_k(self.forward(x), k)
 
     def first_not_finite(self):
-        """Name of the first parameter that holds NaN or infinity, or None."""
-        for name, array in self.parameters.items():
+        """Name of the first array that holds NaN or infinity, or None: parameters, then the last outputs of the layers."""
+        activations = {name: array for layer in self.hidden for name, array in layer.activations.items()}
+        for name, array in (self.parameters | activations).items():
             if not bool(backend.module_of(self.device).isfinite(array).all()):
                 return name
         return None

@@ -1,0 +1,144 @@
+"""The benchmarks at smoke size, and the arithmetic and file handling of their harness."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from bench import forward, gpu, harness, report, step
+from bench.peers import Peer, Unavailable
+
+
+@pytest.fixture
+def no_torch(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+
+
+def test_forward_without_torch(no_torch, tmp_path, capsys):
+    (row,) = forward.main(["--smoke", "--device", "cpu", "--json", str(tmp_path / "f.json")])
+    assert row["contestants"]["PyTorch CSR"] == {"unavailable": "PyTorch is not installed"}
+    assert row["contestants"]["SciPy CSR"]["ratio_to_ours"] > 0
+    assert row["parameters"]["labels"] == 300 and row["parameters"]["repeats"] == 2
+    assert json.loads((tmp_path / "f.json").read_text()) == [json.loads(json.dumps(row))]
+    printed = capsys.readouterr().out
+    assert "PyTorch is not installed" in printed and "Floor: " in printed
+
+
+def test_step_without_torch(no_torch):
+    rows = step.main(["--smoke", "--device", "cpu"])
+    assert [row["benchmark"] for row in rows] == ["step", "step", "step", "top_k"]
+    active = [row["parameters"].get("active_scores_percent") for row in rows]
+    assert 0 < active[0] < 10 and active[1] > 99 and active[2] == 100
+    assert rows[0]["contestants"]["PyTorch dense"] == {"unavailable": "PyTorch is not installed"}
+
+
+def test_forward_and_step_with_torch():
+    pytest.importorskip("torch", reason="PyTorch is not installed: it is an optional rival")
+    rows = forward.main(["--smoke", "--device", "cpu"]) + step.main(["--smoke", "--device", "cpu"])
+    for row in rows:
+        assert not any("unavailable" in c for c in row["contestants"].values())
+
+
+def test_a_wrong_result_is_not_timed():
+    calls = []
+
+    def check(result):
+        harness.require(result == 2, f"got {result}, not 2")
+
+    with pytest.raises(AssertionError, match="got 1, not 2"):
+        harness.measure("wrong", lambda: calls.append(0) or 1, check, repeats=5)
+    assert len(calls) == 1
+    scores = np.zeros((2, 300), np.float32)
+    layer = forward.FixedFanIn.random(300, 16, 4, seed=0)
+    with pytest.raises(AssertionError, match="scores are off"):
+        forward.checker(forward.inputs(2, 16, "cpu"), layer)(scores)
+
+
+def test_turns_and_arithmetic():
+    calls = []
+    contestants = {n: harness.Contestant(lambda n=n: calls.append(n), lambda _: None) for n in "ab"}
+    timings = harness.compare(contestants, 2, pause=0)
+    assert "".join(calls) == "aabb" + "abab"
+    assert [len(t.seconds) for t in timings.values()] == [2, 2]
+    ours, rival = harness.Timing("ours", 9.0, [1.0, 2.0, 4.0]), harness.Timing("rival", 9.0, [3.0, 4.0, 4.0])
+    assert ours.summary()["median_s"] == 2 and ours.summary()["min_s"] == 1 and ours.summary()["first_call_s"] == 9
+    assert ours.summary()["q90_s"] == pytest.approx(2 + 0.8 * 2)
+    assert harness.ratio(rival, ours)["ratio_to_ours"] == 2  # of 3, 2, 1: round by round, not of the medians
+
+
+def test_memory_growth():
+    with harness.memory_growth() as growth:
+        np.ones(32 << 20, np.uint8)
+    if growth["bytes"] is None:
+        pytest.skip("/proc offers no high-water mark here")
+    assert 31 << 20 <= growth["bytes"] < 64 << 20 and harness.peak_rss() > 32 << 20
+
+
+def sample_row(cpu="Processor A", n_labels=10, seconds=0.002):
+    contestants = {
+        "ours": harness.Contestant(None, None, "fast"),
+        "rival": harness.Contestant(None, None),
+        "absent": Unavailable("not installed"),
+    }
+    timings = {"ours": harness.Timing("ours", 1.0, [seconds]), "rival": harness.Timing("rival", 1.0, [0.006])}
+    parts = {"bytes stored": {"amount": 1e6, "unit": "B", "limit": 1e9}}
+    floor, targets = {"seconds": 0.001, "bound": "bytes stored", "parts": parts}, {"rival": (2, 4), "absent": (2, 4)}
+    row = harness.make_row("demo", {"labels": n_labels}, contestants, timings, floor=floor, targets=targets)
+    row["environment"]["machine"]["cpu"] = cpu
+    return row
+
+
+def test_rows_are_replaced_and_written_atomically(tmp_path, monkeypatch):
+    path = tmp_path / "results" / "demo-cpu.json"
+    harness.write_rows(path, [sample_row(), sample_row(n_labels=20)])
+    harness.write_rows(path, [sample_row(seconds=0.001), sample_row("Processor B")])
+    rows = json.loads(path.read_text())
+    found = sorted((r["environment"]["machine"]["cpu"], r["parameters"]["labels"]) for r in rows)
+    assert found == [("Processor A", 10), ("Processor A", 20), ("Processor B", 10)]
+    assert {r["contestants"]["ours"]["median_s"] for r in rows} == {0.001, 0.002}
+
+    with pytest.raises(TypeError):
+        harness.write_rows(path, [sample_row() | {"floor": object()}])
+    assert json.loads(path.read_text()) == rows and len(list(path.parent.iterdir())) == 1
+
+
+def test_report(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "README", tmp_path / "README.md")
+    monkeypatch.setattr(harness, "RESULTS", tmp_path / "results")
+    (tmp_path / "gpu.json").write_text(json.dumps([sample_row("Processor B"), sample_row()]))
+    report.README.write_text(f"before\n\n{report.START}\nold\n{report.END}\n\nafter\n")
+    for _ in range(2):
+        report.main(["--add", str(tmp_path / "gpu.json")])
+    text = report.README.read_text()
+    assert text.startswith("before\n") and text.endswith("\n\nafter\n") and "old" not in text
+    assert text.count("| rival | 6.00 | 6.00 - 6.00 | 6.00 | 3.00 (3.00 - 3.00) |") == 2
+    assert "Target: 2 x rival, better 4 x; measured 3.00 x: met." in text and "| absent | - |" in text
+    assert "| bytes stored | 0.00 GB at 1 GB/s | 1.00 | 50% |" in text and "ours takes 2.0 times that" in text
+    sections = text.split("### ")[1:]
+    assert ["Processor A" in s for s in sections] == [True, False]
+    assert all(s.count("**demo**") == 1 for s in sections)
+
+
+def test_gpu_needs_a_device_and_survives_failing_parts(tmp_path, capsys, monkeypatch):
+    assert gpu.main(["--dry-run"]) == 0
+    assert "python -m bench.step --device cuda" in capsys.readouterr().out
+    monkeypatch.setattr(gpu.backend, "cuda_available", lambda: False)
+    assert gpu.main(["--out", str(tmp_path / "out")]) == 2
+    assert not (tmp_path / "out").exists() and "needs a real CUDA device" in capsys.readouterr().err
+    with open(tmp_path / "log.txt", "w") as log:
+        failed = gpu.run_part("bad", ["python", "-c", "print('hello'); raise SystemExit(3)"], 20, log)
+        slow = gpu.run_part("slow", ["python", "-c", "import time; time.sleep(60)"], 1, log)
+        late = gpu.run_part("late", ["python", "-c", "1"], 0, log)
+    assert failed["rc"] == 3 and slow["rc"] == late["rc"] == 124
+    assert "hello" in (tmp_path / "log.txt").read_text()
+    assert gpu.junit_counts(tmp_path / "none.xml") == {}
+
+
+def test_fastest_and_peers():
+    assert harness.fastest({"slow": lambda: np.ones(1 << 22).sum(), "fast": lambda: None}) == "fast"
+    assert harness.offer(None, lambda: Peer(lambda: 3)).run() == 3
+    checked = harness.offer(
+        lambda result, extra: harness.require(result == extra, "no"), lambda: Peer(lambda: 3, "", (3,))
+    )
+    checked.check(3)

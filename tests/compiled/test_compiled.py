@@ -1,0 +1,98 @@
+"""Net 3: the compiled kernels executed on the CPU by ptxsim, launched as the CUDA wing launches them.
+
+The environment variable PTXSIM names the folder of the `ptxsim` package.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sparsemax_nb.cuda import launch as launches
+from tests.core import philox
+from tests.kernels import OPERATIONS, intercepted
+
+if os.environ.get("PTXSIM"):
+    sys.path.append(str(Path(os.environ["PTXSIM"]).resolve().parent))
+    import ptxsim
+
+pytestmark = pytest.mark.skipif(not os.environ.get("PTXSIM"), reason="PTXSIM is not set to the folder of ptxsim")
+
+CASES = [pytest.param(o, shape, id=f"{o.name}-{shape}") for o in OPERATIONS for shape in o.shapes]
+NAMED = {operation.name: operation for operation in OPERATIONS}
+
+
+def execute(operation, shape):
+    """Run the operation, check its outcome; {name of kernel: ptxsim's result}."""
+    results, task = {}, operation.make(shape)
+
+    def run(item):
+        grid, block = (np.array((np.ravel(v).tolist() + [1, 1])[:3]) for v in (item.grid, item.block))
+        assert (grid >= 1).all(), "CUDA refuses an empty grid"
+        assert (grid <= (2**31 - 1, 65535, 65535)).all()
+        assert 1 <= block.prod() <= 1024
+        assert item.shared <= 48 << 10
+        result = ptxsim.launch(item.kernel, item.grid, item.block, item.args, dynamic_shared=item.shared)
+        assert [str(finding) for finding in result.errors + result.warnings] == []
+        results[result.name] = result
+
+    with intercepted(run):
+        operation.function(*task.args)
+    task.check()
+    return results
+
+
+@pytest.mark.parametrize("most_blocks", [launches.MAX_GRID_YZ, 1], ids=["", "rows stride"])
+@pytest.mark.parametrize(("operation", "shape"), CASES)
+def test_right_and_without_errors(operation, shape, most_blocks, monkeypatch):
+    """Outcome as `reference`; no access out of bounds, no race, no broken barrier - also where a grid is too small."""
+    monkeypatch.setattr(launches, "MAX_GRID_YZ", most_blocks)
+    execute(operation, shape)
+
+
+#: What docstrings promise of memory traffic: operation, shape (full tiles and warps), kernel, sectors of a store. A warp
+#: that loads float32 coalesced touches 4 sectors; no load of these kernels touches more (but for lists of labels).
+TRAFFIC = [
+    ("fixed_fan_in.forward (simple)", (64, 40, 64, 4), "forward_kernel", 32),
+    ("fixed_fan_in.forward", (64, 40, 64, 4), "forward_tiled_kernel", 4),
+    ("losses.multilabel bce", (9, 128), "multilabel_kernel", 4),
+    ("activations.relu_dropout 0.3", (9, 128), "relu_dropout_kernel", 4),
+    ("activations.relu_dropout_backward", (9, 128), "relu_dropout_backward_kernel", 4),
+    ("embedding.forward", (9, 33, 128), "forward_kernel", 4),
+    ("embedding.backward", (33, 9, 128), "backward_kernel", 4),
+    ("optimizers.update adam", 256, "update_kernel", 4),
+    ("optimizers.update_rows adam", (5, 9, 128), "update_rows_kernel", 4),
+]
+
+
+@pytest.mark.parametrize(("name", "shape", "kernel", "sectors"), TRAFFIC)
+def test_traffic_is_as_promised(name, shape, kernel, sectors):
+    result = execute(NAMED[name], shape)[kernel]
+    assert result.counters.global_store.sectors_per_request == sectors
+    loads = [a.sectors / a.requests for a in result.accesses if (a.kind, a.space) == ("ld", "global") and a.requests]
+    assert 4 in loads
+    assert max(loads) == 4 or kernel == "multilabel_kernel"
+    assert result.counters.shared_load.extra_wavefronts == result.counters.shared_store.extra_wavefronts == 0
+
+
+def test_tile_is_used():
+    """The promise of no bank conflicts is not empty."""
+    counters = execute(NAMED["fixed_fan_in.forward"], (64, 40, 64, 4))["forward_tiled_kernel"].counters
+    assert counters.shared_load.requests == counters.shared_store.requests == 64 * 64 / 32
+
+
+def test_labels_without_gradient_cost_no_atomics():
+    """Half of the scores' gradients are zero in the backward pass: each other one is K atomic adds."""
+    operation, shape = NAMED["fixed_fan_in.backward"], (33, 19, 17, 3)
+    dscores = operation.make(shape).args[2]
+    (atomics,) = execute(operation, shape)["backward_kernel"].counters.atomics.values()
+    assert atomics["lanes"] == 3 * np.count_nonzero(dscores) < 3 * dscores.size
+
+
+def test_philox_equals_the_published_vectors():
+    words = np.zeros((len(philox.VECTORS), 4), np.uint64)
+    result = ptxsim.launch(philox.kernel, 1, 32, (philox.COUNTERS, philox.KEYS, words))
+    assert not result.errors
+    np.testing.assert_array_equal(words, philox.WORDS)

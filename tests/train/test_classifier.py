@@ -1,0 +1,240 @@
+"""`Classifier`, the loop and model files: learning, determinism, manners, bad input."""
+
+import multiprocessing
+import os
+
+import numpy as np
+import pytest
+import scipy.sparse
+
+from sparsemax_nb import data, train
+from sparsemax_nb.core import backend as placement
+from sparsemax_nb.train import TrainingError, checkpoint
+
+SMALL = {"embedding": 16, "intermediate": 32, "fan_in": 8, "bottleneck": 8, "batch_size": 32, "progress": False, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return data.bag_of_words(n_rows=300, n_features=60, words_per_row=5, n_labels=25, labels_per_row=2, seed=1)
+
+
+def fitted(corpus, **changes):
+    return train.Classifier(**SMALL | changes).fit(corpus.features, corpus.labels)
+
+
+def weights(model):
+    return {name: placement.to_numpy(a) for name, a in model.network_.parameters.items()}
+
+
+def same_bits(a, b):
+    return all(np.array_equal(a[name].view(np.uint32), b[name].view(np.uint32)) for name in a)
+
+
+@pytest.mark.parametrize("loss", ["squared-hinge", "bce"])
+@pytest.mark.parametrize("output", ["dense", "bottleneck", "fixed-fan-in"])
+def test_learns(corpus, output, loss):
+    model = fitted(corpus, output=output, loss=loss, epochs=30, learning_rate=2e-2, dropout=0.0)
+    history = model.history_
+    assert history.steps == 30 * 10 and len(history.losses) == 30 and history.losses[-1] < 0.7 * history.losses[0]
+    result = model.evaluate(corpus.features, corpus.labels, ks=(1, 2))
+    assert result["P@1"] > 0.8 and result["nDCG@2"] > 0.7
+    assert model.score(corpus.features, corpus.labels) == result["P@1"]
+
+
+def _fifty_steps(threads, queue, features, labels, output):
+    import numba
+    import threadpoolctl
+
+    numba.set_num_threads(threads)
+    with threadpoolctl.threadpool_limits(threads):
+        model = train.Classifier(**SMALL | {"output": output, "epochs": 5}).fit(features, labels)
+    assert model.history_.steps == 50
+    queue.put(weights(model))
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core only")
+@pytest.mark.parametrize("output", ["dense", "fixed-fan-in"])
+def test_same_bits_with_one_and_two_threads(corpus, output):
+    context, results = multiprocessing.get_context("spawn"), []
+    for threads in (1, 2):
+        queue = context.Queue()
+        process = context.Process(target=_fifty_steps, args=(threads, queue, corpus.features, corpus.labels, output))
+        process.start()
+        results.append(queue.get(timeout=120))
+        process.join()
+    assert same_bits(*results)
+
+
+def test_seed_decides(corpus):
+    first, again, other = (fitted(corpus, epochs=1, seed=s) for s in (1, 1, 2))
+    assert same_bits(weights(first), weights(again)) and not same_bits(weights(first), weights(other))
+
+
+def test_trains_on_cuda(corpus):
+    """The loop, whole, through the CUDA path (in the simulator: a few rows)."""
+    if placement.cuda_problem():
+        pytest.skip(placement.cuda_problem())
+    small = {"embedding": 4, "intermediate": 6, "fan_in": 3, "batch_size": 4, "epochs": 1, "seed": 5}
+    features, labels = corpus.features[:12], corpus.labels[:12, :9]
+    models = [train.Classifier(**SMALL | small | {"device": d}).fit(features, labels) for d in ("cpu", "cuda")]
+    assert models[1].device_ == "cuda" and models[1].history_.steps == 3
+    np.testing.assert_allclose(models[0].history_.losses, models[1].history_.losses, rtol=1e-3)
+    assert models[1].predict(features, 2).shape == (12, 2)
+
+
+def test_budget_stops_training(corpus):
+    model = fitted(corpus, epochs=100000, budget_seconds=0.3)
+    assert 0.3 <= model.history_.seconds < 10 and model.history_.steps < 1000000
+
+
+def test_after_epoch_sees_a_model_that_predicts(corpus):
+    seen = []
+    model = train.Classifier(**SMALL | {"epochs": 3})
+    model.fit(corpus.features, corpus.labels, after_epoch=lambda e, h: seen.append((e, h.steps, model.predict(corpus.features[:2], 1))))
+    assert [(e, steps) for e, steps, _ in seen] == [(0, 10), (1, 20)]
+
+
+def test_scikit_learn_manners():
+    model = train.Classifier(fan_in=8)
+    assert model.get_params()["fan_in"] == 8 and model.set_params(fan_in=4) is model and model.fan_in == 4
+    assert repr(model) == "Classifier(fan_in=4)"
+    assert train.Classifier(**model.get_params()).get_params() == model.get_params()
+    with pytest.raises(ValueError, match="parameter must be one of .*'fan_in'.* got 'width'"):
+        model.set_params(width=3)
+
+
+def test_progress_bar_shows_loss_and_memory(corpus, capsys):
+    fitted(corpus, epochs=3, progress=True)
+    shown = capsys.readouterr().err
+    assert "loss=" in shown and "GiB=" in shown
+
+
+def test_rows_without_features_or_labels(corpus):
+    features, labels = corpus.features.tolil(), corpus.labels.tolil()
+    features[0], labels[1] = 0, 0
+    model = train.Classifier(**SMALL | {"epochs": 1}).fit(features.tocsr(), labels.tocsr())
+    assert np.isfinite(model.history_.losses[0])
+    assert model.predict(scipy.sparse.csr_matrix((2, 60), dtype=np.float32), 3).shape == (2, 3)
+    assert model.predict(corpus.features[:0], 3).shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    "params, error, message",
+    [
+        ({"output": "wide"}, ValueError, "output must be one of 'dense', 'bottleneck', 'fixed-fan-in', got 'wide'"),
+        ({"loss": "mse"}, ValueError, "loss must be one of"),
+        ({"fan_in": 33}, ValueError, r"fan_in must be between 1 and 32 \(the width of the layer below is 32\), got 33"),
+        ({"fan_in": 17, "intermediate": None}, ValueError, "the width of the layer below is 16"),
+        ({"epochs": 0}, ValueError, "epochs must be at least 1, got 0"),
+        ({"batch_size": 2.5}, TypeError, "batch_size must be an integer, got float"),
+        ({"embedding": True}, TypeError, "embedding must be an integer"),
+        ({"dropout": 1.0}, ValueError, "dropout must lie in"),
+        ({"learning_rate": 0}, ValueError, "learning_rate must lie in"),
+        ({"learning_rate": float("nan")}, ValueError, "learning_rate must lie in"),
+        ({"budget_seconds": -1}, ValueError, "budget_seconds must lie in"),
+        ({"seed": -1}, ValueError, "seed must be between 0"),
+        ({"device": "gpu"}, ValueError, "device must be 'auto', 'cpu' or 'cuda', got 'gpu'"),
+    ],
+)
+def test_bad_parameters(corpus, params, error, message):
+    with pytest.raises(error, match=message):
+        fitted(corpus, **params)
+
+
+def poisoned(matrix, value):
+    matrix = matrix.copy()
+    matrix.data[matrix.indptr[7]] = value
+    return matrix
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        (lambda x, y: (x.toarray(), y), TypeError, "X must be a SciPy sparse matrix, got ndarray"),
+        (lambda x, y: (x, y.toarray()), TypeError, "Y must be a SciPy sparse matrix"),
+        (lambda x, y: (x, y[:5]), ValueError, "X and Y must have as many rows"),
+        (lambda x, y: (x[:0], y[:0]), ValueError, "at least one row"),
+        (lambda x, y: (poisoned(x, np.nan), y), ValueError, "X must be finite, got NaN or infinity in row 7"),
+        (lambda x, y: (poisoned(x, np.inf), y), ValueError, "X must be finite, got NaN or infinity in row 7"),
+        (lambda x, y: (x, poisoned(y, np.nan)), ValueError, "Y must be finite"),
+        (lambda x, y: (-x, y), ValueError, "negative"),
+    ],
+)
+def test_bad_data(corpus, change, error, message):
+    with pytest.raises(error, match=message):
+        train.Classifier(**SMALL).fit(*change(corpus.features, corpus.labels))
+
+
+@pytest.mark.parametrize("output", ["dense", "fixed-fan-in"])
+def test_overflow_stops_training_and_is_named(corpus, output):
+    with pytest.raises(TrainingError, match=r"step \d+: .*(embedding\.|intermediate\.|output\.|output layer)"):
+        fitted(corpus, output=output, learning_rate=1e30, epochs=2)
+
+
+def test_bad_prediction_requests(corpus):
+    with pytest.raises(ValueError, match="not fitted yet"):
+        train.Classifier().predict(corpus.features)
+    model = fitted(corpus, epochs=1)
+    with pytest.raises(ValueError, match="X must have 60 features as in fit, got 59"):
+        model.predict(corpus.features[:, :59])
+    with pytest.raises(ValueError, match=r"k must be between 1 and 25 \(n_labels = 25\), got 26"):
+        model.predict(corpus.features, 26)
+
+
+@pytest.mark.parametrize("params", [{}, {"output": "dense", "tfidf": False}])
+def test_save_and_load(corpus, tmp_path, params):
+    model, path = fitted(corpus, epochs=1, **params), tmp_path / "model.safetensors"
+    names = [f"label {i}" for i in range(25)]
+    model.save(path, names)
+    again = train.Classifier.load(path, device="cpu")
+    assert again.label_names_ == names and again.get_params() == model.get_params()
+    for got, want in zip(again.top_k(corpus.features, 3), model.top_k(corpus.features, 3), strict=True):
+        assert np.array_equal(got, want)
+    assert os.listdir(tmp_path) == ["model.safetensors"]
+
+
+def test_bad_model_files(corpus, tmp_path):
+    model, path = fitted(corpus, epochs=1), tmp_path / "model.safetensors"
+    with pytest.raises(FileNotFoundError, match="no model file"):
+        train.Classifier.load(path)
+    model.save(path)
+    whole = path.read_bytes()
+    for cut in (0, 4, 100, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(checkpoint.ModelFileError, match="truncated or no safetensors"):
+            train.Classifier.load(path)
+    arrays, description = {"a": np.zeros(2, np.float32)}, {"params": {}}
+    checkpoint.save(path, "language-model", arrays, description)
+    with pytest.raises(checkpoint.ModelFileError, match="holds a 'language-model' model, not 'classifier'"):
+        train.Classifier.load(path)
+    checkpoint.save(path, "classifier", arrays, description)
+    with pytest.raises(checkpoint.ModelFileError, match="does not hold a whole Classifier"):
+        train.Classifier.load(path)
+
+
+def test_newer_and_foreign_model_files(tmp_path, monkeypatch):
+    from safetensors.numpy import save_file
+
+    path = tmp_path / "model.safetensors"
+    save_file({"a": np.zeros(2, np.float32)}, path)
+    with pytest.raises(checkpoint.ModelFileError, match="was not written by sparsemax_nb"):
+        checkpoint.load(path, "classifier")
+    monkeypatch.setattr(checkpoint, "VERSION", 99)
+    checkpoint.save(path, "classifier", {"a": np.zeros(2, np.float32)}, {})
+    monkeypatch.setattr(checkpoint, "VERSION", 1)
+    with pytest.raises(checkpoint.ModelFileError, match="version 99"):
+        checkpoint.load(path, "classifier")
+
+
+def test_failed_save_leaves_the_old_file(corpus, tmp_path, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"old")
+
+    def fail(*_, **__):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(checkpoint, "save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        fitted(corpus, epochs=1).save(path)
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["model.safetensors"]

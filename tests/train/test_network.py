@@ -1,0 +1,115 @@
+"""Gradients of the whole network against finite differences of a float64 network made of `reference` operations."""
+
+import numpy as np
+import pytest
+import scipy.sparse
+
+from sparsemax_nb import SGD, Adam, reference
+from sparsemax_nb.core import backend as placement
+from sparsemax_nb.core import formulas, rng, sparse
+from sparsemax_nb.reference import activations, embedding, fixed_fan_in, losses  # noqa: F401  makes them attributes
+from sparsemax_nb.train.network import Network
+
+N_FEATURES, N_LABELS, N_ROWS = 7, 9, 5
+
+
+def batch(n_rows=N_ROWS):
+    x = scipy.sparse.random(n_rows, N_FEATURES, 0.5, "csr", np.float32, random_state=3)
+    y = scipy.sparse.random(n_rows, N_LABELS, 0.3, "csr", np.float32, random_state=4)
+    x, y = x.tolil(), y.tolil()
+    x[1], y[2] = 0, 0  # a row without features, a row without labels
+    x, y = x.tocsr(), y.tocsr()
+    assert x.nnz > 5 and y.nnz > 5
+    return x, y
+
+
+def make(device, **changes):
+    params = {"embedding": 4, "intermediate": 6, "fan_in": 3, "dropout": 0.4, "seed": 11} | changes
+    network = Network(N_FEATURES, N_LABELS, **params, device=device)
+    for name, array in network.parameters.items():  # biases that are not zero take part in the check
+        if name.endswith("bias"):
+            noise = np.random.default_rng(len(name)).normal(size=array.shape).astype(np.float32)
+            array[:] = placement.asarray(noise, device)
+    return network
+
+
+def host(network):
+    return {name: placement.to_numpy(array).copy() for name, array in network.parameters.items()}
+
+
+def loss64(p, x, y, loss, dropout):
+    """The network's loss from its definition, in float64."""
+    h = reference.embedding.forward(sparse.as_rows(x, "cpu"), p["embedding.table"])
+    h = reference.activations.relu_dropout(h, p["embedding.bias"], dropout)
+    if "intermediate.weights" in p:
+        off = rng.make_dropout(0.0, 0, 0, 0)
+        h = reference.activations.relu_dropout(h @ p["intermediate.weights"], p["intermediate.bias"], off)
+    if "output.indices" in p:
+        gathered = h[:, p["output.indices"]]
+        scores = np.einsum("blk,lk->bl", gathered, p["output.values"]) + p["output.bias"]
+    else:
+        scores = h @ p["output.weights"].T + p["output.bias"]
+    positives = sparse.by_label(sparse.as_labels(y, *y.shape[:1], "cpu", y.shape[1]), y.shape[1])
+    return reference.losses.multilabel(scores, positives, formulas.LOSSES[loss])[0].sum()
+
+
+@pytest.mark.twins
+@pytest.mark.parametrize("loss", formulas.LOSSES)
+@pytest.mark.parametrize("changes", [{}, {"fan_in": None}, {"intermediate": None}], ids=["sparse", "dense", "no-intermediate"])
+def test_gradients_of_every_layer(backend, changes, loss):
+    network, (x, y) = make(backend.device, **changes), batch()
+    dropout = rng.make_dropout(0.4, 11, 0, 0)
+    before = {name: a if a.dtype == np.int32 else a.astype(np.float64) for name, a in host(network).items()}
+    value = network.step(x, y, loss, SGD(learning_rate=1.0))  # so that the change of a parameter is its gradient
+    assert value == pytest.approx(loss64(before, x, y, loss, dropout), rel=1e-5)
+    after, h, checked = host(network), 1e-6, 0
+    for name, array in before.items():
+        if array.dtype == np.int32:
+            continue
+        gradient = array - after[name]
+        wanted = np.zeros_like(array)
+        for place in np.ndindex(array.shape):
+            there, here = array[place] + h, array[place] - h
+            both = []
+            for moved in (there, here):
+                changed = array.copy()
+                changed[place] = moved
+                both.append(loss64(before | {name: changed}, x, y, loss, dropout))
+            wanted[place] = (both[0] - both[1]) / (2 * h)
+        assert np.abs(wanted).max() > 1e-3, f"{name}: the check is trivial"
+        np.testing.assert_allclose(gradient, wanted, atol=2e-5 * np.abs(wanted).max() + 2e-6, err_msg=name)
+        checked += 1
+    assert checked == len(before) - ("output.indices" in before)
+
+
+@pytest.mark.twins
+@pytest.mark.parametrize("fan_in", [3, None])
+def test_three_steps_and_prediction(backend, fan_in):
+    network, (x, y) = make(backend.device, dropout=0.0, fan_in=fan_in), batch()
+    optimizer = Adam(learning_rate=0.05)
+    values = [network.step(x, y, "squared-hinge", optimizer) for _ in range(3)]
+    assert values[0] > values[1] > values[2]
+    scores, ids = (placement.to_numpy(a) for a in network.top_k(x, 2))
+    assert scores.shape == ids.shape == (N_ROWS, 2) and (scores[:, 0] >= scores[:, 1]).all()
+    assert np.all((ids >= 0) & (ids < N_LABELS))
+
+
+def test_cpu_and_cuda_train_alike():
+    if placement.cuda_problem():
+        pytest.skip(placement.cuda_problem())
+    x, y = batch()
+    results = []
+    for device in ("cpu", "cuda"):
+        network, optimizer = make(device), SGD(learning_rate=0.05)  # Adam would blow rounding up where a gradient is zero
+        losses_ = [network.step(x, y, "squared-hinge", optimizer) for _ in range(3)]
+        results.append((losses_, host(network)))
+    np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-5)
+    for name, array in results[0][1].items():
+        np.testing.assert_allclose(results[1][1][name], array, atol=1e-5, err_msg=name)
+
+
+def test_first_not_finite_names_the_array():
+    network = make("cpu")
+    assert network.first_not_finite() is None
+    network.parameters["intermediate.bias"][2] = np.nan
+    assert network.first_not_finite() == "intermediate.bias"
