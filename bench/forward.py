@@ -6,7 +6,7 @@ import numpy as np
 from sparsemax_nb import FixedFanIn, fixed_fan_in_forward
 from sparsemax_nb.core import backend
 
-from . import harness
+from . import harness, machine
 from .peers import pytorch, scipy_csr
 
 SIZES = {"rows": (128, 20), "inputs": (16_384, 64), "labels": (200_000, 300), "fan_in": (32, 8)}
@@ -80,7 +80,7 @@ def main(argv=None):
     else:
         contestants["CuPy CSR"] = harness.offer(check, scipy_csr.forward_cuda, x, layer)
     timings = harness.race(contestants, args)
-    with harness.memory_growth(args.device) as growth:
+    with machine.memory_growth(args.device) as growth:
         ours()
     row = harness.make_row(
         "forward",

@@ -19,16 +19,16 @@ from pathlib import Path
 
 from sparsemax_nb.core import backend
 
-from . import harness, report
+from . import harness, machine, report
 
-NOT_BENCHMARKS = {"__init__", "harness", "report", "gpu"}
+NOT_BENCHMARKS = {"__init__", "harness", "machine", "report", "gpu"}
 TESTS_LIMIT = 300
 
 
 def parts(out, rows, smoke):
     """``{name: command}`` in the order in which they run; what needs the GPU comes first."""
     commands = {"tests": ["python", "-m", "pytest", "tests", "-q", f"--junitxml={out / 'pytest.xml'}"]}
-    names = sorted(path.stem for path in harness.HERE.glob("*.py") if path.stem not in NOT_BENCHMARKS)
+    names = sorted(path.stem for path in machine.HERE.glob("*.py") if path.stem not in NOT_BENCHMARKS)
     for device in ("cuda", "cpu"):
         for name in names:
             command = [
@@ -54,7 +54,7 @@ def run_part(name, command, limit, log):
     start, rc, status = time.perf_counter(), 124, "not started, out of time"
     if limit >= 1:
         command = [sys.executable, *command[1:]]
-        where = {"cwd": harness.HERE.parent, "env": environment}
+        where = {"cwd": machine.HERE.parent, "env": environment}
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, **where)
         try:
             rc = process.wait(limit)
@@ -118,7 +118,7 @@ def main(argv=None):
             rows += json.loads(path.read_text())
     harness.write_rows(out / "results.json", rows)
     failed = [line["name"] for line in lines if line["rc"] != 0]
-    summary = {"environment": harness.environment("cuda"), "parts": lines, "failed": failed}
+    summary = {"environment": machine.environment("cuda"), "parts": lines, "failed": failed}
     summary |= {"tests": junit_counts(out / "pytest.xml"), "seconds": round(time.perf_counter() - start, 1)}
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     if not args.smoke:

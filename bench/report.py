@@ -9,9 +9,9 @@ import itertools
 import json
 from pathlib import Path
 
-from . import harness
+from . import harness, machine
 
-README = harness.HERE / "README.md"
+README = machine.HERE / "README.md"
 START, END = "<!-- tables: start -->", "<!-- tables: end -->"
 
 
@@ -89,8 +89,8 @@ def _source(row):
 def render(rows):
     """All tables, grouped by machine and versions."""
     sections = []
-    for machine, group in itertools.groupby(sorted(rows, key=machine_of), key=machine_of):
-        sections += [f"### {machine}", *(f"{table(row)}\n\n{_source(row)}" for row in group)]
+    for heading, group in itertools.groupby(sorted(rows, key=machine_of), key=machine_of):
+        sections += [f"### {heading}", *(f"{table(row)}\n\n{_source(row)}" for row in group)]
     return "\n\n".join(sections)
 
 

@@ -5,7 +5,7 @@ import numpy as np
 from sparsemax_nb import Adam, FixedFanIn, Labels, fixed_fan_in_forward, fixed_fan_in_step, fixed_fan_in_top_k
 from sparsemax_nb.core import backend
 
-from . import forward, harness
+from . import forward, harness, machine
 from .peers import pytorch, scipy_csr
 
 SIZES = forward.SIZES | {"dense_width": (512, 16), "positives": (5, 2), "k": (5, 5)}
@@ -105,7 +105,7 @@ def step_row(args, x, dense_x, labels, loss, margin):
     memory = {}
     held = {"ours": 3 * layer.nbytes - 2 * layer.indices.nbytes, "PyTorch dense": 16 * args.labels * args.dense_width}
     for name in timings if args.device == "cpu" else ("ours",):  # PyTorch's pool on CUDA is its own
-        with harness.memory_growth(args.device) as growth:
+        with machine.memory_growth(args.device) as growth:
             contestants[name].run()
         extra = 4 * args.rows * args.labels if name != "ours" else 0  # PyTorch's scores, held between calls
         memory[name] = {"held": held[name] + extra, "growth": growth["bytes"]}

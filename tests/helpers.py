@@ -96,11 +96,14 @@ def place_labels(backend, matrix):
 
 
 class ForeignArray:
-    """Something on a CUDA device, as far as placement can see."""
+    """An array on a CUDA device, as far as placement can see."""
 
     __cuda_array_interface__ = None
+
+    def __init__(self, array):
+        self.dtype, self.shape, self.ndim, self.flags = array.dtype, array.shape, array.ndim, array.flags
 
 
 def on_other_device(backend, array):
     """A stand-in for `array` on the device that `backend` is not."""
-    return ForeignArray() if backend.device == "cpu" else np.array(array)
+    return ForeignArray(array) if backend.device == "cpu" else np.array(array)

@@ -1,6 +1,7 @@
 """Optional rivals. A peer prepares everything that is not the question and returns a callable that is timed."""
 
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 
 class Unavailable(RuntimeError):

@@ -33,8 +33,7 @@ def csr_forward(x, layer):
     columns, out = rows.t().contiguous(), torch.empty((layer.n_labels, len(x)), device=layer.device)
     for dtype in (torch.int32, torch.int64):
         parts = torch.from_numpy(matrix.indptr).to(dtype), torch.from_numpy(matrix.indices).to(dtype)
-        with warnings.catch_warnings():  # "CSR support is in beta"
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):  # "CSR support is in beta"
             w = torch.sparse_csr_tensor(*parts, torch.from_numpy(matrix.data), matrix.shape).to(layer.device)
         name = str(dtype).removeprefix("torch.")
         runs[f"mm(w, xt, out=), {name}"] = lambda w=w: torch.mm(w, columns, out=out).t()

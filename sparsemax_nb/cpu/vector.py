@@ -144,6 +144,16 @@ def any_above(typingctx, a, b):
 
 
 @intrinsic
+def all_at_most(typingctx, v, bound):
+    """True where ``v <= bound`` holds in every lane (NaN never does)."""
+
+    def codegen(context, builder, sig, args):
+        return builder.not_(_any(builder, builder.fcmp_unordered(">", args[0], _splat(builder, args[1]))))
+
+    return types.boolean(vector, types.float32), codegen
+
+
+@intrinsic
 def any_nonzero(typingctx, v):
     """True where some lane is not zero (NaN is not)."""
 

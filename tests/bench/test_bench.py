@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from bench import forward, gpu, harness, report, step
+from bench import forward, gpu, harness, machine, report, step
 from bench.peers import Peer, Unavailable
 
 
@@ -26,7 +26,7 @@ def test_forward_without_torch(no_torch, tmp_path, capsys):
 
 
 def test_step_without_torch(no_torch):
-    rows = step.main(["--smoke", "--device", "cpu"])
+    rows = step.main(["--smoke", "--device", "cpu", "--threads", "1"])
     assert [row["benchmark"] for row in rows] == ["step", "step", "step", "top_k"]
     active = [row["parameters"].get("active_scores_percent") for row in rows]
     assert 0 < active[0] < 10 and active[1] > 99 and active[2] == 100
@@ -35,7 +35,7 @@ def test_step_without_torch(no_torch):
 
 def test_forward_and_step_with_torch():
     pytest.importorskip("torch", reason="PyTorch is not installed: it is an optional rival")
-    rows = forward.main(["--smoke", "--device", "cpu"]) + step.main(["--smoke", "--device", "cpu"])
+    rows = forward.main(["--smoke", "--device", "cpu"]) + step.main(["--smoke", "--device", "cpu", "--threads", "1"])
     for row in rows:
         assert not any("unavailable" in c for c in row["contestants"].values())
 
@@ -68,11 +68,11 @@ def test_turns_and_arithmetic():
 
 
 def test_memory_growth():
-    with harness.memory_growth() as growth:
+    with machine.memory_growth() as growth:
         np.ones(32 << 20, np.uint8)
     if growth["bytes"] is None:
         pytest.skip("/proc offers no high-water mark here")
-    assert 31 << 20 <= growth["bytes"] < 64 << 20 and harness.peak_rss() > 32 << 20
+    assert 31 << 20 <= growth["bytes"] < 64 << 20 and machine.peak_rss() > 32 << 20
 
 
 def sample_row(cpu="Processor A", n_labels=10, seconds=0.002):
