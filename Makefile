@@ -14,7 +14,7 @@ test: test-simulator test-compiled
 
 test-simulator: $(VENV)/test.done
 	NUMBA_ENABLE_CUDASIM=1 $(PY) -m pytest -q tests
-	$(PY) -m pytest -q --doctest-modules sparsemax_nb
+	$(PY) -m pytest -q --doctest-modules --doctest-glob=README.md sparsemax_nb README.md
 
 test-compiled: $(VENV)/test.done
 	$(PY) -m pytest -q tests/contracts tests/compiled

@@ -306,7 +306,7 @@ def fixed_fan_in_step(x, layer, labels, loss, optimizer):
     >>> layer, adam = FixedFanIn.random(n_labels=5, n_inputs=16, fan_in=4, seed=1), Adam(learning_rate=0.1)
     >>> x, labels = np.ones((2, 16), np.float32), scipy.sparse.csr_matrix([[0, 1, 0, 0, 0], [0, 1, 0, 0, 1]])
     >>> losses = [fixed_fan_in_step(x, layer, labels, "squared-hinge", adam)[0] for _ in range(50)]
-    >>> losses[0] > 4 > 0.6 > losses[-1]
+    >>> losses[0] > 3 * losses[-1]
     True
     """
     x, wing = _inputs(x, layer)

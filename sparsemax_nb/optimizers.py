@@ -74,7 +74,7 @@ class Adam(_Optimizer):
     >>> from sparsemax_nb import Adam
     >>> w = np.array([1.0, -1.0], np.float32)
     >>> Adam(learning_rate=0.1).step(w, np.array([0.5, 0.0], np.float32))
-    >>> w
+    >>> w.round(3)
     array([ 0.9, -1. ], dtype=float32)
     """
 
