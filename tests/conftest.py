@@ -17,7 +17,7 @@ import sparsemax_nb.cuda
 from sparsemax_nb.core import backend as placement
 
 TESTS = Path(__file__).parent
-CUDA = "simulator" if placement.SIMULATOR else "CUDA device"
+CUDA = "CUDA device" if placement.cuda_available() and not placement.SIMULATOR else "simulator"
 NETS = {
     "cpu": "net 1 twins (cpu)",
     "cuda": f"net 1 twins ({CUDA})",

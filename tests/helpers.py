@@ -1,23 +1,14 @@
 """What the tests share: made-up data, the rule for tolerances, layers and labels on a device."""
 
-from typing import NamedTuple
-
 import numpy as np
 import pytest
 import scipy.sparse
 
 from sparsemax_nb import FixedFanIn, Labels
 from sparsemax_nb.core import backend as placement
+from sparsemax_nb.fixed_fan_in import _Arrays as Layer  # the very type: kernels are compiled once for it, not twice
 
 EPS = float(np.finfo(np.float32).eps)
-
-
-class Layer(NamedTuple):
-    """The arrays of a fixed fan-in layer, as kernels and `reference` take them."""
-
-    indices: np.ndarray
-    values: np.ndarray
-    bias: np.ndarray
 
 
 def normal(seed, *shape):

@@ -305,6 +305,13 @@ def make_relu_backward(shape, in_place=False):
     return Task((dout, out, scale, dz, dbias), check)
 
 
+def make_nan(shape, usual):
+    """One NaN comes in and is seen in the last of the outputs, in the first place and nowhere else."""
+    args = usual(shape).args
+    args[0][0, 0] = np.nan
+    return Task(args, lambda: np.testing.assert_array_equal(np.flatnonzero(np.isnan(args[-1])), [0]))
+
+
 def bag(n_rows, n_features):
     """Random `SparseRows` with empty rows and features that never occur."""
     matrix = label_matrix(n_rows, n_features)
@@ -365,7 +372,9 @@ def _operations():
             yield operation(
                 f"fixed_fan_in.step {loss} {optimizer}", make_step, SMALL_LAYERS[1:3], LARGE_LAYERS, loss=code, kind=kind
             )
-        yield operation(f"losses.multilabel {loss}", make_multilabel, MATRICES, LARGE_MATRICES, loss=code)
+        multilabel = functools.partial(make_multilabel, loss=code)
+        yield operation(f"losses.multilabel {loss}", multilabel, MATRICES, LARGE_MATRICES)
+        yield operation(f"losses.multilabel {loss} of NaN", make_nan, MATRICES[1:2], LARGE_MATRICES[:1], usual=multilabel)
     yield operation(
         "fixed_fan_in.top_k", make_layer_top_k,
         ((1, 1, 1, 1, 1), (3, 7, 5, 7, 5), (5, 9, 67, 3, 3), (0, 5, 3, 2, 1)), ((33, 19, 331, 5, 4), (65, 9, 40, 2, 40)),
@@ -378,7 +387,9 @@ def _operations():
             kind=kind,
         )  # fmt: skip
     for rate in (0, 0.3):
-        yield operation(f"activations.relu_dropout {rate}", make_relu, MATRICES[:3:2] + MATRICES[3:], LARGE_MATRICES, rate=rate)
+        relu = functools.partial(make_relu, rate=rate)
+        yield operation(f"activations.relu_dropout {rate}", relu, MATRICES[::2] + MATRICES[3:], LARGE_MATRICES)
+    yield operation("activations.relu_dropout of NaN", make_nan, MATRICES[1:2], LARGE_MATRICES[:1], usual=functools.partial(make_relu, rate=0))
     yield operation("activations.relu_dropout in place", make_relu, MATRICES[1:2], LARGE_MATRICES, rate=0.5, in_place=True)
     yield operation("activations.relu_dropout_backward", make_relu_backward, MATRICES, LARGE_MATRICES)
     yield operation(

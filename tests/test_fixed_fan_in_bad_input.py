@@ -330,6 +330,10 @@ BAD_LAYERS = {  # n_inputs, changes, error, message
         7, {"indices": lambda a: a[:, :0].copy(), "values": lambda a: a[:, :0].copy()}, ValueError,
         FAN_IN.format(7, 7, 0),
     ),
+    "no labels": (
+        7, {name: lambda a: a[:0].copy() for name in ("indices", "values", "bias")}, ValueError,
+        "^n_labels .*must be at least 1, got 0",
+    ),
     "int64 indices": (7, {"indices": lambda a: a.astype(np.int64)}, TypeError, "^indices must be int32, got int64"),
     "float64 values": (7, {"values": lambda a: a.astype(np.float64)}, TypeError, "^values must be float32, got float64"),
     "values of other shape": (

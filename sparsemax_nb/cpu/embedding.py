@@ -8,23 +8,25 @@ from ..core import backend
 ZERO = np.float32(0)
 
 
+@backend.njit
+def _weighted_sum(indptr, ids, weights, source, i, out):
+    """``out = sum_j weights[j] source[ids[j]]`` over the entries j of line i of a sparse structure."""
+    out[:] = ZERO
+    for j in range(indptr[i], indptr[i + 1]):
+        weight, row = weights[j], source[ids[j]]
+        for d in range(out.size):
+            out[d] += weight * row[d]
+
+
 @backend.njit_parallel
 def forward(rows, table, out):
     """``out[b] = sum_j weights[j] table[ids[j]]`` over the entries j of row b."""
     for b in prange(out.shape[0]):
-        out[b] = ZERO
-        for j in range(rows.indptr[b], rows.indptr[b + 1]):
-            weight, source = rows.weights[j], table[rows.ids[j]]
-            for i in range(out.shape[1]):
-                out[b, i] += weight * source[i]
+        _weighted_sum(rows.indptr, rows.ids, rows.weights, table, b, out[b])
 
 
 @backend.njit_parallel
 def backward(columns, dout, drows):
     """Gradient of the touched table rows: ``drows[i] = sum_j weights[j] dout[rows[j]]`` over column i."""
     for c in prange(drows.shape[0]):
-        drows[c] = ZERO
-        for j in range(columns.indptr[c], columns.indptr[c + 1]):
-            weight, source = columns.weights[j], dout[columns.rows[j]]
-            for i in range(drows.shape[1]):
-                drows[c, i] += weight * source[i]
+        _weighted_sum(columns.indptr, columns.rows, columns.weights, dout, c, drows[c])

@@ -135,9 +135,14 @@ def _n_splits(n_blocks):
 
 
 @backend.njit
-def _labels_at_once(n_blocks, n_labels, fan_in):
-    """Labels whose gradient is summed over all blocks of rows before they are updated."""
-    return min(n_labels, max(256, PARTIAL_SUMS // (max(n_blocks, 1) * fan_in)))
+def _workspace(blocks, n_labels, fan_in):
+    """Where gradients are collected: dx by range of labels and block; and what each block of rows adds to the gradients
+    of as many labels as are summed at once (dvalues, dbias, and whether it adds anything: else it is not written)."""
+    n_blocks, width = blocks.shape
+    span = min(n_labels, max(256, PARTIAL_SUMS // (max(n_blocks, 1) * fan_in)))
+    dblocks = np.zeros((_n_splits(n_blocks), n_blocks, width), np.float32)
+    part_dvalues, part_dbias = np.empty((n_blocks, span, fan_in), np.float32), np.empty((n_blocks, span), np.float32)
+    return dblocks, part_dvalues, part_dbias, np.zeros((n_blocks, span), np.bool_)
 
 
 @backend.njit_parallel
@@ -173,13 +178,9 @@ def backward(x, layer, dscores, dx, dvalues, dbias):
     n_labels, fan_in = layer.indices.shape
     blocks = _pack(x)
     n_blocks = blocks.shape[0]
-    n_splits = _n_splits(n_blocks)
-    dblocks = np.zeros((n_splits, n_blocks, blocks.shape[1]), np.float32)
+    dblocks, part_dvalues, part_dbias, active = _workspace(blocks, n_labels, fan_in)
+    n_splits, span = dblocks.shape[0], active.shape[1]
     indices, values = layer.indices.reshape(-1), layer.values.reshape(-1)
-    span = _labels_at_once(n_blocks, n_labels, fan_in)
-    part_dvalues = np.empty((n_blocks, span, fan_in), np.float32)  # what each block of rows adds to a label's gradient,
-    part_dbias = np.empty((n_blocks, span), np.float32)  # written only where it is not zero
-    active = np.zeros((n_blocks, span), np.bool_)
     for first in range(0, n_labels, span):
         n = min(span, n_labels - first)
         for part in prange(n_blocks * n_splits):
@@ -253,13 +254,9 @@ def step(x, layer, positives, loss, optimizer, rates, values_moments, bias_momen
     n_labels, fan_in = layer.indices.shape
     blocks = _pack(x)
     n_blocks = blocks.shape[0]
-    n_splits = _n_splits(n_blocks)
-    dblocks = np.zeros((n_splits, n_blocks, blocks.shape[1]), np.float32)
+    dblocks, part_dvalues, part_dbias, active = _workspace(blocks, n_labels, fan_in)
+    n_splits, span = dblocks.shape[0], active.shape[1]
     indices, values = layer.indices.reshape(-1), layer.values.reshape(-1)
-    span = _labels_at_once(n_blocks, n_labels, fan_in)
-    part_dvalues = np.empty((n_blocks, span, fan_in), np.float32)  # what each block of rows adds to a label's gradient,
-    part_dbias = np.empty((n_blocks, span), np.float32)  # written only where it is not zero
-    active = np.zeros((n_blocks, span), np.bool_)
     block_loss = np.empty((n_blocks, span), np.float32)
     for first in range(0, n_labels, span):
         n = min(span, n_labels - first)

@@ -72,7 +72,7 @@ class Classifier:
 
     def __init__(
         self, *, output="fixed-fan-in", embedding=256, intermediate=4096, bottleneck=64, fan_in=32, loss="squared-hinge",
-        dropout=0.2, learning_rate=1e-3, batch_size=128, epochs=10, budget_seconds=None, tfidf=True, seed=0, device="auto",
+        dropout=0.1, learning_rate=1e-3, batch_size=128, epochs=10, budget_seconds=None, tfidf=True, seed=0, device="auto",
         progress=True,
     ):  # fmt: skip
         for name in self._names():

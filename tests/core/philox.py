@@ -3,6 +3,7 @@
 import numpy as np
 
 from sparsemax_nb.core import backend, rng
+from sparsemax_nb.core.backend import cuda
 
 VECTORS = [  # counter, key, words
     ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
@@ -16,10 +17,10 @@ COUNTERS, KEYS, WORDS = (
 _philox = backend.cuda_formulas(rng).philox
 
 
-@backend.cuda.jit
+@cuda.jit
 def kernel(counters, keys, words):
     """One thread computes one vector: counters (n, 4), keys (n, 2), words (n, 4), all uint64."""
-    i = backend.cuda.grid(1)
+    i = cuda.grid(1)
     if i < words.shape[0]:
         c, k = counters[i], keys[i]
         words[i, 0], words[i, 1], words[i, 2], words[i, 3] = _philox(c[0], c[1], c[2], c[3], k[0], k[1])

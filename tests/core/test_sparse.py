@@ -1,0 +1,75 @@
+"""Sparse batches: labels by row and by label, bags of words by row and by feature, against SciPy."""
+
+import numpy as np
+import pytest
+import scipy.sparse
+
+from sparsemax_nb.core import backend as placement
+from sparsemax_nb.core import sparse
+
+from ..helpers import label_matrix, normal, place_labels
+
+SHAPES = [(0, 3), (1, 1), (3, 5), (33, 17), (65, 1)]
+
+
+def matrix_of(shape):
+    """Random weights; some rows and some columns are empty where there is room."""
+    matrix = label_matrix(*shape, density=0.15 if min(shape) > 4 else 0.5)
+    matrix.data[:] = normal(3, matrix.nnz)
+    return matrix
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_by_label_is_the_transpose(backend, shape):
+    matrix = matrix_of(shape)
+    labels = sparse.as_labels(place_labels(backend, matrix), shape[0], backend.device, shape[1])
+    positives = sparse.by_label(labels, shape[1])
+    turned = matrix.tocsc()
+    for got, want in zip(positives, (turned.indptr, turned.indices), strict=True):
+        assert (placement.device_of(got), got.dtype) == (backend.device, np.int32)
+        np.testing.assert_array_equal(backend.numpy(got), want)
+
+
+def test_positives_are_ascending_whatever_the_order_of_labels(backend):
+    labels = sparse.Labels(backend.array([0, 3, 5], np.int32), backend.array([2, 0, 1, 2, 0], np.int32))
+    positives = sparse.by_label(labels, 4)
+    assert backend.numpy(positives.indptr).tolist() == [0, 2, 3, 5, 5]
+    assert backend.numpy(positives.rows).tolist() == [0, 1, 0, 0, 1]
+
+
+def test_stored_entries_count_whatever_their_value():
+    matrix = scipy.sparse.csr_matrix(([0.0, -1.0, 5.0], [1, 0, 2], [0, 1, 3]), shape=(2, 3))
+    assert sparse.as_labels(matrix, 2, "cpu", 3).indices.tolist() == [1, 0, 2]
+
+
+def test_labels_of_scipy_need_no_copy():
+    matrix = label_matrix(5, 7)
+    labels = sparse.as_labels(matrix, 5, "cpu", 7)
+    assert np.shares_memory(labels.indices, matrix.indices)
+    assert np.shares_memory(labels.indptr, matrix.indptr)
+
+
+@pytest.mark.parametrize("n_rows", [1, 3, 50])
+def test_row_of_each_entry(backend, n_rows):
+    counts = np.random.default_rng(0).integers(0, 4, n_rows)
+    counts[: n_rows // 3] = 0
+    indptr = np.concatenate([[0], np.cumsum(counts)])
+    rows = sparse.row_of_each_entry(backend.array(indptr, np.int32), int(indptr[-1]))
+    np.testing.assert_array_equal(backend.numpy(rows), np.repeat(np.arange(n_rows), counts))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rows_and_columns(backend, shape):
+    matrix = matrix_of(shape)
+    rows = sparse.as_rows(matrix, backend.device)
+    for got, want in zip(rows, (matrix.indptr, matrix.indices, matrix.data), strict=True):
+        assert placement.device_of(got) == backend.device
+        np.testing.assert_array_equal(backend.numpy(got), want)
+    columns = sparse.by_column(rows)
+    assert [a.dtype for a in columns] == [np.int32, np.int32, np.int32, np.float32]
+    ids, indptr, row, weights = map(backend.numpy, columns)
+    turned = matrix.tocsc()
+    np.testing.assert_array_equal(ids, np.flatnonzero(np.diff(turned.indptr)))
+    np.testing.assert_array_equal(indptr, np.unique(turned.indptr))
+    np.testing.assert_array_equal(row, turned.indices)
+    np.testing.assert_array_equal(weights, turned.data)
