@@ -7,6 +7,8 @@ labels pass by. A plain label-by-label loop over all rows would read its inputs 
 Threads never share an output: results are bit-identical for any number of threads.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import prange
 
@@ -58,21 +60,27 @@ def random_values(seed, stream, scale, values):
         values[i] = symmetric(random_word(np.uint64(seed), np.uint64(stream), NO_STEP, np.uint64(i))) * scale
 
 
-@backend.njit_parallel
-def _pack(x):
-    """The inputs in blocks of 16 rows, features first, (n_blocks, 16 H); missing rows of the last block are zero."""
+def _new_blocks(x):
+    """Room for x in blocks of 16 rows, features first: (n_blocks, 16 H).
+
+    Made by NumPy, not inside a kernel: NumPy asks Linux for huge pages, which keeps a block whole in the L2 cache.
+    """
     n_rows, n_inputs = x.shape
-    n_blocks = (n_rows + LANES - 1) // LANES
-    blocks = np.empty((n_blocks, n_inputs * LANES), np.float32)
+    return np.empty(((n_rows + LANES - 1) // LANES, n_inputs * LANES), np.float32)
+
+
+@backend.njit_parallel
+def _pack(x, blocks):
+    """Fill the blocks from x; missing rows of the last block are zero."""
+    n_rows, n_inputs = x.shape
     span = 512
     n_spans = (n_inputs + span - 1) // span
-    for part in prange(n_blocks * n_spans):
+    for part in prange(blocks.shape[0] * n_spans):
         block, first = part // n_spans, part % n_spans * span
         for i in range(first, min(first + span, n_inputs)):
             for q in range(LANES):
                 row = block * LANES + q
                 blocks[block, i * LANES + q] = x[row, i] if row < n_rows else ZERO
-    return blocks
 
 
 @backend.njit
@@ -91,11 +99,10 @@ def _score(block, indices, values, start, fan_in, bias):
 
 
 @backend.njit_parallel
-def forward(x, layer, scores):
-    """``scores[b, l] = bias[l] + sum_k values[l, k] x[b, indices[l, k]]``."""
+def _forward(x, layer, scores, blocks):
     n_rows = x.shape[0]
     n_labels, fan_in = layer.indices.shape
-    blocks = _pack(x)
+    _pack(x, blocks)
     indices, values, flat_scores = layer.indices.reshape(-1), layer.values.reshape(-1), scores.reshape(-1)
     for chunk in prange((n_labels + CHUNK - 1) // CHUNK):
         tile = np.empty(LANES * LANES, np.float32)
@@ -116,6 +123,11 @@ def forward(x, layer, scores):
                             scores[first_row + q, first + j] = tile[j * LANES + q]
 
 
+def forward(x, layer, scores):
+    """``scores[b, l] = bias[l] + sum_k values[l, k] x[b, indices[l, k]]``."""
+    _forward(x, layer, scores, _new_blocks(x))
+
+
 @backend.njit
 def _scatter(block, dblock, indices, values, start, fan_in, g, dvalues):
     """For one label and the gradients `g` of 16 rows: dblock += values g (scattered), dvalues = g . block (gathered)."""
@@ -125,24 +137,32 @@ def _scatter(block, dblock, indices, values, start, fan_in, g, dvalues):
         store(dblock, i, fma(item(values, start + k), g, load(dblock, i)))
 
 
-# Both cuts are functions of the shape alone, so that sums keep their order whatever the number of threads.
+class _Workspace(NamedTuple):
+    """Where gradients are collected, cut by the shape alone, so that sums keep their order for any number of threads."""
+
+    blocks: np.ndarray  # (n_blocks, 16 H): the inputs
+    dblocks: np.ndarray  # (n_splits, n_blocks, 16 H): dx, one for each range of labels and block of rows
+    # what each block of rows adds to the gradients of the labels that are summed at once
+    dvalues: np.ndarray  # (n_blocks, n_at_once, K), written only where it is not zero
+    dbias: np.ndarray  # (n_blocks, n_at_once), likewise
+    loss: np.ndarray  # (n_blocks, n_at_once)
+    active: np.ndarray  # (n_blocks, n_at_once) bool: is there anything to add
 
 
-@backend.njit
 def _n_splits(n_blocks):
-    """Ranges of labels that get a dx of their own."""
-    return (PARTS + n_blocks - 1) // max(n_blocks, 1)
+    """Ranges of labels that are worked on side by side, so that there are at least PARTS parts."""
+    return -(-PARTS // max(n_blocks, 1))
 
 
-@backend.njit
-def _workspace(blocks, n_labels, fan_in):
-    """Where gradients are collected: dx by range of labels and block; and what each block of rows adds to the gradients
-    of as many labels as are summed at once (dvalues, dbias, and whether it adds anything: else it is not written)."""
-    n_blocks, width = blocks.shape
-    span = min(n_labels, max(256, PARTIAL_SUMS // (max(n_blocks, 1) * fan_in)))
-    dblocks = np.zeros((_n_splits(n_blocks), n_blocks, width), np.float32)
-    part_dvalues, part_dbias = np.empty((n_blocks, span, fan_in), np.float32), np.empty((n_blocks, span), np.float32)
-    return dblocks, part_dvalues, part_dbias, np.zeros((n_blocks, span), np.bool_)
+def _workspace(x, layer):
+    n_labels, fan_in = layer.indices.shape
+    blocks = _new_blocks(x)
+    n_blocks = len(blocks)
+    shape = n_blocks, min(n_labels, max(256, PARTIAL_SUMS // (max(n_blocks, 1) * fan_in)))
+    return _Workspace(
+        blocks, np.zeros((_n_splits(n_blocks), *blocks.shape), np.float32), np.empty((*shape, fan_in), np.float32),
+        np.empty(shape, np.float32), np.empty(shape, np.float32), np.zeros(shape, np.bool_),
+    )  # fmt: skip
 
 
 @backend.njit_parallel
@@ -159,47 +179,53 @@ def _unpack_sum(dblocks, dx):
 
 
 @backend.njit
-def _add_parts(part_dvalues, part_dbias, active, j, dvalues):
-    """Sum over the blocks of rows, in their order, for label j of the chunk: writes dvalues (K,), returns dbias."""
+def _add_parts(work, j, dvalues):
+    """Sum over the blocks of rows, in their order, for the j-th label at hand: writes dvalues (K,), returns dbias."""
     dvalues[:] = ZERO
     dbias = ZERO
-    for b in range(active.shape[0]):
-        if active[b, j]:
-            dbias += part_dbias[b, j]
+    for b in range(work.active.shape[0]):
+        if work.active[b, j]:
+            dbias += work.dbias[b, j]
             for k in range(dvalues.size):
-                dvalues[k] += part_dvalues[b, j, k]
+                dvalues[k] += work.dvalues[b, j, k]
     return dbias
 
 
+@backend.njit
+def _backward_of_block(layer, dscores, work, b, s, first, n):
+    """Gradients of 16 rows and a range of the `n` labels from `first` on."""
+    fan_in, n_splits = layer.indices.shape[1], work.dblocks.shape[0]
+    block, dblock = work.blocks[b], work.dblocks[s, b]
+    indices, values = layer.indices.reshape(-1), layer.values.reshape(-1)
+    g = np.zeros(LANES, np.float32)
+    for j in range(n * s // n_splits, n * (s + 1) // n_splits):
+        for q in range(min(LANES, dscores.shape[0] - b * LANES)):
+            g[q] = dscores[b * LANES + q, first + j]
+        work.active[b, j] = any_nonzero(load(g, 0))
+        if work.active[b, j]:
+            work.dbias[b, j] = dot(load(g, 0), splat(ONE))
+            _scatter(block, dblock, indices, values, (first + j) * fan_in, fan_in, load(g, 0), work.dvalues[b, j])
+
+
 @backend.njit_parallel
+def _backward(x, layer, dscores, dx, dvalues, dbias, work):
+    # The parallel loops only call functions: numba 0.68 loses what their own bodies write into the arrays of a tuple.
+    n_labels = layer.indices.shape[0]
+    _pack(x, work.blocks)
+    n_splits, n_blocks = work.dblocks.shape[:2]
+    at_once = work.active.shape[1]
+    for first in range(0, n_labels, at_once):
+        n = min(at_once, n_labels - first)
+        for part in prange(n_blocks * n_splits):
+            _backward_of_block(layer, dscores, work, part // n_splits, part % n_splits, first, n)
+        for j in prange(n):
+            dbias[first + j] = _add_parts(work, j, dvalues[first + j])
+    _unpack_sum(work.dblocks, dx)
+
+
 def backward(x, layer, dscores, dx, dvalues, dbias):
     """Gradients of ``sum(dscores * scores)``: dx (scattered), dvalues and dbias; all three are overwritten."""
-    n_rows = x.shape[0]
-    n_labels, fan_in = layer.indices.shape
-    blocks = _pack(x)
-    n_blocks = blocks.shape[0]
-    dblocks, part_dvalues, part_dbias, active = _workspace(blocks, n_labels, fan_in)
-    n_splits, span = dblocks.shape[0], active.shape[1]
-    indices, values = layer.indices.reshape(-1), layer.values.reshape(-1)
-    for first in range(0, n_labels, span):
-        n = min(span, n_labels - first)
-        for part in prange(n_blocks * n_splits):
-            b, s = part // n_splits, part % n_splits
-            g = np.zeros(LANES, np.float32)
-            rows = min(LANES, n_rows - b * LANES)
-            for j in range(n * s // n_splits, n * (s + 1) // n_splits):
-                total = ZERO
-                for q in range(rows):
-                    g[q] = dscores[b * LANES + q, first + j]
-                    total += g[q]
-                part_dbias[b, j] = total
-                active[b, j] = any_nonzero(load(g, 0))
-                if active[b, j]:
-                    start = (first + j) * fan_in
-                    _scatter(blocks[b], dblocks[s, b], indices, values, start, fan_in, load(g, 0), part_dvalues[b, j])
-        for j in prange(n):
-            dbias[first + j] = _add_parts(part_dvalues, part_dbias, active, j, dvalues[first + j])
-    _unpack_sum(dblocks, dx)
+    _backward(x, layer, dscores, dx, dvalues, dbias, _workspace(x, layer))
 
 
 @backend.njit
@@ -243,59 +269,67 @@ def _loss_of_block(loss, scores, signs, weights, losses, g):
     return dot(load(losses, 0), load(weights, 0)), dot(load(g, 0), splat(ONE))
 
 
+@backend.njit
+def _step_of_block(x, layer, positives, loss, work, b, s, first, n):
+    """Scores, loss and gradients of 16 rows and a range of the `n` labels from `first` on."""
+    fan_in, n_splits = layer.indices.shape[1], work.dblocks.shape[0]
+    block, dblock = work.blocks[b], work.dblocks[s, b]
+    indices, values = layer.indices.reshape(-1), layer.values.reshape(-1)
+    g, signs, scores, losses, weights = np.zeros((5, LANES), np.float32)
+    weights[: min(LANES, x.shape[0] - b * LANES)] = ONE / np.float32(x.shape[0])
+    for j in range(n * s // n_splits, n * (s + 1) // n_splits):
+        label = first + j
+        start = label * fan_in
+        score = _score(block, indices, values, start, fan_in, item(layer.bias, label))
+        no_positives = item(positives.indptr, label) == item(positives.indptr, label + 1)
+        if loss == SQUARED_HINGE and no_positives and all_at_most(score, -ONE):
+            work.active[b, j], work.loss[b, j] = False, ZERO  # outside the margin: no loss, no gradient
+            continue
+        store(scores, 0, score)
+        _mark_positives(positives, label, b * LANES, signs)
+        work.loss[b, j], work.dbias[b, j] = _loss_of_block(loss, scores, signs, weights, losses, g)
+        work.active[b, j] = any_nonzero(load(g, 0))
+        if work.active[b, j]:
+            _scatter(block, dblock, indices, values, start, fan_in, load(g, 0), work.dvalues[b, j])
+
+
 @backend.njit_parallel
+def _step(x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, dx, label_loss, work):
+    n_labels, fan_in = layer.indices.shape
+    _pack(x, work.blocks)
+    n_splits, n_blocks = work.dblocks.shape[:2]
+    at_once = work.active.shape[1]
+    for first in range(0, n_labels, at_once):
+        n = min(at_once, n_labels - first)
+        for part in prange(n_blocks * n_splits):
+            _step_of_block(x, layer, positives, loss, work, part // n_splits, part % n_splits, first, n)
+        for j in prange(n):
+            dvalues = np.empty(fan_in, np.float32)
+            dbias = _add_parts(work, j, dvalues)
+            _update_label(layer, first + j, dvalues, dbias, optimizer, rates, values_moments, bias_moments)
+            total = ZERO
+            for b in range(n_blocks):
+                total += work.loss[b, j]
+            label_loss[first + j] = total
+    _unpack_sum(work.dblocks, dx)
+
+
 def step(x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, dx, label_loss):
     """Scores, loss, gradients and update in one pass over the labels, in place; no (B, L) array exists.
 
     A block of rows whose gradient is zero (squared hinge: every score on the right side of its margin) costs its
     scores only.
     """
-    n_rows = x.shape[0]
-    n_labels, fan_in = layer.indices.shape
-    blocks = _pack(x)
-    n_blocks = blocks.shape[0]
-    dblocks, part_dvalues, part_dbias, active = _workspace(blocks, n_labels, fan_in)
-    n_splits, span = dblocks.shape[0], active.shape[1]
-    indices, values = layer.indices.reshape(-1), layer.values.reshape(-1)
-    block_loss = np.empty((n_blocks, span), np.float32)
-    for first in range(0, n_labels, span):
-        n = min(span, n_labels - first)
-        for part in prange(n_blocks * n_splits):
-            b, s = part // n_splits, part % n_splits
-            g, signs, scores, losses, weights = np.zeros((5, LANES), np.float32)
-            weights[: min(LANES, n_rows - b * LANES)] = ONE / np.float32(n_rows)
-            for j in range(n * s // n_splits, n * (s + 1) // n_splits):
-                label = first + j
-                start = label * fan_in
-                score = _score(blocks[b], indices, values, start, fan_in, item(layer.bias, label))
-                if loss == SQUARED_HINGE and item(positives.indptr, label) == item(positives.indptr, label + 1) and all_at_most(score, -ONE):
-                    active[b, j], block_loss[b, j] = False, ZERO  # outside the margin: no loss, no gradient
-                    continue
-                store(scores, 0, score)
-                _mark_positives(positives, label, b * LANES, signs)
-                block_loss[b, j], part_dbias[b, j] = _loss_of_block(loss, scores, signs, weights, losses, g)
-                active[b, j] = any_nonzero(load(g, 0))
-                if active[b, j]:
-                    _scatter(blocks[b], dblocks[s, b], indices, values, start, fan_in, load(g, 0), part_dvalues[b, j])
-        for j in prange(n):
-            dvalues = np.empty(fan_in, np.float32)
-            dbias = _add_parts(part_dvalues, part_dbias, active, j, dvalues)
-            _update_label(layer, first + j, dvalues, dbias, optimizer, rates, values_moments, bias_moments)
-            total = ZERO
-            for b in range(n_blocks):
-                total += block_loss[b, j]
-            label_loss[first + j] = total
-    _unpack_sum(dblocks, dx)
+    work = _workspace(x, layer)
+    _step(x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, dx, label_loss, work)
 
 
 @backend.njit_parallel
-def top_k(x, layer, top_scores, top_ids):
-    """The k best labels of each row; only k scores a row are kept. A label enters where it beats the k-th best so far."""
+def _top_k(x, layer, top_scores, top_ids, blocks, n_splits):
     n_rows, k = top_scores.shape
     n_labels, fan_in = layer.indices.shape
-    blocks = _pack(x)
+    _pack(x, blocks)
     n_blocks = blocks.shape[0]
-    n_splits = _n_splits(n_blocks)
     indices, values = layer.indices.reshape(-1), layer.values.reshape(-1)
     part_scores = np.full((n_blocks, n_splits, LANES, k), WORST, np.float32)
     part_ids = np.full((n_blocks, n_splits, LANES, k), -1, np.int32)
@@ -318,3 +352,9 @@ def top_k(x, layer, top_scores, top_ids):
             for i in range(k):
                 if part_scores[b, s, q, i] > top_scores[row, k - 1]:
                     insert(top_scores[row], top_ids[row], part_scores[b, s, q, i], part_ids[b, s, q, i])
+
+
+def top_k(x, layer, top_scores, top_ids):
+    """The k best labels of each row; only k scores a row are kept. A label enters where it beats the k-th best so far."""
+    blocks = _new_blocks(x)
+    _top_k(x, layer, top_scores, top_ids, blocks, _n_splits(len(blocks)))

@@ -21,12 +21,15 @@ ITEM = 4
 
 
 @backend.njit_parallel
-def _tiled(turn_a, turn_b, a, b, out):
-    """out = op(a) op(b), all C-contiguous. Row-major products are column-major ones of the transposes: b comes first."""
+def _tiled(turn_a, turn_b, a, b, out, scalars):
+    """out = op(a) op(b), all C-contiguous. Row-major products are column-major ones of the transposes: b comes first.
+
+    Only arguments' addresses are taken: Numba frees an array of its own behind the last use of its name.
+    """
     m, n = out.shape
     k = a.shape[0] if turn_a else a.shape[1]
-    one, zero, dummy = np.ones(1, np.float32), np.zeros(1, np.float32), np.zeros(1, np.float32)
-    alpha, beta, nothing = one.ctypes.data, zero.ctypes.data, dummy.ctypes.data
+    alpha = scalars.ctypes.data
+    beta, nothing = alpha + ITEM, alpha + 2 * ITEM
     at_a, at_b, at_out = a.ctypes.data, b.ctypes.data, out.ctypes.data
     lda, ldb = a.shape[1], b.shape[1]
     op_a, op_b = TURNED if turn_a else AS_IS, TURNED if turn_b else AS_IS
@@ -52,5 +55,6 @@ def matmul(a, b, out):
         out[:] = 0
         return
     turn_a, turn_b = not a.flags.c_contiguous, not b.flags.c_contiguous
+    scalars = np.array([1, 0, 0], np.float32)
     with _blas_threads.limit(limits=1, user_api="blas"):
-        _tiled(turn_a, turn_b, a.T if turn_a else a, b.T if turn_b else b, out)
+        _tiled(turn_a, turn_b, a.T if turn_a else a, b.T if turn_b else b, out, scalars)
