@@ -124,27 +124,29 @@ def _compute(array, parts, rounds):
 _limits = {}  # the best that this process has seen, {(threads, device): {name: rate}}
 
 
-def _note(known, name, amount, run, tries=3):
-    """One call that does not count, then the best of `tries`; kept in `known` where it beats what is there."""
+def _note(known, name, amount, run, least_s):
+    """One call that does not count, then three or more, for `least_s` seconds; the best is kept in `known`."""
     run()
-    for _ in range(tries):
+    times, end = [], time.perf_counter() + least_s
+    while len(times) < 3 or time.perf_counter() < end:
         start = time.perf_counter()
         run()
-        known[name] = max(known.get(name, 0), amount / (time.perf_counter() - start))
+        times.append(time.perf_counter() - start)
+    known[name] = max(known.get(name, 0), amount / min(times))
 
 
 def machine_limits(threads, device="cpu", smoke=False):
     """What the machine can do at best, measured by small kernels of our own; per second.
 
-    Each call measures three rounds again and returns the best since the process started: other users of a machine only
+    Each call measures three rounds of 0.1 s each again and returns the best since the process started: other users of a machine only
     ever make it slower. CPU, with `threads` threads that each own a part of the array: ``dram_copy`` (bytes read and
     written, copying an array of eight times the L3 cache, 256 MiB at least), ``dram_store`` (bytes written, filling it
     with the byte 1: some processors have a short cut for zeros), ``l2_read`` and ``l3_read`` (bytes read, summing
-    512 MiB a thread out of half the L2 of each thread, half the L3 in all), ``flops`` (float32 multiply-adds, two each:
+    256 MiB a thread out of half the L2 of each thread, half the L3 in all), ``flops`` (float32 multiply-adds, two each:
     four independent polynomials an element, in registers). CUDA: ``dram_copy`` (bytes read and written, CuPy copying
     1 GiB), nothing else.
     """
-    known = _limits.setdefault((threads, device), {})
+    known, least_s = _limits.setdefault((threads, device), {}), 0 if smoke else 0.1
     if device == "cuda":
         source = backend.zeros((1 << 12 if smoke else 1 << 28,), np.float32, "cuda")
         target = backend.zeros(source.shape, np.float32, "cuda")
@@ -153,20 +155,21 @@ def machine_limits(threads, device="cpu", smoke=False):
             backend.xp.copyto(target, source)
             backend.synchronize()
 
-        _note(known, "dram_copy", 2 * source.nbytes, copy, 9)
-        return known
+        _note(known, "dram_copy", 2 * source.nbytes, copy, least_s)
+        return dict(known)
     caches = cache_bytes()
     n = threads * (1 << 16 if smoke else max(8 * caches["L3"], 1 << 28) // 4 // threads)
     source, target, small = np.ones(n, np.float32), np.ones(n, np.float32), np.full(threads * 2048, 0.1, np.float32)
+    rounds_small = 1 if smoke else 100
     for _ in range(1 if smoke else 3):
-        _note(known, "dram_copy", 2 * source.nbytes, lambda: _copy(source, target, threads))
-        _note(known, "dram_store", target.nbytes, lambda: _store(target.view(np.uint8), threads))
+        _note(known, "dram_copy", 2 * source.nbytes, lambda: _copy(source, target, threads), least_s)
+        _note(known, "dram_store", target.nbytes, lambda: _store(target.view(np.uint8), threads), least_s)
         for name, size in (("l2_read", threads * caches["L2"] // 2), ("l3_read", caches["L3"] // 2)):
             part = source[: max(1, size // 4)]
-            rounds = 1 if smoke else max(1, threads * (1 << 29) // part.nbytes)
-            _note(known, name, rounds * part.nbytes, lambda p=part, r=rounds: _read(p, threads, r))
-        rounds = 1 if smoke else 200
-        _note(known, "flops", rounds * small.size * FLOPS_PER_ELEMENT, lambda r=rounds: _compute(small, threads, r))
+            rounds = 1 if smoke else max(1, threads * (1 << 28) // part.nbytes)
+            _note(known, name, rounds * part.nbytes, lambda p=part, r=rounds: _read(p, threads, r), least_s)
+        flops = rounds_small * small.size * FLOPS_PER_ELEMENT
+        _note(known, "flops", flops, lambda: _compute(small, threads, rounds_small), least_s)
     return dict(known)
 
 
@@ -230,6 +233,7 @@ def environment(device="cpu"):
         "commit": _output_of("git", "rev-parse", "HEAD"),
         "dirty": None if changed is None else bool(changed),
         "command": re.sub(r" --json[ =]\S+", "", command),
+        "load_average": round(os.getloadavg()[0], 1),
         "date_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - STARTED, 1),
     }

@@ -83,7 +83,7 @@ def machine_of(row):
 def _source(row):
     e = row["environment"]
     commit = (e["commit"] or "unknown")[:12] + (" with changes" if e["dirty"] else "")
-    return f"`{e['command']}`, commit {commit}, {e['date_utc']}, {e['seconds']} s."
+    return f"`{e['command']}`, commit {commit}, {e['date_utc']}, {e['seconds']} s, load average {e['load_average']}."
 
 
 def render(rows):

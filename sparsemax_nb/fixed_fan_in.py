@@ -61,14 +61,14 @@ class FixedFanIn:
         indices = check.array("indices", indices, np.int32, ("L", "K"))
         values = check.array("values", values, np.float32, indices.shape, writeable=True)
         bias = check.array("bias", bias, np.float32, indices.shape[:1], writeable=True)
+        check.integer("n_labels (the length of indices)", indices.shape[0], 1)
         check.integer("fan-in (the width of indices)", indices.shape[1], 1, n_inputs, f" (n_inputs = {n_inputs})")
-        if indices.size:
-            low, high = int(indices.min()), int(indices.max())
-            if low < 0 or high >= n_inputs:
-                raise ValueError(f"indices must lie in [0, {n_inputs}), got {low if low < 0 else high}")
-            ordered = backend.module_of(self.device).sort(indices, axis=1)
-            if bool((ordered[:, 1:] == ordered[:, :-1]).any()):
-                raise ValueError("indices must not repeat an input inside one label")
+        low, high = int(indices.min()), int(indices.max())
+        if low < 0 or high >= n_inputs:
+            raise ValueError(f"indices must lie in [0, {n_inputs}), got {low if low < 0 else high}")
+        ordered = backend.module_of(self.device).sort(indices, axis=1)
+        if bool((ordered[:, 1:] == ordered[:, :-1]).any()):
+            raise ValueError("indices must not repeat an input inside one label")
         self.arrays = _Arrays(indices, values, bias)
 
     indices = property(lambda self: self.arrays.indices, doc="(L, K) int32")
@@ -260,7 +260,7 @@ def fixed_fan_in_top_k(x, layer, k):
     top_scores = backend.empty((x.shape[0], k), np.float32, layer.device)
     top_ids = backend.empty((x.shape[0], k), np.int32, layer.device)
     wing.top_k(x, layer.arrays, top_scores, top_ids)
-    if x.shape[0] and int(top_ids.min()) < 0:
+    if x.shape[0] and not bool(backend.module_of(layer.device).isfinite(top_scores).all()):
         raise ValueError("layer gives NaN scores: its values or bias hold NaN or infinity")
     return top_scores, top_ids
 

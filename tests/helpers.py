@@ -27,9 +27,10 @@ def tolerance(terms, scale):
 
 
 def assert_close(got, want, terms, scale=None):
-    """`got` (float32) equals `want` (float64) up to `tolerance`; `scale` is the largest wanted number where not given.
+    """`got` (float32) equals `want` (float64) up to `tolerance`; `scale` is by default the largest number wanted.
 
-    The wanted data must be non-trivial: finite, and not all the same where there are a few. Sums of 0 terms must be equal.
+    The wanted data must be non-trivial: finite, and not all the same where there are a few. Sums of 0 terms must be
+    equal.
     """
     got, want = np.asarray(got), np.asarray(want)
     assert got.shape == want.shape

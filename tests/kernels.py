@@ -1,4 +1,4 @@
-"""The catalogue of the CUDA kernels: operations on concrete arguments that launch them, and the check of what comes out.
+"""The catalogue of the CUDA kernels: operations on concrete arguments that launch them, with a check of the outcome.
 
 An `Operation` names a function of the CUDA wing; its `make(shape)` gives a `Task`: NumPy arguments as both wings take
 them, and a function that compares the outputs with `reference`. One catalogue serves all nets:
@@ -111,7 +111,7 @@ def recorded():
 
 
 def run_on(backend, function, task):
-    """Run the operation on the device of `backend`: arguments there, outputs back into the task's arrays, then check."""
+    """Run the operation on the device of `backend`: arguments there, outputs back into the task's arrays; check."""
     placed = {}
     if backend.device == "cpu":
         function(*task.args)
@@ -146,9 +146,7 @@ def make_forward(shape):
     n_rows, n_inputs, n_labels, fan_in = shape
     x, layer = normal(1, n_rows, n_inputs), layer_arrays(n_labels, n_inputs, fan_in)
     scores = unwritten(n_rows, n_labels)
-    return Task(
-        (x, layer, scores), lambda: assert_close(scores, fixed_fan_in.forward(x, layer), fan_in + 1)
-    )
+    return Task((x, layer, scores), lambda: assert_close(scores, fixed_fan_in.forward(x, layer), fan_in + 1))
 
 
 def launch_simple_forward(x, layer, scores, *, block=(32, 8)):
@@ -370,27 +368,46 @@ def _operations():
     for loss, code in formulas.LOSSES.items():
         for optimizer, kind in kinds.items():
             yield operation(
-                f"fixed_fan_in.step {loss} {optimizer}", make_step, SMALL_LAYERS[1:3], LARGE_LAYERS, loss=code, kind=kind
+                f"fixed_fan_in.step {loss} {optimizer}",
+                make_step,
+                SMALL_LAYERS[1:3],
+                LARGE_LAYERS,
+                loss=code,
+                kind=kind,
             )
         multilabel = functools.partial(make_multilabel, loss=code)
         yield operation(f"losses.multilabel {loss}", multilabel, MATRICES, LARGE_MATRICES)
-        yield operation(f"losses.multilabel {loss} of NaN", make_nan, MATRICES[1:2], LARGE_MATRICES[:1], usual=multilabel)
+        yield operation(
+            f"losses.multilabel {loss} of NaN", make_nan, MATRICES[1:2], LARGE_MATRICES[:1], usual=multilabel
+        )
     yield operation(
         "fixed_fan_in.top_k", make_layer_top_k,
-        ((1, 1, 1, 1, 1), (3, 7, 5, 7, 5), (5, 9, 67, 3, 3), (0, 5, 3, 2, 1)), ((33, 19, 331, 5, 4), (65, 9, 40, 2, 40)),
+        ((1, 1, 1, 1, 1), (3, 7, 5, 7, 5), (5, 9, 67, 3, 3), (0, 5, 3, 2, 1)),
+        ((33, 19, 331, 5, 4), (65, 9, 40, 2, 40)),
     )  # fmt: skip
-    yield operation("top_k.top_k", make_top_k, ((1, 1, 1), (3, 7, 7), (5, 67, 3), (0, 5, 1)), ((33, 331, 4), (9, 40, 40)))
+    yield operation(
+        "top_k.top_k", make_top_k, ((1, 1, 1), (3, 7, 7), (5, 67, 3), (0, 5, 1)), ((33, 331, 4), (9, 40, 40))
+    )
     for optimizer, kind in kinds.items():
         yield operation(f"optimizers.update {optimizer}", make_update, (1, 33), (300,), kind=kind)
         yield operation(
-            f"optimizers.update_rows {optimizer}", make_update_rows, ((1, 1, 1), (3, 9, 5), (0, 5, 7)), ((33, 65, 300),),
+            f"optimizers.update_rows {optimizer}", make_update_rows,
+            ((1, 1, 1), (3, 9, 5), (0, 5, 7)), ((33, 65, 300),),
             kind=kind,
         )  # fmt: skip
     for rate in (0, 0.3):
         relu = functools.partial(make_relu, rate=rate)
         yield operation(f"activations.relu_dropout {rate}", relu, MATRICES[::2] + MATRICES[3:], LARGE_MATRICES)
-    yield operation("activations.relu_dropout of NaN", make_nan, MATRICES[1:2], LARGE_MATRICES[:1], usual=functools.partial(make_relu, rate=0))
-    yield operation("activations.relu_dropout in place", make_relu, MATRICES[1:2], LARGE_MATRICES, rate=0.5, in_place=True)
+    yield operation(
+        "activations.relu_dropout of NaN",
+        make_nan,
+        MATRICES[1:2],
+        LARGE_MATRICES[:1],
+        usual=functools.partial(make_relu, rate=0),
+    )
+    yield operation(
+        "activations.relu_dropout in place", make_relu, MATRICES[1:2], LARGE_MATRICES, rate=0.5, in_place=True
+    )
     yield operation("activations.relu_dropout_backward", make_relu_backward, MATRICES, LARGE_MATRICES)
     yield operation(
         "activations.relu_dropout_backward in place", make_relu_backward, MATRICES[1:2], LARGE_MATRICES, in_place=True

@@ -1,4 +1,4 @@
-"""The house rules that can be read off the source: who imports whom, twins with the same arguments, documented kernels."""
+"""The house rules that can be read off the source: who imports whom, twins with equal arguments, documented kernels."""
 
 import ast
 from pathlib import Path
@@ -44,7 +44,7 @@ def module_parts(path):
 
 
 def imports_of(path, tree):
-    """Every module that a file imports, absolute: ``("numba", "cuda")``; names taken from a module count as part of it."""
+    """Every module that a file imports, absolute: ``("numba", "cuda")``; names from a module count as part of it."""
     package = (PACKAGE.name, *path.relative_to(PACKAGE).parent.parts)
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -89,7 +89,9 @@ def test_only_the_backend_imports_cuda_and_nobody_a_framework(path):
 
 def test_the_walk_sees_all_forms_of_import():
     """The two tests above are blind where this one fails."""
-    source = "import numba.cuda as c\nfrom numba import cuda\nfrom . import a\nfrom .. import b\nfrom ..core.x import y\n"
+    source = (
+        "import numba.cuda as c\nfrom numba import cuda\nfrom . import a\nfrom .. import b\nfrom ..core.x import y\n"
+    )
     found = set(imports_of(PACKAGE / "cpu" / "z.py", ast.parse(source)))
     name = PACKAGE.name
     assert found == {("numba", "cuda"), (name, "cpu", "a"), (name, "b"), (name, "core", "x", "y")}
@@ -105,7 +107,9 @@ def is_operation(function):
     """Called from outside its wing: neither private, nor a kernel, nor compiled only to be called by kernels."""
     if function.name.startswith("_") or function.name.endswith("_kernel") or function.name in WING_ONLY:
         return False
-    return not any(ast.unparse(d) in ("backend.njit", "backend.cuda_device", "intrinsic") for d in function.decorator_list)
+    return not any(
+        ast.unparse(d) in ("backend.njit", "backend.cuda_device", "intrinsic") for d in function.decorator_list
+    )
 
 
 def operations(wing, module):

@@ -37,7 +37,15 @@ from .helpers import (
 )
 
 #: (B, H, L, K): no rows; one of everything; K = H; odd; more labels than the CPU scores at a time; many blocks of rows.
-SHAPES = [(0, 5, 3, 2), (1, 1, 1, 1), (3, 7, 5, 7), (33, 19, 17, 3), (65, 31, 47, 9), (3, 11, 1100, 5), (129, 11, 33, 5)]
+SHAPES = [
+    (0, 5, 3, 2),
+    (1, 1, 1, 1),
+    (3, 7, 5, 7),
+    (33, 19, 17, 3),
+    (65, 31, 47, 9),
+    (3, 11, 1100, 5),
+    (129, 11, 33, 5),
+]
 SMALL_SHAPES = [(0, 5, 3, 2), (1, 1, 1, 1), (3, 7, 5, 7), (9, 5, 7, 3)]
 LOSSES = pytest.mark.parametrize("loss", formulas.LOSSES)
 
@@ -80,7 +88,9 @@ OPTIMIZERS = pytest.mark.parametrize("make_optimizer", [make_adam, lambda: SGD(l
 def test_reference_gradients_by_finite_differences(loss):
     random, (n_rows, n_inputs, n_labels, fan_in) = np.random.default_rng(1), (4, 7, 5, 3)
     x = random.standard_normal((n_rows, n_inputs))
-    layer = Layer(*(a.astype(np.float64) if a.dtype == np.float32 else a for a in layer_arrays(n_labels, n_inputs, fan_in)))
+    layer = Layer(
+        *(a.astype(np.float64) if a.dtype == np.float32 else a for a in layer_arrays(n_labels, n_inputs, fan_in))
+    )
     positives, kind = positives_of(label_matrix(n_rows, n_labels)), formulas.LOSSES[loss]
     nothing = formulas.Moments(np.zeros(0), np.zeros(0))
     rates = formulas.Rates(1.0, 0.0, 0.0, 0.0)  # a step of size 1: the gradient is old minus new
@@ -175,7 +185,9 @@ def test_three_steps(backend, shape, loss, make_optimizer):
             new_m, new_v = map(backend.numpy, state.moments)
             assert_close(new_m, m, terms, scale=np.abs([*m.flat, *old_moments.m.flat]).max(initial=0))
             assert_close(new_v, v, 4 * terms)
-            if isinstance(optimizer, Adam):  # m / sqrt(v) jumps where the gradient is about 0: take the moments as found
+            if isinstance(
+                optimizer, Adam
+            ):  # m / sqrt(v) jumps where the gradient is about 0: take the moments as found
                 old = before.values if array is layer.values else before.bias
                 parameter = old - rates.step_size * new_m.astype(np.float64) / (np.sqrt(new_v) + rates.epsilon)
                 terms = 1

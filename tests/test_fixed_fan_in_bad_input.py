@@ -1,4 +1,4 @@
-"""Fixed fan-in layer: what the public functions say to bad input, and that nothing has changed when they have said it."""
+"""Fixed fan-in layer: what the public functions say to bad input, and that nothing has changed by then."""
 
 import re
 from types import SimpleNamespace
@@ -71,7 +71,8 @@ def with_entry(array, place, value):
 #: What is wrong: (a good array, its backend) -> a bad one, error, message. {0} is the name, {1} the shape it must have.
 BAD_ARRAYS = {
     "float64": (
-        lambda a, b: a.astype(np.float64), TypeError, r"^{0} must be float32, got float64; use {0}.astype\(np.float32\)$"
+        lambda a, b: a.astype(np.float64), TypeError,
+        r"^{0} must be float32, got float64; use {0}.astype\(np.float32\)$",
     ),
     "int": (lambda a, b: a.astype(np.int32), TypeError, "^{0} must be float32, got int32"),
     "one axis": (lambda a, b: a[0], ValueError, r"^{0} must have shape \({1}\), got \(\d,\)"),
@@ -87,17 +88,24 @@ BAD_ARRAYS = {
         lambda a, b: b.array(np.repeat(b.numpy(a), 2, axis=1))[:, ::2], ValueError, r"^{0} must be C-contiguous"
     ),
     "other device": (
-        lambda a, b: on_other_device(b, b.numpy(a)), TypeError, r"^(all arrays must live on one device|{0} must live on)"
+        lambda a, b: on_other_device(b, b.numpy(a)), TypeError,
+        r"^(all arrays must live on one device|{0} must live on)",
     ),
 }  # fmt: skip
 NOT_ARRAYS = {
-    "list": (lambda a, b: b.numpy(a).tolist(), TypeError, r"^{0} must be a NumPy or CUDA array, got list; use np.asarray"),
+    "list": (
+        lambda a, b: b.numpy(a).tolist(),
+        TypeError,
+        r"^{0} must be a NumPy or CUDA array, got list; use np.asarray",
+    ),
     "sparse": (lambda a, b: scipy.sparse.csr_matrix(b.numpy(a)), TypeError, r"^{0} must be a NumPy or CUDA array"),
     "None": (lambda a, b: None, TypeError, r"^{0} must be a NumPy or CUDA array, got NoneType"),
 }
 BAD_NUMBERS = {
     "NaN": (
-        lambda a, b: with_entry(a, (1, 2), np.nan), ValueError, r"^{0} must be finite, got nan at \[1, 2\]; mend the data"
+        lambda a, b: with_entry(a, (1, 2), np.nan),
+        ValueError,
+        r"^{0} must be finite, got nan at \[1, 2\]; mend the data",
     ),
     "inf": (lambda a, b: with_entry(a, (2, 0), -np.inf), ValueError, r"^{0} must be finite, got -inf at \[2, 0\]"),
 }
@@ -225,7 +233,9 @@ def test_labels_of_wrong_dtype(good, name, dtype):
     refuses(good, "step", TypeError, message)
 
 
-@pytest.mark.parametrize("labels", [None, [[0], [1], [2]], np.zeros((B, L)), (1, 2, 3)], ids=["None", "list", "array", "3"])
+@pytest.mark.parametrize(
+    "labels", [None, [[0], [1], [2]], np.zeros((B, L)), (1, 2, 3)], ids=["None", "list", "array", "3"]
+)
 def test_labels_of_wrong_type(good, labels):
     good.labels = labels
     refuses(good, "step", TypeError, r"^labels must be a SciPy CSR matrix or Labels\(indptr, indices\), got ")
@@ -300,6 +310,18 @@ def test_top_k_notices_nan_in_the_layer(good, where, labels, k):
     refuses(good, "top_k", ValueError, "^layer gives NaN scores: its values or bias hold NaN or infinity$")
 
 
+@pytest.mark.parametrize("bad", [0, 20, 33, 34, 66])
+@pytest.mark.parametrize("order", ["rising", "falling", "halves"])
+def test_top_k_loses_no_nan_when_lists_are_merged(backend, bad, order):
+    """67 labels are ranked in several lists: the one label that is NaN must survive its own list and the merging."""
+    bias = {"rising": np.arange(67), "falling": -np.arange(67), "halves": (np.arange(67) + 34) % 67}[order]
+    layer = make_layer(backend, 67, H, K)
+    layer.values[:], layer.bias[:] = 0, backend.array(bias, np.float32)
+    layer.bias[bad] = np.nan
+    with pytest.raises(ValueError, match=r"^layer gives NaN scores"):
+        fixed_fan_in_top_k(backend.array(normal(1, B, H)), layer, 3)
+
+
 # ---------------------------------------------------------------- making a layer
 
 
@@ -335,7 +357,7 @@ BAD_LAYERS = {  # n_inputs, changes, error, message
         "^n_labels .*must be at least 1, got 0",
     ),
     "int64 indices": (7, {"indices": lambda a: a.astype(np.int64)}, TypeError, "^indices must be int32, got int64"),
-    "float64 values": (7, {"values": lambda a: a.astype(np.float64)}, TypeError, "^values must be float32, got float64"),
+    "float64 values": (7, {"values": lambda a: a.astype(np.float64)}, TypeError, "^values must be float32, got "),
     "values of other shape": (
         7, {"values": np.ones((3, 3), np.float32)}, ValueError, r"^values must have shape \(3, 2\), got \(3, 3\)"
     ),
@@ -361,7 +383,9 @@ def test_making_a_layer(backend, n_inputs, changes, error, message):
 @pytest.mark.parametrize("name", ["indices", "values", "bias"])
 def test_layer_on_two_devices(backend, name):
     elsewhere = arrays(backend, **{name: lambda a: on_other_device(backend, backend.numpy(a))})
-    with pytest.raises(TypeError, match=r"all arrays must live on one device, got indices on c.*, values on c.*, bias on"):
+    with pytest.raises(
+        TypeError, match=r"all arrays must live on one device, got indices on c.*, values on c.*, bias on"
+    ):
         FixedFanIn(7, **elsewhere)
 
 

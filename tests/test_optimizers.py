@@ -126,8 +126,8 @@ def test_step_rows_touches_those_rows_only(backend, make, ids):
 @pytest.mark.parametrize("make", [Adam, SGD])
 @pytest.mark.parametrize(
     ("rate", "error"),
-    [(0, ValueError), (-1, ValueError), (np.nan, ValueError), (np.inf, ValueError), ("0.1", TypeError), (None, TypeError),
-     (True, TypeError), ([0.1], TypeError), (1j, (TypeError, ValueError))],
+    [(0, ValueError), (-1, ValueError), (np.nan, ValueError), (np.inf, ValueError), ("0.1", TypeError),
+     (None, TypeError), (True, TypeError), ([0.1], TypeError), (1j, TypeError)],
 )  # fmt: skip
 def test_learning_rate(make, rate, error):
     with pytest.raises(error, match="^learning_rate must "):
@@ -149,13 +149,13 @@ def test_epsilon(value):
 
 BAD_STEPS = {  # spoil (array, gradient, backend) -> (array, gradient), error, message
     "gradient float64": (
-        lambda a, g, b: (a, g.astype(np.float64)), TypeError, r"gradient must be float32, got float64; use gradient.astype"
+        lambda a, g, b: (a, g.astype(np.float64)), TypeError, "gradient must be float32, got float64; use "
     ),
     "gradient shape": (lambda a, g, b: (a, g[:2].copy()), ValueError, "gradient must have shape (3, 5), got (2, 5)"),
     "gradient layout": (lambda a, g, b: (a, g[:, ::-1]), ValueError, "gradient must be C-contiguous"),
     "gradient list": (lambda a, g, b: (a, [1.0]), TypeError, "gradient must be a NumPy or CUDA array, got list"),
     "gradient elsewhere": (
-        lambda a, g, b: (a, on_other_device(b, b.numpy(g))), TypeError, "all arrays must live on one device, got array on"
+        lambda a, g, b: (a, on_other_device(b, b.numpy(g))), TypeError, "all arrays must live on one device, got "
     ),
     "array float64": (lambda a, g, b: (a.astype(np.float64), g), TypeError, "array must be float32, got float64"),
     "array layout": (lambda a, g, b: (b.array(b.numpy(a).T).T, g), ValueError, "array must be C-contiguous"),
@@ -202,8 +202,8 @@ def test_bad_rows(backend, table, ids, gradient, error, message):
 
 @pytest.mark.parametrize("ids", [[0, 5], [-1, 2], [3, 3]], ids=["too large", "negative", "repeated"])
 def test_row_ids_that_are_no_rows(backend, ids):
-    """They would write outside the table, or let two threads update one row."""
-    adam, array = make_adam(), backend.array(normal(0, 5, 7))
+    """They would write outside the table (here: into the rows behind it), or let two threads update one row."""
+    adam, whole = make_adam(), backend.array(normal(0, 8, 7))
     with pytest.raises(ValueError, match="^row_ids must "):
-        adam.step_rows(array, backend.array(ids, np.int32), backend.array(normal(1, 2, 7)))
-    np.testing.assert_array_equal(backend.numpy(array), normal(0, 5, 7))
+        adam.step_rows(whole[:5], backend.array(ids, np.int32), backend.array(normal(1, 2, 7)))
+    np.testing.assert_array_equal(backend.numpy(whole), normal(0, 8, 7))

@@ -37,7 +37,8 @@ class Moments(NamedTuple):
 
 def squared_hinge(score, sign):
     """``max(0, 1 - y s)^2`` and its derivative by s, for y = `sign` = +1 or -1. Exactly 0 once y s >= 1."""
-    margin = max(ZERO, ONE - sign * score)
+    margin = ONE - sign * score
+    margin = ZERO if margin <= ZERO else margin  # not max(): NaN must come through
     return margin * margin, -TWO * sign * margin
 
 

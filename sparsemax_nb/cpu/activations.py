@@ -16,7 +16,8 @@ def relu_dropout(z, bias, dropout, out):
     n_columns = z.shape[1]
     for row in prange(z.shape[0]):
         for i in range(n_columns):
-            value = max(ZERO, z[row, i] + bias[i])
+            value = z[row, i] + bias[i]
+            value = ZERO if value <= ZERO else value  # not max(): NaN must come through
             if dropout.threshold > NEVER:
                 word = random_word(dropout.seed, dropout.stream, dropout.step, np.uint64(row * n_columns + i))
                 value = value * dropout.scale if word >= dropout.threshold else ZERO

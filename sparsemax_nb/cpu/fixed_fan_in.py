@@ -13,8 +13,8 @@ import numpy as np
 from numba import prange
 
 from ..core import backend, formulas, rng
-from .top_k import WORST, insert
-from .vector import LANES, add, all_at_most, any_above, any_nonzero, dot, fma, item, load, splat, store, store_transposed
+from .top_k import WORST, enters, insert
+from .vector import LANES, add, any_above, any_nonzero, dot, fma, item, load, splat, store, store_transposed
 
 _f = backend.cpu_formulas(formulas)
 _r = backend.cpu_formulas(rng)
@@ -282,7 +282,7 @@ def _step_of_block(x, layer, positives, loss, work, b, s, first, n):
         start = label * fan_in
         score = _score(block, indices, values, start, fan_in, item(layer.bias, label))
         no_positives = item(positives.indptr, label) == item(positives.indptr, label + 1)
-        if loss == SQUARED_HINGE and no_positives and all_at_most(score, -ONE):
+        if loss == SQUARED_HINGE and no_positives and not any_above(score, splat(-ONE)):
             work.active[b, j], work.loss[b, j] = False, ZERO  # outside the margin: no loss, no gradient
             continue
         store(scores, 0, score)
@@ -342,7 +342,7 @@ def _top_k(x, layer, top_scores, top_ids, blocks, n_splits):
             if any_above(score, load(worst, 0)):
                 store(scores, 0, score)
                 for q in range(LANES):
-                    if scores[q] > worst[q]:
+                    if enters(scores[q], label, best[q], best_ids[q]):
                         insert(best[q], best_ids[q], scores[q], label)
                         worst[q] = best[q, k - 1]
     for row in prange(n_rows):
@@ -350,7 +350,7 @@ def _top_k(x, layer, top_scores, top_ids, blocks, n_splits):
         top_scores[row], top_ids[row] = part_scores[b, 0, q], part_ids[b, 0, q]
         for s in range(1, n_splits):
             for i in range(k):
-                if part_scores[b, s, q, i] > top_scores[row, k - 1]:
+                if enters(part_scores[b, s, q, i], part_ids[b, s, q, i], top_scores[row], top_ids[row]):
                     insert(top_scores[row], top_ids[row], part_scores[b, s, q, i], part_ids[b, s, q, i])
 
 

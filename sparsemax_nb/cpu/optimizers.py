@@ -1,4 +1,7 @@
-"""Parameter updates on the CPU."""
+"""Parameter updates on the CPU.
+
+The moments are taken out of their tuple first: numba drops what a parallel loop writes through a tuple's attribute.
+"""
 
 from numba import prange
 
@@ -12,9 +15,11 @@ ADAM = formulas.ADAM_KIND
 @backend.njit_parallel
 def update(kind, parameter, gradient, moments, rates):
     """One step of SGD or Adam, in place; all arrays one-dimensional."""
+    m = moments.m
+    v = moments.v
     if kind == ADAM:
         for i in prange(parameter.size):
-            parameter[i], moments.m[i], moments.v[i] = adam(parameter[i], gradient[i], moments.m[i], moments.v[i], rates)
+            parameter[i], m[i], v[i] = adam(parameter[i], gradient[i], m[i], v[i], rates)
     else:
         for i in prange(parameter.size):
             parameter[i] = sgd(parameter[i], gradient[i], rates)
@@ -23,12 +28,14 @@ def update(kind, parameter, gradient, moments, rates):
 @backend.njit_parallel
 def update_rows(kind, parameter, row_ids, gradient, moments, rates):
     """The same for the rows `row_ids` of a matrix only."""
+    m = moments.m
+    v = moments.v
     for n in prange(row_ids.size):
         row = row_ids[n]
         for i in range(parameter.shape[1]):
             if kind == ADAM:
-                parameter[row, i], moments.m[row, i], moments.v[row, i] = adam(
-                    parameter[row, i], gradient[n, i], moments.m[row, i], moments.v[row, i], rates
+                parameter[row, i], m[row, i], v[row, i] = adam(
+                    parameter[row, i], gradient[n, i], m[row, i], v[row, i], rates
                 )
             else:
                 parameter[row, i] = sgd(parameter[row, i], gradient[n, i], rates)

@@ -135,22 +135,12 @@ def _any(builder, lanes):
 
 @intrinsic
 def any_above(typingctx, a, b):
-    """True where ``a > b`` holds in some lane (NaN never does)."""
+    """True where ``a > b`` holds in some lane, or a or b is NaN there."""
 
     def codegen(context, builder, sig, args):
-        return _any(builder, builder.fcmp_ordered(">", *args))
+        return _any(builder, builder.fcmp_unordered(">", *args))
 
     return types.boolean(vector, vector), codegen
-
-
-@intrinsic
-def all_at_most(typingctx, v, bound):
-    """True where ``v <= bound`` holds in every lane (NaN never does)."""
-
-    def codegen(context, builder, sig, args):
-        return builder.not_(_any(builder, builder.fcmp_unordered(">", args[0], _splat(builder, args[1]))))
-
-    return types.boolean(vector, types.float32), codegen
 
 
 @intrinsic

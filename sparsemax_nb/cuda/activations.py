@@ -19,7 +19,8 @@ def relu_dropout_kernel(z, bias, dropout, out):
     """
     row, n_columns = cuda.blockIdx.x, z.shape[1]
     for i in range(cuda.threadIdx.x, n_columns, cuda.blockDim.x):
-        value = max(ZERO, z[row, i] + bias[i])
+        value = z[row, i] + bias[i]
+        value = ZERO if value <= ZERO else value  # not max(): NaN must come through
         if dropout.threshold > NEVER:
             word = random_word(dropout.seed, dropout.stream, dropout.step, np.uint64(row * n_columns + i))
             value = value * dropout.scale if word >= dropout.threshold else ZERO

@@ -11,7 +11,7 @@ from numba import float32
 from ..core import backend, formulas, rng
 from ..core.backend import cuda
 from . import launch
-from .top_k import WORST, clear, insert, merge
+from .top_k import WORST, clear, enters, insert, merge
 
 _f = backend.cuda_formulas(formulas)
 _r = backend.cuda_formulas(rng)
@@ -264,7 +264,7 @@ def top_k_kernel(xt, layer, list_scores, list_ids):
             worst = WORST
             for label in range(n_labels * part // n_lists, n_labels * (part + 1) // n_lists):
                 score = _score(xt, layer, label, row)
-                if score > worst:
+                if not score <= worst and enters(score, label, best, ids):
                     insert(best, ids, score, label)
                     worst = best[best.size - 1]
 

@@ -18,10 +18,17 @@ def clear(scores, ids):
 
 
 @backend.cuda_device
+def enters(score, i, scores, ids):
+    """Does (score, i) belong into the list? NaN always does, and a list that ends in NaN is closed: so NaN is never lost."""
+    worst = scores[scores.size - 1]
+    return not (score < worst or (score == worst and i > ids[scores.size - 1]) or worst != worst)
+
+
+@backend.cuda_device
 def insert(scores, ids, score, i):
     """Insert into a list kept by score descending, then id ascending; the last entry falls out."""
     place = scores.size - 1
-    while place > 0 and (scores[place - 1] < score or (scores[place - 1] == score and ids[place - 1] > i)):
+    while place > 0 and not (scores[place - 1] > score or (scores[place - 1] == score and ids[place - 1] < i)):
         scores[place] = scores[place - 1]
         ids[place] = ids[place - 1]
         place -= 1
@@ -46,7 +53,7 @@ def lists_kernel(scores, list_scores, list_ids):
             worst = WORST
             for i in range(part, n_columns, n_lists):
                 score = scores[row, i]
-                if score > worst:
+                if not score <= worst and enters(score, i, best, ids):
                     insert(best, ids, score, i)
                     worst = best[best.size - 1]
 
@@ -64,9 +71,9 @@ def merge_kernel(list_scores, list_ids, top_scores, top_ids):
         clear(best, ids)
         for part in range(n_lists):
             for i in range(k):
-                score = list_scores[row, i, part]
-                if score > best[k - 1] or (score == best[k - 1] and list_ids[row, i, part] < ids[k - 1]):
-                    insert(best, ids, score, list_ids[row, i, part])
+                score, column = list_scores[row, i, part], list_ids[row, i, part]
+                if enters(score, column, best, ids):
+                    insert(best, ids, score, column)
                 else:
                     break
 

@@ -52,8 +52,8 @@ def test_right_and_without_errors(operation, shape, most_blocks, monkeypatch):
     execute(operation, shape)
 
 
-#: What docstrings promise of memory traffic: operation, shape (full tiles and warps), kernel, sectors of a store. A warp
-#: that loads float32 coalesced touches 4 sectors; no load of these kernels touches more (but for lists of labels).
+#: What docstrings promise of memory traffic: operation, shape (full tiles and warps), kernel, sectors of a store. A
+#: warp that loads float32 coalesced touches 4 sectors; no load of these kernels touches more (but for lists of labels).
 TRAFFIC = [
     ("fixed_fan_in.forward (simple)", (64, 40, 64, 4), "forward_kernel", 32),
     ("fixed_fan_in.forward", (64, 40, 64, 4), "forward_tiled_kernel", 4),

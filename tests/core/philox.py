@@ -1,4 +1,4 @@
-"""Published vectors of Philox4x32-10 (known-answer tests of the authors' Random123), and a kernel that computes them."""
+"""Published vectors of Philox4x32-10 (known-answer tests of Random123), and a kernel that computes them."""
 
 import numpy as np
 

@@ -99,7 +99,9 @@ def test_without_cuda_nothing_falls_back(monkeypatch):
         placement.asarray(np.zeros(3), "cuda")
 
 
-@pytest.mark.parametrize(("available", "module", "problem"), [(False, None, "no CUDA device"), (True, None, "CuPy is not")])
+@pytest.mark.parametrize(
+    ("available", "module", "problem"), [(False, None, "no CUDA device"), (True, None, "CuPy is not")]
+)
 def test_cuda_problem_says_why(available, module, problem, monkeypatch):
     monkeypatch.setattr(placement, "SIMULATOR", False)
     monkeypatch.setattr(placement, "cupy", module)

@@ -43,7 +43,9 @@ def test_hinge_is_exactly_zero_beyond_the_margin():
 @EACH_LOSS
 def test_codes_of_losses(loss):
     arguments = np.float32(0.3), np.float32(-1)
-    assert COMPILED.loss_and_gradient(formulas.LOSSES[loss], *arguments) == pytest.approx(LOSSES[loss](*map(float, arguments)), rel=1e-6)
+    assert COMPILED.loss_and_gradient(formulas.LOSSES[loss], *arguments) == pytest.approx(
+        LOSSES[loss](*map(float, arguments)), rel=1e-6
+    )
 
 
 @pytest.mark.filterwarnings("error")

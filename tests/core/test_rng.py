@@ -46,7 +46,9 @@ def test_random_word_places_its_arguments():
     assert rng.random_word(*arguments) == want
     compiled = placement.cpu_formulas(rng)
     assert compiled.random_word(*arguments) == want
-    drawn = {int(rng.random_word(*(np.uint64(a ^ (i == j)) for j, a in enumerate(map(int, arguments))))) for i in range(5)}
+    drawn = {
+        int(rng.random_word(*(np.uint64(a ^ (i == j)) for j, a in enumerate(map(int, arguments))))) for i in range(5)
+    }
     assert len(drawn) == 5, "each argument changes the word"
 
 
