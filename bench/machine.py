@@ -76,17 +76,21 @@ def _sum(array):
     return total
 
 
-@numba.njit(fastmath={"contract"}, cache=True)
-def _polynomials(array):
-    for i in range(array.size):
-        x = array[i]
-        p, q, r, s = x, x + np.float32(1), x - np.float32(1), -x
-        for _ in range(32):
-            p, q, r, s = p * x + x, q * x + x, r * x + x, s * x + x
-        array[i] = p + q + r + s
+@numba.njit(cache=True)
+def _read(array, rounds):
+    total = np.float32(0)
+    for r in range(rounds):  # the start moves, or the compiler would sum once
+        total += _sum(array[r % 2 :])
+    return total
 
 
-FLOPS_PER_ELEMENT = 32 * 4 * 2
+@numba.njit(parallel=True, cache=True)
+def _read_parts(array, parts, rounds):
+    n = array.size // parts
+    totals = np.zeros(parts, np.float32)
+    for part in prange(parts):
+        totals[part] = _read(array[part * n : (part + 1) * n], rounds)
+    return totals
 
 
 @numba.njit(parallel=True, cache=True)
@@ -103,22 +107,18 @@ def _copy(source, target, parts):
         target[part * n : (part + 1) * n] = source[part * n : (part + 1) * n]
 
 
-@numba.njit(parallel=True, cache=True)
-def _read(array, parts, rounds):
-    n = array.size // parts
-    totals = np.zeros(parts, np.float32)
-    for part in prange(parts):
-        for r in range(rounds):  # the start moves, or the compiler would sum once
-            totals[part] += _sum(array[part * n + r % 2 : (part + 1) * n])
-    return totals
+@numba.njit(fastmath={"contract"}, cache=True)
+def _polynomials(array, rounds):
+    for _ in range(rounds):
+        for i in range(array.size):
+            x = array[i]
+            p, q, r, s = x, x + np.float32(1), x - np.float32(1), -x
+            for _ in range(32):
+                p, q, r, s = p * x + x, q * x + x, r * x + x, s * x + x
+            array[i] = p + q + r + s
 
 
-@numba.njit(parallel=True, cache=True)
-def _compute(array, parts, rounds):
-    n = array.size // parts
-    for part in prange(parts):
-        for _ in range(rounds):
-            _polynomials(array[part * n : (part + 1) * n])
+FLOPS_PER_ELEMENT = 32 * 4 * 2
 
 
 _limits = {}  # the best that this process has seen, {(threads, device): {name: rate}}
@@ -138,13 +138,15 @@ def _note(known, name, amount, run, least_s):
 def machine_limits(threads, device="cpu", smoke=False):
     """What the machine can do at best, measured by small kernels of our own; per second.
 
-    Each call measures three rounds of 0.1 s each again and returns the best since the process started: other users of a machine only
-    ever make it slower. CPU, with `threads` threads that each own a part of the array: ``dram_copy`` (bytes read and
-    written, copying an array of eight times the L3 cache, 256 MiB at least), ``dram_store`` (bytes written, filling it
-    with the byte 1: some processors have a short cut for zeros), ``l2_read`` and ``l3_read`` (bytes read, summing
-    256 MiB a thread out of half the L2 of each thread, half the L3 in all), ``flops`` (float32 multiply-adds, two each:
-    four independent polynomials an element, in registers). CUDA: ``dram_copy`` (bytes read and written, CuPy copying
-    1 GiB), nothing else.
+    Each call measures for about two seconds and returns the best since the process started: other users of a machine
+    only ever make it slower. CUDA: ``dram_copy`` (bytes read and written, CuPy copying 1 GiB), nothing else. CPU:
+
+    dram_copy : bytes read and written; `threads` threads copy an array of eight times the L3 cache, 256 MiB at least
+    dram_store : bytes written; they fill it with the byte 1 (some processors have a short cut for zeros)
+    l3_read : bytes read; they sum half the L3 cache again and again, each its own part
+    l2_read : bytes read; one thread sums half its L2 cache again and again; times `threads`, as each core has its own
+    flops : float32 multiply-adds, two each; one thread, four independent polynomials an element, in registers; times
+        `threads`
     """
     known, least_s = _limits.setdefault((threads, device), {}), 0 if smoke else 0.1
     if device == "cuda":
@@ -159,17 +161,16 @@ def machine_limits(threads, device="cpu", smoke=False):
         return dict(known)
     caches = cache_bytes()
     n = threads * (1 << 16 if smoke else max(8 * caches["L3"], 1 << 28) // 4 // threads)
-    source, target, small = np.ones(n, np.float32), np.ones(n, np.float32), np.full(threads * 2048, 0.1, np.float32)
-    rounds_small = 1 if smoke else 100
+    source, target, small = np.ones(n, np.float32), np.ones(n, np.float32), np.full(2048, 0.1, np.float32)
+    l2, l3 = source[: caches["L2"] // 8], source[: caches["L3"] // 8]
+    rounds = (1, 1, 1) if smoke else (max(1, (1 << 28) // l2.nbytes), max(1, (1 << 28) // l3.nbytes), 100)
+    flops = threads * rounds[2] * small.size * FLOPS_PER_ELEMENT
     for _ in range(1 if smoke else 3):
         _note(known, "dram_copy", 2 * source.nbytes, lambda: _copy(source, target, threads), least_s)
         _note(known, "dram_store", target.nbytes, lambda: _store(target.view(np.uint8), threads), least_s)
-        for name, size in (("l2_read", threads * caches["L2"] // 2), ("l3_read", caches["L3"] // 2)):
-            part = source[: max(1, size // 4)]
-            rounds = 1 if smoke else max(1, threads * (1 << 28) // part.nbytes)
-            _note(known, name, rounds * part.nbytes, lambda p=part, r=rounds: _read(p, threads, r), least_s)
-        flops = rounds_small * small.size * FLOPS_PER_ELEMENT
-        _note(known, "flops", flops, lambda: _compute(small, threads, rounds_small), least_s)
+        _note(known, "l3_read", rounds[1] * l3.nbytes, lambda: _read_parts(l3, threads, rounds[1]), least_s)
+        _note(known, "l2_read", threads * rounds[0] * l2.nbytes, lambda: _read(l2, rounds[0]), least_s)
+        _note(known, "flops", flops, lambda: _polynomials(small, rounds[2]), least_s)
     return dict(known)
 
 

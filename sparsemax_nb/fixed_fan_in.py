@@ -320,6 +320,7 @@ def fixed_fan_in_step(x, layer, labels, loss, optimizer):
     kind, rates, values_moments = optimizer.begin_step(layer.values)
     _, _, bias_moments = optimizer.begin_step(layer.bias)
     wing.step(x, layer.arrays, positives, LOSSES[loss], kind, rates, values_moments, bias_moments, dx, label_loss)
+    optimizer.end_step(layer.values, layer.bias)
     value = float(label_loss.sum(dtype=np.float64))
     if not math.isfinite(value):
         raise FloatingPointError(f"the loss is {value}: the layer's values or bias are not finite; lower the learning rate")

@@ -31,10 +31,14 @@ class _Optimizer:
         return self._states[id(array)]
 
     def begin_step(self, array):
-        """Count one step of `array`; returns (kind, rates, moments) for the kernels."""
+        """What kernels need for the next step of `array`: (kind, rates, moments)."""
         state = self.state_of(array)
-        state.count += 1
-        return self.kind, self._rates(state.count), state.moments
+        return self.kind, self._rates(state.count + 1), state.moments
+
+    def end_step(self, *arrays):
+        """Count the step, once the kernel has been launched."""
+        for array in arrays:
+            self.state_of(array).count += 1
 
     def step(self, array, gradient):
         """Update `array` in place with `gradient` (float32, same shape and device)."""
@@ -44,6 +48,7 @@ class _Optimizer:
         kind, rates, moments = self.begin_step(array)
         flat = Moments(moments.m.reshape(-1), moments.v.reshape(-1))
         backend.wing(device, "optimizers").update(kind, array_.reshape(-1), gradient.reshape(-1), flat, rates)
+        self.end_step(array)
 
     def step_rows(self, array, row_ids, gradient):
         """Update the rows `row_ids` (n,) int32 of `array` (F, D) in place with `gradient` (n, D); other rows keep their moments."""
@@ -57,6 +62,7 @@ class _Optimizer:
                 raise ValueError(f"row_ids must be different rows of array, in [0, {array.shape[0]})")
         kind, rates, moments = self.begin_step(array)
         backend.wing(device, "optimizers").update_rows(kind, array_, row_ids, gradient, moments, rates)
+        self.end_step(array)
 
 
 class Adam(_Optimizer):

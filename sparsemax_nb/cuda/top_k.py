@@ -74,8 +74,6 @@ def merge_kernel(list_scores, list_ids, top_scores, top_ids):
                 score, column = list_scores[row, i, part], list_ids[row, i, part]
                 if enters(score, column, best, ids):
                     insert(best, ids, score, column)
-                else:
-                    break
 
 
 def merge(list_scores, list_ids, top_scores, top_ids, *, block=launch.BLOCK):
