@@ -47,13 +47,13 @@ def _targets(row):
         c = row["contestants"][rival]
         if "unavailable" not in c:
             verdict = "met" if c["ratio_to_ours"] >= wanted else "not met"
-            yield f"Target: {wanted} x {rival}, better {aim} x; measured {c['ratio_to_ours']:.2f} x: {verdict}."
+            yield f"- Target: {wanted} x {rival}, better {aim} x; measured {c['ratio_to_ours']:.2f} x: {verdict}."
 
 
 def _memory(row):
     for name, m in row["memory"].items():
         growth = "unknown" if m["growth"] is None else f"{m['growth'] / 2**20:,.0f} MiB"
-        yield f"Memory, {name}: {m['held'] / 2**20:,.0f} MiB of arrays, {growth} more during a call."
+        yield f"- Memory, {name}: {m['held'] / 2**20:,.0f} MiB of arrays, {growth} more during a call."
 
 
 def table(row):
@@ -63,11 +63,10 @@ def table(row):
     lines = [f"**{row['benchmark']}**: {sizes}", "", *_lines(header, _contestants(row)), ""]
     if row["floor"]:
         header = ["what ours has to do", "amount and measured limit", "least ms", "share of ours"]
-        distance = row["contestants"]["ours"]["median_s"] / row["floor"]["seconds"]
+        floor, bound = row["floor"]["seconds"], row["floor"]["bound"]
+        distance = row["contestants"]["ours"]["median_s"] / floor
         lines += [*_lines(header, _floor(row)), ""]
-        lines += [
-            f"Floor: {_ms(row['floor']['seconds'])} ms ({row['floor']['bound']}); ours takes {distance:.1f} times that."
-        ]
+        lines += [f"- Floor: {_ms(floor)} ms ({bound}); ours takes {distance:.1f} times that."]
     return "\n".join([*lines, *_targets(row), *_memory(row)])
 
 

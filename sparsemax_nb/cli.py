@@ -54,8 +54,8 @@ def _train_classifier(options):
     names = [name for name in train.Classifier._names() if name not in ("tfidf", "progress")]
     model = train.Classifier(**{name: getattr(options, name) for name in names}, progress=not options.quiet)
     n, n_features = corpus.train.features.shape
-    device = backend.resolve_device(options.device)
-    print(f"{corpus.name}: {n:,} points, {n_features:,} features, {corpus.train.labels.shape[1]:,} labels; on {device}")
+    where = demo.where(options.device)
+    print(f"{corpus.name}: {n:,} points, {n_features:,} features, {corpus.train.labels.shape[1]:,} labels; {where}")
     start = time.perf_counter()
     model.fit(corpus.train.features, corpus.train.labels)
     history, network = model.history_, model.network_
@@ -79,6 +79,7 @@ def _train_classifier(options):
 def _predict(options):
     """Predict the labels of the points in a file of the Extreme Classification Repository's format."""
     model = train.Classifier.load(options.model, device=options.device)
+    print(f"sparsemax-nb: predicting {demo.where(options.device)}", file=sys.stderr)
     points = data.read_xc(options.file, n_points=options.rows)
     k = min(options.k, model.n_labels_)
     scores, ids = model.top_k(points.features, k)
@@ -150,6 +151,9 @@ def main(argv=None):
     """Run a command; returns the exit code: 0, 2 for bad input, 130 for Ctrl-C."""
     options = _parser().parse_args(argv)
     try:
+        for path in filter(None, (options.json, getattr(options, "save", None))):  # before hours of work, not after
+            if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+                raise FileNotFoundError(f"{path} can not be written: there is no such folder")
         result = options.run(options)
         if options.json:
             _write_json(options.json, result)

@@ -29,6 +29,13 @@ def cpu_name():
         return platform.processor() or platform.machine()
 
 
+def where(device):
+    """'on cpu (NAME)' or 'on cuda (NAME)'; where 'auto' did not find CUDA, why not."""
+    chosen, problem = backend.resolve_device(device), backend.cuda_problem()
+    name = cpu_name() if chosen == "cpu" else backend.cuda_description()
+    return f"on {chosen} ({name})" + (f"; {problem}" if device == "auto" and problem else "")
+
+
 def _train(name, params, corpus, options):
     """Train one contestant; returns the model and its figures."""
     model = train.Classifier(
@@ -126,17 +133,18 @@ def _picture(results, path):
 def run(options):
     """The whole demo; returns all its figures."""
     start = time.perf_counter()
+    os.makedirs(options.out, exist_ok=True)
     device = backend.resolve_device(options.device)
     corpus = data.load("tate")
     n, n_labels = corpus.train.labels.shape
-    print(f"Subjects of artworks (Tate Collection): {n:,} to learn from, {n_labels:,} subjects; on {device} ({cpu_name()})")
+    print(f"Subjects of artworks (Tate Collection): {n:,} to learn from, {n_labels:,} subjects")
+    print(f"Computing {where(options.device)}")
     results, model = {}, None
     for name, params in CONTESTANTS.items():
         model, results[name] = _train(name, params, corpus, options)
     _table(results)
     print(f"\nWhat the last network ({name}) predicts; + is right:")
     artworks = _artworks(model, corpus, options.seed)
-    os.makedirs(options.out, exist_ok=True)
     picture = os.path.join(options.out, "accuracy_against_memory.png")
     _picture(results, picture)
     seconds = time.perf_counter() - start

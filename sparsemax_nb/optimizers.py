@@ -25,7 +25,10 @@ class _Optimizer:
         self._states = {}
 
     def state_of(self, array):
-        """The state of a parameter array, made of zeros when it is first asked for. Follows the array's identity."""
+        """The state of a parameter array, made of zeros when it is first asked for.
+
+        It follows the array object: update the same object every time, not a new view of it.
+        """
         if id(array) not in self._states:
             self._states[id(array)] = _State(array, self._new_moments(array))
         return self._states[id(array)]
@@ -92,8 +95,8 @@ class Adam(_Optimizer):
 
     def __init__(self, learning_rate=1e-3, beta1=0.9, beta2=0.999, epsilon=1e-8):
         super().__init__(learning_rate)
-        self.beta1 = check.number("beta1", beta1, 0, 1 - 1e-9)
-        self.beta2 = check.number("beta2", beta2, 0, 1 - 1e-9)
+        self.beta1 = check.number("beta1", beta1, 0, 1 - 2.0**-24)
+        self.beta2 = check.number("beta2", beta2, 0, 1 - 2.0**-24)
         self.epsilon = check.number("epsilon", epsilon, 0, math.inf, open_ends=True)
 
     def _new_moments(self, array):

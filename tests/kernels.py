@@ -151,7 +151,7 @@ def make_forward(shape):
 
 def launch_simple_forward(x, layer, scores, *, block=(32, 8)):
     """Launch `forward_kernel`, which no function of the wing calls: it is there to be read."""
-    grid, block = launch.labels_by_rows(layer.indices.shape[0], x.shape[0], *block)
+    grid = launch.labels_by_rows(layer.indices.shape[0], x.shape[0], *block)
     cuda_layer.forward_kernel[grid, block](placement.asarray(x.T, "cuda"), layer, scores)
 
 

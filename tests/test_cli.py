@@ -61,6 +61,7 @@ def test_demo_at_small_size(capsys, tmp_path):
         (["predict", "nothing.safetensors", "x.txt"], "no model file nothing.safetensors"),
         ([*TRAIN, "--data", "nowhere"], "nowhere"),
         ([*TRAIN, "--fan-in", "17"], "fan_in must be between 1 and 16"),
+        ([*TRAIN, "--save", "nowhere/model.safetensors"], "nowhere/model.safetensors can not be written"),
         ([*TRAIN, "--device", "cuda"], "device='cuda' can not be used"),
     ],
 )

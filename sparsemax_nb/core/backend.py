@@ -6,7 +6,11 @@ Placement follows the data: NumPy arrays are computed by ``cpu/``, CUDA arrays b
 
 import functools
 import importlib
+import os
 import types
+
+# A batch of a few rows is a legal launch: no warning for each small grid. Read by numba-cuda when it is imported.
+os.environ.setdefault("NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS", "0")
 
 import numba
 import numpy as np
@@ -28,6 +32,7 @@ class SimArray(np.ndarray):
 xp = np if SIMULATOR or cupy is None else cupy
 
 njit = functools.partial(numba.njit, cache=True)
+njit_inline = numba.njit(inline="always")
 njit_parallel = functools.partial(numba.njit, cache=True, parallel=True)
 cuda_jit = functools.partial(cuda.jit, cache=not SIMULATOR)
 #: Device functions are inlined: without that, compiling one asks for a driver.
@@ -99,7 +104,11 @@ def asarray(x, device, dtype=None):
 
 def as_native(array):
     """A foreign CUDA array (Numba, PyTorch) as CuPy sees it, without a copy; NumPy arrays and SimArrays unchanged."""
-    return array if isinstance(array, np.ndarray) or cupy is None else cupy.asarray(array)
+    if isinstance(array, np.ndarray):
+        return array
+    if cupy is None:
+        raise RuntimeError(f"CUDA arrays can not be computed on: {cuda_problem()}")
+    return cupy.asarray(array)
 
 
 def to_numpy(x):
@@ -142,7 +151,7 @@ def _compile_formulas(module, decorate):
 @functools.cache
 def cpu_formulas(module):
     """The scalar functions of `module` compiled for the CPU."""
-    return _compile_formulas(module, numba.njit(inline="always"))
+    return _compile_formulas(module, njit_inline)
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from numba import prange
 
 from ..core import backend, formulas, rng
 from .top_k import WORST, enters, insert
-from .vector import LANES, add, any_above, any_nonzero, dot, fma, item, load, splat, store, store_transposed
+from .vector import LANES, add, aligned, any_above, any_nonzero, dot, fma, item, load, splat, store, store_transposed
 
 _f = backend.cpu_formulas(formulas)
 _r = backend.cpu_formulas(rng)
@@ -61,12 +61,9 @@ def random_values(seed, stream, scale, values):
 
 
 def _new_blocks(x):
-    """Room for x in blocks of 16 rows, features first: (n_blocks, 16 H).
-
-    Made by NumPy, not inside a kernel: NumPy asks Linux for huge pages, which keeps a block whole in the L2 cache.
-    """
+    """Room for x in blocks of 16 rows, features first: (n_blocks, 16 H)."""
     n_rows, n_inputs = x.shape
-    return np.empty(((n_rows + LANES - 1) // LANES, n_inputs * LANES), np.float32)
+    return aligned(np.empty, ((n_rows + LANES - 1) // LANES, n_inputs * LANES))
 
 
 @backend.njit_parallel
@@ -83,7 +80,7 @@ def _pack(x, blocks):
                 blocks[block, i * LANES + q] = x[row, i] if row < n_rows else ZERO
 
 
-@backend.njit
+@backend.njit_inline
 def _score(block, indices, values, start, fan_in, bias):
     """Scores of one label for the 16 rows of a block, as a vector. Four sums run side by side to hide the latency."""
     s0, s1, s2, s3 = splat(bias), splat(ZERO), splat(ZERO), splat(ZERO)
@@ -128,7 +125,7 @@ def forward(x, layer, scores):
     _forward(x, layer, scores, _new_blocks(x))
 
 
-@backend.njit
+@backend.njit_inline
 def _scatter(block, dblock, indices, values, start, fan_in, g, dvalues):
     """For one label and the gradients `g` of 16 rows: dblock += values g (scattered), dvalues = g . block (gathered)."""
     for k in range(fan_in):
@@ -160,7 +157,7 @@ def _workspace(x, layer):
     n_blocks = len(blocks)
     shape = n_blocks, min(n_labels, max(256, PARTIAL_SUMS // (max(n_blocks, 1) * fan_in)))
     return _Workspace(
-        blocks, np.zeros((_n_splits(n_blocks), *blocks.shape), np.float32), np.empty((*shape, fan_in), np.float32),
+        blocks, aligned(np.zeros, (_n_splits(n_blocks), *blocks.shape)), np.empty((*shape, fan_in), np.float32),
         np.empty(shape, np.float32), np.empty(shape, np.float32), np.zeros(shape, np.bool_),
     )  # fmt: skip
 
@@ -209,7 +206,8 @@ def _backward_of_block(layer, dscores, work, b, s, first, n):
 
 @backend.njit_parallel
 def _backward(x, layer, dscores, dx, dvalues, dbias, work):
-    # The parallel loops only call functions: numba 0.68 loses what their own bodies write into the arrays of a tuple.
+    # The parallel loops only call functions, not inlined ones: what a parallel loop's own body writes into the arrays of
+    # a tuple is lost (numba 0.68).
     n_labels = layer.indices.shape[0]
     _pack(x, work.blocks)
     n_splits, n_blocks = work.dblocks.shape[:2]
@@ -230,7 +228,7 @@ def backward(x, layer, dscores, dx, dvalues, dbias):
 
 @backend.njit
 def _update_label(layer, label, dvalues, dbias, optimizer, rates, values_moments, bias_moments):
-    """Adam or SGD on the weights and the bias of one label."""
+    """Adam or SGD on the weights and the bias of one label. Must stay a call: see `_backward`."""
     values = layer.values[label]
     if optimizer == ADAM:
         m, v = values_moments.m[label], values_moments.v[label]
@@ -245,7 +243,7 @@ def _update_label(layer, label, dvalues, dbias, optimizer, rates, values_moments
         layer.bias[label] = sgd(layer.bias[label], dbias, rates)
 
 
-@backend.njit
+@backend.njit_inline
 def _mark_positives(positives, label, first_row, signs):
     """signs[q] = +1 where the label is positive in row first_row + q, else -1."""
     signs[:] = -ONE
@@ -255,7 +253,7 @@ def _mark_positives(positives, label, first_row, signs):
             signs[q] = ONE
 
 
-@backend.njit
+@backend.njit_inline
 def _loss_of_block(loss, scores, signs, weights, losses, g):
     """Loss of one label over 16 rows, each times its weight; g becomes its gradient by the scores. Returns (loss, dbias)."""
     if loss == SQUARED_HINGE:  # two loops, so that this one is compiled to vector code

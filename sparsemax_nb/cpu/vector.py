@@ -6,12 +6,16 @@ vector instructions down. They skip Numba's handling of negative indices and all
 checks stand in for them. Arrays are one-dimensional and C-contiguous; `i` counts elements.
 """
 
+import math
+
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
 LANES = 16
+LINE = 64  # bytes of a cache line, and of a vector
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
 _I32 = ir.IntType(32)
 
@@ -28,6 +32,17 @@ vector = _VectorType()
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, dmm, fe_type):
         super().__init__(dmm, fe_type, _VECTOR)
+
+
+def aligned(make, shape):
+    """``make(shape, np.float32)`` (np.empty or np.zeros) at a multiple of 64 bytes.
+
+    NumPy's own arrays begin 16 bytes into a cache line: every vector would straddle two lines and be read twice.
+    """
+    size = math.prod(shape)
+    buffer = make(size + LANES - 1, np.float32)
+    start = -buffer.ctypes.data % LINE // buffer.itemsize
+    return buffer[start : start + size].reshape(shape)
 
 
 def _address(context, builder, array_type, array, i, pointee=None):

@@ -32,7 +32,7 @@ def _transposed(array):
 
 @backend.cuda_device
 def _score(xt, layer, label, row):
-    """Score of one label for one row. Unsigned indices spare Numba's test for negative ones: a third of the integer work."""
+    """Score of one label for one row. Unsigned indices spare Numba's test for negative ones."""
     label, row = np.uint32(label), np.uint32(row)
     score = layer.bias[label]
     for k in range(layer.indices.shape[1]):
@@ -127,7 +127,7 @@ def forward_tiled_kernel(xt, layer, scores):
 
 def forward(x, layer, scores, *, block=(32, 8)):
     """``scores[b, l] = bias[l] + sum_k values[l, k] x[b, indices[l, k]]``."""
-    grid, _ = launch.labels_by_rows(layer.indices.shape[0], x.shape[0], TILE, TILE)
+    grid = launch.labels_by_rows(layer.indices.shape[0], x.shape[0], TILE, TILE)
     forward_tiled_kernel[grid, block](_transposed(x), layer, scores)
 
 
@@ -183,6 +183,7 @@ def step_kernel(xt, layer, positives, loss, update, values_moments, bias_moments
     sums = 2 * n_threads
     for k in range(t, fan_in + 2, n_threads):
         shared[sums + k] = ZERO
+    cuda.syncthreads()
     for first_row in range(0, n_rows, n_threads):
         row = first_row + t
         g = value = ZERO

@@ -1,6 +1,6 @@
 """All grid arithmetic. Labels (or columns) lie on grid x, which may be 2^31 - 1 blocks long; everything else strides."""
 
-#: Threads of a block where nothing else is said: a multiple of the warp (32), eight blocks fill a multiprocessor.
+#: Threads of a block where nothing else is said: four warps.
 BLOCK = 128
 #: Rows of the batch side by side in a block: one warp reads 32 neighbouring rows of a feature, one 128-byte line.
 WARP = 32
@@ -20,9 +20,8 @@ def flat(n, block=BLOCK):
 
 
 def labels_by_rows(n_labels, n_rows, block_rows=WARP, block_labels=8):
-    """A block is `block_rows` rows (x, neighbouring threads) by `block_labels` labels (y); grid x labels, grid y rows."""
-    grid = max(1, divide_up(n_labels, block_labels)), min(max(1, divide_up(n_rows, block_rows)), MAX_GRID_YZ)
-    return grid, (block_rows, block_labels)
+    """Grid for blocks of `block_rows` rows (x, neighbouring threads) by `block_labels` labels (y): labels on grid x."""
+    return max(1, divide_up(n_labels, block_labels)), min(max(1, divide_up(n_rows, block_rows)), MAX_GRID_YZ)
 
 
 def _n_lists(n_labels, n_rows, k):
@@ -33,7 +32,7 @@ def _n_lists(n_labels, n_rows, k):
 def lists_by_rows(n_labels, n_rows, k, block_rows=WARP, block_lists=4):
     """(n_lists, grid) for blocks of `block_rows` rows (x) by `block_lists` lists (y)."""
     n_lists = _n_lists(n_labels, n_rows, k)
-    return n_lists, labels_by_rows(n_lists, n_rows, block_rows, block_lists)[0]
+    return n_lists, labels_by_rows(n_lists, n_rows, block_rows, block_lists)
 
 
 def lists_per_row(n_labels, n_rows, k, block=BLOCK):

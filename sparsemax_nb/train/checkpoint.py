@@ -16,6 +16,12 @@ class ModelFileError(ValueError):
     """A model file that can not be read: truncated, foreign, of another kind or a newer version."""
 
 
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 def save(path, kind, arrays, description):
     """Write NumPy `arrays` (name -> array) and a JSON-able `description` to a temporary file, then rename it to `path`."""
     header = {"format": FORMAT, "version": str(VERSION), "kind": kind, "description": json.dumps(description)}
@@ -24,6 +30,7 @@ def save(path, kind, arrays, description):
     os.close(handle)
     try:
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary, metadata=header)
+        os.chmod(temporary, 0o666 & ~_umask())  # temporary files are made for their owner alone
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
@@ -46,3 +53,5 @@ def load(path, kind):
             return {name: file.get_tensor(name) for name in file.keys()}, json.loads(header["description"])  # noqa: SIM118
     except SafetensorError as error:
         raise ModelFileError(f"{path} is truncated or no safetensors file ({error})") from error
+    except (KeyError, json.JSONDecodeError) as error:
+        raise ModelFileError(f"{path} has no whole description ({error})") from error

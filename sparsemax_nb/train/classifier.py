@@ -10,6 +10,7 @@ import scipy.sparse
 from ..core import backend, check
 from ..core.formulas import LOSSES
 from ..data import Tfidf
+from ..fixed_fan_in import FixedFanIn
 from ..optimizers import Adam
 from . import checkpoint, loop, metrics
 from .network import Network
@@ -135,6 +136,7 @@ class Classifier:
         are legal. Raises TypeError or ValueError for bad arguments, TrainingError where loss or input is not finite.
         """
         self._check_params()
+        params = {name: value.item() if isinstance(value, np.generic) else value for name, value in self.get_params().items()}
         X, Y = _csr("X", X), _csr("Y", Y).astype(bool).astype(np.float32)  # noqa: N806
         Y.eliminate_zeros()
         if X.shape[0] != Y.shape[0]:
@@ -151,6 +153,7 @@ class Classifier:
             batch_size=self.batch_size, epochs=self.epochs, budget_seconds=self.budget_seconds, progress=self.progress,
             after_epoch=after_epoch,
         )  # fmt: skip
+        self._fitted_params = params
         return self
 
     def _transform(self, x):
@@ -169,7 +172,7 @@ class Classifier:
     def evaluate(self, X, Y, ks=(1, 3, 5)):  # noqa: N803
         """P@k and nDCG@k on features X (n, F) and labels Y (n, L), and the seconds it took: a dict."""
         start = time.perf_counter()
-        ks = [k for k in ks if k <= self.n_labels_]
+        ks = [k for k in ks if k <= self.n_labels_] or [self.n_labels_]
         ids = self.predict(X, max(ks))
         seconds = time.perf_counter() - start
         result = {f"P@{k}": metrics.precision_at_k(ids, Y, k) for k in ks}
@@ -190,7 +193,7 @@ class Classifier:
         if self.tfidf_ is not None:
             arrays["tfidf.idf"] = self.tfidf_.idf_
         description = {
-            "params": self.get_params(), "n_features": self.n_features_in_, "n_labels": self.n_labels_,
+            "params": self._fitted_params, "n_features": self.n_features_in_, "n_labels": self.n_labels_,
             "label_names": None if label_names is None else list(label_names),
         }  # fmt: skip
         checkpoint.save(path, "classifier", arrays, description)
@@ -198,19 +201,29 @@ class Classifier:
     @classmethod
     def load(cls, path, device="auto"):
         """Read a model that `save` wrote, onto `device`; attribute `label_names_` holds the names, or None."""
+        device = backend.resolve_device(device)
         arrays, description = checkpoint.load(path, "classifier")
         try:
             model = cls(**description["params"]).set_params(device=device)
             model.n_features_in_, model.n_labels_ = description["n_features"], description["n_labels"]
             model.label_names_ = description["label_names"]
-            model.device_ = backend.resolve_device(device)
-            model.tfidf_ = None
+            if model.label_names_ is not None and len(model.label_names_) != model.n_labels_:
+                raise ValueError(f"{len(model.label_names_)} label names for {model.n_labels_} labels")
+            model._check_params()
+            model.device_, model.tfidf_ = device, None
             if model.tfidf:
                 model.tfidf_ = Tfidf()
-                model.tfidf_.idf_ = arrays["tfidf.idf"]
+                model.tfidf_.idf_ = check.array("tfidf.idf", arrays["tfidf.idf"], np.float32, (model.n_features_in_,))
             model.network_ = model._new_network()
             for name, array in model.network_.parameters.items():
-                array[:] = backend.asarray(check.array(name, arrays[name], array.dtype, array.shape), model.device_)
+                stored = check.array(name, arrays[name], array.dtype, array.shape)
+                if stored.dtype == np.float32:
+                    check.finite(name, stored)
+                array[:] = backend.asarray(stored, device)
+            if model.output == "fixed-fan-in":
+                layer = model.network_.output.layer
+                FixedFanIn(layer.n_inputs, *layer.arrays)  # checks the indices: kernels trust them
+            model._fitted_params = description["params"]
         except (KeyError, TypeError, ValueError) as error:
             raise checkpoint.ModelFileError(f"{path} does not hold a whole Classifier ({error})") from error
         return model
@@ -220,7 +233,11 @@ def _csr(name, matrix):
     """A finite float32 CSR matrix from a SciPy sparse matrix."""
     if not scipy.sparse.issparse(matrix):
         raise TypeError(f"{name} must be a SciPy sparse matrix, got {type(matrix).__name__}; use scipy.sparse.csr_matrix({name})")
-    matrix = scipy.sparse.csr_matrix(matrix, dtype=np.float32)
+    matrix = scipy.sparse.csr_matrix(matrix, dtype=np.float32, copy=True)
+    try:
+        matrix.check_format(full_check=True)
+    except ValueError as error:
+        raise ValueError(f"{name} is no valid CSR matrix: {error}") from error
     if not np.isfinite(matrix.data).all():
         row = int(np.searchsorted(matrix.indptr, np.flatnonzero(~np.isfinite(matrix.data))[0], side="right")) - 1
         raise ValueError(f"{name} must be finite, got NaN or infinity in row {row}")

@@ -5,15 +5,23 @@ import numpy as np
 from ..core import check
 
 
+def _truth(labels):
+    """The entries that are not zero, as a boolean CSR matrix."""
+    truth = labels.tocsr(copy=True)
+    truth.sum_duplicates()
+    truth.eliminate_zeros()
+    return truth.astype(bool)
+
+
 def _hits(ids, labels, k):
     """(n, k) bool: is the predicted id a true label of its row?"""
     ids = np.ascontiguousarray(check.array("ids", ids, np.int32, ("n", "k"))[:, :k])
     if labels.shape[0] != ids.shape[0]:
         raise ValueError(f"labels must have {ids.shape[0]} rows like ids, got {labels.shape[0]}")
-    truth = labels.tocsr().astype(bool).astype(np.int8)
+    truth = _truth(labels)
     rows = np.repeat(np.arange(ids.shape[0]), ids.shape[1])
     flat = ids.reshape(-1)
-    hits = np.asarray(truth[rows, np.maximum(flat, 0)]).reshape(-1) > 0
+    hits = np.asarray(truth[rows, np.maximum(flat, 0)]).reshape(-1)
     return (hits & (flat >= 0)).reshape(ids.shape)
 
 
@@ -59,7 +67,7 @@ def ndcg_at_k(ids, labels, k):
     if not len(ids):
         return 0.0
     gains = 1 / np.log2(np.arange(2, k + 2))
-    n_true = np.minimum(np.diff(labels.tocsr().astype(bool).indptr), k)
+    n_true = np.minimum(np.diff(_truth(labels).indptr), k)
     best = np.append(0, np.cumsum(gains))[n_true]
     found = _hits(ids, labels, k) @ gains
     return float(np.divide(found, best, out=np.zeros(len(ids)), where=best > 0).mean())

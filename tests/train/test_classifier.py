@@ -148,6 +148,12 @@ def poisoned(matrix, value):
     return matrix
 
 
+def outside(matrix):
+    matrix = matrix.copy()
+    matrix.indices[matrix.indptr[7]] = matrix.shape[1]
+    return matrix
+
+
 @pytest.mark.parametrize(
     "change, error, message",
     [
@@ -159,6 +165,8 @@ def poisoned(matrix, value):
         (lambda x, y: (poisoned(x, np.inf), y), ValueError, "X must be finite, got NaN or infinity in row 7"),
         (lambda x, y: (x, poisoned(y, np.nan)), ValueError, "Y must be finite"),
         (lambda x, y: (-x, y), ValueError, "negative"),
+        (lambda x, y: (outside(x), y), ValueError, "X is no valid CSR matrix"),
+        (lambda x, y: (x, outside(y)), ValueError, "Y is no valid CSR matrix"),
     ],
 )
 def test_bad_data(corpus, change, error, message):
@@ -211,6 +219,34 @@ def test_bad_model_files(corpus, tmp_path):
     checkpoint.save(path, "classifier", arrays, description)
     with pytest.raises(checkpoint.ModelFileError, match="does not hold a whole Classifier"):
         train.Classifier.load(path)
+
+
+@pytest.mark.parametrize(
+    "name, place, value, message",
+    [
+        ("output.indices", (3, 2), 32, r"indices must lie in \[0, 32\), got 32"),
+        ("output.indices", (3, slice(None)), 5, "indices must not repeat an input"),
+        ("output.values", (0, 0), np.nan, r"output.values must be finite, got nan at \[0, 0\]"),
+    ],
+)
+def test_model_file_with_wild_numbers(corpus, tmp_path, name, place, value, message):
+    """Kernels trust the indices of a layer: a bad one must not get that far."""
+    path = tmp_path / "model.safetensors"
+    fitted(corpus, epochs=1).save(path)
+    arrays, description = checkpoint.load(path, "classifier")
+    arrays[name][place] = value
+    checkpoint.save(path, "classifier", arrays, description)
+    with pytest.raises(checkpoint.ModelFileError, match=message):
+        train.Classifier.load(path)
+
+
+def test_save_keeps_the_parameters_of_the_fit(corpus, tmp_path):
+    path = tmp_path / "model.safetensors"
+    model = fitted(corpus, epochs=np.int64(1))
+    model.set_params(embedding=512, tfidf=False).save(path)
+    again = train.Classifier.load(path)
+    assert again.embedding == SMALL["embedding"] and again.tfidf
+    assert path.stat().st_mode & 0o777 == 0o666 & ~checkpoint._umask()
 
 
 def test_newer_and_foreign_model_files(tmp_path, monkeypatch):

@@ -36,6 +36,10 @@ def test_edges(metric):
     zeros = TRUTH.copy()
     zeros.data[:] = 0  # stored zeros are no labels
     assert metric(IDS, zeros, 2) == 0
+    some = TRUTH.copy()
+    some.data[some.indptr[0]] = 0
+    without = scipy.sparse.csr_matrix([[0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]])
+    assert metric(IDS, some, 2) == metric(IDS, without, 2) > 0
     with pytest.raises(ValueError, match=r"k must be between 1 and 3 \(the width of ids\), got 4"):
         metric(IDS, TRUTH, 4)
     with pytest.raises(ValueError, match="labels must have 3 rows like ids, got 2"):
