@@ -28,6 +28,8 @@ NO_STEP = np.uint64(0)
 
 #: Labels that one thread scores before it moves to the next block of rows: with 32 connections, 256 KiB of weights.
 CHUNK = 1024
+#: Labels that one thread updates in one go.
+SPAN = 64
 #: Numbers that the blocks of rows hold back as their share of the labels' gradients (8 MiB) before the labels are updated.
 PARTIAL_SUMS = 1 << 21
 #: Work is cut into at least this many parts (blocks of rows x ranges of labels) where a label's gradient is needed.
@@ -175,7 +177,7 @@ def _unpack_sum(dblocks, dx):
                 dx[row, i] = total
 
 
-@backend.njit
+@backend.njit_inline
 def _add_parts(work, j, dvalues):
     """Sum over the blocks of rows, in their order, for the j-th label at hand: writes dvalues (K,), returns dbias."""
     dvalues[:] = ZERO
@@ -204,6 +206,13 @@ def _backward_of_block(layer, dscores, work, b, s, first, n):
             _scatter(block, dblock, indices, values, (first + j) * fan_in, fan_in, load(g, 0), work.dvalues[b, j])
 
 
+@backend.njit
+def _backward_of_labels(work, first, start, stop, dvalues, dbias):
+    """Gradients of the labels first + start ... first + stop, summed over all rows."""
+    for j in range(start, stop):
+        dbias[first + j] = _add_parts(work, j, dvalues[first + j])
+
+
 @backend.njit_parallel
 def _backward(x, layer, dscores, dx, dvalues, dbias, work):
     # The parallel loops only call functions, not inlined ones: what a parallel loop's own body writes into the arrays of
@@ -216,8 +225,8 @@ def _backward(x, layer, dscores, dx, dvalues, dbias, work):
         n = min(at_once, n_labels - first)
         for part in prange(n_blocks * n_splits):
             _backward_of_block(layer, dscores, work, part // n_splits, part % n_splits, first, n)
-        for j in prange(n):
-            dbias[first + j] = _add_parts(work, j, dvalues[first + j])
+        for part in prange((n + SPAN - 1) // SPAN):
+            _backward_of_labels(work, first, part * SPAN, min(n, (part + 1) * SPAN), dvalues, dbias)
     _unpack_sum(work.dblocks, dx)
 
 
@@ -226,9 +235,9 @@ def backward(x, layer, dscores, dx, dvalues, dbias):
     _backward(x, layer, dscores, dx, dvalues, dbias, _workspace(x, layer))
 
 
-@backend.njit
+@backend.njit_inline
 def _update_label(layer, label, dvalues, dbias, optimizer, rates, values_moments, bias_moments):
-    """Adam or SGD on the weights and the bias of one label. Must stay a call: see `_backward`."""
+    """Adam or SGD on the weights and the bias of one label."""
     values = layer.values[label]
     if optimizer == ADAM:
         m, v = values_moments.m[label], values_moments.v[label]
@@ -291,9 +300,22 @@ def _step_of_block(x, layer, positives, loss, work, b, s, first, n):
             _scatter(block, dblock, indices, values, start, fan_in, load(g, 0), work.dvalues[b, j])
 
 
+@backend.njit
+def _step_of_labels(layer, work, first, start, stop, optimizer, rates, values_moments, bias_moments, label_loss):
+    """Gradients and losses of the labels first + start ... first + stop are summed over all rows, the labels updated."""
+    dvalues = np.empty(layer.indices.shape[1], np.float32)
+    for j in range(start, stop):
+        dbias = _add_parts(work, j, dvalues)
+        _update_label(layer, first + j, dvalues, dbias, optimizer, rates, values_moments, bias_moments)
+        total = ZERO
+        for b in range(work.loss.shape[0]):
+            total += work.loss[b, j]
+        label_loss[first + j] = total
+
+
 @backend.njit_parallel
 def _step(x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, dx, label_loss, work):
-    n_labels, fan_in = layer.indices.shape
+    n_labels = layer.indices.shape[0]
     _pack(x, work.blocks)
     n_splits, n_blocks = work.dblocks.shape[:2]
     at_once = work.active.shape[1]
@@ -301,14 +323,11 @@ def _step(x, layer, positives, loss, optimizer, rates, values_moments, bias_mome
         n = min(at_once, n_labels - first)
         for part in prange(n_blocks * n_splits):
             _step_of_block(x, layer, positives, loss, work, part // n_splits, part % n_splits, first, n)
-        for j in prange(n):
-            dvalues = np.empty(fan_in, np.float32)
-            dbias = _add_parts(work, j, dvalues)
-            _update_label(layer, first + j, dvalues, dbias, optimizer, rates, values_moments, bias_moments)
-            total = ZERO
-            for b in range(n_blocks):
-                total += work.loss[b, j]
-            label_loss[first + j] = total
+        for part in prange((n + SPAN - 1) // SPAN):
+            stop = min(n, (part + 1) * SPAN)
+            _step_of_labels(
+                layer, work, first, part * SPAN, stop, optimizer, rates, values_moments, bias_moments, label_loss
+            )
     _unpack_sum(work.dblocks, dx)
 
 
