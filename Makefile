@@ -1,4 +1,4 @@
-# make demo    install into .venv, train three output layers on 15,810 labels, compare them (5 minutes)
+# make demo    install into .venv, train output layers of three kinds on 15,810 labels, compare them (5 minutes)
 # make test    install into .venv, run all tests that need no GPU (8 minutes)
 PYTHON ?= python3
 VENV ?= .venv

@@ -106,9 +106,9 @@ def _parser():
     def device(sub):
         sub.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
 
-    sub = command(commands, "demo", demo.run, "Train three output layers on 15,810 subjects of artworks and compare them.")
+    sub = command(commands, "demo", demo.run, "Train output layers of three kinds on 15,810 subjects of artworks and compare them.")
     device(sub)
-    sub.add_argument("--seconds", type=float, default=40, help="training time of each layer")
+    sub.add_argument("--seconds", type=float, default=30, help="training time of each layer")
     sub.add_argument("--out", default="demo_output", metavar="DIR", help="folder for the picture")
     sub.add_argument("--seed", type=int, default=0, help="of weights, order and dropout")
     sub.add_argument("--quiet", action="store_true", help="no progress bars")

@@ -48,7 +48,7 @@ def test_demo_at_small_size(capsys, tmp_path):
     out, figures = tmp_path / "out", tmp_path / "demo.json"
     assert cli.main(["demo", "--seconds", "0.5", "--device", "cpu", "--quiet", "--out", str(out), "--json", str(figures)]) == 0
     result, shown = json.loads(figures.read_text()), capsys.readouterr().out
-    assert set(result["contestants"]) == {"dense", "bottleneck of 64", "fixed fan-in 32"} and len(result["artworks"]) == 5
+    assert {"dense", "bottleneck of 64", "fixed fan-in 32"} < set(result["contestants"]) and len(result["artworks"]) == 5
     assert shown.count("predicted ") == 5 and "fixed fan-in 32" in shown
     assert (out / "accuracy_against_memory.png").read_bytes().startswith(b"\x89PNG")
     for r in result["contestants"].values():

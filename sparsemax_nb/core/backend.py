@@ -104,11 +104,7 @@ def asarray(x, device, dtype=None):
 
 def as_native(array):
     """A foreign CUDA array (Numba, PyTorch) as CuPy sees it, without a copy; NumPy arrays and SimArrays unchanged."""
-    if isinstance(array, np.ndarray):
-        return array
-    if cupy is None:
-        raise RuntimeError(f"CUDA arrays can not be computed on: {cuda_problem()}")
-    return cupy.asarray(array)
+    return array if isinstance(array, np.ndarray) or cupy is None else cupy.asarray(array)
 
 
 def to_numpy(x):

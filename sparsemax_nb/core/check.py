@@ -16,7 +16,10 @@ def same_device(**arrays):
     if len(set(devices.values())) > 1:
         placed = ", ".join(f"{name} on {device}" for name, device in devices.items())
         raise TypeError(f"all arrays must live on one device, got {placed}; move them with backend.asarray")
-    return next(iter(devices.values()))
+    device = next(iter(devices.values()))
+    if device == "cuda" and not backend.cuda_available():
+        raise RuntimeError(f"CUDA arrays can not be computed on: {backend.cuda_problem()}")
+    return device
 
 
 def array(name, value, dtype, shape, writeable=False):
