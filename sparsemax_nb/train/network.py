@@ -46,6 +46,11 @@ class Network:
         """Bytes of the output layer's parameters; training with Adam adds two float32 moments for each weight."""
         return sum(array.nbytes for array in self.output.parameters.values())
 
+    @property
+    def nbytes(self):
+        """Bytes of all parameters."""
+        return sum(array.nbytes for array in self.parameters.values())
+
     def forward(self, x, training=False):
         """Contexts h (B, H) of a SciPy CSR matrix (B, F): the input of the output layer."""
         h = sparse.as_rows(x, self.device)
