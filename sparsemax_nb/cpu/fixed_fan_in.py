@@ -26,8 +26,8 @@ ADAM, SQUARED_HINGE = formulas.ADAM_KIND, formulas.SQUARED_HINGE
 STREAM = rng.CONNECTIONS
 NO_STEP = np.uint64(0)
 
-#: Labels that one thread scores before it moves to the next block of rows: with 32 connections, 256 KiB of weights.
-CHUNK = 1024
+#: Labels that one thread scores before it moves to the next block of rows: with 32 connections, 128 KiB of weights.
+CHUNK = 512
 #: Labels that one thread updates in one go.
 SPAN = 64
 #: Numbers that the blocks of rows hold back as their share of the labels' gradients (8 MiB) before the labels are updated.
