@@ -1,4 +1,4 @@
-"""Scalar formulas, written once and compiled for both processors: losses with their derivatives, optimiser updates.
+"""Formulas written once and compiled for both processors: losses with derivatives, optimiser updates, lists of the best.
 
 Undecorated on purpose (``core.backend`` compiles them). Constants are ``np.float32``: a literal ``1.0`` would turn
 float32 into float64 in compiled code.
@@ -71,3 +71,23 @@ def adam(parameter, gradient, m, v, rates):
 def sgd(parameter, gradient, rates):
     """One step of gradient descent: the new parameter."""
     return parameter - rates.step_size * gradient
+
+
+def enters(score, i, scores, ids):
+    """Does (score, i) belong into a list of the best, score descending, then id ascending?
+
+    NaN always does, and a list that ends in NaN is closed: so NaN is never lost.
+    """
+    worst = scores[scores.size - 1]
+    return not (score < worst or (score == worst and i > ids[scores.size - 1]) or worst != worst)
+
+
+def insert(scores, ids, score, i):
+    """Insert (score, i) into such a list; the last entry falls out."""
+    place = scores.size - 1
+    while place > 0 and not (scores[place - 1] > score or (scores[place - 1] == score and ids[place - 1] < i)):
+        scores[place] = scores[place - 1]
+        ids[place] = ids[place - 1]
+        place -= 1
+    scores[place] = score
+    ids[place] = i

@@ -3,26 +3,11 @@
 import numpy as np
 from numba import prange
 
-from ..core import backend
+from ..core import backend, formulas
 
+_f = backend.cpu_formulas(formulas)
+enters, insert = _f.enters, _f.insert
 WORST = np.float32(-np.inf)
-
-
-@backend.njit
-def enters(score, i, scores, ids):
-    """Does (score, i) belong into the list? NaN always does, and a list that ends in NaN is closed: so NaN is never lost."""
-    worst = scores[scores.size - 1]
-    return not (score < worst or (score == worst and i > ids[scores.size - 1]) or worst != worst)
-
-
-@backend.njit
-def insert(scores, ids, score, i):
-    """Insert into a list kept by score descending, then id ascending; the last entry falls out."""
-    place = scores.size - 1
-    while place > 0 and not (scores[place - 1] > score or (scores[place - 1] == score and ids[place - 1] < i)):
-        scores[place], ids[place] = scores[place - 1], ids[place - 1]
-        place -= 1
-    scores[place], ids[place] = score, i
 
 
 @backend.njit_parallel

@@ -2,10 +2,12 @@
 
 import numpy as np
 
-from ..core import backend
+from ..core import backend, formulas
 from ..core.backend import cuda
 from . import launch
 
+_f = backend.cuda_formulas(formulas)
+enters, insert = _f.enters, _f.insert
 WORST = np.float32(-np.inf)
 
 
@@ -15,25 +17,6 @@ def clear(scores, ids):
     for i in range(scores.size):
         scores[i] = WORST
         ids[i] = -1
-
-
-@backend.cuda_device
-def enters(score, i, scores, ids):
-    """Does (score, i) belong into the list? NaN always does, and a list that ends in NaN is closed: so NaN is never lost."""
-    worst = scores[scores.size - 1]
-    return not (score < worst or (score == worst and i > ids[scores.size - 1]) or worst != worst)
-
-
-@backend.cuda_device
-def insert(scores, ids, score, i):
-    """Insert into a list kept by score descending, then id ascending; the last entry falls out."""
-    place = scores.size - 1
-    while place > 0 and not (scores[place - 1] > score or (scores[place - 1] == score and ids[place - 1] < i)):
-        scores[place] = scores[place - 1]
-        ids[place] = ids[place - 1]
-        place -= 1
-    scores[place] = score
-    ids[place] = i
 
 
 @backend.cuda_jit
