@@ -86,7 +86,12 @@ def _predict(options):
     result = []
     for row in range(len(ids)):
         names = [model.label_names_[i] if model.label_names_ else str(i) for i in ids[row]]
-        result.append([{"label": int(i), "name": n, "score": float(s)} for i, n, s in zip(ids[row], names, scores[row], strict=True)])
+        result.append(
+            [
+                {"label": int(i), "name": n, "score": float(s)}
+                for i, n, s in zip(ids[row], names, scores[row], strict=True)
+            ]
+        )
         print(f"{row}\t" + "; ".join(f"{name} ({score:.2f})" for name, score in zip(names, scores[row], strict=True)))
     return result
 
@@ -106,18 +111,27 @@ def _parser():
     def device(sub):
         sub.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
 
-    sub = command(commands, "demo", demo.run, "Train output layers of three kinds on 15,810 subjects of artworks and compare them.")
+    sub = command(
+        commands,
+        "demo",
+        demo.run,
+        "Train output layers of three kinds on 15,810 subjects of artworks and compare them.",
+    )
     device(sub)
     sub.add_argument("--seconds", type=float, default=30, help="training time of each layer")
     sub.add_argument("--out", default="demo_output", metavar="DIR", help="folder for the picture")
     sub.add_argument("--seed", type=int, default=0, help="of weights, order and dropout")
     sub.add_argument("--quiet", action="store_true", help="no progress bars")
 
-    trainers = commands.add_parser("train", help="Train a model.").add_subparsers(dest="what", required=True, metavar="WHAT")
+    trainers = commands.add_parser("train", help="Train a model.").add_subparsers(
+        dest="what", required=True, metavar="WHAT"
+    )
     sub = command(trainers, "classifier", _train_classifier, "Train a multi-label classifier on bags of words.")
     device(sub)
     default = train.Classifier().get_params()
-    sub.add_argument("--data", default="tate", metavar="DIR-or-NAME", help="'tate' (bundled) or a folder with train and test files")
+    sub.add_argument(
+        "--data", default="tate", metavar="DIR-or-NAME", help="'tate' (bundled) or a folder with train and test files"
+    )
     sub.add_argument("--output", choices=OUTPUTS, default=default["output"], help="the output layer")
     sub.add_argument("--loss", choices=tuple(LOSSES), default=default["loss"])
     sub.add_argument("--embedding", type=int, default=default["embedding"], metavar="D", help="width of the embedding")
@@ -125,7 +139,9 @@ def _parser():
         "--intermediate", type=lambda s: int(s) or None, default=default["intermediate"], metavar="H",
         help="width of the dense layer below a fixed fan-in output, 0 for none",
     )  # fmt: skip
-    sub.add_argument("--bottleneck", type=int, default=default["bottleneck"], metavar="H", help="width of the bottleneck")
+    sub.add_argument(
+        "--bottleneck", type=int, default=default["bottleneck"], metavar="H", help="width of the bottleneck"
+    )
     sub.add_argument("--fan-in", type=int, default=default["fan_in"], metavar="K", help="connections per label")
     sub.add_argument("--dropout", type=float, default=default["dropout"], metavar="P", help="rate behind the embedding")
     sub.add_argument("--learning-rate", type=float, default=default["learning_rate"], metavar="LR", help="of Adam")

@@ -1,4 +1,4 @@
-"""The demo: output layers of three kinds over 15,810 labels, the same time for each, side by side, in words and in a picture."""
+"""The demo: output layers of three kinds over 15,810 labels, the same time for each, in a table, words and a picture."""
 
 import os
 import platform
@@ -43,7 +43,12 @@ def where(device):
 def _train(name, params, corpus, options):
     """Train one contestant; returns the model and its figures."""
     model = train.Classifier(
-        **params, epochs=1000, budget_seconds=options.seconds, seed=options.seed, device=options.device, progress=not options.quiet
+        **params,
+        epochs=1000,
+        budget_seconds=options.seconds,
+        seed=options.seed,
+        device=options.device,
+        progress=not options.quiet,
     )
     test, curve = corpus.test, []
 
@@ -65,14 +70,18 @@ def _train(name, params, corpus, options):
 
 
 def _table(results):
-    columns = f"{'P@1':>7s}{'P@3':>7s}{'P@5':>7s}{'MiB':>8s}{'all MiB':>9s}{'train s':>9s}{'epochs':>8s}{'compile s':>11s}"
+    columns = (
+        f"{'P@1':>7s}{'P@3':>7s}{'P@5':>7s}{'MiB':>8s}{'all MiB':>9s}{'train s':>9s}{'epochs':>8s}{'compile s':>11s}"
+    )
     print(f"\n{'output layer':18s}{columns}")
     for name, r in results.items():
         scores = "".join(f"{100 * r[f'P@{k}']:7.1f}" for k in (1, 3, 5))
         memory, whole = r["output_layer_bytes"] / 2**20, r["network_bytes"] / 2**20
         seconds = f"{r['train_seconds']:9.1f}{r['epochs']:8.1f}{r['compile_seconds']:11.1f}"
         print(f"{name:18s}{scores}{memory:8.1f}{whole:9.1f}{seconds}")
-    print("P@k: per cent of the k best predictions that are right, on the test set. MiB: parameters of the output layer; all")
+    print(
+        "P@k: per cent of the k best predictions that are right, on the test set. MiB: parameters of the output layer; all"
+    )
     print("MiB: with the layers below it. Training with Adam takes twice as much again for its moments.")
 
 
@@ -122,7 +131,11 @@ def _picture(results, path):
             third.plot(seconds, 100 * np.array(scores), line, marker=marker, color=colour, label=name, lw=2, ms=5)
     ticks = sorted({round(m, 1) for m in memory.values()})
     for axes, metric in ((first, "P@1"), (second, "P@5")):
-        axes.set(xscale="log", xlabel="parameters of the output layer (MiB, log scale)", ylabel=f"{metric} on the test set (%)")
+        axes.set(
+            xscale="log",
+            xlabel="parameters of the output layer (MiB, log scale)",
+            ylabel=f"{metric} on the test set (%)",
+        )
         axes.set_title(f"{metric} against memory")
         axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
         axes.set_xticks([], minor=True)

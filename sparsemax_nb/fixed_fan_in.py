@@ -323,5 +323,7 @@ def fixed_fan_in_step(x, layer, labels, loss, optimizer):
     optimizer.end_step(layer.values, layer.bias)
     value = float(label_loss.sum(dtype=np.float64))
     if not math.isfinite(value):
-        raise FloatingPointError(f"the loss is {value}: the layer's values or bias are not finite; lower the learning rate")
+        raise FloatingPointError(
+            f"the loss is {value}: the layer's values or bias are not finite; lower the learning rate"
+        )
     return value, dx

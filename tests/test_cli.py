@@ -10,7 +10,19 @@ import pytest
 
 from sparsemax_nb import cli, data
 
-TRAIN = ["train", "classifier", "--device", "cpu", "--quiet", "--embedding", "8", "--intermediate", "16", "--fan-in", "4"]
+TRAIN = [
+    "train",
+    "classifier",
+    "--device",
+    "cpu",
+    "--quiet",
+    "--embedding",
+    "8",
+    "--intermediate",
+    "16",
+    "--fan-in",
+    "4",
+]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +44,9 @@ def test_train_and_predict(folder, tmp_path, capsys):
     result, shown = json.loads(figures.read_text()), capsys.readouterr().out
     assert result["steps"] == 2 and f"P@1 {result['test']['P@1']:.4f}" in shown and "on cpu" in shown
     points, answers = str(folder / "test_bow.txt"), tmp_path / "answers.json"
-    assert cli.main(["predict", model, points, "-k", "3", "--rows", "4", "--device", "cpu", "--json", str(answers)]) == 0
+    assert (
+        cli.main(["predict", model, points, "-k", "3", "--rows", "4", "--device", "cpu", "--json", str(answers)]) == 0
+    )
     lines, answers = capsys.readouterr().out.splitlines(), json.loads(answers.read_text())
     assert len(lines) == len(answers) == 4 and all(len(a) == 3 for a in answers)
     assert lines[0].startswith("0\tsubject ") and answers[0][0]["name"] in lines[0]
@@ -46,9 +60,14 @@ def test_info(capsys, tmp_path):
 
 def test_demo_at_small_size(capsys, tmp_path):
     out, figures = tmp_path / "out", tmp_path / "demo.json"
-    assert cli.main(["demo", "--seconds", "0.5", "--device", "cpu", "--quiet", "--out", str(out), "--json", str(figures)]) == 0
+    assert (
+        cli.main(["demo", "--seconds", "0.5", "--device", "cpu", "--quiet", "--out", str(out), "--json", str(figures)])
+        == 0
+    )
     result, shown = json.loads(figures.read_text()), capsys.readouterr().out
-    assert {"dense", "bottleneck of 64", "fixed fan-in 32"} < set(result["contestants"]) and len(result["artworks"]) == 5
+    assert {"dense", "bottleneck of 64", "fixed fan-in 32"} < set(result["contestants"]) and len(
+        result["artworks"]
+    ) == 5
     assert shown.count("predicted ") == 5 and "fixed fan-in 32" in shown
     assert (out / "accuracy_against_memory.png").read_bytes().startswith(b"\x89PNG")
     for r in result["contestants"].values():
@@ -82,7 +101,9 @@ def test_ctrl_c(monkeypatch, capsys):
 
 
 def test_runs_as_a_module_with_help():
-    run = subprocess.run([sys.executable, "-m", "sparsemax_nb", "train", "classifier", "--help"], capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-m", "sparsemax_nb", "train", "classifier", "--help"], capture_output=True, text=True
+    )
     assert run.returncode == 0 and "connections per label" in run.stdout
     run = subprocess.run([sys.executable, "-m", "sparsemax_nb"], capture_output=True, text=True)
     assert run.returncode == 2 and "COMMAND" in run.stderr

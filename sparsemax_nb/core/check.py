@@ -40,7 +40,9 @@ def array(name, value, dtype, shape, writeable=False):
         wanted = ", ".join(str(s) for s in shape) + ("," if len(shape) == 1 else "")
         raise ValueError(f"{name} must have shape ({wanted}), got {value.shape}")
     if not value.flags.c_contiguous:
-        raise ValueError(f"{name} must be C-contiguous (row-major), got strides {value.strides}; use np.ascontiguousarray({name})")
+        raise ValueError(
+            f"{name} must be C-contiguous (row-major), got strides {value.strides}; use np.ascontiguousarray({name})"
+        )
     if writeable and isinstance(value, np.ndarray) and not value.flags.writeable:
         raise ValueError(f"{name} is written to but is read-only; pass a copy: {name}.copy()")
     return value
@@ -62,7 +64,9 @@ def finite(name, value):
     if not bool(finite.all()):
         place = np.unravel_index(int(np.argmin(backend.to_numpy(finite))), value.shape)
         where = ", ".join(str(int(p)) for p in place)
-        raise ValueError(f"{name} must be finite, got {float(value[place])} at [{where}]; mend the data or lower the learning rate")
+        raise ValueError(
+            f"{name} must be finite, got {float(value[place])} at [{where}]; mend the data or lower the learning rate"
+        )
 
 
 def integer(name, value, low, high=None, hint=""):
@@ -81,7 +85,9 @@ def number(name, value, low, high, open_ends=False):
         raise TypeError(f"{name} must be a number, got {type(value).__name__} {value!r}")
     inside = low < value < high if open_ends else low <= value <= high
     if not (inside and np.isfinite(value)):
-        raise ValueError(f"{name} must lie in {'(' if open_ends else '['}{low}, {high}{')' if open_ends else ']'}, got {value}")
+        raise ValueError(
+            f"{name} must lie in {'(' if open_ends else '['}{low}, {high}{')' if open_ends else ']'}, got {value}"
+        )
     return float(value)
 
 

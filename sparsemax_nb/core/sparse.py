@@ -31,7 +31,10 @@ class SparseRows(NamedTuple):
 
 
 class SparseColumns(NamedTuple):
-    """The same by feature, only those that occur: ``ids[i]`` occurs in ``rows[j]`` with ``weights[j]``, j in ``indptr[i]:indptr[i + 1]``."""
+    """The same by feature, only those that occur: ``ids[i]`` occurs in ``rows[j]`` with ``weights[j]``.
+
+    j runs over ``indptr[i]:indptr[i + 1]``.
+    """
 
     ids: np.ndarray  # (U,) int32, ascending
     indptr: np.ndarray  # (U + 1,) int32
@@ -70,7 +73,9 @@ def as_labels(labels, n_rows, device, n_labels):
         if labels.shape != (n_rows, n_labels):
             raise ValueError(f"labels must have shape ({n_rows}, {n_labels}), got {labels.shape}")
         if device == "cuda":
-            raise TypeError("labels is a SciPy matrix on cpu, the other arrays live on cuda; pass Labels(indptr, indices) on cuda")
+            raise TypeError(
+                "labels is a SciPy matrix on cpu, the other arrays live on cuda; pass Labels(indptr, indices) on cuda"
+            )
         matrix = labels if labels.format == "csr" else labels.tocsr()
         labels = Labels(matrix.indptr.astype(np.int32, copy=False), matrix.indices.astype(np.int32, copy=False))
     if not (isinstance(labels, tuple) and len(labels) == 2):

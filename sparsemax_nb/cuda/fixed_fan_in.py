@@ -98,7 +98,9 @@ def forward_kernel(xt, layer, scores):
     """
     label = cuda.blockIdx.x * cuda.blockDim.y + cuda.threadIdx.y
     if label < layer.indices.shape[0]:
-        for row in range(cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x, xt.shape[1], cuda.gridDim.y * cuda.blockDim.x):
+        for row in range(
+            cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x, xt.shape[1], cuda.gridDim.y * cuda.blockDim.x
+        ):
             scores[row, label] = _score(xt, layer, label, row)
 
 
@@ -259,7 +261,9 @@ def top_k_kernel(xt, layer, list_scores, list_ids):
     n_labels = layer.indices.shape[0]
     n_rows, _, n_lists = list_scores.shape
     if part < n_lists:
-        for row in range(cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x, n_rows, cuda.gridDim.y * cuda.blockDim.x):
+        for row in range(
+            cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x, n_rows, cuda.gridDim.y * cuda.blockDim.x
+        ):
             best, ids = list_scores[row, :, part], list_ids[row, :, part]
             clear(best, ids)
             worst = WORST

@@ -47,7 +47,9 @@ def load(path, kind):
             if header.get("format") != FORMAT:
                 raise ModelFileError(f"{path} was not written by sparsemax_nb")
             if int(header["version"]) > VERSION:
-                raise ModelFileError(f"{path} has format version {header['version']}, this package reads up to {VERSION}: update it")
+                raise ModelFileError(
+                    f"{path} has format version {header['version']}, this package reads up to {VERSION}: update it"
+                )
             if header["kind"] != kind:
                 raise ModelFileError(f"{path} holds a {header['kind']!r} model, not {kind!r}")
             return {name: file.get_tensor(name) for name in file.keys()}, json.loads(header["description"])  # noqa: SIM118

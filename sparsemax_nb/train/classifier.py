@@ -136,7 +136,9 @@ class Classifier:
         are legal. Raises TypeError or ValueError for bad arguments, TrainingError where loss or input is not finite.
         """
         self._check_params()
-        params = {name: value.item() if isinstance(value, np.generic) else value for name, value in self.get_params().items()}
+        params = {
+            name: value.item() if isinstance(value, np.generic) else value for name, value in self.get_params().items()
+        }
         X, Y = _csr("X", X), _csr("Y", Y).astype(bool).astype(np.float32)  # noqa: N806
         Y.eliminate_zeros()
         if X.shape[0] != Y.shape[0]:
@@ -232,7 +234,9 @@ class Classifier:
 def _csr(name, matrix):
     """A finite float32 CSR matrix from a SciPy sparse matrix."""
     if not scipy.sparse.issparse(matrix):
-        raise TypeError(f"{name} must be a SciPy sparse matrix, got {type(matrix).__name__}; use scipy.sparse.csr_matrix({name})")
+        raise TypeError(
+            f"{name} must be a SciPy sparse matrix, got {type(matrix).__name__}; use scipy.sparse.csr_matrix({name})"
+        )
     matrix = scipy.sparse.csr_matrix(matrix, dtype=np.float32, copy=True)
     try:
         matrix.check_format(full_check=True)

@@ -45,7 +45,20 @@ def _checked_step(network, x, labels, loss, optimizer):
         raise TrainingError(f"step {number}: {reason} ({error}); lower the learning rate") from error
 
 
-def fit(network, x, labels, *, loss, optimizer, batch_size, epochs, seed, budget_seconds=None, progress=True, after_epoch=None):
+def fit(
+    network,
+    x,
+    labels,
+    *,
+    loss,
+    optimizer,
+    batch_size,
+    epochs,
+    seed,
+    budget_seconds=None,
+    progress=True,
+    after_epoch=None,
+):
     """Train `network` on SciPy CSR matrices x (n, F) and labels (n, L) for `epochs`, or until `budget_seconds` are over.
 
     The first step, which compiles kernels, is timed apart; neither it nor `after_epoch(epoch, history)`, which is called
@@ -68,7 +81,9 @@ def fit(network, x, labels, *, loss, optimizer, batch_size, epochs, seed, budget
                     history.first_step_seconds, start = now - start, now
                 bar.update()
                 if history.steps % 20 == 0:
-                    bar.set_postfix(epoch=epoch + 1, loss=f"{total / count:.3f}", GiB=f"{peak_memory() / 2**30:.2f}", refresh=False)
+                    bar.set_postfix(
+                        epoch=epoch + 1, loss=f"{total / count:.3f}", GiB=f"{peak_memory() / 2**30:.2f}", refresh=False
+                    )
                 if budget_seconds is not None and now - start >= budget_seconds:
                     break
             history.losses.append(total / max(count, 1))
@@ -84,7 +99,9 @@ def fit(network, x, labels, *, loss, optimizer, batch_size, epochs, seed, budget
 def top_k(network, x, k, batch_size=512, progress=False):
     """The k best labels of every row of a SciPy CSR matrix, in batches: scores (n, k), ids (n, k), as NumPy arrays."""
     scores, ids = np.empty((x.shape[0], k), np.float32), np.empty((x.shape[0], k), np.int32)
-    for rows in tqdm(list(batches(np.arange(x.shape[0]), batch_size)), unit="batch", disable=not progress, file=sys.stderr):
+    for rows in tqdm(
+        list(batches(np.arange(x.shape[0]), batch_size)), unit="batch", disable=not progress, file=sys.stderr
+    ):
         part = slice(rows[0], rows[-1] + 1)
         for out, array in zip((scores, ids), network.top_k(x[part], k), strict=True):
             out[part] = backend.to_numpy(array)

@@ -11,7 +11,15 @@ from sparsemax_nb import data, train
 from sparsemax_nb.core import backend as placement
 from sparsemax_nb.train import TrainingError, checkpoint
 
-SMALL = {"embedding": 16, "intermediate": 32, "fan_in": 8, "bottleneck": 8, "batch_size": 32, "progress": False, "device": "cpu"}
+SMALL = {
+    "embedding": 16,
+    "intermediate": 32,
+    "fan_in": 8,
+    "bottleneck": 8,
+    "batch_size": 32,
+    "progress": False,
+    "device": "cpu",
+}
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +99,11 @@ def test_budget_stops_training(corpus):
 def test_after_epoch_sees_a_model_that_predicts(corpus):
     seen = []
     model = train.Classifier(**SMALL | {"epochs": 3})
-    model.fit(corpus.features, corpus.labels, after_epoch=lambda e, h: seen.append((e, h.steps, model.predict(corpus.features[:2], 1))))
+    model.fit(
+        corpus.features,
+        corpus.labels,
+        after_epoch=lambda e, h: seen.append((e, h.steps, model.predict(corpus.features[:2], 1))),
+    )
     assert [(e, steps) for e, steps, _ in seen] == [(0, 10), (1, 20)]
 
 

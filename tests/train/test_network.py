@@ -55,7 +55,9 @@ def loss64(p, x, y, loss, dropout):
 
 @pytest.mark.twins
 @pytest.mark.parametrize("loss", formulas.LOSSES)
-@pytest.mark.parametrize("changes", [{}, {"fan_in": None}, {"intermediate": None}], ids=["sparse", "dense", "no-intermediate"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"fan_in": None}, {"intermediate": None}], ids=["sparse", "dense", "no-intermediate"]
+)
 def test_gradients_of_every_layer(backend, changes, loss):
     network, (x, y) = make(backend.device, **changes), batch()
     dropout = rng.make_dropout(0.4, 11, 0, 0)
@@ -100,7 +102,10 @@ def test_cpu_and_cuda_train_alike():
     x, y = batch()
     results = []
     for device in ("cpu", "cuda"):
-        network, optimizer = make(device), SGD(learning_rate=0.05)  # Adam would blow rounding up where a gradient is zero
+        network, optimizer = (
+            make(device),
+            SGD(learning_rate=0.05),
+        )  # Adam would blow rounding up where a gradient is zero
         losses_ = [network.step(x, y, "squared-hinge", optimizer) for _ in range(3)]
         results.append((losses_, host(network)))
     np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-5)
