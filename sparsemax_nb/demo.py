@@ -62,7 +62,8 @@ def _train(name, params, corpus, options):
     history = model.history_
     curve.append((history.seconds, figures["P@1"]))
     figures |= {
-        "output_layer_bytes": model.network_.output_nbytes, "network_bytes": model.network_.nbytes, "train_seconds": history.seconds, "steps": history.steps,
+        "output_layer_bytes": model.network_.output_nbytes, "network_bytes": model.network_.nbytes,
+        "train_seconds": history.seconds, "steps": history.steps,
         "epochs": history.steps * model.batch_size / corpus.train.features.shape[0], "curve": curve,
         "compile_seconds": history.first_step_seconds, "total_seconds": time.perf_counter() - start,
     }  # fmt: skip
