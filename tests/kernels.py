@@ -27,7 +27,7 @@ from sparsemax_nb.core import backend as placement
 from sparsemax_nb.core import formulas, rng, sparse
 from sparsemax_nb.cuda import fixed_fan_in as cuda_layer
 from sparsemax_nb.cuda import launch
-from sparsemax_nb.reference import activations, embedding, fixed_fan_in, losses, matmul, optimizers, top_k
+from sparsemax_nb.reference import activations, embedding, fixed_fan_in, losses, matmul, optimizers, top_k, unstructured
 
 from .helpers import assert_close, integers, label_matrix, layer_arrays, normal
 
@@ -289,6 +289,18 @@ def make_relu(shape, rate, in_place=False):
     return Task((z, bias, dropout, out), check)
 
 
+def make_dropout(shape, rate):
+    x, out = normal(1, *shape), unwritten(*shape)
+    dropout = rng.make_dropout(rate, SEED, 3, 5)
+    wanted = activations.dropout(x, dropout)
+
+    def check():
+        np.testing.assert_array_equal(out == 0, wanted == 0)
+        assert_close(out, wanted, min(shape[0], 1))
+
+    return Task((x, dropout, out), check)
+
+
 def make_relu_backward(shape, in_place=False):
     dout, scale = normal(1, *shape), np.float32(1.25)
     out = np.maximum(normal(2, *shape), 0)
@@ -301,6 +313,16 @@ def make_relu_backward(shape, in_place=False):
         assert_close(dbias, wanted[1], shape[0])
 
     return Task((dout, out, scale, dz, dbias), check)
+
+
+def make_unstructured(shape):
+    n_rows, n_inputs, n_labels, n_weights = shape
+    xt, dscores_t, dvalues = normal(1, n_inputs, n_rows), normal(2, n_labels, n_rows), unwritten(n_weights)
+    random = np.random.default_rng(3)
+    rows = np.sort(random.integers(n_labels, size=n_weights)).astype(np.int32)
+    columns = random.integers(n_inputs, size=n_weights).astype(np.int32)
+    wanted = unstructured.gradient_of_values(xt, dscores_t, rows, columns)
+    return Task((xt, dscores_t, rows, columns, dvalues), lambda: assert_close(dvalues, wanted, n_rows))
 
 
 def make_nan(shape, usual):
@@ -408,6 +430,7 @@ def _operations():
     yield operation(
         "activations.relu_dropout in place", make_relu, MATRICES[1:2], LARGE_MATRICES, rate=0.5, in_place=True
     )
+    yield operation("activations.dropout", make_dropout, MATRICES, LARGE_MATRICES, rate=0.3)
     yield operation("activations.relu_dropout_backward", make_relu_backward, MATRICES, LARGE_MATRICES)
     yield operation(
         "activations.relu_dropout_backward in place", make_relu_backward, MATRICES[1:2], LARGE_MATRICES, in_place=True
@@ -415,6 +438,8 @@ def _operations():
     bags = ((3, 7, 5), (9, 5, 3), (0, 3, 2)), ((65, 33, 31), (33, 100, 300))
     yield operation("embedding.forward", make_embedding, *bags)
     yield operation("embedding.backward", make_embedding_backward, *bags)
+    weights = ((3, 7, 5, 9), (33, 3, 5, 20), (0, 3, 2, 4)), ((65, 33, 31, 300), (128, 40, 9, 129))
+    yield operation("unstructured.gradient_of_values", make_unstructured, *weights)
     for turned in ({}, {"turn_a": True}, {"turn_b": True}):
         small, large = ((1, 1, 1), (3, 7, 5), (0, 3, 2), (3, 2, 0)), ((65, 33, 19), (33, 300, 7))
         yield operation(f"matmul.matmul {' '.join(turned)}".strip(), make_matmul, small, large, **turned)
@@ -425,6 +450,7 @@ OPERATIONS = tuple(_operations())
 #: Registers a thread: a multiple of 8 at or above what the compiler needs today for any of the architectures, so that
 #: a change which costs occupancy is noticed (`python -m tests.contracts.table` shows both).
 BUDGETS = {
+    "activations.dropout_kernel": Budget(48),
     "activations.relu_dropout_backward_kernel": Budget(40),
     "activations.relu_dropout_kernel": Budget(48),
     "embedding.backward_kernel": Budget(48),
@@ -441,4 +467,5 @@ BUDGETS = {
     "optimizers.update_rows_kernel": Budget(48),
     "top_k.lists_kernel": Budget(64),
     "top_k.merge_kernel": Budget(64),
+    "unstructured.gradient_of_values_kernel": Budget(40),
 }

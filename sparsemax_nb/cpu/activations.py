@@ -1,4 +1,4 @@
-"""Bias, ReLU and dropout in one step on the CPU."""
+"""Bias, ReLU and dropout in one step, and dropout alone, on the CPU."""
 
 import numpy as np
 from numba import prange
@@ -8,6 +8,16 @@ from ..core import backend, rng
 random_word = backend.cpu_formulas(rng).random_word
 ZERO = np.float32(0)
 NEVER = np.uint64(0)
+
+
+@backend.njit_parallel
+def dropout(x, dropout, out):
+    """``out = x mask scale``."""
+    n_columns = x.shape[1]
+    for row in prange(x.shape[0]):
+        for i in range(n_columns):
+            word = random_word(dropout.seed, dropout.stream, dropout.step, np.uint64(row * n_columns + i))
+            out[row, i] = x[row, i] * dropout.scale if word >= dropout.threshold else ZERO
 
 
 @backend.njit_parallel

@@ -1,4 +1,4 @@
-"""Bias, ReLU and dropout in one step on CUDA."""
+"""Bias, ReLU and dropout in one step, and dropout alone, on CUDA."""
 
 import numpy as np
 
@@ -9,6 +9,24 @@ from . import launch
 random_word = backend.cuda_formulas(rng).random_word
 ZERO = np.float32(0)
 NEVER = np.uint64(0)
+
+
+@backend.cuda_jit
+def dropout_kernel(x, dropout, out):
+    """A block owns one row of x, out (B, D), a thread its columns t, t + blockDim.x, ...; coalesced.
+
+    Grid: rows on x. No shared memory, no atomics.
+    """
+    row, n_columns = cuda.blockIdx.x, x.shape[1]
+    for i in range(cuda.threadIdx.x, n_columns, cuda.blockDim.x):
+        word = random_word(dropout.seed, dropout.stream, dropout.step, np.uint64(row * n_columns + i))
+        out[row, i] = x[row, i] * dropout.scale if word >= dropout.threshold else ZERO
+
+
+def dropout(x, dropout, out, *, block=launch.BLOCK):
+    """``out = x mask scale``."""
+    if x.shape[0]:
+        dropout_kernel[x.shape[0], block](x, dropout, out)
 
 
 @backend.cuda_jit

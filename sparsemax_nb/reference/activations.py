@@ -1,4 +1,4 @@
-"""Bias, ReLU and dropout in one step."""
+"""Bias, ReLU and dropout in one step, and dropout alone."""
 
 import numpy as np
 
@@ -11,6 +11,11 @@ def dropout_mask(shape, dropout):
     with np.errstate(over="ignore"):
         word = rng.random_word(dropout.seed, dropout.stream, dropout.step, position)
     return (word >= dropout.threshold).reshape(shape)
+
+
+def dropout(x, dropout):
+    """``x mask scale``, with x (B, D), scale = 1 / (1 - rate)."""
+    return x.astype(np.float64) * dropout_mask(x.shape, dropout) * float(dropout.scale)
 
 
 def relu_dropout(z, bias, dropout):

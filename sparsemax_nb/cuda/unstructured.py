@@ -1,0 +1,30 @@
+"""Unstructured sparse output layer (a yardstick) on CUDA: what cuSPARSE's products do not cover."""
+
+import numpy as np
+
+from ..core import backend
+from ..core.backend import cuda
+from . import launch
+
+ZERO = np.float32(0)
+
+
+@backend.cuda_jit
+def gradient_of_values_kernel(xt, dscores_t, rows, columns, dvalues):
+    """One thread sums the gradient of one weight over the batch. Grid: weights on x. No shared memory, no atomics.
+
+    Reads a line of xt (H, B) and one of dscores_t (L, B) from end to end, which neighbouring threads of the same label
+    share; writes dvalues (n,) coalesced.
+    """
+    j = cuda.grid(1)
+    if j < dvalues.size:
+        row, column = rows[j], columns[j]
+        total = ZERO
+        for b in range(xt.shape[1]):
+            total += dscores_t[row, b] * xt[column, b]
+        dvalues[j] = total
+
+
+def gradient_of_values(xt, dscores_t, rows, columns, dvalues, *, block=launch.BLOCK):
+    """``dvalues[j] = sum_b dscores_t[rows[j], b] xt[columns[j], b]``: a sampled product of two dense matrices."""
+    gradient_of_values_kernel[launch.flat(dvalues.size, block)](xt, dscores_t, rows, columns, dvalues)

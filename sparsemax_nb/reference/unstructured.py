@@ -1,0 +1,8 @@
+"""Unstructured sparse output layer (a yardstick): what SciPy and cuSPARSE do not offer."""
+
+import numpy as np
+
+
+def gradient_of_values(xt, dscores_t, rows, columns):
+    """``dvalues[j] = sum_b dscores_t[rows[j], b] xt[columns[j], b]`` for the weights at (rows[j], columns[j]), (n,)."""
+    return (dscores_t[rows].astype(np.float64) * xt[columns]).sum(1)
