@@ -14,6 +14,7 @@ os.environ.setdefault("NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS", "0")
 
 import numba
 import numpy as np
+import scipy.sparse
 from numba import cuda
 
 SIMULATOR = bool(numba.config.ENABLE_CUDASIM)
@@ -154,6 +155,15 @@ def cpu_formulas(module):
 def cuda_formulas(module):
     """The scalar functions of `module` compiled as CUDA device functions."""
     return _compile_formulas(module, cuda_device)
+
+
+def csr_matrix(values, indices, indptr, shape):
+    """A sparse matrix around arrays that lie on one device, not copied: SciPy's, or CuPy's with cuSPARSE behind it."""
+    if device_of(values) == "cpu" or SIMULATOR:
+        return scipy.sparse.csr_matrix(tuple(map(to_numpy, (values, indices, indptr))), shape)
+    from cupyx.scipy import sparse  # slow to import
+
+    return sparse.csr_matrix((values, indices, indptr), shape)
 
 
 def synchronize():

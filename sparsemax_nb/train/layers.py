@@ -1,7 +1,7 @@
 """Layers with forward and backward written out. A layer's `backward` also updates its parameters.
 
-Every layer lists its arrays in `parameters` (name -> array), hidden layers also their last output in `activations`; a
-layer passes back the gradient by its input *from before* the update.
+Every layer has a `name` and lists its arrays in `parameters` (name -> array), hidden layers also their last output in
+`activations`; a layer passes back the gradient by its input *from before* the update, or None where nothing lies below.
 """
 
 import math
@@ -9,10 +9,10 @@ import math
 import numpy as np
 
 from ..core import backend, check, formulas, rng, sparse
-from ..fixed_fan_in import FixedFanIn, fixed_fan_in_step, fixed_fan_in_top_k
+from ..fixed_fan_in import FixedFanIn, fixed_fan_in_step, fixed_fan_in_top_k, rewire
 
-# Numbers of the layers in the random streams: no two layers draw from the same counters.
-EMBEDDING, DENSE, OUTPUT = 0, 1, 2
+# Numbers of the layers in the random streams: no two layers draw from the same counters. `FixedFanIn.random` takes 0.
+EMBEDDING, DENSE, OUTPUT = 1, 2, 3
 NO_DROPOUT = rng.make_dropout(0.0, 0, 0, 0)
 
 
@@ -54,11 +54,39 @@ class _ReluDropout:
         return dout
 
 
+class Inputs:
+    """First layer over dense features: they pass as they are, but for dropout. No parameters."""
+
+    name = "inputs"
+    parameters = {}
+
+    def __init__(self, n_features, device):
+        self._device, self._wing = device, backend.wing(device, "activations")
+        self.out = backend.zeros((0, n_features), np.float32, device)
+
+    @property
+    def activations(self):
+        return {"inputs": self.out}
+
+    def forward(self, x, dropout=None):
+        """(B, F) -> (B, F)."""
+        self.out = x
+        if dropout is not None:
+            self.out = backend.empty(x.shape, np.float32, self._device)
+            self._wing.dropout(x, dropout, self.out)
+        return self.out
+
+    def backward(self, dout, optimizer):
+        """There is nothing to update, and nothing below."""
+
+
 class Embedding:
     """First layer over a sparse bag of words: ``relu(sum_j weight_j table[id_j] + bias)``, then dropout.
 
     table (F, D) float32. Only the rows that a batch touches are updated (lazy Adam).
     """
+
+    name = "embedding"
 
     def __init__(self, n_features, width, seed, device):
         # a row of TF-IDF weights has norm 1: with weights uniform in ±sqrt(6) its sum has the variance that ReLU keeps
@@ -91,9 +119,15 @@ class Embedding:
 
 
 class Dense:
-    """Hidden layer ``relu(x weights + bias)``, then dropout; weights (D, H) float32."""
+    """Hidden layer ``relu(x weights + bias)``, then dropout; weights (D, H) float32.
 
-    def __init__(self, n_inputs, width, seed, device):
+    With `first` nothing that learns lies below, and the gradient by the input is not computed.
+    """
+
+    name = "intermediate"
+
+    def __init__(self, n_inputs, width, seed, device, first=False):
+        self._first = first
         self.weights = uniform((n_inputs, width), math.sqrt(6 / n_inputs), seed, DENSE, device)
         self._relu = _ReluDropout(width, device)
 
@@ -113,13 +147,37 @@ class Dense:
     def backward(self, dout, optimizer):
         """Gradient by x; overwrites dout."""
         dz = self._relu.backward(dout, optimizer)
-        dx = product(dz, self.weights.T)
+        dx = None if self._first else product(dz, self.weights.T)
         optimizer.step(self.weights, product(self._x.T, dz))
         return dx
 
 
+def multilabel_loss(scores, labels, loss):
+    """Loss of a batch and its gradient by the scores (B, L), which are overwritten; FloatingPointError if not finite."""
+    device, n_labels = backend.device_of(scores), scores.shape[1]
+    positives = sparse.by_label(sparse.as_labels(labels, len(scores), device, n_labels), n_labels)
+    label_loss = backend.empty(n_labels, np.float32, device)
+    backend.wing(device, "losses").multilabel(scores, positives, formulas.LOSSES[loss], scores, label_loss)
+    value = float(label_loss.sum(dtype=np.float64))
+    if not math.isfinite(value):
+        raise FloatingPointError(f"the loss is {value}")
+    return value, scores
+
+
+def top_k_of_scores(scores, k):
+    """The k best labels of each row of scores (B, L): scores (B, k), ids (B, k) int32."""
+    device, n_labels = backend.device_of(scores), scores.shape[1]
+    k = check.integer("k", k, 1, n_labels, f" (n_labels = {n_labels})")
+    top_scores = backend.empty((len(scores), k), np.float32, device)
+    top_ids = backend.empty((len(scores), k), np.int32, device)
+    backend.wing(device, "top_k").top_k(scores, top_scores, top_ids)
+    return top_scores, top_ids
+
+
 class DenseOutput:
     """Dense output layer ``scores = x weights.T + bias``; weights (L, H). Stores scores and gradient, (B, L)."""
+
+    name = "output"
 
     def __init__(self, n_inputs, n_labels, seed, device):
         self.weights = uniform((n_labels, n_inputs), 1 / math.sqrt(n_inputs), seed, OUTPUT, device)
@@ -137,33 +195,28 @@ class DenseOutput:
 
     def step(self, x, labels, loss, optimizer):
         """Loss of a batch and gradient by x; updates weights and bias."""
-        positives = sparse.by_label(sparse.as_labels(labels, x.shape[0], self._device, len(self.bias)), len(self.bias))
-        dscores = self._scores(x)
-        label_loss = backend.empty(self.bias.shape, np.float32, self._device)
-        backend.wing(self._device, "losses").multilabel(dscores, positives, formulas.LOSSES[loss], dscores, label_loss)
-        value = float(label_loss.sum(dtype=np.float64))
-        if not math.isfinite(value):
-            raise FloatingPointError(f"the loss is {value}")
+        value, dscores = multilabel_loss(self._scores(x), labels, loss)
         dx = product(dscores, self.weights)
         optimizer.step(self.weights, product(dscores.T, x))
         optimizer.step(self.bias, dscores.sum(axis=0))
         return value, dx
 
+    def check_connections(self):
+        """All inputs are connected to all labels: nothing to check."""
+
     def top_k(self, x, k):
         """The k best labels of each row: scores (B, k), ids (B, k) int32."""
-        k = check.integer("k", k, 1, len(self.bias), f" (n_labels = {len(self.bias)})")
-        top_scores = backend.empty((x.shape[0], k), np.float32, self._device)
-        top_ids = backend.empty((x.shape[0], k), np.int32, self._device)
-        backend.wing(self._device, "top_k").top_k(self._scores(x), top_scores, top_ids)
-        return top_scores, top_ids
+        return top_k_of_scores(self._scores(x), k)
 
 
 class FixedFanInOutput:
     """Sparse output layer: `FixedFanIn` and its fused step; no (B, L) array exists."""
 
+    name = "output"
+
     def __init__(self, n_inputs, n_labels, fan_in, seed, device):
         self.layer = FixedFanIn.random(n_labels, n_inputs, fan_in, seed, device=device)
-        self.bias = self.layer.bias
+        self.values, self.bias = self.layer.values, self.layer.bias
 
     @property
     def parameters(self):
@@ -174,6 +227,14 @@ class FixedFanInOutput:
         """Loss of a batch and gradient by x; updates values and bias."""
         return fixed_fan_in_step(x, self.layer, labels, loss, optimizer)
 
+    def check_connections(self):
+        """ValueError where parameters that were overwritten hold connections that can not be: kernels trust them."""
+        FixedFanIn(self.layer.n_inputs, *self.layer.arrays)
+
     def top_k(self, x, k):
         """The k best labels of each row: scores (B, k), ids (B, k) int32."""
         return fixed_fan_in_top_k(x, self.layer, k)
+
+    def rewire(self, fraction, seed, step, optimizer):
+        """Replace the share `fraction` of the connections, those with the smallest weights; returns how many."""
+        return len(rewire(self.layer, fraction, seed, optimizer, step=step))

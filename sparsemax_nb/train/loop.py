@@ -1,9 +1,12 @@
-"""The training loop: batches, progress, a budget of time, and a stop with a name where numbers go wrong."""
+"""The training loop: schedule, rewiring, validation, checkpoints, and a stop with a name where numbers go wrong."""
 
+import contextlib
 import resource
+import signal
 import sys
+import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from tqdm import tqdm
@@ -11,19 +14,80 @@ from tqdm import tqdm
 from ..core import backend
 from ..data.batches import batches, shuffled
 
+#: Steps between two looks at the norms of the gradients.
+NORMS_EVERY = 50
+
 
 class TrainingError(FloatingPointError):
     """NaN or infinity in the loss or in an input; the message names step and layer."""
 
 
 @dataclass
-class History:
-    """What a run did: mean loss of every epoch, steps, seconds of training and of compiling (the first step)."""
+class Schedule:
+    """What governs a run; see `Classifier` for the meaning of each."""
 
-    losses: list = field(default_factory=list)
+    loss: str
+    batch_size: int
+    epochs: int
+    seed: int
+    learning_rate: float = 1e-3
+    min_learning_rate: float = 1e-4
+    warm_up: int = 0
+    patience: int = 1
+    stop_after: int = 3
+    rewire_fraction: float = 0.0
+    rewire_every: int = 1000
+    rewire_until: float = 1.0
+    budget_seconds: float | None = None
+
+
+@dataclass
+class History:
+    """What a run did.
+
+    Attributes
+    ----------
+    epochs : list of dict
+        One for every epoch: its mean loss a row and the loss' standard deviation between batches, learning rate, mean
+        norms of the gradients by layer, steps and seconds so far, and the figures of the validation.
+    rewirings : list of dict
+        Step and share of the connections that were replaced.
+    steps : int
+    seconds : float
+        Of training: without validation, and without the first step.
+    first_step_seconds : float
+        Of the first step, which compiles (after a resume: of both first steps).
+    best_epoch : int or None
+        The epoch whose weights were kept, counted from 0; None without validation.
+    stopped : str
+        Why the run ended: 'epochs', 'budget' or 'plateau'.
+    """
+
+    epochs: list = field(default_factory=list)
+    rewirings: list = field(default_factory=list)
     steps: int = 0
     seconds: float = 0.0
     first_step_seconds: float = 0.0
+    best_epoch: int | None = None
+    stopped: str = ""
+
+    @property
+    def losses(self):
+        """Mean loss of every epoch."""
+        return [epoch["loss"] for epoch in self.epochs]
+
+
+@dataclass
+class _Position:
+    """Where a run stands between two steps, beside the arrays: all that a resumed run has to know."""
+
+    epoch: int = 0
+    row: int = 0  # of the epoch's order
+    learning_rate: float = 0.0
+    best: float = -1.0  # figure of the best epoch
+    bad_epochs: int = 0  # since the best one
+    losses: list = field(default_factory=list)  # of this epoch: [batch's loss, its rows]
+    norms: list = field(default_factory=list)  # of this epoch: {layer: norm}
 
 
 def peak_memory():
@@ -32,77 +96,211 @@ def peak_memory():
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _checked_step(network, x, labels, loss, optimizer):
-    """`network.step`, with any NaN or infinity turned into a TrainingError that names step and layer."""
-    number = network.steps
+@contextlib.contextmanager
+def _ctrl_c_later(wanted):
+    """A list that is empty until Ctrl-C is pressed: so a step is never cut in two. A second Ctrl-C interrupts at once."""
+    pressed = []
+    if not (wanted and threading.current_thread() is threading.main_thread()):
+        yield pressed
+        return
+
+    def note(*_):
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(True)
+        print("\ninterrupted: the step is finished and a checkpoint written (again: stop at once)", file=sys.stderr)
+
+    before = signal.signal(signal.SIGINT, note)
     try:
-        return network.step(x, labels, loss, optimizer)
-    except (FloatingPointError, ValueError) as error:
-        culprit = network.first_not_finite()
-        if culprit is None and isinstance(error, ValueError):
-            raise
-        reason = f"{culprit} holds NaN or infinity" if culprit else "the scores overflowed in the output layer"
-        raise TrainingError(f"step {number}: {reason} ({error}); lower the learning rate") from error
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
-def fit(
-    network,
-    x,
-    labels,
-    *,
-    loss,
-    optimizer,
-    batch_size,
-    epochs,
-    seed,
-    budget_seconds=None,
-    progress=True,
-    after_epoch=None,
-):
-    """Train `network` on SciPy CSR matrices x (n, F) and labels (n, L) for `epochs`, or until `budget_seconds` are over.
+class Training:
+    """One run of training: the network, its optimiser, the schedule, and where it stands.
 
-    The first step, which compiles kernels, is timed apart; neither it nor `after_epoch(epoch, history)`, which is called
-    between epochs, counts against the budget. Returns a `History`.
+    Parameters
+    ----------
+    network : Network
+    optimizer : Adam
+    schedule : Schedule
+    n_rows : int
+        Training points.
+    batch : callable
+        ``batch(row_ids) -> (x, labels)``, what `network.step` takes.
+    validate : callable or None
+        ``validate() -> dict`` of figures, called after every epoch.
+    monitor : str
+        The figure that decides on learning rate, early stop and best model; larger is better.
     """
-    history = History()
-    n_rows = x.shape[0]
-    steps_per_epoch = -(-n_rows // batch_size)
-    bar = tqdm(total=epochs * steps_per_epoch, unit="step", disable=not progress, file=sys.stderr, mininterval=0.5)
-    start = time.perf_counter()
-    with bar:
-        for epoch in range(epochs):
-            total, count = 0.0, 0
-            for rows in batches(shuffled(n_rows, seed, epoch), batch_size):
-                total += _checked_step(network, x[rows], labels[rows], loss, optimizer) * len(rows)
-                count += len(rows)
-                history.steps += 1
-                now = time.perf_counter()
-                if history.steps == 1:
-                    history.first_step_seconds, start = now - start, now
+
+    def __init__(self, network, optimizer, schedule, n_rows, batch, validate=None, monitor="P@3"):
+        self.network, self.optimizer, self.schedule, self.n_rows = network, optimizer, schedule, n_rows
+        self._batch, self._validate, self._monitor = batch, validate, monitor
+        self.history, self._at = History(), _Position(learning_rate=schedule.learning_rate)
+        self._best = {}  # the best epoch's parameters, NumPy
+        self._steps_per_epoch = -(-n_rows // schedule.batch_size)
+
+    # ------------------------------------------------------------ checkpoints
+
+    def state(self):
+        """(arrays, description) for a checkpoint: the run continues from it bit for bit."""
+        arrays, counts = {}, {}
+        for name, array in self.network.parameters.items():
+            arrays[f"parameters/{name}"] = array
+            if array.dtype == np.float32:
+                state = self.optimizer.state_of(array)
+                arrays[f"m/{name}"], arrays[f"v/{name}"] = state.moments
+                counts[name] = state.count
+        arrays |= {f"best/{name}": array for name, array in self._best.items()}
+        description = {
+            "schedule": asdict(self.schedule), "history": asdict(self.history), "position": asdict(self._at),
+            "counts": counts, "steps": self.network.steps, "n_rows": self.n_rows,
+        }  # fmt: skip
+        return {name: backend.to_numpy(array) for name, array in arrays.items()}, description
+
+    def restore(self, arrays, description):
+        """Continue where `state` was taken; KeyError, TypeError or ValueError for a state that does not fit."""
+        parts = {}
+        for name, array in arrays.items():
+            part, _, rest = name.partition("/")
+            parts.setdefault(part, {})[rest] = array
+        history, position = History(**description["history"]), _Position(**description["position"])
+        self.network.set_parameters(parts["parameters"])
+        for name, count in description["counts"].items():
+            state = self.optimizer.state_of(self.network.parameters[name])
+            for moment, part in zip(state.moments, ("m", "v"), strict=True):
+                moment[...] = backend.asarray(parts[part][name], backend.device_of(moment))
+            state.count = count
+        self.network.steps, self._best = description["steps"], parts.get("best", {})
+        self.history, self._at = history, position
+
+    # ------------------------------------------------------------ the loop
+
+    def run(self, *, save=None, save_seconds=300.0, progress=True, after_epoch=None):
+        """Train to the end; returns the `History`. The network holds the best epoch's weights where there is validation.
+
+        `save()` writes a checkpoint; it is called after every epoch, every `save_seconds`, and on Ctrl-C, which then
+        raises KeyboardInterrupt. `after_epoch(epoch, history)` is called between epochs; its time does not count.
+        """
+        total = self.schedule.epochs * self._steps_per_epoch
+        bar = tqdm(
+            total=total, initial=self.history.steps, unit="step", disable=not progress, file=sys.stderr, mininterval=0.5
+        )
+        self.history.stopped = self._end()
+        with bar, _ctrl_c_later(save is not None) as interrupted:
+            first, saved = True, time.perf_counter()
+            while not self.history.stopped:
+                start = time.perf_counter()
+                self._step()
+                seconds = time.perf_counter() - start
+                if first:
+                    self.history.first_step_seconds += seconds
+                else:
+                    self.history.seconds += seconds
+                first = False
                 bar.update()
-                if history.steps % 20 == 0:
-                    bar.set_postfix(
-                        epoch=epoch + 1, loss=f"{total / count:.3f}", GiB=f"{peak_memory() / 2**30:.2f}", refresh=False
-                    )
-                if budget_seconds is not None and now - start >= budget_seconds:
-                    break
-            history.losses.append(total / max(count, 1))
-            history.seconds = time.perf_counter() - start
-            if count < n_rows or epoch + 1 == epochs:
-                break
-            if after_epoch is not None:
-                after_epoch(epoch, history)
-                start = time.perf_counter() - history.seconds
-    return history
+                if self.history.steps % 20 == 0:
+                    bar.set_postfix(self._shown(), refresh=False)
+                ended = self._at.row >= self.n_rows or self._over_budget()
+                if ended:
+                    self._end_epoch()
+                self.history.stopped = self._end()
+                if save is not None and (ended or interrupted or time.perf_counter() - saved >= save_seconds):
+                    save()
+                    saved = time.perf_counter()
+                if interrupted:
+                    raise KeyboardInterrupt("a checkpoint was written")
+                if ended and not self.history.stopped and after_epoch is not None:
+                    after_epoch(self._at.epoch - 1, self.history)
+        if self._best:
+            self.network.set_parameters(self._best)
+        return self.history
+
+    def _over_budget(self):
+        budget = self.schedule.budget_seconds
+        return budget is not None and self.history.seconds >= budget
+
+    def _end(self):
+        """Why the run is over, or ''."""
+        if self._at.epoch >= self.schedule.epochs:
+            return "epochs"
+        if self._over_budget():
+            return "budget"
+        return "plateau" if self._validate and self._at.bad_epochs >= self.schedule.stop_after else ""
+
+    def _shown(self):
+        """What the progress bar says."""
+        total, rows = np.sum(self._at.losses[-200:], axis=0) if self._at.losses else (0, 1)
+        shown = {"epoch": self._at.epoch + 1, "loss": f"{total / rows:.3f}", "lr": f"{self._at.learning_rate:.1e}"}
+        if self._validate and self.history.epochs:
+            shown[self._monitor] = f"{self.history.epochs[-1]['validation'][self._monitor]:.4f}"
+        return shown | {"GiB": f"{peak_memory() / 2**30:.2f}"}
+
+    def _rows(self):
+        """The rows of the next batch."""
+        if self._at.row == 0 or not hasattr(self, "_order"):
+            self._order = shuffled(self.n_rows, self.schedule.seed, self._at.epoch)
+        return self._order[self._at.row : self._at.row + self.schedule.batch_size]
+
+    def _step(self):
+        """One step, and the rewiring where it is due."""
+        rows, network, schedule, number = self._rows(), self.network, self.schedule, self.history.steps
+        self.optimizer.learning_rate = self._at.learning_rate * min(1.0, (number + 1) / max(schedule.warm_up, 1))
+        norms = {} if number % NORMS_EVERY == 0 else None
+        try:
+            value = network.step(*self._batch(rows), schedule.loss, self.optimizer, norms)
+        except (FloatingPointError, ValueError) as error:
+            culprit = network.first_not_finite()
+            if culprit is None and isinstance(error, ValueError):
+                raise
+            reason = f"{culprit} holds NaN or infinity" if culprit else "the scores overflowed in the output layer"
+            raise TrainingError(f"step {number}: {reason} ({error}); lower the learning rate") from error
+        if norms:
+            self._at.norms.append(norms)
+        self._at.losses.append([value * len(rows), len(rows)])
+        self._at.row += len(rows)
+        self.history.steps += 1
+        last = schedule.rewire_until * schedule.epochs * self._steps_per_epoch
+        if schedule.rewire_fraction > 0 and self.history.steps % schedule.rewire_every == 0 and self.history.steps <= last:
+            share = network.rewire(schedule.rewire_fraction, self.optimizer)
+            self.history.rewirings.append({"step": self.history.steps, "share": share})
+
+    def _end_epoch(self):
+        """Take down the epoch's figures; validate, and move the learning rate."""
+        at, schedule, history = self._at, self.schedule, self.history
+        sums, rows = np.array(at.losses).T
+        layers = at.norms[0] if at.norms else ()
+        record = {
+            "epoch": at.epoch, "steps": history.steps, "seconds": history.seconds, "loss": float(sums.sum() / rows.sum()),
+            "loss_std": float((sums / rows).std()), "learning_rate": at.learning_rate,
+            "gradient_norms": {layer: float(np.mean([norms[layer] for norms in at.norms])) for layer in layers},
+        }  # fmt: skip
+        if self._validate is not None:
+            record["validation"] = self._validate()
+            value = record["validation"][self._monitor]
+            if value > at.best:
+                at.best, at.bad_epochs, history.best_epoch = value, 0, at.epoch
+                self._best = {name: np.array(backend.to_numpy(a)) for name, a in self.network.parameters.items()}
+            else:
+                at.bad_epochs += 1
+                if at.bad_epochs % schedule.patience == 0:
+                    at.learning_rate = max(at.learning_rate / 2, min(schedule.min_learning_rate, at.learning_rate))
+        history.epochs.append(record)
+        at.epoch, at.row, at.losses, at.norms = at.epoch + 1, 0, [], []
 
 
-def top_k(network, x, k, batch_size=512, progress=False):
-    """The k best labels of every row of a SciPy CSR matrix, in batches: scores (n, k), ids (n, k), as NumPy arrays."""
-    scores, ids = np.empty((x.shape[0], k), np.float32), np.empty((x.shape[0], k), np.int32)
-    for rows in tqdm(
-        list(batches(np.arange(x.shape[0]), batch_size)), unit="batch", disable=not progress, file=sys.stderr
-    ):
-        part = slice(rows[0], rows[-1] + 1)
-        for out, array in zip((scores, ids), network.top_k(x[part], k), strict=True):
-            out[part] = backend.to_numpy(array)
+def top_k(network, n_rows, batch, k, batch_size=512, progress=False):
+    """The k best labels of every row, in batches: scores (n, k), ids (n, k), as NumPy arrays.
+
+    ``batch(row_ids)`` gives the features of a batch; beside the result, memory does not depend on the number of rows.
+    """
+    scores, ids = np.empty((n_rows, k), np.float32), np.empty((n_rows, k), np.int32)
+    bar = tqdm(total=n_rows, unit="row", disable=not progress, file=sys.stderr)
+    for rows in batches(np.arange(n_rows), batch_size):
+        for out, array in zip((scores, ids), network.top_k(batch(rows), k), strict=True):
+            out[rows[0] : rows[-1] + 1] = backend.to_numpy(array)
+        bar.update(len(rows))
+    bar.close()
     return scores, ids

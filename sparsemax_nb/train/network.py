@@ -1,39 +1,58 @@
-"""The network of the multi-label classifier: embedding, optional intermediate layer, output layer."""
+"""The network of the multi-label classifier: inputs or embedding, optional intermediate layer, output layer."""
+
+import math
 
 import numpy as np
+import scipy.sparse
 
-from ..core import backend, rng, sparse
-from .layers import Dense, DenseOutput, Embedding, FixedFanInOutput
+from ..core import backend, check, rng, sparse
+from .layers import Dense, DenseOutput, Embedding, FixedFanInOutput, Inputs
+from .unstructured import UnstructuredOutput
+
+#: Output layers by name: what they are built from, beside inputs, labels, seed and device.
+OUTPUTS = {
+    "dense": DenseOutput,
+    "bottleneck": DenseOutput,
+    "unstructured": UnstructuredOutput,
+    "fixed-fan-in": FixedFanInOutput,
+}
+SPARSE_OUTPUTS = "unstructured", "fixed-fan-in"
 
 
 class Network:
     """Sparse bag of words -> embedding -> ReLU -> dropout [-> dense -> ReLU] -> output layer.
 
+    Dense features take the place of the embedding: features -> dropout [-> dense -> ReLU] -> output layer.
+
     Parameters
     ----------
     n_features, n_labels : int
-    embedding : int
-        Width of the embedding.
+    embedding : int or None
+        Width of the embedding; None: the features are dense, (B, n_features) float32.
     intermediate : int or None
         Width of the dense layer below the output; None leaves it out.
-    fan_in : int or None
-        Connections per label of a fixed fan-in output; None makes the output dense.
+    output : 'dense', 'bottleneck', 'unstructured' or 'fixed-fan-in'
+    fan_in : int
+        Connections per label of a sparse output (of an unstructured one: on average).
     dropout : float
         Rate behind the embedding.
     seed : int
     device : 'cpu' or 'cuda'
     """
 
-    def __init__(self, n_features, n_labels, *, embedding, intermediate, fan_in, dropout, seed, device):
+    def __init__(self, n_features, n_labels, *, embedding, intermediate, output, fan_in, dropout, seed, device):
         self.device, self.seed, self.dropout, self.steps = device, seed, dropout, 0
-        self.hidden = [Embedding(n_features, embedding, seed, device)]
-        if intermediate is not None:
-            self.hidden.append(Dense(embedding, intermediate, seed, device))
-        width = embedding if intermediate is None else intermediate
-        if fan_in is None:
-            self.output = DenseOutput(width, n_labels, seed, device)
+        self.is_dense = embedding is None
+        if self.is_dense:
+            self.hidden = [Inputs(n_features, device)]
         else:
-            self.output = FixedFanInOutput(width, n_labels, fan_in, seed, device)
+            self.hidden = [Embedding(n_features, embedding, seed, device)]
+        width = n_features if self.is_dense else embedding
+        if intermediate is not None:
+            self.hidden.append(Dense(width, intermediate, seed, device, first=self.is_dense))
+            width = intermediate
+        sizes = (width, n_labels, fan_in) if output in SPARSE_OUTPUTS else (width, n_labels)
+        self.output = OUTPUTS[output](*sizes, seed, device)
 
     @property
     def parameters(self):
@@ -51,28 +70,51 @@ class Network:
         """Bytes of all parameters."""
         return sum(array.nbytes for array in self.parameters.values())
 
+    def set_parameters(self, arrays):
+        """Overwrite all parameters, in place, with NumPy arrays by name; TypeError or ValueError for a wrong one."""
+        for name, array in self.parameters.items():
+            stored = check.array(name, arrays[name], array.dtype, array.shape)
+            if stored.dtype == np.float32:
+                check.finite(name, stored)
+            array[...] = backend.asarray(stored, self.device)
+        self.output.check_connections()
+
     def forward(self, x, training=False):
-        """Contexts h (B, H) of a SciPy CSR matrix (B, F): the input of the output layer."""
-        h = sparse.as_rows(x, self.device)
+        """Contexts h (B, H) of a SciPy CSR matrix or dense array (B, F): the input of the output layer."""
+        if scipy.sparse.issparse(x):
+            h = sparse.as_rows(x, self.device)
+        else:
+            h = backend.asarray(x, self.device, np.float32)
+            check.finite("X", h)
         for number, layer in enumerate(self.hidden):
             drop = training and number == 0 and self.dropout > 0
             h = layer.forward(h, rng.make_dropout(self.dropout, self.seed, number, self.steps) if drop else None)
         return h
 
-    def step(self, x, labels, loss, optimizer):
-        """One training step on a batch (SciPy CSR): forward, backward and update of every layer; returns the loss."""
+    def step(self, x, labels, loss, optimizer, norms=None):
+        """One training step on a batch (labels SciPy CSR): forward, backward and update of every layer; returns the loss.
+
+        Where a dict `norms` is given, it gets the norm of the loss' gradient by the output of each hidden layer.
+        """
         h = self.forward(x, training=True)
         if self.device == "cuda":
             arrays = labels.indptr, labels.indices
             labels = sparse.Labels(*(backend.asarray(a, self.device, np.int32) for a in arrays))
         value, gradient = self.output.step(h, labels, loss, optimizer)
         for layer in reversed(self.hidden):
+            if norms is not None:
+                flat = gradient.reshape(-1)
+                norms[layer.name] = math.sqrt(float(flat @ flat))
             gradient = layer.backward(gradient, optimizer)
         self.steps += 1
         return value
 
+    def rewire(self, fraction, optimizer):
+        """Replace the share `fraction` of the output layer's connections; returns the share that it came to."""
+        return self.output.rewire(fraction, self.seed, self.steps, optimizer) / self.output.values.size
+
     def top_k(self, x, k):
-        """The k best labels of each row of a SciPy CSR matrix: scores, ids (B, k)."""
+        """The k best labels of each row of a SciPy CSR matrix or dense array: scores, ids (B, k)."""
         return self.output.top_k(self.forward(x), k)
 
     def first_not_finite(self):
