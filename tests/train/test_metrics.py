@@ -86,7 +86,7 @@ def test_propensities_of_bad_arguments(arguments, error, message):
         propensities(*arguments)
 
 
-@pytest.mark.parametrize("k, wanted", [(1, 2 / (8 + 4)), (2, (2 + 4) / (8 + 2 + 4)), (3, (2 + 4 + 8) / (8 + 2 + 1 + 4))])
+@pytest.mark.parametrize("k, wanted", [(1, 2 / (8 + 4)), (2, 6 / (8 + 2 + 4)), (3, 14 / (8 + 2 + 1 + 4))])
 def test_psp_by_hand(k, wanted):
     """1 / p = 1, 2, 4, 8; row 0: labels 0, 1, 3, of which 1 and 3 are found; row 1: label 2; row 2: none."""
     truth = scipy.sparse.csr_matrix([[1, 1, 0, 1], [0, 0, 1, 0], [0, 0, 0, 0]])
