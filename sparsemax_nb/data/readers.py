@@ -34,13 +34,14 @@ class XCData:
 
     Attributes
     ----------
-    features : scipy.sparse.csr_matrix
-        (n_points, n_features) float32; ids ascend in each row, none twice; int32 indptr and indices.
+    features : scipy.sparse.csr_matrix or numpy.memmap
+        (n_points, n_features) float32. CSR: ids ascend in each row, none twice; int32 indptr and indices.
+        A dense matrix in a file, which `load` may give: read-only, C-contiguous.
     labels : scipy.sparse.csr_matrix
-        (n_points, n_labels) float32, 1 where a point has the label; otherwise the same.
+        (n_points, n_labels) CSR float32, 1 where a point has the label; otherwise the same.
     """
 
-    features: scipy.sparse.csr_matrix
+    features: scipy.sparse.csr_matrix | np.memmap
     labels: scipy.sparse.csr_matrix
 
 
@@ -225,8 +226,8 @@ def _parse(lines, n_features, n_labels):
 class _GrowingCSR:
     """CSR matrices stacked one below the other as they come, in three arrays that grow in place.
 
-    An array that is full grows by an eighth of its length with `realloc`, which moves pages of memory rather than copies
-    large arrays on Linux; so the peak is not the parts and their stack, twice the data.
+    An array that is full grows by an eighth of its length with `realloc`, which on Linux moves pages of memory rather
+    than copy a large array; so the peak is not the parts and their stack, twice the data.
     """
 
     def __init__(self, n_columns):

@@ -84,7 +84,7 @@ class Tfidf:
 
 
 def _counts(X):
-    """X where it holds neither repeated entries nor zeros, else a float64 copy without; errors where X holds no counts."""
+    """X where it stores no entry twice and no zeros, else a float64 copy without; errors where X holds no counts."""
     check_csr("X", X)
     clean = X.has_canonical_format and X.data.all()
     if not clean:
