@@ -145,6 +145,13 @@ def cut_in_half(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def wrong_offset(path):
+    """The end of the zip file tells a wrong place of its directory, which makes the places of the arrays negative."""
+    content = bytearray(path.read_bytes())
+    content[-6:-2] = (int.from_bytes(content[-6:-2], "little") + 1000).to_bytes(4, "little")
+    path.write_bytes(content)
+
+
 def out_of_range(path):
     indices = np.full(6, N_LABELS)
     np.savez(path, format="csr", data=np.ones(6), indices=indices, indptr=np.arange(7), shape=(6, N_LABELS))
@@ -194,6 +201,7 @@ NAN = np.float32(np.nan)
         (sparse, "train.npz", npz(TWICE), "train.npz: the matrix holds an entry twice; use matrix.sum_duplicates"),
         (sparse, "train.npz", cut, f"train.npz: {NOT_NPZ}"),
         (sparse, "train.npz", cut_in_half, f"train.npz: {NOT_NPZ}"),
+        (sparse, "train.npz", wrong_offset, f"train.npz: {NOT_NPZ}"),
         (sparse, "train.npz", text(b""), f"train.npz: {NOT_NPZ}"),
         (sparse, "train.npz", text(b"1 2 3\n"), f"train.npz: {NOT_NPZ}"),
         (sparse, "train.npz", lambda path: np.savez(path, x=dense("train")), f"train.npz: {NOT_NPZ}"),
