@@ -1,6 +1,7 @@
 """Data: reading and writing, bundled corpora, TF-IDF, made-up data."""
 
 from .corpora import Corpus, load
+from .fingerprint import fingerprint
 from .readers import DataError, XCData, read_names, read_xc, write_xc
 from .synthetic import bag_of_words, power_law_labels
 from .tfidf import Tfidf
@@ -11,6 +12,7 @@ __all__ = [
     "Tfidf",
     "XCData",
     "bag_of_words",
+    "fingerprint",
     "load",
     "power_law_labels",
     "read_names",

@@ -16,7 +16,7 @@ import numpy as np
 import scipy.sparse
 
 OPENERS = {".gz": gzip.open, ".xz": lzma.open}
-CHUNK = 8192  # lines that are parsed at once
+CHUNK = 1024  # lines that are parsed at once
 
 ID = r"[0-9]+"
 VALUE = r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
@@ -34,13 +34,14 @@ class XCData:
 
     Attributes
     ----------
-    features : scipy.sparse.csr_matrix
-        (n_points, n_features) float32; ids ascend in each row, none twice; int32 indptr and indices.
+    features : scipy.sparse.csr_matrix or numpy.memmap
+        (n_points, n_features) float32. CSR: ids ascend in each row, none twice; int32 indptr and indices.
+        A dense matrix in a file, which `load` may give: read-only, C-contiguous.
     labels : scipy.sparse.csr_matrix
-        (n_points, n_labels) float32, 1 where a point has the label; otherwise the same.
+        (n_points, n_labels) CSR float32, 1 where a point has the label; otherwise the same.
     """
 
-    features: scipy.sparse.csr_matrix
+    features: scipy.sparse.csr_matrix | np.memmap
     labels: scipy.sparse.csr_matrix
 
 
@@ -49,6 +50,7 @@ def read_xc(path, *, n_points=None):
 
     The first line is ``points features labels``; one line a point follows: ``label,label feature:value feature:value``.
     Ids count from 0. A line without labels starts with a blank; a point may lack features, too.
+    At its peak this needs the memory of the result, an eighth more, and that of a thousand lines.
 
     Parameters
     ----------
@@ -84,7 +86,7 @@ def read_xc(path, *, n_points=None):
     lines = _lines(path)
     promised, n_features, n_labels = _header(path, next(lines, None))
     wanted = promised if n_points is None else min(promised, n_points)
-    done, parts = 0, [_parse([], n_features, n_labels)]
+    done, features, labels = 0, _GrowingCSR(n_features), _GrowingCSR(n_labels)
     while done < wanted:
         chunk = list(itertools.islice(lines, min(CHUNK, wanted - done)))
         if not chunk:
@@ -92,11 +94,12 @@ def read_xc(path, *, n_points=None):
         part = _parse(chunk, n_features, n_labels)
         if part is None:
             _raise_first_error(path, done + 2, chunk, n_features, n_labels)
-        parts.append(part)
+        features.append(part[0])
+        labels.append(part[1])
         done += len(chunk)
     if wanted == promised and next(lines, None) is not None:
         raise DataError(f"{path}, line {done + 2}: the file goes on after {promised} points")
-    return XCData(*(scipy.sparse.vstack(part, format="csr") for part in zip(*parts, strict=True)))
+    return XCData(features.finish(), labels.finish())
 
 
 def write_xc(path, features, labels):
@@ -218,6 +221,42 @@ def _parse(lines, n_features, n_labels):
     counts = [head.count(b",") + 1 if head else 0 for head in heads]
     labels = _csr(counts, label_ids, np.ones(len(label_ids), np.float32), n_labels)
     return None if features is None or labels is None else (features, labels)
+
+
+class _GrowingCSR:
+    """CSR matrices stacked one below the other as they come, in three arrays that grow in place.
+
+    An array that is full grows by an eighth of its length with `realloc`, which on Linux moves pages of memory rather
+    than copy a large array; so the peak is not the parts and their stack, twice the data.
+    """
+
+    def __init__(self, n_columns):
+        self.n_columns, self.n_rows, self.nnz = n_columns, 0, 0
+        self.counts, self.indices, self.values = np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32)
+
+    def append(self, matrix):
+        """Add the rows of a CSR matrix."""
+        _put(self.counts, self.n_rows, np.diff(matrix.indptr))
+        _put(self.indices, self.nnz, matrix.indices)
+        _put(self.values, self.nnz, matrix.data)
+        self.n_rows += matrix.shape[0]
+        self.nnz += matrix.nnz
+
+    def finish(self):
+        """The whole as a CSR matrix that takes over the arrays; call it once."""
+        for array, used in ((self.counts, self.n_rows), (self.indices, self.nnz), (self.values, self.nnz)):
+            array.resize(used, refcheck=False)
+        indptr = np.zeros(self.n_rows + 1, np.int64)  # int32 in the matrix, where its number of entries allows
+        np.cumsum(self.counts, out=indptr[1:])
+        return scipy.sparse.csr_matrix((self.values, self.indices, indptr), shape=(self.n_rows, self.n_columns))
+
+
+def _put(array, used, new):
+    """Write `new` behind the first `used` items of `array`, which grows where it must."""
+    end = used + len(new)
+    if end > len(array):
+        array.resize(max(end, len(array) + len(array) // 8), refcheck=False)  # no view of it exists
+    array[used:end] = new
 
 
 def _csr(counts, ids, values, n_columns):

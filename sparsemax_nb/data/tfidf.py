@@ -1,8 +1,12 @@
 """Term counts to TF-IDF weights."""
 
+import itertools
+
 import numpy as np
 
 from .readers import check_csr
+
+BLOCK = 2**20  # entries that `fit` looks at in one go
 
 
 class Tfidf:
@@ -43,26 +47,36 @@ class Tfidf:
         self.sublinear = sublinear
 
     def fit(self, X):
-        """Learn `idf_` from X, (n, n_features) CSR of counts; returns self."""
-        X = _counts(X)
-        df = np.bincount(X.indices, minlength=X.shape[1])
+        """Learn `idf_` from X, (n, n_features) CSR of counts; returns self. X is visited block by block, not copied."""
+        check_csr("X", X)
+        df = np.zeros(X.shape[1], np.int64)
+        for start, stop in _row_blocks(X.indptr):
+            block = _counts(X[start:stop])
+            df += np.bincount(block.indices[: block.nnz], minlength=X.shape[1])
         self.idf_ = (np.log((1 + X.shape[0]) / (1 + df)) + 1).astype(np.float32)
         return self
 
     def transform(self, X):
-        """TF-IDF weights of X, (n, n_features) CSR of counts, as a new CSR float32; empty rows stay empty."""
+        """TF-IDF weights of X, (n, n_features) CSR of counts, as a new CSR float32; empty rows stay empty.
+
+        Computed in float64. Made for batches: where no entry is zero or repeated, the index arrays are copied, once.
+        """
         if not hasattr(self, "idf_"):
             raise ValueError("this Tfidf is not fitted; call fit first")
         X = _counts(X)
         if X.shape[1] != len(self.idf_):
             raise ValueError(f"X must have {len(self.idf_)} features as in fit, got {X.shape[1]}")
-        tf = 1 + np.log(X.data) if self.sublinear else X.data
-        weights = tf * self.idf_[X.indices]
-        rows = np.repeat(np.arange(X.shape[0]), np.diff(X.indptr))
-        norms = np.sqrt(np.bincount(rows, weights**2, minlength=X.shape[0]))
+        indices, weights = X.indices[: X.nnz].copy(), X.data[: X.nnz].astype(np.float64)
+        if self.sublinear:
+            np.log(weights, out=weights)
+            weights += 1
+        weights *= self.idf_.take(indices)
+        lengths = np.diff(X.indptr)
+        some = np.flatnonzero(lengths)  # `reduceat` knows no empty rows
+        norms = np.sqrt(np.add.reduceat(weights**2, X.indptr[some]))
         norms[norms == 0] = 1
-        X.data = (weights / norms[rows]).astype(np.float32)
-        return X
+        weights /= np.repeat(norms, lengths[some])
+        return type(X)((weights.astype(np.float32), indices, X.indptr.copy()), shape=X.shape)
 
     def fit_transform(self, X):
         """`fit`, then `transform`."""
@@ -70,13 +84,23 @@ class Tfidf:
 
 
 def _counts(X):
-    """A float64 copy of X without repeated entries and zeros; errors where X holds no counts."""
+    """X where it stores no entry twice and no zeros, else a float64 copy without; errors where X holds no counts."""
     check_csr("X", X)
-    X = X.astype(np.float64, copy=True)
-    X.sum_duplicates()
-    if not np.isfinite(X.data).all():
+    clean = X.has_canonical_format and X.data.all()
+    if not clean:
+        X = X.astype(np.float64, copy=True)
+        X.sum_duplicates()
+    data = X.data[: X.nnz]
+    if not np.isfinite(data).all():
         raise ValueError("X must be finite, got NaN or infinity")
-    if (X.data < 0).any():
-        raise ValueError(f"X must hold counts, got the negative value {X.data.min():g}")
-    X.eliminate_zeros()
+    if len(data) and data.min() < 0:
+        raise ValueError(f"X must hold counts, got the negative value {data.min():g}")
+    if not clean:
+        X.eliminate_zeros()
     return X
+
+
+def _row_blocks(indptr):
+    """(start, stop) of consecutive blocks of rows, each with about BLOCK entries: at most one row more."""
+    inner = np.searchsorted(indptr, np.arange(BLOCK, indptr[-1], BLOCK))
+    return itertools.pairwise(np.unique([0, *inner, len(indptr) - 1]).tolist())

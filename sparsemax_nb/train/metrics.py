@@ -71,3 +71,109 @@ def ndcg_at_k(ids, labels, k):
     best = np.append(0, np.cumsum(gains))[n_true]
     found = _hits(ids, labels, k) @ gains
     return float(np.divide(found, best, out=np.zeros(len(ids)), where=best > 0).mean())
+
+
+def recall_at_k(ids, labels, k):
+    """``R@k = mean over rows of |{predicted 1..k} and {true}| / |{true}|``.
+
+    Parameters and result as for `precision_at_k`; rows without true labels count 0.
+
+    Examples
+    --------
+    >>> import numpy as np, scipy.sparse
+    >>> from sparsemax_nb.train import recall_at_k
+    >>> recall_at_k(np.array([[2, 0], [1, 0]], np.int32), scipy.sparse.csr_matrix([[0, 0, 1], [0, 1, 1]]), k=2)
+    0.75
+    """
+    k = check.integer("k", k, 1, ids.shape[1], " (the width of ids)")
+    if not len(ids):
+        return 0.0
+    found, n_true = _hits(ids, labels, k).sum(1), np.diff(_truth(labels).indptr)
+    return float(np.divide(found, n_true, out=np.zeros(len(ids)), where=n_true > 0).mean())
+
+
+def propensities(label_counts, n_points, a=0.55, b=1.5):
+    """``p[l] = 1 / (1 + C (N[l] + b)**-a)``, ``C = (ln n - 1) (b + 1)**a``: the chance that a true label was noted.
+
+    Parameters
+    ----------
+    label_counts : (L,) integers
+        ``N[l]``, the training points with label l; ``np.bincount(Y.indices, minlength=L)`` of a CSR matrix Y of ones.
+    n_points : int
+        ``n``, the number of training points, at least 3 (so that C > 0).
+    a, b : float
+        Positive. The defaults are usual for most data; (0.5, 0.4) for WikiLSHTC-325K and Wikipedia-500K, (0.6, 2.6) for
+        Amazon-670K and Amazon-3M.
+
+    Returns
+    -------
+    (L,) float64 in (0, 1); the rarer a label, the smaller.
+
+    Source: H. Jain, Y. Prabhu, M. Varma, "Extreme multi-label loss functions for recommendation, tagging, ranking and
+    other missing label applications", KDD 2016.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sparsemax_nb.train import propensities
+    >>> propensities(np.array([0, 10, 1000]), n_points=1000).round(3)
+    array([0.113, 0.282, 0.821])
+    """
+    n_points = check.integer("n_points", n_points, 3)
+    a, b = (check.number(name, value, 0, np.inf, open_ends=True) for name, value in (("a", a), ("b", b)))
+    counts = np.asarray(label_counts)
+    if counts.ndim != 1 or counts.dtype.kind not in "iu":
+        raise TypeError(
+            f"label_counts must be a 1-D array of integers, got {counts.dtype} of shape {counts.shape}; "
+            "use np.bincount(Y.indices, minlength=Y.shape[1])"
+        )
+    if len(counts) and not 0 <= counts.min() <= counts.max() <= n_points:
+        raise ValueError(
+            f"label_counts must lie between 0 and n_points = {n_points}, got {counts.min()} to {counts.max()}"
+        )
+    c = (np.log(n_points) - 1) * (b + 1) ** a
+    return 1 / (1 + c * (counts + b) ** -a)
+
+
+def psp_at_k(ids, labels, propensity, k):
+    """``PSP@k = sum over rows and hits of 1 / p / the largest value that it could take``, ``p`` the hit's propensity.
+
+    A hit counts the more the rarer its label. The largest value comes from ranking, in each row, the true labels by
+    ``1 / p``.
+
+    Parameters
+    ----------
+    ids : (n, >= k) int32
+        Predicted labels, best first; -1 counts as wrong.
+    labels : SciPy sparse (n, L)
+        True labels: entries that are not zero.
+    propensity : (L,) float64
+        In (0, 1], from `propensities` of the training labels.
+    k : int
+
+    Returns
+    -------
+    float in [0, 1]; 0 where no row has a true label.
+
+    Source: as for `propensities`; the division by the largest value as in the Extreme Classification Repository.
+
+    Examples
+    --------
+    >>> import numpy as np, scipy.sparse
+    >>> from sparsemax_nb.train import psp_at_k
+    >>> truth = scipy.sparse.csr_matrix([[1, 1, 0], [1, 0, 0]])
+    >>> psp_at_k(np.array([[0], [0]], np.int32), truth, np.array([0.5, 0.25, 0.1]), k=1)  # (2 + 2) / (4 + 2)
+    0.6666666666666666
+    """
+    k = check.integer("k", k, 1, ids.shape[1], " (the width of ids)")
+    propensity = check.array("propensity", propensity, np.float64, (labels.shape[1],))
+    if not ((propensity > 0) & (propensity <= 1)).all():
+        raise ValueError("propensity must lie in (0, 1]; use propensities(label_counts, n_points)")
+    if not len(ids):
+        return 0.0
+    hits, truth = _hits(ids, labels, k), _truth(labels)
+    found = (1 / propensity[ids[:, :k][hits]]).sum()
+    gains, rows = 1 / propensity[truth.indices], np.repeat(np.arange(len(ids)), np.diff(truth.indptr))
+    gains = gains[np.lexsort((-gains, rows))]
+    best = gains[np.arange(len(gains)) - truth.indptr[rows] < k].sum()
+    return float(found / best) if best > 0 else 0.0

@@ -2,6 +2,9 @@ import gzip
 import itertools
 import lzma
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,6 +65,38 @@ def test_keeps_stored_zeros(tmp_path):
 def test_reads_in_chunks(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "CHUNK", 2)
     check_data(read_xc(save(tmp_path, TEXT)), FEATURES, LABELS)
+
+
+MEASURE = """
+import sys
+from sparsemax_nb.data import read_xc
+
+def peak():  # unlike getrusage, this does not inherit the peak of the process that started this one
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
+
+read_xc(sys.argv[1], n_points=2000)
+before = peak()
+data = read_xc(sys.argv[1])
+size = sum(array.nbytes for m in (data.features, data.labels) for array in (m.data, m.indices, m.indptr))
+print(size, peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measures memory through /proc")
+def test_peak_memory(tmp_path):
+    """The largest resident memory grows by little more than the arrays that are read; parts and their stack take 2."""
+    ids = np.sort(np.random.default_rng(0).permuted(np.tile(np.arange(1000), (500, 1)), axis=1)[:, :100], axis=1)
+    lines = [f"{row[0]},{row[1]} {' '.join(f'{i}:1' for i in row)}\n" for row in ids.tolist()]
+    with open(tmp_path / "data.txt", "w") as stream:
+        stream.write("80000 1000 1000\n")
+        for _ in range(160):
+            stream.writelines(lines)
+    command = [sys.executable, "-c", MEASURE, str(tmp_path / "data.txt")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    size, growth = map(int, done.stdout.split())
+    assert size > 60 << 20
+    assert 0.8 * size < growth < 1.4 * size
 
 
 @pytest.mark.parametrize("n_points", [0, 1, 5, 6, 7, np.int64(2)])

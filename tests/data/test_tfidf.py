@@ -1,8 +1,10 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 import scipy.sparse
 
-from sparsemax_nb.data import Tfidf
+from sparsemax_nb.data import Tfidf, tfidf
 
 
 def counts(n_rows, n_features, seed):
@@ -62,10 +64,54 @@ def test_stored_zeros_and_repeated_entries(dtype):
     assert messy.indices.tolist() == [2, 0, 2, 1] and messy.data.tolist() == [1, 0, 2, 3]
 
 
+@pytest.mark.parametrize("block", [1, 7, 40, 10**6])
+def test_fit_in_blocks(monkeypatch, block):
+    """Blocks of any size, with empty rows at both ends and a row longer than a block, count the same."""
+    dense = np.random.default_rng(8).integers(0, 3, size=(30, 25))
+    dense[[0, 1, 13, 14, 29]] = 0
+    messy = scipy.sparse.vstack([scipy.sparse.csr_matrix(dense)] * 2, format="csr")
+    messy.data[::3] = 0
+    want = np.log((1 + 60) / (1 + (messy.toarray() > 0).sum(0))) + 1
+    monkeypatch.setattr(tfidf, "BLOCK", block)
+    np.testing.assert_array_equal(Tfidf().fit(messy).idf_, want.astype(np.float32))
+
+
+def test_fit_does_not_copy(monkeypatch):
+    X = scipy.sparse.csr_matrix((np.ones(10**6, np.float32), np.arange(10**6) % 100, np.arange(0, 10**6 + 1, 100)))
+    Tfidf().fit(X[:9])
+    monkeypatch.setattr(tfidf, "BLOCK", 10_000)
+    tracemalloc.start()
+    Tfidf().fit(X)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10**6 < X.data.nbytes
+
+
+def test_unused_space_behind_the_entries():
+    clean = counts(20, 8, seed=9)
+    roomy = clean.copy()
+    roomy.data, roomy.indices = np.append(clean.data, [np.inf, 0]), np.append(clean.indices, [3, 3])
+    np.testing.assert_array_equal(Tfidf().fit(roomy).idf_, Tfidf().fit(clean).idf_)
+    for there in (roomy, roomy[:, :]):
+        got = Tfidf().fit(clean).transform(there)
+        np.testing.assert_array_equal(got.toarray(), Tfidf().fit_transform(clean).toarray())
+    roomy.data[-1] = 1  # no zero anywhere
+    np.testing.assert_array_equal(Tfidf().fit_transform(roomy).toarray(), Tfidf().fit_transform(clean).toarray())
+
+
+def test_result_shares_no_memory():
+    X = counts(20, 8, seed=10)
+    W = Tfidf().fit_transform(X)
+    for name in ("data", "indices", "indptr"):
+        assert not np.shares_memory(getattr(X, name), getattr(W, name))
+
+
 def test_no_rows():
     X = scipy.sparse.csr_matrix((0, 3), dtype=np.float32)
     assert Tfidf().fit_transform(X).shape == (0, 3)
     np.testing.assert_array_equal(Tfidf().fit(X).idf_, [1, 1, 1])
+    empty = scipy.sparse.csr_matrix((2, 3), dtype=np.float32)
+    assert Tfidf().fit_transform(empty).shape == (2, 3) and Tfidf().fit_transform(empty).nnz == 0
 
 
 def test_weights_that_vanish():

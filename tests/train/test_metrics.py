@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from sparsemax_nb.train import ndcg_at_k, precision_at_k
+from sparsemax_nb.train import ndcg_at_k, precision_at_k, propensities, psp_at_k, recall_at_k
 
 IDS = np.array([[2, 0, 1], [3, 1, -1], [0, 1, 2]], np.int32)
 TRUTH = scipy.sparse.csr_matrix([[1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]])
@@ -30,7 +30,109 @@ def test_ndcg_agrees_with_scikit_learn():
     assert ndcg_at_k(ids, scipy.sparse.csr_matrix(truth), 5) == pytest.approx(sklearn.ndcg_score(truth, scores, k=5))
 
 
-@pytest.mark.parametrize("metric", [precision_at_k, ndcg_at_k])
+def random_case(seed, n_rows=30, n_labels=12, width=5):
+    """ids without repetition, some -1; truth with rows without labels, dense; propensities."""
+    rng = np.random.default_rng(seed)
+    ids = np.argsort(rng.random((n_rows, n_labels)), 1)[:, :width].astype(np.int32)
+    ids[rng.random(ids.shape) < 0.1] = -1
+    truth = rng.random((n_rows, n_labels)) < 0.3
+    truth[::7] = False
+    return ids, truth, rng.uniform(0.05, 1, n_labels)
+
+
+@pytest.mark.parametrize("k, wanted", [(1, (1 / 2 + 0 + 0) / 3), (2, (1 / 2 + 1 + 0) / 3), (3, (1 / 2 + 1 + 0) / 3)])
+def test_recall_by_hand(k, wanted):
+    assert recall_at_k(IDS, scipy.sparse.csr_matrix([[0, 0, 1, 1], [0, 1, 0, 0], [0] * 4]), k) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_recall_against_its_definition(k):
+    ids, truth, _ = random_case(k)
+    rows = [len(set(i) & set(np.flatnonzero(t))) / max(t.sum(), 1) for i, t in zip(ids[:, :k], truth, strict=True)]
+    got = recall_at_k(ids, scipy.sparse.csr_matrix(truth), k)
+    assert 0 < got < 1 and got == pytest.approx(np.mean(rows))
+
+
+def test_propensities_by_hand():
+    """With n = 3, a = b = 1: C = 2 (ln 3 - 1) and p = 1 / (1 + C / (N + 1))."""
+    c = 2 * (np.log(3) - 1)
+    got = propensities(np.array([0, 1, 3], np.int32), 3, a=1, b=1)
+    np.testing.assert_allclose(got, [1 / (1 + c), 1 / (1 + c / 2), 1 / (1 + c / 4)], rtol=1e-15)
+    assert got.dtype == np.float64 and propensities(np.zeros(0, int), 3).shape == (0,)
+
+
+def test_propensities_against_the_definition():
+    counts, c = np.arange(100), (np.log(5000) - 1) * 2.5**0.55
+    got = propensities(counts, 5000)
+    np.testing.assert_allclose(got, [1 / (1 + c * np.exp(-0.55 * np.log(n + 1.5))) for n in counts], rtol=1e-12)
+    assert (np.diff(got) > 0).all() and 0 < got[0] < got[-1] < 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((np.ones(3), 5), TypeError, r"label_counts must be a 1-D array of integers, got float64 of shape \(3,\)"),
+        ((np.ones((1, 3), int), 5), TypeError, r"1-D array of integers, got int64 of shape \(1, 3\); use np.bincount"),
+        ((np.array([1, 6]), 5), ValueError, "label_counts must lie between 0 and n_points = 5, got 1 to 6"),
+        ((np.array([-1, 4]), 5), ValueError, "label_counts must lie between 0 and n_points = 5, got -1 to 4"),
+        ((np.array([1]), 2), ValueError, "n_points must be at least 3, got 2"),
+        ((np.array([1]), 5.0), TypeError, "n_points must be an integer"),
+        ((np.array([1]), 5, 0), ValueError, r"a must lie in \(0, inf\), got 0"),
+        ((np.array([1]), 5, 1, -1), ValueError, r"b must lie in \(0, inf\), got -1"),
+    ],
+)
+def test_propensities_of_bad_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        propensities(*arguments)
+
+
+@pytest.mark.parametrize("k, wanted", [(1, 2 / (8 + 4)), (2, 6 / (8 + 2 + 4)), (3, 14 / (8 + 2 + 1 + 4))])
+def test_psp_by_hand(k, wanted):
+    """1 / p = 1, 2, 4, 8; row 0: labels 0, 1, 3, of which 1 and 3 are found; row 1: label 2; row 2: none."""
+    truth = scipy.sparse.csr_matrix([[1, 1, 0, 1], [0, 0, 1, 0], [0, 0, 0, 0]])
+    ids = np.array([[1, 2, 3], [-1, 2, 3], [0, 1, 2]], np.int32)
+    assert psp_at_k(ids, truth, 0.5 ** np.arange(4), k) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_psp_against_its_definition(k):
+    ids, truth, p = random_case(k)
+    found = sum(1 / p[j] for i, t in zip(ids[:, :k], truth, strict=True) for j in i if j >= 0 and t[j])
+    best = sum(np.sort(1 / p[t])[::-1][:k].sum() for t in truth)
+    got = psp_at_k(ids, scipy.sparse.csr_matrix(truth), p, k)
+    assert 0 < got < 1 and got == pytest.approx(found / best)
+
+
+def test_psp_of_the_best_prediction_and_of_equal_propensities():
+    ids, truth, p = random_case(0)
+    best = np.argsort(-(truth / p), 1)[:, :5].astype(np.int32)
+    assert psp_at_k(best, scipy.sparse.csr_matrix(truth), p, 5) == pytest.approx(1)
+    full = np.ones_like(truth)  # with k true labels at least in every row and one propensity, it is P@k
+    full[:, 3] = False
+    full = scipy.sparse.csr_matrix(full)
+    assert psp_at_k(ids, full, np.full(12, 0.1), 5) == pytest.approx(precision_at_k(ids, full, 5))
+
+
+@pytest.mark.parametrize(
+    ("propensity", "error", "message"),
+    [
+        (np.ones(4, np.float32), TypeError, "propensity must be float64, got float32"),
+        (np.ones(3), ValueError, r"propensity must have shape \(4,\), got \(3,\)"),
+        (np.array([1, 1, 0.0, 1]), ValueError, r"propensity must lie in \(0, 1\]; use propensities\("),
+        (np.array([1, 1, np.nan, 1]), ValueError, r"propensity must lie in \(0, 1\]"),
+        (np.array([1, 1, 1.1, 1]), ValueError, r"propensity must lie in \(0, 1\]"),
+    ],
+)
+def test_psp_of_bad_propensities(propensity, error, message):
+    with pytest.raises(error, match=message):
+        psp_at_k(IDS, TRUTH, propensity, 1)
+
+
+def psp_at_half(ids, labels, k):
+    return psp_at_k(ids, labels, np.full(4, 0.5), k)
+
+
+@pytest.mark.parametrize("metric", [precision_at_k, ndcg_at_k, recall_at_k, psp_at_half])
 def test_edges(metric):
     assert metric(IDS[:0], TRUTH[:0], 1) == 0
     zeros = TRUTH.copy()

@@ -1,0 +1,121 @@
+"""Files of arrays: dense features as NumPy writes them, sparse matrices as SciPy writes them."""
+
+import tokenize
+import zipfile
+import zlib
+
+import numpy as np
+import scipy.sparse
+
+from .readers import DataError, XCData
+
+#: What NumPy, SciPy and the zip format raise for files that are truncated, damaged or something else altogether.
+BROKEN = (
+    ValueError, TypeError, AttributeError, LookupError, EOFError, RuntimeError, ArithmeticError, SyntaxError,
+    tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+
+
+def read_arrays(features, labels):
+    """Read features from a .npy or .npz file and labels from another .npz file.
+
+    Parameters
+    ----------
+    features, labels : path
+
+    Returns
+    -------
+    XCData
+        What `read_dense` (for .npy) or `read_csr` reads as features, and ones where `labels` stores ones.
+
+    Raises
+    ------
+    DataError
+        Either file is not what it should be, or their numbers of rows differ.
+    """
+    x = read_dense(features) if features.suffix == ".npy" else _float32(features, read_csr(features))
+    y = read_csr(labels)
+    if (y.data != 1).any():
+        raise DataError(
+            f"{labels}: a label matrix must store ones only, got {y.data[y.data != 1][0]}; "
+            "use matrix.eliminate_zeros() and matrix.data[:] = 1"
+        )
+    if x.shape[0] != y.shape[0]:
+        raise DataError(f"{features}: {x.shape[0]} rows, but {y.shape[0]} in {labels}; one row is one point in both")
+    y.data = np.ones(y.nnz, np.float32)
+    return XCData(x, y)
+
+
+def read_dense(path):
+    """Open a .npy file of a C-contiguous float32 matrix; its rows stay on disk until they are used.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    numpy.memmap
+        (n, F) float32, read-only. Its values are not looked at: NaN or infinity are found by who uses them.
+
+    Raises
+    ------
+    DataError
+        Not a .npy file, truncated, or an array of another kind.
+    """
+    try:
+        x = np.lib.format.open_memmap(path, mode="r")  # refuses pickled objects
+    except BROKEN as error:
+        raise DataError(f"{path}: truncated, damaged or no .npy file ({error})") from error
+    if x.dtype != np.float32:
+        raise DataError(f"{path}: features must be float32, got {x.dtype}; save x.astype(np.float32)")
+    if x.ndim != 2:
+        raise DataError(f"{path}: features must be a matrix (rows, columns), got shape {x.shape}")
+    if not x.flags.c_contiguous:
+        raise DataError(f"{path}: features must be C-contiguous (row-major); save np.ascontiguousarray(x)")
+    return x
+
+
+def read_csr(path):
+    """Read a CSR matrix of numbers from a file that `scipy.sparse.save_npz` wrote.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    scipy.sparse.csr_matrix
+        Ids ascend in each row; int32 indptr and indices where they allow; dtype as in the file.
+
+    Raises
+    ------
+    DataError
+        Not such a file, truncated, another format, ids out of range or an entry twice.
+    """
+    with open(path, "rb") as stream:
+        try:
+            matrix = scipy.sparse.load_npz(stream)  # refuses pickled objects
+            if matrix.format == "csr":
+                matrix = scipy.sparse.csr_matrix(matrix)
+                matrix.check_format(full_check=True)
+        except (*BROKEN, OSError) as error:  # OSError: a damaged file may send the reader to a place before its start
+            raise DataError(f"{path}: truncated, damaged or not from scipy.sparse.save_npz ({error})") from error
+    if matrix.format != "csr":
+        raise DataError(f"{path}: the matrix must be CSR, got {matrix.format.upper()}; save matrix.tocsr()")
+    if matrix.dtype.kind not in "biuf":
+        raise DataError(f"{path}: the matrix must hold numbers, got {matrix.dtype}; save matrix.astype(np.float32)")
+    matrix.sort_indices()
+    if not matrix.has_canonical_format:
+        raise DataError(f"{path}: the matrix holds an entry twice; use matrix.sum_duplicates()")
+    matrix.prune()
+    return matrix
+
+
+def _float32(path, matrix):
+    """`matrix`, or DataError where its values are not finite float32."""
+    if matrix.dtype != np.float32:
+        raise DataError(f"{path}: features must be float32, got {matrix.dtype}; save matrix.astype(np.float32)")
+    if not np.isfinite(matrix.data).all():
+        raise DataError(f"{path}: features must be finite, got NaN or infinity")
+    return matrix
