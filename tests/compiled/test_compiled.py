@@ -62,6 +62,7 @@ TRAFFIC = [
     ("activations.relu_dropout_backward", (9, 128), "relu_dropout_backward_kernel", 4),
     ("embedding.forward", (9, 33, 128), "forward_kernel", 4),
     ("embedding.backward", (33, 9, 128), "backward_kernel", 4),
+    ("rewiring.count_smallest", (64, 31), "count_smallest_kernel", 4),
     ("optimizers.update adam", 256, "update_kernel", 4),
     ("optimizers.update_rows adam", (5, 9, 128), "update_rows_kernel", 4),
 ]
@@ -89,6 +90,14 @@ def test_labels_without_gradient_cost_no_atomics():
     dscores = operation.make(shape).args[2]
     (atomics,) = execute(operation, shape)["backward_kernel"].counters.atomics.values()
     assert atomics["lanes"] == 3 * np.count_nonzero(dscores) < 3 * dscores.size
+
+
+def test_traffic_of_the_histogram():
+    """Weights are read once, coalesced; each that is counted is one atomic in shared memory, each bin one in global."""
+    operation, n = NAMED["rewiring.magnitude_histogram 10"], 1 << 15
+    counters = execute(operation, n)["magnitude_histogram_kernel"].counters
+    print(counters)
+    assert 0
 
 
 def test_philox_equals_the_published_vectors():
