@@ -415,8 +415,8 @@ def rewire(layer, fraction, seed, optimizer=None, *, step=0):
 
     Source: arXiv 2306.03725, section 3, after SET (D. Mocanu et al., "Scalable training of artificial neural networks
     with adaptive sparse connectivity inspired by network science", Nature Communications 2018). The authors' released
-    code keeps the old small value of a redrawn slot and lets an input occur twice in a label; here new connections start
-    at 0 and never repeat an input.
+    code keeps the old small value of a redrawn slot and lets an input occur twice in a label; here new connections
+    start at 0 and never repeat an input.
 
     Examples
     --------
@@ -451,8 +451,8 @@ def rewire(layer, fraction, seed, optimizer=None, *, step=0):
     label = int(counts.argmax())
     if counts[label] > n_free:
         raise ValueError(
-            f"fraction is too large: label {label} would need {int(counts[label])} redraws and has {n_free} free inputs "
-            f"(n_inputs = {layer.n_inputs}, fan-in = {layer.fan_in}); use a smaller fraction"
+            f"fraction is too large: label {label} would need {int(counts[label])} redraws and has {n_free} free "
+            f"inputs (n_inputs = {layer.n_inputs}, fan-in = {layer.fan_in}); use a smaller fraction"
         )
     offsets = backend.zeros(layer.n_labels + 1, np.int64, device)
     offsets[1:] = counts.cumsum(dtype=np.int64)

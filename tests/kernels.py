@@ -232,7 +232,7 @@ def weights(*shape):
 
 
 def make_histogram(n, shift):
-    """Half of the weights within 4,096 units in the last place of the median: all digits differ, many prefixes agree."""
+    """Half of the weights within 4,096 units in the last place of the median: many prefixes agree, digits differ."""
     bits = weights(n).view(np.int32)
     middle = np.sort(bits & formulas.MAGNITUDE)[n // 2]
     near = integers(5, 0, 4096, n).astype(np.int32) + (middle & ~np.int32(4095))

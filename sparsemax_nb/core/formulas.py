@@ -1,4 +1,4 @@
-"""Formulas written once and compiled for both processors: losses with derivatives, optimiser updates, lists of the best, rewiring.
+"""Formulas written once and compiled for both processors: losses with derivatives, optimiser updates, lists of the best.
 
 Undecorated on purpose (``core.backend`` compiles them). Constants are ``np.float32``: a literal ``1.0`` would turn
 float32 into float64 in compiled code.
@@ -39,7 +39,7 @@ class Moments(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """Which slots of a layer are the smallest: magnitude below `threshold`, or equal to it and flat index up to `last`."""
+    """Which slots are the smallest: magnitude below `threshold`, or equal to it and flat index up to `last`."""
 
     threshold: np.int64
     last: np.int64
@@ -109,7 +109,7 @@ def digit(bits, prefix, shift, n_bins):
 
 
 def is_smallest(bits, flat_index, cut):
-    """Is the slot, by the bits of its value, among the smallest (see `Cut`)? Free of branches; arrays will do as well."""
+    """Is a slot, by the bits of its value, among the smallest (see `Cut`)? Without branches; also for arrays."""
     magnitude = bits & MAGNITUDE
     return (magnitude < cut.threshold) | ((magnitude == cut.threshold) & (flat_index <= cut.last))
 

@@ -1,7 +1,7 @@
 """Rewiring of the fixed fan-in layer on the CPU: find the smallest weights, draw new connections.
 
-Weights are looked at as integers: without its sign, a float32 grows with its bits. The threshold is found digit by digit
-(radix selection), so that no copy of the weights is needed; every pass reads them once.
+Weights are looked at as integers: without its sign, a float32 grows with its bits. The threshold is found digit by
+digit (radix selection), so that no copy of the weights is needed; every pass reads them once.
 """
 
 import numpy as np

@@ -1,8 +1,8 @@
 """Rewiring of the fixed fan-in layer on CUDA: find the smallest weights, draw new connections.
 
-Weights are looked at as integers: without its sign, a float32 grows with its bits. The threshold is found digit by digit
-(radix selection), so that no copy of the weights is needed; every pass reads them once. All counts are integers: atomics
-add them in any order to the same result.
+Weights are looked at as integers: without its sign, a float32 grows with its bits. The threshold is found digit by
+digit (radix selection), so that no copy of the weights is needed; every pass reads them once. All counts are integers:
+in whatever order atomics add them, the result is the same.
 """
 
 import numpy as np

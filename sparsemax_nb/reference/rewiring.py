@@ -25,10 +25,10 @@ def count_smallest(bits, cut):
 
 
 def rewire(seed, step, n_inputs, n, layer, moments):
-    """The `n` smallest weights are dropped; each label draws as many inputs as it lost from those it was not connected to.
+    """The `n` smallest weights are dropped; each label draws as many inputs as it lost, from those it did not have.
 
-    Floyd's sampling of ranks among the free inputs, one random word a slot. New inputs ascend with the slot, their values
-    and moments are 0. Returns (indices, values, m, v, slots), slots (n, 2) = (label, k).
+    Floyd's sampling of ranks among the free inputs, one random word a slot. New inputs ascend with the slot, their
+    values and moments are 0. Returns (indices, values, m, v, slots), slots (n, 2) = (label, k).
     """
     indices, values, m, v = (np.array(a) for a in (layer.indices, layer.values, *moments))
     fan_in = indices.shape[1]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from sparsemax_nb.cuda import launch as launches
+from sparsemax_nb.reference import rewiring
 from tests.core import philox
 from tests.kernels import OPERATIONS, intercepted
 
@@ -96,8 +97,24 @@ def test_traffic_of_the_histogram():
     """Weights are read once, coalesced; each that is counted is one atomic in shared memory, each bin one in global."""
     operation, n = NAMED["rewiring.magnitude_histogram 10"], 1 << 15
     counters = execute(operation, n)["magnitude_histogram_kernel"].counters
-    print(counters)
-    assert 0
+    assert counters.global_load.bytes == counters.global_load.unique_bytes == 4 * n
+    assert counters.global_load.sectors_per_request == 4
+    bits, prefix, shift, _ = operation.make(n).args
+    matches = rewiring.magnitude_histogram(bits, prefix, shift, 1024)
+    assert counters.atomics["atom.add.u32"]["lanes"] == matches.sum() < n
+    assert counters.blocks_total > 1
+    assert counters.atomics["atom.add.u64"]["lanes"] <= counters.blocks_total * np.count_nonzero(matches)
+
+
+def test_labels_that_lose_nothing_cost_two_offsets():
+    """A label's indices and values are read by its own thread, and only where it has something to redraw."""
+    operation, shape = NAMED["rewiring.redraw adam"], (300, 1000, 8, 0.1)
+    losers = np.count_nonzero(np.diff(operation.make(shape).args[4]))
+    counters = execute(operation, shape)["redraw_kernel"].counters
+    assert losers < 200
+    assert counters.global_load.unique_bytes <= 8 * 301 + losers * 8 * (4 + 4) + counters.global_store.unique_bytes
+    assert not counters.atomics
+    assert counters.local_load_bytes == counters.local_store_bytes == 0
 
 
 def test_philox_equals_the_published_vectors():
