@@ -8,6 +8,7 @@ from .fixed_fan_in import (
     fixed_fan_in_forward,
     fixed_fan_in_step,
     fixed_fan_in_top_k,
+    rewire,
 )
 from .optimizers import SGD, Adam
 
@@ -23,5 +24,6 @@ __all__ = [
     "fixed_fan_in_forward",
     "fixed_fan_in_step",
     "fixed_fan_in_top_k",
+    "rewire",
     "train",
 ]

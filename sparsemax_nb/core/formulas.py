@@ -18,6 +18,9 @@ SQUARED_HINGE = 0
 #: Codes of the optimisers, as kernels take them.
 SGD_KIND, ADAM_KIND = 0, 1
 
+#: All bits of a float32 but its sign: ``bits & MAGNITUDE`` is an integer that grows with |value|.
+MAGNITUDE = np.int32(0x7FFFFFFF)
+
 
 class Rates(NamedTuple):
     """What an update needs beside the arrays (float32): bias-corrected step size, decay rates, bias-corrected epsilon."""
@@ -33,6 +36,13 @@ class Moments(NamedTuple):
 
     m: np.ndarray
     v: np.ndarray
+
+
+class Cut(NamedTuple):
+    """Which slots are the smallest: magnitude below `threshold`, or equal to it and flat index up to `last`."""
+
+    threshold: np.int64
+    last: np.int64
 
 
 def squared_hinge(score, sign):
@@ -91,3 +101,27 @@ def insert(scores, ids, score, i):
         place -= 1
     scores[place] = score
     ids[place] = i
+
+
+def digit(bits, prefix, shift, n_bins):
+    """The digit of a magnitude at `shift`, in [0, n_bins) where the bits above it equal `prefix`, else outside."""
+    return ((bits & MAGNITUDE) >> shift) - prefix * n_bins
+
+
+def is_smallest(bits, flat_index, cut):
+    """Is a slot, by the bits of its value, among the smallest (see `Cut`)? Without branches; also for arrays."""
+    magnitude = bits & MAGNITUDE
+    return (magnitude < cut.threshold) | ((magnitude == cut.threshold) & (flat_index <= cut.last))
+
+
+def free_input(rank, used):
+    """The input number `rank` (from 0, ascending) of those that are not in `used`, which need not be sorted.
+
+    It is rank + the number of used inputs up to itself: iterated from below, that settles on the answer.
+    """
+    found, before = rank, rank - 1
+    while found != before:
+        before, found = found, rank
+        for k in range(used.size):
+            found += np.int64(used[k] <= before)
+    return found

@@ -7,6 +7,8 @@ WARP = 32
 #: Threads a launch should have before a longer loop inside a thread pays (an H200 holds 132 x 2,048).
 ENOUGH_THREADS = 1 << 18
 MAX_GRID_YZ = 65535
+#: Blocks that each hold a table of counts: eight for each of the 132 multiprocessors of an H200, or almost.
+MAX_TABLES = 1024
 
 
 def divide_up(n, by):
@@ -22,6 +24,11 @@ def flat(n, block=BLOCK):
 def labels_by_rows(n_labels, n_rows, block_rows=WARP, block_labels=8):
     """Grid for blocks of `block_rows` rows (x, neighbouring threads) by `block_labels` labels (y): labels on grid x."""
     return max(1, divide_up(n_labels, block_labels)), min(max(1, divide_up(n_rows, block_rows)), MAX_GRID_YZ)
+
+
+def tables(n, block):
+    """(grid, block) where each block fills a table in shared memory: 32 elements a thread and more, MAX_TABLES blocks."""
+    return min(max(1, divide_up(n, 32 * block)), MAX_TABLES), block
 
 
 def _n_lists(n_labels, n_rows, k):

@@ -219,7 +219,10 @@ class Classifier:
         self.n_features_in_, self.n_labels_ = X.shape[1], Y.shape[1]
         self.is_dense_, self.device_ = not scipy.sparse.issparse(X), backend.resolve_device(self.device)
         if self.memory_limit is not None:
-            plan = memory.plan(**self._network_params(), batch_size=min(self.batch_size, len(rows)), keep_best=bool(validation))
+            plan = memory.plan(
+                **self._network_params(), batch_size=min(self.batch_size, len(rows)), keep_best=validation is not None,
+                entries_per_row=0 if self.is_dense_ else X.nnz / X.shape[0], rewires=self.rewire_fraction > 0,
+            )  # fmt: skip
             memory.require(plan, self.memory_limit)
         self.tfidf_ = None if self.is_dense_ or not self.tfidf else Tfidf().fit(X[rows] if len(rows) < X.shape[0] else X)
         self.label_counts_ = np.bincount(Y[rows].indices, minlength=self.n_labels_)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from sparsemax_nb.cuda import launch as launches
+from sparsemax_nb.reference import rewiring
 from tests.core import philox
 from tests.kernels import OPERATIONS, intercepted
 
@@ -62,6 +63,7 @@ TRAFFIC = [
     ("activations.relu_dropout_backward", (9, 128), "relu_dropout_backward_kernel", 4),
     ("embedding.forward", (9, 33, 128), "forward_kernel", 4),
     ("embedding.backward", (33, 9, 128), "backward_kernel", 4),
+    ("rewiring.count_smallest", (64, 31), "count_smallest_kernel", 4),
     ("optimizers.update adam", 256, "update_kernel", 4),
     ("optimizers.update_rows adam", (5, 9, 128), "update_rows_kernel", 4),
 ]
@@ -89,6 +91,30 @@ def test_labels_without_gradient_cost_no_atomics():
     dscores = operation.make(shape).args[2]
     (atomics,) = execute(operation, shape)["backward_kernel"].counters.atomics.values()
     assert atomics["lanes"] == 3 * np.count_nonzero(dscores) < 3 * dscores.size
+
+
+def test_traffic_of_the_histogram():
+    """Weights are read once, coalesced; each that is counted is one atomic in shared memory, each bin one in global."""
+    operation, n = NAMED["rewiring.magnitude_histogram 10"], 1 << 15
+    counters = execute(operation, n)["magnitude_histogram_kernel"].counters
+    assert counters.global_load.bytes == counters.global_load.unique_bytes == 4 * n
+    assert counters.global_load.sectors_per_request == 4
+    bits, prefix, shift, _ = operation.make(n).args
+    matches = rewiring.magnitude_histogram(bits, prefix, shift, 1024)
+    assert counters.atomics["atom.add.u32"]["lanes"] == matches.sum() < n
+    assert counters.blocks_total > 1
+    assert counters.atomics["atom.add.u64"]["lanes"] <= counters.blocks_total * np.count_nonzero(matches)
+
+
+def test_labels_that_lose_nothing_cost_two_offsets():
+    """A label's indices and values are read by its own thread, and only where it has something to redraw."""
+    operation, shape = NAMED["rewiring.redraw adam"], (300, 1000, 8, 0.1)
+    losers = np.count_nonzero(np.diff(operation.make(shape).args[4]))
+    counters = execute(operation, shape)["redraw_kernel"].counters
+    assert losers < 200
+    assert counters.global_load.unique_bytes <= 8 * 301 + losers * 8 * (4 + 4) + counters.global_store.unique_bytes
+    assert not counters.atomics
+    assert counters.local_load_bytes == counters.local_store_bytes == 0
 
 
 def test_philox_equals_the_published_vectors():

@@ -91,6 +91,49 @@ def test_float32_stays_float32(name, arguments, results):
     assert returned == (F32 if results == 1 else numba.types.UniTuple(F32, results))
 
 
+#: Magnitudes in the order of the real line, as bits: zeros, the smallest numbers, one, the largest, infinity, NaN.
+ORDERED = np.float32([0, 1e-45, 1.1754942e-38, 1.1754944e-38, 0.5, 1, 1.0000001, 2, 3.4028235e38, np.inf, np.nan])
+BITS = ORDERED.view(np.int32)
+
+
+@pytest.mark.parametrize("sign", [0, -(2**31)], ids=["positive", "negative"])
+def test_digits_put_a_magnitude_together(sign):
+    """Three digits, each asked for with those above it as its prefix; with another prefix they lie outside."""
+    assert (np.diff(BITS) > 0).all()
+    for bits in BITS:
+        prefix, signed = 0, np.int32(int(bits) + sign)
+        for shift, n_bins in (20, 2048), (10, 1024), (0, 1024):
+            digit = int(COMPILED.digit(signed, prefix, shift, n_bins))
+            assert digit == formulas.digit(signed, prefix, shift, n_bins)
+            assert 0 <= digit < n_bins
+            for other in (prefix - 1, prefix + 1):
+                assert not 0 <= COMPILED.digit(signed, other, shift, n_bins) < n_bins
+            prefix = prefix * n_bins + digit
+        assert prefix == bits
+
+
+@pytest.mark.parametrize("sign", [0, -(2**31)], ids=["positive", "negative"])
+def test_is_smallest(sign):
+    """Below the threshold whatever the place, at the threshold up to the last place, above it never."""
+    for threshold in BITS:
+        for bits in BITS:
+            got = [
+                bool(COMPILED.is_smallest(np.int32(int(bits) + sign), i, formulas.Cut(int(threshold), 7)))
+                for i in (0, 7, 8, 10**12)
+            ]
+            assert got == ([bits <= threshold] * 2 + [bits < threshold] * 2)
+    cut = formulas.Cut(int(BITS[4]), -1)
+    assert formulas.is_smallest(BITS, np.arange(BITS.size), cut).sum() == 4, "of arrays"
+
+
+@pytest.mark.parametrize("used", [[], [0], [9], [0, 1, 2], [9, 8, 7], [5, 3, 4, 0], [8, 2, 6, 4, 0], [*range(9)]])
+def test_free_input(used):
+    free = [i for i in range(10) if i not in used]
+    used = np.array(used, np.int32)
+    assert [COMPILED.free_input(np.int64(rank), used) for rank in range(len(free))] == free
+    assert [formulas.free_input(rank, used) for rank in range(len(free))] == free
+
+
 def test_adam_and_sgd():
     rates = formulas.Rates(0.1, 0.9, 0.99, 1e-3)
     parameter, m, v = formulas.adam(2.0, 0.5, 0.25, 0.04, rates)

@@ -85,7 +85,7 @@ def test_symmetric_is_exact_and_half_open():
 
 def test_streams_do_not_overlap():
     """Layers add their number to a stream: there is room for 65,536 of them."""
-    streams = sorted(map(int, (rng.CONNECTIONS, rng.WEIGHTS, rng.DROPOUT, rng.SHUFFLE)))
+    streams = sorted(map(int, (rng.CONNECTIONS, rng.WEIGHTS, rng.DROPOUT, rng.SHUFFLE, rng.REWIRING)))
     assert np.diff([0, *streams]).min() >= 1 << 16
     assert max(streams) + (1 << 16) <= 1 << 32
 

@@ -1,0 +1,87 @@
+"""Rewiring of the fixed fan-in layer on the CPU: find the smallest weights, draw new connections.
+
+Weights are looked at as integers: without its sign, a float32 grows with its bits. The threshold is found digit by
+digit (radix selection), so that no copy of the weights is needed; every pass reads them once.
+"""
+
+import numpy as np
+from numba import prange
+
+from ..core import backend, formulas, rng
+
+_f = backend.cpu_formulas(formulas)
+_r = backend.cpu_formulas(rng)
+digit, is_smallest, free_input = _f.digit, _f.is_smallest, _f.free_input
+random_word, below = _r.random_word, _r.below
+
+STREAM = rng.REWIRING
+#: The weights are counted in so many parts, whatever the number of threads.
+PARTS = 16
+
+
+@backend.njit
+def _count_digits(bits, prefix, shift, counts):
+    n_bins = counts.size
+    for i in range(bits.size):
+        d = digit(bits[i], prefix, shift, n_bins)
+        if 0 <= d < n_bins:
+            counts[d] += 1
+
+
+@backend.njit_parallel
+def magnitude_histogram(bits, prefix, shift, counts):
+    """How many magnitudes of `bits` (n,) have which digit at `shift`, of those whose higher bits equal `prefix`."""
+    parts = np.zeros((PARTS, counts.size), np.int64)
+    for part in prange(PARTS):
+        chunk = bits[bits.size * part // PARTS : bits.size * (part + 1) // PARTS]
+        _count_digits(chunk, prefix, shift, parts[part])
+    counts[:] = parts.sum(0)
+
+
+@backend.njit_parallel
+def count_smallest(bits, cut, counts):
+    """How many of each label's slots are among the smallest."""
+    n_labels, fan_in = bits.shape
+    for label in prange(n_labels):
+        count = 0
+        for k in range(fan_in):
+            count += is_smallest(bits[label, k], label * fan_in + k, cut)
+        counts[label] = count
+
+
+@backend.njit_parallel
+def redraw(seed, step, n_inputs, cut, offsets, indices, bits, moments, slots):
+    """New connections for the smallest slots, in place: value and moments 0; `slots` (n, 2) = (label, k) of each.
+
+    Label l fills the rows offsets[l] ... offsets[l + 1]. Their second column first holds the ranks of the new inputs
+    among the free ones, ascending (Floyd's sampling, one random word a slot), then the inputs, at last k.
+    """
+    n_labels, fan_in = bits.shape
+    m = moments.m
+    v = moments.v
+    for label in prange(n_labels):
+        drawn = slots[offsets[label] : offsets[label + 1], 1]
+        for i in range(drawn.size):
+            j = n_inputs - fan_in - drawn.size + i
+            word = random_word(np.uint64(seed), STREAM, np.uint64(step), np.uint64(label * fan_in + i))
+            t = np.int64(below(word, np.uint64(j + 1)))
+            place = i
+            while place > 0 and drawn[place - 1] > t:
+                place -= 1
+            if place > 0 and drawn[place - 1] == t:
+                t, place = j, i  # j is larger than all that were drawn before
+            for p in range(i, place, -1):
+                drawn[p] = drawn[p - 1]
+            drawn[place] = t
+        for i in range(drawn.size):
+            drawn[i] = free_input(np.int64(drawn[i]), indices[label])
+        row = offsets[label]
+        for k in range(fan_in):
+            if row < offsets[label + 1] and is_smallest(bits[label, k], label * fan_in + k, cut):
+                indices[label, k] = slots[row, 1]
+                slots[row, 0], slots[row, 1] = label, k
+                bits[label, k] = 0
+                if m.size > 0:
+                    m[label, k] = 0
+                    v[label, k] = 0
+                row += 1

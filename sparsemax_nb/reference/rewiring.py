@@ -1,0 +1,50 @@
+"""Rewiring of the fixed fan-in layer: the smallest weights make way for new connections of the same label."""
+
+import numpy as np
+
+from ..core import rng
+
+
+def smallest(values, n):
+    """Flat indices of the `n` smallest |values|, ascending; of equal ones the lower index first."""
+    return np.sort(np.argsort(np.abs(values).reshape(-1), kind="stable")[:n])
+
+
+def magnitude_histogram(bits, prefix, shift, n_bins):
+    """How many magnitudes have which digit at `shift`, of those whose bits above that digit equal `prefix`."""
+    magnitude = bits.astype(np.int64) & 0x7FFFFFFF
+    above, digits = np.divmod(magnitude >> shift, n_bins)
+    return np.bincount(digits[above == prefix], minlength=n_bins)
+
+
+def count_smallest(bits, cut):
+    """How many of each label's slots are among the smallest: magnitude and flat index, in this order, up to the cut."""
+    magnitude = bits.astype(np.int64).reshape(-1) & 0x7FFFFFFF
+    chosen = [pair <= tuple(cut) for pair in zip(magnitude.tolist(), range(bits.size), strict=True)]
+    return np.reshape(chosen, bits.shape).sum(1)
+
+
+def rewire(seed, step, n_inputs, n, layer, moments):
+    """The `n` smallest weights are dropped; each label draws as many inputs as it lost, from those it did not have.
+
+    Floyd's sampling of ranks among the free inputs, one random word a slot. New inputs ascend with the slot, their
+    values and moments are 0. Returns (indices, values, m, v, slots), slots (n, 2) = (label, k).
+    """
+    indices, values, m, v = (np.array(a) for a in (layer.indices, layer.values, *moments))
+    fan_in = indices.shape[1]
+    slots = np.stack(np.divmod(smallest(values, n), fan_in), axis=1).astype(np.int32)
+    for label in np.unique(slots[:, 0]):
+        free = sorted(set(range(n_inputs)) - set(layer.indices[label].tolist()))
+        dropped = slots[slots[:, 0] == label, 1]
+        ranks = set()
+        for i, j in enumerate(range(len(free) - len(dropped), len(free))):
+            position = np.uint64(int(label) * fan_in + i)
+            with np.errstate(over="ignore"):
+                word = rng.random_word(np.uint64(seed), rng.REWIRING, np.uint64(step), position)
+            t = int(rng.below(word, np.uint64(j + 1)))
+            ranks.add(j if t in ranks else t)
+        indices[label, dropped] = [free[rank] for rank in sorted(ranks)]
+    for array in (values, m, v):
+        if array.size:
+            array[tuple(slots.T)] = 0
+    return indices, values, m, v, slots

@@ -1,0 +1,137 @@
+"""What training will allocate, array by array, before anything is allocated."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from ..core import backend
+from .network import SPARSE_OUTPUTS
+
+
+class MemoryLimitError(ValueError):
+    """A network that does not fit into the memory that it may take; the message says how much it needs."""
+
+
+class Array(NamedTuple):
+    """An array of the plan. Those of the phase 'always' are held; of the other phases only the largest counts."""
+
+    phase: str
+    name: str
+    nbytes: int
+
+
+class Plan(NamedTuple):
+    """Every array of a training run, and the sum that counts."""
+
+    arrays: list
+
+    @property
+    def phases(self):
+        """{phase: bytes}."""
+        return {p: sum(a.nbytes for a in self.arrays if a.phase == p) for p in dict.fromkeys(a.phase for a in self.arrays)}
+
+    @property
+    def nbytes(self):
+        """What is held always, and the largest of the other phases."""
+        phases = self.phases
+        return phases.pop("always") + max(phases.values())
+
+    def __str__(self):
+        lines = [f"{'phase':<28}{'array':<40}{'MiB':>10}"]
+        for phase, nbytes in self.phases.items():
+            lines += [f"{a.phase:<28}{a.name:<40}{a.nbytes / 2**20:>10.1f}" for a in self.arrays if a.phase == phase]
+            lines.append(f"{phase:<28}{'= sum':<40}{nbytes / 2**20:>10.1f}")
+        return "\n".join([*lines, f"{'always + largest phase':<68}{self.nbytes / 2**20:>10.1f}"])
+
+
+def require(plan, limit):
+    """MemoryLimitError, with the whole plan, where it needs more than `limit` bytes."""
+    if plan.nbytes > limit:
+        raise MemoryLimitError(
+            f"training needs {plan.nbytes / 2**20:,.1f} MiB, memory_limit allows {limit / 2**20:,.1f} MiB; "
+            f"use a smaller intermediate layer, fan-in or batch, or a larger limit\n{plan}"
+        )
+
+
+def plan(
+    *, n_features, n_labels, embedding, intermediate, output, fan_in, device, batch_size, entries_per_row=0.0,
+    rewires=True, keep_best=False, k=5,
+):  # fmt: skip
+    """The `Plan` of training with Adam and predicting, both in batches of `batch_size` rows.
+
+    Parameters are those of `Network`; `entries_per_row` is the mean number of sparse features of a row, `keep_best` says
+    whether the weights of the best epoch are kept beside, `k` is that of the top-k. The data themselves, the code and the
+    libraries' own memory do not count.
+    """
+    arrays, b = [], batch_size
+
+    def add(phase, name, *shape, item=4):
+        arrays.append(Array(phase, name, math.prod(shape) * item))
+
+    def parameter(name, *shape, learns=True):
+        add("always", name, *shape)
+        if learns:
+            add("always", f"{name}: Adam's two moments", 2, *shape)
+        if keep_best:
+            add("always", f"{name}: of the best epoch", *shape)
+
+    width = n_features
+    if embedding is not None:
+        parameter("embedding.table", n_features, embedding)
+        parameter("embedding.bias", embedding)
+        add("always", "embedding.output", b, embedding)
+        touched = min(n_features, math.ceil(b * entries_per_row))
+        add("embedding: gradient", "embedding.output: gradient", b, embedding)
+        add("embedding: gradient", "embedding.table: gradient of its rows", touched, embedding)
+        width = embedding
+    else:
+        add("always", "inputs", 2, b, n_features)
+    if intermediate is not None:
+        parameter("intermediate.weights", width, intermediate)
+        parameter("intermediate.bias", intermediate)
+        add("always", "intermediate.output", b, intermediate)
+        add("intermediate: gradient", "intermediate.output: gradient", b, intermediate)
+        add("intermediate: gradient", "intermediate.weights: gradient", width, intermediate)
+        if embedding is not None:
+            add("intermediate: gradient", "embedding.output: gradient", b, width)
+        width = intermediate
+    _add_output(add, parameter, output, b, width, n_labels, fan_in, device)
+    if rewires and output == "fixed-fan-in":
+        n = math.ceil(0.1 * n_labels * fan_in)
+        add("rewiring", "slots", n, 2)
+        add("rewiring", "counts and offsets of the labels", n_labels, 4, item=8)
+    add("prediction", "hidden layers' outputs", b, width)
+    if output == "fixed-fan-in":
+        shapes = backend.wing(device, "fixed_fan_in").top_k_shapes(b, width, n_labels, fan_in, k)
+        for name, (shape, dtype) in shapes.items():
+            add("prediction", f"top-k: {name}", *shape, item=np.dtype(dtype).itemsize)
+    else:
+        add("prediction", "scores", b, n_labels)
+    return Plan(arrays)
+
+
+def _add_output(add, parameter, output, b, width, n_labels, fan_in, device):
+    """The output layer's arrays: parameters, and what its step needs."""
+    phase = "output: step"
+    if output == "fixed-fan-in":
+        parameter("output.indices", n_labels, fan_in, learns=False)
+        parameter("output.values", n_labels, fan_in)
+        shapes = backend.wing(device, "fixed_fan_in").workspace_shapes(b, width, n_labels, fan_in)
+        for name, (shape, dtype) in shapes.items():
+            add(phase, f"step: {name}", *shape, item=np.dtype(dtype).itemsize)
+    elif output in SPARSE_OUTPUTS:
+        parameter("output.indptr", n_labels + 1, learns=False)
+        parameter("output.indices", n_labels, fan_in, learns=False)
+        add("always", "label of each connection", n_labels, fan_in)
+        parameter("output.values", n_labels, fan_in)
+        add(phase, "output.values: gradient", n_labels, fan_in)
+        add(phase, "scores, gradient, both turned round", 3, b, n_labels)
+    else:
+        parameter("output.weights", n_labels, width)
+        add(phase, "output.weights: gradient", n_labels, width)
+        add(phase, "scores, which become their gradient", b, n_labels)
+    parameter("output.bias", n_labels)
+    add(phase, "gradient by the layer below", b, width)
+    add(phase, "positive rows of the labels", n_labels, 5)
+    add(phase, "loss of the labels", n_labels)
