@@ -40,7 +40,7 @@ def same_bits(a, b):
 
 
 @pytest.mark.parametrize("loss", ["squared-hinge", "bce"])
-@pytest.mark.parametrize("output", ["dense", "bottleneck", "fixed-fan-in"])
+@pytest.mark.parametrize("output", ["dense", "bottleneck", "unstructured", "fixed-fan-in"])
 def test_learns(corpus, output, loss):
     model = fitted(corpus, output=output, loss=loss, epochs=30, learning_rate=2e-2, dropout=0.0)
     history = model.history_
@@ -134,7 +134,7 @@ def test_rows_without_features_or_labels(corpus):
 @pytest.mark.parametrize(
     "params, error, message",
     [
-        ({"output": "wide"}, ValueError, "output must be one of 'dense', 'bottleneck', 'fixed-fan-in', got 'wide'"),
+        ({"output": "wide"}, ValueError, "output must be one of 'dense', 'bottleneck', 'unstructured', 'fixed-fan-in', got 'wide'"),
         ({"loss": "mse"}, ValueError, "loss must be one of"),
         ({"fan_in": 33}, ValueError, r"fan_in must be between 1 and 32 \(the width of the layer below is 32\), got 33"),
         ({"fan_in": 17, "intermediate": None}, ValueError, "the width of the layer below is 16"),
@@ -169,8 +169,10 @@ def outside(matrix):
 @pytest.mark.parametrize(
     "change, error, message",
     [
-        (lambda x, y: (x.toarray(), y), TypeError, "X must be a SciPy sparse matrix, got ndarray"),
-        (lambda x, y: (x, y.toarray()), TypeError, "Y must be a SciPy sparse matrix"),
+        (lambda x, y: (x.toarray().tolist(), y), TypeError, "X must be a SciPy sparse matrix or a NumPy array, got list"),
+        (lambda x, y: (x.toarray()[0], y), ValueError, r"X must be a matrix of floats, got shape \(60,\), float32"),
+        (lambda x, y: (x.toarray().astype(int), y), ValueError, "X must be a matrix of floats, got .*int64"),
+        (lambda x, y: (x, y.toarray()[:, 0]), TypeError, "Y must be a SciPy sparse matrix or a 0/1 matrix"),
         (lambda x, y: (x, y[:5]), ValueError, "X and Y must have as many rows"),
         (lambda x, y: (x[:0], y[:0]), ValueError, "at least one row"),
         (lambda x, y: (poisoned(x, np.nan), y), ValueError, "X must be finite, got NaN or infinity in row 7"),

@@ -8,7 +8,7 @@ from sparsemax_nb import SGD, Adam, reference
 from sparsemax_nb.core import backend as placement
 from sparsemax_nb.core import formulas, rng, sparse
 from sparsemax_nb.reference import activations, embedding, fixed_fan_in, losses  # noqa: F401  makes them attributes
-from sparsemax_nb.train.network import Network
+from sparsemax_nb.train.network import OUTPUTS, Network
 
 N_FEATURES, N_LABELS, N_ROWS = 7, 9, 5
 
@@ -24,7 +24,8 @@ def batch(n_rows=N_ROWS):
 
 
 def make(device, **changes):
-    params = {"embedding": 4, "intermediate": 6, "fan_in": 3, "dropout": 0.4, "seed": 11} | changes
+    params = {"embedding": 4, "intermediate": 6, "output": "fixed-fan-in", "fan_in": 3, "dropout": 0.4, "seed": 11}
+    params |= changes
     network = Network(N_FEATURES, N_LABELS, **params, device=device)
     for name, array in network.parameters.items():  # biases that are not zero take part in the check
         if name.endswith("bias"):
@@ -39,12 +40,18 @@ def host(network):
 
 def loss64(p, x, y, loss, dropout):
     """The network's loss from its definition, in float64."""
-    h = reference.embedding.forward(sparse.as_rows(x, "cpu"), p["embedding.table"])
-    h = reference.activations.relu_dropout(h, p["embedding.bias"], dropout)
+    if "embedding.table" in p:
+        h = reference.embedding.forward(sparse.as_rows(x, "cpu"), p["embedding.table"])
+        h = reference.activations.relu_dropout(h, p["embedding.bias"], dropout)
+    else:
+        h = reference.activations.dropout(x, dropout)
     if "intermediate.weights" in p:
         off = rng.make_dropout(0.0, 0, 0, 0)
         h = reference.activations.relu_dropout(h @ p["intermediate.weights"], p["intermediate.bias"], off)
-    if "output.indices" in p:
+    if "output.indptr" in p:
+        matrix = p["output.values"], p["output.indices"], p["output.indptr"]
+        scores = h @ scipy.sparse.csr_matrix(matrix, (N_LABELS, h.shape[1])).toarray().T + p["output.bias"]
+    elif "output.indices" in p:
         gathered = h[:, p["output.indices"]]
         scores = np.einsum("blk,lk->bl", gathered, p["output.values"]) + p["output.bias"]
     else:
@@ -56,10 +63,14 @@ def loss64(p, x, y, loss, dropout):
 @pytest.mark.twins
 @pytest.mark.parametrize("loss", formulas.LOSSES)
 @pytest.mark.parametrize(
-    "changes", [{}, {"fan_in": None}, {"intermediate": None}], ids=["sparse", "dense", "no-intermediate"]
+    "changes",
+    [{}, {"output": "dense"}, {"intermediate": None}, {"output": "unstructured"}, {"embedding": None}],
+    ids=["fixed-fan-in", "dense", "no-intermediate", "unstructured", "dense-features"],
 )
 def test_gradients_of_every_layer(backend, changes, loss):
     network, (x, y) = make(backend.device, **changes), batch()
+    if network.is_dense:
+        x = np.random.default_rng(5).normal(size=x.shape).astype(np.float32)
     dropout = rng.make_dropout(0.4, 11, 0, 0)
     before = {name: a if a.dtype == np.int32 else a.astype(np.float64) for name, a in host(network).items()}
     value = network.step(x, y, loss, SGD(learning_rate=1.0))  # so that the change of a parameter is its gradient
@@ -81,13 +92,13 @@ def test_gradients_of_every_layer(backend, changes, loss):
         assert np.abs(wanted).max() > 1e-3, f"{name}: the check is trivial"
         np.testing.assert_allclose(gradient, wanted, atol=2e-5 * np.abs(wanted).max() + 2e-6, err_msg=name)
         checked += 1
-    assert checked == len(before) - ("output.indices" in before)
+    assert checked == sum(array.dtype != np.int32 for array in before.values()) >= 2
 
 
 @pytest.mark.twins
-@pytest.mark.parametrize("fan_in", [3, None])
-def test_three_steps_and_prediction(backend, fan_in):
-    network, (x, y) = make(backend.device, dropout=0.0, fan_in=fan_in), batch()
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_three_steps_and_prediction(backend, output):
+    network, (x, y) = make(backend.device, dropout=0.0, output=output), batch()
     optimizer = Adam(learning_rate=0.05)
     values = [network.step(x, y, "squared-hinge", optimizer) for _ in range(3)]
     assert values[0] > values[1] > values[2]
