@@ -5,17 +5,21 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import sys
 import time
+from pathlib import Path
 
 import numba
 
 from . import __version__, data, demo, train
 from .core import backend
 from .core.formulas import LOSSES
-from .train.classifier import OUTPUTS
+from .train import curves
+from .train.network import OUTPUTS
 
 LIBRARIES = "numba", "numba-cuda", "numpy", "scipy", "cupy-cuda12x", "cupy-cuda13x", "scikit-learn", "torch"
+PREDICTED_AT_ONCE = 4096  # points
 
 
 def _write_json(path, result):
@@ -48,51 +52,133 @@ def _info(_):
     return result
 
 
+def _size(text):
+    """Bytes from '1GiB', '500 MiB', '64k' or a plain number."""
+    match = re.fullmatch(r"([0-9.]+) *([kmgt]?)(i?b)?", text.strip().lower())
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 1GiB, 500MiB or a number of bytes")
+    return int(float(match[1]) * 1024 ** " kmgt".index(match[2] or " "))
+
+
+def _validation(text):
+    """'dev', 'none' or a share of the training points."""
+    if text in ("dev", "none"):
+        return text
+    share = float(text)
+    if not 0 < share < 1:
+        raise ValueError
+    return share
+
+
+def checkpoint_of(path):
+    """Where the checkpoint of a model file lies: beside it."""
+    stem, ending = os.path.splitext(path)
+    return f"{stem}.checkpoint{ending}"
+
+
+def _percent(figures, names):
+    return "  ".join(f"{name} {100 * figures[name]:.2f}" for name in names if name in figures)
+
+
+def _epoch_line(record):
+    line = f"epoch {record['epoch'] + 1:3d}  {record['seconds']:7.1f} s  loss {record['loss']:.4f}"
+    line += f"  lr {record['learning_rate']:.1e}"
+    return line + "  " + _percent(record.get("validation", {}), ("P@1", "P@3", "P@5"))
+
+
 def _train_classifier(options):
-    """Train on a corpus, report P@k and nDCG@k on its test set, save the model."""
+    """Train on a corpus, report P@k and its kin on its test set, save the model."""
+    if options.resume and not options.save:
+        raise ValueError("--resume needs --save FILE: the checkpoint lies beside it")
     corpus = data.load(options.data)
-    names = [name for name in train.Classifier._names() if name not in ("tfidf", "progress")]
-    model = train.Classifier(**{name: getattr(options, name) for name in names}, progress=not options.quiet)
+    params = {name: getattr(options, name) for name in train.Classifier._names() if hasattr(options, name)}
+    model, validation = train.Classifier(**params, progress=not options.quiet), None
+    if options.validation == "dev":
+        validation = None if corpus.dev is None else (corpus.dev.features, corpus.dev.labels)
+    elif options.validation != "none":
+        model.set_params(validation_fraction=options.validation)
     n, n_features = corpus.train.features.shape
-    where = demo.where(options.device)
-    print(f"{corpus.name}: {n:,} points, {n_features:,} features, {corpus.train.labels.shape[1]:,} labels; {where}")
-    start = time.perf_counter()
-    model.fit(corpus.train.features, corpus.train.labels)
+    print(
+        f"{corpus.name}: {n:,} points, {n_features:,} features, {corpus.train.labels.shape[1]:,} labels; "
+        f"{demo.where(options.device)}",
+        flush=True,
+    )
+    start, path = time.perf_counter(), checkpoint_of(options.save) if options.save else None
+    if options.resume:
+        print(f"resuming from {path}" if os.path.exists(path) else f"no checkpoint {path} yet: starting anew", flush=True)
+    model.fit(
+        corpus.train.features, corpus.train.labels, validation=validation, checkpoint_path=path,
+        checkpoint_seconds=options.checkpoint_seconds, resume=options.resume,
+        after_epoch=lambda _, history: print(_epoch_line(history.epochs[-1]), flush=True),
+    )  # fmt: skip
     history, network = model.history_, model.network_
     result = {
-        "command": sys.argv[1:], "params": model.get_params(), "device": model.device_, "steps": history.steps,
-        "train_seconds": history.seconds, "first_step_seconds": history.first_step_seconds, "losses": history.losses,
-        "total_seconds": time.perf_counter() - start, "output_layer_bytes": network.output_nbytes,
+        "command": sys.argv[1:], "params": model.get_params(), "device": model.device_, "stopped": history.stopped,
+        "steps": history.steps, "train_seconds": history.seconds, "first_step_seconds": history.first_step_seconds,
+        "losses": history.losses, "best_epoch": history.best_epoch, "epochs": history.epochs,
+        "rewirings": history.rewirings, "total_seconds": time.perf_counter() - start,
+        "output_layer_bytes": network.output_nbytes, "network_bytes": network.nbytes,
         "peak_memory_bytes": train.loop.peak_memory(), "test": model.evaluate(corpus.test.features, corpus.test.labels),
     }  # fmt: skip
     print(
         f"{history.steps} steps in {history.seconds:.1f} s (first step, with compilation: {history.first_step_seconds:.1f} s); "
         f"output layer {network.output_nbytes / 2**20:.1f} MiB, peak memory {result['peak_memory_bytes'] / 2**30:.2f} GiB"
     )
-    print("test  " + "  ".join(f"{name} {value:.4f}" for name, value in result["test"].items() if name != "seconds"))
+    if history.best_epoch is not None:
+        print(f"kept the weights of epoch {history.best_epoch + 1}, the best on the validation set ({history.stopped})")
+    _print_figures("test", result["test"])
+    if options.plot:
+        curves.plot(history, options.plot)
+        print(f"curves in {options.plot}")
     if options.save:
         model.save(options.save, corpus.label_names)
         print(f"saved {options.save}")
+        if os.path.exists(path):
+            os.remove(path)  # the run is complete
     return result
 
 
+def _print_figures(part, figures):
+    for measure in ("P", "nDCG", "R", "PSP"):
+        print(f"{part}  " + _percent(figures, [f"{measure}@{k}" for k in (1, 3, 5)]))
+
+
+def _evaluate(options):
+    """Precision and its kin of a saved model on a part of a corpus."""
+    model = train.Classifier.load(options.model, device=options.device)
+    points = getattr(data.load(options.data), options.part)
+    if points is None:
+        raise ValueError(f"{options.data} has no {options.part} part")
+    print(f"sparsemax-nb: {points.features.shape[0]:,} points, evaluating {demo.where(options.device)}", file=sys.stderr)
+    figures = model.evaluate(points.features, points.labels)
+    _print_figures(options.part, figures)
+    print(f"{options.part}  {1e3 * figures['seconds'] / max(points.features.shape[0], 1):.3f} ms a point")
+    return {"model": options.model, "data": options.data, "part": options.part} | figures
+
+
+def _points(path, n_rows):
+    """Features from a text file, or from a .npy or .npz file of the features alone."""
+    if path.endswith(".npy"):
+        return data.arrays.read_dense(Path(path))[:n_rows]
+    if path.endswith(".npz"):
+        return data.arrays.read_csr(Path(path))[:n_rows]
+    return data.read_xc(path, n_points=n_rows).features
+
+
 def _predict(options):
-    """Predict the labels of the points in a file of the Extreme Classification Repository's format."""
+    """Predict the labels of points, and print them batch by batch."""
     model = train.Classifier.load(options.model, device=options.device)
     print(f"sparsemax-nb: predicting {demo.where(options.device)}", file=sys.stderr)
-    points = data.read_xc(options.file, n_points=options.rows)
-    k = min(options.k, model.n_labels_)
-    scores, ids = model.top_k(points.features, k)
-    result = []
-    for row in range(len(ids)):
-        names = [model.label_names_[i] if model.label_names_ else str(i) for i in ids[row]]
-        result.append(
-            [
-                {"label": int(i), "name": n, "score": float(s)}
-                for i, n, s in zip(ids[row], names, scores[row], strict=True)
-            ]
-        )
-        print(f"{row}\t" + "; ".join(f"{name} ({score:.2f})" for name, score in zip(names, scores[row], strict=True)))
+    points = _points(options.file, options.rows)
+    k, result = min(options.k, model.n_labels_), []
+    for start in range(0, points.shape[0], PREDICTED_AT_ONCE):
+        scores, ids = model.top_k(points[start : start + PREDICTED_AT_ONCE], k)
+        for row in range(len(ids)):
+            names = [model.label_names_[i] if model.label_names_ else str(i) for i in ids[row]]
+            found = list(zip(ids[row].tolist(), names, scores[row].tolist(), strict=True))
+            print(f"{start + row}\t" + "; ".join(f"{name} ({score:.2f})" for _, name, score in found))
+            if options.json:
+                result.append([{"label": i, "name": name, "score": score} for i, name, score in found])
     return result
 
 
@@ -132,30 +218,53 @@ def _parser():
     sub.add_argument(
         "--data", default="tate", metavar="DIR-or-NAME", help="'tate' (bundled) or a folder with train and test files"
     )
-    sub.add_argument("--output", choices=OUTPUTS, default=default["output"], help="the output layer")
-    sub.add_argument("--loss", choices=tuple(LOSSES), default=default["loss"])
-    sub.add_argument("--embedding", type=int, default=default["embedding"], metavar="D", help="width of the embedding")
+    sub.add_argument("--output", choices=tuple(OUTPUTS), default=default["output"], help="the output layer")
+    sub.add_argument("--loss", choices=tuple(LOSSES), default=default["loss"], help="summed over the labels")
+
+    def option(name, kind, metavar, text, **more):
+        flag = "--" + name.replace("_", "-")
+        sub.add_argument(flag, type=kind, default=default.get(name), metavar=metavar, help=text, **more)
+
+    option("embedding", int, "D", "width of the embedding of sparse features")
+    option("intermediate", lambda s: int(s) or None, "H", "width of the dense layer below a sparse output, 0 for none")
+    option("bottleneck", int, "H", "width of the bottleneck")
+    option("fan_in", int, "K", "connections per label")
+    option("dropout", float, "P", "rate behind the embedding, or of dense features")
+    option("learning_rate", float, "LR", "of Adam, at the start")
+    option("warm_up", int, "N", "steps over which the learning rate rises from 0")
+    option("min_learning_rate", float, "LR", "the learning rate is not halved below it")
+    option("patience", int, "N", "epochs without a better P@3 after which the learning rate is halved")
+    option("stop_after", int, "N", "epochs without a better P@3 after which training stops")
     sub.add_argument(
-        "--intermediate", type=lambda s: int(s) or None, default=default["intermediate"], metavar="H",
-        help="width of the dense layer below a fixed fan-in output, 0 for none",
+        "--validation", type=_validation, default="dev", metavar="dev|none|SHARE",
+        help="what decides on that: the data's dev part (where there is one), nothing, or a share of the training points",
     )  # fmt: skip
+    option("rewire_fraction", float, "P", "share of the connections that a rewiring replaces, 0 for none")
+    option("rewire_every", int, "N", "steps between two rewirings")
+    option("rewire_until", float, "P", "share of the training after which rewiring ends")
+    option("batch_size", int, "B", "rows of a step")
+    option("epochs", int, "N", "at most")
+    option("budget_seconds", float, "S", "stop training after S seconds")
+    option("memory_limit", _size, "SIZE", "refuse, before allocating, what needs more memory; e.g. 1GiB")
+    option("seed", int, "N", "of weights, order, dropout and rewiring")
+    sub.add_argument("--save", metavar="FILE", help="write the model (safetensors); while training, a checkpoint beside it")
+    sub.add_argument("--resume", action="store_true", help="continue from the checkpoint beside --save, if there is one")
     sub.add_argument(
-        "--bottleneck", type=int, default=default["bottleneck"], metavar="H", help="width of the bottleneck"
+        "--checkpoint-seconds", type=float, default=300, metavar="S", help="between two checkpoints inside an epoch"
     )
-    sub.add_argument("--fan-in", type=int, default=default["fan_in"], metavar="K", help="connections per label")
-    sub.add_argument("--dropout", type=float, default=default["dropout"], metavar="P", help="rate behind the embedding")
-    sub.add_argument("--learning-rate", type=float, default=default["learning_rate"], metavar="LR", help="of Adam")
-    sub.add_argument("--batch-size", type=int, default=default["batch_size"], metavar="B")
-    sub.add_argument("--epochs", type=int, default=default["epochs"], metavar="N")
-    sub.add_argument("--budget-seconds", type=float, default=None, metavar="S", help="stop training after S seconds")
-    sub.add_argument("--seed", type=int, default=default["seed"], help="of weights, order and dropout")
-    sub.add_argument("--save", metavar="FILE", help="write the model (safetensors)")
+    sub.add_argument("--plot", metavar="FILE", help="draw the curves of the run")
     sub.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    sub = command(commands, "evaluate", _evaluate, "Measure a saved model: P@k, nDCG@k, recall and propensity-scored P@k.")
+    device(sub)
+    sub.add_argument("model", help="file written by train --save")
+    sub.add_argument("--data", default="tate", metavar="DIR-or-NAME", help="as for train")
+    sub.add_argument("--part", choices=("train", "dev", "test"), default="test", help="of the data")
 
     sub = command(commands, "predict", _predict, "Predict the labels of points, in words where the model knows them.")
     device(sub)
     sub.add_argument("model", help="file written by train --save")
-    sub.add_argument("file", help="points in the Extreme Classification Repository's format (plain, .gz, .xz)")
+    sub.add_argument("file", help="points: text in the Extreme Classification Repository's format, or features as .npy, .npz")
     sub.add_argument("-k", type=int, default=5, help="labels per point")
     sub.add_argument("--rows", type=int, default=None, metavar="N", help="only the first N points")
 
@@ -167,7 +276,8 @@ def main(argv=None):
     """Run a command; returns the exit code: 0, 2 for bad input, 130 for Ctrl-C."""
     options = _parser().parse_args(argv)
     try:
-        for path in filter(None, (options.json, getattr(options, "save", None))):  # before hours of work, not after
+        written = options.json, getattr(options, "save", None), getattr(options, "plot", None)
+        for path in filter(None, written):  # before hours of work, not after
             if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
                 raise FileNotFoundError(f"{path} can not be written: there is no such folder")
         result = options.run(options)
@@ -176,7 +286,8 @@ def main(argv=None):
     except (OSError, TypeError, ValueError, RuntimeError, FloatingPointError) as error:
         print(f"sparsemax-nb: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("sparsemax-nb: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        what = f": {interrupt}; continue with --resume" if str(interrupt) else ""
+        print(f"sparsemax-nb: interrupted{what}", file=sys.stderr)
         return 130
     return 0

@@ -60,7 +60,6 @@ def _train(name, params, corpus, options):
     model.fit(corpus.train.features, corpus.train.labels, after_epoch=note)
     figures = model.evaluate(test.features, test.labels)
     history = model.history_
-    curve.append((history.seconds, figures["P@1"]))
     figures |= {
         "output_layer_bytes": model.network_.output_nbytes, "network_bytes": model.network_.nbytes,
         "train_seconds": history.seconds, "steps": history.steps,

@@ -42,7 +42,7 @@ def test_train_and_predict(folder, tmp_path, capsys):
     save = ["--data", str(folder), "--epochs", "2", "--save", model, "--json", str(figures)]
     assert cli.main([*TRAIN, *save]) == 0
     result, shown = json.loads(figures.read_text()), capsys.readouterr().out
-    assert result["steps"] == 2 and f"P@1 {result['test']['P@1']:.4f}" in shown and "on cpu" in shown
+    assert result["steps"] == 2 and f"test  P@1 {100 * result['test']['P@1']:.2f}" in shown and "on cpu" in shown
     points, answers = str(folder / "test_bow.txt"), tmp_path / "answers.json"
     assert (
         cli.main(["predict", model, points, "-k", "3", "--rows", "4", "--device", "cpu", "--json", str(answers)]) == 0

@@ -201,7 +201,7 @@ class Classifier:
             not interrupted. Data and parameters must be the same, but for epochs, budget_seconds, device, memory_limit
             and progress.
         after_epoch : callable, optional
-            ``after_epoch(epoch, history)`` is called between epochs.
+            ``after_epoch(epoch, history)`` is called after every epoch.
 
         Raises
         ------

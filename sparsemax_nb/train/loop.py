@@ -182,7 +182,7 @@ class Training:
         """Train to the end; returns the `History`. The network holds the best epoch's weights where there is validation.
 
         `save()` writes a checkpoint; it is called after every epoch, every `save_seconds`, and on Ctrl-C, which then
-        raises KeyboardInterrupt. `after_epoch(epoch, history)` is called between epochs; its time does not count.
+        raises KeyboardInterrupt. `after_epoch(epoch, history)` is called after every epoch; its time does not count.
         """
         total = self.schedule.epochs * self._steps_per_epoch
         bar = tqdm(
@@ -207,13 +207,13 @@ class Training:
                 if ended:
                     self._end_epoch()
                 self.history.stopped = self._end()
+                if ended and after_epoch is not None:
+                    after_epoch(self._at.epoch - 1, self.history)
                 if save is not None and (ended or interrupted or time.perf_counter() - saved >= save_seconds):
                     save()
                     saved = time.perf_counter()
                 if interrupted:
                     raise KeyboardInterrupt("a checkpoint was written")
-                if ended and not self.history.stopped and after_epoch is not None:
-                    after_epoch(self._at.epoch - 1, self.history)
         if self._best:
             self.network.set_parameters(self._best)
         return self.history

@@ -104,7 +104,7 @@ def test_after_epoch_sees_a_model_that_predicts(corpus):
         corpus.labels,
         after_epoch=lambda e, h: seen.append((e, h.steps, model.predict(corpus.features[:2], 1))),
     )
-    assert [(e, steps) for e, steps, _ in seen] == [(0, 10), (1, 20)]
+    assert [(e, steps) for e, steps, _ in seen] == [(0, 10), (1, 20), (2, 30)]
 
 
 def test_scikit_learn_manners():

@@ -1,0 +1,57 @@
+"""A picture of a run: loss, validation, learning rate, gradients and rewiring over the epochs."""
+
+import os
+
+# Okabe and Ito's colours: told apart by colour-blind readers
+BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#666666"
+
+
+def plot(history, path):
+    """Draw a `History` into the file `path` (PNG, SVG or PDF by its ending), which is replaced once it is complete."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    epochs = [record["epoch"] + 1 for record in history.epochs]
+    steps_per_epoch = history.epochs[0]["steps"] if history.epochs else 1
+    figure, axes = plt.subplots(2, 2, figsize=(11, 7), layout="constrained", sharex=True)
+    loss, quality, gradients, schedule = axes.ravel()
+    mean, spread = ([record[key] for record in history.epochs] for key in ("loss", "loss_std"))
+    loss.errorbar(epochs, mean, spread, color=BLUE, marker="o", capsize=3)
+    loss.set(ylabel="loss a row", title="Training loss (bars: standard deviation between batches)")
+    validated = [record["validation"] for record in history.epochs if "validation" in record]
+    for name, colour in zip(("P@1", "P@3", "P@5"), (BLUE, ORANGE, GREEN), strict=True):
+        if validated and name in validated[0]:
+            quality.plot(epochs, [100 * figures[name] for figures in validated], color=colour, marker="o", label=name)
+    if validated:
+        quality.axvline(history.best_epoch + 1, color=GREY, linestyle=":", label="weights kept")
+        quality.legend(frameon=False)
+    else:
+        quality.text(0.5, 0.5, "no validation set", transform=quality.transAxes, ha="center")
+    quality.set(ylabel="per cent", title="Validation")
+    layers = history.epochs[0]["gradient_norms"] if history.epochs else ()
+    for layer, colour, marker in zip(layers, (BLUE, ORANGE), "os"):
+        norms = [record["gradient_norms"].get(layer) for record in history.epochs]
+        gradients.plot(epochs, norms, color=colour, marker=marker, label=f"by the output of {layer}")
+    gradients.set(ylabel="norm (log scale)", yscale="log", title="Gradient of the loss", xlabel="epoch")
+    if layers:
+        gradients.legend(frameon=False)
+    rates = [record["learning_rate"] for record in history.epochs]
+    schedule.plot(epochs, rates, color=PINK, marker="o")
+    schedule.set(ylabel="learning rate", ylim=(0, None), title="Learning rate and rewiring", xlabel="epoch")
+    schedule.yaxis.label.set_color(PINK)
+    if history.rewirings:
+        other = schedule.twinx()
+        at = [rewiring["step"] / steps_per_epoch for rewiring in history.rewirings]
+        other.vlines(at, 0, [100 * rewiring["share"] for rewiring in history.rewirings], color=GREY)
+        other.set_ylabel("connections replaced (%)", color=GREY)
+        other.set_ylim(0)
+    for one in axes.ravel():
+        one.grid(alpha=0.3)
+        one.spines["top"].set_visible(False)
+    stem, ending = os.path.splitext(path)
+    temporary = f"{stem}.part{ending}"
+    figure.savefig(temporary, dpi=150)
+    plt.close(figure)
+    os.replace(temporary, path)
