@@ -367,7 +367,7 @@ def _smallest(bits, n, device):
     _, below = count(-1)
     ties = counts - below
     up_to = ties.cumsum(dtype=np.int64)
-    label = int((up_to >= n_ties).argmax())  # here lies the last tie that goes
+    label = int((up_to < n_ties).sum())  # here lies the last tie that goes
     rest = n_ties - int(up_to[label] - ties[label])
     k = backend.to_numpy((bits[label] & MAGNITUDE) == threshold).nonzero()[0][rest - 1]
     below[:label] += ties[:label]

@@ -1,5 +1,6 @@
 """Rewiring: what is dropped, what is drawn, what is left alone, and what `rewire` says to bad input."""
 
+import tracemalloc
 from types import SimpleNamespace
 
 import numba
@@ -134,6 +135,20 @@ def test_ties_with_smaller_ones_around(backend):
         assert (slots @ [2, 1]).tolist() == want
 
 
+@pytest.mark.parametrize(
+    ("values", "n", "want"),
+    [
+        ([[2, -2, 2, 1]], 2, [0, 3]),  # two ties stay, a smaller one follows them
+        ([[2, 9, 9, 9], [2, 1, 9, 9]], 2, [0, 5]),  # all ties of one label go, none of the next
+        ([[9, 9, 9, 9], [9, 2, 2, 1], [2, 1, 2, 2]], 3, [5, 7, 9]),
+    ],
+)
+def test_ties_that_stay_beside_smaller_ones(backend, values, n, want):
+    it = trained(backend, len(values), 9, 4, values)
+    slots = backend.numpy(rewire(it.layer, n / (4 * len(values)), 0))
+    assert (slots @ [4, 1]).tolist() == want
+
+
 def test_zero_of_either_sign_is_the_same(backend):
     it = trained(backend, 1, 9, 4, [0.0, -0.0, 0.0, -0.0])
     assert backend.numpy(rewire(it.layer, 0.75, 0)).tolist() == [[0, 0], [0, 1], [0, 2]]
@@ -161,6 +176,19 @@ def test_a_large_layer():
     kept = ~places(slots, before.values.shape)
     np.testing.assert_array_equal(layer.indices[kept], before.indices[kept])
     assert (layer.indices != before.indices).sum() == 8000
+
+
+def test_makes_no_copy_of_the_weights():
+    """What NumPy allocates on the way is a few numbers a label."""
+    layer = FixedFanIn.random(20_000, 300, 32, 1)
+    rewire(layer, 0.01, 0)  # compiled
+    tracemalloc.start()
+    try:
+        slots = rewire(layer, 0.01, 1)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert slots.nbytes < peak < 50 * layer.n_labels + 200_000 < layer.values.nbytes
 
 
 # ---------------------------------------------------------------- what it draws
@@ -322,6 +350,12 @@ def test_values_that_are_not_finite(backend, bad, fraction):
     it = trained(backend, 5, 9, 4, values)
     message = "^layer.values must be finite, got NaN or infinity; lower the learning rate$"
     refuses(it, ValueError, message, it.layer, fraction, 0, it.adam)
+
+
+def test_nothing_to_do_looks_at_nothing(backend):
+    """Fraction 0 is legal whatever the values."""
+    it = trained(backend, 5, 9, 4, np.nan)
+    assert rewire(it.layer, 0, 0, it.adam).shape == (0, 2)
 
 
 def test_largest_number_is_finite(backend):

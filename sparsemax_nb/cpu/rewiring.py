@@ -23,8 +23,8 @@ PARTS = 16
 def _count_digits(bits, prefix, shift, counts):
     n_bins = counts.size
     for i in range(bits.size):
-        d = digit(bits[i], prefix, shift, n_bins)
-        if 0 <= d < n_bins:
+        d = np.uint64(digit(bits[i], prefix, shift, n_bins))  # unsigned: one test, seldom true, tells both ends
+        if d < np.uint64(n_bins):
             counts[d] += 1
 
 

@@ -27,7 +27,7 @@ def labels_by_rows(n_labels, n_rows, block_rows=WARP, block_labels=8):
 
 
 def tables(n, block):
-    """(grid, block) where each block fills a table in shared memory: 32 elements a thread and more, MAX_TABLES blocks."""
+    """(grid, block) where each block fills a table in shared memory: 32 elements a thread or more."""
     return min(max(1, divide_up(n, 32 * block)), MAX_TABLES), block
 
 
