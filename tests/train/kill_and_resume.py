@@ -19,7 +19,7 @@ from sparsemax_nb import data, train
 ROOT = Path(__file__).parents[2]
 
 
-def model(epochs=60):
+def model(epochs=30):
     """Everything that a resume has to get right: dropout, rewiring, warm-up, a learning rate that falls, best weights."""
     return train.Classifier(
         embedding=16, intermediate=32, fan_in=4, batch_size=16, epochs=epochs, dropout=0.2, learning_rate=0.01, warm_up=50,
@@ -49,7 +49,7 @@ def _start(path, checkpoint):
     return subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
-def kill_and_resume(kills, folder, seed=0, most_seconds=0.5):
+def kill_and_resume(kills, folder, seed=0, most_seconds=0.3):
     """Returns (weights of a whole run, weights of the run that was killed `kills` times, kills that hit a running run)."""
     whole, killed, checkpoint = (Path(folder) / f"{name}.safetensors" for name in ("whole", "killed", "checkpoint"))
     run(whole, None)

@@ -1,0 +1,81 @@
+"""The prediction of memory: array by array as it comes out, and a limit that is kept before anything is allocated."""
+
+import numpy as np
+import pytest
+
+from sparsemax_nb import Adam, data, train
+from sparsemax_nb.train import memory
+from sparsemax_nb.train.network import OUTPUTS, Network
+
+SIZES = {"n_features": 50, "n_labels": 40, "embedding": 12, "intermediate": 20, "fan_in": 5, "device": "cpu"}
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("changes", [{}, {"embedding": None}, {"intermediate": None}])
+def test_parameters_and_moments_are_predicted_to_the_byte(output, changes):
+    sizes = SIZES | changes | {"output": output}
+    network, adam = Network(**sizes, dropout=0.0, seed=0), Adam()
+    plan = memory.plan(**sizes, batch_size=8, keep_best=True)
+    predicted = {array.name: array.nbytes for array in plan.arrays if array.phase == "always"}
+    for name, array in network.parameters.items():
+        assert predicted[name] == predicted[f"{name}: of the best epoch"] == array.nbytes
+        moments = sum(moment.nbytes for moment in adam.state_of(array).moments) if array.dtype == np.float32 else 0
+        assert predicted.get(f"{name}: Adam's two moments", 0) == moments
+
+
+def test_sum_is_what_is_held_and_the_largest_phase():
+    arrays = [memory.Array(*a) for a in (("always", "a", 5), ("step", "b", 2), ("step", "c", 3), ("rewiring", "d", 4))]
+    plan = memory.Plan(arrays)
+    assert plan.phases == {"always": 5, "step": 5, "rewiring": 4} and plan.nbytes == 10
+
+
+def corpus():
+    return data.bag_of_words(n_rows=60, n_features=30, words_per_row=4, n_labels=50, labels_per_row=2, seed=1)
+
+
+def test_limit_is_kept_before_anything_is_allocated(monkeypatch):
+    d, made = corpus(), []
+    monkeypatch.setattr(train.Classifier, "_new_network", lambda self: made.append(1))
+    model = train.Classifier(embedding=8, intermediate=4096, fan_in=4, memory_limit=1 << 20, device="cpu", progress=False)
+    with pytest.raises(train.MemoryLimitError) as raised:
+        model.fit(d.features, d.labels)
+    assert not made
+    message = str(raised.value)
+    assert "memory_limit allows 1.0 MiB; use a smaller intermediate layer" in message
+    for name in ("intermediate.weights: Adam's two moments", "output.values", "step: blocks", "slots", "top-k: blocks"):
+        assert name in message
+    needed = float(message.split(" MiB")[0].rsplit(" ", 1)[1].replace(",", ""))
+    monkeypatch.undo()
+    model.set_params(memory_limit=int((needed + 0.1) * 2**20), epochs=1).fit(d.features, d.labels)
+
+
+def test_peak_is_near_the_prediction(tmp_path):
+    """A process of its own trains a layer of about 60 MiB; the measured peak lies near the predicted one."""
+    import subprocess
+    import sys
+
+    code = """
+import numpy as np, scipy.sparse
+from sparsemax_nb import data, train
+from sparsemax_nb.train import memory
+
+def resident(what):
+    return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(what)) << 10
+
+def fit(n_labels, n_inputs, intermediate):
+    x = np.random.default_rng(0).random((64, n_inputs), dtype=np.float32)
+    y = data.power_law_labels(64, n_labels, 3, 1.0, 0)
+    before = resident("VmRSS")
+    model = train.Classifier(intermediate=intermediate, fan_in=32, batch_size=32, epochs=1, rewire_every=1, rewire_until=1.0,
+                             device="cpu", progress=False).fit(x, y)
+    model.top_k(x, 5)
+    plan = memory.plan(**model._network_params(), batch_size=32)
+    return resident("VmHWM") - before, plan.nbytes
+
+fit(50, 8, 64)
+print(*fit(60_000, 128, 8192))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    measured, predicted = map(int, run.stdout.split())
+    assert predicted > 50 << 20
+    assert 0.8 * predicted - (8 << 20) < measured < 1.15 * predicted + (24 << 20)

@@ -1,0 +1,215 @@
+"""Checkpoints: a resumed run ends in the same bits; what can be wrong with a checkpoint is said."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sparsemax_nb import data, train
+from sparsemax_nb.core import backend as placement
+from sparsemax_nb.train import checkpoint
+
+from .kill_and_resume import kill_and_resume
+
+SMALL = {
+    "embedding": 16, "intermediate": 32, "fan_in": 4, "batch_size": 32, "epochs": 6, "dropout": 0.2, "rewire_every": 7,
+    "rewire_until": 1.0, "learning_rate": 0.01, "warm_up": 5, "stop_after": 9, "seed": 3, "device": "cpu", "progress": False,
+}  # fmt: skip
+ROOT = Path(__file__).parents[2]
+
+
+class Stop(Exception):
+    """What ends a run early in these tests."""
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return data.bag_of_words(n_rows=300, n_features=60, words_per_row=5, n_labels=40, labels_per_row=2, seed=1)
+
+
+def fit(corpus, path=None, stop_after_epoch=None, resume=False, validated=True, **changes):
+    def after(epoch, _):
+        if epoch == stop_after_epoch:
+            raise Stop
+
+    x, y = corpus.features, corpus.labels
+    validation = (x[240:], y[240:]) if validated else None
+    return train.Classifier(**SMALL | changes).fit(
+        x[:240], y[:240], validation=validation, checkpoint_path=path, checkpoint_seconds=0, resume=resume, after_epoch=after
+    )
+
+
+def bits(model):
+    return {name: placement.to_numpy(a).tobytes() for name, a in model.network_.parameters.items()}
+
+
+def test_killed_runs_end_in_the_same_bits(tmp_path):
+    """SPARSEMAX_NB_KILLS sets how often; `python -m tests.train.kill_and_resume` does it twenty times."""
+    whole, killed, hits = kill_and_resume(int(os.environ.get("SPARSEMAX_NB_KILLS", 3)), tmp_path)
+    assert hits >= 1
+    for name, array in whole.items():
+        assert array.tobytes() == killed[name].tobytes(), name
+    assert {p.name for p in tmp_path.iterdir() if p.suffix != ".part"} == {
+        "whole.safetensors", "killed.safetensors", "checkpoint.safetensors",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("output", ["fixed-fan-in", "unstructured", "dense"])
+@pytest.mark.parametrize("validated", [True, False])
+def test_resumed_run_ends_in_the_same_bits(corpus, tmp_path, output, validated):
+    whole, path = fit(corpus, output=output, validated=validated), tmp_path / "checkpoint"
+    with pytest.raises(Stop):
+        fit(corpus, path, 2, output=output, validated=validated)
+    again = fit(corpus, path, resume=True, output=output, validated=validated)
+    assert bits(again) == bits(whole)
+    assert again.history_.losses == whole.history_.losses and again.history_.rewirings == whole.history_.rewirings
+    assert again.history_.best_epoch == whole.history_.best_epoch and again.history_.steps == whole.history_.steps
+    assert (output == "dense") == (not whole.history_.rewirings)
+
+
+def test_resume_on_cuda(corpus, tmp_path):
+    if placement.cuda_problem():
+        pytest.skip(placement.cuda_problem())
+    few = data.XCData(corpus.features[:12], corpus.labels[:12, :9])
+
+    def run(**more):
+        small = {"device": "cuda", "embedding": 4, "intermediate": 9, "fan_in": 3, "batch_size": 4, "rewire_every": 2}
+        return train.Classifier(**SMALL | small | {"epochs": 2}).fit(few.features, few.labels, **more)
+
+    def stop(*_):
+        raise Stop
+
+    with pytest.raises(Stop):
+        run(checkpoint_path=tmp_path / "c", after_epoch=stop, checkpoint_seconds=0)
+    again = run(checkpoint_path=tmp_path / "c", resume=True)
+    assert again.history_.steps == 6
+    if placement.SIMULATOR:  # on a device atomics may add in another order
+        assert bits(again) == bits(run())
+
+
+def test_more_epochs_may_follow(corpus, tmp_path):
+    fit(corpus, tmp_path / "c", epochs=2, validated=False, rewire_fraction=0.0)
+    more = fit(corpus, tmp_path / "c", epochs=4, validated=False, rewire_fraction=0.0, resume=True)
+    assert more.history_.steps == 32
+    assert bits(more) == bits(fit(corpus, epochs=4, validated=False, rewire_fraction=0.0))
+
+
+def test_resume_without_a_checkpoint_starts_anew(corpus, tmp_path):
+    assert bits(fit(corpus, tmp_path / "c", resume=True, epochs=1)) == bits(fit(corpus, epochs=1))
+    with pytest.raises(ValueError, match="resume needs checkpoint_path"):
+        fit(corpus, resume=True)
+
+
+def test_checkpoints_of_another_run(corpus, tmp_path):
+    path = tmp_path / "checkpoint"
+    fit(corpus, path, epochs=1)
+    with pytest.raises(train.ModelFileError, match="dropout was 0.2, not 0.5; start anew or give the old value"):
+        fit(corpus, path, resume=True, dropout=0.5)
+    other = data.XCData(corpus.features, corpus.labels.copy())
+    other.labels.indices[0] = (other.labels.indices[1] + 1) % 40  # one label of one point
+    other.labels.sort_indices()
+    other.labels.sum_duplicates()
+    with pytest.raises(train.ModelFileError, match="written for other data"):
+        fit(other, path, resume=True)
+    with pytest.raises(train.ModelFileError, match="written for other data"):
+        fit(corpus, path, resume=True, validated=False)
+    model = fit(corpus, epochs=1)
+    model.save(path)
+    with pytest.raises(train.ModelFileError, match="holds a 'classifier' model, not 'classifier checkpoint'"):
+        fit(corpus, path, resume=True)
+
+
+def test_damaged_checkpoints(corpus, tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint"
+    fit(corpus, path, epochs=1)
+    whole = path.read_bytes()
+    for cut in (0, 10, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(train.ModelFileError, match="truncated or no safetensors"):
+            fit(corpus, path, resume=True)
+    path.write_bytes(whole)
+    arrays, description = checkpoint.load(path, "classifier checkpoint")
+    for broken in ("parameters/output.values", "m/embedding.table"):
+        checkpoint.save(path, "classifier checkpoint", {n: a for n, a in arrays.items() if n != broken}, description)
+        with pytest.raises(train.ModelFileError, match="can not be resumed"):
+            fit(corpus, path, resume=True)
+    wild = arrays["parameters/output.indices"].copy()
+    wild[0, 0] = 99
+    checkpoint.save(path, "classifier checkpoint", arrays | {"parameters/output.indices": wild}, description)
+    with pytest.raises(train.ModelFileError, match=r"indices must lie in \[0, 32\)"):
+        fit(corpus, path, resume=True)
+    monkeypatch.setattr(checkpoint, "VERSION", 99)
+    checkpoint.save(path, "classifier checkpoint", arrays, description)
+    monkeypatch.undo()
+    with pytest.raises(train.ModelFileError, match="version 99, this package reads up to"):
+        fit(corpus, path, resume=True)
+
+
+def test_full_disk_leaves_the_old_checkpoint(corpus, tmp_path):
+    """A real full disk is a size limit here: the process may write no file as large as the checkpoint."""
+    path = tmp_path / "checkpoint"
+    with pytest.raises(Stop):
+        fit(corpus, path, 1)
+    old = path.read_bytes()
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from tests.train import test_resume as t\n"
+        "c = t.data.bag_of_words(n_rows=300, n_features=60, words_per_row=5, n_labels=40, labels_per_row=2, seed=1)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({len(old) // 2},) * 2)\n"
+        "try:\n"
+        f"    t.fit(c, {str(path)!r}, resume=True)\n"
+        "except OSError as error:\n"
+        "    print('refused', error)\n"
+    )
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert "refused" in run.stdout, run.stderr[-2000:]
+    assert path.read_bytes() == old
+    assert not list(tmp_path.glob("*.part"))
+
+
+def _command(folder, model, *more):
+    return [
+        sys.executable, "-m", "sparsemax_nb", "train", "classifier", "--data", str(folder), "--device", "cpu", "--quiet",
+        "--embedding", "8", "--intermediate", "16", "--fan-in", "4", "--batch-size", "4", "--rewire-every", "9",
+        "--save", str(model), *more,
+    ]  # fmt: skip
+
+
+def test_ctrl_c_leaves_a_checkpoint_from_which_the_command_goes_on(tmp_path):
+    points = data.bag_of_words(n_rows=200, n_features=30, words_per_row=4, n_labels=12, labels_per_row=2, seed=1)
+    for part, rows in ("train_bow", slice(0, 160)), ("dev_bow", slice(160, 180)), ("test_bow", slice(180, 200)):
+        data.write_xc(tmp_path / f"{part}.txt", points.features[rows], points.labels[rows])
+    model, whole = tmp_path / "model.safetensors", tmp_path / "whole.safetensors"
+    epochs = "--epochs", "60", "--stop-after", "60"
+    process = subprocess.Popen(
+        _command(tmp_path, model, *epochs), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while "epoch   1" not in (line := process.stdout.readline()):  # the kernels are compiled, it runs
+        assert line, process.stderr.read()
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130, errors
+    assert "interrupted: a checkpoint was written; continue with --resume" in errors
+    assert (tmp_path / "model.checkpoint.safetensors").exists() and not model.exists()
+    figures = tmp_path / "figures.json"
+    plot = tmp_path / "curves.png"
+    for more in (("--resume", "--json", str(figures), "--plot", str(plot)),):
+        run = subprocess.run(_command(tmp_path, model, *epochs, *more), cwd=ROOT, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        assert "resuming from" in run.stdout
+    subprocess.run(_command(tmp_path, whole, *epochs), cwd=ROOT, check=True, capture_output=True)
+    assert model.read_bytes() == whole.read_bytes()
+    assert not list(tmp_path.glob("*.checkpoint.*"))
+    result = json.loads(figures.read_text())
+    assert len(result["epochs"]) == 60 and result["best_epoch"] is not None and result["rewirings"]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert np.isfinite(result["test"]["PSP@1"])
