@@ -20,7 +20,7 @@ def _ms(seconds):
 
 
 def _lines(header, rows):
-    rule = ["---" if name in (header[0], "how") else "---:" for name in header]
+    rule = ["---" if name in (header[0], "how", "array") else "---:" for name in header]
     return ["| " + " | ".join(cells) + " |" for cells in (header, rule, *rows)]
 
 
@@ -59,6 +59,10 @@ def _memory(row):
 def table(row):
     """One row of results as Markdown."""
     sizes = ", ".join(f"{k} {v:,}" if isinstance(v, int) else f"{k} {v}" for k, v in row["parameters"].items())
+    if "table" in row:  # a benchmark that brings its own table
+        header, rows = row["table"]["header"], row["table"]["rows"]
+        notes = [f"- {note}" for note in row["notes"]]
+        return "\n".join([f"**{row['benchmark']}**: {sizes}", "", *_lines(header, rows), "", *notes])
     header = ["contestant", "median ms", "10 % - 90 %", "min ms", "times ours", "how"]
     lines = [f"**{row['benchmark']}**: {sizes}", "", *_lines(header, _contestants(row)), ""]
     if row["floor"]:

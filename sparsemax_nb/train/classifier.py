@@ -80,6 +80,8 @@ class Classifier:
     tfidf_ : Tfidf or None
     history_ : History
         What the run did, epoch by epoch.
+    memory_plan_ : Plan
+        Every array of the training and its bytes, as predicted before it was allocated; `print` shows the table.
     device_ : str
     n_features_in_, n_labels_ : int
     label_counts_ : (L,) int64
@@ -218,12 +220,12 @@ class Classifier:
         X, Y, validation, rows = _validation_split(X, Y, validation, self.validation_fraction, self.seed)  # noqa: N806
         self.n_features_in_, self.n_labels_ = X.shape[1], Y.shape[1]
         self.is_dense_, self.device_ = not scipy.sparse.issparse(X), backend.resolve_device(self.device)
+        self.memory_plan_ = memory.plan(
+            **self._network_params(), batch_size=min(self.batch_size, len(rows)), keep_best=validation is not None,
+            entries_per_row=0 if self.is_dense_ else X.nnz / X.shape[0], rewired=self.rewire_fraction,
+        )  # fmt: skip
         if self.memory_limit is not None:
-            plan = memory.plan(
-                **self._network_params(), batch_size=min(self.batch_size, len(rows)), keep_best=validation is not None,
-                entries_per_row=0 if self.is_dense_ else X.nnz / X.shape[0], rewires=self.rewire_fraction > 0,
-            )  # fmt: skip
-            memory.require(plan, self.memory_limit)
+            memory.require(self.memory_plan_, self.memory_limit)
         self.tfidf_ = None if self.is_dense_ or not self.tfidf else Tfidf().fit(X[rows] if len(rows) < X.shape[0] else X)
         self.label_counts_ = np.bincount(Y[rows].indices, minlength=self.n_labels_)
         self.n_points_ = len(rows)

@@ -56,12 +56,13 @@ def require(plan, limit):
 
 def plan(
     *, n_features, n_labels, embedding, intermediate, output, fan_in, device, batch_size, entries_per_row=0.0,
-    rewires=True, keep_best=False, k=5,
+    rewired=0.1, keep_best=False, k=5,
 ):  # fmt: skip
     """The `Plan` of training with Adam and predicting, both in batches of `batch_size` rows.
 
-    Parameters are those of `Network`; `entries_per_row` is the mean number of sparse features of a row, `keep_best` says
-    whether the weights of the best epoch are kept beside, `k` is that of the top-k. The data themselves, the code and the
+    Parameters are those of `Network`; `entries_per_row` is the mean number of sparse features of a row, `rewired` the
+    share of connections that a rewiring replaces; `keep_best` says whether the weights of the best epoch are kept beside;
+    `k` is that of the top-k. The data themselves, the code and the
     libraries' own memory do not count.
     """
     arrays, b = [], batch_size
@@ -97,9 +98,8 @@ def plan(
             add("intermediate: gradient", "embedding.output: gradient", b, width)
         width = intermediate
     _add_output(add, parameter, output, b, width, n_labels, fan_in, device)
-    if rewires and output == "fixed-fan-in":
-        n = math.ceil(0.1 * n_labels * fan_in)
-        add("rewiring", "slots", n, 2)
+    if rewired and output == "fixed-fan-in":
+        add("rewiring", "slots that change", math.ceil(rewired * n_labels * fan_in), 2)
         add("rewiring", "counts and offsets of the labels", n_labels, 4, item=8)
     add("prediction", "hidden layers' outputs", b, width)
     if output == "fixed-fan-in":

@@ -1,0 +1,101 @@
+"""Does a network with 670,000 labels train within 1 GiB? ``python -m bench.memory_670k`` (README.md says how it is measured).
+
+Each batch size runs in a process of its own: imports, a warm-up on tiny arrays (which compiles), the made-up data; then
+the peak is reset, the network trained, rewired once, and asked for the five best labels.
+"""
+
+import multiprocessing
+import sys
+
+import numpy as np
+
+from sparsemax_nb import data, train
+from sparsemax_nb.core import backend
+
+from . import harness, machine
+
+SIZES = {
+    "labels": (670_000, 3_000), "inputs": (768, 16), "intermediate": (32_768, 64), "fan_in": (32, 8), "steps": (60, 4),
+    "points": (490_449, 490_449), "limit_mib": (1024, 64),
+}  # fmt: skip
+BATCHES = 32, 128
+LABELS_PER_ROW, LABEL_EXPONENT, K = 5, 1.0, 5
+
+
+def fit(n_labels, n_inputs, intermediate, fan_in, batch, steps, limit, device):
+    """Train on made-up points, rewire in the middle, predict; (memory growth, model, scores of the prediction)."""
+    x = np.random.default_rng(0).standard_normal((batch * steps, n_inputs), dtype=np.float32)
+    y = data.power_law_labels(len(x), n_labels, LABELS_PER_ROW, LABEL_EXPONENT, seed=0)
+    model = train.Classifier(
+        intermediate=intermediate, fan_in=fan_in, batch_size=batch, epochs=1, rewire_every=max(1, steps // 2),
+        rewire_until=0.5, memory_limit=limit, device=device, progress=False,
+    )  # fmt: skip
+    with machine.memory_growth(device) as growth:
+        model.fit(x, y)
+        scores, ids = model.top_k(x[: 2 * batch], K)
+    harness.require(np.isfinite(model.history_.losses).all() and np.isfinite(scores).all(), "NaN or infinity")
+    harness.require(len(model.history_.rewirings) == 1, "the layer was not rewired once")
+    harness.require((np.diff(scores, axis=1) <= 0).all() and ((0 <= ids) & (ids < n_labels)).all(), "no top-k")
+    return growth["bytes"], model
+
+
+def measure(queue, args, batch):
+    """What a process of its own does: warm up, measure, report."""
+    limit = args.limit_mib << 20
+    fit(50, 8, 64, min(args.fan_in, 64), batch, 4, None, args.device)
+    if args.device == "cuda" and not backend.SIMULATOR:
+        backend.xp.get_default_memory_pool().set_limit(size=limit)  # the pool then refuses, whatever we predicted
+    sizes = args.labels, args.inputs, args.intermediate, args.fan_in
+    measured, model = fit(*sizes, batch, args.steps, limit, args.device)
+    history = model.history_
+    queue.put(
+        {
+            "plan": model.memory_plan_, "measured": measured, "output_layer": model.network_.output_nbytes,
+            "samples_per_second": (history.steps - 1) * batch / history.seconds,
+        }  # fmt: skip
+    )
+
+
+def row_of(args, batch, found):
+    """The row of results of one batch size."""
+    plan, measured = found["plan"], found["measured"]
+    mib = [(phase, f"{n / 2**20:,.1f}") for phase, n in plan.phases.items()]
+    arrays = [[a.phase, a.name, f"{a.nbytes / 2**20:,.1f}"] for a in plan.arrays if a.nbytes >= 1 << 18]
+    total = [["always + largest phase", "predicted peak", f"{plan.nbytes / 2**20:,.1f}"]]
+    if measured is not None:
+        total += [["", "**measured peak**", f"**{measured / 2**20:,.1f}**"]]
+    rate, limit = found["samples_per_second"], args.limit_mib
+    verdict = "unknown" if measured is None else "met" if measured <= limit << 20 else "not met"
+    return {
+        "benchmark": "memory_670k",
+        "parameters": args.parameters | {"batch": batch, "device": args.device},
+        "table": {"header": ["phase", "array", "MiB"], "rows": [*arrays, *([p, "= sum", n] for p, n in mib), *total]},
+        "notes": [
+            f"Target: at most {limit:,} MiB beyond imports and warm-up for training, a rewiring and top-{K}: {verdict}.",
+            f"Output layer: {found['output_layer'] / 2**20:,.0f} MiB of parameters.",
+            f"{rate:,.0f} samples a second; an epoch of {args.points:,} points would take {args.points / rate / 60:,.0f} min.",
+        ],
+        "figures": {"predicted": plan.nbytes, "measured": measured, "samples_per_second": rate},
+        "environment": machine.environment(args.device),
+    }
+
+
+def main(argv=None):
+    args = harness.arguments("memory_670k", __doc__.partition("\n")[0], SIZES, argv)
+    rows, context = [], multiprocessing.get_context("spawn")
+    for batch in BATCHES if not args.smoke else BATCHES[:1]:
+        queue = context.Queue()
+        process = context.Process(target=measure, args=(queue, args, batch))
+        process.start()
+        while process.is_alive() and queue.empty():
+            process.join(0.2)
+        if queue.empty():
+            sys.exit(f"the measurement with batch {batch} failed (exit code {process.exitcode})")
+        found = queue.get()
+        process.join()
+        rows.append(harness.publish(args, row_of(args, batch, found)))
+    return rows
+
+
+if __name__ == "__main__":
+    main()
