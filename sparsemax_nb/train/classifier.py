@@ -127,6 +127,18 @@ class Classifier:
             setattr(self, name, value)
         return self
 
+    def __sklearn_tags__(self):
+        """What scikit-learn asks an estimator: a multi-label classifier of sparse or dense features."""
+        from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
+
+        return Tags(
+            estimator_type="classifier", target_tags=TargetTags(required=True, multi_output=True, single_output=False),
+            classifier_tags=ClassifierTags(multi_class=False, multi_label=True), input_tags=InputTags(sparse=True),
+        )  # fmt: skip
+
+    def __sklearn_is_fitted__(self):
+        return hasattr(self, "network_")
+
     def __repr__(self):
         defaults = {n: p.default for n, p in inspect.signature(type(self).__init__).parameters.items()}
         changed = ", ".join(f"{n}={v!r}" for n, v in self.get_params().items() if v != defaults[n])
