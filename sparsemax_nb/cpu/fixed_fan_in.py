@@ -14,24 +14,31 @@ from numba import prange
 
 from ..core import backend, formulas, rng
 from .top_k import WORST, enters, insert
-from .vector import LANES, add, aligned, any_above, any_nonzero, dot, fma, item, load, splat, store, store_transposed
+from .vector import LANES, add, aligned, any_above, any_nonzero, dot, dots, fma, item, load, mul, power_of_two, splat, store, store_transposed
 
 _f = backend.cpu_formulas(formulas)
 _r = backend.cpu_formulas(rng)
-squared_hinge, binary_cross_entropy, adam, sgd = _f.squared_hinge, _f.binary_cross_entropy, _f.adam, _f.sgd
+squared_hinge, adam, sgd = _f.squared_hinge, _f.adam, _f.sgd
 random_word, below, symmetric = _r.random_word, _r.below, _r.symmetric
 
-ZERO, ONE = np.float32(0), np.float32(1)
+ZERO, HALF, ONE, TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
 ADAM, SQUARED_HINGE = formulas.ADAM_KIND, formulas.SQUARED_HINGE
 STREAM = rng.CONNECTIONS
 NO_STEP = np.uint64(0)
 
+#: exp(-87) is still a normal number; ln 2 in two parts, the first with so few digits that n times it is exact.
+EXP_LIMIT, LOG2_E = np.float32(87), np.float32(1.442695041)
+LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
+#: (exp(r) - 1 - r) / r^2 for |r| < 0.35 (Cephes, expf), and atanh(s) / s by powers of s^2 for s < 1/3 (its series).
+EXP_TERMS = tuple(map(np.float32, (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5)))
+ATANH_TERMS = tuple(np.float32(1 / n) for n in (15, 13, 11, 9, 7, 5, 3, 1))
+
 #: Labels that one thread scores before it moves to the next block of rows: with 32 connections, 128 KiB of weights.
 CHUNK = 512
-#: Labels that one thread updates in one go.
-SPAN = 64
-#: Numbers that the blocks of rows hold back as their share of the labels' gradients (8 MiB) before the labels are updated.
-PARTIAL_SUMS = 1 << 21
+#: Labels that are scored before their gradients are looked at: with 32 connections, 32 KiB of inputs, which the L1 cache keeps.
+GROUP = 16
+#: Numbers (16 MiB) that a step holds of the labels it works on at once: gradients by their scores, old values.
+HELD = 1 << 22
 #: Work is cut into at least this many parts (blocks of rows x ranges of labels) where a label's gradient is needed.
 PARTS = 8
 
@@ -128,24 +135,32 @@ def forward(x, layer, scores):
 
 
 @backend.njit_inline
-def _scatter(block, dblock, indices, values, start, fan_in, g, dvalues):
-    """For one label and the gradients `g` of 16 rows: dblock += values g (scattered), dvalues = g . block (gathered)."""
+def _gather(block, indices, start, fan_in, g, dvalues, place):
+    """For one label and the gradients `g` of 16 rows: dvalues[place:place + K] += g . block (gathered)."""
+    whole = fan_in // LANES * LANES
+    for k in range(0, whole, LANES):
+        store(dvalues, place + k, add(load(dvalues, place + k), dots(g, block, indices, start + k)))
+    for k in range(whole, fan_in):
+        dvalues[place + k] += dot(g, load(block, item(indices, start + k) * LANES))
+
+
+@backend.njit_inline
+def _scatter(dblock, indices, start, fan_in, g, values, place):
+    """For one label and the gradients `g` of 16 rows: dblock += values[place:place + K] g (scattered)."""
     for k in range(fan_in):
         i = item(indices, start + k) * LANES
-        dvalues[k] = dot(g, load(block, i))
-        store(dblock, i, fma(item(values, start + k), g, load(dblock, i)))
+        store(dblock, i, fma(item(values, place + k), g, load(dblock, i)))
 
 
 class _Workspace(NamedTuple):
-    """Where gradients are collected, cut by the shape alone, so that sums keep their order for any number of threads."""
+    """What a step holds, cut by the shape alone, so that sums keep their order for any number of threads."""
 
     blocks: np.ndarray  # (n_blocks, 16 H): the inputs
     dblocks: np.ndarray  # (n_splits, n_blocks, 16 H): dx, one for each range of labels and block of rows
-    # what each block of rows adds to the gradients of the labels that are summed at once
-    dvalues: np.ndarray  # (n_blocks, n_at_once, K), written only where it is not zero
-    dbias: np.ndarray  # (n_blocks, n_at_once), likewise
-    loss: np.ndarray  # (n_blocks, n_at_once)
-    active: np.ndarray  # (n_blocks, n_at_once) bool: is there anything to add
+    # of the labels that are worked on at once:
+    gradients: np.ndarray  # (n_blocks, 16 n_at_once): by the scores, written only where a row's is not zero
+    active: np.ndarray  # (n_blocks, n_at_once) bool: is it written
+    values: np.ndarray  # (n_at_once K): from before the update
 
 
 def _n_splits(n_blocks):
@@ -153,15 +168,25 @@ def _n_splits(n_blocks):
     return -(-PARTS // max(n_blocks, 1))
 
 
+def workspace_shapes(n_rows, n_inputs, n_labels, fan_in):
+    """{name: (shape, dtype)} of what `step` allocates (`backward`: blocks and dblocks)."""
+    n_blocks = -(-n_rows // LANES)
+    dblocks = _n_splits(n_blocks), n_blocks, n_inputs * LANES
+    chunks = max(1, HELD // (CHUNK * (n_blocks * LANES + fan_in)))
+    n = min(n_labels, chunks * CHUNK)
+    return {
+        "blocks": ((n_blocks, n_inputs * LANES), np.float32),
+        "dblocks": (dblocks, np.float32),
+        "gradients": ((n_blocks, n * LANES), np.float32),
+        "active": ((n_blocks, n), np.bool_),
+        "values": ((n * fan_in,), np.float32),
+    }
+
+
 def _workspace(x, layer):
-    n_labels, fan_in = layer.indices.shape
-    blocks = _new_blocks(x)
-    n_blocks = len(blocks)
-    shape = n_blocks, min(n_labels, max(256, PARTIAL_SUMS // (max(n_blocks, 1) * fan_in)))
-    return _Workspace(
-        blocks, aligned(np.zeros, (_n_splits(n_blocks), *blocks.shape)), np.empty((*shape, fan_in), np.float32),
-        np.empty(shape, np.float32), np.empty(shape, np.float32), np.zeros(shape, np.bool_),
-    )  # fmt: skip
+    """A `_Workspace`; only dblocks has to start from zero."""
+    shapes = workspace_shapes(*x.shape, *layer.indices.shape)
+    return _Workspace(*(aligned(np.zeros if name == "dblocks" else np.empty, *s) for name, s in shapes.items()))
 
 
 @backend.njit_parallel
@@ -178,139 +203,171 @@ def _unpack_sum(dblocks, dx):
 
 
 @backend.njit_inline
-def _add_parts(work, j, dvalues):
-    """Sum over the blocks of rows, in their order, for the j-th label at hand: writes dvalues (K,), returns dbias."""
-    dvalues[:] = ZERO
-    dbias = ZERO
-    for b in range(work.active.shape[0]):
-        if work.active[b, j]:
-            dbias += work.dbias[b, j]
-            for k in range(dvalues.size):
-                dvalues[k] += work.dvalues[b, j, k]
-    return dbias
+def _load_gradients(dscores, first_row, label, g):
+    """g = dscores of 16 rows and one label; g is zero beyond the last row."""
+    for q in range(min(LANES, dscores.shape[0] - first_row)):
+        g[q] = dscores[first_row + q, label]
 
 
 @backend.njit
-def _backward_of_block(layer, dscores, work, b, s, first, n):
-    """Gradients of 16 rows and a range of the `n` labels from `first` on."""
-    fan_in, n_splits = layer.indices.shape[1], work.dblocks.shape[0]
-    block, dblock = work.blocks[b], work.dblocks[s, b]
-    indices, values = layer.indices.reshape(-1), layer.values.reshape(-1)
-    g = np.zeros(LANES, np.float32)
-    for j in range(n * s // n_splits, n * (s + 1) // n_splits):
-        for q in range(min(LANES, dscores.shape[0] - b * LANES)):
-            g[q] = dscores[b * LANES + q, first + j]
-        work.active[b, j] = any_nonzero(load(g, 0))
-        if work.active[b, j]:
-            work.dbias[b, j] = dot(load(g, 0), splat(ONE))
-            _scatter(block, dblock, indices, values, (first + j) * fan_in, fan_in, load(g, 0), work.dvalues[b, j])
+def _backward_of_labels(layer, dscores, blocks, start, stop, dvalues, dbias):
+    """dvalues and dbias of the labels from `start` to `stop`, summed over the blocks of rows in their order."""
+    fan_in = layer.indices.shape[1]
+    indices, flat_dvalues = layer.indices.reshape(-1), dvalues.reshape(-1)
+    dvalues[start:stop], dbias[start:stop] = ZERO, ZERO
+    for b in range(blocks.shape[0]):
+        g = np.zeros(LANES, np.float32)
+        for label in range(start, stop):
+            _load_gradients(dscores, b * LANES, label, g)
+            if any_nonzero(load(g, 0)):
+                dbias[label] += dot(load(g, 0), splat(ONE))
+                _gather(blocks[b], indices, label * fan_in, fan_in, load(g, 0), flat_dvalues, label * fan_in)
 
 
 @backend.njit
-def _backward_of_labels(work, first, start, stop, dvalues, dbias):
-    """Gradients of the labels first + start ... first + stop, summed over all rows."""
-    for j in range(start, stop):
-        dbias[first + j] = _add_parts(work, j, dvalues[first + j])
+def _backward_of_inputs(layer, dscores, dblocks, b, s):
+    """dx of a block of rows, from the s-th range of labels."""
+    n_labels, fan_in = layer.indices.shape
+    n_splits = dblocks.shape[0]
+    indices, values, g = layer.indices.reshape(-1), layer.values.reshape(-1), np.zeros(LANES, np.float32)
+    for label in range(n_labels * s // n_splits, n_labels * (s + 1) // n_splits):
+        _load_gradients(dscores, b * LANES, label, g)
+        if any_nonzero(load(g, 0)):
+            _scatter(dblocks[s, b], indices, label * fan_in, fan_in, load(g, 0), values, label * fan_in)
 
 
 @backend.njit_parallel
-def _backward(x, layer, dscores, dx, dvalues, dbias, work):
+def _backward(x, layer, dscores, dx, dvalues, dbias, blocks, dblocks):
     # The parallel loops only call functions, not inlined ones: what a parallel loop's own body writes into the arrays of
     # a tuple is lost (numba 0.68).
     n_labels = layer.indices.shape[0]
-    _pack(x, work.blocks)
-    n_splits, n_blocks = work.dblocks.shape[:2]
-    at_once = work.active.shape[1]
-    for first in range(0, n_labels, at_once):
-        n = min(at_once, n_labels - first)
-        for part in prange(n_blocks * n_splits):
-            _backward_of_block(layer, dscores, work, part // n_splits, part % n_splits, first, n)
-        for part in prange((n + SPAN - 1) // SPAN):
-            _backward_of_labels(work, first, part * SPAN, min(n, (part + 1) * SPAN), dvalues, dbias)
-    _unpack_sum(work.dblocks, dx)
+    _pack(x, blocks)
+    for chunk in prange((n_labels + CHUNK - 1) // CHUNK):
+        stop = min(n_labels, (chunk + 1) * CHUNK)
+        _backward_of_labels(layer, dscores, blocks, chunk * CHUNK, stop, dvalues, dbias)
+    n_splits, n_blocks = dblocks.shape[:2]
+    for part in prange(n_blocks * n_splits):
+        _backward_of_inputs(layer, dscores, dblocks, part // n_splits, part % n_splits)
+    _unpack_sum(dblocks, dx)
 
 
 def backward(x, layer, dscores, dx, dvalues, dbias):
     """Gradients of ``sum(dscores * scores)``: dx (scattered), dvalues and dbias; all three are overwritten."""
-    _backward(x, layer, dscores, dx, dvalues, dbias, _workspace(x, layer))
+    blocks = _new_blocks(x)
+    dblocks = aligned(np.zeros, (_n_splits(len(blocks)), *blocks.shape))
+    _backward(x, layer, dscores, dx, dvalues, dbias, blocks, dblocks)
 
 
-@backend.njit_inline
-def _update_label(layer, label, dvalues, dbias, optimizer, rates, values_moments, bias_moments):
-    """Adam or SGD on the weights and the bias of one label."""
-    values = layer.values[label]
+@backend.njit(error_model="numpy")
+def _update(optimizer, parameter, gradient, m, v, rates):
+    """Adam or SGD on a range of parameters; a flat loop, which is compiled to vector code."""
     if optimizer == ADAM:
-        m, v = values_moments.m[label], values_moments.v[label]
-        for k in range(values.size):
-            values[k], m[k], v[k] = adam(values[k], dvalues[k], m[k], v[k], rates)
-        layer.bias[label], bias_moments.m[label], bias_moments.v[label] = adam(
-            layer.bias[label], dbias, bias_moments.m[label], bias_moments.v[label], rates
-        )
+        for i in range(parameter.size):
+            parameter[i], m[i], v[i] = adam(parameter[i], gradient[i], m[i], v[i], rates)
     else:
-        for k in range(values.size):
-            values[k] = sgd(values[k], dvalues[k], rates)
-        layer.bias[label] = sgd(layer.bias[label], dbias, rates)
+        for i in range(parameter.size):
+            parameter[i] = sgd(parameter[i], gradient[i], rates)
 
 
 @backend.njit_inline
-def _mark_positives(positives, label, first_row, signs):
-    """signs[q] = +1 where the label is positive in row first_row + q, else -1."""
-    signs[:] = -ONE
-    for p in range(positives.indptr[label], positives.indptr[label + 1]):
-        q = positives.rows[p] - first_row
-        if 0 <= q < LANES:
-            signs[q] = ONE
+def _polynomial(x, c0, c1, c2, c3, c4, c5):
+    """``c0 x^5 + ... + c5``."""
+    return ((((c0 * x + c1) * x + c2) * x + c3) * x + c4) * x + c5
 
 
 @backend.njit_inline
-def _loss_of_block(loss, scores, signs, weights, losses, g):
-    """Loss of one label over 16 rows, each times its weight; g becomes its gradient by the scores. Returns (loss, dbias)."""
-    if loss == SQUARED_HINGE:  # two loops, so that this one is compiled to vector code
-        for q in range(LANES):
-            losses[q], g[q] = squared_hinge(scores[q], signs[q])
+def _binary_cross_entropy(score, sign):
+    """The formula of ``core.formulas`` without calls of exp and log1p, so that a loop over it becomes vector code."""
+    z = sign * score
+    a = z if z >= ZERO else -z
+    t = a if a <= EXP_LIMIT else EXP_LIMIT
+    n = np.int32(t * LOG2_E + HALF)  # exp(-t) = 2^-n exp(r)
+    r = np.float32(n) * LN2_HIGH - t + np.float32(n) * LN2_LOW
+    c = EXP_TERMS
+    e = power_of_two(-n) * (_polynomial(r, c[0], c[1], c[2], c[3], c[4], c[5]) * r * r + r + ONE)
+    e = e if a <= EXP_LIMIT else (ZERO if a > EXP_LIMIT else a)  # NaN comes through
+    s = e / (TWO + e)  # log(1 + e) = 2 atanh(s)
+    c, square = ATANH_TERMS, s * s
+    high = _polynomial(square, c[0], c[1], c[2], c[3], c[4], c[5])
+    log = TWO * s * ((high * square + c[6]) * square + c[7])
+    wrong = (e if z >= ZERO else ONE) / (ONE + e)
+    return log + (ZERO if z >= ZERO else -z), -sign * wrong
+
+
+@backend.njit(error_model="numpy")
+def _losses(loss, scores, signs, losses, slopes):
+    """Losses and their derivatives by the scores, for a few labels at once: flat loops, compiled to vector code."""
+    if loss == SQUARED_HINGE:
+        for i in range(scores.size):
+            losses[i], slopes[i] = squared_hinge(scores[i], signs[i])
     else:
-        for q in range(LANES):
-            losses[q], g[q] = binary_cross_entropy(scores[q], signs[q])
-    for q in range(LANES):
-        g[q] *= weights[q]
-    return dot(load(losses, 0), load(weights, 0)), dot(load(g, 0), splat(ONE))
+        for i in range(scores.size):
+            losses[i], slopes[i] = _binary_cross_entropy(scores[i], signs[i])
 
 
 @backend.njit
-def _step_of_block(x, layer, positives, loss, work, b, s, first, n):
-    """Scores, loss and gradients of 16 rows and a range of the `n` labels from `first` on."""
-    fan_in, n_splits = layer.indices.shape[1], work.dblocks.shape[0]
-    block, dblock = work.blocks[b], work.dblocks[s, b]
+def _gradients_of_block(x, layer, positives, loss, work, b, first, start, stop, dvalues, dbias, label_loss):
+    """Scores and loss of 16 rows and the labels first + start ... first + stop; keeps their gradients by the scores.
+
+    Adds to dvalues and dbias (of these labels) and label_loss (of all). A few labels are scored before their gradients
+    are looked at: their inputs then come from the L1 cache, and a branch guessed wrong does not hold up the scores.
+    """
+    fan_in = layer.indices.shape[1]
+    block, gradients = work.blocks[b], work.gradients[b]
     indices, values = layer.indices.reshape(-1), layer.values.reshape(-1)
-    g, signs, scores, losses, weights = np.zeros((5, LANES), np.float32)
+    size = GROUP * LANES
+    scores, signs = np.zeros(size, np.float32), np.empty(size, np.float32)
+    losses, slopes, weights = np.empty(size, np.float32), np.empty(size, np.float32), np.zeros(LANES, np.float32)
     weights[: min(LANES, x.shape[0] - b * LANES)] = ONE / np.float32(x.shape[0])
-    for j in range(n * s // n_splits, n * (s + 1) // n_splits):
-        label = first + j
-        start = label * fan_in
-        score = _score(block, indices, values, start, fan_in, item(layer.bias, label))
-        no_positives = item(positives.indptr, label) == item(positives.indptr, label + 1)
-        if loss == SQUARED_HINGE and no_positives and not any_above(score, splat(-ONE)):
-            work.active[b, j], work.loss[b, j] = False, ZERO  # outside the margin: no loss, no gradient
-            continue
-        store(scores, 0, score)
-        _mark_positives(positives, label, b * LANES, signs)
-        work.loss[b, j], work.dbias[b, j] = _loss_of_block(loss, scores, signs, weights, losses, g)
-        work.active[b, j] = any_nonzero(load(g, 0))
-        if work.active[b, j]:
-            _scatter(block, dblock, indices, values, start, fan_in, load(g, 0), work.dvalues[b, j])
+    for group in range(start, stop, GROUP):
+        n = min(GROUP, stop - group)
+        signs[:] = -ONE
+        for i in range(n):
+            label = first + group + i
+            score = _score(block, indices, values, label * fan_in, fan_in, item(layer.bias, label))
+            store(scores, i * LANES, score)
+            for p in range(item(positives.indptr, label), item(positives.indptr, label + 1)):
+                q = positives.rows[p] - b * LANES
+                if 0 <= q < LANES:
+                    signs[i * LANES + q] = ONE
+        _losses(loss, scores, signs, losses, slopes)
+        for i in range(n):
+            j, label = group + i, first + group + i
+            g = mul(load(slopes, i * LANES), load(weights, 0))
+            work.active[b, j] = any_nonzero(g)
+            if work.active[b, j]:
+                store(gradients, j * LANES, g)
+                label_loss[label] += dot(load(losses, i * LANES), load(weights, 0))
+                dbias[j - start] += dot(g, splat(ONE))
+                _gather(block, indices, label * fan_in, fan_in, g, dvalues, (j - start) * fan_in)
 
 
 @backend.njit
-def _step_of_labels(layer, work, first, start, stop, optimizer, rates, values_moments, bias_moments, label_loss):
-    """Gradients and losses of the labels first + start ... first + stop are summed over all rows, the labels updated."""
-    dvalues = np.empty(layer.indices.shape[1], np.float32)
-    for j in range(start, stop):
-        dbias = _add_parts(work, j, dvalues)
-        _update_label(layer, first + j, dvalues, dbias, optimizer, rates, values_moments, bias_moments)
-        total = ZERO
-        for b in range(work.loss.shape[0]):
-            total += work.loss[b, j]
-        label_loss[first + j] = total
+def _step_of_labels(
+    x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, label_loss, work, first, start, stop
+):
+    """Losses, gradients and update of the labels first + start ... first + stop; their old values are kept."""
+    fan_in = layer.indices.shape[1]
+    dvalues, dbias = np.zeros((stop - start) * fan_in, np.float32), np.zeros(stop - start, np.float32)
+    label_loss[first + start : first + stop] = ZERO
+    for b in range(work.blocks.shape[0]):
+        _gradients_of_block(x, layer, positives, loss, work, b, first, start, stop, dvalues, dbias, label_loss)
+    low, high = first + start, first + stop
+    values, m, v = layer.values[low:high], values_moments.m[low:high], values_moments.v[low:high]
+    work.values[start * fan_in : stop * fan_in] = values.reshape(-1)
+    _update(optimizer, values.reshape(-1), dvalues, m.reshape(-1), v.reshape(-1), rates)
+    _update(optimizer, layer.bias[low:high], dbias, bias_moments.m[low:high], bias_moments.v[low:high], rates)
+
+
+@backend.njit
+def _step_of_inputs(layer, work, b, s, first, n):
+    """dx of a block of rows, from the s-th range of the `n` labels from `first` on."""
+    fan_in, n_splits = layer.indices.shape[1], work.dblocks.shape[0]
+    dblock, gradients, indices = work.dblocks[s, b], work.gradients[b], layer.indices.reshape(-1)
+    for j in range(n * s // n_splits, n * (s + 1) // n_splits):
+        if work.active[b, j]:
+            g = load(gradients, j * LANES)
+            _scatter(dblock, indices, (first + j) * fan_in, fan_in, g, work.values, j * fan_in)
 
 
 @backend.njit_parallel
@@ -321,38 +378,48 @@ def _step(x, layer, positives, loss, optimizer, rates, values_moments, bias_mome
     at_once = work.active.shape[1]
     for first in range(0, n_labels, at_once):
         n = min(at_once, n_labels - first)
-        for part in prange(n_blocks * n_splits):
-            _step_of_block(x, layer, positives, loss, work, part // n_splits, part % n_splits, first, n)
-        for part in prange((n + SPAN - 1) // SPAN):
-            stop = min(n, (part + 1) * SPAN)
+        for part in prange((n + CHUNK - 1) // CHUNK):
+            stop = min(n, (part + 1) * CHUNK)
             _step_of_labels(
-                layer, work, first, part * SPAN, stop, optimizer, rates, values_moments, bias_moments, label_loss
-            )
+                x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, label_loss,
+                work, first, part * CHUNK, stop,
+            )  # fmt: skip
+        for part in prange(n_blocks * n_splits):
+            _step_of_inputs(layer, work, part // n_splits, part % n_splits, first, n)
     _unpack_sum(work.dblocks, dx)
 
 
 def step(x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, dx, label_loss):
     """Scores, loss, gradients and update in one pass over the labels, in place; no (B, L) array exists.
 
-    A block of rows whose gradient is zero (squared hinge: every score on the right side of its margin) costs its
-    scores only.
+    Two turns: a range of labels is scored, differentiated and updated by its owner; then each block of rows collects dx
+    from the gradients by these labels' scores and their old values. So the inputs and dx do not compete for the L2
+    cache. Where all gradients of a block of rows are zero (squared hinge: every score on the right side of its margin), a
+    label costs its scores only.
     """
     work = _workspace(x, layer)
     _step(x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, dx, label_loss, work)
 
 
+def top_k_shapes(n_rows, n_inputs, n_labels, fan_in, k):
+    """{name: (shape, dtype)} of what `top_k` allocates: the inputs, a list for each row and range of labels."""
+    n_blocks = -(-n_rows // LANES)
+    lists = n_blocks, _n_splits(n_blocks), LANES, k
+    shapes = {"blocks": ((n_blocks, n_inputs * LANES), np.float32)}
+    return shapes | {"part_scores": (lists, np.float32), "part_ids": (lists, np.int32)}
+
+
 @backend.njit_parallel
-def _top_k(x, layer, top_scores, top_ids, blocks, n_splits):
+def _top_k(x, layer, top_scores, top_ids, blocks, part_scores, part_ids):
     n_rows, k = top_scores.shape
     n_labels, fan_in = layer.indices.shape
     _pack(x, blocks)
-    n_blocks = blocks.shape[0]
+    n_blocks, n_splits = part_scores.shape[:2]
     indices, values = layer.indices.reshape(-1), layer.values.reshape(-1)
-    part_scores = np.full((n_blocks, n_splits, LANES, k), WORST, np.float32)
-    part_ids = np.full((n_blocks, n_splits, LANES, k), -1, np.int32)
     for part in prange(n_blocks * n_splits):
         b, s = part // n_splits, part % n_splits
         best, best_ids = part_scores[b, s], part_ids[b, s]
+        best[:], best_ids[:] = WORST, -1
         worst, scores = np.full(LANES, WORST, np.float32), np.empty(LANES, np.float32)
         for label in range(n_labels * s // n_splits, n_labels * (s + 1) // n_splits):
             score = _score(blocks[b], indices, values, label * fan_in, fan_in, item(layer.bias, label))
@@ -373,5 +440,5 @@ def _top_k(x, layer, top_scores, top_ids, blocks, n_splits):
 
 def top_k(x, layer, top_scores, top_ids):
     """The k best labels of each row; only k scores a row are kept. A label enters where it beats the k-th best so far."""
-    blocks = _new_blocks(x)
-    _top_k(x, layer, top_scores, top_ids, blocks, _n_splits(len(blocks)))
+    shapes = top_k_shapes(*x.shape, *layer.indices.shape, top_ids.shape[1])
+    _top_k(x, layer, top_scores, top_ids, *(aligned(np.empty, *shape) for shape in shapes.values()))

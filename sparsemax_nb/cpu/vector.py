@@ -34,15 +34,15 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(dmm, fe_type, _VECTOR)
 
 
-def aligned(make, shape):
-    """``make(shape, np.float32)`` (np.empty or np.zeros) at a multiple of 64 bytes.
+def aligned(make, shape, dtype=np.float32):
+    """``make(shape, dtype)`` (np.empty or np.zeros) at a multiple of 64 bytes.
 
     NumPy's own arrays begin 16 bytes into a cache line: every vector would straddle two lines and be read twice.
     """
-    size = math.prod(shape)
-    buffer = make(size + LANES - 1, np.float32)
-    start = -buffer.ctypes.data % LINE // buffer.itemsize
-    return buffer[start : start + size].reshape(shape)
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    buffer = make(size + LINE - 1, np.uint8)
+    start = -buffer.ctypes.data % LINE
+    return buffer[start : start + size].view(dtype).reshape(shape)
 
 
 def _address(context, builder, array_type, array, i, pointee=None):
@@ -105,11 +105,32 @@ def splat(typingctx, scalar):
 
 
 @intrinsic
+def power_of_two(typingctx, n):
+    """``2.0**n`` as float32, for an int32 -126 <= n <= 127."""
+
+    def codegen(context, builder, sig, args):
+        bits = builder.shl(builder.add(args[0], _I32(127)), _I32(23))
+        return builder.bitcast(bits, ir.FloatType())
+
+    return types.float32(types.int32), codegen
+
+
+@intrinsic
 def add(typingctx, a, b):
     """``a + b``."""
 
     def codegen(context, builder, sig, args):
         return builder.fadd(*args)
+
+    return vector(vector, vector), codegen
+
+
+@intrinsic
+def mul(typingctx, a, b):
+    """``a * b``."""
+
+    def codegen(context, builder, sig, args):
+        return builder.fmul(*args)
 
     return vector(vector, vector), codegen
 
@@ -141,6 +162,32 @@ def dot(typingctx, a, b):
         return builder.extract_element(total, _I32(0))
 
     return types.float32(vector, vector), codegen
+
+
+@intrinsic
+def dots(typingctx, a, array, indices, k):
+    """``[sum(a * array[16 i : 16 i + 16]) for i in indices[k : k + 16]]``, each added in the order of `dot`."""
+
+    def codegen(context, builder, sig, args):
+        i64, a, sums = ir.IntType(64), args[0], []
+        for j in range(LANES):
+            index = builder.load(_address(context, builder, sig.args[2], args[2], builder.add(args[3], i64(j))))
+            place = builder.mul(builder.sext(index, i64), i64(LANES))
+            line = builder.load(_address(context, builder, sig.args[1], args[1], place, _VECTOR))
+            line.align = 4
+            sums.append(builder.fmul(a, line))
+        width = LANES
+        while width > 1:  # two vectors of runs of `width` lanes become one of twice as many runs, each half as long
+            half = width // 2
+            low = [run + lane for run in range(0, 2 * LANES, width) for lane in range(half)]
+            sums = [
+                builder.fadd(*(builder.shuffle_vector(x, y, _select(*[i + d for i in low])) for d in (0, half)))
+                for x, y in zip(sums[::2], sums[1::2], strict=True)
+            ]
+            width = half
+        return sums[0]
+
+    return vector(vector, array, indices, types.intp), codegen
 
 
 def _any(builder, lanes):

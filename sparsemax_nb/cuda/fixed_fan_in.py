@@ -26,6 +26,23 @@ TILE = 32
 TILE_PITCH = TILE + 1
 
 
+def workspace_shapes(n_rows, n_inputs, n_labels, fan_in):
+    """{name: (shape, dtype)} of what `step` allocates (`backward`: also dscores, transposed)."""
+    return {name: ((n_inputs, n_rows), np.float32) for name in ("xt", "dxt")}
+
+
+def top_k_shapes(n_rows, n_inputs, n_labels, fan_in, k):
+    """{name: (shape, dtype)} of what `top_k` allocates: the inputs, some lists for each row."""
+    n_lists, _ = launch.lists_by_rows(n_labels, n_rows, k)
+    lists = n_rows, k, n_lists
+    shapes = {"xt": ((n_inputs, n_rows), np.float32)}
+    return shapes | {"list_scores": (lists, np.float32), "list_ids": (lists, np.int32)}
+
+
+def _zeros_like_inputs(x, layer):
+    return backend.zeros(*workspace_shapes(*x.shape, *layer.indices.shape)["dxt"], "cuda")
+
+
 def _transposed(array):
     return backend.asarray(array.T, "cuda")
 
@@ -163,7 +180,7 @@ def backward_kernel(xt, layer, dscores_t, dxt, dvalues, dbias):
 
 def backward(x, layer, dscores, dx, dvalues, dbias, *, block=launch.BLOCK):
     """Gradients of ``sum(dscores * scores)``: dx (scattered), dvalues and dbias; all three are overwritten."""
-    dxt = backend.zeros(x.T.shape, np.float32, "cuda")
+    dxt = _zeros_like_inputs(x, layer)
     grid = layer.indices.shape[0]
     backward_kernel[grid, block](_transposed(x), layer, _transposed(dscores), dxt, dvalues, dbias)
     dx[:] = dxt.T
@@ -242,7 +259,7 @@ def step(
     """Scores, loss, gradients and update in one pass over the labels, in place; no (B, L) array exists."""
     n_labels, fan_in = layer.indices.shape
     update = (optimizer, rates, np.float32(1 / max(x.shape[0], 1)))
-    dxt = backend.zeros(x.T.shape, np.float32, "cuda")
+    dxt = _zeros_like_inputs(x, layer)
     shared_bytes = launch.shared_bytes(4 * (2 * block + fan_in + 2))
     step_kernel[n_labels, block, 0, shared_bytes](
         _transposed(x), layer, positives, loss, update, values_moments, bias_moments, dxt, label_loss
@@ -277,8 +294,8 @@ def top_k_kernel(xt, layer, list_scores, list_ids):
 def top_k(x, layer, top_scores, top_ids, *, block=(32, 4)):
     """The k best labels of each row; only k scores a row and range of labels are kept."""
     n_rows, k = top_scores.shape
-    n_lists, grid = launch.lists_by_rows(layer.indices.shape[0], n_rows, k, *block)
-    list_scores = backend.empty((n_rows, k, n_lists), np.float32, "cuda")
-    list_ids = backend.empty((n_rows, k, n_lists), np.int32, "cuda")
+    _, grid = launch.lists_by_rows(layer.indices.shape[0], n_rows, k, *block)
+    shapes = top_k_shapes(*x.shape, *layer.indices.shape, k)
+    list_scores, list_ids = (backend.empty(*shapes[name], "cuda") for name in ("list_scores", "list_ids"))
     top_k_kernel[grid, block](_transposed(x), layer, list_scores, list_ids)
     merge(list_scores, list_ids, top_scores, top_ids, block=block[0])
