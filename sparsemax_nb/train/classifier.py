@@ -184,7 +184,9 @@ class Classifier:
         x = _features("X", x)
         if hasattr(self, "n_features_in_"):
             if x.shape[1] != self.n_features_in_:
-                raise ValueError(f"X must have {self.n_features_in_} features as in fit, got {x.shape[1]}")
+                raise ValueError(
+                    f"X has {x.shape[1]} features, but Classifier is expecting {self.n_features_in_} features as input"
+                )
             if self.is_dense_ == scipy.sparse.issparse(x):
                 raise TypeError(f"X must be {'a dense array' if self.is_dense_ else 'a SciPy sparse matrix'} as in fit")
         return x
@@ -193,6 +195,9 @@ class Classifier:
         """Rows of the features as the network takes them; only they are copied."""
         part = x[rows]
         if self.is_dense_:
+            finite = np.isfinite(part).all(axis=1)
+            if not finite.all():
+                raise ValueError(f"X must be finite, got NaN or infinity in row {rows[np.argmin(finite)]}")
             return np.ascontiguousarray(part, np.float32)
         return part.astype(np.float32, copy=False) if self.tfidf_ is None else self.tfidf_.transform(part)
 
@@ -295,18 +300,20 @@ class Classifier:
         except (KeyError, TypeError, ValueError) as error:
             raise checkpoint.ModelFileError(f"{path} can not be resumed: {error}") from error
 
-    def top_k(self, X, k=5):  # noqa: N803
+    def top_k(self, X, k=None):  # noqa: N803
         """The k best labels of each row of X (n, F): scores (n, k) float32, ids (n, k) int32, best first; NumPy arrays.
 
-        Batch by batch: beside the result, memory does not depend on n.
+        k is 5, or all where there are fewer labels, if not given. Batch by batch: beside the result, memory does not
+        depend on n.
         """
         self._check_fitted()
+        k = min(5, self.n_labels_) if k is None else k
         check.integer("k", k, 1, self.n_labels_, f" (n_labels = {self.n_labels_})")
         X = self._features(X)  # noqa: N806
         return loop.top_k(self.network_, X.shape[0], lambda rows: self._batch(X, rows), k, self.batch_size)
 
-    def predict(self, X, k=5):  # noqa: N803
-        """Ids of the k best labels of each row of X (n, F): (n, k) int32, best first."""
+    def predict(self, X, k=None):  # noqa: N803
+        """Ids of the k best labels (if not given: 5) of each row of X (n, F): (n, k) int32, best first."""
         return self.top_k(X, k)[1]
 
     def evaluate(self, X, Y, ks=KS):  # noqa: N803
@@ -328,11 +335,11 @@ class Classifier:
 
     def score(self, X, Y):  # noqa: N803
         """P@1."""
-        return metrics.precision_at_k(self.predict(X, 1), Y, 1)
+        return metrics.precision_at_k(self.predict(X, 1), _labels("Y", Y), 1)
 
     def _check_fitted(self):
         if not hasattr(self, "network_"):
-            raise ValueError("this Classifier is not fitted yet; call fit(X, Y) first")
+            raise _not_fitted("this Classifier is not fitted yet; call fit(X, Y) first")
 
     def save(self, path, label_names=None):
         """Write the fitted model (safetensors), with the labels' names where given; `path` is replaced in one move."""
@@ -374,6 +381,15 @@ class Classifier:
         return model
 
 
+def _not_fitted(message):
+    """scikit-learn's error for it where that is installed, which is a ValueError, else a ValueError."""
+    try:
+        from sklearn.exceptions import NotFittedError
+    except ImportError:
+        return ValueError(message)
+    return NotFittedError(message)
+
+
 def _possible(ks, n_labels):
     """Those of `ks` that there are enough labels for."""
     return [k for k in ks if k <= n_labels] or [n_labels]
@@ -396,26 +412,33 @@ def _csr(name, matrix):
 
 
 def _features(name, x):
-    """(n, F) features: CSR, or a dense array of floats; whole matrices are not copied, dense ones not looked through."""
+    """(n, F) features: CSR, or a dense array of floats. Neither is copied; a dense one is looked through as it is used."""
     if scipy.sparse.issparse(x):
         x = _csr(name, x)
-    elif not isinstance(x, np.ndarray):
-        raise TypeError(f"{name} must be a SciPy sparse matrix or a NumPy array, got {type(x).__name__}")
-    elif x.ndim != 2 or x.dtype.kind != "f":
-        raise ValueError(f"{name} must be a matrix of floats, got shape {x.shape}, {x.dtype}; use {name}.astype(np.float32)")
-    if min(x.shape) < 1 and name != "X":
-        raise ValueError(f"{name} must have at least one row and column, got {x.shape}")
+    else:
+        x = x if isinstance(x, np.ndarray) else np.asarray(x)
+        if x.dtype.kind == "c":
+            raise ValueError(f"Complex data not supported: {name} is {x.dtype}")
+        if x.ndim != 2:
+            raise ValueError(f"{name} must be a matrix, got shape {x.shape}; Reshape your data: one row a point")
+        if x.dtype.kind != "f":
+            x = x.astype(np.float32)
+    if x.shape[1] < 1:
+        raise ValueError(f"{name} has 0 feature(s) (shape={x.shape}) while a minimum of 1 is required.")
     return x
 
 
 def _labels(name, y):
     """(n, L) labels as canonical CSR: float32 ones where an entry is not zero."""
-    if isinstance(y, np.ndarray) and y.ndim == 2:
-        y = scipy.sparse.csr_matrix(y)
+    if y is None:
+        raise ValueError("Classifier requires y to be passed, but the target y is None")
     if not scipy.sparse.issparse(y):
-        raise TypeError(
-            f"{name} must be a SciPy sparse matrix or a 0/1 matrix of n rows and one column a label, got {type(y).__name__}"
-        )
+        y = np.asarray(y)
+        if y.ndim != 2:
+            raise ValueError(
+                f"{name} must be a SciPy sparse matrix, or a 0/1 matrix of n rows and one column a label, got shape {y.shape}"
+            )
+        y = scipy.sparse.csr_matrix(y.astype(np.float32))
     y = (_csr(name, y) != 0).astype(np.float32)
     y.sum_duplicates()
     return y

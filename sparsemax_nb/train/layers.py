@@ -38,18 +38,18 @@ class _ReluDropout:
     def __init__(self, width, device):
         self.bias = backend.zeros(width, np.float32, device)
         self.out = backend.zeros((0, width), np.float32, device)
-        self._wing = backend.wing(device, "activations")
+        self._device = device
 
     def forward(self, z, dropout):
         """``max(0, z + bias)``, dropped out where `dropout` is given; overwrites z."""
         self.out, self._scale = z, (dropout or NO_DROPOUT).scale
-        self._wing.relu_dropout(z, self.bias, dropout or NO_DROPOUT, z)
+        backend.wing(self._device, "activations").relu_dropout(z, self.bias, dropout or NO_DROPOUT, z)
         return z
 
     def backward(self, dout, optimizer):
         """Gradient by z; overwrites dout. Updates the bias."""
         dbias = backend.empty(self.bias.shape, np.float32, backend.device_of(self.bias))
-        self._wing.relu_dropout_backward(dout, self.out, self._scale, dout, dbias)
+        backend.wing(self._device, "activations").relu_dropout_backward(dout, self.out, self._scale, dout, dbias)
         optimizer.step(self.bias, dbias)
         return dout
 
@@ -61,7 +61,7 @@ class Inputs:
     parameters = {}
 
     def __init__(self, n_features, device):
-        self._device, self._wing = device, backend.wing(device, "activations")
+        self._device = device
         self.out = backend.zeros((0, n_features), np.float32, device)
 
     @property
@@ -73,7 +73,7 @@ class Inputs:
         self.out = x
         if dropout is not None:
             self.out = backend.empty(x.shape, np.float32, self._device)
-            self._wing.dropout(x, dropout, self.out)
+            backend.wing(self._device, "activations").dropout(x, dropout, self.out)
         return self.out
 
     def backward(self, dout, optimizer):
@@ -92,7 +92,7 @@ class Embedding:
         # a row of TF-IDF weights has norm 1: with weights uniform in ±sqrt(6) its sum has the variance that ReLU keeps
         self.table = uniform((n_features, width), math.sqrt(6 / width), seed, EMBEDDING, device)
         self._relu = _ReluDropout(width, device)
-        self._device, self._wing = device, backend.wing(device, "embedding")
+        self._device = device
 
     @property
     def parameters(self):
@@ -106,7 +106,7 @@ class Embedding:
         """SparseRows -> (B, D)."""
         self._rows = rows
         z = backend.empty((rows.indptr.shape[0] - 1, self.table.shape[1]), np.float32, self._device)
-        self._wing.forward(rows, self.table, z)
+        backend.wing(self._device, "embedding").forward(rows, self.table, z)
         return self._relu.forward(z, dropout)
 
     def backward(self, dout, optimizer):
@@ -114,7 +114,7 @@ class Embedding:
         dz = self._relu.backward(dout, optimizer)
         columns = sparse.by_column(self._rows)
         drows = backend.empty((columns.ids.shape[0], self.table.shape[1]), np.float32, self._device)
-        self._wing.backward(columns, dz, drows)
+        backend.wing(self._device, "embedding").backward(columns, dz, drows)
         optimizer.step_rows(self.table, columns.ids, drows)
 
 

@@ -102,7 +102,7 @@ class Network:
             labels = sparse.Labels(*(backend.asarray(a, self.device, np.int32) for a in arrays))
         value, gradient = self.output.step(h, labels, loss, optimizer)
         for layer in reversed(self.hidden):
-            if norms is not None:
+            if norms is not None and gradient is not None:
                 flat = gradient.reshape(-1)
                 norms[layer.name] = math.sqrt(float(flat @ flat))
             gradient = layer.backward(gradient, optimizer)

@@ -146,6 +146,14 @@ def test_rows_without_features_or_labels(corpus):
         ({"learning_rate": float("nan")}, ValueError, "learning_rate must lie in"),
         ({"budget_seconds": -1}, ValueError, "budget_seconds must lie in"),
         ({"seed": -1}, ValueError, "seed must be between 0"),
+        ({"rewire_fraction": 1.5}, ValueError, r"rewire_fraction must lie in \[0, 1\], got 1.5"),
+        ({"rewire_fraction": -0.1}, ValueError, "rewire_fraction must lie in"),
+        ({"rewire_every": 0}, ValueError, "rewire_every must be at least 1"),
+        ({"rewire_until": 2}, ValueError, "rewire_until must lie in"),
+        ({"patience": 0}, ValueError, "patience must be at least 1"),
+        ({"warm_up": -1}, ValueError, "warm_up must be at least 0"),
+        ({"validation_fraction": 1.1}, ValueError, "validation_fraction must lie in"),
+        ({"memory_limit": 0}, ValueError, "memory_limit must be at least 1"),
         ({"device": "gpu"}, ValueError, "device must be 'auto', 'cpu' or 'cuda', got 'gpu'"),
     ],
 )
@@ -160,6 +168,12 @@ def poisoned(matrix, value):
     return matrix
 
 
+def poisoned_dense(matrix):
+    matrix = matrix.toarray()
+    matrix[7, 3] = np.inf
+    return matrix
+
+
 def outside(matrix):
     matrix = matrix.copy()
     matrix.indices[matrix.indptr[7]] = matrix.shape[1]
@@ -169,12 +183,14 @@ def outside(matrix):
 @pytest.mark.parametrize(
     "change, error, message",
     [
-        (lambda x, y: (x.toarray().tolist(), y), TypeError, "X must be a SciPy sparse matrix or a NumPy array, got list"),
-        (lambda x, y: (x.toarray()[0], y), ValueError, r"X must be a matrix of floats, got shape \(60,\), float32"),
-        (lambda x, y: (x.toarray().astype(int), y), ValueError, "X must be a matrix of floats, got .*int64"),
-        (lambda x, y: (x, y.toarray()[:, 0]), TypeError, "Y must be a SciPy sparse matrix or a 0/1 matrix"),
+        (lambda x, y: (x.toarray()[0], y), ValueError, r"X must be a matrix, got shape \(60,\)"),
+        (lambda x, y: (x.toarray() * 1j, y), ValueError, "Complex data not supported: X is complex"),
+        (lambda x, y: (poisoned_dense(x), y), ValueError, "X must be finite, got NaN or infinity in row 7"),
+        (lambda x, y: (x, y.toarray()[:, 0]), ValueError, r"Y must be a SciPy sparse matrix, or a 0/1 matrix .* \(300,\)"),
+        (lambda x, y: (x, None), ValueError, "requires y to be passed"),
         (lambda x, y: (x, y[:5]), ValueError, "X and Y must have as many rows"),
         (lambda x, y: (x[:0], y[:0]), ValueError, "at least one row"),
+        (lambda x, y: (x[:, :0], y), ValueError, r"X has 0 feature\(s\) \(shape=\(300, 0\)\) while a minimum of 1"),
         (lambda x, y: (poisoned(x, np.nan), y), ValueError, "X must be finite, got NaN or infinity in row 7"),
         (lambda x, y: (poisoned(x, np.inf), y), ValueError, "X must be finite, got NaN or infinity in row 7"),
         (lambda x, y: (x, poisoned(y, np.nan)), ValueError, "Y must be finite"),
@@ -198,7 +214,7 @@ def test_bad_prediction_requests(corpus):
     with pytest.raises(ValueError, match="not fitted yet"):
         train.Classifier().predict(corpus.features)
     model = fitted(corpus, epochs=1)
-    with pytest.raises(ValueError, match="X must have 60 features as in fit, got 59"):
+    with pytest.raises(ValueError, match="X has 59 features, but Classifier is expecting 60 features as input"):
         model.predict(corpus.features[:, :59])
     with pytest.raises(ValueError, match=r"k must be between 1 and 25 \(n_labels = 25\), got 26"):
         model.predict(corpus.features, 26)
@@ -288,3 +304,97 @@ def test_failed_save_leaves_the_old_file(corpus, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         fitted(corpus, epochs=1).save(path)
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["model.safetensors"]
+
+
+def test_dense_features_train_and_predict(corpus, tmp_path):
+    """In memory, memory-mapped, as float64 or as a list: the same model; no embedding is made."""
+    x = corpus.features.toarray()
+    np.save(tmp_path / "x.npy", x)
+    params = SMALL | {"epochs": 20, "learning_rate": 0.02, "dropout": 0.0}
+    models = [
+        train.Classifier(**params).fit(form, corpus.labels)
+        for form in (x, np.load(tmp_path / "x.npy", mmap_mode="r"), x.astype(np.float64))
+    ]
+    assert set(weights(models[0])) == {
+        "intermediate.weights", "intermediate.bias", "output.indices", "output.values", "output.bias",
+    }  # fmt: skip
+    assert models[0].score(x, corpus.labels) > 0.8
+    assert all(same_bits(weights(models[0]), weights(model)) for model in models[1:])
+    models[0].save(tmp_path / "model")
+    again = train.Classifier.load(tmp_path / "model", device="cpu")
+    assert np.array_equal(again.predict(x, 3), models[0].predict(x, 3))
+    with pytest.raises(TypeError, match="X must be a dense array as in fit"):
+        again.predict(corpus.features)
+    with pytest.raises(TypeError, match="X must be a SciPy sparse matrix as in fit"):
+        fitted(corpus, epochs=1).predict(x)
+
+
+def test_features_are_not_copied(corpus):
+    """Neither CSR nor dense features: the training data may fill most of the memory."""
+    import tracemalloc
+
+    n = 40_000
+    for features in (
+        scipy.sparse.random(n, 500, 0.05, "csr", np.float32, random_state=1),
+        np.ones((n, 60), np.float32),
+    ):
+        size = features.nbytes if isinstance(features, np.ndarray) else features.data.nbytes + features.indices.nbytes
+        labels = scipy.sparse.csr_matrix((np.ones(n), np.arange(n) % 5, np.arange(n + 1)), (n, 5))
+        model = train.Classifier(**SMALL | {"epochs": 1, "batch_size": 4000, "intermediate": 8})
+        model.fit(features[:8000], labels[:8000])
+        tracemalloc.start()
+        model.fit(features, labels).predict(features)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert size > 8e6 and peak < 0.8 * size
+
+
+def test_validation_by_fraction_sets_rows_aside(corpus):
+    model = fitted(corpus, validation_fraction=0.2, epochs=3)
+    assert model.n_points_ == 240 and model.history_.steps == 3 * 8
+    assert {"P@1", "P@3", "nDCG@5", "R@3", "PSP@5"} <= set(model.history_.epochs[0]["validation"])
+    best = max(record["validation"]["P@3"] for record in model.history_.epochs)
+    assert model.history_.epochs[model.history_.best_epoch]["validation"]["P@3"] == best
+
+
+def test_bad_validation_sets(corpus):
+    x, y = corpus.features, corpus.labels
+    for bad in ((x[:, :5], y), (x, y[:, :5]), (x[:9], y), (x.toarray(), y)):
+        with pytest.raises(ValueError, match="validation must have the columns of X and Y and equally many rows"):
+            train.Classifier(**SMALL).fit(x, y, validation=bad)
+
+
+def test_more_redraws_than_free_inputs_is_said(corpus):
+    with pytest.raises(ValueError, match=r"fraction is too large: label \d+ would need .* free inputs"):
+        fitted(corpus, fan_in=31, rewire_fraction=0.9, rewire_every=1, rewire_until=1.0)
+
+
+def test_rewiring_changes_the_connections_and_is_noted(corpus):
+    still, moved = (fitted(corpus, epochs=2, rewire_fraction=f, rewire_every=5, rewire_until=1.0) for f in (0.0, 0.2))
+    assert not still.history_.rewirings
+    assert moved.history_.rewirings == [{"step": step, "share": 0.2} for step in (5, 10, 15, 20)]
+    before, after = (weights(model)["output.indices"] for model in (still, moved))
+    assert 0.1 < (before != after).mean() < 0.7
+
+
+CHECKS_THAT_DO_NOT_APPLY = {
+    name: "predict gives ids of the best labels, not classes, and y is a matrix of labels"
+    for name in (
+        "check_classifiers_one_label", "check_classifiers_classes", "check_classifiers_train",
+        "check_classifiers_regression_target", "check_classifiers_multilabel_output_format_predict",
+        "check_classifier_not_supporting_multiclass",
+    )
+}  # fmt: skip
+
+
+def test_scikit_learns_checks():
+    checks = pytest.importorskip("sklearn.utils.estimator_checks")
+    small = {"embedding": 8, "intermediate": 16, "fan_in": 4, "epochs": 2}
+    model, failed, passed = train.Classifier(**small, batch_size=32, device="cpu", progress=False), [], 0
+    for result in checks.check_estimator(
+        model, expected_failed_checks=CHECKS_THAT_DO_NOT_APPLY, on_fail=None, on_skip=None
+    ):
+        passed += result["status"] == "passed"
+        if result["status"] == "failed":
+            failed.append((result["check_name"], result["exception"]))
+    assert failed == [] and passed >= 40
