@@ -201,17 +201,17 @@ class Classifier:
             return np.ascontiguousarray(part, np.float32)
         return part.astype(np.float32, copy=False) if self.tfidf_ is None else self.tfidf_.transform(part)
 
-    def fit(self, X, Y, *, validation=None, checkpoint_path=None, checkpoint_seconds=300.0, resume=False, after_epoch=None):  # noqa: N803
-        """Train on features X and labels Y. Returns self.
+    def fit(self, X, y, *, validation=None, checkpoint_path=None, checkpoint_seconds=300.0, resume=False, after_epoch=None):  # noqa: N803
+        """Train on features X and labels y. Returns self.
 
         Parameters
         ----------
         X : (n, F) SciPy CSR matrix or dense array
             Dense: any float dtype, in memory or memory-mapped (``np.load(..., mmap_mode="r")``). Neither is copied as a
             whole. Rows without features are legal.
-        Y : (n, L) SciPy CSR matrix
+        y : (n, L) SciPy CSR matrix
             Entries that are not zero are positive (a dense 0/1 matrix will do). Rows without labels are legal.
-        validation : (X, Y), optional
+        validation : (X, y), optional
             Decides on learning rate, early stop and which epoch's weights are kept, by P@3.
         checkpoint_path : path, optional
             A checkpoint is written there after every epoch, every `checkpoint_seconds`, and on Ctrl-C.
@@ -233,9 +233,9 @@ class Classifier:
             Ctrl-C, after the step in hand and the checkpoint.
         """
         self._check_params()
-        X, Y = _features("X", X), _labels("Y", Y)  # noqa: N806
-        X, Y, validation, rows = _validation_split(X, Y, validation, self.validation_fraction, self.seed)  # noqa: N806
-        self.n_features_in_, self.n_labels_ = X.shape[1], Y.shape[1]
+        X, y = _features("X", X), _labels("y", y)  # noqa: N806
+        X, y, validation, rows = _validation_split(X, y, validation, self.validation_fraction, self.seed)  # noqa: N806
+        self.n_features_in_, self.n_labels_ = X.shape[1], y.shape[1]
         self.is_dense_, self.device_ = not scipy.sparse.issparse(X), backend.resolve_device(self.device)
         self.memory_plan_ = memory.plan(
             **self._network_params(), batch_size=min(self.batch_size, len(rows)), keep_best=validation is not None,
@@ -244,20 +244,20 @@ class Classifier:
         if self.memory_limit is not None:
             memory.require(self.memory_plan_, self.memory_limit)
         self.tfidf_ = None if self.is_dense_ or not self.tfidf else Tfidf().fit(X[rows] if len(rows) < X.shape[0] else X)
-        self.label_counts_ = np.bincount(Y[rows].indices, minlength=self.n_labels_)
+        self.label_counts_ = np.bincount(y[rows].indices, minlength=self.n_labels_)
         self.n_points_ = len(rows)
         self.network_ = self._new_network()
         _initial_bias(self.network_.output.bias, self.label_counts_, self.n_points_, self.loss)
         ks = _possible(KS, self.n_labels_)
         training = loop.Training(
             self.network_, Adam(self.learning_rate), self._schedule(), len(rows),
-            batch=lambda some: (self._batch(X, rows[some]), Y[rows[some]]),
+            batch=lambda some: (self._batch(X, rows[some]), y[rows[some]]),
             validate=None if validation is None else lambda: self._figures(*validation, ks),
             monitor=f"P@{max(k for k in ks if k <= 3)}",
         )  # fmt: skip
         save = None
         if checkpoint_path is not None:
-            about = {"params": self._plain_params(), "fingerprint": self._fingerprint(X, Y, validation)}
+            about = {"params": self._plain_params(), "fingerprint": self._fingerprint(X, y, validation)}
             if resume and os.path.exists(checkpoint_path):
                 self._resume(training, checkpoint_path, about)
 
@@ -316,10 +316,10 @@ class Classifier:
         """Ids of the k best labels (if not given: 5) of each row of X (n, F): (n, k) int32, best first."""
         return self.top_k(X, k)[1]
 
-    def evaluate(self, X, Y, ks=KS):  # noqa: N803
-        """P@k, nDCG@k, recall R@k and propensity-scored PSP@k on X (n, F) and Y (n, L), and the seconds it took: a dict."""
+    def evaluate(self, X, y, ks=KS):  # noqa: N803
+        """P@k, nDCG@k, recall R@k and propensity-scored PSP@k on X (n, F) and y (n, L), and the seconds it took: a dict."""
         self._check_fitted()
-        return self._figures(self._features(X), _labels("Y", Y), _possible(ks, self.n_labels_))
+        return self._figures(self._features(X), _labels("y", y), _possible(ks, self.n_labels_))
 
     def _figures(self, x, y, ks):
         start = time.perf_counter()
@@ -333,13 +333,13 @@ class Classifier:
             }  # fmt: skip
         return figures | {"seconds": seconds}
 
-    def score(self, X, Y):  # noqa: N803
+    def score(self, X, y):  # noqa: N803
         """P@1."""
-        return metrics.precision_at_k(self.predict(X, 1), _labels("Y", Y), 1)
+        return metrics.precision_at_k(self.predict(X, 1), _labels("y", y), 1)
 
     def _check_fitted(self):
         if not hasattr(self, "network_"):
-            raise _not_fitted("this Classifier is not fitted yet; call fit(X, Y) first")
+            raise _not_fitted("this Classifier is not fitted yet; call fit(X, y) first")
 
     def save(self, path, label_names=None):
         """Write the fitted model (safetensors), with the labels' names where given; `path` is replaced in one move."""
@@ -445,18 +445,18 @@ def _labels(name, y):
 
 
 def _validation_split(x, y, validation, fraction, seed):
-    """(X, Y, (X, Y) of the validation or None, ids of the rows to train on), checked against each other."""
+    """(X, y, (X, y) of the validation or None, ids of the rows to train on), checked against each other."""
     if x.shape[0] != y.shape[0]:
-        raise ValueError(f"X and Y must have as many rows as each other, got {x.shape[0]} and {y.shape[0]}")
+        raise ValueError(f"X and y must have as many rows as each other, got {x.shape[0]} and {y.shape[0]}")
     if min(*x.shape, y.shape[1]) < 1:
-        raise ValueError(f"X and Y must have at least one row and column, got {x.shape} and {y.shape}")
+        raise ValueError(f"X and y must have at least one row and column, got {x.shape} and {y.shape}")
     rows = np.arange(x.shape[0])
     if validation is not None:
-        other_x, other_y = _features("validation X", validation[0]), _labels("validation Y", validation[1])
+        other_x, other_y = _features("validation X", validation[0]), _labels("validation y", validation[1])
         shapes = (other_x.shape[0], x.shape[1]), (other_x.shape[0], y.shape[1])
         if (other_x.shape, other_y.shape) != shapes or scipy.sparse.issparse(other_x) != scipy.sparse.issparse(x):
             raise ValueError(
-                f"validation must have the columns of X and Y and equally many rows, got {other_x.shape} and {other_y.shape}"
+                f"validation must have the columns of X and y and equally many rows, got {other_x.shape} and {other_y.shape}"
             )
         return x, y, (other_x, other_y), rows
     if fraction == 0:

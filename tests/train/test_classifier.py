@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import warnings
 
 import numpy as np
 import pytest
@@ -186,17 +187,17 @@ def outside(matrix):
         (lambda x, y: (x.toarray()[0], y), ValueError, r"X must be a matrix, got shape \(60,\)"),
         (lambda x, y: (x.toarray() * 1j, y), ValueError, "Complex data not supported: X is complex"),
         (lambda x, y: (poisoned_dense(x), y), ValueError, "X must be finite, got NaN or infinity in row 7"),
-        (lambda x, y: (x, y.toarray()[:, 0]), ValueError, r"Y must be a SciPy sparse matrix, or a 0/1 matrix .* \(300,\)"),
+        (lambda x, y: (x, y.toarray()[:, 0]), ValueError, r"y must be a SciPy sparse matrix, or a 0/1 matrix .* \(300,\)"),
         (lambda x, y: (x, None), ValueError, "requires y to be passed"),
-        (lambda x, y: (x, y[:5]), ValueError, "X and Y must have as many rows"),
+        (lambda x, y: (x, y[:5]), ValueError, "X and y must have as many rows"),
         (lambda x, y: (x[:0], y[:0]), ValueError, "at least one row"),
         (lambda x, y: (x[:, :0], y), ValueError, r"X has 0 feature\(s\) \(shape=\(300, 0\)\) while a minimum of 1"),
         (lambda x, y: (poisoned(x, np.nan), y), ValueError, "X must be finite, got NaN or infinity in row 7"),
         (lambda x, y: (poisoned(x, np.inf), y), ValueError, "X must be finite, got NaN or infinity in row 7"),
-        (lambda x, y: (x, poisoned(y, np.nan)), ValueError, "Y must be finite"),
+        (lambda x, y: (x, poisoned(y, np.nan)), ValueError, "y must be finite"),
         (lambda x, y: (-x, y), ValueError, "negative"),
         (lambda x, y: (outside(x), y), ValueError, "X is no valid CSR matrix"),
-        (lambda x, y: (x, outside(y)), ValueError, "Y is no valid CSR matrix"),
+        (lambda x, y: (x, outside(y)), ValueError, "y is no valid CSR matrix"),
     ],
 )
 def test_bad_data(corpus, change, error, message):
@@ -333,7 +334,7 @@ def test_features_are_not_copied(corpus):
     """Neither CSR nor dense features: the training data may fill most of the memory."""
     import tracemalloc
 
-    n = 40_000
+    n = 50_000
     for features in (
         scipy.sparse.random(n, 500, 0.05, "csr", np.float32, random_state=1),
         np.ones((n, 60), np.float32),
@@ -360,7 +361,7 @@ def test_validation_by_fraction_sets_rows_aside(corpus):
 def test_bad_validation_sets(corpus):
     x, y = corpus.features, corpus.labels
     for bad in ((x[:, :5], y), (x, y[:, :5]), (x[:9], y), (x.toarray(), y)):
-        with pytest.raises(ValueError, match="validation must have the columns of X and Y and equally many rows"):
+        with pytest.raises(ValueError, match="validation must have the columns of X and y and equally many rows"):
             train.Classifier(**SMALL).fit(x, y, validation=bad)
 
 
@@ -391,9 +392,11 @@ def test_scikit_learns_checks():
     checks = pytest.importorskip("sklearn.utils.estimator_checks")
     small = {"embedding": 8, "intermediate": 16, "fan_in": 4, "epochs": 2}
     model, failed, passed = train.Classifier(**small, batch_size=32, device="cpu", progress=False), [], 0
-    for result in checks.check_estimator(
-        model, expected_failed_checks=CHECKS_THAT_DO_NOT_APPLY, on_fail=None, on_skip=None
-    ):
+    with warnings.catch_warnings(action="ignore"):  # Classifier has the manners, not the base class
+        results = checks.check_estimator(
+            model, expected_failed_checks=CHECKS_THAT_DO_NOT_APPLY, on_fail=None, on_skip=None
+        )
+    for result in results:
         passed += result["status"] == "passed"
         if result["status"] == "failed":
             failed.append((result["check_name"], result["exception"]))
