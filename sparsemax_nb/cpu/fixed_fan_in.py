@@ -14,7 +14,7 @@ from numba import prange
 
 from ..core import backend, formulas, rng
 from .top_k import WORST, enters, insert
-from .vector import LANES, add, aligned, any_above, any_nonzero, dot, dots, fma, item, load, mul, power_of_two, splat, store, store_transposed
+from .vector import LANES, add, aligned, any_above, any_nonzero, dot, dots, fma, item, load, mul, power_of_two, prefetch, splat, store, store_transposed
 
 _f = backend.cpu_formulas(formulas)
 _r = backend.cpu_formulas(rng)
@@ -37,6 +37,8 @@ ATANH_TERMS = tuple(np.float32(1 / n) for n in (15, 13, 11, 9, 7, 5, 3, 1))
 CHUNK = 512
 #: Labels that are scored before their gradients are looked at: with 32 connections, 32 KiB of inputs, which the L1 cache keeps.
 GROUP = 16
+#: Labels that the collection of dx looks ahead.
+AHEAD = 8
 #: Numbers (16 MiB) that a step holds of the labels it works on at once: gradients by their scores, old values.
 HELD = 1 << 22
 #: Work is cut into at least this many parts (blocks of rows x ranges of labels) where a label's gradient is needed.
@@ -193,9 +195,9 @@ def _workspace(x, layer):
 def _unpack_sum(dblocks, dx):
     """dx (B, H) from its packed parts (n_splits, n_blocks, 16 H), added in the order of the splits."""
     n_rows, n_inputs = dx.shape
-    for part in prange((n_inputs + 63) // 64):
+    for part in prange((n_inputs + 511) // 512):
         for row in range(n_rows):
-            for i in range(part * 64, min((part + 1) * 64, n_inputs)):
+            for i in range(part * 512, min((part + 1) * 512, n_inputs)):
                 total = ZERO
                 for s in range(dblocks.shape[0]):
                     total += dblocks[s, row // LANES, i * LANES + row % LANES]
@@ -315,7 +317,7 @@ def _gradients_of_block(x, layer, positives, loss, work, b, first, start, stop, 
     fan_in = layer.indices.shape[1]
     block, gradients = work.blocks[b], work.gradients[b]
     indices, values = layer.indices.reshape(-1), layer.values.reshape(-1)
-    size = GROUP * LANES
+    size, active = GROUP * LANES, np.empty(GROUP, np.int64)
     scores, signs = np.zeros(size, np.float32), np.empty(size, np.float32)
     losses, slopes, weights = np.empty(size, np.float32), np.empty(size, np.float32), np.zeros(LANES, np.float32)
     weights[: min(LANES, x.shape[0] - b * LANES)] = ONE / np.float32(x.shape[0])
@@ -331,15 +333,20 @@ def _gradients_of_block(x, layer, positives, loss, work, b, first, start, stop, 
                 if 0 <= q < LANES:
                     signs[i * LANES + q] = ONE
         _losses(loss, scores, signs, losses, slopes)
-        for i in range(n):
-            j, label = group + i, first + group + i
+        n_active = 0
+        for i in range(n):  # a list without a branch: whether a label is active can not be guessed
             g = mul(load(slopes, i * LANES), load(weights, 0))
-            work.active[b, j] = any_nonzero(g)
-            if work.active[b, j]:
-                store(gradients, j * LANES, g)
-                label_loss[label] += dot(load(losses, i * LANES), load(weights, 0))
-                dbias[j - start] += dot(g, splat(ONE))
-                _gather(block, indices, label * fan_in, fan_in, g, dvalues, (j - start) * fan_in)
+            store(slopes, i * LANES, g)
+            active[n_active] = i
+            work.active[b, group + i] = any_nonzero(g)
+            n_active += work.active[b, group + i]
+        for a in range(n_active):
+            i, j, label = active[a], group + active[a], first + group + active[a]
+            g = load(slopes, i * LANES)
+            store(gradients, j * LANES, g)
+            label_loss[label] += dot(load(losses, i * LANES), load(weights, 0))
+            dbias[j - start] += dot(g, splat(ONE))
+            _gather(block, indices, label * fan_in, fan_in, g, dvalues, (j - start) * fan_in)
 
 
 @backend.njit
@@ -364,10 +371,19 @@ def _step_of_inputs(layer, work, b, s, first, n):
     """dx of a block of rows, from the s-th range of the `n` labels from `first` on."""
     fan_in, n_splits = layer.indices.shape[1], work.dblocks.shape[0]
     dblock, gradients, indices = work.dblocks[s, b], work.gradients[b], layer.indices.reshape(-1)
+    active, n_active = np.zeros(n // n_splits + 1 + AHEAD, np.int64), 0
     for j in range(n * s // n_splits, n * (s + 1) // n_splits):
-        if work.active[b, j]:
-            g = load(gradients, j * LANES)
-            _scatter(dblock, indices, (first + j) * fan_in, fan_in, g, work.values, j * fan_in)
+        active[n_active] = j
+        n_active += work.active[b, j]
+    for a in range(n_active):
+        j = active[a + AHEAD]  # no prefetcher of the processor foresees these places
+        prefetch(gradients, j * LANES)
+        for k in range(0, fan_in, LANES):
+            prefetch(indices, (first + j) * fan_in + k)
+            prefetch(work.values, j * fan_in + k)
+        j = active[a]
+        g = load(gradients, j * LANES)
+        _scatter(dblock, indices, (first + j) * fan_in, fan_in, g, work.values, j * fan_in)
 
 
 @backend.njit_parallel
