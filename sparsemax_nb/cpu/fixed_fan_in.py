@@ -14,7 +14,10 @@ from numba import prange
 
 from ..core import backend, formulas, rng
 from .top_k import WORST, enters, insert
-from .vector import LANES, add, aligned, any_above, any_nonzero, dot, dots, fma, item, load, mul, power_of_two, prefetch, splat, store, store_transposed
+from .vector import (
+    LANES, add, aligned, any_above, any_nonzero, dot, dots, fma, item, load, mul, power_of_two, prefetch, splat, store,
+    store_transposed,
+)  # fmt: skip
 
 _f = backend.cpu_formulas(formulas)
 _r = backend.cpu_formulas(rng)
@@ -30,12 +33,14 @@ NO_STEP = np.uint64(0)
 EXP_LIMIT, LOG2_E = np.float32(87), np.float32(1.442695041)
 LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 #: (exp(r) - 1 - r) / r^2 for |r| < 0.35 (Cephes, expf), and atanh(s) / s by powers of s^2 for s < 1/3 (its series).
-EXP_TERMS = tuple(map(np.float32, (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5)))
+EXP_TERMS = tuple(
+    map(np.float32, (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5))
+)
 ATANH_TERMS = tuple(np.float32(1 / n) for n in (15, 13, 11, 9, 7, 5, 3, 1))
 
 #: Labels that one thread scores before it moves to the next block of rows: with 32 connections, 128 KiB of weights.
 CHUNK = 512
-#: Labels that are scored before their gradients are looked at: with 32 connections, 32 KiB of inputs, which the L1 cache keeps.
+#: Labels that are scored before their gradients are looked at: with 32 connections, 32 KiB of inputs, for the L1 cache.
 GROUP = 16
 #: Labels that the collection of dx looks ahead.
 AHEAD = 8
@@ -195,9 +200,9 @@ def _workspace(x, layer):
 def _unpack_sum(dblocks, dx):
     """dx (B, H) from its packed parts (n_splits, n_blocks, 16 H), added in the order of the splits."""
     n_rows, n_inputs = dx.shape
-    for part in prange((n_inputs + 511) // 512):
+    for part in prange((n_inputs + 63) // 64):
         for row in range(n_rows):
-            for i in range(part * 512, min((part + 1) * 512, n_inputs)):
+            for i in range(part * 64, min((part + 1) * 64, n_inputs)):
                 total = ZERO
                 for s in range(dblocks.shape[0]):
                     total += dblocks[s, row // LANES, i * LANES + row % LANES]
@@ -368,10 +373,13 @@ def _step_of_labels(
 
 @backend.njit
 def _step_of_inputs(layer, work, b, s, first, n):
-    """dx of a block of rows, from the s-th range of the `n` labels from `first` on."""
+    """dx of a block of rows, from the s-th range of the `n` labels from `first` on.
+
+    The active labels are listed first, without a branch that could be guessed wrong.
+    """
     fan_in, n_splits = layer.indices.shape[1], work.dblocks.shape[0]
     dblock, gradients, indices = work.dblocks[s, b], work.gradients[b], layer.indices.reshape(-1)
-    active, n_active = np.zeros(n // n_splits + 1 + AHEAD, np.int64), 0
+    active, n_active = np.zeros(n // n_splits + 1 + AHEAD, np.int32), 0
     for j in range(n * s // n_splits, n * (s + 1) // n_splits):
         active[n_active] = j
         n_active += work.active[b, j]
