@@ -14,7 +14,10 @@ from numba import prange
 
 from ..core import backend, formulas, rng
 from .top_k import WORST, enters, insert
-from .vector import LANES, add, aligned, any_above, any_nonzero, dot, dots, fma, item, load, mul, power_of_two, splat, store, store_transposed
+from .vector import (
+    LANES, add, aligned, any_above, any_nonzero, dot, dots, fma, item, load, mul, power_of_two, prefetch, splat, store,
+    store_transposed,
+)  # fmt: skip
 
 _f = backend.cpu_formulas(formulas)
 _r = backend.cpu_formulas(rng)
@@ -30,13 +33,17 @@ NO_STEP = np.uint64(0)
 EXP_LIMIT, LOG2_E = np.float32(87), np.float32(1.442695041)
 LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 #: (exp(r) - 1 - r) / r^2 for |r| < 0.35 (Cephes, expf), and atanh(s) / s by powers of s^2 for s < 1/3 (its series).
-EXP_TERMS = tuple(map(np.float32, (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5)))
+EXP_TERMS = tuple(
+    map(np.float32, (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5))
+)
 ATANH_TERMS = tuple(np.float32(1 / n) for n in (15, 13, 11, 9, 7, 5, 3, 1))
 
 #: Labels that one thread scores before it moves to the next block of rows: with 32 connections, 128 KiB of weights.
 CHUNK = 512
-#: Labels that are scored before their gradients are looked at: with 32 connections, 32 KiB of inputs, which the L1 cache keeps.
+#: Labels that are scored before their gradients are looked at: with 32 connections, 32 KiB of inputs, for the L1 cache.
 GROUP = 16
+#: Labels that the collection of dx looks ahead.
+AHEAD = 8
 #: Numbers (16 MiB) that a step holds of the labels it works on at once: gradients by their scores, old values.
 HELD = 1 << 22
 #: Work is cut into at least this many parts (blocks of rows x ranges of labels) where a label's gradient is needed.
@@ -315,7 +322,7 @@ def _gradients_of_block(x, layer, positives, loss, work, b, first, start, stop, 
     fan_in = layer.indices.shape[1]
     block, gradients = work.blocks[b], work.gradients[b]
     indices, values = layer.indices.reshape(-1), layer.values.reshape(-1)
-    size = GROUP * LANES
+    size, active = GROUP * LANES, np.empty(GROUP, np.int64)
     scores, signs = np.zeros(size, np.float32), np.empty(size, np.float32)
     losses, slopes, weights = np.empty(size, np.float32), np.empty(size, np.float32), np.zeros(LANES, np.float32)
     weights[: min(LANES, x.shape[0] - b * LANES)] = ONE / np.float32(x.shape[0])
@@ -331,15 +338,20 @@ def _gradients_of_block(x, layer, positives, loss, work, b, first, start, stop, 
                 if 0 <= q < LANES:
                     signs[i * LANES + q] = ONE
         _losses(loss, scores, signs, losses, slopes)
-        for i in range(n):
-            j, label = group + i, first + group + i
+        n_active = 0
+        for i in range(n):  # a list without a branch: whether a label is active can not be guessed
             g = mul(load(slopes, i * LANES), load(weights, 0))
-            work.active[b, j] = any_nonzero(g)
-            if work.active[b, j]:
-                store(gradients, j * LANES, g)
-                label_loss[label] += dot(load(losses, i * LANES), load(weights, 0))
-                dbias[j - start] += dot(g, splat(ONE))
-                _gather(block, indices, label * fan_in, fan_in, g, dvalues, (j - start) * fan_in)
+            store(slopes, i * LANES, g)
+            active[n_active] = i
+            work.active[b, group + i] = any_nonzero(g)
+            n_active += work.active[b, group + i]
+        for a in range(n_active):
+            i, j, label = active[a], group + active[a], first + group + active[a]
+            g = load(slopes, i * LANES)
+            store(gradients, j * LANES, g)
+            label_loss[label] += dot(load(losses, i * LANES), load(weights, 0))
+            dbias[j - start] += dot(g, splat(ONE))
+            _gather(block, indices, label * fan_in, fan_in, g, dvalues, (j - start) * fan_in)
 
 
 @backend.njit
@@ -361,13 +373,25 @@ def _step_of_labels(
 
 @backend.njit
 def _step_of_inputs(layer, work, b, s, first, n):
-    """dx of a block of rows, from the s-th range of the `n` labels from `first` on."""
+    """dx of a block of rows, from the s-th range of the `n` labels from `first` on.
+
+    The active labels are listed first, without a branch that could be guessed wrong.
+    """
     fan_in, n_splits = layer.indices.shape[1], work.dblocks.shape[0]
     dblock, gradients, indices = work.dblocks[s, b], work.gradients[b], layer.indices.reshape(-1)
+    active, n_active = np.zeros(n // n_splits + 1 + AHEAD, np.int32), 0
     for j in range(n * s // n_splits, n * (s + 1) // n_splits):
-        if work.active[b, j]:
-            g = load(gradients, j * LANES)
-            _scatter(dblock, indices, (first + j) * fan_in, fan_in, g, work.values, j * fan_in)
+        active[n_active] = j
+        n_active += work.active[b, j]
+    for a in range(n_active):
+        j = active[a + AHEAD]  # no prefetcher of the processor foresees these places
+        prefetch(gradients, j * LANES)
+        for k in range(0, fan_in, LANES):
+            prefetch(indices, (first + j) * fan_in + k)
+            prefetch(work.values, j * fan_in + k)
+        j = active[a]
+        g = load(gradients, j * LANES)
+        _scatter(dblock, indices, (first + j) * fan_in, fan_in, g, work.values, j * fan_in)
 
 
 @backend.njit_parallel

@@ -95,6 +95,20 @@ def store(typingctx, array, i, v):
 
 
 @intrinsic
+def prefetch(typingctx, array, i):
+    """Begin to load the cache line of ``array[i]``."""
+
+    def codegen(context, builder, sig, args):
+        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), _I32, _I32, _I32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        address = builder.bitcast(_address(context, builder, sig.args[0], args[0], args[1]), kind.args[0])
+        builder.call(function, [address, _I32(0), _I32(3), _I32(1)])  # to read, to keep, data
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp), codegen
+
+
+@intrinsic
 def splat(typingctx, scalar):
     """A vector with `scalar` (float32) in every lane."""
 
