@@ -117,7 +117,8 @@ def _train_classifier(options):
         "steps": history.steps, "train_seconds": history.seconds, "first_step_seconds": history.first_step_seconds,
         "losses": history.losses, "best_epoch": history.best_epoch, "epochs": history.epochs,
         "rewirings": history.rewirings, "total_seconds": time.perf_counter() - start,
-        "output_layer_bytes": network.output_nbytes, "network_bytes": network.nbytes,
+        "output_layer_bytes": network.output_nbytes, "network_bytes": network.nbytes, "n_labels": model.n_labels_,
+        "n_features": model.n_features_in_, "memory_plan_bytes": model.memory_plan_.nbytes,
         "peak_memory_bytes": train.loop.peak_memory(), "test": model.evaluate(corpus.test.features, corpus.test.labels),
     }  # fmt: skip
     print(

@@ -1,0 +1,185 @@
+"""How accurate is each output layer on real data? ``python -m bench.accuracy ROW --data DIR`` trains one row of the table.
+
+A row is one command that can be killed and given again: it goes on from its checkpoint, and writes
+bench/results/accuracy/ROW.json when it is done. ``python -m bench.accuracy --table`` makes the table and the pictures from
+the rows that there are; ``--list`` names the rows.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numba
+
+from sparsemax_nb import FixedFanIn, cli, train
+
+from . import harness, machine
+
+COMMON = {"batch-size": 128, "embedding": 512, "epochs": 15, "seed": 0}
+SPARSE = {"output": "fixed-fan-in", "intermediate": 16384, "fan-in": 32}
+ROWS = {
+    "dense-512": {"output": "dense"},
+    "bottleneck-64": {"output": "bottleneck", "bottleneck": 64},
+    "fixed-fan-in-32": SPARSE | {"intermediate": 0},
+    "fixed-fan-in-64": SPARSE | {"intermediate": 0, "fan-in": 64},
+    "fixed-fan-in-32-intermediate": SPARSE,
+    "fixed-fan-in-64-intermediate": SPARSE | {"fan-in": 64},
+    "unstructured-32-intermediate": SPARSE | {"output": "unstructured"},
+    "fixed-fan-in-32-intermediate-bce": SPARSE | {"loss": "bce"},
+    "fixed-fan-in-32-intermediate-no-rewiring": SPARSE | {"rewire-fraction": 0},
+}
+REWIRED, NOT_REWIRED = "fixed-fan-in-32-intermediate", "fixed-fan-in-32-intermediate-no-rewiring"
+FOLDER = harness.RESULTS / "accuracy"
+PICTURE = machine.HERE / "rewiring.png"
+
+
+def train_row(name, folder, work, threads):
+    """Train one row, or go on with it; write its JSON. Returns the exit code of the command line."""
+    numba.set_num_threads(threads)
+    work.mkdir(parents=True, exist_ok=True)
+    model, figures = work / f"{name}.safetensors", work / f"{name}.json"
+    options = [f"--{key}={value}" for key, value in (COMMON | ROWS[name]).items()]
+    files = ["--save", str(model), "--resume", "--json", str(figures), "--plot", str(work / f"{name}.png")]
+    code = cli.main(["train", "classifier", "--data", str(folder), *options, *files])
+    if code:
+        return code
+    result = json.loads(figures.read_text())
+    result["command"] = " ".join(["sparsemax-nb train classifier --data", Path(folder).name, *options])
+    fitted = train.Classifier.load(model, device="cpu")
+    result["data"], result["points"] = Path(folder).name, fitted.n_points_
+    if result["rewirings"] and result["params"]["output"] == "fixed-fan-in":
+        layer = fitted.network_.output.layer
+        first = FixedFanIn.random(layer.n_labels, layer.n_inputs, layer.fan_in, fitted.seed)
+        result["connections_changed"] = float((first.indices != layer.indices).mean())
+    result["environment"] = machine.environment(result["device"])
+    result["environment"]["command"] = f"python -m bench.accuracy {name} --data {Path(folder).name}"
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    temporary = FOLDER / f".{name}.part"
+    temporary.write_text(json.dumps(result, indent=1) + "\n")
+    temporary.replace(FOLDER / f"{name}.json")
+    return 0
+
+
+def finished():
+    """{name: result} of the rows that there are, in the order of the table."""
+    paths = {name: FOLDER / f"{name}.json" for name in ROWS}
+    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+
+
+def _per_epoch(result):
+    return result["train_seconds"] / len(result["epochs"])
+
+
+def _cells(name, r):
+    test, plan = r["test"], r["memory_plan_bytes"]
+    scores = [f"{100 * test[key]:.2f}" for key in ("P@1", "P@3", "P@5", "PSP@5")]
+    sizes = [f"{n / 2**20:,.0f}" for n in (r["output_layer_bytes"], r["network_bytes"], plan)]
+    env = r["environment"]
+    return [
+        name, *scores, *sizes, f"{_per_epoch(r):.0f}", f"{len(r['epochs'])} ({r['best_epoch'] + 1})", str(env["threads"]),
+        (env["commit"] or "")[:10],
+    ]  # fmt: skip
+
+
+def summary(rows):
+    """One row of results, with the table, from the rows that have been trained."""
+    header = [
+        "layer", "P@1", "P@3", "P@5", "PSP@5", "output MiB", "network MiB", "training MiB", "s an epoch", "epochs (best)",
+        "threads", "commit",
+    ]  # fmt: skip
+    table = [_cells(name, r) for name, r in rows.items()]
+    if "dense-512" in rows:
+        dense, width = rows["dense-512"], SPARSE["intermediate"]
+        labels, features = dense["n_labels"], dense["n_features"]
+        plan = train.memory.plan(
+            n_features=features, n_labels=labels, embedding=COMMON["embedding"], intermediate=width, output="dense", fan_in=1,
+            device="cpu", batch_size=COMMON["batch-size"],
+        )  # fmt: skip
+        output = next(a.nbytes for a in plan.arrays if a.name == "output.weights")
+        projected = _per_epoch(dense) * width / COMMON["embedding"]
+        table.append(
+            ["dense with intermediate (projected)", *["-"] * 4, f"{output / 2**20:,.0f}", "-", f"{plan.nbytes / 2**20:,.0f}",
+             f"{projected:,.0f}", "-", str(dense["environment"]["threads"]), "-"]
+        )  # fmt: skip
+    missing = [f"`python -m bench.accuracy {name} --data DIR`" for name in ROWS if name not in rows]
+    some = next(iter(rows.values()))
+    notes = [
+        "P@k on the test part, in per cent, of the weights that were best on the dev part; PSP@5 weighs rare labels up.",
+        "MiB: parameters of the output layer, of the whole network, and all that training was predicted to take.",
+        "Seconds an epoch as the run took them, on a machine that did other work beside: compare them with care.",
+        f"Options of every row: {' '.join(f'--{key} {value}' for key, value in COMMON.items())}, others by default.",
+    ]
+    notes += [f"Not trained: {', '.join(missing)}."] if missing else []
+    return {
+        "benchmark": "accuracy", "parameters": {"data": some["data"], "points": some["points"], "device": some["device"]},
+        "table": {"header": header, "rows": table}, "notes": notes, "environment": machine.environment(some["device"]),
+    }  # fmt: skip
+
+
+def picture(rows, path):
+    """Connections replaced, and P@1 on the dev part with and without rewiring, over the epochs."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
+    rewired = rows[REWIRED]
+    per_epoch = rewired["epochs"][0]["steps"]
+    at = [r["step"] / per_epoch for r in rewired["rewirings"]]
+    shares = [100 * r["share"] for r in rewired["rewirings"]]
+    left.bar(at, shares, width=0.25, color="#E69F00", label="in this rewiring")
+    total = [sum(shares[: i + 1]) for i in range(len(shares))]
+    left.plot(at, total, marker="o", color="#0072B2", label="in all rewirings so far")
+    changed = 100 * rewired["connections_changed"]
+    left.axhline(changed, color="#666666", linestyle=":", label=f"other than at the start, at the end: {changed:.0f} %")
+    left.set(xlabel="epoch", ylabel="share of all connections (%)", title="Connections replaced", ylim=(0, None))
+    left.legend(frameon=False, loc="upper left")
+    for name, colour, marker, label in (
+        (REWIRED, "#0072B2", "o", "with rewiring"),
+        (NOT_REWIRED, "#D55E00", "s", "without"),
+    ):
+        epochs = [record["epoch"] + 1 for record in rows[name]["epochs"]]
+        scores = [100 * record["validation"]["P@1"] for record in rows[name]["epochs"]]
+        right.plot(epochs, scores, marker=marker, color=colour, label=label)
+    right.set(xlabel="epoch", ylabel="P@1 on the dev part (%)", title="Accuracy")
+    right.legend(frameon=False, loc="lower right")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m bench.accuracy", description=__doc__.partition("\n")[0])
+    parser.add_argument("row", nargs="?", choices=tuple(ROWS), help="the row to train")
+    parser.add_argument("--data", metavar="DIR", help="folder with train, dev and test part (see sparsemax-nb train --help)")
+    parser.add_argument("--work", type=Path, default=Path("accuracy_output"), metavar="DIR", help="models and checkpoints")
+    parser.add_argument("--threads", type=int, default=numba.config.NUMBA_NUM_THREADS, help="default: all")
+    parser.add_argument("--list", action="store_true", help="name the rows and stop")
+    parser.add_argument("--table", action="store_true", help="make table and picture from the rows that have been trained")
+    args = parser.parse_args(argv)
+    if args.list:
+        print(*ROWS, sep="\n")
+        return 0
+    if args.table:
+        rows = finished()
+        if not rows:
+            parser.error("no row has been trained yet")
+        row = summary(rows)
+        harness.write_rows(harness.RESULTS / "accuracy-cpu.json", [row])
+        if {REWIRED, NOT_REWIRED} <= rows.keys():
+            picture(rows, PICTURE)
+        from .report import table
+
+        print(table(row))
+        return 0
+    if not (args.row and args.data):
+        parser.error("name a row and --data DIR, or --list or --table")
+    return train_row(args.row, args.data, args.work, args.threads)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
