@@ -232,6 +232,7 @@ def _parser():
     option("fan_in", int, "K", "connections per label")
     option("dropout", float, "P", "rate behind the embedding, or of dense features")
     option("learning_rate", float, "LR", "of Adam, at the start")
+    option("embedding_rate", float, "X", "the embedding learns at X times the learning rate")
     option("warm_up", int, "N", "steps over which the learning rate rises from 0")
     option("min_learning_rate", float, "LR", "the learning rate is not halved below it")
     option("patience", int, "N", "epochs without a better P@3 after which the learning rate is halved")

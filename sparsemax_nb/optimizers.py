@@ -9,10 +9,13 @@ from .core.formulas import ADAM_KIND, SGD_KIND, Moments, Rates
 
 
 class _State:
-    """An array's moments and the number of steps it has taken; holds the array, so that its identity stays unique."""
+    """An array's moments, the number of steps it has taken, the factor of its learning rate.
+
+    It holds the array, so that its identity stays unique.
+    """
 
     def __init__(self, array, moments):
-        self.array, self.moments, self.count = array, moments, 0
+        self.array, self.moments, self.count, self.factor = array, moments, 0, 1.0
 
 
 class _Optimizer:
@@ -36,7 +39,11 @@ class _Optimizer:
     def begin_step(self, array):
         """What kernels need for the next step of `array`: (kind, rates, moments)."""
         state = self.state_of(array)
-        return self.kind, self._rates(state.count + 1), state.moments
+        return self.kind, self._rates(self.learning_rate * state.factor, state.count + 1), state.moments
+
+    def scale_rate(self, array, factor):
+        """From now on, `array` learns at `factor` times the learning rate."""
+        self.state_of(array).factor = check.number("factor", factor, 0, math.inf)
 
     def end_step(self, *arrays):
         """Count the step, once the kernel has been launched."""
@@ -103,9 +110,9 @@ class Adam(_Optimizer):
         device = backend.device_of(array)
         return Moments(*(backend.zeros(array.shape, np.float32, device) for _ in range(2)))
 
-    def _rates(self, count):
+    def _rates(self, learning_rate, count):
         correction1, correction2 = 1 - self.beta1**count, math.sqrt(1 - self.beta2**count)
-        rates = self.learning_rate * correction2 / correction1, self.beta1, self.beta2, self.epsilon * correction2
+        rates = learning_rate * correction2 / correction1, self.beta1, self.beta2, self.epsilon * correction2
         return Rates(*map(np.float32, rates))
 
 
@@ -133,5 +140,5 @@ class SGD(_Optimizer):
         device = backend.device_of(array)
         return Moments(*(backend.zeros((0,) * array.ndim, np.float32, device) for _ in range(2)))
 
-    def _rates(self, count):
-        return Rates(np.float32(self.learning_rate), np.float32(0), np.float32(0), np.float32(0))
+    def _rates(self, learning_rate, _):
+        return Rates(np.float32(learning_rate), np.float32(0), np.float32(0), np.float32(0))

@@ -45,6 +45,9 @@ class Classifier:
         Rate behind the embedding, or of dense features, in [0, 1).
     learning_rate : float
         Of Adam, at the start.
+    embedding_rate : float
+        The embedding's table learns at so many times that rate: most words are rare, and lazy updates leave them alone
+        in most steps.
     warm_up : int
         Steps over which the learning rate rises from 0, linearly.
     min_learning_rate : float
@@ -105,7 +108,7 @@ class Classifier:
 
     def __init__(
         self, *, output="fixed-fan-in", embedding=256, intermediate=4096, bottleneck=64, fan_in=32, loss="squared-hinge",
-        dropout=0.1, learning_rate=1e-3, warm_up=0, min_learning_rate=1e-4, patience=1, stop_after=3,
+        dropout=0.1, learning_rate=5e-4, embedding_rate=10.0, warm_up=0, min_learning_rate=1e-4, patience=1, stop_after=3,
         validation_fraction=0.0, rewire_fraction=0.1, rewire_every=1000, rewire_until=0.66, batch_size=128, epochs=10,
         budget_seconds=None, tfidf=True, memory_limit=None, seed=0, device="auto", progress=True,
     ):  # fmt: skip
@@ -156,7 +159,8 @@ class Classifier:
                 check.integer(name, getattr(self, name), 1)
         check.integer("warm_up", self.warm_up, 0)
         check.number("dropout", self.dropout, 0, 0.999)
-        check.number("learning_rate", self.learning_rate, 0, math.inf, open_ends=True)
+        for name in ("learning_rate", "embedding_rate"):
+            check.number(name, getattr(self, name), 0, math.inf, open_ends=True)
         for name in ("validation_fraction", "rewire_fraction", "rewire_until"):
             check.number(name, getattr(self, name), 0, 1)
         check.number("min_learning_rate", self.min_learning_rate, 0, math.inf)
@@ -248,9 +252,11 @@ class Classifier:
         self.n_points_ = len(rows)
         self.network_ = self._new_network()
         _initial_bias(self.network_.output.bias, self.label_counts_, self.n_points_, self.loss)
-        ks = _possible(KS, self.n_labels_)
+        ks, adam = _possible(KS, self.n_labels_), Adam(self.learning_rate)
+        if not self.is_dense_:
+            adam.scale_rate(self.network_.hidden[0].table, self.embedding_rate)
         training = loop.Training(
-            self.network_, Adam(self.learning_rate), self._schedule(), len(rows),
+            self.network_, adam, self._schedule(), len(rows),
             batch=lambda some: (self._batch(X, rows[some]), y[rows[some]]),
             validate=None if validation is None else lambda: self._figures(*validation, ks),
             monitor=f"P@{max(k for k in ks if k <= 3)}",

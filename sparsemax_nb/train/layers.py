@@ -12,7 +12,7 @@ from ..core import backend, check, formulas, rng, sparse
 from ..fixed_fan_in import FixedFanIn, fixed_fan_in_step, fixed_fan_in_top_k, rewire
 
 # Numbers of the layers in the random streams: no two layers draw from the same counters. `FixedFanIn.random` takes 0.
-EMBEDDING, DENSE, OUTPUT = 1, 2, 3
+EMBEDDING, DENSE = 1, 2
 NO_DROPOUT = rng.make_dropout(0.0, 0, 0, 0)
 
 
@@ -175,12 +175,16 @@ def top_k_of_scores(scores, k):
 
 
 class DenseOutput:
-    """Dense output layer ``scores = x weights.T + bias``; weights (L, H). Stores scores and gradient, (B, L)."""
+    """Dense output layer ``scores = x weights.T + bias``; weights (L, H). Stores scores and gradient, (B, L).
+
+    The weights of every output layer start at zero (our choice): random scores of 10^4 labels are noise that takes epochs
+    to unlearn, above all for rare labels.
+    """
 
     name = "output"
 
-    def __init__(self, n_inputs, n_labels, seed, device):
-        self.weights = uniform((n_labels, n_inputs), 1 / math.sqrt(n_inputs), seed, OUTPUT, device)
+    def __init__(self, n_inputs, n_labels, device):
+        self.weights = backend.zeros((n_labels, n_inputs), np.float32, device)
         self.bias = backend.zeros(n_labels, np.float32, device)
         self._device = device
 
@@ -210,12 +214,13 @@ class DenseOutput:
 
 
 class FixedFanInOutput:
-    """Sparse output layer: `FixedFanIn` and its fused step; no (B, L) array exists."""
+    """Sparse output layer: `FixedFanIn` and its fused step; no (B, L) array exists. The values start at zero."""
 
     name = "output"
 
     def __init__(self, n_inputs, n_labels, fan_in, seed, device):
         self.layer = FixedFanIn.random(n_labels, n_inputs, fan_in, seed, device=device)
+        self.layer.values[...] = 0
         self.values, self.bias = self.layer.values, self.layer.bias
 
     @property

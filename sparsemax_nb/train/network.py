@@ -9,7 +9,7 @@ from ..core import backend, check, rng, sparse
 from .layers import Dense, DenseOutput, Embedding, FixedFanInOutput, Inputs
 from .unstructured import UnstructuredOutput
 
-#: Output layers by name: what they are built from, beside inputs, labels, seed and device.
+#: Output layers by name; the sparse ones are made from a fan-in and a seed, too.
 OUTPUTS = {
     "dense": DenseOutput,
     "bottleneck": DenseOutput,
@@ -51,8 +51,8 @@ class Network:
         if intermediate is not None:
             self.hidden.append(Dense(width, intermediate, seed, device, first=self.is_dense))
             width = intermediate
-        sizes = (width, n_labels, fan_in) if output in SPARSE_OUTPUTS else (width, n_labels)
-        self.output = OUTPUTS[output](*sizes, seed, device)
+        more = (fan_in, seed) if output in SPARSE_OUTPUTS else ()
+        self.output = OUTPUTS[output](width, n_labels, *more, device)
 
     @property
     def parameters(self):

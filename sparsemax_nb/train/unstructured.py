@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse
 
 from ..core import backend, check, rng, sparse
-from .layers import OUTPUT, multilabel_loss, top_k_of_scores, uniform
+from .layers import multilabel_loss, top_k_of_scores
 
 
 class UnstructuredOutput:
@@ -29,7 +29,7 @@ class UnstructuredOutput:
         self._indptr = backend.zeros(n_labels + 1, np.int32, device)
         self._indices, self._rows = (backend.empty(n, np.int32, device) for _ in range(2))
         self._place(np.sort(self._draw(np.empty(0, np.int64), n, seed, rng.CONNECTIONS, 0)))
-        self.values = uniform((n,), 1 / math.sqrt(fan_in), seed, OUTPUT, device)
+        self.values = backend.zeros(n, np.float32, device)
         self.bias = backend.zeros(n_labels, np.float32, device)
 
     @property

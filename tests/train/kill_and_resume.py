@@ -4,6 +4,7 @@
 """
 
 import argparse
+import os
 import random
 import signal
 import subprocess
@@ -46,7 +47,8 @@ def run(path, checkpoint):
 
 def _start(path, checkpoint):
     command = [sys.executable, "-m", __name__ if __name__ != "__main__" else __spec__.name, "--run", path, checkpoint]
-    return subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    environment = os.environ | {"NUMBA_NUM_THREADS": "1"}  # bits do not depend on it; and the test not on a busy machine
+    return subprocess.Popen(list(map(str, command)), cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
 
 
 def kill_and_resume(kills, folder, seed=0, most_seconds=0.3):
@@ -55,13 +57,14 @@ def kill_and_resume(kills, folder, seed=0, most_seconds=0.3):
     run(whole, None)
     random_seconds, hits = random.Random(seed), 0
     for _ in range(kills):
-        process = _start(killed, checkpoint)
-        process.stdout.readline()  # it has imported everything and begins
-        time.sleep(random_seconds.uniform(0, most_seconds))
-        process.send_signal(signal.SIGKILL)
-        hits += process.wait() == -signal.SIGKILL
-    last = _start(killed, checkpoint)
-    assert last.wait() == 0
+        with _start(killed, checkpoint) as process:
+            process.stdout.readline()  # it has imported everything and begins
+            time.sleep(random_seconds.uniform(0, most_seconds))
+            process.send_signal(signal.SIGKILL)
+        hits += process.returncode == -signal.SIGKILL
+    with _start(killed, checkpoint) as last:
+        last.communicate()
+    assert last.returncode == 0
     return *(train.Classifier.load(path, device="cpu").network_.parameters for path in (whole, killed)), hits
 
 

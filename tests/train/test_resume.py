@@ -15,7 +15,7 @@ from sparsemax_nb import data, train
 from sparsemax_nb.core import backend as placement
 from sparsemax_nb.train import checkpoint
 
-from .kill_and_resume import kill_and_resume
+from tests.train.kill_and_resume import kill_and_resume
 
 SMALL = {
     "embedding": 16, "intermediate": 32, "fan_in": 4, "batch_size": 32, "epochs": 6, "dropout": 0.2, "rewire_every": 7,
@@ -189,25 +189,25 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_the_command_goes_on(tmp_path):
         data.write_xc(tmp_path / f"{part}.txt", points.features[rows], points.labels[rows])
     model, whole = tmp_path / "model.safetensors", tmp_path / "whole.safetensors"
     epochs = "--epochs", "60", "--stop-after", "60"
-    process = subprocess.Popen(
-        _command(tmp_path, model, *epochs), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    while "epoch   1" not in (line := process.stdout.readline()):  # the kernels are compiled, it runs
-        assert line, process.stderr.read()
-    time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate()
+    command, pipe = _command(tmp_path, model, *epochs), subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as process:
+        while "epoch   1" not in (line := process.stdout.readline()):  # the kernels are compiled, it runs
+            assert line, process.stderr.read()
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        errors = process.stderr.read()
     assert process.returncode == 130, errors
     assert "interrupted: a checkpoint was written; continue with --resume" in errors
     assert (tmp_path / "model.checkpoint.safetensors").exists() and not model.exists()
-    figures = tmp_path / "figures.json"
-    plot = tmp_path / "curves.png"
-    for more in (("--resume", "--json", str(figures), "--plot", str(plot)),):
-        run = subprocess.run(_command(tmp_path, model, *epochs, *more), cwd=ROOT, capture_output=True, text=True)
-        assert run.returncode == 0, run.stderr
-        assert "resuming from" in run.stdout
+    figures, plot = tmp_path / "figures.json", tmp_path / "curves.png"
+    again = [*command, "--resume", "--json", str(figures), "--plot", str(plot)]
+    run = subprocess.run(again, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "resuming from" in run.stdout
     subprocess.run(_command(tmp_path, whole, *epochs), cwd=ROOT, check=True, capture_output=True)
-    assert model.read_bytes() == whole.read_bytes()
+    (arrays, description), wanted = (checkpoint.load(path, "classifier") for path in (model, whole))
+    assert description == wanted[1]
+    assert {n: a.tobytes() for n, a in arrays.items()} == {n: a.tobytes() for n, a in wanted[0].items()}
     assert not list(tmp_path.glob("*.checkpoint.*"))
     result = json.loads(figures.read_text())
     assert len(result["epochs"]) == 60 and result["best_epoch"] is not None and result["rewirings"]
