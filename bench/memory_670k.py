@@ -60,7 +60,7 @@ def row_of(args, batch, found):
     """The row of results of one batch size."""
     plan, measured = found["plan"], found["measured"]
     mib = [(phase, f"{n / 2**20:,.1f}") for phase, n in plan.phases.items()]
-    arrays = [[a.phase, a.name, f"{a.nbytes / 2**20:,.1f}"] for a in plan.arrays if a.nbytes >= 1 << 18]
+    arrays = [[a.phase, a.name, f"{a.nbytes / 2**20:,.2f}"] for a in plan.arrays]
     total = [["always + largest phase", "predicted peak", f"{plan.nbytes / 2**20:,.1f}"]]
     if measured is not None:
         total += [["", "**measured peak**", f"**{measured / 2**20:,.1f}**"]]

@@ -112,7 +112,10 @@ def step_row(args, x, dense_x, labels, loss, margin):
     parameters = args.parameters | {"loss": loss, "inside_margin": margin}
     parameters |= {f"active_{what}_percent": round(100 * value, 1) for what, value in share.items()}
     limits = harness.floor(args, step_work(args, share["blocks"]))
-    return harness.make_row("step", parameters, contestants, timings, floor=limits, memory=memory, device=args.device)
+    targets = {"PyTorch dense": (6, 8)} if margin == "1 %" and not args.smoke else None
+    return harness.make_row(
+        "step", parameters, contestants, timings, floor=limits, targets=targets, memory=memory, device=args.device
+    )
 
 
 def step_work(args, active_blocks):

@@ -34,7 +34,7 @@ def plot(history, path):
     for layer, colour, marker in zip(layers, (BLUE, ORANGE), "os"):
         norms = [record["gradient_norms"].get(layer) for record in history.epochs]
         gradients.plot(epochs, norms, color=colour, marker=marker, label=f"by the output of {layer}")
-    gradients.set(ylabel="norm (log scale)", yscale="log", title="Gradient of the loss", xlabel="epoch")
+    gradients.set(ylabel="norm", ylim=(0, None), title="Gradient of the loss", xlabel="epoch")
     if layers:
         gradients.legend(frameon=False)
     rates = [record["learning_rate"] for record in history.epochs]

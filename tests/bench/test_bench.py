@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from bench import forward, gpu, harness, machine, report, step
+from bench import accuracy, forward, gpu, harness, machine, memory_670k, report, step
 from bench.peers import Peer, Unavailable
 
 
@@ -38,6 +38,41 @@ def test_forward_and_step_with_torch():
     rows = forward.main(["--smoke", "--device", "cpu"]) + step.main(["--smoke", "--device", "cpu", "--threads", "1"])
     for row in rows:
         assert not any("unavailable" in c for c in row["contestants"].values())
+
+
+def test_memory(tmp_path, capsys):
+    (row,) = memory_670k.main(["--smoke", "--device", "cpu", "--threads", "1", "--json", str(tmp_path / "m.json")])
+    figures = row["figures"]
+    assert 0 < figures["predicted"] < 64 << 20 and figures["measured"] > 0 and figures["samples_per_second"] > 0
+    names = [cells[1] for cells in row["table"]["rows"]]
+    assert {"output.values", "predicted peak", "**measured peak**"} <= set(names)
+    assert "an epoch of 490,449 points would take" in capsys.readouterr().out
+
+
+def test_accuracy_rows_table_and_picture(tmp_path, monkeypatch, capsys):
+    from sparsemax_nb import data
+
+    points = data.bag_of_words(n_rows=200, n_features=30, words_per_row=4, n_labels=100, labels_per_row=2, seed=1)
+    for part, rows in ("train_bow", slice(0, 140)), ("dev_bow", slice(140, 170)), ("test_bow", slice(170, 200)):
+        data.write_xc(tmp_path / f"{part}.txt", points.features[rows], points.labels[rows])
+    monkeypatch.setattr(accuracy, "FOLDER", tmp_path / "rows")
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(accuracy, "PICTURE", tmp_path / "rewiring.png")
+    small = {"batch-size": 32, "embedding": 16, "epochs": 2, "seed": 0, "rewire-every": 3, "device": "cpu"}
+    monkeypatch.setattr(accuracy, "COMMON", small)
+    for name in ("dense-512", accuracy.REWIRED, accuracy.NOT_REWIRED):
+        monkeypatch.setitem(accuracy.ROWS, name, accuracy.ROWS[name] | {"intermediate": 64, "fan-in": 8})
+        assert accuracy.main([name, "--data", str(tmp_path), "--work", str(tmp_path / "work"), "--threads", "1"]) == 0
+    results = accuracy.finished()
+    assert list(results) == ["dense-512", accuracy.REWIRED, accuracy.NOT_REWIRED]
+    rewired = results[accuracy.REWIRED]
+    assert 0 < rewired["connections_changed"] < 1 and str(tmp_path) not in json.dumps(rewired["command"])
+    assert accuracy.main(["--table"]) == 0
+    shown = capsys.readouterr().out
+    assert "| fixed-fan-in-32-intermediate |" in shown and "dense with intermediate (projected)" in shown
+    assert "Not trained: `python -m bench.accuracy bottleneck-64" in shown
+    assert (tmp_path / "rewiring.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "accuracy-cpu.json").read_text())[0]["benchmark"] == "accuracy"
 
 
 def test_a_wrong_result_is_not_timed():
