@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import scipy.sparse
 
 from sparsemax_nb import cli, data
 
@@ -80,6 +81,9 @@ def test_demo_at_small_size(capsys, tmp_path):
         (["predict", "nothing.safetensors", "x.txt"], "no model file nothing.safetensors"),
         ([*TRAIN, "--data", "nowhere"], "nowhere"),
         ([*TRAIN, "--fan-in", "17"], "fan_in must be between 1 and 16"),
+        ([*TRAIN, "--resume"], "--resume needs --save FILE"),
+        ([*TRAIN, "--rewire-fraction", "1.5"], "rewire_fraction must lie in [0, 1], got 1.5"),
+        ([*TRAIN, "--plot", "nowhere/curves.png"], "nowhere/curves.png can not be written"),
         ([*TRAIN, "--save", "nowhere/model.safetensors"], "nowhere/model.safetensors can not be written"),
         ([*TRAIN, "--device", "cuda"], "device='cuda' can not be used"),
     ],
@@ -90,6 +94,52 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, capsys, monke
     assert cli.main(arguments) == 2
     error = capsys.readouterr().err
     assert message in error and error.startswith("sparsemax-nb: ") and len(error.splitlines()) == 1
+
+
+def test_evaluate_and_predict_from_arrays(folder, tmp_path, capsys):
+    model, figures = str(tmp_path / "model.safetensors"), tmp_path / "figures.json"
+    assert cli.main([*TRAIN, "--data", str(folder), "--epochs", "1", "--save", model, "--validation", "0.2"]) == 0
+    trained = capsys.readouterr().out
+    assert "epoch   1" in trained and "kept the weights of epoch 1" in trained
+    assert cli.main(["evaluate", model, "--data", str(folder), "--device", "cpu", "--json", str(figures)]) == 0
+    shown, result = capsys.readouterr().out, json.loads(figures.read_text())
+    assert result["part"] == "test" and f"PSP@5 {100 * result['PSP@5']:.2f}" in shown and "R@3" in shown
+    assert cli.main(["evaluate", model, "--data", str(folder), "--part", "dev"]) == 2
+    assert "has no dev part" in capsys.readouterr().err
+    points = data.load(folder).test.features
+    scipy.sparse.save_npz(tmp_path / "points.npz", points)
+    answers = []
+    for file in (folder / "test_bow.txt", tmp_path / "points.npz"):
+        assert cli.main(["predict", model, str(file), "-k", "2", "--device", "cpu"]) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1] and len(answers[0].splitlines()) == 20
+
+
+def test_dense_features_from_files(tmp_path, capsys):
+    points = data.bag_of_words(n_rows=80, n_features=30, words_per_row=4, n_labels=12, labels_per_row=2, seed=1)
+    for part, rows in ("train", slice(0, 60)), ("test", slice(60, 80)):
+        np.save(tmp_path / f"{part}.npy", points.features[rows].toarray())
+        scipy.sparse.save_npz(tmp_path / f"{part}_labels.npz", points.labels[rows])
+    model = str(tmp_path / "model.safetensors")
+    save = ["--data", str(tmp_path), "--epochs", "2", "--save", model, "--memory-limit", "64MiB"]
+    assert cli.main([*TRAIN, *save]) == 0
+    assert cli.main(["predict", model, str(tmp_path / "test.npy"), "-k", "1", "--rows", "3", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("2\t")
+    assert cli.main([*TRAIN, "--data", str(tmp_path), "--memory-limit", "4k"]) == 2
+    error = capsys.readouterr().err
+    assert "training needs 0.0 MiB, memory_limit allows 0.0 MiB" in error and "output.values" in error
+
+
+@pytest.mark.parametrize("size, wanted", [("1GiB", 2**30), ("1.5 MiB", 3 * 2**19), ("64k", 65536), ("100", 100)])
+def test_sizes(size, wanted):
+    assert cli._size(size) == wanted
+
+
+@pytest.mark.parametrize("bad", [["--memory-limit", "much"], ["--validation", "2"], ["--validation", "some"]])
+def test_options_that_can_not_be_read(bad, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main([*TRAIN, *bad])
+    assert exit_.value.code == 2 and bad[0] in capsys.readouterr().err
 
 
 def test_ctrl_c(monkeypatch, capsys):

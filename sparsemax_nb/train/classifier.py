@@ -3,6 +3,7 @@
 import inspect
 import math
 import os
+import sys
 import time
 
 import numpy as np
@@ -70,7 +71,8 @@ class Classifier:
     tfidf : bool
         False takes sparse features as they are, as dense ones always are.
     memory_limit : int or None
-        Bytes that training may take; `fit` refuses, before it allocates, what does not fit.
+        Bytes that training may take. Before `fit` allocates, it says what each array will take (with `progress`, on
+        standard error) and refuses what does not fit.
     seed : int
     device : 'auto', 'cpu' or 'cuda'
         'auto' takes a CUDA device where there is one.
@@ -247,6 +249,8 @@ class Classifier:
         )  # fmt: skip
         if self.memory_limit is not None:
             memory.require(self.memory_plan_, self.memory_limit)
+            if self.progress:
+                print(self.memory_plan_, file=sys.stderr)
         self.tfidf_ = None if self.is_dense_ or not self.tfidf else Tfidf().fit(X[rows] if len(rows) < X.shape[0] else X)
         self.label_counts_ = np.bincount(y[rows].indices, minlength=self.n_labels_)
         self.n_points_ = len(rows)

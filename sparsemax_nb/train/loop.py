@@ -14,7 +14,8 @@ from tqdm import tqdm
 from ..core import backend
 from ..data.batches import batches, shuffled
 
-#: Steps between two looks at the norms of the gradients.
+#: Steps between two looks at the norms of the gradients; the first is at step 1, for at step 0 they are zero below an
+#: output layer that starts at zero.
 NORMS_EVERY = 50
 
 
@@ -140,6 +141,7 @@ class Training:
         self._batch, self._validate, self._monitor = batch, validate, monitor
         self.history, self._at = History(), _Position(learning_rate=schedule.learning_rate)
         self._best = {}  # the best epoch's parameters, NumPy
+        self._order = None  # this epoch's order of the rows
         self._steps_per_epoch = -(-n_rows // schedule.batch_size)
 
     # ------------------------------------------------------------ checkpoints
@@ -240,7 +242,7 @@ class Training:
 
     def _rows(self):
         """The rows of the next batch."""
-        if self._at.row == 0 or not hasattr(self, "_order"):
+        if self._at.row == 0 or self._order is None:
             self._order = shuffled(self.n_rows, self.schedule.seed, self._at.epoch)
         return self._order[self._at.row : self._at.row + self.schedule.batch_size]
 
@@ -248,7 +250,7 @@ class Training:
         """One step, and the rewiring where it is due."""
         rows, network, schedule, number = self._rows(), self.network, self.schedule, self.history.steps
         self.optimizer.learning_rate = self._at.learning_rate * min(1.0, (number + 1) / max(schedule.warm_up, 1))
-        norms = {} if number % NORMS_EVERY == 0 else None
+        norms = {} if number % NORMS_EVERY == 1 else None
         try:
             value = network.step(*self._batch(rows), schedule.loss, self.optimizer, norms)
         except (FloatingPointError, ValueError) as error:

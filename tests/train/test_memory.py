@@ -33,7 +33,7 @@ def corpus():
     return data.bag_of_words(n_rows=60, n_features=30, words_per_row=4, n_labels=50, labels_per_row=2, seed=1)
 
 
-def test_limit_is_kept_before_anything_is_allocated(monkeypatch):
+def test_limit_is_kept_before_anything_is_allocated(monkeypatch, capsys):
     d, made = corpus(), []
     monkeypatch.setattr(train.Classifier, "_new_network", lambda self: made.append(1))
     model = train.Classifier(embedding=8, intermediate=4096, fan_in=4, memory_limit=1 << 20, device="cpu", progress=False)
@@ -46,7 +46,8 @@ def test_limit_is_kept_before_anything_is_allocated(monkeypatch):
         assert name in message
     needed = float(message.split(" MiB")[0].rsplit(" ", 1)[1].replace(",", ""))
     monkeypatch.undo()
-    model.set_params(memory_limit=int((needed + 0.1) * 2**20), epochs=1).fit(d.features, d.labels)
+    model.set_params(memory_limit=int((needed + 0.1) * 2**20), epochs=1, progress=True).fit(d.features, d.labels)
+    assert "intermediate.weights: Adam's two moments" in capsys.readouterr().err
 
 
 def test_peak_is_near_the_prediction(tmp_path):
