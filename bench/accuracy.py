@@ -16,7 +16,7 @@ from sparsemax_nb import FixedFanIn, cli, train
 
 from . import harness, machine
 
-COMMON = {"batch-size": 128, "embedding": 512, "epochs": 15, "seed": 0}
+COMMON = {"batch-size": 128, "embedding": 512, "dropout": 0.4, "epochs": 15, "seed": 0}
 SPARSE = {"output": "fixed-fan-in", "intermediate": 16384, "fan-in": 32}
 ROWS = {
     "dense-512": {"output": "dense"},
