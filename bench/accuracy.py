@@ -155,11 +155,17 @@ def picture(rows, path):
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m bench.accuracy", description=__doc__.partition("\n")[0])
     parser.add_argument("row", nargs="?", choices=tuple(ROWS), help="the row to train")
-    parser.add_argument("--data", metavar="DIR", help="folder with train, dev and test part (see sparsemax-nb train --help)")
-    parser.add_argument("--work", type=Path, default=Path("accuracy_output"), metavar="DIR", help="models and checkpoints")
+    parser.add_argument(
+        "--data", metavar="DIR", help="folder with train, dev and test part (see sparsemax-nb train --help)"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("accuracy_output"), metavar="DIR", help="models and checkpoints"
+    )
     parser.add_argument("--threads", type=int, default=numba.config.NUMBA_NUM_THREADS, help="default: all")
     parser.add_argument("--list", action="store_true", help="name the rows and stop")
-    parser.add_argument("--table", action="store_true", help="make table and picture from the rows that have been trained")
+    parser.add_argument(
+        "--table", action="store_true", help="make table and picture from the rows that have been trained"
+    )
     args = parser.parse_args(argv)
     if args.list:
         print(*ROWS, sep="\n")

@@ -50,7 +50,9 @@ def measure(queue, args, batch):
     history = model.history_
     queue.put(
         {
-            "plan": model.memory_plan_, "measured": measured, "output_layer": model.network_.output_nbytes,
+            "plan": model.memory_plan_,
+            "measured": measured,
+            "output_layer": model.network_.output_nbytes,
             "samples_per_second": (history.steps - 1) * batch / history.seconds,
         }  # fmt: skip
     )

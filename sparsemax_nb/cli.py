@@ -105,7 +105,9 @@ def _train_classifier(options):
     )
     start, path = time.perf_counter(), checkpoint_of(options.save) if options.save else None
     if options.resume:
-        print(f"resuming from {path}" if os.path.exists(path) else f"no checkpoint {path} yet: starting anew", flush=True)
+        print(
+            f"resuming from {path}" if os.path.exists(path) else f"no checkpoint {path} yet: starting anew", flush=True
+        )
     model.fit(
         corpus.train.features, corpus.train.labels, validation=validation, checkpoint_path=path,
         checkpoint_seconds=options.checkpoint_seconds, resume=options.resume,
@@ -150,7 +152,9 @@ def _evaluate(options):
     points = getattr(data.load(options.data), options.part)
     if points is None:
         raise ValueError(f"{options.data} has no {options.part} part")
-    print(f"sparsemax-nb: {points.features.shape[0]:,} points, evaluating {demo.where(options.device)}", file=sys.stderr)
+    print(
+        f"sparsemax-nb: {points.features.shape[0]:,} points, evaluating {demo.where(options.device)}", file=sys.stderr
+    )
     figures = model.evaluate(points.features, points.labels)
     _print_figures(options.part, figures)
     print(f"{options.part}  {1e3 * figures['seconds'] / max(points.features.shape[0], 1):.3f} ms a point")
@@ -249,15 +253,21 @@ def _parser():
     option("budget_seconds", float, "S", "stop training after S seconds")
     option("memory_limit", _size, "SIZE", "refuse, before allocating, what needs more memory; e.g. 1GiB")
     option("seed", int, "N", "of weights, order, dropout and rewiring")
-    sub.add_argument("--save", metavar="FILE", help="write the model (safetensors); while training, a checkpoint beside it")
-    sub.add_argument("--resume", action="store_true", help="continue from the checkpoint beside --save, if there is one")
+    sub.add_argument(
+        "--save", metavar="FILE", help="write the model (safetensors); while training, a checkpoint beside it"
+    )
+    sub.add_argument(
+        "--resume", action="store_true", help="continue from the checkpoint beside --save, if there is one"
+    )
     sub.add_argument(
         "--checkpoint-seconds", type=float, default=300, metavar="S", help="between two checkpoints inside an epoch"
     )
     sub.add_argument("--plot", metavar="FILE", help="draw the curves of the run")
     sub.add_argument("--quiet", action="store_true", help="no progress bar")
 
-    sub = command(commands, "evaluate", _evaluate, "Measure a saved model: P@k, nDCG@k, recall and propensity-scored P@k.")
+    sub = command(
+        commands, "evaluate", _evaluate, "Measure a saved model: P@k, nDCG@k, recall and propensity-scored P@k."
+    )
     device(sub)
     sub.add_argument("model", help="file written by train --save")
     sub.add_argument("--data", default="tate", metavar="DIR-or-NAME", help="as for train")
@@ -266,7 +276,9 @@ def _parser():
     sub = command(commands, "predict", _predict, "Predict the labels of points, in words where the model knows them.")
     device(sub)
     sub.add_argument("model", help="file written by train --save")
-    sub.add_argument("file", help="points: text in the Extreme Classification Repository's format, or features as .npy, .npz")
+    sub.add_argument(
+        "file", help="points: text in the Extreme Classification Repository's format, or features as .npy, .npz"
+    )
     sub.add_argument("-k", type=int, default=5, help="labels per point")
     sub.add_argument("--rows", type=int, default=None, metavar="N", help="only the first N points")
 

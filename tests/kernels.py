@@ -480,12 +480,8 @@ def _operations():
         ((33, 19, 331, 5, 4), (65, 9, 40, 2, 40)),
     )  # fmt: skip
     for shift in (20, 10, 0):
-        yield operation(
-            f"rewiring.magnitude_histogram {shift}", make_histogram, (1, 200), (33, 20_000), shift=shift
-        )
-    yield operation(
-        "rewiring.count_smallest", make_count, ((1, 1), (7, 3), (33, 5)), ((65, 33), (70, 31), (300, 2))
-    )
+        yield operation(f"rewiring.magnitude_histogram {shift}", make_histogram, (1, 200), (33, 20_000), shift=shift)
+    yield operation("rewiring.count_smallest", make_count, ((1, 1), (7, 3), (33, 5)), ((65, 33), (70, 31), (300, 2)))
     for optimizer, kind in kinds.items():
         yield operation(
             f"rewiring.redraw {optimizer}", make_redraw, # (L, H, K, share): one of everything; most of what there is

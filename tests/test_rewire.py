@@ -72,9 +72,7 @@ def test_equals_reference(backend, shape, kind, step):
     slots = rewire(it.layer, fraction, 2**64 - 1, it.adam, step=step)
     assert placement.device_of(slots) == backend.device
     n = int(np.floor(fraction * n_labels * fan_in + 0.5))
-    wanted = reference.rewire(
-        2**64 - 1, step, n_inputs, n, Layer(*it.before[:3]), formulas.Moments(*it.before[3:])
-    )
+    wanted = reference.rewire(2**64 - 1, step, n_inputs, n, Layer(*it.before[:3]), formulas.Moments(*it.before[3:]))
     indices, values, _, m, v = it.state()
     for got, want in zip((indices, values, m, v, backend.numpy(slots)), wanted, strict=True):
         assert (got.dtype, got.tobytes()) == (want.dtype, want.tobytes())

@@ -3,7 +3,6 @@
 import hashlib
 
 import numpy as np
-import scipy.sparse
 
 from .readers import check_csr
 
@@ -37,6 +36,7 @@ def fingerprint(features, labels):
 
     Examples
     --------
+    >>> import scipy.sparse
     >>> labels = scipy.sparse.csr_matrix([[0, 1], [1, 1]], dtype=np.float32)
     >>> fingerprint(np.eye(2, dtype=np.float32), labels)
     'f93f515d11ec1cc6d6fbaffba425e959'

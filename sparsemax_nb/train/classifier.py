@@ -207,7 +207,9 @@ class Classifier:
             return np.ascontiguousarray(part, np.float32)
         return part.astype(np.float32, copy=False) if self.tfidf_ is None else self.tfidf_.transform(part)
 
-    def fit(self, X, y, *, validation=None, checkpoint_path=None, checkpoint_seconds=300.0, resume=False, after_epoch=None):  # noqa: N803
+    def fit(
+        self, X, y, *, validation=None, checkpoint_path=None, checkpoint_seconds=300.0, resume=False, after_epoch=None
+    ):  # noqa: N803
         """Train on features X and labels y. Returns self.
 
         Parameters
@@ -251,7 +253,9 @@ class Classifier:
             memory.require(self.memory_plan_, self.memory_limit)
             if self.progress:
                 print(self.memory_plan_, file=sys.stderr)
-        self.tfidf_ = None if self.is_dense_ or not self.tfidf else Tfidf().fit(X[rows] if len(rows) < X.shape[0] else X)
+        self.tfidf_ = (
+            None if self.is_dense_ or not self.tfidf else Tfidf().fit(X[rows] if len(rows) < X.shape[0] else X)
+        )
         self.label_counts_ = np.bincount(y[rows].indices, minlength=self.n_labels_)
         self.n_points_ = len(rows)
         self.network_ = self._new_network()

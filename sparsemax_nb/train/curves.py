@@ -31,7 +31,7 @@ def plot(history, path):
         quality.text(0.5, 0.5, "no validation set", transform=quality.transAxes, ha="center")
     quality.set(ylabel="per cent", title="Validation")
     layers = history.epochs[0]["gradient_norms"] if history.epochs else ()
-    for layer, colour, marker in zip(layers, (BLUE, ORANGE), "os"):
+    for layer, colour, marker in zip(layers, (BLUE, ORANGE), "os", strict=False):
         norms = [record["gradient_norms"].get(layer) for record in history.epochs]
         gradients.plot(epochs, norms, color=colour, marker=marker, label=f"by the output of {layer}")
     gradients.set(ylabel="norm", ylim=(0, None), title="Gradient of the loss", xlabel="epoch")

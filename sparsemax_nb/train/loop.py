@@ -265,7 +265,11 @@ class Training:
         self._at.row += len(rows)
         self.history.steps += 1
         last = schedule.rewire_until * schedule.epochs * self._steps_per_epoch
-        if schedule.rewire_fraction > 0 and self.history.steps % schedule.rewire_every == 0 and self.history.steps <= last:
+        if (
+            schedule.rewire_fraction > 0
+            and self.history.steps % schedule.rewire_every == 0
+            and self.history.steps <= last
+        ):
             share = network.rewire(schedule.rewire_fraction, self.optimizer)
             self.history.rewirings.append({"step": self.history.steps, "share": share})
 

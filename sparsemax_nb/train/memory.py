@@ -29,7 +29,9 @@ class Plan(NamedTuple):
     @property
     def phases(self):
         """{phase: bytes}."""
-        return {p: sum(a.nbytes for a in self.arrays if a.phase == p) for p in dict.fromkeys(a.phase for a in self.arrays)}
+        return {
+            p: sum(a.nbytes for a in self.arrays if a.phase == p) for p in dict.fromkeys(a.phase for a in self.arrays)
+        }
 
     @property
     def nbytes(self):

@@ -38,7 +38,11 @@ def run(path, checkpoint):
     training, validation = points()
     print("starts", flush=True)
     fitted = model().fit(
-        *training, validation=validation, checkpoint_path=checkpoint, checkpoint_seconds=0, resume=checkpoint is not None
+        *training,
+        validation=validation,
+        checkpoint_path=checkpoint,
+        checkpoint_seconds=0,
+        resume=checkpoint is not None,
     )
     assert fitted.history_.stopped == "epochs"
     assert fitted.history_.rewirings
@@ -47,7 +51,9 @@ def run(path, checkpoint):
 
 def _start(path, checkpoint):
     command = [sys.executable, "-m", __name__ if __name__ != "__main__" else __spec__.name, "--run", path, checkpoint]
-    environment = os.environ | {"NUMBA_NUM_THREADS": "1"}  # bits do not depend on it; and the test not on a busy machine
+    environment = os.environ | {
+        "NUMBA_NUM_THREADS": "1"
+    }  # bits do not depend on it; and the test not on a busy machine
     return subprocess.Popen(list(map(str, command)), cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
 
 

@@ -135,7 +135,11 @@ def test_rows_without_features_or_labels(corpus):
 @pytest.mark.parametrize(
     "params, error, message",
     [
-        ({"output": "wide"}, ValueError, "output must be one of 'dense', 'bottleneck', 'unstructured', 'fixed-fan-in', got 'wide'"),
+        (
+            {"output": "wide"},
+            ValueError,
+            "output must be one of 'dense', 'bottleneck', 'unstructured', 'fixed-fan-in', got 'wide'",
+        ),
         ({"loss": "mse"}, ValueError, "loss must be one of"),
         ({"fan_in": 33}, ValueError, r"fan_in must be between 1 and 32 \(the width of the layer below is 32\), got 33"),
         ({"fan_in": 17, "intermediate": None}, ValueError, "the width of the layer below is 16"),
@@ -187,7 +191,11 @@ def outside(matrix):
         (lambda x, y: (x.toarray()[0], y), ValueError, r"X must be a matrix, got shape \(60,\)"),
         (lambda x, y: (x.toarray() * 1j, y), ValueError, "Complex data not supported: X is complex"),
         (lambda x, y: (poisoned_dense(x), y), ValueError, "X must be finite, got NaN or infinity in row 7"),
-        (lambda x, y: (x, y.toarray()[:, 0]), ValueError, r"y must be a SciPy sparse matrix, or a 0/1 matrix .* \(300,\)"),
+        (
+            lambda x, y: (x, y.toarray()[:, 0]),
+            ValueError,
+            r"y must be a SciPy sparse matrix, or a 0/1 matrix .* \(300,\)",
+        ),
         (lambda x, y: (x, None), ValueError, "requires y to be passed"),
         (lambda x, y: (x, y[:5]), ValueError, "X and y must have as many rows"),
         (lambda x, y: (x[:0], y[:0]), ValueError, "at least one row"),

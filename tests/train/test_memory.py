@@ -36,13 +36,21 @@ def corpus():
 def test_limit_is_kept_before_anything_is_allocated(monkeypatch, capsys):
     d, made = corpus(), []
     monkeypatch.setattr(train.Classifier, "_new_network", lambda self: made.append(1))
-    model = train.Classifier(embedding=8, intermediate=4096, fan_in=4, memory_limit=1 << 20, device="cpu", progress=False)
+    model = train.Classifier(
+        embedding=8, intermediate=4096, fan_in=4, memory_limit=1 << 20, device="cpu", progress=False
+    )
     with pytest.raises(train.MemoryLimitError) as raised:
         model.fit(d.features, d.labels)
     assert not made
     message = str(raised.value)
     assert "memory_limit allows 1.0 MiB; use a smaller intermediate layer" in message
-    for name in ("intermediate.weights: Adam's two moments", "output.values", "step: blocks", "slots that change", "top-k: blocks"):
+    for name in (
+        "intermediate.weights: Adam's two moments",
+        "output.values",
+        "step: blocks",
+        "slots that change",
+        "top-k: blocks",
+    ):
         assert name in message
     needed = float(message.split(" MiB")[0].rsplit(" ", 1)[1].replace(",", ""))
     monkeypatch.undo()

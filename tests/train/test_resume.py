@@ -41,7 +41,13 @@ def fit(corpus, path=None, stop_after_epoch=None, resume=False, validated=True, 
     x, y = corpus.features, corpus.labels
     validation = (x[240:], y[240:]) if validated else None
     return train.Classifier(**SMALL | changes).fit(
-        x[:240], y[:240], validation=validation, checkpoint_path=path, checkpoint_seconds=0, resume=resume, after_epoch=after
+        x[:240],
+        y[:240],
+        validation=validation,
+        checkpoint_path=path,
+        checkpoint_seconds=0,
+        resume=resume,
+        after_epoch=after,
     )
 
 
