@@ -7,6 +7,7 @@ the peak is reset, the network trained, rewired once, and asked for the five bes
 import multiprocessing
 import sys
 
+import numba
 import numpy as np
 
 from sparsemax_nb import data, train
@@ -41,6 +42,7 @@ def fit(n_labels, n_inputs, intermediate, fan_in, batch, steps, limit, device):
 
 def measure(queue, args, batch):
     """What a process of its own does: warm up, measure, report."""
+    numba.set_num_threads(args.threads)
     limit = args.limit_mib << 20
     fit(50, 8, 64, min(args.fan_in, 64), batch, 4, None, args.device)
     if args.device == "cuda" and not backend.SIMULATOR:

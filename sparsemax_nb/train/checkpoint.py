@@ -1,8 +1,8 @@
 """Models on disk: safetensors with a JSON description in the header."""
 
+import contextlib
 import json
 import os
-import tempfile
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -16,24 +16,22 @@ class ModelFileError(ValueError):
     """A model file that can not be read: truncated, foreign, of another kind or a newer version."""
 
 
-def _umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def save(path, kind, arrays, description):
-    """Write NumPy `arrays` (name -> array) and a JSON-able `description` to a temporary file, then rename it to `path`."""
+    """Write NumPy `arrays` (name -> array) and a JSON-able `description` to `path`.part, then rename it to `path`.
+
+    What a process that was killed while writing left behind is overwritten the next time.
+    """
     header = {"format": FORMAT, "version": str(VERSION), "kind": kind, "description": json.dumps(description)}
-    folder = os.path.dirname(os.path.abspath(path))
-    handle, temporary = tempfile.mkstemp(dir=folder, suffix=".part")
-    os.close(handle)
+    temporary = f"{os.fspath(path)}.part"
     try:
+        with open(temporary, "wb") as file:  # for the rights of a new file: safetensors makes it for its owner alone
+            mode = os.fstat(file.fileno()).st_mode & 0o777
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary, metadata=header)
-        os.chmod(temporary, 0o666 & ~_umask())  # temporary files are made for their owner alone
+        os.chmod(temporary, mode)
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
         raise
 
 
