@@ -64,10 +64,21 @@ def _validation(text):
     """'dev', 'none' or a share of the training points."""
     if text in ("dev", "none"):
         return text
-    share = float(text)
-    if not 0 < share < 1:
-        raise ValueError
-    return share
+    if not re.fullmatch(r"0?\.[0-9]+", text) or float(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 'dev', 'none' nor a share between 0 and 1")
+    return float(text)
+
+
+def _count(text):
+    """An integer of at least 0."""
+    if not re.fullmatch("[0-9]+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 0")
+    return int(text)
+
+
+def _width_or_none(text):
+    """A width; None for 0."""
+    return _count(text) or None
 
 
 def checkpoint_of(path):
@@ -88,8 +99,13 @@ def _epoch_line(record):
 
 def _train_classifier(options):
     """Train on a corpus, report P@k and its kin on its test set, save the model."""
-    if options.resume and not options.save:
+    path = checkpoint_of(options.save) if options.save else None
+    if options.resume and not path:
         raise ValueError("--resume needs --save FILE: the checkpoint lies beside it")
+    if options.resume and os.path.exists(options.save) and not os.path.exists(path):
+        raise ValueError(f"{options.save} is complete, there is no checkpoint to resume; remove it to train anew")
+    if options.plot and not options.plot.endswith((".png", ".svg", ".pdf")):
+        raise ValueError(f"--plot {options.plot} must end in .png, .svg or .pdf")
     corpus = data.load(options.data)
     params = {name: getattr(options, name) for name in train.Classifier._names() if hasattr(options, name)}
     model, validation = train.Classifier(**params, progress=not options.quiet), None
@@ -103,7 +119,7 @@ def _train_classifier(options):
         f"{demo.where(options.device)}",
         flush=True,
     )
-    start, path = time.perf_counter(), checkpoint_of(options.save) if options.save else None
+    start = time.perf_counter()
     if options.resume:
         print(
             f"resuming from {path}" if os.path.exists(path) else f"no checkpoint {path} yet: starting anew", flush=True
@@ -130,14 +146,14 @@ def _train_classifier(options):
     if history.best_epoch is not None:
         print(f"kept the weights of epoch {history.best_epoch + 1}, the best on the validation set ({history.stopped})")
     _print_figures("test", result["test"])
-    if options.plot:
-        curves.plot(history, options.plot)
-        print(f"curves in {options.plot}")
     if options.save:
         model.save(options.save, corpus.label_names)
         print(f"saved {options.save}")
-        if os.path.exists(path):
-            os.remove(path)  # the run is complete
+    if options.plot:
+        curves.plot(history, options.plot)
+        print(f"curves in {options.plot}")
+    if path and history.stopped != "budget":
+        options.no_longer_needed = path  # removed once everything has been written
     return result
 
 
@@ -175,9 +191,9 @@ def _predict(options):
     model = train.Classifier.load(options.model, device=options.device)
     print(f"sparsemax-nb: predicting {demo.where(options.device)}", file=sys.stderr)
     points = _points(options.file, options.rows)
-    k, result = min(options.k, model.n_labels_), []
+    result = []
     for start in range(0, points.shape[0], PREDICTED_AT_ONCE):
-        scores, ids = model.top_k(points[start : start + PREDICTED_AT_ONCE], k)
+        scores, ids = model.top_k(points[start : start + PREDICTED_AT_ONCE], options.k)
         for row in range(len(ids)):
             names = [model.label_names_[i] if model.label_names_ else str(i) for i in ids[row]]
             found = list(zip(ids[row].tolist(), names, scores[row].tolist(), strict=True))
@@ -231,10 +247,11 @@ def _parser():
         sub.add_argument(flag, type=kind, default=default.get(name), metavar=metavar, help=text, **more)
 
     option("embedding", int, "D", "width of the embedding of sparse features")
-    option("intermediate", lambda s: int(s) or None, "H", "width of the dense layer below a sparse output, 0 for none")
+    option("intermediate", _width_or_none, "H", "width of the dense layer below a sparse output, 0 for none")
     option("bottleneck", int, "H", "width of the bottleneck")
     option("fan_in", int, "K", "connections per label")
     option("dropout", float, "P", "rate behind the embedding, or of dense features")
+    option("word_dropout", float, "P", "rate at which the entries of sparse features are dropped")
     option("learning_rate", float, "LR", "of Adam, at the start")
     option("embedding_rate", float, "X", "the embedding learns at X times the learning rate")
     option("warm_up", int, "N", "steps over which the learning rate rises from 0")
@@ -279,8 +296,8 @@ def _parser():
     sub.add_argument(
         "file", help="points: text in the Extreme Classification Repository's format, or features as .npy, .npz"
     )
-    sub.add_argument("-k", type=int, default=5, help="labels per point")
-    sub.add_argument("--rows", type=int, default=None, metavar="N", help="only the first N points")
+    sub.add_argument("-k", type=int, default=None, help="labels per point (default: 5, or all where there are fewer)")
+    sub.add_argument("--rows", type=_count, default=None, metavar="N", help="only the first N points")
 
     command(commands, "info", _info, "Say which devices and libraries there are and what would run where.")
     return parser
@@ -297,6 +314,8 @@ def main(argv=None):
         result = options.run(options)
         if options.json:
             _write_json(options.json, result)
+        if os.path.exists(checkpoint := getattr(options, "no_longer_needed", "")):
+            os.remove(checkpoint)
     except (OSError, TypeError, ValueError, RuntimeError, FloatingPointError) as error:
         print(f"sparsemax-nb: {error}", file=sys.stderr)
         return 2

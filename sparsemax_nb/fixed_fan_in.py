@@ -15,6 +15,10 @@ from .core.sparse import as_labels, by_label
 from .optimizers import SGD, Adam
 
 
+#: Labels whose indices are sorted at once, to find repeated ones.
+CHECKED_AT_ONCE = 1 << 16
+
+
 class _Arrays(NamedTuple):
     """The arrays of a layer, as kernels take them."""
 
@@ -66,9 +70,10 @@ class FixedFanIn:
         low, high = int(indices.min()), int(indices.max())
         if low < 0 or high >= n_inputs:
             raise ValueError(f"indices must lie in [0, {n_inputs}), got {low if low < 0 else high}")
-        ordered = backend.module_of(self.device).sort(indices, axis=1)
-        if bool((ordered[:, 1:] == ordered[:, :-1]).any()):
-            raise ValueError("indices must not repeat an input inside one label")
+        for first in range(0, indices.shape[0], CHECKED_AT_ONCE):
+            ordered = backend.module_of(self.device).sort(indices[first : first + CHECKED_AT_ONCE], axis=1)
+            if bool((ordered[:, 1:] == ordered[:, :-1]).any()):
+                raise ValueError("indices must not repeat an input inside one label")
         self.arrays = _Arrays(indices, values, bias)
 
     indices = property(lambda self: self.arrays.indices, doc="(L, K) int32")

@@ -81,6 +81,7 @@ def test_demo_at_small_size(capsys, tmp_path):
         (["predict", "nothing.safetensors", "x.txt"], "no model file nothing.safetensors"),
         ([*TRAIN, "--data", "nowhere"], "nowhere"),
         ([*TRAIN, "--fan-in", "17"], "fan_in must be between 1 and 16"),
+        ([*TRAIN, "--plot", "curves.xyz"], "must end in .png, .svg or .pdf"),
         ([*TRAIN, "--resume"], "--resume needs --save FILE"),
         ([*TRAIN, "--rewire-fraction", "1.5"], "rewire_fraction must lie in [0, 1], got 1.5"),
         ([*TRAIN, "--plot", "nowhere/curves.png"], "nowhere/curves.png can not be written"),
@@ -135,7 +136,7 @@ def test_sizes(size, wanted):
     assert cli._size(size) == wanted
 
 
-@pytest.mark.parametrize("bad", [["--memory-limit", "much"], ["--validation", "2"], ["--validation", "some"]])
+@pytest.mark.parametrize("bad", [["--memory-limit", "much"], ["--validation", "2"], ["--validation", "some"], ["--intermediate", "x"]])
 def test_options_that_can_not_be_read(bad, capsys):
     with pytest.raises(SystemExit) as exit_:
         cli.main([*TRAIN, *bad])

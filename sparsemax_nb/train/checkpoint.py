@@ -3,13 +3,14 @@
 import contextlib
 import json
 import os
+from collections.abc import Mapping
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 FORMAT = "sparsemax_nb"
-VERSION = 1
+VERSION = 2
 
 
 class ModelFileError(ValueError):
@@ -35,22 +36,38 @@ def save(path, kind, arrays, description):
         raise
 
 
+class _Arrays(Mapping):
+    """The arrays of a file by name; each is read when it is asked for, so that a large model is never held twice."""
+
+    def __init__(self, file):
+        self._file, self._names = file, tuple(file.keys())
+
+    def __getitem__(self, name):
+        if name not in self._names:
+            raise KeyError(name)
+        return self._file.get_tensor(name)
+
+    def __iter__(self):
+        return iter(self._names)
+
+    def __len__(self):
+        return len(self._names)
+
+
 def load(path, kind):
-    """Read (arrays, description); FileNotFoundError or ModelFileError where that can not be."""
+    """Open (arrays by name, description); FileNotFoundError or ModelFileError where that can not be."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no model file {path}")
     try:
-        with safe_open(path, framework="np") as file:
-            header = file.metadata() or {}
-            if header.get("format") != FORMAT:
-                raise ModelFileError(f"{path} was not written by sparsemax_nb")
-            if int(header["version"]) > VERSION:
-                raise ModelFileError(
-                    f"{path} has format version {header['version']}, this package reads up to {VERSION}: update it"
-                )
-            if header["kind"] != kind:
-                raise ModelFileError(f"{path} holds a {header['kind']!r} model, not {kind!r}")
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(header["description"])  # noqa: SIM118
+        file = safe_open(path, framework="np")
+        header = file.metadata() or {}
+        if header.get("format") != FORMAT:
+            raise ModelFileError(f"{path} was not written by sparsemax_nb")
+        if int(header["version"]) != VERSION:
+            raise ModelFileError(f"{path} has format version {header['version']}, this package reads version {VERSION}")
+        if header["kind"] != kind:
+            raise ModelFileError(f"{path} holds a {header['kind']!r} model, not {kind!r}")
+        return _Arrays(file), json.loads(header["description"])
     except SafetensorError as error:
         raise ModelFileError(f"{path} is truncated or no safetensors file ({error})") from error
     except (KeyError, json.JSONDecodeError) as error:

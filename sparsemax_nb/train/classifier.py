@@ -17,8 +17,9 @@ from ..optimizers import Adam
 from . import checkpoint, loop, memory, metrics
 from .network import OUTPUTS, SPARSE_OUTPUTS, Network
 
-#: Parameters that may differ when a run is resumed: they do not change what a step computes.
-FREE_TO_CHANGE = {"epochs", "budget_seconds", "device", "memory_limit", "progress"}
+#: Parameters that may differ when a run is resumed: they do not change what a step computes. (`epochs` does where the
+#: layer is rewired: it decides until when.)
+FREE_TO_CHANGE = {"budget_seconds", "device", "memory_limit", "progress"}
 KS = (1, 3, 5)
 #: The "epoch" whose order chooses the rows set aside: no run gets that far.
 VALIDATION_EPOCH = 2**32 - 1
@@ -44,6 +45,8 @@ class Classifier:
     loss : 'squared-hinge' or 'bce'
     dropout : float
         Rate behind the embedding, or of dense features, in [0, 1).
+    word_dropout : float
+        Rate at which the entries of sparse features are dropped, in [0, 1).
     learning_rate : float
         Of Adam, at the start.
     embedding_rate : float
@@ -60,7 +63,8 @@ class Classifier:
     validation_fraction : float
         Share of the rows that `fit` sets aside for validation where it is not given a validation set, in [0, 1).
     rewire_fraction : float
-        Share of a sparse output's connections that a rewiring replaces; 0 switches it off.
+        Share of a sparse output's connections that a rewiring replaces; 0 switches it off. The weights of a label that
+        no training point has stay zero, the smallest there are: where there are many, only theirs are replaced.
     rewire_every : int
         Steps between two rewirings.
     rewire_until : float
@@ -71,8 +75,8 @@ class Classifier:
     tfidf : bool
         False takes sparse features as they are, as dense ones always are.
     memory_limit : int or None
-        Bytes that training may take. Before `fit` allocates, it says what each array will take (with `progress`, on
-        standard error) and refuses what does not fit.
+        Bytes that training may take. Where it is given, `fit` says before it allocates what each array will take (with
+        `progress`, on standard error), and refuses what does not fit.
     seed : int
     device : 'auto', 'cpu' or 'cuda'
         'auto' takes a CUDA device where there is one.
@@ -110,7 +114,7 @@ class Classifier:
 
     def __init__(
         self, *, output="fixed-fan-in", embedding=256, intermediate=4096, bottleneck=64, fan_in=32, loss="squared-hinge",
-        dropout=0.1, learning_rate=5e-4, embedding_rate=10.0, warm_up=0, min_learning_rate=1e-4, patience=1, stop_after=3,
+        dropout=0.1, word_dropout=0.0, learning_rate=5e-4, embedding_rate=10.0, warm_up=0, min_learning_rate=1e-4, patience=1, stop_after=3,
         validation_fraction=0.0, rewire_fraction=0.1, rewire_every=1000, rewire_until=0.66, batch_size=128, epochs=10,
         budget_seconds=None, tfidf=True, memory_limit=None, seed=0, device="auto", progress=True,
     ):  # fmt: skip
@@ -160,30 +164,37 @@ class Classifier:
             if getattr(self, name) is not None:
                 check.integer(name, getattr(self, name), 1)
         check.integer("warm_up", self.warm_up, 0)
-        check.number("dropout", self.dropout, 0, 0.999)
+        for name in ("dropout", "word_dropout"):
+            check.number(name, getattr(self, name), 0, 0.999)
         for name in ("learning_rate", "embedding_rate"):
             check.number(name, getattr(self, name), 0, math.inf, open_ends=True)
-        for name in ("validation_fraction", "rewire_fraction", "rewire_until"):
+        check.number("validation_fraction", self.validation_fraction, 0, 0.999)
+        for name in ("rewire_fraction", "rewire_until"):
             check.number(name, getattr(self, name), 0, 1)
         check.number("min_learning_rate", self.min_learning_rate, 0, math.inf)
         if self.budget_seconds is not None:
             check.number("budget_seconds", self.budget_seconds, 0, math.inf, open_ends=True)
         check.integer("seed", self.seed, 0, 2**64 - 1)
 
-    def _network_params(self):
+    def _network_params(self, n_features, n_labels, is_dense, device):
         """What `Network` and the prediction of its memory are made from; ValueError for a fan-in that is too large."""
-        embedding = None if self.is_dense_ else self.embedding
+        embedding = None if is_dense else self.embedding
         intermediate = {"dense": None, "bottleneck": self.bottleneck}.get(self.output, self.intermediate)
         if self.output in SPARSE_OUTPUTS:
-            width = intermediate or embedding or self.n_features_in_
+            width = intermediate or embedding or n_features
             check.integer("fan_in", self.fan_in, 1, width, f" (the width of the layer below is {width})")
+            if 2 * self.fan_in > width and (self.rewire_fraction > 0 or self.output == "unstructured"):
+                raise ValueError(
+                    f"fan_in must be at most half the width of the layer below, {width // 2}, got {self.fan_in}: a label may "
+                    "need more redraws than it has free inputs; use rewire_fraction=0 with output='fixed-fan-in'"
+                )
         return {
-            "n_features": self.n_features_in_, "n_labels": self.n_labels_, "embedding": embedding,
-            "intermediate": intermediate, "output": self.output, "fan_in": self.fan_in, "device": self.device_,
+            "n_features": n_features, "n_labels": n_labels, "embedding": embedding, "intermediate": intermediate,
+            "output": self.output, "fan_in": self.fan_in, "device": device,
         }  # fmt: skip
 
-    def _new_network(self):
-        return Network(**self._network_params(), dropout=self.dropout, seed=self.seed)
+    def _new_network(self, params):
+        return Network(**params, dropout=self.dropout, word_dropout=self.word_dropout, seed=self.seed)
 
     def _features(self, x):
         """Checked features: CSR or a dense array, as they were in the fit. Not copied where they are CSR or dense already."""
@@ -200,12 +211,15 @@ class Classifier:
     def _batch(self, x, rows):
         """Rows of the features as the network takes them; only they are copied."""
         part = x[rows]
-        if self.is_dense_:
-            finite = np.isfinite(part).all(axis=1)
-            if not finite.all():
-                raise ValueError(f"X must be finite, got NaN or infinity in row {rows[np.argmin(finite)]}")
-            return np.ascontiguousarray(part, np.float32)
-        return part.astype(np.float32, copy=False) if self.tfidf_ is None else self.tfidf_.transform(part)
+        with np.errstate(over="ignore"):  # of numbers too large for float32, which are found below
+            if self.is_dense_:
+                part = np.ascontiguousarray(part, np.float32)
+            else:
+                part = part.astype(np.float32, copy=False) if self.tfidf_ is None else self.tfidf_.transform(part)
+        if not np.isfinite(part if self.is_dense_ else part.data).all():
+            bad = next(row for row, one in zip(rows, part, strict=True) if not np.isfinite(one.sum()))
+            raise ValueError(f"X must be finite as float32, got NaN or infinity in row {bad}")
+        return part
 
     def fit(
         self, X, y, *, validation=None, checkpoint_path=None, checkpoint_seconds=300.0, resume=False, after_epoch=None
@@ -222,11 +236,12 @@ class Classifier:
         validation : (X, y), optional
             Decides on learning rate, early stop and which epoch's weights are kept, by P@3.
         checkpoint_path : path, optional
-            A checkpoint is written there after every epoch, every `checkpoint_seconds`, and on Ctrl-C.
+            A checkpoint is written there after every epoch, every `checkpoint_seconds`, and on Ctrl-C. A file that is
+            there already is an error, but with `resume`.
         resume : bool
             Continue from `checkpoint_path` where there is one: the weights become, bit for bit, those of a run that was
-            not interrupted. Data and parameters must be the same, but for epochs, budget_seconds, device, memory_limit
-            and progress.
+            not interrupted (on the CPU; on CUDA some sums vary in their last bits). Data and parameters must be the same,
+            but for budget_seconds, device, memory_limit, progress and, without rewiring, epochs.
         after_epoch : callable, optional
             ``after_epoch(epoch, history)`` is called after every epoch.
 
@@ -238,28 +253,32 @@ class Classifier:
         TrainingError
             Loss or input is not finite.
         KeyboardInterrupt
-            Ctrl-C, after the step in hand and the checkpoint.
+            Ctrl-C, after the step in hand and the checkpoint. The network then holds its last weights.
         """
         self._check_params()
         X, y = _features("X", X), _labels("y", y)  # noqa: N806
         X, y, validation, rows = _validation_split(X, y, validation, self.validation_fraction, self.seed)  # noqa: N806
-        self.n_features_in_, self.n_labels_ = X.shape[1], y.shape[1]
-        self.is_dense_, self.device_ = not scipy.sparse.issparse(X), backend.resolve_device(self.device)
-        self.memory_plan_ = memory.plan(
-            **self._network_params(), batch_size=min(self.batch_size, len(rows)), keep_best=validation is not None,
-            entries_per_row=0 if self.is_dense_ else X.nnz / X.shape[0], rewired=self.rewire_fraction,
+        is_dense, device = not scipy.sparse.issparse(X), backend.resolve_device(self.device)
+        params = self._network_params(X.shape[1], y.shape[1], is_dense, device)
+        plan = memory.plan(
+            **params, batch_size=min(self.batch_size, len(rows)), keep_best=validation is not None,
+            entries_per_row=0 if is_dense else X.nnz / X.shape[0], rewired=self.rewire_fraction,
         )  # fmt: skip
         if self.memory_limit is not None:
-            memory.require(self.memory_plan_, self.memory_limit)
+            memory.require(plan, self.memory_limit)
             if self.progress:
-                print(self.memory_plan_, file=sys.stderr)
-        self.tfidf_ = (
-            None if self.is_dense_ or not self.tfidf else Tfidf().fit(X[rows] if len(rows) < X.shape[0] else X)
-        )
-        self.label_counts_ = np.bincount(y[rows].indices, minlength=self.n_labels_)
-        self.n_points_ = len(rows)
-        self.network_ = self._new_network()
-        _initial_bias(self.network_.output.bias, self.label_counts_, self.n_points_, self.loss)
+                print(plan, file=sys.stderr)
+        if checkpoint_path is None and resume:
+            raise ValueError("resume needs checkpoint_path, the file to continue from")
+        if checkpoint_path is not None and not resume and os.path.exists(checkpoint_path):
+            raise ValueError(f"{checkpoint_path} is there already: resume continues from it; else remove it first")
+        network = self._new_network(params)
+        # from here on it is another model
+        self.network_, self.memory_plan_, self._fitted_params = network, plan, self._plain_params()
+        self.n_features_in_, self.n_labels_, self.is_dense_, self.device_ = X.shape[1], y.shape[1], is_dense, device
+        self.n_points_, self.label_counts_ = len(rows), np.bincount(y[rows].indices, minlength=y.shape[1])
+        self.tfidf_ = None if is_dense or not self.tfidf else Tfidf().fit(X[rows] if len(rows) < X.shape[0] else X)
+        _initial_bias(network.output.bias, self.label_counts_, self.n_points_, self.loss)
         ks, adam = _possible(KS, self.n_labels_), Adam(self.learning_rate)
         if not self.is_dense_:
             adam.scale_rate(self.network_.hidden[0].table, self.embedding_rate)
@@ -279,11 +298,8 @@ class Classifier:
                 arrays, description = training.state()
                 checkpoint.save(checkpoint_path, "classifier checkpoint", arrays, about | description)
 
-        elif resume:
-            raise ValueError("resume needs checkpoint_path, the file to continue from")
         self.history_ = training.history
         training.run(save=save, save_seconds=checkpoint_seconds, progress=self.progress, after_epoch=after_epoch)
-        self._fitted_params = self._plain_params()
         return self
 
     def _plain_params(self):
@@ -303,10 +319,11 @@ class Classifier:
     def _resume(self, training, path, about):
         """Bring `training` to where the checkpoint was written; ModelFileError where it is of another run."""
         arrays, description = checkpoint.load(path, "classifier checkpoint")
+        free = FREE_TO_CHANGE if self._schedule().rewire_fraction > 0 else FREE_TO_CHANGE | {"epochs"}
         try:
             params = description["params"]
             for name, value in about["params"].items():
-                if name not in FREE_TO_CHANGE and params[name] != value:
+                if name not in free and params[name] != value:
                     raise ValueError(f"{name} was {params[name]!r}, not {value!r}; start anew or give the old value")
             if description["fingerprint"] != about["fingerprint"]:
                 raise ValueError("it was written for other data (training or validation)")
@@ -330,26 +347,42 @@ class Classifier:
         """Ids of the k best labels (if not given: 5) of each row of X (n, F): (n, k) int32, best first."""
         return self.top_k(X, k)[1]
 
-    def evaluate(self, X, y, ks=KS):  # noqa: N803
-        """P@k, nDCG@k, recall R@k and propensity-scored PSP@k on X (n, F) and y (n, L), and the seconds it took: a dict."""
+    def evaluate(self, X, y, ks=None):  # noqa: N803
+        """P@k, nDCG@k, recall R@k and propensity-scored PSP@k on X (n, F) and y (n, L), and the seconds it took: a dict.
+
+        ks are 1, 3 and 5, or those of them that there are enough labels for, if not given. PSP@k needs a fit on three
+        points or more.
+        """
         self._check_fitted()
-        return self._figures(self._features(X), _labels("y", y), _possible(ks, self.n_labels_))
+        ks = _possible(KS, self.n_labels_) if ks is None else ks
+        return self._figures(*self._pair(X, y), ks)
+
+    def _pair(self, x, y):
+        """Checked features and labels that fit each other and the model."""
+        x, y = self._features(x), _labels("y", y)
+        if y.shape != (x.shape[0], self.n_labels_):
+            raise ValueError(f"y must have shape ({x.shape[0]}, {self.n_labels_}), got {y.shape}")
+        return x, y
 
     def _figures(self, x, y, ks):
         start = time.perf_counter()
         ids = self.predict(x, max(ks))
         seconds, figures = time.perf_counter() - start, {}
-        propensity = metrics.propensities(self.label_counts_, self.n_points_)
         for k in ks:
             figures |= {
                 f"P@{k}": metrics.precision_at_k(ids, y, k), f"nDCG@{k}": metrics.ndcg_at_k(ids, y, k),
-                f"R@{k}": metrics.recall_at_k(ids, y, k), f"PSP@{k}": metrics.psp_at_k(ids, y, propensity, k),
+                f"R@{k}": metrics.recall_at_k(ids, y, k),
             }  # fmt: skip
+            if self.n_points_ > 2:
+                propensity = metrics.propensities(self.label_counts_, self.n_points_)
+                figures[f"PSP@{k}"] = metrics.psp_at_k(ids, y, propensity, k)
         return figures | {"seconds": seconds}
 
     def score(self, X, y):  # noqa: N803
         """P@1."""
-        return metrics.precision_at_k(self.predict(X, 1), _labels("y", y), 1)
+        self._check_fitted()
+        X, y = self._pair(X, y)  # noqa: N806
+        return metrics.precision_at_k(self.predict(X, 1), y, 1)
 
     def _check_fitted(self):
         if not hasattr(self, "network_"):
@@ -387,7 +420,8 @@ class Classifier:
             if model.tfidf and not model.is_dense_:
                 model.tfidf_ = Tfidf()
                 model.tfidf_.idf_ = check.array("tfidf.idf", arrays["tfidf.idf"], np.float32, (model.n_features_in_,))
-            model.network_ = model._new_network()
+            sizes = model.n_features_in_, model.n_labels_, model.is_dense_, device
+            model.network_ = model._new_network(model._network_params(*sizes))
             model.network_.set_parameters(arrays)
             model._fitted_params = description["params"]
         except (KeyError, TypeError, ValueError) as error:
@@ -472,6 +506,8 @@ def _validation_split(x, y, validation, fraction, seed):
             raise ValueError(
                 f"validation must have the columns of X and y and equally many rows, got {other_x.shape} and {other_y.shape}"
             )
+        if other_y.nnz == 0:
+            raise ValueError(f"validation must have rows with labels, got {other_y.shape[0]} rows without any")
         return x, y, (other_x, other_y), rows
     if fraction == 0:
         return x, y, None, rows

@@ -30,7 +30,7 @@ def plot(history, path):
     else:
         quality.text(0.5, 0.5, "no validation set", transform=quality.transAxes, ha="center")
     quality.set(ylabel="per cent", title="Validation")
-    layers = history.epochs[0]["gradient_norms"] if history.epochs else ()
+    layers = list(dict.fromkeys(layer for record in history.epochs for layer in record["gradient_norms"]))
     for layer, colour, marker in zip(layers, (BLUE, ORANGE), "os", strict=False):
         norms = [record["gradient_norms"].get(layer) for record in history.epochs]
         gradients.plot(epochs, norms, color=colour, marker=marker, label=f"by the output of {layer}")

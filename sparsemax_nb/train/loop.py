@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 from tqdm import tqdm
 
-from ..core import backend
+from ..core import backend, check
 from ..data.batches import batches, shuffled
 
 #: Steps between two looks at the norms of the gradients; the first is at step 1, for at step 0 they are zero below an
@@ -61,7 +61,7 @@ class History:
     best_epoch : int or None
         The epoch whose weights were kept, counted from 0; None without validation.
     stopped : str
-        Why the run ended: 'epochs', 'budget' or 'plateau'.
+        Why the run ended: 'epochs', 'budget' or 'plateau'; '' where it was interrupted.
     """
 
     epochs: list = field(default_factory=list)
@@ -164,18 +164,16 @@ class Training:
 
     def restore(self, arrays, description):
         """Continue where `state` was taken; KeyError, TypeError or ValueError for a state that does not fit."""
-        parts = {}
-        for name, array in arrays.items():
-            part, _, rest = name.partition("/")
-            parts.setdefault(part, {})[rest] = array
         history, position = History(**description["history"]), _Position(**description["position"])
-        self.network.set_parameters(parts["parameters"])
+        self.network.set_parameters(arrays, "parameters/")
         for name, count in description["counts"].items():
             state = self.optimizer.state_of(self.network.parameters[name])
             for moment, part in zip(state.moments, ("m", "v"), strict=True):
-                moment[...] = backend.asarray(parts[part][name], backend.device_of(moment))
+                stored = check.array(f"{part}/{name}", arrays[f"{part}/{name}"], moment.dtype, moment.shape)
+                moment[...] = backend.asarray(stored, backend.device_of(moment))
             state.count = count
-        self.network.steps, self._best = description["steps"], parts.get("best", {})
+        self.network.steps = description["steps"]
+        self._best = {name.removeprefix("best/"): arrays[name] for name in arrays if name.startswith("best/")}
         self.history, self._at = history, position
 
     # ------------------------------------------------------------ the loop
@@ -205,13 +203,16 @@ class Training:
                 bar.update()
                 if self.history.steps % 20 == 0:
                     bar.set_postfix(self._shown(), refresh=False)
-                ended = self._at.row >= self.n_rows or self._over_budget()
-                if ended:
+                ended, over = self._at.row >= self.n_rows, self._over_budget()
+                if over and not ended and save is not None:
+                    save()  # inside the epoch: a run that gets more time goes on from here
+                if ended or over:
                     self._end_epoch()
+                    if after_epoch is not None:
+                        after_epoch(self._at.epoch - 1, self.history)
                 self.history.stopped = self._end()
-                if ended and after_epoch is not None:
-                    after_epoch(self._at.epoch - 1, self.history)
-                if save is not None and (ended or interrupted or time.perf_counter() - saved >= save_seconds):
+                due = ended or interrupted or time.perf_counter() - saved >= save_seconds
+                if save is not None and due and (ended or not over):
                     save()
                     saved = time.perf_counter()
                 if interrupted:
@@ -288,7 +289,9 @@ class Training:
             value = record["validation"][self._monitor]
             if value > at.best:
                 at.best, at.bad_epochs, history.best_epoch = value, 0, at.epoch
-                self._best = {name: np.array(backend.to_numpy(a)) for name, a in self.network.parameters.items()}
+                for name, array in self.network.parameters.items():
+                    host = backend.to_numpy(array)
+                    np.copyto(self._best.setdefault(name, np.empty_like(host)), host)
             else:
                 at.bad_epochs += 1
                 if at.bad_epochs % schedule.patience == 0:
@@ -297,16 +300,13 @@ class Training:
         at.epoch, at.row, at.losses, at.norms = at.epoch + 1, 0, [], []
 
 
-def top_k(network, n_rows, batch, k, batch_size=512, progress=False):
+def top_k(network, n_rows, batch, k, batch_size):
     """The k best labels of every row, in batches: scores (n, k), ids (n, k), as NumPy arrays.
 
     ``batch(row_ids)`` gives the features of a batch; beside the result, memory does not depend on the number of rows.
     """
     scores, ids = np.empty((n_rows, k), np.float32), np.empty((n_rows, k), np.int32)
-    bar = tqdm(total=n_rows, unit="row", disable=not progress, file=sys.stderr)
     for rows in batches(np.arange(n_rows), batch_size):
         for out, array in zip((scores, ids), network.top_k(batch(rows), k), strict=True):
             out[rows[0] : rows[-1] + 1] = backend.to_numpy(array)
-        bar.update(len(rows))
-    bar.close()
     return scores, ids

@@ -17,6 +17,8 @@ OUTPUTS = {
     "fixed-fan-in": FixedFanInOutput,
 }
 SPARSE_OUTPUTS = "unstructured", "fixed-fan-in"
+#: The number of the sparse features in the random stream of dropout; hidden layers count from 0.
+WORDS = 1 << 15
 
 
 class Network:
@@ -35,13 +37,16 @@ class Network:
     fan_in : int
         Connections per label of a sparse output (of an unstructured one: on average).
     dropout : float
-        Rate behind the embedding.
+        Rate behind the embedding, or of dense features.
     seed : int
     device : 'cpu' or 'cuda'
+    word_dropout : float
+        Rate at which the entries of sparse features are dropped.
     """
 
-    def __init__(self, n_features, n_labels, *, embedding, intermediate, output, fan_in, dropout, seed, device):
-        self.device, self.seed, self.dropout, self.steps = device, seed, dropout, 0
+    def __init__(self, n_features, n_labels, *, embedding, intermediate, output, fan_in, dropout, seed, device, word_dropout=0.0):
+        self.device, self.seed, self.steps = device, seed, 0
+        self.dropout, self.word_dropout = dropout, word_dropout
         self.is_dense = embedding is None
         if self.is_dense:
             self.hidden = [Inputs(n_features, device)]
@@ -70,10 +75,10 @@ class Network:
         """Bytes of all parameters."""
         return sum(array.nbytes for array in self.parameters.values())
 
-    def set_parameters(self, arrays):
-        """Overwrite all parameters, in place, with NumPy arrays by name; TypeError or ValueError for a wrong one."""
+    def set_parameters(self, arrays, prefix=""):
+        """Overwrite all parameters, in place, with NumPy arrays by prefix and name; TypeError or ValueError for a wrong one."""
         for name, array in self.parameters.items():
-            stored = check.array(name, arrays[name], array.dtype, array.shape)
+            stored = check.array(name, arrays[prefix + name], array.dtype, array.shape)
             if stored.dtype == np.float32:
                 check.finite(name, stored)
             array[...] = backend.asarray(stored, self.device)
@@ -83,6 +88,8 @@ class Network:
         """Contexts h (B, H) of a SciPy CSR matrix or dense array (B, F): the input of the output layer."""
         if scipy.sparse.issparse(x):
             h = sparse.as_rows(x, self.device)
+            if training and self.word_dropout > 0:
+                h = self._drop_words(h)
         else:
             h = backend.asarray(x, self.device, np.float32)
             check.finite("X", h)
@@ -90,6 +97,13 @@ class Network:
             drop = training and number == 0 and self.dropout > 0
             h = layer.forward(h, rng.make_dropout(self.dropout, self.seed, number, self.steps) if drop else None)
         return h
+
+    def _drop_words(self, rows):
+        """Some entries of the rows become zero, the others grow: their expectation stays."""
+        dropout = rng.make_dropout(self.word_dropout, self.seed, WORDS, self.steps)
+        weights = backend.empty((1, rows.weights.shape[0]), np.float32, self.device)
+        backend.wing(self.device, "activations").dropout(rows.weights.reshape(1, -1), dropout, weights)
+        return rows._replace(weights=weights.reshape(-1))
 
     def step(self, x, labels, loss, optimizer, norms=None):
         """One training step on a batch (labels SciPy CSR): forward, backward and update of every layer; returns the loss.

@@ -157,7 +157,10 @@ def test_rows_without_features_or_labels(corpus):
         ({"rewire_until": 2}, ValueError, "rewire_until must lie in"),
         ({"patience": 0}, ValueError, "patience must be at least 1"),
         ({"warm_up": -1}, ValueError, "warm_up must be at least 0"),
-        ({"validation_fraction": 1.1}, ValueError, "validation_fraction must lie in"),
+        ({"validation_fraction": 1}, ValueError, "validation_fraction must lie in"),
+        ({"fan_in": 17}, ValueError, "fan_in must be at most half the width of the layer below, 16, got 17: a label may need"),
+        ({"fan_in": 17, "output": "unstructured"}, ValueError, "fan_in must be at most half"),
+        ({"embedding_rate": 0}, ValueError, "embedding_rate must lie in"),
         ({"memory_limit": 0}, ValueError, "memory_limit must be at least 1"),
         ({"device": "gpu"}, ValueError, "device must be 'auto', 'cpu' or 'cuda', got 'gpu'"),
     ],
@@ -190,7 +193,7 @@ def outside(matrix):
     [
         (lambda x, y: (x.toarray()[0], y), ValueError, r"X must be a matrix, got shape \(60,\)"),
         (lambda x, y: (x.toarray() * 1j, y), ValueError, "Complex data not supported: X is complex"),
-        (lambda x, y: (poisoned_dense(x), y), ValueError, "X must be finite, got NaN or infinity in row 7"),
+        (lambda x, y: (poisoned_dense(x), y), ValueError, "X must be finite as float32, got NaN or infinity in row 7"),
         (
             lambda x, y: (x, y.toarray()[:, 0]),
             ValueError,
@@ -273,6 +276,7 @@ def test_model_file_with_wild_numbers(corpus, tmp_path, name, place, value, mess
     path = tmp_path / "model.safetensors"
     fitted(corpus, epochs=1).save(path)
     arrays, description = checkpoint.load(path, "classifier")
+    arrays = dict(arrays)
     arrays[name][place] = value
     checkpoint.save(path, "classifier", arrays, description)
     with pytest.raises(checkpoint.ModelFileError, match=message):
@@ -298,7 +302,7 @@ def test_newer_and_foreign_model_files(tmp_path, monkeypatch):
         checkpoint.load(path, "classifier")
     monkeypatch.setattr(checkpoint, "VERSION", 99)
     checkpoint.save(path, "classifier", {"a": np.zeros(2, np.float32)}, {})
-    monkeypatch.setattr(checkpoint, "VERSION", 1)
+    monkeypatch.undo()
     with pytest.raises(checkpoint.ModelFileError, match="version 99"):
         checkpoint.load(path, "classifier")
 
@@ -373,9 +377,59 @@ def test_bad_validation_sets(corpus):
             train.Classifier(**SMALL).fit(x, y, validation=bad)
 
 
-def test_more_redraws_than_free_inputs_is_said(corpus):
-    with pytest.raises(ValueError, match=r"fraction is too large: label \d+ would need .* free inputs"):
-        fitted(corpus, fan_in=31, rewire_fraction=0.9, rewire_every=1, rewire_until=1.0)
+def test_a_large_fan_in_needs_no_rewiring(corpus):
+    assert fitted(corpus, fan_in=17, rewire_fraction=0.0, epochs=1).history_.steps == 10
+
+
+def test_validation_without_labels_is_refused(corpus):
+    x, y = corpus.features, corpus.labels
+    for few in (y[:0], y * 0):
+        with pytest.raises(ValueError, match="validation must have rows with labels"):
+            train.Classifier(**SMALL).fit(x, y, validation=(x[: few.shape[0]], few))
+
+
+def test_labels_of_another_width_are_refused_before_predicting(corpus, monkeypatch):
+    model = fitted(corpus, epochs=1)
+    monkeypatch.setattr(model, "predict", None)
+    for method in (model.score, model.evaluate):
+        with pytest.raises(ValueError, match=r"y must have shape \(300, 25\), got \(300, 24\)"):
+            method(corpus.features, corpus.labels[:, :24])
+
+
+def test_a_fit_that_is_refused_leaves_the_model_alone(corpus):
+    model = fitted(corpus, epochs=1)
+    before = model.predict(corpus.features)
+    with pytest.raises(train.MemoryLimitError):
+        model.set_params(memory_limit=1).fit(corpus.features[:, :9], corpus.labels[:, :5])
+    assert np.array_equal(model.predict(corpus.features), before)
+
+
+def test_an_interrupted_fit_can_be_saved_and_loaded(corpus, tmp_path):
+    """Also where the parameters were changed between two fits."""
+    model = fitted(corpus, epochs=1)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.set_params(fan_in=4).fit(corpus.features, corpus.labels, after_epoch=stop)
+    model.save(tmp_path / "model")
+    again = train.Classifier.load(tmp_path / "model", device="cpu")
+    assert again.fan_in == 4 and np.array_equal(again.predict(corpus.features), model.predict(corpus.features))
+
+
+def test_two_points_are_enough(corpus):
+    x, y = corpus.features[:2], corpus.labels[:2]
+    figures = train.Classifier(**SMALL | {"epochs": 1}).fit(x, y, validation=(x, y)).evaluate(x, y)
+    assert "P@1" in figures and "PSP@1" not in figures
+
+
+def test_numbers_too_large_for_float32_are_said(corpus):
+    x = corpus.features.toarray().astype(np.float64)
+    x[4, 2] = 1e300
+    for features in (x, scipy.sparse.csr_matrix(x)):
+        with pytest.raises(ValueError, match="X must be finite as float32, got NaN or infinity in row 4"):
+            train.Classifier(**SMALL | {"tfidf": False}).fit(features, corpus.labels)
 
 
 def test_rewiring_changes_the_connections_and_is_noted(corpus):

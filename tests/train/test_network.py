@@ -8,7 +8,7 @@ from sparsemax_nb import SGD, Adam, reference
 from sparsemax_nb.core import backend as placement
 from sparsemax_nb.core import formulas, rng, sparse
 from sparsemax_nb.reference import activations, embedding, fixed_fan_in, losses  # noqa: F401  makes them attributes
-from sparsemax_nb.train.network import OUTPUTS, Network
+from sparsemax_nb.train.network import OUTPUTS, WORDS, Network
 
 N_FEATURES, N_LABELS, N_ROWS = 7, 9, 5
 
@@ -38,10 +38,13 @@ def host(network):
     return {name: placement.to_numpy(array).copy() for name, array in network.parameters.items()}
 
 
-def loss64(p, x, y, loss, dropout):
+def loss64(p, x, y, loss, dropout, words=None):
     """The network's loss from its definition, in float64."""
     if "embedding.table" in p:
-        h = reference.embedding.forward(sparse.as_rows(x, "cpu"), p["embedding.table"])
+        rows = sparse.as_rows(x, "cpu")
+        if words is not None:
+            rows = rows._replace(weights=reference.activations.dropout(rows.weights[None], words)[0])
+        h = reference.embedding.forward(rows, p["embedding.table"])
         h = reference.activations.relu_dropout(h, p["embedding.bias"], dropout)
     else:
         h = reference.activations.dropout(x, dropout)
@@ -64,17 +67,20 @@ def loss64(p, x, y, loss, dropout):
 @pytest.mark.parametrize("loss", formulas.LOSSES)
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"output": "dense"}, {"intermediate": None}, {"output": "unstructured"}, {"embedding": None}],
-    ids=["fixed-fan-in", "dense", "no-intermediate", "unstructured", "dense-features"],
+    [{}, {"word_dropout": 0.3}, {"output": "dense"}, {"intermediate": None}, {"output": "unstructured"}, {"embedding": None}],
+    ids=["fixed-fan-in", "word-dropout", "dense", "no-intermediate", "unstructured", "dense-features"],
 )
 def test_gradients_of_every_layer(backend, changes, loss):
     network, (x, y) = make(backend.device, **changes), batch()
     if network.is_dense:
         x = np.random.default_rng(5).normal(size=x.shape).astype(np.float32)
-    dropout = rng.make_dropout(0.4, 11, 0, 0)
+    dropout, words = rng.make_dropout(0.4, 11, 0, 0), None
+    if network.word_dropout:
+        words = rng.make_dropout(0.3, 11, WORDS, 0)
+        assert 0 < reference.activations.dropout_mask((1, x.nnz), words).mean() < 1
     before = {name: a if a.dtype == np.int32 else a.astype(np.float64) for name, a in host(network).items()}
     value = network.step(x, y, loss, SGD(learning_rate=1.0))  # so that the change of a parameter is its gradient
-    assert value == pytest.approx(loss64(before, x, y, loss, dropout), rel=1e-5)
+    assert value == pytest.approx(loss64(before, x, y, loss, dropout, words), rel=1e-5)
     after, h, checked = host(network), 1e-6, 0
     for name, array in before.items():
         if array.dtype == np.int32:
@@ -87,7 +93,7 @@ def test_gradients_of_every_layer(backend, changes, loss):
             for moved in (there, here):
                 changed = array.copy()
                 changed[place] = moved
-                both.append(loss64(before | {name: changed}, x, y, loss, dropout))
+                both.append(loss64(before | {name: changed}, x, y, loss, dropout, words))
             wanted[place] = (both[0] - both[1]) / (2 * h)
         assert np.abs(wanted).max() > 1e-3, f"{name}: the check is trivial"
         np.testing.assert_allclose(gradient, wanted, atol=2e-5 * np.abs(wanted).max() + 2e-6, err_msg=name)

@@ -108,6 +108,21 @@ def test_resume_without_a_checkpoint_starts_anew(corpus, tmp_path):
     assert bits(fit(corpus, tmp_path / "c", resume=True, epochs=1)) == bits(fit(corpus, epochs=1))
     with pytest.raises(ValueError, match="resume needs checkpoint_path"):
         fit(corpus, resume=True)
+    with pytest.raises(ValueError, match="is there already: resume continues from it"):
+        fit(corpus, tmp_path / "c", epochs=1)
+
+
+def test_a_run_that_gets_more_time_ends_in_the_same_bits(corpus, tmp_path):
+    short = fit(corpus, tmp_path / "c", budget_seconds=1e-9)
+    assert short.history_.stopped == "budget" and short.history_.steps == 2
+    again = fit(corpus, tmp_path / "c", resume=True)
+    assert again.history_.steps == 6 * 8 and bits(again) == bits(fit(corpus))
+
+
+def test_epochs_decide_until_when_a_layer_is_rewired(corpus, tmp_path):
+    fit(corpus, tmp_path / "c", epochs=2)
+    with pytest.raises(train.ModelFileError, match="epochs was 2, not 4"):
+        fit(corpus, tmp_path / "c", epochs=4, resume=True)
 
 
 def test_checkpoints_of_another_run(corpus, tmp_path):
@@ -139,6 +154,7 @@ def test_damaged_checkpoints(corpus, tmp_path, monkeypatch):
             fit(corpus, path, resume=True)
     path.write_bytes(whole)
     arrays, description = checkpoint.load(path, "classifier checkpoint")
+    arrays = dict(arrays)
     for broken in ("parameters/output.values", "m/embedding.table"):
         checkpoint.save(path, "classifier checkpoint", {n: a for n, a in arrays.items() if n != broken}, description)
         with pytest.raises(train.ModelFileError, match="can not be resumed"):
@@ -151,7 +167,7 @@ def test_damaged_checkpoints(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "VERSION", 99)
     checkpoint.save(path, "classifier checkpoint", arrays, description)
     monkeypatch.undo()
-    with pytest.raises(train.ModelFileError, match="version 99, this package reads up to"):
+    with pytest.raises(train.ModelFileError, match="version 99, this package reads version"):
         fit(corpus, path, resume=True)
 
 
@@ -214,6 +230,8 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_the_command_goes_on(tmp_path):
     assert {n: a.tobytes() for n, a in arrays.items()} == {n: a.tobytes() for n, a in wanted[0].items()}
     assert not list(tmp_path.glob("*.checkpoint.*"))
     result = json.loads(figures.read_text())
+    run = subprocess.run(again, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 2 and "is complete, there is no checkpoint to resume" in run.stderr
     assert len(result["epochs"]) == 60 and result["best_epoch"] is not None and result["rewirings"]
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert np.isfinite(result["test"]["PSP@1"])
