@@ -136,7 +136,9 @@ def test_sizes(size, wanted):
     assert cli._size(size) == wanted
 
 
-@pytest.mark.parametrize("bad", [["--memory-limit", "much"], ["--validation", "2"], ["--validation", "some"], ["--intermediate", "x"]])
+@pytest.mark.parametrize(
+    "bad", [["--memory-limit", "much"], ["--validation", "2"], ["--validation", "some"], ["--intermediate", "x"]]
+)
 def test_options_that_can_not_be_read(bad, capsys):
     with pytest.raises(SystemExit) as exit_:
         cli.main([*TRAIN, *bad])

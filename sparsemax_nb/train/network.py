@@ -44,7 +44,9 @@ class Network:
         Rate at which the entries of sparse features are dropped.
     """
 
-    def __init__(self, n_features, n_labels, *, embedding, intermediate, output, fan_in, dropout, seed, device, word_dropout=0.0):
+    def __init__(
+        self, n_features, n_labels, *, embedding, intermediate, output, fan_in, dropout, seed, device, word_dropout=0.0
+    ):
         self.device, self.seed, self.steps = device, seed, 0
         self.dropout, self.word_dropout = dropout, word_dropout
         self.is_dense = embedding is None

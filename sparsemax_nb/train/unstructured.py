@@ -55,7 +55,9 @@ class UnstructuredOutput:
             counter = np.arange(position, position + 2 * wanted, dtype=np.uint64)
             with np.errstate(over="ignore"):
                 words = rng.random_word(np.uint64(seed), stream, np.uint64(step), counter)
-                row, column = (rng.below(w, np.uint64(s)) for w, s in zip((words[::2], words[1::2]), self._shape, strict=True))
+                row, column = (
+                    rng.below(w, np.uint64(s)) for w, s in zip((words[::2], words[1::2]), self._shape, strict=True)
+                )
             places = np.append(new, row.astype(np.int64) * self._shape[1] + column.astype(np.int64))
             _, first = np.unique(places, return_index=True)
             places = places[np.sort(first)]

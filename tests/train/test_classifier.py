@@ -158,7 +158,11 @@ def test_rows_without_features_or_labels(corpus):
         ({"patience": 0}, ValueError, "patience must be at least 1"),
         ({"warm_up": -1}, ValueError, "warm_up must be at least 0"),
         ({"validation_fraction": 1}, ValueError, "validation_fraction must lie in"),
-        ({"fan_in": 17}, ValueError, "fan_in must be at most half the width of the layer below, 16, got 17: a label may need"),
+        (
+            {"fan_in": 17},
+            ValueError,
+            "fan_in must be at most half the width of the layer below, 16, got 17: a label may need",
+        ),
         ({"fan_in": 17, "output": "unstructured"}, ValueError, "fan_in must be at most half"),
         ({"embedding_rate": 0}, ValueError, "embedding_rate must lie in"),
         ({"memory_limit": 0}, ValueError, "memory_limit must be at least 1"),

@@ -67,7 +67,14 @@ def loss64(p, x, y, loss, dropout, words=None):
 @pytest.mark.parametrize("loss", formulas.LOSSES)
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"word_dropout": 0.3}, {"output": "dense"}, {"intermediate": None}, {"output": "unstructured"}, {"embedding": None}],
+    [
+        {},
+        {"word_dropout": 0.3},
+        {"output": "dense"},
+        {"intermediate": None},
+        {"output": "unstructured"},
+        {"embedding": None},
+    ],
     ids=["fixed-fan-in", "word-dropout", "dense", "no-intermediate", "unstructured", "dense-features"],
 )
 def test_gradients_of_every_layer(backend, changes, loss):
