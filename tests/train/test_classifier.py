@@ -357,7 +357,7 @@ def test_features_are_not_copied(corpus):
     for features in (scipy.sparse.csr_matrix((ones, ids.ravel(), indptr), (n, 500)), ones.reshape(n, many)):
         size = features.nbytes if isinstance(features, np.ndarray) else features.data.nbytes + features.indices.nbytes
         labels = scipy.sparse.csr_matrix((np.ones(n), np.arange(n) % 5, np.arange(n + 1)), (n, 5))
-        model = train.Classifier(**SMALL | {"epochs": 1, "batch_size": 4000, "intermediate": 8})
+        model = train.Classifier(**SMALL | {"epochs": 1, "batch_size": 4000, "intermediate": 8, "fan_in": 4})
         model.fit(features[:8000], labels[:8000])
         tracemalloc.start()
         model.fit(features, labels).predict(features)
