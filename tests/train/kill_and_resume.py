@@ -1,6 +1,6 @@
 """Kill a training run again and again (SIGKILL, at random moments), resume it, compare with a run that was left alone.
 
-``python -m tests.train.kill_and_resume --kills 20``; the test suite does the same with fewer kills.
+``python -m tests.train.kill_and_resume --kills 20``; the test suite does the same.
 """
 
 import argparse
