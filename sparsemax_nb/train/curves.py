@@ -26,7 +26,7 @@ def plot(history, path):
             quality.plot(epochs, [100 * figures[name] for figures in validated], color=colour, marker="o", label=name)
     if validated:
         quality.axvline(history.best_epoch + 1, color=GREY, linestyle=":", label="weights kept")
-        quality.legend(frameon=False)
+        quality.legend(frameon=False, loc="center right")
     else:
         quality.text(0.5, 0.5, "no validation set", transform=quality.transAxes, ha="center")
     quality.set(ylabel="per cent", title="Validation")
@@ -47,6 +47,7 @@ def plot(history, path):
         other.vlines(at, 0, [100 * rewiring["share"] for rewiring in history.rewirings], color=GREY)
         other.set_ylabel("connections replaced (%)", color=GREY)
         other.set_ylim(0)
+        other.spines["top"].set_visible(False)
     for one in axes.ravel():
         one.grid(alpha=0.3)
         one.spines["top"].set_visible(False)
