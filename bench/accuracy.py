@@ -112,6 +112,9 @@ def summary(rows):
         "Seconds an epoch as the run took them, on a machine that did other work beside: compare them with care.",
         f"Options of every row: {' '.join(f'--{key} {value}' for key, value in COMMON.items())}, others by default.",
     ]
+    for name in rows:
+        rates = [f"--{key} {value:g}" for key, value in ROWS[name].items() if key.endswith("-rate")]
+        notes += [f"{name}: {' '.join(rates)}."] if rates else []
     notes += [f"Not trained: {', '.join(missing)}."] if missing else []
     return {
         "benchmark": "accuracy", "parameters": {"data": some["data"], "points": some["points"], "device": some["device"]},
