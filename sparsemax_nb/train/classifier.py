@@ -339,9 +339,12 @@ class Classifier:
         """
         self._check_fitted()
         k = min(5, self.n_labels_) if k is None else k
+        return self._top_k(self._features(X), k)
+
+    def _top_k(self, x, k):
+        """`top_k` of features that have been checked."""
         check.integer("k", k, 1, self.n_labels_, f" (n_labels = {self.n_labels_})")
-        X = self._features(X)  # noqa: N806
-        return loop.top_k(self.network_, X.shape[0], lambda rows: self._batch(X, rows), k, self.batch_size)
+        return loop.top_k(self.network_, x.shape[0], lambda rows: self._batch(x, rows), k, self.batch_size)
 
     def predict(self, X, k=None):  # noqa: N803
         """Ids of the k best labels (if not given: 5) of each row of X (n, F): (n, k) int32, best first."""
@@ -366,15 +369,15 @@ class Classifier:
 
     def _figures(self, x, y, ks):
         start = time.perf_counter()
-        ids = self.predict(x, max(ks))
+        ids = self._top_k(x, max(ks))[1]
         seconds, figures = time.perf_counter() - start, {}
+        propensity = metrics.propensities(self.label_counts_, self.n_points_) if self.n_points_ > 2 else None
         for k in ks:
             figures |= {
                 f"P@{k}": metrics.precision_at_k(ids, y, k), f"nDCG@{k}": metrics.ndcg_at_k(ids, y, k),
                 f"R@{k}": metrics.recall_at_k(ids, y, k),
             }  # fmt: skip
-            if self.n_points_ > 2:
-                propensity = metrics.propensities(self.label_counts_, self.n_points_)
+            if propensity is not None:
                 figures[f"PSP@{k}"] = metrics.psp_at_k(ids, y, propensity, k)
         return figures | {"seconds": seconds}
 
@@ -382,7 +385,7 @@ class Classifier:
         """P@1."""
         self._check_fitted()
         X, y = self._pair(X, y)  # noqa: N806
-        return metrics.precision_at_k(self.predict(X, 1), y, 1)
+        return metrics.precision_at_k(self._top_k(X, 1)[1], y, 1)
 
     def _check_fitted(self):
         if not hasattr(self, "network_"):
