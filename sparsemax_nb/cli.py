@@ -254,6 +254,7 @@ def _parser():
     option("word_dropout", float, "P", "rate at which the entries of sparse features are dropped")
     option("learning_rate", float, "LR", "of Adam, at the start")
     option("embedding_rate", float, "X", "the embedding learns at X times the learning rate")
+    option("intermediate_rate", float, "X", "the wide layer below a sparse output learns at X times the learning rate")
     option("warm_up", int, "N", "steps over which the learning rate rises from 0")
     option("min_learning_rate", float, "LR", "the learning rate is not halved below it")
     option("patience", int, "N", "epochs without a better P@3 after which the learning rate is halved")

@@ -52,6 +52,9 @@ class Classifier:
     embedding_rate : float
         The embedding's table learns at so many times that rate: most words are rare, and lazy updates leave them alone
         in most steps.
+    intermediate_rate : float
+        The weights of the wide layer below a sparse output learn at so many times the learning rate. A slow layer keeps
+        features that labels with few points can not bend to their own (our choice).
     warm_up : int
         Steps over which the learning rate rises from 0, linearly.
     min_learning_rate : float
@@ -114,7 +117,8 @@ class Classifier:
 
     def __init__(
         self, *, output="fixed-fan-in", embedding=256, intermediate=4096, bottleneck=64, fan_in=32, loss="squared-hinge",
-        dropout=0.1, word_dropout=0.0, learning_rate=5e-4, embedding_rate=10.0, warm_up=0, min_learning_rate=1e-4, patience=1, stop_after=3,
+        dropout=0.1, word_dropout=0.0, learning_rate=5e-4, embedding_rate=10.0, intermediate_rate=1.0, warm_up=0,
+        min_learning_rate=1e-4, patience=1, stop_after=3,
         validation_fraction=0.0, rewire_fraction=0.1, rewire_every=1000, rewire_until=0.66, batch_size=128, epochs=10,
         budget_seconds=None, tfidf=True, memory_limit=None, seed=0, device="auto", progress=True,
     ):  # fmt: skip
@@ -166,7 +170,7 @@ class Classifier:
         check.integer("warm_up", self.warm_up, 0)
         for name in ("dropout", "word_dropout"):
             check.number(name, getattr(self, name), 0, 0.999)
-        for name in ("learning_rate", "embedding_rate"):
+        for name in ("learning_rate", "embedding_rate", "intermediate_rate"):
             check.number(name, getattr(self, name), 0, math.inf, open_ends=True)
         check.number("validation_fraction", self.validation_fraction, 0, 0.999)
         for name in ("rewire_fraction", "rewire_until"):
@@ -281,7 +285,9 @@ class Classifier:
         _initial_bias(network.output.bias, self.label_counts_, self.n_points_, self.loss)
         ks, adam = _possible(KS, self.n_labels_), Adam(self.learning_rate)
         if not self.is_dense_:
-            adam.scale_rate(self.network_.hidden[0].table, self.embedding_rate)
+            adam.scale_rate(network.hidden[0].table, self.embedding_rate)
+        if self.output in SPARSE_OUTPUTS and self.intermediate is not None:
+            adam.scale_rate(network.hidden[-1].weights, self.intermediate_rate)
         training = loop.Training(
             self.network_, adam, self._schedule(), len(rows),
             batch=lambda some: (self._batch(X, rows[some]), y[rows[some]]),

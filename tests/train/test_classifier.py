@@ -165,6 +165,7 @@ def test_rows_without_features_or_labels(corpus):
         ),
         ({"fan_in": 17, "output": "unstructured"}, ValueError, "fan_in must be at most half"),
         ({"embedding_rate": 0}, ValueError, "embedding_rate must lie in"),
+        ({"intermediate_rate": -1}, ValueError, "intermediate_rate must lie in"),
         ({"memory_limit": 0}, ValueError, "memory_limit must be at least 1"),
         ({"device": "gpu"}, ValueError, "device must be 'auto', 'cpu' or 'cuda', got 'gpu'"),
     ],
@@ -434,6 +435,35 @@ def test_numbers_too_large_for_float32_are_said(corpus):
     for features in (x, scipy.sparse.csr_matrix(x)):
         with pytest.raises(ValueError, match="X must be finite as float32, got NaN or infinity in row 4"):
             train.Classifier(**SMALL | {"tfidf": False}).fit(features, corpus.labels)
+
+
+@pytest.mark.parametrize(
+    ("rate", "output", "name"),
+    [
+        ("intermediate_rate", "fixed-fan-in", "intermediate.weights"),
+        ("intermediate_rate", "unstructured", "intermediate.weights"),
+        ("embedding_rate", "fixed-fan-in", "embedding.table"),
+        ("embedding_rate", "dense", "embedding.table"),
+    ],
+)
+def test_a_layer_learns_at_its_own_rate(corpus, rate, output, name):
+    first = train.Classifier(**SMALL | {"output": output})
+    first._check_params()
+    params = first._network_params(*(m.shape[1] for m in (corpus.features, corpus.labels)), False, "cpu")
+    start = first._new_network(params).parameters[name]
+
+    def moved(value):
+        """How far the second step moves the layer (in the first, the zeros of the output pass nothing down)."""
+        one = corpus.features[:30], corpus.labels[:30]
+        model = train.Classifier(**SMALL | {"output": output, "epochs": 2, rate: value, "rewire_fraction": 0}).fit(*one)
+        return np.abs(model.network_.parameters[name] - start).max()
+
+    assert moved(1.0) > 1e-5 and np.isclose(moved(0.25), moved(1.0) / 4, rtol=1e-2)
+
+
+def test_a_bottleneck_learns_at_the_learning_rate(corpus):
+    slow, fast = (weights(fitted(corpus, output="bottleneck", intermediate_rate=rate)) for rate in (0.1, 1.0))
+    assert same_bits(slow, fast)
 
 
 def test_rewiring_changes_the_connections_and_is_noted(corpus):
