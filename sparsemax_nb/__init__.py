@@ -11,6 +11,7 @@ from .fixed_fan_in import (
     rewire,
 )
 from .optimizers import SGD, Adam
+from .samplers import LogUniformSampler, UniformSampler, UnigramSampler
 
 __version__ = "0.1.0"
 
@@ -19,6 +20,9 @@ __all__ = [
     "Adam",
     "FixedFanIn",
     "Labels",
+    "LogUniformSampler",
+    "UniformSampler",
+    "UnigramSampler",
     "data",
     "fixed_fan_in_backward",
     "fixed_fan_in_forward",

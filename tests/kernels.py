@@ -25,6 +25,7 @@ import pytest
 import sparsemax_nb.cuda
 from sparsemax_nb.core import backend as placement
 from sparsemax_nb.core import formulas, rng, sparse
+from sparsemax_nb.core.alias import alias_table
 from sparsemax_nb.cuda import fixed_fan_in as cuda_layer
 from sparsemax_nb.cuda import launch
 from sparsemax_nb.reference import (
@@ -35,6 +36,7 @@ from sparsemax_nb.reference import (
     matmul,
     optimizers,
     rewiring,
+    samplers,
     top_k,
     unstructured,
 )
@@ -434,6 +436,30 @@ def make_matmul(shape, turn_a=False, turn_b=False):
     return Task((a, b, out), lambda: assert_close(out, matmul.matmul(a, b), k))
 
 
+# ---------------------------------------------------------------- samplers
+
+
+def make_draw_uniform(shape):
+    *shape, n_classes = shape
+    ids = unwritten(*shape, dtype=np.int32)
+    wanted = samplers.draw_uniform(SEED, 3, n_classes, shape)
+    return Task((SEED, np.uint64(3), n_classes, ids), lambda: np.testing.assert_array_equal(ids, wanted))
+
+
+def make_draw(shape):
+    *shape, n_classes = shape
+    weights = np.random.default_rng(1).permutation(1 / np.arange(1.0, n_classes + 1))
+    log_p, alias = np.log(weights / weights.sum()).astype(np.float32), alias_table(weights, [0, n_classes])
+    outputs = unwritten(*shape, dtype=np.int32), unwritten(*shape)
+    wanted = samplers.draw(SEED, 3, log_p, alias, shape)
+
+    def check():
+        for got, want in zip(outputs, wanted, strict=True):
+            np.testing.assert_array_equal(got, want)
+
+    return Task((SEED, np.uint64(3), log_p, alias, *outputs), check)
+
+
 # ---------------------------------------------------------------- the catalogue
 
 #: (B, H, L, K): one of everything; K = H; nothing a multiple of a block or a tile; no rows.
@@ -521,6 +547,8 @@ def _operations():
     yield operation("embedding.backward", make_embedding_backward, *bags)
     weights = ((3, 7, 5, 9), (33, 3, 5, 20), (0, 3, 2, 4)), ((65, 33, 31, 300), (128, 40, 9, 129))
     yield operation("unstructured.gradient_of_values", make_unstructured, *weights)
+    for name, make in (("draw_uniform", make_draw_uniform), ("draw", make_draw)):  # (B, M, L)
+        yield operation(f"samplers.{name}", make, ((1, 1, 1), (3, 7, 5), (0, 3, 2)), ((33, 65, 1000),))
     for turned in ({}, {"turn_a": True}, {"turn_b": True}):
         small, large = ((1, 1, 1), (3, 7, 5), (0, 3, 2), (3, 2, 0)), ((65, 33, 19), (33, 300, 7))
         yield operation(f"matmul.matmul {' '.join(turned)}".strip(), make_matmul, small, large, **turned)
@@ -549,6 +577,8 @@ BUDGETS = {
     "rewiring.count_smallest_kernel": Budget(48, shared=4 * 32),
     "rewiring.magnitude_histogram_kernel": Budget(32, shared=4 * 2048),
     "rewiring.redraw_kernel": Budget(64),
+    "samplers.draw_kernel": Budget(40),
+    "samplers.draw_uniform_kernel": Budget(40),
     "top_k.lists_kernel": Budget(64),
     "top_k.merge_kernel": Budget(64),
     "unstructured.gradient_of_values_kernel": Budget(40),

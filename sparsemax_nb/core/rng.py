@@ -21,7 +21,7 @@ TWO, ONE = np.float32(2), np.float32(1)
 
 # Streams: what a random word is for. A layer adds its own number to the stream, so that no two draws share a counter.
 CONNECTIONS, WEIGHTS, DROPOUT, SHUFFLE = np.uint64(1 << 16), np.uint64(2 << 16), np.uint64(3 << 16), np.uint64(4 << 16)
-REWIRING = np.uint64(5 << 16)
+REWIRING, SAMPLING = np.uint64(5 << 16), np.uint64(6 << 16)
 
 
 def philox(c0, c1, c2, c3, k0, k1):
@@ -38,9 +38,14 @@ def philox(c0, c1, c2, c3, k0, k1):
     return c0, c1, c2, c3
 
 
+def random_words(seed, stream, step, position):
+    """Four uniform 32-bit words (in uint64) for `position` (64 bits) of `stream` (32 bits) at `step` (32 bits)."""
+    return philox(position & MASK, position >> BITS, step & MASK, stream & MASK, seed & MASK, seed >> BITS)
+
+
 def random_word(seed, stream, step, position):
-    """One uniform 32-bit word (in a uint64) for `position` (64 bits) of `stream` (32 bits) at `step` (32 bits)."""
-    w0, _, _, _ = philox(position & MASK, position >> BITS, step & MASK, stream & MASK, seed & MASK, seed >> BITS)
+    """The first of `random_words`."""
+    w0, _, _, _ = random_words(seed, stream, step, position)
     return w0
 
 
@@ -52,6 +57,22 @@ def below(word, n):
 def symmetric(word):
     """Uniform float32 in [-1, 1), a multiple of 2^-23, from a 32-bit word; exact in every order of evaluation."""
     return np.float32(word >> DROP8) * UNIT24 * TWO - ONE
+
+
+class Alias(NamedTuple):
+    """Tables to draw from fixed probabilities at constant cost (``core.alias`` makes them).
+
+    Column j keeps itself where a word lies below ``threshold[j]`` (n,) uint32, else it gives ``other[j]`` (n,) int32.
+    """
+
+    threshold: np.ndarray
+    other: np.ndarray
+
+
+def alias_draw(column_word, keep_word, first, n, alias):
+    """A column from the n that begin at `first`, drawn from their probabilities with two 32-bit words (int64)."""
+    column = first + np.int64(below(column_word, np.uint64(n)))
+    return column if keep_word < np.uint64(alias.threshold[column]) else np.int64(alias.other[column])
 
 
 class Dropout(NamedTuple):

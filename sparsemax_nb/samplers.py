@@ -1,0 +1,171 @@
+"""The plain samplers: they propose classes for sampled softmax without looking at the query.
+
+All samplers have the same two methods, ``sample(queries, n_samples, seed, step)`` and ``log_prob(queries, ids)``; draws
+are with replacement, from one counter-based stream: the same ids on every processor.
+"""
+
+import math
+
+import numpy as np
+
+from .core import backend, check
+from .core.alias import alias_table
+from .core.rng import Alias
+
+
+def check_draws(queries, n_samples, seed, step):
+    """Checked arguments of `sample`: device, (B, M), seed and step as kernels take them."""
+    device = check.same_device(queries=queries)
+    queries = check.array("queries", queries, np.float32, ("B", "d"))
+    shape = queries.shape[0], check.integer("n_samples", n_samples, 1, 2**31 - 1)
+    seed = np.uint64(check.integer("seed", seed, 0, 2**64 - 1))
+    return device, shape, seed, np.uint64(check.integer("step", step, 0, 2**32 - 1))
+
+
+def check_ids(ids, n_classes, n_rows):
+    """Ids (B, M) or (M,) int32 in [0, n_classes); IndexError-like ValueError where one is not."""
+    ids = check.array("ids", ids, np.int32, (n_rows, "M") if len(ids.shape) == 2 else ("M",))
+    if ids.size:
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= n_classes:
+            raise ValueError(f"ids must lie in [0, {n_classes}), got {low if low < 0 else high}")
+    return ids
+
+
+class UniformSampler:
+    """Every class is as likely as the other: ``Q(i) = 1 / n_classes``.
+
+    Parameters
+    ----------
+    n_classes : int
+        L, in [1, 2^31).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sparsemax_nb import UniformSampler
+    >>> ids, log_q = UniformSampler(1000).sample(np.zeros((2, 8), np.float32), n_samples=3, seed=0)
+    >>> ids.shape, ids.dtype, float(np.exp(log_q[0, 0]).round(6))
+    ((2, 3), dtype('int32'), 0.001)
+    """
+
+    def __init__(self, n_classes):
+        self.n_classes = check.integer("n_classes", n_classes, 1, 2**31 - 1)
+        self._log_p = np.float32(-math.log(self.n_classes))
+
+    def __repr__(self):
+        return f"UniformSampler(n_classes={self.n_classes})"
+
+    def sample(self, queries, n_samples, seed, step=0):
+        """Draw for each row of `queries` (B, d) float32: ids (B, M) int32 and ``log_q`` (B, M) float32."""
+        device, shape, seed, step = check_draws(queries, n_samples, seed, step)
+        ids, log_q = backend.empty(shape, np.int32, device), backend.empty(shape, np.float32, device)
+        backend.wing(device, "samplers").draw_uniform(seed, step, self.n_classes, ids)
+        log_q[...] = self._log_p
+        return ids, log_q
+
+    def log_prob(self, queries, ids):
+        """``log Q`` of ids (B, M) or (M,) int32: (B, M) float32."""
+        device = check.same_device(queries=queries, ids=ids)
+        ids = check_ids(ids, self.n_classes, queries.shape[0])
+        log_q = backend.empty((queries.shape[0], ids.shape[-1]), np.float32, device)
+        log_q[...] = self._log_p
+        return log_q
+
+
+class _TableSampler:
+    """Draws from fixed weights with alias tables, O(1) a draw."""
+
+    def __init__(self, weights, device):
+        self.device = backend.resolve_device(check.choice("device", device, ("cpu", "cuda")))
+        self.n_classes = len(weights)
+        weights = weights / weights.sum()
+        with np.errstate(divide="ignore"):
+            self._log_p = backend.asarray(np.log(weights), self.device, np.float32)
+        alias = alias_table(weights, np.array([0, len(weights)]))
+        self._alias = Alias(*(backend.asarray(table, self.device) for table in alias))
+
+    def __repr__(self):
+        return f"{type(self).__name__}(n_classes={self.n_classes}, device={self.device!r})"
+
+    def sample(self, queries, n_samples, seed, step=0):
+        """Draw for each row of `queries` (B, d) float32: ids (B, M) int32 and ``log_q`` (B, M) float32.
+
+        Parameters
+        ----------
+        queries : (B, d) float32, on the sampler's device
+            Only their number matters.
+        n_samples : int
+            M, at least 1.
+        seed, step : int
+            In [0, 2^64) and [0, 2^32): the same pair gives the same draws.
+        """
+        check.same_device(queries=queries, sampler=self._log_p)
+        device, shape, seed, step = check_draws(queries, n_samples, seed, step)
+        ids, log_q = backend.empty(shape, np.int32, device), backend.empty(shape, np.float32, device)
+        backend.wing(device, "samplers").draw(seed, step, self._log_p, self._alias, ids, log_q)
+        return ids, log_q
+
+    def log_prob(self, queries, ids):
+        """``log Q`` of ids (B, M) or (M,) int32: (B, M) float32; -inf for a class that is never drawn."""
+        check.same_device(queries=queries, ids=ids, sampler=self._log_p)
+        ids, n_rows = check_ids(ids, self.n_classes, queries.shape[0]), queries.shape[0]
+        log_q = backend.empty((n_rows, ids.shape[-1]), np.float32, self.device)
+        log_q[...] = self._log_p[ids]
+        return log_q
+
+
+class LogUniformSampler(_TableSampler):
+    """Classes sorted by falling frequency, drawn by Zipf's law: ``Q(i) = log((i + 2) / (i + 1)) / log(n_classes + 1)``.
+
+    Parameters
+    ----------
+    n_classes : int
+        L, in [1, 2^31).
+    device : 'cpu' or 'cuda'
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sparsemax_nb import LogUniformSampler
+    >>> queries, ids = np.zeros((1, 8), np.float32), np.array([0, 999], np.int32)
+    >>> np.exp(LogUniformSampler(1000).log_prob(queries, ids)).round(6)
+    array([[0.100329, 0.000145]], dtype=float32)
+    """
+
+    def __init__(self, n_classes, *, device="cpu"):
+        n_classes = check.integer("n_classes", n_classes, 1, 2**31 - 1)
+        super().__init__(np.log1p(1 / np.arange(1, n_classes + 1)), device)
+
+
+class UnigramSampler(_TableSampler):
+    """Classes drawn by how often they occur: ``Q(i) = counts[i]^power / sum_j counts[j]^power``.
+
+    Parameters
+    ----------
+    counts : (L,) array, NumPy
+        Not negative and finite, not all zero. A class with count 0 is never drawn, its log-probability is -inf.
+    power : float
+        At least 0; 0.75 is usual for word embeddings. The power of a count of 0 is 0 for every power.
+    device : 'cpu' or 'cuda'
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sparsemax_nb import UnigramSampler
+    >>> sampler = UnigramSampler(np.array([6, 3, 0, 1]))
+    >>> np.exp(sampler.log_prob(np.zeros((1, 8), np.float32), np.array([0, 1, 2, 3], np.int32))).round(3)
+    array([[0.6, 0.3, 0. , 0.1]], dtype=float32)
+    """
+
+    def __init__(self, counts, power=1.0, *, device="cpu"):
+        weights = np.asarray(backend.to_numpy(counts), np.float64)
+        if weights.ndim != 1 or not weights.size:
+            raise ValueError(f"counts must have shape (L,), got {weights.shape}")
+        check.finite("counts", weights)
+        if (weights < 0).any():
+            raise ValueError(f"counts must not be negative, got {weights.min():g}")
+        if not weights.any():
+            raise ValueError("counts must not be all zero: then there is nothing to draw")
+        power = check.number("power", power, 0, math.inf)
+        super().__init__(np.where(weights > 0, weights, 1) ** power * (weights > 0), device)

@@ -1,0 +1,129 @@
+"""Samplers: what they draw has the probabilities that they state; equal on every processor; bad input."""
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from sparsemax_nb import LogUniformSampler, UniformSampler, UnigramSampler
+from sparsemax_nb.core import backend as placement
+
+from .helpers import on_other_device
+
+N_CLASSES = 500
+COUNTS = np.random.default_rng(0).zipf(1.3, N_CLASSES).clip(max=10_000) - 1  # some zero
+SAMPLERS = {
+    "uniform": lambda device: UniformSampler(N_CLASSES),
+    "log-uniform": lambda device: LogUniformSampler(N_CLASSES, device=device),
+    "unigram": lambda device: UnigramSampler(COUNTS, device=device),
+    "unigram 0.75": lambda device: UnigramSampler(COUNTS, power=0.75, device=device),
+}
+EACH = pytest.mark.parametrize("name", SAMPLERS)
+
+
+def queries(n, width=3):
+    return np.zeros((n, width), np.float32)
+
+
+def p_value(ids, probability):
+    """Of a chi-square test of drawn ids against stated probabilities; classes pooled, in order of their probability, to
+    an expected count of 20."""
+    order = np.argsort(probability)
+    expected, counts = probability[order] * ids.size, np.bincount(ids.ravel(), minlength=len(probability))[order]
+    assert not counts[expected == 0].any(), "drawn although its probability is 0"
+    cell = np.floor((np.cumsum(expected) - expected / 2) / 20).astype(np.int64)
+    cell = np.unique(cell, return_inverse=True)[1]
+    expected, counts = np.bincount(cell, expected), np.bincount(cell, counts)
+    return scipy.stats.chisquare(counts, expected * counts.sum() / expected.sum()).pvalue
+
+
+def stated(sampler):
+    """The probabilities that a sampler states, (L,) float64."""
+    ids = np.arange(sampler.n_classes, dtype=np.int32)
+    return np.exp(sampler.log_prob(queries(1), ids)[0].astype(np.float64))
+
+
+@EACH
+def test_a_million_draws_have_the_stated_probabilities(name):
+    sampler = SAMPLERS[name]("cpu")
+    probability = stated(sampler)
+    assert probability.sum() == pytest.approx(1, abs=1e-5)
+    ids, log_q = sampler.sample(queries(1000), 1000, seed=1)
+    assert 1e-4 < p_value(ids, probability)
+    np.testing.assert_array_equal(log_q, sampler.log_prob(queries(1000), ids))
+
+
+@EACH
+def test_one_class_with_a_wrong_weight_fails_the_same_test(name):
+    sampler = SAMPLERS[name]("cpu")
+    probability = stated(sampler)
+    ids, _ = sampler.sample(queries(1000), 1000, seed=1)
+    assert 1e-4 < p_value(ids, probability)
+    wrong = probability.copy()
+    wrong[np.argmax(probability)] *= 1.5
+    assert p_value(ids, wrong / wrong.sum()) < 1e-4
+
+
+@EACH
+def test_draws_are_the_same_everywhere_and_differ_by_seed_and_step(backend, name):
+    sampler, here = SAMPLERS[name](backend.device), SAMPLERS[name]("cpu")
+    place = backend.array(queries(5))
+    got = [backend.numpy(a) for a in sampler.sample(place, 7, seed=2**63, step=9)]
+    want = here.sample(queries(5), 7, seed=2**63, step=9)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert got[0].dtype == np.int32 and got[1].dtype == np.float32 and len(np.unique(got[0])) > 5
+    for seed, step in ((2**63 + 1, 9), (2**63, 8)):
+        assert (here.sample(queries(5), 7, seed=seed, step=step)[0] != want[0]).mean() > 0.5
+    log_q = sampler.log_prob(place, backend.array(want[0]))
+    np.testing.assert_array_equal(backend.numpy(log_q), want[1])
+    assert sampler.sample(backend.array(queries(0)), 7, seed=0)[0].shape == (0, 7)
+
+
+def test_formulas():
+    n = N_CLASSES
+    np.testing.assert_allclose(stated(UniformSampler(n)), 1 / n, rtol=1e-5)
+    i = np.arange(n)
+    np.testing.assert_allclose(stated(LogUniformSampler(n)), np.log((i + 2) / (i + 1)) / np.log(n + 1), rtol=1e-5)
+    for power in (0.0, 0.75, 2.0):
+        want = np.where(COUNTS > 0, COUNTS.astype(float) ** power, 0)
+        np.testing.assert_allclose(stated(UnigramSampler(COUNTS, power)), want / want.sum(), rtol=1e-5)
+    assert (COUNTS == 0).any() and UnigramSampler(COUNTS).log_prob(queries(1), np.int32([np.argmin(COUNTS)]))[0] == -np.inf
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: UniformSampler(0), ValueError, "n_classes must be between 1"),
+        (lambda: LogUniformSampler(2.0), TypeError, "n_classes must be an integer"),
+        (lambda: UnigramSampler(np.zeros(3)), ValueError, "counts must not be all zero"),
+        (lambda: UnigramSampler(np.array([1.0, -2.0])), ValueError, "counts must not be negative, got -2"),
+        (lambda: UnigramSampler(np.array([1.0, np.nan])), ValueError, r"counts must be finite, got nan at \[1\]"),
+        (lambda: UnigramSampler(np.ones((2, 2))), ValueError, r"counts must have shape \(L,\)"),
+        (lambda: UnigramSampler(np.ones(2), power=-1), ValueError, "power must lie in"),
+        (lambda: UnigramSampler(np.ones(2), device="gpu"), ValueError, "device must be one of"),
+    ],
+)
+def test_bad_samplers(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+@EACH
+def test_bad_requests(backend, name):
+    sampler, good = SAMPLERS[name](backend.device), backend.array(queries(2))
+    for arguments, error, message in (
+        ((good, 0, 0), ValueError, "n_samples must be between 1"),
+        ((good, 2.0, 0), TypeError, "n_samples must be an integer"),
+        ((good, 2, -1), ValueError, "seed must be between 0"),
+        ((good, 2, 0, 2**32), ValueError, "step must be between 0"),
+        ((backend.array(queries(2).astype(np.float64)), 2, 0), TypeError, "queries must be float32"),
+        (([[0.0]], 2, 0), TypeError, "queries must be a NumPy or CUDA array, got list"),
+    ):
+        with pytest.raises(error, match=message):
+            sampler.sample(*arguments)
+    for bad in (-1, N_CLASSES):
+        with pytest.raises(ValueError, match=rf"ids must lie in \[0, {N_CLASSES}\), got {bad}"):
+            sampler.log_prob(good, backend.array(np.array([3, bad], np.int32)))
+    with pytest.raises(TypeError, match="one device"):
+        sampler.log_prob(good, on_other_device(backend, np.array([3], np.int32)))
+    assert placement.device_of(sampler.sample(good, 2, 0)[0]) == backend.device
