@@ -10,6 +10,7 @@ from .fixed_fan_in import (
     fixed_fan_in_top_k,
     rewire,
 )
+from .midx import sampled_softmax
 from .optimizers import SGD, Adam
 from .samplers import LogUniformSampler, UniformSampler, UnigramSampler
 
@@ -29,5 +30,6 @@ __all__ = [
     "fixed_fan_in_step",
     "fixed_fan_in_top_k",
     "rewire",
+    "sampled_softmax",
     "train",
 ]

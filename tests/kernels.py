@@ -36,6 +36,7 @@ from sparsemax_nb.reference import (
     matmul,
     optimizers,
     rewiring,
+    sampled_softmax,
     samplers,
     top_k,
     unstructured,
@@ -460,6 +461,37 @@ def make_draw(shape):
     return Task((SEED, np.uint64(3), log_p, alias, *outputs), check)
 
 
+# ---------------------------------------------------------------- sampled softmax
+
+
+def make_scores(shape):
+    n_rows, n_samples, n_classes, width = shape
+    queries, classes = normal(1, n_rows, width), normal(2, n_classes, width)
+    ids, out = integers(3, 0, n_classes, n_rows, n_samples).astype(np.int32), unwritten(n_rows, n_samples)
+    wanted = sampled_softmax.scores(queries, classes, ids)
+    return Task((queries, classes, ids, out), lambda: assert_close(out, wanted, width))
+
+
+def make_softmax(shape, shared=False, mask_hits=False, in_place=False):
+    n_rows, n_samples = shape
+    scores, target_scores = 3 * normal(1, n_rows, n_samples), 3 * normal(2, n_rows)
+    lines = 1 if shared else n_rows
+    ids, targets = integers(3, 0, 5, lines, n_samples).astype(np.int32), integers(4, 0, 5, n_rows).astype(np.int32)
+    if n_rows:
+        ids[0, 0] = targets[0]  # a hit
+    log_q, log_q_targets = normal(5, lines, n_samples) - 2, normal(6, n_rows) - 2
+    inputs = ids, log_q, target_scores, targets, log_q_targets, mask_hits
+    wanted = sampled_softmax.softmax(scores, *inputs)
+    outputs = unwritten(n_rows), scores if in_place else unwritten(n_rows, n_samples), unwritten(n_rows)
+
+    def check():
+        assert not mask_hits or not outputs[1][np.broadcast_to(ids == targets[:, None], scores.shape)].any()
+        for got, want, scale in zip(outputs, wanted, (10, 1, 1), strict=True):
+            assert_close(got, want, n_samples + 1, scale * 10)  # exponentials of scores as large as 10
+
+    return Task((scores, *inputs, *outputs), check)
+
+
 # ---------------------------------------------------------------- the catalogue
 
 #: (B, H, L, K): one of everything; K = H; nothing a multiple of a block or a tile; no rows.
@@ -549,6 +581,12 @@ def _operations():
     yield operation("unstructured.gradient_of_values", make_unstructured, *weights)
     for name, make in (("draw_uniform", make_draw_uniform), ("draw", make_draw)):  # (B, M, L)
         yield operation(f"samplers.{name}", make, ((1, 1, 1), (3, 7, 5), (0, 3, 2)), ((33, 65, 1000),))
+    yield operation(
+        "sampled_softmax.scores", make_scores, ((1, 1, 1, 1), (3, 5, 4, 7), (0, 2, 3, 2)), ((33, 65, 50, 19),)
+    )
+    for options in ({}, {"shared": True}, {"mask_hits": True, "in_place": True}, {"shared": True, "mask_hits": True}):
+        name = f"sampled_softmax.softmax {' '.join(options)}".strip()
+        yield operation(name, make_softmax, ((1, 1), (3, 7), (0, 3)), ((33, 65), (5, 300)), **options)
     for turned in ({}, {"turn_a": True}, {"turn_b": True}):
         small, large = ((1, 1, 1), (3, 7, 5), (0, 3, 2), (3, 2, 0)), ((65, 33, 19), (33, 300, 7))
         yield operation(f"matmul.matmul {' '.join(turned)}".strip(), make_matmul, small, large, **turned)
@@ -577,6 +615,8 @@ BUDGETS = {
     "rewiring.count_smallest_kernel": Budget(48, shared=4 * 32),
     "rewiring.magnitude_histogram_kernel": Budget(32, shared=4 * 2048),
     "rewiring.redraw_kernel": Budget(64),
+    "sampled_softmax.scores_kernel": Budget(40),
+    "sampled_softmax.softmax_kernel": Budget(56),
     "samplers.draw_kernel": Budget(40),
     "samplers.draw_uniform_kernel": Budget(40),
     "top_k.lists_kernel": Budget(64),

@@ -1,0 +1,95 @@
+"""Sampled softmax on CUDA."""
+
+import math
+
+import numpy as np
+from numba import float32
+
+from ..core import backend
+from ..core.backend import cuda
+from . import launch
+
+ZERO, ONE = np.float32(0), np.float32(1)
+NEVER = np.float32(-np.inf)
+
+
+@backend.cuda_jit
+def scores_kernel(queries, classes, ids, out):
+    """One thread owns one drawn class of a row: out (B, M) = queries (B, d) . classes[ids], a loop over d.
+
+    Grid: (row, draw) pairs on x, the draws of a row side by side: they share its query in the cache; each walks down its
+    own row of classes (L, d), sector by sector. No shared memory, no atomics.
+    """
+    position = cuda.grid(1)
+    if position < out.size:
+        b, m = position // out.shape[1], position % out.shape[1]
+        i, total = ids[b, m], ZERO
+        for d in range(queries.shape[1]):
+            total += queries[b, d] * classes[i, d]
+        out[b, m] = total
+
+
+def scores(queries, classes, ids, out, *, block=launch.BLOCK):
+    """``out[b, m] = queries[b] . classes[ids[b, m]]``."""
+    scores_kernel[launch.flat(out.size, block)](queries, classes, ids, out)
+
+
+@backend.cuda_device
+def _corrected(scores, ids, log_q, b, m, target, mask_hits):
+    """The score of a draw less its log-probability; -inf where it hits the target and hits are left out."""
+    line = 0 if ids.shape[0] != scores.shape[0] else b
+    return NEVER if mask_hits and ids[line, m] == target else scores[b, m] - log_q[line, m]
+
+
+@backend.cuda_jit
+def softmax_kernel(scores, ids, log_q, rows, mask_hits, loss, dscores, dtargets):
+    """A block owns one row of scores, dscores (B, M), a thread its columns t, t + blockDim.x, ...; coalesced.
+
+    rows = (target_scores, targets, log_q_targets), each (B,). The largest score and the sum of the exponentials are
+    reduced in shared memory, 4 bytes a thread, always in the same order. Grid: rows on x; block a power of two. No
+    atomics.
+    """
+    target_scores, targets, log_q_targets = rows
+    b, thread, n_threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
+    shared = cuda.shared.array(0, float32)
+    target = targets[b]
+    t = target_scores[b] - log_q_targets[b]
+    largest = t
+    for m in range(thread, scores.shape[1], n_threads):
+        largest = max(largest, _corrected(scores, ids, log_q, b, m, target, mask_hits))
+    shared[thread] = largest
+    cuda.syncthreads()
+    half = n_threads // 2
+    while half > 0:
+        if thread < half:
+            shared[thread] = max(shared[thread], shared[thread + half])
+        cuda.syncthreads()
+        half //= 2
+    largest = shared[0]
+    cuda.syncthreads()
+    total = ZERO
+    for m in range(thread, scores.shape[1], n_threads):
+        total += math.exp(_corrected(scores, ids, log_q, b, m, target, mask_hits) - largest)
+    shared[thread] = total
+    cuda.syncthreads()
+    half = n_threads // 2
+    while half > 0:
+        if thread < half:
+            shared[thread] += shared[thread + half]
+        cuda.syncthreads()
+        half //= 2
+    total = shared[0] + math.exp(t - largest)
+    for m in range(thread, scores.shape[1], n_threads):
+        dscores[b, m] = math.exp(_corrected(scores, ids, log_q, b, m, target, mask_hits) - largest) / total
+    if thread == 0:
+        loss[b] = math.log(total) + largest - t
+        dtargets[b] = math.exp(t - largest) / total - ONE
+
+
+def softmax(
+    scores, ids, log_q, target_scores, targets, log_q_targets, mask_hits, loss, dscores, dtargets, *, block=launch.BLOCK
+):
+    """Loss of every row and its derivatives by the scores and the target's score; `dscores` may be `scores`."""
+    if scores.shape[0]:
+        rows, shared = (target_scores, targets, log_q_targets), launch.shared_bytes(4 * block)
+        softmax_kernel[scores.shape[0], block, 0, shared](scores, ids, log_q, rows, mask_hits, loss, dscores, dtargets)

@@ -1,0 +1,192 @@
+"""Sampled softmax: values, gradients, what is expected under the exact proposal, and bad input."""
+
+import numpy as np
+import pytest
+
+from sparsemax_nb import UniformSampler, UnigramSampler, sampled_softmax
+from sparsemax_nb.reference import sampled_softmax as reference
+
+from .helpers import assert_close, close_to_derivative, normal, on_other_device
+
+N_CLASSES, WIDTH = 40, 9
+
+
+def problem(n_rows=7, n_samples=11, shared=False, seed=0):
+    random = np.random.default_rng(seed)
+    queries, classes = normal(seed, n_rows, WIDTH), normal(seed + 1, N_CLASSES, WIDTH)
+    targets = random.integers(0, N_CLASSES, n_rows).astype(np.int32)
+    sampler = UnigramSampler(random.random(N_CLASSES) + 0.1)
+    ids, log_q = sampler.sample(queries, n_samples, seed=seed)
+    if shared:
+        ids, log_q = ids[0].copy(), log_q[0].copy()
+    log_q_targets = sampler.log_prob(queries, targets)[0].copy()
+    return queries, classes, targets, ids, log_q, log_q_targets
+
+
+def wanted(queries, classes, targets, ids, log_q, log_q_targets, correction="paper", mask_hits=False, reduction="mean"):
+    """The same in float64: loss, dqueries, dclasses (L, d)."""
+    queries, classes = queries.astype(np.float64), classes.astype(np.float64)
+    if correction == "importance":
+        log_q, log_q_targets = log_q + np.log(ids.shape[-1]), np.zeros(len(queries))
+    all_ids = np.broadcast_to(ids, (len(queries), ids.shape[-1]))
+    scores = reference.scores(queries, classes, all_ids)
+    target_scores = reference.scores(queries, classes, targets[:, None])[:, 0]
+    loss, dscores, dtargets = reference.softmax(scores, ids, log_q, target_scores, targets, log_q_targets, mask_hits)
+    scale = 1 / len(queries) if reduction == "mean" else 1
+    weights = scale * np.concatenate([dtargets[:, None], dscores], axis=1)
+    touched = np.concatenate([targets[:, None], all_ids], axis=1)
+    dclasses = np.zeros(classes.shape)
+    np.add.at(dclasses, touched, weights[:, :, None] * queries[:, None])
+    return loss.sum() * scale, np.einsum("bm,bmd->bd", weights, classes[touched]), dclasses
+
+
+OPTIONS = [
+    {}, {"mask_hits": True}, {"correction": "importance"}, {"correction": "importance", "mask_hits": True},
+    {"reduction": "sum"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("shared", [False, True])
+def test_equals_reference(backend, options, shared):
+    arguments = problem(shared=shared)
+    loss, dqueries, (ids, dclasses) = sampled_softmax(*map(backend.array, arguments), **options)
+    want_loss, want_dqueries, want_dclasses = wanted(*arguments, **options)
+    touched = np.unique(np.concatenate([arguments[2], arguments[3].reshape(-1)]))
+    np.testing.assert_array_equal(backend.numpy(ids), touched)
+    assert backend.numpy(ids).dtype == np.int32
+    assert loss == pytest.approx(want_loss, rel=1e-5)
+    assert_close(backend.numpy(dqueries), want_dqueries, 12 * WIDTH)
+    assert_close(backend.numpy(dclasses), want_dclasses[touched], 12 * WIDTH)
+    assert not np.delete(want_dclasses, touched, axis=0).any()
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_reference_is_the_derivative_of_its_loss(options):
+    queries, classes, *rest = problem()
+    queries, classes, random = queries.astype(np.float64), classes.astype(np.float64), np.random.default_rng(5)
+    _, dqueries, dclasses = wanted(queries, classes, *rest, **options)
+    close_to_derivative(lambda q: wanted(q, classes, *rest, **options)[0], queries, dqueries, random)
+    close_to_derivative(lambda c: wanted(queries, c, *rest, **options)[0], classes, dclasses, random)
+
+
+def test_same_bits_again(backend):
+    arguments = [backend.array(a) for a in problem(n_rows=20, n_samples=50)]
+    first, again = sampled_softmax(*arguments), sampled_softmax(*arguments)
+    assert first[0] == again[0]
+    for a, b in zip((first[1], *first[2]), (again[1], *again[2]), strict=True):
+        np.testing.assert_array_equal(backend.numpy(a), backend.numpy(b))
+
+
+def full_gradient(query, classes, target):
+    score = classes @ query
+    probability = np.exp(score - score.max())
+    probability /= probability.sum()
+    return (probability - (np.arange(len(classes)) == target)) @ classes, np.log(probability)
+
+
+@pytest.mark.parametrize("n_samples", [1, 4])
+def test_paper_correction_under_the_exact_sampler(n_samples):
+    """The mean gradient is M / (M + 1) times the full one."""
+    check_mean_gradient(n_samples, n_samples / (n_samples + 1), correction="paper")
+
+
+def test_importance_correction_tends_to_the_full_gradient():
+    check_mean_gradient(800, 1.0, correction="importance", mask_hits=True, bias=0.005)
+
+
+def check_mean_gradient(n_samples, factor, bias=0.0, **options):
+    n_rows = 200_000 // max(n_samples, 4)
+    query, classes, target = normal(1, WIDTH) / 2, normal(2, N_CLASSES, WIDTH), 3
+    full, log_p = full_gradient(query.astype(np.float64), classes, target)
+    ids = np.random.default_rng(3).choice(N_CLASSES, (n_rows, n_samples), p=np.exp(log_p)).astype(np.int32)
+    _, dqueries, _ = sampled_softmax(
+        np.tile(query, (n_rows, 1)), classes, np.full(n_rows, target, np.int32), ids, log_p.astype(np.float32)[ids],
+        np.full(n_rows, log_p[target], np.float32), reduction="sum", **options,
+    )  # fmt: skip
+    error = dqueries.std(axis=0) / np.sqrt(n_rows)
+    assert (error < 0.05 * np.abs(full).max()).all(), "too few draws to see anything"
+    assert (np.abs(dqueries.mean(axis=0) - factor * full) < 4 * error + bias * np.abs(full).max()).all()
+    assert (np.abs(dqueries.mean(axis=0) - 1.2 * factor * full) > 4 * error).any(), "another factor would be noticed"
+
+
+def test_all_draws_hit_the_target(backend):
+    """With masking nothing is left but the target: no loss, no gradient."""
+    queries, classes, targets, ids, log_q, log_q_targets = problem(n_rows=2)
+    ids[:] = targets[:, None]
+    arguments = map(backend.array, (queries, classes, targets, ids, log_q, log_q_targets))
+    loss, dqueries, (touched, dclasses) = sampled_softmax(*arguments, mask_hits=True)
+    assert loss == 0 and not backend.numpy(dqueries).any() and not backend.numpy(dclasses).any()
+    np.testing.assert_array_equal(backend.numpy(touched), np.unique(targets))
+
+
+def test_no_rows(backend):
+    queries, classes, targets, ids, log_q, log_q_targets = problem()
+    none = queries[:0], classes, targets[:0], ids[:0], log_q[:0], log_q_targets[:0]
+    loss, dqueries, (touched, dclasses) = sampled_softmax(*map(backend.array, none))
+    assert (loss, dqueries.shape, touched.shape, dclasses.shape) == (0, (0, WIDTH), (0,), (0, WIDTH))
+
+
+def test_large_scores_do_not_overflow(backend):
+    queries, *rest = problem()
+    arguments = (queries * 100, *rest)
+    loss, dqueries, _ = sampled_softmax(*map(backend.array, arguments))
+    assert loss == pytest.approx(wanted(*arguments)[0], rel=1e-5) and np.isfinite(backend.numpy(dqueries)).all()
+
+
+def spoiled(place, change):
+    arguments = list(problem())
+    arguments[place] = change(arguments[place].copy())
+    return arguments
+
+
+def put(value):
+    def change(array):
+        array.reshape(-1)[1] = value
+        return array
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("place", "change", "error", "message"),
+    [
+        (0, put(np.nan), ValueError, r"queries must be finite, got nan at \[0, 1\]"),
+        (1, lambda a: np.full_like(a, np.nan), ValueError, "classes must be finite"),
+        (0, lambda a: a.astype(np.float64), TypeError, "queries must be float32, got float64"),
+        (0, lambda a: a[:, :5].copy(), ValueError, rf"queries must have shape \(B, {WIDTH}\), got \(7, 5\)"),
+        (2, put(-1), ValueError, rf"targets must lie in \[0, {N_CLASSES}\), got -1"),
+        (2, put(N_CLASSES), ValueError, rf"targets must lie in \[0, {N_CLASSES}\), got {N_CLASSES}"),
+        (2, lambda a: a[:3].copy(), ValueError, r"targets must have shape \(7,\)"),
+        (3, put(N_CLASSES), ValueError, rf"ids must lie in \[0, {N_CLASSES}\), got {N_CLASSES}"),
+        (3, lambda a: a.astype(np.int64), TypeError, "ids must be int32, got int64"),
+        (3, lambda a: a[:, :0].copy(), ValueError, "the number of samples"),
+        (4, put(-np.inf), ValueError, "log_q must be finite"),
+        (4, lambda a: a[:, :3].copy(), ValueError, "log_q must have shape"),
+        (5, put(-np.inf), ValueError, r"log_q_targets must be finite, got -inf at \[1\]"),
+    ],
+)
+def test_bad_arguments(backend, place, change, error, message):
+    with pytest.raises(error, match=message):
+        sampled_softmax(*map(backend.array, spoiled(place, change)))
+
+
+def test_bad_options_and_placement(backend):
+    arguments = [backend.array(a) for a in problem()]
+    with pytest.raises(ValueError, match="correction must be one of 'paper', 'importance', got 'none'"):
+        sampled_softmax(*arguments, correction="none")
+    with pytest.raises(ValueError, match="reduction must be one of"):
+        sampled_softmax(*arguments, reduction="max")
+    arguments[4] = on_other_device(backend, problem()[4])
+    with pytest.raises(TypeError, match="one device"):
+        sampled_softmax(*arguments)
+
+
+def test_uniform_sampler_gives_the_plain_softmax_of_the_draws():
+    """Log-probabilities that are all equal cancel: torch-style cross-entropy over [target, draws]."""
+    queries, classes, targets, *_ = problem()
+    sampler = UniformSampler(N_CLASSES)
+    ids, log_q = sampler.sample(queries, 5, seed=2)
+    loss, _, _ = sampled_softmax(queries, classes, targets, ids, log_q, sampler.log_prob(queries, targets)[0])
+    logits = np.einsum("bd,bmd->bm", queries, classes[np.concatenate([targets[:, None], ids], axis=1)])
+    assert loss == pytest.approx((np.log(np.exp(logits).sum(1)) - logits[:, 0]).mean(), rel=1e-5)
