@@ -10,7 +10,7 @@ from .fixed_fan_in import (
     fixed_fan_in_top_k,
     rewire,
 )
-from .midx import sampled_softmax
+from .midx import InvertedMultiIndex, sampled_softmax
 from .optimizers import SGD, Adam
 from .samplers import LogUniformSampler, UniformSampler, UnigramSampler
 
@@ -20,6 +20,7 @@ __all__ = [
     "SGD",
     "Adam",
     "FixedFanIn",
+    "InvertedMultiIndex",
     "Labels",
     "LogUniformSampler",
     "UniformSampler",

@@ -1,16 +1,280 @@
-"""MIDX (method 2): sampled softmax. The public functions check, allocate and call the twin.
+"""MIDX (method 2): the inverted multi-index and sampled softmax. The public functions check, allocate and call the twin.
 
 Source: "Adaptive sampled softmax with inverted multi-index: methods, theory and applications", arXiv 2501.08563.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
 from .core import backend, check, sparse
-from .samplers import check_ids
+from .core.alias import alias_table
+from .samplers import check_draws, check_ids
 
 CORRECTIONS = "paper", "importance"
+KINDS = "rq", "pq"
+RESIDUALS = "uniform", "popularity"
+#: The kernels keep four numbers a codeword in 48 KiB of shared memory.
+MAX_CODEWORDS = 3072
+
+
+class _Index(NamedTuple):
+    """The arrays of an index, as kernels take them; cell (k0, k1) has number ``k0 K + k1``."""
+
+    codes: np.ndarray  # (L, 2) int32
+    indptr: np.ndarray  # (K K + 1,) int32: cell c holds members[indptr[c]:indptr[c + 1]]
+    members: np.ndarray  # (L,) int32, ascending inside a cell
+    threshold: np.ndarray  # (L,) uint32 beside members: the alias tables (`rng.Alias`) of draws inside a cell
+    other: np.ndarray  # (L,) int32; both of size 0 where all classes of a cell are alike
+    weights: np.ndarray  # (K, K) float32: the cell's number of classes, or their total popularity
+    log_popularity: np.ndarray  # (L,) float32, by class; of size 0 where all are alike
+
+
+def _centroids(vectors, codes, codewords, distance):
+    """Each codeword becomes the mean of its vectors, in place; one without vectors takes the worst served vector."""
+    device = backend.device_of(vectors)
+    xp, n = backend.module_of(device), vectors.shape[0]
+    arrays = (xp.arange(n + 1), np.int32), (codes, np.int32), (xp.ones(n), np.float32)
+    groups = sparse.by_column(sparse.SparseRows(*(backend.asarray(a, device, dtype) for a, dtype in arrays)))
+    means = backend.empty((groups.ids.shape[0], vectors.shape[1]), np.float32, device)
+    backend.wing(device, "embedding").backward(groups, vectors, means)
+    means /= (groups.indptr[1:] - groups.indptr[:-1]).astype(np.float32)[:, None]
+    codewords[groups.ids] = means
+    empty = np.setdiff1d(np.arange(codewords.shape[0]), backend.to_numpy(groups.ids))
+    if empty.size:
+        worst = np.argsort(-backend.to_numpy(distance), kind="stable")[: empty.size]
+        codewords[backend.asarray(empty, device)] = vectors[backend.asarray(worst, device)]
+
+
+def _k_means(vectors, codewords, n_iterations):
+    """Lloyd's iterations from `codewords`, which are overwritten; returns the code of each vector, (n,) int32."""
+    device = backend.device_of(vectors)
+    codes = backend.empty(vectors.shape[0], np.int32, device)
+    distance = backend.empty(vectors.shape[0], np.float32, device)
+    wing = backend.wing(device, "midx")
+    wing.assign(vectors, codewords, codes, distance)
+    for _ in range(n_iterations):
+        before = codes.copy()
+        _centroids(vectors, codes, codewords, distance)
+        wing.assign(vectors, codewords, codes, distance)
+        if not bool((codes != before).any()):
+            break
+    return codes
+
+
+class InvertedMultiIndex:
+    """MIDX sampler: draws classes from the softmax of quantised logits, at a cost that does not grow with their number.
+
+    With two codebooks of K codewords, ``r0 = q0 C0.T``, ``r1 = q1 C1.T`` and W[k0, k1] the number (or total popularity)
+    of the classes in cell (k0, k1): ``Q(i | q) = exp(r0[k0(i)] + r1[k1(i)]) pop(i) / Z(q)``, with
+    ``Z(q) = sum W[k0, k1] exp(r0[k0] + r1[k1])``. A query costs K d for the products, K^2 for Z, and a draw at most K.
+
+    Use `build`. Attributes: `codebooks`, two arrays (K, d) float32 (for "pq" (K, d / 2)); `codes` (L, 2) int32.
+
+    Source: arXiv 2501.08563.
+    """
+
+    def __init__(self, codebooks, codes, kind, residual, popularity):
+        self.codebooks, self.kind, self.residual, self._popularity = codebooks, kind, residual, popularity
+        self.device, self.n_codewords = backend.device_of(codes), codebooks[0].shape[0]
+        self._group(codes)
+
+    codes = property(lambda self: self._index.codes, doc="(L, 2) int32: the two codewords of each class")
+    n_classes = property(lambda self: self._index.codes.shape[0], doc="L")
+    nbytes = property(
+        lambda self: sum(array.nbytes for array in (*self.codebooks, *self._index)), doc="bytes of all arrays"
+    )
+
+    def __repr__(self):
+        return (
+            f"InvertedMultiIndex(n_classes={self.n_classes}, n_codewords={self.n_codewords}, kind={self.kind!r}, "
+            f"residual={self.residual!r}, device={self.device!r})"
+        )
+
+    @classmethod
+    def build(cls, classes, n_codewords, kind="rq", residual="uniform", seed=0, *, popularity=None, n_iterations=10):
+        """Quantise the class embeddings by k-means and group the classes by cell.
+
+        Parameters
+        ----------
+        classes : (L, d) float32
+            The output embeddings; the index lives on their device.
+        n_codewords : int
+            K, in [1, L].
+        kind : 'rq' or 'pq'
+            Residual: k-means on the vectors, then on what is left of them. Product: k-means on either half of them; d
+            must be even.
+        residual : 'uniform' or 'popularity'
+            How the class is drawn inside a cell.
+        seed : int
+            Of the first codewords, which are classes drawn without repetition.
+        popularity : (L,) array
+            For residual='popularity': not negative, not all zero. A class of popularity 0 is never drawn.
+        n_iterations : int
+            Of k-means, at most.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sparsemax_nb import InvertedMultiIndex
+        >>> random = np.random.default_rng(0)
+        >>> classes, queries = (random.standard_normal((n, 16)).astype(np.float32) for n in (1000, 2))
+        >>> index = InvertedMultiIndex.build(classes, n_codewords=8)
+        >>> index
+        InvertedMultiIndex(n_classes=1000, n_codewords=8, kind='rq', residual='uniform', device='cpu')
+        >>> ids, log_q = index.sample(queries, n_samples=5, seed=0)
+        >>> everything = np.arange(1000, dtype=np.int32)
+        >>> np.exp(index.log_prob(queries, everything)).sum(axis=1).round(4)
+        array([1., 1.], dtype=float32)
+        """
+        check.choice("kind", kind, KINDS)
+        check.choice("residual", residual, RESIDUALS)
+        device = check.same_device(classes=classes)
+        classes = check.array("classes", classes, np.float32, ("L", "d"))
+        check.finite("classes", classes)
+        n_classes, width = classes.shape
+        check.integer("the number of classes", n_classes, 1)
+        n_codewords = check.integer(
+            "n_codewords", n_codewords, 1, min(n_classes, MAX_CODEWORDS), f" (there are {n_classes} classes)"
+        )
+        check.integer("n_iterations", n_iterations, 0)
+        if kind == "pq" and width % 2:
+            raise ValueError(f"kind='pq' halves the embeddings: their width must be even, got {width}; use kind='rq'")
+        seed = np.uint64(check.integer("seed", seed, 0, 2**64 - 1))
+        popularity = _popularity(popularity, residual, n_classes)
+        first = backend.empty((2, n_codewords), np.int32, device)
+        backend.wing(device, "fixed_fan_in").random_connections(seed, n_classes, first)
+        parts = _parts(classes, kind)
+        codebooks = [part[rows].copy() for part, rows in zip(parts, first, strict=True)]
+        codes, codebooks = _quantise(parts, codebooks, kind, n_iterations, is_first=True)
+        return cls(codebooks, codes, kind, residual, popularity)
+
+    def update(self, classes, n_iterations=3):
+        """Quantise again after the embeddings have moved, from the codebooks that there are.
+
+        Parameters
+        ----------
+        classes : (L, d) float32, on the index' device
+            As many as in `build`, as wide.
+        n_iterations : int
+            Of k-means, at most.
+
+        Returns
+        -------
+        float
+            The share of the classes whose cell is another one than before.
+        """
+        check.same_device(classes=classes, index=self.codes)
+        classes = check.array("classes", classes, np.float32, ("L", self._width))
+        if classes.shape[0] != self.n_classes:
+            raise ValueError(f"classes must be {self.n_classes} as in build, got {classes.shape[0]}; build a new index")
+        check.finite("classes", classes)
+        check.integer("n_iterations", n_iterations, 0)
+        before = self.codes
+        codes, self.codebooks = _quantise(
+            _parts(classes, self.kind), self.codebooks, self.kind, n_iterations, is_first=False
+        )
+        self._group(codes)
+        return float((codes != before).any(axis=1).mean())
+
+    @property
+    def _width(self):
+        return self.codebooks[0].shape[1] * (2 if self.kind == "pq" else 1)
+
+    def _group(self, codes):
+        """Sort the classes into cells."""
+        device, n_cells = self.device, self.n_codewords**2
+        here = backend.to_numpy(codes).astype(np.int64)
+        cell = here[:, 0] * self.n_codewords + here[:, 1]
+        members = np.argsort(cell, kind="stable")
+        counts = np.bincount(cell, minlength=n_cells)
+        indptr = np.concatenate([[0], np.cumsum(counts)])
+        popularity = np.zeros(0) if self._popularity is None else self._popularity
+        weights = np.bincount(cell, self._popularity, n_cells).reshape(self.n_codewords, -1)
+        alias = alias_table(popularity[members], indptr) if popularity.size else (popularity, popularity)
+        with np.errstate(divide="ignore"):
+            log_popularity = np.log(popularity)
+        arrays = _Index(codes, indptr, members, *alias, weights, log_popularity)
+        dtypes = _Index(np.int32, np.int32, np.int32, np.uint32, np.int32, np.float32, np.float32)
+        self._index = _Index(*map(backend.asarray, arrays, [device] * len(arrays), dtypes))
+
+    def _logits(self, queries):
+        """r0, r1 (B, K) of checked queries."""
+        queries = check.array("queries", queries, np.float32, ("B", self._width))
+        check.finite("queries", queries)
+        matmul, out = backend.wing(self.device, "matmul").matmul, []
+        for part, codebook in zip(_parts(queries, self.kind), self.codebooks, strict=True):
+            out.append(backend.empty((queries.shape[0], self.n_codewords), np.float32, self.device))
+            matmul(part, codebook.T, out[-1])
+        return out
+
+    def sample(self, queries, n_samples, seed, step=0):
+        """Draw for each row of `queries` (B, d) float32: ids (B, M) int32 and ``log_q`` (B, M) float32.
+
+        Parameters
+        ----------
+        queries : (B, d) float32, on the index' device
+        n_samples : int
+            M, at least 1.
+        seed, step : int
+            In [0, 2^64) and [0, 2^32): the same pair gives the same draws.
+        """
+        check.same_device(queries=queries, index=self.codes)
+        device, shape, seed, step = check_draws(queries, n_samples, seed, step)
+        r0, r1 = self._logits(queries)
+        ids, log_q = backend.empty(shape, np.int32, device), backend.empty(shape, np.float32, device)
+        backend.wing(device, "midx").sample(r0, r1, self._index, seed, step, ids, log_q)
+        return ids, log_q
+
+    def log_prob(self, queries, ids):
+        """``log Q`` of ids (B, M) or (M,) int32: (B, M) float32; -inf for a class that is never drawn."""
+        check.same_device(queries=queries, ids=ids, index=self.codes)
+        r0, r1 = self._logits(queries)
+        ids = check_ids(ids, self.n_classes, queries.shape[0])
+        log_q = backend.empty((queries.shape[0], ids.shape[-1]), np.float32, self.device)
+        backend.wing(self.device, "midx").log_prob(r0, r1, self._index, ids.reshape(-1, ids.shape[-1]), log_q)
+        return log_q
+
+
+def _parts(vectors, kind):
+    """What either codebook meets: the halves for "pq", the whole twice for "rq"."""
+    if kind == "rq":
+        return vectors, vectors
+    half, device = vectors.shape[1] // 2, backend.device_of(vectors)
+    return backend.asarray(vectors[:, :half], device), backend.asarray(vectors[:, half:], device)
+
+
+def _quantise(parts, codebooks, kind, n_iterations, is_first):
+    """Codes (L, 2) and the two codebooks by k-means from `codebooks` (for the first time, "rq" starts from residuals)."""
+    first, second = parts
+    codebooks = [codebook.copy() for codebook in codebooks]
+    codes = backend.empty((first.shape[0], 2), np.int32, backend.device_of(first))
+    codes[:, 0] = _k_means(first, codebooks[0], n_iterations)
+    if kind == "rq":
+        second = first - codebooks[0][codes[:, 0]]
+        if is_first:
+            rows = backend.module_of(backend.device_of(first)).arange(len(codebooks[1]))
+            codebooks[1] = second[rows * (len(second) // len(rows))].copy()
+    codes[:, 1] = _k_means(second, codebooks[1], n_iterations)
+    return codes, codebooks
+
+
+def _popularity(popularity, residual, n_classes):
+    """Checked popularity, NumPy float64; None for residual='uniform'."""
+    if residual == "uniform":
+        if popularity is not None:
+            raise ValueError("popularity is used with residual='popularity' only")
+        return None
+    if popularity is None:
+        raise ValueError("residual='popularity' needs popularity, (L,)")
+    popularity = np.asarray(backend.to_numpy(popularity), np.float64)
+    if popularity.shape != (n_classes,):
+        raise ValueError(f"popularity must have shape ({n_classes},), got {popularity.shape}")
+    check.finite("popularity", popularity)
+    if (popularity < 0).any() or not popularity.any():
+        raise ValueError("popularity must not be negative anywhere, nor zero everywhere")
+    return popularity / popularity.sum()
 
 
 def _log_probabilities(name, value, shape):

@@ -34,6 +34,7 @@ from sparsemax_nb.reference import (
     fixed_fan_in,
     losses,
     matmul,
+    midx,
     optimizers,
     rewiring,
     sampled_softmax,
@@ -41,6 +42,8 @@ from sparsemax_nb.reference import (
     top_k,
     unstructured,
 )
+
+from sparsemax_nb.midx import _Index
 
 from .helpers import assert_close, integers, label_matrix, layer_arrays, normal
 
@@ -461,6 +464,68 @@ def make_draw(shape):
     return Task((SEED, np.uint64(3), log_p, alias, *outputs), check)
 
 
+# ---------------------------------------------------------------- the inverted multi-index
+
+
+def make_assign(shape):
+    n, n_codewords, width = shape
+    vectors, codewords = normal(1, n, width), normal(2, n_codewords, width)
+    vectors[1::5] = vectors[:1]  # some equal
+    codewords[1:2] = codewords[:1]  # a tie: the first wins
+    codes, distance = unwritten(n, dtype=np.int32), unwritten(n)
+    want_codes, want_distance = midx.assign(vectors, codewords)
+
+    def check():
+        np.testing.assert_array_equal(codes, want_codes)
+        assert_close(distance, want_distance, 4 * width, 20 * width)
+
+    return Task((vectors, codewords, codes, distance), check)
+
+
+def make_index(n_words, n_classes, weighted):
+    """An `_Index` of random codes with empty cells (a whole codeword is never used) and classes of popularity 0."""
+    random = np.random.default_rng(n_classes)
+    codes = random.integers(0, max(n_words - 1, 1), (n_classes, 2)).astype(np.int32)
+    cell = codes[:, 0] * n_words + codes[:, 1]
+    members, popularity = np.argsort(cell, kind="stable").astype(np.int32), np.ones(n_classes)
+    if weighted:
+        popularity = random.pareto(1, n_classes) * (random.random(n_classes) < 0.8) + (np.arange(n_classes) == 0)
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(cell, minlength=n_words**2))]).astype(np.int32)
+    weights = np.bincount(cell, popularity, n_words**2).reshape(n_words, n_words).astype(np.float32)
+    alias, log_popularity = (np.zeros(0, np.uint32), np.zeros(0, np.int32)), np.zeros(0, np.float32)
+    if weighted:
+        alias = alias_table(popularity[members], indptr)
+        with np.errstate(divide="ignore"):
+            log_popularity = np.log(popularity).astype(np.float32)
+    return _Index(codes, indptr, members, *alias, weights, log_popularity)
+
+
+def make_index_sample(shape, weighted, scale=1):
+    n_rows, n_samples, n_words, n_classes = shape
+    index, r0, r1 = make_index(n_words, n_classes, weighted), normal(1, n_rows, n_words), normal(2, n_rows, n_words)
+    r0, r1 = (scale * np.float32(1.5) * r for r in (r0, r1))
+    ids, log_q = unwritten(n_rows, n_samples, dtype=np.int32), unwritten(n_rows, n_samples)
+    want_ids, want_log_q, near = midx.sample(r0, r1, index, SEED, 3, n_samples)
+
+    def check():
+        sure = near > 1e-6
+        assert (~sure).sum() <= max(1, 0.001 * ids.size)
+        np.testing.assert_array_equal(ids[sure], want_ids[sure])
+        same = ids == want_ids
+        np.testing.assert_allclose(log_q[same], want_log_q[same], rtol=0, atol=1e-5 * scale)
+
+    return Task((r0, r1, index, SEED, np.uint64(3), ids, log_q), check)
+
+
+def make_index_log_prob(shape, weighted, shared=False):
+    n_rows, n_samples, n_words, n_classes = shape
+    index, r0, r1 = make_index(n_words, n_classes, weighted), 2 * normal(1, n_rows, n_words), normal(2, n_rows, n_words)
+    ids = integers(3, 0, n_classes, 1 if shared else n_rows, n_samples).astype(np.int32)
+    log_q = unwritten(n_rows, n_samples)
+    wanted = midx.log_prob(r0, r1, index, ids)
+    return Task((r0, r1, index, ids, log_q), lambda: np.testing.assert_allclose(log_q, wanted, rtol=0, atol=1e-5))
+
+
 # ---------------------------------------------------------------- sampled softmax
 
 
@@ -581,6 +646,13 @@ def _operations():
     yield operation("unstructured.gradient_of_values", make_unstructured, *weights)
     for name, make in (("draw_uniform", make_draw_uniform), ("draw", make_draw)):  # (B, M, L)
         yield operation(f"samplers.{name}", make, ((1, 1, 1), (3, 7, 5), (0, 3, 2)), ((33, 65, 1000),))
+    yield operation("midx.assign", make_assign, ((1, 1, 1), (9, 3, 5), (0, 2, 3)), ((300, 17, 9),))
+    sizes = ((1, 1, 1, 1), (3, 5, 4, 9), (0, 3, 2, 5)), ((33, 65, 16, 1000), (70, 9, 130, 400))  # (B, M, K, L)
+    for weighted in (False, True):
+        name = "popularity" if weighted else "uniform"
+        yield operation(f"midx.sample {name}", make_index_sample, *sizes, weighted=weighted)
+        yield operation(f"midx.log_prob {name}", make_index_log_prob, *sizes, weighted=weighted, shared=weighted)
+    yield operation("midx.sample far apart", make_index_sample, sizes[0][1:2], sizes[1][:1], weighted=False, scale=100)
     yield operation(
         "sampled_softmax.scores", make_scores, ((1, 1, 1, 1), (3, 5, 4, 7), (0, 2, 3, 2)), ((33, 65, 50, 19),)
     )
@@ -610,6 +682,9 @@ BUDGETS = {
     "fixed_fan_in.step_kernel": Budget(80),
     "fixed_fan_in.top_k_kernel": Budget(64),
     "losses.multilabel_kernel": Budget(40),
+    "midx.log_prob_kernel": Budget(64),
+    "midx.nearest_kernel": Budget(48),
+    "midx.sample_kernel": Budget(64),
     "optimizers.update_kernel": Budget(32),
     "optimizers.update_rows_kernel": Budget(48),
     "rewiring.count_smallest_kernel": Budget(48, shared=4 * 32),

@@ -87,7 +87,9 @@ def test_formulas():
     for power in (0.0, 0.75, 2.0):
         want = np.where(COUNTS > 0, COUNTS.astype(float) ** power, 0)
         np.testing.assert_allclose(stated(UnigramSampler(COUNTS, power)), want / want.sum(), rtol=1e-5)
-    assert (COUNTS == 0).any() and UnigramSampler(COUNTS).log_prob(queries(1), np.int32([np.argmin(COUNTS)]))[0] == -np.inf
+    assert (COUNTS == 0).any() and UnigramSampler(COUNTS).log_prob(queries(1), np.int32([np.argmin(COUNTS)]))[
+        0
+    ] == -np.inf
 
 
 @pytest.mark.parametrize(

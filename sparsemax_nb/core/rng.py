@@ -54,9 +54,14 @@ def below(word, n):
     return (word * n) >> BITS
 
 
+def unit(word):
+    """Uniform float32 in [0, 1), a multiple of 2^-24, from a 32-bit word."""
+    return np.float32(word >> DROP8) * UNIT24
+
+
 def symmetric(word):
     """Uniform float32 in [-1, 1), a multiple of 2^-23, from a 32-bit word; exact in every order of evaluation."""
-    return np.float32(word >> DROP8) * UNIT24 * TWO - ONE
+    return unit(word) * TWO - ONE
 
 
 class Alias(NamedTuple):

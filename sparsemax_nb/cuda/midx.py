@@ -1,0 +1,181 @@
+"""The inverted multi-index on CUDA."""
+
+import math
+
+import numpy as np
+from numba import float32
+
+from ..core import backend, rng
+from ..core.backend import cuda
+from . import launch
+from .matmul import matmul
+
+_rng = backend.cuda_formulas(rng)
+random_words, unit, below, alias_draw = _rng.random_words, _rng.unit, _rng.below, _rng.alias_draw
+SAMPLING = rng.SAMPLING
+ZERO, HALF, TWO = np.float32(0), np.float32(0.5), np.float32(2)
+LOWEST = np.float32(-np.inf)
+#: The sum of all weight, relative to what the largest logits would give, below which it is summed with more care.
+VANISHING = np.float32(1e-20)
+#: Vectors whose products with all codewords are held at once.
+CHUNK = 1 << 17
+
+
+@backend.cuda_jit
+def nearest_kernel(vectors, products, half, codes, distance):
+    """One thread owns one vector: it walks over its products (n, K) and, for the distance, over itself (n, d).
+
+    |v - c|^2 = |v|^2 - 2 (v . c - |c|^2 / 2): the nearest has the largest bracket. Writes codes, distance (n,). Grid:
+    vectors on x. No shared memory, no atomics.
+    """
+    i = cuda.grid(1)
+    if i < products.shape[0]:
+        best, found = LOWEST, 0
+        for k in range(products.shape[1]):
+            value = products[i, k] - half[k]
+            if value > best:
+                best, found = value, k
+        norm = ZERO
+        for d in range(vectors.shape[1]):
+            norm += vectors[i, d] * vectors[i, d]
+        codes[i] = found
+        distance[i] = max(ZERO, norm - TWO * best)
+
+
+def assign(vectors, codewords, codes, distance, *, block=launch.BLOCK):
+    """The nearest codeword of each vector (Euclidean; the first of equal ones), and the squared distance."""
+    half = (codewords * codewords).sum(axis=1) * HALF
+    for first in range(0, vectors.shape[0], CHUNK):
+        part = slice(first, first + CHUNK)
+        some = vectors[part]
+        products = backend.empty((some.shape[0], codewords.shape[0]), np.float32, "cuda")
+        matmul(some, codewords.T, products)
+        nearest_kernel[launch.flat(some.shape[0], block)](some, products, half, codes[part], distance[part])
+
+
+@backend.cuda_device
+def _add_up(shared, n_words):
+    """Cumulative sums of the third of the four lines, by the first thread. Begins and ends behind a barrier."""
+    cuda.syncthreads()
+    if cuda.threadIdx.x == 0:
+        for k in range(2 * n_words + 1, 3 * n_words):
+            shared[k] += shared[k - 1]
+    cuda.syncthreads()
+
+
+@backend.cuda_device
+def _weigh(r0, r1, weights, shared):
+    """For the query of this block: e1, sums, cumulative and top (see the CPU's `_weigh`), four lines of K numbers in
+    shared memory; returns log Z. Thread k sums line k of the weights; the first thread adds the K sums up.
+    """
+    b, thread, n_threads, n_words = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x, r0.shape[1]
+    largest0, largest1 = r0[b, 0], r1[b, 0]
+    for k in range(1, n_words):
+        largest0, largest1 = max(largest0, r0[b, k]), max(largest1, r1[b, k])
+    for k in range(thread, n_words, n_threads):
+        shared[k] = math.exp(r1[b, k] - largest1)
+    cuda.syncthreads()
+    for k in range(thread, n_words, n_threads):
+        part = ZERO
+        for j in range(n_words):
+            part += weights[k, j] * shared[j]
+        shared[n_words + k] = part
+        shared[2 * n_words + k] = math.exp(r0[b, k] - largest0) * part
+        shared[3 * n_words + k] = largest1
+    _add_up(shared, n_words)
+    largest = largest0 + largest1
+    if not shared[3 * n_words - 1] > VANISHING:  # the same for all threads
+        cuda.syncthreads()
+        for k in range(thread, n_words, n_threads):
+            top, part = LOWEST, ZERO
+            for j in range(n_words):
+                if weights[k, j] > ZERO:
+                    top = max(top, r1[b, j])
+            for j in range(n_words):
+                if weights[k, j] > ZERO:
+                    part += weights[k, j] * math.exp(r1[b, j] - top)
+            shared[n_words + k], shared[3 * n_words + k] = part, top
+        cuda.syncthreads()
+        largest = LOWEST
+        for k in range(n_words):
+            largest = max(largest, r0[b, k] + shared[3 * n_words + k])
+        for k in range(thread, n_words, n_threads):
+            shared[2 * n_words + k] = math.exp(r0[b, k] + shared[3 * n_words + k] - largest) * shared[n_words + k]
+        _add_up(shared, n_words)
+    return math.log(shared[3 * n_words - 1]) + largest
+
+
+@backend.cuda_jit
+def log_prob_kernel(r0, r1, index, ids, log_q):
+    """A block owns one row of log_q (B, M), a thread its columns t, t + blockDim.x, ...; ids (B, M) or (1, M).
+
+    Reads r0, r1 (B, K) and the weights (K, K), which stay in the cache. Shared memory: 16 K bytes. Grid: rows on x. No
+    atomics.
+    """
+    b, shared = cuda.blockIdx.x, cuda.shared.array(0, float32)
+    log_z = _weigh(r0, r1, index.weights, shared)
+    line = 0 if ids.shape[0] != r0.shape[0] else b
+    for m in range(cuda.threadIdx.x, ids.shape[1], cuda.blockDim.x):
+        i = ids[line, m]
+        value = r0[b, index.codes[i, 0]] + r1[b, index.codes[i, 1]] - log_z
+        log_q[b, m] = value + index.log_popularity[i] if index.log_popularity.size > 0 else value
+
+
+def log_prob(r0, r1, index, ids, log_q, *, block=launch.BLOCK):
+    """``log Q(i | q) = r0[k0(i)] + r1[k1(i)] + log pop(i) - log Z(q)`` of ids (B, M) or (1, M), for all rows."""
+    if r0.shape[0]:
+        shared = launch.shared_bytes(16 * r0.shape[1])
+        log_prob_kernel[r0.shape[0], block, 0, shared](r0, r1, index, ids, log_q)
+
+
+@backend.cuda_jit
+def sample_kernel(r0, r1, index, seed, step, ids, log_q):
+    """A block owns one row of ids, log_q (B, M), a thread the draws t, t + blockDim.x, ...: binary search over the K
+    cumulative sums for k0, a walk over line k0 of the weights (K, K) for k1, two looks into the alias tables for the class.
+
+    Shared memory: 16 K bytes. Grid: rows on x. No atomics.
+    """
+    b, shared, n_words = cuda.blockIdx.x, cuda.shared.array(0, float32), r0.shape[1]
+    log_z = _weigh(r0, r1, index.weights, shared)
+    largest1 = r1[b, 0]
+    for k in range(1, n_words):
+        largest1 = max(largest1, r1[b, k])
+    for m in range(cuda.threadIdx.x, ids.shape[1], cuda.blockDim.x):
+        w0, w1, w2, w3 = random_words(seed, SAMPLING, step, np.uint64(b * ids.shape[1] + m))
+        wanted = unit(w0) * shared[3 * n_words - 1]
+        low, high = 0, n_words - 1
+        while low < high:  # the first cumulative sum above `wanted`
+            middle = (low + high) // 2
+            if shared[2 * n_words + middle] > wanted:
+                high = middle
+            else:
+                low = middle + 1
+        k0 = low
+        while not shared[n_words + k0] > ZERO:  # rounding only: the last codeword with weight
+            k0 -= 1
+        wanted, part, k1, top = unit(w1) * shared[n_words + k0], ZERO, 0, shared[3 * n_words + k0]
+        for k in range(n_words):
+            weight = index.weights[k0, k]
+            if weight > ZERO:
+                k1 = k
+                e1 = shared[k] if top == largest1 else math.exp(r1[b, k] - top)
+                part += weight * e1
+                if part > wanted:
+                    break
+        cell = k0 * n_words + k1
+        first = np.int64(index.indptr[cell])
+        n, value = index.indptr[cell + 1] - first, r0[b, k0] + r1[b, k1] - log_z
+        if index.log_popularity.size > 0:
+            i = index.members[alias_draw(w2, w3, first, n, index)]
+            value += index.log_popularity[i]
+        else:
+            i = index.members[first + np.int64(below(w2, np.uint64(n)))]
+        ids[b, m] = i
+        log_q[b, m] = value
+
+
+def sample(r0, r1, index, seed, step, ids, log_q, *, block=launch.BLOCK):
+    """Draws (B, M): k0, then k1 given k0, then the class inside the cell; and the log-probabilities."""
+    if r0.shape[0]:
+        shared = launch.shared_bytes(16 * r0.shape[1])
+        sample_kernel[r0.shape[0], block, 0, shared](r0, r1, index, seed, step, ids, log_q)

@@ -1,0 +1,62 @@
+"""MIDX: the inverted multi-index over class embeddings, and draws from it (arXiv 2501.08563)."""
+
+import numpy as np
+
+from ..core import rng
+from .samplers import draw_words
+
+
+def assign(vectors, codewords):
+    """The nearest codeword of each vector (Euclidean; the first of equal ones), (n,), and the squared distance, (n,)."""
+    difference = vectors[:, None].astype(np.float64) - codewords
+    distance = (difference**2).sum(-1)
+    return distance.argmin(1).astype(np.int32), distance.min(1)
+
+
+def cell_probabilities(r0, r1, index):
+    """``P(k0, k1 | q) ~ W[k0, k1] exp(r0[k0] + r1[k1])``, (B, K, K), and log Z, (B,)."""
+    logits = r0[:, :, None].astype(np.float64) + r1[:, None, :]
+    with np.errstate(divide="ignore"):
+        logits = logits + np.log(index.weights.astype(np.float64))
+    largest = logits.max((1, 2), keepdims=True)
+    p = np.exp(logits - largest)
+    total = p.sum((1, 2), keepdims=True)
+    return p / total, (np.log(total) + largest)[:, 0, 0]
+
+
+def log_prob(r0, r1, index, ids):
+    """``log Q(i | q) = r0[k0(i)] + r1[k1(i)] + log pop(i) - log Z(q)`` of ids (B, M), in float64."""
+    rows, codes = np.arange(len(r0))[:, None], index.codes[ids]
+    log_z = cell_probabilities(r0, r1, index)[1]
+    log_popularity = index.log_popularity[ids] if index.log_popularity.size else 0
+    return r0[rows, codes[..., 0]].astype(np.float64) + r1[rows, codes[..., 1]] + log_popularity - log_z[:, None]
+
+
+def sample(r0, r1, index, seed, step, n_samples):
+    """Draws (B, M): k0, then k1 given k0, then the class inside the cell; and the log-probabilities.
+
+    Also returned, as a third: how near (0..1) a uniform number came to another answer, (B, M); there, rounding decides.
+    """
+    shape = len(r0), n_samples
+    words = draw_words(seed, step, shape)
+    p = cell_probabilities(r0, r1, index)[0]
+    k0, near0 = _invert(p.sum(2)[:, None], rng.unit(words[0]))
+    rows = np.arange(shape[0])[:, None]
+    chosen = p[rows, k0]
+    k1, near1 = _invert(chosen / chosen.sum(-1, keepdims=True), rng.unit(words[1]))
+    cell = k0 * p.shape[2] + k1
+    first, n = index.indptr[cell], index.indptr[cell + 1] - index.indptr[cell]
+    column = first + rng.below(words[2], n.astype(np.uint64)).astype(np.int64)
+    if index.threshold.size:
+        column = np.where(words[3] < index.threshold[column], column, index.other[column])
+    ids = index.members[column].astype(np.int32)
+    return ids, log_prob(r0, r1, index, ids), np.minimum(near0, near1)
+
+
+def _invert(p, uniform):
+    """The first place where the cumulative sum of p (..., K) exceeds `uniform`; and the distance to the next boundary."""
+    cumulative = np.cumsum(p, axis=-1)
+    above = cumulative > uniform[..., None]
+    last = p.shape[-1] - 1 - np.argmax(np.broadcast_to(p > 0, above.shape)[..., ::-1], axis=-1)
+    place = np.where(above.any(-1), above.argmax(-1), last)
+    return place, np.abs(cumulative - uniform[..., None]).min(-1)

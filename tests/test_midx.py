@@ -1,0 +1,178 @@
+"""The inverted multi-index: k-means, cells, draws with the probabilities that it states, updates, bad input."""
+
+import numpy as np
+import pytest
+
+from sparsemax_nb import InvertedMultiIndex, UnigramSampler
+from sparsemax_nb.reference import midx as reference
+
+from .helpers import normal, on_other_device
+from .test_samplers import p_value
+
+N_CLASSES, WIDTH = 400, 8
+POPULARITY = np.random.default_rng(0).zipf(1.5, N_CLASSES).clip(max=500) - 1.0  # some zero
+EACH = pytest.mark.parametrize(
+    ("kind", "residual"), [("rq", "uniform"), ("rq", "popularity"), ("pq", "uniform"), ("pq", "popularity")]
+)
+
+
+def embeddings(seed=1, n_classes=N_CLASSES, width=WIDTH):
+    """Ten clusters."""
+    return normal(seed, 10, width)[np.arange(n_classes) % 10] + normal(seed + 1, n_classes, width) / 3
+
+
+def build(backend_array=np.array, kind="rq", residual="uniform", n_codewords=6, **more):
+    popularity = POPULARITY if residual == "popularity" else None
+    classes = backend_array(embeddings())
+    return InvertedMultiIndex.build(classes, n_codewords, kind, residual, popularity=popularity, **more)
+
+
+def everything():
+    return np.arange(N_CLASSES, dtype=np.int32)
+
+
+@EACH
+def test_a_million_draws_have_the_stated_probabilities(kind, residual):
+    index, query = build(kind=kind, residual=residual), normal(5, 1, WIDTH)
+    probability = np.exp(index.log_prob(query, everything())[0].astype(np.float64))
+    assert probability.sum() == pytest.approx(1, abs=1e-5)
+    assert not probability[POPULARITY == 0].any() if residual == "popularity" else (probability > 0).all()
+    ids, log_q = index.sample(np.repeat(query, 1000, axis=0), 1000, seed=1)
+    assert 1e-4 < p_value(ids, probability)
+    np.testing.assert_allclose(np.exp(log_q), probability[ids], rtol=1e-5)
+    cell = index.codes[:, 0] * index.n_codewords + index.codes[:, 1]
+    wrong = probability.copy()
+    wrong[cell == cell[np.argmax(probability)]] *= 1.2
+    assert p_value(ids, wrong / wrong.sum()) < 1e-4, "one cell with a wrong weight would be noticed"
+
+
+@EACH
+def test_probability_is_the_softmax_of_the_quantised_logits(kind, residual):
+    index, queries = build(kind=kind, residual=residual), normal(5, 3, WIDTH)
+    c0, c1 = index.codebooks
+    codes = index.codes
+    if kind == "rq":
+        quantised = c0[codes[:, 0]] + c1[codes[:, 1]]
+    else:
+        quantised = np.concatenate([c0[codes[:, 0]], c1[codes[:, 1]]], axis=1)
+    weight = POPULARITY if residual == "popularity" else np.ones(N_CLASSES)
+    p = np.exp(queries.astype(np.float64) @ quantised.T) * weight
+    got = np.exp(index.log_prob(queries, everything()))
+    np.testing.assert_allclose(got, p / p.sum(1, keepdims=True), rtol=2e-5)
+    distance = ((embeddings() - quantised) ** 2).sum()
+    assert distance < 0.7 * ((embeddings() - embeddings().mean(0)) ** 2).sum(), "it quantises"
+
+
+@EACH
+def test_same_on_every_processor(backend, kind, residual):
+    there, here = (
+        build(backend.array, kind, residual, n_iterations=2),
+        build(kind=kind, residual=residual, n_iterations=2),
+    )
+    np.testing.assert_array_equal(backend.numpy(there.codes), here.codes)
+    queries = normal(6, 4, WIDTH)
+    ids, log_q = there.sample(backend.array(queries), 6, seed=3, step=2)
+    r0, r1 = here._logits(queries)
+    want, want_log_q, near = reference.sample(r0, r1, here._index, 3, 2, 6)
+    sure = near > 1e-6
+    assert sure.sum() >= sure.size - 1
+    np.testing.assert_array_equal(backend.numpy(ids)[sure], want[sure])
+    np.testing.assert_allclose(backend.numpy(log_q)[sure], want_log_q[sure], atol=1e-5)
+    again = backend.numpy(there.log_prob(backend.array(queries), ids))
+    np.testing.assert_allclose(again, backend.numpy(log_q), atol=1e-5)
+    one_line = there.log_prob(backend.array(queries), backend.array(everything()[:3]))
+    assert backend.numpy(one_line).shape == (4, 3)
+
+
+def test_nearer_to_the_softmax_than_unigram_and_with_more_codewords_nearer():
+    classes, queries = embeddings(), normal(7, 50, WIDTH)
+    logits = queries.astype(np.float64) @ classes.T
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+
+    def divergence(sampler):
+        return (p * (np.log(p) - sampler.log_prob(queries, everything()))).sum(1).mean()
+
+    kl = {k: divergence(InvertedMultiIndex.build(classes, k)) for k in (2, 8, 32)}
+    assert kl[32] < kl[8] < kl[2] < divergence(UnigramSampler(np.ones(N_CLASSES)))
+    assert divergence(InvertedMultiIndex.build(classes, N_CLASSES)) < 1e-5, "as many codewords as classes: exact"
+
+
+def test_update_follows_the_embeddings():
+    index, classes = build(n_iterations=50), embeddings()
+    assert index.update(classes) == 0.0, "nothing moved"
+    moved = index.update(classes + normal(9, N_CLASSES, WIDTH) / 10)
+    assert 0 < moved < 0.5
+    index.update(-classes, n_iterations=20)
+    queries = normal(5, 3, WIDTH)
+    np.testing.assert_allclose(np.exp(index.log_prob(queries, everything())).sum(1), 1, rtol=1e-5)
+    quantised = index.codebooks[0][index.codes[:, 0]] + index.codebooks[1][index.codes[:, 1]]
+    assert ((-classes - quantised) ** 2).sum() < 0.7 * (classes**2).sum()
+
+
+def test_no_codeword_is_wasted():
+    """Two equal first codewords: one has no vectors, and takes the worst served one."""
+    classes = np.concatenate([np.zeros((50, 2)), np.full((50, 2), 10)]).astype(np.float32)
+    for seed in range(10):
+        index = InvertedMultiIndex.build(classes, 2, seed=seed)
+        assert len(np.unique(index.codes[:, 0])) == 2
+
+
+def test_zero_embeddings_are_all_alike(backend):
+    index = InvertedMultiIndex.build(backend.array(np.zeros((7, 4), np.float32)), 3)
+    ids = backend.array(np.arange(7, dtype=np.int32))
+    np.testing.assert_allclose(
+        backend.numpy(index.log_prob(backend.array(normal(1, 2, 4)), ids)), -np.log(7), rtol=1e-5
+    )
+
+
+def test_scores_that_are_far_apart_do_not_overflow():
+    index, queries = build(), 200 * normal(5, 3, WIDTH)
+    ids, log_q = index.sample(queries, 50, seed=0)
+    assert np.isfinite(log_q).all() and np.exp(index.log_prob(queries, everything())).sum() == pytest.approx(
+        3, rel=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"n_codewords": N_CLASSES + 1}, ValueError, f"n_codewords must be between 1 and {N_CLASSES} .there are"),
+        ({"n_codewords": 0}, ValueError, "n_codewords must be between 1"),
+        ({"kind": "opq"}, ValueError, "kind must be one of 'rq', 'pq'"),
+        ({"residual": "none"}, ValueError, "residual must be one of"),
+        ({"residual": "popularity"}, ValueError, "needs popularity"),
+        ({"popularity": np.ones(N_CLASSES)}, ValueError, "popularity is used with residual='popularity' only"),
+        ({"residual": "popularity", "popularity": np.zeros(N_CLASSES)}, ValueError, "nor zero everywhere"),
+        ({"residual": "popularity", "popularity": -np.ones(N_CLASSES)}, ValueError, "must not be negative"),
+        ({"residual": "popularity", "popularity": np.ones(3)}, ValueError, "popularity must have shape"),
+        ({"classes": np.full((9, 4), np.nan, np.float32)}, ValueError, "classes must be finite"),
+        ({"classes": np.full((9, 4), np.inf, np.float32)}, ValueError, "classes must be finite"),
+        ({"classes": np.zeros((9, 4))}, TypeError, "classes must be float32"),
+        ({"classes": np.zeros((9, 5), np.float32), "kind": "pq"}, ValueError, "width must be even, got 5"),
+        ({"seed": -1}, ValueError, "seed must be between"),
+        ({"n_iterations": -1}, ValueError, "n_iterations must be at least 0"),
+    ],
+)
+def test_bad_index(change, error, message):
+    with pytest.raises(error, match=message):
+        InvertedMultiIndex.build(**{"classes": embeddings(), "n_codewords": 4} | change)
+
+
+def test_bad_requests(backend):
+    index, good = build(backend.array), backend.array(normal(1, 2, WIDTH))
+    with pytest.raises(ValueError, match="classes must be 400 as in build, got 399; build a new index"):
+        index.update(backend.array(embeddings()[:-1]))
+    with pytest.raises(ValueError, match="classes must have shape"):
+        index.update(backend.array(embeddings()[:, :-1]))
+    with pytest.raises(ValueError, match="n_samples must be between 1"):
+        index.sample(good, 0, seed=0)
+    with pytest.raises(ValueError, match="queries must have shape"):
+        index.sample(backend.array(normal(1, 2, 3)), 2, seed=0)
+    with pytest.raises(ValueError, match="queries must be finite"):
+        index.sample(backend.array(np.full((1, WIDTH), np.nan, np.float32)), 2, seed=0)
+    for bad in (-1, N_CLASSES):
+        with pytest.raises(ValueError, match=f"ids must lie in .0, {N_CLASSES}., got {bad}"):
+            index.log_prob(good, backend.array(np.array([bad], np.int32)))
+    with pytest.raises(TypeError, match="one device"):
+        index.sample(on_other_device(backend, normal(1, 2, WIDTH)), 2, seed=0)
