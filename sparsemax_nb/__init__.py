@@ -10,6 +10,7 @@ from .fixed_fan_in import (
     fixed_fan_in_top_k,
     rewire,
 )
+from .full_softmax import softmax_cross_entropy
 from .midx import InvertedMultiIndex, sampled_softmax
 from .optimizers import SGD, Adam
 from .samplers import LogUniformSampler, UniformSampler, UnigramSampler
@@ -32,5 +33,6 @@ __all__ = [
     "fixed_fan_in_top_k",
     "rewire",
     "sampled_softmax",
+    "softmax_cross_entropy",
     "train",
 ]

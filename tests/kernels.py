@@ -32,6 +32,7 @@ from sparsemax_nb.reference import (
     activations,
     embedding,
     fixed_fan_in,
+    full_softmax,
     losses,
     matmul,
     midx,
@@ -464,6 +465,43 @@ def make_draw(shape):
     return Task((SEED, np.uint64(3), log_p, alias, *outputs), check)
 
 
+# ---------------------------------------------------------------- full softmax
+
+
+def make_tile(shape, first):
+    """A tile and what ran before it: targets before, inside and behind; some rows have seen nothing yet."""
+    n_rows, n = shape
+    logits, bias = 3 * normal(1, n_rows, n), normal(2, n)
+    targets = integers(3, 0, first + 2 * n, n_rows).astype(np.int32)
+    targets[:1] = first
+    return logits, bias, first, targets
+
+
+def make_add_tile(shape, first):
+    inputs = make_tile(shape, first)
+    largest, total, target_logit = normal(4, shape[0]), np.abs(normal(5, shape[0])) + 1, normal(6, shape[0])
+    largest[1::2], total[1::2] = np.finfo(np.float32).min, 0
+    wanted = full_softmax.add_tile(*inputs, largest.copy(), total.copy(), target_logit.copy())
+
+    def check():
+        for got, want, scale in zip((largest, total, target_logit), wanted, (20, shape[1], 20), strict=True):
+            assert_close(got, want, 10 * shape[1], scale)
+
+    return Task((*(copy.copy(a) for a in inputs), largest, total, target_logit), check)
+
+
+def make_gradient_of_tile(shape, first, in_place=False):
+    logits, *rest = make_tile(shape, first)
+    inputs = (
+        *rest,
+        10 + normal(4, shape[0]),
+        np.abs(normal(5, shape[0])) * (np.arange(shape[0]) % 3 != 1).astype(np.float32),
+    )
+    dlogits = logits if in_place else unwritten(*shape)
+    wanted = full_softmax.gradient_of_tile(logits.copy(), *inputs)
+    return Task((logits, *inputs, dlogits), lambda: assert_close(dlogits, wanted, 400))
+
+
 # ---------------------------------------------------------------- the inverted multi-index
 
 
@@ -646,6 +684,10 @@ def _operations():
     yield operation("unstructured.gradient_of_values", make_unstructured, *weights)
     for name, make in (("draw_uniform", make_draw_uniform), ("draw", make_draw)):  # (B, M, L)
         yield operation(f"samplers.{name}", make, ((1, 1, 1), (3, 7, 5), (0, 3, 2)), ((33, 65, 1000),))
+    tiles = ((1, 1), (3, 7), (0, 3)), ((33, 65), (5, 300))
+    yield operation("full_softmax.add_tile", make_add_tile, *tiles, first=4)
+    yield operation("full_softmax.gradient_of_tile", make_gradient_of_tile, *tiles, first=4)
+    yield operation("full_softmax.gradient_of_tile in place", make_gradient_of_tile, *tiles, first=0, in_place=True)
     yield operation("midx.assign", make_assign, ((1, 1, 1), (9, 3, 5), (0, 2, 3)), ((300, 17, 9),))
     sizes = ((1, 1, 1, 1), (3, 5, 4, 9), (0, 3, 2, 5)), ((33, 65, 16, 1000), (70, 9, 130, 400))  # (B, M, K, L)
     for weighted in (False, True):
@@ -681,6 +723,8 @@ BUDGETS = {
     "fixed_fan_in.random_values_kernel": Budget(24),
     "fixed_fan_in.step_kernel": Budget(80),
     "fixed_fan_in.top_k_kernel": Budget(64),
+    "full_softmax.add_tile_kernel": Budget(40),
+    "full_softmax.gradient_of_tile_kernel": Budget(48),
     "losses.multilabel_kernel": Budget(40),
     "midx.log_prob_kernel": Budget(64),
     "midx.nearest_kernel": Budget(48),
