@@ -10,11 +10,11 @@ import numpy as np
 
 from .core import backend, check, sparse
 from .core.alias import alias_table
-from .samplers import check_draws, check_ids
+from .samplers import check_draws, check_ids, log_prob_all, sample_all
 
 CORRECTIONS = "paper", "importance"
 KINDS = "rq", "pq"
-RESIDUALS = "uniform", "popularity"
+RESIDUALS = "uniform", "popularity", "exact"
 #: The kernels keep four numbers a codeword in 48 KiB of shared memory.
 MAX_CODEWORDS = 3072
 
@@ -75,7 +75,9 @@ class InvertedMultiIndex:
     Source: arXiv 2501.08563.
     """
 
-    def __init__(self, codebooks, codes, kind, residual, popularity):
+    def __init__(self, codebooks, codes, kind, residual, popularity, classes):
+        #: With residual='exact', the embeddings themselves (not a copy); else None.
+        self.classes = classes if residual == "exact" else None
         self.codebooks, self.kind, self.residual, self._popularity = codebooks, kind, residual, popularity
         self.device, self.n_codewords = backend.device_of(codes), codebooks[0].shape[0]
         self._group(codes)
@@ -105,8 +107,9 @@ class InvertedMultiIndex:
         kind : 'rq' or 'pq'
             Residual: k-means on the vectors, then on what is left of them. Product: k-means on either half of them; d
             must be even.
-        residual : 'uniform' or 'popularity'
-            How the class is drawn inside a cell.
+        residual : 'uniform', 'popularity' or 'exact'
+            How the class is drawn inside a cell. 'exact' draws by the softmax of what the codewords leave over, which
+            makes Q the softmax of ``queries @ classes.T`` itself; it touches all classes, and is a yardstick.
         seed : int
             Of the first codewords, which are classes drawn without repetition.
         popularity : (L,) array
@@ -148,7 +151,7 @@ class InvertedMultiIndex:
         parts = _parts(classes, kind)
         codebooks = [part[rows].copy() for part, rows in zip(parts, first, strict=True)]
         codes, codebooks = _quantise(parts, codebooks, kind, n_iterations, is_first=True)
-        return cls(codebooks, codes, kind, residual, popularity)
+        return cls(codebooks, codes, kind, residual, popularity, classes)
 
     def update(self, classes, n_iterations=3):
         """Quantise again after the embeddings have moved, from the codebooks that there are.
@@ -176,6 +179,7 @@ class InvertedMultiIndex:
             _parts(classes, self.kind), self.codebooks, self.kind, n_iterations, is_first=False
         )
         self._group(codes)
+        self.classes = classes if self.residual == "exact" else None
         return float((codes != before).any(axis=1).mean())
 
     @property
@@ -199,10 +203,25 @@ class InvertedMultiIndex:
         dtypes = _Index(np.int32, np.int32, np.int32, np.uint32, np.int32, np.float32, np.float32)
         self._index = _Index(*map(backend.asarray, arrays, [device] * len(arrays), dtypes))
 
-    def _logits(self, queries):
-        """r0, r1 (B, K) of checked queries."""
+    def _queries(self, queries):
         queries = check.array("queries", queries, np.float32, ("B", self._width))
         check.finite("queries", queries)
+        return queries
+
+    def _scores(self, queries):
+        """The function of a slice of rows that gives their scores of all classes."""
+        queries, matmul = self._queries(queries), backend.wing(self.device, "matmul").matmul
+
+        def scores(rows):
+            out = backend.empty((rows.stop - rows.start, self.n_classes), np.float32, self.device)
+            matmul(queries[rows], self.classes.T, out)
+            return out
+
+        return scores
+
+    def _logits(self, queries):
+        """r0, r1 (B, K)."""
+        queries = self._queries(queries)
         matmul, out = backend.wing(self.device, "matmul").matmul, []
         for part, codebook in zip(_parts(queries, self.kind), self.codebooks, strict=True):
             out.append(backend.empty((queries.shape[0], self.n_codewords), np.float32, self.device))
@@ -222,6 +241,8 @@ class InvertedMultiIndex:
         """
         check.same_device(queries=queries, index=self.codes)
         device, shape, seed, step = check_draws(queries, n_samples, seed, step)
+        if self.residual == "exact":
+            return sample_all(self._scores(queries), shape[0], self.n_classes, device, shape, seed, step)
         r0, r1 = self._logits(queries)
         ids, log_q = backend.empty(shape, np.int32, device), backend.empty(shape, np.float32, device)
         backend.wing(device, "midx").sample(r0, r1, self._index, seed, step, ids, log_q)
@@ -230,8 +251,10 @@ class InvertedMultiIndex:
     def log_prob(self, queries, ids):
         """``log Q`` of ids (B, M) or (M,) int32: (B, M) float32; -inf for a class that is never drawn."""
         check.same_device(queries=queries, ids=ids, index=self.codes)
-        r0, r1 = self._logits(queries)
         ids = check_ids(ids, self.n_classes, queries.shape[0])
+        if self.residual == "exact":
+            return log_prob_all(self._scores(queries), ids, queries.shape[0], self.n_classes, self.device)
+        r0, r1 = self._logits(queries)
         log_q = backend.empty((queries.shape[0], ids.shape[-1]), np.float32, self.device)
         backend.wing(self.device, "midx").log_prob(r0, r1, self._index, ids.reshape(-1, ids.shape[-1]), log_q)
         return log_q
@@ -262,7 +285,7 @@ def _quantise(parts, codebooks, kind, n_iterations, is_first):
 
 def _popularity(popularity, residual, n_classes):
     """Checked popularity, NumPy float64; None for residual='uniform'."""
-    if residual == "uniform":
+    if residual != "popularity":
         if popularity is not None:
             raise ValueError("popularity is used with residual='popularity' only")
         return None

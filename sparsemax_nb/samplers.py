@@ -32,6 +32,34 @@ def check_ids(ids, n_classes, n_rows):
     return ids
 
 
+#: Scores of all classes that are held at once, where a sampler needs them: 128 MiB.
+SCORES = 1 << 25
+
+
+def sample_all(scores, n_rows, n_classes, device, shape, seed, step):
+    """Draws from the softmax of ``scores(rows)``, the (b, L) scores of a slice of rows, a few rows at a time."""
+    ids, log_q = backend.empty(shape, np.int32, device), backend.empty(shape, np.float32, device)
+    at_once = max(1, SCORES // n_classes)
+    for first in range(0, n_rows, at_once):
+        rows = slice(first, min(first + at_once, n_rows))
+        backend.wing(device, "samplers").draw_softmax(scores(rows), first, seed, step, ids[rows], log_q[rows])
+    return ids, log_q
+
+
+def log_prob_all(scores, ids, n_rows, n_classes, device):
+    """``log_softmax(scores)`` at ids (B, M) or (M,), a few rows at a time."""
+    xp, log_q = backend.module_of(device), backend.empty((n_rows, ids.shape[-1]), np.float32, device)
+    at_once = max(1, SCORES // n_classes)
+    for first in range(0, n_rows, at_once):
+        rows = slice(first, min(first + at_once, n_rows))
+        some = scores(rows)
+        some -= some.max(axis=1, keepdims=True)
+        log_z = xp.log(xp.exp(some).sum(axis=1, keepdims=True))
+        picked = some[:, ids] if len(ids.shape) == 1 else xp.take_along_axis(some, ids[rows].astype(np.int64), 1)
+        log_q[rows] = picked - log_z
+    return log_q
+
+
 class UniformSampler:
     """Every class is as likely as the other: ``Q(i) = 1 / n_classes``.
 

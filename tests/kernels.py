@@ -595,6 +595,23 @@ def make_softmax(shape, shared=False, mask_hits=False, in_place=False):
     return Task((scores, *inputs, *outputs), check)
 
 
+def make_draw_softmax(shape, first_row):
+    *shape, n_classes = shape
+    scores = 3 * normal(1, shape[0], n_classes)
+    scores[:, 1::3] = -np.inf  # never drawn
+    outputs = unwritten(*shape, dtype=np.int32), unwritten(*shape)
+    want_ids, want_log_q, near = samplers.draw_softmax(scores.copy(), first_row, SEED, 3, shape[1])
+
+    def check():
+        sure = near > 1e-6
+        assert (~sure).sum() <= max(1, 0.002 * near.size)
+        np.testing.assert_array_equal(outputs[0][sure], want_ids[sure])
+        same = outputs[0] == want_ids
+        np.testing.assert_allclose(outputs[1][same], want_log_q[same], rtol=0, atol=2e-5)
+
+    return Task((scores, first_row, SEED, np.uint64(3), *outputs), check)
+
+
 # ---------------------------------------------------------------- the catalogue
 
 #: (B, H, L, K): one of everything; K = H; nothing a multiple of a block or a tile; no rows.
@@ -701,6 +718,9 @@ def _operations():
     for options in ({}, {"shared": True}, {"mask_hits": True, "in_place": True}, {"shared": True, "mask_hits": True}):
         name = f"sampled_softmax.softmax {' '.join(options)}".strip()
         yield operation(name, make_softmax, ((1, 1), (3, 7), (0, 3)), ((33, 65), (5, 300)), **options)
+    yield operation(
+        "samplers.draw_softmax", make_draw_softmax, ((1, 1, 1), (3, 5, 7), (0, 3, 2)), ((33, 20, 1300),), first_row=5
+    )
     for turned in ({}, {"turn_a": True}, {"turn_b": True}):
         small, large = ((1, 1, 1), (3, 7, 5), (0, 3, 2), (3, 2, 0)), ((65, 33, 19), (33, 300, 7))
         yield operation(f"matmul.matmul {' '.join(turned)}".strip(), make_matmul, small, large, **turned)
@@ -737,6 +757,8 @@ BUDGETS = {
     "sampled_softmax.scores_kernel": Budget(40),
     "sampled_softmax.softmax_kernel": Budget(56),
     "samplers.draw_kernel": Budget(40),
+    "samplers.draw_softmax_kernel": Budget(40),
+    "samplers.exponentials_kernel": Budget(40),
     "samplers.draw_uniform_kernel": Budget(40),
     "top_k.lists_kernel": Budget(64),
     "top_k.merge_kernel": Budget(64),

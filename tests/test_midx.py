@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from sparsemax_nb import InvertedMultiIndex, UnigramSampler
+from sparsemax_nb import InvertedMultiIndex, UnigramSampler, samplers
 from sparsemax_nb.reference import midx as reference
+from sparsemax_nb.reference import samplers as draws
 
 from .helpers import normal, on_other_device
 from .test_samplers import p_value
@@ -13,6 +14,9 @@ N_CLASSES, WIDTH = 400, 8
 POPULARITY = np.random.default_rng(0).zipf(1.5, N_CLASSES).clip(max=500) - 1.0  # some zero
 EACH = pytest.mark.parametrize(
     ("kind", "residual"), [("rq", "uniform"), ("rq", "popularity"), ("pq", "uniform"), ("pq", "popularity")]
+)
+WITH_EXACT = pytest.mark.parametrize(
+    ("kind", "residual"), [(kind, residual) for residual in ("uniform", "popularity", "exact") for kind in ("rq", "pq")]
 )
 
 
@@ -31,7 +35,7 @@ def everything():
     return np.arange(N_CLASSES, dtype=np.int32)
 
 
-@EACH
+@WITH_EXACT
 def test_a_million_draws_have_the_stated_probabilities(kind, residual):
     index, query = build(kind=kind, residual=residual), normal(5, 1, WIDTH)
     probability = np.exp(index.log_prob(query, everything())[0].astype(np.float64))
@@ -82,6 +86,25 @@ def test_same_on_every_processor(backend, kind, residual):
     np.testing.assert_allclose(again, backend.numpy(log_q), atol=1e-5)
     one_line = there.log_prob(backend.array(queries), backend.array(everything()[:3]))
     assert backend.numpy(one_line).shape == (4, 3)
+
+
+def test_exact_is_the_softmax(backend, monkeypatch):
+    monkeypatch.setattr(samplers, "SCORES", 2 * N_CLASSES)  # two rows at a time
+    index, queries = build(backend.array, residual="exact", n_iterations=1), normal(5, 5, WIDTH)
+    logits = queries.astype(np.float64) @ embeddings().T
+    p = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
+    got = backend.numpy(index.log_prob(backend.array(queries), backend.array(everything())))
+    np.testing.assert_allclose(np.exp(got), p, rtol=0, atol=1e-5)
+    ids, log_q = map(backend.numpy, index.sample(backend.array(queries), 4, seed=3, step=2))
+    want, want_log_q, near = draws.draw_softmax(logits, 0, 3, 2, 4)
+    assert (near > 1e-6).all()
+    np.testing.assert_array_equal(ids, want)
+    np.testing.assert_allclose(log_q, want_log_q, rtol=0, atol=1e-5)
+    again = index.log_prob(backend.array(queries), backend.array(ids))
+    np.testing.assert_allclose(backend.numpy(again), want_log_q, rtol=0, atol=1e-5)
+    index.update(backend.array(2 * embeddings()))
+    got = backend.numpy(index.log_prob(backend.array(queries), backend.array(everything())))
+    np.testing.assert_allclose(got, 2 * logits - np.logaddexp.reduce(2 * logits, axis=1, keepdims=True), atol=1e-4)
 
 
 def test_nearer_to_the_softmax_than_unigram_and_with_more_codewords_nearer():

@@ -12,6 +12,8 @@ from .rng import Alias
 
 FULL = 2.0**32
 LAST = np.uint32(2**32 - 1)
+#: Where the probabilities depend on the query there are no tables: a draw picks a block of so many classes, then one.
+BLOCK = 512
 
 
 def alias_table(weights, indptr):

@@ -1,13 +1,16 @@
 """Draws of classes from probabilities that do not depend on the query, on the CPU."""
 
+import math
+
 import numpy as np
 from numba import prange
 
 from ..core import backend, rng
+from ..core.alias import BLOCK
 
 _rng = backend.cpu_formulas(rng)
-random_words, below, alias_draw = _rng.random_words, _rng.below, _rng.alias_draw
-SAMPLING = rng.SAMPLING
+random_words, below, alias_draw, unit = _rng.random_words, _rng.below, _rng.alias_draw, _rng.unit
+SAMPLING, ZERO = rng.SAMPLING, np.float32(0)
 
 
 @backend.njit_parallel
@@ -30,3 +33,42 @@ def draw(seed, step, log_p, alias, ids, log_q):
             i = alias_draw(word, keep, 0, log_p.size, alias)
             ids[row, m] = i
             log_q[row, m] = log_p[i]
+
+
+@backend.njit
+def _pick(weights, wanted):
+    """The first place where the running sum of the weights exceeds `wanted`; the last one with weight where none does."""
+    total, place = ZERO, 0
+    for i in range(weights.size):
+        if weights[i] > ZERO:
+            place = i
+            total += weights[i]
+            if total > wanted:
+                break
+    return place
+
+
+@backend.njit_parallel
+def draw_softmax(scores, first_row, seed, step, ids, log_q):
+    """Ids (B, M) from the softmax of each row of scores (B, L), which become exponentials; and the log-probabilities.
+
+    A draw picks a block of `BLOCK` classes, then one of them. Rows count from `first_row` in the random stream.
+    """
+    n_classes, n_samples = scores.shape[1], ids.shape[1]
+    n_blocks = (n_classes + BLOCK - 1) // BLOCK
+    for b in prange(scores.shape[0]):
+        sums, largest, total = np.empty(n_blocks, np.float32), scores[b].max(), ZERO
+        for block in range(n_blocks):
+            sums[block] = ZERO
+            for i in range(block * BLOCK, min(block * BLOCK + BLOCK, n_classes)):
+                scores[b, i] = math.exp(scores[b, i] - largest)
+                sums[block] += scores[b, i]
+            total += sums[block]
+        log_total = math.log(total)
+        for m in range(n_samples):
+            w0, w1, _, _ = random_words(seed, SAMPLING, step, np.uint64((first_row + b) * n_samples + m))
+            block = _pick(sums, unit(w0) * total)
+            start = block * BLOCK
+            i = start + _pick(scores[b, start : min(start + BLOCK, n_classes)], unit(w1) * sums[block])
+            ids[b, m] = i
+            log_q[b, m] = math.log(scores[b, i]) - log_total

@@ -1,14 +1,18 @@
 """Draws of classes from probabilities that do not depend on the query, on CUDA."""
 
+import math
+
 import numpy as np
+from numba import float32
 
 from ..core import backend, rng
+from ..core.alias import BLOCK
 from ..core.backend import cuda
 from . import launch
 
 _rng = backend.cuda_formulas(rng)
-random_words, below, alias_draw = _rng.random_words, _rng.below, _rng.alias_draw
-SAMPLING = rng.SAMPLING
+random_words, below, alias_draw, unit = _rng.random_words, _rng.below, _rng.alias_draw, _rng.unit
+SAMPLING, ZERO = rng.SAMPLING, np.float32(0)
 
 
 @backend.cuda_jit
@@ -43,3 +47,78 @@ def draw_kernel(seed, step, log_p, alias, ids, log_q):
 def draw(seed, step, log_p, alias, ids, log_q, *, block=launch.BLOCK):
     """Ids (B, M) from the alias tables of ``exp(log_p)``, and their log-probabilities."""
     draw_kernel[launch.flat(ids.size, block)](seed, step, log_p, alias, ids, log_q)
+
+
+@backend.cuda_device
+def _pick(weights, b, first, stop, wanted):
+    """The first place of row b where the running sum from `first` exceeds `wanted`; the last one with weight where none."""
+    total, place = ZERO, first
+    for i in range(first, stop):
+        if weights[b, i] > ZERO:
+            place = i
+            total += weights[b, i]
+            if total > wanted:
+                break
+    return place
+
+
+@backend.cuda_jit
+def exponentials_kernel(scores, sums):
+    """A block owns one row of scores (B, L) and makes it exponentials, relative to its maximum; sums (B, n) of its parts.
+
+    Thread t owns the parts t, t + blockDim.x, ... of `BLOCK` classes each and adds their classes up in order. Shared
+    memory: 4 bytes a thread, for the maximum. Grid: rows on x; block a power of two. No atomics.
+    """
+    b, thread, n_threads, n_classes = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x, scores.shape[1]
+    shared = cuda.shared.array(0, float32)
+    largest = scores[b, 0]
+    for i in range(thread, n_classes, n_threads):
+        largest = max(largest, scores[b, i])
+    shared[thread] = largest
+    cuda.syncthreads()
+    half = n_threads // 2
+    while half > 0:
+        if thread < half:
+            shared[thread] = max(shared[thread], shared[thread + half])
+        cuda.syncthreads()
+        half //= 2
+    largest = shared[0]
+    for part in range(thread, sums.shape[1], n_threads):
+        total = ZERO
+        for i in range(part * BLOCK, min(part * BLOCK + BLOCK, n_classes)):
+            e = math.exp(scores[b, i] - largest)
+            scores[b, i] = e
+            total += e
+        sums[b, part] = total
+
+
+@backend.cuda_jit
+def draw_softmax_kernel(weights, sums, first_row, seed, step, ids, log_q):
+    """One thread owns one draw of ids, log_q (B, M): it walks over the n sums of its row, then over `BLOCK` weights.
+
+    Reads weights (B, L) and sums (B, n). Grid: draws on x. No shared memory, no atomics.
+    """
+    position = cuda.grid(1)
+    if position < ids.size:
+        b, m = position // ids.shape[1], position % ids.shape[1]
+        w0, w1, _, _ = random_words(seed, SAMPLING, step, np.uint64(first_row * ids.shape[1] + position))
+        total = ZERO
+        for part in range(sums.shape[1]):
+            total += sums[b, part]
+        part = _pick(sums, b, 0, sums.shape[1], unit(w0) * total)
+        start = part * BLOCK
+        i = _pick(weights, b, start, min(start + BLOCK, weights.shape[1]), unit(w1) * sums[b, part])
+        ids[b, m] = i
+        log_q[b, m] = math.log(weights[b, i]) - math.log(total)
+
+
+def draw_softmax(scores, first_row, seed, step, ids, log_q, *, block=launch.BLOCK):
+    """Ids (B, M) from the softmax of each row of scores (B, L), which become exponentials; and the log-probabilities.
+
+    A draw picks a block of `BLOCK` classes, then one of them. Rows count from `first_row` in the random stream.
+    """
+    n_rows, n_classes = scores.shape
+    if n_rows:
+        sums = backend.empty((n_rows, launch.divide_up(n_classes, BLOCK)), np.float32, "cuda")
+        exponentials_kernel[n_rows, block, 0, launch.shared_bytes(4 * block)](scores, sums)
+        draw_softmax_kernel[launch.flat(ids.size, block)](scores, sums, first_row, seed, step, ids, log_q)

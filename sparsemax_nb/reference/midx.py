@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..core import rng
-from .samplers import draw_words
+from .samplers import draw_words, invert
 
 
 def assign(vectors, codewords):
@@ -40,10 +40,10 @@ def sample(r0, r1, index, seed, step, n_samples):
     shape = len(r0), n_samples
     words = draw_words(seed, step, shape)
     p = cell_probabilities(r0, r1, index)[0]
-    k0, near0 = _invert(p.sum(2)[:, None], rng.unit(words[0]))
+    k0, near0 = invert(p.sum(2)[:, None], rng.unit(words[0]))
     rows = np.arange(shape[0])[:, None]
     chosen = p[rows, k0]
-    k1, near1 = _invert(chosen / chosen.sum(-1, keepdims=True), rng.unit(words[1]))
+    k1, near1 = invert(chosen / chosen.sum(-1, keepdims=True), rng.unit(words[1]))
     cell = k0 * p.shape[2] + k1
     first, n = index.indptr[cell], index.indptr[cell + 1] - index.indptr[cell]
     column = first + rng.below(words[2], n.astype(np.uint64)).astype(np.int64)
@@ -51,12 +51,3 @@ def sample(r0, r1, index, seed, step, n_samples):
         column = np.where(words[3] < index.threshold[column], column, index.other[column])
     ids = index.members[column].astype(np.int32)
     return ids, log_prob(r0, r1, index, ids), np.minimum(near0, near1)
-
-
-def _invert(p, uniform):
-    """The first place where the cumulative sum of p (..., K) exceeds `uniform`; and the distance to the next boundary."""
-    cumulative = np.cumsum(p, axis=-1)
-    above = cumulative > uniform[..., None]
-    last = p.shape[-1] - 1 - np.argmax(np.broadcast_to(p > 0, above.shape)[..., ::-1], axis=-1)
-    place = np.where(above.any(-1), above.argmax(-1), last)
-    return place, np.abs(cumulative - uniform[..., None]).min(-1)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from ..core import rng
+from ..core.alias import BLOCK
 
 
 def draw_words(seed, step, shape):
@@ -23,6 +24,35 @@ def draw(seed, step, log_p, alias, shape):
     column = rng.below(column_word, np.uint64(len(log_p))).astype(np.int64)
     ids = np.where(keep_word < alias.threshold[column], column, alias.other[column]).astype(np.int32)
     return ids, log_p[ids]
+
+
+def draw_softmax(scores, first_row, seed, step, n_samples):
+    """Ids (B, M) from the softmax of each row of scores (B, L), and their log-probabilities.
+
+    A draw picks a block of `BLOCK` classes, then one of them. Rows count from `first_row` in the random stream. Also
+    returned, as a third: how near (0..1) a uniform number came to another answer, (B, M); there, rounding decides.
+    """
+    n_rows, n_classes = scores.shape
+    words = [w[first_row:] for w in draw_words(seed, step, (first_row + n_rows, n_samples))]
+    log_p = scores.astype(np.float64) - np.logaddexp.reduce(scores.astype(np.float64), axis=1, keepdims=True)
+    n_blocks, rows = -(-n_classes // BLOCK), np.arange(n_rows)[:, None]
+    p = np.zeros((n_rows, n_blocks * BLOCK))
+    p[:, :n_classes] = np.exp(log_p)
+    p = p.reshape(n_rows, n_blocks, BLOCK)
+    block, near0 = invert(p.sum(2)[:, None], rng.unit(words[0]))
+    chosen = p[rows, block]
+    place, near1 = invert(chosen / chosen.sum(-1, keepdims=True), rng.unit(words[1]))
+    ids = (block * BLOCK + place).astype(np.int32)
+    return ids, log_p[rows, ids], np.minimum(near0, near1)
+
+
+def invert(p, uniform):
+    """The first place where the cumulative sum of p (..., K) exceeds `uniform`; and the distance to the next boundary."""
+    cumulative = np.cumsum(p, axis=-1)
+    above = cumulative > uniform[..., None]
+    last = p.shape[-1] - 1 - np.argmax(np.broadcast_to(p > 0, above.shape)[..., ::-1], axis=-1)
+    place = np.where(above.any(-1), above.argmax(-1), last)
+    return place, np.abs(cumulative - uniform[..., None]).min(-1)
 
 
 def alias_probabilities(alias):
