@@ -13,7 +13,7 @@ from .fixed_fan_in import (
 from .full_softmax import softmax_cross_entropy
 from .midx import InvertedMultiIndex, sampled_softmax
 from .optimizers import SGD, Adam
-from .samplers import LogUniformSampler, UniformSampler, UnigramSampler
+from .samplers import LogUniformSampler, LSHSampler, RFFSampler, SphereSampler, UniformSampler, UnigramSampler
 
 __version__ = "0.1.0"
 
@@ -22,8 +22,11 @@ __all__ = [
     "Adam",
     "FixedFanIn",
     "InvertedMultiIndex",
+    "LSHSampler",
     "Labels",
     "LogUniformSampler",
+    "RFFSampler",
+    "SphereSampler",
     "UniformSampler",
     "UnigramSampler",
     "data",

@@ -5,6 +5,7 @@ are with replacement, from one counter-based stream: the same ids on every proce
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -197,3 +198,166 @@ class UnigramSampler(_TableSampler):
             raise ValueError("counts must not be all zero: then there is nothing to draw")
         power = check.number("power", power, 0, math.inf)
         super().__init__(np.where(weights > 0, weights, 1) ** power * (weights > 0), device)
+
+
+class _ClassSampler:
+    """A yardstick that looks at the query and at the class embeddings; on the CPU alone."""
+
+    def __init__(self, classes):
+        if check.same_device(classes=classes) != "cpu":
+            raise TypeError(f"{type(self).__name__} computes on the CPU alone, got classes on cuda; pass a NumPy array")
+        self._classes = check.array("classes", classes, np.float32, ("L", "d"))
+        check.finite("classes", self._classes)
+        self.n_classes = check.integer("the number of classes", len(self._classes), 1, 2**31 - 1)
+
+    def __repr__(self):
+        return f"{type(self).__name__}(n_classes={self.n_classes})"
+
+    def _queries(self, queries):
+        check.same_device(queries=queries, classes=self._classes)
+        queries = check.array("queries", queries, np.float32, ("B", self._classes.shape[1]))
+        check.finite("queries", queries)
+        return queries
+
+    def sample(self, queries, n_samples, seed, step=0):
+        """Draw for each row of `queries` (B, d) float32: ids (B, M) int32 and ``log_q`` (B, M) float32."""
+        queries = self._queries(queries)
+        _, shape, seed, step = check_draws(queries, n_samples, seed, step)
+        return self._sample(queries, shape, seed, step)
+
+    def log_prob(self, queries, ids):
+        """``log Q`` of ids (B, M) or (M,) int32: (B, M) float32."""
+        queries = self._queries(queries)
+        check.same_device(queries=queries, ids=ids)
+        return self._log_prob(queries, check_ids(ids, self.n_classes, len(queries)))
+
+
+class _KernelSampler(_ClassSampler):
+    """Draws by ``_log_weights(queries)``, (b, L): touches all classes, for a draw and for a probability."""
+
+    def _scores(self, queries):
+        return lambda rows: self._log_weights(queries[rows])
+
+    def _sample(self, queries, shape, seed, step):
+        return sample_all(self._scores(queries), len(queries), self.n_classes, "cpu", shape, seed, step)
+
+    def _log_prob(self, queries, ids):
+        return log_prob_all(self._scores(queries), ids, len(queries), self.n_classes, "cpu")
+
+
+class SphereSampler(_KernelSampler):
+    """Draws by a quadratic kernel: ``Q(i | q) ~ alpha (q . c_i)^2 + 1``. Here it touches all classes; CPU.
+
+    Parameters
+    ----------
+    classes : (L, d) float32
+        Held, not copied.
+    alpha : float
+
+    Source: G. Blanc, S. Rendle, "Adaptive sampled softmax with kernel based sampling", ICML 2018 (with a tree, which would
+    make a draw logarithmic).
+    """
+
+    def __init__(self, classes, alpha=100.0):
+        super().__init__(classes)
+        self._alpha = np.float32(check.number("alpha", alpha, 0, math.inf))
+
+    def _log_weights(self, queries):
+        return np.log1p(self._alpha * np.square(queries @ self._classes.T))
+
+
+class RFFSampler(_KernelSampler):
+    """Draws by positive random features of the exponential kernel: ``Q(i | q) ~ phi(q) . phi(c_i)``. All classes; CPU.
+
+    ``phi_j(x) = exp(w_j . x - |x|^2 / 2)`` with w_j standard normal: the expectation of the product is ``exp(q . c)``.
+    (Fourier features, after which the sampler is named, can make a kernel negative.)
+
+    Parameters
+    ----------
+    classes : (L, d) float32
+        Held, not copied.
+    n_features : int
+        D.
+    seed : int
+        Of the features.
+
+    Source: A. Rawat et al., "Sampled softmax with random Fourier features", NeurIPS 2019; K. Choromanski et al.,
+    "Rethinking attention with performers", ICLR 2021 (positive features).
+    """
+
+    def __init__(self, classes, n_features=32, seed=0):
+        super().__init__(classes)
+        n_features = check.integer("n_features", n_features, 1)
+        random = np.random.default_rng(check.integer("seed", seed, 0))
+        self._directions = random.standard_normal((n_features, self._classes.shape[1])).astype(np.float32)
+        exponents = self._exponents(self._classes)
+        self._features = np.exp(exponents - exponents.max()).T.copy()
+
+    def _exponents(self, x):
+        return x @ self._directions.T - np.float32(0.5) * np.einsum("nd,nd->n", x, x)[:, None]
+
+    def _log_weights(self, queries):
+        exponents = self._exponents(queries)
+        product = np.exp(exponents - exponents.max(axis=1, keepdims=True)) @ self._features
+        return np.log(np.maximum(product, np.finfo(np.float32).tiny))
+
+
+class _Tables(NamedTuple):
+    """Hash tables, as kernels take them."""
+
+    codes: np.ndarray  # (L, T) int32: the bucket of each class in each table
+    indptr: np.ndarray  # (T, 2^n_bits + 1) int32: bucket c of table t holds members[t, indptr[t, c]:indptr[t, c + 1]]
+    members: np.ndarray  # (T, L) int32
+
+
+class LSHSampler(_ClassSampler):
+    """Draws classes that a hash table puts into the query's bucket, mixed with a little uniform; CPU.
+
+    ``Q(i | q) = u / L + (1 - u) / T sum_t [h_t(i) = h_t(q)] / |bucket|``; an empty bucket counts as uniform. Hashes are the
+    signs of random projections (SimHash). A draw costs O(T), whatever the number of classes.
+
+    Parameters
+    ----------
+    classes : (L, d) float32
+    n_bits, n_tables : int
+        Bits of a hash, in [1, 16]; T.
+    uniform : float
+        u, in (0, 1]: without it most classes would have probability 0.
+    seed : int
+        Of the projections.
+
+    Source: S. Vijayanarasimhan et al., "Deep networks with large output spaces", ICLR 2015; the mixture is ours.
+    """
+
+    def __init__(self, classes, n_bits=4, n_tables=16, uniform=0.1, seed=0):
+        super().__init__(classes)
+        n_bits, n_tables = check.integer("n_bits", n_bits, 1, 16), check.integer("n_tables", n_tables, 1)
+        check.number("uniform", uniform, 0, 1)
+        if uniform == 0:
+            raise ValueError("uniform must be above 0: without it most classes would have probability 0")
+        self._uniform = np.float32(uniform)
+        random = np.random.default_rng(check.integer("seed", seed, 0))
+        self._planes = random.standard_normal((n_tables, n_bits, self._classes.shape[1])).astype(np.float32)
+        codes, n_buckets = self._codes(self._classes), 2**n_bits
+        indptr = np.zeros((n_tables, n_buckets + 1), np.int32)
+        for t in range(n_tables):
+            indptr[t, 1:] = np.cumsum(np.bincount(codes[:, t], minlength=n_buckets))
+        members = np.ascontiguousarray(np.argsort(codes, axis=0, kind="stable").T, np.int32)
+        self._tables = _Tables(codes, indptr, members)
+
+    def _codes(self, vectors):
+        codes = np.empty((len(vectors), len(self._planes)), np.int32)
+        backend.wing("cpu", "lsh").hash_codes(vectors, self._planes, codes)
+        return codes
+
+    def _sample(self, queries, shape, seed, step):
+        ids, log_q = np.empty(shape, np.int32), np.empty(shape, np.float32)
+        wing = backend.wing("cpu", "lsh")
+        wing.sample(self._codes(queries), self._tables, self._uniform, seed, step, ids, log_q)
+        return ids, log_q
+
+    def _log_prob(self, queries, ids):
+        ids = np.ascontiguousarray(np.broadcast_to(ids, (len(queries), ids.shape[-1])))
+        log_q = np.empty(ids.shape, np.float32)
+        backend.wing("cpu", "lsh").log_prob(self._codes(queries), self._tables, self._uniform, ids, log_q)
+        return log_q

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from sparsemax_nb import LogUniformSampler, UniformSampler, UnigramSampler
+from sparsemax_nb import LogUniformSampler, LSHSampler, RFFSampler, SphereSampler, UniformSampler, UnigramSampler
 from sparsemax_nb.core import backend as placement
+from sparsemax_nb.reference import lsh as reference
 
-from .helpers import on_other_device
+from .helpers import ForeignArray, normal, on_other_device
 
 N_CLASSES = 500
 COUNTS = np.random.default_rng(0).zipf(1.3, N_CLASSES).clip(max=10_000) - 1  # some zero
@@ -129,3 +130,76 @@ def test_bad_requests(backend, name):
     with pytest.raises(TypeError, match="one device"):
         sampler.log_prob(good, on_other_device(backend, np.array([3], np.int32)))
     assert placement.device_of(sampler.sample(good, 2, 0)[0]) == backend.device
+
+
+# ---------------------------------------------------------------- yardsticks: the query counts; on the CPU alone
+
+CLASSES, QUERIES = normal(1, N_CLASSES, 6), normal(2, 5, 6)
+IDS = np.arange(N_CLASSES, dtype=np.int32)
+YARDSTICKS = {
+    "lsh": lambda: LSHSampler(CLASSES),
+    "lsh, empty buckets": lambda: LSHSampler(CLASSES, n_bits=12, n_tables=3),
+    "sphere": lambda: SphereSampler(CLASSES),
+    "rff": lambda: RFFSampler(CLASSES),
+}
+
+
+@pytest.mark.parametrize("name", YARDSTICKS)
+def test_yardsticks_draw_what_they_state(name):
+    sampler = YARDSTICKS[name]()
+    p = np.exp(sampler.log_prob(QUERIES, IDS).astype(np.float64))
+    assert p.sum(1) == pytest.approx(1, abs=1e-5) and np.ptp(p, axis=0).max() > 1e-4, "the query counts"
+    ids, log_q = sampler.sample(np.repeat(QUERIES[:1], 1000, axis=0), 1000, seed=1)
+    assert 1e-4 < p_value(ids, p[0])
+    np.testing.assert_allclose(np.exp(log_q), p[0][ids], rtol=1e-4)
+    wrong = p[0].copy()
+    wrong[np.argmax(wrong)] *= 1.5
+    assert p_value(ids, wrong / wrong.sum()) < 1e-4
+    again, other = (sampler.sample(QUERIES, 9, seed=s)[0] for s in (4, 5))
+    np.testing.assert_array_equal(sampler.sample(QUERIES, 9, seed=4)[0], again)
+    assert (again != other).any()
+    log_p = sampler.log_prob(QUERIES, again)
+    np.testing.assert_allclose(np.exp(log_p), np.take_along_axis(p, again.astype(np.int64), 1), rtol=1e-5)
+
+
+def test_formulas_of_the_yardsticks():
+    scores = QUERIES.astype(np.float64) @ CLASSES.T
+    sphere = 100 * scores**2 + 1
+    got = np.exp(SphereSampler(CLASSES).log_prob(QUERIES, IDS))
+    np.testing.assert_allclose(got, sphere / sphere.sum(1, keepdims=True), rtol=1e-4)
+    softmax = np.exp(scores / 9)
+    got = np.exp(RFFSampler(CLASSES / 3, n_features=50_000).log_prob(QUERIES / 3, IDS))
+    np.testing.assert_allclose(got, softmax / softmax.sum(1, keepdims=True), rtol=0.2)
+
+
+@pytest.mark.parametrize("n_bits", [1, 4, 12])
+def test_lsh_equals_reference(n_bits):
+    sampler = LSHSampler(CLASSES, n_bits=n_bits, n_tables=3)
+    codes = reference.hash_codes(QUERIES, sampler._planes)
+    np.testing.assert_array_equal(sampler._codes(QUERIES), codes)
+    ids, log_q = sampler.sample(QUERIES, 200, seed=2**63, step=3)
+    want, want_log_q = reference.sample(codes, sampler._tables, sampler._uniform, 2**63, 3, 200)
+    np.testing.assert_array_equal(ids, want)
+    np.testing.assert_allclose(log_q, want_log_q, rtol=0, atol=1e-5)
+    assert len(np.unique(log_q)) > 1
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: LSHSampler(CLASSES, uniform=0), ValueError, "uniform must be above 0"),
+        (lambda: LSHSampler(CLASSES, n_bits=17), ValueError, "n_bits must be between 1 and 16"),
+        (lambda: LSHSampler(CLASSES, n_tables=0), ValueError, "n_tables must be at least 1"),
+        (lambda: SphereSampler(CLASSES, alpha=-1), ValueError, "alpha must lie in"),
+        (lambda: RFFSampler(CLASSES, n_features=0), ValueError, "n_features must be at least 1"),
+        (lambda: RFFSampler(CLASSES.astype(np.float64)), TypeError, "classes must be float32"),
+        (lambda: RFFSampler(np.full((3, 2), np.nan, np.float32)), ValueError, "classes must be finite"),
+        (lambda: SphereSampler(CLASSES).sample(QUERIES, 0, 0), ValueError, "n_samples must be between 1"),
+        (lambda: SphereSampler(CLASSES).sample(QUERIES[:, 1:].copy(), 2, 0), ValueError, "queries must have shape"),
+        (lambda: LSHSampler(CLASSES).log_prob(QUERIES, np.int32([500])), ValueError, "ids must lie in"),
+        (lambda: LSHSampler(CLASSES).sample(ForeignArray(QUERIES), 2, 0), TypeError, "one device"),
+    ],
+)
+def test_bad_yardsticks(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
