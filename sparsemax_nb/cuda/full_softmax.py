@@ -8,6 +8,7 @@ from numba import float32
 from ..core import backend
 from ..core.backend import cuda
 from . import launch
+from .reduce import block_max, block_sum
 
 ZERO = np.float32(0)
 
@@ -25,29 +26,13 @@ def add_tile_kernel(logits, bias, first, targets, running):
     new = largest[b]
     for j in range(thread, logits.shape[1], n_threads):
         new = max(new, logits[b, j] + bias[j])
-    shared[thread] = new
-    cuda.syncthreads()
-    half = n_threads // 2
-    while half > 0:
-        if thread < half:
-            shared[thread] = max(shared[thread], shared[thread + half])
-        cuda.syncthreads()
-        half //= 2
-    new = shared[0]
-    cuda.syncthreads()
+    new = block_max(shared, new)
     part = ZERO
     for j in range(thread, logits.shape[1], n_threads):
         part += math.exp(logits[b, j] + bias[j] - new)
-    shared[thread] = part
-    cuda.syncthreads()
-    half = n_threads // 2
-    while half > 0:
-        if thread < half:
-            shared[thread] += shared[thread + half]
-        cuda.syncthreads()
-        half //= 2
+    part = block_sum(shared, part)
     if thread == 0:
-        total[b] = total[b] * math.exp(largest[b] - new) + shared[0]
+        total[b] = total[b] * math.exp(largest[b] - new) + part
         largest[b] = new
         place = targets[b] - first
         if place >= 0 and place < logits.shape[1]:

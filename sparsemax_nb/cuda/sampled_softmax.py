@@ -8,6 +8,7 @@ from numba import float32
 from ..core import backend
 from ..core.backend import cuda
 from . import launch
+from .reduce import block_max, block_sum
 
 ZERO, ONE = np.float32(0), np.float32(1)
 NEVER = np.float32(-np.inf)
@@ -57,28 +58,11 @@ def softmax_kernel(scores, ids, log_q, rows, mask_hits, loss, dscores, dtargets)
     largest = t
     for m in range(thread, scores.shape[1], n_threads):
         largest = max(largest, _corrected(scores, ids, log_q, b, m, target, mask_hits))
-    shared[thread] = largest
-    cuda.syncthreads()
-    half = n_threads // 2
-    while half > 0:
-        if thread < half:
-            shared[thread] = max(shared[thread], shared[thread + half])
-        cuda.syncthreads()
-        half //= 2
-    largest = shared[0]
-    cuda.syncthreads()
+    largest = block_max(shared, largest)
     total = ZERO
     for m in range(thread, scores.shape[1], n_threads):
         total += math.exp(_corrected(scores, ids, log_q, b, m, target, mask_hits) - largest)
-    shared[thread] = total
-    cuda.syncthreads()
-    half = n_threads // 2
-    while half > 0:
-        if thread < half:
-            shared[thread] += shared[thread + half]
-        cuda.syncthreads()
-        half //= 2
-    total = shared[0] + math.exp(t - largest)
+    total = block_sum(shared, total) + math.exp(t - largest)
     for m in range(thread, scores.shape[1], n_threads):
         dscores[b, m] = math.exp(_corrected(scores, ids, log_q, b, m, target, mask_hits) - largest) / total
     if thread == 0:

@@ -9,6 +9,7 @@ from ..core import backend, rng
 from ..core.alias import BLOCK
 from ..core.backend import cuda
 from . import launch
+from .reduce import block_max
 
 _rng = backend.cuda_formulas(rng)
 random_words, below, alias_draw, unit = _rng.random_words, _rng.below, _rng.alias_draw, _rng.unit
@@ -74,15 +75,7 @@ def exponentials_kernel(scores, sums):
     largest = scores[b, 0]
     for i in range(thread, n_classes, n_threads):
         largest = max(largest, scores[b, i])
-    shared[thread] = largest
-    cuda.syncthreads()
-    half = n_threads // 2
-    while half > 0:
-        if thread < half:
-            shared[thread] = max(shared[thread], shared[thread + half])
-        cuda.syncthreads()
-        half //= 2
-    largest = shared[0]
+    largest = block_max(shared, largest)
     for part in range(thread, sums.shape[1], n_threads):
         total = ZERO
         for i in range(part * BLOCK, min(part * BLOCK + BLOCK, n_classes)):
