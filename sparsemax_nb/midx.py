@@ -359,7 +359,7 @@ def sampled_softmax(
     >>> queries, classes = (random.standard_normal((n, 8)).astype(np.float32) for n in (2, 1000))
     >>> targets, sampler = np.array([3, 5], np.int32), UniformSampler(1000)
     >>> ids, log_q = sampler.sample(queries, n_samples=20, seed=0)
-    >>> log_q_targets = sampler.log_prob(queries, targets)[:, 0]
+    >>> log_q_targets = sampler.log_prob(queries, targets.reshape(-1, 1)).reshape(-1)
     >>> loss, dqueries, (touched, dclasses) = sampled_softmax(queries, classes, targets, ids, log_q, log_q_targets)
     >>> dqueries.shape, dclasses.shape == (len(touched), 8)
     ((2, 8), True)

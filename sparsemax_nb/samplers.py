@@ -74,7 +74,7 @@ class UniformSampler:
     >>> import numpy as np
     >>> from sparsemax_nb import UniformSampler
     >>> ids, log_q = UniformSampler(1000).sample(np.zeros((2, 8), np.float32), n_samples=3, seed=0)
-    >>> ids.shape, ids.dtype, float(np.exp(log_q[0, 0]).round(6))
+    >>> ids.shape, ids.dtype, round(float(np.exp(log_q[0, 0])), 6)
     ((2, 3), dtype('int32'), 0.001)
     """
 
