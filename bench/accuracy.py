@@ -116,8 +116,8 @@ def summary(rows):
         f"Options of every row: {' '.join(f'--{key} {value}' for key, value in COMMON.items())}, others by default.",
     ]
     for name in rows:
-        rates = [f"--{key} {value:g}" for key, value in ROWS[name].items() if key.endswith("-rate")]
-        notes += [f"{name}: {' '.join(rates)}."] if rates else []
+        own = [f"--{key} {value:g}" for key, value in ROWS[name].items() if key in COMMON or key == "intermediate-rate"]
+        notes += [f"{name}: {' '.join(own)}."] if own else []
     notes += [f"Not trained: {', '.join(missing)}."] if missing else []
     return {
         "benchmark": "accuracy", "parameters": {"data": some["data"], "points": some["points"], "device": some["device"]},

@@ -67,9 +67,7 @@ class FixedFanIn:
         bias = check.array("bias", bias, np.float32, indices.shape[:1], writeable=True)
         check.integer("n_labels (the length of indices)", indices.shape[0], 1)
         check.integer("fan-in (the width of indices)", indices.shape[1], 1, n_inputs, f" (n_inputs = {n_inputs})")
-        low, high = int(indices.min()), int(indices.max())
-        if low < 0 or high >= n_inputs:
-            raise ValueError(f"indices must lie in [0, {n_inputs}), got {low if low < 0 else high}")
+        check.below("indices", indices, n_inputs)
         for first in range(0, indices.shape[0], CHECKED_AT_ONCE):
             ordered = backend.module_of(self.device).sort(indices[first : first + CHECKED_AT_ONCE], axis=1)
             if bool((ordered[:, 1:] == ordered[:, :-1]).any()):

@@ -16,7 +16,7 @@ def softmax_cross_entropy(h, w, targets, bias=None, *, ignore_index=-1):
     """Exact cross-entropy ``mean_b(log sum_c exp(h_b . w_c + bias_c) - h_b . w_t - bias_t)`` and its gradients.
 
     The (B, L) logits never exist: tiles of classes pass by twice, once for the sums, once (computed again) for the
-    gradients. Beyond inputs and gradients it takes 32 MiB and twice the size of h.
+    gradients. Beyond inputs and gradients it takes 32 MiB and the size of h.
 
     Parameters
     ----------

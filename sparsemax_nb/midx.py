@@ -374,10 +374,7 @@ def sampled_softmax(
     queries = check.array("queries", queries, np.float32, ("B", width))
     n_rows = queries.shape[0]
     targets = check.array("targets", targets, np.int32, (n_rows,))
-    if n_rows:
-        low, high = int(targets.min()), int(targets.max())
-        if low < 0 or high >= n_classes:
-            raise ValueError(f"targets must lie in [0, {n_classes}), got {low if low < 0 else high}")
+    check.below("targets", targets, n_classes)
     ids = check_ids(ids, n_classes, n_rows)
     n_samples = check.integer("the number of samples (the width of ids)", ids.shape[-1], 1)
     log_q = _log_probabilities("log_q", log_q, ids.shape)

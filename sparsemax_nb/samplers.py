@@ -24,12 +24,9 @@ def check_draws(queries, n_samples, seed, step):
 
 
 def check_ids(ids, n_classes, n_rows):
-    """Ids (B, M) or (M,) int32 in [0, n_classes); IndexError-like ValueError where one is not."""
+    """Checked ids (B, M) or (M,) int32 in [0, n_classes)."""
     ids = check.array("ids", ids, np.int32, (n_rows, "M") if len(ids.shape) == 2 else ("M",))
-    if ids.size:
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= n_classes:
-            raise ValueError(f"ids must lie in [0, {n_classes}), got {low if low < 0 else high}")
+    check.below("ids", ids, n_classes)
     return ids
 
 

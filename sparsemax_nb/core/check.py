@@ -69,6 +69,14 @@ def finite(name, value):
         )
 
 
+def below(name, value, n):
+    """ValueError where an integer array holds a number outside [0, n); says which."""
+    if value.size:
+        low, high = int(value.min()), int(value.max())
+        if low < 0 or high >= n:
+            raise ValueError(f"{name} must lie in [0, {n}), got {low if low < 0 else high}")
+
+
 def integer(name, value, low, high=None, hint=""):
     """An int in [low, high]; bools and floats are a TypeError."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):

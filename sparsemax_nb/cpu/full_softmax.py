@@ -7,7 +7,7 @@ from numba import prange
 
 from ..core import backend
 
-ZERO, ONE = np.float32(0), np.float32(1)
+ZERO = np.float32(0)
 
 
 @backend.njit_parallel
@@ -17,16 +17,15 @@ def add_tile(logits, bias, first, targets, largest, total, target_logit):
     for b in prange(logits.shape[0]):
         new = largest[b]
         for j in range(n):
-            logits[b, j] += bias[j]
-            new = max(new, logits[b, j])
+            new = max(new, logits[b, j] + bias[j])
         part = ZERO
         for j in range(n):
-            part += math.exp(logits[b, j] - new)
+            part += math.exp(logits[b, j] + bias[j] - new)
         total[b] = total[b] * math.exp(largest[b] - new) + part
         largest[b] = new
         place = targets[b] - first
         if 0 <= place < n:
-            target_logit[b] = logits[b, place]
+            target_logit[b] = logits[b, place] + bias[place]
 
 
 @backend.njit_parallel

@@ -57,14 +57,16 @@ def softmax_kernel(scores, ids, log_q, rows, mask_hits, loss, dscores, dtargets)
     t = target_scores[b] - log_q_targets[b]
     largest = t
     for m in range(thread, scores.shape[1], n_threads):
-        largest = max(largest, _corrected(scores, ids, log_q, b, m, target, mask_hits))
+        dscores[b, m] = _corrected(scores, ids, log_q, b, m, target, mask_hits)
+        largest = max(largest, dscores[b, m])
     largest = block_max(shared, largest)
     total = ZERO
     for m in range(thread, scores.shape[1], n_threads):
-        total += math.exp(_corrected(scores, ids, log_q, b, m, target, mask_hits) - largest)
+        dscores[b, m] = math.exp(dscores[b, m] - largest)
+        total += dscores[b, m]
     total = block_sum(shared, total) + math.exp(t - largest)
     for m in range(thread, scores.shape[1], n_threads):
-        dscores[b, m] = math.exp(_corrected(scores, ids, log_q, b, m, target, mask_hits) - largest) / total
+        dscores[b, m] /= total
     if thread == 0:
         loss[b] = math.log(total) + largest - t
         dtargets[b] = math.exp(t - largest) / total - ONE

@@ -1,4 +1,4 @@
-"""Draws of classes from probabilities that do not depend on the query, on CUDA."""
+"""Draws of classes from fixed probabilities, or from the softmax of each row of a score matrix, on CUDA."""
 
 import math
 

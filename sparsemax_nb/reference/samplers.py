@@ -1,4 +1,4 @@
-"""Draws of classes from probabilities that do not depend on the query."""
+"""Draws of classes from fixed probabilities, or from the softmax of each row of a score matrix."""
 
 import numpy as np
 
