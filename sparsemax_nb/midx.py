@@ -309,29 +309,30 @@ def _log_probabilities(name, value, shape):
 def sampled_softmax(
     queries, classes, targets, ids, log_q, log_q_targets, *, correction="paper", mask_hits=False, reduction="mean"
 ):
-    """Cross-entropy of the target against M drawn classes; its gradients touch only the classes that occur.
+    """Cross-entropy of each target against M drawn classes; its gradients touch only the classes that occur.
 
-    ``loss_b = log(exp(t_b) + sum_m exp(s_bm)) - t_b``, where with "paper" ``t = q . c_target - log Q(target)`` and
-    ``s = q . c_id - log Q(id)``; with "importance" ``t = q . c_target`` and ``s = q . c_id - log(M Q(id))``.
+    ``loss_b = sum_t (log(exp(t) + sum_m exp(s_bm)) - t)`` over the row's targets, of which there may be one or several.
+    With "paper", ``t = q . c_target - log Q(target)`` and ``s = q . c_id - log Q(id)``; with "importance",
+    ``t = q . c_target`` and ``s = q . c_id - log(M Q(id))``.
 
     Parameters
     ----------
     queries : (B, d) float32
     classes : (L, d) float32
         The output embeddings.
-    targets : (B,) int32
-        In [0, L).
+    targets : (B,) int32, SciPy CSR matrix (B, L) or Labels(indptr, indices)
+        One target a row, in [0, L); or the positive labels of each row, each of which meets the same draws.
     ids : (B, M) or (M,) int32
         The draws of each row; or draws that all rows share, which turns the work into dense products.
     log_q : float32, like ids
         Their log-probabilities under the sampler.
-    log_q_targets : (B,) float32
-        Those of the targets; only "paper" uses them.
+    log_q_targets : (n,) float32
+        Those of the targets, row by row (n = B for one a row); only "paper" uses them.
     correction : 'paper' or 'importance'
         Under the exact sampler the mean gradient of "paper" is M / (M + 1) times that of the full softmax; that of
         "importance", with hits masked, tends to it as M grows.
     mask_hits : bool
-        Leave out draws that equal the row's target.
+        Leave out draws that equal the target; the row's other targets still meet them.
     reduction : 'mean' or 'sum'
         Over the rows.
 
@@ -366,68 +367,71 @@ def sampled_softmax(
     """
     check.choice("correction", correction, CORRECTIONS)
     check.choice("reduction", reduction, ("mean", "sum"))
-    device = check.same_device(
-        queries=queries, classes=classes, targets=targets, ids=ids, log_q=log_q, log_q_targets=log_q_targets
-    )
+    device = check.same_device(queries=queries, classes=classes, ids=ids, log_q=log_q, log_q_targets=log_q_targets)
     classes = check.array("classes", classes, np.float32, ("L", "d"))
     n_classes, width = classes.shape
     queries = check.array("queries", queries, np.float32, ("B", width))
     n_rows = queries.shape[0]
-    targets = check.array("targets", targets, np.int32, (n_rows,))
-    check.below("targets", targets, n_classes)
+    labels = sparse.as_targets(targets, n_rows, device, n_classes)
+    n_targets = labels.indices.shape[0]
     ids = check_ids(ids, n_classes, n_rows)
     n_samples = check.integer("the number of samples (the width of ids)", ids.shape[-1], 1)
     log_q = _log_probabilities("log_q", log_q, ids.shape)
-    log_q_targets = _log_probabilities("log_q_targets", log_q_targets, (n_rows,))
+    log_q_targets = _log_probabilities("log_q_targets", log_q_targets, (n_targets,))
     if correction == "importance":
-        log_q, log_q_targets = log_q + np.float32(math.log(n_samples)), backend.zeros(n_rows, np.float32, device)
+        log_q, log_q_targets = log_q + np.float32(math.log(n_samples)), backend.zeros(n_targets, np.float32, device)
     wing, embedding = backend.wing(device, "sampled_softmax"), backend.wing(device, "embedding")
-    is_shared, xp = len(ids.shape) == 1, backend.module_of(device)
+    matmul, is_shared = backend.wing(device, "matmul").matmul, len(ids.shape) == 1
+    xp = backend.module_of(device)
 
     def new(*shape):
         return backend.empty(shape, np.float32, device)
 
-    target_scores, scores = new(n_rows, 1), new(n_rows, n_samples)
-    wing.scores(queries, classes, targets.reshape(-1, 1), target_scores)
+    target_scores, scores, dscores = new(n_targets, 1), new(n_rows, n_samples), new(n_rows, n_samples)
+    row = sparse.row_of_each_entry(labels.indptr, n_targets)
+    wing.scores(queries[row], classes, labels.indices.reshape(-1, 1), target_scores)
     if is_shared:
-        matmul, drawn = backend.wing(device, "matmul").matmul, classes[ids]
+        drawn = classes[ids]
         matmul(queries, drawn.T, scores)
-        ids, log_q = ids.reshape(1, -1), log_q.reshape(1, -1)
     else:
         wing.scores(queries, classes, ids, scores)
-    losses, dtargets = new(n_rows), new(n_rows)
+    losses, dtargets, lines = new(n_targets), new(n_targets), (-1, n_samples)
     wing.softmax(
-        scores, ids, log_q, target_scores.reshape(-1), targets, log_q_targets, bool(mask_hits), losses, scores, dtargets
-    )
+        scores, ids.reshape(lines), log_q.reshape(lines), target_scores.reshape(-1), labels, log_q_targets, bool(mask_hits),
+        losses, dscores, dtargets,
+    )  # fmt: skip
     loss = float(losses.sum(dtype=np.float64))
     if not math.isfinite(loss):
-        for name, value in (("queries", queries), ("classes", classes[ids]), ("classes", classes[targets])):
+        for name, value in (("queries", queries), ("classes", classes[ids]), ("classes", classes[labels.indices])):
             check.finite(name, value)
         raise ValueError("the scores queries @ classes.T must be finite; lower the learning rate")
     if reduction == "mean":
         scale = np.float32(1 / max(n_rows, 1))
-        loss, scores, dtargets = loss / max(n_rows, 1), scores * scale, dtargets * scale
-    # the gradient by scores is a sparse matrix (B, L): its products with classes and queries are those of an embedding
-    dqueries = new(n_rows, width)
+        loss, dscores, dtargets = loss / max(n_rows, 1), dscores * scale, dtargets * scale
+
+    # the gradient by the scores is a sparse matrix (B, L): its products with classes and queries are those of an embedding.
+    # Below the rows of the targets lie those of the draws: as many, or, where the draws are shared, one for each draw
+    def rows_of(indptr, all_ids, weights):
+        arrays = (indptr, np.int32), (all_ids, np.int32), (weights, np.float32)
+        return sparse.SparseRows(*(backend.asarray(a, device, dtype) for a, dtype in arrays))
+
+    n_more, per_row = (n_samples, 1) if is_shared else (n_rows, n_samples)
+    indptr = xp.concatenate([labels.indptr, n_targets + per_row * xp.arange(1, n_more + 1)])
+    weights = xp.ones(n_samples, np.float32) if is_shared else dscores.reshape(-1)
+    entries = rows_of(indptr, xp.concatenate([labels.indices, ids.reshape(-1)]), xp.concatenate([dtargets, weights]))
+    columns = sparse.by_column(entries)
     if is_shared:
-        ddrawn = new(n_samples, width)
-        matmul(scores, drawn, dqueries)
-        matmul(scores.T, queries, ddrawn)
-        dqueries += dtargets[:, None] * classes[targets]
-        n = n_samples + n_rows
-        all_ids = xp.concatenate([ids.reshape(-1), targets])
-        weights = xp.concatenate([xp.ones(n_samples, np.float32), dtargets])
-        source = xp.concatenate([ddrawn, queries])
-        indptr = xp.arange(n + 1, dtype=np.int32)
+        dqueries, by_targets, ddrawn = new(n_rows, width), new(n_rows, width), new(n_samples, width)
+        matmul(dscores, drawn, dqueries)
+        matmul(dscores.T, queries, ddrawn)
+        embedding.forward(rows_of(labels.indptr, labels.indices, dtargets), classes, by_targets)
+        source = backend.asarray(xp.concatenate([queries, ddrawn]), device)
     else:
-        all_ids = xp.concatenate([targets.reshape(-1, 1), ids], axis=1).reshape(-1)
-        weights, source = xp.concatenate([dtargets.reshape(-1, 1), scores], axis=1).reshape(-1), queries
-        indptr = xp.arange(n_rows + 1, dtype=np.int32) * np.int32(n_samples + 1)
-    arrays = (indptr, np.int32), (all_ids, np.int32), (weights, np.float32)
-    rows = sparse.SparseRows(*(backend.asarray(a, device, dtype) for a, dtype in arrays))
-    if not is_shared:
-        embedding.forward(rows, classes, dqueries)
-    columns = sparse.by_column(rows)
+        both, source = new(2 * n_rows, width), queries
+        embedding.forward(entries, classes, both)
+        dqueries, by_targets = both[n_rows:], both[:n_rows]
+        columns = columns._replace(rows=columns.rows % np.int32(max(n_rows, 1)))
+    dqueries += by_targets
     dclasses = new(columns.ids.shape[0], width)
-    embedding.backward(columns, backend.asarray(source, device), dclasses)
+    embedding.backward(columns, source, dclasses)
     return loss, dqueries, (columns.ids, dclasses)

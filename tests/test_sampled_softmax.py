@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+import scipy.sparse
 
-from sparsemax_nb import UniformSampler, UnigramSampler, sampled_softmax
+from sparsemax_nb import Labels, UniformSampler, UnigramSampler, sampled_softmax
 from sparsemax_nb.reference import sampled_softmax as reference
 
 from .helpers import assert_close, close_to_derivative, normal, on_other_device
@@ -11,7 +12,8 @@ from .helpers import assert_close, close_to_derivative, normal, on_other_device
 N_CLASSES, WIDTH = 40, 9
 
 
-def problem(n_rows=7, n_samples=11, shared=False, seed=0):
+def problem(n_rows=7, n_samples=11, shared=False, several=False, seed=0):
+    """Arguments of `sampled_softmax`; with `several`, rows have zero to three targets."""
     random = np.random.default_rng(seed)
     queries, classes = normal(seed, n_rows, WIDTH), normal(seed + 1, N_CLASSES, WIDTH)
     targets = random.integers(0, N_CLASSES, n_rows).astype(np.int32)
@@ -19,25 +21,37 @@ def problem(n_rows=7, n_samples=11, shared=False, seed=0):
     ids, log_q = sampler.sample(queries, n_samples, seed=seed)
     if shared:
         ids, log_q = ids[0].copy(), log_q[0].copy()
-    log_q_targets = sampler.log_prob(queries, targets)[0].copy()
+    if several:
+        counts = np.arange(2, 2 + n_rows) % 4
+        chosen = np.concatenate([random.choice(N_CLASSES, n, replace=False) for n in counts]).astype(np.int32)
+        targets = Labels(np.append(0, np.cumsum(counts)).astype(np.int32), chosen)
+        ids[..., 0] = chosen[1]  # a hit of a row's second target
+    log_q_targets = sampler.log_prob(queries[:1], targets.indices if several else targets)[0].copy()
     return queries, classes, targets, ids, log_q, log_q_targets
+
+
+def on(backend, arguments):
+    """The arguments on the backend's device."""
+    return [Labels(*map(backend.array, a)) if isinstance(a, Labels) else backend.array(a) for a in arguments]
 
 
 def wanted(queries, classes, targets, ids, log_q, log_q_targets, correction="paper", mask_hits=False, reduction="mean"):
     """The same in float64: loss, dqueries, dclasses (L, d)."""
     queries, classes = queries.astype(np.float64), classes.astype(np.float64)
     if correction == "importance":
-        log_q, log_q_targets = log_q + np.log(ids.shape[-1]), np.zeros(len(queries))
-    all_ids = np.broadcast_to(ids, (len(queries), ids.shape[-1]))
+        log_q, log_q_targets = log_q + np.log(ids.shape[-1]), np.zeros(len(log_q_targets))
+    labels = targets if isinstance(targets, Labels) else Labels(np.arange(len(queries) + 1), targets)
+    row, all_ids = (
+        np.repeat(np.arange(len(queries)), np.diff(labels.indptr)),
+        np.broadcast_to(ids, (len(queries), ids.shape[-1])),
+    )
     scores = reference.scores(queries, classes, all_ids)
-    target_scores = reference.scores(queries, classes, targets[:, None])[:, 0]
-    loss, dscores, dtargets = reference.softmax(scores, ids, log_q, target_scores, targets, log_q_targets, mask_hits)
-    scale = 1 / len(queries) if reduction == "mean" else 1
-    weights = scale * np.concatenate([dtargets[:, None], dscores], axis=1)
-    touched = np.concatenate([targets[:, None], all_ids], axis=1)
-    dclasses = np.zeros(classes.shape)
-    np.add.at(dclasses, touched, weights[:, :, None] * queries[:, None])
-    return loss.sum() * scale, np.einsum("bm,bmd->bd", weights, classes[touched]), dclasses
+    target_scores = reference.scores(queries[row], classes, labels.indices[:, None])[:, 0]
+    loss, dscores, dtargets = reference.softmax(scores, ids, log_q, target_scores, labels, log_q_targets, mask_hits)
+    scale, weights = 1 / len(queries) if reduction == "mean" else 1, np.zeros((len(queries), N_CLASSES))
+    np.add.at(weights, (np.arange(len(queries))[:, None], all_ids), scale * dscores)
+    np.add.at(weights, (row, labels.indices), scale * dtargets)
+    return loss.sum() * scale, weights @ classes, weights.T @ queries
 
 
 OPTIONS = [
@@ -47,12 +61,13 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("shared", [False, True])
-def test_equals_reference(backend, options, shared):
-    arguments = problem(shared=shared)
-    loss, dqueries, (ids, dclasses) = sampled_softmax(*map(backend.array, arguments), **options)
+def test_equals_reference(backend, options, shared, several):
+    arguments = problem(shared=shared, several=several)
+    loss, dqueries, (ids, dclasses) = sampled_softmax(*on(backend, arguments), **options)
     want_loss, want_dqueries, want_dclasses = wanted(*arguments, **options)
-    touched = np.unique(np.concatenate([arguments[2], arguments[3].reshape(-1)]))
+    touched = np.unique(np.concatenate([arguments[2].indices if several else arguments[2], arguments[3].reshape(-1)]))
     np.testing.assert_array_equal(backend.numpy(ids), touched)
     assert backend.numpy(ids).dtype == np.int32
     assert loss == pytest.approx(want_loss, rel=1e-5)
@@ -62,12 +77,41 @@ def test_equals_reference(backend, options, shared):
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_reference_is_the_derivative_of_its_loss(options):
-    queries, classes, *rest = problem()
+@pytest.mark.parametrize("several", [False, True])
+def test_reference_is_the_derivative_of_its_loss(options, several):
+    queries, classes, *rest = problem(several=several)
     queries, classes, random = queries.astype(np.float64), classes.astype(np.float64), np.random.default_rng(5)
     _, dqueries, dclasses = wanted(queries, classes, *rest, **options)
     close_to_derivative(lambda q: wanted(q, classes, *rest, **options)[0], queries, dqueries, random)
     close_to_derivative(lambda c: wanted(queries, c, *rest, **options)[0], classes, dclasses, random)
+
+
+def test_several_targets_are_as_many_rows(backend):
+    """Each target of a row counts as a row of its own with the same query and draws."""
+    queries, classes, labels, ids, log_q, log_q_targets = problem(several=True)
+    row = np.repeat(np.arange(len(queries)), np.diff(labels.indptr))
+    apart = queries[row], classes, labels.indices, ids[row], log_q[row], log_q_targets
+    options = {"mask_hits": True, "reduction": "sum"}
+    loss, dqueries, (touched, dclasses) = sampled_softmax(*on(backend, apart), **options)
+    arguments = on(backend, (queries, classes, labels, ids, log_q, log_q_targets))
+    got_loss, got_dqueries, (got_touched, got_dclasses) = sampled_softmax(*arguments, **options)
+    kept = np.isin(
+        backend.numpy(got_touched), backend.numpy(touched)
+    )  # the draws of rows without targets have no gradient
+    assert got_loss == pytest.approx(loss, rel=1e-6) and not backend.numpy(got_dclasses)[~kept].any()
+    summed = np.zeros(queries.shape)
+    np.add.at(summed, row, backend.numpy(dqueries).astype(np.float64))
+    assert_close(backend.numpy(got_dqueries), summed, 12 * WIDTH)
+    assert_close(backend.numpy(got_dclasses)[kept], backend.numpy(dclasses).astype(np.float64), 12 * WIDTH)
+
+
+def test_labels_of_scipy_are_targets():
+    queries, classes, labels, *rest = problem(several=True)
+    matrix = scipy.sparse.csr_matrix(
+        (np.ones(len(labels.indices)), labels.indices, labels.indptr), (len(queries), N_CLASSES)
+    )
+    first, again = (sampled_softmax(queries, classes, targets, *rest) for targets in (labels, matrix))
+    assert first[0] == again[0] and (first[1] == again[1]).all()
 
 
 def test_same_bits_again(backend):
@@ -169,6 +213,21 @@ def put(value):
 def test_bad_arguments(backend, place, change, error, message):
     with pytest.raises(error, match=message):
         sampled_softmax(*map(backend.array, spoiled(place, change)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda i: np.where(i == i[0], N_CLASSES, i), rf"labels must hold ids in \[0, {N_CLASSES}\), got {N_CLASSES}"),
+        (lambda i: np.full_like(i, 3), "labels must not repeat a label inside one row"),
+        (lambda i: i[:-1].copy(), "labels.indptr must rise from 0"),
+    ],
+)
+def test_bad_labels(backend, change, message):
+    queries, classes, labels, *rest = problem(several=True)
+    bad = labels._replace(indices=change(labels.indices).astype(np.int32))
+    with pytest.raises(ValueError, match=message):
+        sampled_softmax(*on(backend, (queries, classes, bad, *rest)))
 
 
 def test_bad_options_and_placement(backend):

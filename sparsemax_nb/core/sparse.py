@@ -89,6 +89,20 @@ def as_labels(labels, n_rows, device, n_labels):
     return Labels(indptr, indices)
 
 
+def as_targets(targets, n_rows, device, n_classes):
+    """One target a row, (B,) int32, or several, as `as_labels` takes them: checked `Labels` on `device`."""
+    if scipy.sparse.issparse(targets) or isinstance(targets, tuple):
+        labels = as_labels(targets, n_rows, device, n_classes)
+        by_label(labels, n_classes)  # checks them
+        return labels
+    if check.same_device(targets=targets) != device:
+        raise TypeError(f"all arrays must live on one device, {device}, got targets on {backend.device_of(targets)}")
+    targets = check.array("targets", targets, np.int32, (n_rows,))
+    check.below("targets", targets, n_classes)
+    xp = backend.module_of(device)
+    return Labels(backend.asarray(xp.arange(n_rows + 1), device, np.int32), targets)
+
+
 def by_label(labels, n_labels):
     """Turn `Labels` into `Positives`; ValueError for ids out of range, repeated ids or a broken indptr."""
     device = backend.device_of(labels.indptr)

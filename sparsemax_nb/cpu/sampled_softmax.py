@@ -33,25 +33,27 @@ def scores(queries, classes, ids, out):
 
 
 @backend.njit_parallel
-def softmax(scores, ids, log_q, target_scores, targets, log_q_targets, mask_hits, loss, dscores, dtargets):
-    """Loss of every row and its derivatives by the scores and the target's score; `dscores` may be `scores`."""
-    shared = ids.shape[0] != scores.shape[0]
+def softmax(scores, ids, log_q, target_scores, labels, log_q_targets, mask_hits, loss, dscores, dtargets):
+    """Each target of a row against the row's draws: loss and derivative of each target, (n,), derivative by the scores."""
+    n_samples, shared = scores.shape[1], ids.shape[0] != scores.shape[0]
     for b in prange(scores.shape[0]):
         line = 0 if shared else np.int64(b)
-        t = target_scores[b] - log_q_targets[b]
-        largest = t
-        for m in range(scores.shape[1]):
-            s = scores[b, m] - log_q[line, m]
-            if mask_hits and ids[line, m] == targets[b]:
-                s = -np.float32(np.inf)
-            dscores[b, m] = s
-            largest = max(largest, s)
-        total = math.exp(t - largest)
-        for m in range(scores.shape[1]):
-            e = math.exp(dscores[b, m] - largest)
-            dscores[b, m] = e
-            total += e
-        for m in range(scores.shape[1]):
-            dscores[b, m] /= total
-        loss[b] = math.log(total) + largest - t
-        dtargets[b] = math.exp(t - largest) / total - ONE
+        corrected, e = np.empty(n_samples, np.float32), np.empty(n_samples, np.float32)
+        for m in range(n_samples):
+            corrected[m] = scores[b, m] - log_q[line, m]
+            dscores[b, m] = ZERO
+        for p in range(labels.indptr[b], labels.indptr[b + 1]):
+            target, t = labels.indices[p], target_scores[p] - log_q_targets[p]
+            largest = t
+            for m in range(n_samples):
+                if not (mask_hits and ids[line, m] == target):
+                    largest = max(largest, corrected[m])
+            own = math.exp(t - largest)
+            total = own
+            for m in range(n_samples):
+                e[m] = ZERO if mask_hits and ids[line, m] == target else math.exp(corrected[m] - largest)
+                total += e[m]
+            for m in range(n_samples):
+                dscores[b, m] += e[m] / total
+            loss[p] = math.log(total) + largest - t
+            dtargets[p] = own / total - ONE

@@ -43,39 +43,42 @@ def _corrected(scores, ids, log_q, b, m, target, mask_hits):
 
 
 @backend.cuda_jit
-def softmax_kernel(scores, ids, log_q, rows, mask_hits, loss, dscores, dtargets):
+def softmax_kernel(scores, ids, log_q, targets, labels, mask_hits, loss, dscores, dtargets):
     """A block owns one row of scores, dscores (B, M), a thread its columns t, t + blockDim.x, ...; coalesced.
 
-    rows = (target_scores, targets, log_q_targets), each (B,). The largest score and the sum of the exponentials are
-    reduced in shared memory, 4 bytes a thread, always in the same order. Grid: rows on x; block a power of two. No
-    atomics.
+    targets = (target_scores, log_q_targets), each (n,), like loss and dtargets; labels = (indptr, indices) says which
+    belong to the row: the block takes one after the other. The largest score and the sum of the exponentials are reduced
+    in shared memory, 4 bytes a thread, always in the same order. Grid: rows on x; block a power of two. No atomics.
     """
-    target_scores, targets, log_q_targets = rows
+    target_scores, log_q_targets = targets
     b, thread, n_threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
     shared = cuda.shared.array(0, float32)
-    target = targets[b]
-    t = target_scores[b] - log_q_targets[b]
-    largest = t
     for m in range(thread, scores.shape[1], n_threads):
-        dscores[b, m] = _corrected(scores, ids, log_q, b, m, target, mask_hits)
-        largest = max(largest, dscores[b, m])
-    largest = block_max(shared, largest)
-    total = ZERO
-    for m in range(thread, scores.shape[1], n_threads):
-        dscores[b, m] = math.exp(dscores[b, m] - largest)
-        total += dscores[b, m]
-    total = block_sum(shared, total) + math.exp(t - largest)
-    for m in range(thread, scores.shape[1], n_threads):
-        dscores[b, m] /= total
-    if thread == 0:
-        loss[b] = math.log(total) + largest - t
-        dtargets[b] = math.exp(t - largest) / total - ONE
+        dscores[b, m] = ZERO
+    for p in range(labels.indptr[b], labels.indptr[b + 1]):
+        target, t = labels.indices[p], target_scores[p] - log_q_targets[p]
+        largest = t
+        for m in range(thread, scores.shape[1], n_threads):
+            largest = max(largest, _corrected(scores, ids, log_q, b, m, target, mask_hits))
+        largest = block_max(shared, largest)
+        total = ZERO
+        for m in range(thread, scores.shape[1], n_threads):
+            total += math.exp(_corrected(scores, ids, log_q, b, m, target, mask_hits) - largest)
+        own = math.exp(t - largest)
+        total = block_sum(shared, total) + own
+        for m in range(thread, scores.shape[1], n_threads):
+            dscores[b, m] += math.exp(_corrected(scores, ids, log_q, b, m, target, mask_hits) - largest) / total
+        if thread == 0:
+            loss[p] = math.log(total) + largest - t
+            dtargets[p] = own / total - ONE
 
 
 def softmax(
-    scores, ids, log_q, target_scores, targets, log_q_targets, mask_hits, loss, dscores, dtargets, *, block=launch.BLOCK
+    scores, ids, log_q, target_scores, labels, log_q_targets, mask_hits, loss, dscores, dtargets, *, block=launch.BLOCK
 ):
-    """Loss of every row and its derivatives by the scores and the target's score; `dscores` may be `scores`."""
+    """Each target of a row against the row's draws: loss and derivative of each target, (n,), derivative by the scores."""
     if scores.shape[0]:
-        rows, shared = (target_scores, targets, log_q_targets), launch.shared_bytes(4 * block)
-        softmax_kernel[scores.shape[0], block, 0, shared](scores, ids, log_q, rows, mask_hits, loss, dscores, dtargets)
+        targets, shared = (target_scores, log_q_targets), launch.shared_bytes(4 * block)
+        softmax_kernel[scores.shape[0], block, 0, shared](
+            scores, ids, log_q, targets, labels, mask_hits, loss, dscores, dtargets
+        )

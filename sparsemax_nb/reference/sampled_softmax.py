@@ -8,15 +8,20 @@ def scores(queries, classes, ids):
     return np.einsum("bd,bmd->bm", queries, classes[ids], dtype=np.float64)
 
 
-def softmax(scores, ids, log_q, target_scores, targets, log_q_targets, mask_hits):
-    """Loss of every row, (B,), and its derivatives by the scores, (B, M), and the target's score, (B,).
+def softmax(scores, ids, log_q, target_scores, labels, log_q_targets, mask_hits):
+    """Each target of a row against the row's M draws: the losses, (n,), and their derivatives.
 
-    ``loss = log(exp(t) + sum_m exp(s_m)) - t`` with ``s_m = scores - log_q`` and ``t = target_scores - log_q_targets``;
+    labels = (indptr (B + 1,), indices (n,)) holds the targets of each row. For target p of row b,
+    ``loss_p = log(exp(t_p) + sum_m exp(s_bm)) - t_p`` with ``s = scores - log_q`` and ``t = target_scores - log_q_targets``;
     with `mask_hits`, draws that hit the target are left out. ids and log_q are (B, M) or, shared by the rows, (M,).
+    Derivatives: by the scores, (B, M), summed over the row's targets; by the targets' scores, (n,).
     """
-    s = scores.astype(np.float64) - log_q
+    row = np.repeat(np.arange(len(scores)), np.diff(labels.indptr))
     t = (target_scores.astype(np.float64) - log_q_targets)[:, None]
+    s = (scores.astype(np.float64) - log_q)[row]
     if mask_hits:
-        s = np.where(ids == targets[:, None], -np.inf, s)
+        s = np.where(np.broadcast_to(ids, scores.shape)[row] == labels.indices[:, None], -np.inf, s)
     log_z = np.logaddexp.reduce(np.concatenate([t, s], axis=1), axis=1, keepdims=True)
-    return (log_z - t)[:, 0], np.exp(s - log_z), (np.exp(t - log_z) - 1)[:, 0]
+    dscores = np.zeros(scores.shape)
+    np.add.at(dscores, row, np.exp(s - log_z))
+    return (log_z - t)[:, 0], dscores, (np.exp(t - log_z) - 1)[:, 0]
