@@ -1,29 +1,81 @@
 """The yardstick: cross-entropy of the softmax over all classes, without ever storing the logits."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
+import scipy.sparse
 
 from .core import backend, check
+from .core.sparse import Labels, as_labels, sorted_keys
 
 #: Where the running maximum starts: finite, so that the difference of two of them is 0.
 LOWEST = np.finfo(np.float32).min
-#: Logits that are held at once: 32 MiB.
-TILE = 1 << 23
+#: Logits that are held at once: 64 MiB.
+HELD = 1 << 24
+#: Logits that are computed at once. On the CPU they stay in the cache until the next product has read them.
+TILE = {"cpu": 1 << 20, "cuda": 1 << 24}
+#: Rows that are worked on together. With fewer, reading and writing dw costs more than a fourth product.
+MOST_ROWS, FEWEST_ROWS = 512, 96
+
+
+class _Plan(NamedTuple):
+    """How the (B, L) logits are cut."""
+
+    rows: int  # worked on together
+    classes: int  # of a tile
+    kept: bool  # all tiles of these rows are held, and not computed again for the gradient
+
+
+def _plan(n_rows, n_classes, tile):
+    rows = min(n_rows, MOST_ROWS, HELD // n_classes)
+    kept = rows >= min(n_rows, FEWEST_ROWS)
+    if not kept:
+        rows = min(n_rows, MOST_ROWS)
+    return _Plan(rows, min(n_classes, max(1, tile // rows)), kept)
+
+
+def _slices(n, size):
+    return [slice(first, min(first + size, n)) for first in range(0, n, size)]
+
+
+def _labels_of(targets, ignore_index, n_rows, n_classes, device):
+    """(`Labels`, number of rows that the loss is the mean of), everything checked."""
+    ignore_index = check.integer("ignore_index", ignore_index, -(2**31), 2**31 - 1)
+    if 0 <= ignore_index < n_classes:
+        raise ValueError(f"ignore_index must not be a class, one of [0, {n_classes}), got {ignore_index}")
+    if _is_csr(targets):
+        labels = as_labels(targets, n_rows, device, n_classes, "targets")
+        sorted_keys(labels, n_classes, "targets")
+        return labels, n_rows
+    targets = check.array("targets", targets, np.int32, (n_rows,))
+    counted = targets != ignore_index
+    wrong = counted & ((targets < 0) | (targets >= n_classes))
+    if bool(wrong.any()):
+        raise ValueError(f"targets must lie in [0, {n_classes}) or be {ignore_index}, got {int(targets[wrong][0])}")
+    indptr = backend.zeros(n_rows + 1, np.int32, device)
+    indptr[1:] = counted.cumsum()
+    return Labels(indptr, targets[counted]), int(indptr[-1])
+
+
+def _is_csr(targets):
+    return scipy.sparse.issparse(targets) or isinstance(targets, tuple)
 
 
 def softmax_cross_entropy(h, w, targets, bias=None, *, ignore_index=-1):
-    """Exact cross-entropy ``mean_b(log sum_c exp(h_b . w_c + bias_c) - h_b . w_t - bias_t)`` and its gradients.
+    """Exact cross-entropy ``mean_b(sum_{t in targets of b} log sum_c exp(s_bc) - s_bt)``, s = h @ w.T + bias; its gradients.
 
-    The (B, L) logits never exist: tiles of classes pass by twice, once for the sums, once (computed again) for the
-    gradients. Beyond inputs and gradients it takes 32 MiB and the size of h.
+    The (B, L) logits never exist: some rows at a time pass over tiles of classes, once for the sums, once for the
+    gradients. Beyond inputs and gradients it takes 64 MiB. Where these hold too few rows of logits (more than about
+    170,000 classes), the second pass computes the logits again.
 
     Parameters
     ----------
     h : (B, d) float32
     w : (L, d) float32
-    targets : (B,) int32
-        In [0, L), or `ignore_index`: then the row does not count.
+    targets : (B,) int32, or SciPy CSR matrix (B, L), or Labels(indptr, indices)
+        One class for each row, in [0, L), or `ignore_index`: then the row does not count. Or any number of positive
+        labels for each row; every one counts. On CUDA `Labels`, not a SciPy matrix.
     bias : (L,) float32, optional
     ignore_index : int
         Outside [0, L).
@@ -31,7 +83,7 @@ def softmax_cross_entropy(h, w, targets, bias=None, *, ignore_index=-1):
     Returns
     -------
     loss : float
-        The mean over the rows that count; 0 where none does.
+        The mean over the rows, those apart that are ignored; 0 where none is left.
     dh : (B, d) float32
     dw : (L, d) float32
     dbias : (L,) float32
@@ -40,77 +92,81 @@ def softmax_cross_entropy(h, w, targets, bias=None, *, ignore_index=-1):
     Raises
     ------
     TypeError, ValueError
-        Wrong dtype, shape or device; targets out of range; numbers that are not finite.
+        Wrong dtype, shape or device; targets out of range or repeated in a row; numbers that are not finite.
 
     Examples
     --------
     >>> import numpy as np
-    >>> from sparsemax_nb import softmax_cross_entropy
+    >>> from sparsemax_nb import Labels, softmax_cross_entropy
     >>> h, w = np.eye(2, 3, dtype=np.float32), np.eye(4, 3, dtype=np.float32)
     >>> loss, dh, dw, dbias = softmax_cross_entropy(h, w, np.array([0, 2], np.int32))
     >>> round(loss, 4), dh.shape, dw.shape, dbias.shape
     (1.2437, (2, 3), (4, 3), (4,))
+
+    The first row has two labels, the second none:
+
+    >>> labels = Labels(np.array([0, 2, 2], np.int32), np.array([0, 3], np.int32))
+    >>> round(softmax_cross_entropy(h, w, labels)[0], 4)
+    1.2437
     """
-    device = check.same_device(h=h, w=w, targets=targets, **({} if bias is None else {"bias": bias}))
+    arrays = (
+        {"h": h, "w": w} | ({} if _is_csr(targets) else {"targets": targets}) | ({} if bias is None else {"bias": bias})
+    )
+    device = check.same_device(**arrays)
     w = check.array("w", w, np.float32, ("L", "d"))
     n_classes, width = w.shape
     check.integer("n_classes (the length of w)", n_classes, 1)
     h = check.array("h", h, np.float32, ("B", width))
     n_rows = h.shape[0]
-    targets = check.array("targets", targets, np.int32, (n_rows,))
-    ignore_index = check.integer("ignore_index", ignore_index, -(2**31), 2**31 - 1)
-    if 0 <= ignore_index < n_classes:
-        raise ValueError(f"ignore_index must not be a class, one of [0, {n_classes}), got {ignore_index}")
-    counted = targets != ignore_index
-    wrong = counted & ((targets < 0) | (targets >= n_classes))
-    if bool(wrong.any()):
-        raise ValueError(f"targets must lie in [0, {n_classes}) or be {ignore_index}, got {int(targets[wrong][0])}")
+    labels, n_counted = _labels_of(targets, ignore_index, n_rows, n_classes, device)
     if bias is None:
         bias = backend.zeros(n_classes, np.float32, device)
     else:
         bias = check.array("bias", bias, np.float32, (n_classes,))
-    wing, matmul, xp = (
-        backend.wing(device, "full_softmax"),
-        backend.wing(device, "matmul").matmul,
-        backend.module_of(device),
-    )
-
-    def new(*shape):
-        return backend.empty(shape, np.float32, device)
-
-    per_tile = min(n_classes, max(1, TILE // max(n_rows, 1)))
-    buffer = new(n_rows * per_tile)
-
-    def tiles():
-        """(slice of classes, their logits without bias)."""
-        for first in range(0, n_classes, per_tile):
-            part = slice(first, min(first + per_tile, n_classes))
-            logits = buffer[: n_rows * (part.stop - first)].reshape(n_rows, -1)
-            matmul(h, w[part].T, logits)
-            yield part, logits
-
-    largest, total, target_logit = new(n_rows), backend.zeros(n_rows, np.float32, device), new(n_rows)
-    largest[...], target_logit[...] = LOWEST, 0
-    if n_rows:
-        for part, logits in tiles():
-            wing.add_tile(logits, bias[part], part.start, targets, largest, total, target_logit)
-    log_z, n_counted = xp.log(total) + largest, max(int(counted.sum()), 1)
-    loss = float(xp.where(counted, log_z - target_logit, 0).sum(dtype=np.float64)) / n_counted
+    dh, dw, dbias = (backend.zeros(a.shape, np.float32, device) for a in (h, w, bias))
+    if not n_rows:
+        return 0.0, dh, dw, dbias
+    loss = _loss_and_gradients(h, w, bias, labels, n_counted, dh, dw, dbias, device)
     if not math.isfinite(loss):
         for name, value in (("h", h), ("w", w), ("bias", bias)):
             check.finite(name, value)
         raise ValueError("the logits h @ w.T + bias must be finite; lower the learning rate")
-    scale = backend.asarray(counted, device, np.float32) * np.float32(1 / n_counted)
-    dh, dw, dbias = backend.zeros(h.shape, np.float32, device), new(n_classes, width), new(n_classes)
-    if not n_rows:
-        dw[...], dbias[...] = 0, 0
-        return loss, dh, dw, dbias
-    ones, some = backend.zeros((1, n_rows), np.float32, device), new(n_rows, width)
-    ones[...] = 1
-    for part, logits in tiles():
-        wing.gradient_of_tile(logits, bias[part], part.start, targets, log_z, scale, logits)
-        matmul(logits, w[part], some)
-        dh += some
-        matmul(logits.T, h, dw[part])
-        matmul(ones, logits, dbias[part].reshape(1, -1))
     return loss, dh, dw, dbias
+
+
+def _loss_and_gradients(h, w, bias, labels, n_counted, dh, dw, dbias, device):
+    """Adds the gradients to dh, dw and dbias; returns the loss, NaN as soon as something is not finite."""
+    wing, xp = backend.wing(device, "full_softmax"), backend.module_of(device)
+    matmul = backend.wing(device, "matmul").matmul
+    n_rows, n_classes = h.shape[0], w.shape[0]
+    plan = _plan(n_rows, n_classes, TILE[device])
+    buffer = backend.empty(plan.rows * (n_classes if plan.kept else plan.classes), np.float32, device)
+    counts, scale, loss = labels.indptr[1:] - labels.indptr[:-1], np.float32(1 / max(n_counted, 1)), 0.0
+    for rows in _slices(n_rows, plan.rows):
+        n, some_h, some_labels = (
+            rows.stop - rows.start,
+            h[rows],
+            Labels(labels.indptr[rows.start : rows.stop + 1], labels.indices),
+        )
+        largest, total, positive = (backend.zeros(n, np.float32, device) for _ in range(3))
+        largest[...] = LOWEST
+        tiles = []
+        for part in _slices(n_classes, plan.classes):
+            start = n * part.start if plan.kept else 0
+            logits = buffer[start : start + n * (part.stop - part.start)].reshape(n, -1)
+            matmul(some_h, w[part].T, logits)
+            wing.add_tile(logits, bias[part], part.start, some_labels, largest, total, positive)
+            tiles.append((part, logits))
+        with np.errstate(divide="ignore"):
+            log_z = xp.log(total) + largest
+        row_losses = counts[rows] * log_z - positive
+        if not bool(xp.isfinite(row_losses + log_z).all()):
+            return math.nan
+        loss += float(row_losses.sum(dtype=np.float64))
+        for part, logits in tiles:
+            if not plan.kept:
+                matmul(some_h, w[part].T, logits)
+            wing.gradient_of_tile(logits, bias[part], part.start, some_labels, log_z, scale, dbias[part], logits)
+            matmul(logits, w[part], dh[rows], add=True)
+            matmul(logits.T, some_h, dw[part], add=True)
+    return loss / max(n_counted, 1)

@@ -4,12 +4,13 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import scipy.sparse
 
-from sparsemax_nb import full_softmax, softmax_cross_entropy
+from sparsemax_nb import Labels, full_softmax, softmax_cross_entropy
 from sparsemax_nb.core import backend as placement
 from sparsemax_nb.reference import full_softmax as reference
 
-from .helpers import assert_close, close_to_derivative, normal, on_other_device
+from .helpers import assert_close, close_to_derivative, label_matrix, normal, on_other_device, place_labels
 
 
 def problem(n_rows=7, width=5, n_classes=23):
@@ -18,34 +19,81 @@ def problem(n_rows=7, width=5, n_classes=23):
     return normal(1, n_rows, width), normal(2, n_classes, width), targets, normal(4, n_classes)
 
 
-@pytest.mark.parametrize(("tile", "with_bias"), [(1, True), (70, False), (70, True), (1 << 23, True)])
-def test_equals_reference(backend, monkeypatch, tile, with_bias):
-    if tile == 1 and backend.device == "cuda" and placement.SIMULATOR:
+def expected(h, w, targets, bias):
+    """Loss and gradients of `reference`, whatever the form of the targets (-1: ignored)."""
+    if not scipy.sparse.issparse(targets):
+        rows = np.flatnonzero(targets >= 0)
+        targets = scipy.sparse.csr_matrix((np.ones(len(rows)), (rows, targets[rows])), (len(h), len(w)))
+        return reference.cross_entropy(h, w, bias, targets, max(len(rows), 1))
+    return reference.cross_entropy(h, w, bias, targets, len(h))
+
+
+def cut(monkeypatch, held, tile, most_rows, fewest_rows):
+    """Set how the logits are cut."""
+    monkeypatch.setattr(full_softmax, "HELD", held)
+    monkeypatch.setattr(full_softmax, "TILE", {"cpu": tile, "cuda": tile})
+    monkeypatch.setattr(full_softmax, "MOST_ROWS", most_rows)
+    monkeypatch.setattr(full_softmax, "FEWEST_ROWS", fewest_rows)
+
+
+@pytest.mark.parametrize(
+    ("cuts", "plan"),
+    [
+        ((1000, 1000, 100, 1), (7, 23, True)),
+        ((70, 30, 100, 2), (3, 10, True)),  # three rows at once, three tiles, held
+        ((1000, 1000, 2, 2), (2, 23, True)),
+        ((70, 30, 4, 4), (4, 7, False)),  # computed again
+        ((1, 1, 100, 1), (7, 1, False)),
+    ],
+)
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_equals_reference(backend, monkeypatch, cuts, plan, multi_label):
+    if plan[1] == 1 and backend.device == "cuda" and placement.SIMULATOR:
         pytest.skip("a launch for each class is slow in the simulator")
-    monkeypatch.setattr(full_softmax, "TILE", tile)
+    cut(monkeypatch, *cuts)
+    assert full_softmax._plan(7, 23, cuts[1]) == plan
     h, w, targets, bias = problem()
-    bias = bias if with_bias else np.zeros_like(bias)
-    arguments = [backend.array(a) for a in (h, w, targets, *([bias] if with_bias else []))]
-    loss, *got = softmax_cross_entropy(*arguments)
-    want_loss, *wanted = reference.cross_entropy(h, w, bias, targets, -1)
+    bias = bias if multi_label else np.zeros_like(bias)
+    if multi_label:
+        targets = label_matrix(7, 23).toarray()
+        targets[2] = 0
+        targets = scipy.sparse.csr_matrix(targets)
+    arguments = [
+        backend.array(h),
+        backend.array(w),
+        place_labels(backend, targets) if multi_label else backend.array(targets),
+    ]
+    loss, *got = softmax_cross_entropy(*arguments, *([backend.array(bias)] if multi_label else []))
+    want_loss, *wanted = expected(h, w, targets, bias)
     assert loss == pytest.approx(want_loss, rel=1e-5)
     for a, b in zip(got, wanted, strict=True):
         assert_close(backend.numpy(a), b, 100)
-    assert not backend.numpy(got[0])[2].any(), "a row that is ignored has no gradient"
+    assert not backend.numpy(got[0])[2].any(), "a row without labels has no gradient"
+
+
+def test_both_forms_of_one_label_are_the_same(backend):
+    h, w, targets, bias = problem()
+    targets[targets < 0] = 0
+    labels = Labels(np.arange(8, dtype=np.int32), targets)
+    a = softmax_cross_entropy(*map(backend.array, (h, w, targets, bias)))
+    b = softmax_cross_entropy(*map(backend.array, (h, w)), Labels(*map(backend.array, labels)), backend.array(bias))
+    assert a[0] == b[0]
+    assert all((backend.numpy(x) == backend.numpy(y)).all() for x, y in zip(a[1:], b[1:], strict=True))
 
 
 def test_reference_is_the_derivative_of_its_loss():
-    h, w, targets, bias = (a.astype(np.float64) if a.dtype == np.float32 else a for a in problem())
-    random, (_, dh, dw, dbias) = np.random.default_rng(5), reference.cross_entropy(h, w, bias, targets, -1)
-    close_to_derivative(lambda x: reference.cross_entropy(x, w, bias, targets, -1)[0], h, dh, random)
-    close_to_derivative(lambda x: reference.cross_entropy(h, x, bias, targets, -1)[0], w, dw, random)
-    close_to_derivative(lambda x: reference.cross_entropy(h, w, x, targets, -1)[0], bias, dbias, random)
+    h, w, _, bias = (a.astype(np.float64) for a in problem())
+    labels, random = label_matrix(7, 23), np.random.default_rng(5)
+    _, dh, dw, dbias = reference.cross_entropy(h, w, bias, labels, 7)
+    close_to_derivative(lambda x: reference.cross_entropy(x, w, bias, labels, 7)[0], h, dh, random)
+    close_to_derivative(lambda x: reference.cross_entropy(h, x, bias, labels, 7)[0], w, dw, random)
+    close_to_derivative(lambda x: reference.cross_entropy(h, w, x, labels, 7)[0], bias, dbias, random)
 
 
 def test_large_logits_do_not_overflow(backend):
     h, w, targets, bias = problem()
     loss, *got = softmax_cross_entropy(*map(backend.array, (300 * h, w, targets, bias)))
-    want_loss, *wanted = reference.cross_entropy(300 * h, w, bias, targets, -1)
+    want_loss, *wanted = expected(300 * h, w, targets, bias)
     assert loss == pytest.approx(want_loss, rel=1e-5) and want_loss > 100
     assert all(np.isfinite(backend.numpy(a)).all() for a in got)
     assert_close(backend.numpy(got[0]), wanted[0], 100, 10)
@@ -67,13 +115,13 @@ def test_ignore_index(backend):
 
 
 def test_the_logits_are_never_stored():
-    h, w, targets, bias = problem(n_rows=1000, n_classes=40_000, width=4)
+    h, w, targets, bias = problem(n_rows=1000, n_classes=80_000, width=4)
     softmax_cross_entropy(h[:2], w[:9], targets[:2] % 9, bias[:9])  # compile
     tracemalloc.start()
     softmax_cross_entropy(h, w, targets, bias)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 4 * full_softmax.TILE + (8 << 20) < 1000 * 40_000 * 4
+    assert peak < 4 * full_softmax.HELD + (8 << 20) < 1000 * 80_000 * 4
 
 
 @pytest.mark.parametrize(
@@ -104,3 +152,34 @@ def test_bad_options(backend):
     arguments[1] = on_other_device(backend, problem()[1])
     with pytest.raises(TypeError, match="one device"):
         softmax_cross_entropy(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("labels", "error", "message"),
+    [
+        (([0, 1, 2], [3, 23]), ValueError, r"targets must hold ids in \[0, 23\), got 23"),
+        (([0, 1, 2], [3, -1]), ValueError, r"targets must hold ids in \[0, 23\), got -1"),
+        (([0, 2, 2], [3, 3]), ValueError, "targets must not repeat a label inside one row"),
+        (([0, 2, 1], [3, 4]), ValueError, "targets.indptr must rise from 0"),
+        (([0, 1], [3]), ValueError, "targets.indptr must have shape"),
+    ],
+)
+def test_bad_labels(backend, labels, error, message):
+    h, w, _, bias = map(backend.array, problem(n_rows=2))
+    with pytest.raises(error, match=message):
+        softmax_cross_entropy(h, w, Labels(*(backend.array(a, np.int32) for a in labels)), bias)
+
+
+def test_labels_of_another_form(backend):
+    h, w, _, bias = map(backend.array, problem())
+    with pytest.raises(TypeError, match="targets must be a NumPy or CUDA array, got list"):
+        softmax_cross_entropy(h, w, [1] * 7, bias)
+    with pytest.raises(ValueError, match=r"targets must have shape \(7, 23\), got \(7, 22\)"):
+        softmax_cross_entropy(h, w, label_matrix(7, 22), bias)
+    if backend.device == "cuda":
+        with pytest.raises(TypeError, match="targets is a SciPy matrix on cpu"):
+            softmax_cross_entropy(h, w, label_matrix(7, 23), bias)
+    else:
+        labels = Labels(*(on_other_device(backend, a.astype(np.int32)) for a in (np.arange(8), np.arange(7))))
+        with pytest.raises((TypeError, RuntimeError)):
+            softmax_cross_entropy(h, w, labels, bias)

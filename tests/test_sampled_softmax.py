@@ -218,9 +218,9 @@ def test_bad_arguments(backend, place, change, error, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda i: np.where(i == i[0], N_CLASSES, i), rf"labels must hold ids in \[0, {N_CLASSES}\), got {N_CLASSES}"),
-        (lambda i: np.full_like(i, 3), "labels must not repeat a label inside one row"),
-        (lambda i: i[:-1].copy(), "labels.indptr must rise from 0"),
+        (lambda i: np.where(i == i[0], N_CLASSES, i), rf"targets must hold ids in \[0, {N_CLASSES}\), got {N_CLASSES}"),
+        (lambda i: np.full_like(i, 3), "targets must not repeat a label inside one row"),
+        (lambda i: i[:-1].copy(), "targets.indptr must rise from 0"),
     ],
 )
 def test_bad_labels(backend, change, message):

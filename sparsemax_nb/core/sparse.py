@@ -67,33 +67,52 @@ def by_column(rows):
     return SparseColumns(*(backend.asarray(a, device, dtype) for a, dtype in arrays))
 
 
-def as_labels(labels, n_rows, device, n_labels):
-    """`labels` (SciPy sparse matrix or `Labels`) as checked `Labels` on `device`."""
+def as_labels(labels, n_rows, device, n_labels, name="labels"):
+    """`labels` (SciPy sparse matrix or `Labels`) as checked `Labels` on `device`; errors call the argument `name`."""
     if scipy.sparse.issparse(labels):
         if labels.shape != (n_rows, n_labels):
-            raise ValueError(f"labels must have shape ({n_rows}, {n_labels}), got {labels.shape}")
+            raise ValueError(f"{name} must have shape ({n_rows}, {n_labels}), got {labels.shape}")
         if device == "cuda":
             raise TypeError(
-                "labels is a SciPy matrix on cpu, the other arrays live on cuda; pass Labels(indptr, indices) on cuda"
+                f"{name} is a SciPy matrix on cpu, the other arrays live on cuda; pass Labels(indptr, indices) on cuda"
             )
         matrix = labels if labels.format == "csr" else labels.tocsr()
         labels = Labels(matrix.indptr.astype(np.int32, copy=False), matrix.indices.astype(np.int32, copy=False))
     if not (isinstance(labels, tuple) and len(labels) == 2):
-        raise TypeError(f"labels must be a SciPy CSR matrix or Labels(indptr, indices), got {type(labels).__name__}")
+        raise TypeError(f"{name} must be a SciPy CSR matrix or Labels(indptr, indices), got {type(labels).__name__}")
     indptr, indices = labels
-    indptr = check.array("labels.indptr", indptr, np.int32, (n_rows + 1,))
-    indices = check.array("labels.indices", indices, np.int32, ("n",))
+    indptr = check.array(f"{name}.indptr", indptr, np.int32, (n_rows + 1,))
+    indices = check.array(f"{name}.indices", indices, np.int32, ("n",))
     found = {check.same_device(indptr=indptr, indices=indices), device}
     if len(found) > 1:
-        raise TypeError(f"labels must live on {device} like the other arrays, got {backend.device_of(indptr)}")
+        raise TypeError(f"{name} must live on {device} like the other arrays, got {backend.device_of(indptr)}")
     return Labels(indptr, indices)
+
+
+def sorted_keys(labels, n_labels, name="labels"):
+    """``label * n_rows + row`` of every entry of `Labels`, ascending (int64).
+
+    ValueError for ids out of range, repeated ids or a broken indptr; it calls the argument `name`.
+    """
+    xp = backend.module_of(backend.device_of(labels.indptr))
+    n_rows, n = labels.indptr.shape[0] - 1, labels.indices.shape[0]
+    counts = labels.indptr[1:] - labels.indptr[:-1]
+    if int(labels.indptr[0]) != 0 or int(labels.indptr[-1]) != n or bool((counts < 0).any()):
+        raise ValueError(f"{name}.indptr must rise from 0 to len({name}.indices) = {n}")
+    low, high = (int(labels.indices.min()), int(labels.indices.max())) if n else (0, 0)
+    if low < 0 or high >= max(n_labels, 1):
+        raise ValueError(f"{name} must hold ids in [0, {n_labels}), got {low if low < 0 else high}")
+    keys = xp.sort(labels.indices.astype(np.int64) * n_rows + row_of_each_entry(labels.indptr, n))
+    if bool((keys[1:] == keys[:-1]).any()):
+        raise ValueError(f"{name} must not repeat a label inside one row; use {name}.sum_duplicates()")
+    return keys
 
 
 def as_targets(targets, n_rows, device, n_classes):
     """One target a row, (B,) int32, or several, as `as_labels` takes them: checked `Labels` on `device`."""
     if scipy.sparse.issparse(targets) or isinstance(targets, tuple):
-        labels = as_labels(targets, n_rows, device, n_classes)
-        by_label(labels, n_classes)  # checks them
+        labels = as_labels(targets, n_rows, device, n_classes, "targets")
+        sorted_keys(labels, n_classes, "targets")
         return labels
     if check.same_device(targets=targets) != device:
         raise TypeError(f"all arrays must live on one device, {device}, got targets on {backend.device_of(targets)}")
@@ -107,20 +126,9 @@ def by_label(labels, n_labels):
     """Turn `Labels` into `Positives`; ValueError for ids out of range, repeated ids or a broken indptr."""
     device = backend.device_of(labels.indptr)
     xp = backend.module_of(device)
-    n_rows, n = labels.indptr.shape[0] - 1, labels.indices.shape[0]
-    counts = labels.indptr[1:] - labels.indptr[:-1]
-    if int(labels.indptr[0]) != 0 or int(labels.indptr[-1]) != n or bool((counts < 0).any()):
-        raise ValueError(f"labels.indptr must rise from 0 to len(labels.indices) = {n}")
-    if n == 0:
+    n_rows, keys = labels.indptr.shape[0] - 1, sorted_keys(labels, n_labels)
+    if keys.shape[0] == 0:
         return Positives(backend.zeros(n_labels + 1, np.int32, device), labels.indices)
-    low, high = int(labels.indices.min()), int(labels.indices.max())
-    if low < 0 or high >= n_labels:
-        raise ValueError(f"labels must hold ids in [0, {n_labels}), got {low if low < 0 else high}")
-    rows = row_of_each_entry(labels.indptr, n)
-    keys = xp.sort(labels.indices.astype(np.int64) * n_rows + rows)
-    if bool((keys[1:] == keys[:-1]).any()):
-        raise ValueError("labels must not repeat a label inside one row; use labels.sum_duplicates()")
     indptr = backend.zeros(n_labels + 1, np.int32, device)
     indptr[1:] = xp.cumsum(xp.bincount(labels.indices, minlength=n_labels))
-    sorted_rows = (keys % n_rows).astype(np.int32)
-    return Positives(indptr, backend.asarray(sorted_rows, device))
+    return Positives(indptr, backend.asarray((keys % n_rows).astype(np.int32), device))

@@ -22,7 +22,7 @@ ITEM = 4
 
 @backend.njit_parallel
 def _tiled(turn_a, turn_b, a, b, out, scalars):
-    """out = op(a) op(b), all C-contiguous. Row-major products are column-major ones of the transposes: b comes first.
+    """out = op(a) op(b) + beta out, all C-contiguous; scalars = [1, beta, 0]. Row-major products are column-major ones of the transposes: b comes first.
 
     Only arguments' addresses are taken: Numba frees an array of its own behind the last use of its name.
     """
@@ -49,12 +49,13 @@ def _tiled(turn_a, turn_b, a, b, out, scalars):
         _gemm(FLOAT32, op_b, op_a, n_columns, n_rows, k, alpha, tile_b, ldb, tile_a, lda, beta, tile_out, n)
 
 
-def matmul(a, b, out):
-    """``out = a @ b`` for float32 matrices; a and b C-contiguous or the transposes of such, out C-contiguous."""
+def matmul(a, b, out, *, add=False):
+    """``out = a @ b`` for float32 matrices, or ``out += a @ b``; a, b C-contiguous or transposes of such, out C-contiguous."""
     if not (out.size and a.size):
-        out[:] = 0
+        if not add:
+            out[:] = 0
         return
     turn_a, turn_b = not a.flags.c_contiguous, not b.flags.c_contiguous
-    scalars = np.array([1, 0, 0], np.float32)
+    scalars = np.array([1, add, 0], np.float32)
     with _blas_threads.limit(limits=1, user_api="blas"):
         _tiled(turn_a, turn_b, a.T if turn_a else a, b.T if turn_b else b, out, scalars)

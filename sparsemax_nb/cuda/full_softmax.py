@@ -8,57 +8,74 @@ from numba import float32
 from ..core import backend
 from ..core.backend import cuda
 from . import launch
+from .matmul import matmul
 from .reduce import block_max, block_sum
 
 ZERO = np.float32(0)
 
 
 @backend.cuda_jit
-def add_tile_kernel(logits, bias, first, targets, running):
+def add_tile_kernel(logits, bias, first, labels, running):
     """A block owns one row of logits (B, T), a thread its columns t, t + blockDim.x, ...; coalesced, read twice.
 
-    running = (largest, total, target_logit), each (B,), updated in place. Maximum and sum are reduced in shared memory,
-    4 bytes a thread, always in the same order. Grid: rows on x; block a power of two. No atomics.
+    running = (largest, total, positive), each (B,), updated in place. The threads share the row's labels, too. Maximum
+    and sums are reduced in shared memory, 4 bytes a thread, always in the same order. Grid: rows on x; block a power of
+    two. No atomics.
     """
-    largest, total, target_logit = running
+    largest, total, positive = running
     b, thread, n_threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
     shared = cuda.shared.array(0, float32)
     new = largest[b]
     for j in range(thread, logits.shape[1], n_threads):
         new = max(new, logits[b, j] + bias[j])
     new = block_max(shared, new)
-    part = ZERO
+    part, found = ZERO, ZERO
     for j in range(thread, logits.shape[1], n_threads):
         part += math.exp(logits[b, j] + bias[j] - new)
-    part = block_sum(shared, part)
+    for i in range(labels.indptr[b] + thread, labels.indptr[b + 1], n_threads):
+        place = labels.indices[i] - first
+        if place >= 0 and place < logits.shape[1]:
+            found += logits[b, place] + bias[place]
+    part, found = block_sum(shared, part), block_sum(shared, found)
     if thread == 0:
         total[b] = total[b] * math.exp(largest[b] - new) + part
         largest[b] = new
-        place = targets[b] - first
-        if place >= 0 and place < logits.shape[1]:
-            target_logit[b] = logits[b, place] + bias[place]
+        positive[b] += found
 
 
-def add_tile(logits, bias, first, targets, largest, total, target_logit, *, block=launch.BLOCK):
-    """Running maximum, sum of ``exp(logit - maximum)`` and the target's logit, (B,), in place, after one more tile (B, T)."""
+def add_tile(logits, bias, first, labels, largest, total, positive, *, block=launch.BLOCK):
+    """Running maximum, sum of ``exp(logit - maximum)``, sum of the labels' logits, (B,), in place, after one more tile (B, T)."""
     if logits.shape[0]:
-        running, shared = (largest, total, target_logit), launch.shared_bytes(4 * block)
-        add_tile_kernel[logits.shape[0], block, 0, shared](logits, bias, first, targets, running)
+        running, shared = (largest, total, positive), launch.shared_bytes(4 * block)
+        add_tile_kernel[logits.shape[0], block, 0, shared](logits, bias, first, labels, running)
 
 
 @backend.cuda_jit
-def gradient_of_tile_kernel(logits, bias, first, targets, log_z, scale, dlogits):
+def gradient_of_tile_kernel(logits, bias, first, labels, log_z, scale, dlogits):
     """A block owns one row of logits, dlogits (B, T), a thread its columns t, t + blockDim.x, ...; coalesced.
 
-    Grid: rows on x. No shared memory, no atomics.
+    Behind a barrier the threads share the row's labels, each another place. Grid: rows on x. No shared memory, no
+    atomics.
     """
-    b = cuda.blockIdx.x
-    for j in range(cuda.threadIdx.x, logits.shape[1], cuda.blockDim.x):
-        p = math.exp(logits[b, j] + bias[j] - log_z[b]) * scale[b]
-        dlogits[b, j] = p - scale[b] if targets[b] - first == j else p
+    b, thread, n_threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
+    weight = np.float32(labels.indptr[b + 1] - labels.indptr[b]) * scale
+    for j in range(thread, logits.shape[1], n_threads):
+        dlogits[b, j] = math.exp(logits[b, j] + bias[j] - log_z[b]) * weight
+    cuda.syncthreads()
+    for i in range(labels.indptr[b] + thread, labels.indptr[b + 1], n_threads):
+        place = labels.indices[i] - first
+        if place >= 0 and place < logits.shape[1]:
+            dlogits[b, place] -= scale
 
 
-def gradient_of_tile(logits, bias, first, targets, log_z, scale, dlogits, *, block=launch.BLOCK):
-    """``(exp(logit - log Z) - [class is the target]) scale`` for a tile (B, T); `dlogits` may be `logits`."""
-    if logits.shape[0]:
-        gradient_of_tile_kernel[logits.shape[0], block](logits, bias, first, targets, log_z, scale, dlogits)
+def gradient_of_tile(logits, bias, first, labels, log_z, scale, dbias, dlogits, *, block=launch.BLOCK):
+    """``(n_labels exp(logit - log Z) - [class is a label]) scale`` for a tile (B, T); its sum over rows is added to dbias.
+
+    `dlogits` may be `logits`.
+    """
+    n_rows = logits.shape[0]
+    if n_rows:
+        gradient_of_tile_kernel[n_rows, block](logits, bias, first, labels, log_z, scale, dlogits)
+        ones = backend.empty((1, n_rows), np.float32, "cuda")
+        ones[...] = 1
+        matmul(ones, dlogits, dbias.reshape(1, -1), add=True)

@@ -2,7 +2,15 @@
 
 from ..core import backend
 
+#: Numbers of a product that are held at once before they are added to another array: 16 MiB.
+SLAB = 1 << 22
 
-def matmul(a, b, out):
-    """``out = a @ b`` for float32 matrices."""
-    backend.xp.matmul(a, b, out=out)
+
+def matmul(a, b, out, *, add=False):
+    """``out = a @ b`` for float32 matrices, or ``out += a @ b``, then a slab of rows at a time."""
+    if not add:
+        backend.xp.matmul(a, b, out=out)
+        return
+    step = max(1, SLAB // max(1, out.shape[1]))
+    for first in range(0, out.shape[0], step):
+        out[first : first + step] += backend.xp.matmul(a[first : first + step], b)

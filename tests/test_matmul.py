@@ -1,0 +1,20 @@
+"""Dense products that are added to what is there (tests/kernels.py holds the plain ones)."""
+
+import numpy as np
+import pytest
+
+from sparsemax_nb.core import backend as placement
+
+from .helpers import assert_close, normal
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 7), (70, 2, 40), (2, 70, 1), (0, 3, 2), (3, 2, 0)])
+@pytest.mark.parametrize("turned", [False, True])
+def test_adds_to_its_output(backend, monkeypatch, shape, turned):
+    m, n, k = shape
+    if backend.device == "cuda":
+        monkeypatch.setattr(placement.wing("cuda", "matmul"), "SLAB", 4 * n)  # four rows at once
+    a, b, before = normal(1, m, k), normal(2, k, n), normal(3, m, n)
+    out, left = backend.array(before), backend.array(a.T).T if turned else backend.array(a)
+    placement.wing(backend.device, "matmul").matmul(left, backend.array(b), out, add=True)
+    assert_close(backend.numpy(out), before + a.astype(np.float64) @ b, k)
