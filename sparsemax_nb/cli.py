@@ -14,9 +14,10 @@ import numba
 
 from . import __version__, data, demo, train
 from .core import backend
-from .core.formulas import LOSSES
 from .train import curves
-from .train.network import OUTPUTS
+from .midx import CORRECTIONS, RESIDUALS
+from .train.network import LOSSES, OUTPUTS
+from .train.softmax import SAMPLERS
 
 LIBRARIES = "numba", "numba-cuda", "numpy", "scipy", "cupy-cuda12x", "cupy-cuda13x", "scikit-learn", "torch"
 PREDICTED_AT_ONCE = 4096  # points
@@ -81,6 +82,11 @@ def _width_or_none(text):
     return _count(text) or None
 
 
+def _steps_or_none(text):
+    """A number of steps; None for 0."""
+    return _count(text) or None
+
+
 def checkpoint_of(path):
     """Where the checkpoint of a model file lies: beside it."""
     stem, ending = os.path.splitext(path)
@@ -134,7 +140,7 @@ def _train_classifier(options):
         "command": sys.argv[1:], "params": model.get_params(), "device": model.device_, "stopped": history.stopped,
         "steps": history.steps, "train_seconds": history.seconds, "first_step_seconds": history.first_step_seconds,
         "losses": history.losses, "best_epoch": history.best_epoch, "epochs": history.epochs,
-        "rewirings": history.rewirings, "total_seconds": time.perf_counter() - start,
+        "rewirings": history.rewirings, "index_updates": history.index_updates, "total_seconds": time.perf_counter() - start,
         "output_layer_bytes": network.output_nbytes, "network_bytes": network.nbytes, "n_labels": model.n_labels_,
         "n_features": model.n_features_in_, "memory_plan_bytes": model.memory_plan_.nbytes,
         "peak_memory_bytes": train.loop.peak_memory(), "test": model.evaluate(corpus.test.features, corpus.test.labels),
@@ -143,6 +149,11 @@ def _train_classifier(options):
         f"{history.steps} steps in {history.seconds:.1f} s (first step, with compilation: {history.first_step_seconds:.1f} s); "
         f"output layer {network.output_nbytes / 2**20:.1f} MiB, peak memory {result['peak_memory_bytes'] / 2**30:.2f} GiB"
     )
+    if updates := history.index_updates:
+        print(
+            f"{len(updates)} updates of what {options.sampler} draws from, {sum(u['seconds'] for u in updates):.1f} s in all"
+            + ("" if updates[-1]["share"] is None else f"; the last moved {updates[-1]['share']:.1%} of the labels")
+        )
     if history.best_epoch is not None:
         print(f"kept the weights of epoch {history.best_epoch + 1}, the best on the validation set ({history.stopped})")
     _print_figures("test", result["test"])
@@ -240,7 +251,18 @@ def _parser():
         "--data", default="tate", metavar="DIR-or-NAME", help="'tate' (bundled) or a folder with train and test files"
     )
     sub.add_argument("--output", choices=tuple(OUTPUTS), default=default["output"], help="the output layer")
-    sub.add_argument("--loss", choices=tuple(LOSSES), default=default["loss"], help="summed over the labels")
+    sub.add_argument("--loss", choices=LOSSES, default=default["loss"], help="summed over the labels")
+    sub.add_argument(
+        "--sampler",
+        choices=SAMPLERS,
+        default=default["sampler"],
+        help="draws negatives for the softmax loss; none: exact",
+    )
+    sub.add_argument("--residual", choices=RESIDUALS, default=default["residual"], help="how MIDX draws inside a cell")
+    sub.add_argument(
+        "--correction", choices=CORRECTIONS, default=default["correction"], help="for the probabilities of the draws"
+    )
+    sub.add_argument("--mask-hits", action="store_true", help="leave out draws that hit the label they are drawn for")
 
     def option(name, kind, metavar, text, **more):
         flag = "--" + name.replace("_", "-")
@@ -250,6 +272,9 @@ def _parser():
     option("intermediate", _width_or_none, "H", "width of the dense layer below a sparse output, 0 for none")
     option("bottleneck", int, "H", "width of the bottleneck")
     option("fan_in", int, "K", "connections per label")
+    option("n_samples", int, "M", "negatives drawn for a row")
+    option("n_codewords", int, "K", "of each codebook of a MIDX index")
+    option("index_every", _steps_or_none, "N", "steps between two updates of a MIDX index (lsh, rff too), 0: an epoch")
     option("dropout", float, "P", "rate behind the embedding, or of dense features")
     option("word_dropout", float, "P", "rate at which the entries of sparse features are dropped")
     option("learning_rate", float, "LR", "of Adam, at the start")

@@ -78,7 +78,8 @@ class InvertedMultiIndex:
     def __init__(self, codebooks, codes, kind, residual, popularity, classes):
         #: With residual='exact', the embeddings themselves (not a copy); else None.
         self.classes = classes if residual == "exact" else None
-        self.codebooks, self.kind, self.residual, self._popularity = codebooks, kind, residual, popularity
+        self.codebooks, self.kind, self.residual = codebooks, kind, residual
+        self._popularity = _popularity(popularity, residual, codes.shape[0])
         self.device, self.n_codewords = backend.device_of(codes), codebooks[0].shape[0]
         self._group(codes)
 
@@ -145,7 +146,7 @@ class InvertedMultiIndex:
         if kind == "pq" and width % 2:
             raise ValueError(f"kind='pq' halves the embeddings: their width must be even, got {width}; use kind='rq'")
         seed = np.uint64(check.integer("seed", seed, 0, 2**64 - 1))
-        popularity = _popularity(popularity, residual, n_classes)
+        _popularity(popularity, residual, n_classes)  # before the work
         first = backend.empty((2, n_codewords), np.int32, device)
         backend.wing(device, "fixed_fan_in").random_connections(seed, n_classes, first)
         parts = _parts(classes, kind)

@@ -142,12 +142,14 @@ class _TableSampler:
 
 
 class LogUniformSampler(_TableSampler):
-    """Classes sorted by falling frequency, drawn by Zipf's law: ``Q(i) = log((i + 2) / (i + 1)) / log(n_classes + 1)``.
+    """Classes drawn by Zipf's law: ``Q(i) = log((r + 2) / (r + 1)) / log(n_classes + 1)``, r the rank of class i.
 
     Parameters
     ----------
     n_classes : int
         L, in [1, 2^31).
+    ranks : (L,) integer array, NumPy, optional
+        The place of each class in the order of falling frequency, from 0; where not given, the classes are sorted: r = i.
     device : 'cpu' or 'cuda'
 
     Examples
@@ -159,9 +161,16 @@ class LogUniformSampler(_TableSampler):
     array([[0.100329, 0.000145]], dtype=float32)
     """
 
-    def __init__(self, n_classes, *, device="cpu"):
+    def __init__(self, n_classes, *, ranks=None, device="cpu"):
         n_classes = check.integer("n_classes", n_classes, 1, 2**31 - 1)
-        super().__init__(np.log1p(1 / np.arange(1, n_classes + 1)), device)
+        weights = np.log1p(1 / np.arange(1, n_classes + 1))
+        if ranks is not None:
+            if not np.array_equal(np.sort(ranks), np.arange(n_classes)):
+                raise ValueError(
+                    f"ranks must hold each of 0 to {n_classes - 1} once; use np.argsort(np.argsort(-counts))"
+                )
+            weights = weights[ranks]
+        super().__init__(weights, device)
 
 
 class UnigramSampler(_TableSampler):

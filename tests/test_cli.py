@@ -53,6 +53,29 @@ def test_train_and_predict(folder, tmp_path, capsys):
     assert lines[0].startswith("0\tsubject ") and answers[0][0]["name"] in lines[0]
 
 
+@pytest.mark.parametrize("sampler", ["none", "log-uniform", "lsh", "midx-pq"])
+def test_train_with_the_softmax_loss(folder, tmp_path, capsys, sampler):
+    figures = tmp_path / "figures.json"
+    more = ["--output", "dense", "--loss", "softmax", "--sampler", sampler, "--n-samples", "3", "--n-codewords", "4"]
+    more += [
+        "--residual",
+        "popularity",
+        "--correction",
+        "importance",
+        "--mask-hits",
+        "--index-every",
+        "0",
+        "--epochs",
+        "3",
+    ]
+    assert cli.main([*TRAIN, "--data", str(folder), *more, "--json", str(figures)]) == 0
+    result, shown = json.loads(figures.read_text()), capsys.readouterr().out
+    assert result["params"]["mask_hits"] and result["params"]["index_every"] is None
+    assert len(result["index_updates"]) == (3 if sampler in ("lsh", "midx-pq") else 0)
+    assert (f"3 updates of what {sampler} draws from" in shown) == (sampler in ("lsh", "midx-pq"))
+    assert ("of the labels" in shown) == (sampler == "midx-pq")
+
+
 def test_info(capsys, tmp_path):
     assert cli.main(["info", "--json", str(tmp_path / "info.json")]) == 0
     result = json.loads((tmp_path / "info.json").read_text())
@@ -86,6 +109,8 @@ def test_demo_at_small_size(capsys, tmp_path):
         ([*TRAIN, "--rewire-fraction", "1.5"], "rewire_fraction must lie in [0, 1], got 1.5"),
         ([*TRAIN, "--plot", "nowhere/curves.png"], "nowhere/curves.png can not be written"),
         ([*TRAIN, "--save", "nowhere/model.safetensors"], "nowhere/model.safetensors can not be written"),
+        ([*TRAIN, "--loss", "softmax"], "loss='softmax' needs output='dense' or 'bottleneck'"),
+        ([*TRAIN, "--sampler", "uniform"], "sampler='uniform' draws for loss='softmax' only"),
         ([*TRAIN, "--device", "cuda"], "device='cuda' can not be used"),
     ],
 )

@@ -12,9 +12,11 @@ from .helpers import ForeignArray, normal, on_other_device
 
 N_CLASSES = 500
 COUNTS = np.random.default_rng(0).zipf(1.3, N_CLASSES).clip(max=10_000) - 1  # some zero
+RANKS = np.random.default_rng(1).permutation(N_CLASSES)
 SAMPLERS = {
     "uniform": lambda device: UniformSampler(N_CLASSES),
     "log-uniform": lambda device: LogUniformSampler(N_CLASSES, device=device),
+    "log-uniform by rank": lambda device: LogUniformSampler(N_CLASSES, ranks=RANKS, device=device),
     "unigram": lambda device: UnigramSampler(COUNTS, device=device),
     "unigram 0.75": lambda device: UnigramSampler(COUNTS, power=0.75, device=device),
 }
@@ -85,6 +87,8 @@ def test_formulas():
     np.testing.assert_allclose(stated(UniformSampler(n)), 1 / n, rtol=1e-5)
     i = np.arange(n)
     np.testing.assert_allclose(stated(LogUniformSampler(n)), np.log((i + 2) / (i + 1)) / np.log(n + 1), rtol=1e-5)
+    ranked = stated(LogUniformSampler(n, ranks=RANKS))
+    np.testing.assert_allclose(ranked, np.log((RANKS + 2) / (RANKS + 1)) / np.log(n + 1), rtol=1e-5)
     for power in (0.0, 0.75, 2.0):
         want = np.where(COUNTS > 0, COUNTS.astype(float) ** power, 0)
         np.testing.assert_allclose(stated(UnigramSampler(COUNTS, power)), want / want.sum(), rtol=1e-5)
@@ -97,6 +101,12 @@ def test_formulas():
     ("make", "error", "message"),
     [
         (lambda: UniformSampler(0), ValueError, "n_classes must be between 1"),
+        (
+            lambda: LogUniformSampler(3, ranks=[0, 2, 2]),
+            ValueError,
+            "ranks must hold each of 0 to 2 once; use np.argsort",
+        ),
+        (lambda: LogUniformSampler(3, ranks=[0, 1]), ValueError, "ranks must hold each of 0 to 2 once"),
         (lambda: LogUniformSampler(2.0), TypeError, "n_classes must be an integer"),
         (lambda: UnigramSampler(np.zeros(3)), ValueError, "counts must not be all zero"),
         (lambda: UnigramSampler(np.array([1.0, -2.0])), ValueError, "counts must not be negative, got -2"),

@@ -10,12 +10,13 @@ import numpy as np
 import scipy.sparse
 
 from ..core import backend, check
-from ..core.formulas import LOSSES
 from ..data import Tfidf, fingerprint
 from ..data.batches import shuffled
+from ..midx import CORRECTIONS, MAX_CODEWORDS, RESIDUALS
 from ..optimizers import Adam
 from . import checkpoint, loop, memory, metrics
-from .network import OUTPUTS, SPARSE_OUTPUTS, Network
+from .network import LOSSES, OUTPUTS, SPARSE_OUTPUTS, Network
+from .softmax import INDICES, SAMPLERS, YARDSTICKS, Negatives, Sampling
 
 #: Parameters that may differ when a run is resumed: they do not change what a step computes. (`epochs` does where the
 #: layer is rewired: it decides until when.)
@@ -42,7 +43,25 @@ class Classifier:
         Width of the dense layer below a sparse output; None connects the labels to the embedding itself.
     bottleneck : int
     fan_in : int
-    loss : 'squared-hinge' or 'bce'
+    loss : 'squared-hinge', 'bce' or 'softmax'
+        The softmax loss, ``-log softmax(scores)`` summed over a row's labels, is for a dense output or a bottleneck.
+    sampler : 'none', 'uniform', 'log-uniform', 'unigram', 'lsh', 'sphere', 'rff', 'midx-pq' or 'midx-rq'
+        'none' takes the softmax over all labels. The others draw negatives for each row, which its labels meet instead:
+        equally often; by Zipf's law, or in proportion to the labels' frequency; by what the network's scores look like
+        (lsh, sphere, rff: yardsticks, on the CPU alone); from an inverted multi-index over the output weights (MIDX).
+        A step then touches only the rows of the output that occur. Predictions are always over all labels.
+    n_samples : int
+        Negatives of a row.
+    n_codewords : int
+        Of each of the two codebooks of a MIDX index.
+    residual : 'uniform', 'popularity' or 'exact'
+        How MIDX draws inside a cell; see `InvertedMultiIndex.build`.
+    index_every : int or None
+        Steps between two updates of what midx, lsh and rff draw from, which follows the output weights; None: once an
+        epoch.
+    correction : 'paper' or 'importance'
+    mask_hits : bool
+        Of `sampled_softmax`, which see.
     dropout : float
         Rate behind the embedding, or of dense features, in [0, 1).
     word_dropout : float
@@ -102,8 +121,8 @@ class Classifier:
         Training points.
 
     Source: arXiv 2306.03725 (network, squared hinge, Adam halved on a P@3 plateau, rewiring of 10 % every 1000 steps;
-    that rewiring stops after 66 % of the training comes from later work on the same layer); defaults for narrower data
-    are ours.
+    that rewiring stops after 66 % of the training comes from later work on the same layer); arXiv 2501.08563 (MIDX; every
+    label of a row against the row's draws); defaults for narrower data are ours.
 
     Examples
     --------
@@ -117,6 +136,8 @@ class Classifier:
 
     def __init__(
         self, *, output="fixed-fan-in", embedding=256, intermediate=4096, bottleneck=64, fan_in=32, loss="squared-hinge",
+        sampler="none", n_samples=100, n_codewords=64, residual="uniform", index_every=100, correction="paper",
+        mask_hits=False,
         dropout=0.1, word_dropout=0.0, learning_rate=5e-4, embedding_rate=10.0, intermediate_rate=1.0, warm_up=0,
         min_learning_rate=1e-4, patience=1, stop_after=3,
         validation_fraction=0.0, rewire_fraction=0.1, rewire_every=1000, rewire_until=0.66, batch_size=128, epochs=10,
@@ -159,12 +180,22 @@ class Classifier:
 
     def _check_params(self):
         check.choice("output", self.output, tuple(OUTPUTS))
-        check.choice("loss", self.loss, tuple(LOSSES))
+        check.choice("loss", self.loss, LOSSES)
+        check.choice("sampler", self.sampler, SAMPLERS)
+        if self.loss == "softmax" and self.output in SPARSE_OUTPUTS:
+            raise ValueError(f"loss='softmax' needs output='dense' or 'bottleneck', got {self.output!r}")
+        if self.loss != "softmax" and self.sampler != "none":
+            raise ValueError(f"sampler={self.sampler!r} draws for loss='softmax' only, got loss={self.loss!r}")
+        check.choice("residual", self.residual, RESIDUALS)
+        check.choice("correction", self.correction, CORRECTIONS)
+        if not isinstance(self.mask_hits, (bool, np.bool_)):
+            raise TypeError(f"mask_hits must be True or False, got {self.mask_hits!r}")
         for name in (
             "embedding", "bottleneck", "fan_in", "patience", "stop_after", "rewire_every", "batch_size", "epochs",
+            "n_samples", "n_codewords",
         ):  # fmt: skip
             check.integer(name, getattr(self, name), 1)
-        for name in ("intermediate", "memory_limit"):
+        for name in ("intermediate", "memory_limit", "index_every"):
             if getattr(self, name) is not None:
                 check.integer(name, getattr(self, name), 1)
         check.integer("warm_up", self.warm_up, 0)
@@ -192,9 +223,18 @@ class Classifier:
                     f"fan_in must be at most half the width of the layer below, {width // 2}, got {self.fan_in}: a label may "
                     "need more redraws than it has free inputs; use rewire_fraction=0 with output='fixed-fan-in'"
                 )
+        if self.sampler in INDICES:
+            width = intermediate or embedding or n_features
+            check.integer(
+                "n_codewords", self.n_codewords, 1, min(n_labels, MAX_CODEWORDS), f" (there are {n_labels} labels)"
+            )
+            if INDICES[self.sampler] == "pq" and width % 2:
+                raise ValueError(f"sampler='midx-pq' halves the output weights: their width must be even, got {width}")
+        if self.sampler in YARDSTICKS and device != "cpu":
+            raise ValueError(f"sampler={self.sampler!r} is a yardstick for the CPU alone; use device='cpu'")
         return {
             "n_features": n_features, "n_labels": n_labels, "embedding": embedding, "intermediate": intermediate,
-            "output": self.output, "fan_in": self.fan_in, "device": device,
+            "output": self.output, "fan_in": self.fan_in, "device": device, "loss": self.loss,
         }  # fmt: skip
 
     def _new_network(self, params):
@@ -267,6 +307,7 @@ class Classifier:
         plan = memory.plan(
             **params, batch_size=min(self.batch_size, len(rows)), keep_best=validation is not None,
             entries_per_row=0 if is_dense else X.nnz / X.shape[0], rewired=self.rewire_fraction,
+            sampling=self._sampling(), labels_per_row=y.nnz / y.shape[0],
         )  # fmt: skip
         if self.memory_limit is not None:
             memory.require(plan, self.memory_limit)
@@ -282,7 +323,12 @@ class Classifier:
         self.n_features_in_, self.n_labels_, self.is_dense_, self.device_ = X.shape[1], y.shape[1], is_dense, device
         self.n_points_, self.label_counts_ = len(rows), np.bincount(y[rows].indices, minlength=y.shape[1])
         self.tfidf_ = None if is_dense or not self.tfidf else Tfidf().fit(X[rows] if len(rows) < X.shape[0] else X)
-        _initial_bias(network.output.bias, self.label_counts_, self.n_points_, self.loss)
+        if self.loss != "softmax":
+            _initial_bias(network.output.bias, self.label_counts_, self.n_points_, self.loss)
+        elif self.sampler != "none":
+            network.output.negatives = Negatives(
+                self._sampling(), network.output.weights, self.label_counts_, self.seed
+            )
         ks, adam = _possible(KS, self.n_labels_), Adam(self.learning_rate)
         if not self.is_dense_:
             adam.scale_rate(network.hidden[0].table, self.embedding_rate)
@@ -308,6 +354,10 @@ class Classifier:
         training.run(save=save, save_seconds=checkpoint_seconds, progress=self.progress, after_epoch=after_epoch)
         return self
 
+    def _sampling(self):
+        """How negatives are drawn, or None."""
+        return None if self.sampler == "none" else Sampling(*(getattr(self, name) for name in Sampling._fields))
+
     def _plain_params(self):
         """The parameters as JSON knows them."""
         return {n: value.item() if isinstance(value, np.generic) else value for n, value in self.get_params().items()}
@@ -316,6 +366,8 @@ class Classifier:
         params = {name: getattr(self, name) for name in inspect.signature(loop.Schedule).parameters}
         if self.output not in SPARSE_OUTPUTS:
             params["rewire_fraction"] = 0.0
+        if self.sampler not in (*YARDSTICKS, *INDICES):
+            params["index_every"] = 0
         return loop.Schedule(**params)
 
     def _fingerprint(self, x, y, validation):

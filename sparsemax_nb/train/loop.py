@@ -40,6 +40,7 @@ class Schedule:
     rewire_every: int = 1000
     rewire_until: float = 1.0
     budget_seconds: float | None = None
+    index_every: int | None = 0  # 0: there is nothing to update; None: once an epoch
 
 
 @dataclass
@@ -53,6 +54,9 @@ class History:
         norms of the gradients by layer, steps and seconds so far, and the figures of the validation.
     rewirings : list of dict
         Step and share of the connections that were replaced.
+    index_updates : list of dict
+        Step at which what negatives are drawn from caught up with the weights; share of the labels whose cell changed, and
+        the seconds it took.
     steps : int
     seconds : float
         Of training: without validation, and without the first step.
@@ -66,6 +70,7 @@ class History:
 
     epochs: list = field(default_factory=list)
     rewirings: list = field(default_factory=list)
+    index_updates: list = field(default_factory=list)
     steps: int = 0
     seconds: float = 0.0
     first_step_seconds: float = 0.0
@@ -156,6 +161,7 @@ class Training:
                 arrays[f"m/{name}"], arrays[f"v/{name}"] = state.moments
                 counts[name] = state.count
         arrays |= {f"best/{name}": array for name, array in self._best.items()}
+        arrays |= {f"sampler/{name}": array for name, array in self.network.sampler_arrays.items()}
         description = {
             "schedule": asdict(self.schedule), "history": asdict(self.history), "position": asdict(self._at),
             "counts": counts, "steps": self.network.steps, "n_rows": self.n_rows,
@@ -172,6 +178,8 @@ class Training:
                 stored = check.array(f"{part}/{name}", arrays[f"{part}/{name}"], moment.dtype, moment.shape)
                 moment[...] = backend.asarray(stored, backend.device_of(moment))
             state.count = count
+        prefix = "sampler/"
+        self.network.restore_sampler({n.removeprefix(prefix): arrays[n] for n in arrays if n.startswith(prefix)})
         self.network.steps = description["steps"]
         self._best = {name.removeprefix("best/"): arrays[name] for name in arrays if name.startswith("best/")}
         self.history, self._at = history, position
@@ -253,6 +261,7 @@ class Training:
         self.optimizer.learning_rate = self._at.learning_rate * min(1.0, (number + 1) / max(schedule.warm_up, 1))
         norms = {} if number % NORMS_EVERY == 1 else None
         try:
+            self._update_index(number)
             value = network.step(*self._batch(rows), schedule.loss, self.optimizer, norms)
         except (FloatingPointError, ValueError) as error:
             culprit = network.first_not_finite()
@@ -273,6 +282,15 @@ class Training:
         ):
             share = network.rewire(schedule.rewire_fraction, self.optimizer)
             self.history.rewirings.append({"step": self.history.steps, "share": share})
+
+    def _update_index(self, number):
+        """What negatives are drawn from catches up with the weights, before the first step and where it is due."""
+        every = self._steps_per_epoch if self.schedule.index_every is None else self.schedule.index_every
+        if every and number % every == 0:
+            start = time.perf_counter()
+            share = self.network.output.negatives.update()
+            seconds = time.perf_counter() - start
+            self.history.index_updates.append({"step": number, "share": share, "seconds": seconds})
 
     def _end_epoch(self):
         """Take down the epoch's figures; validate, and move the learning rate."""

@@ -9,8 +9,13 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core import backend
+from ..full_softmax import HELD
+from ..samplers import SCORES
 from .network import SPARSE_OUTPUTS
+from .softmax import INDICES, YARDSTICKS
 
+#: Numbers of four bytes that a draw takes until its gradient is known: id, log Q, score and gradient, places and keys.
+ENTRY = 16
 
 #: Bytes for each connection while an unstructured layer draws or redraws them (measured).
 DRAWN_BYTES = 130
@@ -65,14 +70,14 @@ def require(plan, limit):
 
 def plan(
     *, n_features, n_labels, embedding, intermediate, output, fan_in, device, batch_size, entries_per_row=0.0,
-    rewired=0.1, keep_best=False, k=5,
+    rewired=0.1, keep_best=False, k=5, loss="squared-hinge", sampling=None, labels_per_row=1.0,
 ):  # fmt: skip
     """The `Plan` of training with Adam and predicting, both in batches of `batch_size` rows.
 
     Parameters are those of `Network`; `entries_per_row` is the mean number of sparse features of a row, `rewired` the
     share of connections that a rewiring replaces; `keep_best` says whether the weights of the best epoch are kept beside;
-    `k` is that of the top-k. The data, the code and the libraries
-    themselves do not count.
+    `k` is that of the top-k; `sampling` is the `Sampling` of a softmax loss that draws negatives, `labels_per_row` the mean
+    number of labels of a row. The data, the code and the libraries themselves do not count.
     """
     arrays, b = [], batch_size
 
@@ -106,7 +111,10 @@ def plan(
         if embedding is not None:
             add("intermediate: gradient", "embedding.output: gradient", b, width)
         width = intermediate
-    _add_output(add, parameter, output, b, width, n_labels, fan_in, device)
+    if loss == "softmax":
+        _add_softmax(add, parameter, b, width, n_labels, sampling, labels_per_row)
+    else:
+        _add_output(add, parameter, output, b, width, n_labels, fan_in, device)
     if rewired and output == "fixed-fan-in":
         add("rewiring", "slots that change", math.ceil(rewired * n_labels * fan_in), 2)
         add("rewiring", "counts and offsets of the labels", n_labels, 4, item=8)
@@ -120,6 +128,32 @@ def plan(
     else:
         add("prediction", "scores", b, n_labels)
     return Plan(arrays)
+
+
+def _add_softmax(add, parameter, b, width, n_labels, sampling, labels_per_row):
+    """The output layer's arrays under the softmax loss."""
+    parameter("output.weights", n_labels, width)
+    phase = "output: step"
+    add(phase, "gradient by the layer below", 2, b, width)
+    if sampling is None:
+        add(phase, "scores of some rows", min(HELD, b * n_labels))
+        add(phase, "output.weights: gradient", n_labels, width)
+        return
+    drawn, positives = b * sampling.n_samples, math.ceil(b * labels_per_row)
+    add(phase, "draws, their scores and gradients, sorted by label", drawn + positives, ENTRY)
+    add(phase, "inputs of the positives", positives, width)
+    add(phase, "output.weights: gradient of its rows", min(n_labels, drawn + positives), width)
+    if sampling.sampler in YARDSTICKS:
+        add("always", f"{sampling.sampler}: weights as last seen", n_labels, width)
+        add(phase, "scores of all labels", 4, min(SCORES, b * n_labels))
+    elif sampling.sampler in INDICES:
+        n_cells = sampling.n_codewords**2
+        add("always", "index: codebooks", 2, sampling.n_codewords, width)
+        add("always", "index: codes, cells, members, tables", 6 * n_labels + 2 * n_cells)
+        add("index: update", "residuals, and the codewords that they leave", 2, n_labels, width)
+        add("index: update", "distances, codes, their order", n_labels, 8)
+    else:
+        add("always", f"{sampling.sampler}: tables", 3, n_labels)
 
 
 def _add_output(add, parameter, output, b, width, n_labels, fan_in, device):

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import scipy.sparse
 
-from ..core import backend, check, rng, sparse
+from ..core import backend, check, formulas, rng, sparse
 from .layers import Dense, DenseOutput, Embedding, FixedFanInOutput, Inputs
+from .softmax import SoftmaxOutput
 from .unstructured import UnstructuredOutput
 
 #: Output layers by name; the sparse ones are made from a fan-in and a seed, too.
@@ -17,6 +18,7 @@ OUTPUTS = {
     "fixed-fan-in": FixedFanInOutput,
 }
 SPARSE_OUTPUTS = "unstructured", "fixed-fan-in"
+LOSSES = *formulas.LOSSES, "softmax"
 #: The number of the sparse features in the random stream of dropout; hidden layers count from 0.
 WORDS = 1 << 15
 
@@ -40,13 +42,16 @@ class Network:
         Rate behind the embedding, or of dense features.
     seed : int
     device : 'cpu' or 'cuda'
+    loss : 'squared-hinge', 'bce' or 'softmax'
+        Under the softmax loss a dense output or bottleneck has no bias.
     word_dropout : float
         Rate at which the entries of sparse features are dropped.
     """
 
     def __init__(
-        self, n_features, n_labels, *, embedding, intermediate, output, fan_in, dropout, seed, device, word_dropout=0.0
-    ):
+        self, n_features, n_labels, *, embedding, intermediate, output, fan_in, dropout, seed, device,
+        loss="squared-hinge", word_dropout=0.0,
+    ):  # fmt: skip
         self.device, self.seed, self.steps = device, seed, 0
         self.dropout, self.word_dropout = dropout, word_dropout
         self.is_dense = embedding is None
@@ -59,7 +64,7 @@ class Network:
             self.hidden.append(Dense(width, intermediate, seed, device, first=self.is_dense))
             width = intermediate
         more = (fan_in, seed) if output in SPARSE_OUTPUTS else ()
-        self.output = OUTPUTS[output](width, n_labels, *more, device)
+        self.output = (SoftmaxOutput if loss == "softmax" else OUTPUTS[output])(width, n_labels, *more, device)
 
     @property
     def parameters(self):
@@ -85,6 +90,17 @@ class Network:
                 check.finite(name, stored)
             array[...] = backend.asarray(stored, self.device)
         self.output.check_connections()
+
+    @property
+    def sampler_arrays(self):
+        """Arrays that the negatives of the output layer are drawn from, by name, for a checkpoint; most have none."""
+        negatives = getattr(self.output, "negatives", None)
+        return {} if negatives is None else negatives.arrays
+
+    def restore_sampler(self, arrays):
+        """Draw on from what `sampler_arrays` held; KeyError, TypeError or ValueError where it does not fit."""
+        if getattr(self.output, "negatives", None) is not None:
+            self.output.negatives.restore(arrays)
 
     def forward(self, x, training=False):
         """Contexts h (B, H) of a SciPy CSR matrix or dense array (B, F): the input of the output layer."""

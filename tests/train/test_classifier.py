@@ -11,6 +11,7 @@ import scipy.sparse
 from sparsemax_nb import data, train
 from sparsemax_nb.core import backend as placement
 from sparsemax_nb.train import TrainingError, checkpoint
+from sparsemax_nb.train.softmax import INDICES, SAMPLERS, YARDSTICKS
 
 SMALL = {
     "embedding": 16,
@@ -51,19 +52,56 @@ def test_learns(corpus, output, loss):
     assert model.score(corpus.features, corpus.labels) == result["P@1"]
 
 
+#: A softmax over 25 labels, few negatives.
+SOFTMAX = {"output": "dense", "loss": "softmax", "n_samples": 6, "n_codewords": 4, "index_every": 7}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_learns_by_the_softmax(corpus, sampler):
+    model = fitted(corpus, **SOFTMAX, sampler=sampler, epochs=30, learning_rate=1e-2, dropout=0.0)
+    result = model.evaluate(corpus.features, corpus.labels, ks=(1, 2))
+    assert result["P@1"] > 0.8 and result["nDCG@2"] > 0.7
+    assert list(model.network_.output.parameters) == ["output.weights"]
+    updates = model.history_.index_updates
+    assert [u["step"] for u in updates] == ([*range(0, 300, 7)] if sampler in (*INDICES, *YARDSTICKS) else [])
+    if sampler in INDICES:
+        assert updates[0]["share"] == 1 and 0 < updates[1]["share"] <= 1 and updates[-1]["share"] < 0.5
+
+
+@pytest.mark.parametrize(
+    "changes", [{"residual": "popularity"}, {"residual": "exact"}, {"correction": "importance", "mask_hits": True}]
+)
+def test_options_of_the_sampler_arrive(corpus, changes):
+    plain, other = (fitted(corpus, **SOFTMAX | more, sampler="midx-rq", epochs=1) for more in ({}, changes))
+    assert not same_bits(weights(plain), weights(other)) and np.isfinite(other.history_.losses).all()
+
+
+def test_only_the_rows_that_occur_are_updated(corpus):
+    few = SMALL | SOFTMAX | {"sampler": "uniform", "n_samples": 3, "epochs": 1}
+    model = train.Classifier(**few).fit(corpus.features[:2], corpus.labels[:2])
+    moved, positives = np.flatnonzero(weights(model)["output.weights"].any(axis=1)), corpus.labels[:2].indices
+    assert model.history_.steps == 1 and set(positives) < set(moved) and len(moved) <= len(positives) + 6 < 25
+
+
+def test_index_is_updated_once_an_epoch(corpus):
+    model = fitted(corpus, **SOFTMAX | {"index_every": None}, sampler="midx-rq", epochs=3)
+    assert [u["step"] for u in model.history_.index_updates] == [0, 10, 20]
+
+
 def _fifty_steps(threads, queue, features, labels, output):
     import numba
     import threadpoolctl
 
     numba.set_num_threads(threads)
     with threadpoolctl.threadpool_limits(threads):
-        model = train.Classifier(**SMALL | {"output": output, "epochs": 5}).fit(features, labels)
+        more = SOFTMAX | {"sampler": "midx-rq"} if output == "softmax" else {"output": output}
+        model = train.Classifier(**SMALL | more | {"epochs": 5}).fit(features, labels)
     assert model.history_.steps == 50
     queue.put(weights(model))
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core only")
-@pytest.mark.parametrize("output", ["dense", "fixed-fan-in"])
+@pytest.mark.parametrize("output", ["dense", "fixed-fan-in", "softmax"])
 def test_same_bits_with_one_and_two_threads(corpus, output):
     context, results = multiprocessing.get_context("spawn"), []
     for threads in (1, 2):
@@ -80,13 +118,16 @@ def test_seed_decides(corpus):
     assert same_bits(weights(first), weights(again)) and not same_bits(weights(first), weights(other))
 
 
-def test_trains_on_cuda(corpus):
+@pytest.mark.parametrize(
+    "more", [{}, SOFTMAX | {"sampler": "none"}, SOFTMAX | {"sampler": "midx-rq", "index_every": 2}]
+)
+def test_trains_on_cuda(corpus, more):
     """The loop, whole, through the CUDA path (in the simulator: a few rows)."""
     if placement.cuda_problem():
         pytest.skip(placement.cuda_problem())
     small = {"embedding": 4, "intermediate": 6, "fan_in": 3, "batch_size": 4, "epochs": 1, "seed": 5}
     features, labels = corpus.features[:12], corpus.labels[:12, :9]
-    models = [train.Classifier(**SMALL | small | {"device": d}).fit(features, labels) for d in ("cpu", "cuda")]
+    models = [train.Classifier(**SMALL | small | more | {"device": d}).fit(features, labels) for d in ("cpu", "cuda")]
     assert models[1].device_ == "cuda" and models[1].history_.steps == 3
     np.testing.assert_allclose(models[0].history_.losses, models[1].history_.losses, rtol=1e-3)
     assert models[1].predict(features, 2).shape == (12, 2)
@@ -166,6 +207,32 @@ def test_rows_without_features_or_labels(corpus):
         ({"fan_in": 17, "output": "unstructured"}, ValueError, "fan_in must be at most half"),
         ({"embedding_rate": 0}, ValueError, "embedding_rate must lie in"),
         ({"intermediate_rate": -1}, ValueError, "intermediate_rate must lie in"),
+        ({"loss": "softmax"}, ValueError, "loss='softmax' needs output='dense' or 'bottleneck', got 'fixed-fan-in'"),
+        (
+            {"sampler": "uniform"},
+            ValueError,
+            "sampler='uniform' draws for loss='softmax' only, got loss='squared-hinge'",
+        ),
+        (
+            SOFTMAX | {"sampler": "best"},
+            ValueError,
+            "sampler must be one of 'none', 'uniform', .*'midx-rq', got 'best'",
+        ),
+        (SOFTMAX | {"n_samples": 0}, ValueError, "n_samples must be at least 1, got 0"),
+        (
+            SOFTMAX | {"sampler": "midx-rq", "n_codewords": 26},
+            ValueError,
+            r"n_codewords must be between 1 and 25 \(there are 25 labels\), got 26",
+        ),
+        (
+            SOFTMAX | {"sampler": "midx-pq", "embedding": 15},
+            ValueError,
+            "sampler='midx-pq' halves the output weights: their width must be even, got 15",
+        ),
+        (SOFTMAX | {"residual": "none"}, ValueError, "residual must be one of"),
+        (SOFTMAX | {"correction": "none"}, ValueError, "correction must be one of"),
+        (SOFTMAX | {"mask_hits": 1}, TypeError, "mask_hits must be True or False, got 1"),
+        (SOFTMAX | {"index_every": 0}, ValueError, "index_every must be at least 1, got 0"),
         ({"memory_limit": 0}, ValueError, "memory_limit must be at least 1"),
         ({"device": "gpu"}, ValueError, "device must be 'auto', 'cpu' or 'cuda', got 'gpu'"),
     ],

@@ -6,6 +6,7 @@ import pytest
 from sparsemax_nb import Adam, data, train
 from sparsemax_nb.train import memory
 from sparsemax_nb.train.network import OUTPUTS, Network
+from sparsemax_nb.train.softmax import INDICES, SAMPLERS, Negatives, Sampling
 
 SIZES = {"n_features": 50, "n_labels": 40, "embedding": 12, "intermediate": 20, "fan_in": 5, "device": "cpu"}
 
@@ -21,6 +22,23 @@ def test_parameters_and_moments_are_predicted_to_the_byte(output, changes):
         assert predicted[name] == predicted[f"{name}: of the best epoch"] == array.nbytes
         moments = sum(moment.nbytes for moment in adam.state_of(array).moments) if array.dtype == np.float32 else 0
         assert predicted.get(f"{name}: Adam's two moments", 0) == moments
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_what_a_softmax_holds_is_predicted(sampler):
+    sizes = SIZES | {"output": "dense", "intermediate": None, "loss": "softmax"}
+    network, adam = Network(**sizes, dropout=0.0, seed=0), Adam()
+    sampling = None if sampler == "none" else Sampling(sampler, 5, 4, "popularity", "paper", False)
+    plan = memory.plan(**sizes, batch_size=8, sampling=sampling, labels_per_row=2.0)
+    predicted = {array.name: array.nbytes for array in plan.arrays if array.phase == "always"}
+    for name, array in network.parameters.items():
+        assert predicted[name] == array.nbytes
+        assert predicted[f"{name}: Adam's two moments"] == sum(m.nbytes for m in adam.state_of(array).moments)
+    if sampler in INDICES:
+        negatives = Negatives(sampling, network.output.weights, np.arange(40), 0)
+        negatives.update()
+        held = sum(size for name, size in predicted.items() if name.startswith("index: "))
+        assert 0.8 * negatives.sampler.nbytes <= held <= 1.3 * negatives.sampler.nbytes
 
 
 def test_sum_is_what_is_held_and_the_largest_phase():

@@ -76,13 +76,59 @@ def test_resumed_run_ends_in_the_same_bits(corpus, tmp_path, output, validated):
     assert (output == "dense") == (not whole.history_.rewirings)
 
 
-def test_resume_on_cuda(corpus, tmp_path):
+@pytest.mark.parametrize("sampler", ["none", "unigram", "lsh", "sphere", "rff", "midx-pq", "midx-rq"])
+def test_resumed_sampler_draws_on(corpus, tmp_path, sampler):
+    """An update of the index falls due inside an epoch: the resumed run starts with an index that is a few steps old."""
+    params = {
+        "output": "dense",
+        "loss": "softmax",
+        "sampler": sampler,
+        "n_samples": 5,
+        "n_codewords": 4,
+        "index_every": 5,
+    }
+    whole, path = fit(corpus, **params), tmp_path / "checkpoint"
+    with pytest.raises(Stop):
+        fit(corpus, path, 2, **params)
+    again = fit(corpus, path, resume=True, **params)
+    assert bits(again) == bits(whole) and again.history_.losses == whole.history_.losses
+    assert [u["share"] for u in again.history_.index_updates] == [u["share"] for u in whole.history_.index_updates]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("sampler/codes", lambda a: a + 4, r"sampler/codes must lie in \[0, 4\)"),
+        ("sampler/codes", lambda a: a[:3], "sampler/codes must have shape"),
+        ("sampler/codebook_0", lambda a: a[:, :3], "codebook_0 must have shape"),
+        ("sampler/codebook_1", None, "codebook_1"),
+    ],
+)
+def test_checkpoints_with_a_damaged_index(corpus, tmp_path, name, change, message):
+    params = {"output": "dense", "loss": "softmax", "sampler": "midx-rq", "n_samples": 5, "n_codewords": 4}
+    path = tmp_path / "checkpoint"
+    with pytest.raises(Stop):
+        fit(corpus, path, 1, **params)
+    arrays, description = checkpoint.load(path, "classifier checkpoint")
+    arrays = dict(arrays)
+    stored = arrays.pop(name)
+    if change is not None:
+        arrays[name] = np.ascontiguousarray(change(stored))
+    checkpoint.save(path, "classifier checkpoint", arrays, description)
+    with pytest.raises(train.ModelFileError, match=message):
+        fit(corpus, path, resume=True, **params)
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_resume_on_cuda(corpus, tmp_path, softmax):
     if placement.cuda_problem():
         pytest.skip(placement.cuda_problem())
     few = data.XCData(corpus.features[:12], corpus.labels[:12, :9])
 
     def run(**more):
         small = {"device": "cuda", "embedding": 4, "intermediate": 9, "fan_in": 3, "batch_size": 4, "rewire_every": 2}
+        if softmax:
+            small |= {"output": "dense", "loss": "softmax", "sampler": "midx-rq", "n_samples": 3, "n_codewords": 2}
         return train.Classifier(**SMALL | small | {"epochs": 2}).fit(few.features, few.labels, **more)
 
     def stop(*_):

@@ -1,0 +1,160 @@
+"""Output layer under the softmax loss: exact over all labels, or against drawn negatives with lazy row updates."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ..core import backend, check, sparse
+from ..full_softmax import softmax_cross_entropy
+from ..midx import InvertedMultiIndex, sampled_softmax
+from ..samplers import LSHSampler, LogUniformSampler, RFFSampler, SphereSampler, UniformSampler, UnigramSampler
+from .layers import DenseOutput, product, top_k_of_scores
+
+#: By name on the command line. Those of the first line are made once; the others follow the weights, which move.
+FIXED_SAMPLERS = "uniform", "log-uniform", "unigram"
+YARDSTICKS = {"lsh": LSHSampler, "sphere": SphereSampler, "rff": RFFSampler}
+INDICES = {"midx-pq": "pq", "midx-rq": "rq"}
+SAMPLERS = "none", *FIXED_SAMPLERS, *YARDSTICKS, *INDICES
+
+
+class Sampling(NamedTuple):
+    """How negatives are drawn; see `Classifier` for the meaning of each."""
+
+    sampler: str
+    n_samples: int
+    n_codewords: int
+    residual: str
+    correction: str
+    mask_hits: bool
+
+
+class Negatives:
+    """Draws negatives for an output layer, and keeps what it draws from up to date.
+
+    Parameters
+    ----------
+    how : Sampling
+    weights : (L, H) float32
+        Of the output layer; those that do not look at them only take their number.
+    counts : (L,) int64, NumPy
+        Training points of each label.
+    seed : int
+        Of the draws, and of the first codewords.
+    """
+
+    def __init__(self, how, weights, counts, seed):
+        self.how, self._weights, self._counts, self._seed = how, weights, counts, seed
+        self._device = backend.device_of(weights)
+        #: What the negatives are drawn from; None before the first `update` where that follows the weights.
+        self.sampler, self._seen = None, None
+        if how.sampler in FIXED_SAMPLERS:
+            self.sampler = self._fixed()
+
+    @property
+    def follows_weights(self):
+        """True where `update` has something to do."""
+        return self.how.sampler not in FIXED_SAMPLERS
+
+    def _fixed(self):
+        if self.how.sampler == "uniform":
+            return UniformSampler(len(self._counts))
+        if self.how.sampler == "unigram":
+            return UnigramSampler(self._counts, device=self._device)
+        ranks = np.empty(len(self._counts), np.int64)
+        ranks[np.argsort(-self._counts, kind="stable")] = np.arange(len(ranks))
+        return LogUniformSampler(len(ranks), ranks=ranks, device=self._device)
+
+    @property
+    def _popularity(self):
+        return self._counts if self.how.residual == "popularity" else None
+
+    def update(self):
+        """Catch up with the weights; returns the share of the labels whose cell of a MIDX index changed, else None."""
+        if self.how.sampler in YARDSTICKS:
+            self._seen = self._weights.copy()
+            self.sampler = YARDSTICKS[self.how.sampler](self._seen)
+            return None
+        if self.sampler is not None:
+            return self.sampler.update(self._weights)
+        how = self.how
+        self.sampler = InvertedMultiIndex.build(
+            self._weights, how.n_codewords, INDICES[how.sampler], how.residual, self._seed, popularity=self._popularity
+        )
+        return 1.0
+
+    def draw(self, x, labels, step):
+        """ids, log_q (B, M) of each row's negatives, and log_q (n,) of its positives (labels (B, L), n in all)."""
+        ids, log_q = self.sampler.sample(x, self.how.n_samples, self._seed, step)
+        row = sparse.row_of_each_entry(labels.indptr, labels.indices.shape[0])
+        return ids, log_q, self.sampler.log_prob(x[row], labels.indices.reshape(-1, 1)).reshape(-1)
+
+    @property
+    def arrays(self):
+        """What a checkpoint has to hold, by name."""
+        if self.sampler is None or not self.follows_weights:
+            return {}
+        if self.how.sampler in YARDSTICKS:
+            return {"weights": self._seen}
+        return {
+            "codes": self.sampler.codes,
+            "codebook_0": self.sampler.codebooks[0],
+            "codebook_1": self.sampler.codebooks[1],
+        }
+
+    def restore(self, arrays):
+        """Continue from what `arrays` held; KeyError, TypeError or ValueError where it does not fit."""
+        if not arrays:
+            return
+        n_labels, width = self._weights.shape
+        if self.how.sampler in YARDSTICKS:
+            self._seen = check.array("sampler/weights", arrays["weights"], np.float32, (n_labels, width))
+            self.sampler = YARDSTICKS[self.how.sampler](self._seen)
+            return
+        kind = INDICES[self.how.sampler]
+        codes = check.array("sampler/codes", arrays["codes"], np.int32, (n_labels, 2))
+        check.below("sampler/codes", codes, self.how.n_codewords)
+        shape = self.how.n_codewords, width // 2 if kind == "pq" else width
+        codebooks = [check.array(name, arrays[name], np.float32, shape) for name in ("codebook_0", "codebook_1")]
+        codes, *codebooks = (backend.asarray(array, self._device) for array in (codes, *codebooks))
+        self.sampler = InvertedMultiIndex(codebooks, codes, kind, self.how.residual, self._popularity, self._weights)
+
+
+class SoftmaxOutput:
+    """Output layer ``scores = x weights.T`` under the softmax loss, ``sum_p -log softmax(scores)_p`` over a row's positives.
+
+    weights (L, H) float32, without a bias, as the samplers take them; they start at zero. With `negatives` every positive
+    meets the row's drawn negatives instead of all labels, and only the rows that occur are updated (lazy Adam).
+    """
+
+    name = "output"
+
+    def __init__(self, n_inputs, n_labels, device):
+        self.weights = backend.zeros((n_labels, n_inputs), np.float32, device)
+        #: `Negatives`, or None for the exact loss.
+        self.negatives = None
+
+    @property
+    def parameters(self):
+        return {"output.weights": self.weights}
+
+    def step(self, x, labels, loss, optimizer):
+        """Loss of a batch and gradient by x; updates the weights."""
+        if self.negatives is None:
+            value, dx, dweights, _ = softmax_cross_entropy(x, self.weights, labels)
+            optimizer.step(self.weights, dweights)
+            return value, dx
+        labels = sparse.as_labels(labels, len(x), backend.device_of(x), len(self.weights))
+        ids, log_q, log_q_targets = self.negatives.draw(x, labels, optimizer.state_of(self.weights).count)
+        how = self.negatives.how
+        value, dx, (rows, drows) = sampled_softmax(
+            x, self.weights, labels, ids, log_q, log_q_targets, correction=how.correction, mask_hits=how.mask_hits
+        )
+        optimizer.step_rows(self.weights, rows, drows)
+        return value, dx
+
+    def check_connections(self):
+        """All inputs are connected to all labels: nothing to check."""
+
+    def top_k(self, x, k):
+        """The k best labels of each row, of all labels: scores (B, k), ids (B, k) int32."""
+        return top_k_of_scores(product(x, self.weights.T), k)
