@@ -1,7 +1,6 @@
 """The yardstick: cross-entropy of the softmax over all classes, without ever storing the logits."""
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse
@@ -13,26 +12,16 @@ from .core.sparse import Labels, as_labels, sorted_keys
 LOWEST = np.finfo(np.float32).min
 #: Logits that are held at once: 64 MiB.
 HELD = 1 << 24
-#: Logits that are computed at once. On the CPU they stay in the cache until the next product has read them.
-TILE = {"cpu": 1 << 20, "cuda": 1 << 24}
 #: Rows that are worked on together. With fewer, reading and writing dw costs more than a fourth product.
 MOST_ROWS, FEWEST_ROWS = 512, 96
 
 
-class _Plan(NamedTuple):
-    """How the (B, L) logits are cut."""
-
-    rows: int  # worked on together
-    classes: int  # of a tile
-    kept: bool  # all tiles of these rows are held, and not computed again for the gradient
-
-
-def _plan(n_rows, n_classes, tile):
+def _plan(n_rows, n_classes):
+    """(rows that are worked on together, classes of a tile): with all classes in one, its logits are computed once."""
     rows = min(n_rows, MOST_ROWS, HELD // n_classes)
-    kept = rows >= min(n_rows, FEWEST_ROWS)
-    if not kept:
+    if rows < min(n_rows, FEWEST_ROWS):
         rows = min(n_rows, MOST_ROWS)
-    return _Plan(rows, min(n_classes, max(1, tile // rows)), kept)
+    return rows, min(n_classes, max(1, HELD // rows))
 
 
 def _slices(n, size):
@@ -139,33 +128,33 @@ def _loss_and_gradients(h, w, bias, labels, n_counted, dh, dw, dbias, device):
     wing, xp = backend.wing(device, "full_softmax"), backend.module_of(device)
     matmul = backend.wing(device, "matmul").matmul
     n_rows, n_classes = h.shape[0], w.shape[0]
-    plan = _plan(n_rows, n_classes, TILE[device])
-    buffer = backend.empty(plan.rows * (n_classes if plan.kept else plan.classes), np.float32, device)
+    rows_at_once, classes_at_once = _plan(n_rows, n_classes)
+    buffer = backend.empty(rows_at_once * classes_at_once, np.float32, device)
     counts, scale, loss = labels.indptr[1:] - labels.indptr[:-1], np.float32(1 / max(n_counted, 1)), 0.0
-    for rows in _slices(n_rows, plan.rows):
-        n, some_h, some_labels = (
-            rows.stop - rows.start,
-            h[rows],
-            Labels(labels.indptr[rows.start : rows.stop + 1], labels.indices),
-        )
-        largest, total, positive = (backend.zeros(n, np.float32, device) for _ in range(3))
+
+    def compute(some_h, part):
+        """The products of some rows with some classes, in the buffer."""
+        logits = buffer[: len(some_h) * (part.stop - part.start)].reshape(len(some_h), -1)
+        matmul(some_h, w[part].T, logits)
+        return logits
+
+    for rows in _slices(n_rows, rows_at_once):
+        some_h, some_labels = h[rows], Labels(labels.indptr[rows.start : rows.stop + 1], labels.indices)
+        largest, total, positive = (backend.zeros(len(some_h), np.float32, device) for _ in range(3))
         largest[...] = LOWEST
-        tiles = []
-        for part in _slices(n_classes, plan.classes):
-            start = n * part.start if plan.kept else 0
-            logits = buffer[start : start + n * (part.stop - part.start)].reshape(n, -1)
-            matmul(some_h, w[part].T, logits)
+        parts = _slices(n_classes, classes_at_once)
+        for part in parts:
+            logits = compute(some_h, part)
             wing.add_tile(logits, bias[part], part.start, some_labels, largest, total, positive)
-            tiles.append((part, logits))
         with np.errstate(divide="ignore"):
             log_z = xp.log(total) + largest
         row_losses = counts[rows] * log_z - positive
         if not bool(xp.isfinite(row_losses + log_z).all()):
             return math.nan
         loss += float(row_losses.sum(dtype=np.float64))
-        for part, logits in tiles:
-            if not plan.kept:
-                matmul(some_h, w[part].T, logits)
+        for part in parts:
+            if len(parts) > 1:
+                logits = compute(some_h, part)
             wing.gradient_of_tile(logits, bias[part], part.start, some_labels, log_z, scale, dbias[part], logits)
             matmul(logits, w[part], dh[rows], add=True)
             matmul(logits.T, some_h, dw[part], add=True)

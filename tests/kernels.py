@@ -730,7 +730,7 @@ def _operations():
         "samplers.draw_softmax", make_draw_softmax, ((1, 1, 1), (3, 5, 7), (0, 3, 2)), ((33, 20, 1300),), first_row=5
     )
     for turned in ({}, {"turn_a": True}, {"turn_b": True}):
-        small, large = ((1, 1, 1), (3, 7, 5), (0, 3, 2), (3, 2, 0)), ((65, 33, 19), (33, 300, 7))
+        small, large = ((1, 1, 1), (3, 7, 5), (0, 3, 2), (3, 2, 0)), ((65, 33, 19), (33, 300, 7), (3, 5, 200))
         yield operation(f"matmul.matmul {' '.join(turned)}".strip(), make_matmul, small, large, **turned)
 
 

@@ -28,30 +28,23 @@ def expected(h, w, targets, bias):
     return reference.cross_entropy(h, w, bias, targets, len(h))
 
 
-def cut(monkeypatch, held, tile, most_rows, fewest_rows):
-    """Set how the logits are cut."""
-    monkeypatch.setattr(full_softmax, "HELD", held)
-    monkeypatch.setattr(full_softmax, "TILE", {"cpu": tile, "cuda": tile})
-    monkeypatch.setattr(full_softmax, "MOST_ROWS", most_rows)
-    monkeypatch.setattr(full_softmax, "FEWEST_ROWS", fewest_rows)
-
-
 @pytest.mark.parametrize(
     ("cuts", "plan"),
     [
-        ((1000, 1000, 100, 1), (7, 23, True)),
-        ((70, 30, 100, 2), (3, 10, True)),  # three rows at once, three tiles, held
-        ((1000, 1000, 2, 2), (2, 23, True)),
-        ((70, 30, 4, 4), (4, 7, False)),  # computed again
-        ((1, 1, 100, 1), (7, 1, False)),
+        ((1000, 100, 1), (7, 23)),
+        ((70, 100, 2), (3, 23)),  # three rows at once
+        ((1000, 2, 2), (2, 23)),
+        ((28, 4, 4), (4, 7)),  # tiles, computed again
+        ((1, 100, 1), (7, 1)),
     ],
 )
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_equals_reference(backend, monkeypatch, cuts, plan, multi_label):
     if plan[1] == 1 and backend.device == "cuda" and placement.SIMULATOR:
         pytest.skip("a launch for each class is slow in the simulator")
-    cut(monkeypatch, *cuts)
-    assert full_softmax._plan(7, 23, cuts[1]) == plan
+    for name, value in zip(("HELD", "MOST_ROWS", "FEWEST_ROWS"), cuts, strict=True):
+        monkeypatch.setattr(full_softmax, name, value)
+    assert full_softmax._plan(7, 23) == plan
     h, w, targets, bias = problem()
     bias = bias if multi_label else np.zeros_like(bias)
     if multi_label:

@@ -8,7 +8,7 @@ from sparsemax_nb.core import backend as placement
 from .helpers import assert_close, normal
 
 
-@pytest.mark.parametrize("shape", [(5, 3, 7), (70, 2, 40), (2, 70, 1), (0, 3, 2), (3, 2, 0)])
+@pytest.mark.parametrize("shape", [(5, 3, 7), (70, 2, 40), (2, 70, 1), (3, 4, 70), (0, 3, 2), (3, 2, 0)])
 @pytest.mark.parametrize("turned", [False, True])
 def test_adds_to_its_output(backend, monkeypatch, shape, turned):
     m, n, k = shape

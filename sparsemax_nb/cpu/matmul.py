@@ -2,7 +2,8 @@
 
 BLAS's own threads are not used, for two reasons. They cut a product differently for every number of threads, so that
 bits would depend on it; and after each product they spin for milliseconds on the cores that Numba's threads need next.
-So the result is cut into tiles by its shape alone, and Numba's threads call single-threaded BLAS on each.
+So the result is cut into tiles by its shape alone, and Numba's threads call single-threaded BLAS on each. A small result
+of long sums is not cut, since every tile would read a whole matrix: its sums are.
 """
 
 import numpy as np
@@ -18,6 +19,8 @@ _blas_threads = threadpoolctl.ThreadpoolController()
 _gemm = types.ExternalFunction("numba_xxgemm", types.intc(*[types.char] * 3, *[types.intp] * 11))
 FLOAT32, AS_IS, TURNED = np.int8(ord("s")), np.int8(ord("n")), np.int8(ord("t"))
 ITEM = 4
+#: Tiles of a product.
+PARTS = 16
 
 
 @backend.njit_parallel
@@ -36,7 +39,7 @@ def _tiled(turn_a, turn_b, a, b, out, scalars):
     # the first call looks BLAS up under the interpreter's lock: it must not happen inside a parallel loop
     _gemm(FLOAT32, AS_IS, AS_IS, 1, 1, 1, alpha, nothing, 1, nothing, 1, beta, nothing, 1)
     size = max(m, n)
-    tile = max(32, (size + 15) // 16)
+    tile = max(32, (size + PARTS - 1) // PARTS)
     for part in prange((size + tile - 1) // tile):
         row, n_rows, column, n_columns = 0, m, 0, n
         if m > n:
@@ -49,6 +52,31 @@ def _tiled(turn_a, turn_b, a, b, out, scalars):
         _gemm(FLOAT32, op_b, op_a, n_columns, n_rows, k, alpha, tile_b, ldb, tile_a, lda, beta, tile_out, n)
 
 
+@backend.njit_parallel
+def _summed(turn_a, turn_b, a, b, out, scalars, parts):
+    """The same where each thread adds up some of the k terms: parts (PARTS, m, n), then their sum."""
+    m, n = out.shape
+    k = a.shape[0] if turn_a else a.shape[1]
+    alpha = scalars.ctypes.data
+    beta, nothing = alpha + ITEM, alpha + 2 * ITEM
+    at_a, at_b, at_parts = a.ctypes.data, b.ctypes.data, parts.ctypes.data
+    lda, ldb = a.shape[1], b.shape[1]
+    op_a, op_b = TURNED if turn_a else AS_IS, TURNED if turn_b else AS_IS
+    _gemm(FLOAT32, AS_IS, AS_IS, 1, 1, 1, alpha, nothing, 1, nothing, 1, beta, nothing, 1)
+    for part in prange(PARTS):
+        first, stop = k * part // PARTS, k * (part + 1) // PARTS
+        part_a = at_a + ITEM * (first * lda if turn_a else first)
+        part_b = at_b + ITEM * (first if turn_b else first * ldb)
+        target = at_parts + ITEM * part * m * n
+        _gemm(FLOAT32, op_b, op_a, n, m, stop - first, alpha, part_b, ldb, part_a, lda, nothing, target, n)
+    for row in prange(m):
+        total = out[row]
+        if scalars[1] == 0:
+            total[:] = 0
+        for part in range(PARTS):
+            total += parts[part, row]
+
+
 def matmul(a, b, out, *, add=False):
     """``out = a @ b`` for float32 matrices, or ``out += a @ b``; a, b C-contiguous or transposes of such, out C-contiguous."""
     if not (out.size and a.size):
@@ -56,6 +84,10 @@ def matmul(a, b, out, *, add=False):
             out[:] = 0
         return
     turn_a, turn_b = not a.flags.c_contiguous, not b.flags.c_contiguous
-    scalars = np.array([1, add, 0], np.float32)
+    scalars, m, n, k = np.array([1, add, 0], np.float32), *out.shape, a.shape[1]
+    operands = turn_a, turn_b, a.T if turn_a else a, b.T if turn_b else b, out, scalars
     with _blas_threads.limit(limits=1, user_api="blas"):
-        _tiled(turn_a, turn_b, a.T if turn_a else a, b.T if turn_b else b, out, scalars)
+        if k < PARTS * max(m, n):
+            _tiled(*operands)
+        else:  # the parts take no more memory than a and b
+            _summed(*operands, np.empty((PARTS, m, n), np.float32))
