@@ -44,7 +44,7 @@ from sparsemax_nb.reference import (
     unstructured,
 )
 
-from sparsemax_nb.midx import _Index
+from sparsemax_nb.midx import _Index, _records
 
 from .helpers import assert_close, integers, label_matrix, layer_arrays, normal
 
@@ -530,12 +530,12 @@ def make_index(n_words, n_classes, weighted):
         popularity = random.pareto(1, n_classes) * (random.random(n_classes) < 0.8) + (np.arange(n_classes) == 0)
     indptr = np.concatenate([[0], np.cumsum(np.bincount(cell, minlength=n_words**2))]).astype(np.int32)
     weights = np.bincount(cell, popularity, n_words**2).reshape(n_words, n_words).astype(np.float32)
-    alias, log_popularity = (np.zeros(0, np.uint32), np.zeros(0, np.int32)), np.zeros(0, np.float32)
+    records, log_popularity = np.zeros((0, 4), np.uint32), np.zeros(0, np.float32)
     if weighted:
-        alias = alias_table(popularity[members], indptr)
         with np.errstate(divide="ignore"):
             log_popularity = np.log(popularity).astype(np.float32)
-    return _Index(codes, indptr, members, *alias, weights, log_popularity)
+        records = _records(members, alias_table(popularity[members], indptr), log_popularity)
+    return _Index(codes, indptr, members, records, records.view(np.float32), weights, log_popularity)
 
 
 def make_index_sample(shape, weighted, scale=1):

@@ -15,8 +15,8 @@ from numba import prange
 from ..core import backend, formulas, rng
 from .top_k import WORST, enters, insert
 from .vector import (
-    LANES, add, aligned, any_above, any_nonzero, dot, dots, fma, item, load, mul, power_of_two, prefetch, splat, store,
-    store_transposed,
+    EXP_LIMIT, LANES, add, aligned, any_above, any_nonzero, dot, dots, exp_minus, fma, item, load, mul, polynomial, prefetch, splat,
+    store, store_transposed,
 )  # fmt: skip
 
 _f = backend.cpu_formulas(formulas)
@@ -24,18 +24,12 @@ _r = backend.cpu_formulas(rng)
 squared_hinge, adam, sgd = _f.squared_hinge, _f.adam, _f.sgd
 random_word, below, symmetric = _r.random_word, _r.below, _r.symmetric
 
-ZERO, HALF, ONE, TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
+ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
 ADAM, SQUARED_HINGE = formulas.ADAM_KIND, formulas.SQUARED_HINGE
 STREAM = rng.CONNECTIONS
 NO_STEP = np.uint64(0)
 
-#: exp(-87) is still a normal number; ln 2 in two parts, the first with so few digits that n times it is exact.
-EXP_LIMIT, LOG2_E = np.float32(87), np.float32(1.442695041)
-LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
-#: (exp(r) - 1 - r) / r^2 for |r| < 0.35 (Cephes, expf), and atanh(s) / s by powers of s^2 for s < 1/3 (its series).
-EXP_TERMS = tuple(
-    map(np.float32, (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5))
-)
+#: atanh(s) / s by powers of s^2 for s < 1/3 (its series).
 ATANH_TERMS = tuple(np.float32(1 / n) for n in (15, 13, 11, 9, 7, 5, 3, 1))
 
 #: Labels that one thread scores before it moves to the next block of rows: with 32 connections, 128 KiB of weights.
@@ -277,25 +271,15 @@ def _update(optimizer, parameter, gradient, m, v, rates):
 
 
 @backend.njit_inline
-def _polynomial(x, c0, c1, c2, c3, c4, c5):
-    """``c0 x^5 + ... + c5``."""
-    return ((((c0 * x + c1) * x + c2) * x + c3) * x + c4) * x + c5
-
-
-@backend.njit_inline
 def _binary_cross_entropy(score, sign):
     """The formula of ``core.formulas`` without calls of exp and log1p, so that a loop over it becomes vector code."""
     z = sign * score
     a = z if z >= ZERO else -z
-    t = a if a <= EXP_LIMIT else EXP_LIMIT
-    n = np.int32(t * LOG2_E + HALF)  # exp(-t) = 2^-n exp(r)
-    r = np.float32(n) * LN2_HIGH - t + np.float32(n) * LN2_LOW
-    c = EXP_TERMS
-    e = power_of_two(-n) * (_polynomial(r, c[0], c[1], c[2], c[3], c[4], c[5]) * r * r + r + ONE)
+    e = exp_minus(a)
     e = e if a <= EXP_LIMIT else (ZERO if a > EXP_LIMIT else a)  # NaN comes through
     s = e / (TWO + e)  # log(1 + e) = 2 atanh(s)
     c, square = ATANH_TERMS, s * s
-    high = _polynomial(square, c[0], c[1], c[2], c[3], c[4], c[5])
+    high = polynomial(square, c[0], c[1], c[2], c[3], c[4], c[5])
     log = TWO * s * ((high * square + c[6]) * square + c[7])
     wrong = (e if z >= ZERO else ONE) / (ONE + e)
     return log + (ZERO if z >= ZERO else -z), -sign * wrong

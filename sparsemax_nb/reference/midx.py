@@ -47,7 +47,8 @@ def sample(r0, r1, index, seed, step, n_samples):
     cell = k0 * p.shape[2] + k1
     first, n = index.indptr[cell], index.indptr[cell + 1] - index.indptr[cell]
     column = first + rng.below(words[2], n.astype(np.uint64)).astype(np.int64)
-    if index.threshold.size:
-        column = np.where(words[3] < index.threshold[column], column, index.other[column])
+    if len(index.records):
+        threshold, _, other, _ = np.moveaxis(index.records[column], -1, 0)
+        column = np.where(words[3] < threshold, column, other)
     ids = index.members[column].astype(np.int32)
     return ids, log_prob(r0, r1, index, ids), np.minimum(near0, near1)
