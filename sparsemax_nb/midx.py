@@ -44,17 +44,14 @@ def _records(members, alias, log_popularity):
     return records
 
 
-def _centroids(vectors, codes, codewords, distance):
+def _move(codewords, vectors, distance, sums, counts):
     """Each codeword becomes the mean of its vectors, in place; one without vectors takes the worst served vector."""
     device = backend.device_of(vectors)
-    xp, n = backend.module_of(device), vectors.shape[0]
-    arrays = (xp.arange(n + 1), np.int32), (codes, np.int32), (xp.ones(n), np.float32)
-    groups = sparse.by_column(sparse.SparseRows(*(backend.asarray(a, device, dtype) for a, dtype in arrays)))
-    means = backend.empty((groups.ids.shape[0], vectors.shape[1]), np.float32, device)
-    backend.wing(device, "embedding").backward(groups, vectors, means)
-    means /= (groups.indptr[1:] - groups.indptr[:-1]).astype(np.float32)[:, None]
-    codewords[groups.ids] = means
-    empty = np.setdiff1d(np.arange(codewords.shape[0]), backend.to_numpy(groups.ids))
+    xp = backend.module_of(device)
+    is_empty = counts == 0
+    means = sums / xp.maximum(counts, 1).astype(np.float32)[:, None]
+    codewords[...] = xp.where(is_empty[:, None], codewords, means)
+    empty = np.flatnonzero(backend.to_numpy(is_empty))
     if empty.size:
         worst = np.argsort(-backend.to_numpy(distance), kind="stable")[: empty.size]
         codewords[backend.asarray(empty, device)] = vectors[backend.asarray(worst, device)]
@@ -65,12 +62,13 @@ def _k_means(vectors, codewords, n_iterations):
     device = backend.device_of(vectors)
     codes = backend.empty(vectors.shape[0], np.int32, device)
     distance = backend.empty(vectors.shape[0], np.float32, device)
+    sums, counts = backend.empty(codewords.shape, np.float32, device), backend.empty(len(codewords), np.int32, device)
     wing = backend.wing(device, "midx")
-    wing.assign(vectors, codewords, codes, distance)
+    wing.assign(vectors, codewords, codes, distance, sums, counts)
     for _ in range(n_iterations):
         before = codes.copy()
-        _centroids(vectors, codes, codewords, distance)
-        wing.assign(vectors, codewords, codes, distance)
+        _move(codewords, vectors, distance, sums, counts)
+        wing.assign(vectors, codewords, codes, distance, sums, counts)
         if not bool((codes != before).any()):
             break
     return codes
@@ -292,7 +290,8 @@ def _quantise(parts, codebooks, kind, n_iterations, is_first):
     codes = backend.empty((first.shape[0], 2), np.int32, backend.device_of(first))
     codes[:, 0] = _k_means(first, codebooks[0], n_iterations)
     if kind == "rq":
-        second = first - codebooks[0][codes[:, 0]]
+        second = codebooks[0][codes[:, 0]]
+        backend.module_of(backend.device_of(first)).subtract(first, second, out=second)
         if is_first:
             rows = backend.module_of(backend.device_of(first)).arange(len(codebooks[1]))
             codebooks[1] = second[rows * (len(second) // len(rows))].copy()

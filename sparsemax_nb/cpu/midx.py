@@ -6,7 +6,7 @@ import numpy as np
 from numba import prange
 
 from ..core import backend, rng
-from .matmul import matmul
+from .matmul import AS_IS, FLOAT32, ITEM, TURNED, blas_threads, find_blas, gemm, matmul
 from .vector import exp_minus, prefetch
 
 _rng = backend.cpu_formulas(rng)
@@ -16,35 +16,85 @@ ZERO, HALF, TWO = np.float32(0), np.float32(0.5), np.float32(2)
 LOWEST = np.float32(-np.inf)
 #: The sum of all weight, relative to what the largest logits would give, below which it is summed with more care.
 VANISHING = np.float32(1e-20)
-#: Vectors whose products with all codewords are held at once.
-CHUNK = 8192
+#: Vectors are assigned in so many parts at most (each adds up its own sums: bits do not depend on the threads), and
+#: within a part in blocks of about so many products, which stay in a core's L2 cache.
+PARTS, PRODUCTS = 64, 1 << 15
+#: Most numbers that the parts' sums may take: 64 MiB.
+SUMS = 1 << 24
 
 
-def assign(vectors, codewords, codes, distance):
-    """The nearest codeword of each vector (Euclidean; the first of equal ones), and the squared distance."""
+def assign(vectors, codewords, codes, distance, sums, counts):
+    """The nearest codeword of each vector (Euclidean; the first of equal ones), and the squared distance.
+
+    ``sums[k]`` (K, d) and ``counts[k]`` (K,) add up the vectors of codeword k, all in one pass over the vectors.
+    """
+    (n, width), n_words = vectors.shape, len(codewords)
+    rows = max(16, PRODUCTS // n_words)
+    n_parts = max(1, min(PARTS, SUMS // codewords.size if codewords.size else PARTS, -(-n // rows)))
     half = np.einsum("kd,kd->k", codewords, codewords) * HALF
-    products = np.empty((min(CHUNK, len(vectors)), len(codewords)), np.float32)
-    for first in range(0, len(vectors), CHUNK):
-        part = slice(first, first + CHUNK)
-        some = products[: len(vectors[part])]
-        matmul(vectors[part], codewords.T, some)
-        _nearest(vectors[part], some, half, codes[part], distance[part])
+    products = np.empty((n_parts, rows, n_words), np.float32)
+    part_sums, part_counts = np.zeros((n_parts, n_words, width), np.float32), np.zeros((n_parts, n_words), np.int32)
+    with blas_threads.limit(limits=1, user_api="blas"):
+        scalars = np.array([1, 0, 0], np.float32)
+        _assign(vectors, codewords, half, products, scalars, codes, distance, part_sums, part_counts)
+    sums[:], counts[:] = part_sums.sum(axis=0), part_counts.sum(axis=0)
 
 
 @backend.njit_parallel
-def _nearest(vectors, products, half, codes, distance):
-    """|v - c|^2 = |v|^2 - 2 (v . c - |c|^2 / 2): the nearest has the largest bracket."""
-    for i in prange(products.shape[0]):
-        best, found = LOWEST, 0
-        for k in range(products.shape[1]):
-            value = products[i, k] - half[k]
-            if value > best:
-                best, found = value, k
-        norm = ZERO
-        for d in range(vectors.shape[1]):
-            norm += vectors[i, d] * vectors[i, d]
-        codes[i] = found
-        distance[i] = max(ZERO, norm - TWO * best)
+def _assign(vectors, codewords, half, products, scalars, codes, distance, part_sums, part_counts):
+    """Addresses are taken of arguments only: Numba frees an array of its own behind the last use of its name."""
+    n, width = vectors.shape
+    n_parts, rows, n_words = products.shape
+    alpha, at_vectors, at_words, at_products = (
+        scalars.ctypes.data, vectors.ctypes.data, codewords.ctypes.data, products.ctypes.data,
+    )  # fmt: skip
+    find_blas(scalars)
+    n_blocks = (n + rows - 1) // rows
+    for part in prange(n_parts):
+        for block in range(np.int64(part) * n_blocks // n_parts, (np.int64(part) + 1) * n_blocks // n_parts):
+            first = block * rows
+            size = min(rows, n - first)
+            gemm(
+                FLOAT32, TURNED, AS_IS, n_words, size, width, alpha, at_words, width, at_vectors + ITEM * first * width, width,
+                alpha + ITEM, at_products + ITEM * np.int64(part) * rows * n_words, n_words,
+            )  # fmt: skip
+            for i in range(size):
+                found, best = _nearest(products[part, i], half)
+                vector = vectors[first + i]
+                codes[first + i], distance[first + i] = found, max(ZERO, _square(vector) - TWO * best)
+                _add(part_sums[part, found], vector)
+                part_counts[part, found] += 1
+
+
+@backend.njit(error_model="numpy", fastmath={"nnan", "nsz"})
+def _largest(products, half):
+    best = LOWEST
+    for k in range(products.size):
+        best = max(best, products[k] - half[k])
+    return best
+
+
+@backend.njit(error_model="numpy")
+def _nearest(products, half):
+    """|v - c|^2 = |v|^2 - 2 (v . c - |c|^2 / 2): the nearest has the largest bracket. Returns its number and the bracket."""
+    best, found = _largest(products, half), np.int32(products.size - 1)
+    for k in range(products.size):
+        found = min(found, np.int32(k) if products[k] - half[k] == best else np.int32(products.size))
+    return found, best
+
+
+@backend.njit(error_model="numpy", fastmath={"reassoc", "contract"})
+def _square(vector):
+    total = ZERO
+    for d in range(vector.size):
+        total += vector[d] * vector[d]
+    return total
+
+
+@backend.njit(error_model="numpy")
+def _add(sums, vector):
+    for d in range(vector.size):
+        sums[d] += vector[d]
 
 
 @backend.njit(error_model="numpy")

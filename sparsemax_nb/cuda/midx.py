@@ -5,9 +5,9 @@ import math
 import numpy as np
 from numba import float32
 
-from ..core import backend, rng
+from ..core import backend, rng, sparse
 from ..core.backend import cuda
-from . import launch
+from . import embedding, launch
 from .matmul import matmul
 
 _rng = backend.cuda_formulas(rng)
@@ -42,8 +42,11 @@ def nearest_kernel(vectors, products, half, codes, distance):
         distance[i] = max(ZERO, norm - TWO * best)
 
 
-def assign(vectors, codewords, codes, distance, *, block=launch.BLOCK):
-    """The nearest codeword of each vector (Euclidean; the first of equal ones), and the squared distance."""
+def assign(vectors, codewords, codes, distance, sums, counts, *, block=launch.BLOCK):
+    """The nearest codeword of each vector (Euclidean; the first of equal ones), and the squared distance.
+
+    ``sums[k]`` (K, d) and ``counts[k]`` (K,) add up the vectors of codeword k: sorted by code, in their order.
+    """
     half = (codewords * codewords).sum(axis=1) * HALF
     for first in range(0, vectors.shape[0], CHUNK):
         part = slice(first, first + CHUNK)
@@ -51,6 +54,13 @@ def assign(vectors, codewords, codes, distance, *, block=launch.BLOCK):
         products = backend.empty((some.shape[0], codewords.shape[0]), np.float32, "cuda")
         matmul(some, codewords.T, products)
         nearest_kernel[launch.flat(some.shape[0], block)](some, products, half, codes[part], distance[part])
+    xp, n = backend.module_of(backend.device_of(codes)), vectors.shape[0]
+    arrays = (xp.arange(n + 1), np.int32), (codes, np.int32), (xp.ones(n), np.float32)
+    groups = sparse.by_column(sparse.SparseRows(*(backend.asarray(a, "cuda", dtype) for a, dtype in arrays)))
+    found = backend.empty((groups.ids.shape[0], vectors.shape[1]), np.float32, "cuda")
+    embedding.backward(groups, vectors, found, block=block)
+    sums[:], counts[:] = 0, 0
+    sums[groups.ids], counts[groups.ids] = found, groups.indptr[1:] - groups.indptr[:-1]
 
 
 @backend.cuda_device

@@ -7,10 +7,15 @@ from .samplers import draw_words, invert
 
 
 def assign(vectors, codewords):
-    """The nearest codeword of each vector (Euclidean; the first of equal ones), (n,), and the squared distance, (n,)."""
+    """The nearest codeword of each vector (Euclidean; the first of equal ones), (n,), and the squared distance, (n,).
+
+    Also the sum of the vectors of each codeword, (K, d), and their number, (K,).
+    """
     difference = vectors[:, None].astype(np.float64) - codewords
     distance = (difference**2).sum(-1)
-    return distance.argmin(1).astype(np.int32), distance.min(1)
+    codes = distance.argmin(1).astype(np.int32)
+    is_of = codes == np.arange(len(codewords))[:, None]
+    return codes, distance.min(1), is_of @ vectors.astype(np.float64), is_of.sum(1)
 
 
 def cell_probabilities(r0, r1, index):
