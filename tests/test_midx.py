@@ -163,6 +163,16 @@ def test_no_codeword_is_wasted():
         assert len(np.unique(index.codes[:, 0])) == 2
 
 
+def test_a_codeword_left_behind_takes_the_worst_served_vector():
+    def two(low, high):
+        return np.repeat(np.array([[low, low], [high, high]], np.float32), 50, axis=0)
+
+    index = InvertedMultiIndex.build(two(0, 10), 2, seed=1)
+    assert sorted(index.codebooks[0][:, 0]) == [0, 10]
+    index.update(two(30, 60))  # nearer to 10 than to 0, and nearer to their mean
+    assert sorted(index.codebooks[0][:, 0]) == [30, 60]
+
+
 def test_zero_embeddings_are_all_alike(backend):
     index = InvertedMultiIndex.build(backend.array(np.zeros((7, 4), np.float32)), 3)
     ids = backend.array(np.arange(7, dtype=np.int32))
