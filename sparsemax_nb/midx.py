@@ -25,23 +25,33 @@ class _Index(NamedTuple):
     codes: np.ndarray  # (L, 2) int32
     indptr: np.ndarray  # (K K + 1,) int32: cell c holds members[indptr[c]:indptr[c + 1]]
     members: np.ndarray  # (L,) int32, ascending inside a cell
-    threshold: np.ndarray  # (L,) uint32 beside members: the alias tables (`rng.Alias`) of draws inside a cell
-    other: np.ndarray  # (L,) int32; both of size 0 where all classes of a cell are alike
+    records: np.ndarray  # (L, 4) uint32 beside members, or (0, 4) where all classes are alike: see `_records`
+    values: np.ndarray  # the same memory as float32
     weights: np.ndarray  # (K, K) float32: the cell's number of classes, or their total popularity
     log_popularity: np.ndarray  # (L,) float32, by class; of size 0 where all are alike
 
 
-def _centroids(vectors, codes, codewords, distance):
+def _records(members, alias, log_popularity):
+    """All that a draw inside a cell needs of a column j, in 16 bytes of one cache line, (L, 4) uint32.
+
+    The alias table (`rng.Alias`): ``threshold[j]``, ``members[j]``, ``other[j]``; and ``log_popularity[members[j]]``, the
+    bits of a float32.
+    """
+    records = np.empty((len(members), 4), np.uint32)
+    for column, values in enumerate((alias.threshold, members, alias.other)):
+        records[:, column] = values
+    records.view(np.float32)[:, 3] = log_popularity[members]
+    return records
+
+
+def _move(codewords, vectors, distance, sums, counts):
     """Each codeword becomes the mean of its vectors, in place; one without vectors takes the worst served vector."""
     device = backend.device_of(vectors)
-    xp, n = backend.module_of(device), vectors.shape[0]
-    arrays = (xp.arange(n + 1), np.int32), (codes, np.int32), (xp.ones(n), np.float32)
-    groups = sparse.by_column(sparse.SparseRows(*(backend.asarray(a, device, dtype) for a, dtype in arrays)))
-    means = backend.empty((groups.ids.shape[0], vectors.shape[1]), np.float32, device)
-    backend.wing(device, "embedding").backward(groups, vectors, means)
-    means /= (groups.indptr[1:] - groups.indptr[:-1]).astype(np.float32)[:, None]
-    codewords[groups.ids] = means
-    empty = np.setdiff1d(np.arange(codewords.shape[0]), backend.to_numpy(groups.ids))
+    xp = backend.module_of(device)
+    is_empty = counts == 0
+    means = sums / xp.maximum(counts, 1).astype(np.float32)[:, None]
+    codewords[...] = xp.where(is_empty[:, None], codewords, means)
+    empty = np.flatnonzero(backend.to_numpy(is_empty))
     if empty.size:
         worst = np.argsort(-backend.to_numpy(distance), kind="stable")[: empty.size]
         codewords[backend.asarray(empty, device)] = vectors[backend.asarray(worst, device)]
@@ -52,12 +62,13 @@ def _k_means(vectors, codewords, n_iterations):
     device = backend.device_of(vectors)
     codes = backend.empty(vectors.shape[0], np.int32, device)
     distance = backend.empty(vectors.shape[0], np.float32, device)
+    sums, counts = backend.empty(codewords.shape, np.float32, device), backend.empty(len(codewords), np.int32, device)
     wing = backend.wing(device, "midx")
-    wing.assign(vectors, codewords, codes, distance)
+    wing.assign(vectors, codewords, codes, distance, sums, counts)
     for _ in range(n_iterations):
         before = codes.copy()
-        _centroids(vectors, codes, codewords, distance)
-        wing.assign(vectors, codewords, codes, distance)
+        _move(codewords, vectors, distance, sums, counts)
+        wing.assign(vectors, codewords, codes, distance, sums, counts)
         if not bool((codes != before).any()):
             break
     return codes
@@ -86,7 +97,8 @@ class InvertedMultiIndex:
     codes = property(lambda self: self._index.codes, doc="(L, 2) int32: the two codewords of each class")
     n_classes = property(lambda self: self._index.codes.shape[0], doc="L")
     nbytes = property(
-        lambda self: sum(array.nbytes for array in (*self.codebooks, *self._index)), doc="bytes of all arrays"
+        lambda self: sum(a.nbytes for a in (*self.codebooks, *self._index)) - self._index.values.nbytes,
+        doc="bytes of all arrays",
     )
 
     def __repr__(self):
@@ -197,11 +209,14 @@ class InvertedMultiIndex:
         indptr = np.concatenate([[0], np.cumsum(counts)])
         popularity = np.zeros(0) if self._popularity is None else self._popularity
         weights = np.bincount(cell, self._popularity, n_cells).reshape(self.n_codewords, -1)
-        alias = alias_table(popularity[members], indptr) if popularity.size else (popularity, popularity)
         with np.errstate(divide="ignore"):
-            log_popularity = np.log(popularity)
-        arrays = _Index(codes, indptr, members, *alias, weights, log_popularity)
-        dtypes = _Index(np.int32, np.int32, np.int32, np.uint32, np.int32, np.float32, np.float32)
+            log_popularity = np.log(popularity).astype(np.float32)
+        records = np.zeros((0, 4), np.uint32)
+        if popularity.size:
+            records = _records(members, alias_table(popularity[members], indptr), log_popularity)
+        records = backend.asarray(records, device)
+        arrays = _Index(codes, indptr, members, records, records.view(np.float32), weights, log_popularity)
+        dtypes = _Index(np.int32, np.int32, np.int32, np.uint32, np.float32, np.float32, np.float32)
         self._index = _Index(*map(backend.asarray, arrays, [device] * len(arrays), dtypes))
 
     def _queries(self, queries):
@@ -276,7 +291,8 @@ def _quantise(parts, codebooks, kind, n_iterations, is_first):
     codes = backend.empty((first.shape[0], 2), np.int32, backend.device_of(first))
     codes[:, 0] = _k_means(first, codebooks[0], n_iterations)
     if kind == "rq":
-        second = first - codebooks[0][codes[:, 0]]
+        second = codebooks[0][codes[:, 0]]
+        backend.module_of(backend.device_of(first)).subtract(first, second, out=second)
         if is_first:
             rows = backend.module_of(backend.device_of(first)).arange(len(codebooks[1]))
             codebooks[1] = second[rows * (len(second) // len(rows))].copy()

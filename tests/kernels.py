@@ -45,7 +45,7 @@ from sparsemax_nb.reference import (
     unstructured,
 )
 
-from sparsemax_nb.midx import _Index
+from sparsemax_nb.midx import _Index, _records
 
 from .helpers import assert_close, integers, label_matrix, layer_arrays, normal
 
@@ -514,13 +514,16 @@ def make_assign(shape):
     vectors[1::5] = vectors[:1]  # some equal
     codewords[1:2] = codewords[:1]  # a tie: the first wins
     codes, distance = unwritten(n, dtype=np.int32), unwritten(n)
-    want_codes, want_distance = midx.assign(vectors, codewords)
+    sums, counts = unwritten(n_codewords, width), unwritten(n_codewords, dtype=np.int32)
+    want_codes, want_distance, want_sums, want_counts = midx.assign(vectors, codewords)
 
     def check():
         np.testing.assert_array_equal(codes, want_codes)
+        np.testing.assert_array_equal(counts, want_counts)
         assert_close(distance, want_distance, 4 * width, 20 * width)
+        assert_close(sums, want_sums, n)
 
-    return Task((vectors, codewords, codes, distance), check)
+    return Task((vectors, codewords, codes, distance, sums, counts), check)
 
 
 def make_index(n_words, n_classes, weighted):
@@ -533,12 +536,12 @@ def make_index(n_words, n_classes, weighted):
         popularity = random.pareto(1, n_classes) * (random.random(n_classes) < 0.8) + (np.arange(n_classes) == 0)
     indptr = np.concatenate([[0], np.cumsum(np.bincount(cell, minlength=n_words**2))]).astype(np.int32)
     weights = np.bincount(cell, popularity, n_words**2).reshape(n_words, n_words).astype(np.float32)
-    alias, log_popularity = (np.zeros(0, np.uint32), np.zeros(0, np.int32)), np.zeros(0, np.float32)
+    records, log_popularity = np.zeros((0, 4), np.uint32), np.zeros(0, np.float32)
     if weighted:
-        alias = alias_table(popularity[members], indptr)
         with np.errstate(divide="ignore"):
             log_popularity = np.log(popularity).astype(np.float32)
-    return _Index(codes, indptr, members, *alias, weights, log_popularity)
+        records = _records(members, alias_table(popularity[members], indptr), log_popularity)
+    return _Index(codes, indptr, members, records, records.view(np.float32), weights, log_popularity)
 
 
 def make_index_sample(shape, weighted, scale=1):
@@ -713,7 +716,7 @@ def _operations():
     yield operation("full_softmax.add_tile", make_add_tile, *tiles, first=4)
     yield operation("full_softmax.gradient_of_tile", make_gradient_of_tile, *tiles, first=4)
     yield operation("full_softmax.gradient_of_tile in place", make_gradient_of_tile, *tiles, first=0, in_place=True)
-    yield operation("midx.assign", make_assign, ((1, 1, 1), (9, 3, 5), (0, 2, 3)), ((300, 17, 9),))
+    yield operation("midx.assign", make_assign, ((1, 1, 1), (9, 3, 5), (0, 2, 3)), ((300, 17, 9), (3000, 130, 33)))
     sizes = ((1, 1, 1, 1), (3, 5, 4, 9), (0, 3, 2, 5)), ((33, 65, 16, 1000), (70, 9, 130, 400))  # (B, M, K, L)
     for weighted in (False, True):
         name = "popularity" if weighted else "uniform"

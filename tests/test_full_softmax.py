@@ -109,7 +109,7 @@ def test_ignore_index(backend):
 
 def test_the_logits_are_never_stored():
     h, w, targets, bias = problem(n_rows=1000, n_classes=80_000, width=4)
-    softmax_cross_entropy(h[:2], w[:9], targets[:2] % 9, bias[:9])  # compile
+    softmax_cross_entropy(h, w, targets, bias)  # compile
     tracemalloc.start()
     softmax_cross_entropy(h, w, targets, bias)
     peak = tracemalloc.get_traced_memory()[1]

@@ -88,6 +88,28 @@ def test_same_on_every_processor(backend, kind, residual):
     assert backend.numpy(one_line).shape == (4, 3)
 
 
+@pytest.mark.parametrize("residual", ["uniform", "popularity"])
+def test_a_draw_needs_one_record(backend, residual):
+    """The record of a column says what the members, their popularity and the tables of the cell say."""
+    built = build(backend.array, residual=residual, n_iterations=1)
+    index = type(built._index)(*map(backend.numpy, built._index))
+    n = N_CLASSES if residual == "popularity" else 0
+    assert index.records.shape == index.values.shape == (n, 4)
+    np.testing.assert_array_equal(index.records.view(np.float32), index.values)
+    arrays = index.codes, index.indptr, index.members, index.records, index.weights, index.log_popularity
+    assert built.nbytes == sum(a.nbytes for a in (*arrays, *map(backend.numpy, built.codebooks))), "no array twice"
+    if n:
+        np.testing.assert_array_equal(index.records[:, 1], index.members)
+        np.testing.assert_array_equal(index.values[:, 3], index.log_popularity[index.members])
+        p, other, threshold = np.zeros(n), index.records[:, 2].astype(int), index.records[:, 0] / 2.0**32
+        kept = np.where(other == np.arange(n), 1, threshold)
+        sizes = np.diff(index.indptr)
+        share = np.repeat(index.weights.reshape(-1) / np.maximum(sizes, 1), sizes)  # of each column of a cell
+        np.add.at(p, index.members, kept * share)
+        np.add.at(p, index.members[other], (1 - kept) * share)
+        np.testing.assert_allclose(p, POPULARITY / POPULARITY.sum(), rtol=1e-5, atol=1e-9)
+
+
 def test_exact_is_the_softmax(backend, monkeypatch):
     monkeypatch.setattr(samplers, "SCORES", 2 * N_CLASSES)  # two rows at a time
     index, queries = build(backend.array, residual="exact", n_iterations=1), normal(5, 5, WIDTH)
@@ -139,6 +161,16 @@ def test_no_codeword_is_wasted():
     for seed in range(10):
         index = InvertedMultiIndex.build(classes, 2, seed=seed)
         assert len(np.unique(index.codes[:, 0])) == 2
+
+
+def test_a_codeword_left_behind_takes_the_worst_served_vector():
+    def two(low, high):
+        return np.repeat(np.array([[low, low], [high, high]], np.float32), 50, axis=0)
+
+    index = InvertedMultiIndex.build(two(0, 10), 2, seed=1)
+    assert sorted(index.codebooks[0][:, 0]) == [0, 10]
+    index.update(two(30, 60))  # nearer to 10 than to 0, and nearer to their mean
+    assert sorted(index.codebooks[0][:, 0]) == [30, 60]
 
 
 def test_zero_embeddings_are_all_alike(backend):

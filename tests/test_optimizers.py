@@ -200,10 +200,14 @@ def test_bad_rows(backend, table, ids, gradient, error, message):
     np.testing.assert_array_equal(backend.numpy(array), normal(0, *table))
 
 
-@pytest.mark.parametrize("ids", [[0, 5], [-1, 2], [3, 3]], ids=["too large", "negative", "repeated"])
+@pytest.mark.parametrize(
+    "ids",
+    [[0, 5], [-1, 2], [3, 3], [5, 0], [2, -1], [3, 0, 3]],
+    ids=["too large", "negative", "repeated", "too large first", "negative last", "repeated apart"],
+)
 def test_row_ids_that_are_no_rows(backend, ids):
     """They would write outside the table (here: into the rows behind it), or let two threads update one row."""
     adam, whole = make_adam(), backend.array(normal(0, 8, 7))
     with pytest.raises(ValueError, match="^row_ids must "):
-        adam.step_rows(whole[:5], backend.array(ids, np.int32), backend.array(normal(1, 2, 7)))
+        adam.step_rows(whole[:5], backend.array(ids, np.int32), backend.array(normal(1, len(ids), 7)))
     np.testing.assert_array_equal(backend.numpy(whole), normal(0, 8, 7))

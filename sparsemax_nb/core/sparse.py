@@ -51,19 +51,26 @@ def as_rows(matrix, device):
 def row_of_each_entry(indptr, n):
     """(n,) int64: the row that each entry of a CSR structure lies in."""
     xp = backend.module_of(backend.device_of(indptr))
-    return xp.searchsorted(indptr, xp.arange(n), side="right") - 1
+    return xp.cumsum(xp.bincount(indptr[1:], minlength=n)[:n])
 
 
 def by_column(rows):
-    """Turn `SparseRows` into `SparseColumns`; entries of a feature stay in the order of their rows."""
+    """Turn `SparseRows` into `SparseColumns`; entries of a feature stay in the order of their rows.
+
+    Id and position are sorted as one integer of 64 bits: NumPy sorts several times as fast as it finds an order.
+    """
     device = backend.device_of(rows.ids)
-    xp = backend.module_of(device)
-    n_rows, n = rows.indptr.shape[0] - 1, rows.ids.shape[0]
-    row = row_of_each_entry(rows.indptr, n)
-    order = xp.argsort(rows.ids.astype(np.int64) * max(n_rows, 1) + row)
-    ids, starts = xp.unique(rows.ids[order], return_index=True)
-    indptr = xp.append(starts, xp.asarray([n]))
-    arrays = (ids, np.int32), (indptr, np.int32), (row[order], np.int32), (rows.weights[order], np.float32)
+    xp, n = backend.module_of(device), rows.ids.shape[0]
+    bits, keys = n.bit_length(), rows.ids.astype(np.int64)
+    keys <<= bits
+    keys |= xp.arange(n)
+    keys.sort()
+    order = keys & ((1 << bits) - 1)
+    keys >>= bits  # now the ids
+    starts = xp.flatnonzero(xp.concatenate([xp.ones(min(n, 1), bool), keys[1:] != keys[:-1]]))
+    indptr = xp.concatenate([starts, xp.full(1, n)])
+    row = row_of_each_entry(rows.indptr, n)[order]
+    arrays = (keys[starts], np.int32), (indptr, np.int32), (row, np.int32), (rows.weights[order], np.float32)
     return SparseColumns(*(backend.asarray(a, device, dtype) for a, dtype in arrays))
 
 

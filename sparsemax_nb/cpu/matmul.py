@@ -13,31 +13,40 @@ from numba import prange, types
 
 from ..core import backend
 
-_blas_threads = threadpoolctl.ThreadpoolController()
+blas_threads = threadpoolctl.ThreadpoolController()
 
 # Numba's door to BLAS: gemm(kind, transa, transb, m, n, k, &alpha, a, lda, b, ldb, &beta, c, ldc), column-major.
-_gemm = types.ExternalFunction("numba_xxgemm", types.intc(*[types.char] * 3, *[types.intp] * 11))
+gemm = types.ExternalFunction("numba_xxgemm", types.intc(*[types.char] * 3, *[types.intp] * 11))
 FLOAT32, AS_IS, TURNED = np.int8(ord("s")), np.int8(ord("n")), np.int8(ord("t"))
 ITEM = 4
 #: Tiles of a product.
 PARTS = 16
 
 
+@backend.njit
+def find_blas(scalars):
+    """A product of nothing: the first call looks BLAS up under the interpreter's lock, and must not lie in a parallel loop."""
+    alpha = scalars.ctypes.data
+    beta, nothing = alpha + ITEM, alpha + 2 * ITEM
+    gemm(FLOAT32, AS_IS, AS_IS, 1, 1, 1, alpha, nothing, 1, nothing, 1, beta, nothing, 1)
+
+
 @backend.njit_parallel
 def _tiled(turn_a, turn_b, a, b, out, scalars):
-    """out = op(a) op(b) + beta out, all C-contiguous; scalars = [1, beta, 0]. Row-major products are column-major ones of the transposes: b comes first.
+    """out = op(a) op(b) + beta out, all C-contiguous; scalars = [1, beta, 0].
+
+    Row-major products are column-major ones of the transposes: b comes first.
 
     Only arguments' addresses are taken: Numba frees an array of its own behind the last use of its name.
     """
     m, n = out.shape
     k = a.shape[0] if turn_a else a.shape[1]
     alpha = scalars.ctypes.data
-    beta, nothing = alpha + ITEM, alpha + 2 * ITEM
+    beta = alpha + ITEM
     at_a, at_b, at_out = a.ctypes.data, b.ctypes.data, out.ctypes.data
     lda, ldb = a.shape[1], b.shape[1]
     op_a, op_b = TURNED if turn_a else AS_IS, TURNED if turn_b else AS_IS
-    # the first call looks BLAS up under the interpreter's lock: it must not happen inside a parallel loop
-    _gemm(FLOAT32, AS_IS, AS_IS, 1, 1, 1, alpha, nothing, 1, nothing, 1, beta, nothing, 1)
+    find_blas(scalars)
     size = max(m, n)
     tile = max(32, (size + PARTS - 1) // PARTS)
     for part in prange((size + tile - 1) // tile):
@@ -49,7 +58,7 @@ def _tiled(turn_a, turn_b, a, b, out, scalars):
         tile_a = at_a + ITEM * (row if turn_a else row * lda)
         tile_b = at_b + ITEM * (column * ldb if turn_b else column)
         tile_out = at_out + ITEM * (row * n + column)
-        _gemm(FLOAT32, op_b, op_a, n_columns, n_rows, k, alpha, tile_b, ldb, tile_a, lda, beta, tile_out, n)
+        gemm(FLOAT32, op_b, op_a, n_columns, n_rows, k, alpha, tile_b, ldb, tile_a, lda, beta, tile_out, n)
 
 
 @backend.njit_parallel
@@ -58,17 +67,17 @@ def _summed(turn_a, turn_b, a, b, out, scalars, parts):
     m, n = out.shape
     k = a.shape[0] if turn_a else a.shape[1]
     alpha = scalars.ctypes.data
-    beta, nothing = alpha + ITEM, alpha + 2 * ITEM
+    nothing = alpha + 2 * ITEM
     at_a, at_b, at_parts = a.ctypes.data, b.ctypes.data, parts.ctypes.data
     lda, ldb = a.shape[1], b.shape[1]
     op_a, op_b = TURNED if turn_a else AS_IS, TURNED if turn_b else AS_IS
-    _gemm(FLOAT32, AS_IS, AS_IS, 1, 1, 1, alpha, nothing, 1, nothing, 1, beta, nothing, 1)
+    find_blas(scalars)
     for part in prange(PARTS):
         first, stop = k * part // PARTS, k * (part + 1) // PARTS
         part_a = at_a + ITEM * (first * lda if turn_a else first)
         part_b = at_b + ITEM * (first if turn_b else first * ldb)
         target = at_parts + ITEM * part * m * n
-        _gemm(FLOAT32, op_b, op_a, n, m, stop - first, alpha, part_b, ldb, part_a, lda, nothing, target, n)
+        gemm(FLOAT32, op_b, op_a, n, m, stop - first, alpha, part_b, ldb, part_a, lda, nothing, target, n)
     for row in prange(m):
         total = out[row]
         if scalars[1] == 0:
@@ -86,7 +95,7 @@ def matmul(a, b, out, *, add=False):
     turn_a, turn_b = not a.flags.c_contiguous, not b.flags.c_contiguous
     scalars, m, n, k = np.array([1, add, 0], np.float32), *out.shape, a.shape[1]
     operands = turn_a, turn_b, a.T if turn_a else a, b.T if turn_b else b, out, scalars
-    with _blas_threads.limit(limits=1, user_api="blas"):
+    with blas_threads.limit(limits=1, user_api="blas"):
         if k < PARTS * max(m, n):
             _tiled(*operands)
         else:  # the parts take no more memory than a and b

@@ -6,7 +6,9 @@ import numpy as np
 from numba import prange
 
 from ..core import backend, rng
-from .matmul import matmul
+from .exp import exp
+from .matmul import AS_IS, FLOAT32, ITEM, TURNED, blas_threads, find_blas, gemm, matmul
+from .vector import prefetch
 
 _rng = backend.cpu_formulas(rng)
 random_words, unit, below = _rng.random_words, _rng.unit, _rng.below
@@ -15,53 +17,119 @@ ZERO, HALF, TWO = np.float32(0), np.float32(0.5), np.float32(2)
 LOWEST = np.float32(-np.inf)
 #: The sum of all weight, relative to what the largest logits would give, below which it is summed with more care.
 VANISHING = np.float32(1e-20)
-#: Vectors whose products with all codewords are held at once.
-CHUNK = 8192
+#: Vectors are assigned in so many parts at most (each adds up its own sums: bits do not depend on the threads), and
+#: within a part in blocks of about so many products, which stay in a core's L2 cache.
+PARTS, PRODUCTS = 64, 1 << 15
+#: Most numbers that the parts' sums may take: 64 MiB.
+SUMS = 1 << 24
 
 
-def assign(vectors, codewords, codes, distance):
-    """The nearest codeword of each vector (Euclidean; the first of equal ones), and the squared distance."""
+def assign(vectors, codewords, codes, distance, sums, counts):
+    """The nearest codeword of each vector (Euclidean; the first of equal ones), and the squared distance.
+
+    ``sums[k]`` (K, d) and ``counts[k]`` (K,) add up the vectors of codeword k, all in one pass over the vectors.
+    """
+    (n, width), n_words = vectors.shape, len(codewords)
+    rows = max(16, PRODUCTS // n_words)
+    n_parts = max(1, min(PARTS, SUMS // codewords.size if codewords.size else PARTS, -(-n // rows)))
     half = np.einsum("kd,kd->k", codewords, codewords) * HALF
-    products = np.empty((min(CHUNK, len(vectors)), len(codewords)), np.float32)
-    for first in range(0, len(vectors), CHUNK):
-        part = slice(first, first + CHUNK)
-        some = products[: len(vectors[part])]
-        matmul(vectors[part], codewords.T, some)
-        _nearest(vectors[part], some, half, codes[part], distance[part])
+    products = np.empty((n_parts, rows, n_words), np.float32)
+    part_sums, part_counts = np.zeros((n_parts, n_words, width), np.float32), np.zeros((n_parts, n_words), np.int32)
+    with blas_threads.limit(limits=1, user_api="blas"):
+        scalars = np.array([1, 0, 0], np.float32)
+        _assign(vectors, codewords, half, products, scalars, codes, distance, part_sums, part_counts)
+    sums[:], counts[:] = part_sums.sum(axis=0), part_counts.sum(axis=0)
 
 
 @backend.njit_parallel
-def _nearest(vectors, products, half, codes, distance):
-    """|v - c|^2 = |v|^2 - 2 (v . c - |c|^2 / 2): the nearest has the largest bracket."""
-    for i in prange(products.shape[0]):
-        best, found = LOWEST, 0
-        for k in range(products.shape[1]):
-            value = products[i, k] - half[k]
-            if value > best:
-                best, found = value, k
-        norm = ZERO
-        for d in range(vectors.shape[1]):
-            norm += vectors[i, d] * vectors[i, d]
-        codes[i] = found
-        distance[i] = max(ZERO, norm - TWO * best)
+def _assign(vectors, codewords, half, products, scalars, codes, distance, part_sums, part_counts):
+    """Addresses are taken of arguments only: Numba frees an array of its own behind the last use of its name."""
+    n, width = vectors.shape
+    n_parts, rows, n_words = products.shape
+    alpha, at_vectors, at_words, at_products = (
+        scalars.ctypes.data, vectors.ctypes.data, codewords.ctypes.data, products.ctypes.data,
+    )  # fmt: skip
+    find_blas(scalars)
+    n_blocks = (n + rows - 1) // rows
+    for part in prange(n_parts):
+        for block in range(np.int64(part) * n_blocks // n_parts, (np.int64(part) + 1) * n_blocks // n_parts):
+            first = block * rows
+            size = min(rows, n - first)
+            gemm(
+                FLOAT32, TURNED, AS_IS, n_words, size, width, alpha, at_words, width, at_vectors + ITEM * first * width, width,
+                alpha + ITEM, at_products + ITEM * np.int64(part) * rows * n_words, n_words,
+            )  # fmt: skip
+            for i in range(size):
+                found, best = _nearest(products[part, i], half)
+                vector = vectors[first + i]
+                codes[first + i], distance[first + i] = found, max(ZERO, _square(vector) - TWO * best)
+                _add(part_sums[part, found], vector)
+                part_counts[part, found] += 1
+
+
+@backend.njit(error_model="numpy", fastmath={"nnan", "nsz"})
+def _largest(products, half):
+    best = LOWEST
+    for k in range(products.size):
+        best = max(best, products[k] - half[k])
+    return best
+
+
+@backend.njit(error_model="numpy")
+def _nearest(products, half):
+    """|v - c|^2 = |v|^2 - 2 (v . c - |c|^2 / 2): the nearest has the largest bracket. Returns its number and the bracket."""
+    best, found = _largest(products, half), np.int32(products.size - 1)
+    for k in range(products.size):
+        found = min(found, np.int32(k) if products[k] - half[k] == best else np.int32(products.size))
+    return found, best
+
+
+@backend.njit(error_model="numpy", fastmath={"reassoc", "contract"})
+def _square(vector):
+    total = ZERO
+    for d in range(vector.size):
+        total += vector[d] * vector[d]
+    return total
+
+
+@backend.njit(error_model="numpy")
+def _add(sums, vector):
+    for d in range(vector.size):
+        sums[d] += vector[d]
+
+
+@backend.njit(error_model="numpy")
+def _exponentials(r, largest, e):
+    for k in range(r.size):
+        e[k] = exp(r[k] - largest)
+
+
+@backend.njit_parallel
+def _exponentials_of_rows(r0, r1, e0, e1):
+    for b in prange(r0.shape[0]):
+        _exponentials(r0[b], r0[b].max(), e0[b])
+        _exponentials(r1[b], r1[b].max(), e1[b])
+
+
+def _weigh(r0, r1, weights):
+    """``e0, e1 = exp(r0 - max r0), exp(r1 - max r1)`` and ``sums = e1 weights.T``: all the work of K^2 a query."""
+    e0, e1, sums = (np.empty_like(r0) for _ in range(3))
+    _exponentials_of_rows(r0, r1, e0, e1)
+    matmul(e1, weights.T, sums)
+    return e0, e1, sums
 
 
 @backend.njit
-def _weigh(r0, r1, weights, e1, sums, cumulative, top):
-    """For one query: ``sums[k] = sum_j W[k, j] exp(r1[j] - top[k])``, cumulative sums of all weight; returns log Z.
+def _add_up(r0, r1, weights, e0, sums, cumulative, top):
+    """For one query: cumulative sums of all weight, ``exp(r0[k] + top[k]) sums[k]`` up to a factor; returns log Z.
 
-    top is the largest r1 for all k, so that the exponentials ``e1`` are shared; where all weight lies so far below it
-    that the sums vanish, it is the largest r1 of k's own cells that are not empty.
+    ``sums[k] = sum_j W[k, j] exp(r1[j] - top[k])``, where top is the largest r1 for all k; where all weight lies so far
+    below it that the sums vanish, it is the largest r1 of k's own cells that are not empty, and `sums` are made again.
     """
     largest0, largest1, total = r0.max(), r1.max(), ZERO
-    for j in range(r1.size):
-        e1[j] = math.exp(r1[j] - largest1)
     for k in range(r0.size):
-        part = ZERO
-        for j in range(r1.size):
-            part += weights[k, j] * e1[j]
-        sums[k], top[k] = part, largest1
-        total += math.exp(r0[k] - largest0) * part
+        top[k] = largest1
+        total += e0[k] * sums[k]
         cumulative[k] = total
     if total > VANISHING:
         return math.log(total) + largest0 + largest1
@@ -82,15 +150,19 @@ def _weigh(r0, r1, weights, e1, sums, cumulative, top):
     return math.log(total) + largest
 
 
-@backend.njit_parallel
 def log_prob(r0, r1, index, ids, log_q):
     """``log Q(i | q) = r0[k0(i)] + r1[k1(i)] + log pop(i) - log Z(q)`` of ids (B, M) or (1, M), for all rows."""
+    e0, _, sums = _weigh(r0, r1, index.weights)
+    _log_prob(r0, r1, e0, sums, index, ids, log_q)
+
+
+@backend.njit_parallel
+def _log_prob(r0, r1, e0, sums, index, ids, log_q):
     n_words = r0.shape[1]
     shared, is_weighted = ids.shape[0] != r0.shape[0], index.log_popularity.size > 0
     for b in prange(r0.shape[0]):
-        buffer = np.empty((4, n_words), np.float32)
-        e1, sums, cumulative, top = buffer[0], buffer[1], buffer[2], buffer[3]
-        log_z = _weigh(r0[b], r1[b], index.weights, e1, sums, cumulative, top)
+        buffer = np.empty((2, n_words), np.float32)
+        log_z = _add_up(r0[b], r1[b], index.weights, e0[b], sums[b], buffer[0], buffer[1])
         line = 0 if shared else np.int64(b)
         for m in range(ids.shape[1]):
             i = ids[line, m]
@@ -99,53 +171,120 @@ def log_prob(r0, r1, index, ids, log_q):
                 log_q[b, m] += index.log_popularity[i]
 
 
-@backend.njit_parallel
-def sample(r0, r1, index, seed, step, ids, log_q):
-    """Draws (B, M): k0, then k1 given k0, then the class inside the cell; and the log-probabilities.
+@backend.njit(error_model="numpy")
+def _draw_words(seed, step, first, words):
+    """The four random words of draws first, first + 1, ...; a loop of its own is compiled to vector code."""
+    for m in range(words.shape[1]):
+        words[0, m], words[1, m], words[2, m], words[3, m] = random_words(seed, SAMPLING, step, np.uint64(first + m))
 
-    The tables of L entries are looked up in loops of their own: they miss the cache, and only reads that do not wait for
-    one another overlap.
+
+@backend.njit(error_model="numpy")
+def _count(sums, wanted):
+    """How many cumulative sums do not exceed `wanted`: the place of the first that does. Compiled to vector code."""
+    n = np.int32(0)
+    for k in range(sums.size):
+        n += np.int32(sums[k] <= wanted)
+    return n
+
+
+@backend.njit(error_model="numpy")
+def _cumulate(weights, e1, r1, top, is_shared, line):
+    """Cumulative sums of ``weights exp(r1 - top)`` in `line`, whose size is a multiple of 4: four chains, then joined.
+
+    One chain would wait for each addition in turn.
+    """
+    if is_shared:  # top is the largest r1
+        for k in range(weights.size):
+            line[k] = weights[k] * e1[k]
+    else:
+        for k in range(weights.size):
+            line[k] = weights[k] * math.exp(r1[k] - top) if weights[k] > ZERO else ZERO
+    line[weights.size :] = ZERO
+    n, a, b, c, d = line.size // 4, ZERO, ZERO, ZERO, ZERO
+    for k in range(n):
+        a += line[k]
+        b += line[n + k]
+        c += line[2 * n + k]
+        d += line[3 * n + k]
+        line[k], line[n + k], line[2 * n + k], line[3 * n + k] = a, b, c, d
+    for k in range(n):
+        line[n + k] += a
+    b = line[2 * n - 1]
+    for k in range(n):
+        line[2 * n + k] += b
+    c = line[3 * n - 1]
+    for k in range(n):
+        line[3 * n + k] += c
+
+
+@backend.njit
+def _by_first_word(k0, n_words, order):
+    """The draws ordered by their first codeword (a counting sort), so that each line of weights is summed up once."""
+    place = np.zeros(n_words + 1, np.int32)
+    for m in range(k0.size):
+        place[k0[m] + 1] += 1
+    for k in range(n_words):
+        place[k + 1] += place[k]
+    for m in range(k0.size):
+        order[place[k0[m]]] = m
+        place[k0[m]] += 1
+
+
+def sample(r0, r1, index, seed, step, ids, log_q):
+    """Draws (B, M): k0, then k1 given k0, then the class inside the cell; and the log-probabilities."""
+    _sample(r0, r1, *_weigh(r0, r1, index.weights), index, seed, step, ids, log_q)
+
+
+@backend.njit_parallel
+def _sample(r0, r1, e0, e1, sums, index, seed, step, ids, log_q):
+    """The arrays of L entries miss the cache: each entry is asked for as soon as its place is known, and read later.
+
+    So what a draw costs hardly depends on L. With popularity, all that a draw needs lies in one record of 16 bytes.
     """
     n_words, n_samples = r0.shape[1], ids.shape[1]
-    is_weighted = index.log_popularity.size > 0
+    weights, members, records, values = index.weights, index.members, index.records, index.values
+    flat = values.reshape(-1)
+    is_weighted = records.shape[0] > 0
     for b in prange(r0.shape[0]):
-        buffer = np.empty((4, n_words), np.float32)
-        e1, sums, cumulative, top = buffer[0], buffer[1], buffer[2], buffer[3]
-        column, keep = np.empty(n_samples, np.int64), np.empty(n_samples, np.uint64)
-        log_z = _weigh(r0[b], r1[b], index.weights, e1, sums, cumulative, top)
-        largest1 = r1[b].max()
+        words, column = np.empty((4, n_samples), np.uint32), np.empty(n_samples, np.int64)
+        cumulative, top = np.empty(n_words, np.float32), np.empty(n_words, np.float32)
+        k0_of, order = np.empty(n_samples, np.int32), np.empty(n_samples, np.int32)
+        line = np.empty((n_words + 3) // 4 * 4, np.float32)
+        log_z = _add_up(r0[b], r1[b], weights, e0[b], sums[b], cumulative, top)
+        largest1, total, last = r1[b].max(), cumulative[n_words - 1], -1
+        _draw_words(seed, step, np.int64(b) * n_samples, words)
         for m in range(n_samples):
-            w0, w1, w2, w3 = random_words(seed, SAMPLING, step, np.uint64(b * n_samples + m))
-            wanted = unit(w0) * cumulative[n_words - 1]
-            low, high = 0, n_words - 1
-            while low < high:  # the first cumulative sum above `wanted`
-                middle = (low + high) // 2
-                if cumulative[middle] > wanted:
-                    high = middle
-                else:
-                    low = middle + 1
-            k0 = low
-            while not sums[k0] > ZERO:  # rounding only: the last codeword with weight
+            k0 = min(_count(cumulative, unit(np.uint64(words[0, m])) * total), n_words - 1)
+            while not sums[b, k0] > ZERO:  # rounding only: the last codeword with weight
                 k0 -= 1
-            wanted, part, k1 = unit(w1) * sums[k0], ZERO, 0
-            for k in range(n_words):
-                weight = index.weights[k0, k]
-                if weight > ZERO:
-                    k1 = k
-                    part += weight * (e1[k] if top[k0] == largest1 else math.exp(r1[b, k] - top[k0]))
-                    if part > wanted:
-                        break
+            k0_of[m] = k0
+        _by_first_word(k0_of, n_words, order)
+        for j in range(n_samples):
+            m = order[j]
+            k0 = k0_of[m]
+            if k0 != last:
+                _cumulate(weights[k0], e1[b], r1[b], top[k0], top[k0] == largest1, line)
+                last = k0
+            k1 = min(_count(line, unit(np.uint64(words[1, m])) * line[line.size - 1]), n_words - 1)
+            while not weights[k0, k1] > ZERO:  # rounding only
+                k1 -= 1
             cell = k0 * n_words + k1
             first = np.int64(index.indptr[cell])
-            column[m] = first + np.int64(below(w2, np.uint64(index.indptr[cell + 1] - first)))
-            keep[m] = w3
+            n = np.uint64(index.indptr[cell + 1] - first)
+            column[m] = first + np.int64(below(np.uint64(words[2, m]), n))
             log_q[b, m] = r0[b, k0] + r1[b, k1] - log_z
+            if is_weighted:
+                prefetch(flat, 4 * column[m])
+            else:
+                prefetch(members, column[m])
         if is_weighted:
             for m in range(n_samples):
-                if not keep[m] < np.uint64(index.threshold[column[m]]):
-                    column[m] = index.other[column[m]]
-        for m in range(n_samples):
-            ids[b, m] = index.members[column[m]]
-        if is_weighted:
+                if not words[3, m] < records[column[m], 0]:
+                    column[m] = records[column[m], 2]
+                    prefetch(flat, 4 * column[m])
             for m in range(n_samples):
-                log_q[b, m] += index.log_popularity[ids[b, m]]
+                ids[b, m] = records[column[m], 1]
+                log_q[b, m] += values[column[m], 3]
+        else:
+            for m in range(n_samples):
+                ids[b, m] = members[column[m]]

@@ -5,13 +5,13 @@ import math
 import numpy as np
 from numba import float32
 
-from ..core import backend, rng
+from ..core import backend, rng, sparse
 from ..core.backend import cuda
-from . import launch
+from . import embedding, launch
 from .matmul import matmul
 
 _rng = backend.cuda_formulas(rng)
-random_words, unit, below, alias_draw = _rng.random_words, _rng.unit, _rng.below, _rng.alias_draw
+random_words, unit, below = _rng.random_words, _rng.unit, _rng.below
 SAMPLING = rng.SAMPLING
 ZERO, HALF, TWO = np.float32(0), np.float32(0.5), np.float32(2)
 LOWEST = np.float32(-np.inf)
@@ -42,8 +42,11 @@ def nearest_kernel(vectors, products, half, codes, distance):
         distance[i] = max(ZERO, norm - TWO * best)
 
 
-def assign(vectors, codewords, codes, distance, *, block=launch.BLOCK):
-    """The nearest codeword of each vector (Euclidean; the first of equal ones), and the squared distance."""
+def assign(vectors, codewords, codes, distance, sums, counts, *, block=launch.BLOCK):
+    """The nearest codeword of each vector (Euclidean; the first of equal ones), and the squared distance.
+
+    ``sums[k]`` (K, d) and ``counts[k]`` (K,) add up the vectors of codeword k: sorted by code, in their order.
+    """
     half = (codewords * codewords).sum(axis=1) * HALF
     for first in range(0, vectors.shape[0], CHUNK):
         part = slice(first, first + CHUNK)
@@ -51,6 +54,13 @@ def assign(vectors, codewords, codes, distance, *, block=launch.BLOCK):
         products = backend.empty((some.shape[0], codewords.shape[0]), np.float32, "cuda")
         matmul(some, codewords.T, products)
         nearest_kernel[launch.flat(some.shape[0], block)](some, products, half, codes[part], distance[part])
+    xp, n = backend.module_of(backend.device_of(codes)), vectors.shape[0]
+    arrays = (xp.arange(n + 1), np.int32), (codes, np.int32), (xp.ones(n), np.float32)
+    groups = sparse.by_column(sparse.SparseRows(*(backend.asarray(a, "cuda", dtype) for a, dtype in arrays)))
+    found = backend.empty((groups.ids.shape[0], vectors.shape[1]), np.float32, "cuda")
+    embedding.backward(groups, vectors, found, block=block)
+    sums[:], counts[:] = 0, 0
+    sums[groups.ids], counts[groups.ids] = found, groups.indptr[1:] - groups.indptr[:-1]
 
 
 @backend.cuda_device
@@ -65,7 +75,7 @@ def _add_up(shared, n_words):
 
 @backend.cuda_device
 def _weigh(r0, r1, weights, shared):
-    """For the query of this block: e1, sums, cumulative and top (see the CPU's `_weigh`), four lines of K numbers in
+    """For the query of this block: e1, sums, cumulative and top (see the CPU's `_add_up`), four lines of K numbers in
     shared memory; returns log Z. Thread k sums line k of the weights; the first thread adds the K sums up.
     """
     b, thread, n_threads, n_words = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x, r0.shape[1]
@@ -131,7 +141,8 @@ def log_prob(r0, r1, index, ids, log_q, *, block=launch.BLOCK):
 @backend.cuda_jit
 def sample_kernel(r0, r1, index, seed, step, ids, log_q):
     """A block owns one row of ids, log_q (B, M), a thread the draws t, t + blockDim.x, ...: binary search over the K
-    cumulative sums for k0, a walk over line k0 of the weights (K, K) for k1, two looks into the alias tables for the class.
+    cumulative sums for k0, a walk over line k0 of the weights (K, K) for k1, then one member, or one or two records of 16
+    bytes (one 32-byte sector each).
 
     Shared memory: 16 K bytes. Grid: rows on x. No atomics.
     """
@@ -164,13 +175,15 @@ def sample_kernel(r0, r1, index, seed, step, ids, log_q):
                     break
         cell = k0 * n_words + k1
         first = np.int64(index.indptr[cell])
-        n, value = index.indptr[cell + 1] - first, r0[b, k0] + r1[b, k1] - log_z
-        if index.log_popularity.size > 0:
-            i = index.members[alias_draw(w2, w3, first, n, index)]
-            value += index.log_popularity[i]
+        column = first + np.int64(below(w2, np.uint64(index.indptr[cell + 1] - first)))
+        value = r0[b, k0] + r1[b, k1] - log_z
+        if index.records.shape[0] > 0:
+            if not w3 < np.uint64(index.records[column, 0]):
+                column = np.int64(index.records[column, 2])
+            ids[b, m] = np.int32(index.records[column, 1])
+            value += index.values[column, 3]
         else:
-            i = index.members[first + np.int64(below(w2, np.uint64(n)))]
-        ids[b, m] = i
+            ids[b, m] = index.members[column]
         log_q[b, m] = value
 
 

@@ -7,10 +7,15 @@ from .samplers import draw_words, invert
 
 
 def assign(vectors, codewords):
-    """The nearest codeword of each vector (Euclidean; the first of equal ones), (n,), and the squared distance, (n,)."""
+    """The nearest codeword of each vector (Euclidean; the first of equal ones), (n,), and the squared distance, (n,).
+
+    Also the sum of the vectors of each codeword, (K, d), and their number, (K,).
+    """
     difference = vectors[:, None].astype(np.float64) - codewords
     distance = (difference**2).sum(-1)
-    return distance.argmin(1).astype(np.int32), distance.min(1)
+    codes = distance.argmin(1).astype(np.int32)
+    is_of = codes == np.arange(len(codewords))[:, None]
+    return codes, distance.min(1), is_of @ vectors.astype(np.float64), is_of.sum(1)
 
 
 def cell_probabilities(r0, r1, index):
@@ -47,7 +52,8 @@ def sample(r0, r1, index, seed, step, n_samples):
     cell = k0 * p.shape[2] + k1
     first, n = index.indptr[cell], index.indptr[cell + 1] - index.indptr[cell]
     column = first + rng.below(words[2], n.astype(np.uint64)).astype(np.int64)
-    if index.threshold.size:
-        column = np.where(words[3] < index.threshold[column], column, index.other[column])
+    if len(index.records):
+        threshold, _, other, _ = np.moveaxis(index.records[column], -1, 0)
+        column = np.where(words[3] < threshold, column, other)
     ids = index.members[column].astype(np.int32)
     return ids, log_prob(r0, r1, index, ids), np.minimum(near0, near1)

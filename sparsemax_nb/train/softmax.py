@@ -8,7 +8,7 @@ from ..core import backend, check, sparse
 from ..full_softmax import softmax_cross_entropy
 from ..midx import InvertedMultiIndex, sampled_softmax
 from ..samplers import LSHSampler, LogUniformSampler, RFFSampler, SphereSampler, UniformSampler, UnigramSampler
-from .layers import DenseOutput, product, top_k_of_scores
+from .layers import product, top_k_of_scores
 
 #: By name on the command line. Those of the first line are made once; the others follow the weights, which move.
 FIXED_SAMPLERS = "uniform", "log-uniform", "unigram"

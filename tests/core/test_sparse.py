@@ -73,3 +73,13 @@ def test_rows_and_columns(backend, shape):
     np.testing.assert_array_equal(indptr, np.unique(turned.indptr))
     np.testing.assert_array_equal(row, turned.indices)
     np.testing.assert_array_equal(weights, turned.data)
+
+
+def test_entries_of_a_feature_stay_in_their_order(backend):
+    """Also where a row holds a feature twice, and where ids are as large as can be."""
+    largest = 2**31 - 1
+    ids = backend.array([5, largest, 5, 0, largest, 5, largest], np.int32)
+    weights = backend.array(np.arange(7), np.float32)
+    rows = sparse.SparseRows(backend.array([0, 0, 3, 3, 7], np.int32), ids, weights)
+    columns = [backend.numpy(a).tolist() for a in sparse.by_column(rows)]
+    assert columns == [[0, 5, largest], [0, 1, 4, 7], [3, 1, 1, 3, 1, 3, 3], [3, 0, 2, 5, 1, 4, 6]]
