@@ -46,10 +46,11 @@ class Classifier:
     loss : 'squared-hinge', 'bce' or 'softmax'
         The softmax loss, ``-log softmax(scores)`` summed over a row's labels, is for a dense output or a bottleneck.
     sampler : 'none', 'uniform', 'log-uniform', 'unigram', 'lsh', 'sphere', 'rff', 'midx-pq' or 'midx-rq'
-        'none' takes the softmax over all labels. The others draw negatives for each row, which its labels meet instead:
-        equally often; by Zipf's law, or in proportion to the labels' frequency; by what the network's scores look like
-        (lsh, sphere, rff: yardsticks, on the CPU alone); from an inverted multi-index over the output weights (MIDX).
-        A step then touches only the rows of the output that occur. Predictions are always over all labels.
+        'none' takes the softmax over all labels. The others draw negatives for each row, and compare each of its labels with
+        these alone: 'uniform'; 'log-uniform', by Zipf's law over the labels ranked by frequency; 'unigram', in proportion
+        to frequency; 'midx-rq' and 'midx-pq', from an inverted multi-index over the output weights, nearly in proportion
+        to ``exp(score)``; 'lsh', 'sphere' and 'rff', yardsticks for the CPU alone. A step then touches only those rows of
+        the output that occur. Predictions are always over all labels.
     n_samples : int
         Negatives of a row.
     n_codewords : int
