@@ -1,6 +1,7 @@
 """How accurate is each output layer on real data? ``python -m bench.accuracy ROW --data DIR`` trains one row of the table.
 
-A row is one command that can be killed and given again: it goes on from its checkpoint, and writes
+There are two tables: output layers under the squared hinge, and samplers of negatives for the softmax loss. A row is one
+command that can be killed and given again: it goes on from its checkpoint, and writes
 bench/results/accuracy/ROW.json when it is done. ``python -m bench.accuracy --table`` makes the table and the pictures from
 the rows that there are; ``--list`` names the rows.
 """
@@ -33,6 +34,19 @@ ROWS = {
     "fixed-fan-in-32-intermediate-bce": SPARSE | {"loss": "bce"},
     "fixed-fan-in-32-intermediate-no-rewiring": SPARSE | {"rewire-fraction": 0},
 }
+#: Samplers under the softmax loss: same network, same optimiser, same number of epochs.
+SOFTMAX = {
+    "batch-size": 128, "embedding": 512, "dropout": 0.3, "epochs": 10, "seed": 0, "learning-rate": 1e-3, "embedding-rate": 10,
+    "output": "dense", "loss": "softmax",
+}  # fmt: skip
+SAMPLERS = {
+    "softmax-full": {"sampler": "none"},
+    **{f"softmax-{sampler}-100": {"sampler": sampler, "n-samples": 100} for sampler in ("uniform", "unigram")},
+    **{f"softmax-{sampler}-100": {"sampler": sampler, "n-samples": 100} for sampler in ("midx-pq", "midx-rq")},
+}
+#: Benchmark: (options of all rows, {row: its own options}).
+TABLES = {"accuracy": (COMMON, ROWS), "accuracy: softmax": (SOFTMAX, SAMPLERS)}
+OPTIONS = {name: common | own for common, rows in TABLES.values() for name, own in rows.items()}
 REWIRED, NOT_REWIRED = "fixed-fan-in-32-intermediate", "fixed-fan-in-32-intermediate-no-rewiring"
 FOLDER = harness.RESULTS / "accuracy"
 PICTURE = machine.HERE / "rewiring.png"
@@ -43,7 +57,7 @@ def train_row(name, folder, work, threads):
     numba.set_num_threads(threads)
     work.mkdir(parents=True, exist_ok=True)
     model, figures = work / f"{name}.safetensors", work / f"{name}.json"
-    options = [f"--{key}={value}" for key, value in (COMMON | ROWS[name]).items()]
+    options = [f"--{key}={value}" for key, value in OPTIONS[name].items()]
     files = ["--save", str(model), "--resume", "--json", str(figures), "--plot", str(work / f"{name}.png")]
     if not (model.exists() and figures.exists()):  # else only what follows is left to do
         code = cli.main(["train", "classifier", "--data", str(folder), *options, *files])
@@ -66,9 +80,9 @@ def train_row(name, folder, work, threads):
     return 0
 
 
-def finished():
-    """{name: result} of the rows that there are, in the order of the table."""
-    paths = {name: FOLDER / f"{name}.json" for name in ROWS}
+def finished(names):
+    """{name: result} of the rows that there are, in the order of the names."""
+    paths = {name: FOLDER / f"{name}.json" for name in names}
     return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
 
 
@@ -87,8 +101,9 @@ def _cells(name, r):
     ]  # fmt: skip
 
 
-def summary(rows):
-    """One row of results, with the table, from the rows that have been trained."""
+def summary(benchmark, rows):
+    """One row of results, with the table of a benchmark, from the rows that have been trained."""
+    common, all_rows = TABLES[benchmark]
     header = [
         "layer", "P@1", "P@3", "P@5", "PSP@5", "output MiB", "network MiB", "training MiB", "s an epoch", "epochs (best)",
         "threads", "commit",
@@ -107,20 +122,27 @@ def summary(rows):
             ["dense with intermediate (projected)", *["-"] * 4, f"{output / 2**20:,.0f}", "-", f"{plan.nbytes / 2**20:,.0f}",
              f"{projected:,.0f}", "-", str(dense["environment"]["threads"]), "-"]
         )  # fmt: skip
-    missing = [f"`python -m bench.accuracy {name} --data DIR`" for name in ROWS if name not in rows]
+    missing = [f"`python -m bench.accuracy {name} --data DIR`" for name in all_rows if name not in rows]
     some = next(iter(rows.values()))
     notes = [
         "P@k on the test part, in per cent, of the weights that were best on the dev part; PSP@5 weighs rare labels up.",
         "MiB: parameters of the output layer, of the whole network, and all that training was predicted to take.",
         "Seconds an epoch as the run took them, on a machine that did other work beside: compare them with care.",
-        f"Options of every row: {' '.join(f'--{key} {value}' for key, value in COMMON.items())}, others by default.",
+        f"Options of every row: {' '.join(f'--{key} {value}' for key, value in common.items())}, others by default.",
     ]
     for name in rows:
-        own = [f"--{key} {value:g}" for key, value in ROWS[name].items() if key in COMMON or key == "intermediate-rate"]
+        own = [
+            f"--{key} {value:g}" for key, value in all_rows[name].items() if key in common or key == "intermediate-rate"
+        ]
         notes += [f"{name}: {' '.join(own)}."] if own else []
+        if updates := rows[name].get("index_updates"):
+            seconds = sum(update["seconds"] for update in updates)
+            notes.append(
+                f"{name}: {len(updates)} updates of the index in {seconds:.0f} s, counted in the seconds an epoch."
+            )
     notes += [f"Not trained: {', '.join(missing)}."] if missing else []
     return {
-        "benchmark": "accuracy", "parameters": {"data": some["data"], "points": some["points"], "device": some["device"]},
+        "benchmark": benchmark, "parameters": {"data": some["data"], "points": some["points"], "device": some["device"]},
         "table": {"header": header, "rows": table}, "notes": notes, "environment": machine.environment(some["device"]),
     }  # fmt: skip
 
@@ -164,7 +186,7 @@ def picture(rows, path):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m bench.accuracy", description=__doc__.partition("\n")[0])
-    parser.add_argument("row", nargs="?", choices=tuple(ROWS), help="the row to train")
+    parser.add_argument("row", nargs="?", choices=tuple(OPTIONS), help="the row to train")
     parser.add_argument(
         "--data", metavar="DIR", help="folder with train, dev and test part (see sparsemax-nb train --help)"
     )
@@ -178,19 +200,21 @@ def main(argv=None):
     )
     args = parser.parse_args(argv)
     if args.list:
-        print(*ROWS, sep="\n")
+        print(*OPTIONS, sep="\n")
         return 0
     if args.table:
-        rows = finished()
-        if not rows:
-            parser.error("no row has been trained yet")
-        row = summary(rows)
-        harness.write_rows(harness.RESULTS / "accuracy-cpu.json", [row])
-        if {REWIRED, NOT_REWIRED} <= rows.keys():
-            picture(rows, PICTURE)
         from .report import table
 
-        print(table(row))
+        found = {benchmark: finished(rows) for benchmark, (_, rows) in TABLES.items()}
+        if not any(found.values()):
+            parser.error("no row has been trained yet")
+        for benchmark, rows in found.items():
+            if rows:
+                row = summary(benchmark, rows)
+                harness.write_rows(harness.RESULTS / "accuracy-cpu.json", [row])
+                print(table(row) + "\n")
+        if {REWIRED, NOT_REWIRED} <= found["accuracy"].keys():
+            picture(found["accuracy"], PICTURE)
         return 0
     if not (args.row and args.data):
         parser.error("name a row and --data DIR, or --list or --table")

@@ -59,11 +59,11 @@ def test_accuracy_rows_table_and_picture(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(harness, "RESULTS", tmp_path)
     monkeypatch.setattr(accuracy, "PICTURE", tmp_path / "rewiring.png")
     small = {"batch-size": 32, "embedding": 16, "epochs": 2, "seed": 0, "rewire-every": 3, "device": "cpu"}
-    monkeypatch.setattr(accuracy, "COMMON", small)
-    for name in ("dense-512", accuracy.REWIRED, accuracy.NOT_REWIRED):
-        monkeypatch.setitem(accuracy.ROWS, name, accuracy.ROWS[name] | {"intermediate": 64, "fan-in": 8})
+    small |= {"intermediate": 64, "fan-in": 8, "n-samples": 5, "n-codewords": 4}
+    for name in ("dense-512", accuracy.REWIRED, accuracy.NOT_REWIRED, "softmax-midx-rq-100"):
+        monkeypatch.setitem(accuracy.OPTIONS, name, accuracy.OPTIONS[name] | small)
         assert accuracy.main([name, "--data", str(tmp_path), "--work", str(tmp_path / "work"), "--threads", "1"]) == 0
-    results = accuracy.finished()
+    results = accuracy.finished(accuracy.ROWS)
     assert list(results) == ["dense-512", accuracy.REWIRED, accuracy.NOT_REWIRED]
     rewired = results[accuracy.REWIRED]
     assert 0 < rewired["connections_changed"] < 1 and str(tmp_path) not in json.dumps(rewired["command"])
@@ -72,7 +72,10 @@ def test_accuracy_rows_table_and_picture(tmp_path, monkeypatch, capsys):
     assert "| fixed-fan-in-32-intermediate |" in shown and "dense with intermediate (projected)" in shown
     assert "Not trained: `python -m bench.accuracy bottleneck-64" in shown
     assert (tmp_path / "rewiring.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads((tmp_path / "accuracy-cpu.json").read_text())[0]["benchmark"] == "accuracy"
+    assert "| softmax-midx-rq-100 |" in shown and "updates of the index in" in shown
+    assert "Not trained: `python -m bench.accuracy softmax-full" in shown
+    rows = json.loads((tmp_path / "accuracy-cpu.json").read_text())
+    assert [row["benchmark"] for row in rows] == ["accuracy", "accuracy: softmax"]
 
 
 def test_a_wrong_result_is_not_timed():
