@@ -1,4 +1,4 @@
-"""How fast, how exact and how frugal is the full softmax loss? ``python -m bench.cross_entropy`` (README.md says what is compared)."""
+"""How fast, how exact and how frugal is the full softmax loss? ``python -m bench.cross_entropy`` (README.md says how)."""
 
 import ml_dtypes
 import numpy as np

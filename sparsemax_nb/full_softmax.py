@@ -66,9 +66,9 @@ def _is_csr(targets):
 def softmax_cross_entropy(h, w, targets, bias=None, *, ignore_index=-1):
     """Exact cross-entropy ``mean_b(sum_{t in targets of b} log sum_c exp(s_bc) - s_bt)``, s = h @ w.T + bias; its gradients.
 
-    The (B, L) logits never exist: some rows at a time pass over tiles of classes, once for the sums, once for the
-    gradients. Beyond inputs and gradients it takes about 80 MiB, and the size of h where that is bfloat16. Where these hold too few rows of logits (more than about
-    170,000 classes), the second pass computes the logits again.
+    The (B, L) logits never exist: some rows at a time pass over the classes, once for the sums, once for the gradients.
+    Beyond inputs and gradients it takes less than 100 MiB, and the size of h in float32 where h is bfloat16. Where these
+    hold too few rows of logits (more than about 170,000 classes), the second pass computes the logits again.
 
     Parameters
     ----------

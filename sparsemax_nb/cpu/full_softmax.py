@@ -62,7 +62,7 @@ def add_tile(logits, bias, first, labels, largest, total, positive):
 
 @backend.njit
 def _gradient(logits, bias, log_z, weight):
-    """``logits = exp(logits + bias - log Z) weight``. With another array for the result it is no vector code where both are one."""
+    """``logits = exp(logits + bias - log Z) weight``; written to another array it would not be vector code in place."""
     for j in range(logits.size):
         logits[j] = exp(logits[j] + bias[j] - log_z) * weight
 

@@ -1,6 +1,7 @@
 """The benchmarks at smoke size, and the arithmetic and file handling of their harness."""
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -190,7 +191,9 @@ def test_report(tmp_path, monkeypatch):
 
 def test_gpu_needs_a_device_and_survives_failing_parts(tmp_path, capsys, monkeypatch):
     assert gpu.main(["--dry-run"]) == 0
-    assert "python -m bench.step --device cuda" in capsys.readouterr().out
+    commands = capsys.readouterr().out
+    assert "python -m bench.step --device cuda" in commands
+    assert re.search(r"bench.cross_entropy --device cpu .*--large-rows 1024\n", commands)
     monkeypatch.setattr(gpu.backend, "cuda_available", lambda: False)
     assert gpu.main(["--out", str(tmp_path / "out")]) == 2
     assert not (tmp_path / "out").exists() and "needs a real CUDA device" in capsys.readouterr().err
