@@ -15,7 +15,7 @@ LOWEST = np.finfo(np.float32).min
 #: Logits that are held at once: 64 MiB.
 HELD = 1 << 24
 #: Rows that are worked on together. With fewer, reading and writing dw costs more than a fourth product.
-MOST_ROWS, FEWEST_ROWS = 512, 96
+MOST_ROWS, FEWEST_ROWS = 512, 64
 #: Weights that are widened to float32 at once, where they are bfloat16: 16 MiB.
 WIDENED = 1 << 22
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -68,7 +68,7 @@ def softmax_cross_entropy(h, w, targets, bias=None, *, ignore_index=-1):
 
     The (B, L) logits never exist: some rows at a time pass over the classes, once for the sums, once for the gradients.
     Beyond inputs and gradients it takes less than 100 MiB, and the size of h in float32 where h is bfloat16. Where these
-    hold too few rows of logits (more than about 170,000 classes), the second pass computes the logits again.
+    hold too few rows of logits (more than 262,144 classes), the second pass computes the logits again.
 
     Parameters
     ----------
