@@ -30,6 +30,7 @@ gpu:
 bench: $(VENV)/demo.done
 	$(PY) -m bench.forward
 	$(PY) -m bench.step
+	$(PY) -m bench.cross_entropy
 	$(PY) -m bench.memory_670k
 
 $(VENV)/bin/python:

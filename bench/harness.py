@@ -181,10 +181,11 @@ def offer(check, prepare, *args):
     return Contestant(peer.run, lambda result: check(result, *peer.arrays), peer.note)
 
 
-def race(contestants, args):
-    """`compare` for the contestants that are available; sync and rounds from the command line."""
+def race(contestants, args, *, repeats=None, warmup=1):
+    """`compare` for the contestants that are available; sync, and rounds where not given, from the command line."""
     present = {name: c for name, c in contestants.items() if not isinstance(c, Unavailable)}
-    return compare(present, args.repeats, sync=backend.synchronize if args.device == "cuda" else None)
+    sync = backend.synchronize if args.device == "cuda" else None
+    return compare(present, repeats or args.repeats, warmup=warmup, sync=sync)
 
 
 def arguments(benchmark, description, sizes, argv=None, repeats=15):

@@ -65,6 +65,14 @@ def _status(key):
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":"))
 
 
+def free_memory():
+    """Bytes that a process can still have without swapping; None where /proc does not say."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    return None
+
+
 # ---------------------------------------------------------------- the machine's limits
 
 

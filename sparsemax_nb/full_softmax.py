@@ -1,7 +1,9 @@
 """The yardstick: cross-entropy of the softmax over all classes, without ever storing the logits."""
 
 import math
+from typing import NamedTuple
 
+import ml_dtypes
 import numpy as np
 import scipy.sparse
 
@@ -13,15 +15,25 @@ LOWEST = np.finfo(np.float32).min
 #: Logits that are held at once: 64 MiB.
 HELD = 1 << 24
 #: Rows that are worked on together. With fewer, reading and writing dw costs more than a fourth product.
-MOST_ROWS, FEWEST_ROWS = 512, 96
+MOST_ROWS, FEWEST_ROWS = 512, 64
+#: Weights that are widened to float32 at once, where they are bfloat16: 16 MiB.
+WIDENED = 1 << 22
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
-def _plan(n_rows, n_classes):
-    """(rows that are worked on together, classes of a tile): with all classes in one, its logits are computed once."""
+class _Plan(NamedTuple):
+    """How the (B, L) logits are cut."""
+
+    rows: int  # worked on together
+    classes: int  # of a tile
+    held: bool  # all tiles of these rows: their logits are not computed again for the gradient
+
+
+def _plan(n_rows, n_classes, most_classes):
     rows = min(n_rows, MOST_ROWS, HELD // n_classes)
-    if rows < min(n_rows, FEWEST_ROWS):
-        rows = min(n_rows, MOST_ROWS)
-    return rows, min(n_classes, max(1, HELD // rows))
+    held = rows >= min(n_rows, FEWEST_ROWS)
+    rows = rows if held else min(n_rows, MOST_ROWS)
+    return _Plan(rows, max(1, min(n_classes, HELD // rows, most_classes)), held)
 
 
 def _slices(n, size):
@@ -54,18 +66,20 @@ def _is_csr(targets):
 def softmax_cross_entropy(h, w, targets, bias=None, *, ignore_index=-1):
     """Exact cross-entropy ``mean_b(sum_{t in targets of b} log sum_c exp(s_bc) - s_bt)``, s = h @ w.T + bias; its gradients.
 
-    The (B, L) logits never exist: some rows at a time pass over tiles of classes, once for the sums, once for the
-    gradients. Beyond inputs and gradients it takes 64 MiB. Where these hold too few rows of logits (more than about
-    170,000 classes), the second pass computes the logits again.
+    The (B, L) logits never exist: some rows at a time pass over the classes, once for the sums, once for the gradients.
+    Beyond inputs and gradients it takes less than 100 MiB, and the size of h in float32 where h is bfloat16. Where these
+    hold too few rows of logits (more than 262,144 classes), the second pass computes the logits again.
 
     Parameters
     ----------
-    h : (B, d) float32
-    w : (L, d) float32
+    h : (B, d) float32 or bfloat16
+        bfloat16 (``ml_dtypes.bfloat16``, in NumPy and in CuPy 14) is widened to float32, which is exact: h at once, w some
+        classes at a time. Everything is computed in float32, the gradients are float32.
+    w : (L, d) like h
     targets : (B,) int32, or SciPy CSR matrix (B, L), or Labels(indptr, indices)
         One class for each row, in [0, L), or `ignore_index`: then the row does not count. Or any number of positive
         labels for each row; every one counts. On CUDA `Labels`, not a SciPy matrix.
-    bias : (L,) float32, optional
+    bias : (L,) float32 or bfloat16, optional
     ignore_index : int
         Outside [0, L).
 
@@ -102,25 +116,43 @@ def softmax_cross_entropy(h, w, targets, bias=None, *, ignore_index=-1):
         {"h": h, "w": w} | ({} if _is_csr(targets) else {"targets": targets}) | ({} if bias is None else {"bias": bias})
     )
     device = check.same_device(**arrays)
-    w = check.array("w", w, np.float32, ("L", "d"))
+    w = _check_floats("w", w, ("L", "d"))
     n_classes, width = w.shape
     check.integer("n_classes (the length of w)", n_classes, 1)
-    h = check.array("h", h, np.float32, ("B", width))
+    h = _check_floats("h", h, ("B", width))
     n_rows = h.shape[0]
+    if h.dtype != w.dtype:
+        raise TypeError(f"h and w must have the same dtype, got {h.dtype} and {w.dtype}; use h.astype(w.dtype)")
     labels, n_counted = _labels_of(targets, ignore_index, n_rows, n_classes, device)
-    if bias is None:
-        bias = backend.zeros(n_classes, np.float32, device)
-    else:
-        bias = check.array("bias", bias, np.float32, (n_classes,))
+    bias = backend.zeros(n_classes, np.float32, device) if bias is None else _check_floats("bias", bias, (n_classes,))
+    h, bias = _widened(h), _widened(bias)
     dh, dw, dbias = (backend.zeros(a.shape, np.float32, device) for a in (h, w, bias))
     if not n_rows:
         return 0.0, dh, dw, dbias
     loss = _loss_and_gradients(h, w, bias, labels, n_counted, dh, dw, dbias, device)
     if not math.isfinite(loss):
         for name, value in (("h", h), ("w", w), ("bias", bias)):
-            check.finite(name, value)
+            check.finite(name, _widened(value))
         raise ValueError("the logits h @ w.T + bias must be finite; lower the learning rate")
     return loss, dh, dw, dbias
+
+
+def _check_floats(name, value, shape):
+    """A float32 or bfloat16 array, checked."""
+    value = backend.as_native(value)
+    if value.dtype not in (np.float32, BFLOAT16):
+        raise TypeError(f"{name} must be float32 or bfloat16, got {value.dtype}; use {name}.astype(np.float32)")
+    return check.array(name, value, value.dtype, shape)
+
+
+def _widened(array, buffer=None):
+    """`array` where it is float32; where it is bfloat16 its float32 numbers, at the start of `buffer` if that is given."""
+    if array.dtype == np.float32:
+        return array
+    device = backend.device_of(array)
+    out = backend.empty(array.size, np.float32, device) if buffer is None else buffer[: array.size]
+    backend.wing(device, "bfloat16").widen(array.view(np.uint16).reshape(-1), out)
+    return out.reshape(array.shape)
 
 
 def _loss_and_gradients(h, w, bias, labels, n_counted, dh, dw, dbias, device):
@@ -128,34 +160,34 @@ def _loss_and_gradients(h, w, bias, labels, n_counted, dh, dw, dbias, device):
     wing, xp = backend.wing(device, "full_softmax"), backend.module_of(device)
     matmul = backend.wing(device, "matmul").matmul
     n_rows, n_classes = h.shape[0], w.shape[0]
-    rows_at_once, classes_at_once = _plan(n_rows, n_classes)
-    buffer = backend.empty(rows_at_once * classes_at_once, np.float32, device)
+    at_once = WIDENED // max(h.shape[1], 1) if w.dtype == BFLOAT16 else n_classes
+    plan = _plan(n_rows, n_classes, at_once)
+    buffer = backend.empty(plan.rows * (n_classes if plan.held else plan.classes), np.float32, device)
+    wide = backend.empty(plan.classes * h.shape[1] if w.dtype == BFLOAT16 else 0, np.float32, device)
     counts, scale, loss = labels.indptr[1:] - labels.indptr[:-1], np.float32(1 / max(n_counted, 1)), 0.0
-
-    def compute(some_h, part):
-        """The products of some rows with some classes, in the buffer."""
-        logits = buffer[: len(some_h) * (part.stop - part.start)].reshape(len(some_h), -1)
-        matmul(some_h, w[part].T, logits)
-        return logits
-
-    for rows in _slices(n_rows, rows_at_once):
+    for rows in _slices(n_rows, plan.rows):
         some_h, some_labels = h[rows], Labels(labels.indptr[rows.start : rows.stop + 1], labels.indices)
-        largest, total, positive = (backend.zeros(len(some_h), np.float32, device) for _ in range(3))
+        n = len(some_h)
+        largest, total, positive = (backend.zeros(n, np.float32, device) for _ in range(3))
         largest[...] = LOWEST
-        parts = _slices(n_classes, classes_at_once)
-        for part in parts:
-            logits = compute(some_h, part)
+        tiles = []
+        for part in _slices(n_classes, plan.classes):
+            start = n * part.start if plan.held else 0
+            logits = buffer[start : start + n * (part.stop - part.start)].reshape(n, -1)
+            matmul(some_h, _widened(w[part], wide).T, logits)
             wing.add_tile(logits, bias[part], part.start, some_labels, largest, total, positive)
+            tiles.append((part, logits))
         with np.errstate(divide="ignore"):
             log_z = xp.log(total) + largest
         row_losses = counts[rows] * log_z - positive
         if not bool(xp.isfinite(row_losses + log_z).all()):
             return math.nan
         loss += float(row_losses.sum(dtype=np.float64))
-        for part in parts:
-            if len(parts) > 1:
-                logits = compute(some_h, part)
+        for part, logits in tiles:
+            some_w = _widened(w[part], wide)
+            if not plan.held:
+                matmul(some_h, some_w.T, logits)
             wing.gradient_of_tile(logits, bias[part], part.start, some_labels, log_z, scale, dbias[part], logits)
-            matmul(logits, w[part], dh[rows], add=True)
+            matmul(logits, some_w, dh[rows], add=True)
             matmul(logits.T, some_h, dw[part], add=True)
     return loss / max(n_counted, 1)

@@ -19,6 +19,7 @@ import pkgutil
 from collections.abc import Callable
 from typing import NamedTuple
 
+import ml_dtypes
 import numpy as np
 import pytest
 import scipy.sparse
@@ -31,6 +32,7 @@ from sparsemax_nb.cuda import fixed_fan_in as cuda_layer
 from sparsemax_nb.cuda import launch
 from sparsemax_nb.reference import (
     activations,
+    bfloat16,
     embedding,
     fixed_fan_in,
     full_softmax,
@@ -469,6 +471,14 @@ def make_draw(shape):
 # ---------------------------------------------------------------- full softmax
 
 
+def make_widen(n):
+    bits = np.random.default_rng(1).permutation(1 << 16)[:n].astype(np.uint16)
+    bits[:2] = 0x3F80, 0xFFC0  # 1 and NaN
+    out, wanted = unwritten(n), bits.view(ml_dtypes.bfloat16).astype(np.float32)
+    np.testing.assert_array_equal(bfloat16.widen(bits), wanted)
+    return Task((bits, out), lambda: np.testing.assert_array_equal(out, wanted))
+
+
 def make_tile(shape, first):
     """A tile and its labels: before, inside and behind, several in a row or none."""
     n_rows, n = shape
@@ -712,6 +722,7 @@ def _operations():
     yield operation("unstructured.gradient_of_values", make_unstructured, *weights)
     for name, make in (("draw_uniform", make_draw_uniform), ("draw", make_draw)):  # (B, M, L)
         yield operation(f"samplers.{name}", make, ((1, 1, 1), (3, 7, 5), (0, 3, 2)), ((33, 65, 1000),))
+    yield operation("bfloat16.widen", make_widen, (2, 33), (300, 40_000))
     tiles = ((1, 1), (3, 7), (0, 3)), ((33, 65), (5, 300))
     yield operation("full_softmax.add_tile", make_add_tile, *tiles, first=4)
     yield operation("full_softmax.gradient_of_tile", make_gradient_of_tile, *tiles, first=4)
@@ -745,6 +756,7 @@ BUDGETS = {
     "activations.dropout_kernel": Budget(48),
     "activations.relu_dropout_backward_kernel": Budget(40),
     "activations.relu_dropout_kernel": Budget(48),
+    "bfloat16.widen_kernel": Budget(16),
     "embedding.backward_kernel": Budget(48),
     "embedding.forward_kernel": Budget(48),
     "fixed_fan_in.backward_kernel": Budget(64),

@@ -2,6 +2,7 @@
 
 import tracemalloc
 
+import ml_dtypes
 import numpy as np
 import pytest
 import scipy.sparse
@@ -31,11 +32,11 @@ def expected(h, w, targets, bias):
 @pytest.mark.parametrize(
     ("cuts", "plan"),
     [
-        ((1000, 100, 1), (7, 23)),
-        ((70, 100, 2), (3, 23)),  # three rows at once
-        ((1000, 2, 2), (2, 23)),
-        ((28, 4, 4), (4, 7)),  # tiles, computed again
-        ((1, 100, 1), (7, 1)),
+        ((1000, 100, 1), (7, 23, True)),
+        ((70, 100, 2), (3, 23, True)),  # three rows at once
+        ((1000, 2, 2), (2, 23, True)),
+        ((28, 4, 4), (4, 7, False)),  # tiles, computed again
+        ((1, 100, 1), (7, 1, False)),
     ],
 )
 @pytest.mark.parametrize("multi_label", [False, True])
@@ -44,7 +45,7 @@ def test_equals_reference(backend, monkeypatch, cuts, plan, multi_label):
         pytest.skip("a launch for each class is slow in the simulator")
     for name, value in zip(("HELD", "MOST_ROWS", "FEWEST_ROWS"), cuts, strict=True):
         monkeypatch.setattr(full_softmax, name, value)
-    assert full_softmax._plan(7, 23) == plan
+    assert full_softmax._plan(7, 23, 23) == plan
     h, w, targets, bias = problem()
     bias = bias if multi_label else np.zeros_like(bias)
     if multi_label:
@@ -107,14 +108,55 @@ def test_ignore_index(backend):
     assert a[0] == b[0] and (backend.numpy(a[1]) == backend.numpy(b[1])).all()
 
 
-def test_the_logits_are_never_stored():
-    h, w, targets, bias = problem(n_rows=1000, n_classes=80_000, width=4)
+@pytest.mark.parametrize(
+    ("cuts", "plan"),
+    [
+        ((1000, 1 << 22), (7, 23, True)),
+        ((1000, 50), (7, 10, True)),  # tiles, held
+        ((60, 50), (7, 8, False)),
+        ((60, 1), (7, 1, False)),
+    ],
+)
+def test_bfloat16(backend, monkeypatch, cuts, plan):
+    """Computed from the very numbers that the inputs are; the gradients are float32."""
+    if plan[1] == 1 and backend.device == "cuda" and placement.SIMULATOR:
+        pytest.skip("a launch for each class is slow in the simulator")
+    monkeypatch.setattr(full_softmax, "HELD", cuts[0])
+    monkeypatch.setattr(full_softmax, "WIDENED", cuts[1])
+    assert full_softmax._plan(7, 23, cuts[1] // 5) == plan
+    h, w, targets, bias = problem()
+    h, w, bias = (a.astype(ml_dtypes.bfloat16) for a in (h, w, bias))
+    loss, *got = softmax_cross_entropy(*map(backend.array, (h, w, targets, bias)))
+    want_loss, *wanted = expected(*(a.astype(np.float64) for a in (h, w)), targets, bias.astype(np.float64))
+    assert loss == pytest.approx(want_loss, rel=1e-5)
+    for a, b in zip(got, wanted, strict=True):
+        assert_close(backend.numpy(a), b, 100)
+
+
+def test_bfloat16_is_no_other_result(backend):
+    h, w, targets, bias = problem()
+    narrow = [a.astype(ml_dtypes.bfloat16) for a in (h, w, bias)]
+    a = softmax_cross_entropy(*map(backend.array, (*narrow[:2], targets, narrow[2])))
+    h, w, bias = (n.astype(np.float32) for n in narrow)
+    b = softmax_cross_entropy(*map(backend.array, (h, w, targets, bias)))
+    mixed = softmax_cross_entropy(*map(backend.array, (*narrow[:2], targets, bias)))
+    assert a[0] == b[0] == mixed[0]
+    assert all((backend.numpy(x) == backend.numpy(y)).all() for x, y in zip(a[1:], b[1:], strict=True))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_neither_logits_nor_widened_weights_are_stored(monkeypatch, dtype):
+    h, w, targets, bias = problem(n_rows=24, n_classes=40_000, width=64)
+    h, w = h.astype(dtype), w.astype(dtype)
+    for name, value in (("HELD", 1 << 18), ("FEWEST_ROWS", 4), ("WIDENED", 1 << 19)):
+        monkeypatch.setattr(full_softmax, name, value)
     softmax_cross_entropy(h, w, targets, bias)  # compile
     tracemalloc.start()
-    softmax_cross_entropy(h, w, targets, bias)
-    peak = tracemalloc.get_traced_memory()[1]
+    _, *gradients = softmax_cross_entropy(h, w, targets, bias)
+    peak = tracemalloc.get_traced_memory()[1] - sum(a.nbytes for a in gradients)
     tracemalloc.stop()
-    assert peak < 4 * full_softmax.HELD + (8 << 20) < 1000 * 80_000 * 4
+    assert 4 * (full_softmax.HELD + (dtype != np.float32) * full_softmax.WIDENED) < peak < 9 << 19
+    assert w.size * 4 > 9 << 20  # a copy of the widened weights; the logits: 3.7 MiB
 
 
 @pytest.mark.parametrize(
@@ -123,9 +165,11 @@ def test_the_logits_are_never_stored():
         (0, lambda a: np.full_like(a, np.nan), ValueError, "h must be finite"),
         (1, lambda a: np.full_like(a, np.nan), ValueError, "w must be finite"),
         (3, lambda a: np.full_like(a, np.nan), ValueError, "bias must be finite"),
-        (0, lambda a: a.astype(np.float64), TypeError, "h must be float32"),
+        (0, lambda a: a.astype(np.float64), TypeError, "h must be float32 or bfloat16, got float64"),
         (0, lambda a: a[:, 1:].copy(), ValueError, "h must have shape"),
         (3, lambda a: a[1:].copy(), ValueError, "bias must have shape"),
+        (0, lambda a: a.astype(ml_dtypes.bfloat16), TypeError, "same dtype, got bfloat16 and float32; use h.astype"),
+        (1, lambda a: a.astype(np.float16), TypeError, "w must be float32 or bfloat16, got float16; use w.astype"),
         (2, lambda a: a.astype(np.int64), TypeError, "targets must be int32"),
         (2, lambda a: np.full_like(a, 23), ValueError, r"targets must lie in \[0, 23\) or be -1, got 23"),
         (2, lambda a: np.full_like(a, -2), ValueError, r"targets must lie in \[0, 23\) or be -1, got -2"),
@@ -135,6 +179,16 @@ def test_bad_arguments(backend, place, change, error, message):
     arguments = list(problem())
     arguments[place] = change(arguments[place])
     with pytest.raises(error, match=message):
+        softmax_cross_entropy(*map(backend.array, arguments))
+
+
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_bad_bfloat16(backend, place):
+    arguments = list(problem())
+    for i in (0, 1, 3):
+        arguments[i] = arguments[i].astype(ml_dtypes.bfloat16)
+    arguments[place][2:] = np.nan
+    with pytest.raises(ValueError, match=rf"{'hw b'[place]}\w* must be finite, got nan"):
         softmax_cross_entropy(*map(backend.array, arguments))
 
 

@@ -1,4 +1,7 @@
-"""PyTorch, on the CPU or on CUDA, with as many threads as Numba has. No autograd: gradients are written by hand."""
+"""PyTorch, on the CPU or on CUDA, with as many threads as Numba has.
+
+Gradients of the sparse and dense layers are written by hand; those of its own cross-entropy come from its autograd.
+"""
 
 import warnings
 
@@ -7,6 +10,7 @@ import numba
 from sparsemax_nb.core import backend
 
 from ..harness import fastest
+from ..machine import free_memory
 from . import Peer, Unavailable
 from .scipy_csr import matrix_of
 
@@ -103,3 +107,25 @@ def dense_top_k(x, n_labels, k):
     x = torch.as_tensor(x, device=device)
     w, s = _dense(torch, x, n_labels)
     return Peer(lambda: torch.topk(torch.mm(x, w.t(), out=s), k), f"width {x.shape[1]}, mm and topk", (w,))
+
+
+def cross_entropy(h, w, bias, targets):
+    """``F.cross_entropy(F.linear(h, w, bias), targets)`` and its backward pass by autograd; returns loss and gradients."""
+    device = backend.device_of(h)
+    torch = _torch(device)
+    needed = 3 * 4 * h.shape[0] * w.shape[0]  # logits, their log-softmax, the gradient
+    free = torch.cuda.mem_get_info()[0] if device == "cuda" else free_memory()
+    if free is not None and needed > free:
+        raise Unavailable(f"its (B, L) arrays take {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free")
+    leaves = [torch.as_tensor(a, device=device).clone().requires_grad_() for a in (h, w, bias)]
+    classes, functional = torch.as_tensor(targets, device=device).long(), torch.nn.functional
+
+    def run():
+        loss = functional.cross_entropy(functional.linear(*leaves), classes)
+        loss.backward()
+        gradients = [leaf.grad for leaf in leaves]
+        for leaf in leaves:
+            leaf.grad = None
+        return loss.item(), *gradients
+
+    return Peer(run, "float32, F.cross_entropy of F.linear, autograd")

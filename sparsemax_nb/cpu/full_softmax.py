@@ -62,7 +62,7 @@ def add_tile(logits, bias, first, labels, largest, total, positive):
 
 @backend.njit
 def _gradient(logits, bias, log_z, weight):
-    """``logits = exp(logits + bias - log Z) weight``. With another array for the result it is no vector code where both are one."""
+    """``logits = exp(logits + bias - log Z) weight``; written to another array it would not be vector code in place."""
     for j in range(logits.size):
         logits[j] = exp(logits[j] + bias[j] - log_z) * weight
 
@@ -77,9 +77,10 @@ def _add(a, total):
 @backend.njit_parallel
 def _gradient_of_tile(bias, first, labels, log_z, scale, dbias, logits):
     n_rows, n = logits.shape
-    sums = np.zeros((PARTS, n), np.float32)
-    for part in prange(PARTS):
-        for b in range(n_rows * part // PARTS, n_rows * (part + 1) // PARTS):
+    n_parts = min(PARTS, n_rows)
+    sums = np.zeros((n_parts, n), np.float32)
+    for part in prange(n_parts):
+        for b in range(n_rows * part // n_parts, n_rows * (part + 1) // n_parts):
             row = logits[b]
             _gradient(row, bias, log_z[b], np.float32(labels.indptr[b + 1] - labels.indptr[b]) * scale)
             for i in range(labels.indptr[b], labels.indptr[b + 1]):
@@ -87,7 +88,7 @@ def _gradient_of_tile(bias, first, labels, log_z, scale, dbias, logits):
                 if 0 <= place < n:
                     row[place] -= scale
             _add(row, sums[part])
-    for part in range(PARTS):
+    for part in range(n_parts):
         _add(sums[part], dbias)
 
 

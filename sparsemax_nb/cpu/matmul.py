@@ -21,6 +21,8 @@ FLOAT32, AS_IS, TURNED = np.int8(ord("s")), np.int8(ord("n")), np.int8(ord("t"))
 ITEM = 4
 #: Tiles of a product.
 PARTS = 16
+#: Numbers that the parts of sums may take: 16 MiB.
+ROOM = 1 << 22
 
 
 @backend.njit
@@ -36,7 +38,6 @@ def _tiled(turn_a, turn_b, a, b, out, scalars):
     """out = op(a) op(b) + beta out, all C-contiguous; scalars = [1, beta, 0].
 
     Row-major products are column-major ones of the transposes: b comes first.
-
     Only arguments' addresses are taken: Numba frees an array of its own behind the last use of its name.
     """
     m, n = out.shape
@@ -96,7 +97,7 @@ def matmul(a, b, out, *, add=False):
     scalars, m, n, k = np.array([1, add, 0], np.float32), *out.shape, a.shape[1]
     operands = turn_a, turn_b, a.T if turn_a else a, b.T if turn_b else b, out, scalars
     with blas_threads.limit(limits=1, user_api="blas"):
-        if k < PARTS * max(m, n):
+        if k < PARTS * max(m, n) or PARTS * m * n > ROOM:
             _tiled(*operands)
-        else:  # the parts take no more memory than a and b
+        else:
             _summed(*operands, np.empty((PARTS, m, n), np.float32))

@@ -2,7 +2,7 @@
 
 from ..core import backend
 
-#: Numbers of a product that are held at once before they are added to another array: 16 MiB.
+#: Numbers that are held at once where a product is added to another array: its own, and copied rows of a. 16 MiB.
 SLAB = 1 << 22
 
 
@@ -11,6 +11,6 @@ def matmul(a, b, out, *, add=False):
     if not add:
         backend.xp.matmul(a, b, out=out)
         return
-    step = max(1, SLAB // max(1, out.shape[1]))
+    step = max(1, SLAB // max(1, sum(b.shape)))
     for first in range(0, out.shape[0], step):
         out[first : first + step] += backend.xp.matmul(a[first : first + step], b)

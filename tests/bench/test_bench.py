@@ -1,13 +1,14 @@
 """The benchmarks at smoke size, and the arithmetic and file handling of their harness."""
 
 import json
+import re
 import sys
 
 import numpy as np
 import pytest
 
-from bench import accuracy, forward, gpu, harness, machine, memory_670k, report, step
-from bench.peers import Peer, Unavailable
+from bench import accuracy, cross_entropy, forward, gpu, harness, machine, memory_670k, report, step
+from bench.peers import Peer, Unavailable, pytorch
 
 
 @pytest.fixture
@@ -38,6 +39,39 @@ def test_forward_and_step_with_torch():
     rows = forward.main(["--smoke", "--device", "cpu"]) + step.main(["--smoke", "--device", "cpu", "--threads", "1"])
     for row in rows:
         assert not any("unavailable" in c for c in row["contestants"].values())
+
+
+def test_cross_entropy_without_torch(no_torch, capsys):
+    small, accuracy, large = cross_entropy.main(["--smoke", "--device", "cpu", "--threads", "1"])
+    for row in small, large:
+        assert row["contestants"]["PyTorch"] == {"unavailable": "PyTorch is not installed"}
+        assert {"ours", "ours, bfloat16"} == set(row["memory"])
+        assert row["contestants"]["ours, bfloat16"]["ratio_to_ours"] > 0
+    assert (small["parameters"]["classes"], large["parameters"]["classes"]) == (300, 500)
+    for errors in accuracy["figures"].values():
+        assert 0 < errors["dw max"] < 1e-5 and 0 < errors["dh rms"] < 1e-5 and errors["loss"] < 1e-5
+    assert "| dw rms |" in capsys.readouterr().out
+
+
+def test_cross_entropy_with_torch(monkeypatch):
+    pytest.importorskip("torch", reason="PyTorch is not installed: it is an optional rival")
+    small, accuracy, large = cross_entropy.main(["--smoke", "--device", "cpu", "--threads", "1"])
+    assert set(small["memory"]) == set(large["memory"]) == set(accuracy["figures"]) == {*small["contestants"]}
+    monkeypatch.setattr("bench.peers.pytorch.free_memory", lambda: 300 * 48 * 12 - 1)
+    arrays = cross_entropy.problem(48, 16, 300)
+    with pytest.raises(Unavailable, match="take 0.0 GiB"):
+        pytorch.cross_entropy(*arrays)
+
+
+def test_a_wrong_gradient_is_noticed():
+    arrays = cross_entropy.problem(48, 16, 300)
+    truth, check = cross_entropy.exact(*arrays), cross_entropy.checker(*arrays)
+    check(truth)
+    for i, name in enumerate(("loss", "dh", "dw", "dbias")):
+        wrong = list(truth)
+        wrong[i] = truth[i] + 3e-4 * np.abs(truth[i]).max()
+        with pytest.raises(AssertionError, match=name):
+            check(wrong)
 
 
 def test_memory(tmp_path, capsys):
@@ -160,7 +194,9 @@ def test_report(tmp_path, monkeypatch):
 
 def test_gpu_needs_a_device_and_survives_failing_parts(tmp_path, capsys, monkeypatch):
     assert gpu.main(["--dry-run"]) == 0
-    assert "python -m bench.step --device cuda" in capsys.readouterr().out
+    commands = capsys.readouterr().out
+    assert "python -m bench.step --device cuda" in commands
+    assert re.search(r"bench.cross_entropy --device cpu .*--large-rows 1024\n", commands)
     monkeypatch.setattr(gpu.backend, "cuda_available", lambda: False)
     assert gpu.main(["--out", str(tmp_path / "out")]) == 2
     assert not (tmp_path / "out").exists() and "needs a real CUDA device" in capsys.readouterr().err
