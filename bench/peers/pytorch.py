@@ -1,4 +1,4 @@
-"""PyTorch, on the CPU or on CUDA, with as many threads as Numba has. No autograd: gradients are written by hand."""
+"""PyTorch, on the CPU or on CUDA, with as many threads as Numba has. Gradients are written by hand (but where noted)."""
 
 import warnings
 
@@ -103,3 +103,48 @@ def dense_top_k(x, n_labels, k):
     x = torch.as_tensor(x, device=device)
     w, s = _dense(torch, x, n_labels)
     return Peer(lambda: torch.topk(torch.mm(x, w.t(), out=s), k), f"width {x.shape[1]}, mm and topk", (w,))
+
+
+def full_softmax_step(h, w, targets, kind, learning_rate):
+    """The step of a full softmax: ``h @ w.t()``, cross-entropy, gradients, fused `kind` ("Adam" or "SGD") on all of w.
+
+    The faster of two forms: autograd, and by hand in a preallocated (B, L) array, where the logits become their own
+    gradient. w is copied. `run` gives the loss and the gradient by h.
+    """
+    device = backend.device_of(h)
+    torch = _torch(device)
+    h, w, targets = (torch.as_tensor(a, device=device).clone() for a in (h, w, targets))
+    targets, rows, n_rows = targets.long(), torch.arange(len(h), device=device), len(h)
+    w.requires_grad_().grad = torch.empty_like(w)
+    optimizer = getattr(torch.optim, kind)([w], lr=learning_rate, fused=True)
+    held = []  # the logits, once the form by hand is tried
+
+    @torch.no_grad()
+    def by_hand():
+        if not held:
+            held.append(torch.empty((n_rows, len(w)), device=device))
+        s = torch.mm(h, w.t(), out=held[0])
+        positive = s[rows, targets]
+        largest = s.amax(dim=1, keepdim=True)
+        sums = s.sub_(largest).exp_().sum(dim=1, keepdim=True)
+        loss = (sums.log() + largest).mean() - positive.mean()
+        s.div_(sums * n_rows)
+        s[rows, targets] -= 1 / n_rows
+        torch.mm(s.t(), h, out=w.grad)
+        dh = s @ w
+        optimizer.step()
+        return float(loss), dh
+
+    def autograd():
+        optimizer.zero_grad(set_to_none=True)
+        x = h.detach().requires_grad_()
+        loss = torch.nn.functional.cross_entropy(x @ w.t(), targets)
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach()), x.grad
+
+    runs = {"autograd": autograd, "by hand": by_hand}
+    best = fastest(runs, tries=1)
+    if best == "autograd":
+        held.clear()
+    return Peer(runs[best], f"{best}, fused {kind}", (w.detach(),))

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from bench import accuracy, forward, gpu, harness, machine, memory_670k, report, step
+from bench import accuracy, forward, gpu, harness, machine, memory_670k, report, sampling, step
 from bench.peers import Peer, Unavailable
 
 
@@ -38,6 +38,34 @@ def test_forward_and_step_with_torch():
     rows = forward.main(["--smoke", "--device", "cpu"]) + step.main(["--smoke", "--device", "cpu", "--threads", "1"])
     for row in rows:
         assert not any("unavailable" in c for c in row["contestants"].values())
+
+
+def test_sampling_without_torch(no_torch, capsys):
+    draws, index, a_step = sampling.main(["--smoke", "--device", "cpu", "--threads", "1"])
+    assert [row["benchmark"] for row in (draws, index, a_step)] == ["sampling", "sampling: index", "sampling: step"]
+    assert [cells[0] for cells in draws["table"]["rows"]] == ["MIDX uniform", "MIDX popularity", "uniform", "unigram"]
+    assert index["figures"]["3000"]["build"] > 0
+    assert a_step["contestants"][sampling.ADAM_RIVAL] == {"unavailable": "PyTorch is not installed"}
+    assert "- Ours divides into draws and their log Q " in capsys.readouterr().out
+
+
+def test_sampling_with_torch():
+    pytest.importorskip("torch", reason="PyTorch is not installed: it is an optional rival")
+    *_, row = sampling.main(["--smoke", "--device", "cpu", "--threads", "1"])
+    assert not any("unavailable" in c for c in row["contestants"].values())
+
+
+def test_wrong_draws_are_not_timed():
+    sampler, queries = sampling.UnigramSampler(np.arange(1, 51)), np.zeros((4, 2), np.float32)
+    check = sampling.check_draws(sampler, np.arange(1, 51), queries)
+    ids, log_q = sampler.sample(queries, 9, seed=0)
+    check((ids, log_q))
+    with pytest.raises(AssertionError, match="not what log_prob says"):
+        check((ids, log_q + np.float32(0.01)))
+    with pytest.raises(AssertionError, match="out of range"):
+        check((ids + 50, log_q))
+    with pytest.raises(AssertionError, match="a log-probability is off"):
+        sampling.check_draws(sampler, np.ones(50), queries)((ids, log_q))
 
 
 def test_memory(tmp_path, capsys):
