@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from bench import accuracy, forward, gpu, harness, machine, memory_670k, report, sampling, step
+from bench import accuracy, closeness, forward, gpu, harness, machine, memory_670k, report, sampling, step
 from bench.peers import Peer, Unavailable
 
 
@@ -66,6 +66,61 @@ def test_wrong_draws_are_not_timed():
         check((ids + 50, log_q))
     with pytest.raises(AssertionError, match="a log-probability is off"):
         sampling.check_draws(sampler, np.ones(50), queries)((ids, log_q))
+
+
+def closeness_data(seed=0):
+    random = np.random.default_rng(seed)
+    classes = (random.standard_normal((10, 8))[np.arange(300) % 10] + random.standard_normal((300, 8)) / 3) / 2
+    arrays = {"classes": classes.astype(np.float32), "queries": random.standard_normal((50, 8)).astype(np.float32)}
+    return arrays | {"counts": random.zipf(1.5, 300).clip(max=500) - 1}  # some zero
+
+
+def test_closeness(tmp_path, capsys):
+    arrays = closeness_data()
+    np.savez(tmp_path / "model.npz", **arrays)
+    where = ["--json", str(tmp_path / "c.json"), "--picture", str(tmp_path / "c.png"), "--codewords", "4", "16"]
+    row = closeness.main([str(tmp_path / "model.npz"), "--queries", "20", "--threads", "1", *where])
+    assert row["parameters"]["queries"] == 20 and row["parameters"]["classes"] == 300
+    lines, curves = row["figures"]["lines"], row["figures"]["curves"]
+    assert list(lines) == ["uniform", "log-uniform", "unigram", "LSH", "Sphere*", "RFF*"]
+    assert all(np.isfinite(v) and v > 0 for v in lines.values())
+    assert curves["rq uniform"][16] < curves["rq uniform"][4] < lines["uniform"]
+    printed = capsys.readouterr().out
+    assert "midx-rq is closer than midx-pq" in printed and "that of midx-rq at 16 codewords" in printed
+    assert json.loads((tmp_path / "c.json").read_text())[0]["benchmark"] == "closeness"
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.json", "c.png", "model.npz"]
+
+
+def test_divergence_is_exact():
+    arrays = closeness_data()
+    classes, queries = arrays["classes"], arrays["queries"]
+    logits = queries.astype(np.float64) @ classes.T
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    uniform = closeness.divergence(sampling.UniformSampler(300), classes, queries)
+    assert uniform == pytest.approx((p * np.log(p * 300)).sum(1).mean(), rel=1e-6)
+    q = np.arange(1, 301) / np.arange(1, 301).sum()
+    order = np.random.default_rng(1).permutation(300)
+    got = closeness.divergence(sampling.UnigramSampler(q), classes, queries, order)  # of class order[i], q[i]
+    assert got == pytest.approx((p[:, order] * np.log(p[:, order] / q)).sum(1).mean(), rel=1e-5)
+    exact = sampling.InvertedMultiIndex.build(classes, 8, residual="exact")
+    assert abs(closeness.divergence(exact, classes, queries)) < 1e-5
+
+
+def test_closeness_refuses_bad_files(tmp_path, capsys):
+    arrays = closeness_data()
+    (tmp_path / "folder").mkdir()
+    for name, value in arrays.items():
+        np.save(tmp_path / "folder" / f"{name}.npy", value)
+    assert [len(a) for a in closeness.read(tmp_path / "folder", 7)] == [300, 7, 300]
+    np.savez(tmp_path / "a.npz", classes=arrays["classes"])
+    np.savez(tmp_path / "b.npz", **(arrays | {"counts": np.ones(3)}))
+    np.savez(tmp_path / "c.npz", **(arrays | {"queries": np.ones((2, 5), np.float32)}))
+    for name, message in ("a", "lacks queries, counts"), ("b", "counts must have shape"), ("c", "equally wide"):
+        with pytest.raises(SystemExit):
+            closeness.main([str(tmp_path / f"{name}.npz")])
+        assert message in capsys.readouterr().err
 
 
 def test_memory(tmp_path, capsys):
