@@ -174,7 +174,8 @@ class InvertedMultiIndex:
             raise ValueError(f"kind='pq' halves the embeddings: their width must be even, got {width}; use kind='rq'")
         seed = np.uint64(check.integer("seed", seed, 0, 2**64 - 1))
         popularity = _popularity(popularity, residual, n_classes)
-        weights = np.zeros(0) if weights is None else n_classes * _shares("weights", weights, n_classes)
+        weights = np.zeros(0) if weights is None else _shares("weights", weights, n_classes)
+        weights /= weights.max(initial=0)  # equal ones become 1
         weights = backend.asarray(weights, device, np.float32)
         first = backend.empty((2, n_codewords), np.int32, device)
         backend.wing(device, "fixed_fan_in").random_connections(seed, n_classes, first)
