@@ -24,12 +24,13 @@ from . import harness, machine
 
 ARRAYS = "classes", "queries", "counts"
 CODEWORDS = 16, 32, 64, 128, 256
-KINDS, RESIDUALS = ("rq", "pq"), ("uniform", "popularity")
+KINDS, VARIANTS = ("rq", "pq"), ("uniform", "popularity", "weighted")  # weighted: uniform, k-means weighs by count
 RIVAL, AT, BAR = "unigram", 128, 5
 AT_ONCE = 16  # queries
 PICTURE = machine.HERE / "closeness.png"
-#: Okabe and Ito's colours; a marker and a line style for each, too.
+#: Okabe and Ito's colours for the kinds; a line style and a marker for the variants.
 COLOURS = {"rq": "#0072B2", "pq": "#D55E00"}
+STYLES = {"uniform": ("-", "o"), "popularity": ("--", "s"), "weighted": ("-.", "^")}
 
 
 def read(path, n_queries):
@@ -78,7 +79,7 @@ def divergence(sampler, classes, queries, order=None):
 
 
 def measure(classes, queries, counts, codewords):
-    """``{name: KL}`` of the samplers without codewords, and ``{(kind, residual): {number of codewords: KL}}``."""
+    """``{name: KL}`` of the samplers without codewords, and ``{(kind, variant): {number of codewords: KL}}``."""
     weights = counts + (counts == 0)  # a class that is never drawn would make the divergence infinite
     by_count = np.argsort(-counts, kind="stable")
 
@@ -95,52 +96,56 @@ def measure(classes, queries, counts, codewords):
     }
     curves = {}
     for kind in KINDS if classes.shape[1] % 2 == 0 else KINDS[:1]:
-        for residual in RESIDUALS:
-            popularity = weights if residual == "popularity" else None
-            curves[kind, residual] = {
-                k: of(InvertedMultiIndex.build(classes, k, kind, residual, popularity=popularity)) for k in codewords
-            }
+        for variant in VARIANTS:
+            options = {
+                "popularity": {"residual": "popularity", "popularity": weights}, "weighted": {"weights": weights}
+            }.get(variant, {})  # fmt: skip
+            curves[kind, variant] = {k: of(InvertedMultiIndex.build(classes, k, kind, **options)) for k in codewords}
     return lines, curves
 
 
 def notes_of(lines, curves):
     """What the table says: which of the two kinds is closer, and how far unigram is behind."""
     notes = []
-    for residual in RESIDUALS:
-        rq, pq = (curves.get((kind, residual), {}) for kind in KINDS)
+    for variant in VARIANTS:
+        rq, pq = (curves.get((kind, variant), {}) for kind in KINDS)
         if pq:
             closer = [k for k in rq if rq[k] < pq[k]]
             where = "at every number of codewords" if len(closer) == len(rq) else f"at {closer or 'none'} codewords"
-            notes.append(f"residual='{residual}': midx-rq is closer than midx-pq {where}.")
+            notes.append(f"{variant}: midx-rq is closer than midx-pq {where}.")
     at = AT if AT in curves["rq", "uniform"] else max(curves["rq", "uniform"])
-    for residual in RESIDUALS:
-        ratio = lines[RIVAL] / curves["rq", residual][at]
+    for variant in VARIANTS:
+        ratio = lines[RIVAL] / curves["rq", variant][at]
         verdict = "met" if ratio >= BAR else "not met"
         notes.append(
             f"Target: {RIVAL}'s divergence at least {BAR} x that of midx-rq at {at} codewords; "
-            f"residual='{residual}': {ratio:.2f} x: {verdict}."
+            f"{variant}: {ratio:.2f} x: {verdict}."
         )
     nearest = min(lines, key=lines.get)
     best = min(curve[at] for curve in curves.values())
     notes.append(
         f"Closest of the samplers without codewords: {nearest}, {lines[nearest] / best:.2f} x the best midx at {at}."
     )
-    return [*notes, "*: touches all classes for every draw. Classes that never occur count as occurring once."]
+    return [
+        *notes,
+        "uniform, popularity: how a class is drawn inside its cell; weighted: uniform, and k-means weighs classes by count.",
+        "*: touches all classes for every draw. Classes that never occur count as occurring once.",
+    ]
 
 
 def row_of(name, classes, queries, lines, curves):
     """The row of results, with its own table."""
     numbers = sorted(next(iter(curves.values())))
     table = [[key, "-", f"{value:.3f}", *["-"] * len(numbers)] for key, value in lines.items()]
-    for (kind, residual), curve in curves.items():
-        table.append([f"midx-{kind}", residual, "-", *(f"{curve[k]:.3f}" for k in numbers)])
-    figures = {"lines": lines, "curves": {f"{kind} {residual}": c for (kind, residual), c in curves.items()}}
+    for (kind, variant), curve in curves.items():
+        table.append([f"midx-{kind}", variant, "-", *(f"{curve[k]:.3f}" for k in numbers)])
+    figures = {"lines": lines, "curves": {f"{kind} {variant}": c for (kind, variant), c in curves.items()}}
     sizes = {"data": name, "classes": len(classes), "width": classes.shape[1], "queries": len(queries)}
     return {
         "benchmark": "closeness",
         "parameters": sizes | {"device": "cpu"},
         "table": {
-            "header": ["sampler", "inside a cell", "KL, nats", *(f"{k} codewords" for k in numbers)],
+            "header": ["sampler", "variant", "KL, nats", *(f"{k} codewords" for k in numbers)],
             "rows": table,
         },
         "notes": notes_of(lines, curves),
@@ -172,11 +177,11 @@ def picture(row, path):
     for value in lines.values():
         axes.axhline(value, color="#999999", linewidth=1.5, zorder=1)
     for name, curve in curves.items():
-        kind, residual = name.split()
-        style = {"uniform": ("-", "o"), "popularity": ("--", "s")}[residual]
+        kind, variant = name.split()
+        style = STYLES[variant]
         values = [curve[k] for k in numbers]
         axes.plot(numbers, values, style[0], marker=style[1], color=COLOURS[kind], linewidth=2.5, markersize=8)
-        labels.append((values[-1], f"midx-{kind}, {residual}", COLOURS[kind]))
+        labels.append((values[-1], f"midx-{kind}, {variant}", COLOURS[kind]))
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(numbers, [str(k) for k in numbers])
