@@ -155,11 +155,15 @@ def row_of(name, classes, queries, lines, curves):
 
 
 def _spread(heights, least):
-    """The heights (ascending), moved up where labels would overlap: each at least `least` above the one before."""
-    placed = []
+    """The heights (ascending), moved as little as it takes to lie `least` apart: groups that overlap are centred."""
+    groups = []  # (sum of what the first of the group should be at, number)
     for height in heights:
-        placed.append(max(height, placed[-1] + least) if placed else height)
-    return placed
+        total, n = height, 1
+        while groups and groups[-1][0] / groups[-1][1] + groups[-1][1] * least > total / n:
+            more, m = groups.pop()
+            total, n = more + total - n * m * least, m + n
+        groups.append((total, n))
+    return [total / n + i * least for total, n in groups for i in range(n)]
 
 
 def picture(row, path):
@@ -200,9 +204,9 @@ def picture(row, path):
     places = _spread([np.log10(max(value, 1e-300)) for value, *_ in labels], 0.045 * (high - low + 2 * margin))
     for place, (value, text, colour) in zip(places, labels, strict=True):
         axes.annotate(
-            text, (numbers[-1], value), (1.04, (place - low + margin) / (high - low + 2 * margin)),
-            xycoords=axes.get_yaxis_transform() if text in lines else "data", textcoords="axes fraction", color=colour,
-            va="center", fontsize=13, annotation_clip=False,
+            text, (1.0, value), (1.06, (place - low + margin) / (high - low + 2 * margin)), color=colour, va="center",
+            xycoords=("axes fraction", "data"), textcoords="axes fraction", fontsize=13, annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 1, "shrinkA": 2, "shrinkB": 0},
         )  # fmt: skip
     axes.set_xlabel("codewords in each of the two codebooks", fontsize=14)
     axes.set_ylabel("mean KL(softmax || sampler) (nats)", fontsize=14)

@@ -108,6 +108,12 @@ def test_divergence_is_exact():
     assert abs(closeness.divergence(exact, classes, queries)) < 1e-5
 
 
+def test_labels_are_spread():
+    assert closeness._spread([0, 5, 9], 2) == [0, 5, 9]
+    assert closeness._spread([0, 1, 9], 2) == pytest.approx([-0.5, 1.5, 9])
+    assert closeness._spread([0, 1, 1, 3.5], 2) == pytest.approx([-1.625, 0.375, 2.375, 4.375])
+
+
 def test_closeness_refuses_bad_files(tmp_path, capsys):
     arrays = closeness_data()
     (tmp_path / "folder").mkdir()
