@@ -71,7 +71,7 @@ def table(row):
         distance = row["contestants"]["ours"]["median_s"] / floor
         lines += [*_lines(header, _floor(row)), ""]
         lines += [f"- Floor: {_ms(floor)} ms ({bound}); ours takes {distance:.1f} times that."]
-    return "\n".join([*lines, *_targets(row), *_memory(row)])
+    return "\n".join([*lines, *_targets(row), *_memory(row), *(f"- {note}" for note in row.get("notes", []))])
 
 
 def machine_of(row):

@@ -44,31 +44,32 @@ def _records(members, alias, log_popularity):
     return records
 
 
-def _move(codewords, vectors, distance, sums, counts):
+def _move(codewords, vectors, weights, distance, sums, totals):
     """Each codeword becomes the mean of its vectors, in place; one without vectors takes the worst served vector."""
     device = backend.device_of(vectors)
     xp = backend.module_of(device)
-    is_empty = counts == 0
-    means = sums / xp.maximum(counts, 1).astype(np.float32)[:, None]
+    is_empty = totals == 0
+    means = sums / xp.where(is_empty, np.float32(1), totals)[:, None]
     codewords[...] = xp.where(is_empty[:, None], codewords, means)
     empty = np.flatnonzero(backend.to_numpy(is_empty))
     if empty.size:
-        worst = np.argsort(-backend.to_numpy(distance), kind="stable")[: empty.size]
+        served = -backend.to_numpy(distance * weights if weights.size else distance)
+        worst = np.argsort(served, kind="stable")[: empty.size]
         codewords[backend.asarray(empty, device)] = vectors[backend.asarray(worst, device)]
 
 
-def _k_means(vectors, codewords, n_iterations):
+def _k_means(vectors, codewords, weights, n_iterations):
     """Lloyd's iterations from `codewords`, which are overwritten; returns the code of each vector, (n,) int32."""
     device = backend.device_of(vectors)
     codes = backend.empty(vectors.shape[0], np.int32, device)
     distance = backend.empty(vectors.shape[0], np.float32, device)
-    sums, counts = backend.empty(codewords.shape, np.float32, device), backend.empty(len(codewords), np.int32, device)
+    sums, totals = (backend.empty(shape, np.float32, device) for shape in (codewords.shape, len(codewords)))
     wing = backend.wing(device, "midx")
-    wing.assign(vectors, codewords, codes, distance, sums, counts)
+    wing.assign(vectors, codewords, weights, codes, distance, sums, totals)
     for _ in range(n_iterations):
         before = codes.copy()
-        _move(codewords, vectors, distance, sums, counts)
-        wing.assign(vectors, codewords, codes, distance, sums, counts)
+        _move(codewords, vectors, weights, distance, sums, totals)
+        wing.assign(vectors, codewords, weights, codes, distance, sums, totals)
         if not bool((codes != before).any()):
             break
     return codes
@@ -86,18 +87,19 @@ class InvertedMultiIndex:
     Source: arXiv 2501.08563.
     """
 
-    def __init__(self, codebooks, codes, kind, residual, popularity, classes):
+    def __init__(self, codebooks, codes, kind, residual, popularity, weights, classes):
         #: With residual='exact', the embeddings themselves (not a copy); else None.
         self.classes = classes if residual == "exact" else None
         self.codebooks, self.kind, self.residual = codebooks, kind, residual
         self._popularity = _popularity(popularity, residual, codes.shape[0])
+        self._weights = _k_means_weights(weights, codes.shape[0], backend.device_of(codes))
         self.device, self.n_codewords = backend.device_of(codes), codebooks[0].shape[0]
         self._group(codes)
 
     codes = property(lambda self: self._index.codes, doc="(L, 2) int32: the two codewords of each class")
     n_classes = property(lambda self: self._index.codes.shape[0], doc="L")
     nbytes = property(
-        lambda self: sum(a.nbytes for a in (*self.codebooks, *self._index)) - self._index.values.nbytes,
+        lambda self: sum(a.nbytes for a in (*self.codebooks, self._weights, *self._index)) - self._index.values.nbytes,
         doc="bytes of all arrays",
     )
 
@@ -108,7 +110,18 @@ class InvertedMultiIndex:
         )
 
     @classmethod
-    def build(cls, classes, n_codewords, kind="rq", residual="uniform", seed=0, *, popularity=None, n_iterations=10):
+    def build(
+        cls,
+        classes,
+        n_codewords,
+        kind="rq",
+        residual="uniform",
+        seed=0,
+        *,
+        popularity=None,
+        weights=None,
+        n_iterations=10,
+    ):
         """Quantise the class embeddings by k-means and group the classes by cell.
 
         Parameters
@@ -127,6 +140,9 @@ class InvertedMultiIndex:
             Of the first codewords, which are classes drawn without repetition.
         popularity : (L,) array
             For residual='popularity': not negative, not all zero. A class of popularity 0 is never drawn.
+        weights : (L,) array
+            How much each class counts when k-means places the codewords: not negative, not all zero; all alike by
+            default. With the numbers of their training points, the classes that matter most are served best.
         n_iterations : int
             Of k-means, at most.
 
@@ -159,12 +175,13 @@ class InvertedMultiIndex:
             raise ValueError(f"kind='pq' halves the embeddings: their width must be even, got {width}; use kind='rq'")
         seed = np.uint64(check.integer("seed", seed, 0, 2**64 - 1))
         _popularity(popularity, residual, n_classes)  # before the work
+        shares = _k_means_weights(weights, n_classes, device)
         first = backend.empty((2, n_codewords), np.int32, device)
         backend.wing(device, "fixed_fan_in").random_connections(seed, n_classes, first)
         parts = _parts(classes, kind)
         codebooks = [part[rows].copy() for part, rows in zip(parts, first, strict=True)]
-        codes, codebooks = _quantise(parts, codebooks, kind, n_iterations, is_first=True)
-        return cls(codebooks, codes, kind, residual, popularity, classes)
+        codes, codebooks = _quantise(parts, codebooks, shares, kind, n_iterations, is_first=True)
+        return cls(codebooks, codes, kind, residual, popularity, weights, classes)
 
     def update(self, classes, n_iterations=3):
         """Quantise again after the embeddings have moved, from the codebooks that there are.
@@ -189,7 +206,7 @@ class InvertedMultiIndex:
         check.integer("n_iterations", n_iterations, 0)
         before = self.codes
         codes, self.codebooks = _quantise(
-            _parts(classes, self.kind), self.codebooks, self.kind, n_iterations, is_first=False
+            _parts(classes, self.kind), self.codebooks, self._weights, self.kind, n_iterations, is_first=False
         )
         self._group(codes)
         self.classes = classes if self.residual == "exact" else None
@@ -284,19 +301,19 @@ def _parts(vectors, kind):
     return backend.asarray(vectors[:, :half], device), backend.asarray(vectors[:, half:], device)
 
 
-def _quantise(parts, codebooks, kind, n_iterations, is_first):
+def _quantise(parts, codebooks, weights, kind, n_iterations, is_first):
     """Codes (L, 2) and the two codebooks by k-means from `codebooks` (for the first time, "rq" starts from residuals)."""
     first, second = parts
     codebooks = [codebook.copy() for codebook in codebooks]
     codes = backend.empty((first.shape[0], 2), np.int32, backend.device_of(first))
-    codes[:, 0] = _k_means(first, codebooks[0], n_iterations)
+    codes[:, 0] = _k_means(first, codebooks[0], weights, n_iterations)
     if kind == "rq":
         second = codebooks[0][codes[:, 0]]
         backend.module_of(backend.device_of(first)).subtract(first, second, out=second)
         if is_first:
             rows = backend.module_of(backend.device_of(first)).arange(len(codebooks[1]))
             codebooks[1] = second[rows * (len(second) // len(rows))].copy()
-    codes[:, 1] = _k_means(second, codebooks[1], n_iterations)
+    codes[:, 1] = _k_means(second, codebooks[1], weights, n_iterations)
     return codes, codebooks
 
 
@@ -308,13 +325,24 @@ def _popularity(popularity, residual, n_classes):
         return None
     if popularity is None:
         raise ValueError("residual='popularity' needs popularity, (L,)")
-    popularity = np.asarray(backend.to_numpy(popularity), np.float64)
-    if popularity.shape != (n_classes,):
-        raise ValueError(f"popularity must have shape ({n_classes},), got {popularity.shape}")
-    check.finite("popularity", popularity)
-    if (popularity < 0).any() or not popularity.any():
-        raise ValueError("popularity must not be negative anywhere, nor zero everywhere")
-    return popularity / popularity.sum()
+    return _shares("popularity", popularity, n_classes)
+
+
+def _k_means_weights(weights, n_classes, device):
+    """Checked weights of k-means on `device`, the largest 1; of size 0 where all are alike."""
+    weights = np.zeros(0) if weights is None else _shares("weights", weights, n_classes)
+    return backend.asarray(weights / weights.max(initial=0), device, np.float32)
+
+
+def _shares(name, value, n_classes):
+    """A checked number for each class, divided by their sum; NumPy float64."""
+    value = np.asarray(backend.to_numpy(value), np.float64)
+    if value.shape != (n_classes,):
+        raise ValueError(f"{name} must have shape ({n_classes},), got {value.shape}")
+    check.finite(name, value)
+    if (value < 0).any() or not value.any():
+        raise ValueError(f"{name} must not be negative anywhere, nor zero everywhere")
+    return value / value.sum()
 
 
 def _log_probabilities(name, value, shape):

@@ -518,22 +518,23 @@ def make_gradient_of_tile(shape, first, in_place=False):
 # ---------------------------------------------------------------- the inverted multi-index
 
 
-def make_assign(shape):
+def make_assign(shape, weighted=False):
     n, n_codewords, width = shape
     vectors, codewords = normal(1, n, width), normal(2, n_codewords, width)
     vectors[1::5] = vectors[:1]  # some equal
     codewords[1:2] = codewords[:1]  # a tie: the first wins
     codes, distance = unwritten(n, dtype=np.int32), unwritten(n)
-    sums, counts = unwritten(n_codewords, width), unwritten(n_codewords, dtype=np.int32)
-    want_codes, want_distance, want_sums, want_counts = midx.assign(vectors, codewords)
+    weights = np.abs(normal(3, n)) if weighted else np.zeros(0, np.float32)
+    sums, totals = unwritten(n_codewords, width), unwritten(n_codewords)
+    want_codes, want_distance, want_sums, want_totals = midx.assign(vectors, codewords, weights)
 
     def check():
         np.testing.assert_array_equal(codes, want_codes)
-        np.testing.assert_array_equal(counts, want_counts)
+        np.testing.assert_allclose(totals, want_totals, rtol=1e-6 * max(n, 1) ** 0.5 if weighted else 0)
         assert_close(distance, want_distance, 4 * width, 20 * width)
         assert_close(sums, want_sums, n)
 
-    return Task((vectors, codewords, codes, distance, sums, counts), check)
+    return Task((vectors, codewords, weights, codes, distance, sums, totals), check)
 
 
 def make_index(n_words, n_classes, weighted):
@@ -728,6 +729,7 @@ def _operations():
     yield operation("full_softmax.gradient_of_tile", make_gradient_of_tile, *tiles, first=4)
     yield operation("full_softmax.gradient_of_tile in place", make_gradient_of_tile, *tiles, first=0, in_place=True)
     yield operation("midx.assign", make_assign, ((1, 1, 1), (9, 3, 5), (0, 2, 3)), ((300, 17, 9), (3000, 130, 33)))
+    yield operation("midx.assign weighted", make_assign, ((9, 3, 5),), ((3000, 130, 33),), weighted=True)
     sizes = ((1, 1, 1, 1), (3, 5, 4, 9), (0, 3, 2, 5)), ((33, 65, 16, 1000), (70, 9, 130, 400))  # (B, M, K, L)
     for weighted in (False, True):
         name = "popularity" if weighted else "uniform"

@@ -143,6 +143,26 @@ def test_nearer_to_the_softmax_than_unigram_and_with_more_codewords_nearer():
     assert divergence(InvertedMultiIndex.build(classes, N_CLASSES)) < 1e-5, "as many codewords as classes: exact"
 
 
+def test_weights_serve_the_heavy_classes_best(backend):
+    """Also after an update; equal weights, whatever their size, are no weights."""
+    classes, weights = embeddings(), np.where(np.arange(N_CLASSES) < 40, 1.0, 0.01)
+    plain, equal, weighted = (
+        InvertedMultiIndex.build(backend.array(classes), 6, n_iterations=4, weights=w)
+        for w in (None, [7] * N_CLASSES, weights)
+    )
+    np.testing.assert_array_equal(backend.numpy(plain.codes), backend.numpy(equal.codes))
+
+    def distance(index, heavy):
+        (c0, c1), codes = map(backend.numpy, index.codebooks), backend.numpy(index.codes)
+        return ((classes - c0[codes[:, 0]] - c1[codes[:, 1]]) ** 2)[: 40 if heavy else None].sum()
+
+    assert distance(weighted, heavy=True) < 0.8 * distance(plain, heavy=True)
+    assert distance(weighted, heavy=False) > distance(plain, heavy=False)
+    before = distance(weighted, heavy=True)
+    weighted.update(backend.array(classes))
+    assert distance(weighted, heavy=True) <= before
+
+
 def test_update_follows_the_embeddings():
     index, classes = build(n_iterations=50), embeddings()
     assert index.update(classes) == 0.0, "nothing moved"
@@ -171,6 +191,11 @@ def test_a_codeword_left_behind_takes_the_worst_served_vector():
     assert sorted(index.codebooks[0][:, 0]) == [0, 10]
     index.update(two(30, 60))  # nearer to 10 than to 0, and nearer to their mean
     assert sorted(index.codebooks[0][:, 0]) == [30, 60]
+    far = np.concatenate([two(0, 10), [[0, 0]]]).astype(np.float32)  # the last one weighs nothing
+    index = InvertedMultiIndex.build(far, 2, seed=1, weights=np.arange(101) < 100)
+    far[:100], far[100] = two(30, 60), 1000
+    index.update(far, n_iterations=1)
+    assert sorted(index.codebooks[0][:, 0]) == [45, 60]
 
 
 def test_zero_embeddings_are_all_alike(backend):
@@ -201,6 +226,10 @@ def test_scores_that_are_far_apart_do_not_overflow():
         ({"residual": "popularity", "popularity": np.zeros(N_CLASSES)}, ValueError, "nor zero everywhere"),
         ({"residual": "popularity", "popularity": -np.ones(N_CLASSES)}, ValueError, "must not be negative"),
         ({"residual": "popularity", "popularity": np.ones(3)}, ValueError, "popularity must have shape"),
+        ({"weights": np.ones(3)}, ValueError, "weights must have shape"),
+        ({"weights": -np.ones(N_CLASSES)}, ValueError, "weights must not be negative"),
+        ({"weights": np.zeros(N_CLASSES)}, ValueError, "nor zero everywhere"),
+        ({"weights": np.full(N_CLASSES, np.nan)}, ValueError, "weights must be finite"),
         ({"classes": np.full((9, 4), np.nan, np.float32)}, ValueError, "classes must be finite"),
         ({"classes": np.full((9, 4), np.inf, np.float32)}, ValueError, "classes must be finite"),
         ({"classes": np.zeros((9, 4))}, TypeError, "classes must be float32"),

@@ -13,7 +13,7 @@ from .vector import prefetch
 _rng = backend.cpu_formulas(rng)
 random_words, unit, below = _rng.random_words, _rng.unit, _rng.below
 SAMPLING = rng.SAMPLING
-ZERO, HALF, TWO = np.float32(0), np.float32(0.5), np.float32(2)
+ZERO, HALF, ONE, TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
 LOWEST = np.float32(-np.inf)
 #: The sum of all weight, relative to what the largest logits would give, below which it is summed with more care.
 VANISHING = np.float32(1e-20)
@@ -24,25 +24,26 @@ PARTS, PRODUCTS = 64, 1 << 15
 SUMS = 1 << 24
 
 
-def assign(vectors, codewords, codes, distance, sums, counts):
+def assign(vectors, codewords, weights, codes, distance, sums, totals):
     """The nearest codeword of each vector (Euclidean; the first of equal ones), and the squared distance.
 
-    ``sums[k]`` (K, d) and ``counts[k]`` (K,) add up the vectors of codeword k, all in one pass over the vectors.
+    ``sums[k]`` (K, d) adds up the vectors of codeword k times their weights, ``totals[k]`` (K,) the weights (n,), of size
+    0 where all are 1; all in one pass over the vectors.
     """
     (n, width), n_words = vectors.shape, len(codewords)
     rows = max(16, PRODUCTS // n_words)
     n_parts = max(1, min(PARTS, SUMS // codewords.size if codewords.size else PARTS, -(-n // rows)))
     half = np.einsum("kd,kd->k", codewords, codewords) * HALF
     products = np.empty((n_parts, rows, n_words), np.float32)
-    part_sums, part_counts = np.zeros((n_parts, n_words, width), np.float32), np.zeros((n_parts, n_words), np.int32)
+    part_sums, part_totals = (np.zeros((n_parts, n_words, *more), np.float32) for more in ((width,), ()))
     with blas_threads.limit(limits=1, user_api="blas"):
         scalars = np.array([1, 0, 0], np.float32)
-        _assign(vectors, codewords, half, products, scalars, codes, distance, part_sums, part_counts)
-    sums[:], counts[:] = part_sums.sum(axis=0), part_counts.sum(axis=0)
+        _assign(vectors, codewords, weights, half, products, scalars, codes, distance, part_sums, part_totals)
+    sums[:], totals[:] = part_sums.sum(axis=0), part_totals.sum(axis=0)
 
 
 @backend.njit_parallel
-def _assign(vectors, codewords, half, products, scalars, codes, distance, part_sums, part_counts):
+def _assign(vectors, codewords, weights, half, products, scalars, codes, distance, part_sums, part_totals):
     """Addresses are taken of arguments only: Numba frees an array of its own behind the last use of its name."""
     n, width = vectors.shape
     n_parts, rows, n_words = products.shape
@@ -63,8 +64,9 @@ def _assign(vectors, codewords, half, products, scalars, codes, distance, part_s
                 found, best = _nearest(products[part, i], half)
                 vector = vectors[first + i]
                 codes[first + i], distance[first + i] = found, max(ZERO, _square(vector) - TWO * best)
-                _add(part_sums[part, found], vector)
-                part_counts[part, found] += 1
+                weight = weights[first + i] if weights.size else ONE
+                _add(part_sums[part, found], weight, vector)
+                part_totals[part, found] += weight
 
 
 @backend.njit(error_model="numpy", fastmath={"nnan", "nsz"})
@@ -93,9 +95,9 @@ def _square(vector):
 
 
 @backend.njit(error_model="numpy")
-def _add(sums, vector):
+def _add(sums, weight, vector):
     for d in range(vector.size):
-        sums[d] += vector[d]
+        sums[d] += weight * vector[d]
 
 
 @backend.njit(error_model="numpy")

@@ -42,10 +42,11 @@ def nearest_kernel(vectors, products, half, codes, distance):
         distance[i] = max(ZERO, norm - TWO * best)
 
 
-def assign(vectors, codewords, codes, distance, sums, counts, *, block=launch.BLOCK):
+def assign(vectors, codewords, weights, codes, distance, sums, totals, *, block=launch.BLOCK):
     """The nearest codeword of each vector (Euclidean; the first of equal ones), and the squared distance.
 
-    ``sums[k]`` (K, d) and ``counts[k]`` (K,) add up the vectors of codeword k: sorted by code, in their order.
+    ``sums[k]`` (K, d) adds up the vectors of codeword k times their weights, ``totals[k]`` (K,) the weights (n,), of size
+    0 where all are 1; in the order of the vectors.
     """
     half = (codewords * codewords).sum(axis=1) * HALF
     for first in range(0, vectors.shape[0], CHUNK):
@@ -55,12 +56,14 @@ def assign(vectors, codewords, codes, distance, sums, counts, *, block=launch.BL
         matmul(some, codewords.T, products)
         nearest_kernel[launch.flat(some.shape[0], block)](some, products, half, codes[part], distance[part])
     xp, n = backend.module_of(backend.device_of(codes)), vectors.shape[0]
-    arrays = (xp.arange(n + 1), np.int32), (codes, np.int32), (xp.ones(n), np.float32)
+    ones = xp.ones((n, 1), np.float32)
+    arrays = (xp.arange(n + 1), np.int32), (codes, np.int32), (weights if weights.size else ones[:, 0], np.float32)
     groups = sparse.by_column(sparse.SparseRows(*(backend.asarray(a, "cuda", dtype) for a, dtype in arrays)))
-    found = backend.empty((groups.ids.shape[0], vectors.shape[1]), np.float32, "cuda")
-    embedding.backward(groups, vectors, found, block=block)
-    sums[:], counts[:] = 0, 0
-    sums[groups.ids], counts[groups.ids] = found, groups.indptr[1:] - groups.indptr[:-1]
+    sums[:], totals[:] = 0, 0
+    for source, out in (vectors, sums), (backend.asarray(ones, "cuda"), totals.reshape(-1, 1)):
+        found = backend.empty((groups.ids.shape[0], source.shape[1]), np.float32, "cuda")
+        embedding.backward(groups, source, found, block=block)
+        out[groups.ids] = found
 
 
 @backend.cuda_device

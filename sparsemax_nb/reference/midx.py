@@ -6,16 +6,16 @@ from ..core import rng
 from .samplers import draw_words, invert
 
 
-def assign(vectors, codewords):
+def assign(vectors, codewords, weights):
     """The nearest codeword of each vector (Euclidean; the first of equal ones), (n,), and the squared distance, (n,).
 
-    Also the sum of the vectors of each codeword, (K, d), and their number, (K,).
+    Also the sum of the vectors of each codeword times their weights (n,), (K, d), and of the weights, (K,).
     """
     difference = vectors[:, None].astype(np.float64) - codewords
     distance = (difference**2).sum(-1)
     codes = distance.argmin(1).astype(np.int32)
-    is_of = codes == np.arange(len(codewords))[:, None]
-    return codes, distance.min(1), is_of @ vectors.astype(np.float64), is_of.sum(1)
+    share = (codes == np.arange(len(codewords))[:, None]) * (weights.astype(np.float64) if weights.size else 1.0)
+    return codes, distance.min(1), share @ vectors, share.sum(1)
 
 
 def cell_probabilities(r0, r1, index):

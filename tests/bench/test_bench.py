@@ -7,7 +7,19 @@ import sys
 import numpy as np
 import pytest
 
-from bench import accuracy, cross_entropy, forward, gpu, harness, machine, memory_670k, report, step
+from bench import (
+    accuracy,
+    closeness,
+    cross_entropy,
+    forward,
+    gpu,
+    harness,
+    machine,
+    memory_670k,
+    report,
+    sampling,
+    step,
+)
 from bench.peers import Peer, Unavailable, pytorch
 
 
@@ -72,6 +84,95 @@ def test_a_wrong_gradient_is_noticed():
         wrong[i] = truth[i] + 3e-4 * np.abs(truth[i]).max()
         with pytest.raises(AssertionError, match=name):
             check(wrong)
+
+
+def test_sampling_without_torch(no_torch, capsys):
+    draws, index, a_step = sampling.main(["--smoke", "--device", "cpu", "--threads", "1"])
+    assert [row["benchmark"] for row in (draws, index, a_step)] == ["sampling", "sampling: index", "sampling: step"]
+    assert [cells[0] for cells in draws["table"]["rows"]] == ["MIDX uniform", "MIDX popularity", "uniform", "unigram"]
+    assert index["figures"]["3000"]["build"] > 0
+    assert a_step["contestants"][sampling.ADAM_RIVAL] == {"unavailable": "PyTorch is not installed"}
+    assert "- Ours divides into draws and their log Q " in capsys.readouterr().out
+
+
+def test_sampling_with_torch():
+    pytest.importorskip("torch", reason="PyTorch is not installed: it is an optional rival")
+    *_, row = sampling.main(["--smoke", "--device", "cpu", "--threads", "1"])
+    assert not any("unavailable" in c for c in row["contestants"].values())
+
+
+def test_wrong_draws_are_not_timed():
+    sampler, queries = sampling.UnigramSampler(np.arange(1, 51)), np.zeros((4, 2), np.float32)
+    check = sampling.check_draws(sampler, np.arange(1, 51), queries)
+    ids, log_q = sampler.sample(queries, 9, seed=0)
+    check((ids, log_q))
+    with pytest.raises(AssertionError, match="not what log_prob says"):
+        check((ids, log_q + np.float32(0.01)))
+    with pytest.raises(AssertionError, match="out of range"):
+        check((ids + 50, log_q))
+    with pytest.raises(AssertionError, match="a log-probability is off"):
+        sampling.check_draws(sampler, np.ones(50), queries)((ids, log_q))
+
+
+def closeness_data(seed=0):
+    random = np.random.default_rng(seed)
+    classes = (random.standard_normal((10, 8))[np.arange(300) % 10] + random.standard_normal((300, 8)) / 3) / 2
+    arrays = {"classes": classes.astype(np.float32), "queries": random.standard_normal((50, 8)).astype(np.float32)}
+    return arrays | {"counts": random.zipf(1.5, 300).clip(max=500) - 1}  # some zero
+
+
+def test_closeness(tmp_path, capsys):
+    arrays = closeness_data()
+    np.savez(tmp_path / "model.npz", **arrays)
+    where = ["--json", str(tmp_path / "c.json"), "--picture", str(tmp_path / "c.png"), "--codewords", "4", "16"]
+    row = closeness.main([str(tmp_path / "model.npz"), "--queries", "20", "--threads", "1", *where])
+    assert row["parameters"]["queries"] == 20 and row["parameters"]["classes"] == 300
+    lines, curves = row["figures"]["lines"], row["figures"]["curves"]
+    assert list(lines) == ["uniform", "log-uniform", "unigram", "LSH", "Sphere*", "RFF*"]
+    assert all(np.isfinite(v) and v > 0 for v in lines.values())
+    assert curves["rq uniform"][16] < curves["rq uniform"][4] < lines["uniform"]
+    printed = capsys.readouterr().out
+    assert "midx-rq is closer than midx-pq" in printed and "that of midx-rq at 16 codewords" in printed
+    assert json.loads((tmp_path / "c.json").read_text())[0]["benchmark"] == "closeness"
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.json", "c.png", "model.npz"]
+
+
+def test_divergence_is_exact():
+    arrays = closeness_data()
+    classes, queries = arrays["classes"], arrays["queries"]
+    logits = queries.astype(np.float64) @ classes.T
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    uniform = closeness.divergence(sampling.UniformSampler(300), classes, queries)
+    assert uniform == pytest.approx((p * np.log(p * 300)).sum(1).mean(), rel=1e-6)
+    q = np.arange(1, 301) / np.arange(1, 301).sum()
+    order = np.random.default_rng(1).permutation(300)
+    got = closeness.divergence(sampling.UnigramSampler(q), classes, queries, order)  # of class order[i], q[i]
+    assert got == pytest.approx((p[:, order] * np.log(p[:, order] / q)).sum(1).mean(), rel=1e-5)
+    exact = sampling.InvertedMultiIndex.build(classes, 8, residual="exact")
+    assert abs(closeness.divergence(exact, classes, queries)) < 1e-5
+
+
+def test_labels_are_spread():
+    assert closeness._spread([0, 5, 9], 2) == [0, 5, 9]
+    assert closeness._spread([0, 1, 9], 2) == pytest.approx([-0.5, 1.5, 9])
+    assert closeness._spread([0, 1, 1, 3.5], 2) == pytest.approx([-1.625, 0.375, 2.375, 4.375])
+
+
+def test_closeness_refuses_bad_files(tmp_path, capsys):
+    arrays = closeness_data()
+    (tmp_path / "folder").mkdir()
+    for name, value in arrays.items():
+        np.save(tmp_path / "folder" / f"{name}.npy", value)
+    assert [len(a) for a in closeness.read(tmp_path / "folder", 7)] == [300, 7, 300]
+    np.savez(tmp_path / "a.npz", classes=arrays["classes"])
+    np.savez(tmp_path / "b.npz", **(arrays | {"counts": np.ones(3)}))
+    np.savez(tmp_path / "c.npz", **(arrays | {"queries": np.ones((2, 5), np.float32)}))
+    for name, message in ("a", "lacks queries, counts"), ("b", "counts must have shape"), ("c", "equally wide"):
+        with pytest.raises(SystemExit):
+            closeness.main([str(tmp_path / f"{name}.npz")])
+        assert message in capsys.readouterr().err
 
 
 def test_memory(tmp_path, capsys):

@@ -1,0 +1,246 @@
+"""How close does each sampler come to the softmax? ``python -m bench.closeness FILE`` (README.md says what FILE holds).
+
+The mean over the queries of ``KL(softmax(q C.T) || Q)``, exact: over all classes, in float64.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numba
+import numpy as np
+
+from sparsemax_nb import (
+    InvertedMultiIndex,
+    LogUniformSampler,
+    LSHSampler,
+    RFFSampler,
+    SphereSampler,
+    UniformSampler,
+    UnigramSampler,
+)
+
+from . import harness, machine
+
+ARRAYS = "classes", "queries", "counts"
+CODEWORDS = 16, 32, 64, 128, 256
+KINDS, VARIANTS = ("rq", "pq"), ("uniform", "popularity", "weighted")  # weighted: uniform, k-means weighs by count
+RIVAL, AT, BAR = "unigram", 128, 5
+AT_ONCE = 16  # queries
+PICTURE = machine.HERE / "closeness.png"
+#: Okabe and Ito's colours for the kinds; a line style and a marker for the variants.
+COLOURS = {"rq": "#0072B2", "pq": "#D55E00"}
+STYLES = {"uniform": ("-", "o"), "popularity": ("--", "s"), "weighted": ("-.", "^")}
+
+
+def read(path, n_queries):
+    """Class embeddings (L, d), queries (n, d) and counts (L,), from an .npz file or a folder of .npy files; checked."""
+    if path.is_dir():
+        arrays = {name: np.load(path / f"{name}.npy") for name in ARRAYS}
+    else:
+        with np.load(path) as file:
+            missing = [name for name in ARRAYS if name not in file]
+            if missing:
+                raise ValueError(f"{path} lacks {', '.join(missing)}; it must hold {', '.join(ARRAYS)}")
+            arrays = {name: file[name] for name in ARRAYS}
+    classes, queries = (np.ascontiguousarray(arrays[name], np.float32) for name in ARRAYS[:2])
+    counts = np.asarray(arrays["counts"], np.float64)
+    if classes.ndim != 2 or queries.ndim != 2 or classes.shape[1] != queries.shape[1]:
+        raise ValueError(
+            f"classes (L, d) and queries (n, d) must be equally wide, got {classes.shape}, {queries.shape}"
+        )
+    if counts.shape != classes.shape[:1]:
+        raise ValueError(f"counts must have shape ({len(classes)},) like classes, got {counts.shape}")
+    if len(queries) > n_queries:
+        queries = queries[np.linspace(0, len(queries) - 1, n_queries).astype(int)]
+    return classes, queries, counts
+
+
+def softmax_of(classes, queries):
+    """``log_softmax(queries @ classes.T)`` in float64."""
+    logits = queries.astype(np.float64) @ classes.T.astype(np.float64)
+    return logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+
+
+def divergence(sampler, classes, queries, order=None):
+    """Mean ``KL(P || Q)`` in nats over the queries; `order` says which class the sampler's class i is.
+
+    What Q lacks to a sum of one (by rounding) is made up; a Q that is far from one stops the benchmark.
+    """
+    everything, total = np.arange(len(classes), dtype=np.int32), 0.0
+    classes = classes if order is None else classes[order]
+    for first in range(0, len(queries), AT_ONCE):
+        some = queries[first : first + AT_ONCE]
+        log_p, log_q = softmax_of(classes, some), sampler.log_prob(some, everything).astype(np.float64)
+        log_sum = np.logaddexp.reduce(log_q, axis=1, keepdims=True)
+        harness.require(np.abs(log_sum).max() < 1e-3, f"probabilities sum to {np.exp(log_sum).max():.4f}")
+        total += (np.exp(log_p) * (log_p - log_q + log_sum)).sum()
+    return total / len(queries)
+
+
+def measure(classes, queries, counts, codewords):
+    """``{name: KL}`` of the samplers without codewords, and ``{(kind, variant): {number of codewords: KL}}``."""
+    weights = counts + (counts == 0)  # a class that is never drawn would make the divergence infinite
+    by_count = np.argsort(-counts, kind="stable")
+
+    def of(sampler, order=None):
+        return divergence(sampler, classes, queries, order)
+
+    lines = {
+        "uniform": of(UniformSampler(len(classes))),
+        "log-uniform": of(LogUniformSampler(len(classes)), by_count),
+        "unigram": of(UnigramSampler(weights)),
+        "LSH": of(LSHSampler(classes)),
+        "Sphere*": of(SphereSampler(classes)),
+        "RFF*": of(RFFSampler(classes)),
+    }
+    curves = {}
+    for kind in KINDS if classes.shape[1] % 2 == 0 else KINDS[:1]:
+        for variant in VARIANTS:
+            options = {
+                "popularity": {"residual": "popularity", "popularity": weights}, "weighted": {"weights": weights}
+            }.get(variant, {})  # fmt: skip
+            curves[kind, variant] = {k: of(InvertedMultiIndex.build(classes, k, kind, **options)) for k in codewords}
+    return lines, curves
+
+
+def notes_of(lines, curves):
+    """What the table says: which of the two kinds is closer, and how far unigram is behind."""
+    notes = []
+    for variant in VARIANTS:
+        rq, pq = (curves.get((kind, variant), {}) for kind in KINDS)
+        if pq:
+            closer = [k for k in rq if rq[k] < pq[k]]
+            where = "at every number of codewords" if len(closer) == len(rq) else f"at {closer or 'none'} codewords"
+            notes.append(f"{variant}: midx-rq is closer than midx-pq {where}.")
+    at = AT if AT in curves["rq", "uniform"] else max(curves["rq", "uniform"])
+    for variant in VARIANTS:
+        ratio = lines[RIVAL] / curves["rq", variant][at]
+        verdict = "met" if ratio >= BAR else "not met"
+        notes.append(
+            f"Target: {RIVAL}'s divergence at least {BAR} x that of midx-rq at {at} codewords; "
+            f"{variant}: {ratio:.2f} x: {verdict}."
+        )
+    nearest = min(lines, key=lines.get)
+    best = min(curve[at] for curve in curves.values())
+    notes.append(
+        f"Closest of the samplers without codewords: {nearest}, {lines[nearest] / best:.2f} x the best midx at {at}."
+    )
+    return [
+        *notes,
+        "uniform, popularity: how a class is drawn inside its cell; weighted: uniform, and k-means weighs classes by count.",
+        "*: touches all classes for every draw. Classes that never occur count as occurring once.",
+    ]
+
+
+def row_of(name, classes, queries, lines, curves):
+    """The row of results, with its own table."""
+    numbers = sorted(next(iter(curves.values())))
+    table = [[key, "-", f"{value:.3f}", *["-"] * len(numbers)] for key, value in lines.items()]
+    for (kind, variant), curve in curves.items():
+        table.append([f"midx-{kind}", variant, "-", *(f"{curve[k]:.3f}" for k in numbers)])
+    figures = {"lines": lines, "curves": {f"{kind} {variant}": c for (kind, variant), c in curves.items()}}
+    sizes = {"data": name, "classes": len(classes), "width": classes.shape[1], "queries": len(queries)}
+    return {
+        "benchmark": "closeness",
+        "parameters": sizes | {"device": "cpu"},
+        "table": {
+            "header": ["sampler", "variant", "KL, nats", *(f"{k} codewords" for k in numbers)],
+            "rows": table,
+        },
+        "notes": notes_of(lines, curves),
+        "figures": figures,
+        "environment": machine.environment("cpu"),
+    }
+
+
+def _spread(heights, least):
+    """The heights (ascending), moved as little as it takes to lie `least` apart: groups that overlap are centred."""
+    groups = []  # (sum of what the first of the group should be at, number)
+    for height in heights:
+        total, n = height, 1
+        while groups and groups[-1][0] / groups[-1][1] + groups[-1][1] * least > total / n:
+            more, m = groups.pop()
+            total, n = more + total - n * m * least, m + n
+        groups.append((total, n))
+    return [total / n + i * least for total, n in groups for i in range(n)]
+
+
+def picture(row, path):
+    """Divergence (logarithmic) against codewords; the samplers without codewords are level lines. Labels, no legend."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import NullFormatter
+
+    lines, curves = row["figures"]["lines"], row["figures"]["curves"]
+    figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
+    numbers = sorted(next(iter(curves.values())))
+    labels = [(value, name, "#444444") for name, value in lines.items()]
+    for value in lines.values():
+        axes.axhline(value, color="#999999", linewidth=1.5, zorder=1)
+    for name, curve in curves.items():
+        kind, variant = name.split()
+        style = STYLES[variant]
+        values = [curve[k] for k in numbers]
+        axes.plot(numbers, values, style[0], marker=style[1], color=COLOURS[kind], linewidth=2.5, markersize=8)
+        labels.append((values[-1], f"midx-{kind}, {variant}", COLOURS[kind]))
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(numbers, [str(k) for k in numbers])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    everything = [value for curve in curves.values() for value in curve.values()] + list(lines.values())
+    low, high = np.log10(min(everything)), np.log10(max(everything))
+    margin = max(0.06 * (high - low), 0.02)
+    axes.set_ylim(10 ** (low - margin), 10 ** (high + margin))
+    ticks = [
+        n * 10.0**e for e in range(-6, 5) for n in (1, 2, 5) if low - margin <= np.log10(n * 10.0**e) <= high + margin
+    ]
+    if len(ticks) > 1:
+        axes.set_yticks(ticks, [f"{t:g}" for t in ticks])
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    labels.sort()
+    places = _spread([np.log10(max(value, 1e-300)) for value, *_ in labels], 0.045 * (high - low + 2 * margin))
+    for place, (value, text, colour) in zip(places, labels, strict=True):
+        axes.annotate(
+            text, (1.0, value), (1.06, (place - low + margin) / (high - low + 2 * margin)), color=colour, va="center",
+            xycoords=("axes fraction", "data"), textcoords="axes fraction", fontsize=13, annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 1, "shrinkA": 2, "shrinkB": 0},
+        )  # fmt: skip
+    axes.set_xlabel("codewords in each of the two codebooks", fontsize=14)
+    axes.set_ylabel("mean KL(softmax || sampler) (nats)", fontsize=14)
+    sizes = row["parameters"]
+    axes.set_title(f"Distance from the softmax: {sizes['data']}, {sizes['classes']:,} classes", fontsize=15)
+    axes.tick_params(labelsize=13)
+    axes.spines[["top", "right"]].set_visible(False)
+    temporary = path.with_suffix(".part.png")
+    figure.savefig(temporary, dpi=120)
+    plt.close(figure)
+    temporary.replace(path)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m bench.closeness", description=__doc__.partition("\n")[0])
+    parser.add_argument("file", type=Path, help="an .npz file, or a folder of .npy files, with " + ", ".join(ARRAYS))
+    parser.add_argument("--queries", type=int, default=256, help="at most so many, evenly from all (default: 256)")
+    parser.add_argument("--codewords", type=int, nargs="+", default=CODEWORDS, metavar="K", help="default: 16 ... 256")
+    cores = numba.config.NUMBA_NUM_THREADS
+    parser.add_argument("--threads", type=int, default=min(2, cores), help="Numba's threads (default: 2)")
+    parser.add_argument("--json", type=Path, help="file to add the row to (default: bench/results/closeness-cpu.json)")
+    parser.add_argument("--picture", type=Path, help="default: bench/closeness.png")
+    args = parser.parse_args(argv)
+    numba.set_num_threads(args.threads)
+    try:
+        classes, queries, counts = read(args.file, args.queries)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    args.json = args.json or harness.RESULTS / "closeness-cpu.json"
+    row = row_of(args.file.stem, classes, queries, *measure(classes, queries, counts, args.codewords))
+    harness.publish(args, row)
+    picture(row, args.picture or PICTURE)
+    return row
+
+
+if __name__ == "__main__":
+    sys.exit(not main())
