@@ -5,10 +5,9 @@ from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
-import scipy.sparse
 
 from .core import backend, check
-from .core.sparse import Labels, as_labels, sorted_keys
+from .core.sparse import Labels, as_targets, holds_several
 
 #: Where the running maximum starts: finite, so that the difference of two of them is 0.
 LOWEST = np.finfo(np.float32).min
@@ -38,29 +37,6 @@ def _plan(n_rows, n_classes, most_classes):
 
 def _slices(n, size):
     return [slice(first, min(first + size, n)) for first in range(0, n, size)]
-
-
-def _labels_of(targets, ignore_index, n_rows, n_classes, device):
-    """(`Labels`, number of rows that the loss is the mean of), everything checked."""
-    ignore_index = check.integer("ignore_index", ignore_index, -(2**31), 2**31 - 1)
-    if 0 <= ignore_index < n_classes:
-        raise ValueError(f"ignore_index must not be a class, one of [0, {n_classes}), got {ignore_index}")
-    if _is_csr(targets):
-        labels = as_labels(targets, n_rows, device, n_classes, "targets")
-        sorted_keys(labels, n_classes, "targets")
-        return labels, n_rows
-    targets = check.array("targets", targets, np.int32, (n_rows,))
-    counted = targets != ignore_index
-    wrong = counted & ((targets < 0) | (targets >= n_classes))
-    if bool(wrong.any()):
-        raise ValueError(f"targets must lie in [0, {n_classes}) or be {ignore_index}, got {int(targets[wrong][0])}")
-    indptr = backend.zeros(n_rows + 1, np.int32, device)
-    indptr[1:] = counted.cumsum()
-    return Labels(indptr, targets[counted]), int(indptr[-1])
-
-
-def _is_csr(targets):
-    return scipy.sparse.issparse(targets) or isinstance(targets, tuple)
 
 
 def softmax_cross_entropy(h, w, targets, bias=None, *, ignore_index=-1):
@@ -113,7 +89,9 @@ def softmax_cross_entropy(h, w, targets, bias=None, *, ignore_index=-1):
     1.2437
     """
     arrays = (
-        {"h": h, "w": w} | ({} if _is_csr(targets) else {"targets": targets}) | ({} if bias is None else {"bias": bias})
+        {"h": h, "w": w}
+        | ({} if holds_several(targets) else {"targets": targets})
+        | ({} if bias is None else {"bias": bias})
     )
     device = check.same_device(**arrays)
     w = _check_floats("w", w, ("L", "d"))
@@ -123,7 +101,11 @@ def softmax_cross_entropy(h, w, targets, bias=None, *, ignore_index=-1):
     n_rows = h.shape[0]
     if h.dtype != w.dtype:
         raise TypeError(f"h and w must have the same dtype, got {h.dtype} and {w.dtype}; use h.astype(w.dtype)")
-    labels, n_counted = _labels_of(targets, ignore_index, n_rows, n_classes, device)
+    ignore_index = check.integer("ignore_index", ignore_index, -(2**31), 2**31 - 1)
+    if 0 <= ignore_index < n_classes:
+        raise ValueError(f"ignore_index must not be a class, one of [0, {n_classes}), got {ignore_index}")
+    labels = as_targets(targets, n_rows, device, n_classes, ignore_index)
+    n_counted = n_rows if holds_several(targets) else int(labels.indptr[-1])
     bias = backend.zeros(n_classes, np.float32, device) if bias is None else _check_floats("bias", bias, (n_classes,))
     h, bias = _widened(h), _widened(bias)
     dh, dw, dbias = (backend.zeros(a.shape, np.float32, device) for a in (h, w, bias))

@@ -412,7 +412,8 @@ def sampled_softmax(
     """
     check.choice("correction", correction, CORRECTIONS)
     check.choice("reduction", reduction, ("mean", "sum"))
-    device = check.same_device(queries=queries, classes=classes, ids=ids, log_q=log_q, log_q_targets=log_q_targets)
+    arrays = {"queries": queries, "classes": classes, "ids": ids, "log_q": log_q, "log_q_targets": log_q_targets}
+    device = check.same_device(**arrays, **({} if sparse.holds_several(targets) else {"targets": targets}))
     classes = check.array("classes", classes, np.float32, ("L", "d"))
     n_classes, width = classes.shape
     queries = check.array("queries", queries, np.float32, ("B", width))

@@ -115,18 +115,31 @@ def sorted_keys(labels, n_labels, name="labels"):
     return keys
 
 
-def as_targets(targets, n_rows, device, n_classes):
-    """One target a row, (B,) int32, or several, as `as_labels` takes them: checked `Labels` on `device`."""
-    if scipy.sparse.issparse(targets) or isinstance(targets, tuple):
+def holds_several(targets):
+    """True for targets as `as_labels` takes them, any number a row; False for an array of one a row."""
+    return scipy.sparse.issparse(targets) or isinstance(targets, tuple)
+
+
+def as_targets(targets, n_rows, device, n_classes, ignore_index=None):
+    """One target a row, (B,) int32, or several, as `as_labels` takes them: checked `Labels` on `device`.
+
+    A row whose only target is `ignore_index` has none.
+    """
+    if holds_several(targets):
         labels = as_labels(targets, n_rows, device, n_classes, "targets")
         sorted_keys(labels, n_classes, "targets")
         return labels
-    if check.same_device(targets=targets) != device:
-        raise TypeError(f"all arrays must live on one device, {device}, got targets on {backend.device_of(targets)}")
     targets = check.array("targets", targets, np.int32, (n_rows,))
-    check.below("targets", targets, n_classes)
-    xp = backend.module_of(device)
-    return Labels(backend.asarray(xp.arange(n_rows + 1), device, np.int32), targets)
+    if ignore_index is None:
+        check.below("targets", targets, n_classes)
+        return Labels(backend.asarray(backend.module_of(device).arange(n_rows + 1), device, np.int32), targets)
+    counted = targets != ignore_index
+    wrong = counted & ((targets < 0) | (targets >= n_classes))
+    if bool(wrong.any()):
+        raise ValueError(f"targets must lie in [0, {n_classes}) or be {ignore_index}, got {int(targets[wrong][0])}")
+    indptr = backend.zeros(n_rows + 1, np.int32, device)
+    indptr[1:] = counted.cumsum()
+    return Labels(indptr, targets[counted])
 
 
 def by_label(labels, n_labels):

@@ -78,8 +78,9 @@ class Negatives:
             return self.sampler.update(self._weights)
         how = self.how
         self.sampler = InvertedMultiIndex.build(
-            self._weights, how.n_codewords, INDICES[how.sampler], how.residual, self._seed, popularity=self._popularity
-        )
+            self._weights, how.n_codewords, INDICES[how.sampler], how.residual, self._seed, popularity=self._popularity,
+            weights=self._counts,
+        )  # fmt: skip
         return 1.0
 
     def draw(self, x, labels, step):
@@ -116,7 +117,9 @@ class Negatives:
         shape = self.how.n_codewords, width // 2 if kind == "pq" else width
         codebooks = [check.array(name, arrays[name], np.float32, shape) for name in ("codebook_0", "codebook_1")]
         codes, *codebooks = (backend.asarray(array, self._device) for array in (codes, *codebooks))
-        self.sampler = InvertedMultiIndex(codebooks, codes, kind, self.how.residual, self._popularity, self._weights)
+        self.sampler = InvertedMultiIndex(
+            codebooks, codes, kind, self.how.residual, self._popularity, self._counts, self._weights
+        )
 
 
 class SoftmaxOutput:
