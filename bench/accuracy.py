@@ -36,13 +36,12 @@ ROWS = {
 }
 #: Samplers under the softmax loss: same network, same optimiser, same number of epochs.
 SOFTMAX = {
-    "batch-size": 128, "embedding": 512, "dropout": 0.3, "epochs": 10, "seed": 0, "learning-rate": 1e-3, "embedding-rate": 10,
-    "output": "dense", "loss": "softmax",
+    "batch-size": 128, "embedding": 512, "dropout": 0.5, "epochs": 10, "seed": 0, "learning-rate": 1e-3, "embedding-rate": 10,
+    "output": "dense", "loss": "softmax", "n-samples": 100, "n-codewords": 256,
 }  # fmt: skip
 SAMPLERS = {
     "softmax-full": {"sampler": "none"},
-    **{f"softmax-{sampler}-100": {"sampler": sampler, "n-samples": 100} for sampler in ("uniform", "unigram")},
-    **{f"softmax-{sampler}-100": {"sampler": sampler, "n-samples": 100} for sampler in ("midx-pq", "midx-rq")},
+    **{f"softmax-{name}-100": {"sampler": name} for name in ("uniform", "unigram", "midx-pq", "midx-rq")},
 }
 #: Benchmark: (options of all rows, {row: its own options}).
 TABLES = {"accuracy": (COMMON, ROWS), "accuracy: softmax": (SOFTMAX, SAMPLERS)}
