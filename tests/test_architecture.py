@@ -24,7 +24,16 @@ MAY_IMPORT = {
 }
 TOP = {"__init__", "__main__", "cli", "demo"}
 FRAMEWORKS = {"torch", "jax", "tensorflow", "triton"}
-NO_TWIN = {"vector", "launch", "reduce", "ptx", "matmul", "lsh", "__init__"}  # lsh: a yardstick, on the CPU alone
+NO_TWIN = {
+    "vector",
+    "exp",
+    "launch",
+    "reduce",
+    "ptx",
+    "matmul",
+    "lsh",
+    "__init__",
+}  # lsh: a yardstick, on the CPU alone
 #: Launched by several files of one wing, never called from outside it.
 WING_ONLY = {"merge"}
 #: What `reference` needs to know of an output that the wings are handed.

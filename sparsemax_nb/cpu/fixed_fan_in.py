@@ -13,10 +13,11 @@ import numpy as np
 from numba import prange
 
 from ..core import backend, formulas, rng
+from .exp import exp, polynomial
 from .top_k import WORST, enters, insert
 from .vector import (
-    EXP_LIMIT, LANES, add, aligned, any_above, any_nonzero, dot, dots, exp_minus, fma, item, load, mul, polynomial, prefetch, splat,
-    store, store_transposed,
+    LANES, add, aligned, any_above, any_nonzero, dot, dots, fma, item, load, mul, prefetch, splat, store,
+    store_transposed,
 )  # fmt: skip
 
 _f = backend.cpu_formulas(formulas)
@@ -24,7 +25,7 @@ _r = backend.cpu_formulas(rng)
 squared_hinge, adam, sgd = _f.squared_hinge, _f.adam, _f.sgd
 random_word, below, symmetric = _r.random_word, _r.below, _r.symmetric
 
-ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
+ZERO, HALF, ONE, TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
 ADAM, SQUARED_HINGE = formulas.ADAM_KIND, formulas.SQUARED_HINGE
 STREAM = rng.CONNECTIONS
 NO_STEP = np.uint64(0)
@@ -272,11 +273,10 @@ def _update(optimizer, parameter, gradient, m, v, rates):
 
 @backend.njit_inline
 def _binary_cross_entropy(score, sign):
-    """The formula of ``core.formulas`` without calls of exp and log1p, so that a loop over it becomes vector code."""
+    """The formula of ``core.formulas`` without calls of math.exp and log1p, so that a loop over it becomes vector code."""
     z = sign * score
     a = z if z >= ZERO else -z
-    e = exp_minus(a)
-    e = e if a <= EXP_LIMIT else (ZERO if a > EXP_LIMIT else a)  # NaN comes through
+    e = exp(-a)
     s = e / (TWO + e)  # log(1 + e) = 2 atanh(s)
     c, square = ATANH_TERMS, s * s
     high = polynomial(square, c[0], c[1], c[2], c[3], c[4], c[5])

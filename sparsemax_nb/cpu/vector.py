@@ -14,21 +14,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
-from ..core import backend
-
 LANES = 16
 LINE = 64  # bytes of a cache line, and of a vector
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
 _I32 = ir.IntType(32)
-
-#: exp(-87) is still a normal number; ln 2 in two parts, the first with so few digits that n times it is exact.
-EXP_LIMIT, LOG2_E = np.float32(87), np.float32(1.442695041)
-LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
-#: (exp(r) - 1 - r) / r^2 for |r| < 0.35 (Cephes, expf).
-EXP_TERMS = tuple(
-    map(np.float32, (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5))
-)
-HALF, ONE = np.float32(0.5), np.float32(1)
 
 
 class _VectorType(types.Type):
@@ -138,22 +127,6 @@ def power_of_two(typingctx, n):
         return builder.bitcast(bits, ir.FloatType())
 
     return types.float32(types.int32), codegen
-
-
-@backend.njit_inline
-def polynomial(x, c0, c1, c2, c3, c4, c5):
-    """``c0 x^5 + ... + c5``."""
-    return ((((c0 * x + c1) * x + c2) * x + c3) * x + c4) * x + c5
-
-
-@backend.njit_inline
-def exp_minus(t):
-    """``exp(-t)`` of a float32 t >= 0 without a call, so that a loop over it becomes vector code; beyond 87, exp(-87)."""
-    t = t if t <= EXP_LIMIT else EXP_LIMIT
-    n = np.int32(t * LOG2_E + HALF)  # exp(-t) = 2^-n exp(r)
-    r = np.float32(n) * LN2_HIGH - t + np.float32(n) * LN2_LOW
-    c = EXP_TERMS
-    return power_of_two(-n) * (polynomial(r, c[0], c[1], c[2], c[3], c[4], c[5]) * r * r + r + ONE)
 
 
 @intrinsic

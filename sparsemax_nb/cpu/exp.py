@@ -1,0 +1,35 @@
+"""exp in plain arithmetic: a loop over it is compiled to vector code, which one over ``math.exp`` is not."""
+
+import numpy as np
+
+from ..core import backend
+from .vector import power_of_two
+
+ZERO, HALF, ONE, INFINITY = np.float32(0), np.float32(0.5), np.float32(1), np.float32(np.inf)
+#: exp(-87) is still a normal number, exp(88) a finite one.
+LOWEST, HIGHEST = np.float32(-87), np.float32(88)
+#: ln 2 in two parts, the first with so few digits that n times it is exact.
+LOG2_E, LN2_HIGH, LN2_LOW = np.float32(1.442695041), np.float32(0.693359375), np.float32(-2.12194440e-4)
+#: (exp(r) - 1 - r) / r^2 for |r| < 0.35 (Cephes, expf).
+TERMS = tuple(
+    map(np.float32, (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5))
+)
+
+
+@backend.njit_inline
+def polynomial(x, c0, c1, c2, c3, c4, c5):
+    """``c0 x^5 + ... + c5``."""
+    return ((((c0 * x + c1) * x + c2) * x + c3) * x + c4) * x + c5
+
+
+@backend.njit_inline
+def exp(x):
+    """``e^x`` for a float32, 2 units in the last place at most; 0 below -87, infinity above 88, NaN comes through."""
+    t = x if x >= LOWEST else LOWEST  # NaN becomes a number
+    t = t if t <= HIGHEST else HIGHEST
+    n = np.int32(t * LOG2_E + (HALF if t >= ZERO else -HALF))  # exp(t) = 2^n exp(r)
+    r = t - np.float32(n) * LN2_HIGH - np.float32(n) * LN2_LOW
+    c = TERMS
+    e = power_of_two(n) * (polynomial(r, c[0], c[1], c[2], c[3], c[4], c[5]) * r * r + r + ONE)
+    e = e if x >= LOWEST else (ZERO if x < LOWEST else x)
+    return e if not x > HIGHEST else INFINITY
