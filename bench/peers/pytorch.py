@@ -1,4 +1,4 @@
-"""PyTorch, on the CPU or on CUDA, with as many threads as Numba has. Gradients are written by hand (but where noted)."""
+"""PyTorch, on the CPU or on CUDA, with as many threads as Numba has. No autograd: gradients are written by hand."""
 
 import warnings
 
@@ -96,15 +96,6 @@ def dense_step(x, labels, n_labels, loss, learning_rate):
     return Peer(run, f"width {x.shape[1]}, gradients by hand, fused Adam", (w.detach(), w.grad))
 
 
-def dense_top_k(x, n_labels, k):
-    """Dense product into a preallocated array, then topk; `arrays` are the weights."""
-    device = backend.device_of(x)
-    torch = _torch(device)
-    x = torch.as_tensor(x, device=device)
-    w, s = _dense(torch, x, n_labels)
-    return Peer(lambda: torch.topk(torch.mm(x, w.t(), out=s), k), f"width {x.shape[1]}, mm and topk", (w,))
-
-
 def full_softmax_step(h, w, targets, kind, learning_rate):
     """The step of a full softmax: ``h @ w.t()``, cross-entropy, gradients, fused `kind` ("Adam" or "SGD") on all of w.
 
@@ -148,3 +139,12 @@ def full_softmax_step(h, w, targets, kind, learning_rate):
     if best == "autograd":
         held.clear()
     return Peer(runs[best], f"{best}, fused {kind}", (w.detach(),))
+
+
+def dense_top_k(x, n_labels, k):
+    """Dense product into a preallocated array, then topk; `arrays` are the weights."""
+    device = backend.device_of(x)
+    torch = _torch(device)
+    x = torch.as_tensor(x, device=device)
+    w, s = _dense(torch, x, n_labels)
+    return Peer(lambda: torch.topk(torch.mm(x, w.t(), out=s), k), f"width {x.shape[1]}, mm and topk", (w,))
