@@ -174,12 +174,3 @@ def full_softmax_step(h, w, targets, kind, learning_rate):
     if best == "autograd":
         held.clear()
     return Peer(runs[best], f"{best}, fused {kind}", (w.detach(),))
-
-
-def dense_top_k(x, n_labels, k):
-    """Dense product into a preallocated array, then topk; `arrays` are the weights."""
-    device = backend.device_of(x)
-    torch = _torch(device)
-    x = torch.as_tensor(x, device=device)
-    w, s = _dense(torch, x, n_labels)
-    return Peer(lambda: torch.topk(torch.mm(x, w.t(), out=s), k), f"width {x.shape[1]}, mm and topk", (w,))

@@ -25,7 +25,7 @@ _r = backend.cpu_formulas(rng)
 squared_hinge, adam, sgd = _f.squared_hinge, _f.adam, _f.sgd
 random_word, below, symmetric = _r.random_word, _r.below, _r.symmetric
 
-ZERO, HALF, ONE, TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
+ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
 ADAM, SQUARED_HINGE = formulas.ADAM_KIND, formulas.SQUARED_HINGE
 STREAM = rng.CONNECTIONS
 NO_STEP = np.uint64(0)

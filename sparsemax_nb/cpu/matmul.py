@@ -13,16 +13,24 @@ from numba import prange, types
 
 from ..core import backend
 
-_blas_threads = threadpoolctl.ThreadpoolController()
+blas_threads = threadpoolctl.ThreadpoolController()
 
 # Numba's door to BLAS: gemm(kind, transa, transb, m, n, k, &alpha, a, lda, b, ldb, &beta, c, ldc), column-major.
-_gemm = types.ExternalFunction("numba_xxgemm", types.intc(*[types.char] * 3, *[types.intp] * 11))
+gemm = types.ExternalFunction("numba_xxgemm", types.intc(*[types.char] * 3, *[types.intp] * 11))
 FLOAT32, AS_IS, TURNED = np.int8(ord("s")), np.int8(ord("n")), np.int8(ord("t"))
 ITEM = 4
 #: Tiles of a product.
 PARTS = 16
 #: Numbers that the parts of sums may take: 16 MiB.
 ROOM = 1 << 22
+
+
+@backend.njit
+def find_blas(scalars):
+    """A product of nothing: the first call looks BLAS up under the interpreter's lock, and must not lie in a parallel loop."""
+    alpha = scalars.ctypes.data
+    beta, nothing = alpha + ITEM, alpha + 2 * ITEM
+    gemm(FLOAT32, AS_IS, AS_IS, 1, 1, 1, alpha, nothing, 1, nothing, 1, beta, nothing, 1)
 
 
 @backend.njit_parallel
@@ -35,12 +43,11 @@ def _tiled(turn_a, turn_b, a, b, out, scalars):
     m, n = out.shape
     k = a.shape[0] if turn_a else a.shape[1]
     alpha = scalars.ctypes.data
-    beta, nothing = alpha + ITEM, alpha + 2 * ITEM
+    beta = alpha + ITEM
     at_a, at_b, at_out = a.ctypes.data, b.ctypes.data, out.ctypes.data
     lda, ldb = a.shape[1], b.shape[1]
     op_a, op_b = TURNED if turn_a else AS_IS, TURNED if turn_b else AS_IS
-    # the first call looks BLAS up under the interpreter's lock: it must not happen inside a parallel loop
-    _gemm(FLOAT32, AS_IS, AS_IS, 1, 1, 1, alpha, nothing, 1, nothing, 1, beta, nothing, 1)
+    find_blas(scalars)
     size = max(m, n)
     tile = max(32, (size + PARTS - 1) // PARTS)
     for part in prange((size + tile - 1) // tile):
@@ -52,7 +59,7 @@ def _tiled(turn_a, turn_b, a, b, out, scalars):
         tile_a = at_a + ITEM * (row if turn_a else row * lda)
         tile_b = at_b + ITEM * (column * ldb if turn_b else column)
         tile_out = at_out + ITEM * (row * n + column)
-        _gemm(FLOAT32, op_b, op_a, n_columns, n_rows, k, alpha, tile_b, ldb, tile_a, lda, beta, tile_out, n)
+        gemm(FLOAT32, op_b, op_a, n_columns, n_rows, k, alpha, tile_b, ldb, tile_a, lda, beta, tile_out, n)
 
 
 @backend.njit_parallel

@@ -36,7 +36,7 @@ def assign(vectors, codewords, weights, codes, distance, sums, totals):
     half = np.einsum("kd,kd->k", codewords, codewords) * HALF
     products = np.empty((n_parts, rows, n_words), np.float32)
     part_sums, part_totals = (np.zeros((n_parts, n_words, *more), np.float32) for more in ((width,), ()))
-    with _blas_threads.limit(limits=1, user_api="blas"):
+    with blas_threads.limit(limits=1, user_api="blas"):
         scalars = np.array([1, 0, 0], np.float32)
         _assign(vectors, codewords, weights, half, products, scalars, codes, distance, part_sums, part_totals)
     sums[:], totals[:] = part_sums.sum(axis=0), part_totals.sum(axis=0)
@@ -50,17 +50,15 @@ def _assign(vectors, codewords, weights, half, products, scalars, codes, distanc
     alpha, at_vectors, at_words, at_products = (
         scalars.ctypes.data, vectors.ctypes.data, codewords.ctypes.data, products.ctypes.data,
     )  # fmt: skip
-    beta, nothing = alpha + ITEM, alpha + 2 * ITEM
-    # the first call looks BLAS up under the interpreter's lock: it must not happen inside a parallel loop
-    _gemm(FLOAT32, AS_IS, AS_IS, 1, 1, 1, alpha, nothing, 1, nothing, 1, beta, nothing, 1)
+    find_blas(scalars)
     n_blocks = (n + rows - 1) // rows
     for part in prange(n_parts):
         for block in range(np.int64(part) * n_blocks // n_parts, (np.int64(part) + 1) * n_blocks // n_parts):
             first = block * rows
             size = min(rows, n - first)
-            _gemm(
+            gemm(
                 FLOAT32, TURNED, AS_IS, n_words, size, width, alpha, at_words, width, at_vectors + ITEM * first * width, width,
-                beta, at_products + ITEM * np.int64(part) * rows * n_words, n_words,
+                alpha + ITEM, at_products + ITEM * np.int64(part) * rows * n_words, n_words,
             )  # fmt: skip
             for i in range(size):
                 found, best = _nearest(products[part, i], half)
