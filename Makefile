@@ -31,6 +31,7 @@ bench: $(VENV)/demo.done
 	$(PY) -m bench.forward
 	$(PY) -m bench.step
 	$(PY) -m bench.cross_entropy
+	$(PY) -m bench.sampling
 	$(PY) -m bench.memory_670k
 
 $(VENV)/bin/python:

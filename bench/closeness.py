@@ -18,6 +18,8 @@ from sparsemax_nb import (
     SphereSampler,
     UniformSampler,
     UnigramSampler,
+    data,
+    train,
 )
 
 from . import harness, machine
@@ -33,9 +35,25 @@ COLOURS = {"rq": "#0072B2", "pq": "#D55E00"}
 STYLES = {"uniform": ("-", "o"), "popularity": ("--", "s"), "weighted": ("-.", "^")}
 
 
-def read(path, n_queries):
-    """Class embeddings (L, d), queries (n, d) and counts (L,), from an .npz file or a folder of .npy files; checked."""
-    if path.is_dir():
+def of_model(path, name):
+    """The arrays of a saved classifier with a dense output: its weights, and the contexts of the data's test part."""
+    if name is None:
+        raise ValueError(f"{path} is a model: name the data whose test part are the queries with --data")
+    model = train.Classifier.load(path, device="cpu")
+    if not hasattr(model.network_.output, "weights"):
+        raise ValueError(f"{path} must have a dense output or a bottleneck, got output={model.output!r}")
+    queries = model.contexts(data.load(name).test.features)
+    return {"classes": model.network_.output.weights, "queries": queries, "counts": model.label_counts_}
+
+
+def read(path, n_queries, name=None):
+    """Class embeddings (L, d), queries (n, d) and counts (L,), checked.
+
+    From an .npz file, a folder of .npy files, or a saved classifier and the name of its data.
+    """
+    if path.suffix == ".safetensors":
+        arrays = of_model(path, name)
+    elif path.is_dir():
         arrays = {name: np.load(path / f"{name}.npy") for name in ARRAYS}
     else:
         with np.load(path) as file:
@@ -222,7 +240,10 @@ def picture(row, path):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m bench.closeness", description=__doc__.partition("\n")[0])
-    parser.add_argument("file", type=Path, help="an .npz file, or a folder of .npy files, with " + ", ".join(ARRAYS))
+    parser.add_argument(
+        "file", type=Path, help=f"a model of `train classifier`, or an .npz or folder of .npy with {', '.join(ARRAYS)}"
+    )
+    parser.add_argument("--data", metavar="DIR-or-NAME", help="with a model: the data whose test part are the queries")
     parser.add_argument("--queries", type=int, default=256, help="at most so many, evenly from all (default: 256)")
     parser.add_argument("--codewords", type=int, nargs="+", default=CODEWORDS, metavar="K", help="default: 16 ... 256")
     cores = numba.config.NUMBA_NUM_THREADS
@@ -232,7 +253,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     numba.set_num_threads(args.threads)
     try:
-        classes, queries, counts = read(args.file, args.queries)
+        classes, queries, counts = read(args.file, args.queries, args.data)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     args.json = args.json or harness.RESULTS / "closeness-cpu.json"

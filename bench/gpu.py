@@ -24,7 +24,9 @@ from . import harness, machine, report
 NOT_BENCHMARKS = {"__init__", "harness", "machine", "report", "gpu", "accuracy", "closeness"}  # the last two need data
 TESTS_LIMIT = 300
 #: On the CPU, what would take minutes at its full size.
-SHORTER = {"cross_entropy": ["--large-rows", "1024"]}
+SHORTER = {
+    "cross_entropy": ["--large-rows", "1024"], "sampling": ["--step-classes", "100000", "--largest", "200000"],
+}  # fmt: skip
 
 
 def parts(out, rows, smoke):

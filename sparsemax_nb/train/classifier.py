@@ -409,6 +409,14 @@ class Classifier:
         """Ids of the k best labels (if not given: 5) of each row of X (n, F): (n, k) int32, best first."""
         return self.top_k(X, k)[1]
 
+    def contexts(self, X, out=None):  # noqa: N803
+        """What the output layer sees of each row of X (n, F): (n, H) float32, NumPy; into `out` where that is given."""
+        self._check_fitted()
+        X = self._features(X)  # noqa: N806
+        out = check.output("out", out, np.float32, (X.shape[0], self.network_.width), "cpu")
+        loop.contexts(self.network_, X.shape[0], lambda rows: self._batch(X, rows), self.batch_size, out)
+        return out
+
     def evaluate(self, X, y, ks=None):  # noqa: N803
         """P@k, nDCG@k, recall R@k and propensity-scored PSP@k on X (n, F) and y (n, L), and the seconds it took: a dict.
 

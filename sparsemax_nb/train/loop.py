@@ -328,3 +328,9 @@ def top_k(network, n_rows, batch, k, batch_size):
         for out, array in zip((scores, ids), network.top_k(batch(rows), k), strict=True):
             out[rows[0] : rows[-1] + 1] = backend.to_numpy(array)
     return scores, ids
+
+
+def contexts(network, n_rows, batch, batch_size, out):
+    """The input of the output layer for every row, into `out` (n, H); `batch` as in `top_k`."""
+    for rows in batches(np.arange(n_rows), batch_size):
+        out[rows[0] : rows[-1] + 1] = backend.to_numpy(network.forward(batch(rows)))

@@ -63,6 +63,7 @@ class Network:
         if intermediate is not None:
             self.hidden.append(Dense(width, intermediate, seed, device, first=self.is_dense))
             width = intermediate
+        self.width = width  # of the output layer's input
         more = (fan_in, seed) if output in SPARSE_OUTPUTS else ()
         self.output = (SoftmaxOutput if loss == "softmax" else OUTPUTS[output])(width, n_labels, *more, device)
 

@@ -175,6 +175,29 @@ def test_closeness_refuses_bad_files(tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+def test_closeness_of_a_model(tmp_path, capsys):
+    from sparsemax_nb import data, train
+
+    points = data.bag_of_words(n_rows=90, n_features=30, words_per_row=4, n_labels=40, labels_per_row=2, seed=1)
+    for part, rows in ("train", slice(0, 60)), ("test", slice(60, 90)):
+        data.write_xc(tmp_path / f"{part}_bow.txt", points.features[rows], points.labels[rows])
+    made = {"embedding": 8, "epochs": 2, "device": "cpu", "progress": False, "fan_in": 4, "intermediate": 16}
+    model = train.Classifier(output="dense", loss="softmax", **made).fit(points.features[:60], points.labels[:60])
+    model.save(tmp_path / "dense.safetensors")
+    classes, queries, counts = closeness.read(tmp_path / "dense.safetensors", 7, str(tmp_path))
+    assert (classes == model.network_.output.weights).all() and counts.sum() == points.labels[:60].nnz
+    np.testing.assert_array_equal(queries[0], model.contexts(points.features[60:61])[0])
+    assert queries.shape == (7, 8)
+    train.Classifier(**made).fit(points.features[:60], points.labels[:60]).save(tmp_path / "sparse.safetensors")
+    for arguments, message in (
+        (["dense.safetensors"], "with --data"),
+        (["sparse.safetensors", "--data", str(tmp_path)], "dense"),
+    ):
+        with pytest.raises(SystemExit):
+            closeness.main([str(tmp_path / arguments[0]), *arguments[1:]])
+        assert message in capsys.readouterr().err
+
+
 def test_memory(tmp_path, capsys):
     (row,) = memory_670k.main(["--smoke", "--device", "cpu", "--threads", "1", "--json", str(tmp_path / "m.json")])
     figures = row["figures"]

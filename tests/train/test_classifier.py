@@ -83,6 +83,23 @@ def test_only_the_rows_that_occur_are_updated(corpus):
     assert model.history_.steps == 1 and set(positives) < set(moved) and len(moved) <= len(positives) + 6 < 25
 
 
+@pytest.mark.parametrize("more", [{}, SOFTMAX])
+def test_contexts_are_what_the_output_layer_sees(corpus, more):
+    model, (features, _) = fitted(corpus, epochs=2, **more), (corpus.features, corpus.labels)
+    h, out = model.contexts(features), np.empty((300, model.network_.width), np.float32)
+    assert model.contexts(features, out=out) is out and h.shape == (300, 16 if more else 32) and (h == out).all()
+    layer = model.network_.output
+    dense = layer.weights if more else np.zeros((25, 32), np.float32)
+    if not more:
+        np.put_along_axis(dense, layer.layer.indices.astype(int), layer.values, axis=1)
+    scores, ids = model.top_k(features, 3)
+    want = h @ dense.T + (0 if more else layer.bias)
+    np.testing.assert_allclose(scores, np.take_along_axis(want, ids.astype(int), 1), rtol=1e-4, atol=1e-5)
+    assert np.abs(scores).max() > 0.01 and model.contexts(features[:0]).shape == (0, h.shape[1])
+    with pytest.raises(ValueError, match="out must have shape"):
+        model.contexts(features, out=out[:5])
+
+
 def test_index_is_updated_once_an_epoch(corpus):
     model = fitted(corpus, **SOFTMAX | {"index_every": None}, sampler="midx-rq", epochs=3)
     assert [u["step"] for u in model.history_.index_updates] == [0, 10, 20]
