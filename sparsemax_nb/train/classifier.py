@@ -58,8 +58,8 @@ class Classifier:
     residual : 'uniform', 'popularity' or 'exact'
         How MIDX draws inside a cell; see `InvertedMultiIndex.build`.
     index_every : int or None
-        Steps between two updates of what midx, lsh and rff draw from, which follows the output weights; None: once an
-        epoch.
+        Steps between two updates of what midx, lsh, sphere and rff draw from, which follows the output weights; None: once
+        an epoch.
     correction : 'paper' or 'importance'
     mask_hits : bool
         Of `sampled_softmax`, which see.

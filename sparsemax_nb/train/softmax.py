@@ -10,7 +10,7 @@ from ..midx import InvertedMultiIndex, sampled_softmax
 from ..samplers import LSHSampler, LogUniformSampler, RFFSampler, SphereSampler, UniformSampler, UnigramSampler
 from .layers import product, top_k_of_scores
 
-#: By name on the command line. Those of the first line are made once; the others follow the weights, which move.
+#: By name on the command line. Those of the first line are made once; the others follow the weights as training moves them.
 FIXED_SAMPLERS = "uniform", "log-uniform", "unigram"
 YARDSTICKS = {"lsh": LSHSampler, "sphere": SphereSampler, "rff": RFFSampler}
 INDICES = {"midx-pq": "pq", "midx-rq": "rq"}
