@@ -41,6 +41,7 @@ SOFTMAX = {
 }  # fmt: skip
 SAMPLERS = {
     "softmax-full": {"sampler": "none"},
+    "softmax-full-less-dropout": {"sampler": "none", "dropout": 0.3},  # which serves it better
     **{f"softmax-{name}-100": {"sampler": name} for name in ("uniform", "unigram", "midx-pq", "midx-rq")},
 }
 #: Benchmark: (options of all rows, {row: its own options}).
