@@ -149,7 +149,7 @@ def _add_softmax(add, parameter, b, width, n_labels, sampling, labels_per_row):
     elif sampling.sampler in INDICES:
         n_cells = sampling.n_codewords**2
         add("always", "index: codebooks", 2, sampling.n_codewords, width)
-        add("always", "index: codes, cells, members, tables", 6 * n_labels + 2 * n_cells)
+        add("always", "index: codes, cells, members, records, weights", 9 * n_labels + 2 * n_cells)
         add("index: update", "residuals, and the codewords that they leave", 2, n_labels, width)
         add("index: update", "distances, codes, their order", n_labels, 8)
     else:
