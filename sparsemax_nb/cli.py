@@ -274,7 +274,12 @@ def _parser():
     option("fan_in", int, "K", "connections per label")
     option("n_samples", int, "M", "negatives drawn for a row")
     option("n_codewords", int, "K", "of each codebook of a MIDX index")
-    option("index_every", _steps_or_none, "N", "steps between two updates of a MIDX index (or lsh, sphere, rff), 0: an epoch")
+    option(
+        "index_every",
+        _steps_or_none,
+        "N",
+        "steps between two updates of a MIDX index (or lsh, sphere, rff), 0: an epoch",
+    )
     option("dropout", float, "P", "rate behind the embedding, or of dense features")
     option("word_dropout", float, "P", "rate at which the entries of sparse features are dropped")
     option("learning_rate", float, "LR", "of Adam, at the start")

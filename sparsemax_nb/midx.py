@@ -259,6 +259,8 @@ class InvertedMultiIndex:
         for part, codebook in zip(_parts(queries, self.kind), self.codebooks, strict=True):
             out.append(backend.empty((queries.shape[0], self.n_codewords), np.float32, self.device))
             matmul(part, codebook.T, out[-1])
+            if not bool(backend.module_of(self.device).isfinite(out[-1]).all()):  # kernels trust them
+                raise ValueError("the scores queries @ codebook.T must be finite; lower the learning rate")
         return out
 
     def sample(self, queries, n_samples, seed, step=0):

@@ -260,3 +260,16 @@ def test_bad_requests(backend):
             index.log_prob(good, backend.array(np.array([bad], np.int32)))
     with pytest.raises(TypeError, match="one device"):
         index.sample(on_other_device(backend, normal(1, 2, WIDTH)), 2, seed=0)
+
+
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")  # of NumPy, which computes in the simulator
+def test_scores_that_overflow_are_refused(backend):
+    """Finite embeddings and queries, products that are not: a kernel would walk out of its arrays."""
+    index = InvertedMultiIndex.build(backend.array(normal(1, 50, 4) * np.float32(1e15)), 3)
+    queries = backend.array(normal(2, 2, 4) * np.float32(1e30))
+    for call in (
+        lambda: index.sample(queries, 5, 0),
+        lambda: index.log_prob(queries, backend.array(np.zeros(1, np.int32))),
+    ):
+        with pytest.raises(ValueError, match="the scores queries @ codebook.T must be finite"):
+            call()
