@@ -34,7 +34,7 @@ ROWS = {
     "fixed-fan-in-32-intermediate-bce": SPARSE | {"loss": "bce"},
     "fixed-fan-in-32-intermediate-no-rewiring": SPARSE | {"rewire-fraction": 0},
 }
-#: Samplers under the softmax loss: same network, same optimiser, same number of epochs.
+#: Samplers under the softmax loss: same network, same rates, same epochs; exact Adam without, lazy Adam with negatives.
 SOFTMAX = {
     "batch-size": 128, "embedding": 512, "dropout": 0.5, "epochs": 10, "seed": 0, "learning-rate": 1e-3, "embedding-rate": 10,
     "output": "dense", "loss": "softmax", "n-samples": 100, "n-codewords": 256,

@@ -80,13 +80,12 @@ def softmax_of(classes, queries):
     return logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
 
 
-def divergence(sampler, classes, queries, order=None):
-    """Mean ``KL(P || Q)`` in nats over the queries; `order` says which class the sampler's class i is.
+def divergence(sampler, classes, queries):
+    """Mean ``KL(P || Q)`` in nats over the queries.
 
     What Q lacks to a sum of one (by rounding) is made up; a Q that is far from one stops the benchmark.
     """
     everything, total = np.arange(len(classes), dtype=np.int32), 0.0
-    classes = classes if order is None else classes[order]
     for first in range(0, len(queries), AT_ONCE):
         some = queries[first : first + AT_ONCE]
         log_p, log_q = softmax_of(classes, some), sampler.log_prob(some, everything).astype(np.float64)
@@ -99,14 +98,14 @@ def divergence(sampler, classes, queries, order=None):
 def measure(classes, queries, counts, codewords):
     """``{name: KL}`` of the samplers without codewords, and ``{(kind, variant): {number of codewords: KL}}``."""
     weights = counts + (counts == 0)  # a class that is never drawn would make the divergence infinite
-    by_count = np.argsort(-counts, kind="stable")
+    ranks = np.argsort(np.argsort(-counts, kind="stable"))
 
-    def of(sampler, order=None):
-        return divergence(sampler, classes, queries, order)
+    def of(sampler):
+        return divergence(sampler, classes, queries)
 
     lines = {
         "uniform": of(UniformSampler(len(classes))),
-        "log-uniform": of(LogUniformSampler(len(classes)), by_count),
+        "log-uniform": of(LogUniformSampler(len(classes), ranks=ranks)),
         "unigram": of(UnigramSampler(weights)),
         "LSH": of(LSHSampler(classes)),
         "Sphere*": of(SphereSampler(classes)),

@@ -101,6 +101,12 @@ def require(condition, message):
         raise AssertionError(f"wrong result, nothing was timed: {message}")
 
 
+def require_close(name, got, want, tolerance):
+    """The same for numbers: to `tolerance` times the largest wanted, which must not be zero."""
+    error, scale = np.abs(got - want).max(), np.abs(want).max()
+    require(error <= tolerance * scale and scale > 0, f"{name} is off by {error:.3g} of {scale:.3g}")
+
+
 # ---------------------------------------------------------------- rows of results
 
 

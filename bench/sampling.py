@@ -1,6 +1,5 @@
 """What does a draw cost, and a training step with sampled softmax? ``python -m bench.sampling`` (README.md says how)."""
 
-import argparse
 import itertools
 import time
 
@@ -178,17 +177,17 @@ def step_row(args, classes, h, targets):
         )
         before, now, queries, wanted = map(backend.to_numpy, (classes, w, h, targets))
         losses, weights = expected_loss(queries, before, wanted, ids, log_q, log_q_targets)
-        require_close("loss", np.array(loss), losses.mean(), 1e-4)
+        harness.require_close("loss", np.array(loss), losses.mean(), 1e-4)
         weights /= len(queries)
         picked = np.exp(-losses) - 1  # the target's
         some = sorted({0, len(ids) // 2, len(ids) - 1})
         want = [weights[b] @ before[ids[b]] + picked[b] / len(queries) * before[wanted[b]] for b in some]
-        require_close("dh", dh[some], np.array(want), 1e-3)
+        harness.require_close("dh", dh[some], np.array(want), 1e-3)
         for i in np.unique(np.linspace(0, len(touched) - 1, 10).astype(int)):
             rows, places = np.nonzero(ids == touched[i])
             want = weights[rows, places] @ queries[rows]
             want += (picked / len(queries))[wanted == touched[i]] @ queries[wanted == touched[i]]
-            require_close("dw", dw[i], want, 1e-3)
+            harness.require_close("dw", dw[i], want, 1e-3)
             moved = before[touched[i]] - now[touched[i]]  # Adam's first step is as long as the rate
             harness.require(
                 (np.abs(moved) <= 1.1 * LEARNING_RATE).all() and (moved * dw[i] >= 0).all(), "a wrong update"
@@ -197,8 +196,8 @@ def step_row(args, classes, h, targets):
     full_loss, full_dh, *_ = softmax_cross_entropy(h, classes, targets)
 
     def check_full(result, _):
-        require_close("loss", np.array(float(result[0])), full_loss, 1e-3)
-        require_close("dh", backend.to_numpy(result[1]), backend.to_numpy(full_dh), 1e-2)
+        harness.require_close("loss", np.array(float(result[0])), full_loss, 1e-3)
+        harness.require_close("dh", backend.to_numpy(result[1]), backend.to_numpy(full_dh), 1e-2)
 
     note = f"{args.samples} draws a row by MIDX, {args.codewords} codewords; lazy Adam on the rows that occur"
     contestants = {"ours": harness.Contestant(run, check, note)}
@@ -206,8 +205,7 @@ def step_row(args, classes, h, targets):
         contestants[name] = harness.offer(
             check_full, pytorch.full_softmax_step, h, classes, targets, kind, LEARNING_RATE
         )
-    few = argparse.Namespace(**vars(args) | {"repeats": min(args.repeats, ROUNDS)})
-    timings = harness.race(contestants, few)
+    timings = harness.race(contestants, args, repeats=min(args.repeats, ROUNDS))
     memory = {}
     arrays = w.nbytes
     held = {"ours": 3 * arrays + index.nbytes, SGD_RIVAL: 2 * arrays, ADAM_RIVAL: 4 * arrays}
@@ -225,12 +223,6 @@ def step_row(args, classes, h, targets):
     parts = {name: float(np.median(values[2:])) for name, values in seconds.items()}
     divided = ", ".join(f"{name} {1e3 * value:.1f} ms" for name, value in parts.items())
     return row | {"figures": parts, "notes": [f"Ours divides into {divided} (medians)."]}
-
-
-def require_close(name, got, want, tolerance):
-    """Relative to the largest number wanted."""
-    error, scale = np.abs(got - want).max(), np.abs(want).max()
-    harness.require(error <= tolerance * scale and scale > 0, f"{name} is off by {error:.3g} of {scale:.3g}")
 
 
 # ---------------------------------------------------------------- building the index

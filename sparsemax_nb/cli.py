@@ -14,8 +14,8 @@ import numba
 
 from . import __version__, data, demo, train
 from .core import backend
-from .train import curves
 from .midx import CORRECTIONS, RESIDUALS
+from .train import curves
 from .train.network import LOSSES, OUTPUTS
 from .train.softmax import SAMPLERS
 
@@ -77,13 +77,8 @@ def _count(text):
     return int(text)
 
 
-def _width_or_none(text):
-    """A width; None for 0."""
-    return _count(text) or None
-
-
-def _steps_or_none(text):
-    """A number of steps; None for 0."""
+def _count_or_none(text):
+    """An integer of at least 1; None for 0."""
     return _count(text) or None
 
 
@@ -269,14 +264,14 @@ def _parser():
         sub.add_argument(flag, type=kind, default=default.get(name), metavar=metavar, help=text, **more)
 
     option("embedding", int, "D", "width of the embedding of sparse features")
-    option("intermediate", _width_or_none, "H", "width of the dense layer below a sparse output, 0 for none")
+    option("intermediate", _count_or_none, "H", "width of the dense layer below a sparse output, 0 for none")
     option("bottleneck", int, "H", "width of the bottleneck")
     option("fan_in", int, "K", "connections per label")
     option("n_samples", int, "M", "negatives drawn for a row")
     option("n_codewords", int, "K", "of each codebook of a MIDX index")
     option(
         "index_every",
-        _steps_or_none,
+        _count_or_none,
         "N",
         "steps between two updates of a MIDX index (or lsh, sphere, rff), 0: an epoch",
     )

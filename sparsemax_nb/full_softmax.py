@@ -1,4 +1,4 @@
-"""The yardstick: cross-entropy of the softmax over all classes, without ever storing the logits."""
+"""The yardstick: cross-entropy of the softmax over all classes, never storing all the logits of a large problem."""
 
 import math
 from typing import NamedTuple
@@ -42,9 +42,10 @@ def _slices(n, size):
 def softmax_cross_entropy(h, w, targets, bias=None, *, ignore_index=-1):
     """Exact cross-entropy ``mean_b(sum_{t in targets of b} log sum_c exp(s_bc) - s_bt)``, s = h @ w.T + bias; its gradients.
 
-    The (B, L) logits never exist: some rows at a time pass over the classes, once for the sums, once for the gradients.
-    Beyond inputs and gradients it takes less than 100 MiB, and the size of h in float32 where h is bfloat16. Where these
-    hold too few rows of logits (more than 262,144 classes), the second pass computes the logits again.
+    At most 64 MiB of the (B, L) logits exist at a time: some rows pass over the classes, once for the sums, once for the
+    gradients. Beyond these, inputs and gradients it takes sums for each class of a tile (on the CPU: as many as there are
+    rows, 16 at most), and the size of h in float32 where h is bfloat16. Where 64 MiB hold too few rows of logits (more than
+    262,144 classes), the second pass computes the logits again.
 
     Parameters
     ----------

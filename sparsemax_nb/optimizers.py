@@ -67,11 +67,8 @@ class _Optimizer:
         row_ids = check.array("row_ids", row_ids, np.int32, ("n",))
         gradient = check.array("gradient", gradient, np.float32, (row_ids.shape[0], array.shape[1]))
         if row_ids.shape[0]:
-            ordered = row_ids
-            if not bool(
-                (row_ids[1:] > row_ids[:-1]).all()
-            ):  # ascending, as `sampled_softmax` gives them, needs no sorting
-                ordered = backend.module_of(device).sort(row_ids)
+            is_ascending = bool((row_ids[1:] > row_ids[:-1]).all())  # as `sampled_softmax` gives them
+            ordered = row_ids if is_ascending else backend.module_of(device).sort(row_ids)
             if int(ordered[0]) < 0 or int(ordered[-1]) >= array.shape[0] or bool((ordered[1:] == ordered[:-1]).any()):
                 raise ValueError(f"row_ids must be different rows of array, in [0, {array.shape[0]})")
         kind, rates, moments = self.begin_step(array)

@@ -60,8 +60,7 @@ class Negatives:
             return UniformSampler(len(self._counts))
         if self.how.sampler == "unigram":
             return UnigramSampler(self._counts, device=self._device)
-        ranks = np.empty(len(self._counts), np.int64)
-        ranks[np.argsort(-self._counts, kind="stable")] = np.arange(len(ranks))
+        ranks = np.argsort(np.argsort(-self._counts, kind="stable"))
         return LogUniformSampler(len(ranks), ranks=ranks, device=self._device)
 
     @property
