@@ -1,8 +1,8 @@
 """Models on disk: safetensors with a JSON description in the header."""
 
-import contextlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 
 import numpy as np
@@ -18,22 +18,24 @@ class ModelFileError(ValueError):
 
 
 def save(path, kind, arrays, description):
-    """Write NumPy `arrays` (name -> array) and a JSON-able `description` to `path`.part, then rename it to `path`.
+    """Write NumPy `arrays` (name -> array) and a JSON-able `description` into the folder `path`.part, then move it to `path`.
 
-    What a process that was killed while writing left behind is overwritten the next time.
+    safetensors writes into a file of its own, with a name that it draws, and renames that: in a folder of ours, what a
+    process that was killed left behind can be found, and goes the next time.
     """
     header = {"format": FORMAT, "version": str(VERSION), "kind": kind, "description": json.dumps(description)}
-    temporary = f"{os.fspath(path)}.part"
+    folder = f"{os.fspath(path)}.part"
+    temporary = os.path.join(folder, "whole")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.mkdir(folder)
     try:
         with open(temporary, "wb") as file:  # for the rights of a new file: safetensors makes it for its owner alone
             mode = os.fstat(file.fileno()).st_mode & 0o777
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary, metadata=header)
         os.chmod(temporary, mode)
         os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+    finally:
+        shutil.rmtree(folder)
 
 
 class _Arrays(Mapping):
