@@ -73,6 +73,8 @@ def softmax_cross_entropy(h, w, targets, bias=None, *, ignore_index=-1):
     ------
     TypeError, ValueError
         Wrong dtype, shape or device; targets out of range or repeated in a row; numbers that are not finite.
+    FloatingPointError
+        The logits overflow.
 
     Examples
     --------
@@ -113,10 +115,10 @@ def softmax_cross_entropy(h, w, targets, bias=None, *, ignore_index=-1):
     if not n_rows:
         return 0.0, dh, dw, dbias
     loss = _loss_and_gradients(h, w, bias, labels, n_counted, dh, dw, dbias, device)
-    if not math.isfinite(loss):
+    if not (math.isfinite(loss) and bool(backend.module_of(device).isfinite(dh).all())):
         for name, value in (("h", h), ("w", w), ("bias", bias)):
             check.finite(name, _widened(value))
-        raise ValueError("the logits h @ w.T + bias must be finite; lower the learning rate")
+        raise FloatingPointError("the logits h @ w.T + bias overflowed; lower the learning rate")
     return loss, dh, dw, dbias
 
 

@@ -260,7 +260,7 @@ class InvertedMultiIndex:
             out.append(backend.empty((queries.shape[0], self.n_codewords), np.float32, self.device))
             matmul(part, codebook.T, out[-1])
             if not bool(backend.module_of(self.device).isfinite(out[-1]).all()):  # kernels trust them
-                raise ValueError("the scores queries @ codebook.T must be finite; lower the learning rate")
+                raise FloatingPointError("the scores queries @ codebook.T overflowed; lower the learning rate")
         return out
 
     def sample(self, queries, n_samples, seed, step=0):
@@ -291,7 +291,9 @@ class InvertedMultiIndex:
             return log_prob_all(self._scores(queries), ids, queries.shape[0], self.n_classes, self.device)
         r0, r1 = self._logits(queries)
         log_q = backend.empty((queries.shape[0], ids.shape[-1]), np.float32, self.device)
-        backend.wing(self.device, "midx").log_prob(r0, r1, self._index, ids.reshape(-1, ids.shape[-1]), log_q)
+        backend.wing(self.device, "midx").log_prob(
+            r0, r1, self._index, ids if len(ids.shape) == 2 else ids[None], log_q
+        )
         return log_q
 
 
@@ -374,7 +376,7 @@ def sampled_softmax(
     log_q : float32, like ids
         Their log-probabilities under the sampler.
     log_q_targets : (n,) float32
-        Those of the targets, row by row (n = B for one a row); only "paper" uses them.
+        Those of the targets, row by row (n = B for one a row); only "paper" looks at them.
     correction : 'paper' or 'importance'
         Under the exact sampler the mean gradient of "paper" is M / (M + 1) times that of the full softmax; that of
         "importance", with hits masked, tends to it as M grows.
@@ -393,8 +395,10 @@ def sampled_softmax(
     Raises
     ------
     TypeError, ValueError
-        Wrong dtype, shape or device; ids or targets out of range; log-probabilities that are not finite (a class that
-        the sampler never draws).
+        Wrong dtype, shape or device; ids or targets out of range; inputs that are not finite, log-probabilities among
+        them (a class that the sampler never draws).
+    FloatingPointError
+        The scores overflow.
 
     Source: arXiv 2501.08563 ("paper"); Y. Bengio, J.-S. Senecal, "Quick training of probabilistic neural nets by
     importance sampling", AISTATS 2003.
@@ -424,10 +428,13 @@ def sampled_softmax(
     n_targets = labels.indices.shape[0]
     ids = check_ids(ids, n_classes, n_rows)
     n_samples = check.integer("the number of samples (the width of ids)", ids.shape[-1], 1)
+    check.integer("the number of draws and targets", ids.size + n_targets, 0, 2**31 - 1, "; use fewer rows or draws")
     log_q = _log_probabilities("log_q", log_q, ids.shape)
-    log_q_targets = _log_probabilities("log_q_targets", log_q_targets, (n_targets,))
     if correction == "importance":
+        check.array("log_q_targets", log_q_targets, np.float32, (n_targets,))
         log_q, log_q_targets = log_q + np.float32(math.log(n_samples)), backend.zeros(n_targets, np.float32, device)
+    else:
+        log_q_targets = _log_probabilities("log_q_targets", log_q_targets, (n_targets,))
     wing, embedding = backend.wing(device, "sampled_softmax"), backend.wing(device, "embedding")
     matmul, is_shared = backend.wing(device, "matmul").matmul, len(ids.shape) == 1
     xp = backend.module_of(device)
@@ -452,7 +459,7 @@ def sampled_softmax(
     if not math.isfinite(loss):
         for name, value in (("queries", queries), ("classes", classes[ids]), ("classes", classes[labels.indices])):
             check.finite(name, value)
-        raise ValueError("the scores queries @ classes.T must be finite; lower the learning rate")
+        raise FloatingPointError("the scores queries @ classes.T overflowed; lower the learning rate")
     if reduction == "mean":
         scale = np.float32(1 / max(n_rows, 1))
         loss, dscores, dtargets = loss / max(n_rows, 1), dscores * scale, dtargets * scale

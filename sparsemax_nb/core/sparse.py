@@ -75,7 +75,10 @@ def by_column(rows):
 
 
 def as_labels(labels, n_rows, device, n_labels, name="labels"):
-    """`labels` (SciPy sparse matrix or `Labels`) as checked `Labels` on `device`; errors call the argument `name`."""
+    """`labels` (SciPy sparse matrix or `Labels`) as checked `Labels` on `device`; errors call the argument `name`.
+
+    Of a matrix, the entries that are not zero are positive, whether it stores zeros or not.
+    """
     if scipy.sparse.issparse(labels):
         if labels.shape != (n_rows, n_labels):
             raise ValueError(f"{name} must have shape ({n_rows}, {n_labels}), got {labels.shape}")
@@ -84,6 +87,9 @@ def as_labels(labels, n_rows, device, n_labels, name="labels"):
                 f"{name} is a SciPy matrix on cpu, the other arrays live on cuda; pass Labels(indptr, indices) on cuda"
             )
         matrix = labels if labels.format == "csr" else labels.tocsr()
+        if not matrix.data.all():
+            matrix = matrix.copy()
+            matrix.eliminate_zeros()
         labels = Labels(matrix.indptr.astype(np.int32, copy=False), matrix.indices.astype(np.int32, copy=False))
     if not (isinstance(labels, tuple) and len(labels) == 2):
         raise TypeError(f"{name} must be a SciPy CSR matrix or Labels(indptr, indices), got {type(labels).__name__}")

@@ -257,7 +257,7 @@ def _sample(r0, r1, e0, e1, sums, index, seed, step, ids, log_q):
         _draw_words(seed, step, np.int64(b) * n_samples, words)
         for m in range(n_samples):
             k0 = min(_count(cumulative, unit(np.uint64(words[0, m])) * total), n_words - 1)
-            while not sums[b, k0] > ZERO:  # rounding only: the last codeword with weight
+            while k0 > 0 and not sums[b, k0] > ZERO:  # rounding only: the last codeword with weight
                 k0 -= 1
             k0_of[m] = k0
         _by_first_word(k0_of, n_words, order)
@@ -268,7 +268,7 @@ def _sample(r0, r1, e0, e1, sums, index, seed, step, ids, log_q):
                 _cumulate(weights[k0], e1[b], r1[b], top[k0], top[k0] == largest1, line)
                 last = k0
             k1 = min(_count(line, unit(np.uint64(words[1, m])) * line[line.size - 1]), n_words - 1)
-            while not weights[k0, k1] > ZERO:  # rounding only
+            while k1 > 0 and not weights[k0, k1] > ZERO:  # rounding only
                 k1 -= 1
             cell = k0 * n_words + k1
             first = np.int64(index.indptr[cell])

@@ -165,7 +165,7 @@ def sample_kernel(r0, r1, index, seed, step, ids, log_q):
             else:
                 low = middle + 1
         k0 = low
-        while not shared[n_words + k0] > ZERO:  # rounding only: the last codeword with weight
+        while k0 > 0 and not shared[n_words + k0] > ZERO:  # rounding only: the last codeword with weight
             k0 -= 1
         wanted, part, k1, top = unit(w1) * shared[n_words + k0], ZERO, 0, shared[3 * n_words + k0]
         for k in range(n_words):

@@ -83,22 +83,22 @@ def read_xc(path, *, n_points=None):
     """
     if n_points is not None and not (isinstance(n_points, numbers.Integral) and n_points >= 0):
         raise ValueError(f"n_points must be a non-negative integer or None, got {n_points!r}")
-    lines = _lines(path)
-    promised, n_features, n_labels = _header(path, next(lines, None))
-    wanted = promised if n_points is None else min(promised, n_points)
-    done, features, labels = 0, _GrowingCSR(n_features), _GrowingCSR(n_labels)
-    while done < wanted:
-        chunk = list(itertools.islice(lines, min(CHUNK, wanted - done)))
-        if not chunk:
-            raise DataError(f"{path}, line {done + 2}: the file ends after {done} of {promised} points")
-        part = _parse(chunk, n_features, n_labels)
-        if part is None:
-            _raise_first_error(path, done + 2, chunk, n_features, n_labels)
-        features.append(part[0])
-        labels.append(part[1])
-        done += len(chunk)
-    if wanted == promised and next(lines, None) is not None:
-        raise DataError(f"{path}, line {done + 2}: the file goes on after {promised} points")
+    with contextlib.closing(_lines(path)) as lines:
+        promised, n_features, n_labels = _header(path, next(lines, None))
+        wanted = promised if n_points is None else min(promised, n_points)
+        done, features, labels = 0, _GrowingCSR(n_features), _GrowingCSR(n_labels)
+        while done < wanted:
+            chunk = list(itertools.islice(lines, min(CHUNK, wanted - done)))
+            if not chunk:
+                raise DataError(f"{path}, line {done + 2}: the file ends after {done} of {promised} points")
+            part = _parse(chunk, n_features, n_labels)
+            if part is None:
+                _raise_first_error(path, done + 2, chunk, n_features, n_labels)
+            features.append(part[0])
+            labels.append(part[1])
+            done += len(chunk)
+        if wanted == promised and next(lines, None) is not None:
+            raise DataError(f"{path}, line {done + 2}: the file goes on after {promised} points")
     return XCData(features.finish(), labels.finish())
 
 
@@ -155,7 +155,8 @@ def read_names(path):
     ...     read_names(path)
     ['landscape', 'World War II']
     """
-    return [_text(f"{path}, line {number}", line) for number, line in enumerate(_lines(path), 1)]
+    with contextlib.closing(_lines(path)) as lines:
+        return [_text(f"{path}, line {number}", line) for number, line in enumerate(lines, 1)]
 
 
 def check_csr(name, matrix):
@@ -167,7 +168,7 @@ def check_csr(name, matrix):
 
 
 def _lines(path):
-    """Yield the lines of a file as bytes, without their ends."""
+    """Yield the lines of a file as bytes, without their ends; to be closed, also where not all are read."""
     path = Path(path) if isinstance(path, (str, os.PathLike)) else path  # a resource in a zip file is not PathLike
     unpack = OPENERS.get(PurePath(path.name).suffix, contextlib.nullcontext)
     number = 0

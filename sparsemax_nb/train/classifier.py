@@ -224,19 +224,24 @@ class Classifier:
                     f"fan_in must be at most half the width of the layer below, {width // 2}, got {self.fan_in}: a label may "
                     "need more redraws than it has free inputs; use rewire_fraction=0 with output='fixed-fan-in'"
                 )
+        return {
+            "n_features": n_features, "n_labels": n_labels, "embedding": embedding, "intermediate": intermediate,
+            "output": self.output, "fan_in": self.fan_in, "device": device, "loss": self.loss,
+        }  # fmt: skip
+
+    def _check_sampler(self, y, width, device):
+        """What sampler and labels, output width or device do not go together: to be called before a fit."""
+        if self.sampler in YARDSTICKS and device != "cpu":
+            raise ValueError(f"sampler={self.sampler!r} is a yardstick for the CPU alone; use device='cpu'")
         if self.sampler in INDICES:
-            width = intermediate or embedding or n_features
+            n_labels = y.shape[1]
             check.integer(
                 "n_codewords", self.n_codewords, 1, min(n_labels, MAX_CODEWORDS), f" (there are {n_labels} labels)"
             )
             if INDICES[self.sampler] == "pq" and width % 2:
                 raise ValueError(f"sampler='midx-pq' halves the output weights: their width must be even, got {width}")
-        if self.sampler in YARDSTICKS and device != "cpu":
-            raise ValueError(f"sampler={self.sampler!r} is a yardstick for the CPU alone; use device='cpu'")
-        return {
-            "n_features": n_features, "n_labels": n_labels, "embedding": embedding, "intermediate": intermediate,
-            "output": self.output, "fan_in": self.fan_in, "device": device, "loss": self.loss,
-        }  # fmt: skip
+        if self.sampler in ("unigram", *INDICES) and y.nnz == 0:
+            raise ValueError(f"y must have labels in the rows to train on: sampler={self.sampler!r} counts them")
 
     def _new_network(self, params):
         return Network(**params, dropout=self.dropout, word_dropout=self.word_dropout, seed=self.seed)
@@ -305,6 +310,8 @@ class Classifier:
         X, y, validation, rows = _validation_split(X, y, validation, self.validation_fraction, self.seed)  # noqa: N806
         is_dense, device = not scipy.sparse.issparse(X), backend.resolve_device(self.device)
         params = self._network_params(X.shape[1], y.shape[1], is_dense, device)
+        width = params["intermediate"] or params["embedding"] or X.shape[1]
+        self._check_sampler(y if len(rows) == y.shape[0] else y[rows], width, device)
         plan = memory.plan(
             **params, batch_size=min(self.batch_size, len(rows)), keep_best=validation is not None,
             entries_per_row=0 if is_dense else X.nnz / X.shape[0], rewired=self.rewire_fraction,

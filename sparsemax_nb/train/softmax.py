@@ -68,12 +68,16 @@ class Negatives:
         return self._counts if self.how.residual == "popularity" else None
 
     def update(self):
-        """Catch up with the weights; returns the share of the labels whose cell of a MIDX index changed, else None."""
+        """Catch up with the weights; returns the share of the labels whose cell of a MIDX index changed, else None.
+
+        An index whose codewords are all alike, as those of weights that were still zero, is no place to go on from: it is
+        built anew.
+        """
         if self.how.sampler in YARDSTICKS:
             self._seen = self._weights.copy()
             self.sampler = YARDSTICKS[self.how.sampler](self._seen)
             return None
-        if self.sampler is not None:
+        if self.sampler is not None and not self._is_blank:
             return self.sampler.update(self._weights)
         how = self.how
         self.sampler = InvertedMultiIndex.build(
@@ -82,11 +86,20 @@ class Negatives:
         )  # fmt: skip
         return 1.0
 
+    @property
+    def _is_blank(self):
+        codewords = self.sampler.codebooks[0]
+        return bool((codewords == codewords[0]).all())
+
     def draw(self, x, labels, step):
         """ids, log_q (B, M) of each row's negatives, and log_q (n,) of its positives (labels (B, L), n in all)."""
         ids, log_q = self.sampler.sample(x, self.how.n_samples, self._seed, step)
-        row = sparse.row_of_each_entry(labels.indptr, labels.indices.shape[0])
-        return ids, log_q, self.sampler.log_prob(x[row], labels.indices.reshape(-1, 1)).reshape(-1)
+        n, xp = labels.indices.shape[0], backend.module_of(self._device)
+        row, counts = sparse.row_of_each_entry(labels.indptr, n), labels.indptr[1:] - labels.indptr[:-1]
+        place = xp.arange(n) - labels.indptr[row]
+        positives = backend.zeros((len(x), int(counts.max()) if n else 0), np.int32, self._device)  # label 0 fills up
+        positives[row, place] = labels.indices
+        return ids, log_q, self.sampler.log_prob(x, positives)[row, place]
 
     @property
     def arrays(self):
