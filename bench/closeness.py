@@ -26,13 +26,16 @@ from . import harness, machine
 
 ARRAYS = "classes", "queries", "counts"
 CODEWORDS = 16, 32, 64, 128, 256
-KINDS, VARIANTS = ("rq", "pq"), ("uniform", "popularity", "weighted")  # weighted: uniform, k-means weighs by count
+KINDS = "rq", "pq"
+#: weighted: uniform, k-means weighs classes by count; queries: and measures the error of the scores of other queries.
+VARIANTS = "uniform", "popularity", "weighted", "queries"
+SAMPLE = 4096  # of the other queries, at most
 RIVAL, AT, BAR = "unigram", 128, 5
 AT_ONCE = 16  # queries
 PICTURE = machine.HERE / "closeness.png"
 #: Okabe and Ito's colours for the kinds; a line style and a marker for the variants.
 COLOURS = {"rq": "#0072B2", "pq": "#D55E00"}
-STYLES = {"uniform": ("-", "o"), "popularity": ("--", "s"), "weighted": ("-.", "^")}
+STYLES = {"uniform": ("-", "o"), "popularity": ("--", "s"), "weighted": ("-.", "^"), "queries": (":", "D")}
 
 
 def of_model(path, name):
@@ -47,7 +50,7 @@ def of_model(path, name):
 
 
 def read(path, n_queries, name=None):
-    """Class embeddings (L, d), queries (n, d) and counts (L,), checked.
+    """Class embeddings (L, d), queries (n, d), counts (L,), and a sample (m, d) of the other queries; checked.
 
     From an .npz file, a folder of .npy files, or a saved classifier and the name of its data.
     """
@@ -69,9 +72,14 @@ def read(path, n_queries, name=None):
         )
     if counts.shape != classes.shape[:1]:
         raise ValueError(f"counts must have shape ({len(classes)},) like classes, got {counts.shape}")
-    if len(queries) > n_queries:
-        queries = queries[np.linspace(0, len(queries) - 1, n_queries).astype(int)]
-    return classes, queries, counts
+    rows = _evenly(len(queries), n_queries)
+    others = np.setdiff1d(np.arange(len(queries)), rows)
+    return classes, queries[rows], counts, queries[others[_evenly(len(others), SAMPLE)]]
+
+
+def _evenly(n, most):
+    """At most `most` of 0, ..., n - 1."""
+    return np.linspace(0, n - 1, min(n, most)).astype(int)
 
 
 def softmax_of(classes, queries):
@@ -95,9 +103,12 @@ def divergence(sampler, classes, queries):
     return total / len(queries)
 
 
-def measure(classes, queries, counts, codewords):
-    """``{name: KL}`` of the samplers without codewords, and ``{(kind, variant): {number of codewords: KL}}``."""
-    weights = counts + (counts == 0)  # a class that is never drawn would make the divergence infinite
+def measure(classes, queries, counts, sample, codewords):
+    """``{name: KL}`` of the samplers without codewords, and ``{(kind, variant): {number of codewords: KL}}``.
+
+    The variant "queries" is left out where there is no sample.
+    """
+    drawn = counts + (counts == 0)  # a class that is never drawn would make the divergence infinite
     ranks = np.argsort(np.argsort(-counts, kind="stable"))
 
     def of(sampler):
@@ -106,18 +117,19 @@ def measure(classes, queries, counts, codewords):
     lines = {
         "uniform": of(UniformSampler(len(classes))),
         "log-uniform": of(LogUniformSampler(len(classes), ranks=ranks)),
-        "unigram": of(UnigramSampler(weights)),
+        "unigram": of(UnigramSampler(drawn)),
         "LSH": of(LSHSampler(classes)),
         "Sphere*": of(SphereSampler(classes)),
         "RFF*": of(RFFSampler(classes)),
     }
-    curves = {}
+    options, curves = {
+        "uniform": {}, "popularity": {"residual": "popularity", "popularity": drawn}, "weighted": {"weights": counts},
+        "queries": {"weights": counts, "queries": sample},
+    }, {}  # fmt: skip
     for kind in KINDS if classes.shape[1] % 2 == 0 else KINDS[:1]:
-        for variant in VARIANTS:
-            options = {
-                "popularity": {"residual": "popularity", "popularity": weights}, "weighted": {"weights": weights}
-            }.get(variant, {})  # fmt: skip
-            curves[kind, variant] = {k: of(InvertedMultiIndex.build(classes, k, kind, **options)) for k in codewords}
+        for variant in VARIANTS if len(sample) else VARIANTS[:-1]:
+            made = (InvertedMultiIndex.build(classes, k, kind, **options[variant]) for k in codewords)
+            curves[kind, variant] = dict(zip(codewords, map(of, made), strict=True))
     return lines, curves
 
 
@@ -131,7 +143,7 @@ def notes_of(lines, curves):
             where = "at every number of codewords" if len(closer) == len(rq) else f"at {closer or 'none'} codewords"
             notes.append(f"{variant}: midx-rq is closer than midx-pq {where}.")
     at = AT if AT in curves["rq", "uniform"] else max(curves["rq", "uniform"])
-    for variant in VARIANTS:
+    for variant in (variant for kind, variant in curves if kind == "rq"):
         ratio = lines[RIVAL] / curves["rq", variant][at]
         verdict = "met" if ratio >= BAR else "not met"
         notes.append(
@@ -145,8 +157,9 @@ def notes_of(lines, curves):
     )
     return [
         *notes,
-        "uniform, popularity: how a class is drawn inside its cell; weighted: uniform, and k-means weighs classes by count.",
-        "*: touches all classes for every draw. Classes that never occur count as occurring once.",
+        "uniform, popularity: how a class is drawn inside its cell; weighted: uniform, and k-means weighs classes by count; "
+        "queries: and it makes the error of the scores small, of a sample of other queries.",
+        "*: touches all classes for every draw. As popularity, classes that never occur count as occurring once.",
     ]
 
 
@@ -252,11 +265,11 @@ def main(argv=None):
     args = parser.parse_args(argv)
     numba.set_num_threads(args.threads)
     try:
-        classes, queries, counts = read(args.file, args.queries, args.data)
+        classes, queries, counts, sample = read(args.file, args.queries, args.data)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     args.json = args.json or harness.RESULTS / "closeness-cpu.json"
-    row = row_of(args.file.stem, classes, queries, *measure(classes, queries, counts, args.codewords))
+    row = row_of(args.file.stem, classes, queries, *measure(classes, queries, counts, sample, args.codewords))
     harness.publish(args, row)
     picture(row, args.picture or PICTURE)
     return row

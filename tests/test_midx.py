@@ -163,6 +163,35 @@ def test_weights_serve_the_heavy_classes_best(backend):
     assert distance(weighted, heavy=True) <= before
 
 
+@pytest.mark.parametrize("kind", ["rq", "pq"])
+def test_queries_say_which_errors_matter(backend, kind):
+    """Queries that look along few directions: scores are served better, vectors worse; also after an update."""
+    classes, queries = normal(1, N_CLASSES, WIDTH), normal(2, 50, WIDTH)
+    queries *= np.array([3, 1, 0.01, 0.01] * 2, np.float32)
+    blind, seeing = (
+        InvertedMultiIndex.build(backend.array(classes), 6, kind, n_iterations=4, **more)
+        for more in ({}, {"queries": backend.array(queries)})
+    )
+
+    def residual(index):
+        (c0, c1), codes = map(backend.numpy, index.codebooks), backend.numpy(index.codes)
+        first, second = c0[codes[:, 0]], c1[codes[:, 1]]
+        return classes - (first + second if kind == "rq" else np.concatenate([first, second], axis=1))
+
+    def error(index):
+        return np.square(queries @ residual(index).T).mean()
+
+    assert error(seeing) < 0.5 * error(blind)
+    assert np.square(residual(seeing)).sum() > np.square(residual(blind)).sum()
+    before = error(seeing)
+    seeing.update(backend.array(classes))
+    assert error(seeing) <= 1.001 * before, "the queries of the build count on"
+    blind.update(backend.array(classes), n_iterations=10, queries=backend.array(queries))
+    assert error(blind) < 2 * before
+    everywhere = np.exp(backend.numpy(seeing.log_prob(backend.array(queries[:3]), backend.array(everything()))))
+    np.testing.assert_allclose(everywhere.sum(axis=1), 1, rtol=1e-5)
+
+
 def test_update_follows_the_embeddings():
     index, classes = build(n_iterations=50), embeddings()
     assert index.update(classes) == 0.0, "nothing moved"
@@ -234,6 +263,9 @@ def test_scores_that_are_far_apart_do_not_overflow():
         ({"classes": np.full((9, 4), np.inf, np.float32)}, ValueError, "classes must be finite"),
         ({"classes": np.zeros((9, 4))}, TypeError, "classes must be float32"),
         ({"classes": np.zeros((9, 5), np.float32), "kind": "pq"}, ValueError, "width must be even, got 5"),
+        ({"queries": np.zeros((0, WIDTH), np.float32)}, ValueError, "the number of queries must be at least 1"),
+        ({"queries": np.zeros((3, WIDTH + 1), np.float32)}, ValueError, "queries must have shape .n, 8."),
+        ({"queries": np.full((3, WIDTH), np.inf, np.float32)}, ValueError, "queries must be finite"),
         ({"seed": -1}, ValueError, "seed must be between"),
         ({"n_iterations": -1}, ValueError, "n_iterations must be at least 0"),
     ],

@@ -131,6 +131,7 @@ def test_closeness(tmp_path, capsys):
     assert list(lines) == ["uniform", "log-uniform", "unigram", "LSH", "Sphere*", "RFF*"]
     assert all(np.isfinite(v) and v > 0 for v in lines.values())
     assert curves["rq uniform"][16] < curves["rq uniform"][4] < lines["uniform"]
+    assert len(curves) == 8 and len({curve[16] for curve in curves.values()}) == 8
     printed = capsys.readouterr().out
     assert "midx-rq is closer than midx-pq" in printed and "that of midx-rq at 16 codewords" in printed
     assert json.loads((tmp_path / "c.json").read_text())[0]["benchmark"] == "closeness"
@@ -167,7 +168,8 @@ def test_closeness_refuses_bad_files(tmp_path, capsys):
     (tmp_path / "folder").mkdir()
     for name, value in arrays.items():
         np.save(tmp_path / "folder" / f"{name}.npy", value)
-    assert [len(a) for a in closeness.read(tmp_path / "folder", 7)] == [300, 7, 300]
+    assert [len(a) for a in closeness.read(tmp_path / "folder", 7)] == [300, 7, 300, 43]
+    assert len(closeness.read(tmp_path / "folder", 50)[3]) == 0
     np.savez(tmp_path / "a.npz", classes=arrays["classes"])
     np.savez(tmp_path / "b.npz", **(arrays | {"counts": np.ones(3)}))
     np.savez(tmp_path / "c.npz", **(arrays | {"queries": np.ones((2, 5), np.float32)}))
@@ -186,10 +188,10 @@ def test_closeness_of_a_model(tmp_path, capsys):
     made = {"embedding": 8, "epochs": 2, "device": "cpu", "progress": False, "fan_in": 4, "intermediate": 16}
     model = train.Classifier(output="dense", loss="softmax", **made).fit(points.features[:60], points.labels[:60])
     model.save(tmp_path / "dense.safetensors")
-    classes, queries, counts = closeness.read(tmp_path / "dense.safetensors", 7, str(tmp_path))
+    classes, queries, counts, others = closeness.read(tmp_path / "dense.safetensors", 7, str(tmp_path))
     assert (classes == model.network_.output.weights).all() and counts.sum() == points.labels[:60].nnz
     np.testing.assert_array_equal(queries[0], model.contexts(points.features[60:61])[0])
-    assert queries.shape == (7, 8)
+    assert queries.shape == (7, 8) and others.shape == (23, 8)
     train.Classifier(**made).fit(points.features[:60], points.labels[:60]).save(tmp_path / "sparse.safetensors")
     for arguments, message in (
         (["dense.safetensors"], "with --data"),
