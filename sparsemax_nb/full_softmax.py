@@ -32,7 +32,7 @@ def _plan(n_rows, n_classes, most_classes):
     rows = min(n_rows, MOST_ROWS, HELD // n_classes)
     held = rows >= min(n_rows, FEWEST_ROWS)
     rows = rows if held else min(n_rows, MOST_ROWS)
-    return _Plan(rows, max(1, min(n_classes, HELD // rows, most_classes)), held)
+    return _Plan(rows, max(1, min(n_classes, HELD // max(rows, FEWEST_ROWS), most_classes)), held)
 
 
 def _slices(n, size):
@@ -43,8 +43,8 @@ def softmax_cross_entropy(h, w, targets, bias=None, *, ignore_index=-1):
     """Exact cross-entropy ``mean_b(sum_{t in targets of b} log sum_c exp(s_bc) - s_bt)``, s = h @ w.T + bias; its gradients.
 
     At most 64 MiB of the (B, L) logits exist at a time: some rows pass over the classes, once for the sums, once for the
-    gradients. Beyond these, inputs and gradients it takes sums for each class of a tile (on the CPU: as many as there are
-    rows, 16 at most), and the size of h in float32 where h is bfloat16. Where 64 MiB hold too few rows of logits (more than
+    gradients. Beyond these, inputs and gradients it takes at most 16 MiB of sums, and the size of h in float32 where h is
+    bfloat16. Where 64 MiB hold too few rows of logits (more than
     262,144 classes), the second pass computes the logits again.
 
     Parameters

@@ -93,6 +93,37 @@ def test_large_logits_do_not_overflow(backend):
     assert_close(backend.numpy(got[0]), wanted[0], 100, 10)
 
 
+@pytest.mark.parametrize("n_rows", [1, 16, 63, 64, 8192])
+@pytest.mark.parametrize("n_classes", [1, 1000, 262_145, 10**7])
+def test_what_is_held_is_bounded(n_rows, n_classes):
+    plan = full_softmax._plan(n_rows, n_classes, n_classes)
+    logits, sums = plan.rows * (n_classes if plan.held else plan.classes), min(16, plan.rows) * plan.classes
+    assert logits <= 1 << 24 and sums <= 1 << 22
+
+
+def test_weights_of_infinity_are_refused():
+    """They may leave the loss finite, but not the gradient."""
+    h, w = np.ones((1, 2), np.float32), np.ones((3, 2), np.float32)
+    w[1] = -np.inf
+    with pytest.raises(ValueError, match="w must be finite, got -inf at .1, 0."):
+        softmax_cross_entropy(h, w, np.zeros(1, np.int32))
+
+
+def test_logits_that_overflow_are_no_wrong_input():
+    h, w = np.full((1, 2), 1e30, np.float32), np.full((3, 2), 1e30, np.float32)
+    with pytest.raises(FloatingPointError, match="overflowed"):
+        softmax_cross_entropy(h, w, np.zeros(1, np.int32))
+
+
+def test_zeros_that_a_matrix_stores_are_no_targets():
+    h, w, targets, _ = problem()
+    rows, columns, values = [0, 0, 1, 3], [1, 3, 0, 2], [1, 0, 0, 1]
+    stored = scipy.sparse.csr_matrix((values, (rows, columns)), (len(h), len(w)), np.float32)
+    matrix = scipy.sparse.csr_matrix(stored.toarray())
+    assert stored.nnz == matrix.nnz + 2
+    assert softmax_cross_entropy(h, w, stored)[0] == softmax_cross_entropy(h, w, matrix)[0]
+
+
 @pytest.mark.parametrize("targets", [np.zeros(0, np.int32), np.full(4, -1, np.int32)])
 def test_nothing_to_learn_from(backend, targets):
     h, w, _, bias = problem(n_rows=len(targets))
@@ -121,8 +152,8 @@ def test_bfloat16(backend, monkeypatch, cuts, plan):
     """Computed from the very numbers that the inputs are; the gradients are float32."""
     if plan[1] == 1 and backend.device == "cuda" and placement.SIMULATOR:
         pytest.skip("a launch for each class is slow in the simulator")
-    monkeypatch.setattr(full_softmax, "HELD", cuts[0])
-    monkeypatch.setattr(full_softmax, "WIDENED", cuts[1])
+    for name, value in zip(("HELD", "WIDENED", "FEWEST_ROWS"), (*cuts, 5), strict=True):
+        monkeypatch.setattr(full_softmax, name, value)
     assert full_softmax._plan(7, 23, cuts[1] // 5) == plan
     h, w, targets, bias = problem()
     h, w, bias = (a.astype(ml_dtypes.bfloat16) for a in (h, w, bias))

@@ -171,6 +171,16 @@ def test_no_rows(backend):
     assert (loss, dqueries.shape, touched.shape, dclasses.shape) == (0, (0, WIDTH), (0,), (0, WIDTH))
 
 
+def test_importance_does_not_ask_for_log_q_of_the_targets(backend):
+    """A class that the sampler never draws may still be a target."""
+    queries, classes, targets, ids, log_q, log_q_targets = problem()
+    calls = [
+        sampled_softmax(*map(backend.array, (queries, classes, targets, ids, log_q, q)), correction="importance")
+        for q in (log_q_targets, np.full_like(log_q_targets, -np.inf))
+    ]
+    assert calls[0][0] == calls[1][0] and (backend.numpy(calls[0][1]) == backend.numpy(calls[1][1])).all()
+
+
 def test_large_scores_do_not_overflow(backend):
     queries, *rest = problem()
     arguments = (queries * 100, *rest)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core import backend
+from ..cpu.midx import PARTS, SUMS
 from ..full_softmax import HELD
 from ..samplers import SCORES
 from .network import SPARSE_OUTPUTS
@@ -145,15 +146,20 @@ def _add_softmax(add, parameter, b, width, n_labels, sampling, labels_per_row):
     add(phase, "output.weights: gradient of its rows", min(n_labels, drawn + positives), width)
     if sampling.sampler in YARDSTICKS:
         add("always", f"{sampling.sampler}: weights as last seen", n_labels, width)
-        add(phase, "scores of all labels", 4, min(SCORES, b * n_labels))
     elif sampling.sampler in INDICES:
-        n_cells = sampling.n_codewords**2
-        add("always", "index: codebooks", 2, sampling.n_codewords, width)
-        add("always", "index: codes, cells, members, records, weights", 9 * n_labels + 2 * n_cells)
-        add("index: update", "residuals, and the codewords that they leave", 2, n_labels, width)
-        add("index: update", "distances, codes, their order", n_labels, 8)
-    else:
+        n_words, halves = sampling.n_codewords, 2 if INDICES[sampling.sampler] == "pq" else 1
+        has_records = sampling.residual == "popularity"
+        add("always", "index: codebooks", 2, n_words, width // halves)
+        add("always", "index: codes, members, weights of k-means", 4, n_labels)
+        add("always", "index: cells, their weights", 2, n_words**2)
+        add("always", "index: popularity, records", 7 * has_records, n_labels)
+        add("index: update", "residuals or halves", n_labels, width)
+        add("index: update", "sums of the codewords, in parts", min(SUMS, PARTS * n_words * width // halves))
+        add("index: update", "distances, codes, their order", n_labels, 12 + 12 * has_records)
+    elif sampling.sampler != "uniform":
         add("always", f"{sampling.sampler}: tables", 3, n_labels)
+    if sampling.sampler in YARDSTICKS or (sampling.sampler in INDICES and sampling.residual == "exact"):
+        add(phase, "scores of all labels", 4, min(SCORES, b * n_labels))
 
 
 def _add_output(add, parameter, output, b, width, n_labels, fan_in, device):

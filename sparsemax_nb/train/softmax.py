@@ -63,6 +63,10 @@ class Negatives:
         ranks = np.argsort(np.argsort(-self._counts, kind="stable"))
         return LogUniformSampler(len(ranks), ranks=ranks, device=self._device)
 
+    def _yardstick(self):
+        make, seeds = YARDSTICKS[self.how.sampler], {} if self.how.sampler == "sphere" else {"seed": self._seed}
+        return make(self._seen, **seeds)
+
     @property
     def _popularity(self):
         return self._counts if self.how.residual == "popularity" else None
@@ -75,7 +79,7 @@ class Negatives:
         """
         if self.how.sampler in YARDSTICKS:
             self._seen = self._weights.copy()
-            self.sampler = YARDSTICKS[self.how.sampler](self._seen)
+            self.sampler = self._yardstick()
             return None
         if self.sampler is not None and not self._is_blank:
             return self.sampler.update(self._weights)
@@ -121,7 +125,7 @@ class Negatives:
         n_labels, width = self._weights.shape
         if self.how.sampler in YARDSTICKS:
             self._seen = check.array("sampler/weights", arrays["weights"], np.float32, (n_labels, width))
-            self.sampler = YARDSTICKS[self.how.sampler](self._seen)
+            self.sampler = self._yardstick()
             return
         kind = INDICES[self.how.sampler]
         codes = check.array("sampler/codes", arrays["codes"], np.int32, (n_labels, 2))

@@ -305,10 +305,42 @@ def test_bad_data(corpus, change, error, message):
         train.Classifier(**SMALL).fit(*change(corpus.features, corpus.labels))
 
 
-@pytest.mark.parametrize("output", ["dense", "fixed-fan-in"])
-def test_overflow_stops_training_and_is_named(corpus, output):
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")  # of NumPy
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"output": "dense"},
+        {"output": "fixed-fan-in"},
+        SOFTMAX,
+        *(SOFTMAX | {"sampler": s} for s in ("uniform", "midx-rq")),
+    ],
+    ids=lambda more: more.get("sampler", more.get("loss", more["output"])),
+)
+def test_overflow_stops_training_and_is_named(corpus, more):
     with pytest.raises(TrainingError, match=r"step \d+: .*(embedding\.|intermediate\.|output\.|output layer)"):
-        fitted(corpus, output=output, learning_rate=1e30, epochs=2)
+        fitted(corpus, **more, learning_rate=1e30, epochs=2)
+
+
+@pytest.mark.parametrize("sampler", ["unigram", "midx-pq"])
+def test_a_sampler_that_counts_labels_wants_some(corpus, sampler):
+    """And what was fitted before stays."""
+    model = fitted(corpus, **SOFTMAX, sampler=sampler, epochs=1)
+    before = model.network_
+    with pytest.raises(
+        ValueError, match=f"y must have labels in the rows to train on: sampler='{sampler}' counts them"
+    ):
+        model.fit(corpus.features, corpus.labels[:, :] * 0)
+    assert model.network_ is before
+
+
+def test_a_model_loads_where_its_sampler_can_not_draw(corpus, tmp_path):
+    if placement.cuda_problem():
+        pytest.skip(placement.cuda_problem())
+    fitted(corpus, **SOFTMAX, sampler="sphere", epochs=1).save(tmp_path / "model")
+    loaded = train.Classifier.load(tmp_path / "model", device="cuda")
+    assert loaded.device_ == "cuda"
+    with pytest.raises(ValueError, match="sampler='sphere' is a yardstick for the CPU alone; use device='cpu'"):
+        loaded.fit(corpus.features, corpus.labels)
 
 
 def test_bad_prediction_requests(corpus):
