@@ -139,7 +139,7 @@ class Classifier:
         self, *, output="fixed-fan-in", embedding=256, intermediate=4096, bottleneck=64, fan_in=32, loss="squared-hinge",
         sampler="none", n_samples=100, n_codewords=64, residual="uniform", index_every=100, correction="paper",
         mask_hits=False,
-        dropout=0.1, word_dropout=0.0, learning_rate=5e-4, embedding_rate=10.0, intermediate_rate=1.0, warm_up=0,
+        dropout=0.1, word_dropout=0.0, learning_rate=5e-4, embedding_rate=10.0, intermediate_rate=0.1, warm_up=0,
         min_learning_rate=1e-4, patience=1, stop_after=3,
         validation_fraction=0.0, rewire_fraction=0.1, rewire_every=1000, rewire_until=0.66, batch_size=128, epochs=10,
         budget_seconds=None, tfidf=True, memory_limit=None, seed=0, device="auto", progress=True,
