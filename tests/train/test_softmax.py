@@ -60,6 +60,16 @@ def test_rows_without_any_label_draw_nothing_to_compare():
     assert negatives_of("midx-rq").draw(normal(2, 3, WIDTH), nothing, step=0)[2].shape == (0,)
 
 
+@pytest.mark.parametrize("sampler", ["lsh", "rff"])
+def test_seed_makes_the_hashes_and_features(sampler):
+    probabilities = []
+    for seed in (3, 4):
+        negatives = Negatives(sampling(sampler), normal(1, N_LABELS, WIDTH), COUNTS, seed)
+        negatives.update()
+        probabilities.append(negatives.sampler.log_prob(normal(2, 1, WIDTH), ALL))
+    assert (probabilities[0] != probabilities[1]).any()
+
+
 def test_every_step_draws_anew():
     layer, adam, seen = layer_with("uniform"), Adam(1e-3), []
     draw = layer.negatives.draw
