@@ -42,6 +42,7 @@ SOFTMAX = {
 SAMPLERS = {
     "softmax-full": {"sampler": "none"},
     "softmax-full-less-dropout": {"sampler": "none", "dropout": 0.3},  # which serves it better
+    "softmax-full-narrow": {"sampler": "none", "dropout": 0.3, "embedding": 64},  # does width tell in bench.closeness?
     **{f"softmax-{name}-100": {"sampler": name} for name in ("uniform", "unigram", "midx-pq", "midx-rq")},
 }
 #: Benchmark: (options of all rows, {row: its own options}).

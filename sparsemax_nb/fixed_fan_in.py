@@ -281,7 +281,7 @@ def fixed_fan_in_step(x, layer, labels, loss, optimizer):
     layer : FixedFanIn
         values and bias are updated in place.
     labels : SciPy CSR matrix (B, L) or Labels(indptr, indices) of int32
-        The positive labels of each row; stored entries count, whatever their value. `Labels` may live on CUDA.
+        The positive labels of each row: of a matrix the entries that are not zero. `Labels` may live on CUDA.
     loss : 'squared-hinge' or 'bce'
     optimizer : Adam or SGD
         Its moments of values and bias are updated in place; each counts its own steps.

@@ -254,12 +254,12 @@ class InvertedMultiIndex:
     def _scores(self, queries):
         """The function of a slice of rows that gives their scores of all classes."""
         queries = self._queries(queries)
-        return lambda rows: _product(queries[rows], self.classes.T)
+        return lambda rows: backend.product(queries[rows], self.classes.T)
 
     def _logits(self, queries):
         """r0, r1 (B, K)."""
         parts = zip(_parts(self._queries(queries), self.kind), self.codebooks, strict=True)
-        out = [_product(part, codebook.T) for part, codebook in parts]
+        out = [backend.product(part, codebook.T) for part, codebook in parts]
         if not all(bool(backend.module_of(self.device).isfinite(r).all()) for r in out):  # kernels trust them
             raise FloatingPointError("the scores queries @ codebook.T overflowed; lower the learning rate")
         return out
@@ -306,14 +306,6 @@ def _parts(vectors, kind):
     return backend.asarray(vectors[:, :half], device), backend.asarray(vectors[:, half:], device)
 
 
-def _product(a, b):
-    """``a @ b``, a new array."""
-    device = backend.device_of(a)
-    out = backend.empty((a.shape[0], b.shape[1]), np.float32, device)
-    backend.wing(device, "matmul").matmul(a, b, out)
-    return out
-
-
 def _metric(queries, kind, width):
     """What `_parts` of the classes are multiplied with before k-means, and the inverses: two pairs (or one twice) of square
     matrices; None without queries."""
@@ -335,8 +327,8 @@ def _quantise(classes, codebooks, weights, kind, n_iterations, metric, is_first)
         codebooks = [codebook.copy() for codebook in codebooks]
     else:
         (factor, _), (other, _) = metric
-        codebooks = [_product(codebooks[0], factor), _product(codebooks[1], other)]
-        first, second = _product(first, factor), None if kind == "rq" else _product(second, other)
+        codebooks = [backend.product(codebooks[0], factor), backend.product(codebooks[1], other)]
+        first, second = backend.product(first, factor), None if kind == "rq" else backend.product(second, other)
     codes = backend.empty((first.shape[0], 2), np.int32, backend.device_of(first))
     codes[:, 0] = _k_means(first, codebooks[0], weights, n_iterations)
     if kind == "rq":
@@ -347,7 +339,9 @@ def _quantise(classes, codebooks, weights, kind, n_iterations, metric, is_first)
             codebooks[1] = second[rows * (len(second) // len(rows))].copy()
     codes[:, 1] = _k_means(second, codebooks[1], weights, n_iterations)
     if metric is not None:
-        codebooks = [_product(codebook, inverse) for codebook, (_, inverse) in zip(codebooks, metric, strict=True)]
+        codebooks = [
+            backend.product(codebook, inverse) for codebook, (_, inverse) in zip(codebooks, metric, strict=True)
+        ]
     return codes, codebooks
 
 

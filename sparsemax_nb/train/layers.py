@@ -24,14 +24,6 @@ def uniform(shape, scale, seed, layer, device):
     return values
 
 
-def product(a, b):
-    """``a @ b``, float32 matrices on one device."""
-    device = backend.device_of(a)
-    out = backend.empty((a.shape[0], b.shape[1]), np.float32, device)
-    backend.wing(device, "matmul").matmul(a, b, out)
-    return out
-
-
 class _ReluDropout:
     """Bias, ReLU and dropout behind a product; remembers its output, which is all that the gradient needs."""
 
@@ -142,13 +134,13 @@ class Dense:
     def forward(self, x, dropout=None):
         """(B, D) -> (B, H)."""
         self._x = x
-        return self._relu.forward(product(x, self.weights), dropout)
+        return self._relu.forward(backend.product(x, self.weights), dropout)
 
     def backward(self, dout, optimizer):
         """Gradient by x; overwrites dout."""
         dz = self._relu.backward(dout, optimizer)
-        dx = None if self._first else product(dz, self.weights.T)
-        optimizer.step(self.weights, product(self._x.T, dz))
+        dx = None if self._first else backend.product(dz, self.weights.T)
+        optimizer.step(self.weights, backend.product(self._x.T, dz))
         return dx
 
 
@@ -193,15 +185,15 @@ class DenseOutput:
         return {"output.weights": self.weights, "output.bias": self.bias}
 
     def _scores(self, x):
-        scores = product(x, self.weights.T)
+        scores = backend.product(x, self.weights.T)
         scores += self.bias
         return scores
 
     def step(self, x, labels, loss, optimizer):
         """Loss of a batch and gradient by x; updates weights and bias."""
         value, dscores = multilabel_loss(self._scores(x), labels, loss)
-        dx = product(dscores, self.weights)
-        optimizer.step(self.weights, product(dscores.T, x))
+        dx = backend.product(dscores, self.weights)
+        optimizer.step(self.weights, backend.product(dscores.T, x))
         optimizer.step(self.bias, dscores.sum(axis=0))
         return value, dx
 

@@ -8,7 +8,7 @@ from ..core import backend, check, sparse
 from ..full_softmax import softmax_cross_entropy
 from ..midx import InvertedMultiIndex, sampled_softmax
 from ..samplers import LSHSampler, LogUniformSampler, RFFSampler, SphereSampler, UniformSampler, UnigramSampler
-from .layers import product, top_k_of_scores
+from .layers import top_k_of_scores
 
 #: By name on the command line. Those of the first line are made once; the others follow the weights as training moves them.
 FIXED_SAMPLERS = "uniform", "log-uniform", "unigram"
@@ -176,4 +176,4 @@ class SoftmaxOutput:
 
     def top_k(self, x, k):
         """The k best labels of each row, of all labels: scores (B, k), ids (B, k) int32."""
-        return top_k_of_scores(product(x, self.weights.T), k)
+        return top_k_of_scores(backend.product(x, self.weights.T), k)

@@ -37,9 +37,11 @@ def test_positives_are_ascending_whatever_the_order_of_labels(backend):
     assert backend.numpy(positives.rows).tolist() == [0, 1, 0, 0, 1]
 
 
-def test_stored_entries_count_whatever_their_value():
+def test_entries_that_are_not_zero_count():
     matrix = scipy.sparse.csr_matrix(([0.0, -1.0, 5.0], [1, 0, 2], [0, 1, 3]), shape=(2, 3))
-    assert sparse.as_labels(matrix, 2, "cpu", 3).indices.tolist() == [1, 0, 2]
+    labels = sparse.as_labels(matrix, 2, "cpu", 3)
+    assert labels.indices.tolist() == [0, 2] and labels.indptr.tolist() == [0, 0, 2]
+    assert matrix.nnz == 3, "the matrix is not changed"
 
 
 def test_labels_of_scipy_need_no_copy():
