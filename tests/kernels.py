@@ -37,6 +37,7 @@ from sparsemax_nb.reference import (
     fixed_fan_in,
     full_softmax,
     losses,
+    lstm,
     matmul,
     midx,
     optimizers,
@@ -397,6 +398,34 @@ def make_relu_backward(shape, in_place=False):
     return Task((dout, out, scale, dz, dbias), check)
 
 
+def make_cell(shape, in_place=False):
+    n_rows, n_units = shape
+    pre, previous = 2 * normal(1, n_rows, 4 * n_units), normal(2, *shape)
+    gates = pre if in_place else unwritten(*pre.shape)
+    outputs = gates, unwritten(*shape), unwritten(*shape)
+    wanted = lstm.cell(pre.copy(), previous)
+
+    def check():
+        for got, want, scale in zip(outputs, wanted, (1, 4, 4), strict=True):
+            assert_close(got, want, min(n_rows, 1), scale)
+
+    return Task((pre, previous, *outputs), check)
+
+
+def make_cell_backward(shape, in_place=False):
+    n_rows, n_units = shape
+    previous, dout, dcells = (normal(seed, *shape) for seed in (2, 3, 4))
+    gates, cells, _ = (a.astype(np.float32) for a in lstm.cell(2 * normal(1, n_rows, 4 * n_units), previous))
+    outputs = unwritten(*gates.shape), dcells if in_place else unwritten(*shape)
+    wanted = lstm.cell_backward(dout, dcells.copy(), gates, previous, cells)
+
+    def check():
+        for got, want in zip(outputs, wanted, strict=True):
+            assert_close(got, want, min(n_rows, 1), 4)
+
+    return Task((dout, dcells, gates, previous, cells, *outputs), check)
+
+
 def make_unstructured(shape):
     n_rows, n_inputs, n_labels, n_weights = shape
     xt, dscores_t, dvalues = normal(1, n_inputs, n_rows), normal(2, n_labels, n_rows), unwritten(n_weights)
@@ -716,6 +745,10 @@ def _operations():
     yield operation(
         "activations.relu_dropout_backward in place", make_relu_backward, MATRICES[1:2], LARGE_MATRICES, in_place=True
     )
+    for name, make in (("cell", make_cell), ("cell_backward", make_cell_backward)):
+        yield operation(f"lstm.{name}", make, MATRICES, LARGE_MATRICES)
+        yield operation(f"lstm.{name} in place", make, MATRICES[1:2], LARGE_MATRICES, in_place=True)
+        yield operation(f"lstm.{name} of NaN", make_nan, MATRICES[1:2], LARGE_MATRICES[:1], usual=make)
     bags = ((3, 7, 5), (9, 5, 3), (0, 3, 2)), ((65, 33, 31), (33, 100, 300))
     yield operation("embedding.forward", make_embedding, *bags)
     yield operation("embedding.backward", make_embedding_backward, *bags)
@@ -771,6 +804,8 @@ BUDGETS = {
     "full_softmax.add_tile_kernel": Budget(40),
     "full_softmax.gradient_of_tile_kernel": Budget(40),
     "losses.multilabel_kernel": Budget(40),
+    "lstm.cell_backward_kernel": Budget(64),
+    "lstm.cell_kernel": Budget(56),
     "midx.log_prob_kernel": Budget(64),
     "midx.nearest_kernel": Budget(48),
     "midx.sample_kernel": Budget(64),

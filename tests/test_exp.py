@@ -1,4 +1,4 @@
-"""The CPU wing's exp: as exact as promised, and vector code where it matters."""
+"""The CPU wing's exp, sigmoid and tanh: as exact as promised, and vector code where it matters."""
 
 import platform
 
@@ -6,8 +6,11 @@ import numba
 import numpy as np
 import pytest
 
-from sparsemax_nb.cpu import full_softmax
+from sparsemax_nb.cpu import full_softmax, lstm
 from sparsemax_nb.cpu.exp import exp
+from sparsemax_nb.reference.lstm import sigmoid
+
+from .helpers import EPS
 
 
 @numba.njit
@@ -33,6 +36,28 @@ def test_what_lies_outside():
     np.testing.assert_array_equal(got, np.array([0, 0, 0, np.inf, np.inf, np.inf, np.nan, 1, 1], np.float32))
 
 
+@pytest.mark.parametrize(
+    ("in_place", "exact"), [(lstm._sigmoid, sigmoid), (lstm._tanh, np.tanh)], ids=["sigmoid", "tanh"]
+)
+def test_sigmoid_and_tanh_to_two_eps(in_place, exact):
+    """Absolute and relative error, down to the smallest numbers (sigmoid ends where exp does)."""
+    near, far, tiny = np.linspace(-1, 1, 200_001), np.linspace(-87, 87, 500_001), np.logspace(-37, 0, 100_001)
+    x = np.concatenate([near, far, tiny, -tiny]).astype(np.float32)
+    got, want = x.copy(), exact(x.astype(np.float64))
+    in_place(got)
+    assert 0 < np.abs(got - want).max() <= EPS
+    assert (np.abs(got - want) <= 2 * EPS * np.abs(want)).all()
+
+
+def test_limits_of_sigmoid_and_tanh():
+    x = np.array([-np.inf, -1e30, -89, 89, 1e30, np.inf, np.nan, 0], np.float32)
+    got = x.copy()
+    lstm._sigmoid(got)
+    np.testing.assert_array_equal(got, np.array([0, 0, 0, 1, 1, 1, np.nan, 0.5], np.float32))
+    lstm._tanh(x)
+    np.testing.assert_array_equal(x, np.array([-1, -1, -1, 1, 1, 1, np.nan, 0], np.float32))
+
+
 VECTOR, SCALAR = numba.float32[::1], numba.float32
 
 
@@ -43,11 +68,27 @@ VECTOR, SCALAR = numba.float32[::1], numba.float32
         (full_softmax._largest, (VECTOR, VECTOR, SCALAR, VECTOR)),
         (full_softmax._sum_exp, (VECTOR, VECTOR, SCALAR, VECTOR)),
         (full_softmax._gradient, (VECTOR, VECTOR, SCALAR, SCALAR)),
+        (lstm._sigmoid, (VECTOR,)),
+        (lstm._tanh, (VECTOR,)),
+        (lstm._out, (VECTOR,) * 3),
+        (lstm._output_backward, (VECTOR,) * 5),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_loops_are_vector_code(function, types):
-    code = numba.njit(types)(function.py_func).inspect_asm(types)
+    division = function.targetoptions.get("error_model", "python")
+    code = numba.njit(types, error_model=division)(function.py_func).inspect_asm(types)
     assert code.count("addps") >= 4
     assert "addss" in code, "the rest of a row"
     assert "expf" not in code
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="looks for instructions of x86-64")
+@pytest.mark.parametrize(
+    ("function", "n"),
+    [(lstm._cells, 5), (lstm._input_backward, 5), (lstm._forget_backward, 4)],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_products_are_vector_code(function, n):
+    code = numba.njit((VECTOR,) * n)(function.py_func).inspect_asm((VECTOR,) * n)
+    assert code.count("mulps") >= 4

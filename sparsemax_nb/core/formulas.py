@@ -1,4 +1,4 @@
-"""Formulas written once and compiled for both processors: losses with derivatives, optimiser updates, lists of the best.
+"""Formulas written once and compiled for both processors: losses, LSTM cell, their derivatives, optimisers, lists.
 
 Undecorated on purpose (``core.backend`` compiles them). Constants are ``np.float32``: a literal ``1.0`` would turn
 float32 into float64 in compiled code.
@@ -66,6 +66,26 @@ def loss_and_gradient(kind, score, sign):
     if kind == SQUARED_HINGE:
         return squared_hinge(score, sign)
     return binary_cross_entropy(score, sign)
+
+
+def lstm_cell(i, f, g, previous):
+    """``c_t = f c_{t-1} + i g``, for the values of the input gate, forget gate and candidate."""
+    return f * previous + i * g
+
+
+def lstm_output_backward(dout, dcell, o, tanh_c):
+    """Through ``h = o tanh(c)``, o = sigmoid(z): gradients by z and c, the latter added to `dcell` from elsewhere."""
+    return dout * tanh_c * o * (ONE - o), dout * o * (ONE - tanh_c * tanh_c) + dcell
+
+
+def lstm_input_backward(dcell, i, g):
+    """Through the term ``i g`` of c, i = sigmoid(z) and g = tanh(z'): gradients by z and z'."""
+    return dcell * g * i * (ONE - i), dcell * i * (ONE - g * g)
+
+
+def lstm_forget_backward(dcell, f, previous):
+    """Through the term ``f c_{t-1}`` of c, f = sigmoid(z): gradients by z and by c_{t-1}."""
+    return dcell * previous * f * (ONE - f), dcell * f
 
 
 def adam(parameter, gradient, m, v, rates):

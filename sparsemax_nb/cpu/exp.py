@@ -1,11 +1,15 @@
-"""exp in plain arithmetic: a loop over it is compiled to vector code, which one over ``math.exp`` is not."""
+"""exp, sigmoid and tanh in plain arithmetic: a loop over them is compiled to vector code, one over ``math.exp`` is not.
+
+So they are not shared with the CUDA wing, which has fast ones in ``math``. A loop over sigmoid or tanh must stand in a
+function with ``error_model="numpy"``: the usual check for a division by zero would keep it from being vector code.
+"""
 
 import numpy as np
 
 from ..core import backend
 from .vector import power_of_two
 
-ZERO, HALF, ONE, INFINITY = np.float32(0), np.float32(0.5), np.float32(1), np.float32(np.inf)
+ZERO, HALF, ONE, TWO, INFINITY = map(np.float32, (0, 0.5, 1, 2, np.inf))
 #: exp(-87) is still a normal number, exp(88) a finite one.
 LOWEST, HIGHEST = np.float32(-87), np.float32(88)
 #: ln 2 in two parts, the first with so few digits that n times it is exact.
@@ -13,6 +17,11 @@ LOG2_E, LN2_HIGH, LN2_LOW = np.float32(1.442695041), np.float32(0.693359375), np
 #: (exp(r) - 1 - r) / r^2 for |r| < 0.35 (Cephes, expf).
 TERMS = tuple(
     map(np.float32, (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5))
+)
+#: tanh(x) / x as a polynomial in x^2, for |x| < 0.625 (Cephes, tanhf).
+NEAR_ZERO = np.float32(0.625)
+TANH_TERMS = tuple(
+    map(np.float32, (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1, 1))
 )
 
 
@@ -33,3 +42,18 @@ def exp(x):
     e = power_of_two(n) * (polynomial(r, c[0], c[1], c[2], c[3], c[4], c[5]) * r * r + r + ONE)
     e = e if x >= LOWEST else (ZERO if x < LOWEST else x)
     return e if not x > HIGHEST else INFINITY
+
+
+@backend.njit_inline
+def sigmoid(x):
+    """``1 / (1 + exp(-x))`` for a float32; 0 below -88, NaN comes through."""
+    return ONE / (ONE + exp(-x))
+
+
+@backend.njit_inline
+def tanh(x):
+    """``tanh(x)`` for a float32, of small relative error near 0 too; NaN comes through."""
+    a, square, c = abs(x), x * x, TANH_TERMS
+    far = ONE - TWO / (exp(TWO * a) + ONE)  # would lose digits near 0
+    near = polynomial(square, c[0], c[1], c[2], c[3], c[4], c[5]) * x
+    return near if a < NEAR_ZERO else (far if x > ZERO else -far)

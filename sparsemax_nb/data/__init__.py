@@ -4,18 +4,21 @@ from .corpora import Corpus, load
 from .fingerprint import fingerprint
 from .readers import DataError, XCData, read_names, read_xc, write_xc
 from .synthetic import bag_of_words, power_law_labels
+from .text import Vocabulary, read_words
 from .tfidf import Tfidf
 
 __all__ = [
     "Corpus",
     "DataError",
     "Tfidf",
+    "Vocabulary",
     "XCData",
     "bag_of_words",
     "fingerprint",
     "load",
     "power_law_labels",
     "read_names",
+    "read_words",
     "read_xc",
     "write_xc",
 ]

@@ -17,6 +17,7 @@ import scipy.sparse
 
 OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 CHUNK = 1024  # lines that are parsed at once
+LONGEST = 1 << 26  # bytes of a line
 
 ID = r"[0-9]+"
 VALUE = r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
@@ -83,7 +84,7 @@ def read_xc(path, *, n_points=None):
     """
     if n_points is not None and not (isinstance(n_points, numbers.Integral) and n_points >= 0):
         raise ValueError(f"n_points must be a non-negative integer or None, got {n_points!r}")
-    with contextlib.closing(_lines(path)) as lines:
+    with contextlib.closing(read_lines(path)) as lines:
         promised, n_features, n_labels = _header(path, next(lines, None))
         wanted = promised if n_points is None else min(promised, n_points)
         done, features, labels = 0, _GrowingCSR(n_features), _GrowingCSR(n_labels)
@@ -155,8 +156,8 @@ def read_names(path):
     ...     read_names(path)
     ['landscape', 'World War II']
     """
-    with contextlib.closing(_lines(path)) as lines:
-        return [_text(f"{path}, line {number}", line) for number, line in enumerate(lines, 1)]
+    with contextlib.closing(read_lines(path)) as lines:
+        return [decoded(f"{path}, line {number}", line) for number, line in enumerate(lines, 1)]
 
 
 def check_csr(name, matrix):
@@ -167,20 +168,24 @@ def check_csr(name, matrix):
         )
 
 
-def _lines(path):
+def read_lines(path):
     """Yield the lines of a file as bytes, without their ends; to be closed, also where not all are read."""
     path = Path(path) if isinstance(path, (str, os.PathLike)) else path  # a resource in a zip file is not PathLike
     unpack = OPENERS.get(PurePath(path.name).suffix, contextlib.nullcontext)
     number = 0
     try:
         with path.open("rb") as packed, unpack(packed) as stream:
-            for number, line in enumerate(stream, 1):
+            for number, line in enumerate(iter(lambda: stream.readline(LONGEST + 1), b""), 1):
+                if len(line) > LONGEST:
+                    raise DataError(
+                        f"{path}, line {number}: the line is longer than {LONGEST >> 20} MiB; is this text?"
+                    )
                 yield line.rstrip(b"\r\n")
     except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
         raise DataError(f"{path}, line {number + 1}: the compressed file is truncated or corrupt ({error})") from error
 
 
-def _text(where, line):
+def decoded(where, line):
     """`line` decoded, or DataError for the first byte that is not text."""
     try:
         return line.decode("utf-8")
@@ -193,7 +198,7 @@ def _header(path, line):
     """The three sizes in the first line of a file."""
     if line is None:
         raise DataError(f"{path}, line 1: the file is empty; expected the header 'points features labels'")
-    text = _text(f"{path}, line 1", line)
+    text = decoded(f"{path}, line 1", line)
     sizes = text.split()
     if len(sizes) != 3 or not all(re.fullmatch(ID, size) and float(size) < 2**31 for size in sizes):
         raise DataError(
@@ -274,7 +279,7 @@ def _raise_first_error(path, first, lines, n_features, n_labels):
     """The slow way through lines that `_parse` refused: find the first culprit and say what is wrong with it."""
     for number, line in enumerate(lines, first):
         where = f"{path}, line {number}"
-        head, _, tail = _text(where, line).partition(" ")
+        head, _, tail = decoded(where, line).partition(" ")
         labels = head.split(",") if head else []
         for token in labels:
             if not re.fullmatch(ID, token):

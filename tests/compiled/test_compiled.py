@@ -61,6 +61,8 @@ TRAFFIC = [
     ("losses.multilabel bce", (9, 128), "multilabel_kernel", 4),
     ("activations.relu_dropout 0.3", (9, 128), "relu_dropout_kernel", 4),
     ("activations.relu_dropout_backward", (9, 128), "relu_dropout_backward_kernel", 4),
+    ("lstm.cell", (9, 128), "cell_kernel", 4),
+    ("lstm.cell_backward", (9, 128), "cell_backward_kernel", 4),
     ("embedding.forward", (9, 33, 128), "forward_kernel", 4),
     ("embedding.backward", (33, 9, 128), "backward_kernel", 4),
     ("rewiring.count_smallest", (64, 31), "count_smallest_kernel", 4),

@@ -1,0 +1,90 @@
+"""A layer of LSTM cells over a batch of sequences, with back-propagation through time by hand."""
+
+import math
+
+import numpy as np
+
+from ..core import backend
+from .layers import uniform
+
+#: Number of the first layer's weights in the random streams (`layers.EMBEDDING` and DENSE come before); two a layer.
+FIRST = 16
+
+
+class LSTM:
+    """``a_t = x_t weights + h_{t-1} recurrent + bias`` and ``c_t, h_t`` by the gates i, f, g, o that a_t holds side by side.
+
+    ``i, f, o = sigmoid(a);  g = tanh(a);  c_t = f c_{t-1} + i g;  h_t = o tanh(c_t)``. The products over the inputs of all
+    steps are one; step by step goes only what depends on the step before.
+
+    Parameters
+    ----------
+    n_inputs, width : int
+        D and H.
+    seed, number : int
+        Weights are uniform in ±1 / sqrt(H) from the stream of the seed and the layer's number, counted from 0; the bias is
+        zero, but one for the forget gate, which then forgets little at first.
+    device : 'cpu' or 'cuda'
+
+    Attributes
+    ----------
+    weights (D, 4H), recurrent (H, 4H), bias (4H,) : float32
+    hidden, cells : (T + 1, B, H) float32
+        h and c before the first step of the last `forward`, and behind every step.
+
+    Source: S. Hochreiter, J. Schmidhuber, "Long short-term memory", Neural Computation 1997; F. Gers et al., "Learning to
+    forget", Neural Computation 2000 (forget gate); R. Jozefowicz et al., "An empirical exploration of recurrent network
+    architectures", ICML 2015 (its bias).
+    """
+
+    def __init__(self, n_inputs, width, seed, number, device):
+        self.name, self._device, scale = f"lstm{number}", device, 1 / math.sqrt(width)
+        self.weights = uniform((n_inputs, 4 * width), scale, seed, FIRST + 2 * number, device)
+        self.recurrent = uniform((width, 4 * width), scale, seed, FIRST + 2 * number + 1, device)
+        self.bias = backend.zeros(4 * width, np.float32, device)
+        self.bias[width : 2 * width] = 1
+
+    @property
+    def parameters(self):
+        """All arrays by name."""
+        arrays = {"weights": self.weights, "recurrent": self.recurrent, "bias": self.bias}
+        return {f"{self.name}.{name}": array for name, array in arrays.items()}
+
+    def _new(self, *shape):
+        return backend.empty(shape, np.float32, self._device)
+
+    def forward(self, x, state):
+        """x (T, B, D) and the state (h, c) before it, (B, H) each: all h, (T, B, H), and the state behind it.
+
+        Both are views of `hidden` and `cells`, which the next `forward` makes anew. Nothing of x is copied.
+        """
+        wing, matmul = backend.wing(self._device, "lstm"), backend.wing(self._device, "matmul").matmul
+        (n_steps, n_rows, n_inputs), width = x.shape, self.recurrent.shape[0]
+        self._x, self._gates = x, self._new(n_steps, n_rows, 4 * width)
+        self.hidden, self.cells = (self._new(n_steps + 1, n_rows, width) for _ in range(2))
+        self.hidden[0], self.cells[0] = state
+        self._gates[...] = self.bias
+        matmul(x.reshape(-1, n_inputs), self.weights, self._gates.reshape(-1, 4 * width), add=True)
+        for t in range(n_steps):
+            gates = self._gates[t]
+            matmul(self.hidden[t], self.recurrent, gates, add=True)
+            wing.cell(gates, self.cells[t], gates, self.cells[t + 1], self.hidden[t + 1])
+        return self.hidden[1:], (self.hidden[-1], self.cells[-1])
+
+    def backward(self, dout):
+        """The gradient by all h of the last `forward`, (T, B, H), overwritten, carried back to its first step.
+
+        Returns the gradient by x and those by the parameters, {name: array}. The state before the first step counts as
+        given: back-propagation is truncated there.
+        """
+        wing, matmul = backend.wing(self._device, "lstm"), backend.wing(self._device, "matmul").matmul
+        n_steps, n_rows, width = dout.shape
+        dpre, dcells = self._new(n_steps, n_rows, 4 * width), backend.zeros((n_rows, width), np.float32, self._device)
+        for t in reversed(range(n_steps)):
+            if t + 1 < n_steps:
+                matmul(dpre[t + 1], self.recurrent.T, dout[t], add=True)
+            wing.cell_backward(dout[t], dcells, self._gates[t], self.cells[t], self.cells[t + 1], dpre[t], dcells)
+        x, before, dpre = (a.reshape(n_steps * n_rows, -1) for a in (self._x, self.hidden[:-1], dpre))
+        dx = backend.product(dpre, self.weights.T).reshape(self._x.shape)
+        gradients = backend.product(x.T, dpre), backend.product(before.T, dpre), dpre.sum(axis=0)
+        return dx, dict(zip(self.parameters, gradients, strict=True))

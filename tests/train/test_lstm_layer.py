@@ -1,0 +1,52 @@
+"""The LSTM layer: values and gradients through time, the state that is carried on, the same bits everywhere."""
+
+import numpy as np
+import pytest
+
+from sparsemax_nb.train.lstm import LSTM
+from tests.helpers import assert_close, normal
+from tests.test_lstm import as_float64, layer_backward, layer_forward, make_layer
+
+
+def placed(backend, layer):
+    """An `LSTM` with the weights of a layer of tests/test_lstm.py, its inputs and its state on the device."""
+    ours = LSTM(layer.w.shape[0], layer.u.shape[0], 0, 0, backend.device)
+    for name, value in (("weights", layer.w), ("recurrent", layer.u), ("bias", layer.b)):
+        getattr(ours, name)[...] = backend.array(value)
+    return ours, backend.array(layer.x), tuple(map(backend.array, (layer.h, layer.c)))
+
+
+@pytest.mark.parametrize("n_steps", [1, 4])
+def test_values_and_gradients(backend, n_steps):
+    layer = make_layer(n_steps=n_steps, n_rows=2, n_inputs=3, n_units=4)
+    ours, x, state = placed(backend, layer)
+    out, (h, c) = ours.forward(x, state)
+    hs, steps = layer_forward(as_float64(layer))
+    assert_close(backend.numpy(out), hs, 50)
+    assert (backend.numpy(h) == backend.numpy(out)[-1]).all()
+    assert_close(backend.numpy(c), steps[-1][2], 50)
+    dout = normal(7, *hs.shape)
+    dx, gradients = ours.backward(backend.array(dout.copy()))
+    wanted = layer_backward(as_float64(layer), hs, steps, dout, np.zeros_like(layer.c))
+    assert_close(backend.numpy(dx), wanted.x, 200)
+    assert list(gradients) == ["lstm0.weights", "lstm0.recurrent", "lstm0.bias"] == list(ours.parameters)
+    for got, want in zip(gradients.values(), (wanted.w, wanted.u, wanted.b), strict=True):
+        assert_close(backend.numpy(got), want, 200)
+
+
+def test_a_state_that_is_carried_on_makes_two_halves_one(backend):
+    ours, x, state = placed(backend, make_layer(n_steps=4, n_rows=2))
+    whole = ours.forward(x, state)[0]
+    first, state = ours.forward(x[:2], state)
+    second, _ = ours.forward(x[2:], state)
+    halves = np.concatenate([backend.numpy(first), backend.numpy(second)])
+    np.testing.assert_allclose(halves, backend.numpy(whole), rtol=1e-5, atol=1e-6)
+
+
+def test_layers_and_seeds_start_differently():
+    one, two, other = LSTM(5, 4, 0, 0, "cpu"), LSTM(5, 4, 0, 1, "cpu"), LSTM(5, 4, 1, 0, "cpu")
+    assert np.abs(one.weights).max() <= 0.5 and np.abs(one.weights).mean() == pytest.approx(0.25, rel=0.2)
+    arrays = one.weights, two.weights, other.weights
+    assert all((a != b).any() for i, a in enumerate(arrays) for b in arrays[:i])
+    assert (one.weights[:4] != one.recurrent).any()
+    assert one.bias.tolist() == [0] * 4 + [1] * 4 + [0] * 8 and list(two.parameters)[0] == "lstm1.weights"
