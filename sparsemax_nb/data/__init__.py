@@ -4,18 +4,20 @@ from .corpora import Corpus, load
 from .fingerprint import fingerprint
 from .readers import DataError, XCData, read_names, read_xc, write_xc
 from .synthetic import bag_of_words, power_law_labels
-from .text import Vocabulary, read_words
+from .text import TextCorpus, Vocabulary, load_text, read_words
 from .tfidf import Tfidf
 
 __all__ = [
     "Corpus",
     "DataError",
+    "TextCorpus",
     "Tfidf",
     "Vocabulary",
     "XCData",
     "bag_of_words",
     "fingerprint",
     "load",
+    "load_text",
     "power_law_labels",
     "read_names",
     "read_words",

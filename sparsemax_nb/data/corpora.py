@@ -98,13 +98,7 @@ def load(name_or_dir):
     >>> type(corpus.train.features).__name__, corpus.train.features.shape, corpus.train.labels.nnz
     ('memmap', (2, 3), 3)
     """
-    if name_or_dir in BUNDLED:
-        name, folder = name_or_dir, importlib.resources.files(__package__) / "bundled" / name_or_dir
-    else:
-        folder = Path(name_or_dir)
-        name = folder.resolve().name
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{str(folder)!r} is neither bundled ({', '.join(BUNDLED)}) nor a directory")
+    name, folder = find_folder(name_or_dir, BUNDLED)
     files = {what: _find(folder, what) for what in STEMS}
     for what in ("train", "test"):
         if files[what] is None:
@@ -155,6 +149,18 @@ def _read(files, what):
 def _columns(part):
     """Numbers of features and labels."""
     return part.features.shape[1], part.labels.shape[1]
+
+
+def find_folder(name_or_dir, bundled):
+    """Name and folder of a corpus that is one of the names `bundled`, or a directory; FileNotFoundError where it is neither."""
+    if name_or_dir in bundled:
+        name, folder = name_or_dir, importlib.resources.files(__package__) / "bundled" / name_or_dir
+    else:
+        folder = Path(name_or_dir)
+        name = folder.resolve().name
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{str(folder)!r} is neither bundled ({', '.join(bundled)}) nor a directory")
+    return name, folder
 
 
 def _candidates(what):
