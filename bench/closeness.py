@@ -122,10 +122,11 @@ def measure(classes, queries, counts, sample, codewords):
         "Sphere*": of(SphereSampler(classes)),
         "RFF*": of(RFFSampler(classes)),
     }
-    options, curves = {
+    options = {
         "uniform": {}, "popularity": {"residual": "popularity", "popularity": drawn}, "weighted": {"weights": counts},
         "queries": {"weights": counts, "queries": sample},
-    }, {}  # fmt: skip
+    }  # fmt: skip
+    curves = {}
     for kind in KINDS if classes.shape[1] % 2 == 0 else KINDS[:1]:
         for variant in VARIANTS if len(sample) else VARIANTS[:-1]:
             made = (InvertedMultiIndex.build(classes, k, kind, **options[variant]) for k in codewords)

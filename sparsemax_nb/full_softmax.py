@@ -44,8 +44,8 @@ def softmax_cross_entropy(h, w, targets, bias=None, *, ignore_index=-1):
 
     At most 64 MiB of the (B, L) logits exist at a time: some rows pass over the classes, once for the sums, once for the
     gradients. Beyond these, inputs and gradients it takes at most 16 MiB of sums, and the size of h in float32 where h is
-    bfloat16. Where 64 MiB hold too few rows of logits (more than
-    262,144 classes), the second pass computes the logits again.
+    bfloat16. Where 64 MiB hold too few rows of logits (more than 262,144 classes), the second pass computes the logits
+    again.
 
     Parameters
     ----------

@@ -163,6 +163,11 @@ def find_folder(name_or_dir, bundled):
     return name, folder
 
 
+def first_file(folder, names):
+    """The first of the names that is a file in the folder, or None."""
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
 def _candidates(what):
     """File names under which a part of a corpus may be found."""
     return [stem + ending for stem in STEMS[what] for ending in ENDINGS.get(what, TEXT)]
@@ -170,4 +175,4 @@ def _candidates(what):
 
 def _find(folder, what):
     """The first candidate that exists, or None."""
-    return next((folder / name for name in _candidates(what) if (folder / name).is_file()), None)
+    return first_file(folder, _candidates(what))

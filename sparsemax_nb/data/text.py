@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core import check
-from .corpora import TEXT, find_folder
+from .corpora import TEXT, find_folder, first_file
 from .readers import DataError, decoded, read_lines
 
 UNKNOWN, END_OF_LINE = "<unk>", "<eos>"
@@ -153,7 +153,7 @@ def load_text(name_or_dir, min_count=1):
     files = {}
     for part, stems in STEMS.items():
         candidates = [stem + ending for stem in stems for ending in (*TEXT, ".tokens")]
-        files[part] = next((folder / file for file in candidates if (folder / file).is_file()), None)
+        files[part] = first_file(folder, candidates)
         if files[part] is None:
             raise FileNotFoundError(f"{folder} holds no {part} file; looked for {', '.join(candidates)}")
     tokens, unknown, vocabulary = {}, {}, None

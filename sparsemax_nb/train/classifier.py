@@ -229,18 +229,18 @@ class Classifier:
             "output": self.output, "fan_in": self.fan_in, "device": device, "loss": self.loss,
         }  # fmt: skip
 
-    def _check_sampler(self, y, width, device):
-        """What sampler and labels, output width or device do not go together: to be called before a fit."""
+    def _check_sampler(self, counts, width, device):
+        """What sampler and training points of each label, output width or device do not go together; before a fit."""
         if self.sampler in YARDSTICKS and device != "cpu":
             raise ValueError(f"sampler={self.sampler!r} is a yardstick for the CPU alone; use device='cpu'")
         if self.sampler in INDICES:
-            n_labels = y.shape[1]
+            n_labels = len(counts)
             check.integer(
                 "n_codewords", self.n_codewords, 1, min(n_labels, MAX_CODEWORDS), f" (there are {n_labels} labels)"
             )
             if INDICES[self.sampler] == "pq" and width % 2:
                 raise ValueError(f"sampler='midx-pq' halves the output weights: their width must be even, got {width}")
-        if self.sampler in ("unigram", *INDICES) and y.nnz == 0:
+        if self.sampler in ("unigram", *INDICES) and not counts.any():
             raise ValueError(f"y must have labels in the rows to train on: sampler={self.sampler!r} counts them")
 
     def _new_network(self, params):
@@ -311,7 +311,8 @@ class Classifier:
         is_dense, device = not scipy.sparse.issparse(X), backend.resolve_device(self.device)
         params = self._network_params(X.shape[1], y.shape[1], is_dense, device)
         width = params["intermediate"] or params["embedding"] or X.shape[1]
-        self._check_sampler(y if len(rows) == y.shape[0] else y[rows], width, device)
+        counts = np.bincount(y[rows].indices, minlength=y.shape[1])
+        self._check_sampler(counts, width, device)
         plan = memory.plan(
             **params, batch_size=min(self.batch_size, len(rows)), keep_best=validation is not None,
             entries_per_row=0 if is_dense else X.nnz / X.shape[0], rewired=self.rewire_fraction,
@@ -329,7 +330,7 @@ class Classifier:
         # from here on it is another model
         self.network_, self.memory_plan_, self._fitted_params = network, plan, self._plain_params()
         self.n_features_in_, self.n_labels_, self.is_dense_, self.device_ = X.shape[1], y.shape[1], is_dense, device
-        self.n_points_, self.label_counts_ = len(rows), np.bincount(y[rows].indices, minlength=y.shape[1])
+        self.n_points_, self.label_counts_ = len(rows), counts
         self.tfidf_ = None if is_dense or not self.tfidf else Tfidf().fit(X[rows] if len(rows) < X.shape[0] else X)
         if self.loss != "softmax":
             _initial_bias(network.output.bias, self.label_counts_, self.n_points_, self.loss)

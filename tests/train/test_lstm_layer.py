@@ -1,4 +1,4 @@
-"""The LSTM layer: values and gradients through time, the state that is carried on, the same bits everywhere."""
+"""The LSTM layer: values and gradients through time, the state that is carried on, where its weights start."""
 
 import numpy as np
 import pytest
