@@ -1,5 +1,5 @@
 # make demo    install into .venv, train output layers of three kinds on 15,810 labels, compare them (5 minutes)
-# make test    install into .venv, run all tests that need no GPU (8 minutes)
+# make test    install into .venv, run all tests that need no GPU (10 minutes)
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
