@@ -10,7 +10,7 @@ from .fixed_fan_in import (
     fixed_fan_in_top_k,
     rewire,
 )
-from .full_softmax import softmax_cross_entropy
+from .full_softmax import softmax_cross_entropy, target_ranks
 from .midx import InvertedMultiIndex, sampled_softmax
 from .optimizers import SGD, Adam
 from .samplers import LogUniformSampler, LSHSampler, RFFSampler, SphereSampler, UniformSampler, UnigramSampler
@@ -37,5 +37,6 @@ __all__ = [
     "rewire",
     "sampled_softmax",
     "softmax_cross_entropy",
+    "target_ranks",
     "train",
 ]

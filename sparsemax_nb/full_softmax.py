@@ -1,4 +1,4 @@
-"""The yardstick: cross-entropy of the softmax over all classes, never storing all the logits of a large problem."""
+"""The yardstick: the softmax over all classes - cross-entropy, ranks - never storing all the logits of a large problem."""
 
 import math
 from typing import NamedTuple
@@ -120,6 +120,66 @@ def softmax_cross_entropy(h, w, targets, bias=None, *, ignore_index=-1):
             check.finite(name, _widened(value))
         raise FloatingPointError("the logits h @ w.T + bias overflowed; lower the learning rate")
     return loss, dh, dw, dbias
+
+
+def target_ranks(h, w, targets):
+    """``log softmax(h @ w.T)[target]`` and the rank of each target among all classes, 0 for the best.
+
+    At most 64 MiB of the (B, L) logits exist at a time, or one row where that is more; each is computed once.
+
+    Parameters
+    ----------
+    h : (B, d) float32
+    w : (L, d) float32
+    targets : (B,) int32
+        One class for each row, in [0, L).
+
+    Returns
+    -------
+    log_prob : (B,) float32
+        ``exp(-log_prob.mean())`` is the perplexity.
+    rank : (B,) int32
+        How many classes beat the target: their logit is higher, or equal and their id lower. So ``rank < k`` where
+        the target is among the top k; ``(rank < k).mean()`` is the accuracy at k, which is also Recall@k, and
+        ``((rank < k) / np.log2(rank + 2)).mean()`` is NDCG@k.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Wrong dtype, shape or device; targets out of range; numbers that are not finite.
+    FloatingPointError
+        The logits overflow.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sparsemax_nb import target_ranks
+    >>> h, w = np.eye(2, 3, dtype=np.float32), np.eye(4, 3, dtype=np.float32)
+    >>> log_prob, rank = target_ranks(h, w, np.array([0, 3], np.int32))
+    >>> log_prob.round(4), rank
+    (array([-0.7437, -1.7437], dtype=float32), array([0, 3], dtype=int32))
+    """
+    device = check.same_device(h=h, w=w, targets=targets)
+    w = check.array("w", w, np.float32, ("L", "d"))
+    n_classes, width = w.shape
+    check.integer("n_classes (the length of w)", n_classes, 1)
+    h = check.array("h", h, np.float32, ("B", width))
+    n_rows = h.shape[0]
+    targets = check.array("targets", targets, np.int32, (n_rows,))
+    check.below("targets", targets, n_classes)
+    wing, matmul = backend.wing(device, "full_softmax"), backend.wing(device, "matmul").matmul
+    log_prob, rank = (backend.empty(n_rows, dtype, device) for dtype in (np.float32, np.int32))
+    at_once = min(n_rows, max(1, HELD // n_classes))
+    buffer = backend.empty((at_once, n_classes), np.float32, device)
+    for rows in _slices(n_rows, at_once):
+        logits = buffer[: min(rows.stop, n_rows) - rows.start]
+        matmul(h[rows], w.T, logits)
+        wing.rank(logits, targets[rows], log_prob[rows], rank[rows])
+    if not bool(backend.module_of(device).isfinite(log_prob).all()):
+        check.finite("h", h)
+        check.finite("w", w)
+        raise FloatingPointError("the logits h @ w.T overflowed; lower the learning rate")
+    return log_prob, rank
 
 
 def _check_floats(name, value, shape):

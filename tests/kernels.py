@@ -544,6 +544,23 @@ def make_gradient_of_tile(shape, first, in_place=False):
     return Task((logits, *inputs, dlogits), check)
 
 
+def make_rank(shape):
+    """Small integers, so there are many ties; the last row is of normal numbers, the one before holds an infinity."""
+    logits = integers(1, -3, 4, *shape)
+    logits[-1:], targets = normal(2, *shape)[-1:], np.random.default_rng(3).integers(0, shape[1], shape[0], np.int32)
+    logits[-2:-1, -1] = -np.inf
+    outputs = unwritten(shape[0]), unwritten(shape[0], dtype=np.int32)
+    wanted = full_softmax.rank(logits, targets)
+
+    def check():
+        finite = np.isfinite(wanted[0])
+        np.testing.assert_array_equal(np.isfinite(outputs[0]), finite)
+        assert_close(outputs[0][finite], wanted[0][finite], 10 * shape[1])
+        np.testing.assert_array_equal(outputs[1], wanted[1])
+
+    return Task((logits, targets, *outputs), check)
+
+
 # ---------------------------------------------------------------- the inverted multi-index
 
 
@@ -761,6 +778,7 @@ def _operations():
     yield operation("full_softmax.add_tile", make_add_tile, *tiles, first=4)
     yield operation("full_softmax.gradient_of_tile", make_gradient_of_tile, *tiles, first=4)
     yield operation("full_softmax.gradient_of_tile in place", make_gradient_of_tile, *tiles, first=0, in_place=True)
+    yield operation("full_softmax.rank", make_rank, *tiles)
     yield operation("midx.assign", make_assign, ((1, 1, 1), (9, 3, 5), (0, 2, 3)), ((300, 17, 9), (3000, 130, 33)))
     yield operation("midx.assign weighted", make_assign, ((9, 3, 5),), ((3000, 130, 33),), weighted=True)
     sizes = ((1, 1, 1, 1), (3, 5, 4, 9), (0, 3, 2, 5)), ((33, 65, 16, 1000), (70, 9, 130, 400))  # (B, M, K, L)
@@ -803,6 +821,7 @@ BUDGETS = {
     "fixed_fan_in.top_k_kernel": Budget(64),
     "full_softmax.add_tile_kernel": Budget(40),
     "full_softmax.gradient_of_tile_kernel": Budget(40),
+    "full_softmax.rank_kernel": Budget(40),
     "losses.multilabel_kernel": Budget(40),
     "lstm.cell_backward_kernel": Budget(64),
     "lstm.cell_kernel": Budget(56),

@@ -45,6 +45,17 @@ def exp(x):
 
 
 @backend.njit_inline
+def exp_nonpositive(x):
+    """`exp` for x <= 0, the same bits in fewer steps."""
+    t = x if x >= LOWEST else LOWEST
+    n = np.int32(t * LOG2_E - HALF)
+    r = t - np.float32(n) * LN2_HIGH - np.float32(n) * LN2_LOW
+    c = TERMS
+    e = power_of_two(n) * (polynomial(r, c[0], c[1], c[2], c[3], c[4], c[5]) * r * r + r + ONE)
+    return e if x >= LOWEST else (ZERO if x < LOWEST else x)
+
+
+@backend.njit_inline
 def sigmoid(x):
     """``1 / (1 + exp(-x))`` for a float32; 0 below -88, NaN comes through."""
     return ONE / (ONE + exp(-x))

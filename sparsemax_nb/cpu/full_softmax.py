@@ -1,12 +1,14 @@
 """Tiles of the full softmax on the CPU."""
 
+import math
+
 import numpy as np
 from numba import prange
 
 from ..core import backend
-from .exp import exp
+from .exp import exp, exp_nonpositive
 
-ZERO = np.float32(0)
+ZERO, LOWEST = np.float32(0), np.finfo(np.float32).min
 #: Sums and maxima run side by side, so that they become vector code; then they are joined in order.
 LANES = 64
 #: Runs of rows that are summed side by side: the order of the sums does not depend on the number of threads.
@@ -20,8 +22,8 @@ def _largest(logits, bias, largest, lanes):
     lanes[:] = largest
     for start in range(0, whole, LANES):
         for i in range(LANES):
-            x = logits[start + i] + bias[start + i]
-            lanes[i] = x if x > lanes[i] else lanes[i]
+            x, old = logits[start + i] + bias[start + i], lanes[i]
+            lanes[i] = (x if x > old else old) + ZERO  # a sum: to store either number becomes a slow masked store
     for j in range(whole, n):
         largest = max(largest, logits[j] + bias[j])
     for i in range(LANES):
@@ -31,17 +33,69 @@ def _largest(logits, bias, largest, lanes):
 
 @backend.njit
 def _sum_exp(logits, bias, shift, lanes):
-    """``sum(exp(logits + bias - shift))``; `lanes` (LANES,) is scratch."""
+    """``sum(exp(logits + bias - shift))``, the shift being their largest or more; `lanes` (LANES,) is scratch."""
     n, whole, total = logits.size, logits.size // LANES * LANES, ZERO
     lanes[:] = ZERO
     for start in range(0, whole, LANES):
         for i in range(LANES):
-            lanes[i] += exp(logits[start + i] + bias[start + i] - shift)
+            lanes[i] += exp_nonpositive(logits[start + i] + bias[start + i] - shift)
     for j in range(whole, n):
-        total += exp(logits[j] + bias[j] - shift)
+        total += exp_nonpositive(logits[j] + bias[j] - shift)
     for i in range(LANES):
         total += lanes[i]
     return total
+
+
+@backend.njit
+def _n_larger(logits, score, counts, lanes):
+    """How many logits exceed `score`, and 0, or NaN where one is not finite; `counts`, `lanes` (LANES,) are scratch."""
+    n, whole, count, spoiled = logits.size, logits.size // LANES * LANES, 0, ZERO
+    counts[:], lanes[:] = 0, ZERO
+    for start in range(0, whole, LANES):
+        for i in range(LANES):
+            x = logits[start + i]
+            counts[i] += x > score
+            lanes[i] += ZERO * x
+    for j in range(whole, n):
+        count += logits[j] > score
+        spoiled += ZERO * logits[j]
+    for i in range(LANES):
+        count += counts[i]
+        spoiled += lanes[i]
+    return count, spoiled
+
+
+@backend.njit
+def _n_equal(logits, score, counts):
+    """How many logits are equal to `score`; `counts` (LANES,) int32 is scratch."""
+    n, whole, count = logits.size, logits.size // LANES * LANES, 0
+    counts[:] = 0
+    for start in range(0, whole, LANES):
+        for i in range(LANES):
+            counts[i] += logits[start + i] == score
+    for j in range(whole, n):
+        count += logits[j] == score
+    for i in range(LANES):
+        count += counts[i]
+    return count
+
+
+@backend.njit_parallel
+def rank(logits, targets, log_prob, rank):
+    """log softmax(logits)[target] and the number of classes that beat the target, (B,): score higher, or equal with a lower id.
+
+    The logarithm is NaN where a logit of the row is not finite. A thread reads a row (L,) four times, from its cache.
+    """
+    bias = np.zeros(logits.shape[1], np.float32)
+    for b in prange(logits.shape[0]):
+        lanes, counts = np.empty(LANES, np.float32), np.empty(LANES, np.int32)
+        row, target = logits[b], targets[b]
+        score = row[target]
+        largest = _largest(row, bias, LOWEST, lanes)
+        total = _sum_exp(row, bias, largest, lanes)
+        n_larger, spoiled = _n_larger(row, score, counts, lanes)
+        log_prob[b] = score - largest - math.log(total) + spoiled
+        rank[b] = n_larger + _n_equal(row[:target], score, counts)
 
 
 @backend.njit_parallel

@@ -3,7 +3,7 @@
 import math
 
 import numpy as np
-from numba import float32
+from numba import float32, int32
 
 from ..core import backend
 from ..core.backend import cuda
@@ -11,7 +11,7 @@ from . import launch
 from .matmul import matmul
 from .reduce import block_max, block_sum
 
-ZERO = np.float32(0)
+ZERO, NAN, LOWEST = np.float32(0), np.float32(np.nan), np.finfo(np.float32).min
 
 
 @backend.cuda_jit
@@ -79,3 +79,38 @@ def gradient_of_tile(logits, bias, first, labels, log_z, scale, dbias, dlogits, 
         ones = backend.empty((1, n_rows), np.float32, "cuda")
         ones[...] = 1
         matmul(ones, dlogits, dbias.reshape(1, -1), add=True)
+
+
+@backend.cuda_jit
+def rank_kernel(logits, targets, log_prob, rank):
+    """A block owns one row of logits (B, L), a thread its columns t, t + blockDim.x, ...; coalesced, read twice.
+
+    targets (B,) is read, log_prob and rank (B,) are written. Maximum, sum and count are reduced in the same shared
+    memory, 4 bytes a thread, always in the same order. Grid: rows on x; block a power of two. No atomics.
+    """
+    b, thread, n_threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
+    shared, counts = cuda.shared.array(0, float32), cuda.shared.array(0, int32)
+    target = targets[b]
+    score, largest = logits[b, target], LOWEST
+    for j in range(thread, logits.shape[1], n_threads):
+        largest = max(largest, logits[b, j])
+    largest = block_max(shared, largest)
+    total, count = ZERO, np.int32(0)
+    for j in range(thread, logits.shape[1], n_threads):
+        x = logits[b, j]
+        total += math.exp(x - largest) if x >= LOWEST else NAN  # of infinity, too: infinity less infinity
+        if x > score or (x == score and j < target):
+            count += np.int32(1)
+    total, count = block_sum(shared, total), block_sum(counts, count)
+    if thread == 0:
+        log_prob[b] = score - largest - math.log(total)
+        rank[b] = count
+
+
+def rank(logits, targets, log_prob, rank, *, block=launch.BLOCK):
+    """log softmax(logits)[target] and the number of classes that beat the target, (B,): score higher, or equal with a lower id.
+
+    The logarithm is NaN where a logit of the row is not finite.
+    """
+    if logits.shape[0]:
+        rank_kernel[logits.shape[0], block, 0, launch.shared_bytes(4 * block)](logits, targets, log_prob, rank)

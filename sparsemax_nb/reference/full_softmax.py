@@ -38,3 +38,16 @@ def gradient_of_tile(logits, bias, first, labels, log_z, scale, dbias):
     p = np.exp(logits.astype(np.float64) + bias - log_z[:, None])
     dlogits = (np.diff(labels.indptr)[:, None] * p - multi_hot(labels, first, logits.shape[1])) * scale
     return dbias + dlogits.sum(0), dlogits
+
+
+def rank(logits, targets):
+    """log softmax(logits)[target] and the number of classes that beat the target, (B,): score higher, or equal with a lower id.
+
+    The logarithm is NaN where a logit of the row is not finite.
+    """
+    logits = logits.astype(np.float64)
+    own = logits[np.arange(len(logits)), targets][:, None]
+    beats = (logits > own) | ((logits == own) & (np.arange(logits.shape[1]) < targets[:, None]))
+    with np.errstate(invalid="ignore"):
+        log_prob = own[:, 0] - np.logaddexp.reduce(logits, axis=1)
+    return np.where(np.isfinite(logits).all(1), log_prob, np.nan), beats.sum(1, dtype=np.int32)
