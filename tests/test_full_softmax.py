@@ -1,17 +1,18 @@
-"""Cross-entropy of the full softmax: value, gradients, memory, ignored rows, bad input."""
+"""The full softmax: cross-entropy with its gradients, ranks of targets; memory, ignored rows, bad input."""
 
 import tracemalloc
 
 import ml_dtypes
+import numba
 import numpy as np
 import pytest
 import scipy.sparse
 
-from sparsemax_nb import Labels, full_softmax, softmax_cross_entropy
+from sparsemax_nb import Labels, full_softmax, softmax_cross_entropy, target_ranks
 from sparsemax_nb.core import backend as placement
 from sparsemax_nb.reference import full_softmax as reference
 
-from .helpers import assert_close, close_to_derivative, label_matrix, normal, on_other_device, place_labels
+from .helpers import assert_close, close_to_derivative, integers, label_matrix, normal, on_other_device, place_labels
 
 
 def problem(n_rows=7, width=5, n_classes=23):
@@ -261,3 +262,128 @@ def test_labels_of_another_form(backend):
         labels = Labels(*(on_other_device(backend, a.astype(np.int32)) for a in (np.arange(8), np.arange(7))))
         with pytest.raises((TypeError, RuntimeError)):
             softmax_cross_entropy(h, w, labels, bias)
+
+
+# ---------------------------------------------------------------- ranks
+
+
+def sorted_ranks(logits, targets):
+    """Places of the targets where all classes are sorted: highest first, equal ones by id."""
+    order = np.argsort(-logits, axis=1, kind="stable")
+    return np.argmax(order == targets[:, None], axis=1)
+
+
+@pytest.mark.parametrize("held", [1 << 24, 70, 23, 1])  # all rows at once, three, one; fewer than the classes
+@pytest.mark.parametrize("ties", [False, True])
+def test_ranks_equal_reference(backend, monkeypatch, held, ties):
+    monkeypatch.setattr(full_softmax, "HELD", held)
+    h, w, targets, _ = problem()
+    if ties:
+        h, w = integers(1, -1, 2, 7, 5), integers(2, -1, 2, 23, 5)
+    targets[2] = 22
+    log_prob, rank = map(backend.numpy, target_ranks(*map(backend.array, (h, w, targets))))
+    logits = h.astype(np.float64) @ w.T.astype(np.float64)
+    want_log_prob, want_rank = reference.rank(logits, targets)
+    assert_close(log_prob, want_log_prob, 100)
+    assert rank.dtype == np.int32
+    np.testing.assert_array_equal(rank, want_rank)
+    np.testing.assert_array_equal(rank, sorted_ranks(logits, targets))
+    assert len(set(rank.tolist())) > 3, "trivial data"
+    n_equal = (logits == logits[np.arange(7), targets][:, None]).sum(1)
+    assert (n_equal > 1).sum() >= (5 if ties else 0)
+
+
+def test_log_prob_of_every_class_adds_up(backend):
+    h, w, *_ = problem()
+    h = np.repeat(h[:1], len(w), axis=0)
+    log_prob, rank = map(backend.numpy, target_ranks(*map(backend.array, (h, w, np.arange(23, dtype=np.int32)))))
+    assert np.exp(log_prob.astype(np.float64)).sum() == pytest.approx(1, rel=1e-6)
+    assert sorted(rank) == list(range(23))
+    assert (np.diff(log_prob[np.argsort(rank)]) <= 0).all()
+
+
+def test_ranks_far_apart(backend):
+    """Where other classes' exp would overflow or vanish."""
+    h, w, targets, _ = problem()
+    log_prob, rank = map(backend.numpy, target_ranks(*map(backend.array, (300 * h, w, abs(targets)))))
+    want_log_prob, want_rank = reference.rank(300 * h.astype(np.float64) @ w.T, abs(targets))
+    assert want_log_prob.min() < -200
+    assert_close(log_prob, want_log_prob, 100, 1000)
+    np.testing.assert_array_equal(rank, want_rank)
+
+
+@pytest.mark.parametrize("n_rows", [0, 1])
+def test_few_rows_and_one_class(backend, n_rows):
+    arguments = normal(1, n_rows, 3), normal(2, 1, 3), np.zeros(n_rows, np.int32)
+    log_prob, rank = map(backend.numpy, target_ranks(*map(backend.array, arguments)))
+    assert log_prob.tolist() == rank.tolist() == [0] * n_rows
+    assert log_prob.dtype == np.float32
+
+
+def test_ranks_hold_few_logits(monkeypatch):
+    h, w, targets, _ = problem(n_rows=24, n_classes=40_000, width=64)
+    monkeypatch.setattr(full_softmax, "HELD", 1 << 17)
+    targets = abs(targets)
+    target_ranks(h, w, targets)  # compile
+    tracemalloc.start()
+    target_ranks(h, w, targets)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 3 * 160_000 < peak < 5 * 160_000  # three rows of logits, and one of zeros; there are 24
+
+
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="this machine has one core only")
+def test_ranks_are_the_same_bits_with_one_thread_and_two(monkeypatch):
+    monkeypatch.setattr(full_softmax, "HELD", 1 << 14)
+    h, w, targets, _ = problem(n_rows=33, n_classes=1000)
+
+    def bits(n_threads):
+        numba.set_num_threads(n_threads)
+        return [a.tobytes() for a in target_ranks(h, w, abs(targets))]
+
+    try:
+        assert bits(1) == bits(2)
+    finally:
+        numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
+
+
+@pytest.mark.parametrize(
+    ("place", "change", "error", "message"),
+    [
+        (0, lambda a: np.full_like(a, np.nan), ValueError, "h must be finite"),
+        (1, lambda a: np.where(a == a[3, 2], np.nan, a), ValueError, r"w must be finite, got nan at \[3, 2\]"),
+        (0, lambda a: a.astype(np.float64), TypeError, "h must be float32, got float64"),
+        (1, lambda a: a.astype(np.float64), TypeError, "w must be float32, got float64"),
+        (0, lambda a: a[:, 1:].copy(), ValueError, r"h must have shape \(B, 5\)"),
+        (1, lambda a: a[:0], ValueError, "n_classes .* must be at least 1, got 0"),
+        (2, lambda a: a[1:].copy(), ValueError, r"targets must have shape \(7,\)"),
+        (2, lambda a: a.astype(np.int64), TypeError, "targets must be int32"),
+        (2, lambda a: np.full_like(a, 23), ValueError, r"targets must lie in \[0, 23\), got 23"),
+        (2, lambda a: np.full_like(a, -1), ValueError, r"targets must lie in \[0, 23\), got -1"),
+    ],
+)
+def test_bad_arguments_of_ranks(backend, place, change, error, message):
+    arguments = list(problem()[:3])
+    arguments[2] = abs(arguments[2])
+    arguments[place] = change(arguments[place])
+    with pytest.raises(error, match=message):
+        target_ranks(*map(backend.array, arguments))
+
+
+def test_ranks_on_two_devices(backend):
+    h, w, targets, _ = problem()
+    with pytest.raises(TypeError, match="one device"):
+        target_ranks(backend.array(h), on_other_device(backend, w), backend.array(targets))
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("where", [3, 70])  # in a lane, in the rest of the row
+def test_ranks_of_logits_that_overflow(sign, where):
+    """Also where only another class than the target does, and its probability would be 0."""
+    h, w = np.full((1, 2), 1e30, np.float32), np.ones((71, 2), np.float32)
+    w[where] = sign * 1e30
+    with pytest.raises(FloatingPointError, match="overflowed"):
+        target_ranks(h, w, np.zeros(1, np.int32))
+    w[where] = sign * np.inf
+    with pytest.raises(ValueError, match=r"w must be finite, got -?inf at"):
+        target_ranks(h, w, np.zeros(1, np.int32))

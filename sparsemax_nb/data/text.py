@@ -15,6 +15,8 @@ UNKNOWN, END_OF_LINE = "<unk>", "<eos>"
 BUNDLED = ("wikitext-2",)
 #: Names of the files of a part, in the order in which they are tried: ours, those of the Penn Treebank and of WikiText.
 STEMS = {part: (part, f"ptb.{part}", f"wiki.{part}") for part in ("train", "valid", "test")}
+#: The name of the one file of a text that is not divided, and the share of its lines that are for validation, and for test.
+WHOLE, SHARE = "corpus", 100
 
 
 def read_words(path):
@@ -25,6 +27,41 @@ def read_words(path):
     with contextlib.closing(read_lines(path)) as lines:
         for number, line in enumerate(lines, 1):
             yield decoded(f"{path}, line {number}", line).split()
+
+
+class Numbering(dict):
+    """{word: number} in the order in which the words are met, so that a file is read once: counted and encoded in one pass."""
+
+    def __missing__(self, word):
+        self[word] = number = len(self)
+        return number
+
+    def read(self, path, end=()):
+        """Number every word of a file, and the words `end` behind each line.
+
+        Returns
+        -------
+        numbers : (n,) int32
+        ends : (n_lines + 1,) int64
+            Line i holds ``numbers[ends[i]:ends[i + 1]]``.
+
+        Raises
+        ------
+        DataError
+            The file is empty, or no text.
+        """
+        numbers, ends = array("i"), array("q", [0])
+        for words in read_words(path):
+            numbers.extend(map(self.__getitem__, words))
+            numbers.extend(map(self.__getitem__, end))
+            ends.append(len(numbers))
+        if len(ends) == 1:
+            raise DataError(f"{path}: the file is empty")
+        return np.asarray(numbers), np.asarray(ends)
+
+    def counts(self, numbers):
+        """{word: how often its number occurs}."""
+        return dict(zip(self, np.bincount(numbers, minlength=len(self)).tolist(), strict=True))
 
 
 class Vocabulary:
@@ -61,27 +98,46 @@ class Vocabulary:
         return f"Vocabulary(n_words={len(self.words)})"
 
     @classmethod
-    def build(cls, lines, min_count=1):
-        """The vocabulary of lines of words; every line ends with `<eos>`.
+    def build(cls, lines, min_count=1, text=True):
+        """The vocabulary of lines of words.
 
-        Words that occur less than `min_count` times are counted as `<unk>`, which is always part of the vocabulary.
+        Of a text, every line ends with `<eos>`, and words that occur less than `min_count` times are counted as `<unk>`,
+        which is always part of the vocabulary. Otherwise, neither is: words that occur less often are left out.
         """
-        check.integer("min_count", min_count, 1)
         counts = Counter()
         for line in lines:
             counts.update(line)
-            counts[END_OF_LINE] += 1
-        if not counts:
+            counts.update([END_OF_LINE] if text else [])
+        return cls.of_counts(counts, min_count, text)
+
+    @classmethod
+    def of_counts(cls, counts, min_count=1, text=True):
+        """The same from {word: how often it occurs}, `<eos>` of a text included."""
+        check.integer("min_count", min_count, 1)
+        if text and not counts:
             raise ValueError("lines must hold at least one line; the text is empty")
-        kept = Counter({word: n for word, n in counts.items() if n >= min_count or word == END_OF_LINE})
-        kept[UNKNOWN] = counts.total() - sum(n for word, n in kept.items() if word != UNKNOWN)
+        kept = {word: n for word, n in counts.items() if n >= min_count or (text and word == END_OF_LINE)}
+        if text:
+            kept[UNKNOWN] = sum(counts.values()) - sum(n for word, n in kept.items() if word != UNKNOWN)
+        elif not kept:
+            raise ValueError(f"no word occurs {min_count} times or more; lower min_count")
+        elif END_OF_LINE in kept or UNKNOWN in kept:
+            raise ValueError(f"words must not be called {END_OF_LINE!r} or {UNKNOWN!r} where the lines are no text")
         return cls(sorted(kept, key=lambda word: (-kept[word], word)))
 
+    def find(self, words):
+        """Ids (n,) int32 of words, -1 for those that are not in the vocabulary."""
+        return np.fromiter((self._ids.get(word, -1) for word in words), np.int32)
+
     def encode(self, lines):
-        """Ids (n,) int32 of all words of the lines, `<eos>` behind each line, and how many words were unknown."""
+        """Ids (n,) int32 of all words of the lines, and how many words were unknown.
+
+        `<eos>` is put behind each line where the vocabulary has it.
+        """
         ids, unknown, n_unknown = array("i"), self._ids.get(UNKNOWN), 0
+        end = [END_OF_LINE] if END_OF_LINE in self._ids else []
         for line in lines:
-            words = [*line, END_OF_LINE]
+            words = [*line, *end]
             missing = [word for word in words if word not in self._ids]
             if missing and unknown is None:
                 raise DataError(f"{missing[0]!r} is not in the vocabulary, nor is {UNKNOWN!r}")
@@ -127,6 +183,8 @@ def load_text(name_or_dir, min_count=1):
     name_or_dir : str or path
         ``"wikitext-2"`` is bundled. Anything else is a directory with the files train, valid and test, also as ptb.train or
         wiki.train and so on, as they stand or with .txt, .txt.gz, .txt.xz or .tokens behind: UTF-8, words divided by blanks.
+        Or, where it holds none of these, with one file, corpus: the last hundredth of its lines, rounded down, but one
+        line at least, is the test part, as many lines before them are the valid part, the others the train part.
     min_count : int
         Words that occur less often in the training part become `<unk>`.
 
@@ -139,7 +197,7 @@ def load_text(name_or_dir, min_count=1):
     FileNotFoundError
         No such corpus, or a part is missing.
     DataError
-        A file that is empty, or no text.
+        A file that is empty, or no text; a corpus of less than three lines.
 
     Examples
     --------
@@ -149,19 +207,44 @@ def load_text(name_or_dir, min_count=1):
     >>> " ".join(corpus.vocabulary.decode(corpus.test[3:12]))
     '<unk> = <eos> <eos> Robert <unk> is an English'
     """
+    check.integer("min_count", min_count, 1)
     name, folder = find_folder(name_or_dir, BUNDLED)
-    files = {}
-    for part, stems in STEMS.items():
-        candidates = [stem + ending for stem in stems for ending in (*TEXT, ".tokens")]
-        files[part] = first_file(folder, candidates)
-        if files[part] is None:
-            raise FileNotFoundError(f"{folder} holds no {part} file; looked for {', '.join(candidates)}")
-    tokens, unknown, vocabulary = {}, {}, None
+    numbering = Numbering()
+    parts = _read_parts(folder, numbering)
+    vocabulary = Vocabulary.of_counts(numbering.counts(parts["train"]), min_count)
+    ids = vocabulary.find(numbering)
+    is_unknown = ids < 0
+    ids[is_unknown] = vocabulary.find([UNKNOWN])[0]
+    unknown = {part: float(is_unknown[numbers].mean()) for part, numbers in parts.items()}
+    return TextCorpus(name, vocabulary, **{part: ids[numbers] for part, numbers in parts.items()}, unknown=unknown)
+
+
+def _read_parts(folder, numbering):
+    """{part: its words (n,) int32 as `numbering` numbers them}."""
+    candidates = {part: _candidates(*stems) for part, stems in STEMS.items()}
+    files = {part: first_file(folder, names) for part, names in candidates.items()}
+    whole = None if any(files.values()) else first_file(folder, _candidates(WHOLE))
+    if whole is not None:
+        return _divided(whole, *numbering.read(whole, (END_OF_LINE,)))
     for part, file in files.items():
-        if next(read_words(file), None) is None:
-            raise DataError(f"{file}: the file is empty")
-        if vocabulary is None:
-            vocabulary = Vocabulary.build(read_words(file), min_count)
-        tokens[part], n_unknown = vocabulary.encode(read_words(file))
-        unknown[part] = n_unknown / tokens[part].size
-    return TextCorpus(name, vocabulary, **tokens, unknown=unknown)
+        if file is None:
+            raise FileNotFoundError(
+                f"{folder} holds no {part} file; looked for {', '.join(candidates[part])}; "
+                f"a text in one file is called {WHOLE}"
+            )
+    return {part: numbering.read(file, (END_OF_LINE,))[0] for part, file in files.items()}
+
+
+def _candidates(*stems):
+    """File names under which a text may be found."""
+    return [stem + ending for stem in stems for ending in (*TEXT, ".tokens")]
+
+
+def _divided(file, numbers, ends):
+    """The three parts of a text in one file, whose line i holds ``numbers[ends[i]:ends[i + 1]]``."""
+    n = len(ends) - 1
+    if n < 3:
+        raise DataError(f"{file}: {n} lines can not be divided into three parts; three are the fewest")
+    held_out = max(1, n // SHARE)
+    valid, test = ends[n - 2 * held_out], ends[n - held_out]
+    return {"train": numbers[:valid], "valid": numbers[valid:test], "test": numbers[test:]}
