@@ -3,6 +3,7 @@
 from .corpora import Corpus, load
 from .fingerprint import fingerprint
 from .readers import DataError, XCData, read_names, read_xc, write_xc
+from .sequences import Sequences, load_sequences
 from .synthetic import bag_of_words, power_law_labels
 from .text import TextCorpus, Vocabulary, load_text, read_words
 from .tfidf import Tfidf
@@ -10,6 +11,7 @@ from .tfidf import Tfidf
 __all__ = [
     "Corpus",
     "DataError",
+    "Sequences",
     "TextCorpus",
     "Tfidf",
     "Vocabulary",
@@ -17,6 +19,7 @@ __all__ = [
     "bag_of_words",
     "fingerprint",
     "load",
+    "load_sequences",
     "load_text",
     "power_law_labels",
     "read_names",

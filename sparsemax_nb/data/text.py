@@ -244,7 +244,7 @@ def _divided(file, numbers, ends):
     """The three parts of a text in one file, whose line i holds ``numbers[ends[i]:ends[i + 1]]``."""
     n = len(ends) - 1
     if n < 3:
-        raise DataError(f"{file}: {n} lines can not be divided into three parts; three are the fewest")
+        raise DataError(f"{file}: a text in one file must have three lines at least, one for each part, got {n}")
     held_out = max(1, n // SHARE)
     valid, test = ends[n - 2 * held_out], ends[n - held_out]
     return {"train": numbers[:valid], "valid": numbers[valid:test], "test": numbers[test:]}

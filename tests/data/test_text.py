@@ -85,3 +85,81 @@ def test_bad_folders_of_text(tmp_path):
     (tmp_path / "test.txt").write_text("a rose\n")
     with pytest.raises(data.DataError, match="valid.txt: the file is empty"):
         data.load_text(tmp_path)
+
+
+def test_a_vocabulary_that_is_of_no_text():
+    lines = [["b", "a", "c"], [], ["a", "b", "d"]]
+    vocabulary = data.Vocabulary.build(lines, min_count=1, text=False)
+    assert vocabulary.words == ("a", "b", "c", "d")
+    ids, n_unknown = vocabulary.encode([["d", "a"], [], ["b"]])
+    assert ids.tolist() == [3, 0, 1] and n_unknown == 0
+    assert data.Vocabulary.build(lines, min_count=2, text=False).words == ("a", "b")
+    with pytest.raises(data.DataError, match="'e' is not in the vocabulary, nor is '<unk>'"):
+        vocabulary.encode([["a", "e"]])
+    with pytest.raises(ValueError, match="no word occurs 3 times or more; lower min_count"):
+        data.Vocabulary.build(lines, min_count=3, text=False)
+    for name in ("<eos>", "<unk>"):
+        with pytest.raises(ValueError, match="words must not be called '<eos>' or '<unk>'"):
+            data.Vocabulary.build([["a", name]], text=False)
+
+
+def test_find():
+    ids = data.Vocabulary.build(LINES).find(["rose", "tulip", "<eos>", ""])
+    assert ids.dtype == np.int32 and ids.tolist() == [3, -1, 0, -1]
+
+
+@pytest.mark.parametrize("min_count", [1, 2, 3])
+def test_a_file_read_once_gives_what_reading_it_twice_does(tmp_path, min_count):
+    random = np.random.default_rng(min_count)
+    texts = {
+        part: "".join(" ".join(f"w{n}" for n in random.zipf(1.5, random.integers(0, 9)) % 40) + "\n" for _ in range(30))
+        for part in ("train", "valid", "test")
+    }
+    texts["train"] += "<unk> w1\n"
+    for part, text in texts.items():
+        (tmp_path / f"{part}.txt").write_text(text)
+    corpus = data.load_text(tmp_path, min_count)
+    vocabulary = data.Vocabulary.build(data.read_words(tmp_path / "train.txt"), min_count)
+    assert corpus.vocabulary.words == vocabulary.words
+    for part in texts:
+        tokens, n_unknown = vocabulary.encode(data.read_words(tmp_path / f"{part}.txt"))
+        assert getattr(corpus, part).dtype == np.int32 and getattr(corpus, part).tolist() == tokens.tolist()
+        assert corpus.unknown[part] == n_unknown / len(tokens)
+    assert corpus.unknown["test"] > 0
+
+
+@pytest.mark.parametrize(("n_lines", "held_out"), [(3, 1), (199, 1), (200, 2), (1000, 10)])
+@pytest.mark.parametrize("name", ["corpus.txt", "corpus.txt.xz"])
+def test_a_text_in_one_file(tmp_path, name, n_lines, held_out):
+    text = "".join(f"line {i}\n" for i in range(n_lines)).encode()
+    (tmp_path / name).write_bytes(lzma.compress(text) if name.endswith("xz") else text)
+    corpus = data.load_text(tmp_path)
+    n_train = n_lines - 2 * held_out
+    assert corpus.vocabulary.decode(corpus.train)[1::3] == [str(i) for i in range(n_train)]
+    for part in corpus.valid, corpus.test:
+        assert corpus.vocabulary.decode(part) == ["line", "<unk>", "<eos>"] * held_out
+    assert len(corpus.vocabulary) == n_train + 3 and corpus.unknown == {"train": 0, "valid": 1 / 3, "test": 1 / 3}
+
+
+def test_parts_go_before_a_text_in_one_file(tmp_path):
+    (tmp_path / "corpus.txt").write_text("a\nb\nc\n")
+    (tmp_path / "valid.txt").write_text("a rose\n")
+    with pytest.raises(FileNotFoundError, match="holds no train file"):
+        data.load_text(tmp_path)
+    for part in ("train", "test"):
+        (tmp_path / part).write_text("a rose\n")
+    assert len(data.load_text(tmp_path).train) == 3
+
+
+def test_bad_texts_in_one_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no train file; .*; a text in one file is called corpus"):
+        data.load_text(tmp_path)
+    for text, message in ("", "the file is empty"), ("a\n\n", "three lines at least, one for each part, got 2"):
+        (tmp_path / "corpus").write_text(text)
+        with pytest.raises(data.DataError, match=f"corpus: .*{message}"):
+            data.load_text(tmp_path)
+    (tmp_path / "corpus").write_bytes(b"a\nb\nc \xfe\n")
+    with pytest.raises(data.DataError, match="corpus, line 3: byte 0xfe in column 3 is not UTF-8 text"):
+        data.load_text(tmp_path)
+    with pytest.raises(ValueError, match="min_count must be at least 1, got 0"):
+        data.load_text(tmp_path, min_count=0)

@@ -1,0 +1,95 @@
+"""Sequences of items, such as what each user bought, one after the other."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..core import check
+from .corpora import TEXT, first_file
+from .readers import DataError
+from .text import Numbering, Vocabulary
+
+STEM = "sequences"
+
+
+@dataclass(frozen=True, eq=False)
+class Sequences:
+    """Sequences of items, in numbers: sequence i is ``items[indptr[i]:indptr[i + 1]]``.
+
+    Attributes
+    ----------
+    name : str
+        That of the file, without .txt and the like, or of the directory.
+    vocabulary : Vocabulary
+        The items, the most frequent first; without `<eos>` and `<unk>`.
+    indptr : (n + 1,) int64
+    items : (m,) int32
+    """
+
+    name: str
+    vocabulary: Vocabulary
+    indptr: np.ndarray
+    items: np.ndarray
+
+
+def load_sequences(path, min_count=1):
+    """Load sequences of items, for a model that predicts the next item.
+
+    Parameters
+    ----------
+    path : str or path
+        A text file (plain, .gz or .xz; UTF-8): each line holds the items of one sequence in their order, divided by blanks.
+        Or a directory with such a file, called sequences, as it stands or with .txt, .txt.gz or .txt.xz behind.
+    min_count : int
+        Items that occur less often are left out.
+
+    Returns
+    -------
+    Sequences
+        Sequence i is line i + 1 of the file: one without any item stays, empty.
+
+    Raises
+    ------
+    FileNotFoundError
+        No such file or directory, or a directory without the file.
+    DataError
+        The file is empty, or no text, or no item is left.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder, "sequences.txt")
+    ...     _ = file.write_text("tea milk tea\\ncoffee\\nmilk tea\\n")
+    ...     sequences = load_sequences(file, min_count=2)
+    >>> sequences.vocabulary.words, sequences.indptr, sequences.items
+    (('tea', 'milk'), array([0, 3, 3, 5]), array([0, 1, 0, 1, 0], dtype=int32))
+    """
+    check.integer("min_count", min_count, 1)
+    path = Path(path)
+    file = _find(path)
+    numbering = Numbering()
+    numbers, ends = numbering.read(file)
+    try:
+        vocabulary = Vocabulary.of_counts(numbering.counts(numbers), min_count, text=False)
+    except ValueError as error:
+        raise DataError(f"{file}: {error}") from error
+    items = vocabulary.find(numbering)[numbers]
+    kept = items >= 0
+    indptr = np.concatenate([[0], kept.cumsum()])[ends]
+    name = path.resolve().name if file != path else file.name.removesuffix(file.suffix).removesuffix(".txt")
+    return Sequences(name, vocabulary, indptr, items[kept])
+
+
+def _find(path):
+    """The file: `path`, or the one in the directory `path`."""
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise FileNotFoundError(f"{str(path)!r} is neither a file nor a directory")
+    candidates = [STEM + ending for ending in TEXT]
+    file = first_file(path, candidates)
+    if file is None:
+        raise FileNotFoundError(f"{path} holds no {STEM} file; looked for {', '.join(candidates)}")
+    return file
