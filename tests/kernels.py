@@ -398,32 +398,32 @@ def make_relu_backward(shape, in_place=False):
     return Task((dout, out, scale, dz, dbias), check)
 
 
-def make_cell(shape, in_place=False):
-    n_rows, n_units = shape
-    pre, previous = 2 * normal(1, n_rows, 4 * n_units), normal(2, *shape)
-    gates = pre if in_place else unwritten(*pre.shape)
-    outputs = gates, unwritten(*shape), unwritten(*shape)
-    wanted = lstm.cell(pre.copy(), previous)
+def make_lstm(shape):
+    """recurrent, gates, cells and hidden before the steps; what is to be filled in is NaN."""
+    n_steps, n_rows, n_units = shape
+    recurrent = normal(1, n_units, 4 * n_units) / np.float32(n_units**0.5)
+    cells, hidden = unwritten(n_steps + 1, n_rows, n_units), unwritten(n_steps + 1, n_rows, n_units)
+    cells[0], hidden[0] = normal(3, n_rows, n_units), normal(4, n_rows, n_units)
+    return recurrent, normal(2, n_steps, n_rows, 4 * n_units), cells, hidden
+
+
+def make_lstm_forward(shape):
+    recurrent, *outputs = make_lstm(shape)
+    wanted = lstm.forward(recurrent, *outputs)
 
     def check():
-        for got, want, scale in zip(outputs, wanted, (1, 4, 4), strict=True):
-            assert_close(got, want, min(n_rows, 1), scale)
+        for got, want, scale in zip(outputs, wanted, (1, 4, 1), strict=True):
+            assert_close(got, want, 4 * shape[0] * shape[2], scale)
 
-    return Task((pre, previous, *outputs), check)
+    return Task((recurrent, *outputs), check)
 
 
-def make_cell_backward(shape, in_place=False):
-    n_rows, n_units = shape
-    previous, dout, dcells = (normal(seed, *shape) for seed in (2, 3, 4))
-    gates, cells, _ = (a.astype(np.float32) for a in lstm.cell(2 * normal(1, n_rows, 4 * n_units), previous))
-    outputs = unwritten(*gates.shape), dcells if in_place else unwritten(*shape)
-    wanted = lstm.cell_backward(dout, dcells.copy(), gates, previous, cells)
-
-    def check():
-        for got, want in zip(outputs, wanted, strict=True):
-            assert_close(got, want, min(n_rows, 1), 4)
-
-    return Task((dout, dcells, gates, previous, cells, *outputs), check)
+def make_lstm_backward(shape):
+    recurrent, *arrays = make_lstm(shape)
+    gates, cells, _ = (a.astype(np.float32) for a in lstm.forward(recurrent, *arrays))
+    dout, dpre = normal(5, *cells[1:].shape), unwritten(*gates.shape)
+    wanted = lstm.backward(recurrent, gates, cells, dout)
+    return Task((recurrent, gates, cells, dout, dpre), lambda: assert_close(dpre, wanted, 4 * shape[0] * shape[2], 4))
 
 
 def make_unstructured(shape):
@@ -762,10 +762,9 @@ def _operations():
     yield operation(
         "activations.relu_dropout_backward in place", make_relu_backward, MATRICES[1:2], LARGE_MATRICES, in_place=True
     )
-    for name, make in (("cell", make_cell), ("cell_backward", make_cell_backward)):
-        yield operation(f"lstm.{name}", make, MATRICES, LARGE_MATRICES)
-        yield operation(f"lstm.{name} in place", make, MATRICES[1:2], LARGE_MATRICES, in_place=True)
-        yield operation(f"lstm.{name} of NaN", make_nan, MATRICES[1:2], LARGE_MATRICES[:1], usual=make)
+    sequences = ((1, 1, 1), (3, 5, 3), (2, 0, 5), (0, 3, 2)), ((4, 33, 17), (5, 9, 70))  # (T, B, H)
+    for name, make in (("forward", make_lstm_forward), ("backward", make_lstm_backward)):
+        yield operation(f"lstm.{name}", make, *sequences)
     bags = ((3, 7, 5), (9, 5, 3), (0, 3, 2)), ((65, 33, 31), (33, 100, 300))
     yield operation("embedding.forward", make_embedding, *bags)
     yield operation("embedding.backward", make_embedding_backward, *bags)

@@ -27,6 +27,7 @@ FRAMEWORKS = {"torch", "jax", "tensorflow", "triton"}
 NO_TWIN = {
     "vector",
     "exp",
+    "panels",
     "launch",
     "reduce",
     "ptx",

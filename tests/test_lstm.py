@@ -1,4 +1,4 @@
-"""The LSTM cell: a whole layer by hand, backwards through time, against finite differences and PyTorch."""
+"""The LSTM: a whole layer by hand, backwards through time, against finite differences and PyTorch; the wings against it."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,8 @@ import pytest
 
 from sparsemax_nb.reference import lstm
 
-from .helpers import EPS, assert_close, close_to_derivative, normal
+from .conftest import Backend
+from .helpers import EPS, close_to_derivative, normal
 
 
 class Layer(NamedTuple):
@@ -26,23 +27,23 @@ def make_layer(n_steps=4, n_rows=3, n_inputs=4, n_units=5):
     return Layer(*(normal(seed, *shape) for seed, shape in enumerate((*shapes, *[(n_rows, n_units)] * 2))))
 
 
-def layer_forward(layer, cell=lstm.cell):
+def layer_forward(layer):
     """All h (T, B, H); and for every step its gates, previous c and c."""
     h, c, hs, steps = layer.h, layer.c, [], []
     for x in layer.x:
         previous = c
-        gates, c, h = cell(x @ layer.w + h @ layer.u + layer.b, previous)
+        gates, c, h = lstm.cell(x @ layer.w + h @ layer.u + layer.b, previous)
         hs.append(h)
         steps.append((gates, previous, c))
     return np.stack(hs), steps
 
 
-def layer_backward(layer, hs, steps, dhs, dc, cell_backward=lstm.cell_backward):
+def layer_backward(layer, hs, steps, dhs, dc):
     """Gradients of all that is in the layer, for those by all h and by the last c: backpropagation through time."""
     dx, (dw, du, db) = np.empty(layer.x.shape), (np.zeros(a.shape) for a in (layer.w, layer.u, layer.b))
     dh = np.zeros(layer.h.shape, layer.h.dtype)
     for t in reversed(range(len(steps))):
-        dpre, dc = cell_backward(dhs[t] + dh, dc, *steps[t])
+        dpre, dc = lstm.cell_backward(dhs[t] + dh, dc, *steps[t])
         dx[t], dh = dpre @ layer.w.T, dpre @ layer.u.T
         dw += layer.x[t].T @ dpre
         du += (hs[t - 1] if t else layer.h).T @ dpre
@@ -92,29 +93,77 @@ def test_reference_equals_pytorch():
         np.testing.assert_allclose(getattr(got, name), gradient, rtol=0, atol=1e-12, err_msg=name)
 
 
-def test_layer_equals_reference(backend):
-    """Several steps, each in place: rounding errors do not grow, and no array is read after it was overwritten."""
-    wing, layer = backend.wing("lstm"), make_layer(n_steps=3, n_rows=2)
+def test_steps_of_reference_are_those_of_the_layer():
+    """`forward` and `backward` do what the layer above does, but for its other products; they change no argument."""
+    layer = as_float64(make_layer())
+    hs, steps = layer_forward(layer)
+    dhs = normal(7, *hs.shape)
+    pre, cells, hidden = layer.x @ layer.w + layer.b, *(np.stack([a, *[a * np.nan] * 4]) for a in (layer.c, layer.h))
+    arguments = layer.u, pre.copy(), cells.copy(), hidden.copy()
+    gates, cells, hidden = lstm.forward(*arguments)
+    np.testing.assert_array_equal(arguments[1], pre)
+    for t, (want_gates, previous, c) in enumerate(steps):
+        for got, want in ((gates[t], want_gates), (cells[t], previous), (cells[t + 1], c), (hidden[t + 1], hs[t])):
+            np.testing.assert_allclose(got, want, rtol=0, atol=1e-14)
+    dpre = lstm.backward(layer.u, gates, cells, dhs)
+    wanted = layer_backward(layer, hs, steps, dhs, np.zeros_like(layer.c))
+    np.testing.assert_allclose(np.einsum("tbh,tbg->hg", hidden[:-1], dpre), wanted.u, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(dpre @ layer.w.T, wanted.x, rtol=0, atol=1e-13)
 
-    def cell(pre, previous):
-        gates, c = backend.array(pre), backend.array(previous)
-        cells, out = backend.array(np.full_like(previous, np.nan)), backend.array(np.full_like(previous, np.nan))
-        wing.cell(gates, c, gates, cells, out)
-        return tuple(map(backend.numpy, (gates, cells, out)))
 
-    def cell_backward(dout, dcells, *step):
-        dpre, dcells = backend.array(np.full_like(step[0], np.nan)), backend.array(dcells)
-        wing.cell_backward(backend.array(dout), dcells, *map(backend.array, step), dpre, dcells)
-        return backend.numpy(dpre), backend.numpy(dcells)
+def sequence(n_steps, n_rows, n_units):
+    """recurrent, gates, cells and hidden as `forward` takes them, and a gradient by all h."""
+    shapes = (n_units, 4 * n_units), (n_steps, n_rows, 4 * n_units), *[(n_steps + 1, n_rows, n_units)] * 2
+    *arrays, dout = (normal(seed, *shape) for seed, shape in enumerate((*shapes, (n_steps, n_rows, n_units))))
+    return arrays, dout
 
-    hs, steps = layer_forward(layer, cell)
-    want_hs, want_steps = layer_forward(as_float64(layer))
-    assert_close(hs, want_hs, 3 * 10)
-    dhs, dc = normal(7, *hs.shape), normal(8, *layer.c.shape)
-    got = layer_backward(layer, hs, steps, dhs, dc, cell_backward)
-    wanted = layer_backward(as_float64(layer), want_hs, want_steps, dhs, dc)
-    for name in Layer._fields:
-        assert_close(getattr(got, name).astype(np.float32), getattr(wanted, name), 3 * 50)
+
+def run(backend, arrays, dout, **options):
+    """Both operations on copies of the arrays: gates, cells, hidden and the gradient by the sums behind the gates."""
+    wing, arrays, dout = backend.wing("lstm"), [backend.array(a, np.float32) for a in arrays], backend.array(dout)
+    recurrent, gates, cells, _ = arrays
+    dpre = backend.array(np.full(gates.shape, np.nan, np.float32))
+    wing.forward(*arrays, **options)
+    outputs = [backend.numpy(a) for a in arrays[1:]]
+    wing.backward(recurrent, gates, cells, dout, dpre, **options)
+    return *outputs, backend.numpy(dpre)
+
+
+def test_inputs_stay_as_they_are(backend):
+    arrays, dout = sequence(3, 2, 5)
+    placed, placed_dout = [backend.array(a) for a in arrays], backend.array(dout)
+    backend.wing("lstm").forward(*placed)
+    kept = [placed[0], *placed[1:3], placed_dout]
+    before = [backend.numpy(a) for a in kept]
+    backend.wing("lstm").backward(*kept, backend.array(np.zeros_like(arrays[1])))
+    for got, want in zip(kept, before, strict=True):
+        np.testing.assert_array_equal(backend.numpy(got), want)
+    for got, want in ((placed[0], arrays[0]), (placed[2][0], arrays[2][0]), (placed[3][0], arrays[3][0])):
+        np.testing.assert_array_equal(backend.numpy(got), want)
+
+
+@pytest.mark.parametrize("block", [1, 3, 4, 100])
+def test_a_row_does_not_depend_on_its_block(block):
+    """The same bits, however the rows are cut; 70 units, so that 280 and 70 columns are no multiple of 16."""
+    arrays, dout = sequence(4, 9, 70)
+    wanted = run(Backend("cpu"), arrays, dout)
+    for got, want in zip(run(Backend("cpu"), arrays, dout, block=block), wanted, strict=True):
+        assert got.tobytes() == want.tobytes() and np.isfinite(got).all()
+
+
+def test_rows_know_nothing_of_each_other(backend):
+    """NaN in one row at one step stays in that row: forwards from there on, backwards before it."""
+    arrays, dout = sequence(4, 5, 3)
+    clean = run(backend, arrays, dout)
+    arrays[1][2, 3] = np.nan
+    spoilt = run(backend, arrays, dout)
+    others = [0, 1, 2, 4]
+    for got, want in zip(spoilt, clean, strict=True):
+        np.testing.assert_array_equal(got[:, others], want[:, others])
+    gates, cells, hidden, dpre = (np.isnan(a[:, 3]).all(1) for a in spoilt)
+    assert gates.tolist() == [False, False, True, True]
+    assert cells.tolist() == hidden.tolist() == [False, False, False, True, True]
+    assert dpre.tolist() == [True] * 4
 
 
 #: What comes in, what sigmoid and tanh make of it.
@@ -124,35 +173,58 @@ EXTREMES = (
 )  # fmt: skip
 
 
-def run(backend, function, inputs, outputs):
-    """The operation on arrays of one row, each given as a list or as one number; its outputs as NumPy arrays."""
-    arrays = [backend.array(np.reshape(a, (1, -1)), np.float32) for a in inputs]
-    outputs = [backend.array(np.full((1, n), -9, np.float32)) for n in outputs]
-    getattr(backend.wing("lstm"), function)(*arrays, *outputs)
-    return list(map(backend.numpy, outputs))
+def one_step(backend, pre, previous):
+    """Gates, c and h of one row of one unit after one step; the product with h adds nothing."""
+    arrays = np.zeros((1, 4)), np.reshape(pre, (1, 1, -1)), [[[previous]], [[-9]]], [[[0]], [[-9]]]
+    arrays = [backend.array(a, np.float32) for a in arrays]
+    backend.wing("lstm").forward(*arrays)
+    return [backend.numpy(a)[-1] for a in arrays[1:]]
+
+
+def one_step_back(backend, dout, gates, previous, cells):
+    arrays = (
+        np.zeros((1, 4)),
+        np.reshape(gates, (1, 1, 4)),
+        np.reshape([previous, np.ravel(cells)[0]], (2, 1, 1)),
+        [[[dout]]],
+    )
+    arrays = [backend.array(a, np.float32) for a in arrays]
+    dpre = backend.array(np.full((1, 1, 4), -9, np.float32))
+    backend.wing("lstm").backward(*arrays, dpre)
+    return backend.numpy(dpre)[0]
 
 
 @pytest.mark.parametrize(("value", "sigmoid", "tanh"), EXTREMES)
 def test_extreme_inputs(backend, value, sigmoid, tanh):
     """Saturated gates are 0, 1 or -1 and pass no gradient; NaN is seen in all that depends on it."""
     previous, cell = 0.5, 0.5 * sigmoid + sigmoid * tanh
-    gates, cells, out = run(backend, "cell", ([value] * 4, previous), (4, 1, 1))
+    gates, cells, out = one_step(backend, [value] * 4, previous)
     np.testing.assert_allclose(gates, [[sigmoid, sigmoid, tanh, sigmoid]], rtol=0, atol=1e-40)
     np.testing.assert_allclose(cells, [[cell]], rtol=0, atol=1e-40)
     np.testing.assert_allclose(out, [[sigmoid * np.tanh(cell)]], rtol=0, atol=2 * EPS)
 
-    dpre, dprevious = run(backend, "cell_backward", (2, 3, gates, previous, cells), (4, 1))
+    dpre = one_step_back(backend, 2, gates, previous, cells)
     np.testing.assert_allclose(dpre, [[np.nan if np.isnan(value) else 0] * 4], rtol=0, atol=1e-40)
-    wanted = sigmoid * (3 + 2 * sigmoid * (1 - np.tanh(cell) ** 2))
-    np.testing.assert_allclose(dprevious, [[wanted]], rtol=4 * EPS, atol=1e-40)
+
+
+def test_what_a_cell_hands_back_in_time(backend):
+    """``dc_{t-1} = f dc_t``: of two steps, the second with all gates 1, the first receives what comes by c and h."""
+    gates, cells = np.array([[[0.5, 0.25, 0.75, 0.5]], [[1, 0.5, 1, 1]]]), np.array([0.5, 0.3, 0.7]).reshape(3, 1, 1)
+    dout, recurrent = np.array([0, 2]).reshape(2, 1, 1), np.zeros((1, 4))
+    arrays = [backend.array(a, np.float32) for a in (recurrent, gates, cells, dout)]
+    dpre = backend.array(np.full(gates.shape, np.nan), np.float32)
+    backend.wing("lstm").backward(*arrays, dpre)
+    dc = 2 * (1 - np.tanh(0.7) ** 2) * 0.5
+    wanted = [dc * 0.75 * 0.25, dc * 0.5 * 0.25 * 0.75, dc * 0.5 * (1 - 0.75**2), 0]
+    np.testing.assert_allclose(backend.numpy(dpre)[0, 0], wanted, rtol=8 * EPS, atol=1e-40)
 
 
 def test_infinite_cell(backend):
     """c = inf gives h = o, and of the gradient by h nothing passes but to the output gate."""
-    gates, cells, out = run(backend, "cell", ([0] * 4, np.inf), (4, 1, 1))
+    gates, cells, out = one_step(backend, [0] * 4, np.inf)
     assert (gates.tolist(), cells[0, 0], out[0, 0]) == ([[0.5, 0.5, 0, 0.5]], np.inf, 0.5)
-    dpre, dprevious = run(backend, "cell_backward", (2, 0, gates, 1, cells), (4, 1))
-    assert (dpre.tolist(), dprevious[0, 0]) == ([[0, 0, 0, 0.5]], 0)
+    dpre = one_step_back(backend, 2, gates, 1, cells)
+    assert dpre.tolist() == [[0, 0, 0, 0.5]]
 
 
 @pytest.mark.parametrize("place", range(4))
@@ -160,6 +232,6 @@ def test_nan_in_one_gate(backend, place):
     """It stays in its gate, and comes through to c and h; by the output gate to h alone."""
     pre = [1.0] * 4
     pre[place] = np.nan
-    gates, cells, out = run(backend, "cell", (pre, 1), (4, 1, 1))
+    gates, cells, out = one_step(backend, pre, 1)
     assert np.flatnonzero(np.isnan(gates)).tolist() == [place]
     assert (np.isnan(cells[0, 0]), np.isnan(out[0, 0])) == (place < 3, True)

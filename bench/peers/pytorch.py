@@ -174,3 +174,31 @@ def full_softmax_step(h, w, targets, kind, learning_rate):
     if best == "autograd":
         held.clear()
     return Peer(runs[best], f"{best}, fused {kind}", (w.detach(),))
+
+
+def lstm(x, dout, layers, device):
+    """``torch.nn.LSTM`` of several layers and its backward pass by autograd; NumPy arrays as `bench.lstm` makes them.
+
+    `run` gives all h, the gradient by x, and of each layer those by weights, recurrent and bias, turned to our layout.
+    """
+    torch = _torch(device)
+    torch.backends.cudnn.allow_tf32 = False  # as exact as ours
+    network = torch.nn.LSTM(x.shape[2], len(layers[0][1]), len(layers), device=device)
+    parameters = list(network.parameters())  # of each layer: weights, recurrent, and a bias for each of the two
+    with torch.no_grad():
+        for i, (weights, recurrent, bias) in enumerate(layers):
+            for parameter, value in zip(parameters[4 * i :], (weights.T, recurrent.T, bias, 0 * bias), strict=False):
+                parameter.copy_(torch.as_tensor(value))
+    x, dout = (torch.as_tensor(a, device=device) for a in (x, dout))
+    x.requires_grad_()
+
+    def run():
+        out, _ = network(x)
+        out.backward(dout)
+        gradients = [p.grad.t() if p.ndim == 2 else p.grad for i, p in enumerate(parameters) if i % 4 < 3]
+        dx, x.grad = x.grad, None
+        for parameter in parameters:
+            parameter.grad = None
+        return out, dx, *gradients
+
+    return Peer(run, f"float32, torch.nn.LSTM(num_layers={len(layers)}), autograd")

@@ -1,15 +1,19 @@
-"""The pointwise part of an LSTM cell on the CPU.
+"""The recurrent part of an LSTM layer on the CPU: all steps of a sequence in one call.
 
-A row goes through a few flat loops, each compiled to vector code, and stays in the first-level cache meanwhile.
+The rows of a batch know nothing of each other. So a thread takes a block of rows through all steps, each a product with
+the recurrent matrix and the cells behind it: no thread waits for another before the end.
+
+A row of cells goes through a few flat loops, each compiled to vector code, and stays in the first-level cache meanwhile.
 A single loop over everything would not be vector code: at run time every array that is written must be checked for
-overlap with all others, and above eight checks the compiler gives up. The check fails where an output is also an input:
-so what may be the same array is copied first, and then changed in place.
+overlap with all others, and above eight checks the compiler gives up.
 """
 
+import numpy as np
 from numba import prange
 
 from ..core import backend, formulas
 from .exp import sigmoid, tanh
+from .panels import LANES, ROWS, pack, padded, product
 
 _formulas = backend.cpu_formulas(formulas)
 lstm_cell = _formulas.lstm_cell
@@ -17,11 +21,15 @@ output_backward = _formulas.lstm_output_backward
 input_backward = _formulas.lstm_input_backward
 forget_backward = _formulas.lstm_forget_backward
 
+#: Rows that a thread takes through all steps.
+BLOCK = 8
+
 
 @backend.njit
-def _copy(x, out):
-    for j in range(x.size):
-        out[j] = x[j]
+def _add(x, out):
+    """``out += x``; x may be longer."""
+    for j in range(out.size):
+        out[j] += x[j]
 
 
 @backend.njit(error_model="numpy")
@@ -50,22 +58,42 @@ def _out(o, cells, out):
         out[h] = o[h] * tanh(cells[h])
 
 
-@backend.njit_parallel
-def cell(pre, previous, gates, cells, out):
-    """gates (B, 4H) = sigmoid or tanh of pre (B, 4H), ``cells = f previous + i g``, ``out = o tanh(cells)``, (B, H).
+@backend.njit
+def _cell(row, previous, cells, out):
+    """A row of a step: pre-activations (4H,) become gates."""
+    n = previous.size
+    i, f, g, o = row[:n], row[n : 2 * n], row[2 * n : 3 * n], row[3 * n :]
+    _sigmoid(row[: 2 * n])
+    _tanh(g)
+    _sigmoid(o)
+    _cells(i, f, g, previous, cells)
+    _out(o, cells, out)
 
-    The gates lie side by side as i, f, g, o; `gates` may be `pre`.
+
+@backend.njit_parallel
+def _forward(panels, gates, cells, hidden, block):
+    n_steps, n_rows, n = gates.shape[0], cells.shape[1], cells.shape[2]
+    width, flat = panels.shape[0] * LANES, hidden.reshape(-1)
+    for part in prange((n_rows + block - 1) // block):
+        first = part * block
+        stop = min(first + block, n_rows)
+        sums = np.empty(padded(block, ROWS) * width, np.float32)
+        for t in range(n_steps):
+            product(flat, (t * n_rows + first) * n, stop - first, panels, sums)
+            for b in range(first, stop):
+                _add(sums[(b - first) * width :], gates[t, b])
+                _cell(gates[t, b], cells[t, b], cells[t + 1, b], hidden[t + 1, b])
+
+
+def forward(recurrent, gates, cells, hidden, *, block=BLOCK):
+    """All steps of an LSTM, ``gates_t + h_{t-1} recurrent`` and the cells behind it; recurrent is (H, 4H).
+
+    gates (T, B, 4H) is overwritten: what the inputs add to i, f, g, o, side by side, by the gates themselves.
+    cells, hidden (T + 1, B, H) hold c and h before the first step; those behind each step are filled in.
+    `block` is the number of rows that a thread takes at once.
     """
-    n = previous.shape[1]
-    for b in prange(previous.shape[0]):
-        row = gates[b]
-        i, f, g, o = row[:n], row[n : 2 * n], row[2 * n : 3 * n], row[3 * n :]
-        _copy(pre[b], row)
-        _sigmoid(row[: 2 * n])
-        _tanh(g)
-        _sigmoid(o)
-        _cells(i, f, g, previous[b], cells[b])
-        _out(o, cells[b], out[b])
+    if cells.size:
+        _forward(pack(recurrent), gates, cells, hidden, block)
 
 
 @backend.njit(error_model="numpy")
@@ -88,15 +116,38 @@ def _forget_backward(f, previous, df, dcells):
         df[h], dcells[h] = forget_backward(dcells[h], f[h], previous[h])
 
 
+@backend.njit
+def _cell_backward(dout, dcells, gates, previous, cells, dpre):
+    """A row of a step; `dcells` is the gradient by c_t that comes from step t + 1 before, and that by c_{t-1} after."""
+    n = previous.size
+    i, f, g, o = gates[:n], gates[n : 2 * n], gates[2 * n : 3 * n], gates[3 * n :]
+    di, df, dg, do = dpre[:n], dpre[n : 2 * n], dpre[2 * n : 3 * n], dpre[3 * n :]
+    _output_backward(dout, o, cells, do, dcells)
+    _input_backward(dcells, i, g, di, dg)
+    _forget_backward(f, previous, df, dcells)
+
+
 @backend.njit_parallel
-def cell_backward(dout, dcells_next, gates, previous, cells, dpre, dprevious):
-    """Gradients by pre, dpre (B, 4H), and by c_{t-1}, dprevious (B, H), which may be `dcells_next`."""
-    n = previous.shape[1]
-    for b in prange(previous.shape[0]):
-        i, f, g, o = gates[b, :n], gates[b, n : 2 * n], gates[b, 2 * n : 3 * n], gates[b, 3 * n :]
-        di, df, dg, do = dpre[b, :n], dpre[b, n : 2 * n], dpre[b, 2 * n : 3 * n], dpre[b, 3 * n :]
-        dcells = dprevious[b]
-        _copy(dcells_next[b], dcells)
-        _output_backward(dout[b], o, cells[b], do, dcells)
-        _input_backward(dcells, i, g, di, dg)
-        _forget_backward(f, previous[b], df, dcells)
+def _backward(panels, gates, cells, dout, dpre, block):
+    n_steps, n_rows, n = dout.shape
+    width, flat = panels.shape[0] * LANES, dpre.reshape(-1)
+    for part in prange((n_rows + block - 1) // block):
+        first = part * block
+        stop = min(first + block, n_rows)
+        sums, dcells = np.zeros(padded(block, ROWS) * width, np.float32), np.zeros((block, n), np.float32)
+        for t in range(n_steps - 1, -1, -1):
+            if t + 1 < n_steps:
+                product(flat, ((t + 1) * n_rows + first) * 4 * n, stop - first, panels, sums)
+            for b in range(first, stop):
+                dh = sums[(b - first) * width : (b - first) * width + n]
+                _add(dout[t, b], dh)
+                _cell_backward(dh, dcells[b - first], gates[t, b], cells[t, b], cells[t + 1, b], dpre[t, b])
+
+
+def backward(recurrent, gates, cells, dout, dpre, *, block=BLOCK):
+    """dpre (T, B, 4H), the gradient by the sums that become gates, from dout (T, B, H), that by h as it comes from outside.
+
+    recurrent, gates and cells are as `forward` left them. By ``dpre_{t+1} recurrent'`` a step learns of those behind it.
+    """
+    if dout.size:
+        _backward(pack(recurrent.T), gates, cells, dout, dpre, block)

@@ -21,6 +21,9 @@ FLOAT32, AS_IS, TURNED = np.int8(ord("s")), np.int8(ord("n")), np.int8(ord("t"))
 ITEM = 4
 #: Tiles of a product.
 PARTS = 16
+#: How many times as long as the result sums must be, for them to be cut. Tiles of a' b each copy parts of a that lie far
+#: apart: there it pays early.
+LONG, LONG_TURNED = PARTS, 2
 #: Numbers that the parts of sums may take: 16 MiB.
 ROOM = 1 << 22
 
@@ -97,7 +100,8 @@ def matmul(a, b, out, *, add=False):
     scalars, m, n, k = np.array([1, add, 0], np.float32), *out.shape, a.shape[1]
     operands = turn_a, turn_b, a.T if turn_a else a, b.T if turn_b else b, out, scalars
     with blas_threads.limit(limits=1, user_api="blas"):
-        if k < PARTS * max(m, n) or PARTS * m * n > ROOM:
+        long = LONG_TURNED if turn_a else LONG
+        if k < long * max(m, n) or PARTS * m * n > ROOM:
             _tiled(*operands)
         else:
             _summed(*operands, np.empty((PARTS, m, n), np.float32))

@@ -1,4 +1,4 @@
-"""The pointwise part of an LSTM cell on CUDA."""
+"""The recurrent part of an LSTM layer on CUDA: step by step a product (`matmul`) and a kernel for what is pointwise."""
 
 import math
 
@@ -7,6 +7,7 @@ import numpy as np
 from ..core import backend, formulas
 from ..core.backend import cuda
 from . import launch
+from .matmul import matmul
 
 _formulas = backend.cuda_formulas(formulas)
 lstm_cell = _formulas.lstm_cell
@@ -27,7 +28,8 @@ def _sigmoid(x):
 def cell_kernel(pre, previous, gates, cells, out):
     """A block owns one row, a thread the units t, t + blockDim.x, ... of it, each with its four gates; coalesced.
 
-    Reads pre (B, 4H) and previous (B, H), writes gates (B, 4H), cells and out (B, H): each number once.
+    Reads pre (B, 4H) and previous (B, H), writes gates (B, 4H), cells and out (B, H): each number once; `gates` may be
+    `pre`.
     Grid: rows on x. No shared memory, no atomics.
     """
     b, n = cuda.blockIdx.x, previous.shape[1]
@@ -40,13 +42,16 @@ def cell_kernel(pre, previous, gates, cells, out):
         out[b, h] = o * math.tanh(c)
 
 
-def cell(pre, previous, gates, cells, out, *, block=launch.BLOCK):
-    """gates (B, 4H) = sigmoid or tanh of pre (B, 4H), ``cells = f previous + i g``, ``out = o tanh(cells)``, (B, H).
+def forward(recurrent, gates, cells, hidden, *, block=launch.BLOCK):
+    """All steps of an LSTM, ``gates_t + h_{t-1} recurrent`` and the cells behind it; recurrent is (H, 4H).
 
-    The gates lie side by side as i, f, g, o; `gates` may be `pre`.
+    gates (T, B, 4H) is overwritten: what the inputs add to i, f, g, o, side by side, by the gates themselves.
+    cells, hidden (T + 1, B, H) hold c and h before the first step; those behind each step are filled in.
     """
-    if previous.shape[0]:
-        cell_kernel[previous.shape[0], block](pre, previous, gates, cells, out)
+    n_steps, n_rows = gates.shape[:2]
+    for t in range(n_steps if n_rows else 0):
+        matmul(hidden[t], recurrent, gates[t], add=True)
+        cell_kernel[n_rows, block](gates[t], cells[t], gates[t], cells[t + 1], hidden[t + 1])
 
 
 @backend.cuda_jit
@@ -54,7 +59,7 @@ def cell_backward_kernel(dout, dcells_next, gates, previous, cells, dpre, dprevi
     """A block owns one row, a thread the units t, t + blockDim.x, ... of it, each with its four gates; coalesced.
 
     Reads gates (B, 4H), dout, dcells_next, previous and cells (B, H), writes dpre (B, 4H) and dprevious (B, H): each
-    number once. Grid: rows on x. No shared memory, no atomics.
+    number once; `dprevious` may be `dcells_next`. Grid: rows on x. No shared memory, no atomics.
     """
     b, n = cuda.blockIdx.x, previous.shape[1]
     for h in range(cuda.threadIdx.x, n, cuda.blockDim.x):
@@ -65,7 +70,15 @@ def cell_backward_kernel(dout, dcells_next, gates, previous, cells, dpre, dprevi
         dpre[b, h], dpre[b, n + h], dpre[b, 2 * n + h], dpre[b, 3 * n + h] = di, df, dg, do
 
 
-def cell_backward(dout, dcells_next, gates, previous, cells, dpre, dprevious, *, block=launch.BLOCK):
-    """Gradients by pre, dpre (B, 4H), and by c_{t-1}, dprevious (B, H), which may be `dcells_next`."""
-    if previous.shape[0]:
-        cell_backward_kernel[previous.shape[0], block](dout, dcells_next, gates, previous, cells, dpre, dprevious)
+def backward(recurrent, gates, cells, dout, dpre, *, block=launch.BLOCK):
+    """dpre (T, B, 4H), the gradient by the sums that become gates, from dout (T, B, H), that by h as it comes from outside.
+
+    recurrent, gates and cells are as `forward` left them. By ``dpre_{t+1} recurrent'`` a step learns of those behind it.
+    """
+    n_steps, n_rows = dout.shape[:2]
+    dcells, dh = (backend.zeros(dout.shape[1:], np.float32, "cuda") for _ in range(2))
+    for t in reversed(range(n_steps if n_rows else 0)):
+        dh[...] = dout[t]
+        if t + 1 < n_steps:
+            matmul(dpre[t + 1], recurrent.T, dh, add=True)
+        cell_backward_kernel[n_rows, block](dh, dcells, gates[t], cells[t], cells[t + 1], dpre[t], dcells)

@@ -1,4 +1,4 @@
-"""The pointwise part of an LSTM cell: what follows its matrix products."""
+"""An LSTM: the cell, which is what follows its matrix products, and the recurrent part of a layer."""
 
 import numpy as np
 
@@ -32,3 +32,29 @@ def cell_backward(dout, dcells_next, gates, previous, cells):
     dc = dout * o * (1 - tanh_c**2) + dcells_next
     dpre = dc * g * i * (1 - i), dc * previous * f * (1 - f), dc * i * (1 - g**2), dout * tanh_c * o * (1 - o)
     return np.hstack(dpre), dc * f
+
+
+def forward(recurrent, gates, cells, hidden):
+    """All steps of an LSTM: gates (T, B, 4H), cells and hidden (T + 1, B, H), from what the inputs add to the gates.
+
+    ``gates_t, c_t, h_t = cell(gates_t + h_{t-1} recurrent, c_{t-1})``; c and h before the first step are cells[0], hidden[0].
+    """
+    cells, hidden = [cells[0].astype(np.float64)], [hidden[0].astype(np.float64)]
+    gates = gates.astype(np.float64)
+    for t, pre in enumerate(gates):
+        gates[t], c, h = cell(pre + hidden[t] @ recurrent, cells[t])
+        cells.append(c)
+        hidden.append(h)
+    return gates, np.stack(cells), np.stack(hidden)
+
+
+def backward(recurrent, gates, cells, dout):
+    """The gradient by the sums that become gates, (T, B, 4H); gates and cells come from `forward`.
+
+    dout (T, B, H) is that by h as it comes from outside; by h_t there is ``dpre_{t+1} recurrent'`` besides.
+    """
+    dpre, dcells, dh = np.zeros(gates.shape), 0, 0
+    for t in reversed(range(len(gates))):
+        dpre[t], dcells = cell_backward(dout[t] + dh, dcells, gates[t], cells[t], cells[t + 1])
+        dh = dpre[t] @ recurrent.T
+    return dpre

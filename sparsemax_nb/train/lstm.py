@@ -65,25 +65,19 @@ class LSTM:
         self.hidden[0], self.cells[0] = state
         self._gates[...] = self.bias
         matmul(x.reshape(-1, n_inputs), self.weights, self._gates.reshape(-1, 4 * width), add=True)
-        for t in range(n_steps):
-            gates = self._gates[t]
-            matmul(self.hidden[t], self.recurrent, gates, add=True)
-            wing.cell(gates, self.cells[t], gates, self.cells[t + 1], self.hidden[t + 1])
+        wing.forward(self.recurrent, self._gates, self.cells, self.hidden)
         return self.hidden[1:], (self.hidden[-1], self.cells[-1])
 
     def backward(self, dout):
-        """The gradient by all h of the last `forward`, (T, B, H), overwritten, carried back to its first step.
+        """The gradient by all h of the last `forward`, (T, B, H), carried back to its first step.
 
         Returns the gradient by x and those by the parameters, {name: array}. The state before the first step counts as
         given: back-propagation is truncated there.
         """
-        wing, matmul = backend.wing(self._device, "lstm"), backend.wing(self._device, "matmul").matmul
+        wing = backend.wing(self._device, "lstm")
         n_steps, n_rows, width = dout.shape
-        dpre, dcells = self._new(n_steps, n_rows, 4 * width), backend.zeros((n_rows, width), np.float32, self._device)
-        for t in reversed(range(n_steps)):
-            if t + 1 < n_steps:
-                matmul(dpre[t + 1], self.recurrent.T, dout[t], add=True)
-            wing.cell_backward(dout[t], dcells, self._gates[t], self.cells[t], self.cells[t + 1], dpre[t], dcells)
+        dpre = self._new(n_steps, n_rows, 4 * width)
+        wing.backward(self.recurrent, self._gates, self.cells, dout, dpre)
         x, before, dpre = (a.reshape(n_steps * n_rows, -1) for a in (self._x, self.hidden[:-1], dpre))
         dx = backend.product(dpre, self.weights.T).reshape(self._x.shape)
         gradients = backend.product(x.T, dpre), backend.product(before.T, dpre), dpre.sum(axis=0)

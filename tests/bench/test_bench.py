@@ -14,6 +14,7 @@ from bench import (
     forward,
     gpu,
     harness,
+    lstm,
     machine,
     memory_670k,
     report,
@@ -83,6 +84,32 @@ def test_a_wrong_gradient_is_noticed():
         wrong = list(truth)
         wrong[i] = truth[i] + 3e-4 * np.abs(truth[i]).max()
         with pytest.raises(AssertionError, match=name):
+            check(wrong)
+
+
+def test_lstm_without_torch(no_torch, capsys):
+    (row,) = lstm.main(["--smoke", "--device", "cpu", "--threads", "1"])
+    assert row["contestants"]["PyTorch"] == {"unavailable": "PyTorch is not installed"}
+    assert row["parameters"]["layers"] == 2 and row["floor"]["parts"]
+    rate = re.search(r"Tokens a second: ours ([\d,]+)\.\n", capsys.readouterr().out)[1].replace(",", "")
+    assert int(rate) == pytest.approx(5 * 3 / row["contestants"]["ours"]["median_s"], abs=1)
+
+
+def test_lstm_with_torch():
+    pytest.importorskip("torch", reason="PyTorch is not installed: it is an optional rival")
+    (row,) = lstm.main(["--smoke", "--device", "cpu", "--threads", "1"])
+    assert row["contestants"]["PyTorch"]["ratio_to_ours"] > 0 and "PyTorch" in row["notes"][0]
+
+
+def test_a_wrong_gradient_of_the_lstm_is_noticed():
+    truth = lstm.exact(*lstm.problem(3, 2, 4))
+    check = lstm.checker(truth)
+    check(truth)
+    assert len(truth) == 8
+    for i in range(len(truth)):
+        wrong = list(truth)
+        wrong[i] = truth[i] * (1 + 3e-4)
+        with pytest.raises(AssertionError, match="is off by"):
             check(wrong)
 
 

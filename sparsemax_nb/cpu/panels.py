@@ -1,0 +1,73 @@
+"""Products of a few rows with one matrix, again and again.
+
+BLAS copies the matrix into a form of its own in every call, which takes longer than the product with a few rows does.
+Here it is copied once, into panels of 16 columns (the last filled up with zeros). Four rows by one panel is what the
+registers hold; each number of a panel is read for four rows at once. A sum is added in the order of its terms, whatever
+the number of rows.
+"""
+
+import numpy as np
+from numba import prange
+
+from ..core import backend
+from .vector import LANES, aligned, fma, item, load, splat, store
+
+ROWS = 4
+ZERO = np.float32(0)
+
+
+@backend.njit_parallel
+def _pack(matrix, panels):
+    n_terms, n_columns = matrix.shape
+    for p in prange(panels.shape[0]):
+        for k in range(n_terms):
+            for j in range(LANES):
+                column = p * LANES + j
+                panels[p, k, j] = matrix[k, column] if column < n_columns else ZERO
+
+
+def pack(matrix):
+    """panels (N / 16 rounded up, K, 16), from a float32 matrix (K, N)."""
+    n_terms, n_columns = matrix.shape
+    panels = aligned(np.empty, ((n_columns + LANES - 1) // LANES, n_terms, LANES))
+    _pack(matrix, panels)
+    return panels
+
+
+@backend.njit
+def padded(n, size):
+    """n, rounded up to a multiple of size."""
+    return (n + size - 1) // size * size
+
+
+@backend.njit
+def _four_rows(x, i, j, k, l, panels, at, n_terms, out, to, width):
+    """16 columns of out, four rows from `to` on, = rows of x that begin at i, j, k, l times the panel that begins at `at`."""
+    a = splat(ZERO)
+    b, c, d = a, a, a
+    for term in range(n_terms):
+        v = load(panels, at + LANES * term)
+        a = fma(item(x, i + term), v, a)
+        b = fma(item(x, j + term), v, b)
+        c = fma(item(x, k + term), v, c)
+        d = fma(item(x, l + term), v, d)
+    store(out, to, a)
+    store(out, to + width, b)
+    store(out, to + 2 * width, c)
+    store(out, to + 3 * width, d)
+
+
+@backend.njit
+def product(x, first, n_rows, panels, out):
+    """``out = x @ matrix`` for `n_rows` >= 1 rows, of which the first begins at number `first` of x; x, out are flat.
+
+    out has room for ``padded(n_rows, ROWS)`` rows as long as all panels side by side; what is behind the rows and
+    columns of the result is overwritten too.
+    """
+    n_panels, n_terms, _ = panels.shape
+    width, last, flat = LANES * n_panels, first + (n_rows - 1) * n_terms, panels.reshape(-1)
+    for p in range(n_panels):
+        for row in range(0, n_rows, ROWS):
+            i = first + row * n_terms
+            j, k, l = min(i + n_terms, last), min(i + 2 * n_terms, last), min(i + 3 * n_terms, last)
+            _four_rows(x, i, j, k, l, flat, p * n_terms * LANES, n_terms, out, row * width + p * LANES, width)
