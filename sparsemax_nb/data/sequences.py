@@ -1,6 +1,6 @@
 """Sequences of items, such as what each user bought, one after the other."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,7 @@ class Sequences:
     items: np.ndarray
 
 
-def load_sequences(path, min_count=1):
+def load_sequences(path, min_count=1, vocabulary=None):
     """Load sequences of items, for a model that predicts the next item.
 
     Parameters
@@ -43,6 +43,8 @@ def load_sequences(path, min_count=1):
         Or a directory with such a file, called sequences, as it stands or with .txt, .txt.gz or .txt.xz behind.
     min_count : int
         Items that occur less often are left out.
+    vocabulary : Vocabulary, optional
+        A model's: items that it does not have are left out, whatever their number.
 
     Returns
     -------
@@ -71,12 +73,15 @@ def load_sequences(path, min_count=1):
     file = _find(path)
     numbering = Numbering()
     numbers, ends = numbering.read(file)
-    try:
-        vocabulary = Vocabulary.of_counts(numbering.counts(numbers), min_count, text=False)
-    except ValueError as error:
-        raise DataError(f"{file}: {error}") from error
+    if vocabulary is None:
+        try:
+            vocabulary = Vocabulary.of_counts(numbering.counts(numbers), min_count, text=False)
+        except ValueError as error:
+            raise DataError(f"{file}: {error}") from error
     items = vocabulary.find(numbering)[numbers]
     kept = items >= 0
+    if not kept.any():
+        raise DataError(f"{file}: none of its items is in the vocabulary")
     indptr = np.concatenate([[0], kept.cumsum()])[ends]
     name = path.resolve().name if file != path else file.name.removesuffix(file.suffix).removesuffix(".txt")
     return Sequences(name, vocabulary, indptr, items[kept])
@@ -93,3 +98,19 @@ def _find(path):
     if file is None:
         raise FileNotFoundError(f"{path} holds no {STEM} file; looked for {', '.join(candidates)}")
     return file
+
+
+def leave_last_out(sequences):
+    """Train, validation and test part of `Sequences`: all items but the last two of each; all but the last; all.
+
+    In the validation and test part the last item of a sequence is the one to be predicted from those before.
+    """
+    lengths = np.diff(sequences.indptr)
+
+    def without(n):
+        kept = np.maximum(lengths - n, 0)
+        within = np.arange(len(sequences.items)) - np.repeat(sequences.indptr[:-1], lengths)
+        items = sequences.items[within < np.repeat(kept, lengths)]
+        return replace(sequences, indptr=np.concatenate([[0], kept.cumsum()]), items=items)
+
+    return without(2), without(1), sequences

@@ -94,6 +94,9 @@ class Vocabulary:
     def __len__(self):
         return len(self.words)
 
+    def __contains__(self, word):
+        return word in self._ids
+
     def __repr__(self):
         return f"Vocabulary(n_words={len(self.words)})"
 
@@ -175,7 +178,7 @@ class TextCorpus:
     unknown: dict
 
 
-def load_text(name_or_dir, min_count=1):
+def load_text(name_or_dir, min_count=1, vocabulary=None):
     """Load a text for a language model.
 
     Parameters
@@ -187,6 +190,8 @@ def load_text(name_or_dir, min_count=1):
         line at least, is the test part, as many lines before them are the valid part, the others the train part.
     min_count : int
         Words that occur less often in the training part become `<unk>`.
+    vocabulary : Vocabulary, optional
+        A model's, instead of that of the training part.
 
     Returns
     -------
@@ -211,9 +216,12 @@ def load_text(name_or_dir, min_count=1):
     name, folder = find_folder(name_or_dir, BUNDLED)
     numbering = Numbering()
     parts = _read_parts(folder, numbering)
-    vocabulary = Vocabulary.of_counts(numbering.counts(parts["train"]), min_count)
+    if vocabulary is None:
+        vocabulary = Vocabulary.of_counts(numbering.counts(parts["train"]), min_count)
     ids = vocabulary.find(numbering)
     is_unknown = ids < 0
+    if is_unknown.any() and UNKNOWN not in vocabulary:
+        raise DataError(f"{folder}: the vocabulary has neither all of its words nor {UNKNOWN!r}")
     ids[is_unknown] = vocabulary.find([UNKNOWN])[0]
     unknown = {part: float(is_unknown[numbers].mean()) for part, numbers in parts.items()}
     return TextCorpus(name, vocabulary, **{part: ids[numbers] for part, numbers in parts.items()}, unknown=unknown)

@@ -2,18 +2,32 @@
 
 from .checkpoint import ModelFileError
 from .classifier import Classifier
+from .language_model import LanguageModel
 from .loop import TrainingError
 from .memory import MemoryLimitError
-from .metrics import ndcg_at_k, precision_at_k, propensities, psp_at_k, recall_at_k
+from .metrics import (
+    figures_of_ranks,
+    ndcg_at_k,
+    precision_at_k,
+    propensities,
+    psp_at_k,
+    ranks_by_popularity,
+    recall_at_k,
+    unigram_perplexity,
+)
 
 __all__ = [
     "Classifier",
+    "LanguageModel",
     "MemoryLimitError",
     "ModelFileError",
     "TrainingError",
+    "figures_of_ranks",
     "ndcg_at_k",
     "precision_at_k",
     "propensities",
     "psp_at_k",
+    "ranks_by_popularity",
     "recall_at_k",
+    "unigram_perplexity",
 ]

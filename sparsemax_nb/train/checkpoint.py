@@ -56,8 +56,8 @@ class _Arrays(Mapping):
         return len(self._names)
 
 
-def load(path, kind):
-    """Open (arrays by name, description); FileNotFoundError or ModelFileError where that can not be."""
+def _open(path):
+    """The file and its header; FileNotFoundError or ModelFileError where that can not be."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no model file {path}")
     try:
@@ -67,10 +67,21 @@ def load(path, kind):
             raise ModelFileError(f"{path} was not written by sparsemax_nb")
         if int(header["version"]) != VERSION:
             raise ModelFileError(f"{path} has format version {header['version']}, this package reads version {VERSION}")
-        if header["kind"] != kind:
-            raise ModelFileError(f"{path} holds a {header['kind']!r} model, not {kind!r}")
-        return _Arrays(file), json.loads(header["description"])
+        return file, {"kind": header["kind"], "description": json.loads(header["description"])}
     except SafetensorError as error:
         raise ModelFileError(f"{path} is truncated or no safetensors file ({error})") from error
     except (KeyError, json.JSONDecodeError) as error:
         raise ModelFileError(f"{path} has no whole description ({error})") from error
+
+
+def kind_of(path):
+    """What kind of model a file holds; errors as for `load`."""
+    return _open(path)[1]["kind"]
+
+
+def load(path, kind):
+    """Open (arrays by name, description); FileNotFoundError or ModelFileError where that can not be."""
+    file, header = _open(path)
+    if header["kind"] != kind:
+        raise ModelFileError(f"{path} holds a {header['kind']!r} model, not {kind!r}")
+    return _Arrays(file), header["description"]

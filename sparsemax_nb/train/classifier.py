@@ -1,8 +1,6 @@
 """`Classifier`: multi-label classification of sparse bags of words or dense features, with scikit-learn manners."""
 
-import inspect
 import math
-import os
 import sys
 import time
 
@@ -10,23 +8,20 @@ import numpy as np
 import scipy.sparse
 
 from ..core import backend, check
-from ..data import Tfidf, fingerprint
+from ..data import Tfidf
 from ..data.batches import shuffled
-from ..midx import CORRECTIONS, MAX_CODEWORDS, RESIDUALS
 from ..optimizers import Adam
 from . import checkpoint, loop, memory, metrics
+from .estimator import Estimator
 from .network import LOSSES, OUTPUTS, SPARSE_OUTPUTS, Network
-from .softmax import INDICES, SAMPLERS, YARDSTICKS, Negatives, Sampling
+from .softmax import INDICES, Negatives
 
-#: Parameters that may differ when a run is resumed: they do not change what a step computes. (`epochs` does where the
-#: layer is rewired: it decides until when.)
-FREE_TO_CHANGE = {"budget_seconds", "device", "memory_limit", "progress"}
 KS = (1, 3, 5)
 #: The "epoch" whose order chooses the rows set aside: no run gets that far.
 VALIDATION_EPOCH = 2**32 - 1
 
 
-class Classifier:
+class Classifier(Estimator):
     """A network with a large multi-label output layer, trained with hand-written gradients.
 
     Sparse features: TF-IDF -> embedding -> ReLU -> dropout [-> dense layer of width `intermediate` -> ReLU] -> output.
@@ -135,6 +130,8 @@ class Classifier:
     (500, 2)
     """
 
+    kind, classes = "classifier", "labels"
+
     def __init__(
         self, *, output="fixed-fan-in", embedding=256, intermediate=4096, bottleneck=64, fan_in=32, loss="squared-hinge",
         sampler="none", n_samples=100, n_codewords=64, residual="uniform", index_every=100, correction="paper",
@@ -144,23 +141,7 @@ class Classifier:
         validation_fraction=0.0, rewire_fraction=0.1, rewire_every=1000, rewire_until=0.66, batch_size=128, epochs=10,
         budget_seconds=None, tfidf=True, memory_limit=None, seed=0, device="auto", progress=True,
     ):  # fmt: skip
-        for name in self._names():
-            setattr(self, name, locals()[name])
-
-    @classmethod
-    def _names(cls):
-        return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
-
-    def get_params(self, deep=True):
-        """The constructor's arguments by name."""
-        return {name: getattr(self, name) for name in self._names()}
-
-    def set_params(self, **params):
-        """Change constructor arguments; returns self. ValueError for a name that there is not."""
-        for name, value in params.items():
-            check.choice("parameter", name, self._names())
-            setattr(self, name, value)
-        return self
+        self.set_params(**{name: value for name, value in locals().items() if name != "self"})
 
     def __sklearn_tags__(self):
         """What scikit-learn asks an estimator: a multi-label classifier of sparse or dense features."""
@@ -171,46 +152,25 @@ class Classifier:
             classifier_tags=ClassifierTags(multi_class=False, multi_label=True), input_tags=InputTags(sparse=True),
         )  # fmt: skip
 
-    def __sklearn_is_fitted__(self):
-        return hasattr(self, "network_")
-
-    def __repr__(self):
-        defaults = {n: p.default for n, p in inspect.signature(type(self).__init__).parameters.items()}
-        changed = ", ".join(f"{n}={v!r}" for n, v in self.get_params().items() if v != defaults[n])
-        return f"Classifier({changed})"
-
     def _check_params(self):
+        super()._check_params()
         check.choice("output", self.output, tuple(OUTPUTS))
         check.choice("loss", self.loss, LOSSES)
-        check.choice("sampler", self.sampler, SAMPLERS)
         if self.loss == "softmax" and self.output in SPARSE_OUTPUTS:
             raise ValueError(f"loss='softmax' needs output='dense' or 'bottleneck', got {self.output!r}")
         if self.loss != "softmax" and self.sampler != "none":
             raise ValueError(f"sampler={self.sampler!r} draws for loss='softmax' only, got loss={self.loss!r}")
-        check.choice("residual", self.residual, RESIDUALS)
-        check.choice("correction", self.correction, CORRECTIONS)
-        if not isinstance(self.mask_hits, (bool, np.bool_)):
-            raise TypeError(f"mask_hits must be True or False, got {self.mask_hits!r}")
-        for name in (
-            "embedding", "bottleneck", "fan_in", "patience", "stop_after", "rewire_every", "batch_size", "epochs",
-            "n_samples", "n_codewords",
-        ):  # fmt: skip
+        for name in ("embedding", "bottleneck", "fan_in", "rewire_every"):
             check.integer(name, getattr(self, name), 1)
-        for name in ("intermediate", "memory_limit", "index_every"):
+        for name in ("intermediate", "memory_limit"):
             if getattr(self, name) is not None:
                 check.integer(name, getattr(self, name), 1)
-        check.integer("warm_up", self.warm_up, 0)
-        for name in ("dropout", "word_dropout"):
-            check.number(name, getattr(self, name), 0, 0.999)
-        for name in ("learning_rate", "embedding_rate", "intermediate_rate"):
+        check.number("word_dropout", self.word_dropout, 0, 0.999)
+        for name in ("embedding_rate", "intermediate_rate"):
             check.number(name, getattr(self, name), 0, math.inf, open_ends=True)
         check.number("validation_fraction", self.validation_fraction, 0, 0.999)
         for name in ("rewire_fraction", "rewire_until"):
             check.number(name, getattr(self, name), 0, 1)
-        check.number("min_learning_rate", self.min_learning_rate, 0, math.inf)
-        if self.budget_seconds is not None:
-            check.number("budget_seconds", self.budget_seconds, 0, math.inf, open_ends=True)
-        check.integer("seed", self.seed, 0, 2**64 - 1)
 
     def _network_params(self, n_features, n_labels, is_dense, device):
         """What `Network` and the prediction of its memory are made from; ValueError for a fan-in that is too large."""
@@ -229,17 +189,8 @@ class Classifier:
             "output": self.output, "fan_in": self.fan_in, "device": device, "loss": self.loss,
         }  # fmt: skip
 
-    def _check_sampler(self, counts, width, device):
-        """What sampler and training points of each label, output width or device do not go together; before a fit."""
-        if self.sampler in YARDSTICKS and device != "cpu":
-            raise ValueError(f"sampler={self.sampler!r} is a yardstick for the CPU alone; use device='cpu'")
-        if self.sampler in INDICES:
-            n_labels = len(counts)
-            check.integer(
-                "n_codewords", self.n_codewords, 1, min(n_labels, MAX_CODEWORDS), f" (there are {n_labels} labels)"
-            )
-            if INDICES[self.sampler] == "pq" and width % 2:
-                raise ValueError(f"sampler='midx-pq' halves the output weights: their width must be even, got {width}")
+    def _check_sampler(self, n_classes, width, device, counts):
+        super()._check_sampler(n_classes, width, device)
         if self.sampler in ("unigram", *INDICES) and not counts.any():
             raise ValueError(f"y must have labels in the rows to train on: sampler={self.sampler!r} counts them")
 
@@ -312,7 +263,7 @@ class Classifier:
         params = self._network_params(X.shape[1], y.shape[1], is_dense, device)
         width = params["intermediate"] or params["embedding"] or X.shape[1]
         counts = np.bincount(y[rows].indices, minlength=y.shape[1])
-        self._check_sampler(counts, width, device)
+        self._check_sampler(y.shape[1], width, device, counts)
         plan = memory.plan(
             **params, batch_size=min(self.batch_size, len(rows)), keep_best=validation is not None,
             entries_per_row=0 if is_dense else X.nnz / X.shape[0], rewired=self.rewire_fraction,
@@ -322,10 +273,7 @@ class Classifier:
             memory.require(plan, self.memory_limit)
             if self.progress:
                 print(plan, file=sys.stderr)
-        if checkpoint_path is None and resume:
-            raise ValueError("resume needs checkpoint_path, the file to continue from")
-        if checkpoint_path is not None and not resume and os.path.exists(checkpoint_path):
-            raise ValueError(f"{checkpoint_path} is there already: resume continues from it; else remove it first")
+        self._check_checkpoint_path(checkpoint_path, resume)
         network = self._new_network(params)
         # from here on it is another model
         self.network_, self.memory_plan_, self._fitted_params = network, plan, self._plain_params()
@@ -349,54 +297,14 @@ class Classifier:
             validate=None if validation is None else lambda: self._figures(*validation, ks),
             monitor=f"P@{max(k for k in ks if k <= 3)}",
         )  # fmt: skip
-        save = None
-        if checkpoint_path is not None:
-            about = {"params": self._plain_params(), "fingerprint": self._fingerprint(X, y, validation)}
-            if resume and os.path.exists(checkpoint_path):
-                self._resume(training, checkpoint_path, about)
-
-            def save():
-                arrays, description = training.state()
-                checkpoint.save(checkpoint_path, "classifier checkpoint", arrays, about | description)
-
+        parts = [(X, y)] if validation is None else [(X, y), validation]
+        save = self._checkpoints(training, checkpoint_path, resume, parts)
         self.history_ = training.history
         training.run(save=save, save_seconds=checkpoint_seconds, progress=self.progress, after_epoch=after_epoch)
         return self
 
-    def _sampling(self):
-        """How negatives are drawn, or None."""
-        return None if self.sampler == "none" else Sampling(*(getattr(self, name) for name in Sampling._fields))
-
-    def _plain_params(self):
-        """The parameters as JSON knows them."""
-        return {n: value.item() if isinstance(value, np.generic) else value for n, value in self.get_params().items()}
-
     def _schedule(self):
-        params = {name: getattr(self, name) for name in inspect.signature(loop.Schedule).parameters}
-        if self.output not in SPARSE_OUTPUTS:
-            params["rewire_fraction"] = 0.0
-        if self.sampler not in (*YARDSTICKS, *INDICES):
-            params["index_every"] = 0
-        return loop.Schedule(**params)
-
-    def _fingerprint(self, x, y, validation):
-        parts = [(x, y)] if validation is None else [(x, y), validation]
-        return [fingerprint(*part) for part in parts]
-
-    def _resume(self, training, path, about):
-        """Bring `training` to where the checkpoint was written; ModelFileError where it is of another run."""
-        arrays, description = checkpoint.load(path, "classifier checkpoint")
-        free = FREE_TO_CHANGE if self._schedule().rewire_fraction > 0 else FREE_TO_CHANGE | {"epochs"}
-        try:
-            params = description["params"]
-            for name, value in about["params"].items():
-                if name not in free and params[name] != value:
-                    raise ValueError(f"{name} was {params[name]!r}, not {value!r}; start anew or give the old value")
-            if description["fingerprint"] != about["fingerprint"]:
-                raise ValueError("it was written for other data (training or validation)")
-            training.restore(arrays, description)
-        except (KeyError, TypeError, ValueError) as error:
-            raise checkpoint.ModelFileError(f"{path} can not be resumed: {error}") from error
+        return super()._schedule(**{} if self.output in SPARSE_OUTPUTS else {"rewire_fraction": 0.0})
 
     def top_k(self, X, k=None):  # noqa: N803
         """The k best labels of each row of X (n, F): scores (n, k) float32, ids (n, k) int32, best first; NumPy arrays.
@@ -462,10 +370,6 @@ class Classifier:
         X, y = self._pair(X, y)  # noqa: N806
         return metrics.precision_at_k(self._top_k(X, 1)[1], y, 1)
 
-    def _check_fitted(self):
-        if not hasattr(self, "network_"):
-            raise _not_fitted("this Classifier is not fitted yet; call fit(X, y) first")
-
     def save(self, path, label_names=None):
         """Write the fitted model (safetensors), with the labels' names where given; `path` is replaced in one move."""
         self._check_fitted()
@@ -478,13 +382,13 @@ class Classifier:
             "n_points": self.n_points_, "is_dense": self.is_dense_,
             "label_names": None if label_names is None else list(label_names),
         }  # fmt: skip
-        checkpoint.save(path, "classifier", arrays, description)
+        checkpoint.save(path, self.kind, arrays, description)
 
     @classmethod
     def load(cls, path, device="auto"):
         """Read a model that `save` wrote, onto `device`; attribute `label_names_` holds the names, or None."""
         device = backend.resolve_device(device)
-        arrays, description = checkpoint.load(path, "classifier")
+        arrays, description = checkpoint.load(path, cls.kind)
         try:
             model = cls(**description["params"]).set_params(device=device)
             model.n_features_in_, model.n_labels_ = description["n_features"], description["n_labels"]
@@ -505,15 +409,6 @@ class Classifier:
         except (KeyError, TypeError, ValueError) as error:
             raise checkpoint.ModelFileError(f"{path} does not hold a whole Classifier ({error})") from error
         return model
-
-
-def _not_fitted(message):
-    """scikit-learn's error for it where that is installed, which is a ValueError, else a ValueError."""
-    try:
-        from sklearn.exceptions import NotFittedError
-    except ImportError:
-        return ValueError(message)
-    return NotFittedError(message)
 
 
 def _possible(ks, n_labels):

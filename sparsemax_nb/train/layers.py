@@ -10,6 +10,7 @@ import numpy as np
 
 from ..core import backend, check, formulas, rng, sparse
 from ..fixed_fan_in import FixedFanIn, fixed_fan_in_step, fixed_fan_in_top_k, rewire
+from .gradients import Gradient
 
 # Numbers of the layers in the random streams: no two layers draw from the same counters. `FixedFanIn.random` takes 0.
 EMBEDDING, DENSE = 1, 2
@@ -72,6 +73,14 @@ class Inputs:
         """There is nothing to update, and nothing below."""
 
 
+def gradient_of_rows(table, rows, dout):
+    """`Gradient` by the rows of an embedding's table that `rows` (SparseRows) touches, from that by their sums, (B, D)."""
+    device, columns = backend.device_of(table), sparse.by_column(rows)
+    drows = backend.empty((columns.ids.shape[0], table.shape[1]), np.float32, device)
+    backend.wing(device, "embedding").backward(columns, dout, drows)
+    return Gradient(table, drows, columns.ids)
+
+
 class Embedding:
     """First layer over a sparse bag of words: ``relu(sum_j weight_j table[id_j] + bias)``, then dropout.
 
@@ -103,11 +112,35 @@ class Embedding:
 
     def backward(self, dout, optimizer):
         """Update table and bias from the gradient by the output (overwritten). There is nothing below."""
-        dz = self._relu.backward(dout, optimizer)
-        columns = sparse.by_column(self._rows)
-        drows = backend.empty((columns.ids.shape[0], self.table.shape[1]), np.float32, self._device)
-        backend.wing(self._device, "embedding").backward(columns, dz, drows)
-        optimizer.step_rows(self.table, columns.ids, drows)
+        gradient_of_rows(self.table, self._rows, self._relu.backward(dout, optimizer)).apply(optimizer)
+
+
+class TokenEmbedding:
+    """First layer over tokens: each becomes its row of `table`, (L, D) float32, uniform in ±0.1 at first."""
+
+    name = "embedding"
+    activations = {}
+
+    def __init__(self, n_words, width, seed, device):
+        self.table = uniform((n_words, width), 0.1, seed, EMBEDDING, device)
+        self._device = device
+
+    @property
+    def parameters(self):
+        return {"embedding.table": self.table}
+
+    def forward(self, tokens):
+        """(T, B) int32 -> (T, B, D)."""
+        n, xp = tokens.size, backend.module_of(self._device)
+        arrays = (xp.arange(n + 1), np.int32), (tokens.reshape(-1), np.int32), (xp.ones(n), np.float32)
+        self._rows = sparse.SparseRows(*(backend.asarray(array, self._device, dtype) for array, dtype in arrays))
+        out = backend.empty((n, self.table.shape[1]), np.float32, self._device)
+        backend.wing(self._device, "embedding").forward(self._rows, self.table, out)
+        return out.reshape(*tokens.shape, -1)
+
+    def gradient(self, dout):
+        """`Gradient` by the rows of the table that the last tokens were, from that by the output (T, B, D)."""
+        return gradient_of_rows(self.table, self._rows, dout.reshape(-1, dout.shape[-1]))
 
 
 class Dense:

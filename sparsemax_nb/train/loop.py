@@ -41,6 +41,7 @@ class Schedule:
     rewire_until: float = 1.0
     budget_seconds: float | None = None
     index_every: int | None = 0  # 0: there is nothing to update; None: once an epoch
+    decay: str = "plateau"  # of the learning rate: halved where validation stands still; or 'linear' in the steps
 
 
 @dataclass
@@ -60,6 +61,8 @@ class History:
     steps : int
     seconds : float
         Of training: without validation, and without the first step.
+    output_seconds : float
+        Those of them that the output layer took.
     first_step_seconds : float
         Of the first step, which compiles (after a resume: of both first steps).
     best_epoch : int or None
@@ -73,6 +76,7 @@ class History:
     index_updates: list = field(default_factory=list)
     steps: int = 0
     seconds: float = 0.0
+    output_seconds: float = 0.0
     first_step_seconds: float = 0.0
     best_epoch: int | None = None
     stopped: str = ""
@@ -90,7 +94,7 @@ class _Position:
     epoch: int = 0
     row: int = 0  # of the epoch's order
     learning_rate: float = 0.0
-    best: float = -1.0  # figure of the best epoch
+    best: float | None = None  # figure of the best epoch
     bad_epochs: int = 0  # since the best one
     losses: list = field(default_factory=list)  # of this epoch: [batch's loss, its rows]
     norms: list = field(default_factory=list)  # of this epoch: {layer: norm}
@@ -135,19 +139,23 @@ class Training:
         Training points.
     batch : callable
         ``batch(row_ids) -> (x, labels)``, what `network.step` takes.
+    order : callable or None
+        ``order(epoch) -> row_ids``, the order in which an epoch visits the rows; None shuffles them.
     validate : callable or None
         ``validate() -> dict`` of figures, called after every epoch.
     monitor : str
         The figure that decides on learning rate, early stop and best model; larger is better.
     """
 
-    def __init__(self, network, optimizer, schedule, n_rows, batch, validate=None, monitor="P@3"):
+    def __init__(self, network, optimizer, schedule, n_rows, batch, order=None, validate=None, monitor="P@3"):
         self.network, self.optimizer, self.schedule, self.n_rows = network, optimizer, schedule, n_rows
+        self._order_of = order or (lambda epoch: shuffled(n_rows, schedule.seed, epoch))
         self._batch, self._validate, self._monitor = batch, validate, monitor
         self.history, self._at = History(), _Position(learning_rate=schedule.learning_rate)
         self._best = {}  # the best epoch's parameters, NumPy
         self._order = None  # this epoch's order of the rows
         self._steps_per_epoch = -(-n_rows // schedule.batch_size)
+        self._total_steps = schedule.epochs * self._steps_per_epoch
 
     # ------------------------------------------------------------ checkpoints
 
@@ -161,7 +169,7 @@ class Training:
                 arrays[f"m/{name}"], arrays[f"v/{name}"] = state.moments
                 counts[name] = state.count
         arrays |= {f"best/{name}": array for name, array in self._best.items()}
-        arrays |= {f"sampler/{name}": array for name, array in self.network.sampler_arrays.items()}
+        arrays |= self.network.carried
         description = {
             "schedule": asdict(self.schedule), "history": asdict(self.history), "position": asdict(self._at),
             "counts": counts, "steps": self.network.steps, "n_rows": self.n_rows,
@@ -178,8 +186,7 @@ class Training:
                 stored = check.array(f"{part}/{name}", arrays[f"{part}/{name}"], moment.dtype, moment.shape)
                 moment[...] = backend.asarray(stored, backend.device_of(moment))
             state.count = count
-        prefix = "sampler/"
-        self.network.restore_sampler({n.removeprefix(prefix): arrays[n] for n in arrays if n.startswith(prefix)})
+        self.network.restore_carried(arrays)
         self.network.steps = description["steps"]
         self._best = {name.removeprefix("best/"): arrays[name] for name in arrays if name.startswith("best/")}
         self.history, self._at = history, position
@@ -192,9 +199,13 @@ class Training:
         `save()` writes a checkpoint; it is called after every epoch, every `save_seconds`, and on Ctrl-C, which then
         raises KeyboardInterrupt. `after_epoch(epoch, history)` is called after every epoch; its time does not count.
         """
-        total = self.schedule.epochs * self._steps_per_epoch
         bar = tqdm(
-            total=total, initial=self.history.steps, unit="step", disable=not progress, file=sys.stderr, mininterval=0.5
+            total=self._total_steps,
+            initial=self.history.steps,
+            unit="step",
+            disable=not progress,
+            file=sys.stderr,
+            mininterval=0.5,
         )
         self.history.stopped = self._end()
         with bar, _ctrl_c_later(save is not None) as interrupted:
@@ -207,6 +218,7 @@ class Training:
                     self.history.first_step_seconds += seconds
                 else:
                     self.history.seconds += seconds
+                    self.history.output_seconds += self._output_seconds
                 first = False
                 bar.update()
                 if self.history.steps % 20 == 0:
@@ -252,16 +264,23 @@ class Training:
     def _rows(self):
         """The rows of the next batch."""
         if self._at.row == 0 or self._order is None:
-            self._order = shuffled(self.n_rows, self.schedule.seed, self._at.epoch)
+            self._order = self._order_of(self._at.epoch)
         return self._order[self._at.row : self._at.row + self.schedule.batch_size]
+
+    def _rate(self, number):
+        """The learning rate of step `number`."""
+        schedule, rate = self.schedule, self._at.learning_rate
+        if schedule.decay == "linear":
+            rate = max(rate * (1 - number / self._total_steps), min(schedule.min_learning_rate, rate))
+        return rate * min(1.0, (number + 1) / max(schedule.warm_up, 1))
 
     def _step(self):
         """One step, and the rewiring where it is due."""
         rows, network, schedule, number = self._rows(), self.network, self.schedule, self.history.steps
-        self.optimizer.learning_rate = self._at.learning_rate * min(1.0, (number + 1) / max(schedule.warm_up, 1))
+        self.optimizer.learning_rate = self._rate(number)
         norms = {} if number % NORMS_EVERY == 1 else None
         try:
-            self._update_index(number)
+            update_seconds = self._update_index(number)
             value = network.step(*self._batch(rows), schedule.loss, self.optimizer, norms)
         except (FloatingPointError, ValueError) as error:
             culprit = network.first_not_finite()
@@ -271,6 +290,7 @@ class Training:
             raise TrainingError(f"step {number}: {reason} ({error}); lower the learning rate") from error
         if norms:
             self._at.norms.append(norms)
+        self._output_seconds = network.output_seconds + update_seconds
         self._at.losses.append([value * len(rows), len(rows)])
         self._at.row += len(rows)
         self.history.steps += 1
@@ -284,13 +304,15 @@ class Training:
             self.history.rewirings.append({"step": self.history.steps, "share": share})
 
     def _update_index(self, number):
-        """What negatives are drawn from catches up with the weights, before the first step and where it is due."""
+        """What negatives are drawn from catches up with the weights, where that is due; returns the seconds it took."""
         every = self._steps_per_epoch if self.schedule.index_every is None else self.schedule.index_every
         if every and number % every == 0:
             start = time.perf_counter()
             share = self.network.output.negatives.update()
             seconds = time.perf_counter() - start
             self.history.index_updates.append({"step": number, "share": share, "seconds": seconds})
+            return seconds
+        return 0.0
 
     def _end_epoch(self):
         """Take down the epoch's figures; validate, and move the learning rate."""
@@ -299,20 +321,20 @@ class Training:
         layers = at.norms[0] if at.norms else ()
         record = {
             "epoch": at.epoch, "steps": history.steps, "seconds": history.seconds, "loss": float(sums.sum() / rows.sum()),
-            "loss_std": float((sums / rows).std()), "learning_rate": at.learning_rate,
+            "loss_std": float((sums / rows).std()), "learning_rate": self._rate(history.steps - 1),
             "gradient_norms": {layer: float(np.mean([norms[layer] for norms in at.norms])) for layer in layers},
         }  # fmt: skip
         if self._validate is not None:
             record["validation"] = self._validate()
             value = record["validation"][self._monitor]
-            if value > at.best:
+            if at.best is None or value > at.best:
                 at.best, at.bad_epochs, history.best_epoch = value, 0, at.epoch
                 for name, array in self.network.parameters.items():
                     host = backend.to_numpy(array)
                     np.copyto(self._best.setdefault(name, np.empty_like(host)), host)
             else:
                 at.bad_epochs += 1
-                if at.bad_epochs % schedule.patience == 0:
+                if at.bad_epochs % schedule.patience == 0 and schedule.decay == "plateau":
                     at.learning_rate = max(at.learning_rate / 2, min(schedule.min_learning_rate, at.learning_rate))
         history.epochs.append(record)
         at.epoch, at.row, at.losses, at.norms = at.epoch + 1, 0, [], []

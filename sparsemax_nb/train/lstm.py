@@ -43,12 +43,18 @@ class LSTM:
         self.recurrent = uniform((width, 4 * width), scale, seed, FIRST + 2 * number + 1, device)
         self.bias = backend.zeros(4 * width, np.float32, device)
         self.bias[width : 2 * width] = 1
+        self.hidden = self.cells = self._new(1, 0, width)
 
     @property
     def parameters(self):
         """All arrays by name."""
         arrays = {"weights": self.weights, "recurrent": self.recurrent, "bias": self.bias}
         return {f"{self.name}.{name}": array for name, array in arrays.items()}
+
+    @property
+    def activations(self):
+        """Where infinity would show."""
+        return {f"{self.name}.cells": self.cells}
 
     def _new(self, *shape):
         return backend.empty(shape, np.float32, self._device)

@@ -177,3 +177,48 @@ def psp_at_k(ids, labels, propensity, k):
     gains = gains[np.lexsort((-gains, rows))]
     best = gains[np.arange(len(gains)) - truth.indptr[rows] < k].sum()
     return float(found / best) if best > 0 else 0.0
+
+
+def figures_of_ranks(ranks, k):
+    """``Recall@k = mean [rank < k]`` and ``NDCG@k = mean [rank < k] / log2(rank + 2)``, one true item a row: a dict.
+
+    Parameters
+    ----------
+    ranks : (n,) int32
+        How many items are ranked before the true one.
+    k : int
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sparsemax_nb.train import figures_of_ranks
+    >>> figures_of_ranks(np.array([0, 2, 30], np.int32), k=10)
+    {'Recall@10': 0.6666666666666666, 'NDCG@10': 0.5}
+    """
+    check.integer("k", k, 1)
+    found = ranks < k
+    gains = found / np.log2(ranks + 2.0)
+    return {
+        f"Recall@{k}": float(found.mean()) if len(ranks) else 0.0,
+        f"NDCG@{k}": float(gains.mean()) if len(ranks) else 0.0,
+    }
+
+
+def ranks_by_popularity(counts, targets):
+    """The rank of each target (n,) among all items by how often they occur, counts (L,); ties by number: (n,) int32.
+
+    What a recommendation of the most popular items reaches, for everyone the same.
+    """
+    ranks = np.empty(len(counts), np.int32)
+    ranks[np.argsort(-counts, kind="stable")] = np.arange(len(counts))
+    return ranks[targets]
+
+
+def unigram_perplexity(counts, tokens):
+    """``exp(-mean log p(token))`` of a model that knows frequencies alone: ``p(w) = (counts[w] + 1) / (sum + L)``.
+
+    counts (L,) are those of the training text, tokens (n,) the text to be predicted. Laplace's rule keeps words that do not
+    occur in training from having probability 0.
+    """
+    log_p = np.log((counts + 1.0) / (counts.sum() + len(counts)))
+    return float(np.exp(-log_p[tokens].mean()))

@@ -1,6 +1,8 @@
 """The network of the multi-label classifier: inputs or embedding, optional intermediate layer, output layer."""
 
+import contextlib
 import math
+import time
 
 import numpy as np
 import scipy.sparse
@@ -23,7 +25,75 @@ LOSSES = *formulas.LOSSES, "softmax"
 WORDS = 1 << 15
 
 
-class Network:
+class Layers:
+    """Layers one above the other: what a network is, whatever they are.
+
+    A subclass has `hidden`, layers with `parameters` and `activations`; `output`, the output layer; `device`; `steps`; and
+    sets `output_seconds` in every step.
+    """
+
+    #: Seconds that the output layer took of the last step.
+    output_seconds = 0.0
+
+    @property
+    def parameters(self):
+        """All arrays by name, from the input to the output."""
+        layers = [*self.hidden, self.output]
+        return {name: array for layer in layers for name, array in layer.parameters.items()}
+
+    @property
+    def output_nbytes(self):
+        """Bytes of the output layer's parameters; training with Adam adds two float32 moments for each weight."""
+        return sum(array.nbytes for array in self.output.parameters.values())
+
+    @property
+    def nbytes(self):
+        """Bytes of all parameters."""
+        return sum(array.nbytes for array in self.parameters.values())
+
+    def set_parameters(self, arrays, prefix=""):
+        """Overwrite all parameters, in place, with NumPy arrays by prefix and name; TypeError or ValueError for a wrong one."""
+        for name, array in self.parameters.items():
+            stored = check.array(name, arrays[prefix + name], array.dtype, array.shape)
+            if stored.dtype == np.float32:
+                check.finite(name, stored)
+            array[...] = backend.asarray(stored, self.device)
+        self.output.check_connections()
+
+    @property
+    def carried(self):
+        """What a checkpoint needs beside parameters and moments, by name: what negatives are drawn from; most have none."""
+        negatives = getattr(self.output, "negatives", None)
+        return {} if negatives is None else {f"sampler/{name}": array for name, array in negatives.arrays.items()}
+
+    def restore_carried(self, arrays):
+        """Go on from what `carried` held, among other arrays; KeyError, TypeError or ValueError where it does not fit."""
+        if getattr(self.output, "negatives", None) is not None:
+            prefix = "sampler/"
+            names = (name for name in arrays if name.startswith(prefix))
+            self.output.negatives.restore({name.removeprefix(prefix): arrays[name] for name in names})
+
+    @contextlib.contextmanager
+    def _timing_output(self):
+        """The seconds inside count as the output layer's; on CUDA they are those of the device."""
+        if self.device == "cuda":
+            backend.synchronize()
+        start = time.perf_counter()
+        yield
+        if self.device == "cuda":
+            backend.synchronize()
+        self.output_seconds += time.perf_counter() - start
+
+    def first_not_finite(self):
+        """Name of the first array that holds NaN or infinity, or None: parameters, then the last outputs of the layers."""
+        activations = {name: array for layer in self.hidden for name, array in layer.activations.items()}
+        for name, array in (self.parameters | activations).items():
+            if not bool(backend.module_of(self.device).isfinite(array).all()):
+                return name
+        return None
+
+
+class Network(Layers):
     """Sparse bag of words -> embedding -> ReLU -> dropout [-> dense -> ReLU] -> output layer.
 
     Dense features take the place of the embedding: features -> dropout [-> dense -> ReLU] -> output layer.
@@ -67,42 +137,6 @@ class Network:
         more = (fan_in, seed) if output in SPARSE_OUTPUTS else ()
         self.output = (SoftmaxOutput if loss == "softmax" else OUTPUTS[output])(width, n_labels, *more, device)
 
-    @property
-    def parameters(self):
-        """All arrays by name, from the input to the output."""
-        layers = [*self.hidden, self.output]
-        return {name: array for layer in layers for name, array in layer.parameters.items()}
-
-    @property
-    def output_nbytes(self):
-        """Bytes of the output layer's parameters; training with Adam adds two float32 moments for each weight."""
-        return sum(array.nbytes for array in self.output.parameters.values())
-
-    @property
-    def nbytes(self):
-        """Bytes of all parameters."""
-        return sum(array.nbytes for array in self.parameters.values())
-
-    def set_parameters(self, arrays, prefix=""):
-        """Overwrite all parameters, in place, with NumPy arrays by prefix and name; TypeError or ValueError for a wrong one."""
-        for name, array in self.parameters.items():
-            stored = check.array(name, arrays[prefix + name], array.dtype, array.shape)
-            if stored.dtype == np.float32:
-                check.finite(name, stored)
-            array[...] = backend.asarray(stored, self.device)
-        self.output.check_connections()
-
-    @property
-    def sampler_arrays(self):
-        """Arrays that the negatives of the output layer are drawn from, by name, for a checkpoint; most have none."""
-        negatives = getattr(self.output, "negatives", None)
-        return {} if negatives is None else negatives.arrays
-
-    def restore_sampler(self, arrays):
-        """Draw on from what `sampler_arrays` held; KeyError, TypeError or ValueError where it does not fit."""
-        if getattr(self.output, "negatives", None) is not None:
-            self.output.negatives.restore(arrays)
-
     def forward(self, x, training=False):
         """Contexts h (B, H) of a SciPy CSR matrix or dense array (B, F): the input of the output layer."""
         if scipy.sparse.issparse(x):
@@ -133,7 +167,9 @@ class Network:
         if self.device == "cuda":
             arrays = labels.indptr, labels.indices
             labels = sparse.Labels(*(backend.asarray(a, self.device, np.int32) for a in arrays))
-        value, gradient = self.output.step(h, labels, loss, optimizer)
+        self.output_seconds = 0.0
+        with self._timing_output():
+            value, gradient = self.output.step(h, labels, loss, optimizer)
         for layer in reversed(self.hidden):
             if norms is not None and gradient is not None:
                 flat = gradient.reshape(-1)
@@ -149,11 +185,3 @@ class Network:
     def top_k(self, x, k):
         """The k best labels of each row of a SciPy CSR matrix or dense array: scores, ids (B, k)."""
         return self.output.top_k(self.forward(x), k)
-
-    def first_not_finite(self):
-        """Name of the first array that holds NaN or infinity, or None: parameters, then the last outputs of the layers."""
-        activations = {name: array for layer in self.hidden for name, array in layer.activations.items()}
-        for name, array in (self.parameters | activations).items():
-            if not bool(backend.module_of(self.device).isfinite(array).all()):
-                return name
-        return None

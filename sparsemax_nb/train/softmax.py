@@ -8,6 +8,7 @@ from ..core import backend, check, sparse
 from ..full_softmax import softmax_cross_entropy
 from ..midx import InvertedMultiIndex, sampled_softmax
 from ..samplers import LSHSampler, LogUniformSampler, RFFSampler, SphereSampler, UniformSampler, UnigramSampler
+from .gradients import Gradient
 from .layers import top_k_of_scores
 
 #: By name on the command line. Those of the first line are made once; the others follow the weights as training moves them.
@@ -141,14 +142,15 @@ class Negatives:
 class SoftmaxOutput:
     """Output layer ``scores = x weights.T`` under the softmax loss, ``sum_p -log softmax(scores)_p`` over a row's positives.
 
-    weights (L, H) float32, without a bias, as the samplers take them; they start at zero. With `negatives` every positive
-    meets the row's drawn negatives instead of all labels, and only the rows that occur are updated (lazy Adam).
+    weights (L, H) float32, without a bias, as the samplers take them; they start at zero, or are the array that is given
+    (tied: an embedding's). With `negatives` every positive meets the row's drawn negatives instead of all labels, and only
+    the rows that occur have a gradient (lazy Adam).
     """
 
     name = "output"
 
-    def __init__(self, n_inputs, n_labels, device):
-        self.weights = backend.zeros((n_labels, n_inputs), np.float32, device)
+    def __init__(self, n_inputs, n_labels, device, weights=None):
+        self.weights = backend.zeros((n_labels, n_inputs), np.float32, device) if weights is None else weights
         #: `Negatives`, or None for the exact loss.
         self.negatives = None
 
@@ -156,19 +158,26 @@ class SoftmaxOutput:
     def parameters(self):
         return {"output.weights": self.weights}
 
-    def step(self, x, labels, loss, optimizer):
-        """Loss of a batch and gradient by x; updates the weights."""
+    def gradients(self, x, labels, step):
+        """Loss of a batch, gradient by x, and `Gradient` by the weights; labels as `softmax_cross_entropy` takes them.
+
+        `step` numbers the draws of negatives.
+        """
         if self.negatives is None:
             value, dx, dweights, _ = softmax_cross_entropy(x, self.weights, labels)
-            optimizer.step(self.weights, dweights)
-            return value, dx
-        labels = sparse.as_labels(labels, len(x), backend.device_of(x), len(self.weights))
-        ids, log_q, log_q_targets = self.negatives.draw(x, labels, optimizer.state_of(self.weights).count)
+            return value, dx, Gradient(self.weights, dweights)
+        labels = sparse.as_targets(labels, len(x), backend.device_of(x), len(self.weights))
+        ids, log_q, log_q_targets = self.negatives.draw(x, labels, step)
         how = self.negatives.how
         value, dx, (rows, drows) = sampled_softmax(
             x, self.weights, labels, ids, log_q, log_q_targets, correction=how.correction, mask_hits=how.mask_hits
         )
-        optimizer.step_rows(self.weights, rows, drows)
+        return value, dx, Gradient(self.weights, drows, rows)
+
+    def step(self, x, labels, loss, optimizer):
+        """Loss of a batch and gradient by x; updates the weights."""
+        value, dx, gradient = self.gradients(x, labels, optimizer.state_of(self.weights).count)
+        gradient.apply(optimizer)
         return value, dx
 
     def check_connections(self):

@@ -11,7 +11,7 @@ class Notes:
     """Stands in for a network: its one weight is the number of steps that it took."""
 
     def __init__(self):
-        self.steps, self.rates, self.rewired, self.seen = 0, [], [], []
+        self.steps, self.rates, self.rewired, self.seen, self.output_seconds = 0, [], [], [], 0.0
         self.weight = np.zeros(1, np.float32)
         self.parameters = {"weight": self.weight}
 

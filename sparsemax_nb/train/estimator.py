@@ -1,0 +1,152 @@
+"""What the estimators share: parameters by name, what they may be, checkpoints of a run."""
+
+import inspect
+import math
+import os
+
+import numpy as np
+
+from ..core import check
+from ..data import fingerprint
+from ..midx import CORRECTIONS, MAX_CODEWORDS, RESIDUALS
+from . import checkpoint, loop
+from .softmax import INDICES, SAMPLERS, YARDSTICKS, Sampling
+
+#: Parameters that may differ when a run is resumed: they do not change what a step computes.
+FREE_TO_CHANGE = {"budget_seconds", "device", "memory_limit", "progress"}
+
+
+class Estimator:
+    """Parameters as constructor arguments, with scikit-learn's manners; a run of training that can be resumed."""
+
+    #: What the files of `save` say that they hold.
+    kind = None
+    #: What the classes of the output layer are called.
+    classes = "classes"
+
+    @classmethod
+    def _names(cls):
+        return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+
+    def get_params(self, deep=True):
+        """The constructor's arguments by name."""
+        return {name: getattr(self, name) for name in self._names()}
+
+    def set_params(self, **params):
+        """Change constructor arguments; returns self. ValueError for a name that there is not."""
+        for name, value in params.items():
+            check.choice("parameter", name, self._names())
+            setattr(self, name, value)
+        return self
+
+    def __sklearn_is_fitted__(self):
+        return hasattr(self, "network_")
+
+    def __repr__(self):
+        defaults = {n: p.default for n, p in inspect.signature(type(self).__init__).parameters.items()}
+        changed = ", ".join(f"{n}={v!r}" for n, v in self.get_params().items() if v != defaults[n])
+        return f"{type(self).__name__}({changed})"
+
+    def _check_fitted(self):
+        if not hasattr(self, "network_"):
+            call = "(X, y)" if type(self).__name__ == "Classifier" else "(tokens)"
+            raise _not_fitted(f"this {type(self).__name__} is not fitted yet; call fit{call} first")
+
+    # ------------------------------------------------------------ parameters
+
+    def _check_params(self):
+        """TypeError or ValueError for parameters that all estimators have."""
+        check.choice("sampler", self.sampler, SAMPLERS)
+        check.choice("residual", self.residual, RESIDUALS)
+        check.choice("correction", self.correction, CORRECTIONS)
+        if not isinstance(self.mask_hits, (bool, np.bool_)):
+            raise TypeError(f"mask_hits must be True or False, got {self.mask_hits!r}")
+        for name in ("patience", "stop_after", "batch_size", "epochs", "n_samples", "n_codewords"):
+            check.integer(name, getattr(self, name), 1)
+        if self.index_every is not None:
+            check.integer("index_every", self.index_every, 1)
+        check.integer("warm_up", self.warm_up, 0)
+        check.number("dropout", self.dropout, 0, 0.999)
+        check.number("learning_rate", self.learning_rate, 0, math.inf, open_ends=True)
+        check.number("min_learning_rate", self.min_learning_rate, 0, math.inf)
+        if self.budget_seconds is not None:
+            check.number("budget_seconds", self.budget_seconds, 0, math.inf, open_ends=True)
+        check.integer("seed", self.seed, 0, 2**64 - 1)
+
+    def _check_sampler(self, n_classes, width, device):
+        """What sampler and number of classes, output width or device do not go together; before a fit."""
+        if self.sampler in YARDSTICKS and device != "cpu":
+            raise ValueError(f"sampler={self.sampler!r} is a yardstick for the CPU alone; use device='cpu'")
+        if self.sampler in INDICES:
+            hint = f" (there are {n_classes} {self.classes})"
+            check.integer("n_codewords", self.n_codewords, 1, min(n_classes, MAX_CODEWORDS), hint)
+            if INDICES[self.sampler] == "pq" and width % 2:
+                raise ValueError(f"sampler='midx-pq' halves the output weights: their width must be even, got {width}")
+
+    def _sampling(self):
+        """How negatives are drawn, or None."""
+        return None if self.sampler == "none" else Sampling(*(getattr(self, name) for name in Sampling._fields))
+
+    def _schedule(self, **more):
+        """The `Schedule` of the parameters that it shares with the estimator, and of `more`."""
+        names = inspect.signature(loop.Schedule).parameters
+        params = {name: getattr(self, name) for name in names if hasattr(self, name)} | more
+        if self.sampler not in (*YARDSTICKS, *INDICES):
+            params["index_every"] = 0
+        return loop.Schedule(**params)
+
+    def _plain_params(self):
+        """The parameters as JSON knows them."""
+        return {n: value.item() if isinstance(value, np.generic) else value for n, value in self.get_params().items()}
+
+    # ------------------------------------------------------------ checkpoints
+
+    @staticmethod
+    def _check_checkpoint_path(path, resume):
+        if path is None and resume:
+            raise ValueError("resume needs checkpoint_path, the file to continue from")
+        if path is not None and not resume and os.path.exists(path):
+            raise ValueError(f"{path} is there already: resume continues from it; else remove it first")
+
+    def _checkpoints(self, training, path, resume, parts):
+        """Bring `training` to where the checkpoint `path` was written, if it is there; returns what writes the next one.
+
+        `parts` are the data, in pairs that `fingerprint` takes. ModelFileError for a checkpoint of another run.
+        """
+        if path is None:
+            return None
+        kind = f"{self.kind} checkpoint"
+        about = {"params": self._plain_params(), "fingerprint": [fingerprint(*part) for part in parts]}
+        if resume and os.path.exists(path):
+            arrays, description = checkpoint.load(path, kind)
+            schedule = training.schedule
+            # where the number of epochs decides until when a layer is rewired, or how the learning rate falls
+            epochs_matter = schedule.rewire_fraction > 0 or schedule.decay == "linear"
+            free = FREE_TO_CHANGE if epochs_matter else FREE_TO_CHANGE | {"epochs"}
+            try:
+                params = description["params"]
+                for name, value in about["params"].items():
+                    if name not in free and params[name] != value:
+                        raise ValueError(
+                            f"{name} was {params[name]!r}, not {value!r}; start anew or give the old value"
+                        )
+                if description["fingerprint"] != about["fingerprint"]:
+                    raise ValueError("it was written for other data (training or validation)")
+                training.restore(arrays, description)
+            except (KeyError, TypeError, ValueError) as error:
+                raise checkpoint.ModelFileError(f"{path} can not be resumed: {error}") from error
+
+        def save():
+            arrays, description = training.state()
+            checkpoint.save(path, kind, arrays, about | description)
+
+        return save
+
+
+def _not_fitted(message):
+    """scikit-learn's error for it where that is installed, which is a ValueError, else a ValueError."""
+    try:
+        from sklearn.exceptions import NotFittedError
+    except ImportError:
+        return ValueError(message)
+    return NotFittedError(message)

@@ -1,0 +1,396 @@
+"""`LanguageModel`: the next word of a text, or the next item of a sequence, by LSTM layers and a softmax over all of them."""
+
+import math
+import os
+import sys
+import time
+
+import numpy as np
+
+from ..core import backend, check, rng
+from ..data import Vocabulary
+from ..data.batches import batches
+from ..data.text import END_OF_LINE, UNKNOWN
+from ..optimizers import Adam
+from . import checkpoint, loop, metrics
+from .estimator import Estimator
+from .language_network import LanguageNetwork
+from .sequences import Chunk, RunningText, SeparateLines
+from .softmax import Negatives
+
+DECAYS = "plateau", "linear"
+#: The cut-off of the ranking metrics, beside top-1 and top-5.
+K = 10
+#: Tokens of each stream in a step where a text is only read.
+STEPS_READ = 64
+
+
+class LanguageModel(Estimator):
+    """A language model with an output layer over very many words, trained with hand-written gradients.
+
+    Token -> embedding -> dropout -> (LSTM -> dropout) `n_layers` times -> softmax over all words.
+
+    A text is read as `batch_size` streams side by side, `unroll` tokens at a step: the state is carried from step to step,
+    back-propagation through time stops at the beginning of a step. Separate sequences (`data.Sequences`: lines of items)
+    are read `batch_size` at a time, each from its beginning.
+
+    Parameters
+    ----------
+    width : int
+        Of the embedding and of every LSTM layer.
+    n_layers : int
+    tied : bool
+        The output's weights are the embedding's table; else they are their own, and start at zero.
+    sampler, n_samples, n_codewords, residual, index_every, correction, mask_hits
+        How negatives are drawn; see `Classifier`. 'none' takes the softmax over all words.
+    dropout : float
+        Rate behind the embedding and behind each LSTM layer, in [0, 1).
+    clip : float
+        The gradient is scaled down where its norm, all parameters together, exceeds this.
+    learning_rate : float
+        Of Adam, at the start. Words that a step does not touch are left alone (lazy Adam) but under sampler='none'.
+    decay : 'linear' or 'plateau'
+        The learning rate falls linearly in the steps, down to `min_learning_rate` at the end of the last epoch; or it is
+        halved after every `patience` epochs in a row that the validation does not improve.
+    warm_up : int
+        Steps over which the learning rate rises from 0, linearly.
+    min_learning_rate : float
+    patience, stop_after : int
+        Training stops after `stop_after` epochs in a row without a better validation.
+    batch_size, unroll : int
+        Streams of a text and tokens of each in a step; or sequences of a step and how many of their last items count.
+    epochs : int
+    budget_seconds : float or None
+        Training stops after so many seconds even if epochs are left; neither compiling nor validation is counted.
+    seed : int
+    device : 'auto', 'cpu' or 'cuda'
+    progress : bool
+        Show a progress bar on standard error.
+
+    Attributes
+    ----------
+    network_ : LanguageNetwork
+    vocabulary_ : Vocabulary or None
+    n_words_ : int
+    history_ : History
+        What the run did, epoch by epoch.
+    device_ : str
+
+    Source: arXiv 2501.08563 and arXiv 1901.10668 (two layers of width 200, tied embeddings); W. Zaremba et al., arXiv
+    1409.2329 (where dropout sits); O. Press, L. Wolf, "Using the output embedding to improve language models", EACL 2017
+    (tied embeddings); optimiser, rates and schedule are ours.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sparsemax_nb import train
+    >>> text = np.arange(2000, dtype=np.int32) % 7  # 0 1 2 3 4 5 6 0 1 ...
+    >>> model = train.LanguageModel(
+    ...     width=16, sampler="uniform", n_samples=3, dropout=0.0, batch_size=8, unroll=10, epochs=10, learning_rate=0.01,
+    ...     device="cpu", progress=False,
+    ... )
+    >>> model.fit(text).perplexity(text) < 1.5
+    True
+    >>> model.generate(np.array([2, 3], np.int32), n_words=5, temperature=0).tolist()
+    [4, 5, 6, 0, 1]
+    """
+
+    kind, classes = "language model", "words"
+
+    def __init__(
+        self, *, width=200, n_layers=2, tied=True, sampler="midx-rq", n_samples=100, n_codewords=64, residual="uniform",
+        index_every=100, correction="paper", mask_hits=False, dropout=0.2, clip=1.0, learning_rate=2e-3, decay="linear",
+        warm_up=0, min_learning_rate=1e-5, patience=1, stop_after=3, batch_size=64, unroll=35, epochs=6,
+        budget_seconds=None, seed=0, device="auto", progress=True,
+    ):  # fmt: skip
+        self.set_params(**{name: value for name, value in locals().items() if name not in ("self", "__class__")})
+
+    def _check_params(self):
+        super()._check_params()
+        for name in ("width", "n_layers", "unroll"):
+            check.integer(name, getattr(self, name), 1)
+        if not isinstance(self.tied, (bool, np.bool_)):
+            raise TypeError(f"tied must be True or False, got {self.tied!r}")
+        check.number("clip", self.clip, 0, math.inf, open_ends=True)
+        check.choice("decay", self.decay, DECAYS)
+
+    def _new_network(self, n_words, device):
+        names = "width", "n_layers", "tied", "dropout", "clip", "seed"
+        return LanguageNetwork(n_words, **{name: getattr(self, name) for name in names}, device=device)
+
+    def fit(
+        self, tokens, *, vocabulary=None, n_words=None, validation=None, checkpoint_path=None, checkpoint_seconds=300.0,
+        resume=False, after_epoch=None,
+    ):  # fmt: skip
+        """Train on a text or on sequences. Returns self.
+
+        Parameters
+        ----------
+        tokens : (n,) int32 array, or Sequences
+            Words by number; in memory or memory-mapped.
+        vocabulary : Vocabulary, optional
+            What the numbers mean (of `Sequences`: theirs). It is saved with the model.
+        n_words : int, optional
+            Where there is no vocabulary: the number of words; if not given, the largest token + 1.
+        validation : like tokens, optional
+            Measured after every epoch (see `evaluate`). The weights of the best epoch are kept: the largest likelihood of
+            a text, the best NDCG@10 for sequences.
+        checkpoint_path, checkpoint_seconds, resume, after_epoch
+            As for `Classifier.fit`; where the learning rate falls linearly, `epochs` must stay the same, too.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Bad arguments; `ModelFileError` for a checkpoint of other data, parameters or version, or a damaged one.
+        TrainingError
+            The loss, its gradient or a parameter is not finite; the last checkpoint stays.
+        KeyboardInterrupt
+            Ctrl-C, after the step in hand and the checkpoint.
+        """
+        self._check_params()
+        device = backend.resolve_device(self.device)
+        vocabulary = getattr(tokens, "vocabulary", None) if vocabulary is None else vocabulary
+        n_words = self._count_words(tokens, vocabulary, n_words)
+        text = self._sequences("tokens", tokens, n_words, training=True)
+        other = None if validation is None else self._sequences("validation", validation, n_words)
+        if isinstance(text, SeparateLines) != isinstance(other, SeparateLines) and other is not None:
+            raise TypeError("tokens and validation must both be running text, or both Sequences")
+        self._check_sampler(n_words, self.width, device)
+        self._check_checkpoint_path(checkpoint_path, resume)
+        network = self._new_network(n_words, device)
+        # from here on it is another model
+        self.network_, self.n_words_, self.vocabulary_, self.device_ = network, n_words, vocabulary, device
+        self._fitted_params = self._plain_params()
+        if self.sampler != "none":
+            counts = np.bincount(text.tokens[text.all_places], minlength=n_words)
+            network.output.negatives = Negatives(self._sampling(), network.output.weights, counts, self.seed)
+
+        def batch(rows):
+            chunk = text.chunk(rows)
+            return chunk, text.tokens[chunk.places[chunk.places >= 0]]
+
+        training = loop.Training(
+            network, Adam(self.learning_rate), self._schedule(loss="softmax", batch_size=text.rows_per_step), text.n_rows,
+            batch=batch, order=text.order, validate=None if other is None else lambda: self._figures(other),
+            monitor=f"NDCG@{K}" if isinstance(other, SeparateLines) else "log-likelihood",
+        )  # fmt: skip
+        parts = [_parts(part) for part in (tokens, validation) if part is not None]
+        save = self._checkpoints(training, checkpoint_path, resume, parts)
+        self.history_ = training.history
+        training.run(save=save, save_seconds=checkpoint_seconds, progress=self.progress, after_epoch=after_epoch)
+        return self
+
+    def _count_words(self, tokens, vocabulary, n_words):
+        if vocabulary is not None:
+            if not isinstance(vocabulary, Vocabulary):
+                raise TypeError(f"vocabulary must be a Vocabulary, got {type(vocabulary).__name__}")
+            if n_words not in (None, len(vocabulary)):
+                raise ValueError(f"n_words must be the length of the vocabulary, {len(vocabulary)}, got {n_words}")
+            return len(vocabulary)
+        if n_words is None:
+            items = getattr(tokens, "items", tokens)
+            return int(items.max()) + 1 if len(items) else 1
+        return check.integer("n_words", n_words, 1)
+
+    def _sequences(self, name, tokens, n_words, training=False):
+        """A text as `RunningText`, sequences as `SeparateLines`, checked; as a step of training takes them, or to be read."""
+        if hasattr(tokens, "indptr"):
+            items = check.array(f"{name}.items", tokens.items, np.int32, ("m",))
+            check.below(f"{name}.items", items, n_words)
+            lines = SeparateLines(tokens.indptr, items, self.batch_size, self.unroll, self.seed, last_only=not training)
+            if not lines.n_rows:
+                raise ValueError(
+                    f"{name} must hold a sequence of two items or more: of one there is nothing to predict"
+                )
+            return lines
+        tokens = check.array(name, tokens, np.int32, ("n",))
+        check.below(name, tokens, n_words)
+        if len(tokens) < 2:
+            raise ValueError(
+                f"{name} must hold two tokens or more, got {len(tokens)}: each is predicted from those before"
+            )
+        if not training:
+            return RunningText(tokens, max(1, min(self.batch_size, (len(tokens) - 1) // STEPS_READ)), STEPS_READ)
+        if len(tokens) <= self.batch_size:
+            raise ValueError(
+                f"{name} must hold more than batch_size = {self.batch_size} tokens, got {len(tokens)}; use a smaller batch_size"
+            )
+        return RunningText(tokens, self.batch_size, self.unroll)
+
+    def _read(self, text):
+        """Yield every `Chunk` of a text, in its order; the state of training is as before when all are read."""
+        before, self.network_.state = self.network_.state, None
+        try:
+            for rows in batches(text.rows_in_order(), text.rows_per_step):
+                yield text.chunk(rows)
+        finally:
+            self.network_.state = before
+
+    def _figures(self, text):
+        """See `evaluate`."""
+        start, found = time.perf_counter(), []
+        for chunk in self._read(text):
+            found.append(self.network_.evaluate(chunk, text.tokens[chunk.places[chunk.places >= 0]]))
+        log_prob, ranks = map(np.concatenate, zip(*found, strict=True))
+        mean = float(log_prob.mean(dtype=np.float64))
+        return {
+            "log-likelihood": mean, "perplexity": math.exp(min(-mean, 700.0)), "tokens": len(ranks),
+            "top-1": float((ranks < 1).mean()), "top-5": float((ranks < 5).mean()),
+            **metrics.figures_of_ranks(ranks, K), "seconds": time.perf_counter() - start,
+        }  # fmt: skip
+
+    def evaluate(self, tokens):
+        """How well every word of a text (n,) is predicted, or the last item of each of `Sequences`; by the full softmax.
+
+        Returns
+        -------
+        dict
+            'log-likelihood', the mean ``log p(token | those before)``; 'perplexity', ``exp`` of minus that; 'top-1' and
+            'top-5', the share of tokens among the 1 or 5 best words; 'Recall@10' and 'NDCG@10' of the ranking of all words;
+            'tokens', how many were predicted; 'seconds'.
+
+        A text is read as at most `batch_size` streams, each of which starts without a context.
+        """
+        self._check_fitted()
+        return self._figures(self._sequences("tokens", tokens, self.n_words_))
+
+    def perplexity(self, tokens):
+        """``exp(-mean log p(token | those before))`` of a text (n,) int32, by the full softmax; see `evaluate`."""
+        return self.evaluate(tokens)["perplexity"]
+
+    def contexts(self, tokens, out=None):
+        """What the output layer sees before each token that is predicted, and that token, in the order of the text.
+
+        Parameters
+        ----------
+        tokens : (n,) int32 or Sequences
+            Of a text, all tokens but the first are predicted; of sequences, the last of each.
+        out : path, or (N, width) float32 or float16 array, optional
+            A path gets a .npy file of float16, which is returned memory-mapped: it may be larger than memory.
+
+        Returns
+        -------
+        h : (N, width) float32, or `out`
+        targets : (N,) int32
+        """
+        self._check_fitted()
+        text = self._sequences("tokens", tokens, self.n_words_)
+        places = text.all_places
+        shape = len(places), self.width
+        to_file = isinstance(out, (str, os.PathLike))
+        if to_file:
+            temporary = f"{os.fspath(out)}.part"
+            h = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
+        else:
+            dtype = np.float16 if getattr(out, "dtype", None) == np.float16 else np.float32
+            h = check.output("out", out, dtype, shape, "cpu")
+        for chunk in self._read(text):
+            at = np.searchsorted(places, chunk.places[chunk.places >= 0])
+            h[at] = self.network_.contexts(chunk)
+        if to_file:
+            h.flush()
+            os.replace(temporary, out)
+            h = np.load(out, mmap_mode="r+")
+        return h, text.tokens[places]
+
+    def generate(self, prompt, n_words=50, *, temperature=1.0, top_k=None, seed=0):
+        """Continue a prompt, word by word.
+
+        Parameters
+        ----------
+        prompt : str, or (n,) int32
+            Words divided by blanks, for a model with a vocabulary; those it does not know count as `<unk>`. Or tokens.
+        n_words : int
+            Words to be drawn.
+        temperature : float
+            Words are drawn from ``softmax(scores / temperature)``; 0 takes the best word every time.
+        top_k : int or None
+            Only the k best words are drawn from. `<unk>` never is.
+        seed : int
+
+        Returns
+        -------
+        str, or (n_words,) int32
+            Like the prompt, without it.
+        """
+        self._check_fitted()
+        check.integer("n_words", n_words, 0)
+        check.number("temperature", temperature, 0, math.inf)
+        check.integer("seed", seed, 0, 2**64 - 1)
+        top_k = self.n_words_ if top_k is None else check.integer("top_k", top_k, 1, self.n_words_)
+        is_text = isinstance(prompt, str)
+        tokens = self._encode(prompt) if is_text else check.array("prompt", prompt, np.int32, ("n",))
+        if not len(tokens):
+            raise ValueError("prompt must hold at least one word")
+        check.below("prompt", tokens, self.n_words_)
+        drawn = self._draw(tokens, n_words, temperature, top_k, seed)
+        return " ".join(self.vocabulary_.decode(drawn)).replace(END_OF_LINE, "\n") if is_text else drawn
+
+    def _encode(self, prompt):
+        if self.vocabulary_ is None:
+            raise TypeError("prompt must be an array of tokens: the model was fitted without a vocabulary")
+        words = prompt.split()
+        unknown = [word for word in words if word not in self.vocabulary_]
+        if words and len(unknown) == len(words):
+            raise ValueError(
+                f"prompt must hold a word of the vocabulary of {self.n_words_:,}; none of {words} is in it"
+            )
+        if unknown:
+            print(f"sparsemax-nb: not in the vocabulary: {' '.join(unknown)}", file=sys.stderr)
+        tokens, _ = self.vocabulary_.encode([words])
+        return tokens[: len(words)]  # without the end of the line
+
+    def _draw(self, tokens, n_words, temperature, top_k, seed):
+        never = self.vocabulary_.words.index(UNKNOWN) if self.vocabulary_ and UNKNOWN in self.vocabulary_ else None
+        network, drawn = self.network_, np.empty(n_words, np.int32)
+        before, network.state = network.state, None
+        text = RunningText(np.append(tokens, 0).astype(np.int32), 1, len(tokens))
+        h = network.contexts(text.chunk(text.rows_in_order()))[-1:]
+        for n in range(n_words):
+            scores = backend.to_numpy(backend.product(backend.asarray(h, self.device_), network.output.weights.T))[
+                0
+            ].astype(np.float64)
+            if never is not None:
+                scores[never] = -np.inf
+            best = np.argsort(-scores, kind="stable")[: 1 if temperature == 0 else top_k]
+            if temperature > 0:
+                p = np.exp((scores[best] - scores[best[0]]) / temperature)
+                word = rng.random_word(np.uint64(seed), rng.GENERATION, np.uint64(0), np.uint64(n))
+                best = best[np.searchsorted(np.cumsum(p), rng.unit(word) * p.sum(), side="right") :]
+            drawn[n] = best[0]
+            h = network.contexts(Chunk(drawn[n : n + 1, None], np.ones((1, 1), np.int64), False))
+        network.state = before
+        return drawn
+
+    def save(self, path):
+        """Write the fitted model and its vocabulary (safetensors); `path` is replaced in one move."""
+        self._check_fitted()
+        arrays = {name: backend.to_numpy(array) for name, array in self.network_.parameters.items()}
+        words = None if self.vocabulary_ is None else list(self.vocabulary_.words)
+        description = {"params": self._fitted_params, "n_words": self.n_words_, "words": words}
+        checkpoint.save(path, self.kind, arrays, description)
+
+    @classmethod
+    def load(cls, path, device="auto"):
+        """Read a model that `save` wrote, onto `device`."""
+        device = backend.resolve_device(device)
+        arrays, description = checkpoint.load(path, cls.kind)
+        try:
+            model = cls(**description["params"]).set_params(device=device)
+            model._check_params()
+            model.n_words_, model.device_ = check.integer("n_words", description["n_words"], 1), device
+            words = description["words"]
+            model.vocabulary_ = None if words is None else Vocabulary(words)
+            if words is not None and len(words) != model.n_words_:
+                raise ValueError(f"a vocabulary of {len(words)} for {model.n_words_} words")
+            model.network_ = model._new_network(model.n_words_, device)
+            model.network_.set_parameters(arrays)
+            model._fitted_params = description["params"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise checkpoint.ModelFileError(f"{path} does not hold a whole LanguageModel ({error})") from error
+        return model
+
+
+def _parts(tokens):
+    """A text or sequences as a pair that `fingerprint` takes."""
+    return (tokens.items, tokens.indptr) if hasattr(tokens, "indptr") else (tokens, np.zeros(0))

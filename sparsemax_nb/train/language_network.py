@@ -1,0 +1,176 @@
+"""The network of the language model: embedding, layers of LSTM cells, softmax output; gradients through time by hand."""
+
+import math
+
+import numpy as np
+
+from ..core import backend, check, rng
+from ..full_softmax import target_ranks
+from .gradients import Gradient, add_rows, clip
+from .layers import TokenEmbedding
+from .lstm import LSTM
+from .network import Layers
+from .softmax import SoftmaxOutput
+
+
+class LanguageNetwork(Layers):
+    """Token -> embedding -> dropout -> (LSTM -> dropout), once or more -> softmax over all words.
+
+    Parameters
+    ----------
+    n_words : int
+    width : int
+        Of the embedding and of every LSTM layer.
+    n_layers : int
+        LSTM layers.
+    tied : bool
+        The output's weights are the embedding's table.
+    dropout : float
+        Rate behind the embedding and behind each LSTM layer, never between two steps of one layer: the place that
+        W. Zaremba et al., "Recurrent neural network regularization", arXiv 1409.2329, give it.
+    clip : float
+        The largest norm of all gradients together.
+    seed : int
+    device : 'cpu' or 'cuda'
+
+    Attributes
+    ----------
+    state : list of (h, c), or None
+        (B, width) each, behind the last chunk; None before the first.
+    """
+
+    def __init__(self, n_words, *, width, n_layers, tied, dropout, clip, seed, device):
+        self.device, self.seed, self.steps = device, seed, 0
+        self.width, self.dropout, self.clip, self.tied, self.state = width, dropout, clip, tied, None
+        self.embedding = TokenEmbedding(n_words, width, seed, device)
+        self.lstms = [LSTM(width, width, seed, number, device) for number in range(n_layers)]
+        self.hidden = [self.embedding, *self.lstms]
+        self.output = SoftmaxOutput(width, n_words, device, self.embedding.table if tied else None)
+
+    @property
+    def parameters(self):
+        """All arrays by name, from the input to the output; tied weights once, as the embedding's."""
+        arrays = super().parameters
+        if self.tied:
+            del arrays["output.weights"]
+        return arrays
+
+    @property
+    def carried(self):
+        """What a checkpoint needs beside parameters and moments: what negatives are drawn from, and the state."""
+        state = (
+            {} if self.state is None else {f"state/{n}": np.stack(pair) for n, pair in enumerate(self._host_state())}
+        )
+        return super().carried | state
+
+    def _host_state(self):
+        return [tuple(map(backend.to_numpy, pair)) for pair in self.state]
+
+    def restore_carried(self, arrays):
+        """Go on from what `carried` held, among other arrays; KeyError, TypeError or ValueError where it does not fit."""
+        super().restore_carried(arrays)
+        self.state = None
+        if "state/0" in arrays:
+            names = [f"state/{number}" for number in range(len(self.lstms))]
+            pairs = [check.array(name, arrays[name], np.float32, (2, "B", self.width)) for name in names]
+            self.state = [tuple(backend.asarray(part, self.device) for part in pair) for pair in pairs]
+
+    def _start(self, n_rows):
+        """All states zero."""
+        zeros = backend.zeros((n_rows, self.width), np.float32, self.device)
+        self.state = [(zeros, zeros)] * len(self.lstms)
+
+    def _drop(self, x, number, training):
+        """Dropout number `number` (0 behind the embedding) of x (T, B, D): a new array; its own gradient, too."""
+        if not training or self.dropout == 0:
+            return x
+        dropout, out = (
+            rng.make_dropout(self.dropout, self.seed, number, self.steps),
+            backend.empty(x.shape, np.float32, self.device),
+        )
+        lines = -1, x.shape[-1]
+        backend.wing(self.device, "activations").dropout(x.reshape(lines), dropout, out.reshape(lines))
+        return out
+
+    def forward(self, chunk, training=False):
+        """The input of the output layer behind every token of a `Chunk`: (T, B, width). Moves the state on."""
+        tokens = backend.asarray(chunk.tokens, self.device)
+        if chunk.fresh or self.state is None or self.state[0][0].shape[0] != tokens.shape[1]:
+            self._start(tokens.shape[1])
+        x = self._drop(self.embedding.forward(tokens), 0, training)
+        for number, lstm in enumerate(self.lstms):
+            x, self.state[number] = lstm.forward(x, self.state[number])
+            x = self._drop(x, number + 1, training)
+        return x
+
+    def _counted(self, h, chunk):
+        """The rows of h (T, B, width) behind which a token is to be predicted, (n, width), and their numbers or None: all."""
+        h, rows = h.reshape(-1, self.width), np.flatnonzero(chunk.places.reshape(-1) >= 0)
+        if len(rows) == len(h):
+            return h, None
+        rows = backend.asarray(rows, self.device)
+        return backend.asarray(h[rows], self.device), rows
+
+    def gradients(self, chunk, targets, norms=None):
+        """Mean loss of a chunk over its targets, (n,) int32 in the order of its places, and every `Gradient`, one a parameter.
+
+        Back-propagation through time, truncated where the chunk begins.
+        """
+        h = self.forward(chunk, training=True)
+        counted, rows = self._counted(h, chunk)
+        with self._timing_output():
+            value, dh, of_output = self.output.gradients(
+                counted, backend.asarray(targets, self.device, np.int32), self.steps
+            )
+        if rows is not None:
+            gradient = backend.zeros((h.shape[0] * h.shape[1], self.width), np.float32, self.device)
+            gradient[rows] = dh
+        else:
+            gradient = dh
+        gradient, found = gradient.reshape(h.shape), []
+        for number in reversed(range(len(self.lstms))):
+            lstm, gradient = self.lstms[number], self._drop(gradient, number + 1, True)
+            _note(norms, lstm.name, gradient)
+            gradient, of_lstm = lstm.backward(gradient)
+            found += [Gradient(lstm.parameters[name], values) for name, values in of_lstm.items()]
+        gradient = self._drop(gradient, 0, True)
+        _note(norms, self.embedding.name, gradient)
+        of_embedding = self.embedding.gradient(gradient)
+        if self.tied:
+            return value, [*found, add_rows(of_output, of_embedding)]
+        return value, [*found, of_embedding, of_output]
+
+    def step(self, chunk, targets, loss, optimizer, norms=None):
+        """One step of training: forward, backward, clipping, update of all parameters; returns the mean loss.
+
+        Where a dict `norms` is given, it gets the norm of the loss' gradient by the output of each hidden layer, and that
+        by all parameters together, before it is clipped.
+        """
+        self.output_seconds = 0.0
+        value, gradients = self.gradients(chunk, targets, norms)
+        norm = clip(gradients, self.clip)
+        if norms is not None:
+            norms["all parameters"] = norm
+        *others, last = gradients
+        for gradient in others:
+            gradient.apply(optimizer)
+        with self._timing_output():
+            last.apply(optimizer)
+        self.steps += 1
+        return value
+
+    def evaluate(self, chunk, targets):
+        """log p and rank of each target of a chunk by the full softmax: (n,) float32, (n,) int32, as NumPy arrays."""
+        counted, _ = self._counted(self.forward(chunk), chunk)
+        targets = backend.asarray(targets, self.device, np.int32)
+        return tuple(map(backend.to_numpy, target_ranks(counted, self.output.weights, targets)))
+
+    def contexts(self, chunk):
+        """The input of the output layer before each target of a chunk: (n, width), NumPy."""
+        return backend.to_numpy(self._counted(self.forward(chunk), chunk)[0])
+
+
+def _note(norms, name, gradient):
+    if norms is not None:
+        flat = gradient.reshape(-1)
+        norms[name] = math.sqrt(float(flat @ flat))

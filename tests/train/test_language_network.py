@@ -1,0 +1,175 @@
+"""The whole language model against float64: loss and every gradient through time, by finite differences, too."""
+
+import numpy as np
+import pytest
+
+from sparsemax_nb import Adam, Labels
+from sparsemax_nb.core import rng
+from sparsemax_nb.reference import full_softmax, sampled_softmax
+from sparsemax_nb.train.language_network import LanguageNetwork
+from sparsemax_nb.train.sequences import Chunk
+from sparsemax_nb.train.softmax import Negatives, Sampling
+from tests.helpers import assert_close, close_to_derivative, normal
+from tests.test_lstm import Layer, layer_backward, layer_forward
+
+N_WORDS, WIDTH, T, B = 11, 4, 3, 2
+TOKENS = np.array([[3, 1], [4, 1], [5, 9]], np.int32)
+#: What follows each token; one is not predicted.
+TARGETS = np.array([[4, 1], [5, 9], [2, -1]])
+CHUNK = Chunk(TOKENS, TARGETS, True)
+COUNTED = TARGETS.reshape(-1) >= 0
+WANTED = TARGETS.reshape(-1)[COUNTED].astype(np.int32)
+
+
+def masks(dropout, number):
+    """What dropout number `number` multiplies (T, B, WIDTH) by at step 0."""
+    d = rng.make_dropout(dropout, 5, number, 0)
+    position = np.arange(T * B * WIDTH, dtype=np.uint64)
+    words = rng.random_word(d.seed, d.stream, d.step, position)
+    return np.where(words >= d.threshold, np.float64(d.scale), 0).reshape(T, B, WIDTH)
+
+
+def loss_and_gradients(p, dropout, sampled):
+    """The definition: parameters by name, in float64. `sampled` is (ids, log Q, log Q of the targets) or None."""
+    drops = [masks(dropout, number) if dropout else np.ones((T, B, WIDTH)) for number in range(3)]
+    zero = np.zeros((B, WIDTH))
+    x, passes = p["embedding.table"][TOKENS] * drops[0], []
+    for number in range(2):
+        layer = Layer(x, *(p[f"lstm{number}.{name}"] for name in ("weights", "recurrent", "bias")), zero, zero)
+        hs, steps = layer_forward(layer)
+        passes.append((layer, hs, steps))
+        x = hs * drops[number + 1]
+    h, n = x.reshape(-1, WIDTH)[COUNTED], int(COUNTED.sum())
+    w = p.get("output.weights", p["embedding.table"])
+    labels = Labels(np.arange(n + 1), WANTED)
+    if sampled is None:
+        loss, dh, dw, _ = full_softmax.cross_entropy(h, w, np.zeros(len(w)), labels, n)
+    else:
+        ids, log_q, log_q_targets = sampled
+        scores = sampled_softmax.scores(h, w, ids)
+        targets = (h * w[WANTED]).sum(1)
+        losses, dscores, dtargets = sampled_softmax.softmax(scores, ids, log_q, targets, labels, log_q_targets, False)
+        loss = losses.sum() / n
+        dlogits = np.zeros((n, len(w)))
+        np.add.at(dlogits, (np.arange(n)[:, None], ids), dscores / n)
+        np.add.at(dlogits, (np.arange(n), WANTED), dtargets / n)
+        dh, dw = dlogits @ w, dlogits.T @ h
+    g = np.zeros((T * B, WIDTH))
+    g[COUNTED] = dh
+    g, gradients = g.reshape(T, B, WIDTH), {}
+    for number in (1, 0):
+        layer, hs, steps = passes[number]
+        by = layer_backward(layer, hs, steps, g * drops[number + 1], zero)
+        gradients |= {f"lstm{number}.{name}": a for name, a in zip(("weights", "recurrent", "bias"), by[1:4], strict=True)}
+        g = by.x
+    table = np.zeros((N_WORDS, WIDTH))
+    np.add.at(table, TOKENS, g * drops[0])
+    if "output.weights" in p:
+        gradients |= {"embedding.table": table, "output.weights": dw}
+    else:
+        gradients["embedding.table"] = table + dw
+    return loss, gradients
+
+
+def make(device, tied, dropout, sampler="none"):
+    """A network with larger weights than those it starts with, and its parameters in float64."""
+    network = LanguageNetwork(
+        N_WORDS, width=WIDTH, n_layers=2, tied=tied, dropout=dropout, clip=1e9, seed=5, device=device
+    )
+    values = {name: 0.8 * normal(i, *a.shape) for i, (name, a) in enumerate(network.parameters.items())}
+    network.set_parameters(values)
+    if sampler != "none":
+        how = Sampling(sampler, n_samples=3, n_codewords=2, residual="uniform", correction="paper", mask_hits=False)
+        network.output.negatives = Negatives(how, network.output.weights, np.arange(1, N_WORDS + 1), seed=5)
+        if network.output.negatives.follows_weights:
+            network.output.negatives.update()
+    return network, {name: a.astype(np.float64) for name, a in values.items()}
+
+
+def drawn(network, backend):
+    """What the network drew at step 0, by hand of its own sampler."""
+    if network.output.negatives is None:
+        return None
+    h = network._counted(network.forward(CHUNK, training=True), CHUNK)[0]
+    labels = Labels(backend.array(np.arange(len(WANTED) + 1), np.int32), backend.array(WANTED))
+    return tuple(map(backend.numpy, network.output.negatives.draw(h, labels, 0)))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("sampled", [False, True])
+def test_definition_is_its_own_derivative(tied, sampled):
+    """The check of the whole model: below 1e-6 of the gradient, in float64."""
+    _, p = make("cpu", tied, 0.3)
+    random = np.random.default_rng(1)
+    draws = (
+        random.integers(0, N_WORDS, (len(WANTED), 3)), -random.random((len(WANTED), 3)), -random.random(len(WANTED)),
+    )  # fmt: skip
+    draws = draws if sampled else None
+    _, gradients = loss_and_gradients(p, 0.3, draws)
+    assert set(gradients) == set(p)
+    for name in p:
+        close_to_derivative(
+            lambda value, name=name: loss_and_gradients(p | {name: value}, 0.3, draws)[0], p[name],
+            1.0 * gradients[name], random,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(("tied", "sampler"), [(True, "none"), (False, "none"), (True, "midx-rq"), (False, "unigram")])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_gradients(backend, tied, sampler, dropout):
+    network, p = make(backend.device, tied, dropout, sampler)
+    loss, gradients = loss_and_gradients(p, dropout, drawn(network, backend))
+    value, found = network.gradients(CHUNK, WANTED)
+    assert value == pytest.approx(loss, rel=1e-5)
+    names = {id(array): name for name, array in network.parameters.items()}
+    assert {names[id(gradient.array)] for gradient in found} == set(gradients) and len(found) == len(gradients)
+    for gradient in found:
+        name, dense = names[id(gradient.array)], backend.numpy(gradient.values)
+        if gradient.rows is not None:
+            rows, values = backend.numpy(gradient.rows), dense
+            dense = np.zeros(gradient.array.shape, np.float32)
+            dense[rows] = values
+        assert_close(dense, gradients[name], 100, max(np.abs(gradients[name]).max(), 0.05))
+
+
+def test_step_clips_updates_and_notes_norms(backend):
+    network, p = make(backend.device, True, 0.0)
+    _, gradients = loss_and_gradients(p, 0.0, None)
+    norm, norms, adam = np.sqrt(sum((g**2).sum() for g in gradients.values())), {}, Adam(0.01)
+    network.clip = 1e-3
+    network.step(CHUNK, WANTED, "softmax", adam, norms)
+    assert list(norms) == ["lstm1", "lstm0", "embedding", "all parameters"]
+    assert norms["all parameters"] == pytest.approx(norm, rel=1e-4) and network.steps == 1
+    moment = adam.state_of(network.lstms[0].weights).moments.m
+    np.testing.assert_allclose(
+        backend.numpy(moment), 0.1 * gradients["lstm0.weights"] * 1e-3 / norm, rtol=1e-3, atol=1e-9
+    )
+    for name, array in network.parameters.items():
+        assert (backend.numpy(array) != p[name].astype(np.float32)).any(), name
+    assert network.output_seconds > 0
+
+
+def test_state_is_carried_until_a_chunk_is_fresh(backend):
+    network, _ = make(backend.device, True, 0.0)
+    whole = backend.numpy(network.forward(CHUNK))
+    halves = [Chunk(TOKENS[:1], TARGETS[:1], True), Chunk(TOKENS[1:], TARGETS[1:], False)]
+    halves = np.concatenate([backend.numpy(network.forward(half)) for half in halves])
+    np.testing.assert_allclose(halves, whole, rtol=1e-5, atol=1e-6)
+    carried = network.carried
+    assert set(carried) == {"state/0", "state/1"} and carried["state/0"].shape == (2, B, WIDTH)
+    onwards = backend.numpy(network.forward(CHUNK._replace(fresh=False)))
+    assert np.abs(onwards - whole).max() > 1e-3
+    network.restore_carried(carried)
+    assert (backend.numpy(network.forward(CHUNK._replace(fresh=False))) == onwards).all()
+    np.testing.assert_allclose(backend.numpy(network.forward(CHUNK)), whole, rtol=1e-5, atol=1e-6)
+
+
+def test_log_probability_and_rank(backend):
+    network, _ = make(backend.device, False, 0.3)
+    log_prob, rank = network.evaluate(CHUNK, WANTED)
+    h = network.contexts(CHUNK).astype(np.float64)
+    scores = h @ backend.numpy(network.output.weights).astype(np.float64).T
+    log_p = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
+    at = np.arange(len(WANTED)), WANTED
+    np.testing.assert_allclose(log_prob, log_p[at], rtol=1e-4)
+    assert rank.tolist() == (scores > scores[at][:, None]).sum(1).tolist()
