@@ -169,7 +169,7 @@ def target_ranks(h, w, targets):
     check.below("targets", targets, n_classes)
     wing, matmul = backend.wing(device, "full_softmax"), backend.wing(device, "matmul").matmul
     log_prob, rank = (backend.empty(n_rows, dtype, device) for dtype in (np.float32, np.int32))
-    at_once = min(n_rows, max(1, HELD // n_classes))
+    at_once = max(1, min(n_rows, HELD // n_classes))
     buffer = backend.empty((at_once, n_classes), np.float32, device)
     for rows in _slices(n_rows, at_once):
         logits = buffer[: min(rows.stop, n_rows) - rows.start]

@@ -820,7 +820,7 @@ BUDGETS = {
     "fixed_fan_in.top_k_kernel": Budget(64),
     "full_softmax.add_tile_kernel": Budget(40),
     "full_softmax.gradient_of_tile_kernel": Budget(40),
-    "full_softmax.rank_kernel": Budget(40),
+    "full_softmax.rank_kernel": Budget(48),
     "losses.multilabel_kernel": Budget(40),
     "lstm.cell_backward_kernel": Budget(64),
     "lstm.cell_kernel": Budget(56),

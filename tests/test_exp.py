@@ -110,7 +110,7 @@ def test_the_maximum_is_stored_whole():
 def test_counts_are_vector_code():
     counts = numba.int32[::1]
     for function, types in (
-        (full_softmax._n_larger, (VECTOR, SCALAR, counts, VECTOR)),
+        (full_softmax._compare, (VECTOR, SCALAR, counts, VECTOR, VECTOR)),
         (full_softmax._n_equal, (VECTOR, SCALAR, counts)),
     ):
         code = numba.njit(types)(function.py_func).inspect_asm(types)

@@ -8,7 +8,7 @@ from numba import prange
 from ..core import backend
 from .exp import exp, exp_nonpositive
 
-ZERO, LOWEST = np.float32(0), np.finfo(np.float32).min
+ZERO = np.float32(0)
 #: Sums and maxima run side by side, so that they become vector code; then they are joined in order.
 LANES = 64
 #: Runs of rows that are summed side by side: the order of the sums does not depend on the number of threads.
@@ -47,22 +47,29 @@ def _sum_exp(logits, bias, shift, lanes):
 
 
 @backend.njit
-def _n_larger(logits, score, counts, lanes):
-    """How many logits exceed `score`, and 0, or NaN where one is not finite; `counts`, `lanes` (LANES,) are scratch."""
-    n, whole, count, spoiled = logits.size, logits.size // LANES * LANES, 0, ZERO
-    counts[:], lanes[:] = 0, ZERO
+def _compare(logits, score, counts, lanes, zeros):
+    """How many logits exceed `score`; the largest, NaN left out; 0, or NaN where one is not finite.
+
+    `counts` (LANES,) int32, `lanes` and `zeros` (LANES,) are scratch.
+    """
+    n, whole, count, largest, spoiled = logits.size, logits.size // LANES * LANES, 0, score, ZERO
+    counts[:], lanes[:], zeros[:] = 0, score, ZERO
     for start in range(0, whole, LANES):
         for i in range(LANES):
-            x = logits[start + i]
+            x, old = logits[start + i], lanes[i]
             counts[i] += x > score
-            lanes[i] += ZERO * x
+            lanes[i] = (x if x > old else old) + ZERO  # as in `_largest`
+            zeros[i] += ZERO * x
     for j in range(whole, n):
-        count += logits[j] > score
-        spoiled += ZERO * logits[j]
+        x = logits[j]
+        count += x > score
+        largest = max(largest, x)
+        spoiled += ZERO * x
     for i in range(LANES):
         count += counts[i]
-        spoiled += lanes[i]
-    return count, spoiled
+        largest = max(largest, lanes[i])
+        spoiled += zeros[i]
+    return count, largest, spoiled
 
 
 @backend.njit
@@ -84,16 +91,15 @@ def _n_equal(logits, score, counts):
 def rank(logits, targets, log_prob, rank):
     """log softmax(logits)[target] and the number of classes that beat the target, (B,): score higher, or equal with a lower id.
 
-    The logarithm is NaN where a logit of the row is not finite. A thread reads a row (L,) four times, from its cache.
+    The logarithm is NaN where a logit of the row is not finite. A thread reads a row (L,) three times, twice from its cache.
     """
     bias = np.zeros(logits.shape[1], np.float32)
     for b in prange(logits.shape[0]):
-        lanes, counts = np.empty(LANES, np.float32), np.empty(LANES, np.int32)
+        counts, lanes, zeros = np.empty(LANES, np.int32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
         row, target = logits[b], targets[b]
         score = row[target]
-        largest = _largest(row, bias, LOWEST, lanes)
+        n_larger, largest, spoiled = _compare(row, score, counts, lanes, zeros)
         total = _sum_exp(row, bias, largest, lanes)
-        n_larger, spoiled = _n_larger(row, score, counts, lanes)
         log_prob[b] = score - largest - math.log(total) + spoiled
         rank[b] = n_larger + _n_equal(row[:target], score, counts)
 
