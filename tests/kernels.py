@@ -418,11 +418,11 @@ def make_lstm_forward(shape):
     return Task((recurrent, *outputs), check)
 
 
-def make_lstm_backward(shape):
+def make_lstm_backward(shape, in_place=False):
     recurrent, *arrays = make_lstm(shape)
     gates, cells, _ = (a.astype(np.float32) for a in lstm.forward(recurrent, *arrays))
-    dout, dpre = normal(5, *cells[1:].shape), unwritten(*gates.shape)
-    wanted = lstm.backward(recurrent, gates, cells, dout)
+    dout, dpre = normal(5, *cells[1:].shape), gates if in_place else unwritten(*gates.shape)
+    wanted = lstm.backward(recurrent, gates.copy(), cells, dout)
     return Task((recurrent, gates, cells, dout, dpre), lambda: assert_close(dpre, wanted, 4 * shape[0] * shape[2], 4))
 
 
@@ -765,6 +765,7 @@ def _operations():
     sequences = ((1, 1, 1), (3, 5, 3), (2, 0, 5), (0, 3, 2)), ((4, 33, 17), (5, 9, 70))  # (T, B, H)
     for name, make in (("forward", make_lstm_forward), ("backward", make_lstm_backward)):
         yield operation(f"lstm.{name}", make, *sequences)
+    yield operation("lstm.backward in place", make_lstm_backward, *(s[1:2] for s in sequences), in_place=True)
     bags = ((3, 7, 5), (9, 5, 3), (0, 3, 2)), ((65, 33, 31), (33, 100, 300))
     yield operation("embedding.forward", make_embedding, *bags)
     yield operation("embedding.backward", make_embedding_backward, *bags)

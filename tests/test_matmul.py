@@ -18,3 +18,14 @@ def test_adds_to_its_output(backend, monkeypatch, shape, turned):
     out, left = backend.array(before), backend.array(a.T).T if turned else backend.array(a)
     placement.wing(backend.device, "matmul").matmul(left, backend.array(b), out, add=True)
     assert_close(backend.numpy(out), before + a.astype(np.float64) @ b, k)
+
+
+@pytest.mark.parametrize("shape", [(7, 40, 80), (7, 40, 79), (40, 7, 200)])
+def test_long_sums_after_one_another(shape):
+    """Sums that are cut share a scratch: what a larger product, and one full of NaN, left in it does no harm."""
+    (m, n, k), wing = shape, placement.wing("cpu", "matmul")
+    a, b, out = normal(1, k, m), normal(2, k, n), np.full((m, n), np.nan, np.float32)
+    large = np.full((400, 50), np.nan, np.float32)
+    wing.matmul(large.T, large, np.empty((50, 50), np.float32))
+    wing.matmul(a.T, b, out)
+    assert_close(out, a.T.astype(np.float64) @ b, k)

@@ -5,7 +5,8 @@ the recurrent matrix and the cells behind it: no thread waits for another before
 
 A row of cells goes through a few flat loops, each compiled to vector code, and stays in the first-level cache meanwhile.
 A single loop over everything would not be vector code: at run time every array that is written must be checked for
-overlap with all others, and above eight checks the compiler gives up.
+overlap with all others, and above eight checks the compiler gives up. The check fails where an output is also an input:
+so what may be the same array is copied first.
 """
 
 import numpy as np
@@ -23,6 +24,12 @@ forget_backward = _formulas.lstm_forget_backward
 
 #: Rows that a thread takes through all steps.
 BLOCK = 8
+
+
+@backend.njit
+def _copy(x, out):
+    for j in range(x.size):
+        out[j] = x[j]
 
 
 @backend.njit
@@ -135,19 +142,21 @@ def _backward(panels, gates, cells, dout, dpre, block):
         first = part * block
         stop = min(first + block, n_rows)
         sums, dcells = np.zeros(padded(block, ROWS) * width, np.float32), np.zeros((block, n), np.float32)
+        row = np.empty(4 * n, np.float32)
         for t in range(n_steps - 1, -1, -1):
             if t + 1 < n_steps:
                 product(flat, ((t + 1) * n_rows + first) * 4 * n, stop - first, panels, sums)
             for b in range(first, stop):
                 dh = sums[(b - first) * width : (b - first) * width + n]
                 _add(dout[t, b], dh)
-                _cell_backward(dh, dcells[b - first], gates[t, b], cells[t, b], cells[t + 1, b], dpre[t, b])
+                _copy(gates[t, b], row)
+                _cell_backward(dh, dcells[b - first], row, cells[t, b], cells[t + 1, b], dpre[t, b])
 
 
 def backward(recurrent, gates, cells, dout, dpre, *, block=BLOCK):
     """dpre (T, B, 4H), the gradient by the sums that become gates, from dout (T, B, H), that by h as it comes from outside.
 
-    recurrent, gates and cells are as `forward` left them. By ``dpre_{t+1} recurrent'`` a step learns of those behind it.
+    recurrent, gates and cells are as `forward` left them; dpre may be gates. By ``dpre_{t+1} recurrent'`` a step learns of those behind it.
     """
     if dout.size:
         _backward(pack(recurrent.T), gates, cells, dout, dpre, block)

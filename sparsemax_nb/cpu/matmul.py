@@ -6,6 +6,9 @@ So the result is cut into tiles by its shape alone, and Numba's threads call sin
 of long sums is not cut, since every tile would read a whole matrix: its sums are.
 """
 
+import math
+import threading
+
 import numpy as np
 import scipy.linalg.cython_blas  # noqa: F401  the BLAS that Numba calls must be loaded before threadpoolctl looks
 import threadpoolctl
@@ -26,6 +29,7 @@ PARTS = 16
 LONG, LONG_TURNED = PARTS, 2
 #: Numbers that the parts of sums may take: 16 MiB.
 ROOM = 1 << 22
+_kept = threading.local()
 
 
 @backend.njit
@@ -90,6 +94,14 @@ def _summed(turn_a, turn_b, a, b, out, scalars, parts):
             total += parts[part, row]
 
 
+def _room(*shape):
+    """Scratch memory, kept for the thread's next product: the system's price for fresh memory is that of a small product."""
+    size = math.prod(shape)
+    if getattr(_kept, "room", np.empty(0)).size < size:
+        _kept.room = np.empty(size, np.float32)
+    return _kept.room[:size].reshape(shape)
+
+
 def matmul(a, b, out, *, add=False):
     """``out = a @ b`` for float32 matrices, or ``out += a @ b``; a, b C-contiguous or transposes of such, out C-contiguous."""
     if not (out.size and a.size):
@@ -104,4 +116,4 @@ def matmul(a, b, out, *, add=False):
         if k < long * max(m, n) or PARTS * m * n > ROOM:
             _tiled(*operands)
         else:
-            _summed(*operands, np.empty((PARTS, m, n), np.float32))
+            _summed(*operands, _room(PARTS, m, n))

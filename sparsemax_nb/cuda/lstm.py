@@ -59,7 +59,7 @@ def cell_backward_kernel(dout, dcells_next, gates, previous, cells, dpre, dprevi
     """A block owns one row, a thread the units t, t + blockDim.x, ... of it, each with its four gates; coalesced.
 
     Reads gates (B, 4H), dout, dcells_next, previous and cells (B, H), writes dpre (B, 4H) and dprevious (B, H): each
-    number once; `dprevious` may be `dcells_next`. Grid: rows on x. No shared memory, no atomics.
+    number once; `dpre` may be `gates`, `dprevious` may be `dcells_next`. Grid: rows on x. No shared memory, no atomics.
     """
     b, n = cuda.blockIdx.x, previous.shape[1]
     for h in range(cuda.threadIdx.x, n, cuda.blockDim.x):
@@ -73,7 +73,7 @@ def cell_backward_kernel(dout, dcells_next, gates, previous, cells, dpre, dprevi
 def backward(recurrent, gates, cells, dout, dpre, *, block=launch.BLOCK):
     """dpre (T, B, 4H), the gradient by the sums that become gates, from dout (T, B, H), that by h as it comes from outside.
 
-    recurrent, gates and cells are as `forward` left them. By ``dpre_{t+1} recurrent'`` a step learns of those behind it.
+    recurrent, gates and cells are as `forward` left them; dpre may be gates. By ``dpre_{t+1} recurrent'`` a step learns of those behind it.
     """
     n_steps, n_rows = dout.shape[:2]
     dcells, dh = (backend.zeros(dout.shape[1:], np.float32, "cuda") for _ in range(2))

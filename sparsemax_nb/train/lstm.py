@@ -43,6 +43,7 @@ class LSTM:
         self.recurrent = uniform((width, 4 * width), scale, seed, FIRST + 2 * number + 1, device)
         self.bias = backend.zeros(4 * width, np.float32, device)
         self.bias[width : 2 * width] = 1
+        self._x, self._gates = None, self._new(0, 0, 4 * width)
         self.hidden = self.cells = self._new(1, 0, width)
 
     @property
@@ -62,29 +63,32 @@ class LSTM:
     def forward(self, x, state):
         """x (T, B, D) and the state (h, c) before it, (B, H) each: all h, (T, B, H), and the state behind it.
 
-        Both are views of `hidden` and `cells`, which the next `forward` makes anew. Nothing of x is copied.
+        Both are views of `hidden` and `cells`, which the next `forward` makes anew. Nothing of x is copied. The gates stay
+        where those of the last call were, if they are as many: fresh memory costs time.
         """
         wing, matmul = backend.wing(self._device, "lstm"), backend.wing(self._device, "matmul").matmul
         (n_steps, n_rows, n_inputs), width = x.shape, self.recurrent.shape[0]
-        self._x, self._gates = x, self._new(n_steps, n_rows, 4 * width)
+        if self._gates.shape[:2] != (n_steps, n_rows):
+            self._gates = self._new(n_steps, n_rows, 4 * width)
         self.hidden, self.cells = (self._new(n_steps + 1, n_rows, width) for _ in range(2))
         self.hidden[0], self.cells[0] = state
         self._gates[...] = self.bias
         matmul(x.reshape(-1, n_inputs), self.weights, self._gates.reshape(-1, 4 * width), add=True)
         wing.forward(self.recurrent, self._gates, self.cells, self.hidden)
+        self._x = x
         return self.hidden[1:], (self.hidden[-1], self.cells[-1])
 
     def backward(self, dout):
         """The gradient by all h of the last `forward`, (T, B, H), carried back to its first step.
 
         Returns the gradient by x and those by the parameters, {name: array}. The state before the first step counts as
-        given: back-propagation is truncated there.
+        given: back-propagation is truncated there. The gates become their own gradients: once after each `forward`.
         """
-        wing = backend.wing(self._device, "lstm")
-        n_steps, n_rows, width = dout.shape
-        dpre = self._new(n_steps, n_rows, 4 * width)
-        wing.backward(self.recurrent, self._gates, self.cells, dout, dpre)
-        x, before, dpre = (a.reshape(n_steps * n_rows, -1) for a in (self._x, self.hidden[:-1], dpre))
-        dx = backend.product(dpre, self.weights.T).reshape(self._x.shape)
+        if self._x is None:
+            raise RuntimeError("backward needs the gates that forward leaves, and has used them; call forward before")
+        shape, arrays, self._x = self._x.shape, (self._x, self.hidden[:-1], self._gates), None
+        backend.wing(self._device, "lstm").backward(self.recurrent, self._gates, self.cells, dout, self._gates)
+        x, before, dpre = (a.reshape(-1, a.shape[2]) for a in arrays)
+        dx = backend.product(dpre, self.weights.T).reshape(shape)
         gradients = backend.product(x.T, dpre), backend.product(before.T, dpre), dpre.sum(axis=0)
         return dx, dict(zip(self.parameters, gradients, strict=True))

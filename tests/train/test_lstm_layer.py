@@ -43,6 +43,53 @@ def test_a_state_that_is_carried_on_makes_two_halves_one(backend):
     np.testing.assert_allclose(halves, backend.numpy(whole), rtol=1e-5, atol=1e-6)
 
 
+def test_every_forward_starts_anew(backend):
+    """The gates are kept from call to call, of the same shape and of another; what the caller keeps is not touched."""
+    layer = make_layer(n_steps=4, n_rows=2)
+    ours, x, state = placed(backend, layer)
+    dout = backend.array(normal(7, 4, 2, layer.u.shape[0]))
+    first = [ours.forward(x, state), ours.backward(dout)]
+    (out, (h, c)), (dx, gradients) = first
+    before = [backend.numpy(a) for a in (out, h, c, dx, *gradients.values())]
+    ours.forward(x[:3] + 1, (h, c))
+    ours.backward(dout[:3])
+    ours.forward(x + 1, (h, c))
+    ours.backward(dout)
+    for got, want in zip((out, h, c, dx, *gradients.values()), before, strict=True):
+        np.testing.assert_array_equal(backend.numpy(got), want)
+    (out, (h, c)), (dx, gradients) = ours.forward(x, state), ours.backward(dout)
+    for got, want in zip((out, h, c, dx, *gradients.values()), before, strict=True):
+        np.testing.assert_array_equal(backend.numpy(got), want)
+
+
+def test_backward_once_after_each_forward(backend):
+    """The gates are gradients then: a second call would be wrong without a word."""
+    ours, x, state = placed(backend, make_layer(n_steps=2, n_rows=1))
+    dout = backend.array(normal(7, 2, 1, 5))
+    with pytest.raises(RuntimeError, match="call forward before"):
+        ours.backward(dout)
+    ours.forward(x, state)
+    ours.backward(dout)
+    with pytest.raises(RuntimeError, match="call forward before"):
+        ours.backward(dout)
+
+
+@pytest.mark.parametrize(("n_steps", "n_rows"), [(1, 1), (3, 0), (0, 2)])
+def test_hardly_anything_to_do(backend, n_steps, n_rows):
+    layer = make_layer(n_steps=max(n_steps, 1), n_rows=max(n_rows, 1), n_inputs=3, n_units=4)
+    ours, *_ = placed(backend, layer)
+    x, *state = (backend.array(a) for a in (layer.x[:n_steps, :n_rows], layer.h[:n_rows], layer.c[:n_rows]))
+    out, (h, c) = ours.forward(x, state)
+    assert (out.shape, h.shape, c.shape) == ((n_steps, n_rows, 4), (n_rows, 4), (n_rows, 4))
+    dx, gradients = ours.backward(backend.array(np.ones(out.shape, np.float32)))
+    assert dx.shape == x.shape
+    for name, gradient in gradients.items():
+        assert gradient.shape == ours.parameters[name].shape
+        assert np.any(backend.numpy(gradient)) == (n_steps * n_rows > 0)
+    if not n_steps:
+        np.testing.assert_array_equal(backend.numpy(c), layer.c)
+
+
 def test_layers_and_seeds_start_differently():
     one, two, other = LSTM(5, 4, 0, 0, "cpu"), LSTM(5, 4, 0, 1, "cpu"), LSTM(5, 4, 1, 0, "cpu")
     assert np.abs(one.weights).max() <= 0.5 and np.abs(one.weights).mean() == pytest.approx(0.25, rel=0.2)
