@@ -198,7 +198,7 @@ def _texts(options):
             vocabulary,
             f"{sequences.name}: {n:,} sequences, {len(vocabulary):,} items",
         )
-    corpus = data.load_text(options.data, options.min_count)
+    corpus = data.load_text(options.data, options.min_count, raw=options.raw)
     unknown = ", ".join(f"{part} {share:.2%}" for part, share in corpus.unknown.items())
     about = (
         f"{corpus.name}: {len(corpus.train):,} tokens, {len(corpus.vocabulary):,} words; out of vocabulary: {unknown}"
@@ -277,7 +277,7 @@ def _evaluate_language_model(options):
         raise ValueError(f"{options.model} was saved without a vocabulary")
     print(f"sparsemax-nb: evaluating {demo.where(options.device)}", file=sys.stderr)
     if data.text.END_OF_LINE in vocabulary:
-        task, corpus = "next-word", data.load_text(options.data or "wikitext-2", vocabulary=vocabulary)
+        task, corpus = "next-word", data.load_text(options.data or "wikitext-2", vocabulary=vocabulary, raw=options.raw)
         print(f"{part}  {corpus.unknown[part]:.2%} of the tokens are not in the model's vocabulary")
         tokens = getattr(corpus, part)
     else:
@@ -372,6 +372,8 @@ def _language_model_options(sub, device):
         "'wikitext-2' (bundled) or a folder with train, valid and test (or a corpus) in words; for next-item, sequences"
     )
     sub.add_argument("--data", default="wikitext-2", metavar="DIR-or-NAME", help=where)
+    raw = "the text is as people write it: punctuation marks become words of their own, empty lines are left out"
+    sub.add_argument("--raw", action="store_true", help=raw)
     rare = "words seen less often count as <unk>; items are left out"
     sub.add_argument("--min-count", type=int, default=1, metavar="N", help=rare)
     option("width", int, "H", "of the embedding and of the LSTM layers")
@@ -472,6 +474,7 @@ def _parser():
     sub.add_argument("model", help="file written by train --save")
     data_help = "as for train (if not given: tate, or wikitext-2 for a language model)"
     sub.add_argument("--data", metavar="DIR-or-NAME", help=data_help)
+    sub.add_argument("--raw", action="store_true", help="as for train language-model")
     sub.add_argument("--part", choices=("train", "dev", "test"), default="test", help="of the data")
 
     sub = command(commands, "predict", _predict, "Predict the labels of points, in words where the model knows them.")

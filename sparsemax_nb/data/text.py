@@ -1,6 +1,7 @@
 """Text for language models: words split by blanks, and the vocabulary that numbers them."""
 
 import contextlib
+import re
 from array import array
 from collections import Counter
 from dataclasses import dataclass
@@ -17,16 +18,21 @@ BUNDLED = ("wikitext-2",)
 STEMS = {part: (part, f"ptb.{part}", f"wiki.{part}") for part in ("train", "valid", "test")}
 #: The name of the one file of a text that is not divided, and the share of its lines that are for validation, and for test.
 WHOLE, SHARE = "corpus", 100
+WORD_OR_MARK = re.compile(r"\w+|[^\w\s]")
 
 
-def read_words(path):
+def read_words(path, raw=False):
     """Yield each line of a text file (plain, .gz or .xz; UTF-8) as a list of its words, which blanks divide.
 
-    `DataError` for what is not UTF-8 text, with file and line.
+    With `raw`, for text as people write it, every punctuation mark is a word of its own, too, and lines without a word are
+    left out. `DataError` for what is not UTF-8 text, with file and line.
     """
+    split = WORD_OR_MARK.findall if raw else str.split
     with contextlib.closing(read_lines(path)) as lines:
         for number, line in enumerate(lines, 1):
-            yield decoded(f"{path}, line {number}", line).split()
+            words = split(decoded(f"{path}, line {number}", line))
+            if words or not raw:
+                yield words
 
 
 class Numbering(dict):
@@ -36,8 +42,8 @@ class Numbering(dict):
         self[word] = number = len(self)
         return number
 
-    def read(self, path, end=()):
-        """Number every word of a file, and the words `end` behind each line.
+    def read(self, path, end=(), raw=False):
+        """Number every word of a file, as `read_words` finds them, and the words `end` behind each line.
 
         Returns
         -------
@@ -51,7 +57,7 @@ class Numbering(dict):
             The file is empty, or no text.
         """
         numbers, ends = array("i"), array("q", [0])
-        for words in read_words(path):
+        for words in read_words(path, raw):
             numbers.extend(map(self.__getitem__, words))
             numbers.extend(map(self.__getitem__, end))
             ends.append(len(numbers))
@@ -178,7 +184,7 @@ class TextCorpus:
     unknown: dict
 
 
-def load_text(name_or_dir, min_count=1, vocabulary=None):
+def load_text(name_or_dir, min_count=1, vocabulary=None, raw=False):
     """Load a text for a language model.
 
     Parameters
@@ -192,6 +198,8 @@ def load_text(name_or_dir, min_count=1, vocabulary=None):
         Words that occur less often in the training part become `<unk>`.
     vocabulary : Vocabulary, optional
         A model's, instead of that of the training part.
+    raw : bool
+        The text is as people write it: punctuation marks become words of their own, empty lines are left out.
 
     Returns
     -------
@@ -215,7 +223,7 @@ def load_text(name_or_dir, min_count=1, vocabulary=None):
     check.integer("min_count", min_count, 1)
     name, folder = find_folder(name_or_dir, BUNDLED)
     numbering = Numbering()
-    parts = _read_parts(folder, numbering)
+    parts = _read_parts(folder, numbering, raw)
     if vocabulary is None:
         vocabulary = Vocabulary.of_counts(numbering.counts(parts["train"]), min_count)
     ids = vocabulary.find(numbering)
@@ -227,20 +235,20 @@ def load_text(name_or_dir, min_count=1, vocabulary=None):
     return TextCorpus(name, vocabulary, **{part: ids[numbers] for part, numbers in parts.items()}, unknown=unknown)
 
 
-def _read_parts(folder, numbering):
+def _read_parts(folder, numbering, raw):
     """{part: its words (n,) int32 as `numbering` numbers them}."""
     candidates = {part: _candidates(*stems) for part, stems in STEMS.items()}
     files = {part: first_file(folder, names) for part, names in candidates.items()}
     whole = None if any(files.values()) else first_file(folder, _candidates(WHOLE))
     if whole is not None:
-        return _divided(whole, *numbering.read(whole, (END_OF_LINE,)))
+        return _divided(whole, *numbering.read(whole, (END_OF_LINE,), raw))
     for part, file in files.items():
         if file is None:
             raise FileNotFoundError(
                 f"{folder} holds no {part} file; looked for {', '.join(candidates[part])}; "
                 f"a text in one file is called {WHOLE}"
             )
-    return {part: numbering.read(file, (END_OF_LINE,))[0] for part, file in files.items()}
+    return {part: numbering.read(file, (END_OF_LINE,), raw)[0] for part, file in files.items()}
 
 
 def _candidates(*stems):

@@ -5,6 +5,9 @@ import os
 # Okabe and Ito's colours: told apart by colour-blind readers
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#666666"
 
+#: What is drawn of the validation of a classifier, and of a language model.
+SHARES = ("P@1", "P@3", "P@5"), ("top-1", "top-5", "Recall@10")
+
 
 def plot(history, path):
     """Draw a `History` into the file `path` (PNG, SVG or PDF by its ending), which is replaced once it is complete."""
@@ -21,7 +24,8 @@ def plot(history, path):
     loss.errorbar(epochs, mean, spread, color=BLUE, marker="o", capsize=3)
     loss.set(ylabel="loss a row", title="Training loss (bars: standard deviation between batches)")
     validated = [record["validation"] for record in history.epochs if "validation" in record]
-    for name, colour in zip(("P@1", "P@3", "P@5"), (BLUE, ORANGE, GREEN), strict=True):
+    shares = SHARES[bool(validated) and "top-1" in validated[0]]
+    for name, colour in zip(shares, (BLUE, ORANGE, GREEN), strict=True):
         if validated and name in validated[0]:
             quality.plot(epochs, [100 * figures[name] for figures in validated], color=colour, marker="o", label=name)
     if validated:
@@ -31,9 +35,10 @@ def plot(history, path):
         quality.text(0.5, 0.5, "no validation set", transform=quality.transAxes, ha="center")
     quality.set(ylabel="per cent", title="Validation")
     layers = list(dict.fromkeys(layer for record in history.epochs for layer in record["gradient_norms"]))
-    for layer, colour, marker in zip(layers, (BLUE, ORANGE), "os", strict=False):
+    for layer, colour, marker in zip(layers, (BLUE, ORANGE, GREEN, PINK, GREY), "os^vD", strict=False):
         norms = [record["gradient_norms"].get(layer) for record in history.epochs]
-        gradients.plot(epochs, norms, color=colour, marker=marker, label=f"by the output of {layer}")
+        by = f"by {layer}" if layer == "all parameters" else f"by the output of {layer}"
+        gradients.plot(epochs, norms, color=colour, marker=marker, label=by)
     gradients.set(ylabel="norm", ylim=(0, None), title="Gradient of the loss", xlabel="epoch")
     if layers:
         gradients.legend(frameon=False)

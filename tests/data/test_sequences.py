@@ -85,3 +85,21 @@ def test_no_file(tmp_path):
         data.load_sequences(tmp_path)
     with pytest.raises(ValueError, match="min_count must be at least 1, got 0"):
         data.load_sequences(tmp_path, min_count=0)
+
+
+def test_leave_last_out(tmp_path):
+    (tmp_path / "sequences").write_text("7 9 7 8\n\n9\n8 7\n9 9 8\n")
+    whole = data.load_sequences(tmp_path)
+    training, validation, test = data.leave_last_out(whole)
+    assert of(training) == [["7", "9"], [], [], [], ["9"]]
+    assert of(validation) == [["7", "9", "7"], [], [], ["8"], ["9", "9"]]
+    assert test is whole and training.vocabulary is whole.vocabulary and training.items.dtype == np.int32
+
+
+def test_a_vocabulary_that_is_given(tmp_path):
+    (tmp_path / "sequences").write_text("7 9 7 8\n9\n")
+    vocabulary = data.Vocabulary(["9", "8", "1"])
+    sequences = data.load_sequences(tmp_path, vocabulary=vocabulary)
+    assert of(sequences) == [["9", "8"], ["9"]] and sequences.vocabulary is vocabulary
+    with pytest.raises(data.DataError, match="none of its items is in the vocabulary"):
+        data.load_sequences(tmp_path, vocabulary=data.Vocabulary(["x"]))

@@ -163,3 +163,23 @@ def test_bad_texts_in_one_file(tmp_path):
         data.load_text(tmp_path)
     with pytest.raises(ValueError, match="min_count must be at least 1, got 0"):
         data.load_text(tmp_path, min_count=0)
+
+
+def test_raw_text(tmp_path):
+    """As people write it: marks are words, lines without a word go."""
+    (tmp_path / "corpus.txt").write_text("Arma virumque cano, Troiae\n \n\nqui primus ab oris.\n<a> b_1...\nfinis\n")
+    lines = [["Arma", "virumque", "cano", ",", "Troiae"], ["qui", "primus", "ab", "oris", "."]]
+    lines += [["<", "a", ">", "b_1", ".", ".", "."], ["finis"]]
+    assert list(data.read_words(tmp_path / "corpus.txt", raw=True)) == lines
+    corpus = data.load_text(tmp_path, raw=True)
+    assert corpus.vocabulary.decode(corpus.train) == [*lines[0], "<eos>", *lines[1], "<eos>"]
+    assert corpus.vocabulary.decode(corpus.test) == ["<unk>", "<eos>"] and corpus.unknown["test"] == 0.5
+
+
+def test_a_vocabulary_that_is_given(tmp_path):
+    (tmp_path / "corpus").write_text("a b\nb c\nd\n")
+    corpus = data.load_text(tmp_path, vocabulary=data.Vocabulary(["c", "<unk>", "<eos>", "b"]))
+    assert [part.tolist() for part in (corpus.train, corpus.valid, corpus.test)] == [[1, 3, 2], [3, 0, 2], [1, 2]]
+    assert corpus.unknown == {"train": pytest.approx(1 / 3), "valid": 0, "test": 0.5}
+    with pytest.raises(data.DataError, match="neither all of its words nor '<unk>'"):
+        data.load_text(tmp_path, vocabulary=data.Vocabulary(["a", "b", "<eos>"]))

@@ -141,7 +141,9 @@ def test_generate_words(capsys):
     assert model.generate("the dog cat", 1, temperature=0) and "not in the vocabulary: dog" in capsys.readouterr().err
     words = " ".join(model.generate("the", 300, temperature=99.0, seed=3).split())
     assert "<unk>" not in words and "mat" in words
-    with pytest.raises(ValueError, match="prompt must hold a word of the vocabulary of 8; none of .'dog', 'ran'. is in it"):
+    with pytest.raises(
+        ValueError, match="prompt must hold a word of the vocabulary of 8; none of .'dog', 'ran'. is in it"
+    ):
         model.generate("dog ran")
     with pytest.raises(ValueError, match="prompt must hold at least one word"):
         model.generate("")
@@ -171,7 +173,9 @@ def test_save_and_load(tmp_path):
         train.LanguageModel().save(path)
 
 
-@pytest.mark.parametrize("changes", [{"sampler": "midx-rq"}, {"decay": "plateau", "tied": False}, {"sampler": "sphere"}])
+@pytest.mark.parametrize(
+    "changes", [{"sampler": "midx-rq"}, {"decay": "plateau", "tied": False}, {"sampler": "sphere"}]
+)
 def test_resumed_run_ends_in_the_same_bits(tmp_path, changes):
     more = {"validation": TEXT[:80], "changes": changes}
     whole, path = fit(**more), tmp_path / "checkpoint"
@@ -252,7 +256,12 @@ def test_three_steps_on_cuda(changes):
         (TEXT, {"n_words": 9}, ValueError, r"tokens must lie in \[0, 9\), got 19"),
         (TEXT, {"vocabulary": VOCABULARY}, ValueError, r"tokens must lie in \[0, 8\), got 19"),
         (TEXT, {"vocabulary": ["the"]}, TypeError, "vocabulary must be a Vocabulary, got list"),
-        (TEXT % 8, {"vocabulary": VOCABULARY, "n_words": 9}, ValueError, "n_words must be the length of the vocabulary, 8"),
+        (
+            TEXT % 8,
+            {"vocabulary": VOCABULARY, "n_words": 9},
+            ValueError,
+            "n_words must be the length of the vocabulary, 8",
+        ),
         (TEXT, {"validation": TEXT + 1}, ValueError, r"validation must lie in \[0, 20\), got 20"),
         (TEXT, {"validation": lines([1, 2])}, TypeError, "both be running text, or both Sequences"),
         (lines([1], [], [2]), {}, ValueError, "a sequence of two items or more: of one there is nothing to predict"),

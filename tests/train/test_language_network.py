@@ -60,7 +60,9 @@ def loss_and_gradients(p, dropout, sampled):
     for number in (1, 0):
         layer, hs, steps = passes[number]
         by = layer_backward(layer, hs, steps, g * drops[number + 1], zero)
-        gradients |= {f"lstm{number}.{name}": a for name, a in zip(("weights", "recurrent", "bias"), by[1:4], strict=True)}
+        gradients |= {
+            f"lstm{number}.{name}": a for name, a in zip(("weights", "recurrent", "bias"), by[1:4], strict=True)
+        }
         g = by.x
     table = np.zeros((N_WORDS, WIDTH))
     np.add.at(table, TOKENS, g * drops[0])
