@@ -7,15 +7,11 @@ the rows that there are; ``--list`` names the rows.
 """
 
 import argparse
-import json
 import sys
-from pathlib import Path
 
-import numba
+from sparsemax_nb import FixedFanIn, train
 
-from sparsemax_nb import FixedFanIn, cli, train
-
-from . import harness, machine
+from . import harness, machine, rows
 
 COMMON = {
     "batch-size": 128, "embedding": 512, "dropout": 0.05, "epochs": 15, "seed": 0, "learning-rate": 2.5e-4,
@@ -47,48 +43,21 @@ SAMPLERS = {
 }
 #: Benchmark: (options of all rows, {row: its own options}).
 TABLES = {"accuracy": (COMMON, ROWS), "accuracy: softmax": (SOFTMAX, SAMPLERS)}
-OPTIONS = {name: common | own for common, rows in TABLES.values() for name, own in rows.items()}
+OPTIONS = {name: common | own for common, of_table in TABLES.values() for name, own in of_table.items()}
 REWIRED, NOT_REWIRED = "fixed-fan-in-32-intermediate", "fixed-fan-in-32-intermediate-no-rewiring"
 FOLDER = harness.RESULTS / "accuracy"
 PICTURE = machine.HERE / "rewiring.png"
 
 
-def train_row(name, folder, work, threads):
-    """Train one row, or go on with it; write its JSON. Returns the exit code of the command line."""
-    numba.set_num_threads(threads)
-    work.mkdir(parents=True, exist_ok=True)
-    model, figures = work / f"{name}.safetensors", work / f"{name}.json"
-    options = [f"--{key}={value}" for key, value in OPTIONS[name].items()]
-    files = ["--save", str(model), "--resume", "--json", str(figures), "--plot", str(work / f"{name}.png")]
-    if not (model.exists() and figures.exists()):  # else only what follows is left to do
-        code = cli.main(["train", "classifier", "--data", str(folder), *options, *files])
-        if code:
-            return code
-    result = json.loads(figures.read_text())
-    result["command"] = " ".join(["sparsemax-nb train classifier --data", Path(folder).name, *options])
+def _of_the_layer(result, model):
+    """What the command line does not report: training points, and how many connections are others than at the start."""
     fitted = train.Classifier.load(model, device="cpu")
-    result["data"], result["points"] = Path(folder).name, fitted.n_points_
+    more = {"points": fitted.n_points_}
     if result["rewirings"] and result["params"]["output"] == "fixed-fan-in":
         layer = fitted.network_.output.layer
         first = FixedFanIn.random(layer.n_labels, layer.n_inputs, layer.fan_in, fitted.seed)
-        result["connections_changed"] = float((first.indices != layer.indices).mean())
-    result["environment"] = machine.environment(result["device"])
-    result["environment"]["command"] = f"python -m bench.accuracy {name} --data {Path(folder).name}"
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    temporary = FOLDER / f".{name}.part"
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    temporary.replace(FOLDER / f"{name}.json")
-    return 0
-
-
-def finished(names):
-    """{name: result} of the rows that there are, in the order of the names."""
-    paths = {name: FOLDER / f"{name}.json" for name in names}
-    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
-
-
-def _per_epoch(result):
-    return result["train_seconds"] / len(result["epochs"])
+        more["connections_changed"] = float((first.indices != layer.indices).mean())
+    return more
 
 
 def _cells(name, r):
@@ -97,46 +66,46 @@ def _cells(name, r):
     sizes = [f"{n / 2**20:,.0f}" for n in (r["output_layer_bytes"], r["network_bytes"], plan)]
     env = r["environment"]
     return [
-        name, *scores, *sizes, f"{_per_epoch(r):.0f}", f"{len(r['epochs'])} ({r['best_epoch'] + 1})", str(env["threads"]),
+        name, *scores, *sizes, f"{rows.seconds_per_epoch(r):.0f}", f"{len(r['epochs'])} ({r['best_epoch'] + 1})", str(env["threads"]),
         (env["commit"] or "")[:10],
     ]  # fmt: skip
 
 
-def summary(benchmark, rows):
+def summary(benchmark, found):
     """One row of results, with the table of a benchmark, from the rows that have been trained."""
     common, all_rows = TABLES[benchmark]
     header = [
         "layer", "P@1", "P@3", "P@5", "PSP@5", "output MiB", "network MiB", "training MiB", "s an epoch", "epochs (best)",
         "threads", "commit",
     ]  # fmt: skip
-    table = [_cells(name, r) for name, r in rows.items()]
-    if "dense-512" in rows:
-        dense, width = rows["dense-512"], SPARSE["intermediate"]
+    table = [_cells(name, r) for name, r in found.items()]
+    if "dense-512" in found:
+        dense, width = found["dense-512"], SPARSE["intermediate"]
         labels, features = dense["n_labels"], dense["n_features"]
         plan = train.memory.plan(
             n_features=features, n_labels=labels, embedding=COMMON["embedding"], intermediate=width, output="dense", fan_in=1,
             device="cpu", batch_size=COMMON["batch-size"], keep_best=True,
         )  # fmt: skip
         output = next(a.nbytes for a in plan.arrays if a.name == "output.weights")
-        projected = _per_epoch(dense) * width / COMMON["embedding"]
+        projected = rows.seconds_per_epoch(dense) * width / COMMON["embedding"]
         table.append(
             ["dense with intermediate (projected)", *["-"] * 4, f"{output / 2**20:,.0f}", "-", f"{plan.nbytes / 2**20:,.0f}",
              f"{projected:,.0f}", "-", str(dense["environment"]["threads"]), "-"]
         )  # fmt: skip
-    missing = [f"`python -m bench.accuracy {name} --data DIR`" for name in all_rows if name not in rows]
-    some = next(iter(rows.values()))
+    missing = [f"`python -m bench.accuracy {name} --data DIR`" for name in all_rows if name not in found]
+    some = next(iter(found.values()))
     notes = [
         "P@k on the test part, in per cent, of the weights that were best on the dev part; PSP@5 weighs rare labels up.",
         "MiB: parameters of the output layer, of the whole network, and all that training was predicted to take.",
         "Seconds an epoch as the run took them, on a machine that did other work beside: compare them with care.",
         f"Options of every row: {' '.join(f'--{key} {value}' for key, value in common.items())}, others by default.",
     ]
-    for name in rows:
+    for name in found:
         own = [
             f"--{key} {value:g}" for key, value in all_rows[name].items() if key in common or key == "intermediate-rate"
         ]
         notes += [f"{name}: {' '.join(own)}."] if own else []
-        if updates := rows[name].get("index_updates"):
+        if updates := found[name].get("index_updates"):
             seconds = sum(update["seconds"] for update in updates)
             notes.append(
                 f"{name}: {len(updates)} updates of the index in {seconds:.0f} s, counted in the seconds an epoch."
@@ -148,7 +117,7 @@ def summary(benchmark, rows):
     }  # fmt: skip
 
 
-def picture(rows, path):
+def picture(found, path):
     """Connections replaced, and P@1 on the dev part with and without rewiring, over the epochs."""
     import matplotlib
 
@@ -156,7 +125,7 @@ def picture(rows, path):
     from matplotlib import pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
-    rewired = rows[REWIRED]
+    rewired = found[REWIRED]
     per_epoch = rewired["epochs"][0]["steps"]
     at = [r["step"] / per_epoch for r in rewired["rewirings"]]
     shares = [100 * r["share"] for r in rewired["rewirings"]]
@@ -171,8 +140,8 @@ def picture(rows, path):
         (REWIRED, "#0072B2", "o", "with rewiring"),
         (NOT_REWIRED, "#D55E00", "s", "without"),
     ):
-        epochs = [record["epoch"] + 1 for record in rows[name]["epochs"]]
-        scores = [100 * record["validation"]["P@1"] for record in rows[name]["epochs"]]
+        epochs = [record["epoch"] + 1 for record in found[name]["epochs"]]
+        scores = [100 * record["validation"]["P@1"] for record in found[name]["epochs"]]
         right.plot(epochs, scores, marker=marker, color=colour, label=label)
     right.set(xlabel="epoch", ylabel="P@1 on the dev part (%)", title="Accuracy")
     right.legend(frameon=False, loc="lower right")
@@ -188,17 +157,7 @@ def picture(rows, path):
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m bench.accuracy", description=__doc__.partition("\n")[0])
     parser.add_argument("row", nargs="?", choices=tuple(OPTIONS), help="the row to train")
-    parser.add_argument(
-        "--data", metavar="DIR", help="folder with train, dev and test part (see sparsemax-nb train --help)"
-    )
-    parser.add_argument(
-        "--work", type=Path, default=Path("accuracy_output"), metavar="DIR", help="models and checkpoints"
-    )
-    parser.add_argument("--threads", type=int, default=numba.config.NUMBA_NUM_THREADS, help="default: all")
-    parser.add_argument("--list", action="store_true", help="name the rows and stop")
-    parser.add_argument(
-        "--table", action="store_true", help="make table and picture from the rows that have been trained"
-    )
+    rows.arguments(parser)
     args = parser.parse_args(argv)
     if args.list:
         print(*OPTIONS, sep="\n")
@@ -206,12 +165,12 @@ def main(argv=None):
     if args.table:
         from .report import table
 
-        found = {benchmark: finished(rows) for benchmark, (_, rows) in TABLES.items()}
+        found = {benchmark: rows.finished(names, FOLDER) for benchmark, (_, names) in TABLES.items()}
         if not any(found.values()):
             parser.error("no row has been trained yet")
-        for benchmark, rows in found.items():
-            if rows:
-                row = summary(benchmark, rows)
+        for benchmark, trained in found.items():
+            if trained:
+                row = summary(benchmark, trained)
                 harness.write_rows(harness.RESULTS / "accuracy-cpu.json", [row])
                 print(table(row) + "\n")
         if {REWIRED, NOT_REWIRED} <= found["accuracy"].keys():
@@ -219,7 +178,10 @@ def main(argv=None):
         return 0
     if not (args.row and args.data):
         parser.error("name a row and --data DIR, or --list or --table")
-    return train_row(args.row, args.data, args.work, args.threads)
+    return rows.train(
+        "classifier", OPTIONS[args.row], script="accuracy", row=args.row, data=args.data, folder=FOLDER, work=args.work,
+        threads=args.threads, more=_of_the_layer,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

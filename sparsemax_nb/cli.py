@@ -218,8 +218,9 @@ def _train_language_model(options):
         validation = validation[:few] if few and options.task == "next-word" else validation if few else None
     result = _fit(model, path, options, training, vocabulary=vocabulary, validation=validation)
     result |= {
-        "about": about, "n_words": model.n_words_, "output_share": result["output_seconds"] / result["train_seconds"],
-        "test": model.evaluate(test), "baseline": _baseline(options.task, training, test, len(vocabulary)),
+        "about": about, "n_words": model.n_words_, "tokens": len(getattr(training, "items", training)),
+        "output_share": result["output_seconds"] / result["train_seconds"], "test": model.evaluate(test),
+        "baseline": _baseline(options.task, training, test, len(vocabulary)),
     }  # fmt: skip
     print(f"{result['output_share']:.0%} of the time went into the output layer")
     _print_language_figures("test", result["test"], options.task)

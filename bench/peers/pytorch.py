@@ -176,19 +176,26 @@ def full_softmax_step(h, w, targets, kind, learning_rate):
     return Peer(runs[best], f"{best}, fused {kind}", (w.detach(),))
 
 
+def _stacked(torch, layers, device):
+    """`torch.nn.LSTM` of layers (weights (D, 4H), recurrent (H, 4H), bias (4H,)), NumPy arrays, gates as i, f, g, o."""
+    torch.backends.cudnn.allow_tf32 = False  # as exact as ours
+    network = torch.nn.LSTM(layers[0][0].shape[0], len(layers[0][1]), len(layers), device=device)
+    parameters = list(network.parameters())  # of each layer: weights, recurrent, and a bias for each of the two
+    with torch.no_grad():
+        for i, (weights, recurrent, bias) in enumerate(layers):
+            for parameter, value in zip(parameters[4 * i :], (weights.T, recurrent.T, bias, 0 * bias), strict=False):
+                parameter.copy_(torch.as_tensor(value))
+    return network
+
+
 def lstm(x, dout, layers, device):
     """``torch.nn.LSTM`` of several layers and its backward pass by autograd; NumPy arrays as `bench.lstm` makes them.
 
     `run` gives all h, the gradient by x, and of each layer those by weights, recurrent and bias, turned to our layout.
     """
     torch = _torch(device)
-    torch.backends.cudnn.allow_tf32 = False  # as exact as ours
-    network = torch.nn.LSTM(x.shape[2], len(layers[0][1]), len(layers), device=device)
-    parameters = list(network.parameters())  # of each layer: weights, recurrent, and a bias for each of the two
-    with torch.no_grad():
-        for i, (weights, recurrent, bias) in enumerate(layers):
-            for parameter, value in zip(parameters[4 * i :], (weights.T, recurrent.T, bias, 0 * bias), strict=False):
-                parameter.copy_(torch.as_tensor(value))
+    network = _stacked(torch, layers, device)
+    parameters = list(network.parameters())
     x, dout = (torch.as_tensor(a, device=device) for a in (x, dout))
     x.requires_grad_()
 
@@ -202,3 +209,33 @@ def lstm(x, dout, layers, device):
         return out, dx, *gradients
 
     return Peer(run, f"float32, torch.nn.LSTM(num_layers={len(layers)}), autograd")
+
+
+def language_step(tokens, targets, table, layers, clip, learning_rate):
+    """A language model's whole step: embedding, LSTM layers, full softmax with tied weights, autograd, clipping, fused Adam.
+
+    tokens, targets (T, B); table (L, H); `layers` as for `lstm`. `run` returns the loss before the step.
+    """
+    device = backend.device_of(table)
+    torch = _torch(device)
+    needed = 3 * 4 * tokens.size * table.shape[0]  # logits, their log-softmax, the gradient
+    free = torch.cuda.mem_get_info()[0] if device == "cuda" else free_memory()
+    if free is not None and needed > free:
+        raise Unavailable(f"its (B, L) arrays take {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free")
+    functional = torch.nn.functional
+    table = torch.nn.Parameter(torch.as_tensor(table, device=device).clone())
+    stack = _stacked(torch, layers, device)
+    tokens, targets = (torch.as_tensor(a, device=device).long() for a in (tokens, targets))
+    parameters = [table, *stack.parameters()]
+    adam = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
+
+    def run():
+        h, _ = stack(functional.embedding(tokens, table))
+        loss = functional.cross_entropy(functional.linear(h.flatten(0, 1), table), targets.flatten())
+        adam.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, clip)
+        adam.step()
+        return loss.item()
+
+    return Peer(run, "float32, full softmax, autograd, fused Adam")

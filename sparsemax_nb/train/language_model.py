@@ -317,7 +317,7 @@ class LanguageModel(Estimator):
         check.integer("n_words", n_words, 0)
         check.number("temperature", temperature, 0, math.inf)
         check.integer("seed", seed, 0, 2**64 - 1)
-        top_k = self.n_words_ if top_k is None else check.integer("top_k", top_k, 1, self.n_words_)
+        top_k = self.n_words_ if top_k is None else check.integer("top_k", top_k, 1)
         is_text = isinstance(prompt, str)
         tokens = self._encode(prompt) if is_text else check.array("prompt", prompt, np.int32, ("n",))
         if not len(tokens):

@@ -14,10 +14,13 @@ from bench import (
     forward,
     gpu,
     harness,
+    language,
+    language_step,
     lstm,
     machine,
     memory_670k,
     report,
+    rows,
     sampling,
     step,
 )
@@ -210,8 +213,8 @@ def test_closeness_of_a_model(tmp_path, capsys):
     from sparsemax_nb import data, train
 
     points = data.bag_of_words(n_rows=90, n_features=30, words_per_row=4, n_labels=40, labels_per_row=2, seed=1)
-    for part, rows in ("train", slice(0, 60)), ("test", slice(60, 90)):
-        data.write_xc(tmp_path / f"{part}_bow.txt", points.features[rows], points.labels[rows])
+    for part, some in ("train", slice(0, 60)), ("test", slice(60, 90)):
+        data.write_xc(tmp_path / f"{part}_bow.txt", points.features[some], points.labels[some])
     made = {"embedding": 8, "epochs": 2, "device": "cpu", "progress": False, "fan_in": 4, "intermediate": 16}
     model = train.Classifier(output="dense", loss="softmax", **made).fit(points.features[:60], points.labels[:60])
     model.save(tmp_path / "dense.safetensors")
@@ -242,8 +245,8 @@ def test_accuracy_rows_table_and_picture(tmp_path, monkeypatch, capsys):
     from sparsemax_nb import data
 
     points = data.bag_of_words(n_rows=200, n_features=30, words_per_row=4, n_labels=100, labels_per_row=2, seed=1)
-    for part, rows in ("train_bow", slice(0, 140)), ("dev_bow", slice(140, 170)), ("test_bow", slice(170, 200)):
-        data.write_xc(tmp_path / f"{part}.txt", points.features[rows], points.labels[rows])
+    for part, some in ("train_bow", slice(0, 140)), ("dev_bow", slice(140, 170)), ("test_bow", slice(170, 200)):
+        data.write_xc(tmp_path / f"{part}.txt", points.features[some], points.labels[some])
     monkeypatch.setattr(accuracy, "FOLDER", tmp_path / "rows")
     monkeypatch.setattr(harness, "RESULTS", tmp_path)
     monkeypatch.setattr(accuracy, "PICTURE", tmp_path / "rewiring.png")
@@ -252,7 +255,7 @@ def test_accuracy_rows_table_and_picture(tmp_path, monkeypatch, capsys):
     for name in ("dense-512", accuracy.REWIRED, accuracy.NOT_REWIRED, "softmax-midx-rq-100"):
         monkeypatch.setitem(accuracy.OPTIONS, name, accuracy.OPTIONS[name] | small)
         assert accuracy.main([name, "--data", str(tmp_path), "--work", str(tmp_path / "work"), "--threads", "1"]) == 0
-    results = accuracy.finished(accuracy.ROWS)
+    results = rows.finished(accuracy.ROWS, accuracy.FOLDER)
     assert list(results) == ["dense-512", accuracy.REWIRED, accuracy.NOT_REWIRED]
     rewired = results[accuracy.REWIRED]
     assert 0 < rewired["connections_changed"] < 1 and str(tmp_path) not in json.dumps(rewired["command"])
@@ -263,8 +266,8 @@ def test_accuracy_rows_table_and_picture(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "rewiring.png").read_bytes().startswith(b"\x89PNG")
     assert "| softmax-midx-rq-100 |" in shown and "updates of the index in" in shown
     assert "Not trained: `python -m bench.accuracy softmax-full" in shown
-    rows = json.loads((tmp_path / "accuracy-cpu.json").read_text())
-    assert [row["benchmark"] for row in rows] == ["accuracy", "accuracy: softmax"]
+    written = json.loads((tmp_path / "accuracy-cpu.json").read_text())
+    assert [row["benchmark"] for row in written] == ["accuracy", "accuracy: softmax"]
 
 
 def test_a_wrong_result_is_not_timed():
@@ -371,3 +374,39 @@ def test_fastest_and_peers():
         lambda result, extra: harness.require(result == extra, "no"), lambda: Peer(lambda: 3, "", (3,))
     )
     checked.check(3)
+
+
+def test_language_step(tmp_path):
+    (row,) = language_step.main(["--smoke", "--device", "cpu", "--threads", "1", "--json", str(tmp_path / "s.json")])
+    assert row["parameters"]["words"] == 120 and row["contestants"]["ours"]["median_s"] > 0
+    assert "Tokens a second: ours" in row["notes"][0] and "an update of the index every 100 steps" in row["notes"][1]
+
+
+def test_language_step_without_torch(no_torch):
+    (row,) = language_step.main(["--smoke", "--device", "cpu", "--threads", "1"])
+    assert row["contestants"]["PyTorch"] == {"unavailable": "PyTorch is not installed"}
+
+
+def test_language_rows_tables_and_picture(tmp_path, monkeypatch, capsys):
+    text = tmp_path / "text"
+    text.mkdir()
+    (text / "corpus.txt").write_text("Gallia est omnis divisa in partes tres, In principio erat, Arma virumque cano.\n" * 40)
+    items = tmp_path / "video"
+    items.mkdir()
+    (items / "sequences.txt").write_text("a b c d\nb c d e\nc d e a\nd e a b\n" * 5)
+    monkeypatch.setattr(language, "FOLDER", tmp_path / "rows")
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(language, "PICTURE", tmp_path / "perplexity.png")
+    small = {"width": 8, "batch-size": 4, "unroll": 5, "epochs": 2, "n-samples": 3, "n-codewords": 3, "device": "cpu"}
+    for name, data in (("wikitext-midx-rq-100", text), ("video-full", items), ("latin-midx-rq-100", text)):
+        monkeypatch.setitem(language.OPTIONS, name, language.OPTIONS[name] | small)
+        command = [name, "--data", str(data), "--work", str(tmp_path / "work"), "--threads", "1"]
+        assert language.main(command) == 0
+    assert str(tmp_path) not in (tmp_path / "rows" / "video-full.json").read_text()
+    assert language.main(["--table"]) == 0
+    shown = capsys.readouterr().out
+    assert "| wikitext-midx-rq-100 |" in shown and "| unigram model |" in shown and "| most popular items |" in shown
+    assert "“Gallia est omnis” " in shown and "Not trained: `python -m bench.language wikitext-full`" in shown
+    assert (tmp_path / "perplexity.png").read_bytes().startswith(b"\x89PNG")
+    written = json.loads((tmp_path / "language-cpu.json").read_text())
+    assert [row["benchmark"] for row in written] == [*language.TABLES]

@@ -1,0 +1,166 @@
+"""How good is a language model with each sampler? ``python -m bench.language ROW`` trains one row of the tables.
+
+There are three: WikiText-2 (bundled), next-item recommendation on the Video Games reviews, and the Latin Library; the last
+two need --data DIR. A row is one command that can be killed and given again: it goes on from its checkpoint, and writes
+bench/results/language/ROW.json when it is done. ``python -m bench.language --table`` makes the tables and the picture from
+the rows that there are; ``--list`` names the rows.
+"""
+
+import argparse
+import sys
+
+from sparsemax_nb import train
+
+from . import harness, machine, rows
+
+WIKITEXT = {
+    "batch-size": 64, "unroll": 35, "epochs": 6, "seed": 0, "validation-tokens": 50_000, "n-codewords": 128,
+}  # fmt: skip
+SAMPLED = {
+    **{f"wikitext-{name}-100": {"sampler": name, "n-samples": 100}
+       for name in ("uniform", "log-uniform", "unigram", "midx-pq", "midx-rq")},
+    **{f"wikitext-{name}-20": {"sampler": name, "n-samples": 20} for name in ("uniform", "unigram", "midx-pq", "midx-rq")},
+}  # fmt: skip
+#: These touch every word in every step, as the full softmax does: one epoch shows what they cost.
+ONE_EPOCH = {
+    f"wikitext-{name}-one-epoch": {"sampler": sampler, "n-samples": 100, "epochs": 1}
+    for name, sampler in (("full", "none"), ("midx-rq-100", "midx-rq"), ("sphere-100", "sphere"), ("rff-100", "rff"))
+}
+VIDEO = {
+    "task": "next-item", "batch-size": 128, "unroll": 50, "n-layers": 1, "width": 128, "epochs": 20, "seed": 0,
+    "dropout": 0.3, "n-codewords": 64,
+}  # fmt: skip
+VIDEO_ROWS = {
+    "video-full": {"sampler": "none"},
+    **{f"video-{name}-100": {"sampler": name, "n-samples": 100} for name in ("uniform", "unigram", "midx-rq")},
+}
+LATIN = {
+    "raw": True, "batch-size": 64, "unroll": 35, "epochs": 1, "seed": 0, "dropout": 0.0, "validation-tokens": 20_000,
+    "sampler": "midx-rq", "n-samples": 100, "n-codewords": 256,
+}  # fmt: skip
+PROMPTS = "Gallia est omnis", "In principio", "Arma virumque cano"
+#: Benchmark: (options of all rows, {row: its own options}).
+TABLES = {
+    "language: WikiText-2": (WIKITEXT, {"wikitext-full": {"sampler": "none"}} | SAMPLED | ONE_EPOCH),
+    "language: next item": (VIDEO, VIDEO_ROWS),
+    "language: Latin Library": (LATIN, {"latin-midx-rq-100": {}}),
+}
+OPTIONS = {name: common | own for common, of_table in TABLES.values() for name, own in of_table.items()}
+FOLDER = harness.RESULTS / "language"
+PICTURE = machine.HERE / "perplexity.png"
+
+
+def _continuations(result, model):
+    """Of a text in Latin: what the model makes of three prompts."""
+    if "--raw" not in result["command"]:
+        return {}
+    fitted = train.LanguageModel.load(model, device="cpu")
+    return {"continuations": {p: fitted.generate(p, 40, temperature=0.8, top_k=50).split("\n")[0] for p in PROMPTS}}
+
+
+def _cells(name, r):
+    """A row of a table: what was measured on the test part, and what it cost."""
+    test, env = r["test"], r["environment"]
+    if "Recall@10" in r["baseline"]:
+        figures = [f"{100 * test['Recall@10']:.2f}", f"{100 * test['NDCG@10']:.2f}"]
+    else:
+        figures = [f"{test['perplexity']:.1f}", f"{100 * test['top-1']:.2f}", f"{100 * test['top-5']:.2f}"]
+    n_tokens = r["tokens"] * len(r["epochs"])
+    return [
+        name, *figures, f"{rows.seconds_per_epoch(r):,.0f}", f"{r['output_share']:.0%}",
+        f"{n_tokens / r['train_seconds']:,.0f}", f"{r['peak_memory_bytes'] / 2**30:.1f}", str(len(r["epochs"])),
+        str(env["threads"]), (env["commit"] or "")[:10],
+    ]  # fmt: skip
+
+
+def summary(benchmark, found):
+    """One row of results, with the table of a benchmark, from the rows that have been trained."""
+    common, all_rows = TABLES[benchmark]
+    some = next(iter(found.values()))
+    is_text, baseline = "perplexity" in some["baseline"], some["baseline"]
+    header = ["row", *(["perplexity", "top-1", "top-5"] if is_text else ["Recall@10", "NDCG@10"])]
+    header += ["s an epoch", "output", "tokens/s", "GiB", "epochs", "threads", "commit"]
+    table = [_cells(name, r) for name, r in found.items()]
+    known = [f"{baseline['perplexity']:.1f}", "", ""] if is_text else [f"{100 * v:.2f}" for v in baseline.values()]
+    table.append(["unigram model" if is_text else "most popular items", *known, *[""] * (len(header) - len(known) - 1)])
+    options = " ".join(f"--{key}" if value is True else f"--{key} {value}" for key, value in common.items())
+    notes = [
+        f"{some['about']}.",
+        "Measured on the test part by the full softmax, in per cent but for the perplexity. output: share of the time of "
+        "training that the output layer took, its update and that of the index included; GiB: peak memory of the process.",
+        "Seconds an epoch as the run took them, on a machine that did other work beside: compare them with care.",
+        f"Options of every row: {options}, others by default.",
+    ]
+    for name, r in found.items():
+        own = [f"--{key} {value}" for key, value in all_rows[name].items()]
+        notes += [f"{name}: {' '.join(own)}."] if own else []
+        notes += [f"“{prompt}” {text}" for prompt, text in r.get("continuations", {}).items()]
+    missing = [f"`python -m bench.language {name}`" for name in all_rows if name not in found]
+    notes += [f"Not trained: {', '.join(missing)}."] if missing else []
+    return {
+        "benchmark": benchmark, "parameters": {"data": some["data"], "device": some["device"]},
+        "table": {"header": header, "rows": table}, "notes": notes, "environment": machine.environment(some["device"]),
+    }  # fmt: skip
+
+
+def picture(found, path):
+    """Perplexity on the validation part over seconds of training, one curve a row of 100 draws, and the full softmax."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    styles = {
+        "wikitext-full": ("#000000", "o", "full softmax"), "wikitext-uniform-100": ("#999999", "s", "uniform"),
+        "wikitext-log-uniform-100": ("#CC79A7", "v", "log-uniform"), "wikitext-unigram-100": ("#E69F00", "^", "unigram"),
+        "wikitext-midx-pq-100": ("#56B4E9", "P", "MIDX, pq"), "wikitext-midx-rq-100": ("#0072B2", "D", "MIDX, rq"),
+    }  # fmt: skip
+    for name, (colour, marker, label) in styles.items():
+        if name in found:
+            seconds = [epoch["seconds"] for epoch in found[name]["epochs"]]
+            values = [epoch["validation"]["perplexity"] for epoch in found[name]["epochs"]]
+            axes.plot(seconds, values, color=colour, marker=marker, label=label)
+    axes.set(xscale="log", yscale="log", xlabel="seconds of training", ylabel="perplexity on the validation part")
+    axes.set_title("WikiText-2, 100 draws a word")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3, which="both")
+    axes.spines[["top", "right"]].set_visible(False)
+    temporary = path.with_suffix(".part.png")
+    figure.savefig(temporary, dpi=150)
+    plt.close(figure)
+    temporary.replace(path)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m bench.language", description=__doc__.partition("\n")[0])
+    parser.add_argument("row", nargs="?", choices=tuple(OPTIONS), help="the row to train")
+    rows.arguments(parser, default_data="wikitext-2")
+    args = parser.parse_args(argv)
+    if args.list:
+        print(*OPTIONS, sep="\n")
+        return 0
+    if args.table:
+        from .report import table
+
+        found = {benchmark: rows.finished(names, FOLDER) for benchmark, (_, names) in TABLES.items()}
+        if not any(found.values()):
+            parser.error("no row has been trained yet")
+        for benchmark, trained in found.items():
+            if trained:
+                row = summary(benchmark, trained)
+                harness.write_rows(harness.RESULTS / "language-cpu.json", [row])
+                print(table(row) + "\n")
+        if found["language: WikiText-2"]:
+            picture(found["language: WikiText-2"], PICTURE)
+        return 0
+    if not args.row:
+        parser.error("name a row, or --list or --table")
+    return rows.train(
+        "language-model", OPTIONS[args.row], script="language", row=args.row, data=args.data, folder=FOLDER, work=args.work,
+        threads=args.threads, more=_continuations,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

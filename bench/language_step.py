@@ -1,0 +1,122 @@
+"""How fast is a language model's whole training step? ``python -m bench.language_step`` (README.md says what is compared)."""
+
+import math
+
+import numpy as np
+
+from sparsemax_nb import Adam, Labels
+from sparsemax_nb.core import backend
+from sparsemax_nb.train.language_network import LanguageNetwork
+from sparsemax_nb.train.sequences import Chunk
+from sparsemax_nb.train.softmax import Negatives, Sampling
+
+from . import harness
+from .peers import Unavailable, pytorch
+
+SIZES = {"steps": (35, 4), "rows": (64, 3), "width": (200, 8), "samples": (100, 5), "codewords": (128, 4)}
+#: Words of the vocabulary, and how many times as fast as PyTorch's full softmax the step should be.
+WORDS = {33_278: 10, 500_000: 50}
+SMOKE_WORDS = {120: 0}
+LAYERS, CLIP, RATE = 2, 1.0, 1e-3
+#: Steps between two updates of the index, as in training.
+INDEX_EVERY = 100
+
+
+def network_of(n_words, args):
+    """A network whose words differ in frequency and direction, as after some training; and the counts of the words."""
+    network = LanguageNetwork(
+        n_words, width=args.width, n_layers=LAYERS, tied=True, dropout=0.0, clip=CLIP, seed=0, device=args.device
+    )
+    counts = np.maximum(1, 1e7 / (np.arange(n_words) + 2.7)).astype(np.int64)  # Zipf and Mandelbrot
+    how = Sampling("midx-rq", args.samples, args.codewords, "uniform", "paper", False)
+    network.output.negatives = Negatives(how, network.output.weights, counts, seed=0)
+    network.output.negatives.update()
+    return network, counts
+
+
+def text_like(counts, args, seed):
+    """A `Chunk` (T, B) of words as frequent as `counts`, and what follows each."""
+    cumulative = np.cumsum(counts / counts.sum())
+    drawn = np.searchsorted(cumulative, np.random.default_rng(seed).random((args.steps + 1, args.rows)))
+    drawn = drawn.clip(0, len(counts) - 1).astype(np.int32)
+    return Chunk(drawn[:-1], np.ones((args.steps, args.rows), np.int64), True), drawn[1:].reshape(-1).copy()
+
+
+def sampled_loss(network, chunk, targets):
+    """The loss of the network's next step, in float64, from its own draws."""
+    state, network.state = network.state, None
+    h = network.forward(chunk).reshape(-1, network.width)
+    network.state = state
+    labels = Labels(
+        backend.asarray(np.arange(len(targets) + 1), network.device, np.int32), backend.asarray(targets, network.device)
+    )
+    drawn = network.output.negatives.draw(h, labels, network.steps)
+    h, w, ids, log_q, log_q_targets = map(backend.to_numpy, (h, network.output.weights, *drawn))
+    total = 0.0
+    for row, target in enumerate(targets):
+        q = h[row].astype(np.float64)
+        scores = np.append(w[target] @ q - log_q_targets[row], w[ids[row]] @ q - log_q[row])
+        total += np.logaddexp.reduce(scores) - scores[0]
+    return total / len(targets)
+
+
+def measure(args, n_words, aim):
+    """One row of results."""
+    network, counts = network_of(n_words, args)
+    chunk, targets = text_like(counts, args, 0)
+    layers = [tuple(backend.to_numpy(a) for a in lstm.parameters.values()) for lstm in network.lstms]
+    exact = -float(network.evaluate(chunk, targets)[0].mean(dtype=np.float64))
+    expected, adam, calls = sampled_loss(network, chunk, targets), Adam(RATE), []
+
+    def run():
+        some, words = text_like(counts, args, len(calls))
+        calls.append(network.step(some, words, "softmax", adam))
+        return calls[-1]
+
+    def check(loss):
+        harness.require(math.isclose(loss, expected, rel_tol=1e-4), f"the loss is {loss}, not {expected}")
+
+    def check_exact(loss):
+        harness.require(math.isclose(loss, exact, rel_tol=1e-4), f"the loss is {loss}, not {exact}")
+
+    table = network.output.weights.copy()
+    shape = args.steps, args.rows
+    contestants = {
+        "ours": harness.Contestant(run, check, f"midx-rq, {args.samples} draws a word, lazy Adam"),
+        "PyTorch": harness.offer(
+            check_exact, pytorch.language_step, chunk.tokens, targets.reshape(shape), table, layers, CLIP, RATE
+        ),
+    }
+    timings = harness.race(contestants, args)
+    flops = LAYERS * 6 * 2 * args.steps * args.rows * 4 * args.width**2
+    drawn = 3 * 4 * args.steps * args.rows * (args.samples + 1) * args.width
+    work = {
+        "multiply-adds of the LSTM layers": (flops, "flops"),
+        "rows of the draws, read for scores and gradients": (drawn, "memory"),
+    }
+    row = harness.make_row(
+        "language_step", args.parameters | {"words": n_words, "layers": LAYERS}, contestants, timings,
+        floor=harness.floor(args, work), targets={"PyTorch": (1, aim)} if args.device == "cpu" and aim else None,
+        device=args.device,
+    )  # fmt: skip
+    seconds = harness.measure("update", network.output.negatives.update, lambda _: None, repeats=3).seconds
+    each, n_tokens = float(np.median(seconds)), args.steps * args.rows
+    rates = {
+        name: n_tokens / row["contestants"][name]["median_s"]
+        for name, contestant in contestants.items() if not isinstance(contestant, Unavailable)
+    }  # fmt: skip
+    row["notes"] = [
+        "Tokens a second: " + ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items()) + ".",
+        f"Not in the step: an update of the index every {INDEX_EVERY} steps, {1e3 * each:,.0f} ms, "
+        f"{1e3 * each / INDEX_EVERY:.1f} ms a step.",
+    ]
+    return harness.publish(args, row)
+
+
+def main(argv=None):
+    args = harness.arguments("language_step", __doc__.partition("(")[0], SIZES, argv, repeats=7)
+    return [measure(args, n_words, aim) for n_words, aim in (SMOKE_WORDS if args.smoke else WORDS).items()]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Rows of tables that take hours to train: each is one command that can be killed and given again.
+
+It goes on from its checkpoint, and writes bench/results/TABLE/ROW.json when it is done.
+"""
+
+import json
+from pathlib import Path
+
+import numba
+
+from sparsemax_nb import cli
+
+from . import machine
+
+
+def train(command, options, *, script, row, data, folder, work, threads, more=None):
+    """Train one row with ``sparsemax-nb train COMMAND``, or go on with it; write `folder`/ROW.json. Returns the exit code.
+
+    `options` are {name: value}, True for a flag; ``more(result, model file)`` gives what the command does not report.
+    """
+    numba.set_num_threads(threads)
+    work.mkdir(parents=True, exist_ok=True)
+    model, figures, name = work / f"{row}.safetensors", work / f"{row}.json", Path(data).name
+    options = [f"--{key}" if value is True else f"--{key}={value}" for key, value in options.items()]
+    files = ["--save", str(model), "--resume", "--json", str(figures), "--plot", str(work / f"{row}.png")]
+    if not (model.exists() and figures.exists()):  # else only what follows is left to do
+        code = cli.main(["train", command, "--data", str(data), *options, *files])
+        if code:
+            return code
+    result = json.loads(figures.read_text())
+    result["command"] = " ".join([f"sparsemax-nb train {command} --data", name, *options])
+    result["data"] = name
+    if more is not None:
+        result |= more(result, model)
+    result["environment"] = machine.environment(result["device"])
+    result["environment"]["command"] = f"python -m bench.{script} {row} --data {name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{row}.part"
+    temporary.write_text(json.dumps(result, indent=1) + "\n")
+    temporary.replace(folder / f"{row}.json")
+    return 0
+
+
+def finished(names, folder):
+    """{name: result} of the rows that there are, in the order of the names."""
+    paths = {name: folder / f"{name}.json" for name in names}
+    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+
+
+def seconds_per_epoch(result):
+    """As the run took them, whatever else the machine did."""
+    return result["train_seconds"] / len(result["epochs"])
+
+
+def arguments(parser, default_data=None):
+    """The options of a table of rows: the row, its data, where its files go, threads, --list, --table."""
+    parser.add_argument("--data", default=default_data, metavar="DIR", help="the data (see sparsemax-nb train --help)")
+    parser.add_argument(
+        "--work", type=Path, default=Path("accuracy_output"), metavar="DIR", help="models and checkpoints"
+    )
+    parser.add_argument("--threads", type=int, default=numba.config.NUMBA_NUM_THREADS, help="default: all")
+    parser.add_argument("--list", action="store_true", help="name the rows and stop")
+    parser.add_argument("--table", action="store_true", help="make tables and pictures of the rows that there are")
