@@ -65,10 +65,10 @@ def _cells(name, r):
         figures = [f"{100 * test['Recall@10']:.2f}", f"{100 * test['NDCG@10']:.2f}"]
     else:
         figures = [f"{test['perplexity']:.1f}", f"{100 * test['top-1']:.2f}", f"{100 * test['top-5']:.2f}"]
-    n_tokens = r["tokens"] * len(r["epochs"])
+    rate = "-" if "Recall@10" in r["baseline"] else f"{r['tokens'] * len(r['epochs']) / r['train_seconds']:,.0f}"
     return [
         name, *figures, f"{rows.seconds_per_epoch(r):,.0f}", f"{r['output_share']:.0%}",
-        f"{n_tokens / r['train_seconds']:,.0f}", f"{r['peak_memory_bytes'] / 2**30:.1f}", str(len(r["epochs"])),
+        rate, f"{r['peak_memory_bytes'] / 2**30:.1f}", str(len(r["epochs"])),
         str(env["threads"]), (env["commit"] or "")[:10],
     ]  # fmt: skip
 

@@ -68,9 +68,10 @@ def measure(args, n_words, aim):
     exact = -float(network.evaluate(chunk, targets)[0].mean(dtype=np.float64))
     expected, adam, calls = sampled_loss(network, chunk, targets), Adam(RATE), []
 
+    texts = [(chunk, targets)] + [text_like(counts, args, seed) for seed in range(1, args.repeats + 2)]
+
     def run():
-        some, words = text_like(counts, args, len(calls))
-        calls.append(network.step(some, words, "softmax", adam))
+        calls.append(network.step(*texts[len(calls)], "softmax", adam))
         return calls[-1]
 
     def check(loss):

@@ -21,6 +21,7 @@ def train(command, options, *, script, row, data, folder, work, threads, more=No
     numba.set_num_threads(threads)
     work.mkdir(parents=True, exist_ok=True)
     model, figures, name = work / f"{row}.safetensors", work / f"{row}.json", Path(data).name
+    given, commit = options, machine.environment("cpu")["commit"]
     options = [f"--{key}" if value is True else f"--{key}={value}" for key, value in options.items()]
     files = ["--save", str(model), "--resume", "--json", str(figures), "--plot", str(work / f"{row}.png")]
     if not (model.exists() and figures.exists()):  # else only what follows is left to do
@@ -28,11 +29,15 @@ def train(command, options, *, script, row, data, folder, work, threads, more=No
         if code:
             return code
     result = json.loads(figures.read_text())
+    for key, value in given.items():
+        made = result["params"].get(key.replace("-", "_"), value)
+        if made != value:
+            raise ValueError(f"{figures} was made with {key} {made}, not {value}; remove it to train the row anew")
     result["command"] = " ".join([f"sparsemax-nb train {command} --data", name, *options])
     result["data"] = name
     if more is not None:
         result |= more(result, model)
-    result["environment"] = machine.environment(result["device"])
+    result["environment"] = machine.environment(result["device"]) | {"commit": commit}  # that of the last start
     result["environment"]["command"] = f"python -m bench.{script} {row} --data {name}"
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{row}.part"

@@ -199,6 +199,9 @@ def _texts(options):
             f"{sequences.name}: {n:,} sequences, {len(vocabulary):,} items",
         )
     corpus = data.load_text(options.data, options.min_count, raw=options.raw)
+    for part in ("train", "valid", "test"):
+        if len(getattr(corpus, part)) < 2:
+            raise ValueError(f"{corpus.name}: the {part} part must hold two tokens or more, got 1")
     unknown = ", ".join(f"{part} {share:.2%}" for part, share in corpus.unknown.items())
     about = (
         f"{corpus.name}: {len(corpus.train):,} tokens, {len(corpus.vocabulary):,} words; out of vocabulary: {unknown}"
@@ -209,24 +212,25 @@ def _texts(options):
 def _train_language_model(options):
     """Train on a text or on sequences of items, report how well the next word or last item is predicted, save the model."""
     path = _checked_files(options)
+    if options.task == "next-item" and options.validation_tokens:
+        raise ValueError("--validation-tokens cuts a text; for next-item it may be 0 only: no validation")
     training, validation, test, vocabulary, about = _texts(options)
     params = {name: getattr(options, name) for name in train.LanguageModel._names() if hasattr(options, name)}
     model = train.LanguageModel(**params, progress=not options.quiet)
     print(f"{about}; {demo.where(options.device)}", flush=True)
     if options.validation_tokens is not None:
-        few = options.validation_tokens
-        validation = validation[:few] if few and options.task == "next-word" else validation if few else None
+        validation = validation[: options.validation_tokens] if options.validation_tokens else None
     result = _fit(model, path, options, training, vocabulary=vocabulary, validation=validation)
+    _write_out(model, path, options)
     result |= {
         "about": about, "n_words": model.n_words_, "tokens": len(getattr(training, "items", training)),
-        "output_share": result["output_seconds"] / result["train_seconds"], "test": model.evaluate(test),
+        "output_share": result["output_seconds"] / max(result["train_seconds"], 1e-9), "test": model.evaluate(test),
         "baseline": _baseline(options.task, training, test, len(vocabulary)),
     }  # fmt: skip
     print(f"{result['output_share']:.0%} of the time went into the output layer")
     _print_language_figures("test", result["test"], options.task)
     name = "a unigram model" if options.task == "next-word" else "the most popular items"
     print(f"to compare: {name}  {_language_line(result['baseline'])}")
-    _write_out(model, path, options)
     return result
 
 
@@ -234,7 +238,10 @@ def _baseline(task, training, test, n_words):
     """What is reached by knowing how frequent each word or item is, and nothing else."""
     if task == "next-word":
         return {"perplexity": train.unigram_perplexity(np.bincount(training, minlength=n_words), test[1:])}
-    counts, last = np.bincount(training.items, minlength=n_words), test.items[test.indptr[1:] - 1]
+    counts, last = (
+        np.bincount(training.items, minlength=n_words),
+        test.items[test.indptr[1:][np.diff(test.indptr) > 1] - 1],
+    )
     return train.figures_of_ranks(train.ranks_by_popularity(counts, last), 10)
 
 
@@ -278,7 +285,7 @@ def _evaluate_language_model(options):
         raise ValueError(f"{options.model} was saved without a vocabulary")
     print(f"sparsemax-nb: evaluating {demo.where(options.device)}", file=sys.stderr)
     if data.text.END_OF_LINE in vocabulary:
-        task, corpus = "next-word", data.load_text(options.data or "wikitext-2", vocabulary=vocabulary, raw=options.raw)
+        task, corpus = "next-word", data.load_text(options.data or "wikitext-2", vocabulary=vocabulary)
         print(f"{part}  {corpus.unknown[part]:.2%} of the tokens are not in the model's vocabulary")
         tokens = getattr(corpus, part)
     else:
@@ -475,7 +482,6 @@ def _parser():
     sub.add_argument("model", help="file written by train --save")
     data_help = "as for train (if not given: tate, or wikitext-2 for a language model)"
     sub.add_argument("--data", metavar="DIR-or-NAME", help=data_help)
-    sub.add_argument("--raw", action="store_true", help="as for train language-model")
     sub.add_argument("--part", choices=("train", "dev", "test"), default="test", help="of the data")
 
     sub = command(commands, "predict", _predict, "Predict the labels of points, in words where the model knows them.")

@@ -47,6 +47,13 @@ def test_train_on_penn_treebanks_format(folder, tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["curves.png", "figures.json", "m.safetensors"]
 
 
+def test_a_run_of_one_step(tmp_path):
+    for part in ("train", "valid", "test"):
+        (tmp_path / f"{part}.txt").write_text("a b c d e f\n" * 3)
+    assert cli.main([*TRAIN, "--data", str(tmp_path), "--epochs", "1", "--json", str(tmp_path / "f.json")]) == 0
+    assert json.loads((tmp_path / "f.json").read_text())["steps"] == 1
+
+
 def test_validation_may_be_cut_short_or_left_out(folder, tmp_path):
     for n, wanted in (("0", None), ("12", 11)):
         figures = tmp_path / f"{n}.json"
@@ -70,19 +77,23 @@ def test_evaluate_and_generate(folder, model, tmp_path, capsys):
 
 
 def test_next_item(tmp_path, capsys):
-    lines = [" ".join(f"i{(start + n) % 9}" for n in range(length)) for start in range(9) for length in (1, 2, 5)]
+    lines = ["", "i8"]  # nothing to predict in these
+    lines += [" ".join(f"i{(start + n) % 9}" for n in range(length)) for start in range(9) for length in (1, 2, 5)]
     (tmp_path / "sequences.txt").write_text("\n".join(lines) + "\n")
     model, figures = str(tmp_path / "m.safetensors"), tmp_path / "f.json"
     next_item = ["--task", "next-item", "--data", str(tmp_path)]
     assert cli.main([*TRAIN, *next_item, "--save", model, "--json", str(figures)]) == 0
     result, shown = json.loads(figures.read_text()), capsys.readouterr().out
-    assert "27 sequences, 9 items" in shown and "(18 sequences)" in shown
+    assert "29 sequences, 9 items" in shown and "(18 sequences)" in shown
     assert result["test"]["Recall@10"] == 1 and 0 < result["test"]["NDCG@10"] < 1
+    assert result["baseline"]["NDCG@10"] == pytest.approx(np.mean([1 / np.log2(rank + 2) for rank in range(9)]))
     assert f"the most popular items  Recall@10 100.00  NDCG@10 {100 * result['baseline']['NDCG@10']:.2f}" in shown
     assert cli.main(["evaluate", model, "--data", str(tmp_path), "--device", "cpu"]) == 0
     assert f"NDCG@10 {100 * result['test']['NDCG@10']:.2f}  (18 sequences)" in capsys.readouterr().out
     assert cli.main(["evaluate", model, "--device", "cpu"]) == 2
     assert "--data is needed" in capsys.readouterr().err
+    assert cli.main([*TRAIN, *next_item, "--validation-tokens", "5"]) == 2
+    assert "--validation-tokens cuts a text" in capsys.readouterr().err
     (tmp_path / "sequences.txt").write_text("i1\ni2\n")
     assert cli.main([*TRAIN, *next_item]) == 2
     assert "a sequence of two items or more" in capsys.readouterr().err
@@ -94,6 +105,7 @@ def test_next_item(tmp_path, capsys):
         ("ptb.train.txt", b"", "the file is empty"),
         ("ptb.train.txt", np.random.default_rng(0).bytes(900), "is not UTF-8 text"),
         ("ptb.train.txt", b"a b\n", "more than batch_size = 4 tokens, got 3; use a smaller batch_size"),
+        ("ptb.valid.txt", b"\n", "the valid part must hold two tokens or more, got 1"),
         ("ptb.test.txt", None, "holds no test file"),
     ],
 )

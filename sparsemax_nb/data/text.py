@@ -21,16 +21,20 @@ WHOLE, SHARE = "corpus", 100
 WORD_OR_MARK = re.compile(r"\w+|[^\w\s]")
 
 
+def split(line, raw=False):
+    """The words of a line, which blanks divide; or, `raw`, its words and punctuation marks, one by one."""
+    return WORD_OR_MARK.findall(line) if raw else line.split()
+
+
 def read_words(path, raw=False):
     """Yield each line of a text file (plain, .gz or .xz; UTF-8) as a list of its words, which blanks divide.
 
     With `raw`, for text as people write it, every punctuation mark is a word of its own, too, and lines without a word are
     left out. `DataError` for what is not UTF-8 text, with file and line.
     """
-    split = WORD_OR_MARK.findall if raw else str.split
     with contextlib.closing(read_lines(path)) as lines:
         for number, line in enumerate(lines, 1):
-            words = split(decoded(f"{path}, line {number}", line))
+            words = split(decoded(f"{path}, line {number}", line), raw)
             if words or not raw:
                 yield words
 
@@ -78,6 +82,8 @@ class Vocabulary:
     words : sequence of str
         All different. `<unk>` stands for every word that is not among them; where it is missing, unknown words are an
         error.
+    raw : bool
+        Whether the words are those of a text as people write it; see `read_words`.
 
     Examples
     --------
@@ -90,8 +96,8 @@ class Vocabulary:
     (array([0, 4, 2], dtype=int32), 1, ['a', '<unk>', '<eos>'])
     """
 
-    def __init__(self, words):
-        self.words = tuple(words)
+    def __init__(self, words, raw=False):
+        self.words, self.raw = tuple(words), bool(raw)
         self._ids = {word: number for number, word in enumerate(self.words)}
         if len(self._ids) < len(self.words):
             twice = Counter(self.words).most_common(1)[0][0]
@@ -120,7 +126,7 @@ class Vocabulary:
         return cls.of_counts(counts, min_count, text)
 
     @classmethod
-    def of_counts(cls, counts, min_count=1, text=True):
+    def of_counts(cls, counts, min_count=1, text=True, raw=False):
         """The same from {word: how often it occurs}, `<eos>` of a text included."""
         check.integer("min_count", min_count, 1)
         if text and not counts:
@@ -132,7 +138,11 @@ class Vocabulary:
             raise ValueError(f"no word occurs {min_count} times or more; lower min_count")
         elif END_OF_LINE in kept or UNKNOWN in kept:
             raise ValueError(f"words must not be called {END_OF_LINE!r} or {UNKNOWN!r} where the lines are no text")
-        return cls(sorted(kept, key=lambda word: (-kept[word], word)))
+        return cls(sorted(kept, key=lambda word: (-kept[word], word)), raw)
+
+    def split(self, line):
+        """The words of a line of text, a list."""
+        return split(line, self.raw)
 
     def find(self, words):
         """Ids (n,) int32 of words, -1 for those that are not in the vocabulary."""
@@ -199,7 +209,8 @@ def load_text(name_or_dir, min_count=1, vocabulary=None, raw=False):
     vocabulary : Vocabulary, optional
         A model's, instead of that of the training part.
     raw : bool
-        The text is as people write it: punctuation marks become words of their own, empty lines are left out.
+        The text is as people write it: punctuation marks become words of their own, empty lines are left out. A vocabulary
+        that is given knows whether it is.
 
     Returns
     -------
@@ -223,9 +234,9 @@ def load_text(name_or_dir, min_count=1, vocabulary=None, raw=False):
     check.integer("min_count", min_count, 1)
     name, folder = find_folder(name_or_dir, BUNDLED)
     numbering = Numbering()
-    parts = _read_parts(folder, numbering, raw)
+    parts = _read_parts(folder, numbering, raw if vocabulary is None else vocabulary.raw)
     if vocabulary is None:
-        vocabulary = Vocabulary.of_counts(numbering.counts(parts["train"]), min_count)
+        vocabulary = Vocabulary.of_counts(numbering.counts(parts["train"]), min_count, raw=raw)
     ids = vocabulary.find(numbering)
     is_unknown = ids < 0
     if is_unknown.any() and UNKNOWN not in vocabulary:

@@ -8,11 +8,14 @@ import numpy as np
 from ..core import backend
 
 #: Numbers that are squared at once.
-AT_ONCE = 1 << 22
+AT_ONCE = 1 << 12
 
 
 class Gradient(NamedTuple):
-    """The loss' gradient by a parameter: `values` is shaped like `array`, or holds only the rows `rows` (n,) int32 of it."""
+    """The loss' gradient by a parameter: `values` is shaped like `array`, or holds only the rows `rows` (n,) int32 of it.
+
+    The rows are all different; those of an output layer or an embedding ascend.
+    """
 
     array: object
     values: object
@@ -27,9 +30,13 @@ class Gradient(NamedTuple):
 
 
 def _sum_of_squares(values):
+    """In float32 over runs of AT_ONCE numbers, whose sums are added up in float64."""
     flat = values.reshape(-1)
-    parts = (flat[start : start + AT_ONCE] for start in range(0, flat.size, AT_ONCE))
-    return sum(float((part * part).sum(dtype=np.float64)) for part in parts)
+    n = flat.size // AT_ONCE * AT_ONCE
+    xp, total = backend.module_of(backend.device_of(values)), 0.0
+    for lines in (flat[:n].reshape(-1, AT_ONCE), flat[n:].reshape(1, -1)):
+        total += float(xp.einsum("ij,ij->i", lines, lines).sum(dtype=np.float64))
+    return total
 
 
 def clip(gradients, limit):
@@ -50,17 +57,20 @@ def clip(gradients, limit):
 
 
 def add_rows(gradient, other):
-    """The sum of two gradients by one matrix, of which `other` holds rows only; overwrites the values of `gradient`."""
-    values, rows, places = gradient.values, gradient.rows, other.rows
-    if rows is not None:
-        xp = backend.module_of(backend.device_of(rows))
-        places = xp.minimum(xp.searchsorted(rows, other.rows), max(len(rows) - 1, 0))
-        found = rows[places] == other.rows if len(rows) else xp.zeros(len(places), bool)
-        if not bool(found.all()):
-            both = xp.unique(xp.concatenate([rows, other.rows]))
-            wider = backend.zeros((len(both), values.shape[1]), np.float32, backend.device_of(values))
-            wider[xp.searchsorted(both, rows)] = values
-            values, rows = wider, backend.asarray(both, backend.device_of(values), np.int32)
-            places = xp.searchsorted(rows, other.rows)
-    values[places] += other.values
+    """The sum of two gradients by one matrix, of which `other` holds rows only; overwrites the values of `gradient`.
+
+    Rows that `gradient` has not (its own must ascend) come behind those that it has.
+    """
+    if gradient.rows is None:
+        gradient.values[other.rows] += other.values
+        return gradient
+    xp, n = backend.module_of(backend.device_of(gradient.rows)), len(gradient.rows)
+    places = xp.searchsorted(gradient.rows, other.rows)
+    places[places == n] = 0
+    found = gradient.rows[places] == other.rows if n else xp.zeros(len(places), bool)
+    gradient.values[places[found]] += other.values[found]
+    values, rows = (
+        backend.asarray(xp.concatenate([a, b[~found]]), backend.device_of(gradient.rows))
+        for a, b in ((gradient.values, other.values), (gradient.rows, other.rows))
+    )
     return Gradient(gradient.array, values, rows)

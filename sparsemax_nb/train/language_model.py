@@ -48,7 +48,8 @@ class LanguageModel(Estimator):
     clip : float
         The gradient is scaled down where its norm, all parameters together, exceeds this.
     learning_rate : float
-        Of Adam, at the start. Words that a step does not touch are left alone (lazy Adam) but under sampler='none'.
+        Of Adam, at the start. Rows of embedding and output that a step does not touch are left alone (lazy Adam); under
+        sampler='none' a step touches all rows of the output.
     decay : 'linear' or 'plateau'
         The learning rate falls linearly in the steps, down to `min_learning_rate` at the end of the last epoch; or it is
         halved after every `patience` epochs in a row that the validation does not improve.
@@ -158,25 +159,24 @@ class LanguageModel(Estimator):
         self._check_sampler(n_words, self.width, device)
         self._check_checkpoint_path(checkpoint_path, resume)
         network = self._new_network(n_words, device)
-        # from here on it is another model
-        self.network_, self.n_words_, self.vocabulary_, self.device_ = network, n_words, vocabulary, device
-        self._fitted_params = self._plain_params()
         if self.sampler != "none":
-            counts = np.bincount(text.tokens[text.all_places], minlength=n_words)
+            counts = np.bincount(text.tokens, minlength=n_words)
             network.output.negatives = Negatives(self._sampling(), network.output.weights, counts, self.seed)
 
         def batch(rows):
             chunk = text.chunk(rows)
-            return chunk, text.tokens[chunk.places[chunk.places >= 0]]
+            return chunk, text.targets(chunk)
 
         training = loop.Training(
             network, Adam(self.learning_rate), self._schedule(loss="softmax", batch_size=text.rows_per_step), text.n_rows,
-            batch=batch, order=text.order, validate=None if other is None else lambda: self._figures(other),
+            batch=batch, order=text.order, validate=None if other is None else lambda: _figures(network, other),
             monitor=f"NDCG@{K}" if isinstance(other, SeparateLines) else "log-likelihood",
         )  # fmt: skip
         parts = [_parts(part) for part in (tokens, validation) if part is not None]
         save = self._checkpoints(training, checkpoint_path, resume, parts)
-        self.history_ = training.history
+        # from here on it is another model
+        self.network_, self.n_words_, self.vocabulary_, self.device_ = network, n_words, vocabulary, device
+        self._fitted_params, self.history_ = self._plain_params(), training.history
         training.run(save=save, save_seconds=checkpoint_seconds, progress=self.progress, after_epoch=after_epoch)
         return self
 
@@ -188,8 +188,8 @@ class LanguageModel(Estimator):
                 raise ValueError(f"n_words must be the length of the vocabulary, {len(vocabulary)}, got {n_words}")
             return len(vocabulary)
         if n_words is None:
-            items = getattr(tokens, "items", tokens)
-            return int(items.max()) + 1 if len(items) else 1
+            tokens = check.array("tokens", getattr(tokens, "items", tokens), np.int32, ("n",))
+            return int(tokens.max()) + 1 if len(tokens) else 1
         return check.integer("n_words", n_words, 1)
 
     def _sequences(self, name, tokens, n_words, training=False):
@@ -197,7 +197,10 @@ class LanguageModel(Estimator):
         if hasattr(tokens, "indptr"):
             items = check.array(f"{name}.items", tokens.items, np.int32, ("m",))
             check.below(f"{name}.items", items, n_words)
-            lines = SeparateLines(tokens.indptr, items, self.batch_size, self.unroll, self.seed, last_only=not training)
+            indptr = check.array(f"{name}.indptr", tokens.indptr, np.int64, ("n",))
+            if not len(indptr) or indptr[0] != 0 or indptr[-1] != len(items) or (np.diff(indptr) < 0).any():
+                raise ValueError(f"{name}.indptr must rise from 0 to len({name}.items) = {len(items)}")
+            lines = SeparateLines(indptr, items, self.batch_size, self.unroll, self.seed, last_only=not training)
             if not lines.n_rows:
                 raise ValueError(
                     f"{name} must hold a sequence of two items or more: of one there is nothing to predict"
@@ -217,28 +220,6 @@ class LanguageModel(Estimator):
             )
         return RunningText(tokens, self.batch_size, self.unroll)
 
-    def _read(self, text):
-        """Yield every `Chunk` of a text, in its order; the state of training is as before when all are read."""
-        before, self.network_.state = self.network_.state, None
-        try:
-            for rows in batches(text.rows_in_order(), text.rows_per_step):
-                yield text.chunk(rows)
-        finally:
-            self.network_.state = before
-
-    def _figures(self, text):
-        """See `evaluate`."""
-        start, found = time.perf_counter(), []
-        for chunk in self._read(text):
-            found.append(self.network_.evaluate(chunk, text.tokens[chunk.places[chunk.places >= 0]]))
-        log_prob, ranks = map(np.concatenate, zip(*found, strict=True))
-        mean = float(log_prob.mean(dtype=np.float64))
-        return {
-            "log-likelihood": mean, "perplexity": math.exp(min(-mean, 700.0)), "tokens": len(ranks),
-            "top-1": float((ranks < 1).mean()), "top-5": float((ranks < 5).mean()),
-            **metrics.figures_of_ranks(ranks, K), "seconds": time.perf_counter() - start,
-        }  # fmt: skip
-
     def evaluate(self, tokens):
         """How well every word of a text (n,) is predicted, or the last item of each of `Sequences`; by the full softmax.
 
@@ -252,7 +233,7 @@ class LanguageModel(Estimator):
         A text is read as at most `batch_size` streams, each of which starts without a context.
         """
         self._check_fitted()
-        return self._figures(self._sequences("tokens", tokens, self.n_words_))
+        return _figures(self.network_, self._sequences("tokens", tokens, self.n_words_))
 
     def perplexity(self, tokens):
         """``exp(-mean log p(token | those before))`` of a text (n,) int32, by the full softmax; see `evaluate`."""
@@ -277,21 +258,26 @@ class LanguageModel(Estimator):
         text = self._sequences("tokens", tokens, self.n_words_)
         places = text.all_places
         shape = len(places), self.width
-        to_file = isinstance(out, (str, os.PathLike))
-        if to_file:
+        if isinstance(out, (str, os.PathLike)):
             temporary = f"{os.fspath(out)}.part"
-            h = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
+            try:
+                h = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
+                self._write_contexts(text, places, h)
+                h.flush()
+                os.replace(temporary, out)
+            finally:
+                if os.path.exists(temporary):
+                    os.remove(temporary)
+            h = np.load(out, mmap_mode="r+")
         else:
             dtype = np.float16 if getattr(out, "dtype", None) == np.float16 else np.float32
             h = check.output("out", out, dtype, shape, "cpu")
-        for chunk in self._read(text):
-            at = np.searchsorted(places, chunk.places[chunk.places >= 0])
-            h[at] = self.network_.contexts(chunk)
-        if to_file:
-            h.flush()
-            os.replace(temporary, out)
-            h = np.load(out, mmap_mode="r+")
+            self._write_contexts(text, places, h)
         return h, text.tokens[places]
+
+    def _write_contexts(self, text, places, h):
+        for chunk in _read(self.network_, text):
+            h[np.searchsorted(places, chunk.places[chunk.places >= 0])] = self.network_.contexts(chunk)
 
     def generate(self, prompt, n_words=50, *, temperature=1.0, top_k=None, seed=0):
         """Continue a prompt, word by word.
@@ -329,7 +315,7 @@ class LanguageModel(Estimator):
     def _encode(self, prompt):
         if self.vocabulary_ is None:
             raise TypeError("prompt must be an array of tokens: the model was fitted without a vocabulary")
-        words = prompt.split()
+        words = self.vocabulary_.split(prompt)
         unknown = [word for word in words if word not in self.vocabulary_]
         if words and len(unknown) == len(words):
             raise ValueError(
@@ -342,8 +328,9 @@ class LanguageModel(Estimator):
 
     def _draw(self, tokens, n_words, temperature, top_k, seed):
         never = self.vocabulary_.words.index(UNKNOWN) if self.vocabulary_ and UNKNOWN in self.vocabulary_ else None
+        if never is not None and self.n_words_ == 1:
+            raise ValueError(f"no word can be drawn: the vocabulary holds {UNKNOWN!r} alone")
         network, drawn = self.network_, np.empty(n_words, np.int32)
-        before, network.state = network.state, None
         text = RunningText(np.append(tokens, 0).astype(np.int32), 1, len(tokens))
         h = network.contexts(text.chunk(text.rows_in_order()))[-1:]
         for n in range(n_words):
@@ -359,15 +346,14 @@ class LanguageModel(Estimator):
                 best = best[np.searchsorted(np.cumsum(p), rng.unit(word) * p.sum(), side="right") :]
             drawn[n] = best[0]
             h = network.contexts(Chunk(drawn[n : n + 1, None], np.ones((1, 1), np.int64), False))
-        network.state = before
         return drawn
 
     def save(self, path):
         """Write the fitted model and its vocabulary (safetensors); `path` is replaced in one move."""
         self._check_fitted()
         arrays = {name: backend.to_numpy(array) for name, array in self.network_.parameters.items()}
-        words = None if self.vocabulary_ is None else list(self.vocabulary_.words)
-        description = {"params": self._fitted_params, "n_words": self.n_words_, "words": words}
+        words, raw = (None, False) if self.vocabulary_ is None else (list(self.vocabulary_.words), self.vocabulary_.raw)
+        description = {"params": self._fitted_params, "n_words": self.n_words_, "words": words, "raw": raw}
         checkpoint.save(path, self.kind, arrays, description)
 
     @classmethod
@@ -380,7 +366,7 @@ class LanguageModel(Estimator):
             model._check_params()
             model.n_words_, model.device_ = check.integer("n_words", description["n_words"], 1), device
             words = description["words"]
-            model.vocabulary_ = None if words is None else Vocabulary(words)
+            model.vocabulary_ = None if words is None else Vocabulary(words, description["raw"])
             if words is not None and len(words) != model.n_words_:
                 raise ValueError(f"a vocabulary of {len(words)} for {model.n_words_} words")
             model.network_ = model._new_network(model.n_words_, device)
@@ -394,3 +380,26 @@ class LanguageModel(Estimator):
 def _parts(tokens):
     """A text or sequences as a pair that `fingerprint` takes."""
     return (tokens.items, tokens.indptr) if hasattr(tokens, "indptr") else (tokens, np.zeros(0))
+
+
+def _read(network, text):
+    """Yield every `Chunk` of a text; the state of training is as before when all are read."""
+    before, network.state = network.state, None
+    try:
+        for rows in batches(text.rows_in_order(), text.rows_per_step):
+            yield text.chunk(rows)
+    finally:
+        network.state = before
+
+
+def _figures(network, text):
+    """See `LanguageModel.evaluate`."""
+    start = time.perf_counter()
+    found = [network.evaluate(chunk, text.targets(chunk)) for chunk in _read(network, text)]
+    log_prob, ranks = map(np.concatenate, zip(*found, strict=True))
+    mean = float(log_prob.mean(dtype=np.float64))
+    return {
+        "log-likelihood": mean, "perplexity": math.exp(min(-mean, 700.0)), "tokens": len(ranks),
+        "top-1": float((ranks < 1).mean()), "top-5": float((ranks < 5).mean()), **metrics.figures_of_ranks(ranks, K),
+        "seconds": time.perf_counter() - start,
+    }  # fmt: skip

@@ -51,7 +51,8 @@ class History:
     Attributes
     ----------
     epochs : list of dict
-        One for every epoch: its mean loss a row and the loss' standard deviation between batches, learning rate, mean
+        One for every epoch: its mean loss a row (of sequences: each batch's mean over its targets, weighted by its
+        lines) and the loss' standard deviation between batches, learning rate, mean
         norms of the gradients by layer, steps and seconds so far, and the figures of the validation.
     rewirings : list of dict
         Step and share of the connections that were replaced.
@@ -232,6 +233,8 @@ class Training:
                         after_epoch(self._at.epoch - 1, self.history)
                 self.history.stopped = self._end()
                 due = ended or interrupted or time.perf_counter() - saved >= save_seconds
+                if self.history.stopped or (save is not None and due):
+                    self._check_finite()
                 if save is not None and due and (ended or not over):
                     save()
                     saved = time.perf_counter()
@@ -283,11 +286,7 @@ class Training:
             update_seconds = self._update_index(number)
             value = network.step(*self._batch(rows), schedule.loss, self.optimizer, norms)
         except (FloatingPointError, ValueError) as error:
-            culprit = network.first_not_finite()
-            if culprit is None and isinstance(error, ValueError):
-                raise
-            reason = f"{culprit} holds NaN or infinity" if culprit else "the scores overflowed in the output layer"
-            raise TrainingError(f"step {number}: {reason} ({error}); lower the learning rate") from error
+            self._raise_named(number, error)
         if norms:
             self._at.norms.append(norms)
         self._output_seconds = network.output_seconds + update_seconds
@@ -302,6 +301,21 @@ class Training:
         ):
             share = network.rewire(schedule.rewire_fraction, self.optimizer)
             self.history.rewirings.append({"step": self.history.steps, "share": share})
+
+    def _raise_named(self, number, error):
+        """What an error of step `number` is about, where that is numbers that are not finite; else the error itself."""
+        culprit = self.network.first_not_finite()
+        if culprit is None and isinstance(error, ValueError):
+            raise error
+        found = f"{culprit} holds NaN or infinity ({error})" if culprit else str(error)
+        raise TrainingError(f"step {number}: {found}; lower the learning rate") from error
+
+    def _check_finite(self):
+        """TrainingError for parameters that are not: they are not written over a checkpoint that is whole."""
+        culprit = self.network.first_not_finite()
+        if culprit is not None:
+            last = self.history.steps - 1
+            raise TrainingError(f"step {last}: {culprit} holds NaN or infinity after it; lower the learning rate")
 
     def _update_index(self, number):
         """What negatives are drawn from catches up with the weights, where that is due; returns the seconds it took."""
@@ -325,7 +339,10 @@ class Training:
             "gradient_norms": {layer: float(np.mean([norms[layer] for norms in at.norms])) for layer in layers},
         }  # fmt: skip
         if self._validate is not None:
-            record["validation"] = self._validate()
+            try:
+                record["validation"] = self._validate()
+            except (FloatingPointError, ValueError) as error:
+                self._raise_named(history.steps - 1, error)
             value = record["validation"][self._monitor]
             if at.best is None or value > at.best:
                 at.best, at.bad_epochs, history.best_epoch = value, 0, at.epoch

@@ -7,6 +7,10 @@ import numpy as np
 from ..data.batches import shuffled
 
 
+#: Batches of separate lines among which those of about the same length are put together.
+ALIKE = 32
+
+
 class Chunk(NamedTuple):
     """What a network sees at once: T steps of B sequences.
 
@@ -29,7 +33,15 @@ class RunningText:
     def __init__(self, tokens, n_streams, unroll):
         self.tokens, self.rows_per_step, self._n_streams = tokens, unroll, n_streams
         self.n_rows = -(-(len(tokens) - 1) // n_streams)
-        self.all_places = np.arange(1, len(tokens))
+
+    @property
+    def all_places(self):
+        """Where the tokens lie that are to be predicted, ascending."""
+        return np.arange(1, len(self.tokens))
+
+    def targets(self, chunk):
+        """The tokens (n,) that are to be predicted, in the order of the chunk's places."""
+        return self.tokens[chunk.places[chunk.places >= 0]]
 
     def order(self, epoch):
         """Row ids of an epoch: a text is always read in its order."""
@@ -42,8 +54,8 @@ class RunningText:
     def chunk(self, rows):
         """The `Chunk` of consecutive rows."""
         places = rows[:, None] + self.n_rows * np.arange(self._n_streams) + 1
-        places = np.where(places < len(self.tokens), places, -1)
-        return Chunk(np.where(places < 0, 0, self.tokens[places - 1]).astype(np.int32), places, rows[0] == 0)
+        tokens = self.tokens[np.minimum(places, len(self.tokens)) - 1]  # behind the end the last token, again and again
+        return Chunk(tokens, np.where(places < len(self.tokens), places, -1), rows[0] == 0)
 
 
 class SeparateLines:
@@ -67,12 +79,22 @@ class SeparateLines:
             self.all_places = steps + np.repeat(self._ends - self._lengths - before, self._lengths - 1)
 
     def order(self, epoch):
-        """Row ids of an epoch: shuffled."""
-        return shuffled(self.n_rows, self._seed, epoch)
+        """Row ids of an epoch: shuffled, but so that lines which are read together have about the same length."""
+        order, size = shuffled(self.n_rows, self._seed, epoch), self.rows_per_step
+        for start in range(0, len(order), ALIKE * size):
+            some = order[start : start + ALIKE * size]
+            order[start : start + ALIKE * size] = some[np.argsort(self._lengths[some], kind="stable")]
+        n_whole = len(order) // size
+        whole = order[: n_whole * size].reshape(n_whole, size)[shuffled(n_whole, self._seed, epoch)]
+        return np.concatenate([whole.reshape(-1), order[n_whole * size :]])
 
     def rows_in_order(self):
         """Row ids by length: lines read together have about the same."""
         return np.argsort(self._lengths, kind="stable")
+
+    def targets(self, chunk):
+        """The tokens (n,) that are to be predicted, in the order of the chunk's places."""
+        return self.tokens[chunk.places[chunk.places >= 0]]
 
     def chunk(self, rows):
         """The `Chunk` of some lines, as long as the longest; the others end early."""
@@ -80,6 +102,7 @@ class SeparateLines:
         step = np.arange(int(steps.max()))[:, None]
         places = ends - steps + step
         inside = step < steps
-        tokens = np.where(inside, self.tokens[np.where(inside, places, 1) - 1], 0).astype(np.int32)
+        # behind the end the last of these again and again: no other row of the embedding is touched
+        tokens = self.tokens[np.where(inside, places, ends - 1) - 1]
         counted = step == steps - 1 if self._last_only else inside
         return Chunk(tokens, np.where(counted, places, -1), True)

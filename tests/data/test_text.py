@@ -174,6 +174,9 @@ def test_raw_text(tmp_path):
     corpus = data.load_text(tmp_path, raw=True)
     assert corpus.vocabulary.decode(corpus.train) == [*lines[0], "<eos>", *lines[1], "<eos>"]
     assert corpus.vocabulary.decode(corpus.test) == ["<unk>", "<eos>"] and corpus.unknown["test"] == 0.5
+    assert corpus.vocabulary.raw and corpus.vocabulary.split("cano,ab") == ["cano", ",", "ab"]
+    again = data.load_text(tmp_path, vocabulary=corpus.vocabulary)
+    assert (again.train == corpus.train).all() and not data.load_text(tmp_path).vocabulary.raw
 
 
 def test_a_vocabulary_that_is_given(tmp_path):

@@ -37,6 +37,12 @@ def lines(*sequences, n_words=9):
     return data.Sequences("lines", vocabulary, indptr, np.array(sum(map(list, sequences), []), np.int32))
 
 
+def broken(indptr):
+    """Six items, and an indptr that does not fit them."""
+    sequences = lines([1, 2, 3, 4, 5, 6])
+    return data.Sequences("broken", sequences.vocabulary, np.array(indptr, np.int64), sequences.items)
+
+
 def bits(model):
     return {name: placement.to_numpy(a).tobytes() for name, a in model.network_.parameters.items()}
 
@@ -149,11 +155,32 @@ def test_generate_words(capsys):
         model.generate("")
     with pytest.raises(ValueError, match=r"prompt must lie in \[0, 8\), got 9"):
         model.generate(np.array([9], np.int32))
+    only = fit(TEXT * 0, changes={"epochs": 1, "sampler": "none"}, vocabulary=data.Vocabulary(["<unk>"]))
+    with pytest.raises(ValueError, match="no word can be drawn: the vocabulary holds '<unk>' alone"):
+        only.generate("<unk>")
     with pytest.raises(TypeError, match="fitted without a vocabulary"):
         fit(changes={"epochs": 1}).generate("the cat")
 
 
 # ---------------------------------------------------------------- files
+
+
+def test_a_prompt_is_split_as_the_text_was(tmp_path):
+    vocabulary = data.Vocabulary(["ab", ",", "c", "<eos>", "<unk>"], raw=True)
+    text, _ = vocabulary.encode([["ab", ",", "c"]] * 40)
+    model = fit(text, changes={"epochs": 20, "dropout": 0.0}, vocabulary=vocabulary)
+    model.save(tmp_path / "m")
+    again = train.LanguageModel.load(tmp_path / "m", device="cpu")
+    words = vocabulary.decode(model.generate(np.array([0, 1, 2], np.int32), 4, temperature=0))
+    assert again.vocabulary_.raw and again.generate("ab,c", 4, temperature=0) == " ".join(words).replace("<eos>", "\n")
+
+
+def test_padding_leaves_other_rows_alone():
+    """Lazy Adam moves the rows that a step touches: those of the items in it, whatever the lines' lengths."""
+    model = fit(lines([1, 2, 3], [4, 5, 6, 7, 8], n_words=12), changes={"sampler": "unigram", "epochs": 4})
+    start = train.LanguageModel(**SMALL)._new_network(12, "cpu").embedding.table
+    moved = (model.network_.embedding.table != start).any(1)
+    assert moved[1:9].all() and not moved[[0, 9, 10, 11]].any()
 
 
 def test_save_and_load(tmp_path):
@@ -210,6 +237,15 @@ def test_checkpoints_of_another_run(tmp_path):
         fit(checkpoint_path=path)
 
 
+def test_a_checkpoint_that_is_refused_leaves_the_model(tmp_path):
+    model = fit(changes={"epochs": 1})
+    before = bits(model)
+    (tmp_path / "junk").write_bytes(b"junk")
+    with pytest.raises(train.ModelFileError):
+        model.fit(TEXT[:200], checkpoint_path=tmp_path / "junk", resume=True)
+    assert bits(model) == before and model.n_words_ == 20
+
+
 def test_same_seed_same_bits_with_any_number_of_threads():
     import numba
 
@@ -264,6 +300,10 @@ def test_three_steps_on_cuda(changes):
         ),
         (TEXT, {"validation": TEXT + 1}, ValueError, r"validation must lie in \[0, 20\), got 20"),
         (TEXT, {"validation": lines([1, 2])}, TypeError, "both be running text, or both Sequences"),
+        ([1, 2, 3], {}, TypeError, "tokens must be a NumPy or CUDA array, got list"),
+        (broken([0, 5, 2, 6]), {}, ValueError, r"tokens.indptr must rise from 0 to len.tokens.items. = 6"),
+        (broken([0, 3, 99]), {}, ValueError, "tokens.indptr must rise from 0"),
+        (broken([1, 6]), {}, ValueError, "tokens.indptr must rise from 0"),
         (lines([1], [], [2]), {}, ValueError, "a sequence of two items or more: of one there is nothing to predict"),
         (TEXT, {"changes": {"width": 0}}, ValueError, "width must be at least 1"),
         (TEXT, {"changes": {"tied": 1}}, TypeError, "tied must be True or False"),
@@ -293,7 +333,7 @@ def test_nan_names_the_step_and_keeps_the_last_checkpoint(tmp_path):
             model.network_.lstms[1].weights[0, 0] = np.nan
 
     model = train.LanguageModel(**SMALL)
-    with pytest.raises(train.TrainingError, match="step 26: lstm1.weights holds NaN or infinity"):
+    with pytest.raises(train.TrainingError, match="step 25: lstm1.weights holds NaN or infinity"):
         model.fit(TEXT, checkpoint_path=path, checkpoint_seconds=1e9, after_epoch=spoil)
     kept = checkpoint.load(path, "language model checkpoint")[0]
     assert "parameters/lstm1.weights" in kept

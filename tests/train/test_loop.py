@@ -28,6 +28,9 @@ class Notes:
         self.rewired.append(self.steps)
         return fraction
 
+    def first_not_finite(self):
+        return None if np.isfinite(self.weight).all() else "weight"
+
     def set_parameters(self, arrays):
         self.weight[...] = arrays["weight"]
 
@@ -102,3 +105,26 @@ def test_norms_of_gradients_are_those_of_the_network():
     )
     norms = model.fit(d.features, d.labels).history_.epochs[0]["gradient_norms"]
     assert set(norms) == {"embedding", "intermediate"} and all(0 < value < 100 for value in norms.values())
+
+
+@pytest.mark.parametrize("validated", [True, False])
+def test_parameters_that_are_not_finite_after_the_last_step(validated):
+    """They are found behind the step, too: by the validation, or at the end."""
+
+    class Spoilt(Notes):
+        def step(self, *arguments):
+            value = super().step(*arguments)
+            self.weight[0] = np.nan if self.steps == 5 else self.steps
+            return value
+
+    def validate():
+        raise ValueError("h must be finite, got nan")
+
+    network, saved = Spoilt(), []
+    training = loop.Training(
+        network, Adam(), loop.Schedule(loss="bce", batch_size=2, epochs=1, seed=0), 10, batch=lambda rows: (rows, rows),
+        validate=validate if validated else None,
+    )  # fmt: skip
+    with pytest.raises(train.TrainingError, match="step 4: weight holds NaN or infinity"):
+        training.run(progress=False, save=lambda: saved.append(network.steps))
+    assert saved == []

@@ -54,6 +54,20 @@ def test_separate_lines(longest, last_only):
             for column, places in zip(chunk.tokens.T, chunk.places.T, strict=True):  # from the line's beginning
                 line = np.searchsorted(INDPTR, places.max(), side="right") - 1
                 seen = ITEMS[first[line] : places.max()]
-                assert column[: len(seen)].tolist() == seen.tolist() and not column[len(seen) :].any()
+                assert column[: len(seen)].tolist() == seen.tolist()
+                assert (column[len(seen) :] == ITEMS[INDPTR[line + 1] - 2]).all()
     assert (np.diff([chunk.tokens.shape[0] for chunk in chunks(text, text.rows_in_order())]) >= 0).all()
-    assert text.order(0).tolist() != text.order(1).tolist() and sorted(text.order(1)) == [0, 1, 2, 3]
+    orders = [text.order(epoch).tolist() for epoch in range(8)]
+    assert len(set(map(tuple, orders))) > 1 and all(sorted(order) == [0, 1, 2, 3] for order in orders)
+
+
+def test_lines_of_about_the_same_length_are_read_together():
+    lengths = np.random.default_rng(0).geometric(0.1, 2000) + 1
+    indptr = np.concatenate([[0], lengths.cumsum()])
+    text = SeparateLines(indptr, np.zeros(indptr[-1], np.int32), 8, 50)
+    order = text.order(3)
+    assert sorted(order) == list(range(2000))
+    computed = sum(chunk.tokens.size for chunk in chunks(text, order))
+    assert len(text.all_places) < computed < 1.2 * len(text.all_places)
+    first = [lengths[some].mean() for some in batches(order, 8)]
+    assert abs(np.corrcoef(first[:-1], first[1:])[0, 1]) < 0.2  # but batches of any length follow each other
