@@ -28,7 +28,8 @@ STEPS_READ = 64
 class LanguageModel(Estimator):
     """A language model with an output layer over very many words, trained with hand-written gradients.
 
-    Token -> embedding -> dropout -> (LSTM -> dropout) `n_layers` times -> softmax over all words.
+    Token -> embedding -> dropout -> (LSTM -> dropout) `n_layers` times -> softmax over all words. A word's first coordinate in
+    the output is its bias, which starts at the logarithm of its frequency: training starts from a unigram model (our choice).
 
     A text is read as `batch_size` streams side by side, `unroll` tokens at a step: the state is carried from step to step,
     back-propagation through time stops at the beginning of a step. Separate sequences (`data.Sequences`: lines of items)
@@ -40,7 +41,7 @@ class LanguageModel(Estimator):
         Of the embedding and of every LSTM layer.
     n_layers : int
     tied : bool
-        The output's weights are the embedding's table; else they are their own, and start at zero.
+        The output's weights are the embedding's table; else they are their own, and start at zero but for the bias.
     sampler, n_samples, n_codewords, residual, index_every, correction, mask_hits
         How negatives are drawn; see `Classifier`. 'none' takes the softmax over all words.
     dropout : float
@@ -109,7 +110,7 @@ class LanguageModel(Estimator):
     def _check_params(self):
         super()._check_params()
         for name in ("width", "n_layers", "unroll"):
-            check.integer(name, getattr(self, name), 1)
+            check.integer(name, getattr(self, name), 2 if name == "width" else 1)
         if not isinstance(self.tied, (bool, np.bool_)):
             raise TypeError(f"tied must be True or False, got {self.tied!r}")
         check.number("clip", self.clip, 0, math.inf, open_ends=True)
@@ -158,9 +159,9 @@ class LanguageModel(Estimator):
             raise TypeError("tokens and validation must both be running text, or both Sequences")
         self._check_sampler(n_words, self.width, device)
         self._check_checkpoint_path(checkpoint_path, resume)
-        network = self._new_network(n_words, device)
+        network, counts = self._new_network(n_words, device), np.bincount(text.tokens, minlength=n_words)
+        network.start_from(counts)
         if self.sampler != "none":
-            counts = np.bincount(text.tokens, minlength=n_words)
             network.output.negatives = Negatives(self._sampling(), network.output.weights, counts, self.seed)
 
         def batch(rows):

@@ -16,6 +16,10 @@ from .softmax import SoftmaxOutput
 class LanguageNetwork(Layers):
     """Token -> embedding -> dropout -> (LSTM -> dropout), once or more -> softmax over all words.
 
+    The first coordinate of a word in the output layer is its bias: the first output of the last LSTM layer is replaced by 1,
+    and of tied weights the first coordinate is 0 where they are the input. So a bias needs no place of its own in losses,
+    samplers and contexts.
+
     Parameters
     ----------
     n_words : int
@@ -46,6 +50,11 @@ class LanguageNetwork(Layers):
         self.lstms = [LSTM(width, width, seed, number, device) for number in range(n_layers)]
         self.hidden = [self.embedding, *self.lstms]
         self.output = SoftmaxOutput(width, n_words, device, self.embedding.table if tied else None)
+
+    def start_from(self, counts):
+        """Make each word's bias the logarithm of how often it occurs, counts (L,): the network starts as a unigram model."""
+        bias = np.log(counts + 1.0)
+        self.output.weights[:, 0] = backend.asarray(bias - bias.mean(), self.device, np.float32)
 
     @property
     def parameters(self):
@@ -98,9 +107,14 @@ class LanguageNetwork(Layers):
         if chunk.fresh or self.state is None or self.state[0][0].shape[0] != tokens.shape[1]:
             self._start(tokens.shape[1])
         x = self._drop(self.embedding.forward(tokens), 0, training)
+        if self.tied:
+            x[..., 0] = 0
         for number, lstm in enumerate(self.lstms):
-            x, self.state[number] = lstm.forward(x, self.state[number])
-            x = self._drop(x, number + 1, training)
+            h, self.state[number] = lstm.forward(x, self.state[number])
+            x = self._drop(h, number + 1, training)
+        if x is h:  # the layer's own, which its backward pass needs
+            x = h.copy()
+        x[..., 0] = 1
         return x
 
     def _counted(self, h, chunk):
@@ -128,12 +142,15 @@ class LanguageNetwork(Layers):
         else:
             gradient = dh
         gradient, found = gradient.reshape(h.shape), []
+        gradient[..., 0] = 0
         for number in reversed(range(len(self.lstms))):
             lstm, gradient = self.lstms[number], self._drop(gradient, number + 1, True)
             _note(norms, lstm.name, gradient)
             gradient, of_lstm = lstm.backward(gradient)
             found += [Gradient(lstm.parameters[name], values) for name, values in of_lstm.items()]
         gradient = self._drop(gradient, 0, True)
+        if self.tied:
+            gradient[..., 0] = 0
         _note(norms, self.embedding.name, gradient)
         of_embedding = self.embedding.gradient(gradient)
         if self.tied:

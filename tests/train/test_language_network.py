@@ -33,12 +33,16 @@ def loss_and_gradients(p, dropout, sampled):
     """The definition: parameters by name, in float64. `sampled` is (ids, log Q, log Q of the targets) or None."""
     drops = [masks(dropout, number) if dropout else np.ones((T, B, WIDTH)) for number in range(3)]
     zero = np.zeros((B, WIDTH))
-    x, passes = p["embedding.table"][TOKENS] * drops[0], []
+    tied = "output.weights" not in p
+    is_input, is_output = np.ones(WIDTH), np.ones(WIDTH)  # the first coordinate of a word is its bias
+    is_input[0], is_output[0] = not tied, 0
+    x, passes = p["embedding.table"][TOKENS] * drops[0] * is_input, []
     for number in range(2):
         layer = Layer(x, *(p[f"lstm{number}.{name}"] for name in ("weights", "recurrent", "bias")), zero, zero)
         hs, steps = layer_forward(layer)
         passes.append((layer, hs, steps))
         x = hs * drops[number + 1]
+    x = x * is_output + (1 - is_output)
     h, n = x.reshape(-1, WIDTH)[COUNTED], int(COUNTED.sum())
     w = p.get("output.weights", p["embedding.table"])
     labels = Labels(np.arange(n + 1), WANTED)
@@ -56,7 +60,7 @@ def loss_and_gradients(p, dropout, sampled):
         dh, dw = dlogits @ w, dlogits.T @ h
     g = np.zeros((T * B, WIDTH))
     g[COUNTED] = dh
-    g, gradients = g.reshape(T, B, WIDTH), {}
+    g, gradients = g.reshape(T, B, WIDTH) * is_output, {}
     for number in (1, 0):
         layer, hs, steps = passes[number]
         by = layer_backward(layer, hs, steps, g * drops[number + 1], zero)
@@ -65,11 +69,8 @@ def loss_and_gradients(p, dropout, sampled):
         }
         g = by.x
     table = np.zeros((N_WORDS, WIDTH))
-    np.add.at(table, TOKENS, g * drops[0])
-    if "output.weights" in p:
-        gradients |= {"embedding.table": table, "output.weights": dw}
-    else:
-        gradients["embedding.table"] = table + dw
+    np.add.at(table, TOKENS, g * drops[0] * is_input)
+    gradients |= {"embedding.table": table + dw} if tied else {"embedding.table": table, "output.weights": dw}
     return loss, gradients
 
 
@@ -175,3 +176,17 @@ def test_log_probability_and_rank(backend):
     at = np.arange(len(WANTED)), WANTED
     np.testing.assert_allclose(log_prob, log_p[at], rtol=1e-4)
     assert rank.tolist() == (scores > scores[at][:, None]).sum(1).tolist()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_starts_as_a_unigram_model(backend, tied):
+    network = LanguageNetwork(
+        N_WORDS, width=WIDTH, n_layers=2, tied=tied, dropout=0.3, clip=1.0, seed=5, device=backend.device
+    )
+    counts = np.arange(N_WORDS) ** 3
+    network.start_from(counts)
+    p = (counts + 1) / (counts + 1).sum()
+    log_prob, _ = network.evaluate(CHUNK, WANTED)
+    # what else there is, is small and knows nothing
+    np.testing.assert_allclose(log_prob, np.log(p[WANTED]), atol=0.15 if tied else 1e-5)
+    assert (network.contexts(CHUNK)[:, 0] == 1).all()
