@@ -14,7 +14,8 @@ from sparsemax_nb import train
 from . import harness, machine, rows
 
 WIKITEXT = {
-    "batch-size": 64, "unroll": 35, "epochs": 6, "seed": 0, "validation-tokens": 50_000, "n-codewords": 128,
+    "batch-size": 64, "unroll": 35, "epochs": 6, "seed": 0, "dropout": 0.3, "learning-rate": 5e-3,
+    "validation-tokens": 50_000, "n-codewords": 256,
 }  # fmt: skip
 SAMPLED = {
     **{f"wikitext-{name}-100": {"sampler": name, "n-samples": 100}

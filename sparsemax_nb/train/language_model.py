@@ -101,7 +101,7 @@ class LanguageModel(Estimator):
 
     def __init__(
         self, *, width=200, n_layers=2, tied=True, sampler="midx-rq", n_samples=100, n_codewords=64, residual="uniform",
-        index_every=100, correction="paper", mask_hits=False, dropout=0.2, clip=1.0, learning_rate=2e-3, decay="linear",
+        index_every=100, correction="paper", mask_hits=False, dropout=0.3, clip=1.0, learning_rate=5e-3, decay="linear",
         warm_up=0, min_learning_rate=1e-5, patience=1, stop_after=3, batch_size=64, unroll=35, epochs=6,
         budget_seconds=None, seed=0, device="auto", progress=True,
     ):  # fmt: skip
