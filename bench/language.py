@@ -28,16 +28,16 @@ ONE_EPOCH = {
     for name, sampler in (("full", "none"), ("midx-rq-100", "midx-rq"), ("sphere-100", "sphere"), ("rff-100", "rff"))
 }
 VIDEO = {
-    "task": "next-item", "batch-size": 128, "unroll": 50, "n-layers": 1, "width": 128, "epochs": 20, "seed": 0,
-    "dropout": 0.3, "n-codewords": 64,
+    "task": "next-item", "batch-size": 128, "unroll": 50, "n-layers": 1, "width": 128, "epochs": 15, "seed": 0,
+    "dropout": 0.5, "learning-rate": 5e-3, "n-codewords": 128,
 }  # fmt: skip
 VIDEO_ROWS = {
     "video-full": {"sampler": "none"},
     **{f"video-{name}-100": {"sampler": name, "n-samples": 100} for name in ("uniform", "unigram", "midx-rq")},
 }
 LATIN = {
-    "raw": True, "batch-size": 64, "unroll": 35, "epochs": 1, "seed": 0, "dropout": 0.0, "validation-tokens": 20_000,
-    "sampler": "midx-rq", "n-samples": 100, "n-codewords": 256,
+    "raw": True, "batch-size": 64, "unroll": 35, "epochs": 1, "seed": 0, "dropout": 0.0, "learning-rate": 5e-3,
+    "validation-tokens": 20_000, "sampler": "midx-rq", "n-samples": 100, "n-codewords": 256,
 }  # fmt: skip
 PROMPTS = "Gallia est omnis", "In principio", "Arma virumque cano"
 #: Benchmark: (options of all rows, {row: its own options}).
