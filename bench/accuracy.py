@@ -6,7 +6,6 @@ bench/results/accuracy/ROW.json when it is done. ``python -m bench.accuracy --ta
 the rows that there are; ``--list`` names the rows.
 """
 
-import argparse
 import sys
 
 from sparsemax_nb import FixedFanIn, train
@@ -154,33 +153,15 @@ def picture(found, path):
     temporary.replace(path)
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m bench.accuracy", description=__doc__.partition("\n")[0])
-    parser.add_argument("row", nargs="?", choices=tuple(OPTIONS), help="the row to train")
-    rows.arguments(parser)
-    args = parser.parse_args(argv)
-    if args.list:
-        print(*OPTIONS, sep="\n")
-        return 0
-    if args.table:
-        from .report import table
+def _draw(found):
+    if {REWIRED, NOT_REWIRED} <= found["accuracy"].keys():
+        picture(found["accuracy"], PICTURE)
 
-        found = {benchmark: rows.finished(names, FOLDER) for benchmark, (_, names) in TABLES.items()}
-        if not any(found.values()):
-            parser.error("no row has been trained yet")
-        for benchmark, trained in found.items():
-            if trained:
-                row = summary(benchmark, trained)
-                harness.write_rows(harness.RESULTS / "accuracy-cpu.json", [row])
-                print(table(row) + "\n")
-        if {REWIRED, NOT_REWIRED} <= found["accuracy"].keys():
-            picture(found["accuracy"], PICTURE)
-        return 0
-    if not (args.row and args.data):
-        parser.error("name a row and --data DIR, or --list or --table")
-    return rows.train(
-        "classifier", OPTIONS[args.row], script="accuracy", row=args.row, data=args.data, folder=FOLDER, work=args.work,
-        threads=args.threads, more=_of_the_layer,
+
+def main(argv=None):
+    return rows.main(
+        argv, script="accuracy", command="classifier", description=__doc__.partition("\n")[0], tables=TABLES,
+        options=OPTIONS, folder=FOLDER, summary=summary, draw=_draw, more=_of_the_layer,
     )  # fmt: skip
 
 

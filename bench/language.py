@@ -6,7 +6,6 @@ bench/results/language/ROW.json when it is done. ``python -m bench.language --ta
 the rows that there are; ``--list`` names the rows.
 """
 
-import argparse
 import sys
 
 from sparsemax_nb import train
@@ -133,33 +132,15 @@ def picture(found, path):
     temporary.replace(path)
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m bench.language", description=__doc__.partition("\n")[0])
-    parser.add_argument("row", nargs="?", choices=tuple(OPTIONS), help="the row to train")
-    rows.arguments(parser, default_data="wikitext-2")
-    args = parser.parse_args(argv)
-    if args.list:
-        print(*OPTIONS, sep="\n")
-        return 0
-    if args.table:
-        from .report import table
+def _draw(found):
+    if found["language: WikiText-2"]:
+        picture(found["language: WikiText-2"], PICTURE)
 
-        found = {benchmark: rows.finished(names, FOLDER) for benchmark, (_, names) in TABLES.items()}
-        if not any(found.values()):
-            parser.error("no row has been trained yet")
-        for benchmark, trained in found.items():
-            if trained:
-                row = summary(benchmark, trained)
-                harness.write_rows(harness.RESULTS / "language-cpu.json", [row])
-                print(table(row) + "\n")
-        if found["language: WikiText-2"]:
-            picture(found["language: WikiText-2"], PICTURE)
-        return 0
-    if not args.row:
-        parser.error("name a row, or --list or --table")
-    return rows.train(
-        "language-model", OPTIONS[args.row], script="language", row=args.row, data=args.data, folder=FOLDER, work=args.work,
-        threads=args.threads, more=_continuations,
+
+def main(argv=None):
+    return rows.main(
+        argv, script="language", command="language-model", description=__doc__.partition("\n")[0], tables=TABLES,
+        options=OPTIONS, folder=FOLDER, summary=summary, draw=_draw, more=_continuations, data="wikitext-2",
     )  # fmt: skip
 
 

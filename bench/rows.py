@@ -3,6 +3,7 @@
 It goes on from its checkpoint, and writes bench/results/TABLE/ROW.json when it is done.
 """
 
+import argparse
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numba
 
 from sparsemax_nb import cli
 
-from . import machine
+from . import harness, machine, report
 
 
 def train(command, options, *, script, row, data, folder, work, threads, more=None):
@@ -57,12 +58,40 @@ def seconds_per_epoch(result):
     return result["train_seconds"] / len(result["epochs"])
 
 
-def arguments(parser, default_data=None):
-    """The options of a table of rows: the row, its data, where its files go, threads, --list, --table."""
-    parser.add_argument("--data", default=default_data, metavar="DIR", help="the data (see sparsemax-nb train --help)")
+def main(argv, *, script, command, description, tables, options, folder, summary, draw, more=None, data=None):
+    """The command line of tables whose rows ``sparsemax-nb train COMMAND`` makes: ``bench.SCRIPT ROW | --list | --table``.
+
+    `tables` is {benchmark: (options of all rows, {row: its own})}, `options` {row: all of its options};
+    ``summary(benchmark, {row: result})`` makes a row of results with a table, ``draw({benchmark: {row: result}})`` the
+    pictures; `more` as for `train`; `data` is where --data is not given.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m bench.{script}", description=description)
+    parser.add_argument("row", nargs="?", choices=tuple(options), help="the row to train")
+    parser.add_argument("--data", default=data, metavar="DIR", help="the data (see sparsemax-nb train --help)")
     parser.add_argument(
         "--work", type=Path, default=Path("accuracy_output"), metavar="DIR", help="models and checkpoints"
     )
     parser.add_argument("--threads", type=int, default=numba.config.NUMBA_NUM_THREADS, help="default: all")
     parser.add_argument("--list", action="store_true", help="name the rows and stop")
     parser.add_argument("--table", action="store_true", help="make tables and pictures of the rows that there are")
+    args = parser.parse_args(argv)
+    if args.list:
+        print(*options, sep="\n")
+        return 0
+    if args.table:
+        found = {benchmark: finished(names, folder) for benchmark, (_, names) in tables.items()}
+        if not any(found.values()):
+            parser.error("no row has been trained yet")
+        for benchmark, trained in found.items():
+            if trained:
+                row = summary(benchmark, trained)
+                harness.write_rows(harness.RESULTS / f"{script}-cpu.json", [row])
+                print(report.table(row) + "\n")
+        draw(found)
+        return 0
+    if not (args.row and args.data):
+        parser.error("name a row and --data DIR, or --list or --table")
+    return train(
+        command, options[args.row], script=script, row=args.row, data=args.data, folder=folder, work=args.work,
+        threads=args.threads, more=more,
+    )  # fmt: skip

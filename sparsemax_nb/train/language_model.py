@@ -195,6 +195,10 @@ class LanguageModel(Estimator):
 
     def _sequences(self, name, tokens, n_words, training=False):
         """A text as `RunningText`, sequences as `SeparateLines`, checked; as a step of training takes them, or to be read."""
+        if backend.device_of(getattr(tokens, "items", tokens)) == "cuda":
+            raise TypeError(
+                f"{name} must be a NumPy array, got one on cuda: a text stays on the host; use cupy.asnumpy"
+            )
         if hasattr(tokens, "indptr"):
             items = check.array(f"{name}.items", tokens.items, np.int32, ("m",))
             check.below(f"{name}.items", items, n_words)
@@ -253,6 +257,7 @@ class LanguageModel(Estimator):
         Returns
         -------
         h : (N, width) float32, or `out`
+            The first column is 1: it meets the words' biases.
         targets : (N,) int32
         """
         self._check_fitted()

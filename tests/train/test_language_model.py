@@ -8,7 +8,7 @@ import pytest
 from sparsemax_nb import data, train
 from sparsemax_nb.core import backend as placement
 from sparsemax_nb.train import checkpoint
-from tests.helpers import assert_close
+from tests.helpers import ForeignArray, assert_close
 
 SMALL = {
     "width": 8, "n_layers": 2, "sampler": "none", "n_samples": 5, "n_codewords": 3, "index_every": 3, "dropout": 0.1,
@@ -300,6 +300,7 @@ def test_three_steps_on_cuda(changes):
         ),
         (TEXT, {"validation": TEXT + 1}, ValueError, r"validation must lie in \[0, 20\), got 20"),
         (TEXT, {"validation": lines([1, 2])}, TypeError, "both be running text, or both Sequences"),
+        (ForeignArray(TEXT), {"n_words": 20}, TypeError, "tokens must be a NumPy array, got one on cuda"),
         ([1, 2, 3], {}, TypeError, "tokens must be a NumPy or CUDA array, got list"),
         (broken([0, 5, 2, 6]), {}, ValueError, r"tokens.indptr must rise from 0 to len.tokens.items. = 6"),
         (broken([0, 3, 99]), {}, ValueError, "tokens.indptr must rise from 0"),
