@@ -28,6 +28,7 @@ def network_of(n_words, args):
         n_words, width=args.width, n_layers=LAYERS, tied=True, dropout=0.0, clip=CLIP, seed=0, device=args.device
     )
     counts = np.maximum(1, 1e7 / (np.arange(n_words) + 2.7)).astype(np.int64)  # Zipf and Mandelbrot
+    network.start_from(counts)
     how = Sampling("midx-rq", args.samples, args.codewords, "uniform", "paper", False)
     network.output.negatives = Negatives(how, network.output.weights, counts, seed=0)
     network.output.negatives.update()
@@ -81,11 +82,13 @@ def measure(args, n_words, aim):
         harness.require(math.isclose(loss, exact, rel_tol=1e-4), f"the loss is {loss}, not {exact}")
 
     table = network.output.weights.copy()
+    bias = table[:, 0].copy()
+    table[:, 0] = 0  # ours holds the bias there
     shape = args.steps, args.rows
     contestants = {
         "ours": harness.Contestant(run, check, f"midx-rq, {args.samples} draws a word, lazy Adam"),
         "PyTorch": harness.offer(
-            check_exact, pytorch.language_step, chunk.tokens, targets.reshape(shape), table, layers, CLIP, RATE
+            check_exact, pytorch.language_step, chunk.tokens, targets.reshape(shape), table, bias, layers, CLIP, RATE
         ),
     }
     timings = harness.race(contestants, args)

@@ -211,10 +211,11 @@ def lstm(x, dout, layers, device):
     return Peer(run, f"float32, torch.nn.LSTM(num_layers={len(layers)}), autograd")
 
 
-def language_step(tokens, targets, table, layers, clip, learning_rate):
+def language_step(tokens, targets, table, bias, layers, clip, learning_rate):
     """A language model's whole step: embedding, LSTM layers, full softmax with tied weights, autograd, clipping, fused Adam.
 
-    tokens, targets (T, B); table (L, H); `layers` as for `lstm`. `run` returns the loss before the step.
+    tokens, targets (T, B); table (L, H), bias (L,) of the words; `layers` as for `lstm`. `run` returns the loss before the
+    step.
     """
     device = backend.device_of(table)
     torch = _torch(device)
@@ -223,15 +224,15 @@ def language_step(tokens, targets, table, layers, clip, learning_rate):
     if free is not None and needed > free:
         raise Unavailable(f"its (B, L) arrays take {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free")
     functional = torch.nn.functional
-    table = torch.nn.Parameter(torch.as_tensor(table, device=device).clone())
+    table, bias = (torch.nn.Parameter(torch.as_tensor(a, device=device).clone()) for a in (table, bias))
     stack = _stacked(torch, layers, device)
     tokens, targets = (torch.as_tensor(a, device=device).long() for a in (tokens, targets))
-    parameters = [table, *stack.parameters()]
+    parameters = [table, bias, *stack.parameters()]
     adam = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
 
     def run():
         h, _ = stack(functional.embedding(tokens, table))
-        loss = functional.cross_entropy(functional.linear(h.flatten(0, 1), table), targets.flatten())
+        loss = functional.cross_entropy(functional.linear(h.flatten(0, 1), table, bias), targets.flatten())
         adam.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, clip)

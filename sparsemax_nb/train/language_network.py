@@ -40,7 +40,7 @@ class LanguageNetwork(Layers):
     Attributes
     ----------
     state : list of (h, c), or None
-        (B, width) each, behind the last chunk; None before the first.
+        (B, width) each, behind the last chunk; None before the first. A fresh chunk starts from zeros.
     """
 
     def __init__(self, n_words, *, width, n_layers, tied, dropout, clip, seed, device):
