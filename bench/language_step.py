@@ -10,7 +10,7 @@ from sparsemax_nb.train.language_network import LanguageNetwork
 from sparsemax_nb.train.sequences import Chunk
 from sparsemax_nb.train.softmax import Negatives, Sampling
 
-from . import harness
+from . import harness, machine
 from .peers import Unavailable, pytorch
 
 SIZES = {"steps": (35, 4), "rows": (64, 3), "width": (200, 8), "samples": (100, 5), "codewords": (128, 4)}
@@ -93,10 +93,11 @@ def measure(args, n_words, aim):
     }
     timings = harness.race(contestants, args)
     flops = LAYERS * 6 * 2 * args.steps * args.rows * 4 * args.width**2
+    in_cache = network.output.weights.nbytes <= machine.cache_bytes()["L3"]
     drawn = 3 * 4 * args.steps * args.rows * (args.samples + 1) * args.width
     work = {
         "multiply-adds of the LSTM layers": (flops, "flops"),
-        "rows of the draws, read for scores and gradients": (drawn, "memory"),
+        "rows of the draws, read for scores and gradients": (drawn, "l3_read" if in_cache else "dram_copy"),
     }
     row = harness.make_row(
         "language_step", args.parameters | {"words": n_words, "layers": LAYERS}, contestants, timings,
