@@ -13,9 +13,9 @@ from ..data.batches import batches
 from ..data.text import END_OF_LINE, UNKNOWN
 from ..optimizers import Adam
 from . import checkpoint, loop, metrics
+from .chunks import Chunk, RunningText, SeparateLines
 from .estimator import Estimator
 from .language_network import LanguageNetwork
-from .sequences import Chunk, RunningText, SeparateLines
 from .softmax import Negatives
 
 DECAYS = "plateau", "linear"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sparsemax_nb.data.batches import batches
-from sparsemax_nb.train.sequences import RunningText, SeparateLines
+from sparsemax_nb.train.chunks import RunningText, SeparateLines
 
 
 def chunks(text, rows):
