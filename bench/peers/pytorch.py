@@ -3,6 +3,8 @@
 Gradients of the sparse and dense layers are written by hand; those of its own cross-entropy come from its autograd.
 """
 
+import contextlib
+import ctypes
 import warnings
 
 import numba
@@ -211,32 +213,50 @@ def lstm(x, dout, layers, device):
     return Peer(run, f"float32, torch.nn.LSTM(num_layers={len(layers)}), autograd")
 
 
+def _keep_memory():
+    """Let the process keep memory that is freed: PyTorch's large arrays cost more in fresh pages than in arithmetic."""
+    with contextlib.suppress(OSError, AttributeError):  # glibc alone
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(-4, 0)  # M_MMAP_MAX: no maps of their own for large arrays
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
 def language_step(tokens, targets, table, bias, layers, clip, learning_rate):
     """A language model's whole step: embedding, LSTM layers, full softmax with tied weights, autograd, clipping, fused Adam.
 
-    tokens, targets (T, B); table (L, H), bias (L,) of the words; `layers` as for `lstm`. `run` returns the loss before the
-    step.
+    tokens, targets (T, B); table (L, H), bias (L,) of the words; `layers` as for `lstm`. The softmax goes over some rows at
+    a time, 2^24 or 2^26 logits, whichever is faster, and freed memory is kept. `run` returns the loss before the step.
     """
     device = backend.device_of(table)
     torch = _torch(device)
-    needed = 3 * 4 * tokens.size * table.shape[0]  # logits, their log-softmax, the gradient
-    free = torch.cuda.mem_get_info()[0] if device == "cuda" else free_memory()
-    if free is not None and needed > free:
-        raise Unavailable(f"its (B, L) arrays take {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free")
+    if device == "cpu":
+        _keep_memory()
     functional = torch.nn.functional
-    table, bias = (torch.nn.Parameter(torch.as_tensor(a, device=device).clone()) for a in (table, bias))
-    stack = _stacked(torch, layers, device)
     tokens, targets = (torch.as_tensor(a, device=device).long() for a in (tokens, targets))
-    parameters = [table, bias, *stack.parameters()]
-    adam = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
+    targets = targets.flatten()
 
-    def run():
-        h, _ = stack(functional.embedding(tokens, table))
-        loss = functional.cross_entropy(functional.linear(h.flatten(0, 1), table, bias), targets.flatten())
-        adam.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, clip)
-        adam.step()
-        return loss.item()
+    def prepared(n_logits):
+        own, own_bias = (torch.nn.Parameter(torch.as_tensor(a, device=device).clone()) for a in (table, bias))
+        stack, rows = _stacked(torch, layers, device), max(1, n_logits // len(table))
+        parameters = [own, own_bias, *stack.parameters()]
+        adam = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
 
-    return Peer(run, "float32, full softmax, autograd, fused Adam")
+        def run():
+            h, _ = stack(functional.embedding(tokens, own))
+            h, total = h.flatten(0, 1), 0.0
+            rows_of_h = h.detach().requires_grad_()
+            adam.zero_grad()
+            for some, wanted in zip(rows_of_h.split(rows), targets.split(rows), strict=True):
+                logits = functional.linear(some, own, own_bias)
+                loss = functional.cross_entropy(logits, wanted, reduction="sum") / len(targets)
+                loss.backward()
+                total += loss.item()
+            h.backward(rows_of_h.grad)
+            torch.nn.utils.clip_grad_norm_(parameters, clip)
+            adam.step()
+            return total
+
+        return run
+
+    best = int(fastest({str(n): prepared(n) for n in (1 << 24, 1 << 26)}, tries=1))
+    return Peer(prepared(best), f"float32, full softmax of {best >> 20} Mi logits at a time, autograd, fused Adam")
