@@ -1,5 +1,6 @@
 """`LanguageModel`: the next word of a text, or the next item of a sequence, by LSTM layers and a softmax over all of them."""
 
+import contextlib
 import math
 import os
 import sys
@@ -315,7 +316,8 @@ class LanguageModel(Estimator):
         if not len(tokens):
             raise ValueError("prompt must hold at least one word")
         check.below("prompt", tokens, self.n_words_)
-        drawn = self._draw(tokens, n_words, temperature, top_k, seed)
+        with _apart(self.network_):
+            drawn = self._draw(tokens, n_words, temperature, top_k, seed)
         return " ".join(self.vocabulary_.decode(drawn)).replace(END_OF_LINE, "\n") if is_text else drawn
 
     def _encode(self, prompt):
@@ -388,14 +390,21 @@ def _parts(tokens):
     return (tokens.items, tokens.indptr) if hasattr(tokens, "indptr") else (tokens, np.zeros(0))
 
 
-def _read(network, text):
-    """Yield every `Chunk` of a text; the state of training is as before when all are read."""
+@contextlib.contextmanager
+def _apart(network):
+    """A state of its own inside; that of training is as before behind."""
     before, network.state = network.state, None
     try:
-        for rows in batches(text.rows_in_order(), text.rows_per_step):
-            yield text.chunk(rows)
+        yield
     finally:
         network.state = before
+
+
+def _read(network, text):
+    """Yield every `Chunk` of a text."""
+    with _apart(network):
+        for rows in batches(text.rows_in_order(), text.rows_per_step):
+            yield text.chunk(rows)
 
 
 def _figures(network, text):

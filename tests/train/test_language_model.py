@@ -94,6 +94,10 @@ def test_measuring_between_two_steps_changes_nothing():
     last = {name: a for name, a in bits(fit(changes={"decay": "linear"})).items()}
     if seen.history_.best_epoch == 2:
         assert bits(seen) == last
+    state = seen.network_.state
+    seen.perplexity(TEXT)
+    seen.generate(TEXT[:3], 2)
+    assert seen.network_.state is state
     assert [e["loss"] for e in seen.history_.epochs] == [e["loss"] for e in fit().history_.epochs]
 
 
