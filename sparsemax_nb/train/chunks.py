@@ -6,7 +6,6 @@ import numpy as np
 
 from ..data.batches import shuffled
 
-
 #: Batches of separate lines among which those of about the same length are put together.
 ALIKE = 32
 
@@ -23,7 +22,15 @@ class Chunk(NamedTuple):
     fresh: bool
 
 
-class RunningText:
+class _Text:
+    """`tokens`, cut into chunks by a subclass."""
+
+    def targets(self, chunk):
+        """The tokens (n,) that are to be predicted, in the order of the chunk's places."""
+        return self.tokens[chunk.places[chunk.places >= 0]]
+
+
+class RunningText(_Text):
     """A text (n,) as `n_streams` streams side by side, each of which is read from its beginning to its end.
 
     A row is a position of all streams; the last stream may be shorter. A step takes `unroll` rows, and the state behind
@@ -38,10 +45,6 @@ class RunningText:
     def all_places(self):
         """Where the tokens lie that are to be predicted, ascending."""
         return np.arange(1, len(self.tokens))
-
-    def targets(self, chunk):
-        """The tokens (n,) that are to be predicted, in the order of the chunk's places."""
-        return self.tokens[chunk.places[chunk.places >= 0]]
 
     def order(self, epoch):
         """Row ids of an epoch: a text is always read in its order."""
@@ -58,7 +61,7 @@ class RunningText:
         return Chunk(tokens, np.where(places < len(self.tokens), places, -1), rows[0] == 0)
 
 
-class SeparateLines:
+class SeparateLines(_Text):
     """Lines of tokens (indptr (n + 1,), items (m,)); each is read from its beginning, at most its last `longest` + 1 tokens.
 
     A row is a line of two tokens or more. With `last_only` its last token alone is to be predicted, else all but the
@@ -91,10 +94,6 @@ class SeparateLines:
     def rows_in_order(self):
         """Row ids by length: lines read together have about the same."""
         return np.argsort(self._lengths, kind="stable")
-
-    def targets(self, chunk):
-        """The tokens (n,) that are to be predicted, in the order of the chunk's places."""
-        return self.tokens[chunk.places[chunk.places >= 0]]
 
     def chunk(self, rows):
         """The `Chunk` of some lines, as long as the longest; the others end early."""

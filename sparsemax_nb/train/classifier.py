@@ -130,7 +130,7 @@ class Classifier(Estimator):
     (500, 2)
     """
 
-    kind, classes = "classifier", "labels"
+    kind, classes, fit_call = "classifier", "labels", "fit(X, y)"
 
     def __init__(
         self, *, output="fixed-fan-in", embedding=256, intermediate=4096, bottleneck=64, fan_in=32, loss="squared-hinge",

@@ -23,6 +23,8 @@ class Estimator:
     kind = None
     #: What the classes of the output layer are called.
     classes = "classes"
+    #: How it is fitted, for the error of what was not.
+    fit_call = None
 
     @classmethod
     def _names(cls):
@@ -49,8 +51,7 @@ class Estimator:
 
     def _check_fitted(self):
         if not hasattr(self, "network_"):
-            call = "(X, y)" if type(self).__name__ == "Classifier" else "(tokens)"
-            raise _not_fitted(f"this {type(self).__name__} is not fitted yet; call fit{call} first")
+            raise _not_fitted(f"this {type(self).__name__} is not fitted yet; call {self.fit_call} first")
 
     # ------------------------------------------------------------ parameters
 

@@ -11,6 +11,10 @@ from ..core import backend
 AT_ONCE = 1 << 12
 
 
+class GradientError(FloatingPointError):
+    """The norm of the gradient is NaN or infinity."""
+
+
 class Gradient(NamedTuple):
     """The loss' gradient by a parameter: `values` is shaped like `array`, or holds only the rows `rows` (n,) int32 of it.
 
@@ -42,14 +46,14 @@ def _sum_of_squares(values):
 def clip(gradients, limit):
     """The norm of all gradients together; where it exceeds `limit`, all are scaled down to it, in place.
 
-    ``g = g min(1, limit / norm)``, norm = sqrt(sum of all squares). FloatingPointError for a norm that is not finite.
+    ``g = g min(1, limit / norm)``, norm = sqrt(sum of all squares). GradientError for a norm that is not finite.
 
     Source: R. Pascanu, T. Mikolov, Y. Bengio, "On the difficulty of training recurrent neural networks", ICML 2013.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         norm = math.sqrt(sum(_sum_of_squares(gradient.values) for gradient in gradients))
     if not math.isfinite(norm):
-        raise FloatingPointError(f"the norm of the gradient is {norm}")
+        raise GradientError(f"the norm of the gradient is {norm}")
     if norm > limit:
         for gradient in gradients:
             gradient.values[...] *= np.float32(limit / norm)

@@ -98,7 +98,7 @@ class LanguageModel(Estimator):
     [4, 5, 6, 0, 1]
     """
 
-    kind, classes = "language model", "words"
+    kind, classes, fit_call = "language model", "words", "fit(tokens)"
 
     def __init__(
         self, *, width=200, n_layers=2, tied=True, sampler="midx-rq", n_samples=100, n_codewords=64, residual="uniform",
@@ -156,7 +156,7 @@ class LanguageModel(Estimator):
         n_words = self._count_words(tokens, vocabulary, n_words)
         text = self._sequences("tokens", tokens, n_words, training=True)
         other = None if validation is None else self._sequences("validation", validation, n_words)
-        if isinstance(text, SeparateLines) != isinstance(other, SeparateLines) and other is not None:
+        if other is not None and type(text) is not type(other):
             raise TypeError("tokens and validation must both be running text, or both Sequences")
         self._check_sampler(n_words, self.width, device)
         self._check_checkpoint_path(checkpoint_path, resume)
@@ -342,9 +342,8 @@ class LanguageModel(Estimator):
         text = RunningText(np.append(tokens, 0).astype(np.int32), 1, len(tokens))
         h = network.contexts(text.chunk(text.rows_in_order()))[-1:]
         for n in range(n_words):
-            scores = backend.to_numpy(backend.product(backend.asarray(h, self.device_), network.output.weights.T))[
-                0
-            ].astype(np.float64)
+            scores = backend.product(backend.asarray(h, self.device_), network.output.weights.T)[0]
+            scores = backend.to_numpy(scores).astype(np.float64)
             if never is not None:
                 scores[never] = -np.inf
             best = np.argsort(-scores, kind="stable")[: 1 if temperature == 0 else top_k]

@@ -1,7 +1,5 @@
 """The network of the language model: embedding, layers of LSTM cells, softmax output; gradients through time by hand."""
 
-import math
-
 import numpy as np
 
 from ..core import backend, check, rng
@@ -67,13 +65,8 @@ class LanguageNetwork(Layers):
     @property
     def carried(self):
         """What a checkpoint needs beside parameters and moments: what negatives are drawn from, and the state."""
-        state = (
-            {} if self.state is None else {f"state/{n}": np.stack(pair) for n, pair in enumerate(self._host_state())}
-        )
-        return super().carried | state
-
-    def _host_state(self):
-        return [tuple(map(backend.to_numpy, pair)) for pair in self.state]
+        pairs = enumerate(self.state or ())
+        return super().carried | {f"state/{n}": np.stack([*map(backend.to_numpy, pair)]) for n, pair in pairs}
 
     def restore_carried(self, arrays):
         """Go on from what `carried` held, among other arrays; KeyError, TypeError or ValueError where it does not fit."""
@@ -93,11 +86,8 @@ class LanguageNetwork(Layers):
         """Dropout number `number` (0 behind the embedding) of x (T, B, D): a new array; its own gradient, too."""
         if not training or self.dropout == 0:
             return x
-        dropout, out = (
-            rng.make_dropout(self.dropout, self.seed, number, self.steps),
-            backend.empty(x.shape, np.float32, self.device),
-        )
-        lines = -1, x.shape[-1]
+        dropout = rng.make_dropout(self.dropout, self.seed, number, self.steps)
+        out, lines = backend.empty(x.shape, np.float32, self.device), (-1, x.shape[-1])
         backend.wing(self.device, "activations").dropout(x.reshape(lines), dropout, out.reshape(lines))
         return out
 
@@ -136,22 +126,21 @@ class LanguageNetwork(Layers):
             value, dh, of_output = self.output.gradients(
                 counted, backend.asarray(targets, self.device, np.int32), self.steps
             )
+        gradient = dh
         if rows is not None:
             gradient = backend.zeros((h.shape[0] * h.shape[1], self.width), np.float32, self.device)
             gradient[rows] = dh
-        else:
-            gradient = dh
         gradient, found = gradient.reshape(h.shape), []
         gradient[..., 0] = 0
         for number in reversed(range(len(self.lstms))):
             lstm, gradient = self.lstms[number], self._drop(gradient, number + 1, True)
-            _note(norms, lstm.name, gradient)
+            self._note_norm(norms, lstm, gradient)
             gradient, of_lstm = lstm.backward(gradient)
             found += [Gradient(lstm.parameters[name], values) for name, values in of_lstm.items()]
         gradient = self._drop(gradient, 0, True)
         if self.tied:
             gradient[..., 0] = 0
-        _note(norms, self.embedding.name, gradient)
+        self._note_norm(norms, self.embedding, gradient)
         of_embedding = self.embedding.gradient(gradient)
         if self.tied:
             return value, [*found, add_rows(of_output, of_embedding)]
@@ -185,9 +174,3 @@ class LanguageNetwork(Layers):
     def contexts(self, chunk):
         """The input of the output layer before each target of a chunk: (n, width), NumPy."""
         return backend.to_numpy(self._counted(self.forward(chunk), chunk)[0])
-
-
-def _note(norms, name, gradient):
-    if norms is not None:
-        flat = gradient.reshape(-1)
-        norms[name] = math.sqrt(float(flat @ flat))

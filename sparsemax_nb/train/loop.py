@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ..core import backend, check
 from ..data.batches import batches, shuffled
+from .gradients import GradientError
 
 #: Steps between two looks at the norms of the gradients; the first is at step 1, for at step 0 they are zero below an
 #: output layer that starts at zero.
@@ -307,8 +308,13 @@ class Training:
         culprit = self.network.first_not_finite()
         if culprit is None and isinstance(error, ValueError):
             raise error
-        found = f"{culprit} holds NaN or infinity ({error})" if culprit else str(error)
-        raise TrainingError(f"step {number}: {found}; lower the learning rate") from error
+        if culprit is not None:
+            reason = f"{culprit} holds NaN or infinity"
+        elif isinstance(error, GradientError):
+            reason = "the gradient overflowed"
+        else:
+            reason = "the scores overflowed in the output layer"
+        raise TrainingError(f"step {number}: {reason} ({error}); lower the learning rate") from error
 
     def _check_finite(self):
         """TrainingError for parameters that are not: they are not written over a checkpoint that is whole."""

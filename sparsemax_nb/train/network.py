@@ -84,6 +84,13 @@ class Layers:
             backend.synchronize()
         self.output_seconds += time.perf_counter() - start
 
+    @staticmethod
+    def _note_norm(norms, layer, gradient):
+        """Into the dict `norms`, where one is wanted: the norm of the gradient by the output of a layer."""
+        if norms is not None:
+            flat = gradient.reshape(-1)
+            norms[layer.name] = math.sqrt(float(flat @ flat))
+
     def first_not_finite(self):
         """Name of the first array that holds NaN or infinity, or None: parameters, then the last outputs of the layers."""
         activations = {name: array for layer in self.hidden for name, array in layer.activations.items()}
@@ -171,9 +178,8 @@ class Network(Layers):
         with self._timing_output():
             value, gradient = self.output.step(h, labels, loss, optimizer)
         for layer in reversed(self.hidden):
-            if norms is not None and gradient is not None:
-                flat = gradient.reshape(-1)
-                norms[layer.name] = math.sqrt(float(flat @ flat))
+            if gradient is not None:
+                self._note_norm(norms, layer, gradient)
             gradient = layer.backward(gradient, optimizer)
         self.steps += 1
         return value
