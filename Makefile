@@ -13,11 +13,11 @@ demo: $(VENV)/demo.done
 test: test-simulator test-compiled
 
 test-simulator: $(VENV)/test.done
-	NUMBA_ENABLE_CUDASIM=1 $(PY) -m pytest -q tests
+	NUMBA_ENABLE_CUDASIM=1 $(PY) -m pytest -q -n 2 --dist loadfile tests
 	$(PY) -m pytest -q --doctest-modules --doctest-glob=README.md sparsemax_nb README.md
 
 test-compiled: $(VENV)/test.done
-	$(PY) -m pytest -q tests/contracts tests/compiled
+	$(PY) -m pytest -q -n 2 tests/contracts tests/compiled
 
 # Registers, shared memory, spills and occupancy of every CUDA kernel, compiled here: needs no GPU.
 contracts: $(VENV)/test.done

@@ -10,6 +10,7 @@ import importlib
 import pkgutil
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 
@@ -68,7 +69,10 @@ def _small_blocks():
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "twins: compares a wing with the reference (net 1)")
-    _drop_stale_caches(Path(sparsemax_nb.__file__).parent)
+    if hasattr(config, "workerinput"):  # one of several processes: a core each
+        numba.set_num_threads(1)
+    else:
+        _drop_stale_caches(Path(sparsemax_nb.__file__).parent)
 
 
 def _drop_stale_caches(package):

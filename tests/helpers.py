@@ -1,5 +1,8 @@
 """What the tests share: made-up data, the rule for tolerances, layers and labels on a device."""
 
+import contextlib
+
+import numba
 import numpy as np
 import pytest
 import scipy.sparse
@@ -9,6 +12,17 @@ from sparsemax_nb.core import backend as placement
 from sparsemax_nb.fixed_fan_in import _Arrays as Layer  # the very type: kernels are compiled once for it, not twice
 
 EPS = float(np.finfo(np.float32).eps)
+
+
+@contextlib.contextmanager
+def threads(n):
+    """Numba's parallel functions use `n` threads inside the block."""
+    before = numba.get_num_threads()
+    numba.set_num_threads(n)
+    try:
+        yield
+    finally:
+        numba.set_num_threads(before)
 
 
 def normal(seed, *shape):

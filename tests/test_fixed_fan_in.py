@@ -36,6 +36,7 @@ from .helpers import (
     place_labels,
     place_layer,
     tolerance,
+    threads,
 )
 
 #: (B, H, L, K): no rows; one of everything; K = H; odd; more labels than the CPU scores at a time; many blocks of rows.
@@ -352,8 +353,7 @@ def test_same_bits_with_one_thread_and_two(call):
     n_rows, n_inputs, n_labels, fan_in = 65, 131, 2100, 9
     x, matrix = normal(1, n_rows, n_inputs), label_matrix(n_rows, n_labels, density=0.01)
 
-    def run(n_threads):
-        numba.set_num_threads(n_threads)
+    def run():
         layer, adam = FixedFanIn.random(n_labels, n_inputs, fan_in, seed=5), make_adam()
         if call == "forward":
             return (fixed_fan_in_forward(x, layer),)
@@ -365,10 +365,10 @@ def test_same_bits_with_one_thread_and_two(call):
         moments = [m for a in (layer.values, layer.bias) for m in adam.state_of(a).moments]
         return [layer.values, layer.bias, *moments, *(np.asarray(r) for result in results for r in result)]
 
-    try:
-        one, two = run(1), run(2)
-    finally:
-        numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
+    with threads(1):
+        one = run()
+    with threads(2):
+        two = run()
     assert [a.tobytes() for a in one] == [b.tobytes() for b in two]
 
 

@@ -12,7 +12,16 @@ from sparsemax_nb import Labels, full_softmax, softmax_cross_entropy, target_ran
 from sparsemax_nb.core import backend as placement
 from sparsemax_nb.reference import full_softmax as reference
 
-from .helpers import assert_close, close_to_derivative, integers, label_matrix, normal, on_other_device, place_labels
+from .helpers import (
+    assert_close,
+    close_to_derivative,
+    integers,
+    label_matrix,
+    normal,
+    on_other_device,
+    place_labels,
+    threads,
+)
 
 
 def problem(n_rows=7, width=5, n_classes=23):
@@ -338,13 +347,10 @@ def test_ranks_are_the_same_bits_with_one_thread_and_two(monkeypatch):
     h, w, targets, _ = problem(n_rows=33, n_classes=1000)
 
     def bits(n_threads):
-        numba.set_num_threads(n_threads)
-        return [a.tobytes() for a in target_ranks(h, w, abs(targets))]
+        with threads(n_threads):
+            return [a.tobytes() for a in target_ranks(h, w, abs(targets))]
 
-    try:
-        assert bits(1) == bits(2)
-    finally:
-        numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
+    assert bits(1) == bits(2)
 
 
 @pytest.mark.parametrize(

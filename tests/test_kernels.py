@@ -8,6 +8,7 @@ import pytest
 
 from sparsemax_nb.core import backend as placement
 
+from .helpers import threads
 from .kernels import BUDGETS, OPERATIONS, all_kernels, recorded, run_on
 
 
@@ -37,18 +38,14 @@ def test_same_bits_with_any_number_of_threads(operation):
     """All that the CPU wing writes, for the largest shape, with one thread, two and all that there are."""
 
     def bits(n_threads):
-        numba.set_num_threads(n_threads)
         args = operation.make(operation.shapes[-1]).args
-        _twin(operation)(*args)
+        with threads(n_threads):
+            _twin(operation)(*args)
         return list(_array_bytes(args))
 
-    everything = numba.config.NUMBA_NUM_THREADS
-    try:
-        one = bits(1)
-        assert bits(2) == one
-        assert bits(everything) == one
-    finally:
-        numba.set_num_threads(everything)
+    one = bits(1)
+    assert bits(2) == one
+    assert bits(numba.config.NUMBA_NUM_THREADS) == one
 
 
 def _array_bytes(value):

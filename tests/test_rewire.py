@@ -23,6 +23,7 @@ from .helpers import (
     normal,
     place_labels,
     place_layer,
+    threads,
 )
 
 #: (L, H, K, fraction): one of everything; no input to spare; odd sizes; ties of small integers come on top.
@@ -245,17 +246,14 @@ def test_seed_and_step_change_the_draws(backend):
 @pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="this machine has one core only")
 def test_same_bits_with_one_thread_and_two():
     def run(n_threads):
-        numba.set_num_threads(n_threads)
         layer, adam = FixedFanIn.random(2100, 131, 9, seed=5), Adam()
         for moment in adam.state_of(layer.values).moments:
             moment[:] = 1
-        slots = rewire(layer, 0.3, 8, adam)
+        with threads(n_threads):
+            slots = rewire(layer, 0.3, 8, adam)
         return [a.tobytes() for a in (slots, *layer.arrays, *adam.state_of(layer.values).moments)]
 
-    try:
-        assert run(1) == run(2)
-    finally:
-        numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
+    assert run(1) == run(2)
 
 
 # ---------------------------------------------------------------- optimisers

@@ -2,13 +2,14 @@
 
 import math
 
+import numba
 import numpy as np
 import pytest
 
 from sparsemax_nb import data, train
 from sparsemax_nb.core import backend as placement
 from sparsemax_nb.train import checkpoint
-from tests.helpers import ForeignArray, assert_close
+from tests.helpers import ForeignArray, assert_close, threads
 
 SMALL = {
     "width": 8, "n_layers": 2, "sampler": "none", "n_samples": 5, "n_codewords": 3, "index_every": 3, "dropout": 0.1,
@@ -251,15 +252,11 @@ def test_a_checkpoint_that_is_refused_leaves_the_model(tmp_path):
 
 
 def test_same_seed_same_bits_with_any_number_of_threads():
-    import numba
-
-    changes, threads = {"sampler": "midx-rq"}, numba.get_num_threads()
-    first = bits(fit(changes=changes))
-    try:
-        numba.set_num_threads(1)
+    changes = {"sampler": "midx-rq"}
+    with threads(numba.config.NUMBA_NUM_THREADS):
+        first = bits(fit(changes=changes))
+    with threads(1):
         assert bits(fit(changes=changes)) == first
-    finally:
-        numba.set_num_threads(threads)
     assert bits(fit(changes=changes | {"seed": 3})) != first
 
 
