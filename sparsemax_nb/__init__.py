@@ -2,6 +2,7 @@
 
 from . import data, train
 from .core.sparse import Labels
+from .ds_softmax import PackedDSSoftmax, SparseExperts
 from .fixed_fan_in import (
     FixedFanIn,
     fixed_fan_in_backward,
@@ -15,17 +16,22 @@ from .midx import InvertedMultiIndex, sampled_softmax
 from .optimizers import SGD, Adam
 from .samplers import LogUniformSampler, LSHSampler, RFFSampler, SphereSampler, UniformSampler, UnigramSampler
 
+from .train import DSSoftmax
+
 __version__ = "0.1.0"
 
 __all__ = [
     "SGD",
     "Adam",
+    "DSSoftmax",
     "FixedFanIn",
     "InvertedMultiIndex",
     "LSHSampler",
     "Labels",
     "LogUniformSampler",
+    "PackedDSSoftmax",
     "RFFSampler",
+    "SparseExperts",
     "SphereSampler",
     "UniformSampler",
     "UnigramSampler",

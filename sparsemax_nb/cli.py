@@ -14,7 +14,7 @@ import numba
 import numpy as np
 
 from . import __version__, data, demo, train
-from .core import backend
+from .core import backend, checkpoint
 from .midx import CORRECTIONS, RESIDUALS
 from .train import curves
 from .train.language_model import DECAYS
@@ -263,7 +263,7 @@ def _print_figures(part, figures):
 
 def _evaluate(options):
     """Measure a saved model on a part of a corpus: precision and its kin of a classifier, perplexity of a language model."""
-    if train.checkpoint.kind_of(options.model) == train.LanguageModel.kind:
+    if checkpoint.kind_of(options.model) == train.LanguageModel.kind:
         return _evaluate_language_model(options)
     model = train.Classifier.load(options.model, device=options.device)
     points = getattr(data.load(options.data or "tate"), options.part)

@@ -36,6 +36,13 @@ class _Optimizer:
             self._states[id(array)] = _State(array, self._new_moments(array))
         return self._states[id(array)]
 
+    def replace(self, old, new, take):
+        """`new` takes the place of the parameter array `old`: its moments are ``take(moment)``, its steps those of `old`."""
+        state = self._states.pop(id(old), None)
+        if state is not None:
+            self._states[id(new)] = _State(new, type(state.moments)(*map(take, state.moments)))
+            self._states[id(new)].count, self._states[id(new)].factor = state.count, state.factor
+
     def begin_step(self, array):
         """What kernels need for the next step of `array`: (kind, rates, moments)."""
         state = self.state_of(array)

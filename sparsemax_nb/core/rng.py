@@ -18,10 +18,13 @@ W0, W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 DROP8 = np.uint64(8)
 UNIT24 = np.float32(2.0**-24)
 TWO, ONE = np.float32(2), np.float32(1)
+HALF, SIXTEEN = np.uint64(0xFFFF), np.uint64(16)
+#: Of the sum of eight uniform integers in [0, 2^16): its mean, and 1 / its standard deviation.
+BELL_MEAN, BELL_SCALE = np.float32(8 * (2**16 - 1) / 2), np.float32((8 * (2**32 - 1) / 12) ** -0.5)
 
 # Streams: what a random word is for. A layer adds its own number to the stream, so that no two draws share a counter.
 CONNECTIONS, WEIGHTS, DROPOUT, SHUFFLE = np.uint64(1 << 16), np.uint64(2 << 16), np.uint64(3 << 16), np.uint64(4 << 16)
-REWIRING, SAMPLING, GENERATION = np.uint64(5 << 16), np.uint64(6 << 16), np.uint64(7 << 16)
+REWIRING, SAMPLING, GENERATION, GATE = np.uint64(5 << 16), np.uint64(6 << 16), np.uint64(7 << 16), np.uint64(8 << 16)
 
 
 def philox(c0, c1, c2, c3, k0, k1):
@@ -52,6 +55,16 @@ def random_word(seed, stream, step, position):
 def below(word, n):
     """Uniform integer in [0, n) from a 32-bit word: ``floor(word n / 2^32)``; bias below n / 2^32."""
     return (word * n) >> BITS
+
+
+def bell(w0, w1, w2, w3):
+    """A nearly normal float32 of mean 0 and variance 1: the sum of the eight 16-bit halves of four words, |x| < 4.9.
+
+    Sum and halves are integers, so that the number is the same on every processor.
+    """
+    total = (w0 & HALF) + (w0 >> SIXTEEN) + (w1 & HALF) + (w1 >> SIXTEEN)
+    total = total + (w2 & HALF) + (w2 >> SIXTEEN) + (w3 & HALF) + (w3 >> SIXTEEN)
+    return (np.float32(total) - BELL_MEAN) * BELL_SCALE
 
 
 def unit(word):

@@ -6,7 +6,7 @@ import numpy as np
 from numba import prange
 
 from ..core import backend
-from .vector import LANES, add, dot, load, mul, prefetch, splat
+from .vector import LANES, inner, prefetch
 
 ZERO, ONE = np.float32(0), np.float32(1)
 #: A row of classes is fetched so many draws before it is needed, the beginning of it: then the processor sees where it goes.
@@ -17,22 +17,14 @@ AHEAD, BEGINNING = 4, 256
 def scores(queries, classes, ids, out):
     """``out[b, m] = queries[b] . classes[ids[b, m]]``: each class that is drawn is read once, a row of d numbers."""
     width, n_samples = queries.shape[1], ids.shape[1]
-    q, c, whole = queries.reshape(-1), classes.reshape(-1), width - width % (2 * LANES)
+    q, c = queries.reshape(-1), classes.reshape(-1)
     for b in prange(ids.shape[0]):
         for m in range(n_samples):
             if m + AHEAD < n_samples:
                 soon = np.int64(ids[b, m + AHEAD]) * width
                 for d in range(0, min(width, BEGINNING), LANES):
                     prefetch(c, soon + d)
-            at_q, at_c = b * width, np.int64(ids[b, m]) * width
-            even, odd = splat(ZERO), splat(ZERO)
-            for d in range(0, whole, 2 * LANES):
-                even = add(even, mul(load(q, at_q + d), load(c, at_c + d)))
-                odd = add(odd, mul(load(q, at_q + d + LANES), load(c, at_c + d + LANES)))
-            total = dot(add(even, odd), splat(ONE))
-            for d in range(whole, width):
-                total += q[at_q + d] * c[at_c + d]
-            out[b, m] = total
+            out[b, m] = inner(q, b * width, c, np.int64(ids[b, m]) * width, width)
 
 
 @backend.njit_parallel

@@ -14,10 +14,13 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
+from ..core.backend import njit
+
 LANES = 16
 LINE = 64  # bytes of a cache line, and of a vector
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
 _I32 = ir.IntType(32)
+ZERO, ONE = np.float32(0), np.float32(1)
 
 
 class _VectorType(types.Type):
@@ -257,3 +260,17 @@ def store_transposed(typingctx, tile, array, i, stride):
         return context.get_dummy_value()
 
     return types.none(tile, array, types.intp, types.intp), codegen
+
+
+@njit
+def inner(a, i, b, j, n):
+    """``sum(a[i:i + n] * b[j:j + n])``, always added in the same order."""
+    whole = n - n % (2 * LANES)
+    even, odd = splat(ZERO), splat(ZERO)
+    for d in range(0, whole, 2 * LANES):
+        even = add(even, mul(load(a, i + d), load(b, j + d)))
+        odd = add(odd, mul(load(a, i + d + LANES), load(b, j + d + LANES)))
+    total = dot(add(even, odd), splat(ONE))
+    for d in range(whole, n):
+        total += item(a, i + d) * item(b, j + d)
+    return total

@@ -1,7 +1,8 @@
 """Training with gradients written by hand: layers, the loop, metrics, estimators."""
 
-from .checkpoint import ModelFileError
+from ..core.checkpoint import ModelFileError
 from .classifier import Classifier
+from .ds_trainer import DSSoftmax
 from .language_model import LanguageModel
 from .loop import TrainingError
 from .memory import MemoryLimitError
@@ -18,6 +19,7 @@ from .metrics import (
 
 __all__ = [
     "Classifier",
+    "DSSoftmax",
     "LanguageModel",
     "MemoryLimitError",
     "ModelFileError",

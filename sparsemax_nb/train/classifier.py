@@ -7,12 +7,12 @@ import time
 import numpy as np
 import scipy.sparse
 
-from ..core import backend, check
+from ..core import backend, check, checkpoint
 from ..data import Tfidf
 from ..data.batches import shuffled
 from ..optimizers import Adam
-from . import checkpoint, loop, memory, metrics
-from .estimator import Estimator
+from . import loop, memory, metrics
+from .estimator import SampledEstimator
 from .network import LOSSES, OUTPUTS, SPARSE_OUTPUTS, Network
 from .softmax import INDICES, Negatives
 
@@ -21,7 +21,7 @@ KS = (1, 3, 5)
 VALIDATION_EPOCH = 2**32 - 1
 
 
-class Classifier(Estimator):
+class Classifier(SampledEstimator):
     """A network with a large multi-label output layer, trained with hand-written gradients.
 
     Sparse features: TF-IDF -> embedding -> ReLU -> dropout [-> dense layer of width `intermediate` -> ReLU] -> output.

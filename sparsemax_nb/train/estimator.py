@@ -6,10 +6,10 @@ import os
 
 import numpy as np
 
-from ..core import check
+from ..core import check, checkpoint
 from ..data import fingerprint
 from ..midx import CORRECTIONS, MAX_CODEWORDS, RESIDUALS
-from . import checkpoint, loop
+from . import loop
 from .softmax import INDICES, SAMPLERS, YARDSTICKS, Sampling
 
 #: Parameters that may differ when a run is resumed: they do not change what a step computes.
@@ -17,7 +17,7 @@ FREE_TO_CHANGE = {"budget_seconds", "device", "memory_limit", "progress"}
 
 
 class Estimator:
-    """Parameters as constructor arguments, with scikit-learn's manners; a run of training that can be resumed."""
+    """Parameters as constructor arguments, with scikit-learn's manners."""
 
     #: What the files of `save` say that they hold.
     kind = None
@@ -25,6 +25,8 @@ class Estimator:
     classes = "classes"
     #: How it is fitted, for the error of what was not.
     fit_call = None
+    #: The attribute that a fit makes.
+    result = "network_"
 
     @classmethod
     def _names(cls):
@@ -42,7 +44,7 @@ class Estimator:
         return self
 
     def __sklearn_is_fitted__(self):
-        return hasattr(self, "network_")
+        return hasattr(self, self.result)
 
     def __repr__(self):
         defaults = {n: p.default for n, p in inspect.signature(type(self).__init__).parameters.items()}
@@ -50,8 +52,38 @@ class Estimator:
         return f"{type(self).__name__}({changed})"
 
     def _check_fitted(self):
-        if not hasattr(self, "network_"):
+        if not hasattr(self, self.result):
             raise _not_fitted(f"this {type(self).__name__} is not fitted yet; call {self.fit_call} first")
+
+    def _plain_params(self):
+        """The parameters as JSON knows them."""
+        return {n: value.item() if isinstance(value, np.generic) else value for n, value in self.get_params().items()}
+
+    @staticmethod
+    def _check_checkpoint_path(path, resume):
+        if path is None and resume:
+            raise ValueError("resume needs checkpoint_path, the file to continue from")
+        if path is not None and not resume and os.path.exists(path):
+            raise ValueError(f"{path} is there already: resume continues from it; else remove it first")
+
+    def _about(self, parts):
+        """What a checkpoint says of its run: parameters, and the data, `parts` in pairs that `fingerprint` takes."""
+        return {"params": self._plain_params(), "fingerprint": [fingerprint(*part) for part in parts]}
+
+
+def check_same_run(description, about, free):
+    """ValueError where a checkpoint's description is that of another run; parameters in `free` may differ."""
+    for name, value in about["params"].items():
+        if name not in free and description["params"][name] != value:
+            raise ValueError(
+                f"{name} was {description['params'][name]!r}, not {value!r}; start anew or give the old value"
+            )
+    if description["fingerprint"] != about["fingerprint"]:
+        raise ValueError("it was written for other data (training or validation)")
+
+
+class SampledEstimator(Estimator):
+    """An estimator with one output layer, that may be trained against negatives that are drawn."""
 
     # ------------------------------------------------------------ parameters
 
@@ -96,18 +128,7 @@ class Estimator:
             params["index_every"] = 0
         return loop.Schedule(**params)
 
-    def _plain_params(self):
-        """The parameters as JSON knows them."""
-        return {n: value.item() if isinstance(value, np.generic) else value for n, value in self.get_params().items()}
-
     # ------------------------------------------------------------ checkpoints
-
-    @staticmethod
-    def _check_checkpoint_path(path, resume):
-        if path is None and resume:
-            raise ValueError("resume needs checkpoint_path, the file to continue from")
-        if path is not None and not resume and os.path.exists(path):
-            raise ValueError(f"{path} is there already: resume continues from it; else remove it first")
 
     def _checkpoints(self, training, path, resume, parts):
         """Bring `training` to where the checkpoint `path` was written, if it is there; returns what writes the next one.
@@ -117,7 +138,7 @@ class Estimator:
         if path is None:
             return None
         kind = f"{self.kind} checkpoint"
-        about = {"params": self._plain_params(), "fingerprint": [fingerprint(*part) for part in parts]}
+        about = self._about(parts)
         if resume and os.path.exists(path):
             arrays, description = checkpoint.load(path, kind)
             schedule = training.schedule
@@ -125,14 +146,7 @@ class Estimator:
             epochs_matter = schedule.rewire_fraction > 0 or schedule.decay == "linear"
             free = FREE_TO_CHANGE if epochs_matter else FREE_TO_CHANGE | {"epochs"}
             try:
-                params = description["params"]
-                for name, value in about["params"].items():
-                    if name not in free and params[name] != value:
-                        raise ValueError(
-                            f"{name} was {params[name]!r}, not {value!r}; start anew or give the old value"
-                        )
-                if description["fingerprint"] != about["fingerprint"]:
-                    raise ValueError("it was written for other data (training or validation)")
+                check_same_run(description, about, free)
                 training.restore(arrays, description)
             except (KeyError, TypeError, ValueError) as error:
                 raise checkpoint.ModelFileError(f"{path} can not be resumed: {error}") from error

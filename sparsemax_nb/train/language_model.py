@@ -8,14 +8,14 @@ import time
 
 import numpy as np
 
-from ..core import backend, check, rng
+from ..core import backend, check, checkpoint, rng
 from ..data import Vocabulary
 from ..data.batches import batches
 from ..data.text import END_OF_LINE, UNKNOWN
 from ..optimizers import Adam
-from . import checkpoint, loop, metrics
+from . import loop, metrics
 from .chunks import Chunk, RunningText, SeparateLines
-from .estimator import Estimator
+from .estimator import SampledEstimator
 from .language_network import LanguageNetwork
 from .softmax import Negatives
 
@@ -26,7 +26,7 @@ K = 10
 STEPS_READ = 64
 
 
-class LanguageModel(Estimator):
+class LanguageModel(SampledEstimator):
     """A language model with an output layer over very many words, trained with hand-written gradients.
 
     Token -> embedding -> dropout -> (LSTM -> dropout) `n_layers` times -> softmax over all words. A word's first coordinate in

@@ -10,7 +10,8 @@ import scipy.sparse
 
 from sparsemax_nb import data, train
 from sparsemax_nb.core import backend as placement
-from sparsemax_nb.train import TrainingError, checkpoint
+from sparsemax_nb.core import checkpoint
+from sparsemax_nb.train import TrainingError
 from sparsemax_nb.train.softmax import INDICES, SAMPLERS, YARDSTICKS
 
 SMALL = {

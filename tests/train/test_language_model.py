@@ -8,7 +8,7 @@ import pytest
 
 from sparsemax_nb import data, train
 from sparsemax_nb.core import backend as placement
-from sparsemax_nb.train import checkpoint
+from sparsemax_nb.core import checkpoint
 from tests.helpers import ForeignArray, assert_close, threads
 
 SMALL = {

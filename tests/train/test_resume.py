@@ -13,7 +13,7 @@ import pytest
 
 from sparsemax_nb import data, train
 from sparsemax_nb.core import backend as placement
-from sparsemax_nb.train import checkpoint
+from sparsemax_nb.core import checkpoint
 
 from tests.train.kill_and_resume import kill_and_resume
 
@@ -222,7 +222,7 @@ def test_what_a_killed_process_left_goes_with_the_next_checkpoint(tmp_path):
     path = tmp_path / "checkpoint"
     save = (
         "import os, sys, numpy as np\n"
-        "from sparsemax_nb.train import checkpoint\n"
+        "from sparsemax_nb.core import checkpoint\n"
         "def killed(arrays, path, metadata):\n"
         "    open(os.path.join(os.path.dirname(path), '.tmpHalf'), 'w').close()  # as safetensors does\n"
         "    os._exit(9)\n"

@@ -11,6 +11,8 @@ from safetensors.numpy import save_file
 
 FORMAT = "sparsemax_nb"
 VERSION = 2
+#: Of the arrays that can be memory-mapped, by their names in a file.
+DTYPES = {"F32": np.float32, "I32": np.int32}
 
 
 class ModelFileError(ValueError):
@@ -85,3 +87,17 @@ def load(path, kind):
     if header["kind"] != kind:
         raise ModelFileError(f"{path} holds a {header['kind']!r} model, not {kind!r}")
     return _Arrays(file), header["description"]
+
+
+def load_mapped(path, kind):
+    """The same, with arrays that are memory-mapped: pages are read when they are touched, and copied when written to."""
+    _, description = load(path, kind)
+    raw = np.memmap(path, np.uint8, "c")
+    start = 8 + int.from_bytes(raw[:8].tobytes(), "little")
+    arrays = {}
+    for name, about in json.loads(raw[8:start].tobytes()).items():
+        if name != "__metadata__":
+            first, stop = about["data_offsets"]
+            part = np.asarray(raw[start + first : start + stop])
+            arrays[name] = part.view(DTYPES[about["dtype"]]).reshape(about["shape"])
+    return arrays, description

@@ -1,0 +1,400 @@
+"""DS-Softmax on the CPU: a sparse mixture of sparse experts. Products are single-threaded BLAS, one tile a thread."""
+
+import math
+
+import numpy as np
+from numba import prange
+
+from ..core import backend, formulas, rng
+from ..core.experts import group
+from .exp import exp, exp_nonpositive
+from .matmul import AS_IS, FLOAT32, ITEM, TURNED, blas_threads, find_blas, gemm, matmul
+from .top_k import WORST, enters, insert
+from .vector import LANES, any_above, inner, load, splat
+
+_f, _r = backend.cpu_formulas(formulas), backend.cpu_formulas(rng)
+adam = _f.adam
+random_words, bell = _r.random_words, _r.bell
+
+ZERO, ONE = np.float32(0), np.float32(1)
+GATE = rng.GATE
+#: Classes, or rows of the batch, of one product.
+TILE = 512
+#: Sums that run side by side, so that they become vector code.
+WIDE = 64
+#: Rows of the batch for each expert, on average, from which one product for all rows of an expert pays.
+ENOUGH_ROWS = 4
+#: Of these, so many are worked on together.
+ROWS = 32
+
+
+@backend.njit_parallel
+def add_noise(seed, step, scale, logits):
+    """Adds scale times nearly normal random numbers to the logits (B, E)."""
+    n_rows, n_experts = logits.shape
+    for b in prange(n_rows):
+        for k in range(n_experts):
+            w0, w1, w2, w3 = random_words(seed, GATE, step, np.uint64(b * n_experts + k))
+            logits[b, k] += scale * bell(w0, w1, w2, w3)
+
+
+@backend.njit
+def _choose(logits):
+    """The place of the largest logit, the first of equal ones, and ``1 / sum(exp(logits - largest))``, its softmax."""
+    place, largest, total = 0, logits[0], ZERO
+    for k in range(1, logits.size):
+        if logits[k] > largest:
+            place, largest = k, logits[k]
+    for k in range(logits.size):
+        total += math.exp(logits[k] - largest)
+    return place, ONE / total
+
+
+@backend.njit_parallel
+def gate(logits, probabilities, chosen, values):
+    """softmax(logits) (B, E), the expert with the largest of each row, and that value; probabilities may be the logits."""
+    for b in prange(logits.shape[0]):
+        row = logits[b]
+        k, value = _choose(row)
+        largest = row[k]
+        for j in range(row.size):
+            probabilities[b, j] = math.exp(row[j] - largest) * value
+        chosen[b], values[b] = k, value
+
+
+@backend.njit
+def _tiles(starts, size):
+    """firsts, experts: the runs of at most `size` numbers into which each part of `starts` is cut, one behind the other."""
+    n = 0
+    for k in range(starts.size - 1):
+        n += (starts[k + 1] - starts[k] + size - 1) // size
+    firsts, experts, place = np.empty(n, np.int64), np.empty(n, np.int64), 0
+    for k in range(starts.size - 1):
+        for first in range(starts[k], starts[k + 1], size):
+            firsts[place], experts[place] = first, k
+            place += 1
+    return firsts, experts
+
+
+@backend.njit_parallel
+def _scores(h, groups, experts, out, scalars):
+    """Tiles of classes; scalars = [1, 0, 0]."""
+    width = h.shape[1]
+    alpha = scalars.ctypes.data
+    beta, at_h, at_rows, at_out = alpha + ITEM, h.ctypes.data, experts.rows.ctypes.data, out.ctypes.data
+    find_blas(scalars)
+    firsts, of = _tiles(experts.starts, TILE)
+    for tile in prange(firsts.size):
+        k, first = of[tile], firsts[tile]
+        start, size = experts.starts[k], experts.starts[k + 1] - experts.starts[k]
+        n, row, n_rows = min(TILE, start + size - first), groups.starts[k], groups.starts[k + 1] - groups.starts[k]
+        if n_rows > 0:
+            to = at_out + ITEM * (groups.offsets[row] + first - start)
+            a, b = at_rows + ITEM * first * width, at_h + ITEM * row * width
+            gemm(FLOAT32, TURNED, AS_IS, n, n_rows, width, alpha, a, width, b, width, beta, to, size)
+
+
+def scores(h, groups, experts, out):
+    """The products of each row of h (B, d) with all rows of its expert, flat; h lies in the order of the groups."""
+    with blas_threads.limit(limits=1, user_api="blas"):
+        _scores(h, groups, experts, out, np.array([1, 0, 0], np.float32))
+
+
+@backend.njit_parallel
+def _gradient_of_rows(dscores, h, groups, experts, drows, scalars):
+    width = h.shape[1]
+    alpha = scalars.ctypes.data
+    beta, at_h, at_drows, at_dscores = alpha + ITEM, h.ctypes.data, drows.ctypes.data, dscores.ctypes.data
+    find_blas(scalars)
+    firsts, of = _tiles(experts.starts, TILE)
+    for tile in prange(firsts.size):
+        k, first = of[tile], firsts[tile]
+        start, size = experts.starts[k], experts.starts[k + 1] - experts.starts[k]
+        n, row, n_rows = min(TILE, start + size - first), groups.starts[k], groups.starts[k + 1] - groups.starts[k]
+        if n_rows > 0:
+            b, a = at_dscores + ITEM * (groups.offsets[row] + first - start), at_h + ITEM * row * width
+            to = at_drows + ITEM * first * width
+            gemm(FLOAT32, AS_IS, TURNED, width, n, n_rows, alpha, a, width, b, size, beta, to, width)
+        else:
+            drows[first : first + n] = ZERO
+
+
+def gradient_of_rows(dscores, h, groups, experts, drows):
+    """The gradient by the experts' rows, (R, d): of expert k, its matrix of dscores, transposed, times its rows of h."""
+    with blas_threads.limit(limits=1, user_api="blas"):
+        _gradient_of_rows(dscores, h, groups, experts, drows, np.array([1, 0, 0], np.float32))
+
+
+@backend.njit
+def _largest(scores, lanes):
+    """The largest score, NaN left out; -inf of none. `lanes` (WIDE,) is scratch."""
+    whole, largest = scores.size // WIDE * WIDE, WORST
+    lanes[:] = WORST
+    for start in range(0, whole, WIDE):
+        for i in range(WIDE):
+            x, old = scores[start + i], lanes[i]
+            lanes[i] = (x if x > old else old) + ZERO  # a sum: to store either number becomes a slow masked store
+    for j in range(whole, scores.size):
+        largest = max(largest, scores[j])
+    for i in range(WIDE):
+        largest = max(largest, lanes[i])
+    return largest
+
+
+@backend.njit
+def _sum_exp(scores, value, shift, lanes):
+    """``sum(exp(value scores - shift))``, where no term exceeds 1; `lanes` (WIDE,) is scratch."""
+    whole, total = scores.size // WIDE * WIDE, ZERO
+    lanes[:] = ZERO
+    for start in range(0, whole, WIDE):
+        for i in range(WIDE):
+            lanes[i] += exp_nonpositive(value * scores[start + i] - shift)
+    for j in range(whole, scores.size):
+        total += exp_nonpositive(value * scores[j] - shift)
+    for i in range(WIDE):
+        total += lanes[i]
+    return total
+
+
+@backend.njit
+def _gradient(scores, value, log_z, weight, lanes):
+    """``dz = weight exp(value scores - log Z)``; the scores become ``value dz``, returned is ``sum(scores dz)``."""
+    whole, total = scores.size // WIDE * WIDE, ZERO
+    lanes[:] = ZERO
+    for start in range(0, whole, WIDE):
+        for i in range(WIDE):
+            s = scores[start + i]
+            dz = weight * exp(value * s - log_z)
+            lanes[i] += dz * s
+            scores[start + i] = value * dz
+    for j in range(whole, scores.size):
+        dz = weight * exp(value * scores[j] - log_z)
+        total += dz * scores[j]
+        scores[j] = value * dz
+    for i in range(WIDE):
+        total += lanes[i]
+    return total
+
+
+@backend.njit
+def _find(ids, wanted):
+    """The place of `wanted` in ascending ids, -1 where it is not there."""
+    low, high = 0, ids.size
+    while low < high:
+        middle = (low + high) // 2
+        if ids[middle] < wanted:
+            low = middle + 1
+        else:
+            high = middle
+    return low if low < ids.size and ids[low] == wanted else -1
+
+
+@backend.njit
+def _row_loss(scores, value, held, wanted, n_classes, scale):
+    """Loss of one row and the gradient by its gate value; the scores become their gradient."""
+    lanes, n_absent, positive, n_wanted = np.empty(WIDE, np.float32), n_classes - held.size, ZERO, np.float32(wanted.size)
+    largest = value * _largest(scores, lanes)
+    if n_absent > 0:
+        largest = max(largest, ZERO)
+    total = _sum_exp(scores, value, largest, lanes) + np.float32(n_absent) * exp(-largest)
+    log_z = largest + math.log(total)
+    for i in range(wanted.size):
+        place = _find(held, wanted[i])
+        if place >= 0:
+            positive += scores[place]
+    dvalue = _gradient(scores, value, log_z, n_wanted * scale, lanes) - scale * positive
+    for i in range(wanted.size):
+        place = _find(held, wanted[i])
+        if place >= 0:
+            scores[place] -= value * scale
+    return n_wanted * log_z - value * positive, dvalue
+
+
+@backend.njit_parallel
+def _cross_entropy(values, labels, groups, experts, n_classes, scale, loss, dvalues, scores):
+    indptr, offsets, starts = labels.indptr, groups.offsets, experts.starts
+    for place in prange(values.size):
+        b, k = groups.order[place], groups.experts[place]
+        held, wanted = experts.ids[starts[k] : starts[k + 1]], labels.indices[indptr[b] : indptr[b + 1]]
+        of_row = scores[offsets[place] : offsets[place + 1]]
+        loss[b], dvalues[b] = _row_loss(of_row, values[b], held, wanted, n_classes, scale)
+
+
+def cross_entropy(scores, values, labels, groups, experts, n_classes, scale, loss, dvalues, dscores):
+    """``sum_labels(log(sum_c exp(g s_c) + n_absent) - g s_label)`` of each row, and its gradients times `scale`.
+
+    `dscores` may be `scores`.
+    """
+    if dscores is not scores:
+        np.copyto(dscores, scores)
+    _cross_entropy(values, labels, groups, experts, n_classes, scale, loss, dvalues, dscores)
+
+
+@backend.njit
+def balance(values, chosen, load, dload):
+    """Gate value that each expert gets, (E,), and the gradient by it of its squared coefficient of variation."""
+    load[:] = ZERO
+    for b in range(values.size):
+        load[chosen[b]] += values[b]
+    total, square, n_experts = ZERO, ZERO, np.float32(load.size)
+    for k in range(load.size):
+        total += load[k]
+        square += load[k] * load[k]
+    for k in range(load.size):
+        dload[k] = np.float32(2) * n_experts * (load[k] * total - square) / (total * total * total)
+
+
+@backend.njit_parallel
+def gate_backward(probabilities, chosen, dvalues, dload, dlogits):
+    """The gradient by the gate's logits (B, E), from that by the kept values (B,) and by the experts' loads (E,)."""
+    for b in prange(chosen.size):
+        k = chosen[b]
+        upstream = (dvalues[b] + dload[k]) * probabilities[b, k]
+        for j in range(dload.size):
+            dlogits[b, j] = upstream * ((ONE if j == k else ZERO) - probabilities[b, j])
+
+
+@backend.njit_parallel
+def class_sums(squares, by_class, sums):
+    """The sum of `squares` (R,) over the rows of each class, (L,)."""
+    for c in prange(sums.size):
+        total = ZERO
+        for i in range(by_class.indptr[c], by_class.indptr[c + 1]):
+            total += squares[by_class.rows[i]]
+        sums[c] = total
+
+
+@backend.njit(error_model="numpy")
+def _adam_of_row(row, gradient, m, v, factor, rates):
+    """A flat loop, which is compiled to vector code."""
+    for i in range(row.size):
+        row[i], m[i], v[i] = adam(row[i], gradient[i] + factor * row[i], m[i], v[i], rates)
+
+
+@backend.njit
+def _lasso(coefficient, square, n, epsilon):
+    """The factor of w in the gradient of ``coefficient sqrt(square / n + epsilon)``, square being the sum of w^2."""
+    return coefficient / (n * math.sqrt(square / n + epsilon))
+
+
+@backend.njit_parallel
+def update(gradient, ids, class_squares, penalties, rates, moments, rows, squares):
+    """Adam on the loss and the two group lassos, in place; `squares` (R,) are the sums of squares of the rows."""
+    m, v = moments.m, moments.v
+    class_lasso, expert_lasso, n_experts, epsilon = penalties
+    flat, width = rows.reshape(-1), rows.shape[1]
+    n = np.float32(width)
+    for r in prange(rows.shape[0]):
+        factor = _lasso(class_lasso, squares[r], n, epsilon)
+        factor += _lasso(expert_lasso, class_squares[ids[r]], n_experts * n, epsilon)
+        _adam_of_row(rows[r], gradient[r], m[r], v[r], factor, rates)
+        squares[r] = inner(flat, r * width, flat, r * width, width)
+
+
+@backend.njit_parallel
+def survivors(squares, by_class, least, keep):
+    """Which rows are kept, (R,) uint8: squares >= least, and of each class the largest one, the first of equal ones."""
+    for c in prange(by_class.indptr.size - 1):
+        first, stop = by_class.indptr[c], by_class.indptr[c + 1]
+        best = first
+        for i in range(first, stop):
+            row = by_class.rows[i]
+            keep[row] = squares[row] >= least
+            if squares[row] > squares[by_class.rows[best]]:
+                best = i
+        if first < stop:
+            keep[by_class.rows[best]] = 1
+
+
+# ---------------------------------------------------------------- answers
+
+
+@backend.njit
+def _best(scores, value, held, probabilities, ids, lanes):
+    """The best of one row's scores: their softmax, times the gate value inside, and their classes."""
+    k, n, worst = ids.size, scores.size, WORST
+    ids[:], probabilities[:] = -1, WORST
+    whole = n - n % LANES
+    for start in range(0, whole, LANES):
+        if any_above(load(scores, start), splat(worst)):
+            for j in range(start, start + LANES):
+                if enters(scores[j], j, probabilities, ids):
+                    insert(probabilities, ids, scores[j], j)
+            worst = probabilities[k - 1]
+    for j in range(whole, n):
+        if enters(scores[j], j, probabilities, ids):
+            insert(probabilities, ids, scores[j], j)
+    shift = value * probabilities[0]
+    total = _sum_exp(scores, value, shift, lanes)
+    for i in range(min(k, n)):
+        probabilities[i], ids[i] = exp(value * probabilities[i] - shift) / total, held[ids[i]]
+    probabilities[n:] = ZERO
+
+
+@backend.njit
+def _answer(b, h, gate_rows, experts, probabilities, ids):
+    """One query, from its gate to its answer."""
+    width, n_experts, lanes = h.shape[1], gate_rows.shape[0], np.empty(WIDE, np.float32)
+    flat_h, flat_gate, flat_rows = h.reshape(-1), gate_rows.reshape(-1), experts.rows.reshape(-1)
+    logits = np.empty(n_experts, np.float32)
+    for k in range(n_experts):
+        logits[k] = inner(flat_h, b * width, flat_gate, k * width, width)
+    k, value = _choose(logits)
+    first, stop = experts.starts[k], experts.starts[k + 1]
+    scores = np.empty(stop - first, np.float32)
+    for r in range(scores.size):
+        scores[r] = inner(flat_h, b * width, flat_rows, (first + r) * width, width)
+    _best(scores, value, experts.ids[first:stop], probabilities[b], ids[b], lanes)
+
+
+@backend.njit
+def _one_query(h, gate_rows, experts, probabilities, ids):
+    _answer(0, h, gate_rows, experts, probabilities, ids)
+
+
+@backend.njit_parallel
+def _few_queries(h, gate_rows, experts, probabilities, ids):
+    for b in prange(h.shape[0]):
+        _answer(b, h, gate_rows, experts, probabilities, ids)
+
+
+@backend.njit_parallel
+def _many_queries(h, values, groups, experts, probabilities, ids, scores, scalars):
+    """A thread takes some rows of an expert from their product to their answers, while that lies in its cache."""
+    width = h.shape[1]
+    alpha = scalars.ctypes.data
+    beta, at_h, at_rows, at_scores = alpha + ITEM, h.ctypes.data, experts.rows.ctypes.data, scores.ctypes.data
+    find_blas(scalars)
+    firsts, of = _tiles(groups.starts, ROWS)
+    for tile in prange(firsts.size):
+        k, row = of[tile], firsts[tile]
+        n_rows, first = min(ROWS, groups.starts[k + 1] - row), np.int64(experts.starts[k])
+        size, lanes, to = experts.starts[k + 1] - first, np.empty(WIDE, np.float32), groups.offsets[row]
+        if size > 0:
+            a, b, c = at_rows + ITEM * first * width, at_h + ITEM * row * width, at_scores + ITEM * to
+            gemm(FLOAT32, TURNED, AS_IS, size, n_rows, width, alpha, a, width, b, width, beta, c, size)
+        for i in range(n_rows):
+            b, of_row = groups.order[row + i], scores[to + i * size : to + (i + 1) * size]
+            _best(of_row, values[b], experts.ids[first : first + size], probabilities[b], ids[b], lanes)
+
+
+def top_k(h, gate_rows, experts, probabilities, ids):
+    """The k best classes of the expert that the gate picks: their probabilities in its softmax, and ids, (B, k).
+
+    One query, or a few, read their expert row by row; of many, those of one expert are multiplied at once.
+    """
+    n_rows, n_experts = h.shape[0], gate_rows.shape[0]
+    if n_rows == 1:
+        _one_query(h, gate_rows, experts, probabilities, ids)
+    elif n_rows < ENOUGH_ROWS * n_experts:
+        _few_queries(h, gate_rows, experts, probabilities, ids)
+    else:
+        logits, values, chosen = np.empty((n_rows, n_experts), np.float32), np.empty(n_rows, np.float32), np.empty(n_rows, np.int32)
+        matmul(h, gate_rows.T, logits)
+        gate(logits, logits, chosen, values)
+        groups = group(chosen, experts.starts)
+        scores = np.empty(groups.offsets[-1], np.float32)
+        with blas_threads.limit(limits=1, user_api="blas"):
+            _many_queries(
+                h[groups.order], values, groups, experts, probabilities, ids, scores, np.array([1, 0, 0], np.float32)
+            )

@@ -1,0 +1,374 @@
+"""DS-Softmax: a gate sends each query to one small expert, so that it meets a fraction of the classes.
+
+``g = softmax(gate h);  k = argmax g;  logits = g_k rows h`` for the classes that expert k holds; the others are absent. The
+value g_k is not normalised to 1: it is the inverse temperature of the expert's softmax, and the way by which the gate learns.
+
+Source: S. Liao, T. Chen, T. Lin, D. Zhou, C. Wang, "Doubly sparse: sparse mixture of sparse experts for efficient softmax
+inference", arXiv 1901.10668.
+"""
+
+import math
+
+import numpy as np
+
+from .core import backend, check, checkpoint, rng
+from .core.experts import Experts, by_class, group
+from .core.sparse import as_targets, holds_several
+
+#: Scores that are held at once when queries are answered: 64 MiB.
+HELD = 1 << 24
+#: Inside the square root of a group lasso.
+EPSILON = 1e-8
+#: What is added to the gate's rows when experts are split, relative to their root mean square.
+PERTURBATION = 0.1
+
+
+def _check_experts(gate, starts, ids, rows, n_classes):
+    """The gate and `Experts`, checked."""
+    device = check.same_device(gate=gate, starts=starts, ids=ids, rows=rows)
+    gate = check.array("gate", gate, np.float32, ("E", "d"))
+    n_experts, width = gate.shape
+    check.integer("n_experts (the length of gate)", n_experts, 1)
+    starts = check.array("starts", starts, np.int32, (n_experts + 1,))
+    ids = check.array("ids", ids, np.int32, ("R",))
+    rows = check.array("rows", rows, np.float32, (ids.shape[0], width))
+    check.below("ids", ids, n_classes)
+    host_starts, host_ids = backend.to_numpy(starts), backend.to_numpy(ids)
+    if host_starts[0] != 0 or host_starts[-1] != len(host_ids) or (np.diff(host_starts) < 0).any():
+        raise ValueError(f"starts must rise from 0 to {len(host_ids)}, the length of ids")
+    falls = np.flatnonzero(np.diff(host_ids) <= 0) + 1
+    if not np.isin(falls, host_starts).all():
+        raise ValueError("ids must be ascending inside each expert")
+    return device, gate, Experts(starts, ids, rows)
+
+
+class PackedDSSoftmax:
+    """A trained DS-Softmax that answers: ``top_k`` of the expert that the gate picks.
+
+    Parameters
+    ----------
+    gate : (E, d) float32
+    starts : (E + 1,) int32
+        Expert k holds the rows ``starts[k] : starts[k + 1]`` of `ids` and `rows`.
+    ids : (R,) int32
+        Classes, ascending inside an expert.
+    rows : (R, d) float32
+    n_classes : int
+        L, of all experts together.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Wrong dtype, shape or device; starts or ids that are not in order.
+
+    Examples
+    --------
+    Two experts; the sign of the first coordinate decides:
+
+    >>> import numpy as np
+    >>> from sparsemax_nb import PackedDSSoftmax
+    >>> gate = np.array([[9, 0], [-9, 0]], np.float32)
+    >>> starts, ids = np.array([0, 2, 5], np.int32), np.array([0, 1, 1, 2, 3], np.int32)
+    >>> rows = np.array([[0, 1], [0, 2], [0, 1], [0, 3], [0, 2]], np.float32)
+    >>> packed = PackedDSSoftmax(gate, starts, ids, rows, n_classes=4)
+    >>> probabilities, found = packed.top_k(np.array([[1, 1], [-1, 1]], np.float32), k=2)
+    >>> found.tolist(), probabilities.astype(float).round(2).tolist()
+    ([[1, 0], [2, 3]], [[0.73, 0.27], [0.67, 0.24]])
+    """
+
+    #: What the files of `save` say that they hold.
+    kind = "ds-softmax"
+
+    def __init__(self, gate, starts, ids, rows, n_classes):
+        self.n_classes = check.integer("n_classes", n_classes, 1)
+        self.device, self.gate, experts = _check_experts(gate, starts, ids, rows, self.n_classes)
+        self._hold(experts)
+
+    def _hold(self, experts):
+        self._experts, self._sizes = experts, np.diff(backend.to_numpy(experts.starts))
+
+    starts = property(lambda self: self._experts.starts, doc="(E + 1,) int32")
+    ids = property(lambda self: self._experts.ids, doc="(R,) int32")
+    rows = property(lambda self: self._experts.rows, doc="(R, d) float32")
+    n_experts = property(lambda self: self.gate.shape[0], doc="E")
+    width = property(lambda self: self.gate.shape[1], doc="d")
+    sizes = property(lambda self: self._sizes, doc="(E,) NumPy: how many classes each expert holds")
+    nbytes = property(lambda self: sum(a.nbytes for a in (self.gate, *self._experts)), doc="bytes of all arrays")
+
+    def __repr__(self):
+        return f"{type(self).__name__}(n_experts={self.n_experts}, n_classes={self.n_classes}, rows={self.ids.shape[0]})"
+
+    @property
+    def experts_per_class(self):
+        """(L,) NumPy: by how many experts each class is held."""
+        return np.bincount(backend.to_numpy(self.ids), minlength=self.n_classes)
+
+    def _queries(self, h):
+        if backend.device_of(h) != self.device:
+            check.same_device(h=h, rows=self.rows)
+        h = check.array("h", h, np.float32, ("B", self.width))
+        check.finite("h", h)
+        return h
+
+    def choose(self, h):
+        """The expert of each query: (B,) int32, for h (B, d) float32."""
+        h = self._queries(h)
+        logits = backend.product(h, self.gate.T)
+        chosen, values = (backend.empty(h.shape[0], dtype, self.device) for dtype in (np.int32, np.float32))
+        backend.wing(self.device, "ds_softmax").gate(logits, logits, chosen, values)
+        return chosen
+
+    def utilisation(self, h):
+        """(E,) NumPy: the share of the queries h (B, d) that each expert gets."""
+        chosen = backend.to_numpy(self.choose(h))
+        return np.bincount(chosen, minlength=self.n_experts) / max(len(chosen), 1)
+
+    def speed_up(self, h):
+        """``L / (E + sum_k u_k |v_k|)``: multiply-adds of the full softmax by those here, the gate's included, for queries h (B, d)."""
+        return self.n_classes / (self.n_experts + float(self.utilisation(h) @ self.sizes))
+
+    def top_k(self, h, k):
+        """The k best classes of each query.
+
+        Parameters
+        ----------
+        h : (B, d) float32
+        k : int
+
+        Returns
+        -------
+        probabilities : (B, k) float32
+            ``softmax(g_k rows h)`` over the classes of the chosen expert alone: how likely a class is, given that it is one
+            of these. A class that the expert does not hold has none, though it may be more likely.
+        ids : (B, k) int32
+            Probability descending, of equal ones the lower id first. Where the expert holds fewer than k classes: id -1,
+            probability 0.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Wrong dtype, shape or device; queries that are not finite; k < 1.
+        """
+        h, k = self._queries(h), check.integer("k", k, 1)
+        n_rows, wing = h.shape[0], backend.wing(self.device, "ds_softmax")
+        probabilities, ids = (backend.empty((n_rows, k), dtype, self.device) for dtype in (np.float32, np.int32))
+        at_once = max(1, HELD // max(int(self._sizes.max()), 1))
+        for first in range(0, n_rows, at_once):
+            some = slice(first, first + at_once)
+            wing.top_k(h[some], self.gate, self._experts, probabilities[some], ids[some])
+        return probabilities, ids
+
+    def save(self, path):
+        """Write gate and experts (safetensors); `path` is replaced in one move."""
+        arrays = {"gate": self.gate} | self._experts._asdict()
+        arrays = {name: backend.to_numpy(array) for name, array in arrays.items()}
+        checkpoint.save(path, self.kind, arrays, {"n_classes": self.n_classes})
+
+    @classmethod
+    def load(cls, path, device="auto"):
+        """Read what `save` wrote, onto `device`; on the CPU the file is memory-mapped: rows are read when they are asked for.
+
+        Raises
+        ------
+        FileNotFoundError, ModelFileError
+            No such file; truncated, foreign, of another kind or version.
+        """
+        device = backend.resolve_device(device)
+        arrays, description = checkpoint.load_mapped(path, cls.kind)
+        try:
+            names = "gate", "starts", "ids", "rows"
+            return cls(*(backend.asarray(arrays[name], device) for name in names), description["n_classes"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise checkpoint.ModelFileError(f"{path} does not hold a whole DS-Softmax ({error})") from error
+
+
+class SparseExperts(PackedDSSoftmax):
+    """A sparse mixture of sparse experts in training: memory follows the rows that pruning has left.
+
+    Parameters
+    ----------
+    gate : (E, d) float32
+        Updated in place, like `rows`.
+    starts, ids, rows, n_classes
+        See `PackedDSSoftmax`.
+
+    Attributes
+    ----------
+    steps : int
+        Steps so far; it counts in the noise's random numbers.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sparsemax_nb import Adam, SparseExperts
+    >>> random = np.random.default_rng(0)
+    >>> classes, targets = random.standard_normal((30, 8), dtype=np.float32), np.arange(30, dtype=np.int32)
+    >>> experts, adam = SparseExperts.dense(0.1 * classes, n_experts=2, seed=0), Adam(0.03)
+    >>> losses = [experts.step(classes, targets, adam, class_lasso=1e-3, balance=1) for _ in range(200)]
+    >>> losses[-1] < 0.1
+    True
+    >>> removed = experts.prune(0.03, adam)
+    >>> experts.split(adam, seed=1)
+    >>> experts
+    SparseExperts(n_experts=4, n_classes=30, rows=...)
+    """
+
+    def __init__(self, gate, starts, ids, rows, n_classes):
+        super().__init__(gate, starts, ids, rows, n_classes)
+        self.steps = 0
+
+    @classmethod
+    def dense(cls, classes, n_experts, seed=0):
+        """Experts that hold all classes, each the rows `classes` (L, d) float32 less their mean; a random gate.
+
+        The softmax does not change with what is taken from all rows alike; but then the classes that say least have the
+        smallest rows, and zero stands for a class like most.
+        """
+        device = check.same_device(classes=classes)
+        classes = check.array("classes", classes, np.float32, ("L", "d"))
+        check.finite("classes", classes)
+        n_experts = check.integer("n_experts", n_experts, 1)
+        n_classes, width = classes.shape
+        check.integer("n_classes (the length of classes)", n_classes, 1)
+        xp = backend.module_of(device)
+        gate = _random((n_experts, width), 1 / math.sqrt(max(width, 1)), seed, device)
+        ids = backend.asarray(xp.tile(xp.arange(n_classes, dtype=np.int32), n_experts), device)
+        starts = backend.asarray(xp.arange(n_experts + 1, dtype=np.int32) * n_classes, device, np.int32)
+        rows = backend.asarray(xp.tile(classes - classes.mean(axis=0), (n_experts, 1)), device, np.float32)
+        return cls(gate, starts, ids, rows, n_classes)
+
+    def _hold(self, experts):
+        """Take over new arrays, with all that depends on which rows there are."""
+        super()._hold(experts)
+        self._by_class = by_class(experts.ids, self.n_classes)
+        self._squares = backend.asarray((experts.rows**2).sum(axis=1), self.device, np.float32)
+        self._class_squares = backend.empty(self.n_classes, np.float32, self.device)
+        self._drows, self._scores = None, backend.empty(0, np.float32, self.device)
+
+    def _scores_for(self, n):
+        """Room for n scores, kept for the next step: fresh memory has its price."""
+        if self._scores.shape[0] < n:
+            self._scores = None
+            self._scores = backend.empty(n, np.float32, self.device)
+        return self._scores[:n]
+
+    def step(
+        self, h, targets, optimizer, *, class_lasso=0.0, expert_lasso=0.0, balance=0.0, noise=0.0, seed=0
+    ):
+        """One step of training: forward, backward and update of gate and experts; returns the mean cross-entropy.
+
+        What is made small is ``cross-entropy + class_lasso sum_k sum_c rms(rows_kc) + expert_lasso sum_c rms_c
+        + balance CV^2``: rms is a root mean square, rms_c that of class c over all experts (absent ones count as zero), CV the
+        coefficient of variation of the gate values that the experts get from the batch. A class that the chosen expert does not
+        hold counts with the logit 0, which a pruned row of zeros would have: so pruning a small row hardly changes the loss,
+        and an expert without the target has a loss to learn from (we chose; the paper is silent).
+
+        Parameters
+        ----------
+        h : (B, d) float32
+        targets : (B,) int32, or SciPy CSR matrix (B, L), or Labels(indptr, indices)
+            As for `softmax_cross_entropy`.
+        optimizer : Adam
+        class_lasso, expert_lasso, balance : float
+        noise : float
+            Standard deviation of what is added to the gate's logits, a sum of uniform numbers that is nearly normal.
+        seed : int
+            Of the noise.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Wrong dtype, shape or device; targets out of range; contexts that are not finite.
+        FloatingPointError
+            The scores overflow.
+        """
+        h = check.array("h", h, np.float32, ("B", self.width))
+        device = check.same_device(h=h, rows=self.rows)
+        n_rows, wing, experts = h.shape[0], backend.wing(device, "ds_softmax"), self._experts
+        labels = as_targets(targets, n_rows, device, self.n_classes)
+        if not n_rows:
+            return 0.0
+        logits = backend.product(h, self.gate.T)
+        if noise > 0:
+            wing.add_noise(np.uint64(seed), np.uint64(self.steps), np.float32(noise), logits)
+        values, loss, dvalues = (backend.empty(n_rows, np.float32, device) for _ in range(3))
+        chosen = backend.empty(n_rows, np.int32, device)
+        wing.gate(logits, logits, chosen, values)
+        groups = group(chosen, experts.starts)
+        scores, sorted_h, scale = self._scores_for(int(groups.offsets[-1])), h[groups.order], np.float32(1 / n_rows)
+        wing.scores(sorted_h, groups, experts, scores)
+        wing.cross_entropy(scores, values, labels, groups, experts, self.n_classes, scale, loss, dvalues, scores)
+        value = float(loss.sum(dtype=np.float64)) / n_rows
+        if not math.isfinite(value):
+            for name, array in (("h", h), ("gate", self.gate), ("rows", self.rows)):
+                check.finite(name, array)
+            raise FloatingPointError("the scores of the experts overflowed; lower the learning rate")
+        if self._drows is None:
+            self._drows = backend.empty(self.rows.shape, np.float32, device)
+        wing.gradient_of_rows(scores, sorted_h, groups, experts, self._drows)
+        load, dload = (backend.empty(self.n_experts, np.float32, device) for _ in range(2))
+        wing.balance(values, chosen, load, dload)
+        dload *= np.float32(balance)
+        dlogits = backend.empty(logits.shape, np.float32, device)
+        wing.gate_backward(logits, chosen, dvalues, dload, dlogits)
+        optimizer.step(self.gate, backend.product(dlogits.T, h))
+        wing.class_sums(self._squares, self._by_class, self._class_squares)
+        _, rates, moments = optimizer.begin_step(self.rows)
+        penalties = tuple(map(np.float32, (class_lasso, expert_lasso, self.n_experts, EPSILON)))
+        wing.update(self._drows, self.ids, self._class_squares, penalties, rates, moments, self.rows, self._squares)
+        optimizer.end_step(self.rows)
+        self.steps += 1
+        return value
+
+    def prune(self, threshold, optimizer=None):
+        """Remove every row whose root mean square is below `threshold`, but the largest of a class; returns how many.
+
+        The optimiser's moments follow.
+        """
+        threshold = check.number("threshold", threshold, 0, math.inf)
+        keep = backend.empty(self.ids.shape[0], np.uint8, self.device)
+        least = np.float32(threshold**2 * self.width)
+        backend.wing(self.device, "ds_softmax").survivors(self._squares, self._by_class, least, keep)
+        xp, kept = backend.module_of(self.device), keep.astype(bool)
+        before = xp.concatenate([xp.zeros(1, np.int64), xp.cumsum(kept, dtype=np.int64)])
+        starts = backend.asarray(before[self.starts], self.device, np.int32)
+        return self._take(starts, xp.flatnonzero(kept), optimizer)
+
+    def split(self, optimizer=None, seed=0):
+        """Mitosis: two experts of each, 2 k and 2 k + 1 of expert k, with the same rows and moments.
+
+        The gate's rows of the two are told apart by a random vector, added to one and taken from the other.
+        """
+        xp, counts = backend.module_of(self.device), np.diff(backend.to_numpy(self.starts))
+        scale = PERTURBATION * math.sqrt(3 * float((self.gate**2).mean()))
+        apart = _random(self.gate.shape, scale, seed, self.device)
+        gate = backend.empty((2 * self.n_experts, self.width), np.float32, self.device)
+        gate[0::2], gate[1::2] = self.gate + apart, self.gate - apart
+        twice = np.repeat(counts, 2)
+        starts = np.concatenate([[0], np.cumsum(twice)])
+        firsts = np.repeat(backend.to_numpy(self.starts)[:-1], 2)
+        places = np.arange(starts[-1]) + np.repeat(firsts - starts[:-1], twice)
+        if optimizer is not None:
+            optimizer.replace(self.gate, gate, lambda a: xp.repeat(a, 2, axis=0))
+        self.gate = gate
+        self._take(*(backend.asarray(a, self.device, np.int32) for a in (starts, places)), optimizer)
+
+    def _take(self, starts, places, optimizer):
+        """The experts become the rows `places` of what they were; returns how many fewer there are."""
+        old, self._drows = self.rows, None
+        experts = Experts(starts, self.ids[places], old[places])
+        if optimizer is not None:
+            optimizer.replace(old, experts.rows, lambda a: a[places])
+        self._hold(experts)
+        return old.shape[0] - experts.ids.shape[0]
+
+    def pack(self):
+        """`PackedDSSoftmax` of the present weights, copied."""
+        return PackedDSSoftmax(self.gate.copy(), *(a.copy() for a in self._experts), self.n_classes)
+
+
+def _random(shape, scale, seed, device):
+    """Uniform in [-scale, scale)."""
+    seed, out = np.uint64(check.integer("seed", seed, 0, 2**64 - 1)), backend.empty(shape, np.float32, device)
+    backend.wing(device, "fixed_fan_in").random_values(seed, rng.GATE, np.float32(scale), out.reshape(-1))
+    return out
