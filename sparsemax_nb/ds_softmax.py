@@ -17,6 +17,8 @@ from .core.sparse import as_targets, holds_several
 
 #: Scores that are held at once when queries are answered: 64 MiB.
 HELD = 1 << 24
+#: Queries for each expert, on average, from which those of an expert are multiplied at once.
+ENOUGH_ROWS = 4
 #: Inside the square root of a group lasso.
 EPSILON = 1e-8
 #: What is added to the gate's rows when experts are split, relative to their root mean square.
@@ -96,7 +98,9 @@ class PackedDSSoftmax:
     nbytes = property(lambda self: sum(a.nbytes for a in (self.gate, *self._experts)), doc="bytes of all arrays")
 
     def __repr__(self):
-        return f"{type(self).__name__}(n_experts={self.n_experts}, n_classes={self.n_classes}, rows={self.ids.shape[0]})"
+        return (
+            f"{type(self).__name__}(n_experts={self.n_experts}, n_classes={self.n_classes}, rows={self.ids.shape[0]})"
+        )
 
     @property
     def experts_per_class(self):
@@ -106,17 +110,20 @@ class PackedDSSoftmax:
     def _queries(self, h):
         if backend.device_of(h) != self.device:
             check.same_device(h=h, rows=self.rows)
-        h = check.array("h", h, np.float32, ("B", self.width))
-        check.finite("h", h)
-        return h
+        return check.array("h", h, np.float32, ("B", self.width))
 
     def choose(self, h):
         """The expert of each query: (B,) int32, for h (B, d) float32."""
         h = self._queries(h)
+        check.finite("h", h)
+        return self._route(h)[0]
+
+    def _route(self, h):
+        """The expert of each query and the gate's value for it, (B,)."""
         logits = backend.product(h, self.gate.T)
         chosen, values = (backend.empty(h.shape[0], dtype, self.device) for dtype in (np.int32, np.float32))
         backend.wing(self.device, "ds_softmax").gate(logits, logits, chosen, values)
-        return chosen
+        return chosen, values
 
     def utilisation(self, h):
         """(E,) NumPy: the share of the queries h (B, d) that each expert gets."""
@@ -148,15 +155,35 @@ class PackedDSSoftmax:
         ------
         TypeError, ValueError
             Wrong dtype, shape or device; queries that are not finite; k < 1.
+        FloatingPointError
+            The scores overflow.
         """
         h, k = self._queries(h), check.integer("k", k, 1)
-        n_rows, wing = h.shape[0], backend.wing(self.device, "ds_softmax")
+        n_rows = h.shape[0]
         probabilities, ids = (backend.empty((n_rows, k), dtype, self.device) for dtype in (np.float32, np.int32))
+        answer = self._answer_few if n_rows < ENOUGH_ROWS * self.n_experts else self._answer_many
         at_once = max(1, HELD // max(int(self._sizes.max()), 1))
         for first in range(0, n_rows, at_once):
             some = slice(first, first + at_once)
-            wing.top_k(h[some], self.gate, self._experts, probabilities[some], ids[some])
+            answer(h[some], probabilities[some], ids[some])
+        if not bool(backend.module_of(self.device).isfinite(probabilities).all()):
+            for name, array in (("h", h), ("gate", self.gate), ("rows", self.rows)):
+                check.finite(name, array)
+            raise FloatingPointError("the scores of the experts overflowed; scale h or the rows down")
         return probabilities, ids
+
+    def _answer_few(self, h, probabilities, ids):
+        """Each query reads its expert for itself."""
+        backend.wing(self.device, "ds_softmax").answer(h, self.gate, self._experts, probabilities, ids)
+
+    def _answer_many(self, h, probabilities, ids):
+        """The queries of an expert are multiplied at once."""
+        wing, device = backend.wing(self.device, "ds_softmax"), self.device
+        chosen, values = self._route(h)
+        groups = group(chosen, self.starts)
+        scores = backend.empty(int(groups.offsets[-1]), np.float32, device)
+        wing.scores(h[groups.order], groups, self._experts, scores)
+        wing.select(scores, values, groups, self._experts, probabilities, ids)
 
     def save(self, path):
         """Write gate and experts (safetensors); `path` is replaced in one move."""
@@ -252,9 +279,7 @@ class SparseExperts(PackedDSSoftmax):
             self._scores = backend.empty(n, np.float32, self.device)
         return self._scores[:n]
 
-    def step(
-        self, h, targets, optimizer, *, class_lasso=0.0, expert_lasso=0.0, balance=0.0, noise=0.0, seed=0
-    ):
+    def step(self, h, targets, optimizer, *, class_lasso=0.0, expert_lasso=0.0, balance=0.0, noise=0.0, seed=0):
         """One step of training: forward, backward and update of gate and experts; returns the mean cross-entropy.
 
         What is made small is ``cross-entropy + class_lasso sum_k sum_c rms(rows_kc) + expert_lasso sum_c rms_c

@@ -28,11 +28,13 @@ import sparsemax_nb.cuda
 from sparsemax_nb.core import backend as placement
 from sparsemax_nb.core import formulas, rng, sparse
 from sparsemax_nb.core.alias import alias_table
+from sparsemax_nb.core.experts import Experts, by_class, group
 from sparsemax_nb.cuda import fixed_fan_in as cuda_layer
 from sparsemax_nb.cuda import launch
 from sparsemax_nb.reference import (
     activations,
     bfloat16,
+    ds_softmax,
     embedding,
     fixed_fan_in,
     full_softmax,
@@ -561,6 +563,158 @@ def make_rank(shape):
     return Task((logits, targets, *outputs), check)
 
 
+# ---------------------------------------------------------------- DS-Softmax
+
+
+def make_experts(n_experts, n_classes, width, seed=11):
+    """Experts that each hold about half of the classes; the second none, where there are three or more."""
+    random = np.random.default_rng(seed)
+    held = random.random((n_experts, n_classes)) < 0.5
+    held[0, 0] = True
+    held[1:2] &= n_experts < 3
+    starts = np.append(0, held.sum(1).cumsum()).astype(np.int32)
+    return Experts(starts, np.nonzero(held)[1].astype(np.int32), normal(seed, starts[-1], width))
+
+
+def make_batch(shape):
+    """h in the order of the groups, groups, experts; the first row's expert is the last, and nobody's is the third."""
+    n_rows, n_experts, n_classes, width = shape
+    experts, chosen = make_experts(n_experts, n_classes, width), integers(12, 0, n_experts, n_rows).astype(np.int32)
+    chosen[chosen == 2] = 0
+    chosen[:1] = n_experts - 1
+    return normal(1, n_rows, width), group(chosen, experts.starts), experts
+
+
+def make_noise(shape):
+    logits, scale = normal(1, *shape), np.float32(0.5)
+    wanted = ds_softmax.add_noise(SEED, np.uint64(3), scale, logits)
+    return Task((SEED, np.uint64(3), scale, logits), lambda: assert_close(logits, wanted, 4))
+
+
+def make_gate(shape, in_place=False):
+    """Small integers, so there are many ties."""
+    logits = integers(1, -3, 4, *shape)
+    probabilities = logits if in_place else unwritten(*shape)
+    outputs, wanted = (unwritten(shape[0], dtype=np.int32), unwritten(shape[0])), ds_softmax.gate(logits)
+
+    def check():
+        assert_close(probabilities, wanted[0], 4 * shape[1], 1)
+        np.testing.assert_array_equal(outputs[0], wanted[1])
+        assert_close(outputs[1], wanted[2], 4 * shape[1], 1)
+
+    return Task((logits, probabilities, *outputs), check)
+
+
+def make_expert_scores(shape):
+    h, groups, experts = make_batch(shape)
+    out, wanted = unwritten(groups.offsets[-1]), ds_softmax.scores(h, groups, experts)
+    return Task((h, groups, experts, out), lambda: assert_close(out, wanted, shape[3]))
+
+
+def make_gradient_of_rows(shape):
+    h, groups, experts = make_batch(shape)
+    dscores, drows = normal(3, groups.offsets[-1]), unwritten(*experts.rows.shape)
+    wanted = ds_softmax.gradient_of_rows(dscores, h, groups, experts)
+    return Task((dscores, h, groups, experts, drows), lambda: assert_close(drows, wanted, max(shape[0], 1)))
+
+
+def make_expert_loss(shape, several=False, in_place=False):
+    """Labels that the experts hold, and some that they do not."""
+    n_rows, _, n_classes, width = shape
+    h, groups, experts = make_batch(shape)
+    scores = ds_softmax.scores(h, groups, experts).astype(np.float32)
+    labels = label_matrix(n_rows, n_classes) if several else scipy.sparse.csr_matrix(
+        (np.ones(n_rows), integers(4, 0, n_classes, n_rows).astype(np.int32), np.arange(n_rows + 1)), (n_rows, n_classes)
+    )  # fmt: skip
+    labels = sparse.as_labels(labels, n_rows, "cpu", n_classes)
+    values, scale = np.abs(normal(5, n_rows)) % np.float32(1), np.float32(1 / max(n_rows, 1))
+    dscores, outputs = scores if in_place else unwritten(scores.size), (unwritten(n_rows), unwritten(n_rows))
+    wanted = ds_softmax.cross_entropy(scores, values, labels, groups, experts, n_classes, scale)
+    terms = n_classes * max(np.diff(labels.indptr), default=1)
+
+    def check():
+        for got, want in zip((*outputs, dscores), wanted, strict=True):
+            assert_close(got, want, 4 * terms)
+
+    return Task((scores, values, labels, groups, experts, n_classes, scale, *outputs, dscores), check)
+
+
+def make_balance(shape):
+    n_rows, n_experts = shape
+    values, chosen = np.abs(normal(1, n_rows)), integers(2, 0, n_experts, n_rows).astype(np.int32)
+    outputs, wanted = (unwritten(n_experts), unwritten(n_experts)), ds_softmax.balance(values, chosen, n_experts)
+
+    def check():
+        for got, want in zip(outputs, wanted, strict=True):
+            assert_close(got, want, 4 * n_rows, max(np.abs(want).max(), n_experts / wanted[0].sum()))
+
+    return Task((values, chosen, *outputs), check)
+
+
+def make_gate_backward(shape):
+    n_rows, n_experts = shape
+    probabilities, chosen, _ = ds_softmax.gate(normal(1, *shape))
+    probabilities, out = probabilities.astype(np.float32), unwritten(*shape)
+    dvalues, dload = normal(2, n_rows), normal(3, n_experts)
+    wanted = ds_softmax.gate_backward(probabilities, chosen, dvalues, dload)
+    return Task((probabilities, chosen, dvalues, dload, out), lambda: assert_close(out, wanted, 8, 4))
+
+
+def make_class_sums(shape):
+    experts = make_experts(*shape)
+    squares, sums, table = np.abs(normal(1, len(experts.ids))), unwritten(shape[1]), by_class(experts.ids, shape[1])
+    wanted = ds_softmax.class_sums(squares, table)
+    return Task((squares, table, sums), lambda: assert_close(sums, wanted, shape[0]))
+
+
+def make_expert_update(shape):
+    n_experts, n_classes, width = shape
+    experts, moments = make_experts(*shape), make_moments(formulas.ADAM_KIND, np.empty((0, 0), np.float32))
+    rows, ids = experts.rows, experts.ids
+    moments, gradient = make_moments(formulas.ADAM_KIND, rows), normal(4, *rows.shape)
+    squares = (rows**2).sum(1)
+    class_squares = ds_softmax.class_sums(squares, by_class(ids, n_classes)).astype(np.float32)
+    penalties = tuple(map(np.float32, (2, 3, n_experts, 1e-8)))
+    args = gradient, ids, class_squares, penalties, RATES
+    wanted = ds_softmax.update(*args, copy.deepcopy(moments), rows.copy(), squares.copy())
+
+    def check():
+        for got, want in zip((rows, *moments, squares), wanted, strict=True):
+            assert_close(got, want, 16 * width)
+
+    return Task((*args, moments, rows, squares), check)
+
+
+def make_survivors(shape):
+    """Squares that are small integers, so there are many ties."""
+    experts = make_experts(*shape)
+    squares, table = integers(1, 0, 4, len(experts.ids)), by_class(experts.ids, shape[1])
+    keep, least = np.full(len(squares), 9, np.uint8), np.float32(2)
+    wanted = ds_softmax.survivors(squares, table, least)
+    return Task((squares, table, least, keep), lambda: np.testing.assert_array_equal(keep, wanted))
+
+
+def make_answers(shape, sort=False):
+    """Small integers, so there are many ties; the experts hold fewer classes than k where k is large."""
+    *shape, k = shape
+    n_rows, n_experts, n_classes, width = shape
+    h, groups, experts = make_batch(shape)
+    outputs = unwritten(n_rows, k), unwritten(n_rows, k, dtype=np.int32)
+    if sort:
+        scores, values = integers(2, -1, 2, groups.offsets[-1]), np.abs(normal(3, n_rows))
+        args, wanted = (scores, values, groups, experts), ds_softmax.select(scores.copy(), values, groups, experts, k)
+    else:
+        h, gate_rows = integers(3, -1, 2, n_rows, width), integers(4, -1, 2, n_experts, width)
+        experts = experts._replace(rows=integers(2, -1, 2, *experts.rows.shape))
+        args, wanted = (h, gate_rows, experts), ds_softmax.answer(h, gate_rows, experts, k)
+
+    def check():
+        assert_close(outputs[0], wanted[0], 64 * n_classes, 1)
+        np.testing.assert_array_equal(outputs[1], wanted[1])
+
+    return Task((*args, *outputs), check)
+
+
 # ---------------------------------------------------------------- the inverted multi-index
 
 
@@ -779,6 +933,24 @@ def _operations():
     yield operation("full_softmax.gradient_of_tile", make_gradient_of_tile, *tiles, first=4)
     yield operation("full_softmax.gradient_of_tile in place", make_gradient_of_tile, *tiles, first=0, in_place=True)
     yield operation("full_softmax.rank", make_rank, *tiles)
+    pairs = ((1, 1), (3, 7), (7, 3)), ((33, 65), (300, 16))  # (B, E)
+    yield operation("ds_softmax.add_noise", make_noise, *pairs)
+    yield operation("ds_softmax.gate", make_gate, *pairs)
+    yield operation("ds_softmax.gate in place", make_gate, pairs[0][1:2], pairs[1], in_place=True)
+    yield operation("ds_softmax.balance", make_balance, *pairs)
+    yield operation("ds_softmax.gate_backward", make_gate_backward, *pairs)
+    mixtures = ((1, 1, 1, 1), (5, 2, 7, 3), (9, 4, 9, 5)), ((65, 5, 130, 33), (70, 3, 300, 70))  # (B, E, L, d)
+    yield operation("ds_softmax.scores", make_expert_scores, *mixtures)
+    yield operation("ds_softmax.gradient_of_rows", make_gradient_of_rows, *mixtures)
+    yield operation("ds_softmax.cross_entropy", make_expert_loss, *mixtures)
+    yield operation("ds_softmax.cross_entropy of several", make_expert_loss, *(m[1:2] for m in mixtures), several=True)
+    yield operation("ds_softmax.cross_entropy in place", make_expert_loss, *(m[1:2] for m in mixtures), in_place=True)
+    held = ((1, 1, 1), (3, 7, 5)), ((5, 300, 33), (3, 1000, 130))  # (E, L, d)
+    for name, make in (("class_sums", make_class_sums), ("update", make_expert_update), ("survivors", make_survivors)):
+        yield operation(f"ds_softmax.{name}", make, *held)
+    asked = ((1, 1, 1, 1, 1), (2, 3, 9, 4, 7), (9, 2, 9, 3, 3)), ((9, 7, 300, 33, 10), (70, 3, 65, 17, 40))
+    yield operation("ds_softmax.answer", make_answers, *asked)
+    yield operation("ds_softmax.select", make_answers, *asked, sort=True)
     yield operation("midx.assign", make_assign, ((1, 1, 1), (9, 3, 5), (0, 2, 3)), ((300, 17, 9), (3000, 130, 33)))
     yield operation("midx.assign weighted", make_assign, ((9, 3, 5),), ((3000, 130, 33),), weighted=True)
     sizes = ((1, 1, 1, 1), (3, 5, 4, 9), (0, 3, 2, 5)), ((33, 65, 16, 1000), (70, 9, 130, 400))  # (B, M, K, L)
@@ -810,6 +982,18 @@ BUDGETS = {
     "activations.relu_dropout_backward_kernel": Budget(40),
     "activations.relu_dropout_kernel": Budget(48),
     "bfloat16.widen_kernel": Budget(16),
+    "ds_softmax.add_noise_kernel": Budget(24),
+    "ds_softmax.answer_kernel": Budget(64),
+    "ds_softmax.balance_kernel": Budget(56),
+    "ds_softmax.class_sums_kernel": Budget(32),
+    "ds_softmax.cross_entropy_kernel": Budget(48),
+    "ds_softmax.gate_backward_kernel": Budget(32),
+    "ds_softmax.gate_kernel": Budget(40),
+    "ds_softmax.gradient_of_rows_kernel": Budget(88),
+    "ds_softmax.scores_kernel": Budget(80),
+    "ds_softmax.select_kernel": Budget(56),
+    "ds_softmax.survivors_kernel": Budget(32),
+    "ds_softmax.update_kernel": Budget(56),
     "embedding.backward_kernel": Budget(48),
     "embedding.forward_kernel": Budget(48),
     "fixed_fan_in.backward_kernel": Budget(64),

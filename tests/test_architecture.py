@@ -38,7 +38,7 @@ NO_TWIN = {
 #: Launched by several files of one wing, never called from outside it.
 WING_ONLY = {"merge"}
 #: What `reference` needs to know of an output that the wings are handed.
-SIZES = {"k", "shape", "n_bins", "n_labels", "n_inputs", "fan_in", "n_samples", "n_rows"}
+SIZES = {"k", "shape", "n_bins", "n_labels", "n_inputs", "fan_in", "n_samples", "n_rows", "n_experts"}
 
 
 def room_of(parts):

@@ -6,9 +6,8 @@ import numpy as np
 from numba import prange
 
 from ..core import backend, formulas, rng
-from ..core.experts import group
 from .exp import exp, exp_nonpositive
-from .matmul import AS_IS, FLOAT32, ITEM, TURNED, blas_threads, find_blas, gemm, matmul
+from .matmul import AS_IS, FLOAT32, ITEM, TURNED, blas_threads, find_blas, gemm
 from .top_k import WORST, enters, insert
 from .vector import LANES, any_above, inner, load, splat
 
@@ -22,10 +21,6 @@ GATE = rng.GATE
 TILE = 512
 #: Sums that run side by side, so that they become vector code.
 WIDE = 64
-#: Rows of the batch for each expert, on average, from which one product for all rows of an expert pays.
-ENOUGH_ROWS = 4
-#: Of these, so many are worked on together.
-ROWS = 32
 
 
 @backend.njit_parallel
@@ -192,7 +187,12 @@ def _find(ids, wanted):
 @backend.njit
 def _row_loss(scores, value, held, wanted, n_classes, scale):
     """Loss of one row and the gradient by its gate value; the scores become their gradient."""
-    lanes, n_absent, positive, n_wanted = np.empty(WIDE, np.float32), n_classes - held.size, ZERO, np.float32(wanted.size)
+    lanes, n_absent, positive, n_wanted = (
+        np.empty(WIDE, np.float32),
+        n_classes - held.size,
+        ZERO,
+        np.float32(wanted.size),
+    )
     largest = value * _largest(scores, lanes)
     if n_absent > 0:
         largest = max(largest, ZERO)
@@ -231,8 +231,7 @@ def cross_entropy(scores, values, labels, groups, experts, n_classes, scale, los
 
 
 @backend.njit
-def balance(values, chosen, load, dload):
-    """Gate value that each expert gets, (E,), and the gradient by it of its squared coefficient of variation."""
+def _balance(values, chosen, load, dload):
     load[:] = ZERO
     for b in range(values.size):
         load[chosen[b]] += values[b]
@@ -242,6 +241,11 @@ def balance(values, chosen, load, dload):
         square += load[k] * load[k]
     for k in range(load.size):
         dload[k] = np.float32(2) * n_experts * (load[k] * total - square) / (total * total * total)
+
+
+def balance(values, chosen, load, dload):
+    """Gate value that each expert gets, (E,), and the gradient by it of its squared coefficient of variation."""
+    _balance(values, chosen, load, dload)
 
 
 @backend.njit_parallel
@@ -358,43 +362,17 @@ def _few_queries(h, gate_rows, experts, probabilities, ids):
         _answer(b, h, gate_rows, experts, probabilities, ids)
 
 
+def answer(h, gate_rows, experts, probabilities, ids):
+    """The best classes of the expert that the gate picks: their probabilities in its softmax, and ids, (B, k); row by row."""
+    (_one_query if len(h) == 1 else _few_queries)(h, gate_rows, experts, probabilities, ids)
+
+
 @backend.njit_parallel
-def _many_queries(h, values, groups, experts, probabilities, ids, scores, scalars):
-    """A thread takes some rows of an expert from their product to their answers, while that lies in its cache."""
-    width = h.shape[1]
-    alpha = scalars.ctypes.data
-    beta, at_h, at_rows, at_scores = alpha + ITEM, h.ctypes.data, experts.rows.ctypes.data, scores.ctypes.data
-    find_blas(scalars)
-    firsts, of = _tiles(groups.starts, ROWS)
-    for tile in prange(firsts.size):
-        k, row = of[tile], firsts[tile]
-        n_rows, first = min(ROWS, groups.starts[k + 1] - row), np.int64(experts.starts[k])
-        size, lanes, to = experts.starts[k + 1] - first, np.empty(WIDE, np.float32), groups.offsets[row]
-        if size > 0:
-            a, b, c = at_rows + ITEM * first * width, at_h + ITEM * row * width, at_scores + ITEM * to
-            gemm(FLOAT32, TURNED, AS_IS, size, n_rows, width, alpha, a, width, b, width, beta, c, size)
-        for i in range(n_rows):
-            b, of_row = groups.order[row + i], scores[to + i * size : to + (i + 1) * size]
-            _best(of_row, values[b], experts.ids[first : first + size], probabilities[b], ids[b], lanes)
-
-
-def top_k(h, gate_rows, experts, probabilities, ids):
-    """The k best classes of the expert that the gate picks: their probabilities in its softmax, and ids, (B, k).
-
-    One query, or a few, read their expert row by row; of many, those of one expert are multiplied at once.
-    """
-    n_rows, n_experts = h.shape[0], gate_rows.shape[0]
-    if n_rows == 1:
-        _one_query(h, gate_rows, experts, probabilities, ids)
-    elif n_rows < ENOUGH_ROWS * n_experts:
-        _few_queries(h, gate_rows, experts, probabilities, ids)
-    else:
-        logits, values, chosen = np.empty((n_rows, n_experts), np.float32), np.empty(n_rows, np.float32), np.empty(n_rows, np.int32)
-        matmul(h, gate_rows.T, logits)
-        gate(logits, logits, chosen, values)
-        groups = group(chosen, experts.starts)
-        scores = np.empty(groups.offsets[-1], np.float32)
-        with blas_threads.limit(limits=1, user_api="blas"):
-            _many_queries(
-                h[groups.order], values, groups, experts, probabilities, ids, scores, np.array([1, 0, 0], np.float32)
-            )
+def select(scores, values, groups, experts, probabilities, ids):
+    """The same, (B, k), from the scores (flat) of a batch that is sorted by expert, and the gate's values (B,)."""
+    starts, offsets = experts.starts, groups.offsets
+    for place in prange(values.size):
+        lanes = np.empty(WIDE, np.float32)
+        b, k = groups.order[place], groups.experts[place]
+        of_row, held = scores[offsets[place] : offsets[place + 1]], experts.ids[starts[k] : starts[k + 1]]
+        _best(of_row, values[b], held, probabilities[b], ids[b], lanes)

@@ -48,6 +48,14 @@ def lists_per_row(n_labels, n_rows, k, block=BLOCK):
     return n_lists, (divide_up(n_lists, block), min(max(1, n_rows), MAX_GRID_YZ))
 
 
+def tiles_of_groups(n, n_groups, tile, n_columns, columns):
+    """Grid for tiles of at most `tile` of `n` rows that lie in groups, each cut by itself: a bound on x; columns on y.
+
+    The last blocks may find no tile. Columns stride where there are many.
+    """
+    return max(1, n // tile + n_groups), min(max(1, divide_up(n_columns, columns)), MAX_GRID_YZ)
+
+
 def shared_bytes(n_bytes):
     """Dynamic shared memory of a launch; ValueError above the 48 KiB that every device grants without asking."""
     if n_bytes > 49152:

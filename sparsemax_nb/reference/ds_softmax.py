@@ -33,7 +33,8 @@ def _slices(groups, experts):
 def scores(h, groups, experts):
     """The products of each row of h with all rows of its expert, flat."""
     parts = [
-        (h[batch].astype(np.float64) @ experts.rows[classes].T).reshape(-1) for batch, classes in _slices(groups, experts)
+        (h[batch].astype(np.float64) @ experts.rows[classes].T).reshape(-1)
+        for batch, classes in _slices(groups, experts)
     ]
     return np.concatenate(parts)
 
@@ -61,7 +62,7 @@ def gradient_of_rows(dscores, h, groups, experts):
     drows = np.zeros(experts.rows.shape)
     for batch, classes in _slices(groups, experts):
         of_expert = dscores[groups.offsets[batch.start] : groups.offsets[batch.stop]].astype(np.float64)
-        drows[classes] = of_expert.reshape(batch.stop - batch.start, -1).T @ h[batch]
+        drows[classes] = of_expert.reshape(batch.stop - batch.start, classes.stop - classes.start).T @ h[batch]
     return drows
 
 
@@ -87,7 +88,9 @@ def gate_backward(probabilities, chosen, dvalues, dload):
 
 def class_sums(squares, by_class):
     """The sum of `squares` (R,) over the rows of each class, (L,)."""
-    return np.array([squares[by_class.rows[a:b]].sum(dtype=np.float64) for a, b in zip(by_class.indptr, by_class.indptr[1:])])
+    return np.array(
+        [squares[by_class.rows[a:b]].sum(dtype=np.float64) for a, b in zip(by_class.indptr, by_class.indptr[1:])]
+    )
 
 
 def update(gradient, ids, class_squares, penalties, rates, moments, rows, squares):
@@ -118,18 +121,37 @@ def survivors(squares, by_class, least):
     return keep
 
 
-def top_k(h, gate_rows, experts, k):
+def _best(scores, value, held, k):
+    """The k best of one row's scores: their softmax, times the gate value inside, and their classes."""
+    probabilities, ids, z = np.zeros(k), np.full(k, -1, np.int32), value * scores.astype(np.float64)
+    best = np.argsort(-z, kind="stable")[:k]
+    if len(z):
+        probabilities[: len(best)] = np.exp(z[best] - np.logaddexp.reduce(z))
+    ids[: len(best)] = held[best]
+    return probabilities, ids
+
+
+def _stacked(answers, k):
+    """Probabilities and ids, (B, k) each."""
+    probabilities, ids = zip(*answers, strict=True) if answers else ((), ())
+    return np.reshape(probabilities, (-1, k)), np.reshape(ids, (-1, k)).astype(np.int32)
+
+
+def answer(h, gate_rows, experts, k):
     """The k best classes of the expert that the gate picks: their probabilities in its softmax, and ids, (B, k).
 
     Score descending, then class ascending; missing ones have id -1 and probability 0.
     """
     _, chosen, values = gate(h.astype(np.float64) @ gate_rows.T)
-    probabilities, ids = np.zeros((len(h), k)), np.full((len(h), k), -1, np.int32)
-    for b, (expert, value) in enumerate(zip(chosen, values, strict=True)):
-        held = slice(*experts.starts[expert : expert + 2])
-        z = value * (experts.rows[held].astype(np.float64) @ h[b])
-        best = np.argsort(-z, kind="stable")[:k]
-        if len(z):
-            probabilities[b, : len(best)] = np.exp(z[best] - np.logaddexp.reduce(z))
-        ids[b, : len(best)] = experts.ids[held][best]
-    return probabilities, ids
+    held = [slice(*experts.starts[expert : expert + 2]) for expert in chosen]
+    scores = [experts.rows[rows].astype(np.float64) @ query for rows, query in zip(held, h, strict=True)]
+    return _stacked([_best(*row, experts.ids[rows], k) for *row, rows in zip(scores, values, held, strict=True)], k)
+
+
+def select(scores, values, groups, experts, k):
+    """The same, (B, k), from the scores (flat) of a batch that is sorted by expert, and the gate's values (B,)."""
+    answers = [None] * len(values)
+    for place, (b, expert) in enumerate(zip(groups.order, groups.experts, strict=True)):
+        held = experts.ids[slice(*experts.starts[expert : expert + 2])]
+        answers[b] = _best(scores[slice(*groups.offsets[place : place + 2])], values[b], held, k)
+    return _stacked(answers, k)

@@ -12,9 +12,8 @@ from tqdm import tqdm
 
 from ..core import backend, check, checkpoint
 from ..core.formulas import Moments
-from ..core.sparse import holds_several
 from ..data.batches import batches, shuffled
-from ..ds_softmax import PackedDSSoftmax, SparseExperts
+from ..ds_softmax import SparseExperts
 from ..optimizers import Adam
 from .estimator import FREE_TO_CHANGE, Estimator, check_same_run
 from .loop import TrainingError, _ctrl_c_later
@@ -92,8 +91,18 @@ class DSSoftmax(Estimator):
         self, n_experts=64, first_experts=2, epochs=3, prune_after=3, threshold=0.03, class_lasso=0.002, expert_lasso=0.002,
         balance=10.0, noise=0.0, batch_size=512, learning_rate=3e-3, seed=0, device="auto", progress=True,
     ):  # fmt: skip
-        self.n_experts, self.first_experts, self.epochs, self.prune_after = n_experts, first_experts, epochs, prune_after
-        self.threshold, self.class_lasso, self.expert_lasso, self.balance = threshold, class_lasso, expert_lasso, balance
+        self.n_experts, self.first_experts, self.epochs, self.prune_after = (
+            n_experts,
+            first_experts,
+            epochs,
+            prune_after,
+        )
+        self.threshold, self.class_lasso, self.expert_lasso, self.balance = (
+            threshold,
+            class_lasso,
+            expert_lasso,
+            balance,
+        )
         self.noise, self.batch_size, self.learning_rate = noise, batch_size, learning_rate
         self.seed, self.device, self.progress = seed, device, progress
 
@@ -371,13 +380,17 @@ def figures(experts, contexts, targets):
         usage += np.bincount(chosen, minlength=experts.n_experts)
         some = targets[rows]
         if not scipy.sparse.issparse(some):
-            some = scipy.sparse.csr_matrix((np.ones(len(rows)), some, np.arange(len(rows) + 1)), (len(rows), experts.n_classes))
+            some = scipy.sparse.csr_matrix(
+                (np.ones(len(rows)), some, np.arange(len(rows) + 1)), (len(rows), experts.n_classes)
+            )
         of_row = np.repeat(np.arange(len(rows)), np.diff(some.indptr))
         found = np.asarray(some[np.arange(len(rows))[:, None], np.maximum(ids, 0)].todense()).astype(bool) & (ids >= 0)
         hits += found.sum(0)
         n_targets += len(of_row)
         keys = chosen[of_row].astype(np.int64) * experts.n_classes + some.indices
-        all_keys = np.repeat(np.arange(experts.n_experts), np.diff(host_starts)) * np.int64(experts.n_classes) + host_ids
+        all_keys = (
+            np.repeat(np.arange(experts.n_experts), np.diff(host_starts)) * np.int64(experts.n_classes) + host_ids
+        )
         place = np.minimum(np.searchsorted(all_keys, keys), len(all_keys) - 1)
         held += int((all_keys[place] == keys).sum())
     several, found = scipy.sparse.issparse(targets), hits.cumsum()

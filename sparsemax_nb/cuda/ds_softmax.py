@@ -1,0 +1,499 @@
+"""DS-Softmax on CUDA: a sparse mixture of sparse experts. All kernels are deterministic: no atomics."""
+
+import math
+
+import numpy as np
+from numba import float32, int32
+
+from ..core import backend, formulas, rng
+from ..core.backend import cuda
+from . import launch
+from .reduce import block_max, block_sum
+
+_f, _r = backend.cuda_formulas(formulas), backend.cuda_formulas(rng)
+adam = _f.adam
+random_words, bell = _r.random_words, _r.bell
+
+ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
+WORST, NAN, NOBODY = np.float32(-np.inf), np.float32(np.nan), np.int32(2**31 - 1)
+GATE = rng.GATE
+#: Rows of its tile that one thread of a product owns.
+OWNED = 4
+
+
+@backend.cuda_jit
+def add_noise_kernel(seed, step, scale, logits):
+    """One thread owns one of the logits (B, E), updated in place. Grid: elements on x. No shared memory, no atomics."""
+    i = cuda.grid(1)
+    if i < logits.size:
+        w0, w1, w2, w3 = random_words(seed, GATE, step, np.uint64(i))
+        logits[i // logits.shape[1], i % logits.shape[1]] += scale * bell(w0, w1, w2, w3)
+
+
+def add_noise(seed, step, scale, logits, *, block=launch.BLOCK):
+    """Adds scale times nearly normal random numbers to the logits (B, E)."""
+    add_noise_kernel[launch.flat(logits.size, block)](seed, step, scale, logits)
+
+
+@backend.cuda_device
+def _block_best(shared, shared_ids, score, place):
+    """The largest `score` of the block's threads and its `place`, the lowest of equal ones; shared: 8 bytes a thread."""
+    thread, half = cuda.threadIdx.x, cuda.blockDim.x // 2
+    shared[thread], shared_ids[thread] = score, place
+    cuda.syncthreads()
+    while half > 0:
+        if thread < half:
+            other, at = shared[thread + half], shared_ids[thread + half]
+            if other > shared[thread] or (other == shared[thread] and at < shared_ids[thread]):
+                shared[thread], shared_ids[thread] = other, at
+        cuda.syncthreads()
+        half //= 2
+    score, place = shared[0], shared_ids[0]
+    cuda.syncthreads()
+    return score, place
+
+
+@backend.cuda_device
+def _choose(logits, shared, shared_ids):
+    """The place of a row's largest logit, the first of equal ones, its value, and its softmax; by all threads of a block."""
+    thread, n_threads = cuda.threadIdx.x, cuda.blockDim.x
+    best, place, total = WORST, NOBODY, ZERO
+    for j in range(thread, logits.size, n_threads):
+        if logits[j] > best:
+            best, place = logits[j], np.int32(j)
+    best, place = _block_best(shared, shared_ids, best, place)
+    for j in range(thread, logits.size, n_threads):
+        total += math.exp(logits[j] - best)
+    return place, best, ONE / block_sum(shared, total)
+
+
+@backend.cuda_jit
+def gate_kernel(logits, probabilities, chosen, values):
+    """A block owns one row of logits, probabilities (B, E), a thread its columns t, t + blockDim.x, ...; coalesced.
+
+    Writes chosen, values (B,) too. Maximum and sum are reduced in shared memory, 8 bytes a thread, always in the same order.
+    Grid: rows on x; block a power of two. No atomics.
+    """
+    b, thread, n_threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
+    shared, ids = cuda.shared.array(0, float32), cuda.shared.array(0, int32)
+    row = logits[b]
+    place, largest, value = _choose(row, shared, ids[n_threads:])
+    for j in range(thread, row.size, n_threads):
+        probabilities[b, j] = math.exp(row[j] - largest) * value
+    if thread == 0:
+        chosen[b] = place
+        values[b] = value
+
+
+def gate(logits, probabilities, chosen, values, *, block=launch.BLOCK):
+    """softmax(logits) (B, E), the expert with the largest of each row, and that value; probabilities may be the logits."""
+    if logits.shape[0]:
+        gate_kernel[logits.shape[0], block, 0, launch.shared_bytes(8 * block)](logits, probabilities, chosen, values)
+
+
+@backend.cuda_device
+def _tile_of(starts, tile, size):
+    """first, stop, expert: the run of at most `size` rows that is number `tile` where each expert's are cut apart.
+
+    Past the last one, expert is -1.
+    """
+    for k in range(starts.size - 1):
+        n = (starts[k + 1] - starts[k] + size - 1) // size
+        if tile < n:
+            first = starts[k] + tile * size
+            return first, min(first + size, starts[k + 1]), k
+        tile -= n
+    return 0, 0, -1
+
+
+@backend.cuda_jit
+def scores_kernel(h, groups, experts, out):
+    """A block owns blockDim.x classes of one expert, one a thread side by side; it walks over the expert's rows of the batch.
+
+    So many rows at a time that each thread holds 4 sums: 4 blockDim.y of them. Their h (B, d) and the classes' rows (R, d) come
+    through shared memory, blockDim.x terms at a time, each number read once per tile. Writes out (flat), coalesced. Grid: tiles
+    of classes on x, rows stride over y. Shared memory: 4 blockDim.x (4 blockDim.y + blockDim.x + 1) bytes. No atomics.
+    """
+    tx, ty, nx, ny = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockDim.x, cuda.blockDim.y
+    shared, n_rows = cuda.shared.array(0, float32), OWNED * ny
+    mine, theirs, pad = 0, n_rows * nx, nx + 1
+    first, stop, k = _tile_of(experts.starts, cuda.blockIdx.x, nx)
+    if k < 0:
+        return
+    width, size = h.shape[1], experts.starts[k + 1] - experts.starts[k]
+    begin, end = groups.starts[k], groups.starts[k + 1]
+    for row in range(begin + cuda.blockIdx.y * n_rows, end, cuda.gridDim.y * n_rows):
+        s0, s1, s2, s3 = ZERO, ZERO, ZERO, ZERO
+        for term in range(0, width, nx):
+            inside = term + tx < width
+            for i in range(ty, n_rows, ny):
+                shared[mine + i * nx + tx] = h[row + i, term + tx] if inside and row + i < end else ZERO
+            for i in range(ty, nx, ny):
+                shared[theirs + i * pad + tx] = (
+                    experts.rows[first + i, term + tx] if inside and first + i < stop else ZERO
+                )
+            cuda.syncthreads()
+            for t in range(nx):
+                w = shared[theirs + tx * pad + t]
+                s0 += shared[mine + ty * nx + t] * w
+                s1 += shared[mine + (ty + ny) * nx + t] * w
+                s2 += shared[mine + (ty + 2 * ny) * nx + t] * w
+                s3 += shared[mine + (ty + 3 * ny) * nx + t] * w
+            cuda.syncthreads()
+        if first + tx < stop:
+            place = first + tx - experts.starts[k]
+            if row + ty < end:
+                out[groups.offsets[row + ty] + place] = s0
+            if row + ty + ny < end:
+                out[groups.offsets[row + ty + ny] + place] = s1
+            if row + ty + 2 * ny < end:
+                out[groups.offsets[row + ty + 2 * ny] + place] = s2
+            if row + ty + 3 * ny < end:
+                out[groups.offsets[row + ty + 3 * ny] + place] = s3
+
+
+def scores(h, groups, experts, out, *, block=(32, 8)):
+    """The products of each row of h (B, d) with all rows of its expert, flat; h lies in the order of the groups."""
+    n_experts = experts.starts.shape[0] - 1
+    shared = launch.shared_bytes(4 * block[0] * (OWNED * block[1] + block[0] + 1))
+    grid = launch.tiles_of_groups(experts.ids.shape[0], n_experts, block[0], h.shape[0], OWNED * block[1])
+    scores_kernel[grid, block, 0, shared](h, groups, experts, out)
+
+
+@backend.cuda_jit
+def gradient_of_rows_kernel(dscores, h, groups, experts, drows):
+    """A block owns 4 blockDim.y classes of one expert and walks over their numbers, blockDim.x of d side by side, 4 a thread.
+
+    The sums run over the expert's rows of the batch: their dscores (flat) and h (B, d) come through shared memory, blockDim.x
+    rows at a time. Writes drows (R, d), coalesced. Grid: tiles of classes on x, of columns stride over y. Shared memory:
+    4 blockDim.x (4 blockDim.y + blockDim.x) bytes. No atomics.
+    """
+    tx, ty, nx, ny = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockDim.x, cuda.blockDim.y
+    shared, n_classes = cuda.shared.array(0, float32), OWNED * ny
+    slopes, inputs = 0, n_classes * nx
+    first, stop, k = _tile_of(experts.starts, cuda.blockIdx.x, n_classes)
+    if k < 0:
+        return
+    width, thread = h.shape[1], ty * nx + tx
+    begin, end = groups.starts[k], groups.starts[k + 1]
+    for column in range(cuda.blockIdx.y * nx, width, cuda.gridDim.y * nx):
+        s0, s1, s2, s3 = ZERO, ZERO, ZERO, ZERO
+        for row in range(begin, end, nx):
+            for i in range(thread, nx * n_classes, nx * ny):
+                b, c = row + i // n_classes, first + i % n_classes
+                inside = b < end and c < stop
+                shared[slopes + i] = dscores[groups.offsets[b] + c - experts.starts[k]] if inside else ZERO
+            for i in range(ty, nx, ny):
+                inside = row + i < end and column + tx < width
+                shared[inputs + i * nx + tx] = h[row + i, column + tx] if inside else ZERO
+            cuda.syncthreads()
+            for t in range(nx):
+                x = shared[inputs + t * nx + tx]
+                s0 += shared[slopes + t * n_classes + ty] * x
+                s1 += shared[slopes + t * n_classes + ty + ny] * x
+                s2 += shared[slopes + t * n_classes + ty + 2 * ny] * x
+                s3 += shared[slopes + t * n_classes + ty + 3 * ny] * x
+            cuda.syncthreads()
+        if column + tx < width:
+            if first + ty < stop:
+                drows[first + ty, column + tx] = s0
+            if first + ty + ny < stop:
+                drows[first + ty + ny, column + tx] = s1
+            if first + ty + 2 * ny < stop:
+                drows[first + ty + 2 * ny, column + tx] = s2
+            if first + ty + 3 * ny < stop:
+                drows[first + ty + 3 * ny, column + tx] = s3
+
+
+def gradient_of_rows(dscores, h, groups, experts, drows, *, block=(32, 8)):
+    """The gradient by the experts' rows, (R, d): of expert k, its matrix of dscores, transposed, times its rows of h."""
+    n_experts, n_classes = experts.starts.shape[0] - 1, OWNED * block[1]
+    shared = launch.shared_bytes(4 * block[0] * (n_classes + block[0]))
+    grid = launch.tiles_of_groups(experts.ids.shape[0], n_experts, n_classes, h.shape[1], block[0])
+    gradient_of_rows_kernel[grid, block, 0, shared](dscores, h, groups, experts, drows)
+
+
+@backend.cuda_device
+def _find(ids, first, stop, wanted):
+    """The place of `wanted` in ids[first:stop], which ascend; -1 where it is not there."""
+    low, high = first, stop
+    while low < high:
+        middle = (low + high) // 2
+        if ids[middle] < wanted:
+            low = middle + 1
+        else:
+            high = middle
+    return low - first if low < stop and ids[low] == wanted else -1
+
+
+@backend.cuda_jit
+def cross_entropy_kernel(scores, values, labels, groups, experts, n_classes, scale, loss, dvalues, dscores):
+    """A block owns one row of the sorted batch, a thread its scores t, t + blockDim.x, ...; coalesced, read three times.
+
+    Reads values (B,) and the row's labels, which the threads share, each looking its own up among the expert's ids; writes
+    loss, dvalues (B,) and dscores, which may be scores. Maximum and sums are reduced in shared memory, 4 bytes a thread, always
+    in the same order. Grid: rows on x; block a power of two. No atomics.
+    """
+    place, thread, n_threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
+    shared = cuda.shared.array(0, float32)
+    b, k, start = groups.order[place], groups.experts[place], groups.offsets[place]
+    first, stop = experts.starts[k], experts.starts[k + 1]
+    size, value = stop - first, values[b]
+    n_absent, n_wanted = np.float32(n_classes - size), np.float32(labels.indptr[b + 1] - labels.indptr[b])
+    largest = ZERO if n_classes > size else WORST
+    for j in range(thread, size, n_threads):
+        largest = max(largest, value * scores[start + j])
+    largest = block_max(shared, largest)
+    total, positive, dvalue = ZERO, ZERO, ZERO
+    for j in range(thread, size, n_threads):
+        total += math.exp(value * scores[start + j] - largest)
+    for i in range(labels.indptr[b] + thread, labels.indptr[b + 1], n_threads):
+        at = _find(experts.ids, first, stop, labels.indices[i])
+        if at >= 0:
+            positive += scores[start + at]
+    total = block_sum(shared, total) + n_absent * math.exp(-largest)
+    positive, log_z = block_sum(shared, positive), largest + math.log(total)
+    for j in range(thread, size, n_threads):
+        s = scores[start + j]
+        dz = n_wanted * scale * math.exp(value * s - log_z)
+        dvalue += dz * s
+        dscores[start + j] = value * dz
+    dvalue = block_sum(shared, dvalue)  # behind its barriers, the row's labels
+    for i in range(labels.indptr[b] + thread, labels.indptr[b + 1], n_threads):
+        at = _find(experts.ids, first, stop, labels.indices[i])
+        if at >= 0:
+            dscores[start + at] -= value * scale
+    if thread == 0:
+        loss[b] = n_wanted * log_z - value * positive
+        dvalues[b] = dvalue - scale * positive
+
+
+def cross_entropy(
+    scores, values, labels, groups, experts, n_classes, scale, loss, dvalues, dscores, *, block=launch.BLOCK
+):
+    """``sum_labels(log(sum_c exp(g s_c) + n_absent) - g s_label)`` of each row, and its gradients times `scale`.
+
+    `dscores` may be `scores`.
+    """
+    if values.shape[0]:
+        cross_entropy_kernel[values.shape[0], block, 0, launch.shared_bytes(4 * block)](
+            scores, values, labels, groups, experts, n_classes, scale, loss, dvalues, dscores
+        )
+
+
+@backend.cuda_jit
+def balance_kernel(values, chosen, load, dload):
+    """Grid: one block. A thread owns the experts t, t + blockDim.x, ... of load, dload (E,), and reads all of values, chosen (B,).
+
+    All threads read the same number at a time. The sums over experts are reduced in shared memory, 4 bytes a thread, always in
+    the same order. Block a power of two. No atomics.
+    """
+    thread, n_threads = cuda.threadIdx.x, cuda.blockDim.x
+    shared, total, square = cuda.shared.array(0, float32), ZERO, ZERO
+    for k in range(thread, load.size, n_threads):
+        own = ZERO
+        for b in range(values.size):
+            if chosen[b] == k:
+                own += values[b]
+        load[k] = own
+        total += own
+        square += own * own
+    total, square = block_sum(shared, total), block_sum(shared, square)
+    for k in range(thread, load.size, n_threads):
+        dload[k] = TWO * np.float32(load.size) * (load[k] * total - square) / (total * total * total)
+
+
+def balance(values, chosen, load, dload, *, block=launch.BLOCK):
+    """Gate value that each expert gets, (E,), and the gradient by it of its squared coefficient of variation."""
+    balance_kernel[1, block, 0, launch.shared_bytes(4 * block)](values, chosen, load, dload)
+
+
+@backend.cuda_jit
+def gate_backward_kernel(probabilities, chosen, dvalues, dload, dlogits):
+    """One thread owns one of dlogits (B, E); coalesced. Grid: elements on x. No shared memory, no atomics.
+
+    Reads probabilities (B, E), chosen, dvalues (B,) and dload (E,).
+    """
+    i = cuda.grid(1)
+    if i < dlogits.size:
+        b, j = i // dlogits.shape[1], i % dlogits.shape[1]
+        k = chosen[b]
+        upstream = (dvalues[b] + dload[k]) * probabilities[b, k]
+        dlogits[b, j] = upstream * ((ONE if j == k else ZERO) - probabilities[b, j])
+
+
+def gate_backward(probabilities, chosen, dvalues, dload, dlogits, *, block=launch.BLOCK):
+    """The gradient by the gate's logits (B, E), from that by the kept values (B,) and by the experts' loads (E,)."""
+    gate_backward_kernel[launch.flat(dlogits.size, block)](probabilities, chosen, dvalues, dload, dlogits)
+
+
+@backend.cuda_jit
+def class_sums_kernel(squares, by_class, sums):
+    """One thread owns one class of sums (L,) and walks over its rows of squares (R,). Grid: classes on x. No atomics."""
+    c = cuda.grid(1)
+    if c < sums.size:
+        total = ZERO
+        for i in range(by_class.indptr[c], by_class.indptr[c + 1]):
+            total += squares[by_class.rows[i]]
+        sums[c] = total
+
+
+def class_sums(squares, by_class, sums, *, block=launch.BLOCK):
+    """The sum of `squares` (R,) over the rows of each class, (L,)."""
+    class_sums_kernel[launch.flat(sums.shape[0], block)](squares, by_class, sums)
+
+
+@backend.cuda_device
+def _lasso(coefficient, square, n, epsilon):
+    """The factor of w in the gradient of ``coefficient sqrt(square / n + epsilon)``, square being the sum of w^2."""
+    return coefficient / (n * math.sqrt(square / n + epsilon))
+
+
+@backend.cuda_jit
+def update_kernel(gradient, ids, class_squares, penalties, rates, moments, rows, squares):
+    """A block owns one row of rows, gradient, m, v (R, d), a thread its columns t, t + blockDim.x, ...; coalesced.
+
+    Reads ids, class_squares and the old squares (R,), writes the new ones: a sum in shared memory, 4 bytes a thread, always in
+    the same order. Each number is read and written once. Grid: rows on x; block a power of two. No atomics.
+    """
+    r, thread, n_threads, width = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x, rows.shape[1]
+    shared = cuda.shared.array(0, float32)
+    class_lasso, expert_lasso, n_experts, epsilon = penalties
+    n, square = np.float32(width), ZERO
+    factor = _lasso(class_lasso, squares[r], n, epsilon)
+    factor += _lasso(expert_lasso, class_squares[ids[r]], n_experts * n, epsilon)
+    for i in range(thread, width, n_threads):
+        w = rows[r, i]
+        w, m, v = adam(w, gradient[r, i] + factor * w, moments.m[r, i], moments.v[r, i], rates)
+        rows[r, i] = w
+        moments.m[r, i] = m
+        moments.v[r, i] = v
+        square += w * w
+    square = block_sum(shared, square)
+    if thread == 0:
+        squares[r] = square
+
+
+def update(gradient, ids, class_squares, penalties, rates, moments, rows, squares, *, block=launch.BLOCK):
+    """Adam on the loss and the two group lassos, in place; `squares` (R,) are the sums of squares of the rows."""
+    if rows.shape[0]:
+        update_kernel[rows.shape[0], block, 0, launch.shared_bytes(4 * block)](
+            gradient, ids, class_squares, penalties, rates, moments, rows, squares
+        )
+
+
+@backend.cuda_jit
+def survivors_kernel(squares, by_class, least, keep):
+    """One thread owns one class and writes keep (R,) of its rows. Grid: classes on x. No shared memory, no atomics."""
+    c = cuda.grid(1)
+    if c < by_class.indptr.size - 1:
+        first, stop = by_class.indptr[c], by_class.indptr[c + 1]
+        best = first
+        for i in range(first, stop):
+            row = by_class.rows[i]
+            keep[row] = squares[row] >= least
+            if squares[row] > squares[by_class.rows[best]]:
+                best = i
+        if first < stop:
+            keep[by_class.rows[best]] = 1
+
+
+def survivors(squares, by_class, least, keep, *, block=launch.BLOCK):
+    """Which rows are kept, (R,) uint8: squares >= least, and of each class the largest one, the first of equal ones."""
+    survivors_kernel[launch.flat(by_class.indptr.shape[0] - 1, block)](squares, by_class, least, keep)
+
+
+# ---------------------------------------------------------------- answers
+
+
+@backend.cuda_device
+def _best(scores, value, ids, first, probabilities, found, shared, shared_ids):
+    """The best of one row's scores, one after the other: their softmax, times the gate value inside, and their classes.
+
+    By all threads of a block. A thread remembers the best of its own scores that is not yet taken; only the one whose score
+    was taken looks again.
+    """
+    thread, n_threads, k = cuda.threadIdx.x, cuda.blockDim.x, found.size
+    best, place, total, largest = WORST, NOBODY, ZERO, ZERO
+    for j in range(thread, scores.size, n_threads):
+        if scores[j] > best:
+            best, place = scores[j], np.int32(j)
+    for i in range(min(k, scores.size)):
+        score, at = _block_best(shared, shared_ids, best, place)
+        if i == 0:
+            largest = value * score
+            for j in range(thread, scores.size, n_threads):
+                total += math.exp(value * scores[j] - largest)
+            total = block_sum(shared, total)
+        if at == NOBODY:  # no score is a number
+            probabilities[i], found[i] = NAN, -1
+        elif at == place:
+            scores[at] = WORST
+            probabilities[i] = math.exp(value * score - largest) / total
+            found[i] = ids[first + at]
+            best, place = WORST, NOBODY
+            for j in range(thread, scores.size, n_threads):
+                if scores[j] > best:
+                    best, place = scores[j], np.int32(j)
+    for i in range(scores.size + thread, k, n_threads):
+        probabilities[i] = ZERO
+        found[i] = -1
+
+
+@backend.cuda_jit
+def answer_kernel(h, gate_rows, experts, scratch, probabilities, ids):
+    """A block owns one query, from its gate to its answer; a thread the gate's rows, then the classes t, t + blockDim.x, ...
+
+    Reads the row of h (B, d), gate_rows (E, d), and rows and ids of one expert; writes probabilities, ids (B, k). Logits and
+    scores pass through scratch (B, max(E, largest expert)). The query lies in shared memory behind 8 bytes a thread for the
+    reductions, which always run in the same order. Grid: queries on x; block a power of two. No atomics.
+    """
+    b, thread, n_threads, width = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x, h.shape[1]
+    shared, places = cuda.shared.array(0, float32), cuda.shared.array(0, int32)
+    query, shared_ids, line = shared[2 * n_threads :], places[n_threads:], scratch[b]
+    for i in range(thread, width, n_threads):
+        query[i] = h[b, i]
+    cuda.syncthreads()
+    for j in range(thread, gate_rows.shape[0], n_threads):
+        total = ZERO
+        for i in range(width):
+            total += query[i] * gate_rows[j, i]
+        line[j] = total
+    k, _, value = _choose(line[: gate_rows.shape[0]], shared, shared_ids)
+    first, stop = experts.starts[k], experts.starts[k + 1]
+    for r in range(first + thread, stop, n_threads):
+        total = ZERO
+        for i in range(width):
+            total += query[i] * experts.rows[r, i]
+        line[r - first] = total
+    _best(line[: stop - first], value, experts.ids, first, probabilities[b], ids[b], shared, shared_ids)
+
+
+def answer(h, gate_rows, experts, probabilities, ids, *, block=launch.BLOCK):
+    """The best classes of the expert that the gate picks: their probabilities in its softmax, and ids, (B, k); row by row."""
+    if h.shape[0]:
+        most = int((experts.starts[1:] - experts.starts[:-1]).max())
+        scratch = backend.empty((h.shape[0], max(gate_rows.shape[0], most)), np.float32, "cuda")
+        shared = launch.shared_bytes(8 * block + 4 * h.shape[1])
+        answer_kernel[h.shape[0], block, 0, shared](h, gate_rows, experts, scratch, probabilities, ids)
+
+
+@backend.cuda_jit
+def select_kernel(scores, values, groups, experts, probabilities, ids):
+    """A block owns one row of the sorted batch: the best of its scores (flat, which are spoiled), probabilities, ids (B, k).
+
+    Shared memory: 8 bytes a thread for the reductions, which always run in the same order. Grid: rows on x; block a power of
+    two. No atomics.
+    """
+    place, n_threads = cuda.blockIdx.x, cuda.blockDim.x
+    shared, places = cuda.shared.array(0, float32), cuda.shared.array(0, int32)
+    b, first = groups.order[place], experts.starts[groups.experts[place]]
+    line = scores[groups.offsets[place] : groups.offsets[place + 1]]
+    _best(line, values[b], experts.ids, first, probabilities[b], ids[b], shared, places[n_threads:])
+
+
+def select(scores, values, groups, experts, probabilities, ids, *, block=launch.BLOCK):
+    """The same, (B, k), from the scores (flat) of a batch that is sorted by expert, and the gate's values (B,)."""
+    if values.shape[0]:
+        shared = launch.shared_bytes(8 * block)
+        select_kernel[values.shape[0], block, 0, shared](scores, values, groups, experts, probabilities, ids)
