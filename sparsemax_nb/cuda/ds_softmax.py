@@ -62,6 +62,7 @@ def _choose(logits, shared, shared_ids):
         if logits[j] > best:
             best, place = logits[j], np.int32(j)
     best, place = _block_best(shared, shared_ids, best, place)
+    place = np.int32(0) if place == NOBODY else place  # no logit is a number: the scores will not be either
     for j in range(thread, logits.size, n_threads):
         total += math.exp(logits[j] - best)
     return place, best, ONE / block_sum(shared, total)
