@@ -1,0 +1,346 @@
+"""How good and how fast are the answers of DS-Softmax? ``python -m bench.ds_softmax wikitext-2 --model FILE`` (or tate).
+
+FILE is a trained language model (for tate: a classifier with a dense output), as ``sparsemax-nb train ... --save FILE`` or
+``python -m bench.language ROW`` writes it. Its contexts are written into --work, and DS-2 ... DS-64 trained on them: that takes
+hours, can be killed and given again. Then every method answers the test part: accuracy against the truth, multiply-adds, and
+milliseconds for one query, 64 and 1,024, beside PyTorch and FAISS on the same vectors.
+"""
+
+import argparse
+import functools
+import json
+import sys
+import time
+from pathlib import Path
+
+import numba
+import numpy as np
+import scipy.sparse
+
+from sparsemax_nb import DSoftmax, DSSoftmax, FullSoftmax, PackedDSSoftmax, SVDSoftmax, data, train
+
+from . import harness, machine, report
+from .peers import Unavailable, faiss, pytorch
+
+SETTINGS = {
+    "wikitext-2": {
+        "n_experts": 64, "first_experts": 2, "epochs": 3, "prune_after": 0, "batch_size": 256, "learning_rate": 3e-3,
+        "class_lasso": 5e-4, "expert_lasso": 5e-4, "balance": 10.0, "threshold": 0.03, "seed": 0,
+    },
+    "tate": {
+        "n_experts": 64, "first_experts": 2, "epochs": 10, "prune_after": 0, "batch_size": 256, "learning_rate": 3e-3,
+        "class_lasso": 5e-4, "expert_lasso": 5e-4, "balance": 10.0, "threshold": 0.03, "seed": 0,
+    },
+}  # fmt: skip
+#: Training contexts: the first of the text.
+CONTEXTS = {"wikitext-2": 1_000_000, "tate": None}
+KS = 1, 5, 10
+#: Contexts that are answered to measure accuracy.
+ASKED = 50_000
+PICTURE = machine.HERE / "ds_softmax.png"
+PICTURE_OF_WORDS = machine.HERE / "ds_words.png"
+
+
+# ---------------------------------------------------------------- contexts
+
+
+def contexts(name, model_file, work, n_contexts):
+    """{part: (h, targets)} of the parts train and test, memory-mapped float16; the output rows; counts; names of the classes."""
+    work.mkdir(parents=True, exist_ok=True)
+    if name == "tate":
+        model, corpus = train.Classifier.load(model_file, device="cpu"), data.load("tate")
+        parts = {
+            "train": (corpus.train.features, corpus.train.labels),
+            "test": (corpus.test.features, corpus.test.labels),
+        }
+        names, rows = model.label_names_, model.network_.output.weights
+        make = lambda part: (model.contexts(parts[part][0]), parts[part][1])  # noqa: E731
+        counts = np.asarray(corpus.train.labels.sum(0)).reshape(-1)
+    else:
+        model, corpus = train.LanguageModel.load(model_file, device="cpu"), data.load_text(name)
+        parts = {"train": corpus.train[: n_contexts + 1], "test": corpus.test}
+        names, rows = corpus.vocabulary.words, model.network_.output.weights
+        make = lambda part: model.contexts(parts[part], out=work / f"{name}-{part}.npy")  # noqa: E731
+        counts = np.bincount(corpus.train, minlength=len(names))
+    found = {}
+    for part in parts:
+        path = work / f"{name}-{part}.npy"
+        if name == "tate":
+            found[part] = make(part)
+        elif path.exists():
+            tokens = parts[part]
+            found[part] = np.load(path, mmap_mode="r"), tokens[1:].astype(np.int32)
+        else:
+            found[part] = make(part)
+    return found, np.ascontiguousarray(rows), counts, names
+
+
+# ---------------------------------------------------------------- training
+
+
+def trained(name, found, rows, work, settings):
+    """{experts: file} of all stages, trained where they are missing, and what training took."""
+    log, last = work / f"{name}-training.json", work / f"{name}-ds-{settings['n_experts']}.safetensors"
+    files = {}
+    first = settings["first_experts"]
+    while first <= settings["n_experts"]:
+        files[first] = work / f"{name}-ds-{first}.safetensors"
+        first *= 2
+    if not (log.exists() and last.exists()):
+        h, targets = found["train"]
+        model = DSSoftmax(**settings, device="cpu")
+        some = np.arange(0, len(found["test"][0]), max(1, len(found["test"][0]) // 10_000))
+        validation = np.asarray(found["test"][0][some], np.float32), found["test"][1][some]
+        start = time.perf_counter()
+        model.fit(
+            h, targets, init=rows, validation=validation, checkpoint_path=work / f"{name}.checkpoint.safetensors", resume=True,
+            after_epoch=lambda record: print(_line(record), flush=True),
+            after_stage=lambda n, packed: packed.save(files[n]),
+        )  # fmt: skip
+        result = {
+            "settings": settings, "n_contexts": len(h), "history": model.history_, "seconds": time.perf_counter() - start,
+            "peak_memory_bytes": train.loop.peak_memory(), "environment": machine.environment("cpu"),
+        }  # fmt: skip
+        log.write_text(json.dumps(result, indent=1) + "\n")
+    return files, json.loads(log.read_text())
+
+
+def _line(record):
+    v = record["validation"]
+    return (
+        f"{record['n_experts']:3d} experts  epoch {record['epoch'] + 1:2d}  loss {record['loss']:.3f}  rows {record['rows']:,}"
+        f"  top-1 {100 * v['top-1']:.2f}  top-10 {100 * v['top-10']:.2f}  held {100 * v['held']:.1f}  "
+        f"speed-up {v['speed-up']:.2f}  {record['seconds']:.0f} s"
+    )
+
+
+# ---------------------------------------------------------------- methods
+
+
+def methods(found, rows, counts, files, probes=(1, 4, 16), searches=(16, 64, 256)):
+    """{name: (answer(h, k) -> ids, multiply-adds of a query or None, bytes)}, each one prepared when it is asked for."""
+
+    def ours(layer):
+        return (lambda h, k: layer.top_k(h, k)[1]), getattr(layer, "flops_per_query", None), layer.nbytes
+
+    def packed(path):
+        layer = PackedDSSoftmax.load(path, device="cpu")
+        sample = np.asarray(found["test"][0][::10], np.float32)
+        return (lambda h, k: layer.top_k(h, k)[1]), rows.size / layer.speed_up(sample), layer.nbytes
+
+    full = rows.size
+    table = {
+        "ours: full softmax": lambda: ours(FullSoftmax(rows)),
+        "PyTorch: matmul, topk": lambda: (*pytorch.top_k(rows), full, rows.nbytes),
+        "SVD-softmax-5": lambda: ours(SVDSoftmax(rows, width=16, share=0.05)),
+        "SVD-softmax-10": lambda: ours(SVDSoftmax(rows, width=16, share=0.10)),
+        "D-softmax": lambda: ours(DSoftmax(rows, counts)),
+    }
+    for n, path in files.items():
+        if path.exists() and n >= 8:
+            table[f"DS-{n}"] = functools.partial(packed, path)
+    table["FAISS flat"] = lambda: (*faiss.flat(rows), full, rows.nbytes)
+    for n in probes:
+        table[f"FAISS IVF, {n} probed"] = functools.partial(lambda n: (*faiss.inverted_file(rows, n), None, None), n)
+    for n in searches:
+        table[f"FAISS HNSW, ef {n}"] = functools.partial(lambda n: (*faiss.graph(rows, n), None, None), n)
+    return table
+
+
+def accuracy(answer, h, targets):
+    """Share of the targets among the best 1, 5 and 10 (of several labels: P@k)."""
+    hits, several = np.zeros(max(KS)), scipy.sparse.issparse(targets)
+    for first in range(0, len(h), 1024):
+        some = slice(first, first + 1024)
+        ids = answer(np.asarray(h[some], np.float32), max(KS))
+        if several:
+            found = np.asarray(targets[some][np.arange(len(ids))[:, None], np.maximum(ids, 0)].todense()) > 0
+        else:
+            found = ids == targets[some, None]
+        hits += (found & (ids >= 0)).sum(0)
+    return {k: float(hits[:k].sum() / (len(h) * (k if several else 1))) for k in KS}
+
+
+def timed(answers, h, rounds):
+    """{batch: {name: Timing}} of one query (64 different ones after another), 64 and 1,024, all methods in turn."""
+    found = {}
+    for size, calls in ((1, 64), (64, 4), (1024, 1)):
+        parts = [np.ascontiguousarray(h[i * size : (i + 1) * size], np.float32) for i in range(calls)]
+
+        def run(answer, parts=parts):
+            return [answer(part, 10) for part in parts]
+
+        def check(ids, size=size):
+            harness.require(all(i.shape == (size, 10) for i in ids), "ten answers a query")
+
+        contestants = {
+            name: harness.Contestant(functools.partial(run, answer), check) for name, answer in answers.items()
+        }
+        timings = harness.compare(contestants, rounds if size < 1024 else max(2, rounds // 3))
+        found[size] = {name: (timing, calls) for name, timing in timings.items()}
+    return found
+
+
+def row_of(name, args, found, rows, counts, files, log):
+    """Accuracy, cost and time of every method, as a row of results."""
+    h, targets = found["test"]
+    asked = np.unique(np.linspace(0, len(h) - 1, min(args.asked, len(h))).astype(int))
+    h, targets = np.asarray(h[asked], np.float32), targets[asked]
+    table, figures, answers = methods(found, rows, counts, files), {}, {}
+    for method, make in table.items():
+        try:
+            answer, flops, n_bytes = make()
+        except Unavailable as reason:
+            figures[method] = {"unavailable": str(reason)}
+            continue
+        figures[method] = {"accuracy": accuracy(answer, h, targets), "flops": flops, "bytes": n_bytes}
+        answers[method] = answer
+        print(f"{method}: {figures[method]}", flush=True)
+    order = np.random.default_rng(0).permutation(len(h))[:1024]
+    times = timed(answers, h[order], args.repeats)
+    base = {size: {n: np.array(t.seconds) for n, (t, _) in by_name.items()} for size, by_name in times.items()}
+    lines, first = [], "ours: full softmax"
+    for method, f in figures.items():
+        if "unavailable" in f:
+            lines.append([method, *["-"] * 9, f["unavailable"]])
+            continue
+        cells = [f"{100 * f['accuracy'][k]:.2f}" for k in KS]
+        cells.append("-" if f["flops"] is None else f"{rows.size / f['flops']:.2f}")
+        for size, by_name in times.items():
+            timing, calls = by_name[method]
+            f[f"ms, batch {size}"] = float(np.median(timing.seconds)) / calls * 1e3
+            f[f"times full, batch {size}"] = float(np.median(base[size][first] / base[size][method]))
+            cells += [f"{f[f'ms, batch {size}']:.3f}", f"{f[f'times full, batch {size}']:.1f}"]
+        lines.append([method, *cells])
+    several = scipy.sparse.issparse(targets)
+    header = ["method", *(f"{'P@' if several else 'top-'}{k}" for k in KS), "fewer FLOPs"]
+    for size in times:
+        header += [f"ms, {size}", "times faster"]
+    settings = ", ".join(f"{key} {value}" for key, value in log["settings"].items())
+    notes = [
+        f"{rows.shape[0]:,} classes of width {rows.shape[1]}, {len(asked):,} test contexts; in per cent. FLOPs of DS-n count the gate.",
+        "ms: median; one query: 64 different ones, one after the other. times faster: than our full softmax, median of the rounds' "
+        "ratios. FAISS searches the same vectors by inner product.",
+        f"DS-n: {log['n_contexts']:,} contexts, {settings}; trained in {sum(r['seconds'] for r in log['history']):,.0f} s, peak "
+        f"memory {log['peak_memory_bytes'] / 2**30:.2f} GiB; 64 full layers and their optimiser: {64 * 16 * rows.size / 2**30:.1f} GiB.",
+        f"Model: {Path(args.model).name}.",
+    ]
+    return {
+        "benchmark": f"ds_softmax: {name}", "parameters": {"data": name, "device": "cpu"},
+        "table": {"header": header, "rows": lines}, "notes": notes, "figures": figures, "training": log,
+        "environment": machine.environment("cpu"),
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def picture(row, path):
+    """Accuracy that is kept against the time of one query."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    styles = {
+        "DS": ("#0072B2", "o", "DS-Softmax"), "SVD": ("#E69F00", "^", "SVD-softmax"), "D-": ("#CC79A7", "v", "D-softmax"),
+        "FAISS IVF": ("#009E73", "s", "FAISS IVF"), "FAISS HNSW": ("#56B4E9", "P", "FAISS HNSW"),
+        "FAISS flat": ("#999999", "X", "FAISS flat"), "PyTorch": ("#D55E00", "D", "PyTorch, full"),
+        "ours": ("#000000", "*", "our full softmax"),
+    }  # fmt: skip
+    figures = {name: f for name, f in row["figures"].items() if "accuracy" in f}
+    whole = figures["ours: full softmax"]["accuracy"]
+    figure, panes = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained", sharex=True)
+    for axes, k in zip(panes, (1, 10), strict=True):
+        for start, (colour, marker, label) in styles.items():
+            some = [f for name, f in figures.items() if name.startswith(start)]
+            if some:
+                x, y = zip(*sorted((f["ms, batch 1"], 100 * f["accuracy"][k] / whole[k]) for f in some), strict=True)
+                axes.plot(x, y, color=colour, marker=marker, markersize=8, label=label, linewidth=1)
+        axes.axhline(100, color="#999999", linewidth=1, linestyle=":")
+        axes.set(xscale="log", xlabel="milliseconds, one query", ylabel=f"top-{k} kept, % of the full softmax")
+        axes.grid(alpha=0.3, which="both")
+        axes.spines[["top", "right"]].set_visible(False)
+    panes[0].legend(frameon=False, fontsize=9)
+    _write(figure, path)
+
+
+def words(packed, counts, names, path, n_smallest=3):
+    """The words of the smallest experts, as text; experts per word against frequency, as a picture."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    starts, ids = packed.starts, packed.ids
+    lines = []
+    for k in np.argsort(packed.sizes, kind="stable")[:n_smallest]:
+        held = ids[starts[k] : starts[k + 1]]
+        frequent = held[np.argsort(-counts[held], kind="stable")]
+        lines.append(f"Expert {k}, {len(held):,} words: {' '.join(names[i] for i in frequent[:60])}")
+    seen = np.flatnonzero(counts > 0)
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    axes.plot(
+        counts[seen], packed.experts_per_class[seen], ".", color="#0072B2", markersize=3, alpha=0.4, rasterized=True
+    )
+    edges = np.unique(np.geomspace(1, counts.max() + 1, 16).astype(int))
+    middles, means = [], []
+    for low, high in zip(edges, edges[1:], strict=False):
+        some = (counts >= low) & (counts < high)
+        if some.any():
+            middles.append(np.sqrt(low * high))
+            means.append(packed.experts_per_class[some].mean())
+    axes.plot(middles, means, color="#D55E00", marker="o", label="mean")
+    axes.set(xscale="log", xlabel="times the word occurs in the training text", ylabel="experts that hold it")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    _write(figure, path)
+    return lines
+
+
+def _write(figure, path):
+    from matplotlib import pyplot as plt
+
+    temporary = path.with_suffix(".part.png")
+    figure.savefig(temporary, dpi=150)
+    plt.close(figure)
+    temporary.replace(path)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m bench.ds_softmax", description=__doc__.partition("\n")[0])
+    parser.add_argument("data", choices=tuple(SETTINGS), help="what the model was trained on")
+    parser.add_argument("--model", required=True, metavar="FILE", help="the trained model whose contexts are taken")
+    parser.add_argument(
+        "--work", type=Path, default=Path("ds_output"), metavar="DIR", help="contexts, checkpoints, packed models"
+    )
+    parser.add_argument(
+        "--contexts", type=int, metavar="N", help="training contexts (default: 1,000,000 tokens; all of tate)"
+    )
+    parser.add_argument("--asked", type=int, default=ASKED, metavar="N", help="test contexts for the accuracy")
+    parser.add_argument("--repeats", type=int, default=9, help="timed rounds")
+    parser.add_argument(
+        "--threads", type=int, default=min(2, numba.config.NUMBA_NUM_THREADS), help="of Numba, PyTorch and FAISS"
+    )
+    parser.add_argument("--train-only", action="store_true", help="do not measure")
+    parser.add_argument(
+        "--json", type=Path, default=harness.RESULTS / "ds_softmax-cpu.json", help="file to add the row to"
+    )
+    args = parser.parse_args(argv)
+    numba.set_num_threads(args.threads)
+    found, rows, counts, names = contexts(args.data, args.model, args.work, args.contexts or CONTEXTS[args.data])
+    files, log = trained(args.data, found, rows, args.work, SETTINGS[args.data])
+    if args.train_only:
+        return 0
+    row = row_of(args.data, args, found, rows, counts, files, log)
+    if args.data == "wikitext-2":
+        row["notes"] += words(PackedDSSoftmax.load(files[64], device="cpu"), counts, names, PICTURE_OF_WORDS)
+        picture(row, PICTURE)
+    harness.write_rows(args.json, [row])
+    print(report.table(row))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
