@@ -146,8 +146,18 @@ def test_candidates_are_the_best(n, kind):
         "tiny": normal(1, 1008) * np.float32(1e-42),
     }[kind]
     chosen = np.full((1, n + 1), -9, np.int32)
-    cpu._candidates(scores[None], n, chosen)
+    filled = np.pad(scores, (0, 16), constant_values=-np.inf)  # as a panel is
+    cpu._candidates(filled[None], n, chosen)
     np.testing.assert_array_equal(chosen[0, :n], np.sort(np.argsort(-scores, kind="stable")[:n]))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_candidates_of_scores_that_overflowed_are_classes(bad):
+    scores = np.pad(np.full((1, 1008), bad, np.float32), ((0, 0), (0, 16)), constant_values=-np.inf)
+    scores[0, :1008:3] = 1
+    chosen = np.full((1, 901), 10**9, np.int32)
+    cpu._candidates(scores, 900, chosen)
+    assert 0 <= chosen[0, :900].min() <= chosen[0, :900].max() < 1008
 
 
 @EACH_SHAPE

@@ -113,11 +113,12 @@ def _bound(scores, n, counts):
 
 @backend.njit
 def _above(scores, floor, values, places):
-    """Lists, without a branch, the scores above `floor` and their places."""
+    """Lists, without a branch, the scores above `floor` and their places; returns how many they are."""
     n = 0
     for i in range(scores.size):
         values[n], places[n] = scores[i], i
         n += scores[i] > floor
+    return n
 
 
 @backend.njit
@@ -137,7 +138,7 @@ def _select(scores, n, chosen):
     if size < n:
         floor, size = WORST, scores.size
     values, places = np.empty(size + 1, np.float32), np.empty(size + 1, np.int32)
-    _above(scores, floor, values, places)
+    size = _above(scores, floor, values, places)
     bound, n_ties = _bound(values[:size], n, counts)
     found = 0
     for i in range(size):
