@@ -11,26 +11,29 @@ from .fixed_fan_in import (
     fixed_fan_in_top_k,
     rewire,
 )
-from .full_softmax import softmax_cross_entropy, target_ranks
+from .full_softmax import FullSoftmax, softmax_cross_entropy, target_ranks
 from .midx import InvertedMultiIndex, sampled_softmax
 from .optimizers import SGD, Adam
 from .samplers import LogUniformSampler, LSHSampler, RFFSampler, SphereSampler, UniformSampler, UnigramSampler
-
 from .train import DSSoftmax
+from .yardsticks import DSoftmax, SVDSoftmax
 
 __version__ = "0.1.0"
 
 __all__ = [
     "SGD",
     "Adam",
+    "DSoftmax",
     "DSSoftmax",
     "FixedFanIn",
+    "FullSoftmax",
     "InvertedMultiIndex",
     "LSHSampler",
     "Labels",
     "LogUniformSampler",
     "PackedDSSoftmax",
     "RFFSampler",
+    "SVDSoftmax",
     "SparseExperts",
     "SphereSampler",
     "UniformSampler",

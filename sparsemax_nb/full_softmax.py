@@ -1,4 +1,4 @@
-"""The yardstick: the softmax over all classes - cross-entropy, ranks - never storing all the logits of a large problem."""
+"""The yardstick: the softmax over all classes - cross-entropy, ranks, top-k - never storing all the logits of a large problem."""
 
 import math
 from typing import NamedTuple
@@ -180,6 +180,125 @@ def target_ranks(h, w, targets):
         check.finite("w", w)
         raise FloatingPointError("the logits h @ w.T overflowed; lower the learning rate")
     return log_prob, rank
+
+
+class SoftmaxLayer:
+    """What output layers with a `top_k` share: checked weights, queries and results."""
+
+    def __init__(self, w, bias):
+        self.device = check.same_device(**({"w": w} if bias is None else {"w": w, "bias": bias}))
+        w = check.array("w", w, np.float32, ("L", "d"))
+        self.n_classes = check.integer("n_classes (the length of w)", w.shape[0], 1, 2**31 - 1)
+        self.width = check.integer("d (the width of w)", w.shape[1], 1)
+        check.finite("w", w)
+        if bias is None:
+            bias = backend.zeros(self.n_classes, np.float32, self.device)
+        bias = check.array("bias", bias, np.float32, (self.n_classes,))
+        check.finite("bias", bias)
+        self._build(w, bias)
+
+    def __repr__(self):
+        return f"{type(self).__name__}(n_classes={self.n_classes}, d={self.width}, device={self.device!r})"
+
+    def top_k(self, h, k):
+        """The k most probable classes of each row of h.
+
+        Parameters
+        ----------
+        h : (B, d) float32
+            C-contiguous, finite, on the layer's device.
+        k : int
+            At least 1.
+
+        Returns
+        -------
+        probabilities : (B, k) float32
+            Descending in their scores; 0 where there are fewer than k classes.
+        ids : (B, k) int32
+            The classes; those of equal scores ascend. -1 where there are fewer than k.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Wrong dtype, shape, layout or device; h not finite; k below 1.
+        FloatingPointError
+            The scores overflow.
+        """
+        device = check.same_device(h=h)
+        if device != self.device:
+            raise TypeError(
+                f"h must live on {self.device} like the layer, got h on {device}; move it with backend.asarray"
+            )
+        h = check.array("h", h, np.float32, ("B", self.width))
+        k = check.integer("k", k, 1)
+        check.finite("h", h)
+        probabilities, ids = (backend.empty((len(h), k), dtype, device) for dtype in (np.float32, np.int32))
+        self._top_k(h, probabilities, ids)
+        if not bool(backend.module_of(device).isfinite(probabilities).all()):
+            raise FloatingPointError("the scores h @ w.T + bias overflowed; use smaller h, w or bias")
+        return probabilities, ids
+
+
+class FullSoftmax(SoftmaxLayer):
+    """The exact softmax over all classes, ``p = softmax(h @ w.T + bias)``: its k best. What others are compared with.
+
+    Every class is scored, ``L d`` multiply-adds a query. On the CPU no logits are stored; a query costs one pass over the
+    weights. On CUDA at most 64 MiB of the (B, L) logits exist at a time. Same bits for the same h, with any number of
+    threads.
+
+    Parameters
+    ----------
+    w : (L, d) float32
+        C-contiguous and finite. Copied on the CPU; on CUDA held as it is.
+    bias : (L,) float32, optional
+        Finite. 0 by default.
+
+    Attributes
+    ----------
+    flops_per_query : float
+        Multiply-adds of one query.
+    nbytes : int
+        Bytes that the layer's arrays take.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Wrong dtype, shape, layout or device; numbers that are not finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sparsemax_nb import FullSoftmax
+    >>> layer = FullSoftmax(np.array([[0, 1], [2, 0], [1, 1], [2, 0]], np.float32))
+    >>> probabilities, ids = layer.top_k(np.array([[1, 0], [0, 2]], np.float32), k=3)
+    >>> ids
+    array([[1, 3, 2],
+           [0, 2, 1]], dtype=int32)
+    >>> probabilities.round(3)
+    array([[0.399, 0.399, 0.147],
+           [0.44 , 0.44 , 0.06 ]], dtype=float32)
+    >>> layer.flops_per_query
+    8.0
+
+    The dense equivalent: ``p = scipy.special.softmax(h @ w.T + bias, axis=1); ids = np.argsort(-p, kind="stable")[:, :k]``.
+    """
+
+    def __init__(self, w, bias=None):
+        super().__init__(w, bias)
+
+    def _build(self, w, bias):
+        self._arrays = backend.wing(self.device, "full_softmax").pack(w, bias)
+
+    def _top_k(self, h, probabilities, ids):
+        backend.wing(self.device, "full_softmax").top_k(h, *self._arrays, probabilities, ids)
+
+    @property
+    def flops_per_query(self):
+        return float(self.n_classes * self.width)
+
+    @property
+    def nbytes(self):
+        return sum(a.nbytes for a in self._arrays)
 
 
 def _check_floats(name, value, shape):

@@ -563,6 +563,20 @@ def make_rank(shape):
     return Task((logits, targets, *outputs), check)
 
 
+def make_probable(shape):
+    """Small integers, so the scores are exact and many are equal."""
+    n_rows, width, n_classes, k = shape
+    h, w, bias = integers(1, -2, 3, n_rows, width), integers(2, -2, 3, n_classes, width), integers(3, -2, 3, n_classes)
+    outputs = unwritten(n_rows, k), unwritten(n_rows, k, dtype=np.int32)
+    wanted = full_softmax.top_k(h, w, bias, k)
+
+    def check():
+        assert_close(outputs[0], wanted[0], 10 * n_classes)
+        np.testing.assert_array_equal(outputs[1], wanted[1])
+
+    return Task((h, w, bias, *outputs), check)
+
+
 # ---------------------------------------------------------------- DS-Softmax
 
 
@@ -933,6 +947,10 @@ def _operations():
     yield operation("full_softmax.gradient_of_tile", make_gradient_of_tile, *tiles, first=4)
     yield operation("full_softmax.gradient_of_tile in place", make_gradient_of_tile, *tiles, first=0, in_place=True)
     yield operation("full_softmax.rank", make_rank, *tiles)
+    yield operation(  # (B, d, L, k); the CPU's takes panels
+        "full_softmax.top_k", make_probable,
+        ((1, 1, 1, 3), (3, 2, 67, 3), (5, 3, 9, 9), (0, 2, 3, 1)), ((33, 5, 331, 4), (9, 7, 3000, 40)), twin=None,
+    )  # fmt: skip
     pairs = ((1, 1), (3, 7), (7, 3)), ((33, 65), (300, 16))  # (B, E)
     yield operation("ds_softmax.add_noise", make_noise, *pairs)
     yield operation("ds_softmax.gate", make_gate, *pairs)
@@ -1005,7 +1023,9 @@ BUDGETS = {
     "fixed_fan_in.top_k_kernel": Budget(64),
     "full_softmax.add_tile_kernel": Budget(40),
     "full_softmax.gradient_of_tile_kernel": Budget(40),
+    "full_softmax.probabilities_kernel": Budget(48),
     "full_softmax.rank_kernel": Budget(48),
+    "full_softmax.softmax_lists_kernel": Budget(64),
     "losses.multilabel_kernel": Budget(40),
     "lstm.cell_backward_kernel": Budget(64),
     "lstm.cell_kernel": Budget(56),

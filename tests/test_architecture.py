@@ -28,13 +28,15 @@ NO_TWIN = {
     "vector",
     "exp",
     "panels",
+    "lists",
+    "yardsticks",
     "launch",
     "reduce",
     "ptx",
     "matmul",
     "lsh",
     "__init__",
-}  # lsh: a yardstick, on the CPU alone
+}  # lsh, yardsticks: on the CPU alone
 #: Launched by several files of one wing, never called from outside it.
 WING_ONLY = {"merge"}
 #: What `reference` needs to know of an output that the wings are handed.

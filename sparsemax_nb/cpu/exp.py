@@ -1,4 +1,4 @@
-"""exp, sigmoid and tanh in plain arithmetic: a loop over them is compiled to vector code, one over ``math.exp`` is not.
+"""exp, its sums, sigmoid and tanh in plain arithmetic: a loop over them is compiled to vector code, one over ``math.exp`` is not.
 
 So they are not shared with the CUDA wing, which has fast ones in ``math``. A loop over sigmoid or tanh must stand in a
 function with ``error_model="numpy"``: the usual check for a division by zero would keep it from being vector code.
@@ -10,6 +10,8 @@ from ..core import backend
 from .vector import power_of_two
 
 ZERO, HALF, ONE, TWO, INFINITY = map(np.float32, (0, 0.5, 1, 2, np.inf))
+#: Sums and maxima run side by side, so that they become vector code; then they are joined in order.
+LANES = 64
 #: exp(-87) is still a normal number, exp(88) a finite one.
 LOWEST, HIGHEST = np.float32(-87), np.float32(88)
 #: ln 2 in two parts, the first with so few digits that n times it is exact.
@@ -68,3 +70,34 @@ def tanh(x):
     far = ONE - TWO / (exp(TWO * a) + ONE)  # would lose digits near 0
     near = polynomial(square, c[0], c[1], c[2], c[3], c[4], c[5]) * x
     return near if a < NEAR_ZERO else (far if x > ZERO else -far)
+
+
+@backend.njit
+def largest_of(logits, bias, largest, lanes):
+    """The largest of `largest` and ``logits + bias``, NaN left out; `lanes` (LANES,) is scratch."""
+    n, whole = logits.size, logits.size // LANES * LANES
+    lanes[:] = largest
+    for start in range(0, whole, LANES):
+        for i in range(LANES):
+            x, old = logits[start + i] + bias[start + i], lanes[i]
+            lanes[i] = (x if x > old else old) + ZERO  # a sum: to store either number becomes a slow masked store
+    for j in range(whole, n):
+        largest = max(largest, logits[j] + bias[j])
+    for i in range(LANES):
+        largest = max(largest, lanes[i])
+    return largest
+
+
+@backend.njit
+def sum_exp(logits, bias, shift, lanes):
+    """``sum(exp(logits + bias - shift))``, the shift being their largest or more; `lanes` (LANES,) is scratch."""
+    n, whole, total = logits.size, logits.size // LANES * LANES, ZERO
+    lanes[:] = ZERO
+    for start in range(0, whole, LANES):
+        for i in range(LANES):
+            lanes[i] += exp_nonpositive(logits[start + i] + bias[start + i] - shift)
+    for j in range(whole, n):
+        total += exp_nonpositive(logits[j] + bias[j] - shift)
+    for i in range(LANES):
+        total += lanes[i]
+    return total

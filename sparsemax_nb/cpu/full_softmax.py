@@ -1,4 +1,4 @@
-"""Tiles of the full softmax on the CPU."""
+"""Tiles of the full softmax, and its most probable classes, on the CPU."""
 
 import math
 
@@ -6,44 +6,12 @@ import numpy as np
 from numba import prange
 
 from ..core import backend
-from .exp import exp, exp_nonpositive
+from . import lists
+from .exp import LANES, exp, largest_of, sum_exp
 
 ZERO = np.float32(0)
-#: Sums and maxima run side by side, so that they become vector code; then they are joined in order.
-LANES = 64
 #: Runs of rows that are summed side by side: the order of the sums does not depend on the number of threads.
 PARTS = 16
-
-
-@backend.njit
-def _largest(logits, bias, largest, lanes):
-    """The largest of `largest` and ``logits + bias``, NaN left out; `lanes` (LANES,) is scratch."""
-    n, whole = logits.size, logits.size // LANES * LANES
-    lanes[:] = largest
-    for start in range(0, whole, LANES):
-        for i in range(LANES):
-            x, old = logits[start + i] + bias[start + i], lanes[i]
-            lanes[i] = (x if x > old else old) + ZERO  # a sum: to store either number becomes a slow masked store
-    for j in range(whole, n):
-        largest = max(largest, logits[j] + bias[j])
-    for i in range(LANES):
-        largest = max(largest, lanes[i])
-    return largest
-
-
-@backend.njit
-def _sum_exp(logits, bias, shift, lanes):
-    """``sum(exp(logits + bias - shift))``, the shift being their largest or more; `lanes` (LANES,) is scratch."""
-    n, whole, total = logits.size, logits.size // LANES * LANES, ZERO
-    lanes[:] = ZERO
-    for start in range(0, whole, LANES):
-        for i in range(LANES):
-            lanes[i] += exp_nonpositive(logits[start + i] + bias[start + i] - shift)
-    for j in range(whole, n):
-        total += exp_nonpositive(logits[j] + bias[j] - shift)
-    for i in range(LANES):
-        total += lanes[i]
-    return total
 
 
 @backend.njit
@@ -58,7 +26,7 @@ def _compare(logits, score, counts, lanes, zeros):
         for i in range(LANES):
             x, old = logits[start + i], lanes[i]
             counts[i] += x > score
-            lanes[i] = (x if x > old else old) + ZERO  # as in `_largest`
+            lanes[i] = (x if x > old else old) + ZERO  # as in `largest_of`
             zeros[i] += ZERO * x
     for j in range(whole, n):
         x = logits[j]
@@ -99,7 +67,7 @@ def rank(logits, targets, log_prob, rank):
         row, target = logits[b], targets[b]
         score = row[target]
         n_larger, largest, spoiled = _compare(row, score, counts, lanes, zeros)
-        total = _sum_exp(row, bias, largest, lanes)
+        total = sum_exp(row, bias, largest, lanes)
         log_prob[b] = score - largest - math.log(total) + spoiled
         rank[b] = n_larger + _n_equal(row[:target], score, counts)
 
@@ -111,8 +79,8 @@ def add_tile(logits, bias, first, labels, largest, total, positive):
     for b in prange(logits.shape[0]):
         lanes = np.empty(LANES, np.float32)
         row = logits[b]
-        new = _largest(row, bias, largest[b], lanes)
-        total[b] = total[b] * exp(largest[b] - new) + _sum_exp(row, bias, new, lanes)
+        new = largest_of(row, bias, largest[b], lanes)
+        total[b] = total[b] * exp(largest[b] - new) + sum_exp(row, bias, new, lanes)
         largest[b] = new
         for i in range(labels.indptr[b], labels.indptr[b + 1]):
             place = labels.indices[i] - first
@@ -160,3 +128,19 @@ def gradient_of_tile(logits, bias, first, labels, log_z, scale, dbias, dlogits):
     if dlogits is not logits:
         np.copyto(dlogits, logits)
     _gradient_of_tile(bias, first, labels, log_z, scale, dbias, dlogits)
+
+
+def pack(w, bias):
+    """w (L, d) and bias (L,) as `top_k` takes them: copied into panels of 16 classes."""
+    return lists.pack_classes(w, bias)
+
+
+def top_k(h, w, bias, probabilities, ids):
+    """The k largest of ``softmax(h @ w.T + bias)`` in each row and their classes, w and bias from `pack`.
+
+    No logits are stored: a range of classes is scored for 64 rows, 512 classes at a time, which stay in the cache.
+    """
+    n_rows, k = ids.shape
+    parts = lists.empty(lists.n_ranges(lists.n_blocks(n_rows), len(w), k), n_rows, k)
+    lists.of_panels(h, w, bias, *parts)
+    lists.join(*parts, probabilities, ids)

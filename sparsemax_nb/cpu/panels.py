@@ -58,16 +58,28 @@ def _four_rows(x, i, j, k, l, panels, at, n_terms, out, to, width):
 
 
 @backend.njit
+def _one_row(x, i, panels, at, n_terms, out, to):
+    """The same for one row, to the last bit."""
+    a = splat(ZERO)
+    for term in range(n_terms):
+        a = fma(item(x, i + term), load(panels, at + LANES * term), a)
+    store(out, to, a)
+
+
+@backend.njit
 def product(x, first, n_rows, panels, out):
     """``out = x @ matrix`` for `n_rows` >= 1 rows, of which the first begins at number `first` of x; x, out are flat.
 
     out has room for ``padded(n_rows, ROWS)`` rows as long as all panels side by side; what is behind the rows and
-    columns of the result is overwritten too.
+    columns of the result may be overwritten too.
     """
     n_panels, n_terms, _ = panels.shape
     width, last, flat = LANES * n_panels, first + (n_rows - 1) * n_terms, panels.reshape(-1)
     for p in range(n_panels):
         for row in range(0, n_rows, ROWS):
-            i = first + row * n_terms
-            j, k, l = min(i + n_terms, last), min(i + 2 * n_terms, last), min(i + 3 * n_terms, last)
-            _four_rows(x, i, j, k, l, flat, p * n_terms * LANES, n_terms, out, row * width + p * LANES, width)
+            i, at, to = first + row * n_terms, p * n_terms * LANES, row * width + p * LANES
+            if i == last:
+                _one_row(x, i, flat, at, n_terms, out, to)
+            else:
+                j, k, l = min(i + n_terms, last), min(i + 2 * n_terms, last), min(i + 3 * n_terms, last)
+                _four_rows(x, i, j, k, l, flat, at, n_terms, out, to, width)

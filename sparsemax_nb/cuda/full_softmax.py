@@ -1,4 +1,4 @@
-"""Tiles of the full softmax on CUDA."""
+"""Tiles of the full softmax, and its most probable classes, on CUDA."""
 
 import math
 
@@ -10,8 +10,12 @@ from ..core.backend import cuda
 from . import launch
 from .matmul import matmul
 from .reduce import block_max, block_sum
+from .top_k import clear, enters, insert, merge
 
-ZERO, NAN, LOWEST = np.float32(0), np.float32(np.nan), np.finfo(np.float32).min
+ZERO, ONE, NAN, LOWEST = np.float32(0), np.float32(1), np.float32(np.nan), np.finfo(np.float32).min
+WORST = np.float32(-np.inf)
+#: Logits that exist at once for top-k: 64 MiB.
+HELD = 1 << 24
 
 
 @backend.cuda_jit
@@ -114,3 +118,81 @@ def rank(logits, targets, log_prob, rank, *, block=launch.BLOCK):
     """
     if logits.shape[0]:
         rank_kernel[logits.shape[0], block, 0, launch.shared_bytes(4 * block)](logits, targets, log_prob, rank)
+
+
+@backend.cuda_jit
+def softmax_lists_kernel(logits, bias, list_scores, list_ids, list_sums):
+    """One thread keeps the best k of every n_lists-th class of one row, and their sum: x is the list, so a warp reads whole lines.
+
+    Grid: lists on x, rows stride over y. Reads logits (B, L), once, and bias (L,). Its list in list_scores, list_ids
+    (B, k, n_lists) is touched only where a score beats the k-th best so far; list_sums (B, 2, n_lists) are its largest
+    score and its sum of ``exp(score - largest)``. No shared memory, no atomics.
+    """
+    part = cuda.grid(1)
+    n_rows, n_classes = logits.shape
+    n_lists = list_scores.shape[2]
+    if part < n_lists:
+        for row in range(cuda.blockIdx.y, n_rows, cuda.gridDim.y):
+            best, ids = list_scores[row, :, part], list_ids[row, :, part]
+            clear(best, ids)
+            worst, largest, total = WORST, LOWEST, ZERO
+            for i in range(part, n_classes, n_lists):
+                score = logits[row, i] + bias[i]
+                if not score <= worst and enters(score, i, best, ids):
+                    insert(best, ids, score, i)
+                    worst = best[best.size - 1]
+                if score > largest:
+                    total = total * math.exp(largest - score) + ONE
+                    largest = score
+                else:
+                    total += math.exp(score - largest)
+            list_sums[row, 0, part] = largest
+            list_sums[row, 1, part] = total
+
+
+@backend.cuda_jit
+def probabilities_kernel(list_sums, probabilities):
+    """A block owns one row: it joins the sums of its lists and turns its k best scores into probabilities.
+
+    Reads list_sums (B, 2, n_lists) twice, coalesced; probabilities (B, k) hold the scores and are updated in place. The
+    maximum and the sum are reduced in shared memory, 4 bytes a thread, always in the same order. Grid: rows on x; block
+    a power of two. No atomics.
+    """
+    b, thread, n_threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
+    shared = cuda.shared.array(0, float32)
+    largest, total = LOWEST, ZERO
+    for part in range(thread, list_sums.shape[2], n_threads):
+        largest = max(largest, list_sums[b, 0, part])
+    largest = block_max(shared, largest)
+    for part in range(thread, list_sums.shape[2], n_threads):
+        total += list_sums[b, 1, part] * math.exp(list_sums[b, 0, part] - largest)
+    total = block_sum(shared, total)
+    for i in range(thread, probabilities.shape[1], n_threads):
+        probabilities[b, i] = math.exp(probabilities[b, i] - largest) / total
+
+
+def pack(w, bias):
+    """w (L, d) and bias (L,) as `top_k` takes them: as they are."""
+    return w, bias
+
+
+def top_k(h, w, bias, probabilities, ids, *, block=launch.BLOCK):
+    """The k largest of ``softmax(h @ w.T + bias)`` in each row and their classes, w and bias from `pack`.
+
+    At most 64 MiB of the logits exist at a time, or one row where that is more.
+    """
+    (n_rows, k), n_classes = ids.shape, len(w)
+    at_once = max(1, min(n_rows, HELD // n_classes))
+    buffer, shared = backend.empty((at_once, n_classes), np.float32, "cuda"), launch.shared_bytes(4 * block)
+    for first in range(0, n_rows, at_once):
+        some = slice(first, min(first + at_once, n_rows))
+        n = some.stop - first
+        logits = buffer[:n]
+        matmul(h[some], w.T, logits)
+        n_lists, grid = launch.lists_per_row(n_classes, n, k, block)
+        list_scores = backend.empty((n, k, n_lists), np.float32, "cuda")
+        list_ids = backend.empty((n, k, n_lists), np.int32, "cuda")
+        list_sums = backend.empty((n, 2, n_lists), np.float32, "cuda")
+        softmax_lists_kernel[grid, block](logits, bias, list_scores, list_ids, list_sums)
+        merge(list_scores, list_ids, probabilities[some], ids[some], block=block)
+        probabilities_kernel[n, block, 0, shared](list_sums, probabilities[some])

@@ -1,6 +1,8 @@
-"""Cross-entropy of the full softmax."""
+"""Cross-entropy and the most probable classes of the full softmax."""
 
 import numpy as np
+
+from .top_k import top_k as best
 
 
 def multi_hot(labels, first, n):
@@ -51,3 +53,16 @@ def rank(logits, targets):
     with np.errstate(invalid="ignore"):
         log_prob = own[:, 0] - np.logaddexp.reduce(logits, axis=1)
     return np.where(np.isfinite(logits).all(1), log_prob, np.nan), beats.sum(1, dtype=np.int32)
+
+
+def most_probable(logits, k):
+    """The k largest of ``softmax(logits)`` in each row and their columns; where there are fewer, 0 and -1."""
+    p = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
+    _, ids = best(logits, k)
+    pad = (0, 0), (0, k - ids.shape[1])
+    return np.pad(np.take_along_axis(p, ids, 1), pad), np.pad(ids, pad, constant_values=-1)
+
+
+def top_k(h, w, bias, k):
+    """The k largest of ``softmax(h @ w.T + bias)`` in each row and their classes; where there are fewer, 0 and -1."""
+    return most_probable(h.astype(np.float64) @ w.T + bias, k)
