@@ -88,6 +88,7 @@ class PackedDSSoftmax:
 
     def _hold(self, experts):
         self._experts, self._sizes = experts, np.diff(backend.to_numpy(experts.starts))
+        self._at_once = max(1, HELD // max(int(self._sizes.max()), 1))  # queries
 
     starts = property(lambda self: self._experts.starts, doc="(E + 1,) int32")
     ids = property(lambda self: self._experts.ids, doc="(R,) int32")
@@ -162,9 +163,8 @@ class PackedDSSoftmax:
         n_rows = h.shape[0]
         probabilities, ids = (backend.empty((n_rows, k), dtype, self.device) for dtype in (np.float32, np.int32))
         answer = self._answer_few if n_rows < ENOUGH_ROWS * self.n_experts else self._answer_many
-        at_once = max(1, HELD // max(int(self._sizes.max()), 1))
-        for first in range(0, n_rows, at_once):
-            some = slice(first, first + at_once)
+        for first in range(0, n_rows, self._at_once):
+            some = slice(first, first + self._at_once)
             answer(h[some], probabilities[some], ids[some])
         if not bool(backend.module_of(self.device).isfinite(probabilities).all()):
             for name, array in (("h", h), ("gate", self.gate), ("rows", self.rows)):
