@@ -24,8 +24,8 @@ from .peers import Unavailable, faiss, pytorch
 
 SETTINGS = {
     "wikitext-2": {
-        "n_experts": 64, "first_experts": 2, "epochs": 3, "prune_after": 0, "batch_size": 256, "learning_rate": 3e-3,
-        "class_lasso": 5e-4, "expert_lasso": 5e-4, "balance": 10.0, "threshold": 0.03, "seed": 0,
+        "n_experts": 64, "first_experts": 2, "epochs": 2, "prune_after": 0, "batch_size": 1024, "learning_rate": 3e-3,
+        "class_lasso": 3e-4, "expert_lasso": 3e-4, "balance": 10.0, "threshold": 0.03, "seed": 0,
     },
     "tate": {
         "n_experts": 64, "first_experts": 2, "epochs": 10, "prune_after": 0, "batch_size": 256, "learning_rate": 3e-3,
@@ -45,34 +45,28 @@ PICTURE_OF_WORDS = machine.HERE / "ds_words.png"
 
 
 def contexts(name, model_file, work, n_contexts):
-    """{part: (h, targets)} of the parts train and test, memory-mapped float16; the output rows; counts; names of the classes."""
+    """{part: (h, targets)} of train, valid and test; the output rows; how often each class occurs; names of the classes.
+
+    Those of a text are written into `work`, float16, unless they are there, and memory-mapped.
+    """
     work.mkdir(parents=True, exist_ok=True)
     if name == "tate":
-        model, corpus = train.Classifier.load(model_file, device="cpu"), data.load("tate")
-        parts = {
-            "train": (corpus.train.features, corpus.train.labels),
-            "test": (corpus.test.features, corpus.test.labels),
-        }
-        names, rows = model.label_names_, model.network_.output.weights
-        make = lambda part: (model.contexts(parts[part][0]), parts[part][1])  # noqa: E731
-        counts = np.asarray(corpus.train.labels.sum(0)).reshape(-1)
+        model, corpus = train.Classifier.load(model_file, device="cpu"), data.load(name)
+        parts = {"train": corpus.train, "valid": corpus.dev, "test": corpus.test}
+        found = {part: (model.contexts(points.features), points.labels) for part, points in parts.items()}
+        counts, names = np.asarray(corpus.train.labels.sum(0)).reshape(-1), model.label_names_
     else:
         model, corpus = train.LanguageModel.load(model_file, device="cpu"), data.load_text(name)
-        parts = {"train": corpus.train[: n_contexts + 1], "test": corpus.test}
-        names, rows = corpus.vocabulary.words, model.network_.output.weights
-        make = lambda part: model.contexts(parts[part], out=work / f"{name}-{part}.npy")  # noqa: E731
-        counts = np.bincount(corpus.train, minlength=len(names))
-    found = {}
-    for part in parts:
-        path = work / f"{name}-{part}.npy"
-        if name == "tate":
-            found[part] = make(part)
-        elif path.exists():
-            tokens = parts[part]
-            found[part] = np.load(path, mmap_mode="r"), tokens[1:].astype(np.int32)
-        else:
-            found[part] = make(part)
-    return found, np.ascontiguousarray(rows), counts, names
+        found, counts = {}, np.bincount(corpus.train, minlength=len(corpus.vocabulary))
+        for part in ("train", "valid", "test"):
+            tokens, path = getattr(corpus, part), work / f"{name}-{part}.npy"
+            tokens = tokens[: n_contexts + 1] if part == "train" else tokens
+            if path.exists():
+                found[part] = np.load(path, mmap_mode="r"), tokens[1:]
+            else:
+                found[part] = model.contexts(tokens, out=path)
+        names = corpus.vocabulary.words
+    return found, np.ascontiguousarray(model.network_.output.weights), counts, names
 
 
 # ---------------------------------------------------------------- training
@@ -89,8 +83,9 @@ def trained(name, found, rows, work, settings):
     if not (log.exists() and last.exists()):
         h, targets = found["train"]
         model = DSSoftmax(**settings, device="cpu")
-        some = np.arange(0, len(found["test"][0]), max(1, len(found["test"][0]) // 10_000))
-        validation = np.asarray(found["test"][0][some], np.float32), found["test"][1][some]
+        valid_h, valid_targets = found["valid"]
+        some = np.arange(0, len(valid_h), max(1, len(valid_h) // 10_000))
+        validation = np.asarray(valid_h[some], np.float32), valid_targets[some]
         start = time.perf_counter()
         model.fit(
             h, targets, init=rows, validation=validation, checkpoint_path=work / f"{name}.checkpoint.safetensors", resume=True,
