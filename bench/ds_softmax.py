@@ -1,7 +1,7 @@
-"""How good and how fast are the answers of DS-Softmax? ``python -m bench.ds_softmax wikitext-2 --model FILE`` (or tate).
+"""How good and how fast are the answers of DS-Softmax? ``python -m bench.ds_softmax wikitext-2 --model FILE``.
 
-FILE is a trained language model (for tate: a classifier with a dense output), as ``sparsemax-nb train ... --save FILE`` or
-``python -m bench.language ROW`` writes it. Its contexts are written into --work, and DS-2 ... DS-64 trained on them: that takes
+FILE is a trained language model, as ``python -m bench.language ROW`` or ``sparsemax-nb train ... --save FILE`` writes it; or a
+classifier with a dense output, then instead of wikitext-2 stands the folder of its data. Its contexts are written into --work, and DS-2 ... DS-64 trained on them: that takes
 hours, can be killed and given again. Then every method answers the test part: accuracy against the truth, multiply-adds, and
 milliseconds for one query, 64 and 1,024, beside PyTorch and FAISS on the same vectors.
 """
@@ -18,22 +18,21 @@ import numpy as np
 import scipy.sparse
 
 from sparsemax_nb import DSoftmax, DSSoftmax, FullSoftmax, PackedDSSoftmax, SVDSoftmax, data, train
+from sparsemax_nb.core import checkpoint
 
 from . import harness, machine, report
 from .peers import Unavailable, faiss, pytorch
 
-SETTINGS = {
-    "wikitext-2": {
-        "n_experts": 64, "first_experts": 2, "epochs": 2, "prune_after": 0, "batch_size": 1024, "learning_rate": 3e-3,
-        "class_lasso": 3e-4, "expert_lasso": 3e-4, "balance": 10.0, "threshold": 0.03, "seed": 0,
-    },
-    "tate": {
-        "n_experts": 64, "first_experts": 2, "epochs": 10, "prune_after": 0, "batch_size": 256, "learning_rate": 3e-3,
-        "class_lasso": 5e-4, "expert_lasso": 5e-4, "balance": 10.0, "threshold": 0.03, "seed": 0,
-    },
+SHARED = {
+    "n_experts": 64, "first_experts": 2, "prune_after": 0, "learning_rate": 3e-3, "class_lasso": 3e-4, "expert_lasso": 3e-4,
+    "balance": 10.0, "threshold": 0.03, "seed": 0,
 }  # fmt: skip
+SETTINGS = {
+    train.LanguageModel.kind: SHARED | {"epochs": 2, "batch_size": 1024},
+    train.Classifier.kind: SHARED | {"epochs": 4, "batch_size": 512},
+}
 #: Training contexts: the first of the text.
-CONTEXTS = {"wikitext-2": 1_000_000, "tate": None}
+CONTEXTS = 1_000_000
 KS = 1, 5, 10
 #: Contexts that are answered to measure accuracy.
 ASKED = 50_000
@@ -44,23 +43,22 @@ PICTURE_OF_WORDS = machine.HERE / "ds_words.png"
 # ---------------------------------------------------------------- contexts
 
 
-def contexts(name, model_file, work, n_contexts):
+def contexts(args, name):
     """{part: (h, targets)} of train, valid and test; the output rows; how often each class occurs; names of the classes.
 
-    Those of a text are written into `work`, float16, unless they are there, and memory-mapped.
+    Those of a text are written into the folder --work, float16, unless they are there, and memory-mapped.
     """
-    work.mkdir(parents=True, exist_ok=True)
-    if name == "tate":
-        model, corpus = train.Classifier.load(model_file, device="cpu"), data.load(name)
-        parts = {"train": corpus.train, "valid": corpus.dev, "test": corpus.test}
+    if checkpoint.kind_of(args.model) == train.Classifier.kind:
+        model, corpus = train.Classifier.load(args.model, device="cpu"), data.load(args.data)
+        parts = {"train": corpus.train, "valid": corpus.dev or corpus.test, "test": corpus.test}
         found = {part: (model.contexts(points.features), points.labels) for part, points in parts.items()}
         counts, names = np.asarray(corpus.train.labels.sum(0)).reshape(-1), model.label_names_
     else:
-        model, corpus = train.LanguageModel.load(model_file, device="cpu"), data.load_text(name)
+        model, corpus = train.LanguageModel.load(args.model, device="cpu"), data.load_text(args.data)
         found, counts = {}, np.bincount(corpus.train, minlength=len(corpus.vocabulary))
         for part in ("train", "valid", "test"):
-            tokens, path = getattr(corpus, part), work / f"{name}-{part}.npy"
-            tokens = tokens[: n_contexts + 1] if part == "train" else tokens
+            tokens, path = getattr(corpus, part), args.work / f"{name}-{part}.npy"
+            tokens = tokens[: args.contexts + 1] if part == "train" else tokens
             if path.exists():
                 found[part] = np.load(path, mmap_mode="r"), tokens[1:]
             else:
@@ -305,14 +303,12 @@ def _write(figure, path):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m bench.ds_softmax", description=__doc__.partition("\n")[0])
-    parser.add_argument("data", choices=tuple(SETTINGS), help="what the model was trained on")
+    parser.add_argument("data", metavar="DIR-or-NAME", help="what the model was trained on")
     parser.add_argument("--model", required=True, metavar="FILE", help="the trained model whose contexts are taken")
     parser.add_argument(
         "--work", type=Path, default=Path("ds_output"), metavar="DIR", help="contexts, checkpoints, packed models"
     )
-    parser.add_argument(
-        "--contexts", type=int, metavar="N", help="training contexts (default: 1,000,000 tokens; all of tate)"
-    )
+    parser.add_argument("--contexts", type=int, default=CONTEXTS, metavar="N", help="training contexts of a text")
     parser.add_argument("--asked", type=int, default=ASKED, metavar="N", help="test contexts for the accuracy")
     parser.add_argument("--repeats", type=int, default=9, help="timed rounds")
     parser.add_argument(
@@ -324,12 +320,14 @@ def main(argv=None):
     )
     args = parser.parse_args(argv)
     numba.set_num_threads(args.threads)
-    found, rows, counts, names = contexts(args.data, args.model, args.work, args.contexts or CONTEXTS[args.data])
-    files, log = trained(args.data, found, rows, args.work, SETTINGS[args.data])
+    args.work.mkdir(parents=True, exist_ok=True)
+    name, kind = Path(args.data).name, checkpoint.kind_of(args.model)
+    found, rows, counts, names = contexts(args, name)
+    files, log = trained(name, found, rows, args.work, SETTINGS[kind])
     if args.train_only:
         return 0
-    row = row_of(args.data, args, found, rows, counts, files, log)
-    if args.data == "wikitext-2":
+    row = row_of(name, args, found, rows, counts, files, log)
+    if kind == train.LanguageModel.kind:
         row["notes"] += words(PackedDSSoftmax.load(files[64], device="cpu"), counts, names, PICTURE_OF_WORDS)
         picture(row, PICTURE)
     harness.write_rows(args.json, [row])
