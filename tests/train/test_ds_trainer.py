@@ -140,8 +140,9 @@ def test_what_a_step_is_told(points, monkeypatch):
         return step(experts, h, targets, optimizer, **options)
 
     monkeypatch.setattr(SparseExperts, "step", spy)
-    model = train.DSSoftmax(**SHORT | {"batch_size": 300, "expert_lasso": 0.01, "seed": 7})
+    model = train.DSSoftmax(**SHORT | {"batch_size": 300, "expert_lasso": 0.01, "seed": 7, "threshold": 0.25})
     model.fit(*points)
+    assert [record["removed"] > 0 for record in model.history_[:4]] == [False, False, True, True]
     assert sizes == [300, 300, 300, 100] * 6
     np.testing.assert_allclose(rates, 0.02 * np.tile(1 - 0.9 * np.arange(12) / 12, 2))
     assert model.experts_.steps == 24
