@@ -232,11 +232,8 @@ class _Run:
                     self._stop()
 
     def _stop(self):
-        raise KeyboardInterrupt(
-            f"the checkpoint is that of the end of epoch {self.epoch}"
-            if self.epoch
-            else "before the end of the first epoch there is no checkpoint"
-        )
+        """KeyboardInterrupt, with a message where there is a checkpoint."""
+        raise KeyboardInterrupt(*[f"the checkpoint is that of the end of epoch {self.epoch}"] if self.epoch else [])
 
     def _one_epoch(self, stage, number, bar, interrupted):
         """Steps, pruning and validation; returns the epoch's record."""
