@@ -50,6 +50,9 @@ def ds_softmax(options):
     options.no_longer_needed = [path, *files.values()]  # removed once everything has been written
     table = [_line_of_table("full softmax", _full(rows, model.experts_.device), *known["test"])]
     for stage in _stages(options.save, params):
+        if not os.path.exists(stage):  # of a run that was resumed
+            print(f"{stage} is gone: it is left out below")
+            continue
         packed = PackedDSSoftmax.load(stage, options.device)
         table.append(_line_of_table(f"DS-{packed.n_experts}", packed, *known["test"]))
     table[0]["speed-up"] = 1.0  # it has no gate

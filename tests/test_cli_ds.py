@@ -211,6 +211,20 @@ def test_interrupted_and_resumed(text, tmp_path, capsys, monkeypatch):
     assert "ds.st is complete, there is no checkpoint to resume" in capsys.readouterr().err
 
 
+def test_a_stage_that_somebody_removed(text, tmp_path, capsys, monkeypatch):
+    def interrupted(experts, *arguments, step=SparseExperts.step, **more):
+        if experts.steps == 50:
+            signal.raise_signal(signal.SIGINT)
+        return step(experts, *arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SparseExperts, "step", interrupted)
+        run(text, tmp_path, wanted=130)
+    (tmp_path / "ds-2.st").unlink()
+    assert [line["name"] for line in run(text, tmp_path, "--resume")["test"]] == ["full softmax", "DS-4"]
+    assert "ds-2.st is gone: it is left out below" in capsys.readouterr().out
+
+
 def test_nothing_is_left_where_nothing_can_be_resumed(text, tmp_path, capsys, monkeypatch):
     def fails(*_, **__):
         raise FloatingPointError("the scores overflowed")
@@ -225,7 +239,8 @@ def test_nothing_is_left_where_nothing_can_be_resumed(text, tmp_path, capsys, mo
 def test_bad_input(text, items, corpus, tmp_path, capsys):
     def refused(message, folder, *more):
         run(folder, tmp_path, *more, wanted=2)
-        assert message in capsys.readouterr().err
+        output = capsys.readouterr()
+        assert message in output.err and "writing contexts" not in output.out, "before any work"
         assert not [p for p in tmp_path.iterdir() if "contexts" in p.name]
 
     refused("n_experts must be first_experts = 2 times a power of two, got 6; use 4 or 8", text, "--n-experts", "6")
