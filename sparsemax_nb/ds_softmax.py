@@ -13,7 +13,7 @@ import numpy as np
 
 from .core import backend, check, checkpoint, rng
 from .core.experts import Experts, by_class, group
-from .core.sparse import as_targets, holds_several
+from .core.sparse import as_targets
 
 #: Scores that are held at once when queries are answered: 64 MiB.
 HELD = 1 << 24

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from sparsemax_nb import cli, data
+from sparsemax_nb import cli, cli_train, data
 
 TRAIN = [
     "train",
@@ -158,7 +158,7 @@ def test_dense_features_from_files(tmp_path, capsys):
 
 @pytest.mark.parametrize("size, wanted", [("1GiB", 2**30), ("1.5 MiB", 3 * 2**19), ("64k", 65536), ("100", 100)])
 def test_sizes(size, wanted):
-    assert cli._size(size) == wanted
+    assert cli_train._size(size) == wanted
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,30 @@ def test_state_follows_the_array_and_no_other():
 
 
 @pytest.mark.twins
+def test_an_array_that_takes_the_place_of_another(backend):
+    """Its moments are taken from those of the old one, steps and rate go on; the old one has no state any more."""
+    adam, old, kept = make_adam(), backend.array(normal(0, 6, 3)), [4, 1, 1]
+    adam.scale_rate(old, 0.5)
+    for seed in (1, 2):
+        adam.step(old, backend.array(normal(seed, 6, 3)))
+    m, v = (backend.numpy(moment) for moment in adam.state_of(old).moments)
+    new = backend.array(backend.numpy(old)[kept])
+    adam.replace(old, new, lambda moment: backend.array(backend.numpy(moment)[kept]))
+    state, gradient = adam.state_of(new), normal(3, 6, 3)
+    assert (state.count, state.factor, state.array is new) == (2, 0.5, True)
+    for got, want in zip(state.moments, (m, v), strict=True):
+        np.testing.assert_array_equal(backend.numpy(got), want[kept])
+        assert placement.device_of(got) == backend.device
+    adam.step(new, backend.array(gradient[kept]))
+    wanted = textbook(normal(0, 6, 3), [normal(1, 6, 3), normal(2, 6, 3), gradient], learning_rate=0.05)[0]
+    assert_close(backend.numpy(new), wanted[kept], 12)
+    assert adam.state_of(old).count == 0, "as of an array that was never seen"
+    one, other = (backend.array(normal(0, 3)) for _ in range(2))
+    adam.replace(one, other, None)  # nothing was learnt of it
+    assert adam.state_of(other).count == 0
+
+
+@pytest.mark.twins
 @pytest.mark.parametrize("make", [make_adam, lambda: SGD(0.3)], ids=["adam", "sgd"])
 @pytest.mark.parametrize("ids", [[4, 0, 2], [1], []], ids=str)
 def test_step_rows_touches_those_rows_only(backend, make, ids):

@@ -42,6 +42,29 @@ class SparseColumns(NamedTuple):
     weights: np.ndarray  # (n,) float32
 
 
+def valid_csr(name, matrix):
+    """A SciPy sparse matrix as valid, finite CSR; not copied where it is CSR."""
+    matrix = matrix.tocsr()
+    try:
+        matrix.check_format(full_check=True)
+    except ValueError as error:
+        raise ValueError(f"{name} is no valid CSR matrix: {error}") from error
+    chunk = 1 << 20
+    for start in range(0, matrix.nnz, chunk):
+        finite = np.isfinite(matrix.data[start : start + chunk])
+        if not finite.all():
+            row = int(np.searchsorted(matrix.indptr, start + int(np.argmin(finite)), side="right")) - 1
+            raise ValueError(f"{name} must be finite, got NaN or infinity in row {row}")
+    return matrix
+
+
+def as_ones(name, matrix):
+    """A SciPy sparse matrix as canonical CSR: float32 ones where an entry is not zero; errors as for `valid_csr`."""
+    matrix = (valid_csr(name, matrix) != 0).astype(np.float32)
+    matrix.sum_duplicates()
+    return matrix
+
+
 def as_rows(matrix, device):
     """A SciPy CSR matrix as `SparseRows` on `device`."""
     arrays = (matrix.indptr, np.int32), (matrix.indices, np.int32), (matrix.data, np.float32)

@@ -1,5 +1,6 @@
 """Files of arrays: dense features as NumPy writes them, sparse matrices as SciPy writes them."""
 
+import os
 import tokenize
 import zipfile
 import zlib
@@ -119,3 +120,30 @@ def _float32(path, matrix):
     if not np.isfinite(matrix.data).all():
         raise DataError(f"{path}: features must be finite, got NaN or infinity")
     return matrix
+
+
+def write_float16(path, shape, write):
+    """Write a .npy file of float16 that may be larger than memory; `path` is replaced in one move.
+
+    Parameters
+    ----------
+    path : path
+    shape : (int, int)
+    write : callable
+        ``write(array)`` fills the memory-mapped array.
+
+    Returns
+    -------
+    numpy.memmap
+        The file, which may be written to.
+    """
+    temporary = f"{os.fspath(path)}.part"
+    try:
+        array = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
+        write(array)
+        array.flush()
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+    return np.load(path, mmap_mode="r+")

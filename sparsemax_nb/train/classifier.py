@@ -7,7 +7,7 @@ import time
 import numpy as np
 import scipy.sparse
 
-from ..core import backend, check, checkpoint
+from ..core import backend, check, checkpoint, sparse
 from ..data import Tfidf
 from ..data.batches import shuffled
 from ..optimizers import Adam
@@ -416,26 +416,10 @@ def _possible(ks, n_labels):
     return [k for k in ks if k <= n_labels] or [n_labels]
 
 
-def _csr(name, matrix):
-    """A SciPy sparse matrix as valid, finite CSR; not copied where it is CSR."""
-    matrix = matrix.tocsr()
-    try:
-        matrix.check_format(full_check=True)
-    except ValueError as error:
-        raise ValueError(f"{name} is no valid CSR matrix: {error}") from error
-    chunk = 1 << 20
-    for start in range(0, matrix.nnz, chunk):
-        finite = np.isfinite(matrix.data[start : start + chunk])
-        if not finite.all():
-            row = int(np.searchsorted(matrix.indptr, start + int(np.argmin(finite)), side="right")) - 1
-            raise ValueError(f"{name} must be finite, got NaN or infinity in row {row}")
-    return matrix
-
-
 def _features(name, x):
     """(n, F) features: CSR, or a dense array of floats. Neither is copied; a dense one is looked through as it is used."""
     if scipy.sparse.issparse(x):
-        x = _csr(name, x)
+        x = sparse.valid_csr(name, x)
     else:
         x = x if isinstance(x, np.ndarray) else np.asarray(x)
         if x.dtype.kind == "c":
@@ -460,9 +444,7 @@ def _labels(name, y):
                 f"{name} must be a SciPy sparse matrix, or a 0/1 matrix of n rows and one column a label, got shape {y.shape}"
             )
         y = scipy.sparse.csr_matrix(y.astype(np.float32))
-    y = (_csr(name, y) != 0).astype(np.float32)
-    y.sum_duplicates()
-    return y
+    return sparse.as_ones(name, y)
 
 
 def _validation_split(x, y, validation, fraction, seed):

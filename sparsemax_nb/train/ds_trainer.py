@@ -1,7 +1,7 @@
 """DS-Softmax trained: epochs that prune, mitosis that doubles the number of experts."""
 
+import contextlib
 import math
-import os
 import sys
 import time
 import warnings
@@ -10,13 +10,14 @@ import numpy as np
 import scipy.sparse
 from tqdm import tqdm
 
-from ..core import backend, check, checkpoint
-from ..core.formulas import Moments
+from ..core import backend, check
+from ..core.sparse import Labels, as_ones
 from ..data.batches import batches, shuffled
-from ..ds_softmax import SparseExperts
+from ..ds_softmax import PackedDSSoftmax, SparseExperts
 from ..optimizers import Adam
-from .estimator import FREE_TO_CHANGE, Estimator, check_same_run
-from .loop import TrainingError, _ctrl_c_later
+from .estimator import Estimator
+from .loop import TrainingError, ctrl_c_later
+from .metrics import hits_at_k
 
 #: Contexts that are looked at for utilisation and speed-up, spread over all.
 SAMPLE = 20_000
@@ -24,6 +25,7 @@ SAMPLE = 20_000
 COLLAPSED = 0.9
 #: Queries that are answered at once when a model is evaluated.
 AT_ONCE = 4096
+#: Of the figures, the last is the largest.
 KS = 1, 5, 10
 
 
@@ -83,7 +85,7 @@ class DSSoftmax(Estimator):
     (3, 2)
     """
 
-    kind = "ds-softmax training"
+    kind = PackedDSSoftmax.kind
     fit_call = "fit(contexts, targets)"
     result = "experts_"
 
@@ -91,28 +93,16 @@ class DSSoftmax(Estimator):
         self, n_experts=64, first_experts=2, epochs=3, prune_after=3, threshold=0.03, class_lasso=0.002, expert_lasso=0.002,
         balance=10.0, noise=0.0, batch_size=512, learning_rate=3e-3, seed=0, device="auto", progress=True,
     ):  # fmt: skip
-        self.n_experts, self.first_experts, self.epochs, self.prune_after = (
-            n_experts,
-            first_experts,
-            epochs,
-            prune_after,
-        )
-        self.threshold, self.class_lasso, self.expert_lasso, self.balance = (
-            threshold,
-            class_lasso,
-            expert_lasso,
-            balance,
-        )
-        self.noise, self.batch_size, self.learning_rate = noise, batch_size, learning_rate
-        self.seed, self.device, self.progress = seed, device, progress
+        self.set_params(**{name: value for name, value in locals().items() if name not in ("self", "__class__")})
 
     def _check_params(self):
-        check.integer("first_experts", self.first_experts, 1)
-        check.integer("n_experts", self.n_experts, self.first_experts)
-        ratio = self.n_experts / self.first_experts
-        if not math.log2(ratio).is_integer():
+        first = check.integer("first_experts", self.first_experts, 1)
+        n_experts, below = check.integer("n_experts", self.n_experts, first), first
+        while 2 * below <= n_experts:
+            below *= 2
+        if below != n_experts:
             raise ValueError(
-                f"n_experts must be first_experts = {self.first_experts} times a power of two, got {self.n_experts}"
+                f"n_experts must be first_experts = {first} times a power of two, got {n_experts}; use {below} or {2 * below}"
             )
         for name in ("epochs", "batch_size"):
             check.integer(name, getattr(self, name), 1)
@@ -141,12 +131,15 @@ class DSSoftmax(Estimator):
         validation : (contexts, targets), optional
             Evaluated after each epoch.
         checkpoint_path : path, optional
-            Written after each epoch, and on Ctrl-C by the end of the epoch before; with `resume` the run goes on from it, bit for
-            bit.
+            A checkpoint is written there after each epoch. A file that is there already is an error, but with `resume`.
+        resume : bool
+            Continue from `checkpoint_path` where there is one, bit for bit as if the run had not been interrupted. Data and
+            parameters must be the same, but for device and progress.
         after_epoch : callable, optional
             ``after_epoch(record)``, the record as in `history_`.
         after_stage : callable, optional
-            ``after_stage(n_experts, packed)`` at the end of each stage, with a `PackedDSSoftmax`.
+            ``after_stage(n_experts, packed)`` at the end of each stage, with a `PackedDSSoftmax`. It and `after_epoch` are called
+            before the checkpoint is written: where one of them is interrupted, a resumed run calls it again.
 
         Returns
         -------
@@ -155,24 +148,26 @@ class DSSoftmax(Estimator):
         Raises
         ------
         TypeError, ValueError
-            Wrong types, shapes or parameters; targets out of range.
+            Wrong types, shapes or parameters; targets out of range; `ModelFileError` for a checkpoint of other data,
+            parameters or version, or a damaged one.
         TrainingError
-            Contexts that are not finite, or scores that overflow: the message names the step.
+            Contexts that are not finite, or scores that overflow: the message names the step. The last checkpoint stays.
+        KeyboardInterrupt
+            Ctrl-C, after the step in hand (at the end of an epoch, after its checkpoint). The last checkpoint stays.
         """
         self._check_params()
-        self._check_checkpoint_path(checkpoint_path, resume)
+        device = backend.resolve_device(self.device)
         contexts, targets = _checked_data("", contexts, targets)
         n_classes = _n_classes(init, targets, n_classes)
-        init = None if init is None else check.array("init", init, np.float32, (n_classes, contexts.shape[1]))
-        if validation is not None:
-            validation = _checked_data("validation ", *validation)
         if init is not None:
+            init = check.array("init", _on_the_host("init", init), np.float32, (n_classes, contexts.shape[1]))
             check.finite("init", init)
-        about = self._about([_pair(contexts, targets)])
-        run = _Run(self, contexts, targets, init, n_classes, validation)
-        if resume and os.path.exists(checkpoint_path):
-            run.restore(checkpoint_path, about)
-        run.go(checkpoint_path, about, after_epoch, after_stage)
+        if validation is not None:
+            validation = _checked_data("validation ", *validation, contexts.shape[1], n_classes)
+        self._check_checkpoint_path(checkpoint_path, resume)
+        run = _Run(self, contexts, targets, init, n_classes, validation, device)
+        parts = [(contexts, targets)] if init is None else [(contexts, targets), (init, np.zeros(0))]
+        run.go(self._checkpoints(run, checkpoint_path, resume, parts), after_epoch, after_stage)
         self.experts_, self.history_, self.n_classes_ = run.experts, run.history, n_classes
         return self
 
@@ -182,7 +177,7 @@ class DSSoftmax(Estimator):
         return self.experts_.pack()
 
     def evaluate(self, contexts, targets):
-        """How good the answers are, and what they cost.
+        """How good the answers are, and what they cost; contexts and targets as for `fit`.
 
         Returns
         -------
@@ -191,7 +186,7 @@ class DSSoftmax(Estimator):
             P@10; 'held', the share of the targets that the chosen expert holds; 'speed-up' by FLOPs, the gate counted.
         """
         self._check_fitted()
-        return figures(self.experts_, *_checked_data("", contexts, targets))
+        return figures(self.experts_, contexts, targets)
 
     def save(self, path):
         """Write the experts as `PackedDSSoftmax.load` reads them."""
@@ -201,67 +196,60 @@ class DSSoftmax(Estimator):
 class _Run:
     """A run of `DSSoftmax.fit`: what it trains, and where it stands."""
 
-    def __init__(self, model, contexts, targets, init, n_classes, validation):
+    def __init__(self, model, contexts, targets, init, n_classes, validation, device):
         self.model, self.contexts, self.targets, self.validation = model, contexts, targets, validation
-        self.device = backend.resolve_device(model.device)
-        self.optimizer, self.history, self.epoch = Adam(model.learning_rate), [], 0
+        self.device, self.optimizer, self.history, self.epoch = device, Adam(model.learning_rate), [], 0
+        self.n_steps = -(-len(contexts) // model.batch_size)  # of an epoch
+        self.n_epochs = model.epochs * (model.n_experts // model.first_experts).bit_length()  # of all stages
         if init is None:
             width = contexts.shape[1]
-            init = np.random.default_rng(model.seed).standard_normal((n_classes, width), np.float32) / math.sqrt(width)
-        classes = backend.asarray(init, self.device)
-        self.experts = SparseExperts.dense(classes, model.first_experts, model.seed)
+            init = np.random.default_rng(model.seed).standard_normal((n_classes, width), np.float32)
+            init /= np.float32(math.sqrt(max(width, 1)))
+        self.experts = SparseExperts.dense(backend.asarray(init, device), model.first_experts, model.seed)
 
-    n_stages = property(lambda self: int(math.log2(self.model.n_experts // self.model.first_experts)) + 1)
-
-    def go(self, path, about, after_epoch, after_stage):
-        """All epochs that are left; `epoch` counts those of all stages."""
-        model = self.model
-        n_steps = -(-self.contexts.shape[0] // model.batch_size)
-        total = self.n_stages * model.epochs
+    def go(self, save, after_epoch, after_stage):
+        """All epochs that are left."""
+        model, tell = self.model, "the step is finished; the checkpoint of the last whole epoch stays"
         bar = tqdm(
-            total=total * n_steps, initial=self.epoch * n_steps, unit="step", disable=not model.progress, file=sys.stderr,
-            mininterval=0.5,
+            total=self.n_epochs * self.n_steps, initial=self.epoch * self.n_steps, unit="step", disable=not model.progress,
+            file=sys.stderr, mininterval=0.5,
         )  # fmt: skip
-        with bar, _ctrl_c_later(path is not None) as interrupted:
-            while self.epoch < total:
+        with bar, ctrl_c_later(save is not None, tell) as interrupted:
+            while self.epoch < self.n_epochs:
                 stage, number = divmod(self.epoch, model.epochs)
                 if number == 0 and stage > 0:
                     self.experts.split(self.optimizer, seed=model.seed + stage)
-                record = self._one_epoch(stage, number, n_steps, bar, interrupted)
+                record = self._one_epoch(stage, number, bar, interrupted)
                 self.history.append(record)
                 self.epoch += 1
-                if path is not None:
-                    self.save(path, about)
                 if after_epoch is not None:
                     after_epoch(record)
                 if after_stage is not None and number == model.epochs - 1:
                     after_stage(self.experts.n_experts, self.experts.pack())
+                if save is not None:
+                    save()
+                if interrupted:
+                    self._stop()
 
-    def _one_epoch(self, stage, number, n_steps, bar, interrupted):
-        model, experts = self.model, self.experts
-        start, losses, n_rows = time.perf_counter(), [], self.contexts.shape[0]
-        options = {name: getattr(model, name) for name in ("class_lasso", "expert_lasso", "balance", "noise", "seed")}
-        order = shuffled(n_rows, model.seed, self.epoch)
-        for i, rows in enumerate(batches(order, model.batch_size)):
-            done = (number * n_steps + i) / (model.epochs * n_steps)
-            self.optimizer.learning_rate = model.learning_rate * (1 - 0.9 * done)
-            h, targets = _batch(self.contexts, self.targets, rows, self.device)
-            try:
-                losses.append([experts.step(h, targets, self.optimizer, **options) * len(rows), len(rows)])
-            except (FloatingPointError, ValueError) as error:
-                raise TrainingError(f"step {self.epoch * n_steps + i}: {error}") from error
-            bar.update()
-            if interrupted:
-                raise KeyboardInterrupt(f"the checkpoint is that of the end of epoch {self.epoch}")
-            if i % 20 == 0:
-                total, counted = np.sum(losses[-100:], axis=0)
-                shown = {"experts": experts.n_experts, "rows": experts.ids.shape[0], "loss": f"{total / counted:.3f}"}
-                bar.set_postfix(shown, refresh=False)
-        removed = experts.prune(model.threshold, self.optimizer) if stage > 0 or number >= model.prune_after else 0
+    def _stop(self):
+        """KeyboardInterrupt, with a message where there is a checkpoint."""
+        raise KeyboardInterrupt(*[f"the checkpoint is that of the end of epoch {self.epoch}"] if self.epoch else [])
+
+    def _one_epoch(self, stage, number, bar, interrupted):
+        """Steps, pruning and validation; returns the epoch's record."""
+        model, experts, start = self.model, self.experts, time.perf_counter()
+        loss = self._steps(number, bar, interrupted)
+        last = (self.epoch + 1) * self.n_steps - 1
+        with _named(last):
+            for name in ("gate", "rows"):  # numbers that are not are not written over a checkpoint that is whole
+                check.finite(name, getattr(experts, name))
+        is_due = stage > 0 or number >= model.prune_after
+        # at 0 nothing goes, but what depends on the rows is computed anew: as where a run is resumed
+        removed = experts.prune(model.threshold if is_due else 0.0, self.optimizer)
         seconds = time.perf_counter() - start
-        sample = np.arange(0, n_rows, max(1, n_rows // SAMPLE))
-        sample_h, _ = _batch(self.contexts, None, sample, self.device)
-        used = experts.utilisation(sample_h)
+        sample = np.arange(0, len(self.contexts), max(1, len(self.contexts) // SAMPLE))
+        h = _contexts("contexts", self.contexts, sample, self.device)
+        used = experts.utilisation(h)
         if experts.n_experts > 1 and used.max() > COLLAPSED:
             warnings.warn(
                 f"the gate has collapsed: expert {used.argmax()} of {experts.n_experts} gets {used.max():.0%} of the queries "
@@ -269,131 +257,171 @@ class _Run:
                 RuntimeWarning,
                 stacklevel=4,
             )
-        sums, counts = np.array(losses).T
         record = {
-            "epoch": self.epoch, "n_experts": experts.n_experts, "loss": float(sums.sum() / counts.sum()),
-            "rows": experts.ids.shape[0], "removed": removed, "smallest_share": float(used.min()),
-            "largest_share": float(used.max()), "speed-up": experts.speed_up(sample_h), "seconds": seconds,
+            "epoch": self.epoch, "n_experts": experts.n_experts, "loss": loss, "rows": experts.ids.shape[0],
+            "removed": removed, "smallest_share": float(used.min()), "largest_share": float(used.max()),
+            "speed-up": experts.speed_up(h), "seconds": seconds,
         }  # fmt: skip
         if self.validation is not None:
-            record["validation"] = figures(experts, *self.validation)
+            with _named(last):
+                record["validation"] = figures(experts, *self.validation, of="validation ")
         return record
+
+    def _steps(self, number, bar, interrupted):
+        """The steps of an epoch, number `number` of its stage; returns their mean loss a context."""
+        model, experts, losses = self.model, self.experts, []
+        options = {name: getattr(model, name) for name in ("class_lasso", "expert_lasso", "balance", "noise", "seed")}
+        order = shuffled(len(self.contexts), model.seed, self.epoch)
+        for i, rows in enumerate(batches(order, model.batch_size)):
+            if interrupted:
+                self._stop()
+            done = (number * self.n_steps + i) / (model.epochs * self.n_steps)
+            self.optimizer.learning_rate = model.learning_rate * (1 - 0.9 * done)
+            with _named(self.epoch * self.n_steps + i):
+                h = _contexts("contexts", self.contexts, rows, self.device)
+                loss = experts.step(h, _targets(self.targets, rows, self.device), self.optimizer, **options)
+            losses.append([loss * len(rows), len(rows)])
+            bar.update()
+            if i % 20 == 0:
+                total, counted = np.sum(losses[-100:], axis=0)
+                shown = {"experts": experts.n_experts, "rows": experts.ids.shape[0], "loss": f"{total / counted:.3f}"}
+                bar.set_postfix(shown, refresh=False)
+        total, counted = np.sum(losses, axis=0)
+        return float(total / counted)
 
     # ------------------------------------------------------------ checkpoints
 
-    def save(self, path, about):
-        """Write where the run stands at the end of an epoch."""
+    def state(self):
+        """(arrays, description) for a checkpoint: the run continues from it bit for bit."""
         experts, arrays = self.experts, {}
         for name in ("gate", "rows"):
             array = getattr(experts, name)
-            state = self.optimizer.state_of(array)
-            arrays |= {name: array, f"m/{name}": state.moments.m, f"v/{name}": state.moments.v}
+            moments = self.optimizer.state_of(array).moments
+            arrays |= {name: array, f"m/{name}": moments.m, f"v/{name}": moments.v}
         arrays |= {"starts": experts.starts, "ids": experts.ids}
         description = {
-            "n_classes": experts.n_classes, "steps": experts.steps, "epoch": self.epoch, "history": self.history,
-            "count": self.optimizer.state_of(experts.rows).count,
-        }  # fmt: skip
-        host = {name: backend.to_numpy(array) for name, array in arrays.items()}
-        checkpoint.save(path, self.model.kind, host, about | description)
+            "n_classes": experts.n_classes,
+            "steps": experts.steps,
+            "epoch": self.epoch,
+            "history": self.history,
+        }
+        return {name: backend.to_numpy(array) for name, array in arrays.items()}, description
 
-    def restore(self, path, about):
-        """Continue where `save` was called; ModelFileError for a file of another run."""
-        arrays, description = checkpoint.load(path, self.model.kind)
-        try:
-            check_same_run(description, about, FREE_TO_CHANGE)
-            names = "gate", "starts", "ids", "rows"
-            self.experts = SparseExperts(
-                *(backend.asarray(arrays[name], self.device) for name in names), description["n_classes"]
-            )
-            self.experts.steps = description["steps"]
-            for name in ("gate", "rows"):
-                state = self.optimizer.state_of(getattr(self.experts, name))
-                state.moments = Moments(*(backend.asarray(arrays[f"{m}/{name}"], self.device) for m in "mv"))
-                state.count = description["count"]
-            self.epoch, self.history = description["epoch"], description["history"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise checkpoint.ModelFileError(f"{path} can not be resumed: {error}") from error
+    def restore(self, arrays, description):
+        """Continue where `state` was taken; KeyError, TypeError or ValueError for a state that does not fit."""
+        width, n_classes, model = self.experts.width, self.experts.n_classes, self.model
+        if description["n_classes"] != n_classes:
+            raise ValueError(f"n_classes was {description['n_classes']}, not {n_classes}")
+        epoch = check.integer("epoch", description["epoch"], 1, self.n_epochs)
+        n_experts = model.first_experts << (epoch - 1) // model.epochs
+        check.array("gate", arrays["gate"], np.float32, (n_experts, width))
+        names = "gate", "starts", "ids", "rows"
+        experts = SparseExperts(*(backend.asarray(arrays[name], self.device) for name in names), n_classes)
+        experts.steps = check.integer("steps", description["steps"], epoch * self.n_steps, epoch * self.n_steps)
+        for name in ("gate", "rows"):
+            array = getattr(experts, name)
+            check.finite(name, array)
+            state = self.optimizer.state_of(array)
+            for moment, part in zip(state.moments, "mv", strict=True):
+                stored = check.array(f"{part}/{name}", arrays[f"{part}/{name}"], np.float32, array.shape)
+                moment[...] = backend.asarray(stored, self.device)
+            state.count = experts.steps
+        self.experts, self.epoch, self.history = experts, epoch, description["history"]
+
+
+@contextlib.contextmanager
+def _named(step):
+    """Numbers inside that are not finite become a `TrainingError` that names the step."""
+    try:
+        yield
+    except (FloatingPointError, ValueError) as error:
+        raise TrainingError(f"step {step}: {error}") from error
 
 
 # ------------------------------------------------------------ data
 
 
-def _checked_data(of, contexts, targets):
+def _on_the_host(name, array):
+    """`array`, or TypeError where it is not NumPy's."""
+    if backend.device_of(array) != "cpu":
+        raise TypeError(f"{name} must be a NumPy array (batches are moved to the device), got {type(array).__name__}")
+    return array
+
+
+def _checked_data(of, contexts, targets, width="d", n_classes=None):
     """Contexts and targets, checked; errors call them ``{of}contexts`` and ``{of}targets``."""
-    if not isinstance(contexts, np.ndarray):
+    contexts = _on_the_host(f"{of}contexts", contexts)
+    if contexts.dtype not in (np.float16, np.float32):
         raise TypeError(
-            f"{of}contexts must be a NumPy array (batches are moved to the device), got {type(contexts).__name__}"
+            f"{of}contexts must be float32 or float16, got {contexts.dtype}; use contexts.astype(np.float32)"
         )
-    dtype = contexts.dtype if contexts.dtype == np.float16 else np.float32
-    contexts = check.array(f"{of}contexts", contexts, dtype, ("N", "d"))
-    n_rows = contexts.shape[0]
-    check.integer(f"the number of {of}contexts", n_rows, 1)
+    contexts = check.array(f"{of}contexts", contexts, contexts.dtype, ("N", width))
+    n_rows = check.integer(f"the number of {of}contexts", contexts.shape[0], 1)
     if scipy.sparse.issparse(targets):
-        if targets.shape[0] != n_rows:
-            raise ValueError(f"{of}targets must have {n_rows} rows like the contexts, got {targets.shape[0]}")
-        return contexts, targets.tocsr()
-    return contexts, check.array(f"{of}targets", targets, np.int32, (n_rows,))
+        shape = n_rows, targets.shape[1] if n_classes is None else n_classes
+        if targets.shape != shape:
+            raise ValueError(f"{of}targets must have shape {shape} like the contexts, got {targets.shape}")
+        return contexts, as_ones(f"{of}targets", targets)
+    targets = check.array(f"{of}targets", _on_the_host(f"{of}targets", targets), np.int32, (n_rows,))
+    if n_classes is not None:
+        check.below(f"{of}targets", targets, n_classes)
+    return contexts, targets
 
 
 def _n_classes(init, targets, n_classes):
-    """How many classes there are."""
+    """How many classes there are: what all that says it must agree on."""
     known = {}
     if init is not None:
-        known["init"] = len(init)
+        check.array("init", _on_the_host("init", init), np.float32, ("L", "d"))
+        known["init"] = init.shape[0]
     if scipy.sparse.issparse(targets):
         known["targets"] = targets.shape[1]
     if n_classes is not None:
         known["n_classes"] = check.integer("n_classes", n_classes, 1)
     if len(set(known.values())) > 1:
         raise ValueError(f"init, targets and n_classes must agree on the number of classes, got {known}")
-    n = next(iter(known.values()), None)
+    n_classes = next(iter(known.values()), None)
     if not scipy.sparse.issparse(targets):
-        n = int(targets.max()) + 1 if n is None else n
-        check.below("targets", targets, n)
-    return n
+        n_classes = max(int(targets.max()) + 1, 1) if n_classes is None else n_classes
+        check.below("targets", targets, n_classes)
+    return n_classes
 
 
-def _pair(contexts, targets):
-    """As `fingerprint` takes them."""
-    return (contexts, targets.indices if scipy.sparse.issparse(targets) else targets)
+def _contexts(name, contexts, rows, device):
+    """Some contexts, float32, on the device; ValueError where they are not finite."""
+    some = np.ascontiguousarray(contexts[rows], np.float32)
+    finite = np.isfinite(some)
+    if not finite.all():
+        row = rows[int(np.argmin(finite.all(axis=1)))]
+        raise ValueError(f"{name} must be finite, got NaN or infinity in row {row}; mend the data")
+    return backend.asarray(some, device)
 
 
-def _batch(contexts, targets, rows, device):
-    """Contexts (float32) and targets of some rows, on the device."""
-    h = backend.asarray(contexts[rows], device, np.float32)
-    if targets is None:
-        return h, None
-    if not scipy.sparse.issparse(targets):
-        return h, backend.asarray(targets[rows], device)
+def _targets(targets, rows, device):
+    """The targets of some rows as `SparseExperts.step` takes them, on the device."""
     some = targets[rows]
-    return h, some
+    if scipy.sparse.issparse(some):
+        return Labels(*(backend.asarray(a, device, np.int32) for a in (some.indptr, some.indices)))
+    return backend.asarray(some, device)
 
 
-def figures(experts, contexts, targets):
-    """See `DSSoftmax.evaluate`."""
-    n_rows, most = contexts.shape[0], max(KS)
-    hits, held, n_targets = np.zeros(most), 0, 0
-    usage, host_starts, host_ids = np.zeros(experts.n_experts), *map(backend.to_numpy, (experts.starts, experts.ids))
+def figures(experts, contexts, targets, *, of=""):
+    """What `DSSoftmax.evaluate` says, of any `PackedDSSoftmax`; errors call the data ``{of}contexts`` and ``{of}targets``."""
+    contexts, targets = _checked_data(of, contexts, targets, experts.width, experts.n_classes)
+    n_rows, n_classes, most, several = len(contexts), experts.n_classes, max(KS), scipy.sparse.issparse(targets)
+    # which expert holds which class: numbers that ascend, to be searched for
+    holds = np.repeat(np.arange(experts.n_experts), experts.sizes) * np.int64(n_classes)
+    holds += backend.to_numpy(experts.ids)
+    found, used, held, n_targets = np.zeros(most), np.zeros(experts.n_experts), 0, 0
     for rows in batches(np.arange(n_rows), AT_ONCE):
-        h, _ = _batch(contexts, None, rows, experts.device)
+        h, some = _contexts(f"{of}contexts", contexts, rows, experts.device), targets[rows]
         ids, chosen = (backend.to_numpy(a) for a in (experts.top_k(h, most)[1], experts.choose(h)))
-        usage += np.bincount(chosen, minlength=experts.n_experts)
-        some = targets[rows]
-        if not scipy.sparse.issparse(some):
-            some = scipy.sparse.csr_matrix(
-                (np.ones(len(rows)), some, np.arange(len(rows) + 1)), (len(rows), experts.n_classes)
-            )
-        of_row = np.repeat(np.arange(len(rows)), np.diff(some.indptr))
-        found = np.asarray(some[np.arange(len(rows))[:, None], np.maximum(ids, 0)].todense()).astype(bool) & (ids >= 0)
-        hits += found.sum(0)
-        n_targets += len(of_row)
-        keys = chosen[of_row].astype(np.int64) * experts.n_classes + some.indices
-        all_keys = (
-            np.repeat(np.arange(experts.n_experts), np.diff(host_starts)) * np.int64(experts.n_classes) + host_ids
-        )
-        place = np.minimum(np.searchsorted(all_keys, keys), len(all_keys) - 1)
-        held += int((all_keys[place] == keys).sum())
-    several, found = scipy.sparse.issparse(targets), hits.cumsum()
-    result = {f"top-{k}": float(found[k - 1] / (n_rows * (k if several else 1))) for k in KS}
-    cost = experts.n_experts + float(usage @ experts.sizes) / n_rows
-    return result | {"held": held / max(n_targets, 1), "speed-up": experts.n_classes / cost}
+        used += np.bincount(chosen, minlength=experts.n_experts)
+        found += (hits_at_k(ids, some, most) if several else ids == some[:, None]).sum(axis=0)
+        classes, counts = (some.indices, np.diff(some.indptr)) if several else (some, 1)
+        wanted = np.repeat(chosen, counts) * np.int64(n_classes) + classes
+        held += int((holds[np.searchsorted(holds[:-1], wanted)] == wanted).sum())
+        n_targets += len(wanted)
+    result = {f"top-{k}": float(found[:k].sum() / (n_rows * (k if several else 1))) for k in KS}
+    cost = experts.n_experts + float(used @ experts.sizes) / n_rows
+    return result | {"held": held / max(n_targets, 1), "speed-up": n_classes / cost}

@@ -66,12 +66,36 @@ class Estimator:
         if path is not None and not resume and os.path.exists(path):
             raise ValueError(f"{path} is there already: resume continues from it; else remove it first")
 
-    def _about(self, parts):
-        """What a checkpoint says of its run: parameters, and the data, `parts` in pairs that `fingerprint` takes."""
-        return {"params": self._plain_params(), "fingerprint": [fingerprint(*part) for part in parts]}
+    def _checkpoints(self, training, path, resume, parts):
+        """Bring `training` to where the checkpoint `path` was written, if it is there; returns what writes the next one.
+
+        `training` has `state` and `restore`; `parts` are the data, in pairs that `fingerprint` takes. ModelFileError for a
+        checkpoint of another run.
+        """
+        if path is None:
+            return None
+        kind = f"{self.kind} checkpoint"
+        about = {"params": self._plain_params(), "fingerprint": [fingerprint(*part) for part in parts]}
+        if resume and os.path.exists(path):
+            arrays, description = checkpoint.load(path, kind)
+            try:
+                _check_same_run(description, about, self._free_to_change(training))
+                training.restore(arrays, description)
+            except (KeyError, TypeError, ValueError) as error:
+                raise checkpoint.ModelFileError(f"{path} can not be resumed: {error}") from error
+
+        def save():
+            arrays, description = training.state()
+            checkpoint.save(path, kind, arrays, about | description)
+
+        return save
+
+    def _free_to_change(self, training):
+        """Names of the parameters that may differ when `training` is resumed."""
+        return FREE_TO_CHANGE
 
 
-def check_same_run(description, about, free):
+def _check_same_run(description, about, free):
     """ValueError where a checkpoint's description is that of another run; parameters in `free` may differ."""
     for name, value in about["params"].items():
         if name not in free and description["params"][name] != value:
@@ -128,34 +152,11 @@ class SampledEstimator(Estimator):
             params["index_every"] = 0
         return loop.Schedule(**params)
 
-    # ------------------------------------------------------------ checkpoints
-
-    def _checkpoints(self, training, path, resume, parts):
-        """Bring `training` to where the checkpoint `path` was written, if it is there; returns what writes the next one.
-
-        `parts` are the data, in pairs that `fingerprint` takes. ModelFileError for a checkpoint of another run.
-        """
-        if path is None:
-            return None
-        kind = f"{self.kind} checkpoint"
-        about = self._about(parts)
-        if resume and os.path.exists(path):
-            arrays, description = checkpoint.load(path, kind)
-            schedule = training.schedule
-            # where the number of epochs decides until when a layer is rewired, or how the learning rate falls
-            epochs_matter = schedule.rewire_fraction > 0 or schedule.decay == "linear"
-            free = FREE_TO_CHANGE if epochs_matter else FREE_TO_CHANGE | {"epochs"}
-            try:
-                check_same_run(description, about, free)
-                training.restore(arrays, description)
-            except (KeyError, TypeError, ValueError) as error:
-                raise checkpoint.ModelFileError(f"{path} can not be resumed: {error}") from error
-
-        def save():
-            arrays, description = training.state()
-            checkpoint.save(path, kind, arrays, about | description)
-
-        return save
+    def _free_to_change(self, training):
+        """Where the number of epochs decides until when a layer is rewired, or how the learning rate falls, it matters."""
+        schedule = training.schedule
+        epochs_matter = schedule.rewire_fraction > 0 or schedule.decay == "linear"
+        return FREE_TO_CHANGE if epochs_matter else FREE_TO_CHANGE | {"epochs"}
 
 
 def _not_fitted(message):

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..core import backend, check, checkpoint, rng
 from ..data import Vocabulary
+from ..data.arrays import write_float16
 from ..data.batches import batches
 from ..data.text import END_OF_LINE, UNKNOWN
 from ..optimizers import Adam
@@ -194,8 +195,11 @@ class LanguageModel(SampledEstimator):
             return int(tokens.max()) + 1 if len(tokens) else 1
         return check.integer("n_words", n_words, 1)
 
-    def _sequences(self, name, tokens, n_words, training=False):
-        """A text as `RunningText`, sequences as `SeparateLines`, checked; as a step of training takes them, or to be read."""
+    def _sequences(self, name, tokens, n_words, training=False, every=False):
+        """A text as `RunningText`, sequences as `SeparateLines`, checked; as a step of training takes them, or to be read.
+
+        What is read has the last item of each sequence to be predicted, or `every` one that training would predict.
+        """
         if backend.device_of(getattr(tokens, "items", tokens)) == "cuda":
             raise TypeError(
                 f"{name} must be a NumPy array, got one on cuda: a text stays on the host; use cupy.asnumpy"
@@ -206,7 +210,9 @@ class LanguageModel(SampledEstimator):
             indptr = check.array(f"{name}.indptr", tokens.indptr, np.int64, ("n",))
             if not len(indptr) or indptr[0] != 0 or indptr[-1] != len(items) or (np.diff(indptr) < 0).any():
                 raise ValueError(f"{name}.indptr must rise from 0 to len({name}.items) = {len(items)}")
-            lines = SeparateLines(indptr, items, self.batch_size, self.unroll, self.seed, last_only=not training)
+            lines = SeparateLines(
+                indptr, items, self.batch_size, self.unroll, self.seed, last_only=not (training or every)
+            )
             if not lines.n_rows:
                 raise ValueError(
                     f"{name} must hold a sequence of two items or more: of one there is nothing to predict"
@@ -245,7 +251,7 @@ class LanguageModel(SampledEstimator):
         """``exp(-mean log p(token | those before))`` of a text (n,) int32, by the full softmax; see `evaluate`."""
         return self.evaluate(tokens)["perplexity"]
 
-    def contexts(self, tokens, out=None):
+    def contexts(self, tokens, out=None, *, every=False):
         """What the output layer sees before each token that is predicted, and that token, in the order of the text.
 
         Parameters
@@ -254,6 +260,8 @@ class LanguageModel(SampledEstimator):
             Of a text, all tokens but the first are predicted; of sequences, the last of each.
         out : path, or (N, width) float32 or float16 array, optional
             A path gets a .npy file of float16, which is returned memory-mapped: it may be larger than memory.
+        every : bool
+            Of sequences, all items that training predicts, not the last alone.
 
         Returns
         -------
@@ -262,27 +270,24 @@ class LanguageModel(SampledEstimator):
         targets : (N,) int32
         """
         self._check_fitted()
-        text = self._sequences("tokens", tokens, self.n_words_)
-        places = text.all_places
-        shape = len(places), self.width
+        text = self._sequences("tokens", tokens, self.n_words_, every=every)
+        shape = len(text.all_places), self.width
         if isinstance(out, (str, os.PathLike)):
-            temporary = f"{os.fspath(out)}.part"
-            try:
-                h = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
-                self._write_contexts(text, places, h)
-                h.flush()
-                os.replace(temporary, out)
-            finally:
-                if os.path.exists(temporary):
-                    os.remove(temporary)
-            h = np.load(out, mmap_mode="r+")
+            h = write_float16(out, shape, lambda h: self._write_contexts(text, h))
         else:
             dtype = np.float16 if getattr(out, "dtype", None) == np.float16 else np.float32
             h = check.output("out", out, dtype, shape, "cpu")
-            self._write_contexts(text, places, h)
-        return h, text.tokens[places]
+            self._write_contexts(text, h)
+        return h, text.tokens[text.all_places]
 
-    def _write_contexts(self, text, places, h):
+    def targets(self, tokens, *, every=False):
+        """The tokens (N,) int32 that are predicted: those that `contexts` returns, without its work."""
+        self._check_fitted()
+        text = self._sequences("tokens", tokens, self.n_words_, every=every)
+        return text.tokens[text.all_places]
+
+    def _write_contexts(self, text, h):
+        places = text.all_places
         for chunk in _read(self.network_, text):
             h[np.searchsorted(places, chunk.places[chunk.places >= 0])] = self.network_.contexts(chunk)
 

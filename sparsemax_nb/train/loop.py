@@ -109,8 +109,11 @@ def peak_memory():
 
 
 @contextlib.contextmanager
-def _ctrl_c_later(wanted):
-    """A list that is empty until Ctrl-C is pressed: so a step is never cut in two. A second Ctrl-C interrupts at once."""
+def ctrl_c_later(wanted, tell="the step is finished and a checkpoint written"):
+    """A list that is empty until Ctrl-C is pressed: so a step is never cut in two. A second Ctrl-C interrupts at once.
+
+    Where it is not `wanted`, Ctrl-C interrupts as ever. `tell` is what the first one will lead to.
+    """
     pressed = []
     if not (wanted and threading.current_thread() is threading.main_thread()):
         yield pressed
@@ -120,7 +123,7 @@ def _ctrl_c_later(wanted):
         if pressed:
             raise KeyboardInterrupt
         pressed.append(True)
-        print("\ninterrupted: the step is finished and a checkpoint written (again: stop at once)", file=sys.stderr)
+        print(f"\ninterrupted: {tell} (again: stop at once)", file=sys.stderr)
 
     before = signal.signal(signal.SIGINT, note)
     try:
@@ -210,7 +213,7 @@ class Training:
             mininterval=0.5,
         )
         self.history.stopped = self._end()
-        with bar, _ctrl_c_later(save is not None) as interrupted:
+        with bar, ctrl_c_later(save is not None) as interrupted:
             first, saved = True, time.perf_counter()
             while not self.history.stopped:
                 start = time.perf_counter()

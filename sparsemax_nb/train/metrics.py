@@ -13,7 +13,7 @@ def _truth(labels):
     return truth.astype(bool)
 
 
-def _hits(ids, labels, k):
+def hits_at_k(ids, labels, k):
     """(n, k) bool: is the predicted id a true label of its row?"""
     ids = np.ascontiguousarray(check.array("ids", ids, np.int32, ("n", "k"))[:, :k])
     if labels.shape[0] != ids.shape[0]:
@@ -48,7 +48,7 @@ def precision_at_k(ids, labels, k):
     0.75
     """
     k = check.integer("k", k, 1, ids.shape[1], " (the width of ids)")
-    return float(_hits(ids, labels, k).mean()) if len(ids) else 0.0
+    return float(hits_at_k(ids, labels, k).mean()) if len(ids) else 0.0
 
 
 def ndcg_at_k(ids, labels, k):
@@ -69,7 +69,7 @@ def ndcg_at_k(ids, labels, k):
     gains = 1 / np.log2(np.arange(2, k + 2))
     n_true = np.minimum(np.diff(_truth(labels).indptr), k)
     best = np.append(0, np.cumsum(gains))[n_true]
-    found = _hits(ids, labels, k) @ gains
+    found = hits_at_k(ids, labels, k) @ gains
     return float(np.divide(found, best, out=np.zeros(len(ids)), where=best > 0).mean())
 
 
@@ -88,7 +88,7 @@ def recall_at_k(ids, labels, k):
     k = check.integer("k", k, 1, ids.shape[1], " (the width of ids)")
     if not len(ids):
         return 0.0
-    found, n_true = _hits(ids, labels, k).sum(1), np.diff(_truth(labels).indptr)
+    found, n_true = hits_at_k(ids, labels, k).sum(1), np.diff(_truth(labels).indptr)
     return float(np.divide(found, n_true, out=np.zeros(len(ids)), where=n_true > 0).mean())
 
 
@@ -171,7 +171,7 @@ def psp_at_k(ids, labels, propensity, k):
         raise ValueError("propensity must lie in (0, 1]; use propensities(label_counts, n_points)")
     if not len(ids):
         return 0.0
-    hits, truth = _hits(ids, labels, k), _truth(labels)
+    hits, truth = hits_at_k(ids, labels, k), _truth(labels)
     found = (1 / propensity[ids[:, :k][hits]]).sum()
     gains, rows = 1 / propensity[truth.indices], np.repeat(np.arange(len(ids)), np.diff(truth.indptr))
     gains = gains[np.lexsort((-gains, rows))]

@@ -1,4 +1,4 @@
-"""Published vectors of Philox4x32-10 (known-answer tests of Random123), and a kernel that computes them."""
+"""Published vectors of Philox4x32-10 (known-answer tests of Random123), and kernels: of them, and of what is made of words."""
 
 import numpy as np
 
@@ -24,3 +24,15 @@ def kernel(counters, keys, words):
     if i < words.shape[0]:
         c, k = counters[i], keys[i]
         words[i, 0], words[i, 1], words[i, 2], words[i, 3] = _philox(c[0], c[1], c[2], c[3], k[0], k[1])
+
+
+_bell = backend.cuda_formulas(rng).bell
+
+
+@cuda.jit
+def bell_kernel(words, out):
+    """One thread computes one number of out (n,) float32 from words (n, 4) uint64."""
+    i = cuda.grid(1)
+    if i < out.shape[0]:
+        w = words[i]
+        out[i] = _bell(w[0], w[1], w[2], w[3])

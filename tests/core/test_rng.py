@@ -83,9 +83,59 @@ def test_symmetric_is_exact_and_half_open():
     assert compiled.nopython_signatures[0].return_type == numba.float32
 
 
+def four_words(n):
+    return rng.random_words(*map(np.uint64, (1, 7, 0)), np.arange(n, dtype=np.uint64))
+
+
+def test_bell_is_nearly_normal():
+    drawn = rng.bell(*four_words(100_000)).astype(np.float64)
+    assert abs(drawn.mean()) < 4 / np.sqrt(1e5) and abs(drawn.var() - 1) < 4 * np.sqrt(2 / 1e5)
+    assert abs(scipy.stats.skew(drawn)) < 0.03 and scipy.stats.kurtosis(drawn) == pytest.approx(-6 / 5 / 8, abs=0.06)
+    assert (
+        np.abs(np.sort(drawn)[::100] - scipy.stats.norm.ppf(np.linspace(0, 1, 1001)[:-1] + 5e-6))[50:-50].max() < 0.05
+    )
+    lowest, highest = (rng.bell(*[np.uint64(word)] * 4) for word in (0, 2**32 - 1))
+    assert lowest == -highest and 4.8 < highest < 4.9 and (np.abs(drawn) < highest).all()
+    for place in range(4):  # each word and both of its halves count alike
+        for word in (0xFFFF, 0xFFFF0000):
+            one = [np.uint64(word if n == place else 0) for n in range(4)]
+            assert rng.bell(*one) - lowest == pytest.approx((highest - lowest) / 8, rel=1e-5)
+
+
+def test_bell_is_the_same_compiled_for_the_cpu():
+    compiled, many = placement.cpu_formulas(rng).bell, four_words(1000)
+    wanted = rng.bell(*many)
+    assert wanted.dtype == np.float32 and np.ptp(wanted) > 4
+    assert [compiled(*words) for words in zip(*many, strict=True)] == wanted.tolist()
+    assert compiled.nopython_signatures[0].return_type == numba.float32
+
+
+def test_bell_is_the_same_on_cuda(backend):
+    if backend.device == "cpu":
+        pytest.skip("the test above")
+    many = np.stack(four_words(40), axis=1)
+    out = backend.array(np.zeros(40, np.float32))
+    philox.bell_kernel[5, 8](backend.array(many), out)
+    np.testing.assert_array_equal(backend.numpy(out), rng.bell(*many.T))
+
+
 def test_streams_do_not_overlap():
     """Layers add their number to a stream: there is room for 65,536 of them."""
-    streams = sorted(map(int, (rng.CONNECTIONS, rng.WEIGHTS, rng.DROPOUT, rng.SHUFFLE, rng.REWIRING)))
+    streams = sorted(
+        map(
+            int,
+            (
+                rng.CONNECTIONS,
+                rng.WEIGHTS,
+                rng.DROPOUT,
+                rng.SHUFFLE,
+                rng.REWIRING,
+                rng.SAMPLING,
+                rng.GENERATION,
+                rng.GATE,
+            ),
+        )
+    )
     assert np.diff([0, *streams]).min() >= 1 << 16
     assert max(streams) + (1 << 16) <= 1 << 32
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from sparsemax_nb.data import DataError, load
+from sparsemax_nb.data import DataError, arrays, load
 
 N_ROWS = {"train": 6, "test": 4, "dev": 3}
 N_FEATURES, N_LABELS = 5, 7
@@ -245,3 +245,21 @@ def test_random_damage(tmp_path, features):
         except DataError:
             n_refused += 1
     assert n_refused > 75
+
+
+def test_a_file_of_float16_is_whole_or_not_there(tmp_path):
+    def fill(array):
+        assert array.dtype == np.float16 and array.shape == (3, 2)
+        array[:] = [[0, 1], [2, 3], [4, 0.5]]
+
+    path = tmp_path / "h.npy"
+    mapped = arrays.write_float16(path, (3, 2), fill)
+    assert isinstance(mapped, np.memmap) and np.load(path).tolist() == mapped.tolist() == [[0, 1], [2, 3], [4, 0.5]]
+
+    def fails(array):
+        array[:] = 7
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        arrays.write_float16(path, (3, 2), fails)
+    assert np.load(path)[2, 0] == 4 and [p.name for p in tmp_path.iterdir()] == ["h.npy"]

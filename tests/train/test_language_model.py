@@ -121,6 +121,23 @@ def test_contexts_into_a_file(cycle_model, tmp_path):
         cycle_model.contexts(CYCLE, out=out[:5])
 
 
+def test_contexts_of_every_item():
+    """Those that training predicts, at most `unroll` = 6 a line; the last of each line as without `every`."""
+    some = lines([1, 2, 3], [4], [5, 6, 7, 8, 0, 1, 2, 3, 4], [0, 1])
+    model = fit(some, changes={"epochs": 1})
+    h, targets = model.contexts(some, every=True)
+    assert targets.tolist() == [2, 3, 8, 0, 1, 2, 3, 4, 1]
+    assert (model.targets(some, every=True) == targets).all() and h.shape == (9, 8)
+    last, of_last = model.contexts(some)
+    assert of_last.tolist() == [3, 4, 1] == model.targets(some).tolist()
+    np.testing.assert_allclose(h[[1, 7, 8]], last, atol=1e-6)
+    shorter, _ = model.contexts(lines([1, 2], [0, 1]))
+    np.testing.assert_allclose(h[[0, 8]], shorter, atol=1e-6)
+    for tokens in (TEXT[:30] % 7, CYCLE):
+        got, want = model.contexts(tokens, every=True), model.contexts(tokens)
+        assert (got[0] == want[0]).all() and (got[1] == want[1]).all() and (model.targets(tokens) == want[1]).all()
+
+
 # ---------------------------------------------------------------- generation
 
 
