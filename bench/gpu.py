@@ -21,7 +21,17 @@ from sparsemax_nb.core import backend
 
 from . import harness, machine, report
 
-NOT_BENCHMARKS = {"__init__", "harness", "machine", "report", "gpu", "rows", "accuracy", "closeness", "language"}  # the last three need hours
+NOT_BENCHMARKS = {
+    "__init__",
+    "harness",
+    "machine",
+    "report",
+    "gpu",
+    "rows",
+    "accuracy",
+    "closeness",
+    "language",
+}  # the last three need hours
 TESTS_LIMIT = 300
 #: On the CPU, what would take minutes at its full size.
 SHORTER = {

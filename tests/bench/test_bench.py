@@ -11,6 +11,7 @@ from bench import (
     accuracy,
     closeness,
     cross_entropy,
+    ds_softmax,
     forward,
     gpu,
     harness,
@@ -25,6 +26,7 @@ from bench import (
     step,
 )
 from bench.peers import Peer, Unavailable, pytorch
+from sparsemax_nb import data, train
 
 
 @pytest.fixture
@@ -376,6 +378,49 @@ def test_fastest_and_peers():
     checked.check(3)
 
 
+LANGUAGE = {
+    "width": 16, "n_layers": 1, "sampler": "none", "epochs": 6, "learning_rate": 0.03, "dropout": 0.0, "batch_size": 8,
+    "progress": False, "device": "cpu",
+}  # fmt: skip
+
+
+def test_ds_softmax(tmp_path, monkeypatch, capsys):
+    """From a language model to the table and the pictures; a wrong answer is not timed."""
+    random = np.random.default_rng(0)
+    for part, n in (("train", 4000), ("valid", 400), ("test", 400)):
+        words = random.integers(1, 3, n).cumsum() % 30
+        (tmp_path / f"{part}.txt").write_text(" ".join(f"w{i}" for i in words) + "\n")
+    model, file = train.LanguageModel(**LANGUAGE), tmp_path / "m.st"
+    text = data.load_text(tmp_path)
+    model.fit(text.train, vocabulary=text.vocabulary).save(file)
+    small = ds_softmax.SHARED | {"n_experts": 4, "epochs": 3, "batch_size": 50}
+    monkeypatch.setitem(ds_softmax.SETTINGS, "language-model", small)
+    for name, value in {"FEWEST": 2, "PICTURE": tmp_path / "a.png", "PICTURE_OF_WORDS": tmp_path / "b.png"}.items():
+        monkeypatch.setattr(ds_softmax, name, value)
+    command = [
+        str(tmp_path),
+        "--model",
+        str(file),
+        "--work",
+        str(tmp_path / "work"),
+        "--repeats",
+        "2",
+        "--threads",
+        "1",
+    ]
+    assert ds_softmax.main([*command, "--json", str(tmp_path / "r.json"), "--contexts", "3000"]) == 0
+    (row,) = json.loads((tmp_path / "r.json").read_text())
+    figures = row["figures"]
+    assert {"ours: full softmax", "SVD-softmax-5", "D-softmax", "DS-2", "DS-4"} <= figures.keys()
+    assert figures["ours: full softmax"]["accuracy"]["1"] > 0.1 and figures["DS-4"]["ms, batch 1"] > 0
+    assert (tmp_path / "a.png").stat().st_size > 9000 and (tmp_path / "b.png").stat().st_size > 9000
+    assert "| DS-4 |" in report.table(row) and any(note.startswith("Expert ") for note in row["notes"])
+    wrong = ds_softmax.Method(lambda h, k: np.zeros((len(h), k), int), exact=lambda h, k: np.arange(k))
+    with pytest.raises(AssertionError, match="does not find the best classes"):
+        ds_softmax.check("it", wrong, np.zeros((3, 8), np.float32))
+    capsys.readouterr()
+
+
 def test_language_step(tmp_path):
     (row,) = language_step.main(["--smoke", "--device", "cpu", "--threads", "1", "--json", str(tmp_path / "s.json")])
     assert row["parameters"]["words"] == 120 and row["contestants"]["ours"]["median_s"] > 0
@@ -390,7 +435,9 @@ def test_language_step_without_torch(no_torch):
 def test_language_rows_tables_and_picture(tmp_path, monkeypatch, capsys):
     text = tmp_path / "text"
     text.mkdir()
-    (text / "corpus.txt").write_text("Gallia est omnis divisa in partes tres, In principio erat, Arma virumque cano.\n" * 40)
+    (text / "corpus.txt").write_text(
+        "Gallia est omnis divisa in partes tres, In principio erat, Arma virumque cano.\n" * 40
+    )
     items = tmp_path / "video"
     items.mkdir()
     (items / "sequences.txt").write_text("a b c d\nb c d e\nc d e a\nd e a b\n" * 5)
@@ -398,9 +445,9 @@ def test_language_rows_tables_and_picture(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(harness, "RESULTS", tmp_path)
     monkeypatch.setattr(language, "PICTURE", tmp_path / "perplexity.png")
     small = {"width": 8, "batch-size": 4, "unroll": 5, "epochs": 2, "n-samples": 3, "n-codewords": 3, "device": "cpu"}
-    for name, data in (("wikitext-midx-rq-100", text), ("video-full", items), ("latin-midx-rq-100", text)):
+    for name, folder in (("wikitext-midx-rq-100", text), ("video-full", items), ("latin-midx-rq-100", text)):
         monkeypatch.setitem(language.OPTIONS, name, language.OPTIONS[name] | small)
-        command = [name, "--data", str(data), "--work", str(tmp_path / "work"), "--threads", "1"]
+        command = [name, "--data", str(folder), "--work", str(tmp_path / "work"), "--threads", "1"]
         assert language.main(command) == 0
     assert str(tmp_path) not in (tmp_path / "rows" / "video-full.json").read_text()
     assert language.main(["--table"]) == 0
