@@ -135,8 +135,8 @@ def hierarchy(n_super, n_sub, n_points, width, seed):
     """
     _check_sizes(n_points, "n_points", n_super=n_super, n_sub=n_sub, width=width)
     random, n_classes = np.random.default_rng(seed), n_super * n_sub
-    if n_classes > np.iinfo(np.int32).max:
-        raise ValueError(f"n_super n_sub must be below 2**31, got {n_classes}")
+    if n_classes >= 2**31:
+        raise ValueError(f"n_super n_sub must be below 2**31, got {n_super} x {n_sub}")
     means = np.float32(math.sqrt(1 / 10)) * random.standard_normal((n_super, n_sub, width), np.float32)
     means += random.standard_normal((n_super, 1, width), np.float32)
     means = means.reshape(n_classes, width)
