@@ -19,9 +19,9 @@ from . import harness, machine
 
 #: The tasks, super-classes x classes in each: sizes, and what the constructor is told; "smoke" is that of --smoke.
 TASKS = {
-    "10x10": {"n_super": 10, "n_sub": 10, "points": 100, "full_epochs": 30, "runs": 10},
-    "100x100": {"n_super": 100, "n_sub": 100, "points": 100, "full_epochs": 1, "runs": 1},
-    "smoke": {"n_super": 4, "n_sub": 5, "points": 400, "full_epochs": 1, "runs": 1},
+    "10x10": {"n_super": 10, "n_sub": 10, "points": 100, "full_epochs": 30},
+    "100x100": {"n_super": 100, "n_sub": 100, "points": 100, "full_epochs": 1},
+    "smoke": {"n_super": 4, "n_sub": 5, "points": 400, "full_epochs": 1},
 }
 SETTINGS = {
     "10x10": {"first_experts": 10, "n_experts": 10, "epochs": 30, "prune_after": 3, "batch_size": 100},
@@ -37,7 +37,7 @@ AT_ONCE = 4096
 LEAST = 0.01  # DS-Softmax may be less accurate than the full softmax by so much
 #: Okabe and Ito's colours: of classes whose super-class is whole in one expert, of others.
 WHOLE, PART = "#0072B2", "#D55E00"
-COLUMNS = 1000  # of the picture
+COLUMNS = 500  # of the picture
 
 
 # ---------------------------------------------------------------- training
@@ -293,12 +293,12 @@ def picture(held, n_super, name, path):
     extent = (0, n_classes, n_experts + 0.5, 0.5)
     axes.imshow(image, cmap=colours, vmin=0, vmax=2, aspect="auto", interpolation="nearest", extent=extent)
     axes.set_xticks(np.arange(0, n_classes + 1, n_sub * max(1, n_super // 10)))
-    axes.vlines(
-        np.arange(n_sub, n_classes, n_sub), *extent[:1:-1], color="#BBBBBB", linewidth=0.8 if n_super <= 20 else 0.3
-    )
+    grid = {"color": "#BBBBBB", "linewidth": 0.8}
+    if n_super <= 20:
+        axes.vlines(np.arange(n_sub, n_classes, n_sub), *extent[:1:-1], **grid)
     if n_experts <= 20:
         axes.set_yticks(range(1, n_experts + 1))
-        axes.hlines(np.arange(1.5, n_experts), 0, n_classes, color="#BBBBBB", linewidth=0.8)
+        axes.hlines(np.arange(1.5, n_experts), 0, n_classes, **grid)
     else:
         axes.set_yticks([1, *range(8, n_experts + 1, 8)])
     axes.set_xlabel(f"classes, {n_sub} of each super-class side by side", fontsize=16)
@@ -321,9 +321,7 @@ def main(argv=None):
     parser.add_argument("task", nargs="?", choices=tasks, default=tasks[0], help=f"default: {tasks[0]}")
     parser.add_argument("--points", type=int, help="to train, of each class (default: 100)")
     parser.add_argument("--seed", type=int, default=0, help="of data and models (default: 0)")
-    parser.add_argument(
-        "--runs", type=int, help="seeds that are tried with noise and without (default: 10 for 10x10, else 1: none)"
-    )
+    parser.add_argument("--runs", type=int, default=1, help="seeds to try, with noise and without (default: 1, none)")
     cores = numba.config.NUMBA_NUM_THREADS
     parser.add_argument("--threads", type=int, default=min(2, cores), help="Numba's threads (default: 2)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -344,7 +342,7 @@ def main(argv=None):
     except RuntimeError as error:
         parser.error(str(error))
     name = "smoke" if args.smoke else args.task
-    args.points, args.runs = args.points or TASKS[name]["points"], args.runs or TASKS[name]["runs"]
+    args.points = args.points or TASKS[name]["points"]
     if args.json is None and not args.smoke:
         args.json = harness.RESULTS / f"hierarchy-{args.device}.json"
         args.picture = args.picture or machine.HERE / f"hierarchy-{name}.png"
