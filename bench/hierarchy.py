@@ -25,9 +25,13 @@ TASKS = {
 }
 SETTINGS = {
     "10x10": {"first_experts": 10, "n_experts": 10, "epochs": 30, "prune_after": 3, "batch_size": 100},
-    "100x100": {"first_experts": 2, "n_experts": 64, "epochs": 1, "prune_after": 0, "batch_size": 100},
+    "100x100": {
+        "first_experts": 2, "n_experts": 64, "epochs": 1, "prune_after": 0, "batch_size": 100, "class_lasso": 0.001,
+        "expert_lasso": 0.001, "balance": 2.0,
+    },
     "smoke": {"first_experts": 2, "n_experts": 4, "epochs": 10, "prune_after": 2, "batch_size": 20},
-}
+}  # fmt: skip
+#: Of all tasks, but for what differs above.
 COMMON = {
     "learning_rate": 3e-3, "class_lasso": 0.002, "expert_lasso": 0.002, "balance": 10.0, "threshold": 0.03, "noise": 1.0,
 }  # fmt: skip
@@ -203,7 +207,7 @@ def run(name, args):
     if args.runs > 1:
         figures["runs"] = {str(noise): result for noise, result in repeated(name, args.runs, device).items()}
     sizes = {"classes": n_classes, "width": WIDTH, "points": task["points"], "held_out": HELD_OUT, "device": device}
-    parameters = sizes | SETTINGS[name] | COMMON
+    parameters = sizes | COMMON | SETTINGS[name]
     parameters |= {"full_epochs": task["full_epochs"], "seed": args.seed, "runs": args.runs}
     return row_of(name, task, parameters, figures), held_by(packed)
 
