@@ -430,6 +430,15 @@ def test_hierarchy(tmp_path, capsys):
     assert json.loads((tmp_path / "h.json").read_text()) == [json.loads(json.dumps(again))]
 
 
+def test_repeated_runs_of_the_hierarchy(monkeypatch):
+    monkeypatch.setitem(hierarchy.SETTINGS, "smoke", hierarchy.SETTINGS["smoke"] | {"n_experts": 2, "epochs": 1})
+    monkeypatch.setitem(hierarchy.TASKS, "smoke", hierarchy.TASKS["smoke"] | {"points": 40})
+    found = hierarchy.repeated("smoke", 2, "cpu")
+    assert list(found) == [1, 0]
+    for whole, spread, accuracy in found.values():
+        assert whole == spread == 0 and 0 < accuracy <= 1  # too few steps to prune
+
+
 def small_mixture():
     """Two experts that hold a super-class of two classes each, and four queries, one of each class."""
     gate, rows = np.array([[9, 0], [-9, 0]], np.float32), np.array([[0, 1], [0, -1], [0, 1], [0, -1]], np.float32)
