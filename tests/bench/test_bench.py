@@ -435,8 +435,8 @@ def test_repeated_runs_of_the_hierarchy(monkeypatch):
     monkeypatch.setitem(hierarchy.TASKS, "smoke", hierarchy.TASKS["smoke"] | {"points": 40})
     found = hierarchy.repeated("smoke", 2, "cpu")
     assert list(found) == [1, 0]
-    for whole, spread, accuracy in found.values():
-        assert whole == spread == 0 and 0 < accuracy <= 1  # too few steps to prune
+    for whole, spread, lowest in found.values():
+        assert whole == spread == 0 and 0 < lowest <= 1  # too few steps to prune
 
 
 def small_mixture():
