@@ -121,8 +121,7 @@ def scores_kernel(h, groups, experts, out):
     first, stop, k = _tile_of(experts.starts, cuda.blockIdx.x, nx)
     if k < 0:
         return
-    width, size = h.shape[1], experts.starts[k + 1] - experts.starts[k]
-    begin, end = groups.starts[k], groups.starts[k + 1]
+    width, begin, end = h.shape[1], groups.starts[k], groups.starts[k + 1]
     for row in range(begin + cuda.blockIdx.y * n_rows, end, cuda.gridDim.y * n_rows):
         s0, s1, s2, s3 = ZERO, ZERO, ZERO, ZERO
         for term in range(0, width, nx):

@@ -4,7 +4,7 @@ from .corpora import Corpus, load
 from .fingerprint import fingerprint
 from .readers import DataError, XCData, read_names, read_xc, write_xc
 from .sequences import Sequences, leave_last_out, load_sequences
-from .synthetic import bag_of_words, power_law_labels
+from .synthetic import bag_of_words, hierarchy, power_law_labels
 from .text import TextCorpus, Vocabulary, load_text, read_words
 from .tfidf import Tfidf
 
@@ -18,6 +18,7 @@ __all__ = [
     "XCData",
     "bag_of_words",
     "fingerprint",
+    "hierarchy",
     "leave_last_out",
     "load",
     "load_sequences",

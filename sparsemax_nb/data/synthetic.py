@@ -1,5 +1,6 @@
 """Made-up data of any size."""
 
+import math
 import numbers
 
 import numpy as np
@@ -90,6 +91,63 @@ def bag_of_words(n_rows, n_features, words_per_row, n_labels, labels_per_row, se
     return XCData(features, _label_matrix(ids, n_labels))
 
 
+def hierarchy(n_super, n_sub, n_points, width, seed):
+    """Points of classes in two levels, as in the synthetic check of DS-Softmax: ``super-class + class + point`` of each row.
+
+    Class c belongs to super-class ``c // n_sub``; only the contexts tell. Every coordinate has variance 100 over the means of
+    the super-classes, 100 / 10 over the classes around them, 100 / 100 over the points around these; and everything is
+    divided by 10.
+
+    Row i is of class ``i % n_classes``: cut the rows where you like, to train and to test; both parts hold all classes. More
+    points are added at the end, and do not change those before.
+
+    Parameters
+    ----------
+    n_super : int
+    n_sub : int
+        Classes in each super-class.
+    n_points : int
+        Points of each class.
+    width : int
+    seed : int
+
+    Returns
+    -------
+    contexts : (n_points n_super n_sub, width) float32
+        Made in place: it takes as much memory as it has, and the means of the classes twice.
+    targets : (n_points n_super n_sub,) int32
+
+    Raises
+    ------
+    ValueError
+        An argument out of range.
+
+    Source: arXiv 1901.10668, its synthetic data; the division keeps scores and steps of Adam in proportion (we chose).
+
+    Examples
+    --------
+    >>> contexts, targets = hierarchy(n_super=4, n_sub=3, n_points=10, width=50, seed=0)
+    >>> contexts.shape, targets[:15].tolist()
+    ((120, 50), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 0, 1, 2])
+    >>> distance = np.linalg.norm(contexts[0] - contexts[1:13], axis=1)
+    >>> bool(distance[11] < distance[:2].min() < distance[:2].max() < distance[2:11].min())  # class, super-class, others
+    True
+    """
+    _check_sizes(n_points, "n_points", n_super=n_super, n_sub=n_sub, width=width)
+    random, n_classes = np.random.default_rng(seed), n_super * n_sub
+    if n_classes >= 2**31:
+        raise ValueError(f"n_super n_sub must be below 2**31, got {n_super} x {n_sub}")
+    means = np.float32(math.sqrt(1 / 10)) * random.standard_normal((n_super, n_sub, width), np.float32)
+    means += random.standard_normal((n_super, 1, width), np.float32)
+    means = means.reshape(n_classes, width)
+    contexts = np.empty((n_points, n_classes, width), np.float32)
+    for points in contexts:  # one of each class
+        random.standard_normal(out=points, dtype=np.float32)
+        points *= np.float32(1 / 10)
+        points += means
+    return contexts.reshape(-1, width), np.tile(np.arange(n_classes, dtype=np.int32), n_points)
+
+
 def _draw_labels(n_rows, n_labels, labels_per_row, exponent, rng):
     """(n_rows, labels_per_row) ids, ascending and different in each row: repeated ones are drawn anew."""
     if labels_per_row > n_labels:
@@ -118,8 +176,8 @@ def _label_matrix(ids, n_labels):
     return scipy.sparse.csr_matrix((ones, ids.ravel(), indptr), shape=(len(ids), n_labels))
 
 
-def _check_sizes(n_rows, **sizes):
-    """ValueError for what is no integer, below 0 (rows) or below 1 (everything else)."""
-    for name, size, low in [("n_rows", n_rows, 0), *((name, size, 1) for name, size in sizes.items())]:
+def _check_sizes(n_rows, rows="n_rows", **sizes):
+    """ValueError for what is no integer, below 0 (`n_rows`, which the message calls `rows`) or below 1 (everything else)."""
+    for name, size, low in [(rows, n_rows, 0), *((name, size, 1) for name, size in sizes.items())]:
         if not isinstance(size, numbers.Integral) or size < low:
             raise ValueError(f"{name} must be an integer of at least {low}, got {size!r}")

@@ -15,6 +15,7 @@ from bench import (
     forward,
     gpu,
     harness,
+    hierarchy,
     language,
     language_step,
     lstm,
@@ -26,7 +27,7 @@ from bench import (
     step,
 )
 from bench.peers import Peer, Unavailable, pytorch
-from sparsemax_nb import data, train
+from sparsemax_nb import PackedDSSoftmax, data, train
 
 
 @pytest.fixture
@@ -457,3 +458,65 @@ def test_language_rows_tables_and_picture(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "perplexity.png").read_bytes().startswith(b"\x89PNG")
     written = json.loads((tmp_path / "language-cpu.json").read_text())
     assert [row["benchmark"] for row in written] == [*language.TABLES]
+
+
+def test_hierarchy(tmp_path, capsys):
+    where = ["--json", str(tmp_path / "h.json"), "--picture", str(tmp_path / "h.png"), "--work", str(tmp_path / "work")]
+    command = ["--smoke", "--device", "cpu", "--threads", "1", *where]
+    row = hierarchy.main(command)
+    full, first, last = row["figures"]["full"], *row["figures"]["stages"]
+    assert full["accuracy"] == last["accuracy"] == 1 and full["seconds"] > 0 and row["figures"]["growth"] >= 0
+    assert (first["experts"], last["experts"], last["whole"], last["rows"]) == (2, 4, 4, 20)
+    assert last["speed-up"] == pytest.approx(20 / (4 + 5)) and last["seconds"] > 0
+    printed = capsys.readouterr().out
+    assert "4 of 4: met." in printed and "ideal for 4 equal experts 2.22." in printed
+    assert (tmp_path / "h.png").read_bytes().startswith(b"\x89PNG")
+    again = hierarchy.main(command)  # nothing is left to train
+    assert again["figures"]["stages"] == row["figures"]["stages"] and again["figures"]["growth"] is None
+    assert json.loads((tmp_path / "h.json").read_text()) == [json.loads(json.dumps(again))]
+
+
+def test_repeated_runs_of_the_hierarchy(monkeypatch):
+    monkeypatch.setitem(hierarchy.SETTINGS, "smoke", hierarchy.SETTINGS["smoke"] | {"n_experts": 2, "epochs": 1})
+    monkeypatch.setitem(hierarchy.TASKS, "smoke", hierarchy.TASKS["smoke"] | {"points": 40})
+    found = hierarchy.repeated("smoke", 2, "cpu")
+    assert list(found) == [1, 0]
+    for whole, spread, lowest in found.values():
+        assert whole == spread == 0 and 0 < lowest <= 1  # too few steps to prune
+
+
+def small_mixture():
+    """Two experts that hold a super-class of two classes each, and four queries, one of each class."""
+    gate, rows = np.array([[9, 0], [-9, 0]], np.float32), np.array([[0, 1], [0, -1], [0, 1], [0, -1]], np.float32)
+    starts, ids = np.array([0, 2, 4], np.int32), np.arange(4, dtype=np.int32)
+    return PackedDSSoftmax(gate, starts, ids, rows, 4), np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]], np.float32), ids
+
+
+def test_wrong_figures_of_the_hierarchy_are_noticed():
+    packed, contexts, targets = small_mixture()
+    figures = hierarchy.figures_of(packed, contexts, targets, n_super=2)
+    assert (figures["accuracy"], figures["whole"], figures["speed-up"], figures["rows"]) == (1, 2, 1, 4)
+    hierarchy.check(packed, contexts, targets, figures, full_accuracy=1.0)
+    for name in ("accuracy", "speed-up"):
+        with pytest.raises(AssertionError, match=f"{name} is off by"):
+            hierarchy.check(packed, contexts, targets, figures | {name: 0.99}, full_accuracy=1.0)
+    wrong = np.array([0, 1, 2, 2], np.int32)
+    figures = hierarchy.figures_of(packed, contexts, wrong, n_super=2)
+    with pytest.raises(AssertionError, match="25.00% less accurate"):
+        hierarchy.check(packed, contexts, wrong, figures, full_accuracy=1.0)
+
+
+def test_structure_of_experts(tmp_path):
+    held = np.zeros((3, 8), bool)  # four super-classes of two classes
+    held[2, :2] = held[0, 2:4] = held[2, 4:6] = held[1, 6:] = True
+    assert hierarchy.wholly(held, 4).tolist() == [True] * 4
+    shown, whole = hierarchy.arranged(held, 4)
+    assert whole.all() and [row.nonzero()[0].tolist() for row in shown] == [[0, 1, 2, 3], [4, 5], [6, 7]]
+    held[1, 5] = True  # of the third super-class a part lies elsewhere too
+    held[1, 7], held[0, 7] = False, True  # the fourth is divided
+    assert hierarchy.wholly(held, 4).tolist() == [True, True, False, False]
+    shown, whole = hierarchy.arranged(held, 4)
+    assert shown.sum() == held.sum() and whole.sum() == 4
+    hierarchy.picture(held, 4, "toy", tmp_path / "toy.png")
+    assert hierarchy.ideals(10, 10, 10) == (5, 5)
+    assert hierarchy.ideals(100, 100, 64) == (pytest.approx(1e4 / (64 + 156.25)), pytest.approx(1e4 / (64 + 172)))

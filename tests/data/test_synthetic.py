@@ -1,7 +1,9 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 
-from sparsemax_nb.data import bag_of_words, power_law_labels, synthetic
+from sparsemax_nb.data import bag_of_words, hierarchy, power_law_labels, synthetic
 
 
 def check_labels(labels, n_rows, n_labels, labels_per_row):
@@ -102,3 +104,55 @@ def test_draws_that_do_not_end(monkeypatch):
     monkeypatch.setattr(synthetic, "ROUNDS", 20)
     with pytest.raises(ValueError, match="no 4 different labels in 20 rounds; lower labels_per_row or exponent"):
         power_law_labels(3, 4, 4, 30.0, seed=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 4, 5, 6), (4, 3, 0, 2)])
+def test_hierarchy_shapes(shape):
+    n_super, n_sub, n_points, width = shape
+    contexts, targets = hierarchy(*shape, seed=1)
+    assert contexts.shape == (n_super * n_sub * n_points, width) and contexts.dtype == np.float32
+    assert contexts.flags.c_contiguous and targets.dtype == np.int32
+    np.testing.assert_array_equal(targets, np.arange(len(contexts)) % (n_super * n_sub))
+
+
+def test_hierarchy_variances():
+    """Of the super-classes' means, of the classes around them, of the points around these: 1, 1 / 10, 1 / 100."""
+    n_super, n_sub, n_points, width = 40, 30, 20, 50
+    contexts, _ = hierarchy(n_super, n_sub, n_points, width, seed=2)
+    x = contexts.astype(np.float64).reshape(n_points, n_super, n_sub, width)
+    of_class, of_super = x.mean(0), x.mean((0, 2))
+    within = ((x - of_class) ** 2).sum() / ((n_points - 1) * n_super * n_sub * width)
+    classes = ((of_class - of_super[:, None]) ** 2).sum() / (n_super * (n_sub - 1) * width) - within / n_points
+    supers = ((of_super - of_super.mean(0)) ** 2).sum() / ((n_super - 1) * width) - classes / n_sub
+    for got, want, freedom in ((within, 0.01, 1.1e6), (classes, 0.1, 5.8e4), (supers, 1.0, 1.9e3)):
+        assert abs(got / want - 1) < 4.5 * np.sqrt(2 / freedom)
+    assert abs(x.mean()) < 4.5 / np.sqrt(n_super * width)
+
+
+def test_hierarchy_seeds_and_more_points():
+    first, same, other = (hierarchy(3, 4, 5, 6, seed)[0] for seed in (4, 4, 5))
+    np.testing.assert_array_equal(first, same)
+    assert (first != other).all()
+    np.testing.assert_array_equal(hierarchy(3, 4, 9, 6, 4)[0][: len(first)], first)
+
+
+def test_hierarchy_takes_no_second_copy():
+    tracemalloc.start()
+    contexts, targets = hierarchy(10, 10, 200, 50, seed=0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.1 * (contexts.nbytes + targets.nbytes)
+
+
+@pytest.mark.parametrize("name", ["n_super", "n_sub", "n_points", "width"])
+@pytest.mark.parametrize("value", [-1, 2.0, "2"])
+def test_hierarchy_of_wrong_sizes(name, value):
+    with pytest.raises(
+        ValueError, match=f"{name} must be an integer of at least {0 if name == 'n_points' else 1}, got"
+    ):
+        hierarchy(**{"n_super": 2, "n_sub": 2, "n_points": 2, "width": 2, name: value}, seed=0)
+
+
+def test_hierarchy_of_too_many_classes():
+    with pytest.raises(ValueError, match="must be below 2"):
+        hierarchy(1 << 16, 1 << 16, 1, 1, seed=0)
