@@ -103,6 +103,11 @@ def sgd(parameter, gradient, rates):
     return parameter - rates.step_size * gradient
 
 
+def lasso(coefficient, square, n, epsilon):
+    """The factor of w in the gradient of ``coefficient sqrt(sum(w^2) / n + epsilon)``, `square` being the sum of w^2."""
+    return coefficient / (n * math.sqrt(square / n + epsilon))
+
+
 def enters(score, i, scores, ids):
     """Does (score, i) belong into a list of the best, score descending, then id ascending?
 

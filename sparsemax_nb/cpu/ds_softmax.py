@@ -12,7 +12,7 @@ from .top_k import WORST, enters, insert
 from .vector import LANES, any_above, inner, load, splat
 
 _f, _r = backend.cpu_formulas(formulas), backend.cpu_formulas(rng)
-adam = _f.adam
+adam, lasso = _f.adam, _f.lasso
 random_words, bell = _r.random_words, _r.bell
 
 ZERO, ONE = np.float32(0), np.float32(1)
@@ -275,12 +275,6 @@ def _adam_of_row(row, gradient, m, v, factor, rates):
         row[i], m[i], v[i] = adam(row[i], gradient[i] + factor * row[i], m[i], v[i], rates)
 
 
-@backend.njit
-def _lasso(coefficient, square, n, epsilon):
-    """The factor of w in the gradient of ``coefficient sqrt(square / n + epsilon)``, square being the sum of w^2."""
-    return coefficient / (n * math.sqrt(square / n + epsilon))
-
-
 @backend.njit_parallel
 def update(gradient, ids, class_squares, penalties, rates, moments, rows, squares):
     """Adam on the loss and the two group lassos, in place; `squares` (R,) are the sums of squares of the rows."""
@@ -289,8 +283,8 @@ def update(gradient, ids, class_squares, penalties, rates, moments, rows, square
     flat, width = rows.reshape(-1), rows.shape[1]
     n = np.float32(width)
     for r in prange(rows.shape[0]):
-        factor = _lasso(class_lasso, squares[r], n, epsilon)
-        factor += _lasso(expert_lasso, class_squares[ids[r]], n_experts * n, epsilon)
+        factor = lasso(class_lasso, squares[r], n, epsilon)
+        factor += lasso(expert_lasso, class_squares[ids[r]], n_experts * n, epsilon)
         _adam_of_row(rows[r], gradient[r], m[r], v[r], factor, rates)
         squares[r] = inner(flat, r * width, flat, r * width, width)
 

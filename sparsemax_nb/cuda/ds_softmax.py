@@ -11,7 +11,7 @@ from . import launch
 from .reduce import block_max, block_sum
 
 _f, _r = backend.cuda_formulas(formulas), backend.cuda_formulas(rng)
-adam = _f.adam
+adam, lasso = _f.adam, _f.lasso
 random_words, bell = _r.random_words, _r.bell
 
 ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
@@ -343,12 +343,6 @@ def class_sums(squares, by_class, sums, *, block=launch.BLOCK):
     class_sums_kernel[launch.flat(sums.shape[0], block)](squares, by_class, sums)
 
 
-@backend.cuda_device
-def _lasso(coefficient, square, n, epsilon):
-    """The factor of w in the gradient of ``coefficient sqrt(square / n + epsilon)``, square being the sum of w^2."""
-    return coefficient / (n * math.sqrt(square / n + epsilon))
-
-
 @backend.cuda_jit
 def update_kernel(gradient, ids, class_squares, penalties, rates, moments, rows, squares):
     """A block owns one row of rows, gradient, m, v (R, d), a thread its columns t, t + blockDim.x, ...; coalesced.
@@ -360,8 +354,8 @@ def update_kernel(gradient, ids, class_squares, penalties, rates, moments, rows,
     shared = cuda.shared.array(0, float32)
     class_lasso, expert_lasso, n_experts, epsilon = penalties
     n, square = np.float32(width), ZERO
-    factor = _lasso(class_lasso, squares[r], n, epsilon)
-    factor += _lasso(expert_lasso, class_squares[ids[r]], n_experts * n, epsilon)
+    factor = lasso(class_lasso, squares[r], n, epsilon)
+    factor += lasso(expert_lasso, class_squares[ids[r]], n_experts * n, epsilon)
     for i in range(thread, width, n_threads):
         w = rows[r, i]
         w, m, v = adam(w, gradient[r, i] + factor * w, moments.m[r, i], moments.v[r, i], rates)

@@ -82,6 +82,7 @@ def test_nan_stays_nan(loss, sign, compiled):
         ("loss_and_gradient", (numba.int64, F32, F32), 2),
         ("adam", (F32, F32, F32, F32, numba.typeof(RATES)), 3),
         ("sgd", (F32, F32, numba.typeof(RATES)), 1),
+        ("lasso", (F32, F32, F32, F32), 1),
     ],
 )
 def test_float32_stays_float32(name, arguments, results):
@@ -142,6 +143,15 @@ def test_adam_and_sgd():
     assert parameter == pytest.approx(2 - 0.1 * m / (np.sqrt(v) + 1e-3))
     assert formulas.sgd(2.0, 0.5, rates) == pytest.approx(1.95)
     assert formulas.adam(2.0, 0.0, 0.0, 0.0, rates) == (2.0, 0.0, 0.0)
+
+
+def test_lasso_by_finite_differences():
+    w, step = np.array([0.3, -0.2, 0.0]), 1e-6
+    moved = w + step * np.eye(3)
+    norms = [2 * np.sqrt((a**2).sum(-1) / 3 + 1e-4) for a in (moved, 2 * w - moved)]
+    np.testing.assert_allclose(
+        formulas.lasso(2, (w**2).sum(), 3, 1e-4) * w, (norms[0] - norms[1]) / (2 * step), atol=1e-8
+    )
 
 
 def test_compiled_update_equals_the_formula():
