@@ -13,6 +13,7 @@ import numpy as np
 
 from .core import backend, check, checkpoint, rng
 from .core.experts import Experts, by_class, group
+from .core.formulas import ADAM_KIND
 from .core.sparse import as_targets
 
 #: Scores that are held at once when queries are answered: 64 MiB.
@@ -201,16 +202,21 @@ class PackedDSSoftmax:
             No such file; truncated, foreign, of another kind or version.
         """
         device = backend.resolve_device(device)
-        arrays, description = checkpoint.load_mapped(path, cls.kind)
         try:
+            arrays, description = checkpoint.load_mapped(path, cls.kind)
             names = "gate", "starts", "ids", "rows"
             return cls(*(backend.asarray(arrays[name], device) for name in names), description["n_classes"])
+        except checkpoint.ModelFileError:
+            raise
         except (KeyError, TypeError, ValueError) as error:
             raise checkpoint.ModelFileError(f"{path} does not hold a whole DS-Softmax ({error})") from error
 
 
 class SparseExperts(PackedDSSoftmax):
     """A sparse mixture of sparse experts in training: memory follows the rows that pruning has left.
+
+    Rows, their two moments and their gradient; and for a batch as many scores as its rows have classes to choose from, in the
+    beginning B x L.
 
     Parameters
     ----------
@@ -242,6 +248,8 @@ class SparseExperts(PackedDSSoftmax):
 
     def __init__(self, gate, starts, ids, rows, n_classes):
         super().__init__(gate, starts, ids, rows, n_classes)
+        for name in ("gate", "rows"):
+            check.array(name, getattr(self, name), np.float32, getattr(self, name).shape, writeable=True)
         self.steps = 0
 
     @classmethod
@@ -307,6 +315,12 @@ class SparseExperts(PackedDSSoftmax):
         FloatingPointError
             The scores overflow.
         """
+        if optimizer.kind != ADAM_KIND:
+            raise TypeError(f"optimizer must be Adam, got {type(optimizer).__name__}")
+        weights = {"class_lasso": class_lasso, "expert_lasso": expert_lasso, "balance": balance, "noise": noise}
+        for name, weight in weights.items():
+            check.number(name, weight, 0, math.inf)
+        seed = np.uint64(check.integer("seed", seed, 0, 2**64 - 1))
         h = check.array("h", h, np.float32, ("B", self.width))
         device = check.same_device(h=h, rows=self.rows)
         n_rows, wing, experts = h.shape[0], backend.wing(device, "ds_softmax"), self._experts
@@ -315,7 +329,7 @@ class SparseExperts(PackedDSSoftmax):
             return 0.0
         logits = backend.product(h, self.gate.T)
         if noise > 0:
-            wing.add_noise(np.uint64(seed), np.uint64(self.steps), np.float32(noise), logits)
+            wing.add_noise(seed, np.uint64(self.steps), np.float32(noise), logits)
         values, loss, dvalues = (backend.empty(n_rows, np.float32, device) for _ in range(3))
         chosen = backend.empty(n_rows, np.int32, device)
         wing.gate(logits, logits, chosen, values)
@@ -324,7 +338,7 @@ class SparseExperts(PackedDSSoftmax):
         wing.scores(sorted_h, groups, experts, scores)
         wing.cross_entropy(scores, values, labels, groups, experts, self.n_classes, scale, loss, dvalues, scores)
         value = float(loss.sum(dtype=np.float64)) / n_rows
-        if not math.isfinite(value):
+        if not (math.isfinite(value) and bool(backend.module_of(device).isfinite(dvalues).all())):
             for name, array in (("h", h), ("gate", self.gate), ("rows", self.rows)):
                 check.finite(name, array)
             raise FloatingPointError("the scores of the experts overflowed; lower the learning rate")

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 
-from sparsemax_nb import Adam, Labels, PackedDSSoftmax, SparseExperts, ds_softmax
+from sparsemax_nb import SGD, Adam, Labels, PackedDSSoftmax, SparseExperts, ds_softmax
 from sparsemax_nb.core import backend as placement
 from sparsemax_nb.core import checkpoint, formulas
 from sparsemax_nb.core.experts import Experts, by_class, group
@@ -310,6 +310,9 @@ def test_files_that_can_not_be_loaded(tmp_path, monkeypatch):
     checkpoint.save(path, "classifier", arrays, {})
     with pytest.raises(checkpoint.ModelFileError, match="holds a 'classifier' model, not 'ds-softmax'"):
         PackedDSSoftmax.load(path)
+    checkpoint.save(path, "ds-softmax", arrays | {"gate": gate.astype(np.float64)}, {"n_classes": N_CLASSES})
+    with pytest.raises(checkpoint.ModelFileError, match="does not hold a whole DS-Softmax .*F64"):
+        PackedDSSoftmax.load(path, device="cpu")
     checkpoint.save(path, "ds-softmax", arrays | {"ids": experts.ids[::-1]}, {"n_classes": N_CLASSES})
     with pytest.raises(checkpoint.ModelFileError, match="does not hold a whole DS-Softmax .*ascending"):
         PackedDSSoftmax.load(path, device="cpu")
@@ -398,6 +401,52 @@ def test_bad_targets(backend):
         mixture.step(on(backend, h), on(backend, np.zeros(len(h), np.int32)), Adam())
     np.testing.assert_array_equal(backend.numpy(mixture.rows), before)
     assert mixture.step(on(backend, h[:0]), on(backend, targets[:0]), Adam()) == 0
+
+
+@pytest.mark.twins
+def test_bad_options_of_a_step(backend):
+    """Before anything moves; plain gradient descent has no moments."""
+    gate, experts, h, targets = problem()
+    mixture, wrong = made(backend, gate, experts), (np.nan, np.inf, -1.0)
+    with pytest.raises(TypeError, match="optimizer must be Adam, got SGD"):
+        mixture.step(on(backend, h), on(backend, targets), SGD(0.1))
+    for name in ("class_lasso", "expert_lasso", "balance", "noise"):
+        for value in wrong:
+            with pytest.raises(ValueError, match=f"{name} must lie in"):
+                mixture.step(on(backend, h), on(backend, targets), Adam(), **{name: value})
+    with pytest.raises(ValueError, match="seed must be between 0 and"):
+        mixture.step(on(backend, h), on(backend, targets), Adam(), seed=-1)
+    np.testing.assert_array_equal(backend.numpy(mixture.gate), gate)
+
+
+def test_rows_that_can_not_be_written_to():
+    gate, experts, _, _ = problem()
+    experts.rows.flags.writeable = False
+    PackedDSSoftmax(gate, *experts, N_CLASSES)  # to answer is all right
+    with pytest.raises(ValueError, match="rows is written to but is read-only"):
+        SparseExperts(gate, *experts, N_CLASSES)
+
+
+def test_scores_of_minus_infinity():
+    """They belong to no class twice, and leave no trace in the gate."""
+    rows, starts, ids = np.float32([[-3e38], [0.1], [0.2]]), np.array([0, 3], np.int32), np.arange(3, dtype=np.int32)
+    mixture, h = (
+        SparseExperts(np.ones((1, 1), np.float32), starts, ids, rows / 1e20, 3),
+        np.full((1, 1), 1e30, np.float32),
+    )
+    for call in (lambda: mixture.top_k(h, 3), lambda: mixture.step(h, np.array([1], np.int32), Adam())):
+        with pytest.raises(FloatingPointError, match="scores of the experts overflowed"):
+            call()
+    assert np.isfinite(mixture.gate).all()
+
+
+@pytest.mark.twins
+@pytest.mark.parametrize("n_rows", [1, 9])
+def test_queries_that_are_not_finite_meet_an_empty_expert(backend, n_rows):
+    experts = Experts(np.array([0, 0, 2], np.int32), np.array([0, 1], np.int32), normal(1, 2, 2))
+    packed = PackedDSSoftmax(on(backend, np.eye(2, dtype=np.float32)), *on(backend, experts), 2)
+    with pytest.raises(ValueError, match="h must be finite, got nan"):
+        packed.top_k(on(backend, np.full((n_rows, 2), np.nan, np.float32)), 1)
 
 
 def test_dense_checks_its_classes():

@@ -15,7 +15,7 @@ _f, _r = backend.cpu_formulas(formulas), backend.cpu_formulas(rng)
 adam, lasso = _f.adam, _f.lasso
 random_words, bell = _r.random_words, _r.bell
 
-ZERO, ONE = np.float32(0), np.float32(1)
+ZERO, ONE, NAN = np.float32(0), np.float32(1), np.float32(np.nan)
 GATE = rng.GATE
 #: Classes, or rows of the batch, of one product.
 TILE = 512
@@ -325,8 +325,11 @@ def _best(scores, value, held, probabilities, ids, lanes):
     shift = value * probabilities[0]
     total = _sum_exp(scores, value, shift, lanes)
     for i in range(min(k, n)):
-        probabilities[i], ids[i] = exp(value * probabilities[i] - shift) / total, held[ids[i]]
-    probabilities[n:] = ZERO
+        if ids[i] < 0:  # its score was -infinity
+            probabilities[i] = NAN
+        else:
+            probabilities[i], ids[i] = exp(value * probabilities[i] - shift) / total, held[ids[i]]
+    probabilities[n:] = ZERO * value  # NaN where the gate was not finite
 
 
 @backend.njit

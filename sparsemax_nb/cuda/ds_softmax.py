@@ -430,7 +430,7 @@ def _best(scores, value, ids, first, probabilities, found, shared, shared_ids):
                 if scores[j] > best:
                     best, place = scores[j], np.int32(j)
     for i in range(scores.size + thread, k, n_threads):
-        probabilities[i] = ZERO
+        probabilities[i] = ZERO * value  # NaN where the gate was not finite
         found[i] = -1
 
 
