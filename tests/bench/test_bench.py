@@ -416,7 +416,7 @@ def test_ds_softmax(tmp_path, monkeypatch, capsys):
     assert figures["ours: full softmax"]["accuracy"]["1"] > 0.1 and figures["DS-4"]["ms, batch 1"] > 0
     assert (tmp_path / "a.png").stat().st_size > 9000 and (tmp_path / "b.png").stat().st_size > 9000
     assert "| DS-4 |" in report.table(row) and any(note.startswith("Expert ") for note in row["notes"])
-    wrong = ds_softmax.Method(lambda h, k: np.zeros((len(h), k), int), exact=lambda h, k: np.arange(k))
+    wrong = ds_softmax.Method(lambda h, k: np.tile(np.arange(k), (len(h), 1)), exact=lambda h: np.arange(40.0))
     with pytest.raises(AssertionError, match="does not find the best classes"):
         ds_softmax.check("it", wrong, np.zeros((3, 8), np.float32))
     capsys.readouterr()
