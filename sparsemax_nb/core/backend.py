@@ -129,6 +129,7 @@ def zeros(shape, dtype, device):
     return array.view(SimArray) if SIMULATOR and device == "cuda" else array
 
 
+@functools.cache
 def wing(device, name):
     """The module `name` of the wing that computes on `device`: ``sparsemax_nb.cpu.NAME`` or ``sparsemax_nb.cuda.NAME``."""
     return importlib.import_module(f"{__package__.rpartition('.')[0]}.{device}.{name}")

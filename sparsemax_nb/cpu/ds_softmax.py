@@ -316,9 +316,9 @@ def _best(scores, value, held, probabilities, ids, lanes):
     for start in range(0, whole, LANES):
         if any_above(load(scores, start), splat(worst)):
             for j in range(start, start + LANES):
-                if enters(scores[j], j, probabilities, ids):
+                if not scores[j] <= worst and enters(scores[j], j, probabilities, ids):
                     insert(probabilities, ids, scores[j], j)
-            worst = probabilities[k - 1]
+                    worst = probabilities[k - 1]
     for j in range(whole, n):
         if enters(scores[j], j, probabilities, ids):
             insert(probabilities, ids, scores[j], j)
