@@ -327,8 +327,8 @@ def words(packed, counts, names, path, n_smallest=3):
     lines = []
     for k in np.argsort(packed.sizes, kind="stable")[:n_smallest]:
         held = ids[starts[k] : starts[k + 1]]
-        frequent = held[np.argsort(-counts[held], kind="stable")]
-        lines.append(f"Expert {k}, {len(held):,} words: {' '.join(names[i] for i in frequent[:60])}")
+        own = held[np.lexsort((-counts[held], packed.experts_per_class[held]))]  # first those that few others hold
+        lines.append(f"Expert {k}, {len(held):,} words, its own first: {' '.join(names[i] for i in own[:60])}")
     seen = np.flatnonzero(counts > 0)
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     axes.plot(
