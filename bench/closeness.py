@@ -245,10 +245,7 @@ def picture(row, path):
     axes.set_title(f"Distance from the softmax: {sizes['data']}, {sizes['classes']:,} classes", fontsize=15)
     axes.tick_params(labelsize=13)
     axes.spines[["top", "right"]].set_visible(False)
-    temporary = path.with_suffix(".part.png")
-    figure.savefig(temporary, dpi=120)
-    plt.close(figure)
-    temporary.replace(path)
+    harness.write_picture(figure, path, dpi=120)
 
 
 def main(argv=None):

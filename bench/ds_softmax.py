@@ -313,7 +313,7 @@ def picture(row, path):
         axes.grid(alpha=0.3, which="both")
         axes.spines[["top", "right"]].set_visible(False)
     panes[0].legend(frameon=False, fontsize=9)
-    _write(figure, path)
+    harness.write_picture(figure, path)
 
 
 def words(packed, counts, names, path, n_smallest=3):
@@ -346,17 +346,8 @@ def words(packed, counts, names, path, n_smallest=3):
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    _write(figure, path)
+    harness.write_picture(figure, path)
     return lines
-
-
-def _write(figure, path):
-    from matplotlib import pyplot as plt
-
-    temporary = path.with_suffix(".part.png")
-    figure.savefig(temporary, dpi=150)
-    plt.close(figure)
-    temporary.replace(path)
 
 
 def main(argv=None):

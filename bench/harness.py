@@ -175,6 +175,16 @@ def write_rows(path, rows):
         raise
 
 
+def write_picture(figure, path, dpi=150):
+    """Save and close a figure of matplotlib; the file is replaced in one move."""
+    from matplotlib import pyplot as plt
+
+    temporary = path.with_suffix(".part.png")
+    figure.savefig(temporary, dpi=dpi)
+    plt.close(figure)
+    temporary.replace(path)
+
+
 # ---------------------------------------------------------------- the frame of a script
 
 

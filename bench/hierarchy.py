@@ -315,10 +315,7 @@ def picture(held, n_super, name, path):
     if number < n_super:
         axes.text(1, 1.02, f"{n_super - number} others", color=PART, ha="right", **label)
     axes.tick_params(labelsize=14)
-    temporary = path.with_suffix(".part.png")
-    figure.savefig(temporary, dpi=120)
-    plt.close(figure)
-    temporary.replace(path)
+    harness.write_picture(figure, path, dpi=120)
 
 
 def main(argv=None):

@@ -126,10 +126,7 @@ def picture(found, path):
     axes.legend(frameon=False)
     axes.grid(alpha=0.3, which="both")
     axes.spines[["top", "right"]].set_visible(False)
-    temporary = path.with_suffix(".part.png")
-    figure.savefig(temporary, dpi=150)
-    plt.close(figure)
-    temporary.replace(path)
+    harness.write_picture(figure, path)
 
 
 def _draw(found):

@@ -134,7 +134,11 @@ class PackedDSSoftmax:
 
     def speed_up(self, h):
         """``L / (E + sum_k u_k |v_k|)``: multiply-adds of the full softmax by those here, the gate's included, for queries h (B, d)."""
-        return self.n_classes / (self.n_experts + float(self.utilisation(h) @ self.sizes))
+        return self.speed_up_at(self.utilisation(h))
+
+    def speed_up_at(self, utilisation):
+        """The same, where the shares of the queries (E,) are known."""
+        return self.n_classes / (self.n_experts + float(utilisation @ self.sizes))
 
     def top_k(self, h, k):
         """The k best classes of each query.

@@ -1,9 +1,8 @@
 """The best approximation of a matrix by one of lower rank."""
 
 import numpy as np
-import threadpoolctl
 
-_threads = threadpoolctl.ThreadpoolController()
+from . import blas
 
 
 def low_rank(rows, rank):
@@ -13,6 +12,6 @@ def low_rank(rows, rank):
     ``rows.T @ rows``, in float64. Bits do not depend on the number of threads.
     """
     rows = rows.astype(np.float64)
-    with _threads.limit(limits=1, user_api="blas"):
+    with blas.one_thread():
         axes = np.linalg.eigh(rows.T @ rows)[1][:, ::-1][:, :rank]
         return (rows @ axes).astype(np.float32), np.ascontiguousarray(axes, np.float32)

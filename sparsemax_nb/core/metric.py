@@ -5,12 +5,11 @@ that of the vectors, from a sample of the queries).
 """
 
 import numpy as np
-import threadpoolctl
+
+from . import blas
 
 #: So much of the mean variance is added in every direction: what no query of the sample has shown still counts a little.
 RIDGE = 1e-3
-
-_threads = threadpoolctl.ThreadpoolController()
 
 
 def score_metric(queries):
@@ -26,7 +25,7 @@ def score_metric(queries):
     """
     queries = queries.astype(np.float64)
     width = queries.shape[1]
-    with _threads.limit(limits=1, user_api="blas"):
+    with blas.one_thread():
         moment = queries.T @ queries
         mean = np.trace(moment) / width
         moment = moment / mean if mean > 0 else np.eye(width)

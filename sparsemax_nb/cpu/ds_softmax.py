@@ -5,9 +5,10 @@ import math
 import numpy as np
 from numba import prange
 
-from ..core import backend, formulas, rng
+from ..core import backend, blas, formulas, rng
+from .exp import LANES as WIDE
 from .exp import exp, exp_nonpositive
-from .matmul import AS_IS, FLOAT32, ITEM, TURNED, blas_threads, find_blas, gemm
+from .matmul import AS_IS, FLOAT32, ITEM, TURNED, find_blas, gemm
 from .top_k import WORST, enters, insert
 from .vector import LANES, any_above, inner, load, splat
 
@@ -17,10 +18,8 @@ random_words, bell = _r.random_words, _r.bell
 
 ZERO, ONE, NAN = np.float32(0), np.float32(1), np.float32(np.nan)
 GATE = rng.GATE
-#: Classes, or rows of the batch, of one product.
+#: Classes of one product.
 TILE = 512
-#: Sums that run side by side, so that they become vector code.
-WIDE = 64
 
 
 @backend.njit_parallel
@@ -58,17 +57,24 @@ def gate(logits, probabilities, chosen, values):
 
 
 @backend.njit
-def _tiles(starts, size):
-    """firsts, experts: the runs of at most `size` numbers into which each part of `starts` is cut, one behind the other."""
+def _tiles(starts):
+    """firsts, experts: the runs of at most TILE rows into which each expert's are cut, one behind the other."""
     n = 0
     for k in range(starts.size - 1):
-        n += (starts[k + 1] - starts[k] + size - 1) // size
+        n += (starts[k + 1] - starts[k] + TILE - 1) // TILE
     firsts, experts, place = np.empty(n, np.int64), np.empty(n, np.int64), 0
     for k in range(starts.size - 1):
-        for first in range(starts[k], starts[k + 1], size):
+        for first in range(starts[k], starts[k + 1], TILE):
             firsts[place], experts[place] = first, k
             place += 1
     return firsts, experts
+
+
+@backend.njit
+def _extent(first, k, of_batch, of_experts):
+    """Of the tile of expert k that begins at `first`: its rows; where the expert's begin, how many; the same of the batch's."""
+    start, size, row = of_experts[k], of_experts[k + 1] - of_experts[k], of_batch[k]
+    return min(TILE, start + size - first), start, size, row, of_batch[k + 1] - row
 
 
 @backend.njit_parallel
@@ -78,11 +84,10 @@ def _scores(h, groups, experts, out, scalars):
     alpha = scalars.ctypes.data
     beta, at_h, at_rows, at_out = alpha + ITEM, h.ctypes.data, experts.rows.ctypes.data, out.ctypes.data
     find_blas(scalars)
-    firsts, of = _tiles(experts.starts, TILE)
+    firsts, of = _tiles(experts.starts)
     for tile in prange(firsts.size):
-        k, first = of[tile], firsts[tile]
-        start, size = experts.starts[k], experts.starts[k + 1] - experts.starts[k]
-        n, row, n_rows = min(TILE, start + size - first), groups.starts[k], groups.starts[k + 1] - groups.starts[k]
+        first = firsts[tile]
+        n, start, size, row, n_rows = _extent(first, of[tile], groups.starts, experts.starts)
         if n_rows > 0:
             to = at_out + ITEM * (groups.offsets[row] + first - start)
             a, b = at_rows + ITEM * first * width, at_h + ITEM * row * width
@@ -91,7 +96,7 @@ def _scores(h, groups, experts, out, scalars):
 
 def scores(h, groups, experts, out):
     """The products of each row of h (B, d) with all rows of its expert, flat; h lies in the order of the groups."""
-    with blas_threads.limit(limits=1, user_api="blas"):
+    with blas.one_thread():
         _scores(h, groups, experts, out, np.array([1, 0, 0], np.float32))
 
 
@@ -101,11 +106,10 @@ def _gradient_of_rows(dscores, h, groups, experts, drows, scalars):
     alpha = scalars.ctypes.data
     beta, at_h, at_drows, at_dscores = alpha + ITEM, h.ctypes.data, drows.ctypes.data, dscores.ctypes.data
     find_blas(scalars)
-    firsts, of = _tiles(experts.starts, TILE)
+    firsts, of = _tiles(experts.starts)
     for tile in prange(firsts.size):
-        k, first = of[tile], firsts[tile]
-        start, size = experts.starts[k], experts.starts[k + 1] - experts.starts[k]
-        n, row, n_rows = min(TILE, start + size - first), groups.starts[k], groups.starts[k + 1] - groups.starts[k]
+        first = firsts[tile]
+        n, start, size, row, n_rows = _extent(first, of[tile], groups.starts, experts.starts)
         if n_rows > 0:
             b, a = at_dscores + ITEM * (groups.offsets[row] + first - start), at_h + ITEM * row * width
             to = at_drows + ITEM * first * width
@@ -116,7 +120,7 @@ def _gradient_of_rows(dscores, h, groups, experts, drows, scalars):
 
 def gradient_of_rows(dscores, h, groups, experts, drows):
     """The gradient by the experts' rows, (R, d): of expert k, its matrix of dscores, transposed, times its rows of h."""
-    with blas_threads.limit(limits=1, user_api="blas"):
+    with blas.one_thread():
         _gradient_of_rows(dscores, h, groups, experts, drows, np.array([1, 0, 0], np.float32))
 
 

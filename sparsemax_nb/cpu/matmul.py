@@ -10,13 +10,9 @@ import math
 import threading
 
 import numpy as np
-import scipy.linalg.cython_blas  # noqa: F401  the BLAS that Numba calls must be loaded before threadpoolctl looks
-import threadpoolctl
 from numba import prange, types
 
-from ..core import backend
-
-blas_threads = threadpoolctl.ThreadpoolController()
+from ..core import backend, blas
 
 # Numba's door to BLAS: gemm(kind, transa, transb, m, n, k, &alpha, a, lda, b, ldb, &beta, c, ldc), column-major.
 gemm = types.ExternalFunction("numba_xxgemm", types.intc(*[types.char] * 3, *[types.intp] * 11))
@@ -111,7 +107,7 @@ def matmul(a, b, out, *, add=False):
     turn_a, turn_b = not a.flags.c_contiguous, not b.flags.c_contiguous
     scalars, m, n, k = np.array([1, add, 0], np.float32), *out.shape, a.shape[1]
     operands = turn_a, turn_b, a.T if turn_a else a, b.T if turn_b else b, out, scalars
-    with blas_threads.limit(limits=1, user_api="blas"):
+    with blas.one_thread():
         long = LONG_TURNED if turn_a else LONG
         if k < long * max(m, n) or PARTS * m * n > ROOM:
             _tiled(*operands)

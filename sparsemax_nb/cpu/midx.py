@@ -5,9 +5,9 @@ import math
 import numpy as np
 from numba import prange
 
-from ..core import backend, rng
+from ..core import backend, blas, rng
 from .exp import exp
-from .matmul import AS_IS, FLOAT32, ITEM, TURNED, blas_threads, find_blas, gemm, matmul
+from .matmul import AS_IS, FLOAT32, ITEM, TURNED, find_blas, gemm, matmul
 from .vector import prefetch
 
 _rng = backend.cpu_formulas(rng)
@@ -36,7 +36,7 @@ def assign(vectors, codewords, weights, codes, distance, sums, totals):
     half = np.einsum("kd,kd->k", codewords, codewords) * HALF
     products = np.empty((n_parts, rows, n_words), np.float32)
     part_sums, part_totals = (np.zeros((n_parts, n_words, *more), np.float32) for more in ((width,), ()))
-    with blas_threads.limit(limits=1, user_api="blas"):
+    with blas.one_thread():
         scalars = np.array([1, 0, 0], np.float32)
         _assign(vectors, codewords, weights, half, products, scalars, codes, distance, part_sums, part_totals)
     sums[:], totals[:] = part_sums.sum(axis=0), part_totals.sum(axis=0)

@@ -263,7 +263,7 @@ class _Run:
         record = {
             "epoch": self.epoch, "n_experts": experts.n_experts, "loss": loss, "rows": experts.ids.shape[0],
             "removed": removed, "smallest_share": float(used.min()), "largest_share": float(used.max()),
-            "speed-up": experts.speed_up(h), "seconds": seconds,
+            "speed-up": experts.speed_up_at(used), "seconds": seconds,
         }  # fmt: skip
         if self.validation is not None:
             with _named(last):
@@ -426,5 +426,4 @@ def figures(experts, contexts, targets, *, of=""):
         held += int((holds[np.searchsorted(holds[:-1], wanted)] == wanted).sum())
         n_targets += len(wanted)
     result = {f"top-{k}": float(found[:k].sum() / (n_rows * (k if several else 1))) for k in KS}
-    cost = experts.n_experts + float(used @ experts.sizes) / n_rows
-    return result | {"held": held / max(n_targets, 1), "speed-up": n_classes / cost}
+    return result | {"held": held / max(n_targets, 1), "speed-up": experts.speed_up_at(used / n_rows)}
