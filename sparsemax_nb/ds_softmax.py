@@ -22,6 +22,8 @@ HELD = 1 << 24
 ENOUGH_ROWS = 4
 #: Inside the square root of a group lasso.
 EPSILON = 1e-8
+#: Rows that all experts together may have: their places are int32.
+MOST_ROWS = 2**31 - 1
 #: What is added to the gate's rows when experts are split, relative to their root mean square.
 PERTURBATION = 0.1
 
@@ -269,6 +271,7 @@ class SparseExperts(PackedDSSoftmax):
         n_experts = check.integer("n_experts", n_experts, 1)
         n_classes, width = classes.shape
         check.integer("n_classes (the length of classes)", n_classes, 1)
+        _check_rows(n_experts * n_classes)
         xp = backend.module_of(device)
         gate = _random((n_experts, width), 1 / math.sqrt(max(width, 1)), seed, device)
         ids = backend.asarray(xp.tile(xp.arange(n_classes, dtype=np.int32), n_experts), device)
@@ -382,6 +385,7 @@ class SparseExperts(PackedDSSoftmax):
 
         The gate's rows of the two are told apart by a random vector, added to one and taken from the other.
         """
+        _check_rows(2 * self.ids.shape[0])
         xp, counts = backend.module_of(self.device), np.diff(backend.to_numpy(self.starts))
         scale = PERTURBATION * math.sqrt(3 * float((self.gate**2).mean()))
         apart = _random(self.gate.shape, scale, seed, self.device)
@@ -408,6 +412,13 @@ class SparseExperts(PackedDSSoftmax):
     def pack(self):
         """`PackedDSSoftmax` of the present weights, copied."""
         return PackedDSSoftmax(self.gate.copy(), *(a.copy() for a in self._experts), self.n_classes)
+
+
+def _check_rows(n):
+    if n > MOST_ROWS:
+        raise ValueError(
+            f"the experts would have {n:,} rows together, more than {MOST_ROWS:,}; prune, or use fewer experts"
+        )
 
 
 def _random(shape, scale, seed, device):

@@ -456,3 +456,12 @@ def test_dense_checks_its_classes():
         SparseExperts.dense(np.zeros((3, 2), np.float32), 0)
     with pytest.raises(ValueError, match="threshold must lie in"):
         SparseExperts.dense(normal(1, 3, 2), 2).prune(-1)
+
+
+def test_more_rows_than_int32_counts(monkeypatch):
+    monkeypatch.setattr("sparsemax_nb.ds_softmax.MOST_ROWS", 11)
+    mixture = SparseExperts.dense(normal(1, 3, 2), 2)
+    with pytest.raises(ValueError, match="the experts would have 12 rows together, more than 11"):
+        mixture.split()
+    with pytest.raises(ValueError, match="the experts would have 12 rows together, more than 11"):
+        SparseExperts.dense(normal(1, 3, 2), 4)

@@ -8,6 +8,9 @@ import ctypes
 import warnings
 
 import numba
+import numpy as np
+import scipy.sparse
+from tqdm import tqdm
 
 from sparsemax_nb.core import backend
 
@@ -274,3 +277,67 @@ def top_k(rows):
         return torch.topk(logits, k).indices.numpy()
 
     return answer
+
+
+def adaptive_softmax(rows, counts, contexts, path, *, shares=(0.7, 0.9), epochs=2, batch_size=1024, learning_rate=1e-3):
+    """``AdaptiveLogSoftmaxWithLoss`` trained on contexts; the best classes by its `log_prob`, and multiply-adds of a query.
+
+    The most frequent classes, which together make up the first of `shares` of all that occur, are the head; those up to the
+    second share the first cluster, of a quarter of the width, the others the second, of a sixteenth. It starts from the
+    trained rows (L, d) - of a cluster, their best approximation of its width - and is trained by Adam, whose rate falls
+    linearly to a tenth. `contexts` are ``(h, targets)``; of several labels of a context, each is one target. The weights are
+    kept at `path`, and read where they are there.
+    """
+    torch = _torch("cpu")
+    order = np.argsort(-counts, kind="stable")  # the layer wants classes by frequency
+    reached = np.cumsum(counts[order]) / counts.sum()
+    cutoffs = [int(np.searchsorted(reached, share)) + 1 for share in shares]
+    layer = torch.nn.AdaptiveLogSoftmaxWithLoss(rows.shape[1], len(rows), cutoffs)
+    if path.exists():
+        layer.load_state_dict(torch.load(path))
+    else:
+        _from_rows(torch, layer, rows[order], cutoffs)
+        _train(torch, layer, contexts, np.argsort(order), epochs, batch_size, learning_rate)
+        torch.save(layer.state_dict(), path)
+    classes = torch.as_tensor(order)
+
+    @torch.no_grad()
+    def answer(h, k):
+        return classes[torch.topk(layer.log_prob(torch.from_numpy(h)), k).indices].numpy()
+
+    return answer, sum(p.numel() for p in layer.parameters())
+
+
+def _from_rows(torch, layer, rows, cutoffs):
+    """Head and clusters from the rows of a full softmax, in the layer's order; a cluster's own logit begins at its mean row."""
+    rows = torch.as_tensor(rows)
+    parts = rows[cutoffs[0] :].tensor_split([n - cutoffs[0] for n in cutoffs[1:]])
+    with torch.no_grad():
+        layer.head.weight.copy_(torch.cat([rows[: cutoffs[0]], *(part.mean(dim=0, keepdim=True) for part in parts)]))
+        for (narrow, wide), part in zip(layer.tail, parts, strict=True):
+            u, sizes, v = torch.linalg.svd(part, full_matrices=False)
+            width = len(narrow.weight)
+            narrow.weight.copy_(v[:width])
+            wide.weight.copy_(u[:, :width] * sizes[:width])
+
+
+def _train(torch, layer, contexts, places, epochs, batch_size, learning_rate):
+    """Adam on the layer's own loss; `places` are those of the classes in the layer's order."""
+    h, targets = contexts
+    rows = np.arange(len(h))
+    if scipy.sparse.issparse(targets):
+        rows, targets = targets.nonzero()
+    adam, random = torch.optim.Adam(layer.parameters(), lr=learning_rate, fused=True), np.random.default_rng(0)
+    n_steps = epochs * -(-len(rows) // batch_size)
+    bar = tqdm(total=n_steps, unit="step", desc="adaptive softmax")
+    for _ in range(epochs):
+        order = random.permutation(len(rows))
+        for first in range(0, len(rows), batch_size):
+            some = order[first : first + batch_size]
+            adam.param_groups[0]["lr"] = learning_rate * (1 - 0.9 * bar.n / n_steps)
+            x = torch.from_numpy(np.asarray(h[rows[some]], np.float32))
+            adam.zero_grad()
+            layer(x, torch.from_numpy(places[targets[some]])).loss.backward()
+            adam.step()
+            bar.update()
+    bar.close()

@@ -17,7 +17,7 @@ adam, lasso = _f.adam, _f.lasso
 random_words, bell = _r.random_words, _r.bell
 
 ZERO, ONE, NAN = np.float32(0), np.float32(1), np.float32(np.nan)
-GATE = rng.GATE
+NOISE = rng.NOISE
 #: Classes of one product.
 TILE = 512
 
@@ -28,7 +28,7 @@ def add_noise(seed, step, scale, logits):
     n_rows, n_experts = logits.shape
     for b in prange(n_rows):
         for k in range(n_experts):
-            w0, w1, w2, w3 = random_words(seed, GATE, step, np.uint64(b * n_experts + k))
+            w0, w1, w2, w3 = random_words(seed, NOISE, step, np.uint64(b * n_experts + k))
             logits[b, k] += scale * bell(w0, w1, w2, w3)
 
 

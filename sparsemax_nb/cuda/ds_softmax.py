@@ -16,7 +16,7 @@ random_words, bell = _r.random_words, _r.bell
 
 ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
 WORST, NAN, NOBODY = np.float32(-np.inf), np.float32(np.nan), np.int32(2**31 - 1)
-GATE = rng.GATE
+NOISE = rng.NOISE
 #: Rows of its tile that one thread of a product owns.
 OWNED = 4
 
@@ -26,7 +26,7 @@ def add_noise_kernel(seed, step, scale, logits):
     """One thread owns one of the logits (B, E), updated in place. Grid: elements on x. No shared memory, no atomics."""
     i = cuda.grid(1)
     if i < logits.size:
-        w0, w1, w2, w3 = random_words(seed, GATE, step, np.uint64(i))
+        w0, w1, w2, w3 = random_words(seed, NOISE, step, np.uint64(i))
         logits[i // logits.shape[1], i % logits.shape[1]] += scale * bell(w0, w1, w2, w3)
 
 

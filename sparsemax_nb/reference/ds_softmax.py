@@ -12,7 +12,7 @@ from ..core import rng
 
 def add_noise(seed, step, scale, logits):
     """logits + scale times random numbers of mean 0, variance 1, which are nearly normal (see `core.rng.bell`)."""
-    words = rng.random_words(seed, rng.GATE, step, np.arange(logits.size, dtype=np.uint64))
+    words = rng.random_words(seed, rng.NOISE, step, np.arange(logits.size, dtype=np.uint64))
     return logits.astype(np.float64) + scale * rng.bell(*words).reshape(logits.shape)
 
 

@@ -121,21 +121,8 @@ def test_bell_is_the_same_on_cuda(backend):
 
 def test_streams_do_not_overlap():
     """Layers add their number to a stream: there is room for 65,536 of them."""
-    streams = sorted(
-        map(
-            int,
-            (
-                rng.CONNECTIONS,
-                rng.WEIGHTS,
-                rng.DROPOUT,
-                rng.SHUFFLE,
-                rng.REWIRING,
-                rng.SAMPLING,
-                rng.GENERATION,
-                rng.GATE,
-            ),
-        )
-    )
+    names = "CONNECTIONS WEIGHTS DROPOUT SHUFFLE REWIRING SAMPLING GENERATION GATE NOISE"
+    streams = sorted(int(getattr(rng, name)) for name in names.split())
     assert np.diff([0, *streams]).min() >= 1 << 16
     assert max(streams) + (1 << 16) <= 1 << 32
 
