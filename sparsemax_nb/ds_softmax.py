@@ -353,7 +353,7 @@ class SparseExperts(PackedDSSoftmax):
             self._drows = backend.empty(self.rows.shape, np.float32, device)
         wing.gradient_of_rows(scores, sorted_h, groups, experts, self._drows)
         load, dload = (backend.empty(self.n_experts, np.float32, device) for _ in range(2))
-        wing.balance(values, chosen, load, dload)
+        wing.balance(values, groups, load, dload)
         dload *= np.float32(balance)
         dlogits = backend.empty(logits.shape, np.float32, device)
         wing.gate_backward(logits, chosen, dvalues, dload, dlogits)

@@ -656,13 +656,14 @@ def make_expert_loss(shape, several=False, in_place=False):
 def make_balance(shape):
     n_rows, n_experts = shape
     values, chosen = np.abs(normal(1, n_rows)), integers(2, 0, n_experts, n_rows).astype(np.int32)
-    outputs, wanted = (unwritten(n_experts), unwritten(n_experts)), ds_softmax.balance(values, chosen, n_experts)
+    groups = group(chosen, np.zeros(n_experts + 1, np.int32))
+    outputs, wanted = (unwritten(n_experts), unwritten(n_experts)), ds_softmax.balance(values, groups)
 
     def check():
         for got, want in zip(outputs, wanted, strict=True):
             assert_close(got, want, 4 * n_rows, max(np.abs(want).max(), n_experts / wanted[0].sum()))
 
-    return Task((values, chosen, *outputs), check)
+    return Task((values, groups, *outputs), check)
 
 
 def make_gate_backward(shape):

@@ -235,10 +235,11 @@ def cross_entropy(scores, values, labels, groups, experts, n_classes, scale, los
 
 
 @backend.njit
-def _balance(values, chosen, load, dload):
+def _balance(values, groups, load, dload):
     load[:] = ZERO
-    for b in range(values.size):
-        load[chosen[b]] += values[b]
+    for k in range(load.size):
+        for place in range(groups.starts[k], groups.starts[k + 1]):
+            load[k] += values[groups.order[place]]
     total, square, n_experts = ZERO, ZERO, np.float32(load.size)
     for k in range(load.size):
         total += load[k]
@@ -247,9 +248,9 @@ def _balance(values, chosen, load, dload):
         dload[k] = np.float32(2) * n_experts * (load[k] * total - square) / (total * total * total)
 
 
-def balance(values, chosen, load, dload):
+def balance(values, groups, load, dload):
     """Gate value that each expert gets, (E,), and the gradient by it of its squared coefficient of variation."""
-    _balance(values, chosen, load, dload)
+    _balance(values, groups, load, dload)
 
 
 @backend.njit_parallel

@@ -282,19 +282,18 @@ def cross_entropy(
 
 
 @backend.cuda_jit
-def balance_kernel(values, chosen, load, dload):
-    """Grid: one block. A thread owns the experts t, t + blockDim.x, ... of load, dload (E,), and reads all of values, chosen (B,).
+def balance_kernel(values, groups, load, dload):
+    """Grid: one block. A thread owns the experts t, t + blockDim.x, ... of load, dload (E,), and walks over their rows of values (B,).
 
-    All threads read the same number at a time. The sums over experts are reduced in shared memory, 4 bytes a thread, always in
-    the same order. Block a power of two. No atomics.
+    The sums over experts are reduced in shared memory, 4 bytes a thread, always in the same order. Block a power of two. No
+    atomics.
     """
     thread, n_threads = cuda.threadIdx.x, cuda.blockDim.x
     shared, total, square = cuda.shared.array(0, float32), ZERO, ZERO
     for k in range(thread, load.size, n_threads):
         own = ZERO
-        for b in range(values.size):
-            if chosen[b] == k:
-                own += values[b]
+        for place in range(groups.starts[k], groups.starts[k + 1]):
+            own += values[groups.order[place]]
         load[k] = own
         total += own
         square += own * own
@@ -303,9 +302,9 @@ def balance_kernel(values, chosen, load, dload):
         dload[k] = TWO * np.float32(load.size) * (load[k] * total - square) / (total * total * total)
 
 
-def balance(values, chosen, load, dload, *, block=launch.BLOCK):
+def balance(values, groups, load, dload, *, block=launch.BLOCK):
     """Gate value that each expert gets, (E,), and the gradient by it of its squared coefficient of variation."""
-    balance_kernel[1, block, 0, launch.shared_bytes(4 * block)](values, chosen, load, dload)
+    balance_kernel[1, block, 0, launch.shared_bytes(4 * block)](values, groups, load, dload)
 
 
 @backend.cuda_jit

@@ -66,12 +66,13 @@ def gradient_of_rows(dscores, h, groups, experts):
     return drows
 
 
-def balance(values, chosen, n_experts):
+def balance(values, groups):
     """How much gate value each expert gets, (E,), and the gradient by it of their squared coefficient of variation.
 
     ``CV^2 = var / mean^2 = E sum(load^2) / sum(load)^2 - 1``.
     """
-    load = np.bincount(chosen, values.astype(np.float64), n_experts)
+    n_experts = len(groups.starts) - 1
+    load = np.bincount(groups.experts, values[groups.order].astype(np.float64), n_experts)
     total = load.sum()
     return load, 2 * n_experts * (load * total - (load**2).sum()) / total**3
 
