@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import scipy.sparse
 
 from bench import (
     accuracy,
@@ -420,6 +421,22 @@ def test_ds_softmax(tmp_path, monkeypatch, capsys):
     with pytest.raises(AssertionError, match="does not find the best classes"):
         ds_softmax.check("it", wrong, np.zeros((3, 8), np.float32))
     capsys.readouterr()
+
+
+def test_adaptive_softmax(tmp_path):
+    """It learns, from one target a row or several; what it has learnt is kept; the frequent classes cost most."""
+    pytest.importorskip("torch", reason="PyTorch is not installed: it is an optional rival")
+    random = np.random.default_rng(0)
+    rows, targets = random.standard_normal((60, 32)).astype(np.float32), random.geometric(0.1, 3000) % 60
+    h, counts = (rows[targets] / 4).astype(np.float16), np.bincount(targets, minlength=60)
+    answer, flops = pytorch.adaptive_softmax(rows, counts, (h, targets), tmp_path / "a.pt", epochs=6, batch_size=100)
+    ids = answer(h.astype(np.float32), 3)
+    assert ids.shape == (3000, 3) and (ids[:, 0] == targets).mean() > 0.7 and 0 < flops < rows.size
+    again, _ = pytorch.adaptive_softmax(rows, counts, None, tmp_path / "a.pt")
+    np.testing.assert_array_equal(again(h.astype(np.float32), 3), ids)
+    labels = scipy.sparse.csr_matrix((np.ones(3000), targets, np.arange(3001)), (3000, 60))
+    answer, _ = pytorch.adaptive_softmax(rows, counts, (h, labels), tmp_path / "b.pt", epochs=6, batch_size=100)
+    assert (answer(h.astype(np.float32), 1)[:, 0] == targets).mean() > 0.7
 
 
 def test_language_step(tmp_path):
