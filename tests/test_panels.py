@@ -40,3 +40,13 @@ def test_nan_of_a_row_stays_in_it():
     spoilt = product(x, matrix)
     assert np.isnan(spoilt[3]).all()
     np.testing.assert_array_equal(np.delete(spoilt, 3, 0), np.delete(clean, 3, 0))
+
+
+@pytest.mark.parametrize("n_terms", [1, 15, 16, 40])
+@pytest.mark.parametrize("n_rows", [1, 16, 21])
+def test_rows_are_packed_as_the_columns_of_their_transpose_are(n_rows, n_terms):
+    rows = normal(1, n_rows + 2, n_terms)
+    packed = np.full((n_rows // 16 + 2, n_terms, 16), -9, np.float32)
+    panels.pack_rows(rows.reshape(-1), 2 * n_terms, n_rows, packed[: -(-n_rows // 16)])
+    np.testing.assert_array_equal(packed[: -(-n_rows // 16)], panels.pack(rows[2:].T))
+    assert (packed[-(-n_rows // 16) :] == -9).all()

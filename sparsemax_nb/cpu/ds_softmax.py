@@ -1,4 +1,4 @@
-"""DS-Softmax on the CPU: a sparse mixture of sparse experts. Products are single-threaded BLAS, one tile a thread."""
+"""DS-Softmax on the CPU: a sparse mixture of sparse experts. A thread takes a tile of an expert's rows."""
 
 import math
 
@@ -9,6 +9,7 @@ from ..core import backend, blas, formulas, rng
 from .exp import LANES as WIDE
 from .exp import exp, exp_nonpositive
 from .matmul import AS_IS, FLOAT32, ITEM, TURNED, find_blas, gemm
+from .panels import pack_rows, product
 from .top_k import WORST, enters, insert
 from .vector import LANES, any_above, inner, load, splat
 
@@ -18,8 +19,10 @@ random_words, bell = _r.random_words, _r.bell
 
 ZERO, ONE, NAN = np.float32(0), np.float32(1), np.float32(np.nan)
 NOISE = rng.NOISE
-#: Classes of one product.
+#: Rows of one expert that one thread takes.
 TILE = 512
+#: Of these, so many at a time are packed into panels, for so many rows of the batch: what exists for them fits the L2 cache.
+WIDTH, ROWS = 64, 256
 
 
 @backend.njit_parallel
@@ -77,27 +80,33 @@ def _extent(first, k, of_batch, of_experts):
     return min(TILE, start + size - first), start, size, row, of_batch[k + 1] - row
 
 
+@backend.njit
+def _scores_of_tile(h, row, n_rows, rows, first, n, out, to, size, panels, scratch):
+    """The products of n_rows rows of h, from number `row` on, with n <= WIDTH rows of `rows`; each row's `size` behind the last's."""
+    terms = panels.shape[1]
+    some = panels[: (n + LANES - 1) // LANES]
+    pack_rows(rows, first * terms, n, some)
+    for start in range(0, n_rows, ROWS):
+        count, width = min(ROWS, n_rows - start), some.shape[0] * LANES
+        product(h, (row + start) * terms, count, some, scratch)
+        for b in range(count):
+            place = to + (start + b) * size
+            out[place : place + n] = scratch[b * width : b * width + n]
+
+
 @backend.njit_parallel
-def _scores(h, groups, experts, out, scalars):
-    """Tiles of classes; scalars = [1, 0, 0]."""
-    width = h.shape[1]
-    alpha = scalars.ctypes.data
-    beta, at_h, at_rows, at_out = alpha + ITEM, h.ctypes.data, experts.rows.ctypes.data, out.ctypes.data
-    find_blas(scalars)
-    firsts, of = _tiles(experts.starts)
-    for tile in prange(firsts.size):
-        first = firsts[tile]
-        n, start, size, row, n_rows = _extent(first, of[tile], groups.starts, experts.starts)
-        if n_rows > 0:
-            to = at_out + ITEM * (groups.offsets[row] + first - start)
-            a, b = at_rows + ITEM * first * width, at_h + ITEM * row * width
-            gemm(FLOAT32, TURNED, AS_IS, n, n_rows, width, alpha, a, width, b, width, beta, to, size)
-
-
 def scores(h, groups, experts, out):
     """The products of each row of h (B, d) with all rows of its expert, flat; h lies in the order of the groups."""
-    with blas.one_thread():
-        _scores(h, groups, experts, out, np.array([1, 0, 0], np.float32))
+    flat_h, flat_rows, terms = h.reshape(-1), experts.rows.reshape(-1), h.shape[1]
+    firsts, of = _tiles(experts.starts)
+    for tile in prange(firsts.size):
+        n, start, size, row, n_rows = _extent(firsts[tile], of[tile], groups.starts, experts.starts)
+        if n_rows > 0:
+            panels, scratch = np.empty((WIDTH // LANES, terms, LANES), np.float32), np.empty(ROWS * WIDTH, np.float32)
+            stop = firsts[tile] + n
+            for first in range(firsts[tile], stop, WIDTH):
+                to, count = groups.offsets[row] + first - start, min(WIDTH, stop - first)
+                _scores_of_tile(flat_h, row, n_rows, flat_rows, first, count, out, to, size, panels, scratch)
 
 
 @backend.njit_parallel

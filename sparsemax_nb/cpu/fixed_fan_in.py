@@ -17,7 +17,7 @@ from .exp import exp, polynomial
 from .top_k import WORST, enters, insert
 from .vector import (
     LANES, add, aligned, any_above, any_nonzero, dot, dots, fma, item, load, mul, prefetch, splat, store,
-    store_transposed,
+    transpose,
 )  # fmt: skip
 
 _f = backend.cpu_formulas(formulas)
@@ -124,7 +124,7 @@ def _forward(x, layer, scores, blocks):
                     score = _score(block, indices, values, label * fan_in, fan_in, item(layer.bias, label))
                     store(tile, j * LANES, score)
                 if n == LANES and first_row + LANES <= n_rows:
-                    store_transposed(tile, flat_scores, first_row * n_labels + first, n_labels)
+                    transpose(tile, 0, LANES, flat_scores, first_row * n_labels + first, n_labels)
                 else:
                     for q in range(min(LANES, n_rows - first_row)):
                         for j in range(n):

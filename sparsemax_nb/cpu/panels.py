@@ -10,7 +10,7 @@ import numpy as np
 from numba import prange
 
 from ..core import backend
-from .vector import LANES, aligned, fma, item, load, splat, store
+from .vector import LANES, aligned, fma, item, load, splat, store, transpose
 
 ROWS = 4
 ZERO = np.float32(0)
@@ -32,6 +32,23 @@ def pack(matrix):
     panels = aligned(np.empty, ((n_columns + LANES - 1) // LANES, n_terms, LANES))
     _pack(matrix, panels)
     return panels
+
+
+@backend.njit
+def pack_rows(rows, first, n_rows, panels):
+    """Writes the panels (n_rows / 16 rounded up, K, 16) of rows^T; the first row begins at number `first` of rows, which is flat."""
+    n_panels, n_terms, _ = panels.shape
+    flat = panels.reshape(-1)
+    for p in range(n_panels):
+        at, row, n = p * n_terms * LANES, first + p * LANES * n_terms, min(LANES, n_rows - p * LANES)
+        if n == LANES and n_terms >= LANES:
+            for k in range(0, n_terms, LANES):
+                k = min(k, n_terms - LANES)  # the last square may cover terms again
+                transpose(rows, row + k, n_terms, flat, at + k * LANES, LANES)
+        else:
+            for k in range(n_terms):
+                for j in range(LANES):
+                    flat[at + k * LANES + j] = rows[row + j * n_terms + k] if j < n else ZERO
 
 
 @backend.njit

@@ -233,33 +233,34 @@ def any_nonzero(typingctx, v):
 
 
 @intrinsic
-def store_transposed(typingctx, tile, array, i, stride):
-    """``array[i + stride * row + column] = tile[16 * column + row]`` for 16 x 16 numbers, transposed in registers."""
+def transpose(typingctx, a, i, stride, b, j, b_stride):
+    """``b[j + b_stride * row + column] = a[i + stride * column + row]`` for 16 x 16 numbers, transposed in registers."""
 
     def codegen(context, builder, sig, args):
         i64 = ir.IntType(64)
         lines = []
-        for j in range(LANES):
-            line = builder.load(_address(context, builder, sig.args[0], args[0], i64(j * LANES), _VECTOR))
+        for k in range(LANES):
+            place = builder.add(args[1], builder.mul(args[2], i64(k)))
+            line = builder.load(_address(context, builder, sig.args[0], args[0], place, _VECTOR))
             line.align = 4
             lines.append(line)
         step = 1
         while step < LANES:  # swap the off-diagonal step x step squares of every 2 step x 2 step square
             lower = _select(*[e if not e & step else (e ^ step) + LANES for e in range(LANES)])
             upper = _select(*[e | step if not e & step else e + LANES for e in range(LANES)])
-            for j in range(LANES):
-                if not j & step:
-                    a, b = lines[j], lines[j | step]
-                    lines[j] = builder.shuffle_vector(a, b, lower)
-                    lines[j | step] = builder.shuffle_vector(a, b, upper)
+            for k in range(LANES):
+                if not k & step:
+                    x, y = lines[k], lines[k | step]
+                    lines[k] = builder.shuffle_vector(x, y, lower)
+                    lines[k | step] = builder.shuffle_vector(x, y, upper)
             step *= 2
-        for j in range(LANES):
-            place = builder.add(args[2], builder.mul(args[3], i64(j)))
-            instruction = builder.store(lines[j], _address(context, builder, sig.args[1], args[1], place, _VECTOR))
+        for k in range(LANES):
+            place = builder.add(args[4], builder.mul(args[5], i64(k)))
+            instruction = builder.store(lines[k], _address(context, builder, sig.args[3], args[3], place, _VECTOR))
             instruction.align = 4
         return context.get_dummy_value()
 
-    return types.none(tile, array, types.intp, types.intp), codegen
+    return types.none(a, types.intp, types.intp, b, types.intp, types.intp), codegen
 
 
 @njit
