@@ -26,7 +26,7 @@ TASKS = {
 SETTINGS = {
     "10x10": {"first_experts": 10, "n_experts": 10, "epochs": 30, "prune_after": 3, "batch_size": 100},
     "100x100": {
-        "first_experts": 2, "n_experts": 64, "epochs": 2, "prune_after": 1, "batch_size": 100, "class_lasso": 0.001,
+        "first_experts": 16, "n_experts": 64, "epochs": 1, "prune_after": 0, "batch_size": 100, "class_lasso": 0.001,
         "expert_lasso": 0.001, "balance": 2.0,
     },
     "smoke": {"first_experts": 2, "n_experts": 4, "epochs": 10, "prune_after": 2, "batch_size": 20},
