@@ -230,6 +230,7 @@ class Training:
                     bar.set_postfix(self._shown(), refresh=False)
                 ended, over = self._at.row >= self.n_rows, self._over_budget()
                 if over and not ended and save is not None:
+                    self._check_finite()
                     save()  # inside the epoch: a run that gets more time goes on from here
                 if ended or over:
                     self._end_epoch()
