@@ -49,7 +49,8 @@ class DSSoftmax(Estimator):
     threshold : float
         Rows with a smaller root mean square are pruned.
     class_lasso, expert_lasso, balance : float
-        Weights of the two lassos, and of the squared coefficient of variation of the experts' loads.
+        Weights of the two lassos, and of the squared coefficient of variation of the experts' loads, beside the loss of one
+        target: where contexts have several labels, they are multiplied by the mean number of labels.
     noise : float
         Standard deviation of the noise at the gate, in training.
     batch_size : int
@@ -202,6 +203,7 @@ class _Run:
     def __init__(self, model, contexts, targets, init, n_classes, validation, device):
         self.model, self.contexts, self.targets, self.validation = model, contexts, targets, validation
         self.device, self.optimizer, self.history, self.epoch = device, Adam(model.learning_rate), [], 0
+        self.n_labels = max(targets.nnz / len(contexts), 1.0) if scipy.sparse.issparse(targets) else 1.0  # of a context
         self.n_steps = -(-len(contexts) // model.batch_size)  # of an epoch
         self.n_epochs = model.epochs * (model.n_experts // model.first_experts).bit_length()  # of all stages
         if init is None:
@@ -273,7 +275,8 @@ class _Run:
     def _steps(self, number, bar, interrupted):
         """The steps of an epoch, number `number` of its stage; returns their mean loss a context."""
         model, experts, losses = self.model, self.experts, []
-        options = {name: getattr(model, name) for name in ("class_lasso", "expert_lasso", "balance", "noise", "seed")}
+        options = {name: getattr(model, name) * self.n_labels for name in ("class_lasso", "expert_lasso", "balance")}
+        options |= {"noise": model.noise, "seed": model.seed}
         order = shuffled(len(self.contexts), model.seed, self.epoch)
         for i, rows in enumerate(batches(order, model.batch_size)):
             if interrupted:

@@ -195,6 +195,18 @@ def test_one_target_a_row_is_a_matrix_with_one_label_a_row(points):
     assert several.evaluate(points[0], matrix)["top-1"] == one.evaluate(*points)["top-1"]
 
 
+def test_penalties_of_several_labels(points, monkeypatch):
+    """They grow with the loss, which is a sum over labels; noise and seed do not."""
+    called, labels = [], label_matrix(N_ROWS, N_CLASSES, density=0.15)
+    monkeypatch.setattr(
+        SparseExperts, "step", lambda self, h, targets, optimizer, **options: called.append(options) or 1.0
+    )
+    short((points[0], labels), changes={"seed": 3})
+    mean = labels.nnz / N_ROWS
+    wanted = {"class_lasso": 0.04 * mean, "expert_lasso": 0.04 * mean, "balance": 10 * mean, "noise": 0.1, "seed": 3}
+    assert mean > 2 and called[0] == pytest.approx(wanted)
+
+
 def test_figures_of_several_labels(points, monkeypatch):
     """Top-k are P@k of the answers; 'held' is counted by hand. Stored zeros and rows without labels are legal."""
     monkeypatch.setattr(ds_trainer, "AT_ONCE", 130)
