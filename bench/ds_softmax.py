@@ -19,8 +19,9 @@ import numba
 import numpy as np
 import scipy.sparse
 
-from sparsemax_nb import DSoftmax, DSSoftmax, FullSoftmax, PackedDSSoftmax, SVDSoftmax, data, train
+from sparsemax_nb import Adam, DSoftmax, DSSoftmax, FullSoftmax, PackedDSSoftmax, SparseExperts, SVDSoftmax, data, train
 from sparsemax_nb.core import checkpoint
+from sparsemax_nb.train import ds_trainer
 
 from . import harness, machine, report
 from .peers import Unavailable, faiss, pytorch
@@ -33,6 +34,8 @@ SETTINGS = {
     train.LanguageModel.kind: SHARED | {"batch_size": 1024, "learning_rate": 3e-3},
     train.Classifier.kind: SHARED | {"batch_size": 128, "learning_rate": 1e-3},
 }
+#: Of each stage, to measure its memory.
+STEPS = 4
 #: Training contexts: the first of the text.
 CONTEXTS = 1_000_000
 KS = 1, 5, 10
@@ -89,20 +92,18 @@ def trained(name, found, rows, work, settings):
     path = work / f"{name}.checkpoint.safetensors"
     if not (log.exists() and last.exists()):
         (h, targets), (valid_h, valid_targets) = found["train"], found["valid"]
-        h = np.array(h)  # pages of a file that is mapped would count as memory of the training
-        model, is_whole = DSSoftmax(**settings, device="cpu"), not path.exists()
+        model = DSSoftmax(**settings, device="cpu")
         some = np.arange(0, len(valid_h), max(1, len(valid_h) // 10_000))
         validation = np.asarray(valid_h[some], np.float32), valid_targets[some]
         start = time.perf_counter()
-        with machine.memory_growth("cpu") as growth:
-            model.fit(
-                h, targets, init=rows, validation=validation, checkpoint_path=path, resume=True,
-                after_epoch=lambda record: print(_line(record), flush=True),
-                after_stage=lambda n, packed: packed.save(files[n]),
-            )  # fmt: skip
+        model.fit(
+            h, targets, init=rows, validation=validation, checkpoint_path=path, resume=True,
+            after_epoch=lambda record: print(_line(record), flush=True),
+            after_stage=lambda n, packed: packed.save(files[n]),
+        )  # fmt: skip
         result = {
             "settings": settings, "n_contexts": len(h), "history": model.history_, "seconds": time.perf_counter() - start,
-            "growth": growth["bytes"] if is_whole else None, "environment": machine.environment("cpu"),
+            "environment": machine.environment("cpu"),
         }  # fmt: skip
         log.write_text(json.dumps(result, indent=1) + "\n")
     return files, json.loads(log.read_text())
@@ -115,6 +116,44 @@ def _line(record):
         f"  top-1 {100 * v['top-1']:.2f}  top-10 {100 * v['top-10']:.2f}  held {100 * v['held']:.1f}  "
         f"speed-up {v['speed-up']:.2f}  {record['seconds']:.0f} s"
     )
+
+
+# ---------------------------------------------------------------- memory
+
+
+def memory(found, rows, files, settings):
+    """{experts: bytes} of all stages of a run that is over: how far memory grew above its level before, at most.
+
+    Each stage begins with the saved experts of the one before: so a run that was killed and resumed can be measured, too.
+    The contexts do not count.
+    """
+    h, targets = (a[: (STEPS + 1) * settings["batch_size"]] for a in found["train"])
+    few = targets[:, :50] if scipy.sparse.issparse(targets) else np.minimum(targets, 49)
+    _stage(None, rows[:50], h, few, settings)  # compiles
+    grown, before = {}, None
+    for n, path in files.items():
+        with machine.memory_growth("cpu") as growth:
+            _stage(before, rows, h, targets, settings)
+        grown[n], packed = growth["bytes"], PackedDSSoftmax.load(path, device="cpu")
+        before = [np.array(a) for a in (packed.gate, packed.starts, packed.ids, packed.rows)]
+    return grown
+
+
+def _stage(before, rows, h, targets, settings):
+    """What a stage holds: from mitosis over steps, validation and pruning to the packed experts."""
+    batch, adam = settings["batch_size"], Adam(settings["learning_rate"])
+    parts = [(np.asarray(h[i : i + batch], np.float32), targets[i : i + batch]) for i in range(0, h.shape[0], batch)]
+    if before is None:
+        experts = SparseExperts.dense(rows, settings["first_experts"])
+    else:
+        experts = SparseExperts(*(a.copy() for a in before), len(rows))
+        experts.step(*parts[0], adam)  # from now on there are moments
+        experts.split(adam)
+    for part in parts[1:]:
+        experts.step(*part, adam)
+    ds_trainer.figures(experts, h, targets)
+    experts.prune(settings["threshold"], adam)
+    experts.pack()
 
 
 # ---------------------------------------------------------------- methods
@@ -240,7 +279,7 @@ def row_of(name, args, found, rows, counts, files, log, adaptive):
     order = np.random.default_rng(0).permutation(len(h))[:1024]
     times = timed(answers, h[order], args.repeats)
     base = {size: {n: np.array(t.seconds) for n, (t, _) in by_name.items()} for size, by_name in times.items()}
-    lines, first = [], "ours: full softmax"
+    lines, first, grown = [], "ours: full softmax", memory(found, rows, files, log["settings"])
     for method, f in figures.items():
         if "unavailable" in f:
             lines.append([method, *["-"] * 9, f["unavailable"]])
@@ -264,23 +303,24 @@ def row_of(name, args, found, rows, counts, files, log, adaptive):
         "ratios. Ours give probabilities, too, PyTorch and FAISS the classes alone. FAISS searches the same vectors: flat and HNSW by "
         "inner product; IVF by distance, after one more coordinate has made all vectors equally long.",
         f"DS-n: {log['n_contexts']:,} contexts, {settings}; trained in {sum(r['seconds'] for r in log['history']):,.0f} s, without validation.",
-        _memory(log.get("growth"), rows.size),
+        _memory(grown, rows.size),
     ]
     return {
         "benchmark": f"ds_softmax: {name}", "parameters": {"data": name, "model": Path(args.model).stem, "device": "cpu"},
-        "table": {"header": header, "rows": lines}, "notes": notes, "figures": figures, "training": log,
+        "table": {"header": header, "rows": lines}, "notes": notes, "figures": figures, "memory": grown, "training": log,
         "environment": machine.environment("cpu"),
     }  # fmt: skip
 
 
-def _memory(growth, size):
-    """Of the whole training, beside that of 64 full layers: weights, two moments, gradient, float32."""
-    full = 64 * 16 * size
-    if growth is None:
-        return "Memory of the training: not measured, it was resumed."
+def _memory(grown, size):
+    """Of the training, beside that of as many full layers: weights, two moments, gradient, float32."""
+    if None in grown.values():
+        return "Memory of the training: not measured, /proc does not offer it."
+    stage, last = max(grown, key=grown.get), max(grown)
+    peak, full = grown[stage], last * 16 * size
     return (
-        f"Memory of the training beyond its contexts: {growth / 2**20:,.0f} MiB; 64 full layers with moments and gradient: "
-        f"{full / 2**20:,.0f} MiB, {full / growth:.1f} times as much."
+        f"Memory of the training beyond its contexts, measured stage by stage: {peak / 2**20:,.0f} MiB at most, with {stage} "
+        f"experts; {last} full layers with moments and gradient: {full / 2**20:,.0f} MiB, {full / peak:.1f} times as much."
     )
 
 
@@ -383,7 +423,7 @@ def main(argv=None):
         )
     row = row_of(Path(args.data).name, args, found, rows, counts, files, log, args.work / f"{name}-adaptive.pt")
     if kind == train.LanguageModel.kind:
-        row["notes"] += words(PackedDSSoftmax.load(files[64], device="cpu"), counts, names, PICTURE_OF_WORDS)
+        row["notes"] += words(PackedDSSoftmax.load(files[max(files)], device="cpu"), counts, names, PICTURE_OF_WORDS)
         picture(row, PICTURE)
     harness.write_rows(args.json, [row])
     print(report.table(row))

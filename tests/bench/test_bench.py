@@ -396,7 +396,7 @@ def test_ds_softmax(tmp_path, monkeypatch, capsys):
     text = data.load_text(tmp_path)
     model.fit(text.train, vocabulary=text.vocabulary).save(file)
     small = ds_softmax.SHARED | {"n_experts": 4, "epochs": 3, "batch_size": 50}
-    monkeypatch.setitem(ds_softmax.SETTINGS, "language-model", small)
+    monkeypatch.setitem(ds_softmax.SETTINGS, train.LanguageModel.kind, small | {"learning_rate": 3e-3})
     for name, value in {"FEWEST": 2, "PICTURE": tmp_path / "a.png", "PICTURE_OF_WORDS": tmp_path / "b.png"}.items():
         monkeypatch.setattr(ds_softmax, name, value)
     command = [
@@ -417,6 +417,7 @@ def test_ds_softmax(tmp_path, monkeypatch, capsys):
     assert figures["ours: full softmax"]["accuracy"]["1"] > 0.1 and figures["DS-4"]["ms, batch 1"] > 0
     assert (tmp_path / "a.png").stat().st_size > 9000 and (tmp_path / "b.png").stat().st_size > 9000
     assert "| DS-4 |" in report.table(row) and any(note.startswith("Expert ") for note in row["notes"])
+    assert row["memory"].keys() == {"2", "4"} and all(n is None or n >= 0 for n in row["memory"].values())
     wrong = ds_softmax.Method(lambda h, k: np.tile(np.arange(k), (len(h), 1)), exact=lambda h: np.arange(40.0))
     with pytest.raises(AssertionError, match="does not find the best classes"):
         ds_softmax.check("it", wrong, np.zeros((3, 8), np.float32))
