@@ -172,7 +172,7 @@ class Method(NamedTuple):
 
 def methods(found, rows, counts, files, adaptive, probes=(4, 16, 64), searches=(16, 64, 256)):
     """{name: what prepares the `Method`}; `adaptive` is the file of PyTorch's layer, trained where it is not there."""
-    wide, sample = rows.astype(np.float64), np.asarray(found["test"][0][::10], np.float32)
+    wide, sample = rows.astype(np.float64), np.ascontiguousarray(found["test"][0][::10], np.float32)
 
     def ours(layer, exact=None):
         return Method(lambda h, k: layer.top_k(h, k)[1], layer.flops_per_query, layer.nbytes, exact)
