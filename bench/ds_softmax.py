@@ -337,8 +337,8 @@ def picture(row, path):
     styles = {
         "DS": ("#0072B2", "o", "DS-Softmax"), "SVD": ("#E69F00", "^", "SVD-softmax"), "D-": ("#CC79A7", "v", "D-softmax"),
         "FAISS IVF": ("#009E73", "s", "FAISS IVF"), "FAISS HNSW": ("#56B4E9", "P", "FAISS HNSW"),
-        "FAISS flat": ("#999999", "X", "FAISS flat"), "PyTorch": ("#D55E00", "D", "PyTorch, full"),
-        "ours": ("#000000", "*", "our full softmax"),
+        "FAISS flat": ("#999999", "X", "FAISS flat"), "PyTorch: matmul": ("#D55E00", "D", "PyTorch, full"),
+        "PyTorch: adaptive": ("#D55E00", "d", "PyTorch, adaptive"), "ours": ("#000000", "*", "our full softmax"),
     }  # fmt: skip
     figures = {name: f for name, f in row["figures"].items() if "accuracy" in f}
     whole = figures["ours: full softmax"]["accuracy"]
