@@ -2,8 +2,9 @@
 
 FILE is a trained language model, as ``python -m bench.language ROW`` or ``sparsemax-nb train ... --save FILE`` writes it; or a
 classifier with a dense output, then instead of wikitext-2 stands tate or the folder of its data. Its contexts are written into
---work, and DS-2 ... DS-64 trained on them: that can take hours, be killed and given again. Then every method answers the test part: accuracy against the truth, multiply-adds, and
-milliseconds for one query, 64 and 1,024, beside PyTorch and FAISS on the same vectors.
+--work, and DS-2 ... DS-64 trained on them: that can take hours, be killed and given again. Then every method answers the test
+part: accuracy against the truth, multiply-adds, and milliseconds for one query, 64 and 1,024, beside PyTorch and FAISS on the
+same vectors.
 """
 
 import argparse

@@ -430,13 +430,14 @@ def test_adaptive_softmax(tmp_path):
     random = np.random.default_rng(0)
     rows, targets = random.standard_normal((60, 32)).astype(np.float32), random.geometric(0.1, 3000) % 60
     h, counts = (rows[targets] / 4).astype(np.float16), np.bincount(targets, minlength=60)
-    answer, flops = pytorch.adaptive_softmax(rows, counts, (h, targets), tmp_path / "a.pt", epochs=6, batch_size=100)
+    options = {"shares": (0.7, 0.9), "epochs": 6, "batch_size": 100, "learning_rate": 1e-3}
+    answer, flops = pytorch.adaptive_softmax(rows, counts, (h, targets), tmp_path / "a.pt", **options)
     ids = answer(h.astype(np.float32), 3)
     assert ids.shape == (3000, 3) and (ids[:, 0] == targets).mean() > 0.7 and 0 < flops < rows.size
-    again, _ = pytorch.adaptive_softmax(rows, counts, None, tmp_path / "a.pt")
+    again, _ = pytorch.adaptive_softmax(rows, counts, None, tmp_path / "a.pt", **options)
     np.testing.assert_array_equal(again(h.astype(np.float32), 3), ids)
     labels = scipy.sparse.csr_matrix((np.ones(3000), targets, np.arange(3001)), (3000, 60))
-    answer, _ = pytorch.adaptive_softmax(rows, counts, (h, labels), tmp_path / "b.pt", epochs=6, batch_size=100)
+    answer, _ = pytorch.adaptive_softmax(rows, counts, (h, labels), tmp_path / "b.pt", **options)
     assert (answer(h.astype(np.float32), 1)[:, 0] == targets).mean() > 0.7
 
 
