@@ -19,7 +19,7 @@ from .core.sparse import as_targets
 #: Scores that are held at once when queries are answered: 64 MiB.
 HELD = 1 << 24
 #: Queries for each expert, on average, from which those of an expert are multiplied at once.
-ENOUGH_ROWS = 4
+ENOUGH_ROWS = 8
 #: Inside the square root of a group lasso.
 EPSILON = 1e-8
 #: Rows that all experts together may have: their places are int32.
