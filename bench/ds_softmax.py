@@ -22,7 +22,7 @@ import scipy.sparse
 
 from sparsemax_nb import Adam, DSoftmax, DSSoftmax, FullSoftmax, PackedDSSoftmax, SparseExperts, SVDSoftmax, data, train
 from sparsemax_nb.core import checkpoint
-from sparsemax_nb.train import ds_trainer
+from sparsemax_nb.train import ds_trainer, metrics
 
 from . import harness, machine, report
 from .peers import Unavailable, faiss, pytorch
@@ -161,14 +161,15 @@ def _stage(before, rows, h, targets, settings):
 
 
 class Method(NamedTuple):
-    """``answer(h, k)`` gives ids (B, k); `flops` are the multiply-adds of a query, None where they are not known."""
+    """``answer(h, k)`` gives ids (B, k); `flops` are the multiply-adds of a query, None where they are not known.
+
+    ``exact(h)`` gives the scores (L,) of one query in float64, -inf of what is not there; None where the method is not exact.
+    """
 
     answer: Callable
     flops: float | None = None
     n_bytes: int | None = None
-    exact: Callable | None = (
-        None  # where the method is exact: scores (L,) of one query in float64, -inf of what is not there
-    )
+    exact: Callable | None = None
 
 
 def methods(found, rows, counts, files, adaptive, probes=(4, 16, 64), searches=(16, 64, 256)):
@@ -232,10 +233,10 @@ def accuracy(answer, h, targets):
         some = slice(first, first + 1024)
         ids = answer(np.asarray(h[some], np.float32), max(KS))
         if several:
-            found = np.asarray(targets[some][np.arange(len(ids))[:, None], np.maximum(ids, 0)].todense()) > 0
+            found = metrics.hits_at_k(ids.astype(np.int32), targets[some], max(KS))
         else:
             found = ids == targets[some, None]
-        hits += (found & (ids >= 0)).sum(0)
+        hits += found.sum(0)
     return {k: float(hits[:k].sum() / (len(h) * (k if several else 1))) for k in KS}
 
 
@@ -280,7 +281,8 @@ def row_of(name, args, found, rows, counts, files, log, adaptive):
     order = np.random.default_rng(0).permutation(len(h))[:1024]
     times = timed(answers, h[order], args.repeats)
     base = {size: {n: np.array(t.seconds) for n, (t, _) in by_name.items()} for size, by_name in times.items()}
-    lines, first, grown = [], "ours: full softmax", memory(found, rows, files, log["settings"])
+    grown = memory(found, rows, files, log["settings"])
+    lines, first = [], "ours: full softmax"
     for method, f in figures.items():
         if "unavailable" in f:
             lines.append([method, *["-"] * 9, f["unavailable"]])

@@ -287,8 +287,8 @@ def adaptive_softmax(
     The most frequent classes, which together make up the first of `shares` of all that occur, are the head; those up to the
     second share the first cluster, of a quarter of the width, the others the second, of a sixteenth. It starts from the
     trained rows (L, d) - of a cluster, their best approximation of its width - and is trained by Adam, whose rate falls
-    linearly to a tenth: the settings that gave the best top-1 of those tried. `contexts` are ``(h, targets)``; of several labels of a context, each is one target. The weights are
-    kept at `path`, and read where they are there.
+    linearly to a tenth: the settings that gave the best top-1 of those tried. `contexts` are ``(h, targets)``; of several
+    labels of a context, each is one target. The weights are kept at `path`, and read where they are there.
     """
     torch = _torch("cpu")
     order = np.argsort(-counts, kind="stable")  # the layer wants classes by frequency
