@@ -12,6 +12,7 @@ from .fixed_fan_in import (
     rewire,
 )
 from .full_softmax import FullSoftmax, softmax_cross_entropy, target_ranks
+from .group_shared import GroupSharedFanIn
 from .midx import InvertedMultiIndex, sampled_softmax
 from .optimizers import SGD, Adam
 from .samplers import LogUniformSampler, LSHSampler, RFFSampler, SphereSampler, UniformSampler, UnigramSampler
@@ -27,6 +28,7 @@ __all__ = [
     "DSSoftmax",
     "FixedFanIn",
     "FullSoftmax",
+    "GroupSharedFanIn",
     "InvertedMultiIndex",
     "LSHSampler",
     "Labels",

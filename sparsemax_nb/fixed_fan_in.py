@@ -5,11 +5,11 @@ Source: E. Schultheis, R. Babbar, "Towards memory-efficient training for extreme
 """
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 
 from .core import backend, check, rng
+from .core.connections import Connections
 from .core.formulas import LOSSES, MAGNITUDE, Cut, Moments
 from .core.sparse import as_labels, by_label
 from .optimizers import SGD, Adam
@@ -17,14 +17,6 @@ from .optimizers import SGD, Adam
 
 #: Labels whose indices are sorted at once, to find repeated ones.
 CHECKED_AT_ONCE = 1 << 16
-
-
-class _Arrays(NamedTuple):
-    """The arrays of a layer, as kernels take them."""
-
-    indices: np.ndarray
-    values: np.ndarray
-    bias: np.ndarray
 
 
 class FixedFanIn:
@@ -59,27 +51,42 @@ class FixedFanIn:
     array([[31.]], dtype=float32)
     """
 
+    wing = "fixed_fan_in"  # the file of each wing that computes with such a layer
+    row = "label"  # what a row of indices belongs to
+
     def __init__(self, n_inputs, indices, values, bias):
-        self.n_inputs = check.integer("n_inputs", n_inputs, 1)
-        self.device = check.same_device(indices=indices, values=values, bias=bias)
-        indices = check.array("indices", indices, np.int32, ("L", "K"))
+        self._place(n_inputs, indices, values, bias)
+        indices = self._checked_indices(indices)
         values = check.array("values", values, np.float32, indices.shape, writeable=True)
         bias = check.array("bias", bias, np.float32, indices.shape[:1], writeable=True)
+        self.arrays = Connections(indices, values, bias)
+
+    def _place(self, n_inputs, indices, values, bias):
+        self.n_inputs = check.integer("n_inputs", n_inputs, 1)
+        self.device = check.same_device(indices=indices, values=values, bias=bias)
+
+    def _checked_indices(self, indices):
+        """An array of legal connections, a row for each `row`."""
+        indices, n_inputs = check.array("indices", indices, np.int32, ("L", "K")), self.n_inputs
         check.integer("n_labels (the length of indices)", indices.shape[0], 1)
         check.integer("fan-in (the width of indices)", indices.shape[1], 1, n_inputs, f" (n_inputs = {n_inputs})")
         check.below("indices", indices, n_inputs)
         for first in range(0, indices.shape[0], CHECKED_AT_ONCE):
             ordered = backend.module_of(self.device).sort(indices[first : first + CHECKED_AT_ONCE], axis=1)
             if bool((ordered[:, 1:] == ordered[:, :-1]).any()):
-                raise ValueError("indices must not repeat an input inside one label")
-        self.arrays = _Arrays(indices, values, bias)
+                raise ValueError(f"indices must not repeat an input inside one {self.row}")
+        return indices
 
     indices = property(lambda self: self.arrays.indices, doc="(L, K) int32")
     values = property(lambda self: self.arrays.values, doc="(L, K) float32")
     bias = property(lambda self: self.arrays.bias, doc="(L,) float32")
-    n_labels = property(lambda self: self.arrays.indices.shape[0], doc="L")
-    fan_in = property(lambda self: self.arrays.indices.shape[1], doc="K")
-    nbytes = property(lambda self: sum(a.nbytes for a in self.arrays), doc="bytes of indices, values and bias")
+    n_labels = property(lambda self: self.arrays.values.shape[0], doc="L")
+    fan_in = property(lambda self: self.arrays.values.shape[1], doc="K")
+
+    @property
+    def nbytes(self):
+        """Bytes of indices, values and bias."""
+        return self.indices.nbytes + self.values.nbytes + self.bias.nbytes
 
     def __repr__(self):
         return f"FixedFanIn(n_labels={self.n_labels}, n_inputs={self.n_inputs}, fan_in={self.fan_in}, device={self.device!r})"
@@ -117,8 +124,21 @@ class FixedFanIn:
         wing.random_values(seed, rng.WEIGHTS, np.float32(1 / math.sqrt(fan_in)), values.reshape(-1))
         layer = cls.__new__(cls)  # legal by construction: no second look at the indices
         layer.n_inputs, layer.device = n_inputs, device
-        layer.arrays = _Arrays(indices, values, backend.zeros(n_labels, np.float32, device))
+        layer.arrays = Connections(indices, values, backend.zeros(n_labels, np.float32, device))
         return layer
+
+    def _magnitudes(self):
+        """What `rewire` judges the connections by, as the bits of float32, shaped like indices."""
+        return self.values.view(np.int32)
+
+    def _step_inputs(self, optimizer):
+        """What a step needs beside arrays, labels and optimizer."""
+        return ()
+
+    def _redraw(self, seed, step, cut, offsets, bits, moments, slots):
+        """New connections for the smallest slots; their values and moments become zero."""
+        wing = backend.wing(self.device, "rewiring")
+        wing.redraw(seed, step, self.n_inputs, cut, offsets, self.indices, bits, moments, slots)
 
     def to_dense(self):
         """The (L, H) float32 weight matrix, on the layer's device; for small layers and tests."""
@@ -134,7 +154,7 @@ def _inputs(x, layer):
     device = check.same_device(x=x, layer=layer.values)
     x = check.array("x", x, np.float32, ("B", layer.n_inputs))
     check.finite("x", x)
-    return x, backend.wing(device, "fixed_fan_in")
+    return x, backend.wing(device, layer.wing)
 
 
 def fixed_fan_in_forward(x, layer, *, out=None):
@@ -322,7 +342,8 @@ def fixed_fan_in_step(x, layer, labels, loss, optimizer):
     label_loss = backend.empty(layer.n_labels, np.float32, layer.device)
     kind, rates, values_moments = optimizer.begin_step(layer.values)
     _, _, bias_moments = optimizer.begin_step(layer.bias)
-    wing.step(x, layer.arrays, positives, LOSSES[loss], kind, rates, values_moments, bias_moments, dx, label_loss)
+    inputs = x, layer.arrays, positives, LOSSES[loss], kind, rates, values_moments, bias_moments
+    wing.step(*inputs, *layer._step_inputs(optimizer), dx, label_loss)
     optimizer.end_step(layer.values, layer.bias)
     value = float(label_loss.sum(dtype=np.float64))
     if not math.isfinite(value):
@@ -376,6 +397,11 @@ def _smallest(bits, n, device):
     below[:label] += ties[:label]
     below[label] += rest
     return Cut(threshold, label * fan_in + int(k)), below
+
+
+def no_moments(device):
+    """Moments where there are none."""
+    return Moments(*(backend.empty((0, 0), np.float32, device) for _ in range(2)))
 
 
 def rewire(layer, fraction, seed, optimizer=None, *, step=0):
@@ -444,22 +470,22 @@ def rewire(layer, fraction, seed, optimizer=None, *, step=0):
     fraction = check.number("fraction", fraction, 0, 1)
     seed = np.uint64(check.integer("seed", seed, 0, 2**64 - 1))
     step = np.uint64(check.integer("step", step, 0, 2**32 - 1))
-    device, bits, n_free = layer.device, layer.values.view(np.int32), layer.n_inputs - layer.fan_in
-    indices = check.array("layer.indices", layer.indices, np.int32, bits.shape, writeable=True)
-    n = math.floor(fraction * bits.size + 0.5)
+    device, n_free = layer.device, layer.n_inputs - layer.fan_in
+    indices = check.array("layer.indices", layer.indices, np.int32, layer.indices.shape, writeable=True)
+    n = math.floor(fraction * indices.size + 0.5)
     slots = backend.empty((n, 2), np.int32, device)
     if n == 0:
         return slots
+    bits = layer._magnitudes()
     cut, counts = _smallest(bits, n, device)
     label = int(counts.argmax())
     if counts[label] > n_free:
         raise ValueError(
-            f"fraction is too large: label {label} would need {int(counts[label])} redraws and has {n_free} free "
+            f"fraction is too large: {layer.row} {label} would need {int(counts[label])} redraws and has {n_free} free "
             f"inputs (n_inputs = {layer.n_inputs}, fan-in = {layer.fan_in}); use a smaller fraction"
         )
-    offsets = backend.zeros(layer.n_labels + 1, np.int64, device)
+    offsets = backend.zeros(len(indices) + 1, np.int64, device)
     offsets[1:] = counts.cumsum(dtype=np.int64)
-    nothing = Moments(*(backend.empty((0, 0), np.float32, device) for _ in range(2)))
-    moments = nothing if optimizer is None else optimizer.state_of(layer.values).moments
-    backend.wing(device, "rewiring").redraw(seed, step, layer.n_inputs, cut, offsets, indices, bits, moments, slots)
+    moments = no_moments(device) if optimizer is None else optimizer.state_of(layer.values).moments
+    layer._redraw(seed, step, cut, offsets, bits, moments, slots)
     return slots

@@ -2,6 +2,7 @@
 
 import contextlib
 
+import ml_dtypes
 import numba
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ import scipy.sparse
 
 from sparsemax_nb import FixedFanIn, Labels
 from sparsemax_nb.core import backend as placement
-from sparsemax_nb.fixed_fan_in import _Arrays as Layer  # the very type: kernels are compiled once for it, not twice
+from sparsemax_nb.core.connections import Connections as Layer  # the very type: kernels are compiled once for it
+from sparsemax_nb.core.connections import SharedConnections
 
 EPS = float(np.finfo(np.float32).eps)
 
@@ -72,6 +74,15 @@ def layer_arrays(n_labels, n_inputs, fan_in, seed=0):
     random = np.random.default_rng(seed)
     indices = np.array([random.permutation(n_inputs)[:fan_in] for _ in range(n_labels)], np.int32)
     return Layer(indices.reshape(n_labels, fan_in), normal(seed + 1, n_labels, fan_in), normal(seed + 2, n_labels))
+
+
+def shared_arrays(n_labels, n_inputs, fan_in, group_size, seed=0, bfloat16=False):
+    """The same with inputs shared by groups of labels; of bfloat16 weights the bits."""
+    indices = layer_arrays(-(-n_labels // group_size), n_inputs, fan_in, seed).indices
+    values = normal(seed + 1, n_labels, fan_in)
+    if bfloat16:
+        values = values.astype(ml_dtypes.bfloat16).view(np.uint16)
+    return SharedConnections(indices, values, normal(seed + 2, n_labels), group_size)
 
 
 def make_layer(backend, *arguments, **keywords):

@@ -38,6 +38,7 @@ from sparsemax_nb.reference import (
     embedding,
     fixed_fan_in,
     full_softmax,
+    group_shared,
     losses,
     lstm,
     matmul,
@@ -52,7 +53,7 @@ from sparsemax_nb.reference import (
 
 from sparsemax_nb.midx import _Index, _records
 
-from .helpers import assert_close, integers, label_matrix, layer_arrays, normal
+from .helpers import assert_close, integers, label_matrix, layer_arrays, normal, shared_arrays
 
 RATES = formulas.Rates(*map(np.float32, (0.125, 0.875, 0.984375, 0.001)))
 SEED = np.uint64(12345678901234567890)
@@ -165,11 +166,23 @@ def unwritten(*shape, dtype=np.float32):
 # ---------------------------------------------------------------- fixed fan-in layer
 
 
-def make_forward(shape):
-    n_rows, n_inputs, n_labels, fan_in = shape
-    x, layer = normal(1, n_rows, n_inputs), layer_arrays(n_labels, n_inputs, fan_in)
-    scores = unwritten(n_rows, n_labels)
-    return Task((x, layer, scores), lambda: assert_close(scores, fixed_fan_in.forward(x, layer), fan_in + 1))
+def layer_of(shape, bfloat16=False):
+    """(arrays, their module of `reference`) for a shape (B, H, L, K), or (B, H, L, K, G) with groups that share inputs."""
+    _, n_inputs, n_labels, fan_in, *group_size = shape
+    if not group_size:
+        return layer_arrays(n_labels, n_inputs, fan_in), fixed_fan_in
+    return shared_arrays(n_labels, n_inputs, fan_in, *group_size, bfloat16=bfloat16), group_shared
+
+
+def uses_of(indices, group_size=1):
+    """Of the input that is used most: by how many labels."""
+    return group_size * np.bincount(indices.reshape(-1)).max()
+
+
+def make_forward(shape, **options):
+    n_rows, n_inputs, n_labels, fan_in = shape[:4]
+    (layer, reference), x, scores = layer_of(shape, **options), normal(1, n_rows, n_inputs), unwritten(n_rows, n_labels)
+    return Task((x, layer, scores), lambda: assert_close(scores, reference.forward(x, layer), fan_in + 1))
 
 
 def launch_simple_forward(x, layer, scores, *, block=(32, 8)):
@@ -178,52 +191,65 @@ def launch_simple_forward(x, layer, scores, *, block=(32, 8)):
     cuda_layer.forward_kernel[grid, block](placement.asarray(x.T, "cuda"), layer, scores)
 
 
-def make_backward(shape):
-    n_rows, n_inputs, n_labels, fan_in = shape
-    x, layer = normal(1, n_rows, n_inputs), layer_arrays(n_labels, n_inputs, fan_in)
+def make_backward(shape, **options):
+    n_rows, n_inputs, n_labels, fan_in = shape[:4]
+    (layer, reference), x = layer_of(shape, **options), normal(1, n_rows, n_inputs)
     dscores = normal(2, n_rows, n_labels) * integers(3, 0, 2, n_rows, n_labels)  # about half of them zero
+    dscores[:, 2::5] *= integers(4, 0, 9, *dscores[:, 2::5].shape) == 0  # and of some labels most
     dscores[:1, :1] = 1
     outputs = unwritten(n_rows, n_inputs), unwritten(n_labels, fan_in), unwritten(n_labels)
 
     def check():
-        most = np.bincount(layer.indices.reshape(-1)).max()
-        wanted = fixed_fan_in.backward(x, layer, dscores)
-        for got, want, terms in zip(outputs, wanted, (most, n_rows, n_rows), strict=True):
+        wanted = reference.backward(x, layer, dscores)
+        for got, want, terms in zip(outputs, wanted, (uses_of(layer.indices, *shape[4:]), n_rows, n_rows), strict=True):
             assert_close(got, want, terms)
 
     return Task((x, layer, dscores, *outputs), check)
 
 
-def make_step(shape, loss, kind):
-    n_rows, n_inputs, n_labels, fan_in = shape
-    x, layer = normal(1, n_rows, n_inputs), layer_arrays(n_labels, n_inputs, fan_in)
+ROUNDING = rng.Rounding(SEED, np.uint64(7))
+
+
+def make_step(shape, loss, kind, **options):
+    n_rows, n_inputs, n_labels, fan_in = shape[:4]
+    (layer, reference), x = layer_of(shape, **options), normal(1, n_rows, n_inputs)
     matrix = label_matrix(n_rows, n_labels)
     positives = sparse.by_label(sparse.as_labels(matrix, n_rows, "cpu", n_labels), n_labels)
     moments = [make_moments(kind, array) for array in (layer.values, layer.bias)]
     dx, label_loss = unwritten(n_rows, n_inputs), unwritten(n_labels)
-    before = copy.deepcopy((layer, *moments))
+    before, rounding = copy.deepcopy((layer, *moments)), (ROUNDING,) if shape[4:] else ()
 
     def check():
         old, *old_moments = before
-        want_dx, want_loss, *wanted = fixed_fan_in.step(x, old, positives, loss, kind, RATES, *old_moments)
-        most = np.bincount(layer.indices.reshape(-1)).max()
-        assert_close(dx, want_dx, most * (fan_in + 1))
+        want_dx, want_loss, *wanted = reference.step(x, old, positives, loss, kind, RATES, *old_moments, *rounding)
+        assert_close(dx, want_dx, uses_of(layer.indices, *shape[4:]) * (fan_in + 1))
         assert_close(label_loss, want_loss, n_rows * (fan_in + 1))
         for array, moment, want in zip((layer.values, layer.bias), moments, wanted, strict=True):
             for got, wanted_array in zip((array, *moment), want, strict=True):
-                assert_close(got, wanted_array, 4 * max(n_rows, 1) * (fan_in + 1))
+                if got.dtype == np.uint16:
+                    check_rounded(got, wanted_array)
+                else:
+                    assert_close(got, wanted_array, 4 * max(n_rows, 1) * (fan_in + 1))
 
-    return Task((x, layer, positives, loss, kind, RATES, *moments, dx, label_loss), check)
+    return Task((x, layer, positives, loss, kind, RATES, *moments, *rounding, dx, label_loss), check)
 
 
-def make_layer_top_k(shape):
-    *shape, k = shape
-    n_rows, n_inputs, n_labels, fan_in = shape
-    layer = layer_arrays(n_labels, n_inputs, fan_in)
-    layer = layer._replace(values=integers(4, -2, 3, n_labels, fan_in), bias=integers(5, -2, 3, n_labels))
-    x = integers(6, -2, 3, n_rows, n_inputs)
+def check_rounded(got, want):
+    """bfloat16 bits of sums that float32 may have added in another order: a few lie across the random boundary."""
+    apart = np.abs(got.astype(np.int64) - want.astype(np.int64))
+    assert apart.max(initial=0) <= 1
+    assert np.count_nonzero(apart) <= max(1, got.size // 200)
+
+
+def make_layer_top_k(shape, **options):
+    n_rows, n_inputs, n_labels, fan_in, k, *group_size = shape
+    layer, reference = layer_of((n_rows, n_inputs, n_labels, fan_in, *group_size), **options)
+    values, bias = integers(4, -2, 3, n_labels, fan_in), integers(5, -2, 3, n_labels)
+    if layer.values.dtype == np.uint16:
+        values = values.astype(ml_dtypes.bfloat16).view(np.uint16)
+    layer, x = layer._replace(values=values, bias=bias), integers(6, -2, 3, n_rows, n_inputs)
     outputs = unwritten(n_rows, k), unwritten(n_rows, k, dtype=np.int32)
-    return Task((x, layer, *outputs), lambda: check_top_k(outputs, fixed_fan_in.top_k(x, layer, k)))
+    return Task((x, layer, *outputs), lambda: check_top_k(outputs, reference.top_k(x, layer, k)))
 
 
 def check_top_k(outputs, wanted):
@@ -287,6 +313,22 @@ def make_count(shape):
         np.testing.assert_array_equal(counts, rewiring.count_smallest(values.view(np.int32), cut))
 
     return Task((values.view(np.int32), cut, counts), check)
+
+
+def make_magnitudes(shape, bfloat16):
+    n_labels, fan_in, group_size = shape
+    values = normal(1, n_labels, fan_in).astype(ml_dtypes.bfloat16 if bfloat16 else np.float32)
+    values, means = values.view(np.uint16) if bfloat16 else values, unwritten(-(-n_labels // group_size), fan_in)
+    wanted = rewiring.magnitudes(values, group_size)
+    return Task((values, group_size, means), lambda: assert_close(means, wanted, group_size))
+
+
+def make_clear(shape, dtype):
+    n_labels, fan_in, group_size = shape
+    array = (normal(1, n_labels, fan_in) + 3).astype(dtype)
+    slots = np.argwhere(integers(2, 0, 3, -(-n_labels // group_size), fan_in) == 0).astype(np.int32)
+    wanted = rewiring.clear(slots, group_size, array)
+    return Task((slots, group_size, array), lambda: np.testing.assert_array_equal(array, wanted))
 
 
 def make_redraw(shape, kind):
@@ -854,8 +896,28 @@ def make_draw_softmax(shape, first_row):
 #: (B, H, L, K): one of everything; K = H; nothing a multiple of a block or a tile; no rows.
 SMALL_LAYERS = (1, 1, 1, 1), (3, 7, 5, 7), (9, 5, 7, 3), (0, 5, 3, 2)
 LARGE_LAYERS = (33, 19, 17, 3), (65, 31, 1100, 9), (140, 11, 9, 4)
+#: (B, H, L, K, G): groups of one, of all labels, with fewer in the last; as many as the CPU takes at a time, and more.
+SMALL_GROUPS = (1, 1, 1, 1, 1), (3, 7, 5, 7, 2), (9, 5, 7, 3, 7), (0, 5, 3, 2, 2)
+LARGE_GROUPS = (33, 19, 17, 3, 8), (65, 31, 1100, 9, 16), (140, 40, 70, 33, 32), (20, 31, 65, 16, 5)
 MATRICES = (1, 1), (3, 7), (9, 5), (0, 5)
 LARGE_MATRICES = (65, 33), (33, 300)
+
+
+def _group_shared(operation, kinds):
+    for name, low in (("float32", False), ("bfloat16", True)):
+        for function, make in (("forward", make_forward), ("backward", make_backward)):
+            yield operation(f"group_shared.{function} {name}", make, SMALL_GROUPS, LARGE_GROUPS, bfloat16=low)
+        yield operation(
+            f"group_shared.top_k {name}", make_layer_top_k,
+            ((1, 1, 1, 1, 1, 1), (3, 7, 5, 7, 5, 2), (5, 9, 67, 3, 3, 8), (0, 5, 3, 2, 1, 3)),
+            ((33, 19, 331, 5, 4, 16), (65, 9, 40, 2, 40, 32)), bfloat16=low,
+        )  # fmt: skip
+        for loss, code in formulas.LOSSES.items():
+            for optimizer, kind in kinds.items():
+                yield operation(
+                    f"group_shared.step {loss} {optimizer} {name}", make_step, SMALL_GROUPS[1:3],
+                    (*LARGE_GROUPS, (0, 70, 5, 66, 4)), loss=code, kind=kind, bfloat16=low,
+                )  # fmt: skip
 
 
 def _operations():
@@ -894,8 +956,13 @@ def _operations():
         ((1, 1, 1, 1, 1), (3, 7, 5, 7, 5), (5, 9, 67, 3, 3), (0, 5, 3, 2, 1)),
         ((33, 19, 331, 5, 4), (65, 9, 40, 2, 40)),
     )  # fmt: skip
+    yield from _group_shared(operation, kinds)
     for shift in (20, 10, 0):
         yield operation(f"rewiring.magnitude_histogram {shift}", make_histogram, (1, 200), (33, 20_000), shift=shift)
+    groups = ((1, 1, 1), (5, 3, 2), (7, 4, 7)), ((65, 33, 8), (100, 5, 16))  # (L, K, G)
+    for name, low in (("float32", False), ("bfloat16", True)):
+        yield operation(f"rewiring.magnitudes {name}", make_magnitudes, *groups, bfloat16=low)
+        yield operation(f"rewiring.clear {name}", make_clear, *groups, dtype=np.uint16 if low else np.float32)
     yield operation("rewiring.count_smallest", make_count, ((1, 1), (7, 3), (33, 5)), ((65, 33), (70, 31), (300, 2)))
     for optimizer, kind in kinds.items():
         yield operation(
@@ -1027,6 +1094,10 @@ BUDGETS = {
     "full_softmax.probabilities_kernel": Budget(48),
     "full_softmax.rank_kernel": Budget(48),
     "full_softmax.softmax_lists_kernel": Budget(64),
+    "group_shared.backward_kernel": Budget(96),
+    "group_shared.forward_kernel": Budget(80),
+    "group_shared.step_kernel": Budget(88),
+    "group_shared.top_k_kernel": Budget(80),
     "losses.multilabel_kernel": Budget(40),
     "lstm.cell_backward_kernel": Budget(64),
     "lstm.cell_kernel": Budget(56),
@@ -1035,8 +1106,10 @@ BUDGETS = {
     "midx.sample_kernel": Budget(64),
     "optimizers.update_kernel": Budget(32),
     "optimizers.update_rows_kernel": Budget(48),
+    "rewiring.clear_kernel": Budget(32),
     "rewiring.count_smallest_kernel": Budget(48, shared=4 * 32),
     "rewiring.magnitude_histogram_kernel": Budget(32, shared=4 * 2048),
+    "rewiring.magnitudes_kernel": Budget(40),
     "rewiring.redraw_kernel": Budget(64),
     "sampled_softmax.scores_kernel": Budget(40),
     "sampled_softmax.softmax_kernel": Budget(64),

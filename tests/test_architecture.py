@@ -28,6 +28,7 @@ NO_TWIN = {
     "vector",
     "exp",
     "panels",
+    "blocks",
     "lists",
     "yardsticks",
     "launch",
@@ -37,8 +38,8 @@ NO_TWIN = {
     "lsh",
     "__init__",
 }  # lsh, yardsticks: on the CPU alone
-#: Launched by several files of one wing, never called from outside it.
-WING_ONLY = {"merge"}
+#: Used by several files of one wing, never called from outside it.
+WING_ONLY = {"merge", "bits_of"}
 #: What `reference` needs to know of an output that the wings are handed.
 SIZES = {"k", "shape", "n_bins", "n_labels", "n_inputs", "fan_in", "n_samples", "n_rows", "n_experts"}
 
@@ -120,7 +121,8 @@ def is_operation(function):
     if function.name.startswith("_") or function.name.endswith("_kernel") or function.name in WING_ONLY:
         return False
     return not any(
-        ast.unparse(d) in ("backend.njit", "backend.cuda_device", "intrinsic") for d in function.decorator_list
+        ast.unparse(d).partition("(")[0] in ("backend.njit", "backend.cuda_device", "intrinsic")
+        for d in function.decorator_list
     )
 
 

@@ -19,7 +19,9 @@ from sparsemax_nb import (
 from sparsemax_nb.core import backend as placement
 from sparsemax_nb.core import formulas, rng
 from sparsemax_nb.core.sparse import as_labels, by_label
+from sparsemax_nb.cpu import blocks
 from sparsemax_nb.cpu import fixed_fan_in as cpu_wing
+from sparsemax_nb.cpu.losses import losses_and_slopes
 from sparsemax_nb.cuda import fixed_fan_in as cuda_wing
 from sparsemax_nb.reference import fixed_fan_in as reference
 
@@ -256,13 +258,13 @@ def test_step_gives_the_same_bits_in_many_ranges_of_labels(monkeypatch):
     x, matrix = normal(1, n_rows, n_inputs), label_matrix(n_rows, n_labels, density=0.01)
 
     def run(held):
-        monkeypatch.setattr(cpu_wing, "HELD", held)
+        monkeypatch.setattr(blocks, "HELD", held)
         layer, adam = FixedFanIn.random(n_labels, n_inputs, fan_in, seed=5), make_adam()
         results = [fixed_fan_in_step(x, layer, matrix, "squared-hinge", adam) for _ in range(2)]
         return [a.tobytes() for a in (layer.values, layer.bias, *(np.asarray(r) for pair in results for r in pair))]
 
     assert cpu_wing.workspace_shapes(n_rows, n_inputs, n_labels, fan_in)["active"][0] == (9, n_labels)
-    at_once = run(cpu_wing.HELD)
+    at_once = run(blocks.HELD)
     assert run(1) == at_once
     assert cpu_wing.workspace_shapes(n_rows, n_inputs, n_labels, fan_in)["active"][0] == (9, cpu_wing.CHUNK)
 
@@ -272,12 +274,12 @@ def test_cross_entropy_as_vector_code():
     scores = np.concatenate([np.linspace(-110, 110, 100_001), 1e-3 * normal(0, 1000), [0, 1e-30]]).astype(np.float32)
     for sign in np.float32([-1, 1]):
         losses, slopes = np.empty_like(scores), np.empty_like(scores)
-        cpu_wing._losses(formulas.LOSSES["bce"], scores, np.full_like(scores, sign), losses, slopes)
+        losses_and_slopes(formulas.LOSSES["bce"], scores, np.full_like(scores, sign), losses, slopes)
         z = np.float64(sign) * scores
         np.testing.assert_allclose(losses, np.logaddexp(0, -z), rtol=4e-7, atol=2e-38)
         np.testing.assert_allclose(slopes, -sign / (1 + np.exp(z)), rtol=4e-7, atol=2e-38)
     scores, losses, slopes = np.float32([np.inf, -np.inf, np.nan]), np.empty(3, np.float32), np.empty(3, np.float32)
-    cpu_wing._losses(formulas.LOSSES["bce"], scores, np.ones(3, np.float32), losses, slopes)
+    losses_and_slopes(formulas.LOSSES["bce"], scores, np.ones(3, np.float32), losses, slopes)
     np.testing.assert_array_equal(losses, [0, np.inf, np.nan])
     np.testing.assert_array_equal(slopes, [0, -1, np.nan])
 
@@ -292,7 +294,7 @@ def n_bytes(shapes):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_working_arrays_are_what_their_shapes_say(shape):
     n_rows, n_inputs, n_labels, fan_in = shape
-    work = cpu_wing._workspace(normal(0, n_rows, n_inputs), layer_arrays(n_labels, n_inputs, fan_in))
+    work = blocks.workspace(cpu_wing.workspace_shapes(*shape))
     want = cpu_wing.workspace_shapes(*shape)
     assert {name: (a.shape, a.dtype) for name, a in work._asdict().items()} == want
     assert not work.dblocks.any()

@@ -11,6 +11,10 @@ import numpy as np
 
 ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
 
+#: Of the bits of a float32: exponent, fraction, and what makes a NaN quiet.
+INFINITY, FRACTION, QUIET = np.uint32(0x7F800000), np.uint32(0x7FFFFF), np.uint32(0x400000)
+NOTHING, SIXTEEN = np.uint32(0), np.uint32(16)
+
 #: Codes of the multi-label losses, as kernels take them.
 LOSSES = {"squared-hinge": 0, "bce": 1}
 SQUARED_HINGE = 0
@@ -101,6 +105,16 @@ def adam(parameter, gradient, m, v, rates):
 def sgd(parameter, gradient, rates):
     """One step of gradient descent: the new parameter."""
     return parameter - rates.step_size * gradient
+
+
+def round_bits(bits, word):
+    """The upper 16 bits of a float32's `bits`, rounded up with the probability that the rest lies above a 16-bit `word`.
+
+    So a bfloat16 that is right on average. All are uint32; works on arrays, too. NaN stays NaN.
+    """
+    not_finite = (bits & INFINITY) == INFINITY
+    quiet = (bits & FRACTION != NOTHING) & not_finite
+    return ((bits + word * (not_finite ^ True)) | (QUIET * quiet)) >> SIXTEEN
 
 
 def lasso(coefficient, square, n, epsilon):

@@ -3,8 +3,11 @@
 import numpy as np
 from numba import prange
 
-from ..core import backend
+from ..core import backend, formulas, rng
 
+random_words, round_bits = backend.cpu_formulas(rng).random_words, backend.cpu_formulas(formulas).round_bits
+STREAM = rng.ROUNDING
+HALVES = 8  # of the four words of one draw: numbers that it rounds
 #: Numbers that a thread converts before it takes others.
 RUN = 1 << 14
 
@@ -26,3 +29,39 @@ def _widen(bits, out):
 def widen(bits, out):
     """The float32 numbers of bfloat16 `bits` (uint16), both one-dimensional: exact."""
     _widen(bits, out.view(np.int32))
+
+
+@backend.njit
+def as_float32(values):
+    """float32 `values` themselves; of bfloat16 ones (uint16) the float32 numbers. One-dimensional."""
+    if values.itemsize == 4:
+        return values.view(np.float32)
+    out = np.empty(values.size, np.float32)
+    _widen_run(values.view(np.uint16), out.view(np.int32))
+    return out
+
+
+@backend.njit
+def _draw(rounding, first, halves):
+    """Random 16-bit numbers for the positions from 8 `first` on; a flat loop, which is compiled to vector code."""
+    words = halves.view(np.uint32)
+    for i in range(halves.size // HALVES):
+        a, b, c, d = random_words(rounding.seed, STREAM, rounding.step, np.uint64(first + i))
+        words[4 * i], words[4 * i + 1], words[4 * i + 2], words[4 * i + 3] = a, b, c, d
+
+
+@backend.njit
+def put(numbers, rounding, first, values):
+    """``values[:] = numbers`` (float32); to bfloat16 (uint16) with stochastic rounding, `first` being the position of values[0].
+
+    The number at position p takes the half p % 8 of the draw p // 8.
+    """
+    if values.itemsize == 4:
+        values.view(np.float32)[:] = numbers
+    else:
+        bits, out, start = numbers.view(np.uint32), values.view(np.uint16), first // HALVES
+        halves = np.empty(((first + out.size + HALVES - 1) // HALVES - start) * HALVES, np.uint16)
+        _draw(rounding, start, halves)
+        skipped = first - start * HALVES
+        for i in range(out.size):
+            out[i] = round_bits(bits[i], np.uint32(halves[skipped + i]))

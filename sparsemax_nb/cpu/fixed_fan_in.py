@@ -7,13 +7,12 @@ labels pass by. A plain label-by-label loop over all rows would read its inputs 
 Threads never share an output: results are bit-identical for any number of threads.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 from numba import prange
 
 from ..core import backend, formulas, rng
-from .exp import exp, polynomial
+from .blocks import list_shapes, merge_lists, new_blocks, pack, splits_of, step_shapes, unpack_sum, workspace
+from .losses import losses_and_slopes
 from .top_k import WORST, enters, insert
 from .vector import (
     LANES, add, aligned, any_above, any_nonzero, dot, dots, fma, item, load, mul, prefetch, splat, store,
@@ -22,16 +21,13 @@ from .vector import (
 
 _f = backend.cpu_formulas(formulas)
 _r = backend.cpu_formulas(rng)
-squared_hinge, adam, sgd = _f.squared_hinge, _f.adam, _f.sgd
+adam, sgd = _f.adam, _f.sgd
 random_word, below, symmetric = _r.random_word, _r.below, _r.symmetric
 
-ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
-ADAM, SQUARED_HINGE = formulas.ADAM_KIND, formulas.SQUARED_HINGE
+ZERO, ONE = np.float32(0), np.float32(1)
+ADAM = formulas.ADAM_KIND
 STREAM = rng.CONNECTIONS
 NO_STEP = np.uint64(0)
-
-#: atanh(s) / s by powers of s^2 for s < 1/3 (its series).
-ATANH_TERMS = tuple(np.float32(1 / n) for n in (15, 13, 11, 9, 7, 5, 3, 1))
 
 #: Labels that one thread scores before it moves to the next block of rows: with 32 connections, 128 KiB of weights.
 CHUNK = 512
@@ -39,10 +35,6 @@ CHUNK = 512
 GROUP = 16
 #: Labels that the collection of dx looks ahead.
 AHEAD = 8
-#: Numbers (16 MiB) that a step holds of the labels it works on at once: gradients by their scores, old values.
-HELD = 1 << 22
-#: Work is cut into at least this many parts (blocks of rows x ranges of labels) where a label's gradient is needed.
-PARTS = 8
 
 
 @backend.njit_parallel
@@ -71,26 +63,6 @@ def random_values(seed, stream, scale, values):
         values[i] = symmetric(random_word(np.uint64(seed), np.uint64(stream), NO_STEP, np.uint64(i))) * scale
 
 
-def _new_blocks(x):
-    """Room for x in blocks of 16 rows, features first: (n_blocks, 16 H)."""
-    n_rows, n_inputs = x.shape
-    return aligned(np.empty, ((n_rows + LANES - 1) // LANES, n_inputs * LANES))
-
-
-@backend.njit_parallel
-def _pack(x, blocks):
-    """Fill the blocks from x; missing rows of the last block are zero."""
-    n_rows, n_inputs = x.shape
-    span = 512
-    n_spans = (n_inputs + span - 1) // span
-    for part in prange(blocks.shape[0] * n_spans):
-        block, first = part // n_spans, part % n_spans * span
-        for i in range(first, min(first + span, n_inputs)):
-            for q in range(LANES):
-                row = block * LANES + q
-                blocks[block, i * LANES + q] = x[row, i] if row < n_rows else ZERO
-
-
 @backend.njit_inline
 def _score(block, indices, values, start, fan_in, bias):
     """Scores of one label for the 16 rows of a block, as a vector. Four sums run side by side to hide the latency."""
@@ -110,7 +82,7 @@ def _score(block, indices, values, start, fan_in, bias):
 def _forward(x, layer, scores, blocks):
     n_rows = x.shape[0]
     n_labels, fan_in = layer.indices.shape
-    _pack(x, blocks)
+    pack(x, blocks)
     indices, values, flat_scores = layer.indices.reshape(-1), layer.values.reshape(-1), scores.reshape(-1)
     for chunk in prange((n_labels + CHUNK - 1) // CHUNK):
         tile = np.empty(LANES * LANES, np.float32)
@@ -133,7 +105,7 @@ def _forward(x, layer, scores, blocks):
 
 def forward(x, layer, scores):
     """``scores[b, l] = bias[l] + sum_k values[l, k] x[b, indices[l, k]]``."""
-    _forward(x, layer, scores, _new_blocks(x))
+    _forward(x, layer, scores, new_blocks(x))
 
 
 @backend.njit_inline
@@ -154,54 +126,9 @@ def _scatter(dblock, indices, start, fan_in, g, values, place):
         store(dblock, i, fma(item(values, place + k), g, load(dblock, i)))
 
 
-class _Workspace(NamedTuple):
-    """What a step holds, cut by the shape alone, so that sums keep their order for any number of threads."""
-
-    blocks: np.ndarray  # (n_blocks, 16 H): the inputs
-    dblocks: np.ndarray  # (n_splits, n_blocks, 16 H): dx, one for each range of labels and block of rows
-    # of the labels that are worked on at once:
-    gradients: np.ndarray  # (n_blocks, 16 n_at_once): by the scores, written only where a row's is not zero
-    active: np.ndarray  # (n_blocks, n_at_once) bool: is it written
-    values: np.ndarray  # (n_at_once K): from before the update
-
-
-def _n_splits(n_blocks):
-    """Ranges of labels that are worked on side by side, so that there are at least PARTS parts."""
-    return -(-PARTS // max(n_blocks, 1))
-
-
 def workspace_shapes(n_rows, n_inputs, n_labels, fan_in):
     """{name: (shape, dtype)} of what `step` allocates (`backward`: blocks and dblocks)."""
-    n_blocks = -(-n_rows // LANES)
-    dblocks = _n_splits(n_blocks), n_blocks, n_inputs * LANES
-    chunks = max(1, HELD // (CHUNK * (n_blocks * LANES + fan_in)))
-    n = min(n_labels, chunks * CHUNK)
-    return {
-        "blocks": ((n_blocks, n_inputs * LANES), np.float32),
-        "dblocks": (dblocks, np.float32),
-        "gradients": ((n_blocks, n * LANES), np.float32),
-        "active": ((n_blocks, n), np.bool_),
-        "values": ((n * fan_in,), np.float32),
-    }
-
-
-def _workspace(x, layer):
-    """A `_Workspace`; only dblocks has to start from zero."""
-    shapes = workspace_shapes(*x.shape, *layer.indices.shape)
-    return _Workspace(*(aligned(np.zeros if name == "dblocks" else np.empty, *s) for name, s in shapes.items()))
-
-
-@backend.njit_parallel
-def _unpack_sum(dblocks, dx):
-    """dx (B, H) from its packed parts (n_splits, n_blocks, 16 H), added in the order of the splits."""
-    n_rows, n_inputs = dx.shape
-    for part in prange((n_inputs + 63) // 64):
-        for row in range(n_rows):
-            for i in range(part * 64, min((part + 1) * 64, n_inputs)):
-                total = ZERO
-                for s in range(dblocks.shape[0]):
-                    total += dblocks[s, row // LANES, i * LANES + row % LANES]
-                dx[row, i] = total
+    return step_shapes(n_rows, n_inputs, n_labels, fan_in, CHUNK)
 
 
 @backend.njit_inline
@@ -243,20 +170,20 @@ def _backward(x, layer, dscores, dx, dvalues, dbias, blocks, dblocks):
     # The parallel loops only call functions, not inlined ones: what a parallel loop's own body writes into the arrays of
     # a tuple is lost (numba 0.68).
     n_labels = layer.indices.shape[0]
-    _pack(x, blocks)
+    pack(x, blocks)
     for chunk in prange((n_labels + CHUNK - 1) // CHUNK):
         stop = min(n_labels, (chunk + 1) * CHUNK)
         _backward_of_labels(layer, dscores, blocks, chunk * CHUNK, stop, dvalues, dbias)
     n_splits, n_blocks = dblocks.shape[:2]
     for part in prange(n_blocks * n_splits):
         _backward_of_inputs(layer, dscores, dblocks, part // n_splits, part % n_splits)
-    _unpack_sum(dblocks, dx)
+    unpack_sum(dblocks, dx)
 
 
 def backward(x, layer, dscores, dx, dvalues, dbias):
     """Gradients of ``sum(dscores * scores)``: dx (scattered), dvalues and dbias; all three are overwritten."""
-    blocks = _new_blocks(x)
-    dblocks = aligned(np.zeros, (_n_splits(len(blocks)), *blocks.shape))
+    blocks = new_blocks(x)
+    dblocks = aligned(np.zeros, (splits_of(len(blocks)), *blocks.shape))
     _backward(x, layer, dscores, dx, dvalues, dbias, blocks, dblocks)
 
 
@@ -269,31 +196,6 @@ def _update(optimizer, parameter, gradient, m, v, rates):
     else:
         for i in range(parameter.size):
             parameter[i] = sgd(parameter[i], gradient[i], rates)
-
-
-@backend.njit_inline
-def _binary_cross_entropy(score, sign):
-    """The formula of ``core.formulas`` without calls of math.exp and log1p, so that a loop over it becomes vector code."""
-    z = sign * score
-    a = z if z >= ZERO else -z
-    e = exp(-a)
-    s = e / (TWO + e)  # log(1 + e) = 2 atanh(s)
-    c, square = ATANH_TERMS, s * s
-    high = polynomial(square, c[0], c[1], c[2], c[3], c[4], c[5])
-    log = TWO * s * ((high * square + c[6]) * square + c[7])
-    wrong = (e if z >= ZERO else ONE) / (ONE + e)
-    return log + (ZERO if z >= ZERO else -z), -sign * wrong
-
-
-@backend.njit(error_model="numpy")
-def _losses(loss, scores, signs, losses, slopes):
-    """Losses and their derivatives by the scores, for a few labels at once: flat loops, compiled to vector code."""
-    if loss == SQUARED_HINGE:
-        for i in range(scores.size):
-            losses[i], slopes[i] = squared_hinge(scores[i], signs[i])
-    else:
-        for i in range(scores.size):
-            losses[i], slopes[i] = _binary_cross_entropy(scores[i], signs[i])
 
 
 @backend.njit
@@ -321,7 +223,7 @@ def _gradients_of_block(x, layer, positives, loss, work, b, first, start, stop, 
                 q = positives.rows[p] - b * LANES
                 if 0 <= q < LANES:
                     signs[i * LANES + q] = ONE
-        _losses(loss, scores, signs, losses, slopes)
+        losses_and_slopes(loss, scores, signs, losses, slopes)
         n_active = 0
         for i in range(n):  # a list without a branch: whether a label is active can not be guessed
             g = mul(load(slopes, i * LANES), load(weights, 0))
@@ -381,7 +283,7 @@ def _step_of_inputs(layer, work, b, s, first, n):
 @backend.njit_parallel
 def _step(x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, dx, label_loss, work):
     n_labels = layer.indices.shape[0]
-    _pack(x, work.blocks)
+    pack(x, work.blocks)
     n_splits, n_blocks = work.dblocks.shape[:2]
     at_once = work.active.shape[1]
     for first in range(0, n_labels, at_once):
@@ -394,7 +296,7 @@ def _step(x, layer, positives, loss, optimizer, rates, values_moments, bias_mome
             )  # fmt: skip
         for part in prange(n_blocks * n_splits):
             _step_of_inputs(layer, work, part // n_splits, part % n_splits, first, n)
-    _unpack_sum(work.dblocks, dx)
+    unpack_sum(work.dblocks, dx)
 
 
 def step(x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, dx, label_loss):
@@ -405,23 +307,20 @@ def step(x, layer, positives, loss, optimizer, rates, values_moments, bias_momen
     cache. Where all gradients of a block of rows are zero (squared hinge: every score on the right side of its margin), a
     label costs its scores only.
     """
-    work = _workspace(x, layer)
+    work = workspace(workspace_shapes(*x.shape, *layer.indices.shape))
     _step(x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, dx, label_loss, work)
 
 
 def top_k_shapes(n_rows, n_inputs, n_labels, fan_in, k):
-    """{name: (shape, dtype)} of what `top_k` allocates: the inputs, a list for each row and range of labels."""
-    n_blocks = -(-n_rows // LANES)
-    lists = n_blocks, _n_splits(n_blocks), LANES, k
-    shapes = {"blocks": ((n_blocks, n_inputs * LANES), np.float32)}
-    return shapes | {"part_scores": (lists, np.float32), "part_ids": (lists, np.int32)}
+    """{name: (shape, dtype)} of what `top_k` allocates."""
+    return list_shapes(n_rows, n_inputs, k)
 
 
 @backend.njit_parallel
 def _top_k(x, layer, top_scores, top_ids, blocks, part_scores, part_ids):
-    n_rows, k = top_scores.shape
+    k = top_scores.shape[1]
     n_labels, fan_in = layer.indices.shape
-    _pack(x, blocks)
+    pack(x, blocks)
     n_blocks, n_splits = part_scores.shape[:2]
     indices, values = layer.indices.reshape(-1), layer.values.reshape(-1)
     for part in prange(n_blocks * n_splits):
@@ -437,13 +336,7 @@ def _top_k(x, layer, top_scores, top_ids, blocks, part_scores, part_ids):
                     if enters(scores[q], label, best[q], best_ids[q]):
                         insert(best[q], best_ids[q], scores[q], label)
                         worst[q] = best[q, k - 1]
-    for row in prange(n_rows):
-        b, q = row // LANES, row % LANES
-        top_scores[row], top_ids[row] = part_scores[b, 0, q], part_ids[b, 0, q]
-        for s in range(1, n_splits):
-            for i in range(k):
-                if enters(part_scores[b, s, q, i], part_ids[b, s, q, i], top_scores[row], top_ids[row]):
-                    insert(top_scores[row], top_ids[row], part_scores[b, s, q, i], part_ids[b, s, q, i])
+    merge_lists(part_scores, part_ids, top_scores, top_ids)
 
 
 def top_k(x, layer, top_scores, top_ids):

@@ -1,13 +1,18 @@
-"""Multi-label losses over a score matrix on the CPU."""
+"""Multi-label losses on the CPU."""
 
 import numpy as np
 from numba import prange
 
 from ..core import backend, formulas
+from .exp import exp, polynomial
 
-loss_and_gradient = backend.cpu_formulas(formulas).loss_and_gradient
-ZERO, ONE = np.float32(0), np.float32(1)
+_f = backend.cpu_formulas(formulas)
+loss_and_gradient, squared_hinge = _f.loss_and_gradient, _f.squared_hinge
+ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
+SQUARED_HINGE = formulas.SQUARED_HINGE
 SPAN = 64
+#: atanh(s) / s by powers of s^2 for s < 1/3 (its series).
+ATANH_TERMS = tuple(np.float32(1 / n) for n in (15, 13, 11, 9, 7, 5, 3, 1))
 
 
 @backend.njit_parallel
@@ -39,3 +44,28 @@ def multilabel(scores, positives, loss, dscores, label_loss):
                         more = cursor[j] < positives.indptr[first + j + 1]
                         next_row[j] = positives.rows[cursor[j]] if more else -1
         label_loss[first : first + n] = total[:n]
+
+
+@backend.njit_inline
+def _binary_cross_entropy(score, sign):
+    """The formula of ``core.formulas`` without calls of math.exp and log1p, so that a loop over it becomes vector code."""
+    z = sign * score
+    a = z if z >= ZERO else -z
+    e = exp(-a)
+    s = e / (TWO + e)  # log(1 + e) = 2 atanh(s)
+    c, square = ATANH_TERMS, s * s
+    high = polynomial(square, c[0], c[1], c[2], c[3], c[4], c[5])
+    log = TWO * s * ((high * square + c[6]) * square + c[7])
+    wrong = (e if z >= ZERO else ONE) / (ONE + e)
+    return log + (ZERO if z >= ZERO else -z), -sign * wrong
+
+
+@backend.njit(error_model="numpy")
+def losses_and_slopes(loss, scores, signs, losses, slopes):
+    """Losses and their derivatives by the scores, for a few labels at once: flat loops, compiled to vector code."""
+    if loss == SQUARED_HINGE:
+        for i in range(scores.size):
+            losses[i], slopes[i] = squared_hinge(scores[i], signs[i])
+    else:
+        for i in range(scores.size):
+            losses[i], slopes[i] = _binary_cross_entropy(scores[i], signs[i])

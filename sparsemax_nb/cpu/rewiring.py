@@ -8,6 +8,7 @@ import numpy as np
 from numba import prange
 
 from ..core import backend, formulas, rng
+from .bfloat16 import as_float32
 
 _f = backend.cpu_formulas(formulas)
 _r = backend.cpu_formulas(rng)
@@ -17,6 +18,29 @@ random_word, below = _r.random_word, _r.below
 STREAM = rng.REWIRING
 #: The weights are counted in so many parts, whatever the number of threads.
 PARTS = 16
+
+
+@backend.njit_parallel
+def magnitudes(values, group_size, means):
+    """Mean |value| of every slot over the labels of its group (values float32 or bits of bfloat16, (L, K)), in float32."""
+    n_groups, fan_in = means.shape
+    for group in prange(n_groups):
+        first, stop = group * group_size, min(len(values), (group + 1) * group_size)
+        numbers, total = as_float32(values[first:stop].reshape(-1)), means[group]
+        total[:] = 0
+        for j in range(stop - first):
+            for k in range(fan_in):
+                total[k] += abs(numbers[j * fan_in + k])
+        for k in range(fan_in):
+            total[k] /= np.float32(stop - first)
+
+
+@backend.njit_parallel
+def clear(slots, group_size, array):
+    """Zeros for the slots (n, 2) = (group, k), different ones, in every label of their groups: array (L, K)."""
+    for i in prange(len(slots)):
+        group, k = slots[i]
+        array[group * group_size : (group + 1) * group_size, k] = 0
 
 
 @backend.njit

@@ -63,6 +63,29 @@ def _splat(builder, scalar):
     return builder.shuffle_vector(one, one, _select(*[0] * LANES))
 
 
+def _load_line(context, builder, array_type, array, i):
+    line = builder.load(_address(context, builder, array_type, array, i, _VECTOR))
+    line.align = 4
+    return line
+
+
+def _store_transposed(context, builder, array_type, array, i, stride, lines):
+    """``array[i + stride row + column] = lines[column][row]``: 16 vectors, transposed in registers."""
+    step = 1
+    while step < LANES:  # swap the off-diagonal step x step squares of every 2 step x 2 step square
+        lower = _select(*[e if not e & step else (e ^ step) + LANES for e in range(LANES)])
+        upper = _select(*[e | step if not e & step else e + LANES for e in range(LANES)])
+        for k in range(LANES):
+            if not k & step:
+                x, y = lines[k], lines[k | step]
+                lines[k] = builder.shuffle_vector(x, y, lower)
+                lines[k | step] = builder.shuffle_vector(x, y, upper)
+        step *= 2
+    for k, line in enumerate(lines):
+        place = builder.add(i, builder.mul(stride, ir.IntType(64)(k)))
+        builder.store(line, _address(context, builder, array_type, array, place, _VECTOR)).align = 4
+
+
 @intrinsic
 def item(typingctx, array, i):
     """``array[i]``, i >= 0, for any element type."""
@@ -74,13 +97,22 @@ def item(typingctx, array, i):
 
 
 @intrinsic
+def set_item(typingctx, array, i, value):
+    """``array[i] = value``, i >= 0, for a value of the element's own type."""
+
+    def codegen(context, builder, sig, args):
+        builder.store(args[2], _address(context, builder, sig.args[0], args[0], args[1]))
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp, array.dtype), codegen
+
+
+@intrinsic
 def load(typingctx, array, i):
     """``array[i:i + 16]``."""
 
     def codegen(context, builder, sig, args):
-        value = builder.load(_address(context, builder, sig.args[0], args[0], args[1], _VECTOR))
-        value.align = 4
-        return value
+        return _load_line(context, builder, sig.args[0], args[0], args[1])
 
     return vector(array, types.intp), codegen
 
@@ -95,6 +127,20 @@ def store(typingctx, array, i, v):
         return context.get_dummy_value()
 
     return types.none(array, types.intp, vector), codegen
+
+
+@intrinsic
+def stores(typingctx, array, i, vectors):
+    """A tuple of vectors, one behind the other from ``array[i]`` on."""
+
+    def codegen(context, builder, sig, args):
+        for j in range(sig.args[2].count):
+            place = builder.add(args[1], ir.IntType(64)(j * LANES))
+            line = builder.extract_value(args[2], j)
+            builder.store(line, _address(context, builder, sig.args[0], args[0], place, _VECTOR)).align = 4
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp, vectors), codegen
 
 
 @intrinsic
@@ -165,6 +211,24 @@ def fma(typingctx, scalar, v, total):
 
 
 @intrinsic
+def fmas(typingctx, scalars, i, stride, v, totals):
+    """``tuple(scalars[i + j * stride] * v + total for j, total in enumerate(totals))``, each rounded once."""
+
+    def codegen(context, builder, sig, args):
+        array, place, stride, v, totals = args
+        kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.fma.v16f32")
+        result = totals
+        for j in range(sig.return_type.count):
+            scalar = builder.load(_address(context, builder, sig.args[0], array, place))
+            total = builder.call(function, [_splat(builder, scalar), v, builder.extract_value(totals, j)])
+            result, place = builder.insert_value(result, total, j), builder.add(place, stride)
+        return result
+
+    return totals(scalars, types.intp, types.intp, vector, totals), codegen
+
+
+@intrinsic
 def dot(typingctx, a, b):
     """``sum(a * b)``, added pairwise: 16 -> 8 -> 4 -> 2 -> 1, in that order on every machine."""
 
@@ -190,9 +254,7 @@ def dots(typingctx, a, array, indices, k):
         for j in range(LANES):
             index = builder.load(_address(context, builder, sig.args[2], args[2], builder.add(args[3], i64(j))))
             place = builder.mul(builder.sext(index, i64), i64(LANES))
-            line = builder.load(_address(context, builder, sig.args[1], args[1], place, _VECTOR))
-            line.align = 4
-            sums.append(builder.fmul(a, line))
+            sums.append(builder.fmul(a, _load_line(context, builder, sig.args[1], args[1], place)))
         width = LANES
         while width > 1:  # two vectors of runs of `width` lanes become one of twice as many runs, each half as long
             half = width // 2
@@ -207,9 +269,24 @@ def dots(typingctx, a, array, indices, k):
     return vector(vector, array, indices, types.intp), codegen
 
 
-def _any(builder, lanes):
-    bits = builder.bitcast(lanes, ir.IntType(LANES))
-    return builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))
+@intrinsic
+def transposed(typingctx, a, indices, i, out, j):
+    """``out[j + 16 row + column] = a[16 indices[i + column] + row]``: 16 lines of a, gathered, transposed in registers."""
+
+    def codegen(context, builder, sig, args):
+        i64, lines = ir.IntType(64), []
+        for k in range(LANES):
+            index = builder.load(_address(context, builder, sig.args[1], args[1], builder.add(args[2], i64(k))))
+            place = builder.mul(builder.sext(index, i64), i64(LANES))
+            lines.append(_load_line(context, builder, sig.args[0], args[0], place))
+        _store_transposed(context, builder, sig.args[3], args[3], args[4], i64(LANES), lines)
+        return context.get_dummy_value()
+
+    return types.none(a, indices, types.intp, out, types.intp), codegen
+
+
+def _mask(builder, lanes):
+    return builder.bitcast(lanes, ir.IntType(LANES))
 
 
 @intrinsic
@@ -217,19 +294,47 @@ def any_above(typingctx, a, b):
     """True where ``a > b`` holds in some lane, or a or b is NaN there."""
 
     def codegen(context, builder, sig, args):
-        return _any(builder, builder.fcmp_unordered(">", *args))
+        bits = _mask(builder, builder.fcmp_unordered(">", *args))
+        return builder.icmp_unsigned("!=", bits, bits.type(0))
 
     return types.boolean(vector, vector), codegen
 
 
 @intrinsic
-def any_nonzero(typingctx, v):
-    """True where some lane is not zero (NaN is not)."""
+def nonzero_lanes(typingctx, v):
+    """Bit q is set where lane q is not zero (NaN is not): an int64 below 2^16."""
 
     def codegen(context, builder, sig, args):
-        return _any(builder, builder.fcmp_unordered("!=", args[0], ir.Constant(_VECTOR, [0.0] * LANES)))
+        bits = _mask(builder, builder.fcmp_unordered("!=", args[0], ir.Constant(_VECTOR, [0.0] * LANES)))
+        return builder.zext(bits, ir.IntType(64))
 
-    return types.boolean(vector), codegen
+    return types.int64(vector), codegen
+
+
+@intrinsic
+def count_bits(typingctx, mask):
+    """How many bits of an int64 are set."""
+
+    def codegen(context, builder, sig, args):
+        return builder.ctpop(args[0])
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def lowest_bit(typingctx, mask):
+    """The number of the lowest bit that is set in an int64 that is not zero."""
+
+    def codegen(context, builder, sig, args):
+        return builder.cttz(args[0], ir.IntType(1)(1))
+
+    return types.int64(types.int64), codegen
+
+
+@njit
+def any_nonzero(v):
+    """True where some lane is not zero (NaN is not)."""
+    return nonzero_lanes(v) != 0
 
 
 @intrinsic
@@ -237,27 +342,9 @@ def transpose(typingctx, a, i, stride, b, j, b_stride):
     """``b[j + b_stride * row + column] = a[i + stride * column + row]`` for 16 x 16 numbers, transposed in registers."""
 
     def codegen(context, builder, sig, args):
-        i64 = ir.IntType(64)
-        lines = []
-        for k in range(LANES):
-            place = builder.add(args[1], builder.mul(args[2], i64(k)))
-            line = builder.load(_address(context, builder, sig.args[0], args[0], place, _VECTOR))
-            line.align = 4
-            lines.append(line)
-        step = 1
-        while step < LANES:  # swap the off-diagonal step x step squares of every 2 step x 2 step square
-            lower = _select(*[e if not e & step else (e ^ step) + LANES for e in range(LANES)])
-            upper = _select(*[e | step if not e & step else e + LANES for e in range(LANES)])
-            for k in range(LANES):
-                if not k & step:
-                    x, y = lines[k], lines[k | step]
-                    lines[k] = builder.shuffle_vector(x, y, lower)
-                    lines[k | step] = builder.shuffle_vector(x, y, upper)
-            step *= 2
-        for k in range(LANES):
-            place = builder.add(args[4], builder.mul(args[5], i64(k)))
-            instruction = builder.store(lines[k], _address(context, builder, sig.args[3], args[3], place, _VECTOR))
-            instruction.align = 4
+        places = [builder.add(args[1], builder.mul(args[2], ir.IntType(64)(k))) for k in range(LANES)]
+        lines = [_load_line(context, builder, sig.args[0], args[0], place) for place in places]
+        _store_transposed(context, builder, sig.args[3], args[3], args[4], args[5], lines)
         return context.get_dummy_value()
 
     return types.none(a, types.intp, types.intp, b, types.intp, types.intp), codegen

@@ -7,6 +7,11 @@ from ..core.backend import cuda
 from . import launch
 
 
+def bits_of(values):
+    """Bits of float32 `values` or bfloat16 ones (uint16), and how far to the left they belong in a float32: for kernels."""
+    return (values, np.int32(16)) if values.dtype == np.uint16 else (values.view(np.int32), np.int32(0))
+
+
 @backend.cuda_jit
 def widen_kernel(bits, out):
     """A thread owns one number: bits (n,) uint16, out (n,) int32, the bits of a float32; coalesced.

@@ -42,6 +42,13 @@ def lists_by_rows(n_labels, n_rows, k, block_rows=WARP, block_lists=4):
     return n_lists, labels_by_rows(n_lists, n_rows, block_rows, block_lists)
 
 
+def parts_by_rows(n_groups, n_rows, k, group_size, block_rows=WARP, block_lists=4):
+    """(n_parts, grid) for blocks that search a part of the groups for `block_rows` rows, `block_lists` lists a row each."""
+    n_lists = _n_lists(n_groups * group_size, n_rows, k)
+    n_parts = min(divide_up(n_lists, block_lists), n_groups)
+    return n_parts, labels_by_rows(n_parts, n_rows, block_rows, 1)
+
+
 def lists_per_row(n_labels, n_rows, k, block=BLOCK):
     """(n_lists, grid) for blocks of `block` lists of one row; rows stride over grid y."""
     n_lists = _n_lists(n_labels, n_rows, k)
@@ -54,6 +61,13 @@ def tiles_of_groups(n, n_groups, tile, n_columns, columns):
     The last blocks may find no tile. Columns stride where there are many.
     """
     return max(1, n // tile + n_groups), min(max(1, divide_up(n_columns, columns)), MAX_GRID_YZ)
+
+
+def block_that_fits(bytes_of, block):
+    """(threads, shared bytes) of a block that needs ``bytes_of(threads)``: `block` threads, or half of them again and again."""
+    while bytes_of(block) > 49152 and block > WARP:
+        block //= 2
+    return block, shared_bytes(bytes_of(block))
 
 
 def shared_bytes(n_bytes):

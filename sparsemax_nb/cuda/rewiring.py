@@ -6,11 +6,12 @@ in whatever order atomics add them, the result is the same.
 """
 
 import numpy as np
-from numba import int32
+from numba import float32, int32
 
 from ..core import backend, formulas, rng
 from ..core.backend import cuda
 from . import launch
+from .bfloat16 import bits_of
 
 _f = backend.cuda_formulas(formulas)
 _r = backend.cuda_formulas(rng)
@@ -21,6 +22,46 @@ STREAM = rng.REWIRING
 ZERO, ONE = np.float32(0), np.int32(1)
 MAX_BINS = 2048
 LABELS = 32  # of a block of count_smallest_kernel
+
+
+@backend.cuda_jit
+def magnitudes_kernel(bits, shift, group_size, means):
+    """A thread owns one slot of a group: the mean of |value| over its labels, added in their order.
+
+    Grid: slots on x. Reads bits (L, K), the upper halves (shift 16) or all (0) of float32 numbers, coalesced; writes
+    means (L / G rounded up, K). Dynamic shared memory: a number a thread, to look at its bits as float32. No atomics.
+    """
+    number, numbers = cuda.shared.array(0, float32), cuda.shared.array(0, int32)
+    i, t, fan_in = cuda.grid(1), cuda.threadIdx.x, means.shape[1]
+    if i < means.size:
+        group, k = i // fan_in, i % fan_in
+        first, stop = group * group_size, min(bits.shape[0], (group + 1) * group_size)
+        total = ZERO
+        for label in range(first, stop):
+            numbers[t] = np.int32(bits[label, k]) << shift
+            total += abs(number[t])
+        means[group, k] = total / np.float32(stop - first)
+
+
+def magnitudes(values, group_size, means, *, block=launch.BLOCK):
+    """Mean |value| of every slot over the labels of its group (values float32 or bits of bfloat16, (L, K)), in float32."""
+    grid, block = launch.flat(means.size, block)
+    magnitudes_kernel[grid, block, 0, 4 * block](*bits_of(values), group_size, means)
+
+
+@backend.cuda_jit
+def clear_kernel(slots, group_size, array):
+    """A thread owns one slot: zeros in every label of its group. Grid: slots on x. Writes array (L, K). No shared, no atomics."""
+    i = cuda.grid(1)
+    if i < slots.shape[0]:
+        first, k = slots[i, 0] * group_size, slots[i, 1]
+        for label in range(first, min(array.shape[0], first + group_size)):
+            array[label, k] = 0
+
+
+def clear(slots, group_size, array, *, block=launch.BLOCK):
+    """Zeros for the slots (n, 2) = (group, k), different ones, in every label of their groups: array (L, K)."""
+    clear_kernel[launch.flat(slots.shape[0], block)](slots, group_size, array)
 
 
 @backend.cuda_jit

@@ -3,11 +3,28 @@
 import numpy as np
 
 from ..core import rng
+from .bfloat16 import widen
 
 
 def smallest(values, n):
     """Flat indices of the `n` smallest |values|, ascending; of equal ones the lower index first."""
     return np.sort(np.argsort(np.abs(values).reshape(-1), kind="stable")[:n])
+
+
+def magnitudes(values, group_size):
+    """Mean |value| of every slot over the labels of its group: (L, K) -> (L / G rounded up, K)."""
+    starts = np.arange(0, len(values), group_size)
+    values = widen(values) if values.dtype == np.uint16 else values
+    sums = np.add.reduceat(np.abs(values, dtype=np.float64), starts)
+    return sums / np.minimum(group_size, len(values) - starts)[:, None]
+
+
+def clear(slots, group_size, array):
+    """Zeros for the slots (n, 2) = (group, k) in every label of their groups; returns the array."""
+    array = array.copy()
+    for group, k in slots:
+        array[group * group_size : (group + 1) * group_size, k] = 0
+    return array
 
 
 def magnitude_histogram(bits, prefix, shift, n_bins):

@@ -1,0 +1,111 @@
+"""Rows of the batch in blocks of 16, features first, and what else the output layers on top of them share.
+
+``block[16 i + q] = x[16 block + q, i]``: one weight then is one vector multiply-add for 16 rows, and a block of 16,384
+inputs (1 MiB) stays in a core's L2 cache while the labels pass by.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import prange
+
+from ..core import backend
+from .top_k import enters, insert
+from .vector import LANES, aligned
+
+ZERO = np.float32(0)
+#: Numbers (16 MiB) that a step holds of the labels it works on at once: gradients by their scores, old values.
+HELD = 1 << 22
+#: Work is cut into at least this many parts (blocks of rows x ranges of labels) where a label's gradient is needed.
+PARTS = 8
+
+
+def new_blocks(x):
+    """Room for x in blocks of 16 rows, features first: (n_blocks, 16 H)."""
+    n_rows, n_inputs = x.shape
+    return aligned(np.empty, ((n_rows + LANES - 1) // LANES, n_inputs * LANES))
+
+
+@backend.njit_parallel
+def pack(x, blocks):
+    """Fill the blocks from x; missing rows of the last block are zero."""
+    n_rows, n_inputs = x.shape
+    span = 512
+    n_spans = (n_inputs + span - 1) // span
+    for part in prange(blocks.shape[0] * n_spans):
+        block, first = part // n_spans, part % n_spans * span
+        for i in range(first, min(first + span, n_inputs)):
+            for q in range(LANES):
+                row = block * LANES + q
+                blocks[block, i * LANES + q] = x[row, i] if row < n_rows else ZERO
+
+
+def splits_of(n_blocks):
+    """Ranges of labels that are worked on side by side, so that there are at least PARTS parts."""
+    return -(-PARTS // max(n_blocks, 1))
+
+
+class Workspace(NamedTuple):
+    """What a step holds, cut by the shape alone, so that sums keep their order for any number of threads."""
+
+    blocks: np.ndarray  # (n_blocks, 16 H): the inputs
+    dblocks: np.ndarray  # (n_splits, n_blocks, 16 H): dx, one for each range of labels and block of rows
+    # of the labels that are worked on at once:
+    gradients: np.ndarray  # (n_blocks, 16 n_at_once): by the scores, written only where a row's is not zero
+    active: np.ndarray  # (n_blocks, n_at_once) bool: is it written
+    values: np.ndarray  # (n_at_once K): from before the update
+
+
+def step_shapes(n_rows, n_inputs, n_labels, fan_in, chunk):
+    """{name: (shape, dtype)} of a `Workspace`; threads take `chunk` labels at a time."""
+    n_blocks = -(-n_rows // LANES)
+    dblocks = splits_of(n_blocks), n_blocks, n_inputs * LANES
+    chunks = max(1, HELD // (chunk * (n_blocks * LANES + fan_in)))
+    n = min(n_labels, chunks * chunk)
+    return {
+        "blocks": ((n_blocks, n_inputs * LANES), np.float32),
+        "dblocks": (dblocks, np.float32),
+        "gradients": ((n_blocks, n * LANES), np.float32),
+        "active": ((n_blocks, n), np.bool_),
+        "values": ((n * fan_in,), np.float32),
+    }
+
+
+def workspace(shapes):
+    """A `Workspace`; only dblocks has to start from zero."""
+    return Workspace(*(aligned(np.zeros if name == "dblocks" else np.empty, *s) for name, s in shapes.items()))
+
+
+@backend.njit_parallel
+def unpack_sum(dblocks, dx):
+    """dx (B, H) from its packed parts (n_splits, n_blocks, 16 H), added in the order of the splits."""
+    n_rows, n_inputs = dx.shape
+    for part in prange((n_inputs + 63) // 64):
+        for row in range(n_rows):
+            for i in range(part * 64, min((part + 1) * 64, n_inputs)):
+                total = ZERO
+                for s in range(dblocks.shape[0]):
+                    total += dblocks[s, row // LANES, i * LANES + row % LANES]
+                dx[row, i] = total
+
+
+def list_shapes(n_rows, n_inputs, k):
+    """{name: (shape, dtype)} of what a top-k search allocates: the inputs, a list for each row and range of labels."""
+    n_blocks = -(-n_rows // LANES)
+    lists = n_blocks, splits_of(n_blocks), LANES, k
+    shapes = {"blocks": ((n_blocks, n_inputs * LANES), np.float32)}
+    return shapes | {"part_scores": (lists, np.float32), "part_ids": (lists, np.int32)}
+
+
+@backend.njit_parallel
+def merge_lists(part_scores, part_ids, top_scores, top_ids):
+    """The k best of each row, from those of its ranges of labels: lists (n_blocks, n_splits, 16, k) of rows in blocks."""
+    n_rows, k = top_scores.shape
+    n_splits = part_scores.shape[1]
+    for row in prange(n_rows):
+        b, q = row // LANES, row % LANES
+        top_scores[row], top_ids[row] = part_scores[b, 0, q], part_ids[b, 0, q]
+        for s in range(1, n_splits):
+            for i in range(k):
+                if enters(part_scores[b, s, q, i], part_ids[b, s, q, i], top_scores[row], top_ids[row]):
+                    insert(top_scores[row], top_ids[row], part_scores[b, s, q, i], part_ids[b, s, q, i])

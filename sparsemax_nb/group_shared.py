@@ -1,0 +1,154 @@
+"""Group-shared fixed fan-in layer: groups of similar labels share one row of inputs and keep their own weights.
+
+The functions are those of the plain layer (`fixed_fan_in`): forward, backward, step, top-k, rewire.
+
+Source: HASTE, arXiv 2606.01117. Weights without a float32 master copy and stochastic rounding: ELMO, ICML 2025.
+"""
+
+import math
+
+import ml_dtypes
+import numpy as np
+
+from .core import backend, check, rng
+from .core.connections import SharedConnections
+from .fixed_fan_in import FixedFanIn, no_moments
+
+#: What the weights can be stored in.
+DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+
+
+class GroupSharedFanIn(FixedFanIn):
+    """A fixed fan-in layer in which G neighbouring labels share their K inputs, not their weights.
+
+    ``scores[b, l] = bias[l] + sum_k values[l, k] x[b, indices[l // G, k]]``; dense equivalent:
+    ``x @ layer.to_dense().T + bias``. The gathered inputs of a group serve G labels, and a group's scores are a small dense
+    product. It is as accurate as the plain layer only where the labels of a group are similar: `group_labels` orders them.
+
+    Parameters
+    ----------
+    n_inputs : int
+        H, the width of the layer below.
+    indices : (L / G rounded up, K) int32
+        The inputs of each group, in [0, H), no input twice in one group.
+    values : (L, K) float32 or bfloat16 (``ml_dtypes.bfloat16``)
+        The weights of each label. bfloat16 ones have no float32 copy: a step computes in float32 and rounds the new weight
+        up or down at random, so that it is right on average.
+    bias : (L,) float32
+    group_size : int
+        G, 1 <= G <= L. Where L is not a multiple, the last group holds fewer labels.
+    seed : int, optional
+        Of the random rounding.
+
+    All arrays on one device (NumPy or CUDA arrays), C-contiguous; they are held, not copied, and updated in place by
+    training. Check and make a layer once, then use it: later calls do not look at the indices again.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Wrong dtype, device, shape or layout; K above H; G above L; an index out of range or repeated inside a group.
+
+    Source: HASTE, arXiv 2606.01117; bfloat16 with stochastic rounding: ELMO, ICML 2025.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sparsemax_nb import GroupSharedFanIn, fixed_fan_in_forward
+    >>> indices, values = np.array([[0, 2]], np.int32), np.array([[1, 10], [2, 20]], np.float32)
+    >>> layer = GroupSharedFanIn(4, indices, values, np.zeros(2, np.float32), group_size=2)
+    >>> fixed_fan_in_forward(np.array([[1, 2, 3, 4]], np.float32), layer)
+    array([[31., 62.]], dtype=float32)
+    """
+
+    wing = "group_shared"
+    row = "group"
+
+    def __init__(self, n_inputs, indices, values, bias, group_size, *, seed=0):
+        self._place(n_inputs, indices, values, bias)
+        indices = self._checked_indices(indices)
+        dtype = DTYPES["bfloat16" if values.dtype == DTYPES["bfloat16"] else "float32"]
+        values = check.array("values", values, dtype, ("L", indices.shape[1]), writeable=True)
+        bias = check.array("bias", bias, np.float32, values.shape[:1], writeable=True)
+        group_size = check.integer("group_size", group_size, 1, len(values), f" (n_labels = {len(values)})")
+        if len(indices) != -(-len(values) // group_size):
+            raise ValueError(
+                f"indices must have a row for each group, {-(-len(values) // group_size)} for {len(values)} labels in "
+                f"groups of {group_size}, got {len(indices)}"
+            )
+        self.seed = check.integer("seed", seed, 0, 2**64 - 1)
+        self._hold(indices, values, bias, group_size)
+
+    def _hold(self, indices, values, bias, group_size):
+        self._values = values
+        bits = values if values.dtype == np.float32 else values.view(np.uint16)
+        self.arrays = SharedConnections(indices, bits, bias, group_size)
+
+    values = property(lambda self: self._values, doc="(L, K) float32 or bfloat16")
+    group_size = property(lambda self: self.arrays.group_size, doc="G")
+
+    def __repr__(self):
+        sizes = (
+            f"n_labels={self.n_labels}, n_inputs={self.n_inputs}, fan_in={self.fan_in}, group_size={self.group_size}"
+        )
+        return f"GroupSharedFanIn({sizes}, dtype={self.values.dtype.name!r}, device={self.device!r})"
+
+    @classmethod
+    def random(cls, n_labels, n_inputs, fan_in, group_size, seed, *, dtype="float32", device="cpu"):
+        """A layer with random connections, weights uniform in ±1/sqrt(fan_in) and zero bias (our choice).
+
+        Connections and weights come from the counter-based stream of `seed`: the same on every processor. With a group size
+        of 1 the layer is `FixedFanIn.random`.
+
+        Parameters
+        ----------
+        n_labels, n_inputs, fan_in, group_size : int
+            L, H, K and G; 1 <= K <= H, 1 <= G <= L.
+        seed : int
+            In [0, 2^64); also of the random rounding.
+        dtype : 'float32' or 'bfloat16'
+            Of the weights.
+        device : 'cpu' or 'cuda'
+
+        Examples
+        --------
+        >>> from sparsemax_nb import GroupSharedFanIn
+        >>> GroupSharedFanIn.random(n_labels=1000, n_inputs=256, fan_in=8, group_size=16, seed=1)
+        GroupSharedFanIn(n_labels=1000, n_inputs=256, fan_in=8, group_size=16, dtype='float32', device='cpu')
+        """
+        n_labels = check.integer("n_labels", n_labels, 1)
+        n_inputs = check.integer("n_inputs", n_inputs, 1, 2**31 - 1)
+        fan_in = check.integer("fan_in", fan_in, 1, n_inputs, f" (n_inputs = {n_inputs})")
+        group_size = check.integer("group_size", group_size, 1, n_labels, f" (n_labels = {n_labels})")
+        seed = check.integer("seed", seed, 0, 2**64 - 1)
+        dtype = DTYPES[check.choice("dtype", dtype, tuple(DTYPES))]
+        device = backend.resolve_device(check.choice("device", device, ("cpu", "cuda")))
+        wing = backend.wing(device, "fixed_fan_in")
+        indices = backend.empty((-(-n_labels // group_size), fan_in), np.int32, device)
+        values = backend.empty((n_labels, fan_in), np.float32, device)
+        wing.random_connections(np.uint64(seed), n_inputs, indices)
+        wing.random_values(np.uint64(seed), rng.WEIGHTS, np.float32(1 / math.sqrt(fan_in)), values.reshape(-1))
+        layer = cls.__new__(cls)  # legal by construction: no second look at the indices
+        layer.n_inputs, layer.device, layer.seed = n_inputs, device, seed
+        layer._hold(indices, values.astype(dtype, copy=False), backend.zeros(n_labels, np.float32, device), group_size)
+        return layer
+
+    def to_dense(self):
+        """The (L, H) float32 weight matrix, on the layer's device; for small layers and tests."""
+        dense = backend.zeros((self.n_labels, self.n_inputs), np.float32, self.device)
+        labels = backend.module_of(self.device).arange(self.n_labels)[:, None]
+        dense[labels, self.indices[labels[:, 0] // self.group_size]] = self.values.astype(np.float32)
+        return dense
+
+    def _magnitudes(self):
+        means = backend.empty(self.indices.shape, np.float32, self.device)
+        backend.wing(self.device, "rewiring").magnitudes(self.arrays.values, self.group_size, means)
+        return means.view(np.int32)
+
+    def _step_inputs(self, optimizer):
+        return (rng.Rounding(np.uint64(self.seed), np.uint64(optimizer.state_of(self.values).count)),)
+
+    def _redraw(self, seed, step, cut, offsets, bits, moments, slots):
+        super()._redraw(seed, step, cut, offsets, bits, no_moments(self.device), slots)
+        for array in (self.arrays.values, *moments):
+            if array.size:
+                backend.wing(self.device, "rewiring").clear(slots, self.group_size, array)
