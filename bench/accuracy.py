@@ -17,6 +17,7 @@ COMMON = {
     "embedding-rate": 16, "min-learning-rate": 2e-5,
 }  # fmt: skip
 SPARSE = {"output": "fixed-fan-in", "intermediate": 16384, "fan-in": 32, "intermediate-rate": 0.1}
+GROUPS = {"output": "group-shared", "group-size": 16, "grouping": "similar"}
 ROWS = {
     # sixteen times the weights a label: a smaller rate and more dropout serve it better; the embedding's rate stays
     "dense-512": {"output": "dense", "dropout": 0.1, "learning-rate": 1e-4, "embedding-rate": 40},
@@ -28,6 +29,10 @@ ROWS = {
     "unstructured-32-intermediate": SPARSE | {"output": "unstructured"},
     "fixed-fan-in-32-intermediate-bce": SPARSE | {"loss": "bce"},
     "fixed-fan-in-32-intermediate-no-rewiring": SPARSE | {"rewire-fraction": 0},
+    "group-shared-32-intermediate": SPARSE | GROUPS,
+    "group-shared-32-intermediate-random": SPARSE | GROUPS | {"grouping": "random"},
+    "group-shared-32-intermediate-frequency": SPARSE | GROUPS | {"grouping": "frequency"},
+    "group-shared-32-intermediate-bfloat16": SPARSE | GROUPS | {"weight-dtype": "bfloat16"},
 }
 #: Samplers under the softmax loss: same network, same rates, same epochs; exact Adam without, lazy Adam with negatives.
 SOFTMAX = {

@@ -13,6 +13,7 @@ from .fixed_fan_in import (
 )
 from .full_softmax import FullSoftmax, softmax_cross_entropy, target_ranks
 from .group_shared import GroupSharedFanIn
+from .grouping import group_labels
 from .midx import InvertedMultiIndex, sampled_softmax
 from .optimizers import SGD, Adam
 from .samplers import LogUniformSampler, LSHSampler, RFFSampler, SphereSampler, UniformSampler, UnigramSampler
@@ -45,6 +46,7 @@ __all__ = [
     "fixed_fan_in_forward",
     "fixed_fan_in_step",
     "fixed_fan_in_top_k",
+    "group_labels",
     "rewire",
     "sampled_softmax",
     "softmax_cross_entropy",

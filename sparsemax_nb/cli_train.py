@@ -9,6 +9,8 @@ import time
 import numpy as np
 
 from . import data, demo, train
+from .group_shared import DTYPES
+from .grouping import GROUPINGS
 from .midx import CORRECTIONS, RESIDUALS
 from .train import curves
 from .train.language_model import DECAYS
@@ -291,6 +293,11 @@ def classifier_options(sub, device):
     option("intermediate", count_or_none, "H", "width of the dense layer below a sparse output, 0 for none")
     option("bottleneck", int, "H", "width of the bottleneck")
     option("fan_in", int, "K", "connections per label")
+    option("group_size", int, "G", "labels that share their inputs in a group-shared output")
+    grouping = "how its labels are grouped: by the features of their points, by their number of points, at random"
+    sub.add_argument("--grouping", choices=GROUPINGS, default=default["grouping"], help=grouping)
+    stored = "what its weights are stored in; bfloat16 ones are rounded at random, there is no float32 copy"
+    sub.add_argument("--weight-dtype", choices=tuple(DTYPES), default=default["weight_dtype"], help=stored)
     option("dropout", float, "P", "rate behind the embedding, or of dense features")
     option("word_dropout", float, "P", "rate at which the entries of sparse features are dropped")
     option("learning_rate", float, "LR", "of Adam, at the start")

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Mapping
 
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -19,10 +20,15 @@ class ModelFileError(ValueError):
     """A model file that can not be read: truncated, foreign, of another kind or a newer version."""
 
 
+def bits(array):
+    """The array itself; of a bfloat16 one its bits as uint16, a view."""
+    return array.view(np.uint16) if array.dtype == ml_dtypes.bfloat16 else array
+
+
 def save(path, kind, arrays, description):
     """Write NumPy `arrays` (name -> array) and a JSON-able `description` into the folder `path`.part, then move it to `path`.
 
-    safetensors writes into a file of its own, with a name that it draws, and renames that: in a folder of ours, what a
+    bfloat16 arrays are stored as their `bits`, which safetensors can read again. It writes into a file of its own, with a name that it draws, and renames that: in a folder of ours, what a
     process that was killed left behind can be found, and goes the next time.
     """
     header = {"format": FORMAT, "version": str(VERSION), "kind": kind, "description": json.dumps(description)}
@@ -33,7 +39,7 @@ def save(path, kind, arrays, description):
     try:
         with open(temporary, "wb") as file:  # for the rights of a new file: safetensors makes it for its owner alone
             mode = os.fstat(file.fileno()).st_mode & 0o777
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary, metadata=header)
+        save_file({name: np.ascontiguousarray(bits(array)) for name, array in arrays.items()}, temporary, metadata=header)
         os.chmod(temporary, mode)
         os.replace(temporary, path)
     finally:

@@ -10,6 +10,8 @@ import scipy.sparse
 from ..core import backend, check, checkpoint, sparse
 from ..data import Tfidf
 from ..data.batches import shuffled
+from ..group_shared import DTYPES
+from ..grouping import GROUPINGS, group_labels
 from ..optimizers import Adam
 from . import loop, memory, metrics
 from .estimator import SampledEstimator
@@ -29,15 +31,23 @@ class Classifier(SampledEstimator):
 
     Parameters
     ----------
-    output : 'fixed-fan-in', 'unstructured', 'dense' or 'bottleneck'
-        The output layer: `fan_in` connections per label; as many, but anywhere in the layer (a rival: slower, and it stores
-        all scores); all connections to the embedding; all connections to a narrow layer of width `bottleneck`.
+    output : 'fixed-fan-in', 'group-shared', 'unstructured', 'dense' or 'bottleneck'
+        The output layer: `fan_in` connections per label; the same, to inputs that a group of labels shares, which is faster;
+        as many, but anywhere in the layer (a rival: slower, and it stores all scores); all connections to the embedding;
+        all connections to a narrow layer of width `bottleneck`.
     embedding : int
         Width of the embedding of sparse features.
     intermediate : int or None
         Width of the dense layer below a sparse output; None connects the labels to the embedding itself.
     bottleneck : int
     fan_in : int
+    group_size : int
+        Labels that share their inputs in a group-shared output.
+    grouping : 'similar', 'frequency' or 'random'
+        How its labels are grouped: by the features of their points (in memory for that long: the sum of each label's), by
+        the number of points, or at random. See `group_labels`.
+    weight_dtype : 'float32' or 'bfloat16'
+        What the weights of a group-shared output are stored in; bfloat16 ones are rounded at random, see `GroupSharedFanIn`.
     loss : 'squared-hinge', 'bce' or 'softmax'
         The softmax loss, ``-log softmax(scores)`` summed over a row's labels, is for a dense output or a bottleneck.
     sampler : 'none', 'uniform', 'log-uniform', 'unigram', 'lsh', 'sphere', 'rff', 'midx-pq' or 'midx-rq'
@@ -133,7 +143,8 @@ class Classifier(SampledEstimator):
     kind, classes, fit_call = "classifier", "labels", "fit(X, y)"
 
     def __init__(
-        self, *, output="fixed-fan-in", embedding=256, intermediate=4096, bottleneck=64, fan_in=32, loss="squared-hinge",
+        self, *, output="fixed-fan-in", embedding=256, intermediate=4096, bottleneck=64, fan_in=32, group_size=16,
+        grouping="similar", weight_dtype="float32", loss="squared-hinge",
         sampler="none", n_samples=100, n_codewords=64, residual="uniform", index_every=100, correction="paper",
         mask_hits=False,
         dropout=0.1, word_dropout=0.0, learning_rate=5e-4, embedding_rate=10.0, intermediate_rate=0.1, warm_up=0,
@@ -160,7 +171,11 @@ class Classifier(SampledEstimator):
             raise ValueError(f"loss='softmax' needs output='dense' or 'bottleneck', got {self.output!r}")
         if self.loss != "softmax" and self.sampler != "none":
             raise ValueError(f"sampler={self.sampler!r} draws for loss='softmax' only, got loss={self.loss!r}")
-        for name in ("embedding", "bottleneck", "fan_in", "rewire_every"):
+        check.choice("grouping", self.grouping, GROUPINGS)
+        check.choice("weight_dtype", self.weight_dtype, tuple(DTYPES))
+        if self.weight_dtype != "float32" and self.output != "group-shared":
+            raise ValueError(f"weight_dtype={self.weight_dtype!r} is for output='group-shared', got {self.output!r}")
+        for name in ("embedding", "bottleneck", "fan_in", "group_size", "rewire_every"):
             check.integer(name, getattr(self, name), 1)
         for name in ("intermediate", "memory_limit"):
             if getattr(self, name) is not None:
@@ -184,9 +199,12 @@ class Classifier(SampledEstimator):
                     f"fan_in must be at most half the width of the layer below, {width // 2}, got {self.fan_in}: a label may "
                     "need more redraws than it has free inputs; use rewire_fraction=0 with output='fixed-fan-in'"
                 )
+        if self.output == "group-shared":
+            check.integer("group_size", self.group_size, 1, n_labels, f" (n_labels = {n_labels})")
         return {
             "n_features": n_features, "n_labels": n_labels, "embedding": embedding, "intermediate": intermediate,
             "output": self.output, "fan_in": self.fan_in, "device": device, "loss": self.loss,
+            "group_size": self.group_size, "weight_dtype": self.weight_dtype,
         }  # fmt: skip
 
     def _check_sampler(self, n_classes, width, device, counts):
@@ -280,8 +298,12 @@ class Classifier(SampledEstimator):
         self.n_features_in_, self.n_labels_, self.is_dense_, self.device_ = X.shape[1], y.shape[1], is_dense, device
         self.n_points_, self.label_counts_ = len(rows), counts
         self.tfidf_ = None if is_dense or not self.tfidf else Tfidf().fit(X[rows] if len(rows) < X.shape[0] else X)
+        if self.output == "group-shared":
+            order = group_labels(_Rows(self._batch, X, rows), y[rows], self.group_size, self.grouping, self.seed)
+            network.output.set_order(order)
+            counts = counts[order]
         if self.loss != "softmax":
-            _initial_bias(network.output.bias, self.label_counts_, self.n_points_, self.loss)
+            _initial_bias(network.output.bias, counts, self.n_points_, self.loss)
         elif self.sampler != "none":
             network.output.negatives = Negatives(
                 self._sampling(), network.output.weights, self.label_counts_, self.seed
@@ -409,6 +431,16 @@ class Classifier(SampledEstimator):
         except (KeyError, TypeError, ValueError) as error:
             raise checkpoint.ModelFileError(f"{path} does not hold a whole Classifier ({error})") from error
         return model
+
+
+class _Rows:
+    """Rows of the features as the network takes them, made as slices ask for them."""
+
+    def __init__(self, batch, x, rows):
+        self._batch, self._x, self._rows, self.shape = batch, x, rows, (len(rows), x.shape[1])
+
+    def __getitem__(self, some):
+        return self._batch(self._x, self._rows[some])
 
 
 def _possible(ks, n_labels):

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..core import backend, check, formulas, rng, sparse
 from ..fixed_fan_in import FixedFanIn, fixed_fan_in_step, fixed_fan_in_top_k, rewire
+from ..group_shared import GroupSharedFanIn
 from .gradients import Gradient
 
 # Numbers of the layers in the random streams: no two layers draw from the same counters. `FixedFanIn.random` takes 0.
@@ -250,8 +251,8 @@ class FixedFanInOutput:
 
     @property
     def parameters(self):
-        names = "output.indices", "output.values", "output.bias"
-        return dict(zip(names, self.layer.arrays, strict=True))
+        layer = self.layer
+        return {"output.indices": layer.indices, "output.values": layer.values, "output.bias": layer.bias}
 
     def step(self, x, labels, loss, optimizer):
         """Loss of a batch and gradient by x; updates values and bias."""
@@ -268,3 +269,49 @@ class FixedFanInOutput:
     def rewire(self, fraction, seed, step, optimizer):
         """Replace the share `fraction` of the connections, those with the smallest weights; returns how many."""
         return len(rewire(self.layer, fraction, seed, optimizer, step=step))
+
+
+class GroupSharedOutput(FixedFanInOutput):
+    """`FixedFanInOutput` with inputs shared by groups of labels; labels keep their ids, `order` says who lies where.
+
+    ``order[place]`` is the label at a place of the layer; neighbours share their inputs. At first every label lies at its
+    id; set another order before the first step.
+    """
+
+    def __init__(self, n_inputs, n_labels, fan_in, seed, group_size, weight_dtype, device):
+        self.layer = GroupSharedFanIn.random(
+            n_labels, n_inputs, fan_in, group_size, seed, dtype=weight_dtype, device=device
+        )
+        self.layer.values[...] = 0
+        self.values, self.bias = self.layer.values, self.layer.bias
+        self.order = backend.asarray(backend.module_of(device).arange(n_labels), device, np.int32)
+        self._places = self.order.copy()  # of each label
+
+    @property
+    def parameters(self):
+        return super().parameters | {"output.order": self.order}
+
+    def set_order(self, order):
+        """Lay the labels in the order that `group_labels` gives."""
+        self.order[...] = backend.asarray(order, self.layer.device, np.int32)
+        self.check_connections()
+
+    def check_connections(self):
+        """ValueError where parameters that were overwritten hold connections, or an order, that can not be."""
+        layer, xp = self.layer, backend.module_of(self.layer.device)
+        GroupSharedFanIn(layer.n_inputs, layer.indices, layer.values, layer.bias, layer.group_size)
+        every_label = backend.asarray(xp.arange(layer.n_labels), layer.device, np.int32)
+        if not bool((xp.sort(self.order) == every_label).all()):
+            raise ValueError("output.order must be a permutation of the labels")
+        self._places[self.order] = every_label
+
+    def step(self, x, labels, loss, optimizer):
+        """Loss of a batch and gradient by x; updates values and bias."""
+        labels = sparse.as_labels(labels, len(x), self.layer.device, self.layer.n_labels)
+        labels = labels._replace(indices=self._places[labels.indices])
+        return super().step(x, labels, loss, optimizer)
+
+    def top_k(self, x, k):
+        """The k best labels of each row: scores (B, k), ids (B, k) int32; equal scores by their place in the layer."""
+        scores, places = super().top_k(x, k)
+        return scores, self.order[places]

@@ -169,7 +169,7 @@ class Training:
         arrays, counts = {}, {}
         for name, array in self.network.parameters.items():
             arrays[f"parameters/{name}"] = array
-            if array.dtype == np.float32:
+            if array.dtype.kind != "i":
                 state = self.optimizer.state_of(array)
                 arrays[f"m/{name}"], arrays[f"v/{name}"] = state.moments
                 counts[name] = state.count

@@ -11,6 +11,7 @@ import numpy as np
 from ..core import backend
 from ..cpu.midx import PARTS, SUMS
 from ..full_softmax import HELD
+from ..group_shared import DTYPES
 from ..samplers import SCORES
 from .network import SPARSE_OUTPUTS
 from .softmax import INDICES, YARDSTICKS
@@ -18,6 +19,8 @@ from .softmax import INDICES, YARDSTICKS
 #: Numbers of four bytes that a draw takes until its gradient is known: id, log Q, score and gradient, places and keys.
 ENTRY = 16
 
+#: Outputs with a fixed number of connections a label, and the files of the wings that compute them.
+FIXED = {"fixed-fan-in": "fixed_fan_in", "group-shared": "group_shared"}
 #: Bytes for each connection while an unstructured layer draws or redraws them (measured).
 DRAWN_BYTES = 130
 
@@ -71,7 +74,7 @@ def require(plan, limit):
 
 def plan(
     *, n_features, n_labels, embedding, intermediate, output, fan_in, device, batch_size, entries_per_row=0.0,
-    rewired=0.1, keep_best=False, k=5, loss="squared-hinge", sampling=None, labels_per_row=1.0,
+    group_size=1, weight_dtype="float32", rewired=0.1, keep_best=False, k=5, loss="squared-hinge", sampling=None, labels_per_row=1.0,
 ):  # fmt: skip
     """The `Plan` of training with Adam and predicting, both in batches of `batch_size` rows.
 
@@ -85,12 +88,12 @@ def plan(
     def add(phase, name, *shape, item=4):
         arrays.append(Array(phase, name, math.prod(shape) * item))
 
-    def parameter(name, *shape, learns=True):
-        add("always", name, *shape)
+    def parameter(name, *shape, learns=True, item=4):
+        add("always", name, *shape, item=item)
         if learns:
             add("always", f"{name}: Adam's two moments", 2, *shape)
         if keep_best and device == "cpu":  # of a CUDA network they lie in the host's memory
-            add("always", f"{name}: of the best epoch", *shape)
+            add("always", f"{name}: of the best epoch", *shape, item=item)
 
     width = n_features
     if embedding is not None:
@@ -115,15 +118,19 @@ def plan(
     if loss == "softmax":
         _add_softmax(add, parameter, b, width, n_labels, sampling, labels_per_row)
     else:
-        _add_output(add, parameter, output, b, width, n_labels, fan_in, device)
-    if rewired and output == "fixed-fan-in":
-        add("rewiring", "slots that change", math.ceil(rewired * n_labels * fan_in), 2)
-        add("rewiring", "counts and offsets of the labels", n_labels, 4, item=8)
+        _add_output(add, parameter, output, b, width, n_labels, fan_in, device, group_size, weight_dtype)
+    if rewired and output in FIXED:
+        n_rows = -(-n_labels // group_size) if output == "group-shared" else n_labels
+        add("rewiring", "slots that change", math.ceil(rewired * n_rows * fan_in), 2)
+        add("rewiring", "counts and offsets of the labels", n_rows, 4, item=8)
+        if output == "group-shared":
+            add("rewiring", "mean magnitudes", n_rows, fan_in)
     if output == "unstructured":
         add("drawing connections", "random words, places, their order", n_labels, fan_in, item=DRAWN_BYTES)
     add("prediction", "hidden layers' outputs", b, width)
-    if output == "fixed-fan-in":
-        shapes = backend.wing(device, "fixed_fan_in").top_k_shapes(b, width, n_labels, fan_in, k)
+    if output in FIXED:
+        group = (group_size,) if output == "group-shared" else ()
+        shapes = backend.wing(device, FIXED[output]).top_k_shapes(b, width, n_labels, fan_in, *group, k)
         for name, (shape, dtype) in shapes.items():
             add("prediction", f"top-k: {name}", *shape, item=np.dtype(dtype).itemsize)
     else:
@@ -162,13 +169,16 @@ def _add_softmax(add, parameter, b, width, n_labels, sampling, labels_per_row):
         add(phase, "scores of all labels", 4, min(SCORES, b * n_labels))
 
 
-def _add_output(add, parameter, output, b, width, n_labels, fan_in, device):
+def _add_output(add, parameter, output, b, width, n_labels, fan_in, device, group_size, weight_dtype):
     """The output layer's arrays: parameters, and what its step needs."""
     phase = "output: step"
-    if output == "fixed-fan-in":
-        parameter("output.indices", n_labels, fan_in, learns=False)
-        parameter("output.values", n_labels, fan_in)
-        shapes = backend.wing(device, "fixed_fan_in").workspace_shapes(b, width, n_labels, fan_in)
+    if output in FIXED:
+        group = (group_size,) if output == "group-shared" else ()
+        parameter("output.indices", -(-n_labels // (group_size if group else 1)), fan_in, learns=False)
+        parameter("output.values", n_labels, fan_in, item=DTYPES[weight_dtype].itemsize)
+        if group:
+            add("always", "output.order: and places of the labels", 2, n_labels)
+        shapes = backend.wing(device, FIXED[output]).workspace_shapes(b, width, n_labels, fan_in, *group)
         for name, (shape, dtype) in shapes.items():
             add(phase, f"step: {name}", *shape, item=np.dtype(dtype).itemsize)
     elif output in SPARSE_OUTPUTS:

@@ -7,8 +7,8 @@ import time
 import numpy as np
 import scipy.sparse
 
-from ..core import backend, check, formulas, rng, sparse
-from .layers import Dense, DenseOutput, Embedding, FixedFanInOutput, Inputs
+from ..core import backend, check, checkpoint, formulas, rng, sparse
+from .layers import Dense, DenseOutput, Embedding, FixedFanInOutput, GroupSharedOutput, Inputs
 from .softmax import SoftmaxOutput
 from .unstructured import UnstructuredOutput
 
@@ -18,8 +18,9 @@ OUTPUTS = {
     "bottleneck": DenseOutput,
     "unstructured": UnstructuredOutput,
     "fixed-fan-in": FixedFanInOutput,
+    "group-shared": GroupSharedOutput,
 }
-SPARSE_OUTPUTS = "unstructured", "fixed-fan-in"
+SPARSE_OUTPUTS = "unstructured", "fixed-fan-in", "group-shared"
 LOSSES = *formulas.LOSSES, "softmax"
 #: The number of the sparse features in the random stream of dropout; hidden layers count from 0.
 WORDS = 1 << 15
@@ -54,10 +55,11 @@ class Layers:
     def set_parameters(self, arrays, prefix=""):
         """Overwrite all parameters, in place, with NumPy arrays by prefix and name; TypeError or ValueError for a wrong one."""
         for name, array in self.parameters.items():
-            stored = check.array(name, arrays[prefix + name], array.dtype, array.shape)
-            if stored.dtype == np.float32:
-                check.finite(name, stored)
-            array[...] = backend.asarray(stored, self.device)
+            target = checkpoint.bits(array)
+            stored = check.array(name, checkpoint.bits(arrays[prefix + name]), target.dtype, array.shape)
+            if array.dtype.kind != "i":
+                check.finite(name, stored.view(array.dtype))
+            target[...] = backend.asarray(stored, self.device)
         self.output.check_connections()
 
     @property
@@ -112,7 +114,7 @@ class Network(Layers):
         Width of the embedding; None: the features are dense, (B, n_features) float32.
     intermediate : int or None
         Width of the dense layer below the output; None leaves it out.
-    output : 'dense', 'bottleneck', 'unstructured' or 'fixed-fan-in'
+    output : 'dense', 'bottleneck', 'unstructured', 'fixed-fan-in' or 'group-shared'
     fan_in : int
         Connections per label of a sparse output (of an unstructured one: on average).
     dropout : float
@@ -123,11 +125,14 @@ class Network(Layers):
         Under the softmax loss a dense output or bottleneck has no bias.
     word_dropout : float
         Rate at which the entries of sparse features are dropped.
+    group_size : int
+    weight_dtype : 'float32' or 'bfloat16'
+        Labels that share their inputs, and what the weights are stored in, of a group-shared output.
     """
 
     def __init__(
         self, n_features, n_labels, *, embedding, intermediate, output, fan_in, dropout, seed, device,
-        loss="squared-hinge", word_dropout=0.0,
+        loss="squared-hinge", word_dropout=0.0, group_size=1, weight_dtype="float32",
     ):  # fmt: skip
         self.device, self.seed, self.steps = device, seed, 0
         self.dropout, self.word_dropout = dropout, word_dropout
@@ -142,6 +147,7 @@ class Network(Layers):
             width = intermediate
         self.width = width  # of the output layer's input
         more = (fan_in, seed) if output in SPARSE_OUTPUTS else ()
+        more += (group_size, weight_dtype) if output == "group-shared" else ()
         self.output = (SoftmaxOutput if loss == "softmax" else OUTPUTS[output])(width, n_labels, *more, device)
 
     def forward(self, x, training=False):
