@@ -39,7 +39,9 @@ def save(path, kind, arrays, description):
     try:
         with open(temporary, "wb") as file:  # for the rights of a new file: safetensors makes it for its owner alone
             mode = os.fstat(file.fileno()).st_mode & 0o777
-        save_file({name: np.ascontiguousarray(bits(array)) for name, array in arrays.items()}, temporary, metadata=header)
+        save_file(
+            {name: np.ascontiguousarray(bits(array)) for name, array in arrays.items()}, temporary, metadata=header
+        )
         os.chmod(temporary, mode)
         os.replace(temporary, path)
     finally:

@@ -177,7 +177,8 @@ def _add_output(add, parameter, output, b, width, n_labels, fan_in, device, grou
         parameter("output.indices", -(-n_labels // (group_size if group else 1)), fan_in, learns=False)
         parameter("output.values", n_labels, fan_in, item=DTYPES[weight_dtype].itemsize)
         if group:
-            add("always", "output.order: and places of the labels", 2, n_labels)
+            parameter("output.order", n_labels, learns=False)
+            add("always", "places of the labels", n_labels)
         shapes = backend.wing(device, FIXED[output]).workspace_shapes(b, width, n_labels, fan_in, *group)
         for name, (shape, dtype) in shapes.items():
             add(phase, f"step: {name}", *shape, item=np.dtype(dtype).itemsize)

@@ -11,6 +11,7 @@ import scipy.sparse
 from sparsemax_nb import data, train
 from sparsemax_nb.core import backend as placement
 from sparsemax_nb.core import checkpoint
+from sparsemax_nb.grouping import GROUPINGS
 from sparsemax_nb.train import TrainingError
 from sparsemax_nb.train.softmax import INDICES, SAMPLERS, YARDSTICKS
 
@@ -43,7 +44,7 @@ def same_bits(a, b):
 
 
 @pytest.mark.parametrize("loss", ["squared-hinge", "bce"])
-@pytest.mark.parametrize("output", ["dense", "bottleneck", "unstructured", "fixed-fan-in"])
+@pytest.mark.parametrize("output", ["dense", "bottleneck", "unstructured", "fixed-fan-in", "group-shared"])
 def test_learns(corpus, output, loss):
     model = fitted(corpus, output=output, loss=loss, epochs=30, learning_rate=2e-2, dropout=0.0)
     history = model.history_
@@ -51,6 +52,48 @@ def test_learns(corpus, output, loss):
     result = model.evaluate(corpus.features, corpus.labels, ks=(1, 2))
     assert result["P@1"] > 0.8 and result["nDCG@2"] > 0.7
     assert model.score(corpus.features, corpus.labels) == result["P@1"]
+
+
+GROUPED = {"output": "group-shared", "group_size": 4}
+
+
+@pytest.mark.parametrize("weight_dtype", ["float32", "bfloat16"])
+def test_labels_of_groups_keep_their_ids(corpus, tmp_path, weight_dtype):
+    """Whatever their order in the layer; also when the model comes back from a file, to the bit, bfloat16 or not."""
+    model = fitted(corpus, **GROUPED, weight_dtype=weight_dtype, epochs=30, learning_rate=2e-2, dropout=0.0)
+    order = model.network_.output.order
+    assert (np.sort(order) == np.arange(25)).all() and (order != np.arange(25)).any()
+    assert model.network_.output.values.dtype.name == weight_dtype
+    assert model.score(corpus.features, corpus.labels) > 0.8
+    model.save(tmp_path / "model")
+    loaded = train.Classifier.load(tmp_path / "model", device="cpu")
+    assert {n: a.tobytes() for n, a in weights(loaded).items()} == {n: a.tobytes() for n, a in weights(model).items()}
+    for got, want in zip(loaded.top_k(corpus.features, 3), model.top_k(corpus.features, 3), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_groupings_differ(corpus):
+    orders = [fitted(corpus, **GROUPED, grouping=by, epochs=1).network_.output.order.tolist() for by in GROUPINGS]
+    assert len(set(map(tuple, orders))) == 3
+    counts = corpus.labels.getnnz(axis=0)
+    assert (np.diff(counts[orders[GROUPINGS.index("frequency")]]) <= 0).all()
+
+
+def test_an_order_that_is_none_is_refused(corpus):
+    model = fitted(corpus, **GROUPED, epochs=1)
+    with pytest.raises(ValueError, match=r"output\.order must be a permutation of the labels"):
+        model.network_.set_parameters(weights(model) | {"output.order": np.zeros(25, np.int32)})
+
+
+def test_bias_of_groups_starts_at_each_labels_own_odds(corpus):
+    """One step at a rate of nearly nothing: sorted back, the bias is that of a plain layer."""
+    biases = []
+    for output in (GROUPED, {}):
+        model = fitted(corpus, **output, loss="bce", epochs=1, learning_rate=1e-9, min_learning_rate=0.0)
+        bias = model.network_.output.bias
+        biases.append(bias[np.argsort(model.network_.output.order)] if output else bias)
+    np.testing.assert_allclose(*biases, atol=1e-6)
+    assert np.ptp(biases[0]) > 0.1
 
 
 #: A softmax over 25 labels, few negatives.
@@ -197,7 +240,7 @@ def test_rows_without_features_or_labels(corpus):
         (
             {"output": "wide"},
             ValueError,
-            "output must be one of 'dense', 'bottleneck', 'unstructured', 'fixed-fan-in', got 'wide'",
+            "output must be one of 'dense', 'bottleneck', 'unstructured', 'fixed-fan-in', 'group-shared', got 'wide'",
         ),
         ({"loss": "mse"}, ValueError, "loss must be one of"),
         ({"fan_in": 33}, ValueError, r"fan_in must be between 1 and 32 \(the width of the layer below is 32\), got 33"),
@@ -223,6 +266,19 @@ def test_rows_without_features_or_labels(corpus):
             "fan_in must be at most half the width of the layer below, 16, got 17: a label may need",
         ),
         ({"fan_in": 17, "output": "unstructured"}, ValueError, "fan_in must be at most half"),
+        (
+            {"output": "group-shared", "group_size": 26},
+            ValueError,
+            r"group_size must be between 1 and 25 \(n_labels = 25\)",
+        ),
+        ({"group_size": 0}, ValueError, "group_size must be at least 1"),
+        ({"grouping": "size"}, ValueError, "grouping must be one of 'similar', 'frequency', 'random', got 'size'"),
+        ({"weight_dtype": "float16"}, ValueError, "weight_dtype must be one of 'float32', 'bfloat16', got 'float16'"),
+        (
+            {"weight_dtype": "bfloat16"},
+            ValueError,
+            "weight_dtype='bfloat16' is for output='group-shared', got 'fixed-fan-in'",
+        ),
         ({"embedding_rate": 0}, ValueError, "embedding_rate must lie in"),
         ({"intermediate_rate": -1}, ValueError, "intermediate_rate must lie in"),
         ({"loss": "softmax"}, ValueError, "loss='softmax' needs output='dense' or 'bottleneck', got 'fixed-fan-in'"),

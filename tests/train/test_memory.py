@@ -15,12 +15,13 @@ SIZES = {"n_features": 50, "n_labels": 40, "embedding": 12, "intermediate": 20, 
 @pytest.mark.parametrize("changes", [{}, {"embedding": None}, {"intermediate": None}])
 def test_parameters_and_moments_are_predicted_to_the_byte(output, changes):
     sizes = SIZES | changes | {"output": output}
+    sizes |= {"group_size": 16, "weight_dtype": "bfloat16"} if output == "group-shared" else {}
     network, adam = Network(**sizes, dropout=0.0, seed=0), Adam()
     plan = memory.plan(**sizes, batch_size=8, keep_best=True)
     predicted = {array.name: array.nbytes for array in plan.arrays if array.phase == "always"}
     for name, array in network.parameters.items():
         assert predicted[name] == predicted[f"{name}: of the best epoch"] == array.nbytes
-        moments = sum(moment.nbytes for moment in adam.state_of(array).moments) if array.dtype == np.float32 else 0
+        moments = sum(moment.nbytes for moment in adam.state_of(array).moments) if array.dtype.kind != "i" else 0
         assert predicted.get(f"{name}: Adam's two moments", 0) == moments
 
 
@@ -84,6 +85,7 @@ def test_limit_is_kept_before_anything_is_allocated(monkeypatch, capsys):
     "more",
     [
         {"fan_in": 32, "rewire_every": 1, "rewire_until": 1.0},
+        {"output": "group-shared", "fan_in": 32, "rewire_every": 1, "rewire_until": 1.0},
         {"output": "dense", "loss": "softmax"},
         {
             "output": "dense",
@@ -94,7 +96,7 @@ def test_limit_is_kept_before_anything_is_allocated(monkeypatch, capsys):
             "index_every": 1,
         },
     ],
-    ids=["fixed-fan-in", "softmax", "midx-rq"],
+    ids=["fixed-fan-in", "group-shared", "softmax", "midx-rq"],
 )
 def test_peak_is_near_the_prediction(more):
     """A process of its own trains a layer of 60 to 100 MiB; the measured peak lies near the predicted one."""

@@ -11,6 +11,7 @@ from sparsemax_nb.reference import activations, embedding, fixed_fan_in, losses 
 from sparsemax_nb.train.network import LOSSES, OUTPUTS, WORDS, Network
 
 N_FEATURES, N_LABELS, N_ROWS = 7, 9, 5
+ORDER = np.array([3, 8, 0, 5, 1, 2, 7, 6, 4], np.int32)  # of the labels of a group-shared output
 
 
 def batch(n_rows=N_ROWS):
@@ -26,7 +27,11 @@ def batch(n_rows=N_ROWS):
 def make(device, **changes):
     params = {"embedding": 4, "intermediate": 6, "output": "fixed-fan-in", "fan_in": 3, "dropout": 0.4, "seed": 11}
     params |= changes
+    if params["output"] == "group-shared":
+        params |= {"group_size": 4}
     network = Network(N_FEATURES, N_LABELS, **params, device=device)
+    if params["output"] == "group-shared":
+        network.output.set_order(ORDER)
     for name, array in network.parameters.items():  # what is not zero takes part in the check
         if name.endswith("bias") or name in ("output.values", "output.weights"):  # these start at zero
             noise = np.random.default_rng(len(name)).normal(size=array.shape).astype(np.float32)
@@ -55,8 +60,10 @@ def loss64(p, x, y, loss, dropout, words=None):
         matrix = p["output.values"], p["output.indices"], p["output.indptr"]
         scores = h @ scipy.sparse.csr_matrix(matrix, (N_LABELS, h.shape[1])).toarray().T + p["output.bias"]
     elif "output.indices" in p:
-        gathered = h[:, p["output.indices"]]
+        indices = np.repeat(p["output.indices"], N_LABELS // len(p["output.indices"]) + 1, axis=0)[:N_LABELS]
+        gathered = h[:, indices if "output.order" in p else p["output.indices"]]
         scores = np.einsum("blk,lk->bl", gathered, p["output.values"]) + p["output.bias"]
+        scores = scores[:, np.argsort(p["output.order"])] if "output.order" in p else scores
     else:
         scores = h @ p["output.weights"].T + p.get("output.bias", 0)
     if loss == "softmax":
@@ -77,6 +84,7 @@ def loss64(p, x, y, loss, dropout, words=None):
             "dense": {"output": "dense"},
             "no-intermediate": {"intermediate": None},
             "unstructured": {"output": "unstructured"},
+            "group-shared": {"output": "group-shared"},
             "dense-features": {"embedding": None},
         }.items()
         for loss in (LOSSES if name == "dense" else formulas.LOSSES)

@@ -63,13 +63,15 @@ def test_killed_runs_end_in_the_same_bits(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {f"{n}.safetensors" for n in ("whole", "killed", "checkpoint")}
 
 
-@pytest.mark.parametrize("output", ["fixed-fan-in", "unstructured", "dense"])
+@pytest.mark.parametrize("output", ["fixed-fan-in", "unstructured", "dense", "group-shared"])
 @pytest.mark.parametrize("validated", [True, False])
 def test_resumed_run_ends_in_the_same_bits(corpus, tmp_path, output, validated):
-    whole, path = fit(corpus, output=output, validated=validated), tmp_path / "checkpoint"
+    more = {"output": output, "validated": validated}
+    more |= {"group_size": 8, "weight_dtype": "bfloat16"} if output == "group-shared" else {}
+    whole, path = fit(corpus, **more), tmp_path / "checkpoint"
     with pytest.raises(Stop):
-        fit(corpus, path, 2, output=output, validated=validated)
-    again = fit(corpus, path, resume=True, output=output, validated=validated)
+        fit(corpus, path, 2, **more)
+    again = fit(corpus, path, resume=True, **more)
     assert bits(again) == bits(whole)
     assert again.history_.losses == whole.history_.losses and again.history_.rewirings == whole.history_.rewirings
     assert again.history_.best_epoch == whole.history_.best_epoch and again.history_.steps == whole.history_.steps
