@@ -8,6 +8,7 @@ from sparsemax_nb.core import backend
 
 from . import harness, machine
 from .peers import pytorch, scipy_csr
+from .peers.scipy_csr import inputs_of
 
 SIZES = {"rows": (128, 20), "inputs": (16_384, 64), "labels": (200_000, 300), "fan_in": (32, 8)}
 TARGETS = {"PyTorch CSR": (1.5, 2.5), "SciPy CSR": (5, 8)}
@@ -22,7 +23,7 @@ def inputs(n_rows, n_inputs, device):
 
 def checker(x, layer):
     """check(scores): 1,000 labels against float64, and the sum of all scores of each row (so that none is left out)."""
-    x, indices, values = (backend.to_numpy(a) for a in (x, layer.indices, layer.values))
+    x, indices, values = backend.to_numpy(x), inputs_of(layer), backend.to_numpy(layer.values).astype(np.float32)
     some = np.unique(np.linspace(0, len(values) - 1, 1000).astype(int))
     w = np.zeros((len(some), x.shape[1]))
     w[np.arange(len(some))[:, None], indices[some]] = values[some]

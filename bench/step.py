@@ -59,12 +59,11 @@ def set_bias(layer, x, margin):
     layer.bias[:] = -1 - place
 
 
-def step_row(args, x, dense_x, labels, loss, margin):
-    """One comparison of the step: this loss, this share of active scores."""
-    layer = FixedFanIn.random(args.labels, args.inputs, args.fan_in, seed=0, device=args.device)
+def our_step(layer, x, labels, loss, margin, note, smoke):
+    """(a fused step of a fixed fan-in layer as a contestant, a dict into which its check writes the active share)."""
     set_bias(layer, x, margin)
-    adam = Adam(LEARNING_RATE)
-    w, bias, share = scipy_csr.matrix_of(layer), backend.to_numpy(layer.bias).copy(), {}
+    adam, share = Adam(LEARNING_RATE), {}
+    w, bias, indices = scipy_csr.matrix_of(layer), backend.to_numpy(layer.bias).copy(), scipy_csr.inputs_of(layer)
 
     def run():
         return fixed_fan_in_step(x, layer, labels, loss, adam)
@@ -72,8 +71,7 @@ def step_row(args, x, dense_x, labels, loss, margin):
     def check(result):
         moments = backend.to_numpy(adam.state_of(layer.values).moments.m) / (
             1 - adam.beta1
-        )  # after one step: the gradient
-        indices = backend.to_numpy(layer.indices)
+        )  # after one step: gradients
 
         def gradient_of(some, dense=None):
             return moments[some] if dense is None else np.take_along_axis(dense, indices[some], axis=1)
@@ -83,8 +81,14 @@ def step_row(args, x, dense_x, labels, loss, margin):
         share["blocks"] = float(np.logical_or.reduceat(active, np.arange(0, len(active), BLOCK)).mean())
         wanted = (0.007, 0.013) if margin == "1 %" else (0.99, 1)
         harness.require(
-            args.smoke or wanted[0] <= share["scores"] <= wanted[1], f"{share['scores']:.2%} of the scores are active"
+            smoke or wanted[0] <= share["scores"] <= wanted[1], f"{share['scores']:.2%} of the scores are active"
         )
+
+    return harness.Contestant(run, check, note), share
+
+
+def dense_step(dense_x, labels, n_labels, loss):
+    """PyTorch's step of a dense layer as a contestant."""
 
     def check_dense(result, dense_w, dense_gradient):
         dense_w, dense_gradient = map(backend.to_numpy, (dense_w, dense_gradient))
@@ -97,9 +101,14 @@ def step_row(args, x, dense_x, labels, loss, margin):
 
         check_step(result, backend.to_numpy(dense_x), before, 0, labels, loss, gradient_of)
 
-    peer = dense_x, labels, args.labels, loss, LEARNING_RATE
-    contestants = {"ours": harness.Contestant(run, check, f"fan-in {args.fan_in}, Adam")}
-    contestants["PyTorch dense"] = harness.offer(check_dense, pytorch.dense_step, *peer)
+    return harness.offer(check_dense, pytorch.dense_step, dense_x, labels, n_labels, loss, LEARNING_RATE)
+
+
+def step_row(args, x, dense_x, labels, loss, margin):
+    """One comparison of the step: this loss, this share of active scores."""
+    layer = FixedFanIn.random(args.labels, args.inputs, args.fan_in, seed=0, device=args.device)
+    ours, share = our_step(layer, x, labels, loss, margin, f"fan-in {args.fan_in}, Adam", args.smoke)
+    contestants = {"ours": ours, "PyTorch dense": dense_step(dense_x, labels, args.labels, loss)}
     timings = harness.race(contestants, args)
     memory = {}
     held = {"ours": 3 * layer.nbytes - 2 * layer.indices.nbytes, "PyTorch dense": 16 * args.labels * args.dense_width}
@@ -128,30 +137,38 @@ def step_work(args, active_blocks):
     }
 
 
+def check_top_k(result, x, w, k):
+    """Scores, and those of the ids, against those of weights w (L, H) for x (B, H)."""
+    values, ids = map(backend.to_numpy, result)
+    scores = w @ x.T
+    best = -np.partition(-scores, k - 1, axis=0)[:k]
+    for got in (values, np.take_along_axis(scores, ids.T.astype(int), axis=0).T):
+        error = np.abs(np.sort(got, axis=1) - np.sort(best.T, axis=1)).max()
+        harness.require(error <= 1e-5 * np.abs(best).max(), f"a top-k score is off by {error:.3g}")
+
+
+def our_top_k(layer, x, k, note):
+    """The search of a fixed fan-in layer as a contestant."""
+    w = scipy_csr.matrix_of(layer)
+    return harness.Contestant(
+        lambda: fixed_fan_in_top_k(x, layer, k), lambda result: check_top_k(result, backend.to_numpy(x), w, k), note
+    )
+
+
+def dense_top_k(dense_x, n_labels, k):
+    """PyTorch's dense product and topk as a contestant."""
+
+    def check(result, w):
+        check_top_k(result, backend.to_numpy(dense_x), backend.to_numpy(w), k)
+
+    return harness.offer(check, pytorch.dense_top_k, dense_x, n_labels, k)
+
+
 def top_k_row(args, x, dense_x):
     """The k best labels of each row."""
     layer = FixedFanIn.random(args.labels, args.inputs, args.fan_in, seed=0, device=args.device)
-
-    def check_with(x, w):
-        scores = w @ x.T
-
-        def check(result):
-            values, ids = map(backend.to_numpy, result)
-            best = -np.partition(-scores, args.k - 1, axis=0)[: args.k]
-            for got in (values, np.take_along_axis(scores, ids.T.astype(int), axis=0).T):
-                error = np.abs(np.sort(got, axis=1) - np.sort(best.T, axis=1)).max()
-                harness.require(error <= 1e-5 * np.abs(best).max(), f"a top-k score is off by {error:.3g}")
-
-        return check
-
-    def check_dense(result, w):
-        check_with(backend.to_numpy(dense_x), backend.to_numpy(w))(result)
-
-    check = check_with(backend.to_numpy(x), scipy_csr.matrix_of(layer))
-    contestants = {
-        "ours": harness.Contestant(lambda: fixed_fan_in_top_k(x, layer, args.k), check, f"fan-in {args.fan_in}")
-    }
-    contestants["PyTorch dense"] = harness.offer(check_dense, pytorch.dense_top_k, dense_x, args.labels, args.k)
+    contestants = {"ours": our_top_k(layer, x, args.k, f"fan-in {args.fan_in}")}
+    contestants["PyTorch dense"] = dense_top_k(dense_x, args.labels, args.k)
     timings = harness.race(contestants, args)
     work = forward.work(args.rows, args.inputs, args.labels, args.fan_in)
     work = {what: amount for what, amount in work.items() if not what.startswith("memory")}

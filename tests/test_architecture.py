@@ -36,8 +36,9 @@ NO_TWIN = {
     "ptx",
     "matmul",
     "lsh",
+    "grouping",
     "__init__",
-}  # lsh, yardsticks: on the CPU alone
+}  # lsh, grouping, yardsticks: on the CPU alone
 #: Used by several files of one wing, never called from outside it.
 WING_ONLY = {"merge", "bits_of"}
 #: What `reference` needs to know of an output that the wings are handed.

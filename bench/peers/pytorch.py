@@ -61,6 +61,37 @@ def embedding_bag_forward(x, layer):
     return Peer(lambda: bag(indices, columns, mode="sum", per_sample_weights=values).t(), "int32, allocates")
 
 
+def gather_forward(x, layer):
+    """The scores of a group-shared layer as PyTorch's user would write them: gather the groups' inputs, then bmm.
+
+    The inputs of all groups are a (L / G, K, B) array; xt is made beforehand. Gives (L, B), returned as a view.
+    """
+    torch = _torch(layer.device)
+    indices, values = (torch.as_tensor(a, device=layer.device) for a in (layer.indices.astype(np.int64), layer.values))
+    (n_groups, fan_in), group_size = indices.shape, layer.group_size
+    if n_groups * group_size != layer.n_labels:
+        raise Unavailable("the last group is not full")
+    columns = torch.as_tensor(x, device=layer.device).t().contiguous()
+    values, flat = values.reshape(n_groups, group_size, fan_in), indices.reshape(-1)
+    gathered = torch.empty((len(flat), len(x)), device=layer.device)
+    out = torch.empty((n_groups, group_size, len(x)), device=layer.device)
+
+    def run():
+        torch.index_select(columns, 0, flat, out=gathered)
+        return torch.bmm(values, gathered.view(n_groups, fan_in, -1), out=out).view(layer.n_labels, -1).t()
+
+    return Peer(run, "index_select and bmm into arrays made beforehand")
+
+
+def dense_forward(x, n_labels):
+    """The product of a dense layer into a preallocated array; `arrays` are the weights."""
+    device = backend.device_of(x)
+    torch = _torch(device)
+    x = torch.as_tensor(x, device=device)
+    w, s = _dense(torch, x, n_labels)
+    return Peer(lambda: torch.mm(x, w.t(), out=s), f"width {x.shape[1]}, into a preallocated array", (w,))
+
+
 def _dense(torch, x, n_labels):
     generator = torch.Generator(device=x.device).manual_seed(0)
     w = torch.randn((n_labels, x.shape[1]), generator=generator, device=x.device).div_(x.shape[1])

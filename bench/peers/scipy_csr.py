@@ -10,9 +10,15 @@ from ..harness import fastest
 from . import Peer, Unavailable
 
 
+def inputs_of(layer):
+    """The inputs of each label, (L, K), whether groups of labels share them or not; NumPy."""
+    indices, group_size = backend.to_numpy(layer.indices), getattr(layer, "group_size", 1)
+    return np.repeat(indices, group_size, axis=0)[: layer.n_labels] if group_size > 1 else indices
+
+
 def matrix_of(layer):
     """The layer's weights as a SciPy CSR matrix (L, H), copied; columns ascending inside a row."""
-    indices, values = backend.to_numpy(layer.indices), backend.to_numpy(layer.values)
+    indices, values = inputs_of(layer), backend.to_numpy(layer.values).astype(np.float32)
     indptr = np.arange(0, indices.size + 1, indices.shape[1], dtype=np.int32)
     w = scipy.sparse.csr_matrix((values.ravel(), indices.ravel(), indptr), (len(indices), layer.n_inputs), copy=True)
     w.sort_indices()

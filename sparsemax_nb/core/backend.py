@@ -6,6 +6,7 @@ Placement follows the data: NumPy arrays are computed by ``cpu/``, CUDA arrays b
 
 import functools
 import importlib
+import math
 import os
 import types
 
@@ -117,10 +118,27 @@ def to_numpy(x):
     return np.asarray(x)
 
 
+#: Bytes of a cache line.
+LINE = 64
+
+
+def aligned(make, shape, dtype=np.float32):
+    """``make(shape, dtype)`` (np.empty or np.zeros) at a multiple of 64 bytes.
+
+    NumPy's own arrays begin 16 bytes into a cache line: every vector would straddle two lines and be read twice.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    buffer = make(size + LINE - 1, np.uint8)
+    start = -buffer.ctypes.data % LINE
+    return buffer[start : start + size].view(dtype).reshape(shape)
+
+
 def empty(shape, dtype, device):
-    """Uninitialised array on `device`."""
-    array = module_of(device).empty(shape, dtype)
-    return array.view(SimArray) if SIMULATOR and device == "cuda" else array
+    """Uninitialised array on `device`; a matrix on the CPU begins with a cache line."""
+    if device == "cpu":
+        return aligned(np.empty, shape, dtype) if isinstance(shape, tuple) else np.empty(shape, dtype)
+    array = xp.empty(shape, dtype)
+    return array.view(SimArray) if SIMULATOR else array
 
 
 def zeros(shape, dtype, device):

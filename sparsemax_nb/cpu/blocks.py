@@ -11,11 +11,11 @@ from numba import prange
 
 from ..core import backend
 from .top_k import enters, insert
-from .vector import LANES, aligned
+from .vector import LANES, add, aligned, load, store, transpose
 
 ZERO = np.float32(0)
-#: Numbers (16 MiB) that a step holds of the labels it works on at once: gradients by their scores, old values.
-HELD = 1 << 22
+#: Numbers (8 MiB) that a step holds of the labels it works on at once: gradients by their scores, old values.
+HELD = 1 << 21
 #: Work is cut into at least this many parts (blocks of rows x ranges of labels) where a label's gradient is needed.
 PARTS = 8
 
@@ -30,11 +30,15 @@ def new_blocks(x):
 def pack(x, blocks):
     """Fill the blocks from x; missing rows of the last block are zero."""
     n_rows, n_inputs = x.shape
-    span = 512
+    span, flat_x, flat = 512, x.reshape(-1), blocks.reshape(-1)
     n_spans = (n_inputs + span - 1) // span
     for part in prange(blocks.shape[0] * n_spans):
         block, first = part // n_spans, part % n_spans * span
-        for i in range(first, min(first + span, n_inputs)):
+        stop = min(first + span, n_inputs)
+        whole = stop - (stop - first) % LANES if (block + 1) * LANES <= n_rows else first
+        for i in range(first, whole, LANES):
+            transpose(flat_x, block * LANES * n_inputs + i, n_inputs, flat, (block * n_inputs + i) * LANES, LANES)
+        for i in range(whole, stop):
             for q in range(LANES):
                 row = block * LANES + q
                 blocks[block, i * LANES + q] = x[row, i] if row < n_rows else ZERO
@@ -71,22 +75,53 @@ def step_shapes(n_rows, n_inputs, n_labels, fan_in, chunk):
     }
 
 
+#: The last workspace and its shapes. Fresh pages from the system would cost a tenth of a step.
+_kept = {}
+
+
 def workspace(shapes):
-    """A `Workspace`; only dblocks has to start from zero."""
-    return Workspace(*(aligned(np.zeros if name == "dblocks" else np.empty, *s) for name, s in shapes.items()))
+    """A `Workspace`, of undefined contents, kept for the next call: of all sizes, that of the last one stays in memory."""
+    key = tuple(shapes.values())
+    if key not in _kept:
+        _kept.clear()
+        _kept[key] = Workspace(*(aligned(np.empty, *shape) for shape in key))
+    return _kept[key]
+
+
+@backend.njit_parallel
+def clear(dblocks):
+    """Zeros: (n_splits, n_blocks, 16 H)."""
+    n_splits, n_blocks = dblocks.shape[:2]
+    for part in prange(n_splits * n_blocks):
+        dblocks[part // n_blocks, part % n_blocks] = ZERO
 
 
 @backend.njit_parallel
 def unpack_sum(dblocks, dx):
     """dx (B, H) from its packed parts (n_splits, n_blocks, 16 H), added in the order of the splits."""
     n_rows, n_inputs = dx.shape
-    for part in prange((n_inputs + 63) // 64):
-        for row in range(n_rows):
-            for i in range(part * 64, min((part + 1) * 64, n_inputs)):
-                total = ZERO
-                for s in range(dblocks.shape[0]):
-                    total += dblocks[s, row // LANES, i * LANES + row % LANES]
-                dx[row, i] = total
+    n_splits, n_blocks, size = dblocks.shape
+    flat, flat_dx = dblocks.reshape(-1), dx.reshape(-1)
+    n_spans = (n_inputs + LANES - 1) // LANES
+    for part in prange(n_blocks * n_spans):
+        block, first = part // n_spans, part % n_spans * LANES
+        n, rows, tile = (
+            min(LANES, n_inputs - first),
+            min(LANES, n_rows - block * LANES),
+            np.empty(LANES * LANES, np.float32),
+        )
+        for i in range(n):
+            place = block * size + (first + i) * LANES
+            total = load(flat, place)
+            for s in range(1, n_splits):
+                total = add(total, load(flat, s * n_blocks * size + place))
+            store(tile, i * LANES, total)
+        if n == LANES and rows == LANES:
+            transpose(tile, 0, LANES, flat_dx, block * LANES * n_inputs + first, n_inputs)
+        else:
+            for q in range(rows):
+                for i in range(n):
+                    dx[block * LANES + q, first + i] = tile[i * LANES + q]
 
 
 def list_shapes(n_rows, n_inputs, k):

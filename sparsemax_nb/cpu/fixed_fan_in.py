@@ -11,7 +11,7 @@ import numpy as np
 from numba import prange
 
 from ..core import backend, formulas, rng
-from .blocks import list_shapes, merge_lists, new_blocks, pack, splits_of, step_shapes, unpack_sum, workspace
+from .blocks import clear, list_shapes, merge_lists, new_blocks, pack, splits_of, step_shapes, unpack_sum, workspace
 from .losses import losses_and_slopes
 from .top_k import WORST, enters, insert
 from .vector import (
@@ -284,6 +284,7 @@ def _step_of_inputs(layer, work, b, s, first, n):
 def _step(x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, dx, label_loss, work):
     n_labels = layer.indices.shape[0]
     pack(x, work.blocks)
+    clear(work.dblocks)
     n_splits, n_blocks = work.dblocks.shape[:2]
     at_once = work.active.shape[1]
     for first in range(0, n_labels, at_once):

@@ -14,12 +14,12 @@ from numba import prange
 
 from ..core import backend, formulas
 from .bfloat16 import as_float32, put
-from .blocks import list_shapes, merge_lists, new_blocks, pack, step_shapes, unpack_sum, workspace
+from .blocks import clear, list_shapes, merge_lists, new_blocks, pack, step_shapes, unpack_sum, workspace
 from .losses import losses_and_slopes
 from .panels import padded
 from .top_k import WORST, enters, insert
 from .vector import (
-    LANES, aligned, any_above, count_bits, dot, fmas, item, load, lowest_bit, mul, nonzero_lanes, prefetch, set_item, splat, store, stores, transpose,
+    LANES, aligned, any_above, count_bits, dot, fmas, item, load, lowest_bit, mul, nonzero_lanes, prefetch, set_item, splat, store, stream, stores, transpose,
     transposed,
 )  # fmt: skip
 
@@ -31,6 +31,8 @@ ADAM = formulas.ADAM_KIND
 FOUR = 4
 #: Labels that one thread scores before it moves to the next block of rows: with 32 connections, 64 KiB of weights.
 CHUNK = 512
+#: Bytes of scores above which they are not kept in the caches.
+STREAMED = 1 << 24
 #: Gradients of a group and block of rows that are taken one by one, not as a product: with 32 connections as fast.
 FEW = 12
 
@@ -124,14 +126,72 @@ def _by_inputs(dblock, indices, start, fan_in, g, values, active, n_active):
 
 
 @backend.njit
-def _forward_of_labels(layer, blocks, scores, first, stop):
-    """Scores of all rows and the labels of whole groups from `first` to `stop`."""
+def _turned(values, fan_in):
+    """Weights of whole sixteens of labels, turned: ``[16 K i + 16 k + j]`` is number k of label 16 i + j."""
+    turned = np.empty(values.size, np.float32)
+    for at in range(0, values.size, LANES * fan_in):
+        if fan_in >= LANES:
+            for k in range(0, fan_in, LANES):
+                k = min(k, fan_in - LANES)  # the last square may cover some again
+                transpose(values, at + k, fan_in, turned, at + k * LANES, LANES)
+        else:
+            for k in range(fan_in):
+                for j in range(LANES):
+                    turned[at + k * LANES + j] = values[at + j * fan_in + k]
+    return turned
+
+
+@backend.njit
+def _rows_of_scores(block, indices, start, fan_in, turned, at, bias, label, scores, place, n_labels, is_streamed):
+    """Scores of 16 labels for 16 rows, from weights that are turned round: a vector holds those of one row.
+
+    ``scores[place + n_labels q + j]`` is that of label + j for row q, stored past the caches with `is_streamed`.
+    """
+    b = load(bias, label)
+    for q in range(0, LANES, FOUR):
+        sums = b, b, b, b
+        for k in range(fan_in):
+            sums = fmas(block, item(indices, start + k) * LANES + q, 1, load(turned, at + k * LANES), sums)
+        to = place + q * n_labels
+        if is_streamed:
+            stream(scores, to, sums[0])
+            stream(scores, to + n_labels, sums[1])
+            stream(scores, to + 2 * n_labels, sums[2])
+            stream(scores, to + 3 * n_labels, sums[3])
+        else:
+            store(scores, to, sums[0])
+            store(scores, to + n_labels, sums[1])
+            store(scores, to + 2 * n_labels, sums[2])
+            store(scores, to + 3 * n_labels, sums[3])
+
+
+@backend.njit
+def _forward_of_sixteens(layer, blocks, scores, first, stop, is_streamed):
+    """Scores of all whole blocks of rows and of the labels from `first` to `stop`, in groups of a multiple of 16."""
+    n_rows, n_labels = scores.shape
+    group_size, fan_in = layer.group_size, layer.indices.shape[1]
+    indices, flat, bias = layer.indices.reshape(-1), scores.reshape(-1), layer.bias
+    turned = _turned(as_float32(layer.values[first:stop].reshape(-1)), fan_in)
+    for b in range(n_rows // LANES):
+        block, place = blocks[b], b * LANES * n_labels
+        for label in range(first, stop, LANES):
+            start, at = label // group_size * fan_in, (label - first) * fan_in
+            if label % group_size == 0:
+                _prefetch(block, indices, start + fan_in, fan_in)
+            _rows_of_scores(
+                block, indices, start, fan_in, turned, at, bias, label, flat, place + label, n_labels, is_streamed
+            )
+
+
+@backend.njit
+def _forward_of_labels(layer, blocks, scores, first, stop, first_block):
+    """Scores of the rows from block number `first_block` on, and the labels of whole groups from `first` to `stop`."""
     n_rows, n_labels = scores.shape
     group_size, fan_in = layer.group_size, layer.indices.shape[1]
     indices, flat = layer.indices.reshape(-1), scores.reshape(-1)
     values = as_float32(layer.values[first:stop].reshape(-1))
     tile = np.empty(padded(group_size, LANES) * LANES, np.float32)
-    for b in range(blocks.shape[0]):
+    for b in range(first_block, blocks.shape[0]):
         row, rows = b * LANES, min(LANES, n_rows - b * LANES)
         for label in range(first, stop, group_size):
             n, start, at = min(group_size, stop - label), label // group_size * fan_in, (label - first) * fan_in
@@ -144,17 +204,35 @@ def _forward_of_labels(layer, blocks, scores, first, stop):
                     scores[row + q, label + j] = tile[j * LANES + q]
 
 
+@backend.njit
+def _forward_of_part(layer, blocks, scores, first, stop, is_streamed):
+    whole = first
+    if layer.group_size % LANES == 0:
+        whole = stop - (stop - first) % LANES
+        _forward_of_sixteens(layer, blocks, scores, first, whole, is_streamed)
+        if scores.shape[0] % LANES:
+            _forward_of_labels(layer, blocks, scores, first, whole, scores.shape[0] // LANES)
+    if whole < stop:
+        _forward_of_labels(layer, blocks, scores, whole, stop, 0)
+
+
 @backend.njit_parallel
-def _forward(x, layer, scores, blocks, chunk):
+def _forward(x, layer, scores, blocks, chunk, is_streamed):
     n_labels = layer.values.shape[0]
     pack(x, blocks)
     for part in prange((n_labels + chunk - 1) // chunk):
-        _forward_of_labels(layer, blocks, scores, part * chunk, min(n_labels, (part + 1) * chunk))
+        _forward_of_part(layer, blocks, scores, part * chunk, min(n_labels, (part + 1) * chunk), is_streamed)
 
 
 def forward(x, layer, scores):
-    """``scores[b, l] = bias[l] + sum_k values[l, k] x[b, indices[l // G, k]]``."""
-    _forward(x, layer, scores, new_blocks(x), _chunk(layer.group_size))
+    """``scores[b, l] = bias[l] + sum_k values[l, k] x[b, indices[l // G, k]]``.
+
+    Groups of a multiple of 16 labels are scored sixteen labels a vector, so that rows of scores are stored as they come;
+    others sixteen rows a vector, which are turned round. Scores too many for the caches go past them, where each row of
+    them begins with a cache line.
+    """
+    is_streamed = scores.nbytes > STREAMED and scores.shape[1] % LANES == 0 and scores.ctypes.data % backend.LINE == 0
+    _forward(x, layer, scores, new_blocks(x), _chunk(layer.group_size), is_streamed)
 
 
 # ---------------------------------------------------------------- backward and step
@@ -327,6 +405,7 @@ def _step(
 ):
     n_labels = layer.values.shape[0]
     pack(x, work.blocks)
+    clear(work.dblocks)
     n_splits, n_blocks = work.dblocks.shape[:2]
     at_once = work.active.shape[1]
     for first in range(0, n_labels, at_once):
@@ -387,6 +466,7 @@ def _backward_of_labels(layer, dscores, work, first, start, stop, dvalues, dbias
 def _backward(x, layer, dscores, dx, dvalues, dbias, work, chunk):
     n_labels = layer.values.shape[0]
     pack(x, work.blocks)
+    clear(work.dblocks)
     n_splits, n_blocks = work.dblocks.shape[:2]
     at_once = work.active.shape[1]
     for first in range(0, n_labels, at_once):

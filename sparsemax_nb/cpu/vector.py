@@ -6,18 +6,15 @@ vector instructions down. They skip Numba's handling of negative indices and all
 checks stand in for them. Arrays are one-dimensional and C-contiguous; `i` counts elements.
 """
 
-import math
-
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
-from ..core.backend import njit
+from ..core.backend import LINE, aligned, njit  # noqa: F401  where the kernels look for it
 
 LANES = 16
-LINE = 64  # bytes of a cache line, and of a vector
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
 _I32 = ir.IntType(32)
 ZERO, ONE = np.float32(0), np.float32(1)
@@ -35,17 +32,6 @@ vector = _VectorType()
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, dmm, fe_type):
         super().__init__(dmm, fe_type, _VECTOR)
-
-
-def aligned(make, shape, dtype=np.float32):
-    """``make(shape, dtype)`` (np.empty or np.zeros) at a multiple of 64 bytes.
-
-    NumPy's own arrays begin 16 bytes into a cache line: every vector would straddle two lines and be read twice.
-    """
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    buffer = make(size + LINE - 1, np.uint8)
-    start = -buffer.ctypes.data % LINE
-    return buffer[start : start + size].view(dtype).reshape(shape)
 
 
 def _address(context, builder, array_type, array, i, pointee=None):
@@ -141,6 +127,19 @@ def stores(typingctx, array, i, vectors):
         return context.get_dummy_value()
 
     return types.none(array, types.intp, vectors), codegen
+
+
+@intrinsic
+def stream(typingctx, array, i, v):
+    """`store` past the caches, for what will not be read soon; ``array[i]`` must lie at a multiple of 64 bytes."""
+
+    def codegen(context, builder, sig, args):
+        instruction = builder.store(args[2], _address(context, builder, sig.args[0], args[0], args[1], _VECTOR))
+        instruction.align = LINE
+        instruction.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_I32, 1)]))
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp, vector), codegen
 
 
 @intrinsic

@@ -1,0 +1,136 @@
+"""What do labels gain that share their inputs? ``python -m bench.group_shared`` (README.md says what is compared)."""
+
+import numpy as np
+
+from sparsemax_nb import FixedFanIn, GroupSharedFanIn, fixed_fan_in_forward
+from sparsemax_nb.core import backend
+
+from . import forward, harness, step
+from .peers import pytorch
+
+SIZES = step.SIZES | {"group_size": (16, 8)}
+#: {row: {rival: (least ratio wanted, ratio aimed at)}}, for the CPU.
+TARGETS = {
+    "forward": {"PyTorch CSR": (5, 8), "PyTorch dense": (5, 8)},
+    "top_k": {"PyTorch dense": (10, 12)},
+    "step": {"PyTorch dense": (10, 15)},
+}
+
+
+def layers(args):
+    """{name: layer}: what is compared of ours; "ours" is the group-shared one in float32."""
+    sizes = args.labels, args.inputs, args.fan_in
+    shared = {
+        name: GroupSharedFanIn.random(*sizes, args.group_size, seed=0, dtype=dtype, device=args.device)
+        for name, dtype in (("ours", "float32"), ("ours, bfloat16", "bfloat16"))
+    }
+    return shared | {"ours, plain": FixedFanIn.random(*sizes, seed=0, device=args.device)}
+
+
+def note(args, layer):
+    """How a layer of ours is made."""
+    group = f", groups of {layer.group_size}" if hasattr(layer, "group_size") else ""
+    return f"fan-in {args.fan_in}{group}, {layer.values.dtype.name} weights"
+
+
+def work(args, rows_of_weights):
+    """Floors of the forward pass: each group reads its inputs once for each row, each weight is read once."""
+    scores, connections = 4 * args.rows * args.labels, args.labels * args.fan_in
+    gathered = 4 * args.rows * rows_of_weights * args.fan_in
+    return {
+        "memory: scores stored": (scores, "dram_store"),
+        "memory: inputs and weights read, scores stored": (
+            4 * args.rows * args.inputs + 4 * connections + scores, "dram_copy",
+        ),
+        "L2: inputs gathered": (gathered, "l2_read"),
+        "multiply-adds": (2 * args.rows * connections, "flops"),
+    }  # fmt: skip
+
+
+def targets_of(args, row):
+    """The ratios wanted, at full size on the CPU."""
+    return None if args.smoke or args.device != "cpu" else TARGETS[row]
+
+
+def forward_row(args, ours, x, dense_x):
+    """Scores of all labels into preallocated arrays."""
+    out, contestants = backend.empty((args.rows, args.labels), np.float32, args.device), {}
+    for name, layer in ours.items():
+        contestants[name] = harness.Contestant(
+            lambda layer=layer: fixed_fan_in_forward(x, layer, out=out), forward.checker(x, layer), note(args, layer)
+        )
+    shared, check = ours["ours"], contestants["ours"].check
+    contestants["PyTorch CSR"] = harness.offer(check, pytorch.csr_forward, x, expanded(shared))
+    contestants["PyTorch gather and bmm"] = harness.offer(check, pytorch.gather_forward, x, shared)
+
+    def check_dense(result, w):
+        some = np.unique(np.linspace(0, args.labels - 1, 100).astype(int))
+        got, w = backend.to_numpy(result)[:, some], backend.to_numpy(w)[some].astype(np.float64)
+        harness.require_close("the dense product", got, backend.to_numpy(dense_x) @ w.T, 1e-4)
+
+    contestants["PyTorch dense"] = harness.offer(check_dense, pytorch.dense_forward, dense_x, args.labels)
+    timings, floor = harness.race(contestants, args), harness.floor(args, work(args, len(shared.indices)))
+    return harness.make_row(
+        "group-shared forward", args.parameters, contestants, timings, floor=floor,
+        targets=targets_of(args, "forward"), device=args.device,
+    )  # fmt: skip
+
+
+def expanded(layer):
+    """The same weights as a plain layer: each label has its own copy of its group's inputs."""
+    indices = np.repeat(backend.to_numpy(layer.indices), layer.group_size, axis=0)[: layer.n_labels]
+    return FixedFanIn(layer.n_inputs, backend.asarray(indices, layer.device), layer.values, layer.bias)
+
+
+def top_k_row(args, ours, x, dense_x):
+    """The k best labels of each row."""
+    contestants = {name: step.our_top_k(layer, x, args.k, note(args, layer)) for name, layer in ours.items()}
+    contestants["PyTorch dense"] = step.dense_top_k(dense_x, args.labels, args.k)
+    timings, amounts = harness.race(contestants, args), work(args, len(ours["ours"].indices))
+    amounts = {what: amount for what, amount in amounts.items() if not what.startswith("memory")}
+    amounts["memory: weights read"] = (4 * args.labels * args.fan_in, "dram_copy")
+    return harness.make_row(
+        "group-shared top_k", args.parameters, contestants, timings, floor=harness.floor(args, amounts),
+        targets=targets_of(args, "top_k"), device=args.device,
+    )  # fmt: skip
+
+
+def step_row(args, x, dense_x, labels, loss, margin):
+    """One comparison of the step: this loss, this share of active scores."""
+    contestants, share = {}, None
+    for name, layer in layers(args).items():
+        contestants[name], found = step.our_step(layer, x, labels, loss, margin, note(args, layer), args.smoke)
+        share = found if share is None else share
+    contestants["PyTorch dense"] = step.dense_step(dense_x, labels, args.labels, loss)
+    timings = harness.race(contestants, args)
+    parameters = args.parameters | {"loss": loss, "inside_margin": margin}
+    parameters |= {f"active_{what}_percent": round(100 * value, 1) for what, value in share.items()}
+    connections = args.labels * args.fan_in
+    products = 2 * args.rows * connections * (1 + 2 * share["scores"])
+    floor = harness.floor(
+        args,
+        {
+            "memory: weights and moments read and written": (24 * connections, "dram_copy"),
+            "multiply-adds": (products + 12 * connections, "flops"),
+        },
+    )
+    targets = targets_of(args, "step") if margin == "1 %" else None
+    return harness.make_row(
+        "group-shared step", parameters, contestants, timings, floor=floor, targets=targets, device=args.device
+    )
+
+
+def main(argv=None):
+    args = harness.arguments("group_shared", __doc__, SIZES, argv)
+    x = forward.inputs(args.rows, args.inputs, args.device)
+    dense_x = forward.inputs(args.rows, args.dense_width, args.device)
+    labels = step.targets_of(args.rows, args.labels, args.positives, args.device)
+    ours = layers(args)
+    rows = [harness.publish(args, row(args, ours, x, dense_x)) for row in (forward_row, top_k_row)]
+    for loss, margin in (("squared-hinge", "1 %"), ("squared-hinge", "all"), ("bce", "all")):
+        rows.append(harness.publish(args, step_row(args, x, dense_x, labels, loss, margin)))
+    return rows
+
+
+if __name__ == "__main__":
+    main()
