@@ -23,13 +23,13 @@ BATCHES = 32, 128
 LABELS_PER_ROW, LABEL_EXPONENT, K = 5, 1.0, 5
 
 
-def fit(n_labels, n_inputs, intermediate, fan_in, batch, steps, limit, device):
+def fit(n_labels, n_inputs, intermediate, fan_in, batch, steps, limit, device, epochs=1, **more):
     """Train on made-up points, rewire in the middle, predict; (memory growth, model, scores of the prediction)."""
-    x = np.random.default_rng(0).standard_normal((batch * steps, n_inputs), dtype=np.float32)
+    x = np.random.default_rng(0).standard_normal((batch * steps // epochs, n_inputs), dtype=np.float32)
     y = data.power_law_labels(len(x), n_labels, LABELS_PER_ROW, LABEL_EXPONENT, seed=0)
     model = train.Classifier(
-        intermediate=intermediate, fan_in=fan_in, batch_size=batch, epochs=1, rewire_every=max(1, steps // 2),
-        rewire_until=0.5, memory_limit=limit, device=device, progress=False,
+        intermediate=intermediate, fan_in=fan_in, batch_size=batch, epochs=epochs, rewire_every=max(1, steps // 2),
+        rewire_until=0.5, memory_limit=limit, device=device, progress=False, **more,
     )  # fmt: skip
     with machine.memory_growth(device) as growth:
         model.fit(x, y)
@@ -40,27 +40,29 @@ def fit(n_labels, n_inputs, intermediate, fan_in, batch, steps, limit, device):
     return growth["bytes"], model
 
 
-def measure(queue, args, batch):
-    """What a process of its own does: warm up, measure, report."""
+def measure(queue, args, batch, more):
+    """What a process of its own does: warm up, measure, report; `more` are parameters of the classifier."""
     numba.set_num_threads(args.threads)
     limit = args.limit_mib << 20
-    fit(50, 8, 64, min(args.fan_in, 64), batch, 4, None, args.device)
+    fit(50, 8, 64, min(args.fan_in, 32), batch, 4, None, args.device, **more)
     if args.device == "cuda" and not backend.SIMULATOR:
         backend.xp.get_default_memory_pool().set_limit(size=limit)  # the pool then refuses, whatever we predicted
     sizes = args.labels, args.inputs, args.intermediate, args.fan_in
-    measured, model = fit(*sizes, batch, args.steps, limit, args.device)
+    measured, model = fit(*sizes, batch, args.steps, limit, args.device, **more)
     history = model.history_
     queue.put(
         {
             "plan": model.memory_plan_,
             "measured": measured,
             "output_layer": model.network_.output_nbytes,
+            "losses": history.losses,
+            "seconds": history.seconds / (history.steps - 1),
             "samples_per_second": (history.steps - 1) * batch / history.seconds,
         }  # fmt: skip
     )
 
 
-def row_of(args, batch, found):
+def row_of(benchmark, args, batch, found):
     """The row of results of one batch size."""
     plan, measured = found["plan"], found["measured"]
     mib = [(phase, f"{n / 2**20:,.1f}") for phase, n in plan.phases.items()]
@@ -71,7 +73,7 @@ def row_of(args, batch, found):
     rate, limit = found["samples_per_second"], args.limit_mib
     verdict = "unknown" if measured is None else "met" if measured <= limit << 20 else "not met"
     return {
-        "benchmark": "memory_670k",
+        "benchmark": benchmark,
         "parameters": args.parameters | {"batch": batch, "device": args.device},
         "table": {"header": ["phase", "array", "MiB"], "rows": [*arrays, *([p, "= sum", n] for p, n in mib), *total]},
         "notes": [
@@ -79,25 +81,34 @@ def row_of(args, batch, found):
             f"Output layer: {found['output_layer'] / 2**20:,.0f} MiB of parameters.",
             f"{rate:,.0f} samples a second; an epoch of {args.points:,} points would take {args.points / rate / 60:,.0f} min.",
         ],
-        "figures": {"predicted": plan.nbytes, "measured": measured, "samples_per_second": rate},
+        "figures": {
+            "predicted": plan.nbytes, "measured": measured, "samples_per_second": rate, "losses": found["losses"],
+        },
         "environment": machine.environment(args.device),
     }
 
 
+def in_its_own_process(function, *args):
+    """What ``function(queue, *args)`` puts into the queue, from a process that starts from nothing."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=function, args=(queue, *args))
+    process.start()
+    while process.is_alive() and queue.empty():
+        process.join(0.2)
+    if queue.empty():
+        sys.exit(f"{function.__name__} of {args[1:]} failed (exit code {process.exitcode})")
+    found = queue.get()
+    process.join()
+    return found
+
+
 def main(argv=None):
     args = harness.arguments("memory_670k", __doc__.partition("\n")[0], SIZES, argv)
-    rows, context = [], multiprocessing.get_context("spawn")
+    rows = []
     for batch in BATCHES if not args.smoke else BATCHES[:1]:
-        queue = context.Queue()
-        process = context.Process(target=measure, args=(queue, args, batch))
-        process.start()
-        while process.is_alive() and queue.empty():
-            process.join(0.2)
-        if queue.empty():
-            sys.exit(f"the measurement with batch {batch} failed (exit code {process.exitcode})")
-        found = queue.get()
-        process.join()
-        rows.append(harness.publish(args, row_of(args, batch, found)))
+        found = in_its_own_process(measure, args, batch, {})
+        rows.append(harness.publish(args, row_of("memory_670k", args, batch, found)))
     return rows
 
 
