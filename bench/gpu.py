@@ -31,7 +31,8 @@ NOT_BENCHMARKS = {
     "accuracy",
     "closeness",
     "language",
-}  # the last three need hours
+    "scaling",
+}  # three need hours, scaling measures the CPU
 TESTS_LIMIT = 300
 #: On the CPU, what would take minutes at its full size.
 SHORTER = {

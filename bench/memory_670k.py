@@ -82,7 +82,10 @@ def row_of(benchmark, args, batch, found):
             f"{rate:,.0f} samples a second; an epoch of {args.points:,} points would take {args.points / rate / 60:,.0f} min.",
         ],
         "figures": {
-            "predicted": plan.nbytes, "measured": measured, "samples_per_second": rate, "losses": found["losses"],
+            "predicted": plan.nbytes,
+            "measured": measured,
+            "samples_per_second": rate,
+            "losses": found["losses"],
         },
         "environment": machine.environment(args.device),
     }

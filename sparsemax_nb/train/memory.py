@@ -180,8 +180,8 @@ def _add_output(add, parameter, output, b, width, n_labels, fan_in, device, grou
             parameter("output.order", n_labels, learns=False)
             add("always", "places of the labels", n_labels)
         shapes = backend.wing(device, FIXED[output]).workspace_shapes(b, width, n_labels, fan_in, *group)
-        for name, (shape, dtype) in shapes.items():
-            add(phase, f"step: {name}", *shape, item=np.dtype(dtype).itemsize)
+        for name, (shape, dtype) in shapes.items():  # the CPU keeps them for the next step
+            add("always" if device == "cpu" else phase, f"step: {name}", *shape, item=np.dtype(dtype).itemsize)
     elif output in SPARSE_OUTPUTS:
         parameter("output.indptr", n_labels + 1, learns=False)
         parameter("output.indices", n_labels, fan_in, learns=False)

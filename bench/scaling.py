@@ -1,0 +1,212 @@
+"""How do time and memory grow with the number of labels? ``python -m bench.scaling`` (README.md says what is measured).
+
+A training step of the plain and the group-shared layer and of PyTorch's dense one; a query to the full softmax, to the
+sparse layers, to DS-Softmax. Each point runs in a process of its own. A point that does not fit into memory is left out,
+with the reason.
+"""
+
+import time
+
+import numba
+import numpy as np
+
+from sparsemax_nb import (
+    Adam,
+    FixedFanIn,
+    FullSoftmax,
+    GroupSharedFanIn,
+    PackedDSSoftmax,
+    fixed_fan_in_forward,
+    fixed_fan_in_step,
+    fixed_fan_in_top_k,
+)
+
+from . import forward, harness, machine, step
+from .memory_670k import in_its_own_process
+from .peers import Unavailable, pytorch
+
+SIZES = {
+    "rows": (128, 20), "inputs": (16_384, 64), "fan_in": (32, 8), "group_size": (16, 8), "dense_width": (512, 16), "k": (5, 5),
+    "width": (200, 16), "experts": (64, 4), "share": (32, 2), "positives": (5, 2), "largest": (10_000_000, 1_000),
+}  # fmt: skip
+#: {line of the plot: (question, colour, marker)}.
+LINES = {
+    "fixed fan-in": ("step", "#0072B2", "o"), "group-shared": ("step", "#009E73", "^"),
+    "group-shared, bfloat16": ("step", "#56B4E9", "v"), "PyTorch dense": ("step", "#D55E00", "s"),
+    "fixed fan-in, top-k": ("query", "#0072B2", "o"), "group-shared, top-k": ("query", "#009E73", "^"),
+    "full softmax": ("query", "#D55E00", "s"), "DS-Softmax": ("query", "#CC79A7", "D"),
+}  # fmt: skip
+PICTURE = machine.HERE / "scaling.png"
+SPARE = 0.8  # of the free memory: more is not asked for
+
+
+def needs(line, n, args):
+    """Bytes that a point holds."""
+    k, d = args.fan_in, args.dense_width
+    return n * {
+        "fixed fan-in": 16 * k, "group-shared": 12 * k + 4 * k // args.group_size,
+        "group-shared, bfloat16": 14 * k, "PyTorch dense": 16 * d + 4 * args.rows,
+        "fixed fan-in, top-k": 8 * k, "group-shared, top-k": 4 * k + 4 * k // args.group_size,
+        "full softmax": 8 * args.width, "DS-Softmax": 8 * args.width * args.experts // args.share,
+    }[line]  # fmt: skip
+
+
+def make_layer(line, n, args):
+    """The layer of a line that begins with its name."""
+    if line.startswith("fixed"):
+        return FixedFanIn.random(n, args.inputs, args.fan_in, seed=0)
+    dtype = "bfloat16" if "bfloat16" in line else "float32"
+    return GroupSharedFanIn.random(n, args.inputs, args.fan_in, min(args.group_size, n), seed=0, dtype=dtype)
+
+
+def prepared(line, n, args):
+    """What a point does, as a function without arguments."""
+    random = np.random.default_rng(0)
+    x = forward.inputs(args.rows, args.inputs, "cpu")
+    if line == "PyTorch dense":
+        labels = step.targets_of(args.rows, n, args.positives, "cpu")
+        return pytorch.dense_step(
+            forward.inputs(args.rows, args.dense_width, "cpu"), labels, n, "squared-hinge", step.LEARNING_RATE
+        ).run
+    if line == "full softmax":
+        full = FullSoftmax(random.standard_normal((n, args.width), dtype=np.float32))
+        h = random.standard_normal((1, args.width), dtype=np.float32)
+        return lambda: full.top_k(h, args.k)
+    if line == "DS-Softmax":
+        return ds_query(n, args, random)
+    layer = make_layer(line, n, args)
+    if line.endswith("top-k"):
+        one = x[:1]
+        return lambda: fixed_fan_in_top_k(one, layer, args.k)
+    labels, adam = step.targets_of(args.rows, n, args.positives, "cpu"), Adam(step.LEARNING_RATE)
+    layer.bias[:] = -1 - np.quantile(fixed_fan_in_scores(x, layer), 0.99)  # about 1 % of the scores have a gradient
+    return lambda: fixed_fan_in_step(x, layer, labels, "squared-hinge", adam)
+
+
+def fixed_fan_in_scores(x, layer):
+    """Scores of about 10,000 labels, for the bias."""
+    n = min(layer.n_labels, 10_000) // 16 * 16 or layer.n_labels
+    group = getattr(layer, "group_size", 1)
+    indices = np.repeat(layer.indices[: -(-n // group)], group, axis=0)[:n]
+    part = FixedFanIn(layer.n_inputs, indices, layer.values[:n].astype(np.float32), np.zeros(n, np.float32))
+    return fixed_fan_in_forward(x, part)
+
+
+def ds_query(n, args, random):
+    """One query to experts that each hold a 1 / `share` of the classes, drawn at random."""
+    each = max(1, n // args.share)
+    classes = np.concatenate([np.sort(random.choice(n, each, replace=False)) for _ in range(args.experts)])
+    rows = random.standard_normal((len(classes), args.width), dtype=np.float32)
+    gate = random.standard_normal((args.experts, args.width), dtype=np.float32)
+    starts = (np.arange(args.experts + 1) * each).astype(np.int32)
+    packed = PackedDSSoftmax(gate, starts, classes.astype(np.int32), rows, n)
+    queries = random.standard_normal((64, 1, args.width), dtype=np.float32)
+    turn = iter(range(1 << 30))
+    return lambda: packed.top_k(queries[next(turn) % len(queries)], args.k)  # other experts: not from the cache
+
+
+def measure(queue, args, line, n):
+    """What a process of its own does: warm up at a small size, then time and memory of one point."""
+    numba.set_num_threads(args.threads)
+    prepared(line, 256, args)()
+    with machine.memory_growth("cpu") as growth:
+        try:
+            run = prepared(line, n, args)
+        except Unavailable as reason:
+            queue.put({"unavailable": str(reason)})
+            return
+        run()
+        seconds, start = [], time.perf_counter()
+        while len(seconds) < 5 or (len(seconds) < 200 and time.perf_counter() - start < 1):
+            before = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - before)
+    queue.put({"seconds": float(np.median(seconds)), "bytes": growth["bytes"]})
+
+
+def slope(points, value):
+    """Exponent of L between the two largest sizes: 1 is linear."""
+    (n, a), (m, b) = sorted(points)[-2:]
+    return float(np.log(b[value] / a[value]) / np.log(m / n))
+
+
+def picture(found, path):
+    """Time of a step, its memory, time of a query, over the number of labels."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4.8), layout="constrained")
+    panels = (
+        ("step", "seconds", 1e3, "ms a step", "Training step, batch of 128"),
+        ("step", "bytes", 2**-20, "MiB at the peak", "Memory of the output layer's training"),
+        ("query", "seconds", 1e3, "ms a query", "Top-5 of one query"),
+    )
+    for axis, (question, value, factor, unit, title) in zip(axes, panels, strict=True):
+        for line, (asked, colour, marker) in LINES.items():
+            points = sorted((n, p[value]) for n, p in found[line].items() if value in p)
+            if asked == question and points:
+                label = f"{line} (slope {slope([(n, p) for n, p in found[line].items() if value in p], value):.2f})"
+                axis.plot(
+                    *zip(*((n, factor * v) for n, v in points), strict=True), marker=marker, color=colour, label=label
+                )
+        axis.set(xscale="log", yscale="log", xlabel="labels", ylabel=unit, title=title)
+        axis.grid(alpha=0.3)
+        axis.legend(frameon=False, fontsize=9)
+        axis.spines[["top", "right"]].set_visible(False)
+    harness.write_picture(figure, path)
+
+
+def main(argv=None):
+    args = harness.arguments("scaling", __doc__.partition("\n")[0], SIZES, argv)
+    if args.device != "cpu":
+        raise SystemExit("bench.scaling measures the CPU; use --device cpu")
+    sizes = [n for n in (10**i for i in range(3 if args.smoke else 4, 9)) if n <= args.largest]
+    found, rows = {}, []
+    for line in LINES:
+        found[line] = {}
+        for n in sizes:
+            free, wanted = machine.free_memory(), needs(line, n, args)
+            if free is not None and wanted > SPARE * free:
+                point = {"unavailable": f"it takes {wanted / 2**30:.1f} GiB"}
+            else:
+                point = in_its_own_process(measure, args, line, n)
+            found[line][n] = point
+            print(line, f"{n:,}", point, flush=True)
+        measured = {n: p for n, p in found[line].items() if "seconds" in p}
+        cells = [_cell(found[line][n], LINES[line][0]) for n in sizes]
+        slopes = (
+            [f"{slope(list(measured.items()), v):.2f}" for v in ("seconds", "bytes")]
+            if len(measured) > 1
+            else ["-", "-"]
+        )
+        rows.append([line, *cells, *slopes])
+    row = {
+        "benchmark": "scaling", "parameters": args.parameters | {"device": args.device},
+        "table": {
+            "header": ["ms, MiB at the peak", *(f"{n:,} labels" for n in sizes), "slope of time", "of memory"], "rows": rows,
+        },
+        "notes": [
+            "Slope: exponent of the number of labels between the two largest sizes; 1 is linear.",
+            f"Steps with a batch of {args.rows}, Adam, 1 % of the scores inside the margin; queries of one row.",
+            f"DS-Softmax: {args.experts} experts that hold a {args.share}th of the classes each, width {args.width} as the full softmax.",
+            "Memory: growth of the process, arrays and working memory, from before the layer was made.",
+        ],
+        "figures": {line: {str(n): p for n, p in points.items()} for line, points in found.items()},
+        "environment": machine.environment(args.device),
+    }  # fmt: skip
+    if not args.smoke:
+        picture(found, PICTURE)
+    return [harness.publish(args, row)]
+
+
+def _cell(point, question):
+    if "unavailable" in point:
+        return point["unavailable"]
+    memory = "" if point["bytes"] is None else f", {point['bytes'] / 2**20:,.0f}"
+    return f"{1e3 * point['seconds']:,.2f}{memory}" if question == "query" else f"{1e3 * point['seconds']:,.1f}{memory}"
+
+
+if __name__ == "__main__":
+    main()
