@@ -153,7 +153,7 @@ def picture(found, path):
                 )
         axis.set(xscale="log", yscale="log", xlabel="labels", ylabel=unit, title=title)
         axis.grid(alpha=0.3)
-        axis.legend(frameon=False, fontsize=9)
+        axis.legend(frameon=False, fontsize=9, loc="upper left" if question == "query" else "lower right")
         axis.spines[["top", "right"]].set_visible(False)
     harness.write_picture(figure, path)
 

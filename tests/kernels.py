@@ -30,6 +30,7 @@ from sparsemax_nb.core import formulas, rng, sparse
 from sparsemax_nb.core.alias import alias_table
 from sparsemax_nb.core.experts import Experts, by_class, group
 from sparsemax_nb.cuda import fixed_fan_in as cuda_layer
+from sparsemax_nb.cuda import group_shared as cuda_groups
 from sparsemax_nb.cuda import launch
 from sparsemax_nb.reference import (
     activations,
@@ -89,6 +90,8 @@ class Budget(NamedTuple):
     registers: int
     shared: int = 0  # static, bytes
     float64: bool = False
+    holds: tuple = ()  # instructions that the kernel promises
+    since: tuple = (7, 5)  # the least compute capability that has them
 
 
 def all_kernels():
@@ -904,6 +907,11 @@ LARGE_MATRICES = (65, 33), (33, 300)
 
 
 def _group_shared(operation, kinds):
+    yield operation(  # K is a multiple of 16; it has no twin: the plain kernel is what it is compared with elsewhere
+        "group_shared.forward tensor cores", make_forward, (),
+        ((1, 20, 1, 16, 1), (33, 40, 17, 16, 8), (140, 70, 200, 32, 16), (5, 60, 70, 48, 32), (0, 20, 3, 16, 2)),
+        functools.partial(cuda_groups.forward, tensor_cores=True), None, bfloat16=True,
+    )  # fmt: skip
     for name, low in (("float32", False), ("bfloat16", True)):
         for function, make in (("forward", make_forward), ("backward", make_backward)):
             yield operation(f"group_shared.{function} {name}", make, SMALL_GROUPS, LARGE_GROUPS, bfloat16=low)
@@ -1096,6 +1104,9 @@ BUDGETS = {
     "full_softmax.softmax_lists_kernel": Budget(64),
     "group_shared.backward_kernel": Budget(96),
     "group_shared.forward_kernel": Budget(80),
+    "group_shared.forward_mma_kernel": Budget(
+        96, holds=("mma.sync.aligned.m16n8k16", "ld.global.v4.f32"), since=(8, 0)
+    ),
     "group_shared.step_kernel": Budget(88),
     "group_shared.top_k_kernel": Budget(80),
     "losses.multilabel_kernel": Budget(40),

@@ -19,6 +19,13 @@ import scipy.sparse
 from numba import cuda
 
 SIMULATOR = bool(numba.config.ENABLE_CUDASIM)
+if SIMULATOR:
+
+    def cuda_intrinsic(function):
+        """Numba's simulator runs no intrinsics: kernels that use them have a plain twin, which it runs."""
+        return function
+else:
+    from numba.cuda.extending import intrinsic as cuda_intrinsic  # noqa: F401
 
 try:
     import cupy
@@ -53,14 +60,21 @@ def cuda_problem():
     return None
 
 
+def has_tensor_cores():
+    """True where a CUDA device multiplies bfloat16 on tensor cores (compute capability 8.0); else plain kernels do."""
+    return not SIMULATOR and cuda.is_available() and cuda.get_current_device().compute_capability >= (8, 0)
+
+
 def cuda_description():
-    """Name, compute capability and memory of the CUDA device in use."""
+    """Name, compute capability and memory of the CUDA device in use, and which products it can take."""
     if SIMULATOR:
         return "Numba's CUDA simulator"
     device = cuda.get_current_device()
     name = device.name.decode() if isinstance(device.name, bytes) else device.name
     memory = cuda.current_context().get_memory_info().total / 2**30
-    return f"{name}, compute capability {'.'.join(map(str, device.compute_capability))}, {memory:.0f} GiB"
+    products = "tensor cores for bfloat16" if has_tensor_cores() else "no tensor cores for bfloat16: plain kernels"
+    capability = ".".join(map(str, device.compute_capability))
+    return f"{name}, compute capability {capability}, {memory:.0f} GiB, {products}"
 
 
 def cuda_available():

@@ -15,6 +15,7 @@ from ..core import backend, formulas, rng
 from ..core.backend import cuda
 from . import launch
 from .bfloat16 import bits_of
+from .ptx import high_float, load4, low_float, mma, to_bfloat16
 from .top_k import WORST, clear, enters, insert, merge
 
 _f = backend.cuda_formulas(formulas)
@@ -45,6 +46,16 @@ def top_k_shapes(n_rows, n_inputs, n_labels, fan_in, group_size, k):
 
 def _transposed(array):
     return backend.asarray(array.T, "cuda")
+
+
+def _transposed_tiles(x):
+    """x (B, H) as (H, B'), B' being B filled up with zeros to tiles of 32 rows."""
+    n_rows, n_inputs = x.shape
+    if n_rows % ROWS == 0:
+        return _transposed(x)
+    xt = backend.zeros((n_inputs, -(-n_rows // ROWS) * ROWS), np.float32, "cuda")
+    xt[:, :n_rows] = x.T
+    return xt
 
 
 def _kernel_inputs(layer):
@@ -96,8 +107,94 @@ def forward_kernel(xt, weights, scores):
         cuda.syncthreads()
 
 
-def forward(x, layer, scores, *, block=(32, 4)):
-    """``scores[b, l] = bias[l] + sum_k values[l, k] x[b, indices[l // G, k]]``."""
+@backend.cuda_device
+def _mma_exact(a, p, q, r, s, c):
+    """c + a b for float32 b, of which this lane has p, q, r, s: b is the sum of three bfloat16 numbers, smallest last."""
+    pq, rs = to_bfloat16(p, q), to_bfloat16(r, s)
+    c = mma(a, (pq, rs), c)
+    p, q, r, s = p - low_float(pq), q - high_float(pq), r - low_float(rs), s - high_float(rs)
+    pq, rs = to_bfloat16(p, q), to_bfloat16(r, s)
+    c = mma(a, (pq, rs), c)
+    p, q, r, s = p - low_float(pq), q - high_float(pq), r - low_float(rs), s - high_float(rs)
+    return mma(a, (to_bfloat16(p, q), to_bfloat16(r, s)), c)
+
+
+@backend.cuda_device
+def _store_fragment(scores, row, n_rows, label, stop, c):
+    """Scores of the labels `label` and label + 8, for a row and the row four below."""
+    if label < stop:
+        if row < n_rows:
+            scores[row, label] = c[0]
+        if row + 4 < n_rows:
+            scores[row + 4, label] = c[1]
+    if label + 8 < stop:
+        if row < n_rows:
+            scores[row, label + 8] = c[2]
+        if row + 4 < n_rows:
+            scores[row + 4, label + 8] = c[3]
+
+
+@backend.cuda_jit
+def forward_mma_kernel(xt, indices, pairs, bias, group_size, scores):
+    """A warp computes 16 labels of one group for tiles of 32 rows on the tensor cores, from bfloat16 weights.
+
+    Grid: sixteens of labels on x (each group filled up to whole ones), tiles of rows stride over y and over the warps of a
+    block (x: lanes). Each lane loads the inputs of four neighbouring rows at once, 16 bytes of xt (H, B'), B' a multiple of
+    32, zero beyond the batch; two weights at once from pairs (L, K / 2) uint32, K a multiple of 16; writes scores (B, L), 8
+    labels side by side, each 32-byte sector once. No shared memory, no atomics.
+
+    An input is split into three bfloat16 numbers whose sum it is, to the last bit; products with bfloat16 weights are exact
+    and added in float32: as precise as `forward_kernel`. Lane 4 g + t of the fragments: label g (and g + 8), connections
+    2 t and 2 t + 1 (and + 8); column g of product number j is row 4 g + j of the tile.
+    """
+    lane, warp, n_warps = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockDim.y
+    g, t, fan_in, n_rows = lane // 4, lane % 4, indices.shape[1], scores.shape[0]
+    sixteens = (group_size + 15) // 16
+    group = cuda.blockIdx.x // sixteens
+    first = group * group_size + cuda.blockIdx.x % sixteens * 16
+    stop = min(bias.shape[0], (group + 1) * group_size)
+    low, high = min(first + g, stop - 1), min(first + g + 8, stop - 1)
+    for tile in range(cuda.blockIdx.y * n_warps + warp, xt.shape[1] // ROWS, cuda.gridDim.y * n_warps):
+        place = tile * ROWS + 4 * g
+        c0 = c1 = c2 = c3 = (bias[low], bias[low], bias[high], bias[high])
+        for k in range(0, fan_in, 16):
+            half = k // 2 + t
+            a = pairs[low, half], pairs[high, half], pairs[low, half + 4], pairs[high, half + 4]
+            p, q = load4(xt, indices[group, k + 2 * t], place), load4(xt, indices[group, k + 2 * t + 1], place)
+            r, s = load4(xt, indices[group, k + 2 * t + 8], place), load4(xt, indices[group, k + 2 * t + 9], place)
+            c0 = _mma_exact(a, p[0], q[0], r[0], s[0], c0)
+            c1 = _mma_exact(a, p[1], q[1], r[1], s[1], c1)
+            c2 = _mma_exact(a, p[2], q[2], r[2], s[2], c2)
+            c3 = _mma_exact(a, p[3], q[3], r[3], s[3], c3)
+        row = tile * ROWS + 8 * t
+        _store_fragment(scores, row, n_rows, first + g, stop, c0)
+        _store_fragment(scores, row + 1, n_rows, first + g, stop, c1)
+        _store_fragment(scores, row + 2, n_rows, first + g, stop, c2)
+        _store_fragment(scores, row + 3, n_rows, first + g, stop, c3)
+
+
+def takes_tensor_cores(layer):
+    """Can `forward_mma_kernel` compute with this layer? Weights in bfloat16, in rows of whole sixteens."""
+    return layer.values.dtype == np.uint16 and layer.values.shape[1] % 16 == 0
+
+
+def _forward_mma(x, layer, scores, block):
+    n_rows, fan_in = x.shape[0], layer.values.shape[1]
+    n_tiles = layer.indices.shape[0] * -(-layer.group_size // 16)
+    grid = launch.labels_by_rows(n_tiles, n_rows, ROWS * block[1], 1)
+    pairs = layer.values.view(np.uint32).reshape(-1, fan_in // 2)
+    forward_mma_kernel[grid, block](_transposed_tiles(x), layer.indices, pairs, layer.bias, layer.group_size, scores)
+
+
+def forward(x, layer, scores, *, block=(32, 4), tensor_cores=None):
+    """``scores[b, l] = bias[l] + sum_k values[l, k] x[b, indices[l // G, k]]``.
+
+    On tensor cores where the device has them for bfloat16 and the layer `takes_tensor_cores`; `tensor_cores` overrules the
+    device.
+    """
+    if takes_tensor_cores(layer) and (backend.has_tensor_cores() if tensor_cores is None else tensor_cores):
+        _forward_mma(x, layer, scores, (32, 4))
+        return
     (n_groups, fan_in), group_size = layer.indices.shape, layer.group_size
     grid = launch.labels_by_rows(n_groups, x.shape[0], ROWS, 1)
     shared = launch.shared_bytes(4 * (fan_in * (ROWS + group_size) + group_size * (ROWS + 1)))

@@ -267,8 +267,8 @@ class FixedFanInOutput:
         return fixed_fan_in_top_k(x, self.layer, k)
 
     def rewire(self, fraction, seed, step, optimizer):
-        """Replace the share `fraction` of the connections, those with the smallest weights; returns how many."""
-        return len(rewire(self.layer, fraction, seed, optimizer, step=step))
+        """Replace the share `fraction` of the connections, those with the smallest weights; returns what it came to."""
+        return len(rewire(self.layer, fraction, seed, optimizer, step=step)) / self.layer.indices.size
 
 
 class GroupSharedOutput(FixedFanInOutput):

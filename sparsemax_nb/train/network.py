@@ -192,7 +192,7 @@ class Network(Layers):
 
     def rewire(self, fraction, optimizer):
         """Replace the share `fraction` of the output layer's connections; returns the share that it came to."""
-        return self.output.rewire(fraction, self.seed, self.steps, optimizer) / self.output.values.size
+        return self.output.rewire(fraction, self.seed, self.steps, optimizer)
 
     def top_k(self, x, k):
         """The k best labels of each row of a SciPy CSR matrix or dense array: scores, ids (B, k)."""

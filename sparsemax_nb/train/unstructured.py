@@ -104,7 +104,7 @@ class UnstructuredOutput:
         return top_k_of_scores(self._scores(x), k)
 
     def rewire(self, fraction, seed, step, optimizer):
-        """Replace the share `fraction` of the connections, those with the smallest weights; returns how many.
+        """Replace the share `fraction` of the connections, those with the smallest weights; returns what it came to.
 
         New places are drawn from all that W has and had no connection; new weights and their moments are zero.
         """
@@ -122,4 +122,4 @@ class UnstructuredOutput:
                 host = backend.to_numpy(array).copy()
                 host[dropped] = 0
                 array[:] = backend.asarray(host[order], self._device)
-        return n
+        return n / values.size

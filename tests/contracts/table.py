@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numba import typeof
 
-from tests.kernels import recorded
+from tests.kernels import BUDGETS, recorded
 
 #: Published limits of a multiprocessor by compute capability: warps, blocks, bytes of shared memory.
 LIMITS = {(7, 5): (32, 16, 64 << 10), (8, 0): (64, 32, 164 << 10), (9, 0): (64, 32, 228 << 10)}
@@ -85,7 +85,7 @@ def occupancy(cc, threads, registers, shared):
 def rows():
     """One dict for every kernel and compute capability, for the block it is launched with by default."""
     for name, launch in launches().items():
-        for cc in LIMITS:
+        for cc in (cc for cc in LIMITS if cc >= BUDGETS[name].since):
             used, threads = resources(name, cc), int(np.prod(launch.block))
             share = occupancy(cc, threads, used["registers"], used["shared"] + launch.shared)
             yield {

@@ -72,6 +72,14 @@ def test_labels_of_groups_keep_their_ids(corpus, tmp_path, weight_dtype):
         np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.parametrize("output", ["fixed-fan-in", "group-shared", "unstructured"])
+def test_rewirings_tell_the_share_of_the_connections(corpus, output):
+    model = fitted(
+        corpus, output=output, group_size=4, epochs=2, rewire_every=5, rewire_until=1.0, rewire_fraction=0.25
+    )
+    assert [record["share"] for record in model.history_.rewirings] == pytest.approx([0.25] * 3, abs=0.01)
+
+
 def test_groupings_differ(corpus):
     orders = [fitted(corpus, **GROUPED, grouping=by, epochs=1).network_.output.order.tolist() for by in GROUPINGS]
     assert len(set(map(tuple, orders))) == 3
