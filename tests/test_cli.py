@@ -153,7 +153,7 @@ def test_dense_features_from_files(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1].startswith("2\t")
     assert cli.main([*TRAIN, "--data", str(tmp_path), "--memory-limit", "4k"]) == 2
     error = capsys.readouterr().err
-    assert "training needs 0.0 MiB, memory_limit allows 0.0 MiB" in error and "output.values" in error
+    assert "training needs 0.1 MiB, memory_limit allows 0.0 MiB" in error and "output.values" in error
 
 
 @pytest.mark.parametrize("size, wanted", [("1GiB", 2**30), ("1.5 MiB", 3 * 2**19), ("64k", 65536), ("100", 100)])

@@ -173,7 +173,7 @@ def forward_mma_kernel(xt, indices, pairs, bias, group_size, scores):
         _store_fragment(scores, row + 3, n_rows, first + g, stop, c3)
 
 
-def takes_tensor_cores(layer):
+def _takes_tensor_cores(layer):
     """Can `forward_mma_kernel` compute with this layer? Weights in bfloat16, in rows of whole sixteens."""
     return layer.values.dtype == np.uint16 and layer.values.shape[1] % 16 == 0
 
@@ -189,10 +189,10 @@ def _forward_mma(x, layer, scores, block):
 def forward(x, layer, scores, *, block=(32, 4), tensor_cores=None):
     """``scores[b, l] = bias[l] + sum_k values[l, k] x[b, indices[l // G, k]]``.
 
-    On tensor cores where the device has them for bfloat16 and the layer `takes_tensor_cores`; `tensor_cores` overrules the
+    On tensor cores where the device has them for bfloat16 and the layer `_takes_tensor_cores`; `tensor_cores` overrules the
     device.
     """
-    if takes_tensor_cores(layer) and (backend.has_tensor_cores() if tensor_cores is None else tensor_cores):
+    if _takes_tensor_cores(layer) and (backend.has_tensor_cores() if tensor_cores is None else tensor_cores):
         _forward_mma(x, layer, scores, (32, 4))
         return
     (n_groups, fan_in), group_size = layer.indices.shape, layer.group_size

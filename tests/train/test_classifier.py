@@ -77,7 +77,7 @@ def test_rewirings_tell_the_share_of_the_connections(corpus, output):
     model = fitted(
         corpus, output=output, group_size=4, epochs=2, rewire_every=5, rewire_until=1.0, rewire_fraction=0.25
     )
-    assert [record["share"] for record in model.history_.rewirings] == pytest.approx([0.25] * 3, abs=0.01)
+    assert [record["share"] for record in model.history_.rewirings] == pytest.approx([0.25] * 4, abs=0.01)
 
 
 def test_groupings_differ(corpus):
