@@ -32,6 +32,7 @@ NOT_BENCHMARKS = {
     "closeness",
     "language",
     "scaling",
+    "profiling",
 }  # three need hours, scaling measures the CPU
 TESTS_LIMIT = 300
 #: On the CPU, what would take minutes at its full size.

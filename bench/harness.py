@@ -18,6 +18,7 @@ import numpy as np
 
 from sparsemax_nb.core import backend
 
+from . import profiling
 from .machine import HERE, environment, machine_limits
 from .peers import Unavailable
 
@@ -218,6 +219,10 @@ def arguments(benchmark, description, sizes, argv=None, repeats=15):
     )
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: shows that it runs, the figures mean nothing")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--profile", metavar="KERNEL", choices=profiling.kernels(),
+        help="profile one launch of this CUDA kernel (MODULE.KERNEL, e.g. fixed_fan_in.step_kernel) and stop; for nsys and ncu",
+    )  # fmt: skip
     for name, (full, smoke) in sizes.items():
         parser.add_argument("--" + name.replace("_", "-"), type=int, help=f"default: {full:,}; {smoke:,} with --smoke")
     args = parser.parse_args(argv)
@@ -227,6 +232,10 @@ def arguments(benchmark, description, sizes, argv=None, repeats=15):
         args.device = backend.resolve_device(args.device)
     except RuntimeError as error:
         parser.error(str(error))
+    if args.profile and args.device != "cuda":
+        parser.error(f"--profile {args.profile} needs a CUDA device: {backend.cuda_problem() or 'use --device cuda'}")
+    if args.profile:
+        profiling.profile(args.profile)
     numba.set_num_threads(args.threads)
     args.parameters = {}
     for name, defaults in sizes.items():

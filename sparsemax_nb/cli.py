@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numba
 
-from . import __version__, cli_ds, cli_train, data, demo, train
+from . import __version__, cli_bench, cli_ds, cli_train, data, demo, train
 from .core import backend, checkpoint
 
 LIBRARIES = "numba", "numba-cuda", "numpy", "scipy", "cupy-cuda12x", "cupy-cuda13x", "scikit-learn", "torch"
@@ -175,6 +175,7 @@ def _parser():
     sub.add_argument("--top-k", type=int, default=None, metavar="K", help="draw from the K best words only")
     sub.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws")
 
+    cli_bench.bench_options(commands)
     command(commands, "info", _info, "Say which devices and libraries there are and what would run where.")
     return parser
 

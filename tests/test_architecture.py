@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "methods": {"methods", "reference", "cpu", "cuda", "core"},
     "train": {"train", "data", "methods", "reference", "cpu", "cuda", "core"},
 }
-TOP = {"__init__", "__main__", "cli", "cli_ds", "cli_train", "demo"}
+TOP = {"__init__", "__main__", "cli", "cli_bench", "cli_ds", "cli_train", "demo"}
 FRAMEWORKS = {"torch", "jax", "tensorflow", "triton"}
 NO_TWIN = {
     "vector",

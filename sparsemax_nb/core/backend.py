@@ -4,6 +4,7 @@ Placement follows the data: NumPy arrays are computed by ``cpu/``, CUDA arrays b
 (``NUMBA_ENABLE_CUDASIM=1``) a `SimArray` stands for a CUDA array, so that all CUDA code runs without a GPU.
 """
 
+import contextlib
 import functools
 import importlib
 import math
@@ -205,6 +206,18 @@ def csr_matrix(values, indices, indptr, shape):
     from cupyx.scipy import sparse  # slow to import
 
     return sparse.csr_matrix((values, indices, indptr), shape)
+
+
+@contextlib.contextmanager
+def profiled():
+    """What CUDA does inside lies between a profiler's start and stop (nothing in the simulator)."""
+    synchronize()
+    if not SIMULATOR:
+        cuda.profile_start()
+    yield
+    synchronize()
+    if not SIMULATOR:
+        cuda.profile_stop()
 
 
 def synchronize():

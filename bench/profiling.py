@@ -1,0 +1,50 @@
+"""One launch of one kernel between the profiler's start and stop: ``--profile MODULE.KERNEL`` of a benchmark on CUDA.
+
+    nsys profile -c cudaProfilerApi python -m bench.step --device cuda --profile fixed_fan_in.step_kernel
+    ncu --profile-from-start off --set full python -m bench.step --device cuda --profile fixed_fan_in.step_kernel
+
+The benchmark goes on until the kernel has been launched once to compile and check it; the next launch is profiled, and ends it.
+"""
+
+import importlib
+import pkgutil
+
+import sparsemax_nb.cuda
+from sparsemax_nb.core import backend
+
+
+def kernels():
+    """{"module.kernel": (module, name)} of everything in the CUDA wing that is called ..._kernel."""
+    found = {}
+    for info in pkgutil.iter_modules(sparsemax_nb.cuda.__path__):
+        module = importlib.import_module(f"sparsemax_nb.cuda.{info.name}")
+        found |= {f"{info.name}.{name}": (module, name) for name in vars(module) if name.endswith("_kernel")}
+    return found
+
+
+class _Profiled:
+    """Stands for a kernel in its module: the first launch passes, the second is profiled and ends the program."""
+
+    def __init__(self, kernel, name):
+        self._kernel, self._name, self._launches = kernel, name, 0
+
+    def __getitem__(self, configuration):
+        launch = self._kernel[configuration]
+
+        def run(*args):
+            self._launches += 1
+            if self._launches == 1:
+                return launch(*args)
+            with backend.profiled():
+                launch(*args)
+            grid, block, *_, shared = (*configuration, 0, 0)[:4]
+            print(f"profiled {self._name}: grid {grid}, block {block}, {shared} bytes of dynamic shared memory")
+            raise SystemExit(0)
+
+        return run
+
+
+def profile(name):
+    """From now on, the second launch of the kernel `name` is profiled. KeyError where there is no such kernel."""
+    module, attribute = kernels()[name]
+    setattr(module, attribute, _Profiled(getattr(module, attribute), name))

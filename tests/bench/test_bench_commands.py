@@ -1,0 +1,91 @@
+"""The benchmarks of group-shared layers and of scaling, `--profile`, and the command `bench`."""
+
+import contextlib
+import importlib
+import json
+
+import pytest
+
+from bench import forward, group_shared, scaling, step
+from sparsemax_nb import cli, cli_bench
+from sparsemax_nb.core import backend as placement
+
+
+def test_group_shared_at_smoke_size(capsys):
+    rows = group_shared.main(["--smoke", "--device", "cpu"])
+    assert [row["benchmark"].rpartition(" ")[2] for row in rows] == ["forward", "top_k", "step", "step", "step"]
+    for row in rows:
+        assert {"ours", "ours, bfloat16", "ours, plain"} <= row["contestants"].keys()
+        assert row["floor"]["seconds"] > 0
+    assert "groups of 8, bfloat16 weights" in capsys.readouterr().out
+
+
+def test_group_shared_notices_a_wrong_result(monkeypatch):
+    wrong = group_shared.fixed_fan_in_forward
+    monkeypatch.setattr(group_shared, "fixed_fan_in_forward", lambda x, layer, out: wrong(x, layer, out=out) + 1)
+    with pytest.raises(AssertionError, match="wrong result, nothing was timed"):
+        group_shared.main(["--smoke", "--device", "cpu"])
+
+
+def test_scaling_at_smoke_size_and_what_does_not_fit(monkeypatch, capsys):
+    monkeypatch.setattr(scaling, "LINES", {line: scaling.LINES[line] for line in ("group-shared", "PyTorch dense")})
+    wanted = scaling.needs
+    monkeypatch.setattr(scaling, "needs", lambda line, *a: wanted(line, *a) if line == "group-shared" else 1 << 60)
+    (row,) = scaling.main(["--smoke", "--device", "cpu"])
+    point = row["figures"]["group-shared"]["1000"]
+    assert point["seconds"] > 0
+    assert row["table"]["rows"][1][1] == "it takes 1073741824.0 GiB"
+    assert "group-shared 1,000" in capsys.readouterr().out
+
+
+def test_slope_is_the_exponent():
+    points = [(n, {"seconds": 3 * n**0.5}) for n in (10, 1000, 100)]
+    assert scaling.slope(points, "seconds") == pytest.approx(0.5)
+
+
+def test_command_lists_and_runs_benchmarks(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["bench"]) == 0
+    shown = capsys.readouterr().out
+    assert "group_shared   What do labels gain that share their inputs?" in shown
+    assert "harness" not in shown
+    assert cli.main(["bench", "group_shared", "--smoke", "--device", "cpu", "--json", str(tmp_path / "rows.json")]) == 0
+    assert len(json.loads((tmp_path / "rows.json").read_text())) == 5
+    assert cli.main(["bench", "nothing"]) == 2
+    assert "there is no benchmark 'nothing'; there are accuracy," in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError, match="part of the source tree, not of the installed package"):
+        cli_bench.scripts(tmp_path)
+
+
+def test_profile_needs_cuda_and_a_kernel_that_there_is(capsys):
+    for arguments, message in (
+        (
+            ["--device", "cpu", "--profile", "fixed_fan_in.step_kernel"],
+            "--profile fixed_fan_in.step_kernel needs a CUDA",
+        ),
+        (["--profile", "fixed_fan_in.step"], "invalid choice: 'fixed_fan_in.step'"),
+    ):
+        with pytest.raises(SystemExit):
+            step.main(["--smoke", *arguments])
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not placement.cuda_available(), reason="needs CUDA, or its simulator")
+def test_second_launch_is_profiled_and_the_last(monkeypatch, capsys):
+    """The first launch compiles and is checked; kernels launched before it are not touched."""
+    events, module = [], importlib.import_module("sparsemax_nb.cuda.fixed_fan_in")
+
+    @contextlib.contextmanager
+    def profiled():
+        events.append("start")
+        yield
+        events.append("stop")
+
+    monkeypatch.setattr(placement, "profiled", profiled)
+    monkeypatch.setattr(module, "forward_tiled_kernel", module.forward_tiled_kernel)  # put back at the end
+    sizes = ["--rows", "3", "--inputs", "5", "--labels", "7", "--fan-in", "2"]
+    with pytest.raises(SystemExit) as ended:
+        forward.main(["--smoke", "--device", "cuda", *sizes, "--profile", "fixed_fan_in.forward_tiled_kernel"])
+    assert ended.value.code == 0
+    assert events == ["start", "stop"]
+    assert "profiled fixed_fan_in.forward_tiled_kernel: grid (1, 1)" in capsys.readouterr().out
