@@ -912,6 +912,13 @@ def _group_shared(operation, kinds):
         ((1, 20, 1, 16, 1), (33, 40, 17, 16, 8), (140, 70, 200, 32, 16), (5, 60, 70, 48, 32), (0, 20, 3, 16, 2)),
         functools.partial(cuda_groups.forward, tensor_cores=True), None, bfloat16=True,
     )  # fmt: skip
+    for loss, optimizer in zip(formulas.LOSSES, kinds, strict=True):
+        yield operation(
+            f"group_shared.step tensor cores {loss} {optimizer}", make_step, (),
+            ((1, 20, 1, 16, 1), (33, 40, 17, 16, 8), (140, 70, 100, 32, 16), (70, 60, 70, 16, 32), (0, 20, 3, 16, 2)),
+            functools.partial(cuda_groups.step, tensor_cores=True), None,
+            loss=formulas.LOSSES[loss], kind=kinds[optimizer], bfloat16=True,
+        )  # fmt: skip
     for name, low in (("float32", False), ("bfloat16", True)):
         for function, make in (("forward", make_forward), ("backward", make_backward)):
             yield operation(f"group_shared.{function} {name}", make, SMALL_GROUPS, LARGE_GROUPS, bfloat16=low)
@@ -1110,6 +1117,7 @@ BUDGETS = {
         96, holds=("mma.sync.aligned.m16n8k16", "ld.global.v4.f32"), since=(8, 0)
     ),
     "group_shared.step_kernel": Budget(88),
+    "group_shared.step_mma_kernel": Budget(168, holds=("mma.sync.aligned.m16n8k16", "ld.global.v4.f32"), since=(8, 0)),
     "group_shared.top_k_kernel": Budget(80),
     "losses.multilabel_kernel": Budget(40),
     "lstm.cell_backward_kernel": Budget(64),

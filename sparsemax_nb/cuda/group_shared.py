@@ -15,7 +15,7 @@ from ..core import backend, formulas, rng
 from ..core.backend import cuda
 from . import launch
 from .bfloat16 import bits_of
-from .ptx import high_float, load4, low_float, mma, to_bfloat16
+from .ptx import as_bits, high_float, load4, low_float, mma, to_bfloat16
 from .top_k import WORST, clear, enters, insert, merge
 
 _f = backend.cuda_formulas(formulas)
@@ -29,6 +29,7 @@ STREAM = rng.ROUNDING
 HALVES = np.uint64(8)
 ROWS = launch.WARP
 LISTS = 4
+ALL_LANES = np.uint32(0xFFFFFFFF)
 
 
 def workspace_shapes(n_rows, n_inputs, n_labels, fan_in, group_size):
@@ -173,9 +174,11 @@ def forward_mma_kernel(xt, indices, pairs, bias, group_size, scores):
         _store_fragment(scores, row + 3, n_rows, first + g, stop, c3)
 
 
-def _takes_tensor_cores(layer):
-    """Can `forward_mma_kernel` compute with this layer? Weights in bfloat16, in rows of whole sixteens."""
-    return layer.values.dtype == np.uint16 and layer.values.shape[1] % 16 == 0
+def _takes_tensor_cores(layer, tensor_cores):
+    """Weights in bfloat16, in rows of whole sixteens, on a device that has tensor cores for them, or is said to have."""
+    if layer.values.dtype != np.uint16 or layer.values.shape[1] % 16 != 0:
+        return False
+    return backend.has_tensor_cores() if tensor_cores is None else tensor_cores
 
 
 def _forward_mma(x, layer, scores, block):
@@ -189,10 +192,10 @@ def _forward_mma(x, layer, scores, block):
 def forward(x, layer, scores, *, block=(32, 4), tensor_cores=None):
     """``scores[b, l] = bias[l] + sum_k values[l, k] x[b, indices[l // G, k]]``.
 
-    On tensor cores where the device has them for bfloat16 and the layer `_takes_tensor_cores`; `tensor_cores` overrules the
-    device.
+    On tensor cores where the device has them for bfloat16, weights are bfloat16 and K is a multiple of 16; `tensor_cores`
+    says that it has them, or not.
     """
-    if _takes_tensor_cores(layer) and (backend.has_tensor_cores() if tensor_cores is None else tensor_cores):
+    if _takes_tensor_cores(layer, tensor_cores):
         _forward_mma(x, layer, scores, (32, 4))
         return
     (n_groups, fan_in), group_size = layer.indices.shape, layer.group_size
@@ -378,14 +381,253 @@ def step_kernel(xt, weights, positives, loss, update, values_moments, bias_momen
         label_loss[first + j] = shared[sums + j * n_sums + fan_in + 1]
 
 
+@backend.cuda_device
+def _split(p, q, r, s):
+    """(p, q) and (r, s) as three pairs of words of bfloat16 each, whose sum they are to the last bit."""
+    pq, rs = to_bfloat16(p, q), to_bfloat16(r, s)
+    p, q, r, s = p - low_float(pq), q - high_float(pq), r - low_float(rs), s - high_float(rs)
+    pq_2, rs_2 = to_bfloat16(p, q), to_bfloat16(r, s)
+    p, q, r, s = p - low_float(pq_2), q - high_float(pq_2), r - low_float(rs_2), s - high_float(rs_2)
+    return (pq, rs), (pq_2, rs_2), (to_bfloat16(p, q), to_bfloat16(r, s))
+
+
+@backend.cuda_device
+def _mma_both(low, high, b, c):
+    """c + a b for float32 a and b, split in three: the six products that float32 can tell. a: rows g, and g + 8."""
+    (l1, l2, l3), (h1, h2, h3), (b1, b2, b3) = low, high, b
+    c = mma((l3[0], h3[0], l3[1], h3[1]), b1, c)
+    c = mma((l1[0], h1[0], l1[1], h1[1]), b3, c)
+    c = mma((l2[0], h2[0], l2[1], h2[1]), b2, c)
+    c = mma((l2[0], h2[0], l2[1], h2[1]), b1, c)
+    c = mma((l1[0], h1[0], l1[1], h1[1]), b2, c)
+    return mma((l1[0], h1[0], l1[1], h1[1]), b1, c)
+
+
+@backend.cuda_device
+def _slopes_of_fragment(loss, scale, c, rows, is_valid, masks):
+    """Gradients by four scores, and the losses of two labels: rows `rows` and 4 further, of which `masks` are positive."""
+    (first, second), (row_valid, row_4_valid) = rows, is_valid[2:]
+    value_0, g_0 = loss_and_gradient(loss, c[0], ONE if (masks[0] >> first) & 1 else -ONE)
+    value_1, g_1 = loss_and_gradient(loss, c[1], ONE if (masks[0] >> second) & 1 else -ONE)
+    value_2, g_2 = loss_and_gradient(loss, c[2], ONE if (masks[1] >> first) & 1 else -ONE)
+    value_3, g_3 = loss_and_gradient(loss, c[3], ONE if (masks[1] >> second) & 1 else -ONE)
+    w_0 = scale if is_valid[0] and row_valid else ZERO
+    w_1 = scale if is_valid[0] and row_4_valid else ZERO
+    w_2 = scale if is_valid[1] and row_valid else ZERO
+    w_3 = scale if is_valid[1] and row_4_valid else ZERO
+    slopes = (g_0 * w_0, g_1 * w_1, g_2 * w_2, g_3 * w_3)
+    return slopes, value_0 * w_0 + value_1 * w_1, value_2 * w_2 + value_3 * w_3
+
+
+@backend.cuda_device
+def _mask_of(positives, label, first_row):
+    """Bit q is set where row first_row + q, q < 32, is one of a label's positives."""
+    mask = np.uint32(0)
+    for p in range(positives.indptr[label], positives.indptr[label + 1]):
+        q = positives.rows[p] - first_row
+        if 0 <= q < ROWS:
+            mask |= np.uint32(1) << np.uint32(q)
+    return mask
+
+
+@backend.cuda_device
+def _is_any(c):
+    return c[0] != ZERO or c[1] != ZERO or c[2] != ZERO or c[3] != ZERO
+
+
+@backend.cuda_device
+def _keep_fragment(shared, at, c):
+    """Gradients of a fragment to the tile (32, 17) of rows and labels, from number `at` on."""
+    shared[at] = c[0]
+    shared[at + 4 * 17] = c[1]
+    shared[at + 8] = c[2]
+    shared[at + 4 * 17 + 8] = c[3]
+
+
+@backend.cuda_device
+def _add_by_weights(xt, indices, shared, sums, group, place, g, t, slopes):
+    """Adds to the warp's sums (16, K) what a tile of rows gives: gradients times inputs, eight connections at a time."""
+    (c0, c1, c2, c3), fan_in = slopes, indices.shape[1]
+    low_a, high_a = _split(c0[0], c0[1], c1[0], c1[1]), _split(c0[2], c0[3], c1[2], c1[3])
+    low_b, high_b = _split(c2[0], c2[1], c3[0], c3[1]), _split(c2[2], c2[3], c3[2], c3[3])
+    for k in range(0, fan_in, 8):
+        i = indices[group, k + g]
+        p, q = load4(xt, i, place), load4(xt, i, place + 4)
+        d = (ZERO, ZERO, ZERO, ZERO)
+        d = _mma_both(low_a, high_a, _split(p[0], q[0], p[1], q[1]), d)
+        d = _mma_both(low_b, high_b, _split(p[2], q[2], p[3], q[3]), d)
+        at = sums + g * fan_in + k + 2 * t
+        shared[at] += d[0]
+        shared[at + 1] += d[1]
+        shared[at + 8 * fan_in] += d[2]
+        shared[at + 8 * fan_in + 1] += d[3]
+
+
+@backend.cuda_device
+def _add_by_inputs(indices, bits, dxt, shared, tiles, group, first, stop, first_row, g, t):
+    """Adds to dxt what a tile of rows gives: gradients times weights, sixteen rows and eight connections at a time."""
+    n_rows, last = dxt.shape[1], stop - 1
+    l0, l1 = min(first + 2 * t, last), min(first + 2 * t + 1, last)
+    l2, l3 = min(first + 2 * t + 8, last), min(first + 2 * t + 9, last)
+    for m in range(0, ROWS, 16):
+        at, row = tiles + (m + g) * 17 + 2 * t, first_row + m + g
+        a1, a2, a3 = _split(shared[at], shared[at + 1], shared[at + 8], shared[at + 9])
+        at += 8 * 17
+        h1, h2, h3 = _split(shared[at], shared[at + 1], shared[at + 8], shared[at + 9])
+        for k in range(0, indices.shape[1], 8):
+            b = (
+                np.uint32(bits[l0, k + g]) | (np.uint32(bits[l1, k + g]) << np.uint32(16)),
+                np.uint32(bits[l2, k + g]) | (np.uint32(bits[l3, k + g]) << np.uint32(16)),
+            )
+            c = mma((a3[0], h3[0], a3[1], h3[1]), b, (ZERO, ZERO, ZERO, ZERO))
+            c = mma((a2[0], h2[0], a2[1], h2[1]), b, c)
+            c = mma((a1[0], h1[0], a1[1], h1[1]), b, c)
+            i, j = np.uint32(indices[group, k + 2 * t]), np.uint32(indices[group, k + 2 * t + 1])
+            if row < n_rows:
+                if c[0] != ZERO:
+                    cuda.atomic.add(dxt, (i, row), c[0])
+                if c[1] != ZERO:
+                    cuda.atomic.add(dxt, (j, row), c[1])
+            if row + 8 < n_rows:
+                if c[2] != ZERO:
+                    cuda.atomic.add(dxt, (i, row + 8), c[2])
+                if c[3] != ZERO:
+                    cuda.atomic.add(dxt, (j, row + 8), c[3])
+
+
+@backend.cuda_jit
+def step_mma_kernel(xt, weights, positives, loss, update, values_moments, bias_moments, rounding, dxt, label_loss):
+    """`step_kernel` with all three products on the tensor cores, from bfloat16 weights: a block owns 16 labels of one group.
+
+    Grid: sixteens of labels on x (each group filled up to whole ones); a block of (32, 4): a warp takes tiles of 32 rows,
+    in turn. Reads xt (H, B'), B' a multiple of 32, 16 bytes a lane, positives; updates weights (bits), bias and moments of
+    its labels; writes label_loss (L,). Dynamic shared memory: for each warp the sums by weight (16, K), the gradients of a
+    tile (32, 17) and sums of losses and gradients (16, 4, 2). dxt (H, B) by atomics, one for each input and row of a tile
+    with a gradient: order of float sums varies; all else is deterministic. A tile without one costs its scores.
+
+    Fragments as in `forward_mma_kernel`. float32 factors are split into three bfloat16 numbers: the products that float32 can
+    tell are computed, as precise as `step_kernel`.
+    """
+    shared = cuda.shared.array(0, float32)
+    indices, bits, pairs, bias, group_size = weights
+    lane, warp, n_warps = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockDim.y
+    g, t, fan_in, n_rows = lane // 4, lane % 4, indices.shape[1], dxt.shape[1]
+    optimizer, rates, scale = update
+    sixteens = (group_size + 15) // 16
+    group = cuda.blockIdx.x // sixteens
+    first = group * group_size + cuda.blockIdx.x % sixteens * 16
+    stop = min(bias.shape[0], (group + 1) * group_size, first + 16)
+    low, high = min(first + g, stop - 1), min(first + g + 8, stop - 1)
+    low_valid, high_valid = first + g < stop, first + g + 8 < stop
+    sums, tiles = warp * 16 * fan_in, n_warps * 16 * fan_in + warp * ROWS * 17
+    stats = n_warps * (16 * fan_in + ROWS * 17)
+    for i in range(lane, 16 * fan_in, 32):
+        shared[sums + i] = ZERO
+    cuda.syncwarp()
+    low_loss = high_loss = low_slope = high_slope = ZERO
+    for tile in range(warp, xt.shape[1] // ROWS, n_warps):
+        first_row = tile * ROWS
+        place = first_row + 4 * g
+        c0 = c1 = c2 = c3 = (bias[low], bias[low], bias[high], bias[high])
+        for k in range(0, fan_in, 16):
+            half = k // 2 + t
+            a = pairs[low, half], pairs[high, half], pairs[low, half + 4], pairs[high, half + 4]
+            p, q = load4(xt, indices[group, k + 2 * t], place), load4(xt, indices[group, k + 2 * t + 1], place)
+            r, s = load4(xt, indices[group, k + 2 * t + 8], place), load4(xt, indices[group, k + 2 * t + 9], place)
+            c0 = _mma_exact(a, p[0], q[0], r[0], s[0], c0)
+            c1 = _mma_exact(a, p[1], q[1], r[1], s[1], c1)
+            c2 = _mma_exact(a, p[2], q[2], r[2], s[2], c2)
+            c3 = _mma_exact(a, p[3], q[3], r[3], s[3], c3)
+        masks = _mask_of(positives, low, first_row), _mask_of(positives, high, first_row)
+        row = np.uint32(8 * t)
+        left = n_rows - first_row - 8 * t  # rows from this lane's first on
+        c0, l0, h0 = _slopes_of_fragment(
+            loss, scale, c0, (row, row + np.uint32(4)), (low_valid, high_valid, 0 < left, 4 < left), masks
+        )
+        c1, l1, h1 = _slopes_of_fragment(
+            loss, scale, c1, (row + np.uint32(1), row + np.uint32(5)), (low_valid, high_valid, 1 < left, 5 < left), masks
+        )
+        c2, l2, h2 = _slopes_of_fragment(
+            loss, scale, c2, (row + np.uint32(2), row + np.uint32(6)), (low_valid, high_valid, 2 < left, 6 < left), masks
+        )
+        c3, l3, h3 = _slopes_of_fragment(
+            loss, scale, c3, (row + np.uint32(3), row + np.uint32(7)), (low_valid, high_valid, 3 < left, 7 < left), masks
+        )
+        low_loss += (l0 + l1) + (l2 + l3)
+        high_loss += (h0 + h1) + (h2 + h3)
+        low_slope += ((c0[0] + c0[1]) + (c1[0] + c1[1])) + ((c2[0] + c2[1]) + (c3[0] + c3[1]))
+        high_slope += ((c0[2] + c0[3]) + (c1[2] + c1[3])) + ((c2[2] + c2[3]) + (c3[2] + c3[3]))
+        if cuda.any_sync(ALL_LANES, _is_any(c0) or _is_any(c1) or _is_any(c2) or _is_any(c3)):
+            _add_by_weights(xt, indices, shared, sums, group, first_row + 8 * t, g, t, (c0, c1, c2, c3))
+            at = tiles + 8 * t * 17 + g
+            _keep_fragment(shared, at, c0)
+            _keep_fragment(shared, at + 17, c1)
+            _keep_fragment(shared, at + 2 * 17, c2)
+            _keep_fragment(shared, at + 3 * 17, c3)
+            cuda.syncwarp()
+            _add_by_inputs(indices, bits, dxt, shared, tiles, group, first, stop, first_row, g, t)
+            cuda.syncwarp()
+    at = stats + (warp * 16 + g) * 8 + 2 * t
+    shared[at] = low_slope
+    shared[at + 1] = low_loss
+    shared[at + 64] = high_slope
+    shared[at + 65] = high_loss
+    cuda.syncthreads()
+    thread, n_threads = warp * 32 + lane, n_warps * 32
+    for i in range(thread, (stop - first) * fan_in, n_threads):
+        j, k, gradient = i // fan_in, i % fan_in, ZERO
+        for w in range(n_warps):
+            gradient += shared[w * 16 * fan_in + i]
+        value = low_float(np.uint32(bits[first + j, k]))
+        if optimizer == ADAM:
+            value, m, v = adam(value, gradient, values_moments.m[first + j, k], values_moments.v[first + j, k], rates)
+            values_moments.m[first + j, k] = m
+            values_moments.v[first + j, k] = v
+        else:
+            value = sgd(value, gradient, rates)
+        bits[first + j, k] = round_bits(as_bits(value), _random_half(rounding, np.uint64(first * fan_in + i)))
+    for j in range(thread, stop - first, n_threads):
+        dbias = total = ZERO
+        for w in range(n_warps):
+            for i in range(4):
+                dbias += shared[stats + (w * 16 + j) * 8 + 2 * i]
+                total += shared[stats + (w * 16 + j) * 8 + 2 * i + 1]
+        if optimizer == ADAM:
+            value, m, v = adam(bias[first + j], dbias, bias_moments.m[first + j], bias_moments.v[first + j], rates)
+            bias_moments.m[first + j] = m
+            bias_moments.v[first + j] = v
+        else:
+            value = sgd(bias[first + j], dbias, rates)
+        bias[first + j] = value
+        label_loss[first + j] = total
+
+
+def _step_mma(x, layer, inputs, dxt, label_loss):
+    """Launch `step_mma_kernel`; `inputs` are its arguments from the positives to the rounding."""
+    fan_in, n_warps = layer.values.shape[1], 4
+    n_tiles = layer.indices.shape[0] * -(-layer.group_size // 16)
+    pairs = layer.values.view(np.uint32).reshape(-1, fan_in // 2)
+    weights = layer.indices, layer.values, pairs, layer.bias, layer.group_size
+    shared = launch.shared_bytes(4 * n_warps * (16 * fan_in + ROWS * 17 + 16 * 8))
+    step_mma_kernel[n_tiles, (ROWS, n_warps), 0, shared](_transposed_tiles(x), weights, *inputs, dxt, label_loss)
+
+
 def step(
     x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, rounding, dx, label_loss, *,
-    block=launch.BLOCK,
+    block=launch.BLOCK, tensor_cores=None,
 ):  # fmt: skip
-    """Scores, loss, gradients and update in one pass over the groups, in place; no (B, L) array exists."""
+    """Scores, loss, gradients and update in one pass over the groups, in place; no (B, L) array exists.
+
+    On tensor cores as `forward`.
+    """
     (n_groups, fan_in), group_size = layer.indices.shape, layer.group_size
     update = (optimizer, rates, np.float32(1 / max(x.shape[0], 1)))
     dxt = _zeros_like_inputs(x)
+    if _takes_tensor_cores(layer, tensor_cores):
+        inputs = positives, loss, update, values_moments, bias_moments, rounding
+        _step_mma(x, layer, inputs, dxt, label_loss)
+        dx[:] = dxt.T
+        return
     block, shared = launch.block_that_fits(
         lambda threads: 4 * (fan_in * (threads + 1) + group_size * (2 * threads + 2 * fan_in + 2)), block
     )

@@ -75,6 +75,16 @@ def to_bfloat16(typingctx, low, high):
 
 
 @cuda_intrinsic
+def as_bits(typingctx, number):
+    """The bits of a float32."""
+
+    def codegen(context, builder, sig, args):
+        return builder.bitcast(args[0], _I32)
+
+    return types.uint32(types.float32), codegen
+
+
+@cuda_intrinsic
 def low_float(typingctx, word):
     """The bfloat16 in the lower half of a word, as float32."""
 
