@@ -33,7 +33,8 @@ NOT_BENCHMARKS = {
     "language",
     "scaling",
     "profiling",
-}  # three need hours, scaling measures the CPU
+    "counted",
+}  # three need hours, scaling measures the CPU, counted needs no GPU
 TESTS_LIMIT = 300
 #: On the CPU, what would take minutes at its full size.
 SHORTER = {

@@ -545,13 +545,28 @@ def step_mma_kernel(xt, weights, positives, loss, update, values_moments, bias_m
             loss, scale, c0, (row, row + np.uint32(4)), (low_valid, high_valid, 0 < left, 4 < left), masks
         )
         c1, l1, h1 = _slopes_of_fragment(
-            loss, scale, c1, (row + np.uint32(1), row + np.uint32(5)), (low_valid, high_valid, 1 < left, 5 < left), masks
+            loss,
+            scale,
+            c1,
+            (row + np.uint32(1), row + np.uint32(5)),
+            (low_valid, high_valid, 1 < left, 5 < left),
+            masks,
         )
         c2, l2, h2 = _slopes_of_fragment(
-            loss, scale, c2, (row + np.uint32(2), row + np.uint32(6)), (low_valid, high_valid, 2 < left, 6 < left), masks
+            loss,
+            scale,
+            c2,
+            (row + np.uint32(2), row + np.uint32(6)),
+            (low_valid, high_valid, 2 < left, 6 < left),
+            masks,
         )
         c3, l3, h3 = _slopes_of_fragment(
-            loss, scale, c3, (row + np.uint32(3), row + np.uint32(7)), (low_valid, high_valid, 3 < left, 7 < left), masks
+            loss,
+            scale,
+            c3,
+            (row + np.uint32(3), row + np.uint32(7)),
+            (low_valid, high_valid, 3 < left, 7 < left),
+            masks,
         )
         low_loss += (l0 + l1) + (l2 + l3)
         high_loss += (h0 + h1) + (h2 + h3)

@@ -1,0 +1,156 @@
+"""What do the CUDA kernels of a training step read, write and compute? ``python -m bench.counted``: counted, not measured.
+
+No GPU is needed: the compiled kernels run in ptxsim (PTXSIM names its folder) for a sample of their blocks, and the counters are
+scaled to the whole grid. The floors are what these bytes and operations take at the published rates of an H200; latency,
+occupancy and the rate of atomics are left out. A time on a device can only be longer.
+"""
+
+import contextlib
+import importlib
+import os
+import sys
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from sparsemax_nb.core import backend, formulas, rng
+from sparsemax_nb.core.connections import Connections, SharedConnections
+from sparsemax_nb.core.sparse import Positives
+
+from . import harness, machine
+from .profiling import kernels
+
+SIZES = {
+    "rows": (128, 40), "inputs": (32_768, 64), "labels": (670_000, 320), "fan_in": (32, 16), "group_size": (16, 16),
+    "blocks": (48, 4), "positives": (5, 2),
+}  # fmt: skip
+CHIP = "H200"
+#: Warps that issue an instruction in a second: 132 multiprocessors, four schedulers each, 1.98 GHz (published).
+ISSUED = 132 * 4 * 1.98e9
+#: {row: (module, weights in bfloat16, keyword arguments of the wing's step)}.
+CASES = {
+    "fixed fan-in": ("fixed_fan_in", False, {}),
+    "group-shared": ("group_shared", False, {}),
+    "group-shared, bfloat16": ("group_shared", True, {"tensor_cores": False}),
+    "group-shared, bfloat16, tensor cores": ("group_shared", True, {"tensor_cores": True}),
+}
+
+
+def simulator():
+    """ptxsim, or an exit that says how to name it."""
+    folder = os.environ.get("PTXSIM")
+    if not folder:
+        raise SystemExit("bench.counted needs the PTX simulator: set PTXSIM to the folder of ptxsim")
+    sys.path.append(str(Path(folder).resolve().parent))
+    return importlib.import_module("ptxsim")
+
+
+@contextlib.contextmanager
+def without_a_device(receive):
+    """The CUDA wing on NumPy arrays; ``receive(name, kernel, grid, block, shared, args)`` takes the place of each launch."""
+    old = backend.xp, backend.asarray
+    backend.xp, backend.asarray = np, lambda x, device, dtype=None: np.ascontiguousarray(x, dtype)
+    originals = {
+        name: (module, attribute, getattr(module, attribute)) for name, (module, attribute) in kernels().items()
+    }
+
+    class Launcher:
+        def __init__(self, name, kernel):
+            self.name, self.kernel = name, kernel
+
+        def __getitem__(self, configuration):
+            grid, block, _, shared = (*configuration, 0, 0)[:4]
+            return lambda *args: receive(self.name, self.kernel, grid, block, shared, args)
+
+    try:
+        for name, (module, attribute, kernel) in originals.items():
+            setattr(module, attribute, Launcher(name, kernel))
+        yield
+    finally:
+        backend.xp, backend.asarray = old
+        for module, attribute, kernel in originals.values():
+            setattr(module, attribute, kernel)
+
+
+def arguments_of(args, shared, low):
+    """The arguments of a wing's step: a layer of zeros with random connections, Adam, squared hinge, a few positives."""
+    random, n, k = np.random.default_rng(0), args.labels, args.fan_in
+    n_groups = -(-n // args.group_size) if shared else n
+    x = np.maximum(random.standard_normal((args.rows, args.inputs), np.float32), 0)
+    indices = random.integers(
+        0, args.inputs, (n_groups, k), np.int32
+    )  # an input may occur twice: no matter for a count
+    values = random.standard_normal((n, k), np.float32) / k
+    bias = np.full(n, -1 - 2.33 * np.sqrt(0.5 / k), np.float32)  # about 1 % of the scores lie inside the margin
+    if low:
+        values = values.astype(ml_dtypes.bfloat16).view(np.uint16)
+    layer = SharedConnections(indices, values, bias, args.group_size) if shared else Connections(indices, values, bias)
+    indptr = np.zeros(n + 1, np.int32)
+    chosen = np.sort(random.choice(n, args.rows * args.positives, replace=False))
+    indptr[1:] = np.cumsum(np.bincount(chosen, minlength=n))
+    positives = Positives(indptr, random.integers(0, args.rows, len(chosen), np.int32))
+    moments = [formulas.Moments(np.zeros(a.shape, np.float32), np.ones(a.shape, np.float32)) for a in (values, bias)]
+    rates = formulas.Rates(*map(np.float32, (1e-3, 0.9, 0.999, 1e-8)))
+    rounding = (rng.Rounding(np.uint64(1), np.uint64(1)),) if shared else ()
+    inputs = x, layer, positives, formulas.SQUARED_HINGE, formulas.ADAM_KIND, rates, *moments, *rounding
+    return *inputs, np.empty_like(x), np.empty(n, np.float32)
+
+
+def count(ptxsim, args, case):
+    """Counters of the step's kernel, and what the whole of it would read and write once."""
+    module, low, options = CASES[case]
+    wing, found = importlib.import_module(f"sparsemax_nb.cuda.{module}"), {}
+
+    def receive(name, kernel, grid, block, shared, launch_args):
+        result = ptxsim.launch(
+            kernel, grid, block, launch_args, dynamic_shared=shared, max_blocks=args.blocks, check=not args.smoke
+        )
+        harness.require(not result.errors, f"{name}: {[str(error) for error in result.errors[:3]]}")
+        found[name] = result
+
+    with without_a_device(receive):
+        wing.step(*arguments_of(args, module == "group_shared", low), **options)
+    ((name, result),) = found.items()
+    return name, result
+
+
+def cells(ptxsim, args, case):
+    """A line of the table."""
+    name, result = count(ptxsim, args, case)
+    c, bound = result.counters, ptxsim.lower_bound(result.counters, CHIP)
+    atomics = sum(a["lanes"] for a in c.atomics.values())
+    sectors = c.global_load.sectors + c.global_store.sectors
+    flops = sum(c.flops.values())
+    bound["instructions issued"] = c.warp_instructions / ISSUED
+    limit = max(bound, key=bound.get)
+    return [
+        case, f"`{name.partition('.')[2]}`", f"{c.dram_bytes / 1e6:,.0f}", f"{32 * sectors / 1e6:,.0f}",
+        f"{c.shared_load.requests / 1e6:,.1f}", f"{atomics / 1e6:,.1f}", f"{flops / 1e9:,.1f}",
+        f"{c.warp_instructions / 1e6:,.0f}", f"{1e3 * bound[limit]:.2f}", limit,
+    ]  # fmt: skip
+
+
+def main(argv=None):
+    args = harness.arguments("counted", __doc__.partition("\n")[0], SIZES, argv)
+    ptxsim = simulator()
+    header = [
+        "step of", "kernel", "DRAM MB", "L2 MB (sectors)", "shared loads (millions of warps)", "atomic adds (millions)",
+        "GFLOP", "instructions (millions of warps)", "floor ms", "of",
+    ]  # fmt: skip
+    rows = [cells(ptxsim, args, case) for case in CASES]
+    row = {
+        "benchmark": "counted", "parameters": args.parameters | {"device": "cpu"},
+        "table": {"header": header, "rows": rows},
+        "notes": [
+            f"Computed, not measured: counters of the compiled code (sm_90), a sample of {args.blocks} blocks scaled to the grid; "
+            f"floors at the published rates of an {CHIP}.",
+            "The floor is the longest of: bytes of memory, FLOPs, instructions issued (one a scheduler and cycle; PTX is not quite what the chip runs). It leaves out latency, occupancy, L2 and the rate of atomics.",
+        ],
+        "environment": machine.environment("cpu"),
+    }  # fmt: skip
+    return [harness.publish(args, row)]
+
+
+if __name__ == "__main__":
+    main()
