@@ -3,10 +3,11 @@
 import contextlib
 import importlib
 import json
+import os
 
 import pytest
 
-from bench import forward, group_shared, scaling, step
+from bench import counted, forward, group_shared, scaling, step
 from sparsemax_nb import cli, cli_bench
 from sparsemax_nb.core import backend as placement
 
@@ -89,3 +90,18 @@ def test_second_launch_is_profiled_and_the_last(monkeypatch, capsys):
     assert ended.value.code == 0
     assert events == ["start", "stop"]
     assert "profiled fixed_fan_in.forward_tiled_kernel: grid (1, 1)" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not os.environ.get("PTXSIM") or placement.SIMULATOR, reason="needs ptxsim and compiled code")
+def test_counted_at_smoke_size():
+    (row,) = counted.main(["--smoke", "--device", "cpu"])
+    assert [cells[0] for cells in row["table"]["rows"]] == list(counted.CASES)
+    assert "Computed, not measured" in row["notes"][0]
+    kernel = importlib.import_module("sparsemax_nb.cuda.fixed_fan_in").step_kernel
+    assert hasattr(kernel, "py_func"), "the kernels are back in their modules"
+
+
+def test_counted_says_what_it_needs(monkeypatch):
+    monkeypatch.delenv("PTXSIM", raising=False)
+    with pytest.raises(SystemExit, match="set PTXSIM to the folder of ptxsim"):
+        counted.main(["--smoke", "--device", "cpu"])
