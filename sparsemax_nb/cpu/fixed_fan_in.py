@@ -10,22 +10,20 @@ Threads never share an output: results are bit-identical for any number of threa
 import numpy as np
 from numba import prange
 
-from ..core import backend, formulas, rng
+from ..core import backend, rng
 from .blocks import clear, list_shapes, merge_lists, new_blocks, pack, splits_of, step_shapes, unpack_sum, workspace
 from .losses import losses_and_slopes
+from .optimizers import update_range
 from .top_k import WORST, enters, insert
 from .vector import (
     LANES, add, aligned, any_above, any_nonzero, dot, dots, fma, item, load, mul, prefetch, splat, store,
     transpose,
 )  # fmt: skip
 
-_f = backend.cpu_formulas(formulas)
 _r = backend.cpu_formulas(rng)
-adam, sgd = _f.adam, _f.sgd
 random_word, below, symmetric = _r.random_word, _r.below, _r.symmetric
 
 ZERO, ONE = np.float32(0), np.float32(1)
-ADAM = formulas.ADAM_KIND
 STREAM = rng.CONNECTIONS
 NO_STEP = np.uint64(0)
 
@@ -187,17 +185,6 @@ def backward(x, layer, dscores, dx, dvalues, dbias):
     _backward(x, layer, dscores, dx, dvalues, dbias, blocks, dblocks)
 
 
-@backend.njit(error_model="numpy")
-def _update(optimizer, parameter, gradient, m, v, rates):
-    """Adam or SGD on a range of parameters; a flat loop, which is compiled to vector code."""
-    if optimizer == ADAM:
-        for i in range(parameter.size):
-            parameter[i], m[i], v[i] = adam(parameter[i], gradient[i], m[i], v[i], rates)
-    else:
-        for i in range(parameter.size):
-            parameter[i] = sgd(parameter[i], gradient[i], rates)
-
-
 @backend.njit
 def _gradients_of_block(x, layer, positives, loss, work, b, first, start, stop, dvalues, dbias, label_loss):
     """Scores and loss of 16 rows and the labels first + start ... first + stop; keeps their gradients by the scores.
@@ -253,8 +240,9 @@ def _step_of_labels(
     low, high = first + start, first + stop
     values, m, v = layer.values[low:high], values_moments.m[low:high], values_moments.v[low:high]
     work.values[start * fan_in : stop * fan_in] = values.reshape(-1)
-    _update(optimizer, values.reshape(-1), dvalues, m.reshape(-1), v.reshape(-1), rates)
-    _update(optimizer, layer.bias[low:high], dbias, bias_moments.m[low:high], bias_moments.v[low:high], rates)
+    values, bias = values.reshape(-1), layer.bias[low:high]
+    update_range(optimizer, values, dvalues, m.reshape(-1), v.reshape(-1), rates, values)
+    update_range(optimizer, bias, dbias, bias_moments.m[low:high], bias_moments.v[low:high], rates, bias)
 
 
 @backend.njit

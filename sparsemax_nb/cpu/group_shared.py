@@ -12,22 +12,19 @@ Threads never share an output: results are bit-identical for any number of threa
 import numpy as np
 from numba import prange
 
-from ..core import backend, formulas
+from ..core import backend
 from .bfloat16 import as_float32, put
 from .blocks import clear, list_shapes, merge_lists, new_blocks, pack, step_shapes, unpack_sum, workspace
 from .losses import losses_and_slopes
+from .optimizers import update_range
 from .panels import padded
 from .top_k import WORST, enters, insert
 from .vector import (
-    LANES, aligned, any_above, count_bits, dot, fmas, item, load, lowest_bit, mul, nonzero_lanes, prefetch, set_item, splat, store, stream, stores, transpose,
-    transposed,
+    LANES, aligned, any_above, count_bits, dot, fmas, item, load, lowest_bit, mul, nonzero_lanes, prefetch, set_item, splat,
+    store, stores, stream, transpose, transposed,
 )  # fmt: skip
 
-_f = backend.cpu_formulas(formulas)
-adam, sgd = _f.adam, _f.sgd
-
 ZERO, ONE = np.float32(0), np.float32(1)
-ADAM = formulas.ADAM_KIND
 FOUR = 4
 #: Labels that one thread scores before it moves to the next block of rows: with 32 connections, 64 KiB of weights.
 CHUNK = 512
@@ -340,17 +337,6 @@ def _gradients_of_block(x, layer, positives, loss, work, b, first, start, stop, 
             label_loss[label + i] += dot(load(losses, i * LANES), load(weights, 0))
 
 
-@backend.njit(error_model="numpy")
-def _update(optimizer, parameter, gradient, m, v, rates, updated):
-    """Adam or SGD on a range of parameters; a flat loop, which is compiled to vector code."""
-    if optimizer == ADAM:
-        for i in range(parameter.size):
-            updated[i], m[i], v[i] = adam(parameter[i], gradient[i], m[i], v[i], rates)
-    else:
-        for i in range(parameter.size):
-            updated[i] = sgd(parameter[i], gradient[i], rates)
-
-
 @backend.njit
 def _without_padding(rows, n, width):
     """The first `width` numbers of each of n equally long rows; flat."""
@@ -376,10 +362,10 @@ def _step_of_labels(
         _gradients_of_block(x, layer, positives, loss, work, b, first, start, stop, room, dvalues, dbias, label_loss)
     new = np.empty(n * fan_in, np.float32)
     m, v = values_moments.m[low:high].reshape(-1), values_moments.v[low:high].reshape(-1)
-    _update(optimizer, old, _without_padding(dvalues, n, fan_in), m, v, rates, new)
+    update_range(optimizer, old, _without_padding(dvalues, n, fan_in), m, v, rates, new)
     put(new, rounding, low * fan_in, values)
     bias, m, v = layer.bias[low:high], bias_moments.m[low:high], bias_moments.v[low:high]
-    _update(optimizer, bias, dbias, m, v, rates, bias)
+    update_range(optimizer, bias, dbias, m, v, rates, bias)
 
 
 @backend.njit

@@ -25,9 +25,20 @@ def update(kind, parameter, gradient, moments, rates):
             parameter[i] = sgd(parameter[i], gradient[i], rates)
 
 
+@backend.njit(error_model="numpy")
+def update_range(kind, parameter, gradient, m, v, rates, updated):
+    """`update` of a range of parameters in one thread, into `updated`; a flat loop, which is compiled to vector code."""
+    if kind == ADAM:
+        for i in range(parameter.size):
+            updated[i], m[i], v[i] = adam(parameter[i], gradient[i], m[i], v[i], rates)
+    else:
+        for i in range(parameter.size):
+            updated[i] = sgd(parameter[i], gradient[i], rates)
+
+
 @backend.njit_parallel
 def update_rows(kind, parameter, row_ids, gradient, moments, rates):
-    """The same for the rows `row_ids` of a matrix only."""
+    """`update` of the rows `row_ids` of a matrix only."""
     m = moments.m
     v = moments.v
     for n in prange(row_ids.size):

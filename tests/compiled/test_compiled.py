@@ -87,6 +87,20 @@ def test_tile_is_used():
     assert counters.shared_load.requests == counters.shared_store.requests == 64 * 64 / 32
 
 
+def test_tensor_cores_do_what_their_kernels_say():
+    """Three products for exact scores, six for each gradient by weights, three for each by inputs; whole sectors stored."""
+    n_rows, n_inputs, n_labels, fan_in, group_size = shape = (64, 70, 32, 32, 16)
+    product = 2 * n_rows * n_labels * fan_in
+    forward = execute(NAMED["group_shared.forward tensor cores"], shape)["forward_mma_kernel"].counters
+    assert forward.flops["mma"] == 3 * product
+    assert forward.global_store.sectors_per_request == 4
+    assert forward.shared_load.requests == 0
+    step = execute(NAMED["group_shared.step tensor cores bce adam"], shape)["step_mma_kernel"].counters
+    assert step.flops["mma"] == (3 + 6 + 3) * product
+    (atomics,) = step.atomics.values()
+    assert atomics["lanes"] == n_rows * fan_in * n_labels // group_size, "one for each input and row of a group"
+
+
 def test_labels_without_gradient_cost_no_atomics():
     """Half of the scores' gradients are zero in the backward pass: each other one is K atomic adds."""
     operation, shape = NAMED["fixed_fan_in.backward"], (33, 19, 17, 3)
