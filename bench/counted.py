@@ -74,13 +74,11 @@ def without_a_device(receive):
 
 
 def arguments_of(args, shared, low):
-    """The arguments of a wing's step: a layer of zeros with random connections, Adam, squared hinge, a few positives."""
+    """The arguments of a wing's step: a random layer, Adam, squared hinge, a few positives."""
     random, n, k = np.random.default_rng(0), args.labels, args.fan_in
     n_groups = -(-n // args.group_size) if shared else n
     x = np.maximum(random.standard_normal((args.rows, args.inputs), np.float32), 0)
-    indices = random.integers(
-        0, args.inputs, (n_groups, k), np.int32
-    )  # an input may occur twice: no matter for a count
+    indices = random.integers(0, args.inputs, (n_groups, k), np.int32)  # one may occur twice: no matter for a count
     values = random.standard_normal((n, k), np.float32) / k
     bias = np.full(n, -1 - 2.33 * np.sqrt(0.5 / k), np.float32)  # about 1 % of the scores lie inside the margin
     if low:

@@ -7,6 +7,7 @@ from sparsemax_nb.core import backend
 
 from . import forward, harness, step
 from .peers import pytorch
+from .peers.scipy_csr import inputs_of
 
 SIZES = step.SIZES | {"group_size": (16, 8)}
 #: {row: {rival: (least ratio wanted, ratio aimed at)}}, for the CPU.
@@ -78,8 +79,7 @@ def forward_row(args, ours, x, dense_x):
 
 def expanded(layer):
     """The same weights as a plain layer: each label has its own copy of its group's inputs."""
-    indices = np.repeat(backend.to_numpy(layer.indices), layer.group_size, axis=0)[: layer.n_labels]
-    return FixedFanIn(layer.n_inputs, backend.asarray(indices, layer.device), layer.values, layer.bias)
+    return FixedFanIn(layer.n_inputs, backend.asarray(inputs_of(layer), layer.device), layer.values, layer.bias)
 
 
 def top_k_row(args, ours, x, dense_x):

@@ -11,20 +11,18 @@ them, and a function that compares the outputs with `reference`. One catalogue s
 `intercepted` makes 2 and 3 possible: it lets the wing run without a device and hands every launch to the caller.
 """
 
-import contextlib
 import copy
 import functools
 import importlib
-import pkgutil
 from collections.abc import Callable
 from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
-import pytest
 import scipy.sparse
 
-import sparsemax_nb.cuda
+from bench.counted import without_a_device
+from bench.profiling import kernels
 from sparsemax_nb.core import backend as placement
 from sparsemax_nb.core import formulas, rng, sparse
 from sparsemax_nb.core.alias import alias_table
@@ -96,32 +94,12 @@ class Budget(NamedTuple):
 
 def all_kernels():
     """{"module.name": kernel} of everything in the CUDA wing that is called ..._kernel."""
-    kernels = {}
-    for info in pkgutil.iter_modules(sparsemax_nb.cuda.__path__):
-        for name, value in vars(importlib.import_module(f"sparsemax_nb.cuda.{info.name}")).items():
-            if name.endswith("_kernel"):
-                kernels[f"{info.name}.{name}"] = value
-    return kernels
+    return {name: getattr(module, attribute) for name, (module, attribute) in kernels().items()}
 
 
-@contextlib.contextmanager
 def intercepted(receive):
     """The CUDA wing without a device: arrays are NumPy's, and each launch of a kernel becomes ``receive(Launch)``."""
-
-    class Launcher:
-        def __init__(self, kernel):
-            self.kernel = kernel
-
-        def __getitem__(self, configuration):
-            grid, block, _, shared = (*configuration, 0, 0)[:4]
-            return lambda *args: receive(Launch(self.kernel, grid, block, shared, args))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(placement, "xp", np)
-        patch.setattr(placement, "asarray", lambda x, device, dtype=None: np.ascontiguousarray(x, dtype))
-        for name, kernel in all_kernels().items():
-            patch.setattr(f"sparsemax_nb.cuda.{name}", Launcher(kernel))
-        yield
+    return without_a_device(lambda name, *launch: receive(Launch(*launch)))
 
 
 def recorded():

@@ -17,7 +17,7 @@ from .bfloat16 import as_float32, put
 from .blocks import clear, list_shapes, merge_lists, new_blocks, pack, step_shapes, unpack_sum, workspace
 from .losses import losses_and_slopes
 from .optimizers import update_range
-from .panels import padded
+from .panels import pack_rows, padded
 from .top_k import WORST, enters, insert
 from .vector import (
     LANES, aligned, any_above, count_bits, dot, fmas, item, load, lowest_bit, mul, nonzero_lanes, prefetch, set_item, splat,
@@ -123,22 +123,6 @@ def _by_inputs(dblock, indices, start, fan_in, g, values, active, n_active):
 
 
 @backend.njit
-def _turned(values, fan_in):
-    """Weights of whole sixteens of labels, turned: ``[16 K i + 16 k + j]`` is number k of label 16 i + j."""
-    turned = np.empty(values.size, np.float32)
-    for at in range(0, values.size, LANES * fan_in):
-        if fan_in >= LANES:
-            for k in range(0, fan_in, LANES):
-                k = min(k, fan_in - LANES)  # the last square may cover some again
-                transpose(values, at + k, fan_in, turned, at + k * LANES, LANES)
-        else:
-            for k in range(fan_in):
-                for j in range(LANES):
-                    turned[at + k * LANES + j] = values[at + j * fan_in + k]
-    return turned
-
-
-@backend.njit
 def _rows_of_scores(block, indices, start, fan_in, turned, at, bias, label, scores, place, n_labels, is_streamed):
     """Scores of 16 labels for 16 rows, from weights that are turned round: a vector holds those of one row.
 
@@ -168,7 +152,9 @@ def _forward_of_sixteens(layer, blocks, scores, first, stop, is_streamed):
     n_rows, n_labels = scores.shape
     group_size, fan_in = layer.group_size, layer.indices.shape[1]
     indices, flat, bias = layer.indices.reshape(-1), scores.reshape(-1), layer.bias
-    turned = _turned(as_float32(layer.values[first:stop].reshape(-1)), fan_in)
+    panels = np.empty(((stop - first) // LANES, fan_in, LANES), np.float32)
+    pack_rows(as_float32(layer.values[first:stop].reshape(-1)), 0, stop - first, panels)
+    turned = panels.reshape(-1)
     for b in range(n_rows // LANES):
         block, place = blocks[b], b * LANES * n_labels
         for label in range(first, stop, LANES):

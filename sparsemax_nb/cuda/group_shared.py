@@ -109,15 +109,38 @@ def forward_kernel(xt, weights, scores):
 
 
 @backend.cuda_device
+def _split(p, q, r, s):
+    """(p, q) and (r, s) as three pairs of words of bfloat16 each, whose sum they are to the last bit."""
+    pq, rs = to_bfloat16(p, q), to_bfloat16(r, s)
+    p, q, r, s = p - low_float(pq), q - high_float(pq), r - low_float(rs), s - high_float(rs)
+    pq_2, rs_2 = to_bfloat16(p, q), to_bfloat16(r, s)
+    p, q, r, s = p - low_float(pq_2), q - high_float(pq_2), r - low_float(rs_2), s - high_float(rs_2)
+    return (pq, rs), (pq_2, rs_2), (to_bfloat16(p, q), to_bfloat16(r, s))
+
+
+@backend.cuda_device
 def _mma_exact(a, p, q, r, s, c):
-    """c + a b for float32 b, of which this lane has p, q, r, s: b is the sum of three bfloat16 numbers, smallest last."""
-    pq, rs = to_bfloat16(p, q), to_bfloat16(r, s)
-    c = mma(a, (pq, rs), c)
-    p, q, r, s = p - low_float(pq), q - high_float(pq), r - low_float(rs), s - high_float(rs)
-    pq, rs = to_bfloat16(p, q), to_bfloat16(r, s)
-    c = mma(a, (pq, rs), c)
-    p, q, r, s = p - low_float(pq), q - high_float(pq), r - low_float(rs), s - high_float(rs)
-    return mma(a, (to_bfloat16(p, q), to_bfloat16(r, s)), c)
+    """c + a b for float32 b, of which this lane has p, q, r, s."""
+    b1, b2, b3 = _split(p, q, r, s)
+    return mma(a, b3, mma(a, b2, mma(a, b1, c)))
+
+
+@backend.cuda_device
+def _scores_of_tile(xt, indices, pairs, bias, group, labels, place):
+    """Four fragments of scores: of the labels `labels` of this lane, and rows place ... place + 3 of its column."""
+    low, high = labels
+    t = cuda.threadIdx.x % 4
+    c0 = c1 = c2 = c3 = (bias[low], bias[low], bias[high], bias[high])
+    for k in range(0, indices.shape[1], 16):
+        half = k // 2 + t
+        a = pairs[low, half], pairs[high, half], pairs[low, half + 4], pairs[high, half + 4]
+        p, q = load4(xt, indices[group, k + 2 * t], place), load4(xt, indices[group, k + 2 * t + 1], place)
+        r, s = load4(xt, indices[group, k + 2 * t + 8], place), load4(xt, indices[group, k + 2 * t + 9], place)
+        c0 = _mma_exact(a, p[0], q[0], r[0], s[0], c0)
+        c1 = _mma_exact(a, p[1], q[1], r[1], s[1], c1)
+        c2 = _mma_exact(a, p[2], q[2], r[2], s[2], c2)
+        c3 = _mma_exact(a, p[3], q[3], r[3], s[3], c3)
+    return c0, c1, c2, c3
 
 
 @backend.cuda_device
@@ -149,7 +172,7 @@ def forward_mma_kernel(xt, indices, pairs, bias, group_size, scores):
     2 t and 2 t + 1 (and + 8); column g of product number j is row 4 g + j of the tile.
     """
     lane, warp, n_warps = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockDim.y
-    g, t, fan_in, n_rows = lane // 4, lane % 4, indices.shape[1], scores.shape[0]
+    g, t, n_rows = lane // 4, lane % 4, scores.shape[0]
     sixteens = (group_size + 15) // 16
     group = cuda.blockIdx.x // sixteens
     first = group * group_size + cuda.blockIdx.x % sixteens * 16
@@ -157,16 +180,7 @@ def forward_mma_kernel(xt, indices, pairs, bias, group_size, scores):
     low, high = min(first + g, stop - 1), min(first + g + 8, stop - 1)
     for tile in range(cuda.blockIdx.y * n_warps + warp, xt.shape[1] // ROWS, cuda.gridDim.y * n_warps):
         place = tile * ROWS + 4 * g
-        c0 = c1 = c2 = c3 = (bias[low], bias[low], bias[high], bias[high])
-        for k in range(0, fan_in, 16):
-            half = k // 2 + t
-            a = pairs[low, half], pairs[high, half], pairs[low, half + 4], pairs[high, half + 4]
-            p, q = load4(xt, indices[group, k + 2 * t], place), load4(xt, indices[group, k + 2 * t + 1], place)
-            r, s = load4(xt, indices[group, k + 2 * t + 8], place), load4(xt, indices[group, k + 2 * t + 9], place)
-            c0 = _mma_exact(a, p[0], q[0], r[0], s[0], c0)
-            c1 = _mma_exact(a, p[1], q[1], r[1], s[1], c1)
-            c2 = _mma_exact(a, p[2], q[2], r[2], s[2], c2)
-            c3 = _mma_exact(a, p[3], q[3], r[3], s[3], c3)
+        c0, c1, c2, c3 = _scores_of_tile(xt, indices, pairs, bias, group, (low, high), place)
         row = tile * ROWS + 8 * t
         _store_fragment(scores, row, n_rows, first + g, stop, c0)
         _store_fragment(scores, row + 1, n_rows, first + g, stop, c1)
@@ -382,16 +396,6 @@ def step_kernel(xt, weights, positives, loss, update, values_moments, bias_momen
 
 
 @backend.cuda_device
-def _split(p, q, r, s):
-    """(p, q) and (r, s) as three pairs of words of bfloat16 each, whose sum they are to the last bit."""
-    pq, rs = to_bfloat16(p, q), to_bfloat16(r, s)
-    p, q, r, s = p - low_float(pq), q - high_float(pq), r - low_float(rs), s - high_float(rs)
-    pq_2, rs_2 = to_bfloat16(p, q), to_bfloat16(r, s)
-    p, q, r, s = p - low_float(pq_2), q - high_float(pq_2), r - low_float(rs_2), s - high_float(rs_2)
-    return (pq, rs), (pq_2, rs_2), (to_bfloat16(p, q), to_bfloat16(r, s))
-
-
-@backend.cuda_device
 def _mma_both(low, high, b, c):
     """c + a b for float32 a and b, split in three: the six products that float32 can tell. a: rows g, and g + 8."""
     (l1, l2, l3), (h1, h2, h3), (b1, b2, b3) = low, high, b
@@ -404,17 +408,22 @@ def _mma_both(low, high, b, c):
 
 
 @backend.cuda_device
-def _slopes_of_fragment(loss, scale, c, rows, is_valid, masks):
-    """Gradients by four scores, and the losses of two labels: rows `rows` and 4 further, of which `masks` are positive."""
-    (first, second), (row_valid, row_4_valid) = rows, is_valid[2:]
+def _slopes_of_fragment(loss, scale, c, number, left, are_valid, masks):
+    """Gradients by the four scores of fragment `number`, and the losses of its two labels.
+
+    Its rows are `number` and number + 4 of the `left` ones from this lane's first on; `masks` say which are positive.
+    """
+    first = np.uint32(8 * (cuda.threadIdx.x % 4) + number)
+    second = first + np.uint32(4)
+    row_valid, row_4_valid = number < left, number + 4 < left
     value_0, g_0 = loss_and_gradient(loss, c[0], ONE if (masks[0] >> first) & 1 else -ONE)
     value_1, g_1 = loss_and_gradient(loss, c[1], ONE if (masks[0] >> second) & 1 else -ONE)
     value_2, g_2 = loss_and_gradient(loss, c[2], ONE if (masks[1] >> first) & 1 else -ONE)
     value_3, g_3 = loss_and_gradient(loss, c[3], ONE if (masks[1] >> second) & 1 else -ONE)
-    w_0 = scale if is_valid[0] and row_valid else ZERO
-    w_1 = scale if is_valid[0] and row_4_valid else ZERO
-    w_2 = scale if is_valid[1] and row_valid else ZERO
-    w_3 = scale if is_valid[1] and row_4_valid else ZERO
+    w_0 = scale if are_valid[0] and row_valid else ZERO
+    w_1 = scale if are_valid[0] and row_4_valid else ZERO
+    w_2 = scale if are_valid[1] and row_valid else ZERO
+    w_3 = scale if are_valid[1] and row_4_valid else ZERO
     slopes = (g_0 * w_0, g_1 * w_1, g_2 * w_2, g_3 * w_3)
     return slopes, value_0 * w_0 + value_1 * w_1, value_2 * w_2 + value_3 * w_3
 
@@ -528,46 +537,13 @@ def step_mma_kernel(xt, weights, positives, loss, update, values_moments, bias_m
     for tile in range(warp, xt.shape[1] // ROWS, n_warps):
         first_row = tile * ROWS
         place = first_row + 4 * g
-        c0 = c1 = c2 = c3 = (bias[low], bias[low], bias[high], bias[high])
-        for k in range(0, fan_in, 16):
-            half = k // 2 + t
-            a = pairs[low, half], pairs[high, half], pairs[low, half + 4], pairs[high, half + 4]
-            p, q = load4(xt, indices[group, k + 2 * t], place), load4(xt, indices[group, k + 2 * t + 1], place)
-            r, s = load4(xt, indices[group, k + 2 * t + 8], place), load4(xt, indices[group, k + 2 * t + 9], place)
-            c0 = _mma_exact(a, p[0], q[0], r[0], s[0], c0)
-            c1 = _mma_exact(a, p[1], q[1], r[1], s[1], c1)
-            c2 = _mma_exact(a, p[2], q[2], r[2], s[2], c2)
-            c3 = _mma_exact(a, p[3], q[3], r[3], s[3], c3)
+        c0, c1, c2, c3 = _scores_of_tile(xt, indices, pairs, bias, group, (low, high), place)
         masks = _mask_of(positives, low, first_row), _mask_of(positives, high, first_row)
-        row = np.uint32(8 * t)
-        left = n_rows - first_row - 8 * t  # rows from this lane's first on
-        c0, l0, h0 = _slopes_of_fragment(
-            loss, scale, c0, (row, row + np.uint32(4)), (low_valid, high_valid, 0 < left, 4 < left), masks
-        )
-        c1, l1, h1 = _slopes_of_fragment(
-            loss,
-            scale,
-            c1,
-            (row + np.uint32(1), row + np.uint32(5)),
-            (low_valid, high_valid, 1 < left, 5 < left),
-            masks,
-        )
-        c2, l2, h2 = _slopes_of_fragment(
-            loss,
-            scale,
-            c2,
-            (row + np.uint32(2), row + np.uint32(6)),
-            (low_valid, high_valid, 2 < left, 6 < left),
-            masks,
-        )
-        c3, l3, h3 = _slopes_of_fragment(
-            loss,
-            scale,
-            c3,
-            (row + np.uint32(3), row + np.uint32(7)),
-            (low_valid, high_valid, 3 < left, 7 < left),
-            masks,
-        )
+        left, are_valid = n_rows - first_row - 8 * t, (low_valid, high_valid)  # rows from this lane's first on
+        c0, l0, h0 = _slopes_of_fragment(loss, scale, c0, 0, left, are_valid, masks)
+        c1, l1, h1 = _slopes_of_fragment(loss, scale, c1, 1, left, are_valid, masks)
+        c2, l2, h2 = _slopes_of_fragment(loss, scale, c2, 2, left, are_valid, masks)
+        c3, l3, h3 = _slopes_of_fragment(loss, scale, c3, 3, left, are_valid, masks)
         low_loss += (l0 + l1) + (l2 + l3)
         high_loss += (h0 + h1) + (h2 + h3)
         low_slope += ((c0[0] + c0[1]) + (c1[0] + c1[1])) + ((c2[0] + c2[1]) + (c3[0] + c3[1]))
