@@ -885,18 +885,26 @@ LARGE_MATRICES = (65, 33), (33, 300)
 
 
 def _group_shared(operation, kinds):
-    yield operation(  # K is a multiple of 16; it has no twin: the plain kernel is what it is compared with elsewhere
-        "group_shared.forward tensor cores", make_forward, (),
-        ((1, 20, 1, 16, 1), (33, 40, 17, 16, 8), (140, 70, 200, 32, 16), (5, 60, 70, 48, 32), (0, 20, 3, 16, 2)),
-        functools.partial(cuda_groups.forward, tensor_cores=True), None, bfloat16=True,
-    )  # fmt: skip
-    for loss, optimizer in zip(formulas.LOSSES, kinds, strict=True):
+    for name, low in (("float32", False), ("bfloat16", True)):
+        # K is a multiple of 16; no twin: the plain kernels are what they are compared with elsewhere
+        for function, make in (("forward", make_forward), ("backward", make_backward)):
+            yield operation(
+                f"group_shared.{function} tensor cores {name}", make, (),
+                ((1, 20, 3, 16, 1), (3, 20, 1, 16, 1), (33, 40, 17, 16, 8), (140, 70, 200, 32, 16), (5, 60, 70, 48, 32), (0, 20, 3, 16, 2)),
+                functools.partial(getattr(cuda_groups, function), tensor_cores=True), None, bfloat16=low,
+            )  # fmt: skip
         yield operation(
-            f"group_shared.step tensor cores {loss} {optimizer}", make_step, (),
-            ((1, 20, 1, 16, 1), (33, 40, 17, 16, 8), (140, 70, 100, 32, 16), (70, 60, 70, 16, 32), (0, 20, 3, 16, 2)),
-            functools.partial(cuda_groups.step, tensor_cores=True), None,
-            loss=formulas.LOSSES[loss], kind=kinds[optimizer], bfloat16=True,
+            f"group_shared.top_k tensor cores {name}", make_layer_top_k, (),
+            ((1, 20, 1, 16, 1, 1), (33, 40, 331, 16, 4, 16), (70, 40, 40, 32, 40, 32), (40, 20, 65, 16, 3, 5), (0, 20, 3, 16, 1, 2)),
+            functools.partial(cuda_groups.top_k, tensor_cores=True), None, bfloat16=low,
         )  # fmt: skip
+        for loss, optimizer in zip(formulas.LOSSES, kinds, strict=True):
+            yield operation(
+                f"group_shared.step tensor cores {loss} {optimizer} {name}", make_step, (),
+                ((1, 20, 1, 16, 1), (33, 40, 17, 16, 8), (140, 70, 100, 32, 16), (70, 60, 70, 16, 32), (0, 20, 3, 16, 2)),
+                functools.partial(cuda_groups.step, tensor_cores=True), None,
+                loss=formulas.LOSSES[loss], kind=kinds[optimizer], bfloat16=low,
+            )  # fmt: skip
     for name, low in (("float32", False), ("bfloat16", True)):
         for function, make in (("forward", make_forward), ("backward", make_backward)):
             yield operation(f"group_shared.{function} {name}", make, SMALL_GROUPS, LARGE_GROUPS, bfloat16=low)
@@ -1058,6 +1066,7 @@ OPERATIONS = tuple(_operations())
 
 #: Registers a thread: a multiple of 8 at or above what the compiler needs today for any of the architectures, so that
 #: a change which costs occupancy is noticed (`python -m tests.contracts.table` shows both).
+TENSOR_CORES = "mma.sync.aligned.m16n8k16", "ld.global.v4.f32"
 BUDGETS = {
     "activations.dropout_kernel": Budget(48),
     "activations.relu_dropout_backward_kernel": Budget(40),
@@ -1091,12 +1100,12 @@ BUDGETS = {
     "full_softmax.softmax_lists_kernel": Budget(64),
     "group_shared.backward_kernel": Budget(96),
     "group_shared.forward_kernel": Budget(80),
-    "group_shared.forward_mma_kernel": Budget(
-        96, holds=("mma.sync.aligned.m16n8k16", "ld.global.v4.f32"), since=(8, 0)
-    ),
     "group_shared.step_kernel": Budget(88),
-    "group_shared.step_mma_kernel": Budget(168, holds=("mma.sync.aligned.m16n8k16", "ld.global.v4.f32"), since=(8, 0)),
     "group_shared.top_k_kernel": Budget(80),
+    "group_shared_mma.backward_kernel": Budget(160, holds=TENSOR_CORES, since=(8, 0)),
+    "group_shared_mma.forward_kernel": Budget(112, holds=TENSOR_CORES, since=(8, 0)),
+    "group_shared_mma.step_kernel": Budget(168, holds=TENSOR_CORES, since=(8, 0)),
+    "group_shared_mma.top_k_kernel": Budget(136, holds=TENSOR_CORES, since=(8, 0)),
     "losses.multilabel_kernel": Budget(40),
     "lstm.cell_backward_kernel": Budget(64),
     "lstm.cell_kernel": Budget(56),

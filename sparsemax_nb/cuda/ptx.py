@@ -85,6 +85,16 @@ def as_bits(typingctx, number):
 
 
 @cuda_intrinsic
+def as_float(typingctx, word):
+    """The float32 of these bits."""
+
+    def codegen(context, builder, sig, args):
+        return builder.bitcast(args[0], _FLOAT)
+
+    return types.float32(types.uint32), codegen
+
+
+@cuda_intrinsic
 def low_float(typingctx, word):
     """The bfloat16 in the lower half of a word, as float32."""
 

@@ -87,16 +87,17 @@ def test_tile_is_used():
     assert counters.shared_load.requests == counters.shared_store.requests == 64 * 64 / 32
 
 
-def test_tensor_cores_do_what_their_kernels_say():
-    """Three products for exact scores, six for each gradient by weights, three for each by inputs; whole sectors stored."""
+@pytest.mark.parametrize(("dtype", "products"), [("bfloat16", 3), ("float32", 6)])
+def test_tensor_cores_do_what_their_kernels_say(dtype, products):
+    """Six products where both factors are float32, three where one is bfloat16; whole sectors stored."""
     n_rows, n_inputs, n_labels, fan_in, group_size = shape = (64, 70, 32, 32, 16)
     product = 2 * n_rows * n_labels * fan_in
-    forward = execute(NAMED["group_shared.forward tensor cores"], shape)["forward_mma_kernel"].counters
-    assert forward.flops["mma"] == 3 * product
+    forward = execute(NAMED[f"group_shared.forward tensor cores {dtype}"], shape)["forward_kernel"].counters
+    assert forward.flops["mma"] == products * product
     assert forward.global_store.sectors_per_request == 4
     assert forward.shared_load.requests == 0
-    step = execute(NAMED["group_shared.step tensor cores bce adam"], shape)["step_mma_kernel"].counters
-    assert step.flops["mma"] == (3 + 6 + 3) * product
+    step = execute(NAMED[f"group_shared.step tensor cores bce adam {dtype}"], shape)["step_kernel"].counters
+    assert step.flops["mma"] == (products + 6 + products) * product
     (atomics,) = step.atomics.values()
     assert atomics["lanes"] == n_rows * fan_in * n_labels // group_size, "one for each input and row of a group"
 
