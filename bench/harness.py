@@ -221,7 +221,7 @@ def arguments(benchmark, description, sizes, argv=None, repeats=15):
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument(
         "--profile", metavar="KERNEL", choices=profiling.kernels(),
-        help="profile one launch of this CUDA kernel (MODULE.KERNEL, e.g. fixed_fan_in.step_kernel) and stop; for nsys and ncu",
+        help="profile one launch of this CUDA kernel (MODULE.KERNEL, e.g. fixed_fan_in.step_wide_kernel) and stop; for nsys and ncu",
     )  # fmt: skip
     for name, (full, smoke) in sizes.items():
         parser.add_argument("--" + name.replace("_", "-"), type=int, help=f"default: {full:,}; {smoke:,} with --smoke")

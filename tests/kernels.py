@@ -937,28 +937,38 @@ def _operations():
     yield operation(
         "fixed_fan_in.forward (simple)", make_forward, SMALL_LAYERS, LARGE_LAYERS, launch_simple_forward, None
     )
-    yield operation("fixed_fan_in.forward", make_forward, SMALL_LAYERS, LARGE_LAYERS)
-    yield operation("fixed_fan_in.backward", make_backward, SMALL_LAYERS, LARGE_LAYERS)
+    lists = (
+        ((1, 1, 1, 1, 1), (3, 7, 5, 7, 5), (5, 9, 67, 3, 3), (0, 5, 3, 2, 1)),
+        ((33, 19, 331, 5, 4), (65, 9, 40, 2, 40)),
+    )
+    for name, make, (small, large) in (
+        ("forward", make_forward, (SMALL_LAYERS, LARGE_LAYERS)),
+        ("backward", make_backward, (SMALL_LAYERS, LARGE_LAYERS)),
+        ("top_k", make_layer_top_k, lists),
+    ):
+        narrow = functools.partial(getattr(cuda_layer, name), wide=False)
+        yield operation(f"fixed_fan_in.{name}", make, small, large)
+        yield operation(f"fixed_fan_in.{name} (narrow)", make, (), large[::2], narrow, None)
     for loss, code in formulas.LOSSES.items():
         for optimizer, kind in kinds.items():
             yield operation(
                 f"fixed_fan_in.step {loss} {optimizer}",
                 make_step,
                 SMALL_LAYERS[1:3],
-                (*LARGE_LAYERS, (0, 70, 5, 66)),  # no rows: what is left to do is the update
+                (*LARGE_LAYERS, (12, 70, 9, 66), (0, 70, 5, 66)),  # no rows: what is left to do is the update
                 loss=code,
                 kind=kind,
             )
+        narrow = functools.partial(cuda_layer.step, wide=False)
+        kind = kinds["adam" if loss == "bce" else "sgd"]
+        yield operation(
+            f"fixed_fan_in.step {loss} (narrow)", make_step, (), LARGE_LAYERS[::2], narrow, None, loss=code, kind=kind
+        )
         multilabel = functools.partial(make_multilabel, loss=code)
         yield operation(f"losses.multilabel {loss}", multilabel, MATRICES, LARGE_MATRICES)
         yield operation(
             f"losses.multilabel {loss} of NaN", make_nan, MATRICES[1:2], LARGE_MATRICES[:1], usual=multilabel
         )
-    yield operation(
-        "fixed_fan_in.top_k", make_layer_top_k,
-        ((1, 1, 1, 1, 1), (3, 7, 5, 7, 5), (5, 9, 67, 3, 3), (0, 5, 3, 2, 1)),
-        ((33, 19, 331, 5, 4), (65, 9, 40, 2, 40)),
-    )  # fmt: skip
     yield from _group_shared(operation, kinds)
     for shift in (20, 10, 0):
         yield operation(f"rewiring.magnitude_histogram {shift}", make_histogram, (1, 200), (33, 20_000), shift=shift)
@@ -1087,12 +1097,16 @@ BUDGETS = {
     "embedding.backward_kernel": Budget(48),
     "embedding.forward_kernel": Budget(48),
     "fixed_fan_in.backward_kernel": Budget(64),
+    "fixed_fan_in.backward_wide_kernel": Budget(64, holds=("ld.global.v4.f32",)),
     "fixed_fan_in.forward_kernel": Budget(56),
     "fixed_fan_in.forward_tiled_kernel": Budget(64, shared=4 * 32 * 33),
+    "fixed_fan_in.forward_wide_kernel": Budget(64, shared=4 * 32 * 129, holds=("ld.global.v4.f32",)),
     "fixed_fan_in.random_connections_kernel": Budget(56),
     "fixed_fan_in.random_values_kernel": Budget(24),
     "fixed_fan_in.step_kernel": Budget(80),
+    "fixed_fan_in.step_wide_kernel": Budget(80, holds=("ld.global.v4.f32",)),
     "fixed_fan_in.top_k_kernel": Budget(64),
+    "fixed_fan_in.top_k_wide_kernel": Budget(80, holds=("ld.global.v4.f32",)),
     "full_softmax.add_tile_kernel": Budget(40),
     "full_softmax.gradient_of_tile_kernel": Budget(40),
     "full_softmax.probabilities_kernel": Budget(48),

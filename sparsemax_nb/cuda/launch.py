@@ -70,6 +70,12 @@ def block_that_fits(bytes_of, block):
     return block, shared_bytes(bytes_of(block))
 
 
+def labels_by_warps(n_labels, bytes_of_warp, block=BLOCK):
+    """(grid, block, shared bytes) where each warp owns a label and some shared memory: fewer warps where it does not fit."""
+    threads, shared = block_that_fits(lambda threads: threads // WARP * bytes_of_warp, block)
+    return max(1, divide_up(n_labels, threads // WARP)), (WARP, threads // WARP), shared
+
+
 def shared_bytes(n_bytes):
     """Dynamic shared memory of a launch; ValueError above the 48 KiB that every device grants without asking."""
     if n_bytes > 49152:

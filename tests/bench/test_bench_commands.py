@@ -83,13 +83,14 @@ def test_second_launch_is_profiled_and_the_last(monkeypatch, capsys):
         events.append("stop")
 
     monkeypatch.setattr(placement, "profiled", profiled)
-    monkeypatch.setattr(module, "forward_tiled_kernel", module.forward_tiled_kernel)  # put back at the end
+    kernel = "forward_tiled_kernel" if placement.SIMULATOR else "forward_wide_kernel"
+    monkeypatch.setattr(module, kernel, getattr(module, kernel))  # put back at the end
     sizes = ["--rows", "3", "--inputs", "5", "--labels", "7", "--fan-in", "2"]
     with pytest.raises(SystemExit) as ended:
-        forward.main(["--smoke", "--device", "cuda", *sizes, "--profile", "fixed_fan_in.forward_tiled_kernel"])
+        forward.main(["--smoke", "--device", "cuda", *sizes, "--profile", f"fixed_fan_in.{kernel}"])
     assert ended.value.code == 0
     assert events == ["start", "stop"]
-    assert "profiled fixed_fan_in.forward_tiled_kernel: grid (1, 1)" in capsys.readouterr().out
+    assert f"profiled fixed_fan_in.{kernel}: grid (1, 1)" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(not os.environ.get("PTXSIM") or placement.SIMULATOR, reason="needs ptxsim and compiled code")
