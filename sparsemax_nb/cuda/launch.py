@@ -55,6 +55,12 @@ def lists_per_row(n_labels, n_rows, k, block=BLOCK):
     return n_lists, (divide_up(n_lists, block), min(max(1, n_rows), MAX_GRID_YZ))
 
 
+def merged_rows(n_rows, n_lists, k, lists_of_lane=8):
+    """(grid, block, stream, shared bytes) for a block a row whose warps share its lists: so many a lane, or more."""
+    warps = max(1, min(divide_up(n_lists, WARP * lists_of_lane), 32, 49152 // (8 * k)))
+    return n_rows, (WARP, warps), 0, 8 * k * warps if warps > 1 else 0
+
+
 def tiles_of_groups(n, n_groups, tile, n_columns, columns):
     """Grid for tiles of at most `tile` of `n` rows that lie in groups, each cut by itself: a bound on x; columns on y.
 
