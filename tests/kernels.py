@@ -812,7 +812,8 @@ def make_index(n_words, n_classes, weighted):
         with np.errstate(divide="ignore"):
             log_popularity = np.log(popularity).astype(np.float32)
         records = _records(members, alias_table(popularity[members], indptr), log_popularity)
-    return _Index(codes, indptr, members, records, records.view(np.float32), weights, log_popularity)
+    turned = np.ascontiguousarray(weights.T)
+    return _Index(codes, indptr, members, records, records.view(np.float32), weights, turned, log_popularity)
 
 
 def make_index_sample(shape, weighted, scale=1):
