@@ -291,11 +291,12 @@ def top_k_kernel(xt, layer, list_scores, list_ids):
                     worst = best[best.size - 1]
 
 
-def top_k(x, layer, top_scores, top_ids, *, block=(32, 4)):
-    """The k best labels of each row; only k scores a row and range of labels are kept."""
+def top_k(x, layer, top_scores, top_ids, *, block=None):
+    """The k best labels of each row; only k scores a row and range of labels are kept. Few rows: more ranges in a block."""
     n_rows, k = top_scores.shape
+    block = launch.rows_side_by_side(n_rows) if block is None else block
     _, grid = launch.lists_by_rows(layer.indices.shape[0], n_rows, k, *block)
     shapes = top_k_shapes(*x.shape, *layer.indices.shape, k)
     list_scores, list_ids = (backend.empty(*shapes[name], "cuda") for name in ("list_scores", "list_ids"))
     top_k_kernel[grid, block](_transposed(x), layer, list_scores, list_ids)
-    merge(list_scores, list_ids, top_scores, top_ids, block=block[0])
+    merge(list_scores, list_ids, top_scores, top_ids)

@@ -42,6 +42,12 @@ def lists_by_rows(n_labels, n_rows, k, block_rows=WARP, block_lists=4):
     return n_lists, labels_by_rows(n_lists, n_rows, block_rows, block_lists)
 
 
+def rows_side_by_side(n_rows, block=BLOCK):
+    """Blocks of `block` threads, x: rows, at most a warp of them; y: what else there is. The power of two at or above n_rows."""
+    block_rows = min(WARP, 1 << max(n_rows - 1, 0).bit_length())
+    return block_rows, block // block_rows
+
+
 def parts_by_rows(n_groups, n_rows, k, group_size, block_rows=WARP, block_lists=4):
     """(n_parts, grid) for blocks that search a part of the groups for `block_rows` rows, `block_lists` lists a row each."""
     n_lists = _n_lists(n_groups * group_size, n_rows, k)
