@@ -30,6 +30,7 @@ from sparsemax_nb.core.experts import Experts, by_class, group
 from sparsemax_nb.cuda import fixed_fan_in as cuda_layer
 from sparsemax_nb.cuda import group_shared as cuda_groups
 from sparsemax_nb.cuda import launch
+from sparsemax_nb.cuda import top_k as cuda_top_k
 from sparsemax_nb.reference import (
     activations,
     bfloat16,
@@ -382,6 +383,27 @@ def make_top_k(shape):
     scores = integers(1, -20, 20, n_rows, n_columns)
     outputs = unwritten(n_rows, k), unwritten(n_rows, k, dtype=np.int32)
     return Task((scores, *outputs), lambda: check_top_k(outputs, top_k.top_k(scores, k)))
+
+
+def make_merge(shape):
+    """Sorted lists of small integers, some not full; most of the best are zeros, of both signs. In the first row, one NaN."""
+    n_rows, n_lists, k = shape
+    scores, length = integers(1, -9, 2, n_rows, n_lists, k), integers(2, 0, k + 1, n_rows, n_lists, 1)
+    scores[(scores == 1) & (integers(4, 0, n_lists, *scores.shape) > 0)] = 0
+    scores[:, ::3][scores[:, ::3] == 0] *= -1
+    ids = np.random.default_rng(3).permuted(np.broadcast_to(np.arange(n_lists * k), (n_rows, n_lists * k)), axis=1)
+    ids = ids.reshape(scores.shape).astype(np.int32)
+    scores[length <= np.arange(k)], ids[length <= np.arange(k)] = -np.inf, -1
+    scores[:1, n_lists // 2, 0], ids[:1, n_lists // 2, 0] = -np.nan, n_lists * k
+
+    def best(scores, ids, n):
+        order = np.lexsort((ids.astype(np.uint32), -scores, ~np.isnan(scores)), axis=-1)[..., :n]
+        return np.take_along_axis(scores, order, -1), np.take_along_axis(ids, order, -1)
+
+    wanted = best(scores.reshape(n_rows, n_lists * k), ids.reshape(n_rows, n_lists * k), k)
+    lists = (np.ascontiguousarray(a.swapaxes(1, 2)) for a in best(scores, ids, k))
+    outputs = unwritten(n_rows, k), unwritten(n_rows, k, dtype=np.int32)
+    return Task((*lists, *outputs), lambda: check_top_k(outputs, wanted))
 
 
 def make_relu(shape, rate, in_place=False):
@@ -790,7 +812,8 @@ def make_index(n_words, n_classes, weighted):
         with np.errstate(divide="ignore"):
             log_popularity = np.log(popularity).astype(np.float32)
         records = _records(members, alias_table(popularity[members], indptr), log_popularity)
-    return _Index(codes, indptr, members, records, records.view(np.float32), weights, log_popularity)
+    turned = np.ascontiguousarray(weights.T)
+    return _Index(codes, indptr, members, records, records.view(np.float32), weights, turned, log_popularity)
 
 
 def make_index_sample(shape, weighted, scale=1):
@@ -986,6 +1009,13 @@ def _operations():
     yield operation(
         "top_k.top_k", make_top_k, ((1, 1, 1), (3, 7, 7), (5, 67, 3), (0, 5, 1)), ((33, 331, 4), (9, 40, 40))
     )
+    few, many = (
+        ((1, 1, 1), (3, 5, 7), (0, 2, 3)),
+        ((2, 700, 5), (1, 40, 40), (3, 300, 1), (1, 300, 40)),
+    )  # (B, lists, k)
+    for name, shuffles, *shapes in ("simple", False, few, ((33, 9, 4),)), ("shuffles", True, (), few + many):
+        merge = functools.partial(cuda_top_k.merge, shuffles=shuffles)
+        yield operation(f"top_k.merge {name}", make_merge, *shapes, merge, None)
     for optimizer, kind in kinds.items():
         yield operation(f"optimizers.update {optimizer}", make_update, (1, 33), (300,), kind=kind)
         yield operation(
@@ -1141,5 +1171,6 @@ BUDGETS = {
     "samplers.draw_uniform_kernel": Budget(40),
     "top_k.lists_kernel": Budget(64),
     "top_k.merge_kernel": Budget(64),
+    "top_k.merge_warps_kernel": Budget(48, holds=("shfl.sync.bfly",)),
     "unstructured.gradient_of_values_kernel": Budget(40),
 }

@@ -35,6 +35,7 @@ NO_TWIN = {
     "reduce",
     "ptx",
     "tensor_cores",
+    "layout",
     "group_shared_mma",
     "matmul",
     "lsh",

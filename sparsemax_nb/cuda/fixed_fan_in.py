@@ -12,16 +12,17 @@ from numba import float32
 from ..core import backend, formulas, rng
 from ..core.backend import cuda
 from . import launch
+from .layout import padded, transposed, zeros_like_inputs
+from .optimizers import updated
 from .ptx import load4
 from .top_k import WORST, clear, enters, insert, merge
 
 _f = backend.cuda_formulas(formulas)
 _r = backend.cuda_formulas(rng)
-loss_and_gradient, adam, sgd = _f.loss_and_gradient, _f.adam, _f.sgd
+loss_and_gradient = _f.loss_and_gradient
 random_word, below, symmetric = _r.random_word, _r.below, _r.symmetric
 
 ZERO, ONE = np.float32(0), np.float32(1)
-ADAM = formulas.ADAM_KIND
 STREAM = rng.CONNECTIONS
 NO_STEP = np.uint64(0)
 TILE = 32
@@ -34,35 +35,17 @@ ROWS_PITCH = ROWS + 1
 FEW = 16
 
 
-def _padded(n_rows, multiple=4):
-    """Rows of a batch that is filled up to a multiple."""
-    return -(-n_rows // multiple) * multiple
-
-
 def workspace_shapes(n_rows, n_inputs, n_labels, fan_in):
     """{name: (shape, dtype)} of what `step` allocates (`backward`: also dscores, transposed)."""
-    return {"xt": ((n_inputs, _padded(n_rows)), np.float32), "dxt": ((n_inputs, n_rows), np.float32)}
+    return {"xt": ((n_inputs, padded(n_rows, 4)), np.float32), "dxt": ((n_inputs, n_rows), np.float32)}
 
 
 def top_k_shapes(n_rows, n_inputs, n_labels, fan_in, k):
     """{name: (shape, dtype)} of what `top_k` allocates: the inputs, some lists for each row."""
     n_lists, _ = launch.lists_by_rows(n_labels, n_rows, k)
     lists = n_rows, k, n_lists
-    shapes = {"xt": ((n_inputs, _padded(n_rows)), np.float32)}
+    shapes = {"xt": ((n_inputs, padded(n_rows, 4)), np.float32)}
     return shapes | {"list_scores": (lists, np.float32), "list_ids": (lists, np.int32)}
-
-
-def _zeros_like_inputs(x, layer):
-    return backend.zeros(*workspace_shapes(*x.shape, *layer.indices.shape)["dxt"], "cuda")
-
-
-def _transposed(array, multiple=1):
-    """array (B, H) as a new (H, B'), B' being B filled up with zeros to a multiple."""
-    n_rows, width = array.shape
-    make = backend.zeros if n_rows % multiple else backend.empty
-    out = make((width, _padded(n_rows, multiple)), np.float32, "cuda")
-    out[:, :n_rows] = array.T
-    return out
 
 
 def _is_wide(wide):
@@ -213,7 +196,7 @@ def forward(x, layer, scores, *, block=(32, 8), wide=None):
     """``scores[b, l] = bias[l] + sum_k values[l, k] x[b, indices[l, k]]``. By wide loads as `step`."""
     kernel, rows, multiple = (forward_wide_kernel, ROWS, 4) if _is_wide(wide) else (forward_tiled_kernel, TILE, 1)
     grid = launch.labels_by_rows(layer.indices.shape[0], x.shape[0], rows, TILE)
-    kernel[grid, block](_transposed(x, multiple), layer, scores)
+    kernel[grid, block](transposed(x, multiple), layer, scores)
 
 
 @backend.cuda_jit
@@ -373,12 +356,12 @@ def backward(x, layer, dscores, dx, dvalues, dbias, *, block=launch.BLOCK, wide=
 
     By wide loads as `step`.
     """
-    dxt, outputs = _zeros_like_inputs(x, layer), (dvalues, dbias)
+    dxt, outputs = zeros_like_inputs(x), (dvalues, dbias)
     if _is_wide(wide):
         grid, block, shared = _launch_of_warps(layer, block)
-        backward_wide_kernel[grid, block, 0, shared](_transposed(x, 4), layer, _transposed(dscores, 4), dxt, *outputs)
+        backward_wide_kernel[grid, block, 0, shared](transposed(x, 4), layer, transposed(dscores, 4), dxt, *outputs)
     else:
-        backward_kernel[layer.indices.shape[0], block](_transposed(x), layer, _transposed(dscores), dxt, *outputs)
+        backward_kernel[layer.indices.shape[0], block](transposed(x), layer, transposed(dscores), dxt, *outputs)
     dx[:] = dxt.T
 
 
@@ -395,24 +378,11 @@ def _update(layer, update, values_moments, bias_moments, label_loss, shared, sum
     optimizer, rates, _ = update
     fan_in = layer.indices.shape[1]
     for k in range(thread, fan_in, n_threads):
-        if optimizer == ADAM:
-            value, m, v = adam(
-                layer.values[label, k], shared[sums + k], values_moments.m[label, k], values_moments.v[label, k], rates
-            )
-            values_moments.m[label, k] = m
-            values_moments.v[label, k] = v
-        else:
-            value = sgd(layer.values[label, k], shared[sums + k], rates)
-        layer.values[label, k] = value
+        value, gradient = layer.values[label, k], shared[sums + k]
+        layer.values[label, k] = updated(optimizer, value, gradient, values_moments, (label, k), rates)
     if thread == 0:
-        dbias = shared[sums + fan_in]
-        if optimizer == ADAM:
-            value, m, v = adam(layer.bias[label], dbias, bias_moments.m[label], bias_moments.v[label], rates)
-            bias_moments.m[label] = m
-            bias_moments.v[label] = v
-        else:
-            value = sgd(layer.bias[label], dbias, rates)
-        layer.bias[label] = value
+        bias, gradient = layer.bias[label], shared[sums + fan_in]
+        layer.bias[label] = updated(optimizer, bias, gradient, bias_moments, label, rates)
         label_loss[label] = shared[sums + fan_in + 1]
 
 
@@ -526,14 +496,14 @@ def step(
     """
     n_labels, fan_in = layer.indices.shape
     update = (optimizer, rates, np.float32(1 / max(x.shape[0], 1)))
-    dxt = _zeros_like_inputs(x, layer)
+    dxt = zeros_like_inputs(x)
     inputs = layer, positives, loss, update, values_moments, bias_moments, dxt, label_loss
     if _is_wide(wide):
         grid, block, shared = _launch_of_warps(layer, block)
-        step_wide_kernel[grid, block, 0, shared](_transposed(x, 4), *inputs)
+        step_wide_kernel[grid, block, 0, shared](transposed(x, 4), *inputs)
     else:
         shared = launch.shared_bytes(4 * (2 * block + fan_in + 2))
-        step_kernel[n_labels, block, 0, shared](_transposed(x), *inputs)
+        step_kernel[n_labels, block, 0, shared](transposed(x), *inputs)
     dx[:] = dxt.T
 
 
@@ -608,12 +578,17 @@ def top_k_wide_kernel(xt, layer, list_scores, list_ids):
                     p, q, r, s = _worst_of_four(list_scores, row, n, part)
 
 
-def top_k(x, layer, top_scores, top_ids, *, block=(32, 4), wide=None):
-    """The k best labels of each row; only k scores a row and range of labels are kept. By wide loads as `step`."""
+def top_k(x, layer, top_scores, top_ids, *, block=None, wide=None):
+    """The k best labels of each row; only k scores a row and range of labels are kept. By wide loads as `step`, from four rows on.
+
+    Few rows: more ranges in a block.
+    """
     n_rows, k = top_scores.shape
-    kernel, multiple = (top_k_wide_kernel, 4) if _is_wide(wide) else (top_k_kernel, 1)
+    wide = _is_wide(wide) and n_rows > 3 if wide is None else wide
+    kernel, multiple = (top_k_wide_kernel, 4) if wide else (top_k_kernel, 1)
+    block = launch.rows_side_by_side(launch.divide_up(n_rows, multiple)) if block is None else block
     _, grid = launch.lists_by_rows(layer.indices.shape[0], n_rows, k, multiple * block[0], block[1])
     shapes = top_k_shapes(*x.shape, *layer.indices.shape, k)
     list_scores, list_ids = (backend.empty(*shapes[name], "cuda") for name in ("list_scores", "list_ids"))
-    kernel[grid, block](_transposed(x, multiple), layer, list_scores, list_ids)
-    merge(list_scores, list_ids, top_scores, top_ids, block=block[0])
+    kernel[grid, block](transposed(x, multiple), layer, list_scores, list_ids)
+    merge(list_scores, list_ids, top_scores, top_ids)

@@ -17,6 +17,7 @@ from ..core import backend, formulas
 from ..core.backend import cuda
 from . import group_shared_mma, launch
 from .bfloat16 import bits_of, random_half
+from .layout import transposed, zeros_like_inputs
 from .optimizers import updated
 from .top_k import WORST, clear, enters, insert, merge
 
@@ -39,10 +40,6 @@ def top_k_shapes(n_rows, n_inputs, n_labels, fan_in, group_size, k):
     lists = n_rows, k, n_parts * LISTS
     shapes = {"xt": ((n_inputs, n_rows), np.float32)}
     return shapes | {"list_scores": (lists, np.float32), "list_ids": (lists, np.int32)}
-
-
-def _transposed(array):
-    return backend.asarray(array.T, "cuda")
 
 
 def _kernel_inputs(layer):
@@ -113,7 +110,7 @@ def forward(x, layer, scores, *, block=(32, 4), tensor_cores=None):
     (n_groups, fan_in), group_size = layer.indices.shape, layer.group_size
     grid = launch.labels_by_rows(n_groups, x.shape[0], ROWS, 1)
     shared = launch.shared_bytes(4 * (fan_in * (ROWS + group_size) + group_size * (ROWS + 1)))
-    forward_kernel[grid, block, 0, shared](_transposed(x), _kernel_inputs(layer), scores)
+    forward_kernel[grid, block, 0, shared](transposed(x), _kernel_inputs(layer), scores)
 
 
 @backend.cuda_device
@@ -189,17 +186,13 @@ def backward_kernel(xt, weights, dscores_t, dxt, dvalues, dbias):
             dbias[first + i // n_sums] = shared[sums + i]
 
 
-def _zeros_like_inputs(x):
-    return backend.zeros((x.shape[1], x.shape[0]), np.float32, "cuda")
-
-
 def backward(x, layer, dscores, dx, dvalues, dbias, *, block=launch.BLOCK, tensor_cores=None):
     """Gradients of ``sum(dscores * scores)``: dx (scattered), dvalues (float32) and dbias; all three are overwritten.
 
     On tensor cores as `forward`.
     """
     (n_groups, fan_in), group_size = layer.indices.shape, layer.group_size
-    dxt = _zeros_like_inputs(x)
+    dxt = zeros_like_inputs(x)
     if _takes_tensor_cores(layer, tensor_cores):
         group_shared_mma.backward(x, layer, dscores, dxt, dvalues, dbias)
         dx[:] = dxt.T
@@ -208,7 +201,7 @@ def backward(x, layer, dscores, dx, dvalues, dbias, *, block=launch.BLOCK, tenso
         lambda threads: 4 * (fan_in * (threads + 1) + group_size * (threads + 2 * fan_in + 1)), block
     )
     backward_kernel[n_groups, block, 0, shared](
-        _transposed(x), _kernel_inputs(layer), _transposed(dscores), dxt, dvalues, dbias
+        transposed(x), _kernel_inputs(layer), transposed(dscores), dxt, dvalues, dbias
     )
     dx[:] = dxt.T
 
@@ -283,7 +276,7 @@ def step(
     """
     (n_groups, fan_in), group_size = layer.indices.shape, layer.group_size
     update = (optimizer, rates, np.float32(1 / max(x.shape[0], 1)))
-    dxt = _zeros_like_inputs(x)
+    dxt = zeros_like_inputs(x)
     if _takes_tensor_cores(layer, tensor_cores):
         inputs = positives, loss, update, values_moments, bias_moments, rounding
         group_shared_mma.step(x, layer, inputs, dxt, label_loss)
@@ -293,7 +286,7 @@ def step(
         lambda threads: 4 * (fan_in * (threads + 1) + group_size * (2 * threads + 2 * fan_in + 2)), block
     )
     step_kernel[n_groups, block, 0, shared](
-        _transposed(x), _kernel_inputs(layer), positives, loss, update, values_moments, bias_moments, rounding, dxt,
+        transposed(x), _kernel_inputs(layer), positives, loss, update, values_moments, bias_moments, rounding, dxt,
         label_loss,
     )  # fmt: skip
     dx[:] = dxt.T
@@ -346,5 +339,5 @@ def top_k(x, layer, top_scores, top_ids, *, block=(ROWS, LISTS), tensor_cores=No
         group_shared_mma.top_k(x, layer, list_scores, list_ids, grid)
     else:
         shared = launch.shared_bytes(4 * fan_in * (block[0] + group_size))
-        top_k_kernel[grid, block, 0, shared](_transposed(x), _kernel_inputs(layer), list_scores, list_ids)
-    merge(list_scores, list_ids, top_scores, top_ids, block=block[0])
+        top_k_kernel[grid, block, 0, shared](transposed(x), _kernel_inputs(layer), list_scores, list_ids)
+    merge(list_scores, list_ids, top_scores, top_ids)

@@ -15,6 +15,7 @@ from ..core import backend, formulas
 from ..core.backend import cuda
 from . import launch
 from .bfloat16 import random_half
+from .layout import transposed
 from .optimizers import updated
 from .ptx import as_bits, as_float, load4, mma
 from .tensor_cores import product, rows_of, split
@@ -31,16 +32,6 @@ WARPS = 4
 ALL_LANES = np.uint32(0xFFFFFFFF)
 #: Numbers from one row of a tile in shared memory to the next: 16 labels, and one against bank conflicts.
 PITCH = 17
-
-
-def _transposed_tiles(x):
-    """x (B, H) as (H, B'), B' being B filled up with zeros to tiles of 32 rows."""
-    n_rows, n_inputs = x.shape
-    if n_rows % ROWS == 0:
-        return backend.asarray(x.T, "cuda")
-    xt = backend.zeros((n_inputs, -(-n_rows // ROWS) * ROWS), np.float32, "cuda")
-    xt[:, :n_rows] = x.T
-    return xt
 
 
 def _weights(layer):
@@ -139,7 +130,7 @@ def forward_kernel(xt, weights, scores):
 def forward(x, layer, scores):
     """Launch `forward_kernel`."""
     grid = launch.labels_by_rows(_sixteens(layer), x.shape[0], ROWS * WARPS, 1)
-    forward_kernel[grid, (ROWS, WARPS)](_transposed_tiles(x), _weights(layer), scores)
+    forward_kernel[grid, (ROWS, WARPS)](transposed(x, ROWS), _weights(layer), scores)
 
 
 @backend.cuda_device
@@ -366,7 +357,7 @@ def backward_kernel(xt, weights, dscores, dxt, dvalues, dbias):
 def backward(x, layer, dscores, dxt, dvalues, dbias):
     """Launch `backward_kernel`; dxt (H, B) is added to."""
     grid, shared = max(1, _sixteens(layer)), _shared_bytes(layer.indices.shape[1], 1)
-    backward_kernel[grid, (ROWS, WARPS), 0, shared](_transposed_tiles(x), _weights(layer), dscores, dxt, dvalues, dbias)
+    backward_kernel[grid, (ROWS, WARPS), 0, shared](transposed(x, ROWS), _weights(layer), dscores, dxt, dvalues, dbias)
 
 
 @backend.cuda_jit
@@ -433,7 +424,7 @@ def step(x, layer, inputs, dxt, label_loss):
     """Launch `step_kernel`; `inputs` are its arguments from the positives to the rounding; dxt (H, B) is added to."""
     shared = _shared_bytes(layer.indices.shape[1], 2)
     step_kernel[_sixteens(layer), (ROWS, WARPS), 0, shared](
-        _transposed_tiles(x), _weights(layer), *inputs, dxt, label_loss
+        transposed(x, ROWS), _weights(layer), *inputs, dxt, label_loss
     )
 
 
@@ -477,4 +468,4 @@ def top_k_kernel(xt, weights, list_scores, list_ids):
 def top_k(x, layer, list_scores, list_ids, grid):
     """Launch `top_k_kernel` on a grid of as many blocks on x as there are fours of lists."""
     shared = launch.shared_bytes(4 * WARPS * ROWS * PITCH)
-    top_k_kernel[grid, (ROWS, WARPS), 0, shared](_transposed_tiles(x), _weights(layer), list_scores, list_ids)
+    top_k_kernel[grid, (ROWS, WARPS), 0, shared](transposed(x, ROWS), _weights(layer), list_scores, list_ids)

@@ -102,6 +102,19 @@ def test_tensor_cores_do_what_their_kernels_say(dtype, products):
     assert atomics["lanes"] == n_rows * fan_in * n_labels // group_size, "one for each input and row of a group"
 
 
+def test_weights_of_cells_are_read_in_whole_lines():
+    """As many codewords as threads, one draw a row: each load of a warp is one line, one number or one codeword's."""
+    result = execute(NAMED["midx.log_prob uniform"], (2, 1, 128, 400))["log_prob_kernel"]
+    loads = [a.sectors / a.requests for a in result.accesses if (a.kind, a.space) == ("ld", "global") and a.requests]
+    assert max(loads) == 4
+
+
+def test_one_row_fills_its_warps():
+    """A single query's labels lie side by side in a warp, and so do its lists when they are merged."""
+    for result in execute(NAMED["fixed_fan_in.top_k"], (1, 9, 8192, 2, 1)).values():
+        assert result.counters.thread_instructions > 25 * result.counters.warp_instructions
+
+
 def test_labels_without_gradient_cost_no_atomics():
     """Half of the scores' gradients are zero in the backward pass: each other one is K atomic adds."""
     shape = (33, 19, 17, 3)
