@@ -34,7 +34,9 @@ NOT_BENCHMARKS = {
     "scaling",
     "profiling",
     "counted",
-}  # three need hours, scaling measures the CPU, counted needs no GPU
+    "ds_softmax",
+    "pecos",
+}  # three need hours, ds_softmax a trained model, scaling and pecos measure the CPU, counted needs no GPU
 TESTS_LIMIT = 300
 #: On the CPU, what would take minutes at its full size.
 SHORTER = {

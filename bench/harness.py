@@ -157,11 +157,11 @@ def _identity(row):
     )
 
 
-def write_rows(path, rows):
-    """Add rows to a JSON file, in place of those of the same benchmark, parameters and machine. Atomic."""
+def write_rows(path, rows, keep=True):
+    """Add rows to a JSON file, in place of those of the same benchmark, parameters and machine, or of all. Atomic."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    old = json.loads(path.read_text()) if path.exists() else []
+    old = json.loads(path.read_text()) if keep and path.exists() else []
     new = {_identity(row) for row in rows}
     kept = [row for row in old if _identity(row) not in new]
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
