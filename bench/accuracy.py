@@ -170,7 +170,8 @@ def picture(found, path):
     harness.write_picture(figure, path)
 
 
-def _draw(found):
+def draw(found):
+    """The pictures, of the rows that there are."""
     if {REWIRED, NOT_REWIRED} <= found["accuracy"].keys():
         picture(found["accuracy"], PICTURE)
 
@@ -178,7 +179,7 @@ def _draw(found):
 def main(argv=None):
     return rows.main(
         argv, script="accuracy", command="classifier", description=__doc__.partition("\n")[0], tables=TABLES,
-        options=OPTIONS, folder=FOLDER, summary=summary, draw=_draw, more=_of_the_layer, rivals=RIVALS,
+        options=OPTIONS, folder=FOLDER, summary=summary, draw=draw, more=_of_the_layer, rivals=RIVALS,
     )  # fmt: skip
 
 

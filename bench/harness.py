@@ -114,7 +114,7 @@ def require_close(name, got, want, tolerance):
 def floor(args, work):
     """The least time that ``{what: (amount, name of the limit)}`` takes: each amount over its rate, the largest counts.
 
-    Work whose limit is not measured on this device is left out.
+    Work whose limit is not measured on this device is left out; None where nothing else is left.
     """
     limits = machine_limits(args.threads, args.device, args.smoke)
     parts = {
@@ -123,6 +123,8 @@ def floor(args, work):
         if name in limits
     }
     seconds = {what: part["amount"] / part["limit"] for what, part in parts.items()}
+    if not seconds:
+        return None
     bound = max(seconds, key=seconds.get)
     return {"seconds": seconds[bound], "bound": bound, "parts": parts, "limits": limits}
 
