@@ -83,19 +83,19 @@ def gather_forward(x, layer):
     return Peer(run, "index_select and bmm into arrays made beforehand")
 
 
-def dense_forward(x, n_labels):
-    """The product of a dense layer into a preallocated array; `arrays` are the weights."""
+def dense_forward(x, n_labels, dtype="float32"):
+    """The product of a dense layer into a preallocated array, all of a `dtype`; `arrays` are the weights."""
     device = backend.device_of(x)
     torch = _torch(device)
-    x = torch.as_tensor(x, device=device)
+    x = torch.as_tensor(x, device=device).to(getattr(torch, dtype))
     w, s = _dense(torch, x, n_labels)
-    return Peer(lambda: torch.mm(x, w.t(), out=s), f"width {x.shape[1]}, into a preallocated array", (w,))
+    return Peer(lambda: torch.mm(x, w.t(), out=s), f"{dtype}, width {x.shape[1]}, into a preallocated array", (w,))
 
 
 def _dense(torch, x, n_labels):
     generator = torch.Generator(device=x.device).manual_seed(0)
-    w = torch.randn((n_labels, x.shape[1]), generator=generator, device=x.device).div_(x.shape[1])
-    return w, torch.empty((len(x), n_labels), device=x.device)
+    w = torch.randn((n_labels, x.shape[1]), generator=generator, device=x.device).div_(x.shape[1]).to(x.dtype)
+    return w, torch.empty((len(x), n_labels), dtype=x.dtype, device=x.device)
 
 
 def dense_step(x, labels, n_labels, loss, learning_rate):
