@@ -28,6 +28,17 @@ def test_group_shared_notices_a_wrong_result(monkeypatch):
         group_shared.main(["--smoke", "--device", "cpu"])
 
 
+def test_dense_product_in_bfloat16():
+    pytest.importorskip("torch", reason="PyTorch is not installed: it is an optional rival")
+    x = forward.inputs(20, 16, "cpu")
+    dense = group_shared.dense_forward(x, 300, "bfloat16", 1e-2)
+    dense.check(dense.run())
+    with pytest.raises(AssertionError, match="the dense product is off"):
+        dense.check(dense.run() * 1.05)
+    with pytest.raises(AssertionError, match="the dense product is off"):
+        group_shared.dense_forward(x, 300, "bfloat16", 1e-4).check(dense.run())
+
+
 def test_scaling_at_smoke_size_and_what_does_not_fit(monkeypatch, capsys):
     monkeypatch.setattr(scaling, "LINES", {line: scaling.LINES[line] for line in ("group-shared", "PyTorch dense")})
     wanted = scaling.needs
