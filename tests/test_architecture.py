@@ -34,6 +34,7 @@ NO_TWIN = {
     "launch",
     "reduce",
     "ptx",
+    "tensor_cores",
     "matmul",
     "lsh",
     "grouping",
