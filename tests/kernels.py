@@ -1133,7 +1133,7 @@ BUDGETS = {
     "full_softmax.add_sums_kernel": Budget(48),
     "full_softmax.add_tile_kernel": Budget(40),
     "full_softmax.cross_entropy_mma_kernel": Budget(
-        128, holds=("mma.sync.aligned.m16n8k16", "ld.global.v4.f32", "shfl.sync.bfly"), since=(8, 0)
+        136, holds=("mma.sync.aligned.m16n8k16", "ld.global.v4.f32", "shfl.sync.bfly"), since=(8, 0)
     ),
     "full_softmax.gradient_of_tile_kernel": Budget(40),
     "full_softmax.probabilities_kernel": Budget(48),

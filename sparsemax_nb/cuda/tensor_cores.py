@@ -86,7 +86,7 @@ def _stage(a, b, rows, columns, term, n_terms, exact, shared, buffer):
     """The block writes its panels of both factors, sixteen terms from `term` on; a = (`Factor`, start), rows = (first, stop)."""
     lane, n_y, n_z = cuda.threadIdx.x, cuda.blockDim.y, cuda.blockDim.z
     g, t = lane // 4, lane % 4
-    panel = np.int32(cuda.threadIdx.z * n_y + cuda.threadIdx.y)
+    panel = cuda.threadIdx.z * n_y + cuda.threadIdx.y
     while panel < 2 * (n_y + n_z):
         mine = panel < 2 * n_y
         row = (rows[0] if mine else columns[0] - SIDE * n_y) + SIXTEEN * panel
@@ -105,7 +105,7 @@ def _stage(a, b, rows, columns, term, n_terms, exact, shared, buffer):
             else:
                 first = to_bfloat16(x[0], x[1]), to_bfloat16(y[0], y[1])
                 store_vector(shared, at, first + (to_bfloat16(x[2], x[3]), to_bfloat16(y[2], y[3])))
-        panel = np.int32(panel + n_y * n_z)
+        panel += n_y * n_z
 
 
 @backend.cuda_device
@@ -146,13 +146,12 @@ def product_of_tile(a, b, rows, columns, terms, exact):
     now, then = np.int32(0), size
     busy = rows[0] + SIDE * cuda.threadIdx.y < rows[1] and columns[0] + SIDE * cuda.threadIdx.z < columns[1]
     upper = lower = (NONE, NONE, NONE, NONE)
-    rows, columns = (np.int32(rows[0]), np.int32(rows[1])), (np.int32(columns[0]), np.int32(columns[1]))
-    first, stop = np.int32(terms[0]), np.int32(terms[1])
-    term = first
-    while term < stop + SIXTEEN:  # one turn more: what is staged in one is multiplied in the next
-        if term < stop:
-            _stage(a, b, rows, columns, term, stop, exact, shared, now)
-        if busy and term > first:
+    begin, end = terms
+    term = begin
+    while term < end + SIXTEEN:  # one turn more: what is staged in one is multiplied in the next
+        if term < end:
+            _stage(a, b, rows, columns, term, end, exact, shared, now)
+        if busy and term > begin:
             if exact:
                 upper = _add_exact(shared, then + mine, then + theirs, upper)
                 lower = _add_exact(shared, then + mine + PANEL, then + theirs, lower)
@@ -160,7 +159,7 @@ def product_of_tile(a, b, rows, columns, terms, exact):
                 upper = _add_rounded(shared, then + mine, then + theirs, upper)
                 lower = _add_rounded(shared, then + mine + PANEL, then + theirs, lower)
         cuda.syncthreads()
-        now, then, term = then, now, np.int32(term + SIXTEEN)
+        now, then, term = then, now, term + SIXTEEN
     return _rows_of(upper) + _rows_of(lower)
 
 
