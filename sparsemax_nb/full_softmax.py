@@ -338,8 +338,8 @@ def _loss_and_gradients(h, w, bias, labels, n_counted, dh, dw, dbias, device):
         for part in _slices(n_classes, plan.classes):
             start = n * part.start if plan.held else 0
             logits = buffer[start : start + n * (part.stop - part.start)].reshape(n, -1)
-            matmul(some_h, _widened(w[part], wide).T, logits)
-            wing.add_tile(logits, bias[part], part.start, some_labels, largest, total, positive)
+            tile = some_h, _widened(w[part], wide), bias[part], part.start, some_labels
+            wing.add_product(*tile, plan.held, logits, largest, total, positive)
             tiles.append((part, logits))
         with np.errstate(divide="ignore"):
             log_z = xp.log(total) + largest

@@ -27,10 +27,13 @@ from sparsemax_nb.core import backend as placement
 from sparsemax_nb.core import formulas, rng, sparse
 from sparsemax_nb.core.alias import alias_table
 from sparsemax_nb.core.experts import Experts, by_class, group
+from sparsemax_nb.cuda import ds_softmax as cuda_experts
 from sparsemax_nb.cuda import fixed_fan_in as cuda_layer
+from sparsemax_nb.cuda import full_softmax as cuda_softmax
 from sparsemax_nb.cuda import group_shared as cuda_groups
 from sparsemax_nb.cuda import launch
 from sparsemax_nb.cuda import top_k as cuda_top_k
+from sparsemax_nb.cuda import matmul as cuda_matmul
 from sparsemax_nb.reference import (
     activations,
     bfloat16,
@@ -512,11 +515,14 @@ def make_embedding_backward(shape):
     return Task((columns, dout, drows), lambda: assert_close(drows, embedding.backward(columns, dout), terms))
 
 
-def make_matmul(shape, turn_a=False, turn_b=False):
+def make_matmul(shape, turn_a=False, turn_b=False, low=False):
+    """`low`: of numbers that are bfloat16."""
     m, n, k = shape
-    a = normal(1, k, m).T if turn_a else normal(1, m, k)
-    b = normal(2, n, k).T if turn_b else normal(2, k, n)
-    out = unwritten(m, n)
+    a, b, out = normal(1, m, k), normal(2, k, n), unwritten(m, n)
+    if low:
+        a, b = (x.astype(ml_dtypes.bfloat16).astype(np.float32) for x in (a, b))
+    a = np.ascontiguousarray(a.T).T if turn_a else a
+    b = np.ascontiguousarray(b.T).T if turn_b else b
     return Task((a, b, out), lambda: assert_close(out, matmul.matmul(a, b), k))
 
 
@@ -575,6 +581,23 @@ def make_add_tile(shape, first):
             assert_close(got, want, 10 * shape[1], scale)
 
     return Task((*(copy.copy(a) for a in inputs), largest, total, positive), check)
+
+
+def make_add_product(shape, keep):
+    n_rows, n, width = shape
+    (_, *rest), h, w = make_tile(shape[:2], 4), normal(7, n_rows, width), normal(8, n, width)
+    wanted_logits, logits = matmul.matmul(h, w.T), unwritten(n_rows, n)
+    largest, total, positive = normal(4, n_rows), np.abs(normal(5, n_rows)) + 1, normal(6, n_rows)
+    wanted = full_softmax.add_tile(wanted_logits, *rest, largest.copy(), total.copy(), positive.copy())
+
+    def check():
+        for got, want, scale in zip((largest, total, positive), wanted, (20, n, 60), strict=True):
+            assert_close(got, want, 10 * max(n, width), scale)
+        if keep:
+            assert_close(logits, wanted_logits, width)
+
+    bias, first, labels = rest
+    return Task((h, w, copy.copy(bias), first, labels, keep, logits, largest, total, positive), check)
 
 
 def make_gradient_of_tile(shape, first, in_place=False):
@@ -1057,6 +1080,13 @@ def _operations():
     yield operation("full_softmax.add_tile", make_add_tile, *tiles, first=4)
     yield operation("full_softmax.gradient_of_tile", make_gradient_of_tile, *tiles, first=4)
     yield operation("full_softmax.gradient_of_tile in place", make_gradient_of_tile, *tiles, first=0, in_place=True)
+    products = ((1, 1, 1), (3, 7, 5), (0, 3, 2)), ((33, 65, 19), (5, 300, 8), (130, 68, 48))  # (B, T, d)
+    yield operation("full_softmax.add_product", make_add_product, products[0], products[1][:2], keep=True)
+    for keep in (False, True):
+        yield operation(
+            f"full_softmax.add_product tensor cores {'kept' if keep else ''}", make_add_product, (), sum(products, ()),
+            functools.partial(cuda_softmax.add_product, tensor_cores=True), None, keep=keep,
+        )  # fmt: skip
     yield operation("full_softmax.rank", make_rank, *tiles)
     yield operation(  # (B, d, L, k); the CPU's takes panels
         "full_softmax.top_k", make_probable,
@@ -1071,6 +1101,11 @@ def _operations():
     mixtures = ((1, 1, 1, 1), (5, 2, 7, 3), (9, 4, 9, 5)), ((65, 5, 130, 33), (70, 3, 300, 70))  # (B, E, L, d)
     yield operation("ds_softmax.scores", make_expert_scores, *mixtures)
     yield operation("ds_softmax.gradient_of_rows", make_gradient_of_rows, *mixtures)
+    for function, make in (("scores", make_expert_scores), ("gradient_of_rows", make_gradient_of_rows)):
+        yield operation(
+            f"ds_softmax.{function} tensor cores", make, (), (*mixtures[0], *mixtures[1], (150, 2, 150, 36)),
+            functools.partial(getattr(cuda_experts, function), tensor_cores=True), None,
+        )  # fmt: skip
     yield operation("ds_softmax.cross_entropy", make_expert_loss, *mixtures)
     yield operation("ds_softmax.cross_entropy of several", make_expert_loss, *(m[1:2] for m in mixtures), several=True)
     yield operation("ds_softmax.cross_entropy in place", make_expert_loss, *(m[1:2] for m in mixtures), in_place=True)
@@ -1100,6 +1135,15 @@ def _operations():
     for turned in ({}, {"turn_a": True}, {"turn_b": True}):
         small, large = ((1, 1, 1), (3, 7, 5), (0, 3, 2), (3, 2, 0)), ((65, 33, 19), (33, 300, 7), (3, 5, 200))
         yield operation(f"matmul.matmul {' '.join(turned)}".strip(), make_matmul, small, large, **turned)
+        tiled, mma, rounded = (functools.partial(cuda_matmul.matmul, kernel=k) for k in ("tiled", "mma", "bfloat16"))
+        name = " ".join(turned)
+        yield operation(f"matmul.matmul tiled {name}", make_matmul, small, large[:2], tiled, None, **turned)
+        parts = () if turned else ((33, 20, 530),)  # sums in two parts
+        large = ((1, 1, 1), (33, 65, 19), (130, 68, 48), *parts, (0, 3, 2), (3, 2, 0))
+        yield operation(f"matmul.matmul mma {name}", make_matmul, (), large, mma, None, **turned)
+        yield operation(
+            f"matmul.matmul bfloat16 {name}", make_matmul, (), large[:3], rounded, None, low=True, **turned
+        )  # fmt: skip
 
 
 OPERATIONS = tuple(_operations())
@@ -1113,14 +1157,16 @@ BUDGETS = {
     "activations.relu_dropout_kernel": Budget(48),
     "bfloat16.widen_kernel": Budget(16),
     "ds_softmax.add_noise_kernel": Budget(24),
-    "ds_softmax.answer_kernel": Budget(64),
+    "ds_softmax.answer_kernel": Budget(96),
     "ds_softmax.balance_kernel": Budget(56),
     "ds_softmax.class_sums_kernel": Budget(32),
     "ds_softmax.cross_entropy_kernel": Budget(48),
     "ds_softmax.gate_backward_kernel": Budget(32),
     "ds_softmax.gate_kernel": Budget(40),
     "ds_softmax.gradient_of_rows_kernel": Budget(88),
+    "ds_softmax.gradient_of_rows_mma_kernel": Budget(136, holds=("mma.sync.aligned.m16n8k16",), since=(8, 0)),
     "ds_softmax.scores_kernel": Budget(80),
+    "ds_softmax.scores_mma_kernel": Budget(136, holds=("mma.sync.aligned.m16n8k16", "ld.global.v4.f32"), since=(8, 0)),
     "ds_softmax.select_kernel": Budget(56),
     "ds_softmax.survivors_kernel": Budget(32),
     "ds_softmax.update_kernel": Budget(56),
@@ -1137,7 +1183,11 @@ BUDGETS = {
     "fixed_fan_in.step_wide_kernel": Budget(80, holds=("ld.global.v4.f32",)),
     "fixed_fan_in.top_k_kernel": Budget(64),
     "fixed_fan_in.top_k_wide_kernel": Budget(80, holds=("ld.global.v4.f32",)),
+    "full_softmax.add_sums_kernel": Budget(48),
     "full_softmax.add_tile_kernel": Budget(40),
+    "full_softmax.cross_entropy_mma_kernel": Budget(
+        136, holds=("mma.sync.aligned.m16n8k16", "ld.global.v4.f32", "shfl.sync.bfly"), since=(8, 0)
+    ),
     "full_softmax.gradient_of_tile_kernel": Budget(40),
     "full_softmax.probabilities_kernel": Budget(48),
     "full_softmax.rank_kernel": Budget(48),
@@ -1153,6 +1203,12 @@ BUDGETS = {
     "losses.multilabel_kernel": Budget(40),
     "lstm.cell_backward_kernel": Budget(64),
     "lstm.cell_kernel": Budget(56),
+    "matmul.mma_kernel": Budget(
+        128,
+        holds=("mma.sync.aligned.m16n8k16", "ld.global.v4.f32", "ld.shared.v4.u32", "st.shared.v4.u32"),
+        since=(8, 0),
+    ),
+    "matmul.tiled_kernel": Budget(64),
     "midx.log_prob_kernel": Budget(64),
     "midx.nearest_kernel": Budget(48),
     "midx.sample_kernel": Budget(64),

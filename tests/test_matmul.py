@@ -20,6 +20,16 @@ def test_adds_to_its_output(backend, monkeypatch, shape, turned):
     assert_close(backend.numpy(out), before + a.astype(np.float64) @ b, k)
 
 
+def test_tiled_kernel_adds_to_its_output():
+    if placement.cuda_problem():
+        pytest.skip(placement.cuda_problem())
+    a, b, before = normal(1, 9, 5), normal(2, 5, 7), normal(3, 9, 7)
+    out = placement.asarray(before.copy(), "cuda")
+    matmul = placement.wing("cuda", "matmul").matmul
+    matmul(placement.asarray(a, "cuda"), placement.asarray(b, "cuda"), out, add=True, kernel="tiled")
+    assert_close(placement.to_numpy(out), before + a.astype(np.float64) @ b, 5)
+
+
 @pytest.mark.parametrize("shape", [(7, 40, 80), (7, 40, 79), (40, 7, 200)])
 def test_long_sums_after_one_another(shape):
     """Sums that are cut share a scratch: what a larger product, and one full of NaN, left in it does no harm."""

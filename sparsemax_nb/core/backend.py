@@ -133,6 +133,11 @@ def to_numpy(x):
     return np.asarray(x)
 
 
+def address(array):
+    """Where the first number of an array lies in its processor's memory."""
+    return array.ctypes.data if isinstance(array, np.ndarray) else array.__cuda_array_interface__["data"][0]
+
+
 #: Bytes of a cache line.
 LINE = 64
 

@@ -8,6 +8,7 @@ from numba import prange
 from ..core import backend
 from . import lists
 from .exp import LANES, exp, largest_of, sum_exp
+from .matmul import matmul
 
 ZERO = np.float32(0)
 #: Runs of rows that are summed side by side: the order of the sums does not depend on the number of threads.
@@ -86,6 +87,12 @@ def add_tile(logits, bias, first, labels, largest, total, positive):
             place = labels.indices[i] - first
             if 0 <= place < n:
                 positive[b] += row[place] + bias[place]
+
+
+def add_product(h, w, bias, first, labels, keep, logits, largest, total, positive):
+    """`add_tile` of the tile ``h @ w.T`` (B, T), for h (B, d), w (T, d); it lies in `logits`, whether to `keep` or not."""
+    matmul(h, w.T, logits)
+    add_tile(logits, bias, first, labels, largest, total, positive)
 
 
 @backend.njit

@@ -9,6 +9,7 @@ from ..core import backend, formulas, rng
 from ..core.backend import cuda
 from . import launch
 from .reduce import block_max, block_sum
+from .tensor_cores import SIDE, Factor, factor, place_of_lane, product_of_tile, shared_bytes_of, store_row
 
 _f, _r = backend.cuda_formulas(formulas), backend.cuda_formulas(rng)
 adam, lasso = _f.adam, _f.lasso
@@ -19,6 +20,8 @@ WORST, NAN, NOBODY = np.float32(-np.inf), np.float32(np.nan), np.int32(2**31 - 1
 NOISE = rng.NOISE
 #: Rows of its tile that one thread of a product owns.
 OWNED = 4
+#: Threads of a block on tensor cores: tiles of 32 by 128, since an expert gets few rows.
+MMA_BLOCK = (32, 1, 4)
 
 
 @backend.cuda_jit
@@ -152,11 +155,54 @@ def scores_kernel(h, groups, experts, out):
                 out[groups.offsets[row + ty + 3 * ny] + place] = s3
 
 
-def scores(h, groups, experts, out, *, block=(32, 8)):
-    """The products of each row of h (B, d) with all rows of its expert, flat; h lies in the order of the groups."""
-    n_experts = experts.starts.shape[0] - 1
+@backend.cuda_jit
+def scores_mma_kernel(h, rows, groups, experts, out):
+    """`scores_kernel` on the tensor cores: a block owns 32 blockDim.z classes of one expert, and takes 32 blockDim.y rows at a time.
+
+    h (B, d) and rows (R, d) are a `Factor` each; what a block stages of them, and how, is said in `tensor_cores`. Writes out (flat), 16
+    classes side by side. Grid: tiles of classes on x, rows stride over y. Shared memory: two buffers of 3,072 (blockDim.y +
+    blockDim.z) bytes. No atomics.
+    """
+    n_rows = SIDE * cuda.blockDim.y
+    first, stop, k = _tile_of(experts.starts, cuda.blockIdx.x, SIDE * cuda.blockDim.z)
+    if k < 0:
+        return
+    begin, end, size = groups.starts[k], groups.starts[k + 1], experts.starts[k + 1] - experts.starts[k]
+    y, x = place_of_lane()
+    place = first - experts.starts[k] + x
+    for row in range(begin + cuda.blockIdx.y * n_rows, end, cuda.gridDim.y * n_rows):
+        terms = 0, experts.rows.shape[1]
+        r0, r1, r2, r3 = product_of_tile((h, 0), (rows, 0), (row, end), (first, stop), terms, True)
+        i = row + y
+        if i < end:
+            store_row(out, groups.offsets[i], place, size, False, r0)
+        if i + 2 < end:
+            store_row(out, groups.offsets[i + 2], place, size, False, r1)
+        if i + 16 < end:
+            store_row(out, groups.offsets[i + 16], place, size, False, r2)
+        if i + 18 < end:
+            store_row(out, groups.offsets[i + 18], place, size, False, r3)
+
+
+def _takes_tensor_cores(tensor_cores):
+    return backend.has_tensor_cores() if tensor_cores is None else tensor_cores
+
+
+def scores(h, groups, experts, out, *, block=(32, 8), tensor_cores=None):
+    """The products of each row of h (B, d) with all rows of its expert, flat; h lies in the order of the groups.
+
+    On tensor cores where the device has them, as precise as float32; `tensor_cores` says that it has them, or not.
+    """
+    n_experts, n_classes = experts.starts.shape[0] - 1, experts.ids.shape[0]
+    rows_of_one = launch.divide_up(2 * h.shape[0], n_experts)  # an expert that gets more of them takes longer
+    if _takes_tensor_cores(tensor_cores):
+        _, y, z = MMA_BLOCK
+        grid = launch.tiles_of_groups(n_classes, n_experts, SIDE * z, rows_of_one, SIDE * y)
+        shared = launch.shared_bytes(shared_bytes_of(MMA_BLOCK))
+        scores_mma_kernel[grid, MMA_BLOCK, 0, shared](factor(h), factor(experts.rows), groups, experts, out)
+        return
     shared = launch.shared_bytes(4 * block[0] * (OWNED * block[1] + block[0] + 1))
-    grid = launch.tiles_of_groups(experts.ids.shape[0], n_experts, block[0], h.shape[0], OWNED * block[1])
+    grid = launch.tiles_of_groups(n_classes, n_experts, block[0], rows_of_one, OWNED * block[1])
     scores_kernel[grid, block, 0, shared](h, groups, experts, out)
 
 
@@ -205,11 +251,54 @@ def gradient_of_rows_kernel(dscores, h, groups, experts, drows):
                 drows[first + ty + 3 * ny, column + tx] = s3
 
 
-def gradient_of_rows(dscores, h, groups, experts, drows, *, block=(32, 8)):
-    """The gradient by the experts' rows, (R, d): of expert k, its matrix of dscores, transposed, times its rows of h."""
-    n_experts, n_classes = experts.starts.shape[0] - 1, OWNED * block[1]
-    shared = launch.shared_bytes(4 * block[0] * (n_classes + block[0]))
-    grid = launch.tiles_of_groups(experts.ids.shape[0], n_experts, n_classes, h.shape[1], block[0])
+@backend.cuda_jit
+def gradient_of_rows_mma_kernel(dscores, h, groups, experts, wide, drows):
+    """`gradient_of_rows_kernel` on the tensor cores: a block owns 32 blockDim.y classes of one expert, 32 blockDim.z columns of d.
+
+    dscores (flat) are taken as they lie; of h (B, d), a `Factor` of its transpose. Writes drows (R d), flat, 16 bytes a lane where
+    `wide`. Grid: tiles of classes on x, of columns stride over y. Shared memory: two buffers of 3,072 (blockDim.y + blockDim.z)
+    bytes. No atomics.
+    """
+    first, stop, k = _tile_of(experts.starts, cuda.blockIdx.x, SIDE * cuda.blockDim.y)
+    if k < 0:
+        return
+    n_columns, width = SIDE * cuda.blockDim.z, experts.rows.shape[1]
+    begin, end, start = groups.starts[k], groups.starts[k + 1], experts.starts[k]
+    slopes = Factor(dscores, np.int64(1), np.int64(experts.starts[k + 1] - start), np.int32(0))
+    at = groups.offsets[begin] - start  # of class 0, were there one
+    y, x = place_of_lane()
+    column = cuda.blockIdx.y * n_columns
+    while column < width:
+        inputs, columns, terms = (h, np.int64(begin) * width), (column, width), (0, end - begin)
+        r0, r1, r2, r3 = product_of_tile((slopes, at), inputs, (first, stop), columns, terms, True)
+        row = np.int64(first + y)
+        if row < stop:
+            store_row(drows, row * width, column + x, width, wide, r0)
+        if row + 2 < stop:
+            store_row(drows, (row + 2) * width, column + x, width, wide, r1)
+        if row + 16 < stop:
+            store_row(drows, (row + 16) * width, column + x, width, wide, r2)
+        if row + 18 < stop:
+            store_row(drows, (row + 18) * width, column + x, width, wide, r3)
+        column += cuda.gridDim.y * n_columns
+
+
+def gradient_of_rows(dscores, h, groups, experts, drows, *, block=(32, 8), tensor_cores=None):
+    """The gradient by the experts' rows, (R, d): of expert k, its matrix of dscores, transposed, times its rows of h.
+
+    On tensor cores as `scores`.
+    """
+    (n_rows, width), n_experts = drows.shape, experts.starts.shape[0] - 1
+    if _takes_tensor_cores(tensor_cores):
+        _, y, z = MMA_BLOCK
+        grid = launch.tiles_of_groups(n_rows, n_experts, SIDE * y, width, SIDE * z)
+        wide = np.int32(width % 4 == 0 and backend.address(drows) % 16 == 0)
+        gradient_of_rows_mma_kernel[grid, MMA_BLOCK, 0, launch.shared_bytes(shared_bytes_of(MMA_BLOCK))](
+            dscores, factor(h.T), groups, experts, wide, drows.reshape(-1)
+        )
+        return
+    shared = launch.shared_bytes(4 * block[0] * (OWNED * block[1] + block[0]))
+    grid = launch.tiles_of_groups(n_rows, n_experts, OWNED * block[1], width, block[0])
     gradient_of_rows_kernel[grid, block, 0, shared](dscores, h, groups, experts, drows)
 
 
@@ -433,32 +522,64 @@ def _best(scores, value, ids, first, probabilities, found, shared, shared_ids):
         found[i] = -1
 
 
+@backend.cuda_device
+def _products(query, rows, first, stop, shared, line):
+    """line[r - first] = the product of `query` and rows[r], for the rows first ... stop - 1; by all threads of a block.
+
+    A warp reads four rows together, coalesced. Its lanes' parts of 32 rows lie in shared memory, 33 numbers a row; then each lane
+    adds up those of one row, from the first lane's on. Ends behind a barrier. Threads: a multiple of four.
+    """
+    thread, n_threads, width = cuda.threadIdx.x, cuda.blockDim.x, rows.shape[1]
+    lanes = min(launch.WARP, n_threads)
+    lane, warp = thread % lanes, thread // lanes * lanes
+    parts = warp * (lanes + 1)
+    for start in range(first, stop, n_threads):
+        for j in range(0, lanes, 4):
+            r = start + warp + j
+            if r < stop:
+                a, b, c = rows[r], rows[min(r + 1, stop - 1)], rows[min(r + 2, stop - 1)]
+                d, i = rows[min(r + 3, stop - 1)], lane
+                p, q, s, t = ZERO, ZERO, ZERO, ZERO
+                while i < width:
+                    x = query[i]
+                    p += x * a[i]
+                    q += x * b[i]
+                    s += x * c[i]
+                    t += x * d[i]
+                    i += lanes
+                at = parts + j * (lanes + 1) + lane
+                shared[at] = p
+                shared[at + lanes + 1] = q
+                shared[at + 2 * (lanes + 1)] = s
+                shared[at + 3 * (lanes + 1)] = t
+        cuda.syncthreads()
+        if start + thread < stop:
+            total = ZERO
+            for i in range(lanes):
+                total += shared[parts + lane * (lanes + 1) + i]
+            line[start + thread - first] = total
+        cuda.syncthreads()
+
+
 @backend.cuda_jit
 def answer_kernel(h, gate_rows, experts, scratch, probabilities, ids):
-    """A block owns one query, from its gate to its answer; a thread the gate's rows, then the classes t, t + blockDim.x, ...
+    """A block owns one query, from its gate to its answer; a warp four of the gate's rows, then of the expert's, at a time.
 
-    Reads the row of h (B, d), gate_rows (E, d), and rows and ids of one expert; writes probabilities, ids (B, k). Logits and
-    scores pass through scratch (B, max(E, largest expert)). The query lies in shared memory behind 8 bytes a thread for the
-    reductions, which always run in the same order. Grid: queries on x; block a power of two. No atomics.
+    Reads the row of h (B, d), gate_rows (E, d), and rows and ids of one expert, all coalesced; writes probabilities, ids (B, k).
+    Logits and scores pass through scratch (B, max(E, largest expert)). The query lies in shared memory behind 33 numbers a thread,
+    for the parts of products and for the reductions, which always run in the same order. Grid: queries on x; block a power of two.
+    No atomics.
     """
     b, thread, n_threads, width = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x, h.shape[1]
     shared, places = cuda.shared.array(0, float32), cuda.shared.array(0, int32)
-    query, shared_ids, line = shared[2 * n_threads :], places[n_threads:], scratch[b]
+    query, shared_ids, line = shared[(launch.WARP + 1) * n_threads :], places[n_threads:], scratch[b]
     for i in range(thread, width, n_threads):
         query[i] = h[b, i]
     cuda.syncthreads()
-    for j in range(thread, gate_rows.shape[0], n_threads):
-        total = ZERO
-        for i in range(width):
-            total += query[i] * gate_rows[j, i]
-        line[j] = total
+    _products(query, gate_rows, 0, gate_rows.shape[0], shared, line)
     k, _, value = _choose(line[: gate_rows.shape[0]], shared, shared_ids)
     first, stop = experts.starts[k], experts.starts[k + 1]
-    for r in range(first + thread, stop, n_threads):
-        total = ZERO
-        for i in range(width):
-            total += query[i] * experts.rows[r, i]
-        line[r - first] = total
+    _products(query, experts.rows, first, stop, shared, line)
     _best(line[: stop - first], value, experts.ids, first, probabilities[b], ids[b], shared, shared_ids)
 
 
@@ -467,7 +588,7 @@ def answer(h, gate_rows, experts, probabilities, ids, *, block=launch.BLOCK):
     if h.shape[0]:
         most = int((experts.starts[1:] - experts.starts[:-1]).max())
         scratch = backend.empty((h.shape[0], max(gate_rows.shape[0], most)), np.float32, "cuda")
-        shared = launch.shared_bytes(8 * block + 4 * h.shape[1])
+        shared = launch.shared_bytes(4 * ((launch.WARP + 1) * block + h.shape[1]))
         answer_kernel[h.shape[0], block, 0, shared](h, gate_rows, experts, scratch, probabilities, ids)
 
 

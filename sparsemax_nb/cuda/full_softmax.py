@@ -10,10 +10,14 @@ from ..core.backend import cuda
 from . import launch
 from .matmul import matmul
 from .reduce import block_max, block_sum
+from .tensor_cores import SIDE, factor, place_of_lane, product_of_tile, shared_bytes_of, store_row
 from .top_k import clear, enters, insert, merge
 
 ZERO, ONE, NAN, LOWEST = np.float32(0), np.float32(1), np.float32(np.nan), np.finfo(np.float32).min
 WORST = np.float32(-np.inf)
+ALL_LANES = np.uint32(0xFFFFFFFF)
+#: Threads of a block on tensor cores: a tile of 128 rows and 64 classes.
+MMA_BLOCK = (32, 4, 2)
 #: Logits that exist at once for top-k: 64 MiB.
 HELD = 1 << 24
 
@@ -52,6 +56,121 @@ def add_tile(logits, bias, first, labels, largest, total, positive, *, block=lau
     if logits.shape[0]:
         running, shared = (largest, total, positive), launch.shared_bytes(4 * block)
         add_tile_kernel[logits.shape[0], block, 0, shared](logits, bias, first, labels, running)
+
+
+@backend.cuda_device
+def _add_to_sums(values, biases, sums, row, part):
+    """Largest logit of a row's 32 columns and the sum of ``exp(logit - largest)``: four lanes have eight each."""
+    v, b = values, biases
+    z0, z1, z2, z3 = v[0] + b[0], v[1] + b[1], v[2] + b[2], v[3] + b[3]
+    z4, z5, z6, z7 = v[4] + b[4], v[5] + b[5], v[6] + b[6], v[7] + b[7]
+    largest = max(max(max(z0, z1), max(z2, z3)), max(max(z4, z5), max(z6, z7)))
+    largest = max(largest, cuda.shfl_xor_sync(ALL_LANES, largest, 1))
+    largest = max(largest, cuda.shfl_xor_sync(ALL_LANES, largest, 2))
+    total = (math.exp(z0 - largest) + math.exp(z1 - largest)) + (math.exp(z2 - largest) + math.exp(z3 - largest))
+    total += (math.exp(z4 - largest) + math.exp(z5 - largest)) + (math.exp(z6 - largest) + math.exp(z7 - largest))
+    total += cuda.shfl_xor_sync(ALL_LANES, total, 1)
+    total += cuda.shfl_xor_sync(ALL_LANES, total, 2)
+    if cuda.threadIdx.x % 4 == 0 and row < sums.shape[0]:
+        sums[row, 0, part] = largest
+        sums[row, 1, part] = total
+
+
+@backend.cuda_jit
+def cross_entropy_mma_kernel(h, w, bias, sizes, wide, logits, sums):
+    """A block computes a tile of logits h @ w.T on the tensor cores, as `matmul.mma_kernel`; what softmax needs of it is found on the way.
+
+    Grid: tiles of 32 blockDim.y rows by 32 blockDim.z classes on x, neighbours below each other. sizes = (B, T, d). A warp writes
+    the largest of its 32 columns and their sum of ``exp(logit - largest)`` to sums (B, 2, parts of 32), for each of its rows.
+    The logits (B T), flat, are written, without bias (T,), where there is room for them; else they never leave the registers.
+    Shared memory: two buffers of 3,072 (blockDim.y + blockDim.z) bytes. No atomics.
+    """
+    m, n, d = sizes
+    n_rows = SIDE * cuda.blockDim.y
+    down = (m + n_rows - 1) // n_rows
+    first_row, first = cuda.blockIdx.x % down * n_rows, cuda.blockIdx.x // down * SIDE * cuda.blockDim.z
+    r0, r1, r2, r3 = product_of_tile((h, 0), (w, 0), (first_row, m), (first, n), (0, d), True)
+    y, x = place_of_lane()
+    row, c, part = first_row + y, first + x, first // SIDE + cuda.threadIdx.z
+    if logits.shape[0] > 0:
+        if row < m:
+            store_row(logits, row * n, c, n, wide, r0)
+        if row + 2 < m:
+            store_row(logits, (row + 2) * n, c, n, wide, r1)
+        if row + 16 < m:
+            store_row(logits, (row + 16) * n, c, n, wide, r2)
+        if row + 18 < m:
+            store_row(logits, (row + 18) * n, c, n, wide, r3)
+    if part < sums.shape[2]:
+        biases = (
+            bias[c] if c < n else LOWEST, bias[c + 1] if c + 1 < n else LOWEST,
+            bias[c + 2] if c + 2 < n else LOWEST, bias[c + 3] if c + 3 < n else LOWEST,
+            bias[c + 16] if c + 16 < n else LOWEST, bias[c + 17] if c + 17 < n else LOWEST,
+            bias[c + 18] if c + 18 < n else LOWEST, bias[c + 19] if c + 19 < n else LOWEST,
+        )  # fmt: skip
+        _add_to_sums(r0, biases, sums, row, part)
+        _add_to_sums(r1, biases, sums, row + 2, part)
+        _add_to_sums(r2, biases, sums, row + 16, part)
+        _add_to_sums(r3, biases, sums, row + 18, part)
+
+
+@backend.cuda_jit
+def add_sums_kernel(h, w, bias, first, labels, sums, running):
+    """A block owns one row: it joins the sums of its tile's parts, and computes the labels' logits once more.
+
+    Reads sums (B, 2, parts), twice, and h (B, d), w (T, d) of each label in the tile; all coalesced. running = (largest, total,
+    positive), each (B,), updated in place. Maximum and sums are reduced in shared memory, 4 bytes a thread, always in the same
+    order. Grid: rows on x; block a power of two. No atomics.
+    """
+    largest, total, positive = running
+    b, thread, n_threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
+    shared = cuda.shared.array(0, float32)
+    new, part, found = largest[b], ZERO, ZERO
+    for p in range(thread, sums.shape[2], n_threads):
+        new = max(new, sums[b, 0, p])
+    new = block_max(shared, new)
+    for p in range(thread, sums.shape[2], n_threads):
+        part += sums[b, 1, p] * math.exp(sums[b, 0, p] - new)
+    for i in range(labels.indptr[b], labels.indptr[b + 1]):
+        place = labels.indices[i] - first
+        if place >= 0 and place < w.shape[0]:
+            if thread == 0:
+                found += bias[place]
+            for j in range(thread, w.shape[1], n_threads):
+                found += h[b, j] * w[place, j]
+    part, found = block_sum(shared, part), block_sum(shared, found)
+    if thread == 0:
+        total[b] = total[b] * math.exp(largest[b] - new) + part
+        largest[b] = new
+        positive[b] += found
+
+
+def _add_product_mma(h, w, bias, first, labels, logits, running, block):
+    sizes = (*h.shape[:1], *w.shape)
+    _, grid = launch.tiles_of_product(*sizes[:2], 0, SIDE * MMA_BLOCK[1], SIDE * MMA_BLOCK[2])
+    sums = backend.empty((sizes[0], 2, launch.divide_up(sizes[1], SIDE)), np.float32, "cuda")
+    wide = np.int32(sizes[1] % 4 == 0 and backend.address(logits) % 16 == 0)
+    cross_entropy_mma_kernel[grid, MMA_BLOCK, 0, launch.shared_bytes(shared_bytes_of(MMA_BLOCK))](
+        factor(h), factor(w), bias, tuple(map(np.int64, sizes)), wide, logits.reshape(-1), sums
+    )
+    shared = launch.shared_bytes(4 * block)
+    add_sums_kernel[sizes[0], block, 0, shared](h, w, bias, first, labels, sums, running)
+
+
+def add_product(
+    h, w, bias, first, labels, keep, logits, largest, total, positive, *, block=launch.BLOCK, tensor_cores=None
+):
+    """`add_tile` of the tile ``h @ w.T`` (B, T), for h (B, d), w (T, d); it lies in `logits` where that is to be kept.
+
+    On tensor cores where the device has them, as precise as float32; `tensor_cores` says that it has them, or not.
+    """
+    if backend.has_tensor_cores() if tensor_cores is None else tensor_cores:
+        if h.shape[0]:
+            running = largest, total, positive
+            _add_product_mma(h, w, bias, first, labels, logits if keep else logits[:0], running, block)
+        return
+    matmul(h, w.T, logits)
+    add_tile(logits, bias, first, labels, largest, total, positive, block=block)
 
 
 @backend.cuda_jit

@@ -1,8 +1,12 @@
 """Group-shared fixed fan-in output layer on tensor cores: 16 labels of a group by 32 rows of the batch, a warp at a time.
 
 Each lane loads inputs of four neighbouring rows at once, 16 bytes of ``xt (H, B')``, B' being B filled up to tiles of 32 rows
-with zeros. Column g of product number j, j < 4, is row 4 g + j of the tile; see `tensor_cores` for the fragments. Weights are
+with zeros. Weights are
 float32, or bfloat16, whose products with split inputs take three of the six products: as precise as the plain kernels.
+
+Fragments of ``mma.sync.m16n8k16``: of lane 4 g + t, a holds rows g and g + 8, terms 2 t, 2 t + 1, 2 t + 8 and 2 t + 9; b the same
+terms of column g; c rows g and g + 8, columns 2 t and 2 t + 1. Of scores, rows are labels; column g of product number j, j < 4,
+is row 4 g + j of the tile.
 
 Kernels take the layer as (indices (L / G, K), words, halves, shift, bias (L,), G), K a multiple of 16: words (L, K) are the bits
 of float32 weights, or (L, K / 2) pairs of bfloat16; halves (uint16) are the same memory; shift is 0, or 16 for bfloat16.
@@ -17,8 +21,7 @@ from . import launch
 from .bfloat16 import random_half
 from .layout import transposed
 from .optimizers import updated
-from .ptx import as_bits, as_float, load4, mma
-from .tensor_cores import product, rows_of, split
+from .ptx import as_bits, as_float, load4, mma, mma_exact, split
 from .top_k import WORST, clear, enters, insert
 
 _f = backend.cuda_formulas(formulas)
@@ -63,16 +66,29 @@ def _weights_of(weights, label, k):
     if shift:
         return (words[label, k // 2], words[label, k // 2 + 4]), NONE, NONE
     p, q = as_float(words[label, k]), as_float(words[label, k + 1])
-    return split(p, q, as_float(words[label, k + 8]), as_float(words[label, k + 9]))
+    return split((p, q, as_float(words[label, k + 8]), as_float(words[label, k + 9])))
+
+
+@backend.cuda_device
+def _rows_of(low, high):
+    """The words of a: those of row g and of row g + 8."""
+    return low[0], high[0], low[1], high[1]
+
+
+@backend.cuda_device
+def _product(low, high, b, c):
+    """c + a b for float32 a and b, split in three; a: row g, and row g + 8."""
+    a = _rows_of(low[0], high[0]), _rows_of(low[1], high[1]), _rows_of(low[2], high[2])
+    return mma_exact(a, b, c)
 
 
 @backend.cuda_device
 def _weights_by_inputs(shift, low, high, b, c):
     """c + a b for weights a and split inputs b."""
     if shift:
-        a = rows_of(low[0], high[0])
+        a = _rows_of(low[0], high[0])
         return mma(a, b[0], mma(a, b[1], mma(a, b[2], c)))
-    return product(low, high, b, c)
+    return _product(low, high, b, c)
 
 
 @backend.cuda_device
@@ -84,10 +100,10 @@ def _scores_of_tile(xt, weights, group, labels, place):
         a, b = _weights_of(weights, low, k), _weights_of(weights, high, k)
         p, q = load4(xt, indices[group, k], place), load4(xt, indices[group, k + 1], place)
         r, s = load4(xt, indices[group, k + 8], place), load4(xt, indices[group, k + 9], place)
-        c0 = _weights_by_inputs(shift, a, b, split(p[0], q[0], r[0], s[0]), c0)
-        c1 = _weights_by_inputs(shift, a, b, split(p[1], q[1], r[1], s[1]), c1)
-        c2 = _weights_by_inputs(shift, a, b, split(p[2], q[2], r[2], s[2]), c2)
-        c3 = _weights_by_inputs(shift, a, b, split(p[3], q[3], r[3], s[3]), c3)
+        c0 = _weights_by_inputs(shift, a, b, split((p[0], q[0], r[0], s[0])), c0)
+        c1 = _weights_by_inputs(shift, a, b, split((p[1], q[1], r[1], s[1])), c1)
+        c2 = _weights_by_inputs(shift, a, b, split((p[2], q[2], r[2], s[2])), c2)
+        c3 = _weights_by_inputs(shift, a, b, split((p[3], q[3], r[3], s[3])), c3)
     return c0, c1, c2, c3
 
 
@@ -195,14 +211,14 @@ def _add_by_weights(xt, indices, shared, sums, group, place, slopes):
     """Adds to the warp's sums (16, K) what a tile of rows gives: gradients times inputs, eight connections at a time."""
     (c0, c1, c2, c3), fan_in = slopes, indices.shape[1]
     g, t = cuda.threadIdx.x // 4, cuda.threadIdx.x % 4
-    low_a, high_a = split(c0[0], c0[1], c1[0], c1[1]), split(c0[2], c0[3], c1[2], c1[3])
-    low_b, high_b = split(c2[0], c2[1], c3[0], c3[1]), split(c2[2], c2[3], c3[2], c3[3])
+    low_a, high_a = split((c0[0], c0[1], c1[0], c1[1])), split((c0[2], c0[3], c1[2], c1[3]))
+    low_b, high_b = split((c2[0], c2[1], c3[0], c3[1])), split((c2[2], c2[3], c3[2], c3[3]))
     for k in range(0, fan_in, 8):
         i = indices[group, k + g]
         p, q = load4(xt, i, place), load4(xt, i, place + 4)
         d = NOTHING
-        d = product(low_a, high_a, split(p[0], q[0], p[1], q[1]), d)
-        d = product(low_b, high_b, split(p[2], q[2], p[3], q[3]), d)
+        d = _product(low_a, high_a, split((p[0], q[0], p[1], q[1])), d)
+        d = _product(low_b, high_b, split((p[2], q[2], p[3], q[3])), d)
         at = sums + g * fan_in + k + 2 * t
         shared[at] += d[0]
         shared[at + 1] += d[1]
@@ -217,16 +233,16 @@ def _weights_across(weights, labels, k):
     if shift:
         p = np.uint32(halves[l0, k]) | np.uint32(halves[l1, k]) << np.uint32(16)
         return (p, np.uint32(halves[l2, k]) | np.uint32(halves[l3, k]) << np.uint32(16)), NONE, NONE
-    return split(as_float(words[l0, k]), as_float(words[l1, k]), as_float(words[l2, k]), as_float(words[l3, k]))
+    return split((as_float(words[l0, k]), as_float(words[l1, k]), as_float(words[l2, k]), as_float(words[l3, k])))
 
 
 @backend.cuda_device
 def _slopes_by_weights(shift, low, high, b):
     """a b for split gradients a and weights b."""
     if shift:
-        c = mma(rows_of(low[2], high[2]), b[0], NOTHING)
-        return mma(rows_of(low[0], high[0]), b[0], mma(rows_of(low[1], high[1]), b[0], c))
-    return product(low, high, b, NOTHING)
+        c = mma(_rows_of(low[2], high[2]), b[0], NOTHING)
+        return mma(_rows_of(low[0], high[0]), b[0], mma(_rows_of(low[1], high[1]), b[0], c))
+    return _product(low, high, b, NOTHING)
 
 
 @backend.cuda_device
@@ -244,9 +260,9 @@ def _add_by_inputs(weights, dxt, shared, tile, group, labels, first_row):
     mine = min(l0, last), min(l0 + 1, last), min(l0 + 8, last), min(l0 + 9, last)
     for m in range(0, ROWS, 16):
         at, row = tile + (m + g) * PITCH + 2 * t, first_row + m + g
-        low = split(shared[at], shared[at + 1], shared[at + 8], shared[at + 9])
+        low = split((shared[at], shared[at + 1], shared[at + 8], shared[at + 9]))
         at += 8 * PITCH
-        high = split(shared[at], shared[at + 1], shared[at + 8], shared[at + 9])
+        high = split((shared[at], shared[at + 1], shared[at + 8], shared[at + 9]))
         for k in range(0, indices.shape[1], 8):
             c = _slopes_by_weights(shift, low, high, _weights_across(weights, mine, k + g))
             i, j = np.uint32(indices[group, k + 2 * t]), np.uint32(indices[group, k + 2 * t + 1])

@@ -7,6 +7,9 @@ WARP = 32
 #: Threads a launch should have before a longer loop inside a thread pays (an H200 holds 132 x 2,048).
 ENOUGH_THREADS = 1 << 18
 MAX_GRID_YZ = 65535
+#: Blocks that a dense product should have: two for each of the 132 multiprocessors of an H200; and the terms of a sum
+#: that are worth a block of their own.
+ENOUGH_BLOCKS, ENOUGH_TERMS = 264, 256
 #: Blocks that each hold a table of counts: eight for each of the 132 multiprocessors of an H200, or almost.
 MAX_TABLES = 1024
 
@@ -73,6 +76,13 @@ def tiles_of_groups(n, n_groups, tile, n_columns, columns):
     The last blocks may find no tile. Columns stride where there are many.
     """
     return max(1, n // tile + n_groups), min(max(1, divide_up(n_columns, columns)), MAX_GRID_YZ)
+
+
+def tiles_of_product(n_rows, n_columns, n_terms, tile_rows, tile_columns):
+    """(n_parts, grid) for tiles of a matrix on x; where these are few, the sums are cut into parts, on y."""
+    n_tiles = max(1, divide_up(n_rows, tile_rows) * divide_up(n_columns, tile_columns))
+    n_parts = max(1, min(ENOUGH_BLOCKS // n_tiles, n_terms // ENOUGH_TERMS, MAX_GRID_YZ))
+    return n_parts, (n_tiles, n_parts)
 
 
 def block_that_fits(bytes_of, block):
