@@ -45,6 +45,10 @@ SAMPLERS = {
     "softmax-full-narrow": {"sampler": "none", "dropout": 0.3, "embedding": 64},  # does width tell in bench.closeness?
     **{f"softmax-{name}-100": {"sampler": name} for name in ("uniform", "unigram", "midx-pq", "midx-rq")},
 }
+#: The row that bench.pecos makes.
+PECOS = "pecos-xr-linear"
+#: {benchmark: rows of its table that other commands make}.
+RIVALS = {"accuracy": (PECOS,)}
 #: Benchmark: (options of all rows, {row: its own options}).
 TABLES = {"accuracy": (COMMON, ROWS), "accuracy: softmax": (SOFTMAX, SAMPLERS)}
 OPTIONS = {name: common | own for common, of_table in TABLES.values() for name, own in of_table.items()}
@@ -65,14 +69,15 @@ def _of_the_layer(result, model):
 
 
 def _cells(name, r):
-    test, plan = r["test"], r["memory_plan_bytes"]
-    scores = [f"{100 * test[key]:.2f}" for key in ("P@1", "P@3", "P@5", "PSP@5")]
-    sizes = [f"{n / 2**20:,.0f}" for n in (r["output_layer_bytes"], r["network_bytes"], plan)]
+    scores = [f"{100 * r['test'][key]:.2f}" for key in ("P@1", "P@3", "P@5", "PSP@5")]
+    if name == PECOS:  # one model, made in one go
+        sizes, epochs = ["-", r["network_bytes"], r["peak_memory_bytes"]], ["-", "-"]
+    else:
+        sizes = [r["output_layer_bytes"], r["network_bytes"], r["memory_plan_bytes"]]
+        epochs = [f"{rows.seconds_per_epoch(r):.0f}", f"{len(r['epochs'])} ({r['best_epoch'] + 1})"]
+    sizes = [n if n == "-" else f"{n / 2**20:,.0f}" for n in sizes]
     env = r["environment"]
-    return [
-        name, *scores, *sizes, f"{rows.seconds_per_epoch(r):.0f}", f"{len(r['epochs'])} ({r['best_epoch'] + 1})", str(env["threads"]),
-        (env["commit"] or "")[:10],
-    ]  # fmt: skip
+    return [name, *scores, *sizes, *epochs, str(env["threads"]), (env["commit"] or "")[:10]]
 
 
 def summary(benchmark, found):
@@ -97,6 +102,8 @@ def summary(benchmark, found):
              f"{projected:,.0f}", "-", str(dense["environment"]["threads"]), "-"]
         )  # fmt: skip
     missing = [f"`python -m bench.accuracy {name} --data DIR`" for name in all_rows if name not in found]
+    if PECOS in RIVALS.get(benchmark, ()) and PECOS not in found:
+        missing.append("`python -m bench.pecos --data DIR`")
     some = next(iter(found.values()))
     notes = [
         "P@k on the test part, in per cent, of the weights that were best on the dev part; PSP@5 weighs rare labels up.",
@@ -104,7 +111,7 @@ def summary(benchmark, found):
         "Seconds an epoch as the run took them, on a machine that did other work beside: compare them with care.",
         f"Options of every row: {' '.join(f'--{key} {value}' for key, value in common.items())}, others by default.",
     ]
-    for name in found:
+    for name in [name for name in found if name != PECOS]:
         own = [
             f"--{key} {value:g}" for key, value in all_rows[name].items() if key in common or key == "intermediate-rate"
         ]
@@ -114,6 +121,14 @@ def summary(benchmark, found):
             notes.append(
                 f"{name}: {len(updates)} updates of the index in {seconds:.0f} s, counted in the seconds an epoch."
             )
+    if PECOS in found:
+        r = found[PECOS]
+        settings = ", ".join(f"{key} {value}" for key, value in r["settings"].items())
+        notes.append(
+            f"{PECOS}: PECOS {r['environment']['versions']['libpecos']} on the same TF-IDF features; {settings}. Trained in "
+            f"{r['train_seconds']:.0f} s, the process took {r['peak_memory_bytes'] / 2**20:,.0f} MiB at most; a query "
+            f"{r['ms_a_query']:.2f} ms where all are asked at once, {r['ms_a_query_alone']:.2f} ms alone."
+        )
     notes += [f"Not trained: {', '.join(missing)}."] if missing else []
     return {
         "benchmark": benchmark, "parameters": {"data": some["data"], "points": some["points"], "device": some["device"]},
@@ -155,7 +170,8 @@ def picture(found, path):
     harness.write_picture(figure, path)
 
 
-def _draw(found):
+def draw(found):
+    """The pictures, of the rows that there are."""
     if {REWIRED, NOT_REWIRED} <= found["accuracy"].keys():
         picture(found["accuracy"], PICTURE)
 
@@ -163,7 +179,7 @@ def _draw(found):
 def main(argv=None):
     return rows.main(
         argv, script="accuracy", command="classifier", description=__doc__.partition("\n")[0], tables=TABLES,
-        options=OPTIONS, folder=FOLDER, summary=summary, draw=_draw, more=_of_the_layer,
+        options=OPTIONS, folder=FOLDER, summary=summary, draw=draw, more=_of_the_layer, rivals=RIVALS,
     )  # fmt: skip
 
 

@@ -206,6 +206,7 @@ def picture(row, path):
     from matplotlib.ticker import NullFormatter
 
     lines, curves = row["figures"]["lines"], row["figures"]["curves"]
+    curves = {name: {int(k): value for k, value in curve.items()} for name, curve in curves.items()}  # of a file: text
     figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
     numbers = sorted(next(iter(curves.values())))
     labels = [(value, name, "#444444") for name, value in lines.items()]

@@ -30,8 +30,10 @@ CHIP = "H200"
 ISSUED = 132 * 4 * 1.98e9
 #: {row: (module, weights in bfloat16, keyword arguments of the wing's step)}.
 CASES = {
-    "fixed fan-in": ("fixed_fan_in", False, {}),
-    "group-shared": ("group_shared", False, {}),
+    "fixed fan-in, first version": ("fixed_fan_in", False, {"wide": False}),
+    "fixed fan-in": ("fixed_fan_in", False, {"wide": True}),
+    "group-shared": ("group_shared", False, {"tensor_cores": False}),
+    "group-shared, tensor cores": ("group_shared", False, {"tensor_cores": True}),
     "group-shared, bfloat16": ("group_shared", True, {"tensor_cores": False}),
     "group-shared, bfloat16, tensor cores": ("group_shared", True, {"tensor_cores": True}),
 }

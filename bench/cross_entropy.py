@@ -1,5 +1,7 @@
 """How fast, how exact and how frugal is the full softmax loss? ``python -m bench.cross_entropy`` (README.md says how)."""
 
+import functools
+
 import ml_dtypes
 import numpy as np
 
@@ -7,7 +9,7 @@ from sparsemax_nb import softmax_cross_entropy
 from sparsemax_nb.core import backend
 
 from . import harness, machine
-from .peers import Unavailable, pytorch
+from .peers import Unavailable, fused_losses, pytorch
 
 SIZES = {
     "rows": (1_024, 48), "width": (256, 16), "classes": (32_768, 300), "large_rows": (8_192, 64),
@@ -16,6 +18,10 @@ SIZES = {
 NAMES = "dh", "dw", "dbias"
 SOME = 100  # rows and classes whose gradients are checked at the large size
 BLOCK = 1 << 24  # logits that a check holds
+CUT = "Cut Cross-Entropy, bfloat16"
+#: By how much the loss may be off, relative to it, and gradients, relative to their largest number; of rivals that round
+#: logits and gradients to bfloat16, and of the one that adds up its gradients in bfloat16, block by block.
+EXACT, ROUNDED, SUMMED = (1e-5, 1e-4), (1e-2, 0.05), (1e-2, 0.15)
 
 
 def problem(n_rows, width, n_classes):
@@ -68,24 +74,27 @@ def checker(h, w, bias, targets):
     by_row = gradient(h[rows], w, bias, log_z[rows], targets[rows, None] == np.arange(len(w)))
     wanted = by_row @ w, by_class.T @ h, by_class.sum(0)
 
-    def check(result):
-        require_close(
-            result[0], loss, [g[i] for g, i in zip(result[1:], (rows, classes, classes), strict=True)], wanted
-        )
+    def check(result, tolerance=EXACT):
+        some = [None if g is None else g[i] for g, i in zip(result[1:], (rows, classes, classes), strict=True)]
+        require_close((result[0], *some), (loss, *wanted), tolerance)
 
     return check
 
 
-def require_close(loss, want_loss, gradients, wanted):
-    """The loss to 5 digits, gradients to a ten-thousandth of their largest number."""
-    harness.require(abs(loss - want_loss) <= 1e-5 * abs(want_loss), f"the loss is {loss}, not {want_loss}")
-    for name, got, want in zip(NAMES, gradients, wanted, strict=True):
-        harness.require_close(name, got, want, 1e-4)
+def require_close(result, wanted, tolerance=EXACT):
+    """Loss and gradients to the two tolerances; a gradient that is None was not asked for."""
+    loss, want = result[0], wanted[0]
+    harness.require(abs(loss - want) <= tolerance[0] * abs(want), f"the loss is {loss}, not {want}")
+    for name, got, want in zip(NAMES, result[1:], wanted[1:], strict=True):
+        if got is not None:
+            harness.require_close(name, got, want, tolerance[1])
 
 
 def to_numpy(result):
-    """(loss, gradients as NumPy arrays), whoever computed them."""
-    return float(result[0]), *(backend.to_numpy(g) if backend.device_of(g) else g.cpu().numpy() for g in result[1:])
+    """(loss, gradients as NumPy arrays), whoever computed them; None stays."""
+    loss, *gradients = result
+    gradients = [g.float().cpu() if hasattr(g, "cpu") else g for g in gradients]  # PyTorch's; NumPy knows no bfloat16
+    return float(loss), *(None if g is None else backend.to_numpy(g) for g in gradients)
 
 
 def rounded(a):
@@ -93,37 +102,58 @@ def rounded(a):
     return a.astype(ml_dtypes.bfloat16).astype(np.float32)
 
 
-def contestants_of(arrays, check, narrow_check, device):
-    """Ours, ours with bfloat16 inputs, PyTorch; `arrays` are h, w, bias and targets in NumPy."""
+def kind_of(name):
+    """Whether a contestant computes with inputs in bfloat16, and whether with a bias."""
+    return "bfloat16" in name, name != CUT
+
+
+def inputs_of(arrays, is_narrow, has_bias):
+    """`arrays` (h, w, bias, targets in NumPy) as contestants of a kind compute with them."""
+    h, w, bias, targets = arrays
+    if is_narrow:
+        h, w, bias = map(rounded, (h, w, bias))
+    return h, w, bias if has_bias else np.zeros_like(bias), targets
+
+
+def contestants_of(arrays, check_of, device):
+    """Ours, PyTorch and, on CUDA, their rivals; ``check_of(*kind)`` gives check(result, tolerance)."""
     h, w, bias, targets = (backend.asarray(a, device) for a in arrays)
 
-    def compute(h, w, bias):
-        return harness.Contestant(
-            lambda: softmax_cross_entropy(h, w, targets, bias),
-            lambda result: (check if h.dtype == np.float32 else narrow_check)(to_numpy(result)),
-            f"inputs {h.dtype}, gradients float32",
-        )
+    def checked(name, tolerance=EXACT):
+        return lambda result: check_of(*kind_of(name))(to_numpy(result), tolerance)
 
+    def ours(name, h, w, bias):
+        run = functools.partial(softmax_cross_entropy, h, w, targets, bias)
+        return harness.Contestant(run, checked(name), f"inputs {h.dtype}, gradients float32")
+
+    contestants, narrow = {"ours": ours("ours", h, w, bias)}, "ours, bfloat16"
     try:
-        narrow = compute(*(backend.asarray(a.astype(ml_dtypes.bfloat16), device) for a in arrays[:3]))
+        inputs = [backend.asarray(a.astype(ml_dtypes.bfloat16), device) for a in arrays[:3]]
+        contestants[narrow] = ours(narrow, *inputs)
     except (TypeError, ValueError) as problem:
-        narrow = Unavailable(f"no bfloat16 arrays on {device}: {problem}")  # an older CuPy
-    rival = harness.offer(lambda result: check(to_numpy(result)), pytorch.cross_entropy, h, w, bias, targets)
-    return {"ours": compute(h, w, bias), "ours, bfloat16": narrow, "PyTorch": rival}
+        contestants[narrow] = Unavailable(f"no bfloat16 arrays on {device}: {problem}")  # an older CuPy
+    rivals = {"PyTorch": (EXACT, pytorch.cross_entropy, h, w, bias, targets)}
+    if device == "cuda":
+        rivals["PyTorch, bfloat16"] = ROUNDED, pytorch.cross_entropy, h, w, bias, targets, "bfloat16"
+        rivals["Liger"] = EXACT, fused_losses.liger, h, w, bias, targets, "float32"
+        rivals["Liger, bfloat16"] = ROUNDED, fused_losses.liger, h, w, bias, targets, "bfloat16"
+        rivals[CUT] = SUMMED, fused_losses.cut_cross_entropy, h, w, targets
+    for name, (tolerance, *prepare) in rivals.items():
+        contestants[name] = harness.offer(checked(name, tolerance), *prepare)
+    return contestants
 
 
 def memory_of(contestants, timings, sizes, device):
     """Inputs and gradients, and what a call takes beyond them."""
     n_rows, width, n_classes = sizes
     numbers, memory = (n_rows + n_classes) * width + n_classes, {}
-    for name in (
-        timings if device == "cpu" else [n for n in timings if n.startswith("ours")]
-    ):  # PyTorch's pool is its own
+    for name in timings:
         with machine.memory_growth(device) as growth:
             result = contestants[name].run()
+        gradients = sum(g.nbytes for g in result[1:] if g is not None)
         del result
-        beyond = None if growth["bytes"] is None else max(0, growth["bytes"] - 4 * numbers)
-        memory[name] = {"held": (6 if "bfloat16" in name else 8) * numbers, "growth": beyond}
+        beyond = None if growth["bytes"] is None else max(0, growth["bytes"] - gradients)
+        memory[name] = {"held": (2 if "bfloat16" in name else 4) * numbers + gradients, "growth": beyond}
     return memory
 
 
@@ -147,20 +177,21 @@ def row_of(args, sizes, contestants, **options):
     )
 
 
-def accuracy_row(args, sizes, contestants, truths):
-    """Errors against float64."""
+def accuracy_row(args, sizes, contestants, truth_of):
+    """Errors against float64; ``truth_of(*kind)`` is what a contestant should find."""
     rows, figures = [], {}
     for name, contestant in contestants.items():
         if not isinstance(contestant, Unavailable):
             loss, *gradients = to_numpy(contestant.run())
-            want_loss, *wanted = truths["bfloat16" in name]
+            want_loss, *wanted = truth_of(*kind_of(name))
             errors = {"loss": abs(loss / want_loss - 1)}
             for key, got, want in zip(NAMES, gradients, wanted, strict=True):
-                error = got - want
-                errors[f"{key} max"] = float(np.abs(error).max() / np.abs(want).max())
-                errors[f"{key} rms"] = float(np.sqrt(np.square(error).mean() / np.square(want).mean()))
+                if got is not None:
+                    error = got - want
+                    errors[f"{key} max"] = float(np.abs(error).max() / np.abs(want).max())
+                    errors[f"{key} rms"] = float(np.sqrt(np.square(error).mean() / np.square(want).mean()))
             figures[name] = errors
-            rows.append([name, *(f"{error:.1e}" for error in errors.values())])
+            rows.append([name, *(f"{errors[key]:.1e}" if key in errors else "-" for key in figures["ours"])])
     return {
         "benchmark": "cross_entropy: accuracy",
         "parameters": dict(zip(("rows", "width", "classes"), sizes, strict=True)) | {"device": args.device},
@@ -174,23 +205,33 @@ def accuracy_row(args, sizes, contestants, truths):
     }
 
 
+def small(args):
+    """The small size: everything is checked, and the errors are a table of their own."""
+    sizes = args.rows, args.width, args.classes
+    arrays = problem(*sizes)
+    truth_of = functools.cache(lambda *kind: exact(*inputs_of(arrays, *kind)))
+
+    def check_of(*kind):
+        return lambda result, tolerance: require_close(result, truth_of(*kind), tolerance)
+
+    contestants = contestants_of(arrays, check_of, args.device)
+    yield row_of(args, sizes, contestants)
+    yield accuracy_row(args, sizes, contestants, truth_of)
+
+
+def large(args):
+    """The large size."""
+    sizes = args.large_rows, args.width, args.large_classes
+    arrays = problem(*sizes)
+    check_of = functools.cache(lambda *kind: checker(*inputs_of(arrays, *kind)))
+    contestants = contestants_of(arrays, check_of, args.device)
+    slow = {"repeats": min(2, args.repeats), "warmup": 0} if args.device == "cpu" else {}  # a call takes many seconds
+    yield row_of(args, sizes, contestants, **slow)
+
+
 def main(argv=None):
     args = harness.arguments("cross_entropy", __doc__.partition("(")[0], SIZES, argv)
-    sizes = args.rows, args.width, args.classes
-    *arrays, targets = problem(*sizes)
-    truths = exact(*arrays, targets), exact(*map(rounded, arrays), targets)
-    checks = [lambda result, t=truth: require_close(result[0], t[0], result[1:], t[1:]) for truth in truths]
-    contestants = contestants_of((*arrays, targets), *checks, args.device)
-    rows = [harness.publish(args, row_of(args, sizes, contestants))]
-    rows.append(harness.publish(args, accuracy_row(args, sizes, contestants, truths)))
-    del contestants, truths, checks
-
-    sizes = args.large_rows, args.width, args.large_classes
-    *arrays, targets = problem(*sizes)
-    checks = checker(*arrays, targets), checker(*map(rounded, arrays), targets)
-    contestants = contestants_of((*arrays, targets), *checks, args.device)
-    row = row_of(args, sizes, contestants, repeats=min(2, args.repeats), warmup=0)  # a call takes many seconds
-    return [*rows, harness.publish(args, row)]
+    return [harness.publish(args, row) for part in (small, large) for row in part(args)]
 
 
 if __name__ == "__main__":

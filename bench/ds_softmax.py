@@ -344,13 +344,15 @@ def picture(row, path):
         "PyTorch: adaptive": ("#D55E00", "d", "PyTorch, adaptive"), "ours": ("#000000", "*", "our full softmax"),
     }  # fmt: skip
     figures = {name: f for name, f in row["figures"].items() if "accuracy" in f}
-    whole = figures["ours: full softmax"]["accuracy"]
+    kept = {name: {int(k): a for k, a in f["accuracy"].items()} for name, f in figures.items()}  # of a file: text
+    whole = kept["ours: full softmax"]
     figure, panes = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained", sharex=True)
     for axes, k in zip(panes, (1, 10), strict=True):
         for start, (colour, marker, label) in styles.items():
-            some = [f for name, f in figures.items() if name.startswith(start)]
+            some = [name for name in figures if name.startswith(start)]
             if some:
-                x, y = zip(*sorted((f["ms, batch 1"], 100 * f["accuracy"][k] / whole[k]) for f in some), strict=True)
+                points = sorted((figures[name]["ms, batch 1"], 100 * kept[name][k] / whole[k]) for name in some)
+                x, y = zip(*points, strict=True)
                 axes.plot(x, y, color=colour, marker=marker, markersize=8, label=label, linewidth=1)
         axes.axhline(100, color="#999999", linewidth=1, linestyle=":")
         axes.set(xscale="log", xlabel="milliseconds, one query", ylabel=f"top-{k} kept, % of the full softmax")

@@ -1,6 +1,8 @@
 """Everything that needs a GPU, in one command of under ten minutes: ``python -m bench.gpu`` (what ``make gpu`` runs).
 
-The tests on real CUDA, then every benchmark on CUDA and on the CPU; no network. A failing part does not stop the rest.
+The tests on real CUDA (300 s at most), every benchmark on CUDA (90 s each at most), then, with the time that is left, some on
+the CPU of the same machine; no network. A part that fails or is stopped does not stop the rest, and the rows that it has
+finished are kept.
 OUT/ then holds summary.json (device, driver, versions, seconds and exit status of every part), pytest.xml, results.json
 (the rows of all benchmarks) and log.txt. Exit status: 0, 1 where a part failed, 2 where there is no CUDA device.
 """
@@ -21,24 +23,19 @@ from sparsemax_nb.core import backend
 
 from . import harness, machine, report
 
+#: What else lies here; three need hours, ds_softmax a trained model, scaling and pecos measure the CPU, counted needs no GPU.
 NOT_BENCHMARKS = {
-    "__init__",
-    "harness",
-    "machine",
-    "report",
-    "gpu",
-    "rows",
-    "accuracy",
-    "closeness",
-    "language",
-    "scaling",
-    "profiling",
-    "counted",
-}  # three need hours, scaling measures the CPU, counted needs no GPU
-TESTS_LIMIT = 300
-#: On the CPU, what would take minutes at its full size.
-SHORTER = {
-    "cross_entropy": ["--large-rows", "1024"], "sampling": ["--step-classes", "100000", "--largest", "200000"],
+    "__init__", "harness", "machine", "report", "gpu", "rows", "profiling", "accuracy", "closeness", "language", "ds_softmax",
+    "scaling", "pecos", "counted",
+}  # fmt: skip
+TESTS_LIMIT, BENCHMARK_LIMIT = 300, 90  # seconds
+#: What takes minutes at its full size, on CUDA for the sake of its check in NumPy; and all that runs on the CPU.
+OPTIONS = {
+    "cuda": {"cross_entropy": ["--large-rows", "2048"]},
+    "cpu": {
+        "forward": [], "lstm": [], "cross_entropy": ["--large-rows", "1024"], "step": ["--repeats", "5"],
+        "group_shared": ["--repeats", "3"], "sampling": ["--step-classes", "100000", "--largest", "200000"],
+    },
 }  # fmt: skip
 
 
@@ -46,21 +43,19 @@ def parts(out, rows, smoke):
     """``{name: command}`` in the order in which they run; what needs the GPU comes first."""
     commands = {"tests": ["python", "-m", "pytest", "tests", "-q", f"--junitxml={out / 'pytest.xml'}"]}
     names = sorted(path.stem for path in machine.HERE.glob("*.py") if path.stem not in NOT_BENCHMARKS)
-    for device in ("cuda", "cpu"):
-        for name in names:
-            command = [
-                "python",
-                "-m",
-                f"bench.{name}",
-                "--device",
-                device,
-                "--json",
-                str(rows / f"{name}-{device}.json"),
-            ]
-            if device == "cpu" and not smoke:
-                command += SHORTER.get(name, [])
-            commands[f"{name} {device}"] = command + ["--smoke"] * smoke
+    for device, chosen in (("cuda", names), ("cpu", OPTIONS["cpu"])):
+        for name in chosen:
+            file = rows / f"{name}-{device}.json"
+            command = ["python", "-m", f"bench.{name}", "--device", device, "--json", str(file)]
+            commands[f"{name} {device}"] = command + (["--smoke"] if smoke else OPTIONS[device].get(name, []))
     return commands
+
+
+def limit_of(name, others, left):
+    """Seconds that a part may take of those that are `left`: its share among the `others` of its device that are to come."""
+    device = name.rpartition(" ")[2]
+    share = left / (1 + sum(other.endswith(device) for other in others))
+    return min(TESTS_LIMIT, left) if name == "tests" else min(BENCHMARK_LIMIT, share)
 
 
 def run_part(name, command, limit, log):
@@ -127,11 +122,9 @@ def main(argv=None):
         (out / name).unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as folder, open(out / "log.txt", "w") as log:
         commands = parts(out, Path(folder), args.smoke)
-        for i, (name, command) in enumerate(commands.items()):
+        for i, (name, command) in enumerate(commands.items(), 1):
             left = 60 * args.minutes - (time.perf_counter() - start)
-            lines.append(
-                run_part(name, command, min(TESTS_LIMIT, left) if name == "tests" else left / (len(commands) - i), log)
-            )
+            lines.append(run_part(name, command, limit_of(name, list(commands)[i:], left), log))
             lines[-1]["command"] = lines[-1]["command"].replace(f"{out}/", "").replace(f"{folder}/", "")
         for path in sorted(Path(folder).glob("*.json")):
             rows += json.loads(path.read_text())
@@ -141,7 +134,7 @@ def main(argv=None):
     summary |= {"tests": junit_counts(out / "pytest.xml"), "seconds": round(time.perf_counter() - start, 1)}
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     if not args.smoke:
-        report.add(out / "results.json")
+        report.main(["--add", str(out / "results.json")])
     print(f"{len(failed)} of {len(lines)} parts failed, {summary['seconds']:.0f} s; see summary.json and log.txt")
     return 1 if failed else 0
 

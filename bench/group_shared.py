@@ -64,17 +64,25 @@ def forward_row(args, ours, x, dense_x):
     contestants["PyTorch CSR"] = harness.offer(check, pytorch.csr_forward, x, expanded(shared))
     contestants["PyTorch gather and bmm"] = harness.offer(check, pytorch.gather_forward, x, shared)
 
-    def check_dense(result, w):
-        some = np.unique(np.linspace(0, args.labels - 1, 100).astype(int))
-        got, w = backend.to_numpy(result)[:, some], backend.to_numpy(w)[some].astype(np.float64)
-        harness.require_close("the dense product", got, backend.to_numpy(dense_x) @ w.T, 1e-4)
-
-    contestants["PyTorch dense"] = harness.offer(check_dense, pytorch.dense_forward, dense_x, args.labels)
+    contestants["PyTorch dense"] = dense_forward(dense_x, args.labels, "float32", 1e-4)
+    if args.device == "cuda":
+        contestants["PyTorch dense, bfloat16"] = dense_forward(dense_x, args.labels, "bfloat16", 1e-2)
     timings, floor = harness.race(contestants, args), harness.floor(args, work(args, len(shared.indices)))
     return harness.make_row(
         "group-shared forward", args.parameters, contestants, timings, floor=floor,
         targets=targets_of(args, "forward"), device=args.device,
     )  # fmt: skip
+
+
+def dense_forward(dense_x, n_labels, dtype, tolerance):
+    """PyTorch's dense product as a contestant; 100 labels are checked, to `tolerance` times the largest score."""
+
+    def check(result, w):
+        some = np.unique(np.linspace(0, n_labels - 1, 100).astype(int))
+        got, w = (a.float().cpu().numpy() for a in (result[:, some], w[some]))
+        harness.require_close("the dense product", got, backend.to_numpy(dense_x) @ w.T.astype(np.float64), tolerance)
+
+    return harness.offer(check, pytorch.dense_forward, dense_x, n_labels, dtype)
 
 
 def expanded(layer):

@@ -114,7 +114,7 @@ def require_close(name, got, want, tolerance):
 def floor(args, work):
     """The least time that ``{what: (amount, name of the limit)}`` takes: each amount over its rate, the largest counts.
 
-    Work whose limit is not measured on this device is left out.
+    Work whose limit is not measured on this device is left out; None where nothing else is left.
     """
     limits = machine_limits(args.threads, args.device, args.smoke)
     parts = {
@@ -123,6 +123,8 @@ def floor(args, work):
         if name in limits
     }
     seconds = {what: part["amount"] / part["limit"] for what, part in parts.items()}
+    if not seconds:
+        return None
     bound = max(seconds, key=seconds.get)
     return {"seconds": seconds[bound], "bound": bound, "parts": parts, "limits": limits}
 
@@ -157,11 +159,11 @@ def _identity(row):
     )
 
 
-def write_rows(path, rows):
-    """Add rows to a JSON file, in place of those of the same benchmark, parameters and machine. Atomic."""
+def write_rows(path, rows, keep=True):
+    """Add rows to a JSON file, in place of those of the same benchmark, parameters and machine, or of all. Atomic."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    old = json.loads(path.read_text()) if path.exists() else []
+    old = json.loads(path.read_text()) if keep and path.exists() else []
     new = {_identity(row) for row in rows}
     kept = [row for row in old if _identity(row) not in new]
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
@@ -221,7 +223,7 @@ def arguments(benchmark, description, sizes, argv=None, repeats=15):
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument(
         "--profile", metavar="KERNEL", choices=profiling.kernels(),
-        help="profile one launch of this CUDA kernel (MODULE.KERNEL, e.g. fixed_fan_in.step_kernel) and stop; for nsys and ncu",
+        help="profile one launch of this CUDA kernel (MODULE.KERNEL, e.g. fixed_fan_in.step_wide_kernel) and stop; for nsys and ncu",
     )  # fmt: skip
     for name, (full, smoke) in sizes.items():
         parser.add_argument("--" + name.replace("_", "-"), type=int, help=f"default: {full:,}; {smoke:,} with --smoke")

@@ -129,7 +129,8 @@ def picture(found, path):
     harness.write_picture(figure, path)
 
 
-def _draw(found):
+def draw(found):
+    """The pictures, of the rows that there are."""
     if found["language: WikiText-2"]:
         picture(found["language: WikiText-2"], PICTURE)
 
@@ -137,7 +138,7 @@ def _draw(found):
 def main(argv=None):
     return rows.main(
         argv, script="language", command="language-model", description=__doc__.partition("\n")[0], tables=TABLES,
-        options=OPTIONS, folder=FOLDER, summary=summary, draw=_draw, more=_continuations, data="wikitext-2",
+        options=OPTIONS, folder=FOLDER, summary=summary, draw=draw, more=_continuations, data="wikitext-2",
     )  # fmt: skip
 
 

@@ -21,6 +21,11 @@ import sparsemax_nb
 from sparsemax_nb.core import backend
 
 HERE = Path(__file__).parent
+#: {module: package} whose version counts where it took part.
+RIVALS = {
+    "torch": "torch", "triton": "triton", "cut_cross_entropy": "cut-cross-entropy", "liger_kernel": "liger-kernel",
+    "faiss": "faiss-cpu",
+}  # fmt: skip
 STARTED = time.perf_counter()
 
 
@@ -38,15 +43,21 @@ def memory_growth(device="cpu"):
 
     CPU: the kernel's own high-water mark of the process (VmHWM), reset before the block; a sampling thread would stand
     still while compiled code holds the interpreter lock. None where /proc does not offer it. CUDA: growth of CuPy's
-    memory pool. What the C library or the pool keeps for reuse is given back first, so that it counts when it is used.
+    memory pool, and of what PyTorch's tensors take. What the C library or a pool keeps for reuse is given back first, so
+    that it counts when it is used.
     """
     growth = {"bytes": None}
     if device == "cuda" and not backend.SIMULATOR:
-        pool = backend.xp.get_default_memory_pool()
+        pool, torch = backend.xp.get_default_memory_pool(), sys.modules.get("torch")
+        theirs = torch.cuda if torch and torch.cuda.is_available() else None
         pool.free_all_blocks()
         before = pool.used_bytes()
+        if theirs:
+            theirs.empty_cache()
+            theirs.reset_peak_memory_stats()
+            before += theirs.memory_allocated()
         yield growth
-        growth["bytes"] = pool.total_bytes() - before
+        growth["bytes"] = pool.total_bytes() + (theirs.max_memory_allocated() if theirs else 0) - before
         return
     try:
         with contextlib.suppress(AttributeError):
@@ -222,8 +233,8 @@ def environment(device="cpu"):
     packages = ("numpy", "numba", "numba-cuda", "llvmlite", "scipy", "cupy-cuda12x", "cupy-cuda13x", "cupy")
     versions = {"sparsemax_nb": sparsemax_nb.__version__, "python": platform.python_version()}
     versions |= {name: version for name in packages if (version := _version(name))}
-    if "torch" in sys.modules and sys.modules["torch"] is not None:
-        versions["torch"] = sys.modules["torch"].__version__
+    present = [package for module, package in RIVALS.items() if sys.modules.get(module) is not None]
+    versions |= {package: version for package in present if (version := _version(package))}
     machine = {"cpu": _cpu_name(), "cores": os.cpu_count(), "caches": cache_bytes()}
     if device == "cuda" and backend.SIMULATOR:
         machine["gpu"] = "Numba's simulator"

@@ -1,7 +1,7 @@
 """One launch of one kernel between the profiler's start and stop: ``--profile MODULE.KERNEL`` of a benchmark on CUDA.
 
-    nsys profile -c cudaProfilerApi python -m bench.step --device cuda --profile fixed_fan_in.step_kernel
-    ncu --profile-from-start off --set full python -m bench.step --device cuda --profile fixed_fan_in.step_kernel
+    nsys profile -c cudaProfilerApi python -m bench.step --device cuda --profile fixed_fan_in.step_wide_kernel
+    ncu --profile-from-start off --set full python -m bench.step --device cuda --profile fixed_fan_in.step_wide_kernel
 
 The benchmark goes on until the kernel has been launched once to compile and check it; the next launch is profiled, and ends it.
 """

@@ -1,4 +1,4 @@
-"""Tables from bench/results/*.json: ``python -m bench.report`` writes them into bench/README.md.
+"""``python -m bench.report`` writes bench/README.md from prose.md and the tables of bench/results/*.json, and draws the pictures.
 
 ``python -m bench.report --add FILE ...`` first sorts the rows of FILE (gpu_output/results.json) into bench/results/.
 A table holds one row of results, so figures of different machines never meet in one.
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from . import harness, machine
 
-README = machine.HERE / "README.md"
+README, PROSE = machine.HERE / "README.md", machine.HERE / "prose.md"
 START, END = "<!-- tables: start -->", "<!-- tables: end -->"
 
 
@@ -97,12 +97,35 @@ def render(rows):
     return "\n\n".join(sections)
 
 
-def add(path):
-    """Sort the rows of a file into bench/results/NAME-DEVICE.json."""
-    for row in json.loads(Path(path).read_text()):
-        harness.write_rows(
-            harness.RESULTS / f"{row['benchmark'].split(':')[0]}-{row['parameters']['device']}.json", [row]
+def readme(rows):
+    """The whole text: the prose with all tables in their place."""
+    before, _, after = PROSE.read_text().partition(START)
+    return f"{before}{START}\n\n{render(rows)}\n\n{END}{after.partition(END)[2]}"
+
+
+def draw(rows):
+    """The pictures of what lies in bench/results/. ds_words and hierarchy show models, and are drawn by their benchmarks."""
+    from . import accuracy, closeness, ds_softmax, language, scaling  # they import this module
+    from . import rows as joined
+
+    for module in (accuracy, language):
+        module.draw(
+            {benchmark: joined.finished(names, module.FOLDER) for benchmark, (_, names) in module.TABLES.items()}
         )
+    pictured = {
+        ("closeness", "softmax-full"): closeness, ("ds_softmax: wikitext-2", "wikitext-2"): ds_softmax, ("scaling", None): scaling,
+    }  # fmt: skip
+    for what, module in pictured.items():
+        if found := [row for row in rows if (row["benchmark"], row["parameters"].get("data")) == what]:
+            module.picture(max(found, key=lambda row: row["environment"]["date_utc"]), module.PICTURE)
+
+
+def add(path):
+    """Sort the rows of a file into bench/results/NAME-DEVICE.json, where their benchmark writes them itself."""
+    for row in json.loads(Path(path).read_text()):
+        name = row["benchmark"].partition(":")[0].partition(" ")[0].replace("-", "_")
+        name = "step" if name == "top_k" else name
+        harness.write_rows(harness.RESULTS / f"{name}-{row['parameters']['device']}.json", [row])
 
 
 def main(argv=None):
@@ -114,9 +137,8 @@ def main(argv=None):
     for path in args.add:
         add(path)
     rows = [row for path in sorted(harness.RESULTS.glob("*.json")) for row in json.loads(path.read_text())]
-    text = README.read_text()
-    before, after = text.partition(START)[0], text.partition(END)[2]
-    README.write_text(f"{before}{START}\n\n{render(rows)}\n\n{END}{after}")
+    README.write_text(readme(rows))
+    draw(rows)
     print(f"{len(rows)} rows of results in {README.name}")
 
 

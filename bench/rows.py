@@ -1,9 +1,11 @@
 """Rows of tables that take hours to train: each is one command that can be killed and given again.
 
-It goes on from its checkpoint, and writes bench/results/TABLE/ROW.json when it is done.
+It goes on from its checkpoint, and writes bench/results/TABLE/ROW.json when it is done. A table joins what single runs have
+found: rows that were measured on another machine, or with other versions, than most are marked.
 """
 
 import argparse
+import collections
 import json
 from pathlib import Path
 
@@ -40,11 +42,16 @@ def train(command, options, *, script, row, data, folder, work, threads, more=No
         result |= more(result, model)
     result["environment"] = machine.environment(result["device"]) | {"commit": commit}  # that of the last start
     result["environment"]["command"] = f"python -m bench.{script} {row} --data {name}"
+    write(result, folder, row)
+    return 0
+
+
+def write(result, folder, row):
+    """Write `folder`/ROW.json; the file appears, or is replaced, once it is complete."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{row}.part"
     temporary.write_text(json.dumps(result, indent=1) + "\n")
     temporary.replace(folder / f"{row}.json")
-    return 0
 
 
 def finished(names, folder):
@@ -53,17 +60,32 @@ def finished(names, folder):
     return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
 
 
+def tell_apart(table, found):
+    """Give a table the machine and versions of most of its rows, and those measured elsewhere a mark and a note."""
+    places = {name: report.machine_of(result) for name, result in found.items()}
+    (most, _), *others = collections.Counter(places.values()).most_common()
+    some = next(result for name, result in found.items() if places[name] == most)
+    table["environment"] |= {key: some["environment"][key] for key in ("machine", "threads", "versions")}
+    marks = {place: f"[{i}]" for i, (place, _) in enumerate(others, 1)}
+    for cells in table["table"]["rows"]:
+        if places.get(cells[0]) in marks:
+            cells[0] += " " + marks[places[cells[0]]]
+    table["notes"] += [f"{mark}: measured elsewhere than the other rows, on {place}." for place, mark in marks.items()]
+
+
 def seconds_per_epoch(result):
     """As the run took them, whatever else the machine did."""
     return result["train_seconds"] / len(result["epochs"])
 
 
-def main(argv, *, script, command, description, tables, options, folder, summary, draw, more=None, data=None):
+def main(
+    argv, *, script, command, description, tables, options, folder, summary, draw, more=None, data=None, rivals=None
+):
     """The command line of tables whose rows ``sparsemax-nb train COMMAND`` makes: ``bench.SCRIPT ROW | --list | --table``.
 
     `tables` is {benchmark: (options of all rows, {row: its own})}, `options` {row: all of its options};
     ``summary(benchmark, {row: result})`` makes a row of results with a table, ``draw({benchmark: {row: result}})`` the
-    pictures; `more` as for `train`; `data` is where --data is not given.
+    pictures; `more` as for `train`; `data` is where --data is not given; `rivals` {benchmark: rows that other commands make}.
     """
     parser = argparse.ArgumentParser(prog=f"python -m bench.{script}", description=description)
     parser.add_argument("row", nargs="?", choices=tuple(options), help="the row to train")
@@ -79,14 +101,17 @@ def main(argv, *, script, command, description, tables, options, folder, summary
         print(*options, sep="\n")
         return 0
     if args.table:
-        found = {benchmark: finished(names, folder) for benchmark, (_, names) in tables.items()}
+        found = {
+            benchmark: finished([*names, *(rivals or {}).get(benchmark, ())], folder)
+            for benchmark, (_, names) in tables.items()
+        }
         if not any(found.values()):
             parser.error("no row has been trained yet")
-        for benchmark, trained in found.items():
-            if trained:
-                row = summary(benchmark, trained)
-                harness.write_rows(harness.RESULTS / f"{script}-cpu.json", [row])
-                print(report.table(row) + "\n")
+        made = [summary(benchmark, trained) for benchmark, trained in found.items() if trained]
+        for row in made:
+            tell_apart(row, found[row["benchmark"]])
+            print(report.table(row) + "\n")
+        harness.write_rows(harness.RESULTS / f"{script}-cpu.json", made, keep=False)
         draw(found)
         return 0
     if not (args.row and args.data):

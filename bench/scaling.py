@@ -130,7 +130,7 @@ def slope(points, value):
     return float(np.log(b[value] / a[value]) / np.log(m / n))
 
 
-def picture(found, path):
+def picture(row, path):
     """Time of a step, its memory, time of a query, over the number of labels."""
     import matplotlib
 
@@ -145,11 +145,14 @@ def picture(found, path):
     )
     for axis, (question, value, factor, unit, title) in zip(axes, panels, strict=True):
         for line, (asked, colour, marker) in LINES.items():
-            points = sorted((n, p[value]) for n, p in found[line].items() if value in p)
+            points = sorted((int(n), p) for n, p in row["figures"][line].items() if value in p)
             if asked == question and points:
-                label = f"{line} (slope {slope([(n, p) for n, p in found[line].items() if value in p], value):.2f})"
+                label = f"{line} (slope {slope(points, value):.2f})"
                 axis.plot(
-                    *zip(*((n, factor * v) for n, v in points), strict=True), marker=marker, color=colour, label=label
+                    *zip(*((n, factor * p[value]) for n, p in points), strict=True),
+                    marker=marker,
+                    color=colour,
+                    label=label,
                 )
         axis.set(xscale="log", yscale="log", xlabel="labels", ylabel=unit, title=title)
         axis.grid(alpha=0.3)
@@ -197,7 +200,7 @@ def main(argv=None):
         "environment": machine.environment(args.device),
     }  # fmt: skip
     if not args.smoke:
-        picture(found, PICTURE)
+        picture(row, PICTURE)
     return [harness.publish(args, row)]
 
 

@@ -112,7 +112,7 @@ def step_row(args, x, dense_x, labels, loss, margin):
     timings = harness.race(contestants, args)
     memory = {}
     held = {"ours": 3 * layer.nbytes - 2 * layer.indices.nbytes, "PyTorch dense": 16 * args.labels * args.dense_width}
-    for name in timings if args.device == "cpu" else ("ours",):  # PyTorch's pool on CUDA is its own
+    for name in timings:
         with machine.memory_growth(args.device) as growth:
             contestants[name].run()
         extra = 4 * args.rows * args.labels if name != "ours" else 0  # PyTorch's scores, held between calls

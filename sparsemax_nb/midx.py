@@ -29,6 +29,7 @@ class _Index(NamedTuple):
     records: np.ndarray  # (L, 4) uint32 beside members, or (0, 4) where all classes are alike: see `_records`
     values: np.ndarray  # the same memory as float32
     weights: np.ndarray  # (K, K) float32: the cell's number of classes, or their total popularity
+    turned: np.ndarray  # (K, K) float32: weights, transposed, on CUDA (a warp sums 32 lines at a time); else (0, K)
     log_popularity: np.ndarray  # (L,) float32, by class; of size 0 where all are alike
 
 
@@ -242,8 +243,9 @@ class InvertedMultiIndex:
         if popularity.size:
             records = _records(members, alias_table(popularity[members], indptr), log_popularity)
         records = backend.asarray(records, device)
-        arrays = _Index(codes, indptr, members, records, records.view(np.float32), weights, log_popularity)
-        dtypes = _Index(np.int32, np.int32, np.int32, np.uint32, np.float32, np.float32, np.float32)
+        turned = weights.T if device == "cuda" else weights[:0]
+        arrays = _Index(codes, indptr, members, records, records.view(np.float32), weights, turned, log_popularity)
+        dtypes = _Index(np.int32, np.int32, np.int32, np.uint32, *[np.float32] * 4)
         self._index = _Index(*map(backend.asarray, arrays, [device] * len(arrays), dtypes))
 
     def _queries(self, queries):

@@ -30,6 +30,7 @@ from sparsemax_nb.core.experts import Experts, by_class, group
 from sparsemax_nb.cuda import fixed_fan_in as cuda_layer
 from sparsemax_nb.cuda import group_shared as cuda_groups
 from sparsemax_nb.cuda import launch
+from sparsemax_nb.cuda import top_k as cuda_top_k
 from sparsemax_nb.reference import (
     activations,
     bfloat16,
@@ -382,6 +383,27 @@ def make_top_k(shape):
     scores = integers(1, -20, 20, n_rows, n_columns)
     outputs = unwritten(n_rows, k), unwritten(n_rows, k, dtype=np.int32)
     return Task((scores, *outputs), lambda: check_top_k(outputs, top_k.top_k(scores, k)))
+
+
+def make_merge(shape):
+    """Sorted lists of small integers, some not full; most of the best are zeros, of both signs. In the first row, one NaN."""
+    n_rows, n_lists, k = shape
+    scores, length = integers(1, -9, 2, n_rows, n_lists, k), integers(2, 0, k + 1, n_rows, n_lists, 1)
+    scores[(scores == 1) & (integers(4, 0, n_lists, *scores.shape) > 0)] = 0
+    scores[:, ::3][scores[:, ::3] == 0] *= -1
+    ids = np.random.default_rng(3).permuted(np.broadcast_to(np.arange(n_lists * k), (n_rows, n_lists * k)), axis=1)
+    ids = ids.reshape(scores.shape).astype(np.int32)
+    scores[length <= np.arange(k)], ids[length <= np.arange(k)] = -np.inf, -1
+    scores[:1, n_lists // 2, 0], ids[:1, n_lists // 2, 0] = -np.nan, n_lists * k
+
+    def best(scores, ids, n):
+        order = np.lexsort((ids.astype(np.uint32), -scores, ~np.isnan(scores)), axis=-1)[..., :n]
+        return np.take_along_axis(scores, order, -1), np.take_along_axis(ids, order, -1)
+
+    wanted = best(scores.reshape(n_rows, n_lists * k), ids.reshape(n_rows, n_lists * k), k)
+    lists = (np.ascontiguousarray(a.swapaxes(1, 2)) for a in best(scores, ids, k))
+    outputs = unwritten(n_rows, k), unwritten(n_rows, k, dtype=np.int32)
+    return Task((*lists, *outputs), lambda: check_top_k(outputs, wanted))
 
 
 def make_relu(shape, rate, in_place=False):
@@ -790,7 +812,8 @@ def make_index(n_words, n_classes, weighted):
         with np.errstate(divide="ignore"):
             log_popularity = np.log(popularity).astype(np.float32)
         records = _records(members, alias_table(popularity[members], indptr), log_popularity)
-    return _Index(codes, indptr, members, records, records.view(np.float32), weights, log_popularity)
+    turned = np.ascontiguousarray(weights.T)
+    return _Index(codes, indptr, members, records, records.view(np.float32), weights, turned, log_popularity)
 
 
 def make_index_sample(shape, weighted, scale=1):
@@ -885,18 +908,26 @@ LARGE_MATRICES = (65, 33), (33, 300)
 
 
 def _group_shared(operation, kinds):
-    yield operation(  # K is a multiple of 16; it has no twin: the plain kernel is what it is compared with elsewhere
-        "group_shared.forward tensor cores", make_forward, (),
-        ((1, 20, 1, 16, 1), (33, 40, 17, 16, 8), (140, 70, 200, 32, 16), (5, 60, 70, 48, 32), (0, 20, 3, 16, 2)),
-        functools.partial(cuda_groups.forward, tensor_cores=True), None, bfloat16=True,
-    )  # fmt: skip
-    for loss, optimizer in zip(formulas.LOSSES, kinds, strict=True):
+    for name, low in (("float32", False), ("bfloat16", True)):
+        # K is a multiple of 16; no twin: the plain kernels are what they are compared with elsewhere
+        for function, make in (("forward", make_forward), ("backward", make_backward)):
+            yield operation(
+                f"group_shared.{function} tensor cores {name}", make, (),
+                ((1, 20, 3, 16, 1), (3, 20, 1, 16, 1), (33, 40, 17, 16, 8), (140, 70, 200, 32, 16), (5, 60, 70, 48, 32), (0, 20, 3, 16, 2)),
+                functools.partial(getattr(cuda_groups, function), tensor_cores=True), None, bfloat16=low,
+            )  # fmt: skip
         yield operation(
-            f"group_shared.step tensor cores {loss} {optimizer}", make_step, (),
-            ((1, 20, 1, 16, 1), (33, 40, 17, 16, 8), (140, 70, 100, 32, 16), (70, 60, 70, 16, 32), (0, 20, 3, 16, 2)),
-            functools.partial(cuda_groups.step, tensor_cores=True), None,
-            loss=formulas.LOSSES[loss], kind=kinds[optimizer], bfloat16=True,
+            f"group_shared.top_k tensor cores {name}", make_layer_top_k, (),
+            ((1, 20, 1, 16, 1, 1), (33, 40, 331, 16, 4, 16), (70, 40, 40, 32, 40, 32), (40, 20, 65, 16, 3, 5), (0, 20, 3, 16, 1, 2)),
+            functools.partial(cuda_groups.top_k, tensor_cores=True), None, bfloat16=low,
         )  # fmt: skip
+        for loss, optimizer in zip(formulas.LOSSES, kinds, strict=True):
+            yield operation(
+                f"group_shared.step tensor cores {loss} {optimizer} {name}", make_step, (),
+                ((1, 20, 1, 16, 1), (33, 40, 17, 16, 8), (140, 70, 100, 32, 16), (70, 60, 70, 16, 32), (0, 20, 3, 16, 2)),
+                functools.partial(cuda_groups.step, tensor_cores=True), None,
+                loss=formulas.LOSSES[loss], kind=kinds[optimizer], bfloat16=low,
+            )  # fmt: skip
     for name, low in (("float32", False), ("bfloat16", True)):
         for function, make in (("forward", make_forward), ("backward", make_backward)):
             yield operation(f"group_shared.{function} {name}", make, SMALL_GROUPS, LARGE_GROUPS, bfloat16=low)
@@ -929,28 +960,38 @@ def _operations():
     yield operation(
         "fixed_fan_in.forward (simple)", make_forward, SMALL_LAYERS, LARGE_LAYERS, launch_simple_forward, None
     )
-    yield operation("fixed_fan_in.forward", make_forward, SMALL_LAYERS, LARGE_LAYERS)
-    yield operation("fixed_fan_in.backward", make_backward, SMALL_LAYERS, LARGE_LAYERS)
+    lists = (
+        ((1, 1, 1, 1, 1), (3, 7, 5, 7, 5), (5, 9, 67, 3, 3), (0, 5, 3, 2, 1)),
+        ((33, 19, 331, 5, 4), (65, 9, 40, 2, 40)),
+    )
+    for name, make, (small, large) in (
+        ("forward", make_forward, (SMALL_LAYERS, LARGE_LAYERS)),
+        ("backward", make_backward, (SMALL_LAYERS, LARGE_LAYERS)),
+        ("top_k", make_layer_top_k, lists),
+    ):
+        narrow = functools.partial(getattr(cuda_layer, name), wide=False)
+        yield operation(f"fixed_fan_in.{name}", make, small, large)
+        yield operation(f"fixed_fan_in.{name} (narrow)", make, (), large[::2], narrow, None)
     for loss, code in formulas.LOSSES.items():
         for optimizer, kind in kinds.items():
             yield operation(
                 f"fixed_fan_in.step {loss} {optimizer}",
                 make_step,
                 SMALL_LAYERS[1:3],
-                (*LARGE_LAYERS, (0, 70, 5, 66)),  # no rows: what is left to do is the update
+                (*LARGE_LAYERS, (12, 70, 9, 66), (0, 70, 5, 66)),  # no rows: what is left to do is the update
                 loss=code,
                 kind=kind,
             )
+        narrow = functools.partial(cuda_layer.step, wide=False)
+        kind = kinds["adam" if loss == "bce" else "sgd"]
+        yield operation(
+            f"fixed_fan_in.step {loss} (narrow)", make_step, (), LARGE_LAYERS[::2], narrow, None, loss=code, kind=kind
+        )
         multilabel = functools.partial(make_multilabel, loss=code)
         yield operation(f"losses.multilabel {loss}", multilabel, MATRICES, LARGE_MATRICES)
         yield operation(
             f"losses.multilabel {loss} of NaN", make_nan, MATRICES[1:2], LARGE_MATRICES[:1], usual=multilabel
         )
-    yield operation(
-        "fixed_fan_in.top_k", make_layer_top_k,
-        ((1, 1, 1, 1, 1), (3, 7, 5, 7, 5), (5, 9, 67, 3, 3), (0, 5, 3, 2, 1)),
-        ((33, 19, 331, 5, 4), (65, 9, 40, 2, 40)),
-    )  # fmt: skip
     yield from _group_shared(operation, kinds)
     for shift in (20, 10, 0):
         yield operation(f"rewiring.magnitude_histogram {shift}", make_histogram, (1, 200), (33, 20_000), shift=shift)
@@ -968,6 +1009,13 @@ def _operations():
     yield operation(
         "top_k.top_k", make_top_k, ((1, 1, 1), (3, 7, 7), (5, 67, 3), (0, 5, 1)), ((33, 331, 4), (9, 40, 40))
     )
+    few, many = (
+        ((1, 1, 1), (3, 5, 7), (0, 2, 3)),
+        ((2, 700, 5), (1, 40, 40), (3, 300, 1), (1, 300, 40)),
+    )  # (B, lists, k)
+    for name, shuffles, *shapes in ("simple", False, few, ((33, 9, 4),)), ("shuffles", True, (), few + many):
+        merge = functools.partial(cuda_top_k.merge, shuffles=shuffles)
+        yield operation(f"top_k.merge {name}", make_merge, *shapes, merge, None)
     for optimizer, kind in kinds.items():
         yield operation(f"optimizers.update {optimizer}", make_update, (1, 33), (300,), kind=kind)
         yield operation(
@@ -1058,6 +1106,7 @@ OPERATIONS = tuple(_operations())
 
 #: Registers a thread: a multiple of 8 at or above what the compiler needs today for any of the architectures, so that
 #: a change which costs occupancy is noticed (`python -m tests.contracts.table` shows both).
+TENSOR_CORES = "mma.sync.aligned.m16n8k16", "ld.global.v4.f32"
 BUDGETS = {
     "activations.dropout_kernel": Budget(48),
     "activations.relu_dropout_backward_kernel": Budget(40),
@@ -1078,12 +1127,16 @@ BUDGETS = {
     "embedding.backward_kernel": Budget(48),
     "embedding.forward_kernel": Budget(48),
     "fixed_fan_in.backward_kernel": Budget(64),
+    "fixed_fan_in.backward_wide_kernel": Budget(64, holds=("ld.global.v4.f32",)),
     "fixed_fan_in.forward_kernel": Budget(56),
     "fixed_fan_in.forward_tiled_kernel": Budget(64, shared=4 * 32 * 33),
+    "fixed_fan_in.forward_wide_kernel": Budget(64, shared=4 * 32 * 129, holds=("ld.global.v4.f32",)),
     "fixed_fan_in.random_connections_kernel": Budget(56),
     "fixed_fan_in.random_values_kernel": Budget(24),
     "fixed_fan_in.step_kernel": Budget(80),
+    "fixed_fan_in.step_wide_kernel": Budget(80, holds=("ld.global.v4.f32",)),
     "fixed_fan_in.top_k_kernel": Budget(64),
+    "fixed_fan_in.top_k_wide_kernel": Budget(80, holds=("ld.global.v4.f32",)),
     "full_softmax.add_tile_kernel": Budget(40),
     "full_softmax.gradient_of_tile_kernel": Budget(40),
     "full_softmax.probabilities_kernel": Budget(48),
@@ -1091,12 +1144,12 @@ BUDGETS = {
     "full_softmax.softmax_lists_kernel": Budget(64),
     "group_shared.backward_kernel": Budget(96),
     "group_shared.forward_kernel": Budget(80),
-    "group_shared.forward_mma_kernel": Budget(
-        96, holds=("mma.sync.aligned.m16n8k16", "ld.global.v4.f32"), since=(8, 0)
-    ),
     "group_shared.step_kernel": Budget(88),
-    "group_shared.step_mma_kernel": Budget(168, holds=("mma.sync.aligned.m16n8k16", "ld.global.v4.f32"), since=(8, 0)),
     "group_shared.top_k_kernel": Budget(80),
+    "group_shared_mma.backward_kernel": Budget(160, holds=TENSOR_CORES, since=(8, 0)),
+    "group_shared_mma.forward_kernel": Budget(112, holds=TENSOR_CORES, since=(8, 0)),
+    "group_shared_mma.step_kernel": Budget(168, holds=TENSOR_CORES, since=(8, 0)),
+    "group_shared_mma.top_k_kernel": Budget(136, holds=TENSOR_CORES, since=(8, 0)),
     "losses.multilabel_kernel": Budget(40),
     "lstm.cell_backward_kernel": Budget(64),
     "lstm.cell_kernel": Budget(56),
@@ -1118,5 +1171,6 @@ BUDGETS = {
     "samplers.draw_uniform_kernel": Budget(40),
     "top_k.lists_kernel": Budget(64),
     "top_k.merge_kernel": Budget(64),
+    "top_k.merge_warps_kernel": Budget(48, holds=("shfl.sync.bfly",)),
     "unstructured.gradient_of_values_kernel": Budget(40),
 }

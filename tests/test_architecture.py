@@ -34,11 +34,14 @@ NO_TWIN = {
     "launch",
     "reduce",
     "ptx",
+    "tensor_cores",
+    "layout",
+    "group_shared_mma",
     "matmul",
     "lsh",
     "grouping",
     "__init__",
-}  # lsh, grouping, yardsticks: on the CPU alone
+}  # lsh, grouping, yardsticks: on the CPU alone; group_shared_mma: launched by group_shared
 #: Used by several files of one wing, never called from outside it.
 WING_ONLY = {"merge", "bits_of"}
 #: What `reference` needs to know of an output that the wings are handed.

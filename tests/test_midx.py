@@ -96,8 +96,11 @@ def test_a_draw_needs_one_record(backend, residual):
     n = N_CLASSES if residual == "popularity" else 0
     assert index.records.shape == index.values.shape == (n, 4)
     np.testing.assert_array_equal(index.records.view(np.float32), index.values)
-    arrays = index.codes, index.indptr, index.members, index.records, index.weights, index.log_popularity
-    assert built.nbytes == sum(a.nbytes for a in (*arrays, *map(backend.numpy, built.codebooks))), "no array twice"
+    np.testing.assert_array_equal(index.turned, index.weights.T if backend.device == "cuda" else index.weights[:0])
+    arrays = index.codes, index.indptr, index.members, index.records, index.weights, index.turned, index.log_popularity
+    assert built.nbytes == sum(a.nbytes for a in (*arrays, *map(backend.numpy, built.codebooks))), (
+        "no other array twice"
+    )
     if n:
         np.testing.assert_array_equal(index.records[:, 1], index.members)
         np.testing.assert_array_equal(index.values[:, 3], index.log_popularity[index.members])

@@ -83,19 +83,19 @@ def gather_forward(x, layer):
     return Peer(run, "index_select and bmm into arrays made beforehand")
 
 
-def dense_forward(x, n_labels):
-    """The product of a dense layer into a preallocated array; `arrays` are the weights."""
+def dense_forward(x, n_labels, dtype="float32"):
+    """The product of a dense layer into a preallocated array, all of a `dtype`; `arrays` are the weights."""
     device = backend.device_of(x)
     torch = _torch(device)
-    x = torch.as_tensor(x, device=device)
+    x = torch.as_tensor(x, device=device).to(getattr(torch, dtype))
     w, s = _dense(torch, x, n_labels)
-    return Peer(lambda: torch.mm(x, w.t(), out=s), f"width {x.shape[1]}, into a preallocated array", (w,))
+    return Peer(lambda: torch.mm(x, w.t(), out=s), f"{dtype}, width {x.shape[1]}, into a preallocated array", (w,))
 
 
 def _dense(torch, x, n_labels):
     generator = torch.Generator(device=x.device).manual_seed(0)
-    w = torch.randn((n_labels, x.shape[1]), generator=generator, device=x.device).div_(x.shape[1])
-    return w, torch.empty((len(x), n_labels), device=x.device)
+    w = torch.randn((n_labels, x.shape[1]), generator=generator, device=x.device).div_(x.shape[1]).to(x.dtype)
+    return w, torch.empty((len(x), n_labels), dtype=x.dtype, device=x.device)
 
 
 def dense_step(x, labels, n_labels, loss, learning_rate):
@@ -145,26 +145,39 @@ def dense_top_k(x, n_labels, k):
     return Peer(lambda: torch.topk(torch.mm(x, w.t(), out=s), k), f"width {x.shape[1]}, mm and topk", (w,))
 
 
-def cross_entropy(h, w, bias, targets):
-    """``F.cross_entropy(F.linear(h, w, bias), targets)`` and its backward pass by autograd; returns loss and gradients."""
-    device = backend.device_of(h)
+def differentiated(loss_of, arrays, targets, dtype):
+    """``run()`` gives ``loss_of(*leaves, targets)`` and, by autograd, its gradients by the leaves: copies of the arrays."""
+    device = backend.device_of(targets)
     torch = _torch(device)
-    needed = 3 * 4 * h.shape[0] * w.shape[0]  # logits, their log-softmax, the gradient
-    free = torch.cuda.mem_get_info()[0] if device == "cuda" else free_memory()
-    if free is not None and needed > free:
-        raise Unavailable(f"its (B, L) arrays take {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free")
-    leaves = [torch.as_tensor(a, device=device).clone().requires_grad_() for a in (h, w, bias)]
-    classes, functional = torch.as_tensor(targets, device=device).long(), torch.nn.functional
+    leaves = [torch.as_tensor(a, device=device).to(getattr(torch, dtype), copy=True).requires_grad_() for a in arrays]
+    classes = torch.as_tensor(targets, device=device).long()
 
     def run():
-        loss = functional.cross_entropy(functional.linear(*leaves), classes)
+        loss = loss_of(*leaves, classes)
         loss.backward()
         gradients = [leaf.grad for leaf in leaves]
         for leaf in leaves:
             leaf.grad = None
         return loss.item(), *gradients
 
-    return Peer(run, "float32, F.cross_entropy of F.linear, autograd")
+    return run
+
+
+def cross_entropy(h, w, bias, targets, dtype="float32"):
+    """``F.cross_entropy(F.linear(h, w, bias), targets)`` and its backward pass by autograd; returns loss and gradients."""
+    device = backend.device_of(h)
+    torch = _torch(device)
+    needed = 3 * getattr(torch, dtype).itemsize * h.shape[0] * w.shape[0]  # logits, their log-softmax, the gradient
+    free = torch.cuda.mem_get_info()[0] if device == "cuda" else free_memory()
+    if free is not None and needed > free:
+        raise Unavailable(f"its (B, L) arrays take {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free")
+    functional = torch.nn.functional
+
+    def loss_of(h, w, bias, classes):
+        return functional.cross_entropy(functional.linear(h, w, bias), classes)
+
+    run = differentiated(loss_of, (h, w, bias), targets, dtype)
+    return Peer(run, f"{dtype}, F.cross_entropy of F.linear, autograd")
 
 
 def full_softmax_step(h, w, targets, kind, learning_rate):

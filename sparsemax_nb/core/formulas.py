@@ -132,9 +132,13 @@ def enters(score, i, scores, ids):
 
 
 def insert(scores, ids, score, i):
-    """Insert (score, i) into such a list; the last entry falls out."""
+    """Insert (score, i) into such a list, NaN before all numbers; the last entry falls out."""
     place = scores.size - 1
-    while place > 0 and not (scores[place - 1] > score or (scores[place - 1] == score and ids[place - 1] < i)):
+    while place > 0 and (
+        scores[place - 1] < score
+        or (scores[place - 1] == score and ids[place - 1] > i)
+        or (score != score and scores[place - 1] == scores[place - 1])
+    ):
         scores[place] = scores[place - 1]
         ids[place] = ids[place - 1]
         place -= 1

@@ -2,14 +2,33 @@
 
 import numpy as np
 
-from ..core import backend
+from ..core import backend, rng
 from ..core.backend import cuda
 from . import launch
+
+random_words = backend.cuda_formulas(rng).random_words
+STREAM = rng.ROUNDING
+HALVES = np.uint64(8)
 
 
 def bits_of(values):
     """Bits of float32 `values` or bfloat16 ones (uint16), and how far to the left they belong in a float32: for kernels."""
     return (values, np.int32(16)) if values.dtype == np.uint16 else (values.view(np.int32), np.int32(0))
+
+
+@backend.cuda_device
+def random_half(rounding, position):
+    """The 16 random bits for the weight at `position`."""
+    a, b, c, d = random_words(rounding.seed, STREAM, rounding.step, position // HALVES)
+    place = np.uint32(position % HALVES)
+    word = a
+    if place >= 6:
+        word = d
+    elif place >= 4:
+        word = c
+    elif place >= 2:
+        word = b
+    return np.uint32(word >> np.uint64(16)) if place % 2 else np.uint32(word & np.uint64(0xFFFF))
 
 
 @backend.cuda_jit

@@ -42,6 +42,12 @@ def lists_by_rows(n_labels, n_rows, k, block_rows=WARP, block_lists=4):
     return n_lists, labels_by_rows(n_lists, n_rows, block_rows, block_lists)
 
 
+def rows_side_by_side(n_rows, block=BLOCK):
+    """Blocks of `block` threads, x: rows, at most a warp of them; y: what else there is. The power of two at or above n_rows."""
+    block_rows = min(WARP, 1 << max(n_rows - 1, 0).bit_length())
+    return block_rows, block // block_rows
+
+
 def parts_by_rows(n_groups, n_rows, k, group_size, block_rows=WARP, block_lists=4):
     """(n_parts, grid) for blocks that search a part of the groups for `block_rows` rows, `block_lists` lists a row each."""
     n_lists = _n_lists(n_groups * group_size, n_rows, k)
@@ -53,6 +59,12 @@ def lists_per_row(n_labels, n_rows, k, block=BLOCK):
     """(n_lists, grid) for blocks of `block` lists of one row; rows stride over grid y."""
     n_lists = _n_lists(n_labels, n_rows, k)
     return n_lists, (divide_up(n_lists, block), min(max(1, n_rows), MAX_GRID_YZ))
+
+
+def merged_rows(n_rows, n_lists, k, lists_of_lane=8):
+    """(grid, block, stream, shared bytes) for a block a row whose warps share its lists: so many a lane, or more."""
+    warps = max(1, min(divide_up(n_lists, WARP * lists_of_lane), 32, 49152 // (8 * k)))
+    return n_rows, (WARP, warps), 0, 8 * k * warps if warps > 1 else 0
 
 
 def tiles_of_groups(n, n_groups, tile, n_columns, columns):
@@ -68,6 +80,12 @@ def block_that_fits(bytes_of, block):
     while bytes_of(block) > 49152 and block > WARP:
         block //= 2
     return block, shared_bytes(bytes_of(block))
+
+
+def labels_by_warps(n_labels, bytes_of_warp, block=BLOCK):
+    """(grid, block, shared bytes) where each warp owns a label and some shared memory: fewer warps where it does not fit."""
+    threads, shared = block_that_fits(lambda threads: threads // WARP * bytes_of_warp, block)
+    return max(1, divide_up(n_labels, threads // WARP)), (WARP, threads // WARP), shared
 
 
 def shared_bytes(n_bytes):

@@ -77,9 +77,10 @@ def _add_up(shared, n_words):
 
 
 @backend.cuda_device
-def _weigh(r0, r1, weights, shared):
+def _weigh(r0, r1, turned, shared):
     """For the query of this block: e1, sums, cumulative and top (see the CPU's `_add_up`), four lines of K numbers in
-    shared memory; returns log Z. Thread k sums line k of the weights; the first thread adds the K sums up.
+    shared memory; returns log Z and the largest of r1. Thread k sums column k of the transposed weights, so a warp reads
+    whole lines; the first thread adds the K sums up.
     """
     b, thread, n_threads, n_words = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x, r0.shape[1]
     largest0, largest1 = r0[b, 0], r1[b, 0]
@@ -91,7 +92,7 @@ def _weigh(r0, r1, weights, shared):
     for k in range(thread, n_words, n_threads):
         part = ZERO
         for j in range(n_words):
-            part += weights[k, j] * shared[j]
+            part += turned[j, k] * shared[j]
         shared[n_words + k] = part
         shared[2 * n_words + k] = math.exp(r0[b, k] - largest0) * part
         shared[3 * n_words + k] = largest1
@@ -102,11 +103,11 @@ def _weigh(r0, r1, weights, shared):
         for k in range(thread, n_words, n_threads):
             top, part = LOWEST, ZERO
             for j in range(n_words):
-                if weights[k, j] > ZERO:
+                if turned[j, k] > ZERO:
                     top = max(top, r1[b, j])
             for j in range(n_words):
-                if weights[k, j] > ZERO:
-                    part += weights[k, j] * math.exp(r1[b, j] - top)
+                if turned[j, k] > ZERO:
+                    part += turned[j, k] * math.exp(r1[b, j] - top)
             shared[n_words + k], shared[3 * n_words + k] = part, top
         cuda.syncthreads()
         largest = LOWEST
@@ -115,18 +116,18 @@ def _weigh(r0, r1, weights, shared):
         for k in range(thread, n_words, n_threads):
             shared[2 * n_words + k] = math.exp(r0[b, k] + shared[3 * n_words + k] - largest) * shared[n_words + k]
         _add_up(shared, n_words)
-    return math.log(shared[3 * n_words - 1]) + largest
+    return math.log(shared[3 * n_words - 1]) + largest, largest1
 
 
 @backend.cuda_jit
 def log_prob_kernel(r0, r1, index, ids, log_q):
     """A block owns one row of log_q (B, M), a thread its columns t, t + blockDim.x, ...; ids (B, M) or (1, M).
 
-    Reads r0, r1 (B, K) and the weights (K, K), which stay in the cache. Shared memory: 16 K bytes. Grid: rows on x. No
-    atomics.
+    Reads r0, r1 (B, K) and the transposed weights (K, K), coalesced; they stay in the cache. Shared memory: 16 K bytes.
+    Grid: rows on x. No atomics.
     """
     b, shared = cuda.blockIdx.x, cuda.shared.array(0, float32)
-    log_z = _weigh(r0, r1, index.weights, shared)
+    log_z, _ = _weigh(r0, r1, index.turned, shared)
     line = 0 if ids.shape[0] != r0.shape[0] else b
     for m in range(cuda.threadIdx.x, ids.shape[1], cuda.blockDim.x):
         i = ids[line, m]
@@ -150,10 +151,7 @@ def sample_kernel(r0, r1, index, seed, step, ids, log_q):
     Shared memory: 16 K bytes. Grid: rows on x. No atomics.
     """
     b, shared, n_words = cuda.blockIdx.x, cuda.shared.array(0, float32), r0.shape[1]
-    log_z = _weigh(r0, r1, index.weights, shared)
-    largest1 = r1[b, 0]
-    for k in range(1, n_words):
-        largest1 = max(largest1, r1[b, k])
+    log_z, largest1 = _weigh(r0, r1, index.turned, shared)
     for m in range(cuda.threadIdx.x, ids.shape[1], cuda.blockDim.x):
         w0, w1, w2, w3 = random_words(seed, SAMPLING, step, np.uint64(b * ids.shape[1] + m))
         wanted = unit(w0) * shared[3 * n_words - 1]

@@ -9,18 +9,23 @@ adam, sgd = _f.adam, _f.sgd
 ADAM = formulas.ADAM_KIND
 
 
+@backend.cuda_device
+def updated(kind, value, gradient, moments, place, rates):
+    """One number after a step of SGD or Adam; its moments, at `place`, are updated."""
+    if kind == ADAM:
+        value, m, v = adam(value, gradient, moments.m[place], moments.v[place], rates)
+        moments.m[place] = m
+        moments.v[place] = v
+        return value
+    return sgd(value, gradient, rates)
+
+
 @backend.cuda_jit
 def update_kernel(kind, parameter, gradient, moments, rates):
     """One thread updates one element. Grid: elements on x. Reads and writes parameter, m, v (n,). No shared, no atomics."""
     i = cuda.grid(1)
     if i < parameter.size:
-        if kind == ADAM:
-            p, m, v = adam(parameter[i], gradient[i], moments.m[i], moments.v[i], rates)
-            moments.m[i] = m
-            moments.v[i] = v
-        else:
-            p = sgd(parameter[i], gradient[i], rates)
-        parameter[i] = p
+        parameter[i] = updated(kind, parameter[i], gradient[i], moments, i, rates)
 
 
 def update(kind, parameter, gradient, moments, rates, *, block=launch.BLOCK):
@@ -37,13 +42,7 @@ def update_rows_kernel(kind, parameter, row_ids, gradient, moments, rates):
     n = cuda.blockIdx.x
     row = row_ids[n]
     for i in range(cuda.threadIdx.x, parameter.shape[1], cuda.blockDim.x):
-        if kind == ADAM:
-            p, m, v = adam(parameter[row, i], gradient[n, i], moments.m[row, i], moments.v[row, i], rates)
-            moments.m[row, i] = m
-            moments.v[row, i] = v
-        else:
-            p = sgd(parameter[row, i], gradient[n, i], rates)
-        parameter[row, i] = p
+        parameter[row, i] = updated(kind, parameter[row, i], gradient[n, i], moments, (row, i), rates)
 
 
 def update_rows(kind, parameter, row_ids, gradient, moments, rates, *, block=launch.BLOCK):

@@ -23,14 +23,21 @@ def _tuple_of(builder, element, values):
 
 @cuda_intrinsic
 def load4(typingctx, matrix, row, column):
-    """``matrix[row, column:column + 4]`` in one load of 16 bytes; the first must lie at a multiple of 16 bytes."""
+    """``matrix[row, column:column + 4]`` in one load of 16 bytes; the first must lie at a multiple of 16 bytes.
+
+    No index may be negative; rows and the bytes of one, below 2^32: their product is then a single instruction.
+    """
 
     def codegen(context, builder, sig, args):
         array = context.make_array(sig.args[0])(context, builder, args[0])
-        row, column = (builder.sext(value, _I64) if value.type.width < 64 else value for value in (args[1], args[2]))
-        width = builder.extract_value(array.shape, 1)
-        place = builder.gep(array.data, [builder.add(builder.mul(row, width), column)])
-        vector = builder.load(builder.bitcast(place, ir.VectorType(_FLOAT, 4).as_pointer(place.type.addrspace)))
+        row, column = (builder.trunc(value, _I32) if value.type.width > 32 else value for value in args[1:])
+        pitch = builder.mul(builder.trunc(builder.extract_value(array.shape, 1), _I32), _I32(4))
+        first = builder.ptrtoint(builder.gep(array.data, [builder.zext(column, _I64)]), _I64)
+        asm = ir.InlineAsm(
+            ir.FunctionType(_I64, [_I32, _I32, _I64]), "mad.wide.u32 $0, $1, $2, $3;", "=l,r,r,l", side_effect=False
+        )
+        place = builder.inttoptr(builder.call(asm, [row, pitch, first]), ir.VectorType(_FLOAT, 4).as_pointer(1))
+        vector = builder.load(place)
         vector.align = 16
         return _tuple_of(builder, _FLOAT, [builder.extract_element(vector, _I32(i)) for i in range(4)])
 
@@ -82,6 +89,16 @@ def as_bits(typingctx, number):
         return builder.bitcast(args[0], _I32)
 
     return types.uint32(types.float32), codegen
+
+
+@cuda_intrinsic
+def as_float(typingctx, word):
+    """The float32 of these bits."""
+
+    def codegen(context, builder, sig, args):
+        return builder.bitcast(args[0], _FLOAT)
+
+    return types.float32(types.uint32), codegen
 
 
 @cuda_intrinsic

@@ -1,6 +1,7 @@
 """The k best of each row on CUDA: every thread keeps a list of its own, then the lists of a row are merged."""
 
 import numpy as np
+from numba import int64
 
 from ..core import backend, formulas
 from ..core.backend import cuda
@@ -9,6 +10,10 @@ from . import launch
 _f = backend.cuda_formulas(formulas)
 enters, insert = _f.enters, _f.insert
 WORST = np.float32(-np.inf)
+ALL_LANES = np.uint32(0xFFFFFFFF)
+MAGNITUDE, INFINITY, WORD, BITS = np.int64(0x7FFFFFFF), np.int64(0x7F800000), np.int64(0xFFFFFFFF), np.int64(32)
+#: `_key` of an empty entry: minus infinity with the id -1.
+EMPTY = np.int64((-INFINITY - 1) << BITS)
 
 
 @backend.cuda_device
@@ -59,9 +64,108 @@ def merge_kernel(list_scores, list_ids, top_scores, top_ids):
                     insert(best, ids, score, column)
 
 
-def merge(list_scores, list_ids, top_scores, top_ids, *, block=launch.BLOCK):
-    """The best of all lists of each row: (B, k, n_lists) -> (B, k)."""
-    merge_kernel[launch.flat(top_scores.shape[0], block)](list_scores, list_ids, top_scores, top_ids)
+@backend.cuda_device
+def _turned(word):
+    """The bits of a float32 as an integer that orders like the number (below zero: all but the sign turned over), and back."""
+    return word ^ ((word >> BITS) & MAGNITUDE)
+
+
+@backend.cuda_device
+def _key(words, ids, i, part):
+    """An entry as one integer, the larger the better: NaN, then score descending (-0 is 0), then id ascending, -1 last."""
+    i, part = np.uint32(i), np.uint32(part)  # unsigned indices spare Numba's test for negative ones
+    word = np.int64(words[i, part])
+    order = _turned(word)
+    if order == np.int64(-1):
+        order = np.int64(0)
+    if (word & MAGNITUDE) > INFINITY:
+        order = MAGNITUDE
+    return (order << BITS) | (~np.int64(ids[i, part]) & WORD)
+
+
+@backend.cuda_device
+def _warp_max(key):
+    """The largest of a warp's keys, in all its lanes."""
+    for distance in (16, 8, 4, 2, 1):
+        key = max(key, cuda.shfl_xor_sync(ALL_LANES, key, distance))
+    return key
+
+
+@backend.cuda_device
+def _after(words, ids, part, taken, key):
+    """The first key of a list that comes after `key`; at most `taken` of the list's do not."""
+    low, high = 0, taken
+    while low < high:
+        middle = (low + high) // 2
+        if _key(words, ids, middle, part) < key:
+            high = middle
+        else:
+            low = middle + 1
+    return _key(words, ids, low, part) if low < words.shape[0] else EMPTY
+
+
+@backend.cuda_device
+def _write(words, ids, i, key):
+    words[i] = np.int32(_turned(key >> BITS))
+    ids[i] = np.int32(~key)
+
+
+@backend.cuda_jit
+def merge_warps_kernel(list_words, list_ids, top_words, top_ids):
+    """A block merges the lists of one row: each warp its share of them, then the first warp what the warps found.
+
+    Grid: rows on x; a block of (32, W). A lane keeps the best of every 32 W-th list that is not yet taken: the best of the
+    warp is found by shuffles, k times; then all lanes look for the next of those lists from which it came. Reads the first
+    entries of list_words (the bits of float32 scores), list_ids (B, k, n_lists) coalesced, of the others few; writes
+    top_words, top_ids (B, k). Dynamic shared memory where W > 1: 8 k bytes a warp. No atomics.
+    """
+    lane, warp, n_warps = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockDim.y
+    shared, row = cuda.shared.array(0, int64), cuda.blockIdx.x
+    words, ids, found, found_ids = list_words[row], list_ids[row], top_words[row], top_ids[row]
+    k, n_lists = words.shape
+    first, step = 32 * warp, 32 * n_warps
+    best, taken = EMPTY, 0
+    for part in range(first + lane, n_lists, step):
+        best = max(best, _key(words, ids, 0, part))
+    for i in range(k):
+        top = _warp_max(best)
+        if lane == 0:
+            if n_warps > 1:
+                shared[warp * k + i] = top
+            else:
+                _write(found, found_ids, i, top)
+        if top > EMPTY:  # the same for the whole warp
+            is_mine = best == top
+            owner = cuda.ffs(cuda.ballot_sync(ALL_LANES, is_mine)) - 1
+            taken += is_mine
+            most, following = cuda.shfl_sync(ALL_LANES, taken, owner), EMPTY
+            part = first + owner + lane * step
+            while part < n_lists:  # a range would divide
+                following = max(following, _after(words, ids, part, most, top))
+                part += 32 * step
+            following = _warp_max(following)
+            best = following if is_mine else best
+    cuda.syncthreads()
+    if n_warps > 1 and warp == 0:
+        at = lane * k
+        best = shared[at] if lane < n_warps else EMPTY
+        for i in range(k):
+            top = _warp_max(best)
+            if lane == 0:
+                _write(found, found_ids, i, top)
+            if best == top:
+                at += 1
+                best = shared[at] if at < (lane + 1) * k and top > EMPTY else EMPTY
+
+
+def merge(list_scores, list_ids, top_scores, top_ids, *, block=launch.BLOCK, shuffles=None):
+    """The best of all lists of each row: (B, k, n_lists) -> (B, k); NaN comes first. By shuffles but in the simulator."""
+    n_rows, k, n_lists = list_scores.shape
+    if n_rows and (not backend.SIMULATOR if shuffles is None else shuffles):
+        words = list_scores.view(np.int32), list_ids, top_scores.view(np.int32), top_ids
+        merge_warps_kernel[launch.merged_rows(n_rows, n_lists, k)](*words)
+    else:
+        merge_kernel[launch.flat(n_rows, block)](list_scores, list_ids, top_scores, top_ids)
 
 
 def top_k(scores, top_scores, top_ids, *, block=launch.BLOCK):

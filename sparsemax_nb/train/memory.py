@@ -116,7 +116,7 @@ def plan(
             add("intermediate: gradient", "embedding.output: gradient", b, width)
         width = intermediate
     if loss == "softmax":
-        _add_softmax(add, parameter, b, width, n_labels, sampling, labels_per_row)
+        _add_softmax(add, parameter, b, width, n_labels, sampling, labels_per_row, device)
     else:
         _add_output(add, parameter, output, b, width, n_labels, fan_in, device, group_size, weight_dtype)
     if rewired and output in FIXED:
@@ -138,7 +138,7 @@ def plan(
     return Plan(arrays)
 
 
-def _add_softmax(add, parameter, b, width, n_labels, sampling, labels_per_row):
+def _add_softmax(add, parameter, b, width, n_labels, sampling, labels_per_row, device):
     """The output layer's arrays under the softmax loss."""
     parameter("output.weights", n_labels, width)
     phase = "output: step"
@@ -158,7 +158,7 @@ def _add_softmax(add, parameter, b, width, n_labels, sampling, labels_per_row):
         has_records = sampling.residual == "popularity"
         add("always", "index: codebooks", 2, n_words, width // halves)
         add("always", "index: codes, members, weights of k-means", 4, n_labels)
-        add("always", "index: cells, their weights", 2, n_words**2)
+        add("always", "index: cells, their weights", 3 if device == "cuda" else 2, n_words**2)
         add("always", "index: popularity, records", 7 * has_records, n_labels)
         add("index: update", "residuals or halves", n_labels, width)
         add("index: update", "sums of the codewords, in parts", min(SUMS, PARTS * n_words * width // halves))

@@ -1,8 +1,10 @@
 """The benchmarks at smoke size, and the arithmetic and file handling of their harness."""
 
+import functools
 import json
 import re
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -22,12 +24,15 @@ from bench import (
     lstm,
     machine,
     memory_670k,
+    pecos,
     report,
     rows,
     sampling,
+    scaling,
     step,
 )
-from bench.peers import Peer, Unavailable, pytorch
+from bench.peers import Peer, Unavailable, fused_losses, pytorch
+from bench.peers import pecos as pecos_peer
 from sparsemax_nb import PackedDSSoftmax, data, train
 
 
@@ -92,6 +97,36 @@ def test_a_wrong_gradient_is_noticed():
         wrong[i] = truth[i] + 3e-4 * np.abs(truth[i]).max()
         with pytest.raises(AssertionError, match=name):
             check(wrong)
+
+
+def test_rivals_of_the_loss_in_bfloat16(monkeypatch):
+    """Each within its own tolerance, none within ours; what stands for the packages takes their arguments."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: it is an optional rival")
+    arrays = cross_entropy.problem(48, 16, 300)
+    h, w, bias, targets = arrays
+    with pytest.raises(Unavailable, match="need a GPU"):
+        fused_losses.cut_cross_entropy(h, w, targets)
+    entropy, linear = torch.nn.functional.cross_entropy, torch.nn.functional.linear
+    package = types.SimpleNamespace(
+        linear_cross_entropy=lambda e, c, targets: entropy(linear(e, c), targets),
+        LigerFusedLinearCrossEntropyLoss=lambda: lambda w, h, targets, bias: entropy(linear(h, w, bias), targets),
+    )
+    monkeypatch.setattr(fused_losses, "_package", lambda *names: package)
+    rivals = {
+        "PyTorch, bfloat16": (cross_entropy.ROUNDED, pytorch.cross_entropy(*arrays, "bfloat16")),
+        "Liger, bfloat16": (cross_entropy.ROUNDED, fused_losses.liger(*arrays, "bfloat16")),
+        cross_entropy.CUT: (cross_entropy.SUMMED, fused_losses.cut_cross_entropy(h, w, targets)),
+    }
+    for name, (tolerance, peer) in rivals.items():
+        truth = cross_entropy.exact(*cross_entropy.inputs_of(arrays, *cross_entropy.kind_of(name)))
+        result = cross_entropy.to_numpy(peer.run())
+        cross_entropy.require_close(result, truth, tolerance)
+        assert (result[3] is None) == (name == cross_entropy.CUT)
+        with pytest.raises(AssertionError, match="is off by|the loss is"):
+            cross_entropy.require_close(result, truth)
+    package.LigerFusedLinearCrossEntropyLoss = lambda: functools.partial(int, "no compiler")
+    with pytest.raises(Unavailable, match="TypeError: "):
+        fused_losses.liger(*arrays, "float32")
 
 
 def test_lstm_without_torch(no_torch, capsys):
@@ -274,6 +309,45 @@ def test_accuracy_rows_table_and_picture(tmp_path, monkeypatch, capsys):
     assert [row["benchmark"] for row in written] == ["accuracy", "accuracy: softmax"]
 
 
+def test_pecos_is_skipped_or_a_row(tmp_path, monkeypatch, capsys):
+    points = data.bag_of_words(n_rows=60, n_features=30, words_per_row=4, n_labels=20, labels_per_row=2, seed=1)
+    for part, some in ("train_bow", slice(0, 40)), ("test_bow", slice(40, 60)):
+        data.write_xc(tmp_path / f"{part}.txt", points.features[some], points.labels[some])
+    monkeypatch.setattr(accuracy, "FOLDER", tmp_path / "rows")
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    command = ["--data", str(tmp_path), "--work", str(tmp_path / "work")]
+    assert pecos.main([*command, "--python", str(tmp_path / "none")]) == 2
+    assert "none does not run" in capsys.readouterr().err
+    figures = {"train_seconds": 7, "network_bytes": 3 << 20, "peak_memory_bytes": 5 << 20}
+    figures |= {"ms_a_query": 0.25, "ms_a_query_alone": 0.5, "versions": {"libpecos": "1.2.8", "numpy": "1.26.4"}}
+
+    def run(python, *arguments, threads=1):
+        if arguments[0] != "-c":
+            labels = scipy.sparse.load_npz(tmp_path / "work" / f"pecos-{tmp_path.name}" / "train_y.npz")
+            assert labels.shape == (40, 20) and json.loads(arguments[2])["beam"] == 10
+            np.save(tmp_path / "work" / f"pecos-{tmp_path.name}" / "ids.npy", np.full((20, 5), -1, np.int32))
+        return types.SimpleNamespace(returncode=0, stderr="", stdout=json.dumps(figures))
+
+    monkeypatch.setattr(pecos_peer, "_run", run)
+    assert pecos.main(command) == 0
+    row = json.loads((tmp_path / "rows" / "pecos-xr-linear.json").read_text())
+    assert row["test"]["P@5"] == 0 and row["environment"]["versions"]["numpy"] == "1.26.4"
+    assert accuracy.main(["--table"]) == 0
+    shown = capsys.readouterr().out
+    assert "| pecos-xr-linear | 0.00 |" in shown and "Trained in 7 s" in shown and "0.50 ms alone" in shown
+
+
+def test_rows_measured_elsewhere_are_marked():
+    here, elsewhere = sample_row()["environment"], sample_row("Processor B")["environment"]
+    newer = here | {"versions": here["versions"] | {"numpy": "9.9"}}
+    found = {name: {"environment": e} for name, e in {"a": elsewhere, "b": here, "c": here, "d": newer}.items()}
+    table = {"table": {"rows": [["a"], ["b"], ["c"], ["d"], ["projected"]]}, "notes": [], "environment": elsewhere}
+    rows.tell_apart(table, found)
+    assert [cells[0] for cells in table["table"]["rows"]] == ["a [1]", "b", "c", "d [2]", "projected"]
+    assert table["environment"]["machine"]["cpu"] == "Processor A"
+    assert "[1]: " in table["notes"][0] and "Processor B" in table["notes"][0] and "numpy 9.9" in table["notes"][1]
+
+
 def test_a_wrong_result_is_not_timed():
     calls = []
 
@@ -339,9 +413,11 @@ def test_rows_are_replaced_and_written_atomically(tmp_path, monkeypatch):
 
 def test_report(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "README", tmp_path / "README.md")
+    monkeypatch.setattr(report, "PROSE", tmp_path / "prose.md")
+    monkeypatch.setattr(report, "draw", lambda rows: None)
     monkeypatch.setattr(harness, "RESULTS", tmp_path / "results")
     (tmp_path / "gpu.json").write_text(json.dumps([sample_row("Processor B"), sample_row()]))
-    report.README.write_text(f"before\n\n{report.START}\nold\n{report.END}\n\nafter\n")
+    report.PROSE.write_text(f"before\n\n{report.START}\nold\n{report.END}\n\nafter\n")
     for _ in range(2):
         report.main(["--add", str(tmp_path / "gpu.json")])
     text = report.README.read_text()
@@ -354,11 +430,41 @@ def test_report(tmp_path, monkeypatch):
     assert all(s.count("**demo**") == 1 for s in sections)
 
 
+def test_readme_and_pictures_come_from_the_results(monkeypatch, tmp_path):
+    """README.md is what the command makes; the pictures are drawn from rows that were read from files."""
+    rows = [row for path in sorted(harness.RESULTS.glob("*.json")) for row in json.loads(path.read_text())]
+    assert report.README.read_text() == report.readme(rows), "run python -m bench.report, and edit prose.md"
+    for module in (accuracy, closeness, ds_softmax, language, scaling):
+        monkeypatch.setattr(module, "PICTURE", tmp_path / module.PICTURE.name)
+    report.draw(rows)
+    drawn = {"closeness", "ds_softmax", "perplexity", "rewiring", "scaling"}
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.png" for name in drawn}
+
+
+def test_rows_go_where_their_benchmark_writes_them(monkeypatch, tmp_path):
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    names = {"top_k": "step", "group-shared step": "group_shared", "hierarchy: 10x10": "hierarchy", "step": "step"}
+    (tmp_path / "gpu").write_text(json.dumps([sample_row() | {"benchmark": name} for name in names]))
+    report.add(tmp_path / "gpu")
+    assert {path.stem for path in tmp_path.glob("*.json")} == {f"{name}-cpu" for name in names.values()}
+
+
+def test_no_floor_where_no_limit_is_known(monkeypatch):
+    monkeypatch.setattr(harness, "machine_limits", lambda *a: {"dram_copy": 2.0})
+    args = types.SimpleNamespace(threads=1, device="cuda", smoke=True)
+    assert harness.floor(args, {"products": (6, "flops")}) is None
+    assert harness.floor(args, {"products": (6, "flops"), "bytes": (6, "dram_copy")})["seconds"] == 3
+
+
 def test_gpu_needs_a_device_and_survives_failing_parts(tmp_path, capsys, monkeypatch):
     assert gpu.main(["--dry-run"]) == 0
     commands = capsys.readouterr().out
     assert "python -m bench.step --device cuda" in commands
     assert re.search(r"bench.cross_entropy --device cpu .*--large-rows 1024\n", commands)
+    assert "ds_softmax" not in commands and "pecos" not in commands  # they need a model, a Python of its own
+    assert gpu.limit_of("tests", ["a cuda", "b cpu"], 570) == gpu.TESTS_LIMIT
+    assert gpu.limit_of("a cuda", ["b cuda", "c cpu"], 570) == gpu.BENCHMARK_LIMIT
+    assert gpu.limit_of("a cuda", ["b cuda", "c cpu"], 60) == gpu.limit_of("c cpu", [], 30) == 30
     monkeypatch.setattr(gpu.backend, "cuda_available", lambda: False)
     assert gpu.main(["--out", str(tmp_path / "out")]) == 2
     assert not (tmp_path / "out").exists() and "needs a real CUDA device" in capsys.readouterr().err

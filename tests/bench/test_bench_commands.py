@@ -28,6 +28,17 @@ def test_group_shared_notices_a_wrong_result(monkeypatch):
         group_shared.main(["--smoke", "--device", "cpu"])
 
 
+def test_dense_product_in_bfloat16():
+    pytest.importorskip("torch", reason="PyTorch is not installed: it is an optional rival")
+    x = forward.inputs(20, 16, "cpu")
+    dense = group_shared.dense_forward(x, 300, "bfloat16", 1e-2)
+    dense.check(dense.run())
+    with pytest.raises(AssertionError, match="the dense product is off"):
+        dense.check(dense.run() * 1.05)
+    with pytest.raises(AssertionError, match="the dense product is off"):
+        group_shared.dense_forward(x, 300, "bfloat16", 1e-4).check(dense.run())
+
+
 def test_scaling_at_smoke_size_and_what_does_not_fit(monkeypatch, capsys):
     monkeypatch.setattr(scaling, "LINES", {line: scaling.LINES[line] for line in ("group-shared", "PyTorch dense")})
     wanted = scaling.needs
@@ -83,13 +94,14 @@ def test_second_launch_is_profiled_and_the_last(monkeypatch, capsys):
         events.append("stop")
 
     monkeypatch.setattr(placement, "profiled", profiled)
-    monkeypatch.setattr(module, "forward_tiled_kernel", module.forward_tiled_kernel)  # put back at the end
+    kernel = "forward_tiled_kernel" if placement.SIMULATOR else "forward_wide_kernel"
+    monkeypatch.setattr(module, kernel, getattr(module, kernel))  # put back at the end
     sizes = ["--rows", "3", "--inputs", "5", "--labels", "7", "--fan-in", "2"]
     with pytest.raises(SystemExit) as ended:
-        forward.main(["--smoke", "--device", "cuda", *sizes, "--profile", "fixed_fan_in.forward_tiled_kernel"])
+        forward.main(["--smoke", "--device", "cuda", *sizes, "--profile", f"fixed_fan_in.{kernel}"])
     assert ended.value.code == 0
     assert events == ["start", "stop"]
-    assert "profiled fixed_fan_in.forward_tiled_kernel: grid (1, 1)" in capsys.readouterr().out
+    assert f"profiled fixed_fan_in.{kernel}: grid (1, 1)" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(not os.environ.get("PTXSIM") or placement.SIMULATOR, reason="needs ptxsim and compiled code")

@@ -57,7 +57,7 @@ def test_right_and_without_errors(operation, shape, most_blocks, monkeypatch):
 #: warp that loads float32 coalesced touches 4 sectors; no load of these kernels touches more (but for lists of labels).
 TRAFFIC = [
     ("fixed_fan_in.forward (simple)", (64, 40, 64, 4), "forward_kernel", 32),
-    ("fixed_fan_in.forward", (64, 40, 64, 4), "forward_tiled_kernel", 4),
+    ("fixed_fan_in.forward (narrow)", (64, 40, 64, 4), "forward_tiled_kernel", 4),
     ("losses.multilabel bce", (9, 128), "multilabel_kernel", 4),
     ("activations.relu_dropout 0.3", (9, 128), "relu_dropout_kernel", 4),
     ("activations.relu_dropout_backward", (9, 128), "relu_dropout_backward_kernel", 4),
@@ -83,30 +83,69 @@ def test_traffic_is_as_promised(name, shape, kernel, sectors):
 
 def test_tile_is_used():
     """The promise of no bank conflicts is not empty."""
-    counters = execute(NAMED["fixed_fan_in.forward"], (64, 40, 64, 4))["forward_tiled_kernel"].counters
+    counters = execute(NAMED["fixed_fan_in.forward (narrow)"], (64, 40, 64, 4))["forward_tiled_kernel"].counters
     assert counters.shared_load.requests == counters.shared_store.requests == 64 * 64 / 32
 
 
-def test_tensor_cores_do_what_their_kernels_say():
-    """Three products for exact scores, six for each gradient by weights, three for each by inputs; whole sectors stored."""
+@pytest.mark.parametrize(("dtype", "products"), [("bfloat16", 3), ("float32", 6)])
+def test_tensor_cores_do_what_their_kernels_say(dtype, products):
+    """Six products where both factors are float32, three where one is bfloat16; whole sectors stored."""
     n_rows, n_inputs, n_labels, fan_in, group_size = shape = (64, 70, 32, 32, 16)
     product = 2 * n_rows * n_labels * fan_in
-    forward = execute(NAMED["group_shared.forward tensor cores"], shape)["forward_mma_kernel"].counters
-    assert forward.flops["mma"] == 3 * product
+    forward = execute(NAMED[f"group_shared.forward tensor cores {dtype}"], shape)["forward_kernel"].counters
+    assert forward.flops["mma"] == products * product
     assert forward.global_store.sectors_per_request == 4
     assert forward.shared_load.requests == 0
-    step = execute(NAMED["group_shared.step tensor cores bce adam"], shape)["step_mma_kernel"].counters
-    assert step.flops["mma"] == (3 + 6 + 3) * product
+    step = execute(NAMED[f"group_shared.step tensor cores bce adam {dtype}"], shape)["step_kernel"].counters
+    assert step.flops["mma"] == (products + 6 + products) * product
     (atomics,) = step.atomics.values()
     assert atomics["lanes"] == n_rows * fan_in * n_labels // group_size, "one for each input and row of a group"
 
 
+def test_weights_of_cells_are_read_in_whole_lines():
+    """As many codewords as threads, one draw a row: each load of a warp is one line, one number or one codeword's."""
+    result = execute(NAMED["midx.log_prob uniform"], (2, 1, 128, 400))["log_prob_kernel"]
+    loads = [a.sectors / a.requests for a in result.accesses if (a.kind, a.space) == ("ld", "global") and a.requests]
+    assert max(loads) == 4
+
+
+def test_one_row_fills_its_warps():
+    """A single query's labels lie side by side in a warp, and so do its lists when they are merged."""
+    for result in execute(NAMED["fixed_fan_in.top_k"], (1, 9, 8192, 2, 1)).values():
+        assert result.counters.thread_instructions > 25 * result.counters.warp_instructions
+
+
 def test_labels_without_gradient_cost_no_atomics():
     """Half of the scores' gradients are zero in the backward pass: each other one is K atomic adds."""
-    operation, shape = NAMED["fixed_fan_in.backward"], (33, 19, 17, 3)
-    dscores = operation.make(shape).args[2]
-    (atomics,) = execute(operation, shape)["backward_kernel"].counters.atomics.values()
-    assert atomics["lanes"] == 3 * np.count_nonzero(dscores) < 3 * dscores.size
+    shape = (33, 19, 17, 3)
+    for operation in NAMED["fixed_fan_in.backward"], NAMED["fixed_fan_in.backward (narrow)"]:
+        dscores = operation.make(shape).args[2]
+        (result,) = execute(operation, shape).values()
+        (atomics,) = result.counters.atomics.values()
+        assert atomics["lanes"] == 3 * np.count_nonzero(dscores) < 3 * dscores.size
+
+
+def test_wide_kernels_take_few_and_many_gradients():
+    """Up to 16 of 128 rows one by one, 32 connections at once: as many requests as rows; more, 32 rows at once."""
+    shape, requests = (128, 70, 1, 32), {}
+    for n_active in (1, 16, 17):
+        task = NAMED["fixed_fan_in.backward"].make(shape)
+        task.args[2][:] = np.arange(128)[:, None] % 8 == 0
+        task.args[2][n_active * 8 :] = 0
+        if n_active == 17:
+            task.args[2][1] = 1
+        operation = NAMED["fixed_fan_in.backward"]._replace(make=lambda shape, task=task: task)
+        counters = execute(operation, shape)["backward_wide_kernel"].counters
+        requests[n_active] = sum(atomics["requests"] for atomics in counters.atomics.values())
+    assert requests == {1: 1, 16: 16, 17: 4 * 32}
+
+
+def test_wide_loads_touch_each_sector_once():
+    """Scores of 128 rows: 512 bytes for each connection in one load, 16 sectors; weights and indices beside."""
+    counters = execute(NAMED["fixed_fan_in.forward"], (128, 40, 64, 4))["forward_wide_kernel"].counters
+    assert counters.global_load.sectors == 64 * (1 + 4 * (16 + 1 + 1))
+    assert counters.global_store.sectors_per_request == 4
+    assert counters.shared_load.extra_wavefronts == counters.shared_store.extra_wavefronts == 0
 
 
 def test_traffic_of_the_histogram():
