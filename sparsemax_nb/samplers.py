@@ -394,9 +394,9 @@ class _KernelSampler(_ClassSampler):
 
 
 class SphereSampler(_KernelSampler):
-    """Draws by a quadratic kernel, ``Q(i | q) ~ alpha (q . c_i)^2 + 1``; CPU.
+    """Draws by a quadratic kernel of query and class; CPU.
 
-    Here it touches all classes.
+    ``Q(i | q) ~ alpha (q . c_i)^2 + 1``. Here it touches all classes.
 
     Parameters
     ----------
@@ -434,9 +434,9 @@ class SphereSampler(_KernelSampler):
 
 
 class RFFSampler(_KernelSampler):
-    """Draws by positive random features of the exponential kernel, ``Q(i | q) ~ phi(q) . phi(c_i)``; CPU.
+    """Draws by positive random features of the exponential kernel; CPU.
 
-    ``phi_j(x) = exp(w_j . x - |x|^2 / 2)`` with w_j standard normal: the expectation of the product is ``exp(q . c)``.
+    ``Q(i | q) ~ phi(q) . phi(c_i)``, ``phi_j(x) = exp(w_j . x - |x|^2 / 2)`` with w_j standard normal: the expectation of the product is ``exp(q . c)``.
     It touches all classes. (Fourier features, after which the sampler is named, can make a kernel negative.)
 
     Parameters
