@@ -436,8 +436,9 @@ class SphereSampler(_KernelSampler):
 class RFFSampler(_KernelSampler):
     """Draws by positive random features of the exponential kernel; CPU.
 
-    ``Q(i | q) ~ phi(q) . phi(c_i)``, ``phi_j(x) = exp(w_j . x - |x|^2 / 2)`` with w_j standard normal: the expectation of the product is ``exp(q . c)``.
-    It touches all classes. (Fourier features, after which the sampler is named, can make a kernel negative.)
+    ``Q(i | q) ~ phi(q) . phi(c_i)``, ``phi_j(x) = exp(w_j . x - |x|^2 / 2)`` with w_j standard normal: the
+    expectation of the product is ``exp(q . c)``. It touches all classes. (Fourier features, after which the sampler is
+    named, can make a kernel negative.)
 
     Parameters
     ----------
