@@ -21,6 +21,7 @@ version = release = sparsemax_nb.__version__
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.viewcode", "numpydoc", "myst_nb"]
 exclude_patterns = ["_build", "*.py", "generated/parts", "generated/tutorials/lesson.py", "generated/ipython"]
 default_role = "py:obj"
+smartquotes = False  # --option is no dash
 
 html_theme, html_title, html_static_path, html_css_files = "furo", "sparsemax_nb", ["_static"], ["site.css"]
 html_copy_source, html_show_sphinx = False, False
