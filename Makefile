@@ -1,10 +1,11 @@
 # make demo    install into .venv, train output layers of three kinds on 15,810 labels, compare them (5 minutes)
 # make test    install into .venv, run all tests that need no GPU (10 minutes)
+# make docs    install into .venv, run the tutorials, build the site: docs/_build/html/index.html
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test test-simulator test-compiled contracts gpu bench clean
+.PHONY: demo test test-simulator test-compiled contracts gpu bench docs notebooks clean
 
 demo: $(VENV)/demo.done
 	$(PY) -m sparsemax_nb demo
@@ -34,6 +35,19 @@ bench: $(VENV)/demo.done
 	$(PY) -m bench.sampling
 	$(PY) -m bench.memory_670k
 
+# The site; tutorials run at full size, or in seconds with TUTORIAL_SMOKE=1.
+docs: $(VENV)/docs.done
+	$(PY) -m sphinx -W --keep-going -q docs docs/_build/html
+	@echo docs/_build/html/index.html
+
+# The tutorials as notebooks, without outputs, in notebooks/.
+notebooks: $(VENV)/docs.done
+	mkdir -p notebooks
+	cp tutorials/lesson.py notebooks/
+	for lesson in tutorials/[0-9]*.py; do \
+		$(PY) -m jupytext --quiet --to ipynb --output notebooks/$$(basename $$lesson .py).ipynb $$lesson || exit 1; \
+	done
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -45,6 +59,10 @@ $(VENV)/test.done: setup.cfg | $(VENV)/bin/python
 	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	touch $@
 
+$(VENV)/docs.done: setup.cfg | $(VENV)/bin/python
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo_output gpu_output build *.egg-info
+	rm -rf $(VENV) demo_output gpu_output docs/_build docs/generated notebooks build *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -53,11 +53,13 @@ class PackedDSSoftmax:
     Parameters
     ----------
     gate : (E, d) float32
+        A row for each expert.
     starts : (E + 1,) int32
         Expert k holds the rows ``starts[k] : starts[k + 1]`` of `ids` and `rows`.
     ids : (R,) int32
         Classes, ascending inside an expert.
     rows : (R, d) float32
+        Their output embeddings.
     n_classes : int
         L, of all experts together.
 
@@ -65,6 +67,10 @@ class PackedDSSoftmax:
     ------
     TypeError, ValueError
         Wrong dtype, shape or device; starts or ids that are not in order.
+
+    Notes
+    -----
+    Source: arXiv 1901.10668.
 
     Examples
     --------
@@ -79,6 +85,8 @@ class PackedDSSoftmax:
     >>> probabilities, found = packed.top_k(np.array([[1, 1], [-1, 1]], np.float32), k=2)
     >>> found.tolist(), probabilities.astype(float).round(2).tolist()
     ([[1, 0], [2, 3]], [[0.73, 0.27], [0.67, 0.24]])
+    >>> packed.choose(np.array([[1, 1], [-1, 1]], np.float32)).tolist()
+    [0, 1]
     """
 
     #: What the files of `save` say that they hold.
@@ -117,7 +125,22 @@ class PackedDSSoftmax:
         return check.array("h", h, np.float32, ("B", self.width))
 
     def choose(self, h):
-        """The expert of each query: (B,) int32, for h (B, d) float32."""
+        """The expert of each query.
+
+        Parameters
+        ----------
+        h : (B, d) float32
+            Finite.
+
+        Returns
+        -------
+        expert : (B,) int32
+
+        Raises
+        ------
+        TypeError, ValueError
+            Wrong dtype, shape or device; h not finite.
+        """
         h = self._queries(h)
         check.finite("h", h)
         return self._route(h)[0]
@@ -130,16 +153,84 @@ class PackedDSSoftmax:
         return chosen, values
 
     def utilisation(self, h):
-        """(E,) NumPy: the share of the queries h (B, d) that each expert gets."""
+        """The share of the queries that each expert gets.
+
+        Parameters
+        ----------
+        h : (B, d) float32
+            Queries, finite.
+
+        Returns
+        -------
+        share : (E,) float64
+            NumPy, on either device.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Wrong dtype, shape or device; h not finite.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sparsemax_nb import SparseExperts
+        >>> h = np.random.default_rng(0).standard_normal((100, 8), dtype=np.float32)
+        >>> packed = SparseExperts.dense(h[:30], n_experts=2, seed=0).pack()
+        >>> packed.utilisation(h).round(2).sum()
+        np.float64(1.0)
+        """
         chosen = backend.to_numpy(self.choose(h))
         return np.bincount(chosen, minlength=self.n_experts) / max(len(chosen), 1)
 
     def speed_up(self, h):
-        """``L / (E + sum_k u_k |v_k|)``: multiply-adds of the full softmax by those here, the gate's included, for queries h (B, d)."""
+        """``L / (E + sum_k u_k |v_k|)``: multiply-adds of the full softmax by those here, the gate's included.
+
+        Parameters
+        ----------
+        h : (B, d) float32
+            Queries, finite: they say how often each expert is asked.
+
+        Returns
+        -------
+        factor : float
+
+        Raises
+        ------
+        TypeError, ValueError
+            Wrong dtype, shape or device; h not finite.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sparsemax_nb import SparseExperts
+        >>> h = np.random.default_rng(0).standard_normal((100, 8), dtype=np.float32)
+        >>> packed = SparseExperts.dense(h[:30], n_experts=2, seed=0).pack()
+        >>> packed.speed_up(h) == 30 / (2 + 30)  # nothing pruned yet
+        True
+        """
         return self.speed_up_at(self.utilisation(h))
 
     def speed_up_at(self, utilisation):
-        """The same, where the shares of the queries (E,) are known."""
+        """`speed_up`, where it is known how often each expert is asked.
+
+        Parameters
+        ----------
+        utilisation : (E,) float64
+            u, as `utilisation` returns it.
+
+        Returns
+        -------
+        factor : float
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sparsemax_nb import SparseExperts
+        >>> h = np.random.default_rng(0).standard_normal((100, 8), dtype=np.float32)
+        >>> packed = SparseExperts.dense(h[:30], n_experts=2, seed=0).pack()
+        >>> packed.speed_up_at(np.array([0.5, 0.5]))
+        0.9375
+        """
         return self.n_classes / (self.n_experts + float(utilisation @ self.sizes))
 
     def top_k(self, h, k):
@@ -148,7 +239,9 @@ class PackedDSSoftmax:
         Parameters
         ----------
         h : (B, d) float32
+            Queries, finite.
         k : int
+            At least 1.
 
         Returns
         -------
@@ -193,19 +286,66 @@ class PackedDSSoftmax:
         wing.select(scores, values, groups, self._experts, probabilities, ids)
 
     def save(self, path):
-        """Write gate and experts (safetensors); `path` is replaced in one move."""
+        """Write gate and experts (safetensors); the file appears, or is replaced, once it is complete.
+
+        Parameters
+        ----------
+        path : str or path
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sparsemax_nb import SparseExperts
+        >>> h = np.random.default_rng(0).standard_normal((100, 8), dtype=np.float32)
+        >>> packed = SparseExperts.dense(h[:30], n_experts=2, seed=0).pack()
+
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     packed.save(Path(folder, "ds.safetensors"))
+        ...     again = type(packed).load(Path(folder, "ds.safetensors"), device="cpu")
+        ...     print(again)
+        PackedDSSoftmax(n_experts=2, n_classes=30, rows=60)
+        """
         arrays = {"gate": self.gate} | self._experts._asdict()
         arrays = {name: backend.to_numpy(array) for name, array in arrays.items()}
         checkpoint.save(path, self.kind, arrays, {"n_classes": self.n_classes})
 
     @classmethod
     def load(cls, path, device="auto"):
-        """Read what `save` wrote, onto `device`; on the CPU the file is memory-mapped: rows are read when they are asked for.
+        """Read what `save` wrote.
+
+        On the CPU the file is memory-mapped: rows are read when they are asked for.
+
+        Parameters
+        ----------
+        path : str or path
+        device : 'auto', 'cpu' or 'cuda'
+            'auto' takes a CUDA device where there is one.
+
+        Returns
+        -------
+        packed : PackedDSSoftmax
 
         Raises
         ------
         FileNotFoundError, ModelFileError
             No such file; truncated, foreign, of another kind or version.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sparsemax_nb import SparseExperts
+        >>> h = np.random.default_rng(0).standard_normal((100, 8), dtype=np.float32)
+        >>> packed = SparseExperts.dense(h[:30], n_experts=2, seed=0).pack()
+
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     packed.save(Path(folder, "ds.safetensors"))
+        ...     again = type(packed).load(Path(folder, "ds.safetensors"), device="cpu")
+        ...     print(again)
+        PackedDSSoftmax(n_experts=2, n_classes=30, rows=60)
         """
         device = backend.resolve_device(device)
         try:
@@ -228,13 +368,28 @@ class SparseExperts(PackedDSSoftmax):
     ----------
     gate : (E, d) float32
         Updated in place, like `rows`.
-    starts, ids, rows, n_classes
-        See `PackedDSSoftmax`.
+    starts : (E + 1,) int32
+        Expert k holds the rows ``starts[k] : starts[k + 1]`` of `ids` and `rows`.
+    ids : (R,) int32
+        Classes, ascending inside an expert.
+    rows : (R, d) float32
+        Their output embeddings.
+    n_classes : int
+        L, of all experts together.
 
     Attributes
     ----------
     steps : int
         Steps so far; it counts in the noise's random numbers.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Wrong dtype, shape or device; read-only arrays; starts or ids that are not in order.
+
+    Notes
+    -----
+    Source: arXiv 1901.10668.
 
     Examples
     --------
@@ -250,6 +405,8 @@ class SparseExperts(PackedDSSoftmax):
     >>> experts.split(adam, seed=1)
     >>> experts
     SparseExperts(n_experts=4, n_classes=30, rows=...)
+    >>> experts.pack()
+    PackedDSSoftmax(n_experts=4, n_classes=30, rows=...)
     """
 
     def __init__(self, gate, starts, ids, rows, n_classes):
@@ -260,10 +417,28 @@ class SparseExperts(PackedDSSoftmax):
 
     @classmethod
     def dense(cls, classes, n_experts, seed=0):
-        """Experts that hold all classes, each the rows `classes` (L, d) float32 less their mean; a random gate.
+        """Experts that hold all classes, each the rows of `classes` less their mean, behind a random gate.
 
         The softmax does not change with what is taken from all rows alike; but then the classes that say least have the
         smallest rows, and zero stands for a class like most.
+
+        Parameters
+        ----------
+        classes : (L, d) float32
+            A trained output layer's rows, or random ones; copied.
+        n_experts : int
+            E.
+        seed : int
+            Of the gate, in [0, 2^64).
+
+        Returns
+        -------
+        experts : SparseExperts
+
+        Raises
+        ------
+        TypeError, ValueError
+            Wrong dtype or shape; classes that are not finite; more than 2^31 - 1 rows of all experts together.
         """
         device = check.same_device(classes=classes)
         classes = check.array("classes", classes, np.float32, ("L", "d"))
@@ -295,7 +470,7 @@ class SparseExperts(PackedDSSoftmax):
         return self._scores[:n]
 
     def step(self, h, targets, optimizer, *, class_lasso=0.0, expert_lasso=0.0, balance=0.0, noise=0.0, seed=0):
-        """One step of training: forward, backward and update of gate and experts; returns the mean cross-entropy.
+        """One step of training: forward, backward and update of gate and experts.
 
         What is made small is ``cross-entropy + class_lasso sum_k sum_c rms(rows_kc) + expert_lasso sum_c rms_c
         + balance CV^2``: rms is a root mean square, rms_c that of class c over all experts (absent ones count as zero), CV the
@@ -306,14 +481,22 @@ class SparseExperts(PackedDSSoftmax):
         Parameters
         ----------
         h : (B, d) float32
+            Contexts, finite.
         targets : (B,) int32, or SciPy CSR matrix (B, L), or Labels(indptr, indices)
             As for `softmax_cross_entropy`.
         optimizer : Adam
+            Its moments of gate and rows are updated in place.
         class_lasso, expert_lasso, balance : float
+            Weights of the penalties; not negative.
         noise : float
             Standard deviation of what is added to the gate's logits, a sum of uniform numbers that is nearly normal.
         seed : int
             Of the noise.
+
+        Returns
+        -------
+        loss : float
+            The mean cross-entropy, from before the update; 0 for no rows.
 
         Raises
         ------
@@ -367,9 +550,24 @@ class SparseExperts(PackedDSSoftmax):
         return value
 
     def prune(self, threshold, optimizer=None):
-        """Remove every row whose root mean square is below `threshold`, but the largest of a class; returns how many.
+        """Remove every row whose root mean square is below `threshold`, but the largest of a class.
 
-        The optimiser's moments follow.
+        Parameters
+        ----------
+        threshold : float
+            Not negative.
+        optimizer : Adam, optional
+            The one that trains: its moments of the rows follow.
+
+        Returns
+        -------
+        removed : int
+            How many rows.
+
+        Raises
+        ------
+        TypeError, ValueError
+            threshold is no number, negative or not finite.
         """
         threshold = check.number("threshold", threshold, 0, math.inf)
         keep = backend.empty(self.ids.shape[0], np.uint8, self.device)
@@ -384,6 +582,18 @@ class SparseExperts(PackedDSSoftmax):
         """Mitosis: two experts of each, 2 k and 2 k + 1 of expert k, with the same rows and moments.
 
         The gate's rows of the two are told apart by a random vector, added to one and taken from the other.
+
+        Parameters
+        ----------
+        optimizer : Adam, optional
+            The one that trains: its moments of gate and rows follow.
+        seed : int
+            Of the random vectors, in [0, 2^64).
+
+        Raises
+        ------
+        TypeError, ValueError
+            seed out of range; more than 2^31 - 1 rows of all experts together.
         """
         _check_rows(2 * self.ids.shape[0])
         xp, counts = backend.module_of(self.device), np.diff(backend.to_numpy(self.starts))
@@ -410,7 +620,13 @@ class SparseExperts(PackedDSSoftmax):
         return old.shape[0] - experts.ids.shape[0]
 
     def pack(self):
-        """`PackedDSSoftmax` of the present weights, copied."""
+        """What answers, with the present weights.
+
+        Returns
+        -------
+        packed : PackedDSSoftmax
+            Of copies.
+        """
         return PackedDSSoftmax(self.gate.copy(), *(a.copy() for a in self._experts), self.n_classes)
 
 

@@ -34,13 +34,17 @@ class FixedFanIn:
         Their weights.
     bias : (L,) float32
 
-    All three on one device (NumPy or CUDA arrays), C-contiguous; they are held, not copied, and updated in place by
-    training. Check and make a layer once, then use it: later calls do not look at the indices again.
-
     Raises
     ------
     TypeError, ValueError
         Wrong dtype, device, shape or layout; K above H; an index out of range or repeated inside a label.
+
+    Notes
+    -----
+    All three on one device (NumPy or CUDA arrays), C-contiguous; they are held, not copied, and updated in place by
+    training. Check and make a layer once, then use it: later calls do not look at the indices again.
+
+    Source: arXiv 2306.03725, section 3.
 
     Examples
     --------
@@ -106,6 +110,15 @@ class FixedFanIn:
             In [0, 2^64).
         device : 'cpu' or 'cuda'
 
+        Returns
+        -------
+        layer : FixedFanIn
+
+        Raises
+        ------
+        TypeError, ValueError, RuntimeError
+            A size or the seed out of range, or not an integer; an unknown device, or CUDA where there is none.
+
         Examples
         --------
         >>> from sparsemax_nb import FixedFanIn
@@ -141,7 +154,20 @@ class FixedFanIn:
         wing.redraw(seed, step, self.n_inputs, cut, offsets, self.indices, bits, moments, slots)
 
     def to_dense(self):
-        """The (L, H) float32 weight matrix, on the layer's device; for small layers and tests."""
+        """The dense weight matrix; for small layers and tests.
+
+        Returns
+        -------
+        w : (L, H) float32
+            On the layer's device.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sparsemax_nb import FixedFanIn
+        >>> FixedFanIn(4, np.array([[0, 2]], np.int32), np.array([[1, 10]], np.float32), np.zeros(1, np.float32)).to_dense()
+        array([[ 1.,  0., 10.,  0.]], dtype=float32)
+        """
         dense = backend.zeros((self.n_labels, self.n_inputs), np.float32, self.device)
         dense[backend.module_of(self.device).arange(self.n_labels)[:, None], self.indices] = self.values
         return dense
@@ -180,6 +206,8 @@ def fixed_fan_in_forward(x, layer, *, out=None):
     TypeError, ValueError
         Wrong dtype, device, shape or layout; x not finite.
 
+    Notes
+    -----
     Source: arXiv 2306.03725, section 3.
 
     Examples
@@ -223,6 +251,8 @@ def fixed_fan_in_backward(x, layer, dscores):
     TypeError, ValueError
         Wrong dtype, device, shape or layout; x or dscores not finite.
 
+    Notes
+    -----
     On CUDA dx is summed with atomics: the order of its float sums varies. Source: arXiv 2306.03725, section 3.
 
     Examples
@@ -268,6 +298,10 @@ def fixed_fan_in_top_k(x, layer, k):
     ------
     TypeError, ValueError
         Wrong dtype, device, shape or layout; k out of range; x not finite; weights that give NaN scores.
+
+    Notes
+    -----
+    Source: the layer's, arXiv 2306.03725; the search that keeps no scores is ours.
 
     Examples
     --------
@@ -320,6 +354,8 @@ def fixed_fan_in_step(x, layer, labels, loss, optimizer):
     FloatingPointError
         The loss is NaN or infinite: the layer's values or bias were not finite, or overflowed.
 
+    Notes
+    -----
     On CUDA dx is summed with atomics: the order of its float sums varies. Source: arXiv 2306.03725, sections 3 and 4.
 
     Examples

@@ -76,6 +76,10 @@ def softmax_cross_entropy(h, w, targets, bias=None, *, ignore_index=-1):
     FloatingPointError
         The logits overflow.
 
+    Notes
+    -----
+    Source: the definition; the order of the work is ours.
+
     Examples
     --------
     >>> import numpy as np
@@ -149,6 +153,10 @@ def target_ranks(h, w, targets):
         Wrong dtype, shape or device; targets out of range; numbers that are not finite.
     FloatingPointError
         The logits overflow.
+
+    Notes
+    -----
+    Source: the definition, a part of the logits at a time (ours).
 
     Examples
     --------
@@ -240,7 +248,9 @@ class SoftmaxLayer:
 
 
 class FullSoftmax(SoftmaxLayer):
-    """The exact softmax over all classes, ``p = softmax(h @ w.T + bias)``: its k best. What others are compared with.
+    """The exact softmax over all classes, ``p = softmax(h @ w.T + bias)``: its k best.
+
+    What others are compared with.
 
     Every class is scored, ``L d`` multiply-adds a query. On the CPU no logits are stored; a query costs one pass over the
     weights. On CUDA at most 64 MiB of the (B, L) logits exist at a time. Same bits for the same h, with any number of
@@ -264,6 +274,10 @@ class FullSoftmax(SoftmaxLayer):
     ------
     TypeError, ValueError
         Wrong dtype, shape, layout or device; numbers that are not finite.
+
+    Notes
+    -----
+    Source: the definition; the one pass over the weights, without logits, is ours.
 
     Examples
     --------

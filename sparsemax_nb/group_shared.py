@@ -40,13 +40,15 @@ class GroupSharedFanIn(FixedFanIn):
     seed : int, optional
         Of the random rounding.
 
-    All arrays on one device (NumPy or CUDA arrays), C-contiguous; they are held, not copied, and updated in place by
-    training. Check and make a layer once, then use it: later calls do not look at the indices again.
-
     Raises
     ------
     TypeError, ValueError
         Wrong dtype, device, shape or layout; K above H; G above L; an index out of range or repeated inside a group.
+
+    Notes
+    -----
+    All arrays on one device (NumPy or CUDA arrays), C-contiguous; they are held, not copied, and updated in place by
+    training. Check and make a layer once, then use it: later calls do not look at the indices again.
 
     Source: HASTE, arXiv 2606.01117; bfloat16 with stochastic rounding: ELMO, ICML 2025.
 
@@ -109,6 +111,15 @@ class GroupSharedFanIn(FixedFanIn):
             Of the weights.
         device : 'cpu' or 'cuda'
 
+        Returns
+        -------
+        layer : GroupSharedFanIn
+
+        Raises
+        ------
+        TypeError, ValueError, RuntimeError
+            A size or the seed out of range, or not an integer; an unknown dtype or device, or CUDA where there is none.
+
         Examples
         --------
         >>> from sparsemax_nb import GroupSharedFanIn
@@ -133,7 +144,22 @@ class GroupSharedFanIn(FixedFanIn):
         return layer
 
     def to_dense(self):
-        """The (L, H) float32 weight matrix, on the layer's device; for small layers and tests."""
+        """The dense weight matrix in float32; for small layers and tests.
+
+        Returns
+        -------
+        w : (L, H) float32
+            On the layer's device.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sparsemax_nb import GroupSharedFanIn
+        >>> indices, values = np.array([[0, 2]], np.int32), np.array([[1, 10], [2, 20]], np.float32)
+        >>> GroupSharedFanIn(3, indices, values, np.zeros(2, np.float32), group_size=2).to_dense()
+        array([[ 1.,  0., 10.],
+               [ 2.,  0., 20.]], dtype=float32)
+        """
         dense = backend.zeros((self.n_labels, self.n_inputs), np.float32, self.device)
         labels = backend.module_of(self.device).arange(self.n_labels)[:, None]
         dense[labels, self.indices[labels[:, 0] // self.group_size]] = self.values.astype(np.float32)

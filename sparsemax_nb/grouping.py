@@ -53,6 +53,8 @@ def group_labels(features, labels, group_size, by="similar", seed=0):
     TypeError, ValueError
         Bad arguments; features and labels with different numbers of rows, or features that are not finite.
 
+    Notes
+    -----
     Source: HASTE, arXiv 2606.01117 (similar before frequency before random); balanced 2-means over the features of the
     positives as in Parabel (Y. Prabhu et al., WWW 2018).
 

@@ -84,9 +84,47 @@ class InvertedMultiIndex:
     of the classes in cell (k0, k1): ``Q(i | q) = exp(r0[k0(i)] + r1[k1(i)]) pop(i) / Z(q)``, with
     ``Z(q) = sum W[k0, k1] exp(r0[k0] + r1[k1])``. A query costs K d for the products, K^2 for Z, and a draw at most K.
 
-    Use `build`. Attributes: `codebooks`, two arrays (K, d) float32 (for "pq" (K, d / 2)); `codes` (L, 2) int32.
+    Make one with `build`.
 
+    Parameters
+    ----------
+    codebooks : two (K, d) float32
+        For "pq" (K, d / 2); held.
+    codes : (L, 2) int32
+        The codewords of each class, on the device of the codebooks.
+    kind, residual : str
+        See `build`, as for the rest.
+    popularity, weights : (L,) float, or None
+    classes : (L, d) float32
+        Held where residual='exact'.
+    metric : object, or None
+        What the queries of `build` have become.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Popularity or weights of the wrong shape, negative or all zero, or popularity where it is not used.
+
+    Notes
+    -----
     Source: arXiv 2501.08563.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sparsemax_nb import InvertedMultiIndex
+    >>> random = np.random.default_rng(0)
+    >>> classes, queries = (random.standard_normal((n, 16), dtype=np.float32) for n in (1000, 2))
+    >>> index = InvertedMultiIndex.build(classes, n_codewords=8)
+    >>> ids, log_q = index.sample(queries, n_samples=5, seed=0)
+    >>> bool(np.array_equal(index.log_prob(queries, ids), log_q))
+    True
+
+    Training moves the embeddings, and the index follows:
+
+    >>> share = index.update(classes + 0.1 * random.standard_normal((1000, 16), dtype=np.float32))
+    >>> 0 < share < 1
+    True
     """
 
     def __init__(self, codebooks, codes, kind, residual, popularity, weights, classes, metric=None):
@@ -153,6 +191,16 @@ class InvertedMultiIndex:
         n_iterations : int
             Of k-means, at most.
 
+        Returns
+        -------
+        index : InvertedMultiIndex
+
+        Raises
+        ------
+        TypeError, ValueError
+            Wrong dtype, shape or device; numbers that are not finite; an unknown kind or residual; n_codewords out of range; an
+            odd width for "pq"; popularity or weights of the wrong shape, negative or all zero.
+
         Examples
         --------
         >>> import numpy as np
@@ -204,8 +252,13 @@ class InvertedMultiIndex:
 
         Returns
         -------
-        float
-            The share of the classes whose cell is another one than before.
+        share : float
+            Of the classes: those whose cell is another one than before.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Wrong dtype, shape or device; classes of another number or width than in `build`; numbers that are not finite.
         """
         check.same_device(classes=classes, index=self.codes, **({} if queries is None else {"queries": queries}))
         classes = check.array("classes", classes, np.float32, ("L", self._width))
@@ -267,7 +320,7 @@ class InvertedMultiIndex:
         return out
 
     def sample(self, queries, n_samples, seed, step=0):
-        """Draw for each row of `queries` (B, d) float32: ids (B, M) int32 and ``log_q`` (B, M) float32.
+        """Draw classes for each query.
 
         Parameters
         ----------
@@ -276,6 +329,20 @@ class InvertedMultiIndex:
             M, at least 1.
         seed, step : int
             In [0, 2^64) and [0, 2^32): the same pair gives the same draws.
+
+        Returns
+        -------
+        ids : (B, M) int32
+            Classes, drawn with replacement.
+        log_q : (B, M) float32
+            ``log Q`` of each.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Wrong dtype, shape or device; queries that are not finite; n_samples, seed or step out of range.
+        FloatingPointError
+            The scores of the codewords overflow.
         """
         check.same_device(queries=queries, index=self.codes)
         device, shape, seed, step = check_draws(queries, n_samples, seed, step)
@@ -287,7 +354,26 @@ class InvertedMultiIndex:
         return ids, log_q
 
     def log_prob(self, queries, ids):
-        """``log Q`` of ids (B, M) or (M,) int32: (B, M) float32; -inf for a class that is never drawn."""
+        """``log Q(ids | queries)``, whatever was drawn.
+
+        Parameters
+        ----------
+        queries : (B, d) float32
+        ids : (B, M) or (M,) int32
+            Classes of each row, or those of all rows.
+
+        Returns
+        -------
+        log_q : (B, M) float32
+            -inf for a class that is never drawn.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Wrong dtype, shape or device; queries that are not finite; ids out of range.
+        FloatingPointError
+            The scores of the codewords overflow.
+        """
         check.same_device(queries=queries, ids=ids, index=self.codes)
         ids = check_ids(ids, self.n_classes, queries.shape[0])
         if self.residual == "exact":
@@ -399,7 +485,7 @@ def sampled_softmax(
         One target a row, in [0, L); or the positive labels of each row, each of which meets the same draws.
     ids : (B, M) or (M,) int32
         The draws of each row; or draws that all rows share, which turns the work into dense products.
-    log_q : float32, like ids
+    log_q : (B, M) or (M,) float32, like ids
         Their log-probabilities under the sampler.
     log_q_targets : (n,) float32
         Those of the targets, row by row (n = B for one a row); only "paper" looks at them.
@@ -426,6 +512,8 @@ def sampled_softmax(
     FloatingPointError
         The scores overflow.
 
+    Notes
+    -----
     Source: arXiv 2501.08563 ("paper"); Y. Bengio, J.-S. Senecal, "Quick training of probabilistic neural nets by
     importance sampling", AISTATS 2003.
 

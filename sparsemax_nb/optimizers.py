@@ -31,34 +31,160 @@ class _Optimizer:
         """The state of a parameter array, made of zeros when it is first asked for.
 
         It follows the array object: update the same object every time, not a new view of it.
+
+        Parameters
+        ----------
+        array : (...) float32
+            A parameter, on either device. It is held, so that its identity stays unique.
+
+        Returns
+        -------
+        state : object
+            ``moments``, m and v shaped like the array (empty for SGD); ``count``, the steps so far; ``factor``, of the
+            learning rate.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sparsemax_nb import Adam
+        >>> w, adam = np.ones(2, np.float32), Adam()
+        >>> adam.step(w, np.ones(2, np.float32))
+        >>> adam.state_of(w).count, adam.state_of(w).moments.m.shape
+        (1, (2,))
         """
         if id(array) not in self._states:
             self._states[id(array)] = _State(array, self._new_moments(array))
         return self._states[id(array)]
 
     def replace(self, old, new, take):
-        """`new` takes the place of the parameter array `old`: its moments are ``take(moment)``, its steps those of `old`."""
+        """`new` takes the place of the parameter array `old`, with its steps and with moments made from its moments.
+
+        Parameters
+        ----------
+        old : (...) float32
+            A parameter. Nothing happens where it has no state yet.
+        new : (...) float32
+            What is updated from now on.
+        take : callable
+            ``take(moment)`` is the new moment, shaped like `new`: what was done to `old` to make `new`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sparsemax_nb import Adam
+        >>> w, adam = np.array([1, 2, 3], np.float32), Adam()
+        >>> adam.step(w, np.array([1, 0, 0], np.float32))
+        >>> kept = w[:2].copy()
+        >>> adam.replace(w, kept, lambda moment: moment[:2])
+        >>> adam.state_of(kept).count, adam.state_of(kept).moments.m.round(3)
+        (1, array([0.1, 0. ], dtype=float32))
+        """
         state = self._states.pop(id(old), None)
         if state is not None:
             self._states[id(new)] = _State(new, type(state.moments)(*map(take, state.moments)))
             self._states[id(new)].count, self._states[id(new)].factor = state.count, state.factor
 
     def begin_step(self, array):
-        """What kernels need for the next step of `array`: (kind, rates, moments)."""
+        """What kernels need for the next step of `array`.
+
+        Parameters
+        ----------
+        array : (...) float32
+            The parameter that is to be updated.
+
+        Returns
+        -------
+        kind : int
+            Which formula of ``core/formulas.py``.
+        rates : tuple of float32
+            Learning rate and constants, with the corrections of the step that comes.
+        moments : tuple of (...) float32
+            m and v; the kernel updates them in place.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sparsemax_nb import SGD
+        >>> w, sgd = np.ones(2, np.float32), SGD(learning_rate=0.5)
+        >>> kind, rates, moments = sgd.begin_step(w)
+        >>> float(rates[0])
+        0.5
+        """
         state = self.state_of(array)
         return self.kind, self._rates(self.learning_rate * state.factor, state.count + 1), state.moments
 
     def scale_rate(self, array, factor):
-        """From now on, `array` learns at `factor` times the learning rate."""
+        """From now on, `array` learns at `factor` times the learning rate.
+
+        Parameters
+        ----------
+        array : (...) float32
+            A parameter.
+        factor : float
+            Not negative.
+
+        Raises
+        ------
+        TypeError, ValueError
+            factor is no number, negative or not finite.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sparsemax_nb import SGD
+        >>> w, sgd = np.zeros(1, np.float32), SGD(learning_rate=0.5)
+        >>> sgd.scale_rate(w, 10)
+        >>> sgd.step(w, np.ones(1, np.float32))
+        >>> w
+        array([-5.], dtype=float32)
+        """
         self.state_of(array).factor = check.number("factor", factor, 0, math.inf)
 
     def end_step(self, *arrays):
-        """Count the step, once the kernel has been launched."""
+        """Count a step of each of the arrays, once the kernel has been launched that `begin_step` was called for.
+
+        Parameters
+        ----------
+        *arrays : (...) float32
+            Parameters.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sparsemax_nb import Adam
+        >>> w, adam = np.ones(2, np.float32), Adam()
+        >>> _ = adam.begin_step(w)
+        >>> adam.end_step(w)
+        >>> adam.state_of(w).count
+        1
+        """
         for array in arrays:
             self.state_of(array).count += 1
 
     def step(self, array, gradient):
-        """Update `array` in place with `gradient` (float32, same shape and device)."""
+        """Update a parameter array in place with its gradient.
+
+        Parameters
+        ----------
+        array : (...) float32
+            C-contiguous; overwritten.
+        gradient : (...) float32
+            Of the same shape, on the same device.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Wrong dtype, shape, layout or device; an array that is read-only.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sparsemax_nb import SGD
+        >>> w = np.array([1.0, -1.0], np.float32)
+        >>> SGD(learning_rate=0.5).step(w, np.array([1.0, 2.0], np.float32))
+        >>> w
+        array([ 0.5, -2. ], dtype=float32)
+        """
         device = check.same_device(array=array, gradient=gradient)
         array_ = check.array("array", array, np.float32, array.shape, writeable=True)
         gradient = check.array("gradient", gradient, np.float32, array.shape)
@@ -68,7 +194,33 @@ class _Optimizer:
         self.end_step(array)
 
     def step_rows(self, array, row_ids, gradient):
-        """Update the rows `row_ids` (n,) int32 of `array` (F, D) in place with `gradient` (n, D); other rows keep their moments."""
+        """Update some rows of a parameter array in place; the other rows keep value and moments.
+
+        Parameters
+        ----------
+        array : (F, D) float32
+            C-contiguous; the rows `row_ids` are overwritten.
+        row_ids : (n,) int32
+            Different rows, in [0, F).
+        gradient : (n, D) float32
+            By these rows.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Wrong dtype, shape, layout or device; row_ids out of range or repeated.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sparsemax_nb import SGD
+        >>> table = np.ones((3, 2), np.float32)
+        >>> SGD(learning_rate=0.5).step_rows(table, np.array([2], np.int32), np.ones((1, 2), np.float32))
+        >>> table
+        array([[1. , 1. ],
+               [1. , 1. ],
+               [0.5, 0.5]], dtype=float32)
+        """
         device = check.same_device(array=array, row_ids=row_ids, gradient=gradient)
         array_ = check.array("array", array, np.float32, ("F", "D"), writeable=True)
         row_ids = check.array("row_ids", row_ids, np.int32, ("n",))
@@ -94,6 +246,13 @@ class Adam(_Optimizer):
     learning_rate, beta1, beta2, epsilon : float
         Step size, decay rates of the moments and the term that keeps the division finite.
 
+    Raises
+    ------
+    TypeError, ValueError
+        A learning rate or epsilon that is not positive and finite; beta1 or beta2 outside [0, 1).
+
+    Notes
+    -----
     Source: D. Kingma, J. Ba, "Adam: a method for stochastic optimization", ICLR 2015, algorithm 1.
 
     Examples
@@ -131,6 +290,11 @@ class SGD(_Optimizer):
     ----------
     learning_rate : float
         Step size.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A learning rate that is not positive and finite.
 
     Examples
     --------

@@ -66,13 +66,25 @@ class UniformSampler:
     n_classes : int
         L, in [1, 2^31).
 
+    Raises
+    ------
+    TypeError, ValueError
+        n_classes out of range, or no integer.
+
+    Notes
+    -----
+    Source: the simplest proposal; what the others have to beat.
+
     Examples
     --------
     >>> import numpy as np
     >>> from sparsemax_nb import UniformSampler
-    >>> ids, log_q = UniformSampler(1000).sample(np.zeros((2, 8), np.float32), n_samples=3, seed=0)
+    >>> sampler, queries = UniformSampler(1000), np.zeros((2, 8), np.float32)
+    >>> ids, log_q = sampler.sample(queries, n_samples=3, seed=0)
     >>> ids.shape, ids.dtype, round(float(np.exp(log_q[0, 0])), 6)
     ((2, 3), dtype('int32'), 0.001)
+    >>> bool((sampler.log_prob(queries, ids) == log_q).all())
+    True
     """
 
     def __init__(self, n_classes):
@@ -83,7 +95,29 @@ class UniformSampler:
         return f"UniformSampler(n_classes={self.n_classes})"
 
     def sample(self, queries, n_samples, seed, step=0):
-        """Draw for each row of `queries` (B, d) float32: ids (B, M) int32 and ``log_q`` (B, M) float32."""
+        """Draw classes for each row of the queries.
+
+        Parameters
+        ----------
+        queries : (B, d) float32
+            Only their number and device matter.
+        n_samples : int
+            M, at least 1.
+        seed, step : int
+            In [0, 2^64) and [0, 2^32): the same pair gives the same draws.
+
+        Returns
+        -------
+        ids : (B, M) int32
+            Classes, drawn with replacement.
+        log_q : (B, M) float32
+            ``log Q`` of each.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Wrong dtype, shape or device; n_samples, seed or step out of range.
+        """
         device, shape, seed, step = check_draws(queries, n_samples, seed, step)
         ids, log_q = backend.empty(shape, np.int32, device), backend.empty(shape, np.float32, device)
         backend.wing(device, "samplers").draw_uniform(seed, step, self.n_classes, ids)
@@ -91,7 +125,24 @@ class UniformSampler:
         return ids, log_q
 
     def log_prob(self, queries, ids):
-        """``log Q`` of ids (B, M) or (M,) int32: (B, M) float32."""
+        """``log Q(ids)``, whatever was drawn.
+
+        Parameters
+        ----------
+        queries : (B, d) float32
+            Only their number and device matter.
+        ids : (B, M) or (M,) int32
+            Classes of each row, or those of all rows.
+
+        Returns
+        -------
+        log_q : (B, M) float32
+
+        Raises
+        ------
+        TypeError, ValueError
+            Wrong dtype, shape or device; ids out of range.
+        """
         device = check.same_device(queries=queries, ids=ids)
         ids = check_ids(ids, self.n_classes, queries.shape[0])
         log_q = backend.empty((queries.shape[0], ids.shape[-1]), np.float32, device)
@@ -115,16 +166,28 @@ class _TableSampler:
         return f"{type(self).__name__}(n_classes={self.n_classes}, device={self.device!r})"
 
     def sample(self, queries, n_samples, seed, step=0):
-        """Draw for each row of `queries` (B, d) float32: ids (B, M) int32 and ``log_q`` (B, M) float32.
+        """Draw classes for each row of the queries.
 
         Parameters
         ----------
-        queries : (B, d) float32, on the sampler's device
-            Only their number matters.
+        queries : (B, d) float32
+            On the sampler's device. Only their number matters.
         n_samples : int
             M, at least 1.
         seed, step : int
             In [0, 2^64) and [0, 2^32): the same pair gives the same draws.
+
+        Returns
+        -------
+        ids : (B, M) int32
+            Classes, drawn with replacement.
+        log_q : (B, M) float32
+            ``log Q`` of each.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Wrong dtype, shape or device; n_samples, seed or step out of range.
         """
         check.same_device(queries=queries, sampler=self._log_p)
         device, shape, seed, step = check_draws(queries, n_samples, seed, step)
@@ -133,7 +196,25 @@ class _TableSampler:
         return ids, log_q
 
     def log_prob(self, queries, ids):
-        """``log Q`` of ids (B, M) or (M,) int32: (B, M) float32; -inf for a class that is never drawn."""
+        """``log Q(ids)``, whatever was drawn.
+
+        Parameters
+        ----------
+        queries : (B, d) float32
+            Only their number and device matter.
+        ids : (B, M) or (M,) int32
+            Classes of each row, or those of all rows.
+
+        Returns
+        -------
+        log_q : (B, M) float32
+            -inf for a class that is never drawn.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Wrong dtype, shape or device; ids out of range.
+        """
         check.same_device(queries=queries, ids=ids, sampler=self._log_p)
         ids, n_rows = check_ids(ids, self.n_classes, queries.shape[0]), queries.shape[0]
         log_q = backend.empty((n_rows, ids.shape[-1]), np.float32, self.device)
@@ -152,13 +233,25 @@ class LogUniformSampler(_TableSampler):
         The place of each class in the order of falling frequency, from 0; where not given, the classes are sorted: r = i.
     device : 'cpu' or 'cuda'
 
+    Raises
+    ------
+    TypeError, ValueError, RuntimeError
+        n_classes out of range; ranks that are no permutation; an unknown device, or CUDA where there is none.
+
+    Notes
+    -----
+    Source: Zipf's law; the form is that of TensorFlow's log-uniform candidate sampler.
+
     Examples
     --------
     >>> import numpy as np
     >>> from sparsemax_nb import LogUniformSampler
-    >>> queries, ids = np.zeros((1, 8), np.float32), np.array([0, 999], np.int32)
-    >>> np.exp(LogUniformSampler(1000).log_prob(queries, ids)).round(6)
+    >>> sampler, queries = LogUniformSampler(1000), np.zeros((1, 8), np.float32)
+    >>> np.exp(sampler.log_prob(queries, np.array([0, 999], np.int32))).round(6)
     array([[0.100329, 0.000145]], dtype=float32)
+    >>> ids, log_q = sampler.sample(queries, n_samples=1000, seed=0)
+    >>> bool((ids < 100).mean() > 0.5)
+    True
     """
 
     def __init__(self, n_classes, *, ranks=None, device="cpu"):
@@ -183,6 +276,17 @@ class UnigramSampler(_TableSampler):
     power : float
         At least 0; 0.75 is usual for word embeddings. The power of a count of 0 is 0 for every power.
     device : 'cpu' or 'cuda'
+
+    Raises
+    ------
+    TypeError, ValueError, RuntimeError
+        Counts of the wrong shape, negative, not finite or all zero; a negative power; an unknown device, or CUDA where
+        there is none.
+
+    Notes
+    -----
+    Source: Y. Bengio, J.-S. Senecal, "Quick training of probabilistic neural nets by importance sampling", AISTATS 2003
+    (unigram proposals); T. Mikolov et al., "Distributed representations of words and phrases", NIPS 2013 (the power 0.75).
 
     Examples
     --------
@@ -226,13 +330,51 @@ class _ClassSampler:
         return queries
 
     def sample(self, queries, n_samples, seed, step=0):
-        """Draw for each row of `queries` (B, d) float32: ids (B, M) int32 and ``log_q`` (B, M) float32."""
+        """Draw classes for each query.
+
+        Parameters
+        ----------
+        queries : (B, d) float32
+            Finite; NumPy.
+        n_samples : int
+            M, at least 1.
+        seed, step : int
+            In [0, 2^64) and [0, 2^32): the same pair gives the same draws.
+
+        Returns
+        -------
+        ids : (B, M) int32
+            Classes, drawn with replacement.
+        log_q : (B, M) float32
+            ``log Q`` of each.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Wrong dtype, shape or device; queries that are not finite; n_samples, seed or step out of range.
+        """
         queries = self._queries(queries)
         _, shape, seed, step = check_draws(queries, n_samples, seed, step)
         return self._sample(queries, shape, seed, step)
 
     def log_prob(self, queries, ids):
-        """``log Q`` of ids (B, M) or (M,) int32: (B, M) float32."""
+        """``log Q(ids | queries)``, whatever was drawn.
+
+        Parameters
+        ----------
+        queries : (B, d) float32
+        ids : (B, M) or (M,) int32
+            Classes of each row, or those of all rows.
+
+        Returns
+        -------
+        log_q : (B, M) float32
+
+        Raises
+        ------
+        TypeError, ValueError
+            Wrong dtype, shape or device; queries that are not finite; ids out of range.
+        """
         queries = self._queries(queries)
         check.same_device(queries=queries, ids=ids)
         return self._log_prob(queries, check_ids(ids, self.n_classes, len(queries)))
@@ -252,16 +394,35 @@ class _KernelSampler(_ClassSampler):
 
 
 class SphereSampler(_KernelSampler):
-    """Draws by a quadratic kernel: ``Q(i | q) ~ alpha (q . c_i)^2 + 1``. Here it touches all classes; CPU.
+    """Draws by a quadratic kernel of query and class; CPU.
+
+    ``Q(i | q) ~ alpha (q . c_i)^2 + 1``. Here it touches all classes.
 
     Parameters
     ----------
     classes : (L, d) float32
         Held, not copied.
     alpha : float
+        Not negative.
 
+    Raises
+    ------
+    TypeError, ValueError
+        Wrong dtype, shape or device; classes that are not finite; alpha negative.
+
+    Notes
+    -----
     Source: G. Blanc, S. Rendle, "Adaptive sampled softmax with kernel based sampling", ICML 2018 (with a tree, which would
     make a draw logarithmic).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sparsemax_nb import SphereSampler
+    >>> classes = np.random.default_rng(0).standard_normal((100, 8), dtype=np.float32)
+    >>> ids, log_q = SphereSampler(classes).sample(classes[:2], n_samples=5, seed=0)
+    >>> ids.shape
+    (2, 5)
     """
 
     def __init__(self, classes, alpha=100.0):
@@ -273,10 +434,11 @@ class SphereSampler(_KernelSampler):
 
 
 class RFFSampler(_KernelSampler):
-    """Draws by positive random features of the exponential kernel: ``Q(i | q) ~ phi(q) . phi(c_i)``. All classes; CPU.
+    """Draws by positive random features of the exponential kernel; CPU.
 
-    ``phi_j(x) = exp(w_j . x - |x|^2 / 2)`` with w_j standard normal: the expectation of the product is ``exp(q . c)``.
-    (Fourier features, after which the sampler is named, can make a kernel negative.)
+    ``Q(i | q) ~ phi(q) . phi(c_i)``, ``phi_j(x) = exp(w_j . x - |x|^2 / 2)`` with w_j standard normal: the
+    expectation of the product is ``exp(q . c)``. It touches all classes. (Fourier features, after which the sampler is
+    named, can make a kernel negative.)
 
     Parameters
     ----------
@@ -287,8 +449,24 @@ class RFFSampler(_KernelSampler):
     seed : int
         Of the features.
 
+    Raises
+    ------
+    TypeError, ValueError
+        Wrong dtype, shape or device; classes that are not finite; n_features below 1.
+
+    Notes
+    -----
     Source: A. Rawat et al., "Sampled softmax with random Fourier features", NeurIPS 2019; K. Choromanski et al.,
     "Rethinking attention with performers", ICLR 2021 (positive features).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sparsemax_nb import RFFSampler
+    >>> classes = np.random.default_rng(0).standard_normal((100, 8), dtype=np.float32)
+    >>> ids, log_q = RFFSampler(classes).sample(classes[:2], n_samples=5, seed=0)
+    >>> ids.shape
+    (2, 5)
     """
 
     def __init__(self, classes, n_features=32, seed=0):
@@ -325,6 +503,7 @@ class LSHSampler(_ClassSampler):
     Parameters
     ----------
     classes : (L, d) float32
+        Held, not copied.
     n_bits, n_tables : int
         Bits of a hash, in [1, 16]; T.
     uniform : float
@@ -332,7 +511,24 @@ class LSHSampler(_ClassSampler):
     seed : int
         Of the projections.
 
+    Raises
+    ------
+    TypeError, ValueError
+        Wrong dtype, shape or device; classes that are not finite; n_bits, n_tables or uniform out of range.
+
+    Notes
+    -----
     Source: S. Vijayanarasimhan et al., "Deep networks with large output spaces", ICLR 2015; the mixture is ours.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sparsemax_nb import LSHSampler
+    >>> classes = np.random.default_rng(0).standard_normal((100, 8), dtype=np.float32)
+    >>> sampler = LSHSampler(classes)
+    >>> ids, log_q = sampler.sample(classes[:2], n_samples=5, seed=0)
+    >>> bool(np.allclose(sampler.log_prob(classes[:2], ids), log_q))
+    True
     """
 
     def __init__(self, classes, n_bits=4, n_tables=16, uniform=0.1, seed=0):

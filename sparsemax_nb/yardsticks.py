@@ -52,6 +52,8 @@ class SVDSoftmax(_CPULayer):
     TypeError, ValueError
         Wrong dtype, shape or layout; CUDA arrays; numbers that are not finite or out of range.
 
+    Notes
+    -----
     Source: K. Shim, M. Lee, I. Choi, Y. Boo, W. Sung, "SVD-softmax: fast softmax approximation on large vocabulary neural
     networks", NIPS 2017.
 
@@ -127,6 +129,8 @@ class DSoftmax(_CPULayer):
     TypeError, ValueError
         Wrong dtype, shape or layout; CUDA arrays; numbers that are not finite or out of range.
 
+    Notes
+    -----
     Source: W. Chen, D. Grangier, M. Auli, "Strategies for training large vocabulary neural language models", ACL 2016,
     arXiv 1512.04906.
 

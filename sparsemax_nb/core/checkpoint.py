@@ -17,7 +17,22 @@ DTYPES = {"F32": np.float32, "I32": np.int32}
 
 
 class ModelFileError(ValueError):
-    """A model file that can not be read: truncated, foreign, of another kind or a newer version."""
+    """A model file that can not be read: truncated, foreign, of another kind or a newer version.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from sparsemax_nb.train import Classifier, ModelFileError
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "model.safetensors")
+    ...     _ = path.write_text("no model")
+    ...     try:
+    ...         Classifier.load(path)
+    ...     except ModelFileError:
+    ...         print("refused")
+    refused
+    """
 
 
 def bits(array):

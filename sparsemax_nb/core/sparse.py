@@ -9,7 +9,25 @@ from . import backend, check
 
 
 class Labels(NamedTuple):
-    """Positive labels of each row in CSR form: row b holds ``indices[indptr[b]:indptr[b + 1]]`` (both int32)."""
+    """Positive labels of each row in CSR form: row b holds ``indices[indptr[b]:indptr[b + 1]]``.
+
+    Parameters
+    ----------
+    indptr : (B + 1,) int32
+        Rising from 0 to n.
+    indices : (n,) int32
+        Labels, none twice in one row. Both on one device; functions that take labels check them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sparsemax_nb import Labels, softmax_cross_entropy
+    >>> labels = Labels(np.array([0, 2, 3], np.int32), np.array([0, 3, 1], np.int32))  # {0, 3} and {1}
+    >>> h, w = np.eye(2, 3, dtype=np.float32), np.eye(4, 3, dtype=np.float32)
+    >>> loss, dh, dw, dbias = softmax_cross_entropy(h, w, labels)
+    >>> dh.shape
+    (2, 3)
+    """
 
     indptr: np.ndarray
     indices: np.ndarray

@@ -37,8 +37,16 @@ class Corpus:
     train, test : XCData
         Features are CSR in all parts, or dense in all parts.
     dev : XCData or None
-    feature_names, label_names : list of str or None
+    feature_names, label_names : list of str, or None
         One name for each column; two columns may share one.
+
+    Examples
+    --------
+    >>> from sparsemax_nb.data import Corpus, bag_of_words
+    >>> points = bag_of_words(20, 50, words_per_row=5, n_labels=10, labels_per_row=1, seed=0)
+    >>> corpus = Corpus("made up", train=points, test=points, dev=None, feature_names=None, label_names=None)
+    >>> corpus.train.labels.shape
+    (20, 10)
     """
 
     name: str
@@ -50,7 +58,7 @@ class Corpus:
 
 
 def load(name_or_dir):
-    """Load a corpus.
+    """Load a corpus for classification: one that is bundled, or a directory of files.
 
     Parameters
     ----------

@@ -19,7 +19,7 @@ def fingerprint(features, labels):
 
     Parameters
     ----------
-    features, labels : SciPy CSR matrix or ndarray
+    features, labels : SciPy CSR matrix or ndarray (n, ...)
         Of any shape and numeric dtype.
 
     Returns
@@ -32,6 +32,8 @@ def fingerprint(features, labels):
     TypeError
         Neither CSR nor an array of numbers.
 
+    Notes
+    -----
     Source: RFC 7693 (BLAKE2).
 
     Examples

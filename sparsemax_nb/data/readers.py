@@ -26,7 +26,22 @@ LINE = re.compile(rf"(?:{ID}(?:,{ID})*)?(?: +{ID}:{VALUE})* *".encode())
 
 
 class DataError(ValueError):
-    """A file that does not hold what it should; the message names file and line."""
+    """A file that does not hold what it should; the message names file and line.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from sparsemax_nb.data import DataError, read_xc
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "one_point.txt")
+    ...     _ = path.write_text("1 3 4\\n1,3 0:2 2:many\\n")
+    ...     try:
+    ...         read_xc(path)
+    ...     except DataError as error:
+    ...         print(str(error).replace(folder, "")[1:])
+    one_point.txt, line 2: '2:many' is not 'feature:value', an id and a number
+    """
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +50,19 @@ class XCData:
 
     Attributes
     ----------
-    features : scipy.sparse.csr_matrix or numpy.memmap
-        (n_points, n_features) float32. CSR: ids ascend in each row, none twice; int32 indptr and indices.
-        A dense matrix in a file, which `load` may give: read-only, C-contiguous.
-    labels : scipy.sparse.csr_matrix
-        (n_points, n_labels) CSR float32, 1 where a point has the label; otherwise the same.
+    features : (n_points, n_features) float32
+        CSR: ids ascend in each row, none twice; int32 indptr and indices. Or a dense matrix in a file (`numpy.memmap`), which
+        `load` may give: read-only, C-contiguous.
+    labels : (n_points, n_labels) CSR float32
+        1 where a point has the label; otherwise the same.
+
+    Examples
+    --------
+    >>> import scipy.sparse
+    >>> from sparsemax_nb.data import XCData
+    >>> points = XCData(scipy.sparse.csr_matrix([[2.0, 0.0, 0.5]]), scipy.sparse.csr_matrix([[0, 1]]))
+    >>> points.features.shape, points.labels.shape
+    ((1, 3), (1, 2))
     """
 
     features: scipy.sparse.csr_matrix | np.memmap
@@ -110,15 +133,26 @@ def write_xc(path, features, labels):
     ----------
     path : str or path
         Compressed where it ends in .gz or .xz. The file appears, or is replaced, once it is complete.
-    features : SciPy CSR matrix
-        (n_points, n_features), finite as float32, which is how values are written; no entry twice.
-    labels : SciPy CSR matrix
-        (n_points, n_labels); every stored value is 1; no entry twice.
+    features : SciPy CSR matrix (n_points, n_features)
+        Finite as float32, which is how values are written; no entry twice.
+    labels : SciPy CSR matrix (n_points, n_labels)
+        Every stored value is 1; no entry twice.
 
     Raises
     ------
     TypeError, ValueError
         Names the argument; no file is written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import scipy.sparse
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "one_point.txt")
+    ...     write_xc(path, scipy.sparse.csr_matrix([[2.0, 0.0, 0.5]]), scipy.sparse.csr_matrix([[0, 1]]))
+    ...     path.read_text()
+    '1 3 2\\n1 0:2 2:0.5\\n'
     """
     path = Path(path)
     features, labels = _canonical("features", features), _canonical("labels", labels)
@@ -145,7 +179,21 @@ def write_xc(path, features, labels):
 
 
 def read_names(path):
-    """Read a list of names, one a line, UTF-8; plain, .gz or .xz.
+    """Read a list of names, one a line.
+
+    Parameters
+    ----------
+    path : str or path
+        UTF-8; plain, .gz or .xz.
+
+    Returns
+    -------
+    names : list of str
+
+    Raises
+    ------
+    DataError
+        What is not UTF-8 text, with file and line; a compressed file that is truncated.
 
     Examples
     --------

@@ -25,6 +25,15 @@ class Sequences:
         The items, the most frequent first; without `<eos>` and `<unk>`.
     indptr : (n + 1,) int64
     items : (m,) int32
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sparsemax_nb.data import Sequences, Vocabulary
+    >>> items = np.array([0, 1, 2, 1, 0], np.int32)
+    >>> sequences = Sequences("made up", Vocabulary(["tea", "milk", "jam"]), np.array([0, 3, 5]), items)
+    >>> sequences.items[sequences.indptr[1] : sequences.indptr[2]]
+    array([1, 0], dtype=int32)
     """
 
     name: str
@@ -104,6 +113,24 @@ def leave_last_out(sequences):
     """Train, validation and test part of `Sequences`: all items but the last two of each; all but the last; all.
 
     In the validation and test part the last item of a sequence is the one to be predicted from those before.
+
+    Parameters
+    ----------
+    sequences : Sequences
+
+    Returns
+    -------
+    train, valid, test : Sequences
+        With as many sequences, some of which may be empty.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sparsemax_nb.data import Sequences, Vocabulary, leave_last_out
+    >>> items = np.array([0, 1, 2, 1, 0], np.int32)
+    >>> sequences = Sequences("made up", Vocabulary(["tea", "milk", "jam"]), np.array([0, 3, 5]), items)
+    >>> [part.items.tolist() for part in leave_last_out(sequences)]
+    [[0], [0, 1, 1], [0, 1, 2, 1, 0]]
     """
     lengths = np.diff(sequences.indptr)
 

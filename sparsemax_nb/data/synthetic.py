@@ -70,6 +70,11 @@ def bag_of_words(n_rows, n_features, words_per_row, n_labels, labels_per_row, se
     XCData
         features (n_rows, n_features) hold the word counts, labels (n_rows, n_labels).
 
+    Raises
+    ------
+    ValueError
+        An argument out of range, or labels so rare that the draws do not come to an end.
+
     Examples
     --------
     >>> data = bag_of_words(100, 500, words_per_row=20, n_labels=30, labels_per_row=2, seed=0)
@@ -122,6 +127,8 @@ def hierarchy(n_super, n_sub, n_points, width, seed):
     ValueError
         An argument out of range.
 
+    Notes
+    -----
     Source: arXiv 1901.10668, its synthetic data; the division keeps scores and steps of Adam in proportion (we chose).
 
     Examples

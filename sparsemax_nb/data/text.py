@@ -27,10 +27,34 @@ def split(line, raw=False):
 
 
 def read_words(path, raw=False):
-    """Yield each line of a text file (plain, .gz or .xz; UTF-8) as a list of its words, which blanks divide.
+    """Yield the words of each line of a text file.
 
-    With `raw`, for text as people write it, every punctuation mark is a word of its own, too, and lines without a word are
-    left out. `DataError` for what is not UTF-8 text, with file and line.
+    Parameters
+    ----------
+    path : str or path
+        Plain, .gz or .xz; UTF-8; words are divided by blanks.
+    raw : bool
+        The text is as people write it: every punctuation mark is a word of its own, too, and lines without a word are left out.
+
+    Yields
+    ------
+    words : list of str
+        Those of a line.
+
+    Raises
+    ------
+    DataError
+        What is not UTF-8 text, with file and line; a compressed file that is truncated.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "text.txt")
+    ...     _ = path.write_text("A rose is a rose.\\n")
+    ...     print(list(read_words(path)), list(read_words(path, raw=True)))
+    [['A', 'rose', 'is', 'a', 'rose.']] [['A', 'rose', 'is', 'a', 'rose', '.']]
     """
     with contextlib.closing(read_lines(path)) as lines:
         for number, line in enumerate(lines, 1):
@@ -85,6 +109,11 @@ class Vocabulary:
     raw : bool
         Whether the words are those of a text as people write it; see `read_words`.
 
+    Raises
+    ------
+    ValueError
+        A word that occurs twice.
+
     Examples
     --------
     >>> lines = [["a", "rose", "is", "a", "rose"], ["is", "a", "rose", "?"]]
@@ -94,6 +123,10 @@ class Vocabulary:
     >>> tokens, n_unknown = vocabulary.encode([["a", "tulip"]])
     >>> tokens, n_unknown, vocabulary.decode(tokens)
     (array([0, 4, 2], dtype=int32), 1, ['a', '<unk>', '<eos>'])
+    >>> vocabulary.find(["rose", "tulip"]), vocabulary.split("a rose is")
+    (array([ 1, -1], dtype=int32), ['a', 'rose', 'is'])
+    >>> Vocabulary.of_counts({"rose": 3, "tulip": 1, "<eos>": 2}).words
+    ('rose', '<eos>', 'tulip', '<unk>')
     """
 
     def __init__(self, words, raw=False):
@@ -116,8 +149,24 @@ class Vocabulary:
     def build(cls, lines, min_count=1, text=True):
         """The vocabulary of lines of words.
 
-        Of a text, every line ends with `<eos>`, and words that occur less than `min_count` times are counted as `<unk>`,
-        which is always part of the vocabulary. Otherwise, neither is: words that occur less often are left out.
+        Parameters
+        ----------
+        lines : iterable of lists of str
+        min_count : int
+            Words that occur less often become `<unk>`; where the lines are no text, they are left out.
+        text : bool
+            Whether the lines are text. Then `<eos>` ends each of them, and `<unk>` is always part of the vocabulary; else
+            neither is.
+
+        Returns
+        -------
+        vocabulary : Vocabulary
+
+        Raises
+        ------
+        TypeError, ValueError
+            min_count below 1; no line, or no word that occurs so often; a word called `<eos>` or `<unk>` where the lines are
+            no text.
         """
         counts = Counter()
         for line in lines:
@@ -127,7 +176,29 @@ class Vocabulary:
 
     @classmethod
     def of_counts(cls, counts, min_count=1, text=True, raw=False):
-        """The same from {word: how often it occurs}, `<eos>` of a text included."""
+        """The vocabulary of words whose numbers are known.
+
+        Parameters
+        ----------
+        counts : dict
+            {word: how often it occurs}, `<eos>` of a text included.
+        min_count : int
+            Words that occur less often become `<unk>`; where the lines are no text, they are left out.
+        text : bool
+            Whether the lines are text. Then `<eos>` ends each of them, and `<unk>` is always part of the vocabulary; else
+            neither is.
+        raw : bool
+            Kept; see `read_words`.
+
+        Returns
+        -------
+        vocabulary : Vocabulary
+
+        Raises
+        ------
+        TypeError, ValueError
+            As for `build`.
+        """
         check.integer("min_count", min_count, 1)
         if text and not counts:
             raise ValueError("lines must hold at least one line; the text is empty")
@@ -141,17 +212,51 @@ class Vocabulary:
         return cls(sorted(kept, key=lambda word: (-kept[word], word)), raw)
 
     def split(self, line):
-        """The words of a line of text, a list."""
+        """The words of a line of text.
+
+        Parameters
+        ----------
+        line : str
+
+        Returns
+        -------
+        words : list of str
+            What blanks divide; of a raw vocabulary, words and punctuation marks.
+        """
         return split(line, self.raw)
 
     def find(self, words):
-        """Ids (n,) int32 of words, -1 for those that are not in the vocabulary."""
+        """Ids of words.
+
+        Parameters
+        ----------
+        words : iterable of str
+
+        Returns
+        -------
+        ids : (n,) int32
+            -1 for those that are not in the vocabulary.
+        """
         return np.fromiter((self._ids.get(word, -1) for word in words), np.int32)
 
     def encode(self, lines):
-        """Ids (n,) int32 of all words of the lines, and how many words were unknown.
+        """Ids of all words of some lines, one line after the other.
 
-        `<eos>` is put behind each line where the vocabulary has it.
+        Parameters
+        ----------
+        lines : iterable of lists of str
+            `<eos>` is put behind each line where the vocabulary has it.
+
+        Returns
+        -------
+        ids : (n,) int32
+        n_unknown : int
+            How many words were unknown, and became `<unk>`.
+
+        Raises
+        ------
+        DataError
+            An unknown word, where the vocabulary has no `<unk>`.
         """
         ids, unknown, n_unknown = array("i"), self._ids.get(UNKNOWN), 0
         end = [END_OF_LINE] if END_OF_LINE in self._ids else []
@@ -165,7 +270,21 @@ class Vocabulary:
         return np.array(ids, np.int32), n_unknown
 
     def decode(self, ids):
-        """The words of ids, a list; ValueError for an id out of range."""
+        """The words of ids.
+
+        Parameters
+        ----------
+        ids : (n,) int array
+
+        Returns
+        -------
+        words : list of str
+
+        Raises
+        ------
+        ValueError
+            An id out of range.
+        """
         ids = np.asarray(ids)
         check.below("ids", ids, len(self.words))
         return [self.words[number] for number in ids.tolist()]
@@ -184,6 +303,13 @@ class TextCorpus:
         Tokens; `<eos>` ends every line.
     unknown : dict
         {part: share of its tokens that are not in the vocabulary, and became `<unk>`}.
+
+    Examples
+    --------
+    >>> from sparsemax_nb.data import TextCorpus, load_text
+    >>> corpus = load_text("wikitext-2")
+    >>> isinstance(corpus, TextCorpus), corpus.name, len(corpus.valid)
+    (True, 'wikitext-2', 217646)
     """
 
     name: str

@@ -30,6 +30,8 @@ class Tfidf:
     The dense equivalent, where no row is empty, is
     ``W = np.where(C > 0, 1 + np.log(C), 0) * idf; W /= np.linalg.norm(W, axis=1, keepdims=True)``.
 
+    Source: G. Salton, C. Buckley, "Term-weighting approaches in automatic text retrieval", 1988; in the form of scikit-learn.
+
     Examples
     --------
     >>> from scipy.sparse import csr_matrix
@@ -47,7 +49,22 @@ class Tfidf:
         self.sublinear = sublinear
 
     def fit(self, X):
-        """Learn `idf_` from X, (n, n_features) CSR of counts; returns self. X is visited block by block, not copied."""
+        """Learn `idf_` from counts.
+
+        Parameters
+        ----------
+        X : (n, n_features) SciPy CSR matrix
+            Counts. It is visited block by block, not copied.
+
+        Returns
+        -------
+        self : Tfidf
+
+        Raises
+        ------
+        TypeError, ValueError
+            X is not CSR, not finite, or negative somewhere.
+        """
         check_csr("X", X)
         df = np.zeros(X.shape[1], np.int64)
         for start, stop in _row_blocks(X.indptr):
@@ -57,9 +74,24 @@ class Tfidf:
         return self
 
     def transform(self, X):
-        """TF-IDF weights of X, (n, n_features) CSR of counts, as a new CSR float32; empty rows stay empty.
+        """TF-IDF weights of counts.
 
         Computed in float64. Made for batches: where no entry is zero or repeated, the index arrays are copied, once.
+
+        Parameters
+        ----------
+        X : (n, n_features) SciPy CSR matrix
+            Counts.
+
+        Returns
+        -------
+        weights : (n, n_features) CSR float32
+            New; empty rows stay empty.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Not fitted yet; X is not CSR, of another width than in `fit`, not finite, or negative somewhere.
         """
         if not hasattr(self, "idf_"):
             raise ValueError("this Tfidf is not fitted; call fit first")
@@ -79,7 +111,28 @@ class Tfidf:
         return type(X)((weights.astype(np.float32), indices, X.indptr.copy()), shape=X.shape)
 
     def fit_transform(self, X):
-        """`fit`, then `transform`."""
+        """`fit`, then `transform`.
+
+        Parameters
+        ----------
+        X : (n, n_features) SciPy CSR matrix
+            Counts.
+
+        Returns
+        -------
+        weights : (n, n_features) CSR float32
+
+        Raises
+        ------
+        TypeError, ValueError
+            X is not CSR, not finite, or negative somewhere.
+
+        Examples
+        --------
+        >>> from scipy.sparse import csr_matrix
+        >>> Tfidf().fit_transform(csr_matrix(np.array([[1, 1]], np.float32))).toarray().round(3)
+        array([[0.707, 0.707]], dtype=float32)
+        """
         return self.fit(X).transform(X)
 
 

@@ -40,7 +40,9 @@ class Classifier(SampledEstimator):
     intermediate : int or None
         Width of the dense layer below a sparse output; None connects the labels to the embedding itself.
     bottleneck : int
+        Width of the narrow layer below output='bottleneck'.
     fan_in : int
+        Connections of a label in a sparse output.
     group_size : int
         Labels that share their inputs in a group-shared output.
     grouping : 'similar', 'frequency' or 'random'
@@ -66,8 +68,9 @@ class Classifier(SampledEstimator):
         Steps between two updates of what midx, lsh, sphere and rff draw from, which follows the output weights; None: once
         an epoch.
     correction : 'paper' or 'importance'
-    mask_hits : bool
         Of `sampled_softmax`, which see.
+    mask_hits : bool
+        The same.
     dropout : float
         Rate behind the embedding, or of dense features, in [0, 1).
     word_dropout : float
@@ -83,6 +86,7 @@ class Classifier(SampledEstimator):
     warm_up : int
         Steps over which the learning rate rises from 0, linearly.
     min_learning_rate : float
+        Below it the learning rate does not fall.
     patience : int
         Where there is validation, the learning rate is halved, down to `min_learning_rate`, after every so many epochs in
         a row that do not raise the best P@3.
@@ -98,6 +102,7 @@ class Classifier(SampledEstimator):
     rewire_until : float
         Rewiring ends after this share of the planned steps, in [0, 1].
     batch_size, epochs : int
+        Points of a step; passes over the data, at most.
     budget_seconds : float or None
         Training stops after so many seconds even if epochs are left; neither compiling nor validation is counted.
     tfidf : bool
@@ -106,6 +111,7 @@ class Classifier(SampledEstimator):
         Bytes that training may take. Where it is given, `fit` says before it allocates what each array will take (with
         `progress`, on standard error), and refuses what does not fit.
     seed : int
+        Of weights, order, dropout, draws and rewiring.
     device : 'auto', 'cpu' or 'cuda'
         'auto' takes a CUDA device where there is one.
     progress : bool
@@ -126,6 +132,8 @@ class Classifier(SampledEstimator):
     n_points_ : int
         Training points.
 
+    Notes
+    -----
     Source: arXiv 2306.03725 (network, squared hinge, Adam halved on a P@3 plateau, rewiring of 10 % every 1000 steps;
     that rewiring stops after 66 % of the training comes from later work on the same layer); arXiv 2501.08563 (MIDX; every
     label of a row against the row's draws); defaults for narrower data are ours.
@@ -138,6 +146,20 @@ class Classifier(SampledEstimator):
     >>> scores, ids = model.fit(d.features, d.labels).top_k(d.features, k=2)
     >>> ids.shape
     (500, 2)
+    >>> model.predict(d.features, k=2).shape, model.contexts(d.features).shape
+    ((500, 2), (500, 128))
+    >>> model.evaluate(d.features, d.labels, ks=[1])["P@1"] == model.score(d.features, d.labels)
+    True
+
+    On disk and back:
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     model.save(Path(folder, "model.safetensors"))
+    ...     again = train.Classifier.load(Path(folder, "model.safetensors"))
+    >>> bool((again.top_k(d.features, k=2)[1] == ids).all())
+    True
     """
 
     kind, classes, fit_call = "classifier", "labels", "fit(X, y)"
@@ -243,7 +265,7 @@ class Classifier(SampledEstimator):
     def fit(
         self, X, y, *, validation=None, checkpoint_path=None, checkpoint_seconds=300.0, resume=False, after_epoch=None
     ):  # noqa: N803
-        """Train on features X and labels y. Returns self.
+        """Train on features and labels.
 
         Parameters
         ----------
@@ -252,17 +274,23 @@ class Classifier(SampledEstimator):
             whole. Rows without features are legal.
         y : (n, L) SciPy CSR matrix
             Entries that are not zero are positive (a dense 0/1 matrix will do). Rows without labels are legal.
-        validation : (X, y), optional
+        validation : pair (X, y), optional
             Decides on learning rate, early stop and which epoch's weights are kept, by P@3.
         checkpoint_path : path, optional
             A checkpoint is written there after every epoch, every `checkpoint_seconds`, and on Ctrl-C. A file that is
             there already is an error, but with `resume`.
+        checkpoint_seconds : float
+            The longest time between two checkpoints, in seconds, but for the step in hand.
         resume : bool
             Continue from `checkpoint_path` where there is one: the weights become, bit for bit, those of a run that was
             not interrupted (on the CPU; on CUDA some sums vary in their last bits). Data and parameters must be the same,
             but for budget_seconds, device, memory_limit, progress and, without rewiring, epochs.
         after_epoch : callable, optional
             ``after_epoch(epoch, history)`` is called after every epoch.
+
+        Returns
+        -------
+        self : Classifier
 
         Raises
         ------
@@ -329,10 +357,28 @@ class Classifier(SampledEstimator):
         return super()._schedule(**{} if self.output in SPARSE_OUTPUTS else {"rewire_fraction": 0.0})
 
     def top_k(self, X, k=None):  # noqa: N803
-        """The k best labels of each row of X (n, F): scores (n, k) float32, ids (n, k) int32, best first; NumPy arrays.
+        """The k best labels of each row.
 
-        k is 5, or all where there are fewer labels, if not given. Batch by batch: beside the result, memory does not
-        depend on n.
+        Batch by batch: beside the result, memory does not depend on n.
+
+        Parameters
+        ----------
+        X : (n, F) SciPy CSR matrix or dense array
+            As in `fit`.
+        k : int, optional
+            At most L. If not given 5, or all where there are fewer labels.
+
+        Returns
+        -------
+        scores : (n, k) float32
+            Descending; NumPy.
+        ids : (n, k) int32
+            Labels, best first; NumPy.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Not fitted yet; X of another kind or width than in `fit`, or not finite; k out of range.
         """
         self._check_fitted()
         k = min(5, self.n_labels_) if k is None else k
@@ -344,11 +390,47 @@ class Classifier(SampledEstimator):
         return loop.top_k(self.network_, x.shape[0], lambda rows: self._batch(x, rows), k, self.batch_size)
 
     def predict(self, X, k=None):  # noqa: N803
-        """Ids of the k best labels (if not given: 5) of each row of X (n, F): (n, k) int32, best first."""
+        """The k best labels of each row, without their scores; see `top_k`.
+
+        Parameters
+        ----------
+        X : (n, F) SciPy CSR matrix or dense array
+            As in `fit`.
+        k : int, optional
+            At most L. If not given 5, or all where there are fewer labels.
+
+        Returns
+        -------
+        ids : (n, k) int32
+            Best first; NumPy.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Not fitted yet; X of another kind or width than in `fit`, or not finite; k out of range.
+        """
         return self.top_k(X, k)[1]
 
     def contexts(self, X, out=None):  # noqa: N803
-        """What the output layer sees of each row of X (n, F): (n, H) float32, NumPy; into `out` where that is given."""
+        """What the output layer sees of each row.
+
+        Parameters
+        ----------
+        X : (n, F) SciPy CSR matrix or dense array
+            As in `fit`.
+        out : (n, H) float32, optional
+            Overwritten and returned; NumPy, may be memory-mapped.
+
+        Returns
+        -------
+        h : (n, H) float32
+            H is the width of the layer below the output; NumPy.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Not fitted yet; X of another kind or width than in `fit`, or not finite; out of the wrong dtype or shape.
+        """
         self._check_fitted()
         X = self._features(X)  # noqa: N806
         out = check.output("out", out, np.float32, (X.shape[0], self.network_.width), "cpu")
@@ -356,10 +438,26 @@ class Classifier(SampledEstimator):
         return out
 
     def evaluate(self, X, y, ks=None):  # noqa: N803
-        """P@k, nDCG@k, recall R@k and propensity-scored PSP@k on X (n, F) and y (n, L), and the seconds it took: a dict.
+        """P@k, nDCG@k, recall R@k and propensity-scored PSP@k, and the seconds that prediction took.
 
-        ks are 1, 3 and 5, or those of them that there are enough labels for, if not given. PSP@k needs a fit on three
-        points or more.
+        Parameters
+        ----------
+        X : (n, F) SciPy CSR matrix or dense array
+            As in `fit`.
+        y : (n, L) SciPy CSR matrix
+            As in `fit`.
+        ks : sequence of int, optional
+            If not given 1, 3 and 5, or those of them that there are enough labels for.
+
+        Returns
+        -------
+        figures : dict
+            By name, 'P@1' and so on, in [0, 1]; 'seconds'. PSP@k needs a fit on three points or more.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Not fitted yet; X of another kind or width than in `fit`, or not finite; y of another shape; a k out of range.
         """
         self._check_fitted()
         ks = _possible(KS, self.n_labels_) if ks is None else ks
@@ -387,13 +485,43 @@ class Classifier(SampledEstimator):
         return figures | {"seconds": seconds}
 
     def score(self, X, y):  # noqa: N803
-        """P@1."""
+        """P@1, the share of the rows whose best label is right.
+
+        Parameters
+        ----------
+        X : (n, F) SciPy CSR matrix or dense array
+            As in `fit`.
+        y : (n, L) SciPy CSR matrix
+            As in `fit`.
+
+        Returns
+        -------
+        p : float
+            In [0, 1].
+
+        Raises
+        ------
+        TypeError, ValueError
+            Not fitted yet; X of another kind or width than in `fit`, or not finite; y of another shape.
+        """
         self._check_fitted()
         X, y = self._pair(X, y)  # noqa: N806
         return metrics.precision_at_k(self._top_k(X, 1)[1], y, 1)
 
     def save(self, path, label_names=None):
-        """Write the fitted model (safetensors), with the labels' names where given; `path` is replaced in one move."""
+        """Write the fitted model (safetensors); the file appears, or is replaced, once it is complete.
+
+        Parameters
+        ----------
+        path : str or path
+        label_names : sequence of str, optional
+            One for each label; kept with the model.
+
+        Raises
+        ------
+        ValueError
+            Not fitted yet.
+        """
         self._check_fitted()
         arrays = {name: backend.to_numpy(array) for name, array in self.network_.parameters.items()}
         arrays["label_counts"] = self.label_counts_
@@ -408,7 +536,23 @@ class Classifier(SampledEstimator):
 
     @classmethod
     def load(cls, path, device="auto"):
-        """Read a model that `save` wrote, onto `device`; attribute `label_names_` holds the names, or None."""
+        """Read a model that `save` wrote; its `label_names_` are the names, or None.
+
+        Parameters
+        ----------
+        path : str or path
+        device : 'auto', 'cpu' or 'cuda'
+            'auto' takes a CUDA device where there is one.
+
+        Returns
+        -------
+        model : Classifier
+
+        Raises
+        ------
+        FileNotFoundError, ModelFileError
+            No such file; truncated, foreign, of another kind or version.
+        """
         device = backend.resolve_device(device)
         arrays, description = checkpoint.load(path, cls.kind)
         try:

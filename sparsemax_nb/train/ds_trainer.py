@@ -70,6 +70,8 @@ class DSSoftmax(Estimator):
         queries, speed-up by FLOPs, seconds, and the figures of the validation.
     n_classes_ : int
 
+    Notes
+    -----
     Source: arXiv 1901.10668. The defaults are those that served the 33,278 words of WikiText-2 (bench.ds_softmax): threshold,
     balance and learning rate are the authors'; the lassos are smaller than theirs (0.002), the batches larger, the learning
     rate falls, which we chose.
@@ -176,24 +178,72 @@ class DSSoftmax(Estimator):
         return self
 
     def pack(self):
-        """`PackedDSSoftmax` of the fitted experts."""
+        """The fitted experts as they answer.
+
+        Returns
+        -------
+        packed : PackedDSSoftmax
+            Of copies.
+
+        Raises
+        ------
+        ValueError
+            Not fitted yet.
+        """
         self._check_fitted()
         return self.experts_.pack()
 
     def evaluate(self, contexts, targets):
-        """How good the answers are, and what they cost; contexts and targets as for `fit`.
+        """How good the answers are, and what they cost.
+
+        Parameters
+        ----------
+        contexts : (N, d) float32 or float16
+            NumPy; may be memory-mapped.
+        targets : (N,) int32, or SciPy CSR matrix (N, L)
+            As for `fit`.
 
         Returns
         -------
-        dict
+        figures : dict
             'top-1', 'top-5', 'top-10': the share of the targets among the best 1, 5, 10 classes - of several labels P@1, P@5,
             P@10; 'held', the share of the targets that the chosen expert holds; 'speed-up' by FLOPs, the gate counted.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Not fitted yet; wrong dtype or shape; targets out of range; contexts that are not finite.
         """
         self._check_fitted()
         return figures(self.experts_, contexts, targets)
 
     def save(self, path):
-        """Write the experts as `PackedDSSoftmax.load` reads them."""
+        """Write the experts as `PackedDSSoftmax.load` reads them.
+
+        Parameters
+        ----------
+        path : str or path
+            The file appears, or is replaced, once it is complete.
+
+        Raises
+        ------
+        ValueError
+            Not fitted yet.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> from sparsemax_nb import DSSoftmax, PackedDSSoftmax
+        >>> contexts = np.eye(8, dtype=np.float32)
+        >>> model = DSSoftmax(n_experts=2, epochs=1, device="cpu", progress=False).fit(contexts, np.arange(8, dtype=np.int32))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save(Path(folder, "ds.safetensors"))
+        ...     packed = PackedDSSoftmax.load(Path(folder, "ds.safetensors"), device="cpu")
+        >>> packed.n_classes
+        8
+        """
         self.pack().save(path)
 
 

@@ -33,11 +33,48 @@ class Estimator:
         return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
 
     def get_params(self, deep=True):
-        """The constructor's arguments by name."""
+        """The constructor's arguments by name.
+
+        Parameters
+        ----------
+        deep : bool
+            Of no meaning here; scikit-learn passes it.
+
+        Returns
+        -------
+        params : dict
+
+        Examples
+        --------
+        >>> from sparsemax_nb.train import Classifier
+        >>> Classifier(fan_in=16).get_params()["fan_in"]
+        16
+        """
         return {name: getattr(self, name) for name in self._names()}
 
     def set_params(self, **params):
-        """Change constructor arguments; returns self. ValueError for a name that there is not."""
+        """Change constructor arguments.
+
+        Parameters
+        ----------
+        **params : object
+            New values by name; `fit` checks them.
+
+        Returns
+        -------
+        self : the estimator
+
+        Raises
+        ------
+        ValueError
+            A name that the constructor does not know.
+
+        Examples
+        --------
+        >>> from sparsemax_nb.train import Classifier
+        >>> Classifier().set_params(fan_in=16, epochs=2)
+        Classifier(fan_in=16, epochs=2)
+        """
         for name, value in params.items():
             check.choice("parameter", name, self._names())
             setattr(self, name, value)

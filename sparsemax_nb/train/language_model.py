@@ -42,10 +42,16 @@ class LanguageModel(SampledEstimator):
     width : int
         Of the embedding and of every LSTM layer.
     n_layers : int
+        LSTM layers, one on the other.
     tied : bool
         The output's weights are the embedding's table; else they are their own, and start at zero but for the bias.
-    sampler, n_samples, n_codewords, residual, index_every, correction, mask_hits
-        How negatives are drawn; see `Classifier`. 'none' takes the softmax over all words.
+    sampler : 'none', 'uniform', 'log-uniform', 'unigram', 'lsh', 'sphere', 'rff', 'midx-pq' or 'midx-rq'
+        How negatives are drawn; see `Classifier`, as for the next six. 'none' takes the softmax over all words.
+    n_samples, n_codewords : int
+    residual : 'uniform', 'popularity' or 'exact'
+    index_every : int or None
+    correction : 'paper' or 'importance'
+    mask_hits : bool
     dropout : float
         Rate behind the embedding and behind each LSTM layer, in [0, 1).
     clip : float
@@ -59,15 +65,19 @@ class LanguageModel(SampledEstimator):
     warm_up : int
         Steps over which the learning rate rises from 0, linearly.
     min_learning_rate : float
+        Below it the learning rate does not fall.
     patience, stop_after : int
         Training stops after `stop_after` epochs in a row without a better validation.
     batch_size, unroll : int
         Streams of a text and tokens of each in a step; or sequences of a step and how many of their last items count.
     epochs : int
+        Passes over the text, at most.
     budget_seconds : float or None
         Training stops after so many seconds even if epochs are left; neither compiling nor validation is counted.
     seed : int
+        Of weights, order, dropout and draws.
     device : 'auto', 'cpu' or 'cuda'
+        'auto' takes a CUDA device where there is one.
     progress : bool
         Show a progress bar on standard error.
 
@@ -80,6 +90,8 @@ class LanguageModel(SampledEstimator):
         What the run did, epoch by epoch.
     device_ : str
 
+    Notes
+    -----
     Source: arXiv 2501.08563 and arXiv 1901.10668 (two layers of width 200, tied embeddings); W. Zaremba et al., arXiv
     1409.2329 (where dropout sits); O. Press, L. Wolf, "Using the output embedding to improve language models", EACL 2017
     (tied embeddings); optimiser, rates and schedule are ours.
@@ -97,6 +109,21 @@ class LanguageModel(SampledEstimator):
     True
     >>> model.generate(np.array([2, 3], np.int32), n_words=5, temperature=0).tolist()
     [4, 5, 6, 0, 1]
+    >>> model.evaluate(text)["top-1"] > 0.9
+    True
+    >>> h, targets = model.contexts(text)
+    >>> h.shape, bool((targets == model.targets(text)).all())
+    ((1999, 16), True)
+
+    On disk and back:
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     model.save(Path(folder, "model.safetensors"))
+    ...     again = train.LanguageModel.load(Path(folder, "model.safetensors"), device="cpu")
+    >>> again.perplexity(text) == model.perplexity(text)
+    True
     """
 
     kind, classes, fit_call = "language model", "words", "fit(tokens)"
@@ -126,11 +153,11 @@ class LanguageModel(SampledEstimator):
         self, tokens, *, vocabulary=None, n_words=None, validation=None, checkpoint_path=None, checkpoint_seconds=300.0,
         resume=False, after_epoch=None,
     ):  # fmt: skip
-        """Train on a text or on sequences. Returns self.
+        """Train on a text or on sequences.
 
         Parameters
         ----------
-        tokens : (n,) int32 array, or Sequences
+        tokens : (n,) int32, or Sequences
             Words by number; in memory or memory-mapped.
         vocabulary : Vocabulary, optional
             What the numbers mean (of `Sequences`: theirs). It is saved with the model.
@@ -139,8 +166,16 @@ class LanguageModel(SampledEstimator):
         validation : like tokens, optional
             Measured after every epoch (see `evaluate`). The weights of the best epoch are kept: the largest likelihood of
             a text, the best NDCG@10 for sequences.
-        checkpoint_path, checkpoint_seconds, resume, after_epoch
-            As for `Classifier.fit`; where the learning rate falls linearly, `epochs` must stay the same, too.
+        checkpoint_path : path, optional
+            See `Classifier.fit`, as for the next three.
+        checkpoint_seconds : float
+        resume : bool
+            Where the learning rate falls linearly, `epochs` must stay the same, too.
+        after_epoch : callable, optional
+
+        Returns
+        -------
+        self : LanguageModel
 
         Raises
         ------
@@ -233,22 +268,47 @@ class LanguageModel(SampledEstimator):
         return RunningText(tokens, self.batch_size, self.unroll)
 
     def evaluate(self, tokens):
-        """How well every word of a text (n,) is predicted, or the last item of each of `Sequences`; by the full softmax.
+        """How well every word of a text is predicted, or the last item of each of `Sequences`; by the full softmax.
+
+        A text is read as at most `batch_size` streams, each of which starts without a context.
+
+        Parameters
+        ----------
+        tokens : (n,) int32, or Sequences
+            Words by number.
 
         Returns
         -------
-        dict
+        figures : dict
             'log-likelihood', the mean ``log p(token | those before)``; 'perplexity', ``exp`` of minus that; 'top-1' and
             'top-5', the share of tokens among the 1 or 5 best words; 'Recall@10' and 'NDCG@10' of the ranking of all words;
             'tokens', how many were predicted; 'seconds'.
 
-        A text is read as at most `batch_size` streams, each of which starts without a context.
+        Raises
+        ------
+        TypeError, ValueError
+            Not fitted yet; wrong dtype or shape; tokens out of range, or too few; arrays on CUDA.
         """
         self._check_fitted()
         return _figures(self.network_, self._sequences("tokens", tokens, self.n_words_))
 
     def perplexity(self, tokens):
-        """``exp(-mean log p(token | those before))`` of a text (n,) int32, by the full softmax; see `evaluate`."""
+        """``exp(-mean log p(token | those before))``, by the full softmax; see `evaluate`.
+
+        Parameters
+        ----------
+        tokens : (n,) int32, or Sequences
+            Words by number.
+
+        Returns
+        -------
+        perplexity : float
+
+        Raises
+        ------
+        TypeError, ValueError
+            Not fitted yet; wrong dtype or shape; tokens out of range, or too few; arrays on CUDA.
+        """
         return self.evaluate(tokens)["perplexity"]
 
     def contexts(self, tokens, out=None, *, every=False):
@@ -268,6 +328,11 @@ class LanguageModel(SampledEstimator):
         h : (N, width) float32, or `out`
             The first column is 1: it meets the words' biases.
         targets : (N,) int32
+
+        Raises
+        ------
+        TypeError, ValueError
+            Not fitted yet; wrong dtype or shape, also of `out`; tokens out of range, or too few; arrays on CUDA.
         """
         self._check_fitted()
         text = self._sequences("tokens", tokens, self.n_words_, every=every)
@@ -281,7 +346,24 @@ class LanguageModel(SampledEstimator):
         return h, text.tokens[text.all_places]
 
     def targets(self, tokens, *, every=False):
-        """The tokens (N,) int32 that are predicted: those that `contexts` returns, without its work."""
+        """The tokens that are predicted: those that `contexts` returns, without its work.
+
+        Parameters
+        ----------
+        tokens : (n,) int32, or Sequences
+            Words by number.
+        every : bool
+            Of sequences, all items that training predicts, not the last alone.
+
+        Returns
+        -------
+        targets : (N,) int32
+
+        Raises
+        ------
+        TypeError, ValueError
+            Not fitted yet; wrong dtype or shape; tokens out of range, or too few; arrays on CUDA.
+        """
         self._check_fitted()
         text = self._sequences("tokens", tokens, self.n_words_, every=every)
         return text.tokens[text.all_places]
@@ -305,11 +387,17 @@ class LanguageModel(SampledEstimator):
         top_k : int or None
             Only the k best words are drawn from. `<unk>` never is.
         seed : int
+            In [0, 2^64): the same seed draws the same words.
 
         Returns
         -------
-        str, or (n_words,) int32
+        words : str, or (n_words,) int32
             Like the prompt, without it.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Not fitted yet; an argument out of range; an empty prompt, or one without a known word; text without a vocabulary.
         """
         self._check_fitted()
         check.integer("n_words", n_words, 0)
@@ -361,7 +449,17 @@ class LanguageModel(SampledEstimator):
         return drawn
 
     def save(self, path):
-        """Write the fitted model and its vocabulary (safetensors); `path` is replaced in one move."""
+        """Write the fitted model and its vocabulary (safetensors); the file appears, or is replaced, once it is complete.
+
+        Parameters
+        ----------
+        path : str or path
+
+        Raises
+        ------
+        ValueError
+            Not fitted yet.
+        """
         self._check_fitted()
         arrays = {name: backend.to_numpy(array) for name, array in self.network_.parameters.items()}
         words, raw = (None, False) if self.vocabulary_ is None else (list(self.vocabulary_.words), self.vocabulary_.raw)
@@ -370,7 +468,23 @@ class LanguageModel(SampledEstimator):
 
     @classmethod
     def load(cls, path, device="auto"):
-        """Read a model that `save` wrote, onto `device`."""
+        """Read a model that `save` wrote.
+
+        Parameters
+        ----------
+        path : str or path
+        device : 'auto', 'cpu' or 'cuda'
+            'auto' takes a CUDA device where there is one.
+
+        Returns
+        -------
+        model : LanguageModel
+
+        Raises
+        ------
+        FileNotFoundError, ModelFileError
+            No such file; truncated, foreign, of another kind or version.
+        """
         device = backend.resolve_device(device)
         arrays, description = checkpoint.load(path, cls.kind)
         try:

@@ -21,7 +21,19 @@ NORMS_EVERY = 50
 
 
 class TrainingError(FloatingPointError):
-    """NaN or infinity in the loss or in an input; the message names step and layer."""
+    """NaN or infinity in the loss or in an input; the message names step and layer.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sparsemax_nb.train import DSSoftmax, TrainingError
+    >>> contexts, targets = np.full((2, 4), np.inf, np.float32), np.zeros(2, np.int32)
+    >>> try:
+    ...     DSSoftmax(n_experts=2, device="cpu", progress=False).fit(contexts, targets)
+    ... except TrainingError as error:
+    ...     print(error)
+    step 0: contexts must be finite, got NaN or infinity in row 0; mend the data
+    """
 
 
 @dataclass

@@ -26,7 +26,19 @@ DRAWN_BYTES = 130
 
 
 class MemoryLimitError(ValueError):
-    """A network that does not fit into the memory that it may take; the message says how much it needs."""
+    """A network that does not fit into the memory that it may take; the message says how much it needs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sparsemax_nb.train import Classifier, MemoryLimitError
+    >>> x, y = np.ones((4, 100), np.float32), np.eye(4, 1000, dtype=np.float32)
+    >>> try:
+    ...     Classifier(memory_limit=1 << 20, device="cpu", progress=False).fit(x, y)
+    ... except MemoryLimitError:
+    ...     print("refused")
+    refused
+    """
 
 
 class Array(NamedTuple):

@@ -35,10 +35,21 @@ def precision_at_k(ids, labels, k):
     labels : SciPy sparse (n, L)
         True labels: entries that are not zero.
     k : int
+        At most the width of ids.
 
     Returns
     -------
-    float in [0, 1]; 0 for no rows.
+    p : float
+        In [0, 1]; 0 for no rows.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Wrong dtype or shape; other numbers of rows in ids and labels; k out of range.
+
+    Notes
+    -----
+    Source: the definition, as the Extreme Classification Repository uses it.
 
     Examples
     --------
@@ -54,7 +65,28 @@ def precision_at_k(ids, labels, k):
 def ndcg_at_k(ids, labels, k):
     """``nDCG@k = mean over rows of DCG / best DCG``, ``DCG = sum over hits at rank r of 1 / log2(r + 1)``.
 
-    Parameters and result as for `precision_at_k`; rows without true labels count 0.
+    Parameters
+    ----------
+    ids : (n, >= k) int32
+        Predicted labels, best first; -1 counts as wrong.
+    labels : SciPy sparse (n, L)
+        True labels: entries that are not zero.
+    k : int
+        At most the width of ids.
+
+    Returns
+    -------
+    ndcg : float
+        In [0, 1]; 0 for no rows. Rows without true labels count 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Wrong dtype or shape; other numbers of rows in ids and labels; k out of range.
+
+    Notes
+    -----
+    Source: K. Järvelin, J. Kekäläinen, "Cumulated gain-based evaluation of IR techniques", TOIS 2002.
 
     Examples
     --------
@@ -76,7 +108,28 @@ def ndcg_at_k(ids, labels, k):
 def recall_at_k(ids, labels, k):
     """``R@k = mean over rows of |{predicted 1..k} and {true}| / |{true}|``.
 
-    Parameters and result as for `precision_at_k`; rows without true labels count 0.
+    Parameters
+    ----------
+    ids : (n, >= k) int32
+        Predicted labels, best first; -1 counts as wrong.
+    labels : SciPy sparse (n, L)
+        True labels: entries that are not zero.
+    k : int
+        At most the width of ids.
+
+    Returns
+    -------
+    recall : float
+        In [0, 1]; 0 for no rows. Rows without true labels count 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Wrong dtype or shape; other numbers of rows in ids and labels; k out of range.
+
+    Notes
+    -----
+    Source: the definition.
 
     Examples
     --------
@@ -97,7 +150,7 @@ def propensities(label_counts, n_points, a=0.55, b=1.5):
 
     Parameters
     ----------
-    label_counts : (L,) integers
+    label_counts : (L,) int array
         ``N[l]``, the training points with label l; ``np.bincount(Y.indices, minlength=L)`` of a CSR matrix Y of ones.
     n_points : int
         ``n``, the number of training points, at least 3 (so that C > 0).
@@ -107,8 +160,16 @@ def propensities(label_counts, n_points, a=0.55, b=1.5):
 
     Returns
     -------
-    (L,) float64 in (0, 1); the rarer a label, the smaller.
+    p : (L,) float64
+        In (0, 1); the rarer a label, the smaller.
 
+    Raises
+    ------
+    TypeError, ValueError
+        Counts that are no integers, or outside [0, n_points]; n_points below 3; a or b not positive.
+
+    Notes
+    -----
     Source: H. Jain, Y. Prabhu, M. Varma, "Extreme multi-label loss functions for recommendation, tagging, ranking and
     other missing label applications", KDD 2016.
 
@@ -150,11 +211,20 @@ def psp_at_k(ids, labels, propensity, k):
     propensity : (L,) float64
         In (0, 1], from `propensities` of the training labels.
     k : int
+        At most the width of ids.
 
     Returns
     -------
-    float in [0, 1]; 0 where no row has a true label.
+    psp : float
+        In [0, 1]; 0 where no row has a true label.
 
+    Raises
+    ------
+    TypeError, ValueError
+        Wrong dtype or shape; other numbers of rows in ids and labels; k out of range; a propensity outside (0, 1].
+
+    Notes
+    -----
     Source: as for `propensities`; the division by the largest value as in the Extreme Classification Repository.
 
     Examples
@@ -180,13 +250,24 @@ def psp_at_k(ids, labels, propensity, k):
 
 
 def figures_of_ranks(ranks, k):
-    """``Recall@k = mean [rank < k]`` and ``NDCG@k = mean [rank < k] / log2(rank + 2)``, one true item a row: a dict.
+    """``Recall@k = mean [rank < k]`` and ``NDCG@k = mean [rank < k] / log2(rank + 2)``, one true item a row.
 
     Parameters
     ----------
     ranks : (n,) int32
         How many items are ranked before the true one.
     k : int
+        At least 1.
+
+    Returns
+    -------
+    figures : dict
+        'Recall@k' and 'NDCG@k' with the number for k; 0 for no rows.
+
+    Raises
+    ------
+    TypeError, ValueError
+        k below 1, or no integer.
 
     Examples
     --------
@@ -205,9 +286,28 @@ def figures_of_ranks(ranks, k):
 
 
 def ranks_by_popularity(counts, targets):
-    """The rank of each target (n,) among all items by how often they occur, counts (L,); ties by number: (n,) int32.
+    """The rank of each target among all items by how often they occur; equally frequent ones by number.
 
     What a recommendation of the most popular items reaches, for everyone the same.
+
+    Parameters
+    ----------
+    counts : (L,) int array
+        How often each item occurs; NumPy.
+    targets : (n,) int32
+        Items.
+
+    Returns
+    -------
+    ranks : (n,) int32
+        0 for the most frequent item.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sparsemax_nb.train import ranks_by_popularity
+    >>> ranks_by_popularity(np.array([5, 9, 5]), np.array([0, 1, 2], np.int32))
+    array([1, 0, 2], dtype=int32)
     """
     ranks = np.empty(len(counts), np.int32)
     ranks[np.argsort(-counts, kind="stable")] = np.arange(len(counts))
@@ -217,8 +317,29 @@ def ranks_by_popularity(counts, targets):
 def unigram_perplexity(counts, tokens):
     """``exp(-mean log p(token))`` of a model that knows frequencies alone: ``p(w) = (counts[w] + 1) / (sum + L)``.
 
-    counts (L,) are those of the training text, tokens (n,) the text to be predicted. Laplace's rule keeps words that do not
-    occur in training from having probability 0.
+    Laplace's rule keeps words that do not occur in training from having probability 0.
+
+    Parameters
+    ----------
+    counts : (L,) int array
+        How often each word occurs in the training text; NumPy.
+    tokens : (n,) int32
+        The text to be predicted.
+
+    Returns
+    -------
+    perplexity : float
+
+    Notes
+    -----
+    Source: the definition; Laplace's rule of succession.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sparsemax_nb.train import unigram_perplexity
+    >>> round(unigram_perplexity(np.array([3, 3, 3, 3]), np.array([0, 1, 2], np.int32)), 6)
+    4.0
     """
     log_p = np.log((counts + 1.0) / (counts.sum() + len(counts)))
     return float(np.exp(-log_p[tokens].mean()))

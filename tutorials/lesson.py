@@ -1,0 +1,56 @@
+"""What every tutorial needs: sizes for a quick look, figures that look alike, exercises that check themselves."""
+
+import os
+import sys
+from pathlib import Path
+
+import matplotlib
+
+IN_NOTEBOOK = "ipykernel" in sys.modules
+#: TUTORIAL_SMOKE=1 runs a tutorial in seconds, on sizes at which its figures say little: that is what the tests do.
+SMOKE = bool(os.environ.get("TUTORIAL_SMOKE"))
+#: Where a script leaves its figures; a notebook shows them.
+FIGURES = Path(os.environ.get("TUTORIAL_OUTPUT", "tutorial_output"))
+#: Colours that stay apart for colour-blind eyes (Okabe & Ito 2008).
+BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW, GREY = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#7F7F7F",
+)  # fmt: skip
+
+if not IN_NOTEBOOK:
+    matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+plt.rcParams.update(
+    {
+        "figure.dpi": 160, "figure.figsize": (7.2, 4.2), "figure.constrained_layout.use": True, "font.size": 12,
+        "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY]),
+        "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 2,
+    }
+)  # fmt: skip
+
+
+def size(full, smoke):
+    """`full`, or `smoke` where the tutorial runs as a test."""
+    return smoke if SMOKE else full
+
+
+def show(figure, name):
+    """Show the figure in a notebook; else write it to tutorial_output/NAME.png and say so."""
+    if IN_NOTEBOOK:
+        plt.show()
+    else:
+        FIGURES.mkdir(parents=True, exist_ok=True)
+        path = FIGURES / f"{name}.png"
+        figure.savefig(path)
+        print(f"figure: {path}")
+    plt.close(figure)
+
+
+def check(exercise, answer, is_right, hint):
+    """Say whether an answer is right. ``...`` is not answered yet; AssertionError, with the hint, for a wrong one."""
+    if answer is ...:
+        print(f"Exercise {exercise}: yours to answer. {hint}")
+    elif not is_right(answer):
+        raise AssertionError(f"Exercise {exercise}: not yet. {hint}")
+    else:
+        print(f"Exercise {exercise}: right.")
