@@ -35,7 +35,8 @@ random = np.random.default_rng(0)
 # ## Artworks and their subjects
 #
 # The bundled corpus describes artworks of the Tate Collection: words of title, medium and artist, and the subjects that
-# curators gave them. We take a part of the works and the most frequent subjects, so that all runs of this tutorial are short.
+# curators gave them. We take a part of the works and the most frequent subjects, so that all runs of this tutorial are
+# short.
 
 # %%
 n_works, n_tests, n_labels = size(12_000, 1_500), size(2_000, 500), size(3_000, 300)
@@ -48,8 +49,8 @@ subjects, true_subjects = tate.train.labels[:n_works, kept], tate.test.labels[:n
 print(f"{n_works:,} works to learn from, {n_tests:,} to test, {n_labels:,} of {len(frequency):,} subjects")
 
 # %% [markdown]
-# Words become features that are *given*, as if an encoder had been trained elsewhere: the `D` strongest directions of the
-# TF-IDF matrix, turned by a random rotation, each with variance 1. The rotation hides nothing and loses nothing. It
+# Words become features that are *given*, as if an encoder had been trained elsewhere: the `D` strongest directions of
+# the TF-IDF matrix, turned by a random rotation, each with variance 1. The rotation hides nothing and loses nothing. It
 # takes care that no coordinate means anything by itself, as in the embeddings that come out of most encoders.
 
 # %%
@@ -70,9 +71,9 @@ assert np.allclose(np.cov(x.T), np.eye(D), atol=1e-2)
 # %% [markdown]
 # ## What it costs
 #
-# A dense layer holds `D` weights for each label. A fixed fan-in layer holds `K` weights and `K` numbers that say where they
-# lead, eight bytes a connection. A *bottleneck* - a narrow dense layer first, of width `2 K` - takes as much: that is the rival
-# to keep in mind.
+# A dense layer holds `D` weights for each label. A fixed fan-in layer holds `K` weights and `K` numbers that say where
+# they lead, eight bytes a connection. A *bottleneck* - a narrow dense layer first, of width `2 K` - takes as much: that
+# is the rival to keep in mind.
 
 # %%
 K = 16
@@ -84,9 +85,9 @@ for name, numbers in (("dense", D), (f"fixed fan-in {K}", 2 * K), (f"bottleneck 
 # %% [markdown]
 # ## Too few of the inputs
 #
-# Give every label `K` inputs, drawn at random, and the *best* weights they can have for the squared error. These have a closed form,
-# so neither optimiser nor patience plays a part: for the inputs `S` of a label, solve `(X'X)[S, S] w = (X'y)[S]`. We compare
-# three ways to choose what a label sees:
+# Give every label `K` inputs, drawn at random, and the *best* weights they can have for the squared error. These have a
+# closed form, so neither optimiser nor patience plays a part: for the inputs `S` of a label, solve `(X'X)[S, S] w =
+# (X'y)[S]`. We compare three ways to choose what a label sees:
 #
 # - `K` inputs at random;
 # - the `K` inputs that have most to do with the label (the largest entries of `X'y`);
@@ -135,18 +136,18 @@ show(figure, "04_few_inputs")
 assert curves["at random"][4] < precision(full)
 
 # %% [markdown]
-# The lowest curve, of random inputs, is the trouble. What tells one subject from another is spread over all coordinates, and a label that sees a
-# few of them sees little of it. No training can give back what is not there. It is not the *number* of weights that is
-# too small - a few shared directions nearly do - but *where they lead*.
+# The lowest curve, of random inputs, is the trouble. What tells one subject from another is spread over all
+# coordinates, and a label that sees a few of them sees little of it. No training can give back what is not there. It is
+# not the *number* of weights that is too small - a few shared directions nearly do - but *where they lead*.
 #
-# The blue curve, of the most telling ones, says that choosing connections helps; it does not close the gap, since here no coordinate means anything by
-# itself. So there are two ways out: move the connections to better inputs, or make *better inputs to connect to*. The method takes
-# both.
+# The blue curve, of the most telling ones, says that choosing connections helps; it does not close the gap, since here
+# no coordinate means anything by itself. So there are two ways out: move the connections to better inputs, or make
+# *better inputs to connect to*. The method takes both.
 #
 # ## Moving connections
 #
-# To see connections move we need a problem where the right ones are known. Sixty-four inputs, drawn as a map of 8 by 8; each
-# label is about the inputs of a small figure on the map, and starts with random connections.
+# To see connections move we need a problem where the right ones are known. Sixty-four inputs, drawn as a map of 8 by 8;
+# each label is about the inputs of a small figure on the map, and starts with random connections.
 
 # %%
 SIDE, FAN_IN, N_TOY = 8, 16, 6
@@ -179,9 +180,9 @@ def train_toy(n_steps):
 print(f"{layer}; loss after 100 steps {train_toy(100):.3f}")
 
 # %% [markdown]
-# A rewiring drops the connections with the smallest weights *of the whole layer* and gives each label as many new ones, at random
-# among the inputs it did not have. `rewire` returns the slots that changed, pairs of (label, place). Inputs, weights and the
-# optimizer's moments of these slots are new; all others are as before.
+# A rewiring drops the connections with the smallest weights *of the whole layer* and gives each label as many new ones,
+# at random among the inputs it did not have. `rewire` returns the slots that changed, pairs of (label, place). Inputs,
+# weights and the optimizer's moments of these slots are new; all others are as before.
 
 # %%
 indices_before, values_before = layer.indices.copy(), layer.values.copy()
@@ -201,8 +202,9 @@ assert (layer.indices[untouched] == indices_before[untouched]).all() and (
 assert np.abs(values_before[labels, places]).max() <= np.abs(values_before[untouched]).min()
 
 # %% [markdown]
-# A new connection starts at 0 - and still learns, because its gradient is made of what comes in and of what the label lacks, not of
-# its own weight. It has until the next rewiring to grow larger than the smallest; if not, it makes way for another try.
+# A new connection starts at 0 - and still learns, because its gradient is made of what comes in and of what the label
+# lacks, not of its own weight. It has until the next rewiring to grow larger than the smallest; if not, it makes way
+# for another try.
 
 # %%
 rounds, shown = size(40, 12), size((0, 3, 10, 40), (0, 2, 6, 12))
@@ -248,9 +250,10 @@ for label, panel in enumerate(axes[-1]):
 show(figure, "04_connections_move")
 
 # %% [markdown]
-# Each column is a label, each row a moment (the start is after those first steps). Orange squares are the inputs that the label is about, blue is where it is connected, the darker
-# the larger the weight. From round to round more squares turn blue. Once a label holds all of its figure, only the rest keep
-# moving: small weights on inputs that mean nothing to it, which is the right thing to be random about.
+# Each column is a label, each row a moment (the start is after those first steps). Orange squares are the inputs that
+# the label is about, blue is where it is connected, the darker the larger the weight. From round to round more squares
+# turn blue. Once a label holds all of its figure, only the rest keep moving: small weights on inputs that mean nothing
+# to it, which is the right thing to be random about.
 #
 # The same in numbers: the weights part into two heaps, and what lies at the left is what a rewiring takes.
 
@@ -268,12 +271,13 @@ show(figure, "04_two_heaps")
 # %% [markdown]
 # ## Better inputs to connect to
 #
-# Back to the artworks. There rewiring has nothing to find: one rotated coordinate is as good as another. So we put a wide dense layer
-# with a ReLU between features and labels. It is shared by all labels, so it costs little where labels are many, and it *learns*: the
-# gradient that comes down from the labels bends its units towards combinations which labels can use as they are.
+# Back to the artworks. There rewiring has nothing to find: one rotated coordinate is as good as another. So we put a
+# wide dense layer with a ReLU between features and labels. It is shared by all labels, so it costs little where labels
+# are many, and it *learns*: the gradient that comes down from the labels bends its units towards combinations which
+# labels can use as they are.
 #
-# Four networks over the same features, for the same number of steps. The frozen one has the wide layer as well, but it stays as random
-# as it began.
+# Four networks over the same features, for the same number of steps. The frozen one has the wide layer as well, but it
+# stays as random as it began.
 
 # %%
 hidden, epochs = size(1024, 128), size(4, 2)
@@ -298,13 +302,14 @@ for name, params in contestants.items():
 assert figures_of["sparse, wide layer learns"]["P@3"] > figures_of["sparse"]["P@3"]
 
 # %% [markdown]
-# Width alone mends little: `K` random units out of many tell a label hardly more than `K` coordinates did. It is the learning.
-# (Do not read too much into the comparison with the dense layer: without a hidden layer, that one is linear in the features. It
-# marks what plain weights can do at four times the memory.)
+# Width alone mends little: `K` random units out of many tell a label hardly more than `K` coordinates did. It is the
+# learning. (Do not read too much into the comparison with the dense layer: without a hidden layer, that one is linear
+# in the features. It marks what plain weights can do at four times the memory.)
 #
-# The bottleneck does well on this corpus, too. Its limit is another one: all labels must share the same few directions, which
-# suffices for some thousand subjects that overlap, and no longer for hundreds of thousands that have nothing in common. (In the paper's
-# tables the order of the two turns on such data.) With a wide layer every label has its *own* few out of very many.
+# The bottleneck does well on this corpus, too. Its limit is another one: all labels must share the same few directions,
+# which suffices for some thousand subjects that overlap, and no longer for hundreds of thousands that have nothing in
+# common. (In the paper's tables the order of the two turns on such data.) With a wide layer every label has its *own*
+# few out of very many.
 
 # %%
 figure, axes = plt.subplots(figsize=(7.6, 3.6))
@@ -325,7 +330,8 @@ show(figure, "04_precision")
 
 # %% [markdown]
 # We can look at what was learned. For each subject, how well does its *best single* input go together with it? We take
-# the largest correlation over the test works, among the features, and among the units that the labels of each network see.
+# the largest correlation over the test works, among the features, and among the units that the labels of each network
+# see.
 
 
 # %%
@@ -371,13 +377,13 @@ for work in picks:
     print()
 
 # %% [markdown]
-# The sparse network without the wide layer falls back on subjects that are frequent, whatever the work. That is what an output
-# layer does that can not see.
+# The sparse network without the wide layer falls back on subjects that are frequent, whatever the work. That is what an
+# output layer does that can not see.
 #
 # ## Exercises
 #
-# **1.** A label is about `r` of `H` inputs and is connected to `K` of them, drawn at random without repetition. With which probability has
-# it *none* of those it is about? (`math.comb` helps.)
+# **1.** A label is about `r` of `H` inputs and is connected to `K` of them, drawn at random without repetition. With
+# which probability has it *none* of those it is about? (`math.comb` helps.)
 
 
 # %% exercise="miss"
@@ -395,9 +401,10 @@ def is_probability(p):
 check("1", probability_of_none(20, 5, 5), is_probability, "How many choices of K avoid the r? Out of how many choices?")
 
 # %% [markdown]
-# **2.** The wide layer is not free: from `D` features to width `W` it has `D W` weights (forget biases). A dense layer over the features
-# has `D` weights a label; a fixed fan-in layer stores `2 K` numbers a label. From how many labels on does wide layer plus sparse
-# output take less memory than the dense layer, for `D = 768`, `W = 32768`, `K = 32`? The smallest whole number of labels.
+# **2.** The wide layer is not free: from `D` features to width `W` it has `D W` weights (forget biases). A dense layer
+# over the features has `D` weights a label; a fixed fan-in layer stores `2 K` numbers a label. From how many labels on
+# does wide layer plus sparse output take less memory than the dense layer, for `D = 768`, `W = 32768`, `K = 32`? The
+# smallest whole number of labels.
 
 # %% exercise="break-even"
 break_even = ...
@@ -409,9 +416,9 @@ check(
 )  # fmt: skip
 
 # %% [markdown]
-# **3.** `rewire` draws the new inputs at random. One could choose: take the free input whose weight would have the *largest gradient*, as a
-# weight of 0 on it would grow fastest. Given the inputs of a batch `x` (B, H), the gradient by the scores of one label
-# `dscores` (B,) and the inputs it has (`connected`), return that input.
+# **3.** `rewire` draws the new inputs at random. One could choose: take the free input whose weight would have the
+# *largest gradient*, as a weight of 0 on it would grow fastest. Given the inputs of a batch `x` (B, H), the gradient by
+# the scores of one label `dscores` (B,) and the inputs it has (`connected`), return that input.
 
 
 # %% exercise="choose"
