@@ -48,7 +48,7 @@ classes = centres[heap] + 0.33 * random.normal(size=(L, 2))
 popularity = random.permutation(1 / np.arange(1, L + 1))
 popularity /= popularity.sum()
 query = np.array([1.6, 1.2])
-target = int(np.flatnonzero(heap == 5)[0])
+target = int((classes @ query).argmax())  # the model likes the right class best
 
 
 def softmax(scores):
@@ -107,9 +107,9 @@ assert biases["popularity, corrected"][-1] < biases["popularity"][-1]
 
 # %% [markdown]
 # Dashed: without the correction. Draws by popularity stay wrong however many there are - the model learns the softmax
-# *times* the popularity. Uniform draws go through zero where `M` equals `L`, when as many are drawn as there are
-# classes, and sampling has become pointless. Solid: with it, the bias falls in proportion to `1 / M`, until the noise
-# of our own experiment hides it.
+# *times* the popularity. Uniform draws come nearest about where `M` equals `L`, when as many are drawn as there are
+# classes and sampling has become pointless, and part again beyond. Solid: with it, the bias falls about in proportion to
+# `1 / M`, until the noise of our own experiment hides it.
 #
 # But look at the left side, where `M` is small enough to pay: there even the corrected curves are far off. The
 # correction is right in the limit; how soon depends on how near `Q` comes to `P`. What would be best? `Q = P`: but to
@@ -246,7 +246,8 @@ for panel, (name, q) in zip(panels, {"uniform": uniform, "popularity": popularit
     panel.scatter(*full, s=120, marker="x", color="black", linewidths=2.5, label="full gradient", zorder=4)
     panel.set(xlabel="first coordinate", title=f"{name}, M = {M}")
 panels[0].set_ylabel("second coordinate")
-panels[0].legend(loc="lower left", fontsize=10)
+handles, labels = panels[0].get_legend_handles_labels()
+figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=11, frameon=False)
 show(figure, "05_arrows")
 print("root mean square error of one draw:", ", ".join(f"{name} {error:.0%}" for name, error in spreads.items()))
 assert spreads["MIDX"] < spreads["uniform"]
