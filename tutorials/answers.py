@@ -4,6 +4,36 @@ Try first! ``ANSWERS[tutorial][exercise]`` is (right, wrong, wrong, ...), source
 """
 
 ANSWERS = {
+    "01_where_the_time_and_memory_go": {
+        "fits": (
+            "classes_that_fit = int(16e9 // (4 * (4 * 512 + 128)))",
+            "classes_that_fit = int(16e9 // (4 * (3 * 512 + 128)))",
+            "classes_that_fit = int(16e9 // (4 * 512))",
+        ),
+        "traffic": (
+            "bytes_of_connection = 4 + 4 + 4",
+            "bytes_of_connection = 4 + 4",
+            "bytes_of_connection = 4 * 7",
+        ),
+        "chunks": (
+            "def loss_by_chunks(h, w, targets, chunk):\n"
+            "    largest, total = np.full(len(h), -np.inf, np.float32), np.zeros(len(h), np.float32)\n"
+            "    for start in range(0, len(w), chunk):\n"
+            "        scores = h @ w[start : start + chunk].T\n"
+            "        new = np.maximum(largest, scores.max(1))\n"
+            "        total = total * np.exp(largest - new) + np.exp(scores - new[:, None]).sum(1)\n"
+            "        largest = new\n"
+            "    return np.mean(np.log(total) + largest - (h * w[targets]).sum(1))",
+            "def loss_by_chunks(h, w, targets, chunk):\n"
+            "    largest, total = np.full(len(h), -np.inf, np.float32), np.zeros(len(h), np.float32)\n"
+            "    for start in range(0, len(w), chunk):\n"
+            "        scores = h @ w[start : start + chunk].T\n"
+            "        largest = np.maximum(largest, scores.max(1))\n"
+            "        total += np.exp(scores - largest[:, None]).sum(1)\n"
+            "    return np.mean(np.log(total) + largest - (h * w[targets]).sum(1))",
+            "def loss_by_chunks(h, w, targets, chunk):\n    return loss_and_gradient(h @ w.T, targets)",
+        ),
+    },
     "02_a_gradient_by_hand": {
         "bytes": (
             "bytes_of_dscores = 128 * 1_000_000 * 4",
