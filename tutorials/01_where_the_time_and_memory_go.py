@@ -196,7 +196,6 @@ def times_of_step(n_classes):
     return best
 
 
-del w, m, v, dw, scores
 dense = np.array([times_of_step(n) for n in CLASSES])
 print("ms       " + "".join(f"{part:>10}" for part in PARTS))
 for n, row in zip(CLASSES, 1e3 * dense, strict=True):
