@@ -49,4 +49,22 @@ ANSWERS = {
             "def relu_backward(dx, z):\n    return np.maximum(dx, 0)",
         ),
     },
+    "03_your_first_kernel": {
+        "stride": ("sectors_of_stride_2 = 8", "sectors_of_stride_2 = 4", "sectors_of_stride_2 = 16"),
+        "dbias": (
+            "def dbias_thread(dscores, dbias, t):\n"
+            "    total = np.float32(0)\n"
+            "    for row in range(dscores.shape[0]):\n"
+            "        total += dscores[row, t]\n"
+            "    dbias[t] = total",
+            "def dbias_thread(dscores, dbias, t):\n"
+            "    if t < dscores.shape[0]:\n"
+            "        for label in range(dscores.shape[1]):\n"
+            "            dbias[label] += dscores[t, label]",
+            "def dbias_thread(dscores, dbias, t):\n"
+            "    for row in range(dscores.shape[1]):\n"
+            "        dbias[t] = dscores[row % dscores.shape[0], t]",
+        ),
+        "banks": ("threads_in_fullest_bank = 2", "threads_in_fullest_bank = 1", "threads_in_fullest_bank = 32"),
+    },
 }
