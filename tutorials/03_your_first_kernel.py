@@ -251,15 +251,15 @@ def draw(axes, shape, addresses):
     return picture
 
 
-small = FixedFanIn.random(n_labels=32, n_inputs=128, fan_in=16, seed=3)
-few = random.standard_normal((32, 128), np.float32)
+small = FixedFanIn.random(n_labels=32, n_inputs=96, fan_in=16, seed=3)
+few = random.standard_normal((32, 96), np.float32)
 figure, panels = plt.subplots(2, 3, figsize=(10, 6.4))
 for column, (thread, array, places, caption, axes_of_x) in zip(
     panels.T,
     (
         (first_thread, few, [(5, label) for label in range(32)], "first kernel", ("input", "row")),
-        (first_thread, few, [(row, 20) for row in range(32)], "a warp takes 32 rows", ("input", "row")),
-        (turned_thread, few.T.copy(), [(row, 20) for row in range(32)], "... transposed inputs", ("row", "input")),
+        (first_thread, few, [(row, 9) for row in range(32)], "a warp takes 32 rows", ("input", "row")),
+        (turned_thread, few.T.copy(), [(row, 9) for row in range(32)], "... transposed inputs", ("row", "input")),
     ),
     strict=True,
 ):

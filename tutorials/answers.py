@@ -67,4 +67,18 @@ ANSWERS = {
         ),
         "banks": ("threads_in_fullest_bank = 2", "threads_in_fullest_bank = 1", "threads_in_fullest_bank = 32"),
     },
+    "08_profile_it": {
+        "ridge": ("rows_at_ridge = 17", "rows_at_ridge = 16", "rows_at_ridge = 32"),
+        "float32": (
+            "def half_square(s):\n    return np.float32(0.5) * s * s",
+            "def half_square(s):\n    return 0.5 * s * s",
+            "def half_square(s):\n    return s * s / 2",
+        ),
+        "ratio": (
+            "def ratio(a, b):\n    return np.median(b / a)",
+            "def ratio(a, b):\n    return b.mean() / a.mean()",
+            "def ratio(a, b):\n    return np.mean(b / a)",
+            "def ratio(a, b):\n    return b.min() / a.min()",
+        ),
+    },
 }
