@@ -168,7 +168,8 @@ for (name, (colour, flop, n_bytes, call)), marker in zip(POINTS.items(), "sv^o",
     print(f"{name:<22}{flop / n_bytes:10.1f}{rate / 1e9:10.1f}{rate / roof:13.0%}")
     axes.loglog(flop / n_bytes, rate / 1e9, marker, color=colour, markersize=10, label=name)
 axes.axvline(RIDGE, color=GREY, linestyle=":", linewidth=1.2)
-axes.set(xlabel="FLOP per byte of memory", ylabel="GFLOP/s")
+axes.set(xlabel="FLOP per byte of memory", ylabel="GFLOP/s", ylim=(FLOP_PER_S / 4e10, FLOP_PER_S / 5e8))
+axes.yaxis.set_minor_formatter(plt.NullFormatter())
 figure.legend(loc="outside upper center", ncols=3, fontsize=11)
 show(figure, "08_roofline")
 
@@ -189,8 +190,8 @@ show(figure, "08_roofline")
 #
 # $$ \ell = \sum \max(0,\, 1 + s)^2, \qquad s \leftarrow 2 \max(0,\, 1 + s) . $$
 #
-# Every score is read once and written once. So the floor is a copy, eight bytes a score, and we time one beside each
-# version, in turn.
+# Every score is read once and written once. The floor is the simplest pass that does just that, `np.negative(a,
+# out=a)`, and we time one beside each version, in turn.
 
 # %%
 ROWS, LABELS = 128, size(1 << 17, 1 << 11)
@@ -210,17 +211,17 @@ def slow(scores):
     return loss
 
 
-found, place = {}, np.zeros_like(start)
+found, same = {}, np.ones_like(start)
 
 
-def report(kernel, copy=lambda: np.copyto(place, start)):
-    """Check the kernel, then time it and a copy in turn; the best of five rounds."""
+def report(kernel, floor_pass=lambda: np.negative(same, out=same)):
+    """Check the kernel, then time it and a pass at the floor in turn; the best of five rounds."""
     scores = start.copy()
     loss = kernel(scores)
     assert abs(loss / wanted_loss - 1) < 1e-3 and np.abs(scores - wanted_slopes).max() < 1e-5
-    rounds = [(seconds(lambda: kernel(scores), 1), seconds(copy, 1)) for _ in range(5)]
+    rounds = [(seconds(lambda: kernel(scores), 1), seconds(floor_pass, 1)) for _ in range(5)]
     found[kernel.__name__] = measured, floor = np.min(rounds, 0)
-    print(f"{kernel.__name__:<16}{1e3 * measured:9.2f} ms, a copy {1e3 * floor:.2f} ms")
+    print(f"{kernel.__name__:<16}{1e3 * measured:9.2f} ms, floor {1e3 * floor:.2f} ms")
 
 
 report(slow)
@@ -330,13 +331,13 @@ def on_all_cores(scores):
 
 
 @numba.njit(parallel=True)
-def copy_on_all_cores(source, target):
-    for i in numba.prange(source.size):
-        target[i] = source[i]
+def negative_on_all_cores(numbers):
+    for i in numba.prange(numbers.size):
+        numbers[i] = -numbers[i]
 
 
 numba.set_num_threads(CORES)
-report(on_all_cores, lambda: copy_on_all_cores(start.reshape(-1), place.reshape(-1)))
+report(on_all_cores, lambda: negative_on_all_cores(same.reshape(-1)))
 numba.set_num_threads(1)
 
 figure, axes = plt.subplots(figsize=(7.2, 3.4))
@@ -344,9 +345,9 @@ names = [name.replace("_", " ") for name in found]
 times, floors = 1e3 * np.array(list(found.values())).T
 axes.barh(names, times, color=[VERMILION, *[BLUE] * 3, GREEN], height=0.6)
 for i, (measured, least) in enumerate(zip(times, floors, strict=True)):
-    axes.text(max(measured, least) * 1.1, i, f"{measured / least:.1f} x a copy", va="center", fontsize=11)
-axes.vlines(floors, np.arange(5) - 0.38, np.arange(5) + 0.38, color="k", linewidth=3, label="a copy")
-axes.set(xscale="log", xlabel="ms", xlim=(floors.min() / 2, 4 * times.max()))
+    axes.text(max(measured, least) * 1.1, i, f"{measured / least:.1f} x floor", va="center", fontsize=11)
+axes.vlines(floors, np.arange(5) - 0.38, np.arange(5) + 0.38, color="k", linewidth=3, label="floor")
+axes.set(xscale="log", xlabel="ms", xlim=(min(*times, *floors) / 2, 4 * times.max()))
 axes.invert_yaxis()
 axes.grid(visible=False, axis="y")
 axes.legend(loc="lower right")
@@ -355,8 +356,7 @@ show(figure, "08_mended")
 # %% [markdown]
 # Each step had a reason that could be *seen* before it was mended: a stride, a `double`, a missing vector. Which of
 # them pays depends on the machine, and often one is worth nothing until another is out of the way: that is no failure.
-# Look at the floor, find what holds the loop up *now*, and stop when it is close. (A loop that works in place can even
-# beat a copy a little: it fetches no target.)
+# Look at the floor, find what holds the loop up *now*, and stop when it is close.
 #
 # ## PTX and registers, without a GPU
 #
@@ -368,7 +368,8 @@ show(figure, "08_mended")
 # %%
 READ = """
 from tests.contracts import table
-names, words = ("forward_tiled_kernel", "forward_wide_kernel"), (".f64", "ld.global.f32", "ld.global.v4.f32", "st.shared", "fma.rn.f32")
+names = "forward_tiled_kernel", "forward_wide_kernel"
+words = (".f64", "ld.global.f32", "ld.global.v4.f32", "st.shared", "fma.rn.f32")
 print(f"{'':<22}" + "".join(f"{word:>18}" for word in words) + f"{'registers':>11}{'spills':>8}")
 for name in names:
     ptx = table.ptx_of("fixed_fan_in." + name, (8, 0))
