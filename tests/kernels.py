@@ -992,9 +992,10 @@ def _operations():
         ("backward", make_backward, (SMALL_LAYERS, LARGE_LAYERS)),
         ("top_k", make_layer_top_k, lists),
     ):
-        narrow = functools.partial(getattr(cuda_layer, name), wide=False)
+        narrow, wide = (functools.partial(getattr(cuda_layer, name), wide=choice) for choice in (False, True))
         yield operation(f"fixed_fan_in.{name}", make, small, large)
         yield operation(f"fixed_fan_in.{name} (narrow)", make, (), large[::2], narrow, None)
+        yield operation(f"fixed_fan_in.{name} (wide)", make, (), large[:1], wide, None)
     for loss, code in formulas.LOSSES.items():
         for optimizer, kind in kinds.items():
             yield operation(
@@ -1005,11 +1006,12 @@ def _operations():
                 loss=code,
                 kind=kind,
             )
-        narrow = functools.partial(cuda_layer.step, wide=False)
         kind = kinds["adam" if loss == "bce" else "sgd"]
-        yield operation(
-            f"fixed_fan_in.step {loss} (narrow)", make_step, (), LARGE_LAYERS[::2], narrow, None, loss=code, kind=kind
-        )
+        for name, wide, shapes in (("narrow", False, LARGE_LAYERS[::2]), ("wide", True, LARGE_LAYERS[:1])):
+            step = functools.partial(cuda_layer.step, wide=wide)
+            yield operation(
+                f"fixed_fan_in.step {loss} ({name})", make_step, (), shapes, step, None, loss=code, kind=kind
+            )
         multilabel = functools.partial(make_multilabel, loss=code)
         yield operation(f"losses.multilabel {loss}", multilabel, MATRICES, LARGE_MATRICES)
         yield operation(

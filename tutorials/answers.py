@@ -4,6 +4,36 @@ Try first! ``ANSWERS[tutorial][exercise]`` is (right, wrong, wrong, ...), source
 """
 
 ANSWERS = {
+    "01_where_the_time_and_memory_go": {
+        "fits": (
+            "classes_that_fit = int(16e9 // (4 * (4 * 512 + 128)))",
+            "classes_that_fit = int(16e9 // (4 * (3 * 512 + 128)))",
+            "classes_that_fit = int(16e9 // (4 * 512))",
+        ),
+        "traffic": (
+            "bytes_of_connection = 4 + 4 + 4",
+            "bytes_of_connection = 4 + 4",
+            "bytes_of_connection = 4 * 7",
+        ),
+        "chunks": (
+            "def loss_by_chunks(h, w, targets, chunk):\n"
+            "    largest, total = np.full(len(h), -np.inf, np.float32), np.zeros(len(h), np.float32)\n"
+            "    for start in range(0, len(w), chunk):\n"
+            "        scores = h @ w[start : start + chunk].T\n"
+            "        new = np.maximum(largest, scores.max(1))\n"
+            "        total = total * np.exp(largest - new) + np.exp(scores - new[:, None]).sum(1)\n"
+            "        largest = new\n"
+            "    return np.mean(np.log(total) + largest - (h * w[targets]).sum(1))",
+            "def loss_by_chunks(h, w, targets, chunk):\n"
+            "    largest, total = np.full(len(h), -np.inf, np.float32), np.zeros(len(h), np.float32)\n"
+            "    for start in range(0, len(w), chunk):\n"
+            "        scores = h @ w[start : start + chunk].T\n"
+            "        largest = np.maximum(largest, scores.max(1))\n"
+            "        total += np.exp(scores - largest[:, None]).sum(1)\n"
+            "    return np.mean(np.log(total) + largest - (h * w[targets]).sum(1))",
+            "def loss_by_chunks(h, w, targets, chunk):\n    return loss_and_gradient(h @ w.T, targets)",
+        ),
+    },
     "02_a_gradient_by_hand": {
         "bytes": (
             "bytes_of_dscores = 128 * 1_000_000 * 4",
@@ -53,6 +83,38 @@ ANSWERS = {
             "def loss_of_exact(M):\n    return np.log(M + 1)",
             "def loss_of_exact(M):\n    return np.log(M)",
             "def loss_of_exact(M):\n    return 0",
+        ),
+    },
+    "03_your_first_kernel": {
+        "stride": ("sectors_of_stride_2 = 8", "sectors_of_stride_2 = 4", "sectors_of_stride_2 = 16"),
+        "dbias": (
+            "def dbias_thread(dscores, dbias, t):\n"
+            "    total = np.float32(0)\n"
+            "    for row in range(dscores.shape[0]):\n"
+            "        total += dscores[row, t]\n"
+            "    dbias[t] = total",
+            "def dbias_thread(dscores, dbias, t):\n"
+            "    if t < dscores.shape[0]:\n"
+            "        for label in range(dscores.shape[1]):\n"
+            "            dbias[label] += dscores[t, label]",
+            "def dbias_thread(dscores, dbias, t):\n"
+            "    for row in range(dscores.shape[1]):\n"
+            "        dbias[t] = dscores[row % dscores.shape[0], t]",
+        ),
+        "banks": ("threads_in_fullest_bank = 2", "threads_in_fullest_bank = 1", "threads_in_fullest_bank = 32"),
+    },
+    "08_profile_it": {
+        "ridge": ("rows_at_ridge = 17", "rows_at_ridge = 16", "rows_at_ridge = 32"),
+        "float32": (
+            "def half_square(s):\n    return np.float32(0.5) * s * s",
+            "def half_square(s):\n    return 0.5 * s * s",
+            "def half_square(s):\n    return s * s / 2",
+        ),
+        "ratio": (
+            "def ratio(a, b):\n    return np.median(b / a)",
+            "def ratio(a, b):\n    return b.mean() / a.mean()",
+            "def ratio(a, b):\n    return np.mean(b / a)",
+            "def ratio(a, b):\n    return b.min() / a.min()",
         ),
     },
 }
