@@ -1,17 +1,17 @@
 # make demo    install into .venv, train output layers of three kinds on 15,810 labels, compare them (5 minutes)
-# make test    install into .venv, run all tests that need no GPU (10 minutes)
+# make test    install into .venv, run all tests that need no GPU, and the tutorials (15 minutes)
 # make docs    install into .venv, run the tutorials, build the site: docs/_build/html/index.html
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test test-simulator test-compiled contracts gpu bench docs notebooks clean
+.PHONY: demo test test-simulator test-compiled test-tutorials contracts gpu bench docs notebooks clean
 
 demo: $(VENV)/demo.done
 	$(PY) -m sparsemax_nb demo
 
 # Two runs, because one process can not both simulate CUDA and compile for it.
-test: test-simulator test-compiled
+test: test-simulator test-compiled test-tutorials
 
 test-simulator: $(VENV)/test.done
 	NUMBA_ENABLE_CUDASIM=1 $(PY) -m pytest -q -n 2 --dist loadfile tests
@@ -19,6 +19,9 @@ test-simulator: $(VENV)/test.done
 
 test-compiled: $(VENV)/test.done
 	$(PY) -m pytest -q -n 2 tests/contracts tests/compiled
+
+test-tutorials: $(VENV)/test.done
+	$(PY) -m pytest -q -n 2 tutorials
 
 # Registers, shared memory, spills and occupancy of every CUDA kernel, compiled here: needs no GPU.
 contracts: $(VENV)/test.done

@@ -19,7 +19,7 @@ def cells_of(name):
     for cell in re.split(r"^# %%", (HERE / f"{name}.py").read_text(), flags=re.MULTILINE)[1:]:
         head, _, source = cell.partition("\n")
         if "[markdown]" not in head:
-            marked = re.search(r'(exercise|check)="(\w+)"', head)
+            marked = re.search(r'(exercise|check)="([\w-]+)"', head)
             found.append((*(marked.groups() if marked else (None, None)), source))
     return found
 
