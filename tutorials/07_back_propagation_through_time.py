@@ -14,11 +14,11 @@
 # # Back-propagation through time
 #
 # A text has no fixed length, so a network that reads it needs a memory: something that it carries from word to word and
-# rewrites a little at each. Its backward pass walks the text from the end to the beginning. We write such a network by hand, an LSTM:
-# one step, its derivative, then many steps, then a language model that learns a text by heart.
+# rewrites a little at each. Its backward pass walks the text from the end to the beginning. We write such a network by
+# hand, an LSTM: one step, its derivative, then many steps, then a language model that learns a text by heart.
 #
-# The habit is that of tutorial 2: for each array `z` on the way to the loss there is an array `dz` of the same shape, and finite
-# differences are the judge.
+# The habit is that of tutorial 2: for each array `z` on the way to the loss there is an array `dz` of the same shape, and
+# finite differences are the judge.
 
 # %%
 import numpy as np
@@ -32,8 +32,8 @@ random = np.random.default_rng(0)
 # %% [markdown]
 # ## One step
 #
-# The memory is `c`, a row of `H` numbers for each sequence of the batch; what the network shows of it is `h`. A step takes the input
-# `x` and the old `h`, and computes four things side by side, `H` columns each:
+# The memory is `c`, a row of `H` numbers for each sequence of the batch; what the network shows of it is `h`. A step
+# takes the input `x` and the old `h`, and computes four things side by side, `H` columns each:
 #
 # - the *input gate* `i` and the *candidate* `g`: how much to write, and what;
 # - the *forget gate* `f`: how much of the old memory stays;
@@ -63,15 +63,15 @@ print("gates", gates.shape, "c", c.shape, "h", h.shape)
 # %% [markdown]
 # ## One step back
 #
-# `h` goes to the outside and into the next step; `c` goes into the next step. So two gradients arrive: `dh`, and `dc_next`, which is what the next
-# step says about `c`. Now collect, in reverse order.
+# `h` goes to the outside and into the next step; `c` goes into the next step. So two gradients arrive: `dh`, and
+# `dc_next`, which is what the next step says about `c`. Now collect, in reverse order.
 #
 # `c` was handed out twice: to `h`, by `o * tanh(c)`, and to the next step. Both parts are added:
 #
 #     dc = dh * o * (1 - tanh(c)**2) + dc_next
 #
-# From there everything is a product rule. `c = f * before + i * g` hands `dc` to each factor times the other one, and each gate is behind a sigmoid,
-# whose slope is `s * (1 - s)`, or a tanh, whose slope is `1 - g**2`:
+# From there everything is a product rule. `c = f * before + i * g` hands `dc` to each factor times the other one, and
+# each gate is behind a sigmoid, whose slope is `s * (1 - s)`, or a tanh, whose slope is `1 - g**2`:
 #
 # | gate | by its value | by its sum |
 # |---|---|---|
@@ -94,8 +94,8 @@ def cell_backward(dh, dc_next, gates, before, c):
 
 
 # %% [markdown]
-# The judge needs one number. We take random weights `dh` and `dc` and call the weighted sum of all outputs the loss: its gradient by `h` is
-# then just `dh`, that by `c` is `dc`.
+# The judge needs one number. We take random weights `dh` and `dc` and call the weighted sum of all outputs the loss: its
+# gradient by `h` is then just `dh`, that by `c` is `dc`.
 
 
 # %%
@@ -134,8 +134,8 @@ for name, array, got in zip(("dpre", "dbefore"), (pre, before), cell_backward(dh
 # %% [markdown]
 # ## Unrolled in time
 #
-# A sequence is a loop over the cell, with the same weights in each step. All inputs are known beforehand, so their product with `W` is one large
-# product; only `h @ U` has to wait for the step before.
+# A sequence is a loop over the cell, with the same weights in each step. All inputs are known beforehand, so their
+# product with `W` is one large product; only `h @ U` has to wait for the step before.
 
 
 # %%
@@ -151,8 +151,8 @@ def forward(x, state, W, U, b):
 
 
 # %% [markdown]
-# Backwards the loop runs from the last step to the first, and carries two arrays to the left, `dh` and `dc`. A weight was handed to every
-# step, so it collects from every step: its gradient is a sum over time.
+# Backwards the loop runs from the last step to the first, and carries two arrays to the left, `dh` and `dc`. A weight was
+# handed to every step, so it collects from every step: its gradient is a sum over time.
 #
 #     step t:   dout[t] ──►(+)──► cell_backward ──► dpre[t] ──► dW += x[t].T @ dpre[t]
 #                           ▲           │    ▲                  dU += h[t-1].T @ dpre[t]
@@ -188,10 +188,10 @@ for name, array, got in zip("xWUb", (x, W, U, b), found, strict=False):
 # %% [markdown]
 # ## How far back does it reach?
 #
-# To learn that a word at the beginning of a sentence matters at its end, the gradient must come back all the way. Put the loss on the last step
-# only, and look at the size of the gradient by `h`, step by step backwards. At each step, the memory's path multiplies by the forget gate
-# `f`. If `f` is one half, thirty steps leave a billionth. The bias of the forget gate decides where `f` begins, before
-# anything has been learned:
+# To learn that a word at the beginning of a sentence matters at its end, the gradient must come back all the way. Put the
+# loss on the last step only, and look at the size of the gradient by `h`, step by step backwards. At each step, the
+# memory's path multiplies by the forget gate `f`. If `f` is one half, thirty steps leave a billionth. The bias of the
+# forget gate decides where `f` begins, before anything has been learned:
 
 
 # %%
@@ -211,22 +211,24 @@ def norms_back(forget_bias, T=60, H=32):
 figure, ax = plt.subplots()
 for bias, colour in ((0, ORANGE), (1, BLUE), (3, GREEN)):
     norms = norms_back(bias)
-    ax.semilogy(norms / norms[0], color=colour, label=f"bias {bias}: f begins at {sigmoid(bias):.2f}")
-    print(f"bias {bias}: after 20 steps {norms[20] / norms[0]:.0e} of the gradient is left, after 50 {norms[50] / norms[0]:.0e}")
+    left = norms / norms[0]
+    ax.semilogy(left, color=colour, label=f"bias {bias}: f begins at {sigmoid(bias):.2f}")
+    print(f"bias {bias}: after 20 steps {left[20]:.0e} of the gradient is left, after 50 {left[50]:.0e}")
 ax.set(xlabel="steps back in time", ylabel="norm of the gradient by h,\nas a share of the last step's")
 ax.legend(loc="lower left")
 show(figure, "07_gradient_in_time")
 assert norms_back(0)[50] < norms_back(1)[50] < norms_back(3)[50]
 
 # %% [markdown]
-# Nothing is lost that training could not win: the gate can learn to stay open. But it must see a gradient to learn from, and so
-# the library, like most, starts this bias at 1.
+# Nothing is lost that training could not win: the gate can learn to stay open. But it must see a gradient to learn from,
+# and so the library, like most, starts this bias at 1.
 #
 # ## A text is longer than a step
 #
-# To go back through a whole book, all its gates would have to be kept. Instead a text is read in chunks of, say, 35 words. The *state* that one chunk
-# ends with is where the next one begins, so the forward pass notices nothing. The *gradient* stops at the beginning of the chunk: the
-# state counts as given. That is truncated back-propagation through time.
+# To go back through a whole book, all its gates would have to be kept. Instead a text is read in chunks of, say, 35
+# words. The *state* that one chunk ends with is where the next one begins, so the forward pass notices nothing. The
+# *gradient* stops at the beginning of the chunk: the state counts as given. That is truncated back-propagation through
+# time.
 
 # %%
 T, H = 64, 8
@@ -259,8 +261,8 @@ for length in lengths:
 assert errors[-1] < errors[0]
 
 # %% [markdown]
-# The shorter the chunk, the more of the gradient is cut off; what remains is still what it should be *within* a chunk. Longer chunks
-# cost memory in proportion, and the gain falls off.
+# The shorter the chunk, the more of the gradient is cut off; what remains is still what it should be *within* a chunk.
+# Longer chunks cost memory in proportion, and the gain falls off.
 #
 # ## The library's LSTM
 #
@@ -268,15 +270,16 @@ assert errors[-1] < errors[0]
 
 # %%
 hs, cs, gates = forward(x, np.zeros((2, B, H)), W, U, b)
-for name, got, want in zip(("gates", "c", "h"), definition.forward(U, x @ W + b, cs[:1], hs[:1]), (gates, cs, hs), strict=True):
+defined = definition.forward(U, x @ W + b, cs[:1], hs[:1])
+for name, got, want in zip(("gates", "c", "h"), defined, (gates, cs, hs), strict=True):
     assert worst(got, want) < 1e-12, name
 dpre = definition.backward(U, gates, cs, dout)
 assert worst(np.einsum("tbh,tbg->hg", hs[:-1], dpre), exact) < 1e-12
 print("the definition says the same")
 
 # %% [markdown]
-# `train.LanguageModel` uses float32 and Numba, on the CPU or the GPU. We train a small one on a toy text - six lines, again
-# and again - and take its layer apart.
+# `train.LanguageModel` uses float32 and Numba, on the CPU or the GPU. We train a small one on a toy text - six lines,
+# again and again - and take its layer apart.
 
 # %%
 LINES = """
@@ -314,15 +317,16 @@ for got, want, name in zip((dx, *gradients.values()), by_hand, ("dx", "dW", "dU"
 # %% [markdown]
 # ## A whole language model
 #
-# Below the LSTM a table with a row for each word, above it a softmax over all words. Forward: look up, run, score, compare with the word that
-# really follows. Backward: the parts that we have, in reverse order. The table's gradient is a scatter, `np.add.at`, because a word
-# may occur twice.
+# Below the LSTM a table with a row for each word, above it a softmax over all words. Forward: look up, run, score,
+# compare with the word that really follows. Backward: the parts that we have, in reverse order. The table's gradient is a
+# scatter, `np.add.at`, because a word may occur twice.
 
 
 # %%
 def new_model(n_words, H, dtype, seed=0):
     random, scale = np.random.default_rng(seed), 1 / np.sqrt(H)
-    shapes = {"table": (n_words, H), "W": (H, 4 * H), "U": (H, 4 * H), "b": (4 * H,), "out": (n_words, H), "bias": (n_words,)}
+    shapes = {"table": (n_words, H), "W": (H, 4 * H), "U": (H, 4 * H), "b": (4 * H,)}
+    shapes |= {"out": (n_words, H), "bias": (n_words,)}
     model = {name: random.uniform(-scale, scale, shape).astype(dtype) for name, shape in shapes.items()}
     model["b"][:] = 0
     model["b"][H : 2 * H] = 1
@@ -361,9 +365,9 @@ for name, array in small.items():
 # %% [markdown]
 # ## Learning by heart
 #
-# Our own loop: the text as four streams side by side, ten words a step, the state carried on, Adam from the library. One more
-# precaution belongs to every recurrent network: *clipping*. Gradients through time can explode as well as vanish, and one such step would undo a
-# thousand. If the norm of all gradients together exceeds 1, all are scaled down.
+# Our own loop: the text as four streams side by side, ten words a step, the state carried on, Adam from the library. One
+# more precaution belongs to every recurrent network: *clipping*. Gradients through time can explode as well as vanish,
+# and one such step would undo a thousand. If the norm of all gradients together exceeds 1, all are scaled down.
 
 
 # %%
@@ -373,7 +377,7 @@ def clipped(gradients, most=1.0):
 
 
 def streams(text, n_streams):
-    """(T + 1, n_streams): the text cut into parts of the same length, side by side; each begins where its neighbour ends."""
+    """(T + 1, n_streams): the text in parts of the same length, side by side; each begins where its neighbour ends."""
     T = (len(text) - 1) // n_streams
     return np.stack([text[s * T : (s + 1) * T + 1] for s in range(n_streams)], axis=1)
 
@@ -397,8 +401,9 @@ model, perplexities = learn(np.tile(poem, 4), n_epochs=size(60, 25))
 print(f"perplexity: at first {perplexities[0]:.1f} of {len(words)} words, at last {perplexities[-1]:.2f}")
 
 # %% [markdown]
-# Perplexity is the exponential of the mean loss: among how many equally likely words the model hesitates. It begins near the number of words, and one
-# is certainty. To compare: a model that knows only the last word can not tell what follows "the". The grey line is the best that such a model could do.
+# Perplexity is the exponential of the mean loss: among how many equally likely words the model hesitates. It begins near
+# the number of words, and one is certainty. To compare: a model that knows only the last word can not tell what follows
+# "the". The grey line is the best that such a model could do.
 
 # %%
 pairs = np.bincount(poem * len(words) + np.roll(poem, -1), minlength=len(words) ** 2).reshape(len(words), -1)
@@ -438,13 +443,13 @@ if size(True, False):
     assert (np.array(said) == poem[: len(said)]).all()
 
 # %% [markdown]
-# `language.generate(poem[:6], 40, temperature=0)` is the same for the library's model; what it adds - several layers, dropout,
-# sampling for large vocabularies, checkpoints - changes nothing in the backward pass that you have just read.
+# `language.generate(poem[:6], 40, temperature=0)` is the same for the library's model; what it adds - several layers,
+# dropout, sampling for large vocabularies, checkpoints - changes nothing in the backward pass that you have just read.
 #
 # ## Exercises
 #
-# **1.** A forget gate that always stands at `f = sigmoid(bias)`: after how many steps is half of a gradient left on the memory's path? Write the
-# function of the bias; the number need not be whole.
+# **1.** A forget gate that always stands at `f = sigmoid(bias)`: after how many steps is half of a gradient left on the
+# memory's path? Write the function of the bias; the number need not be whole.
 
 
 # %% exercise="half"
@@ -460,8 +465,8 @@ def is_half_life(n):
 check("1", half_life(3.0), is_half_life, "f multiplied by itself n times is one half; take the logarithm.")
 
 # %% [markdown]
-# **2.** A thriftier cell has no input gate of its own: it writes where it forgets, $c_t = f c_{t-1} + (1 - f) g$. Write the gradient by
-# the sum that becomes `f`, from `dc`, the old memory `before`, `g` and `f`.
+# **2.** A thriftier cell has no input gate of its own: it writes where it forgets, $c_t = f c_{t-1} + (1 - f) g$. Write
+# the gradient by the sum that becomes `f`, from `dc`, the old memory `before`, `g` and `f`.
 
 
 # %% exercise="coupled"
@@ -480,14 +485,17 @@ def is_coupled(got):
     return np.shape(got) == a.shape and worst(got, slopes(loss, a)) < 1e-6
 
 
-check("2", coupled_forget_gradient(upstream, old, new, sigmoid(a)), is_coupled, "f meets the loss twice: with the old memory and with g.")
+hint = "f meets the loss twice: with the old memory and with g."
+check("2", coupled_forget_gradient(upstream, old, new, sigmoid(a)), is_coupled, hint)
 
 # %% [markdown]
-# **3.** A text of 1,000 words, one stream, read 50 words a step with the state carried on. The loss of the word at place 120 (the first is at
-# place 0) is predicted from the words before it. From which place on can these words' embeddings get a gradient *from that loss*?
+# **3.** A text of 1,000 words, one stream, read 50 words a step with the state carried on. The loss of the word at place
+# 120 (the first is at place 0) is predicted from the words before it. From which place on can these words' embeddings get
+# a gradient *from that loss*?
 
 # %% exercise="truncated"
 first_place = ...
 
 # %% check="truncated"
-check("3", first_place, lambda n: n == 100, "In which chunk does the step lie that predicts it, and where does that chunk begin?")
+hint = "In which chunk does the step lie that predicts it, and where does that chunk begin?"
+check("3", first_place, lambda n: n == 100, hint)
