@@ -49,6 +49,24 @@ ANSWERS = {
             "def relu_backward(dx, z):\n    return np.maximum(dx, 0)",
         ),
     },
+    "03_your_first_kernel": {
+        "stride": ("sectors_of_stride_2 = 8", "sectors_of_stride_2 = 4", "sectors_of_stride_2 = 16"),
+        "dbias": (
+            "def dbias_thread(dscores, dbias, t):\n"
+            "    total = np.float32(0)\n"
+            "    for row in range(dscores.shape[0]):\n"
+            "        total += dscores[row, t]\n"
+            "    dbias[t] = total",
+            "def dbias_thread(dscores, dbias, t):\n"
+            "    if t < dscores.shape[0]:\n"
+            "        for label in range(dscores.shape[1]):\n"
+            "            dbias[label] += dscores[t, label]",
+            "def dbias_thread(dscores, dbias, t):\n"
+            "    for row in range(dscores.shape[1]):\n"
+            "        dbias[t] = dscores[row % dscores.shape[0], t]",
+        ),
+        "banks": ("threads_in_fullest_bank = 2", "threads_in_fullest_bank = 1", "threads_in_fullest_bank = 32"),
+    },
     "04_sparse_and_still_accurate": {
         "miss": (
             "def probability_of_none(H, K, r):\n    return math.comb(H - r, K) / math.comb(H, K)",
@@ -85,23 +103,39 @@ ANSWERS = {
             "def loss_of_exact(M):\n    return 0",
         ),
     },
-    "03_your_first_kernel": {
-        "stride": ("sectors_of_stride_2 = 8", "sectors_of_stride_2 = 4", "sectors_of_stride_2 = 16"),
-        "dbias": (
-            "def dbias_thread(dscores, dbias, t):\n"
-            "    total = np.float32(0)\n"
-            "    for row in range(dscores.shape[0]):\n"
-            "        total += dscores[row, t]\n"
-            "    dbias[t] = total",
-            "def dbias_thread(dscores, dbias, t):\n"
-            "    if t < dscores.shape[0]:\n"
-            "        for label in range(dscores.shape[1]):\n"
-            "            dbias[label] += dscores[t, label]",
-            "def dbias_thread(dscores, dbias, t):\n"
-            "    for row in range(dscores.shape[1]):\n"
-            "        dbias[t] = dscores[row % dscores.shape[0], t]",
+    "06_a_mixture_of_sparse_experts": {
+        "best": (
+            "best_number_of_experts = round(32_768**0.5)",
+            "best_number_of_experts = 64",
+            "best_number_of_experts = 32_768",
         ),
-        "banks": ("threads_in_fullest_bank = 2", "threads_in_fullest_bank = 1", "threads_in_fullest_bank = 32"),
+        "gate": (
+            "def slope_by_gate_value(g, s, target):\n    return softmax(g * s) @ s - s[target]",
+            "def slope_by_gate_value(g, s, target):\n    return g * (softmax(g * s) @ s - s[target])",
+            "def slope_by_gate_value(g, s, target):\n    return softmax(s) @ s - s[target]",
+        ),
+        "budget": (
+            "most_classes = int((2_000 - 10 - 2 * 0.4 * 1_000) / (8 * 0.025))",
+            "most_classes = int((2_000 - 2 * 0.4 * 1_000) / (8 * 0.025))",
+            "most_classes = (10_000 - 2 * 1_000) // 8",
+        ),
+    },
+    "07_back_propagation_through_time": {
+        "half": (
+            "def half_life(bias):\n    return np.log(0.5) / np.log(sigmoid(bias))",
+            "def half_life(bias):\n    return 0.5 / sigmoid(bias)",
+            "def half_life(bias):\n    return np.log(0.5) / np.log(bias)",
+        ),
+        "coupled": (
+            "def coupled_forget_gradient(dc, before, g, f):\n    return dc * (before - g) * f * (1 - f)",
+            "def coupled_forget_gradient(dc, before, g, f):\n    return dc * before * f * (1 - f)",
+            "def coupled_forget_gradient(dc, before, g, f):\n    return dc * (before - g)",
+        ),
+        "truncated": (
+            "first_place = 100",
+            "first_place = 0",
+            "first_place = 70",
+        ),
     },
     "08_profile_it": {
         "ridge": ("rows_at_ridge = 17", "rows_at_ridge = 16", "rows_at_ridge = 32"),
