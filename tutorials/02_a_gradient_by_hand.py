@@ -293,7 +293,9 @@ def is_bce_gradient(got):
     return np.shape(got) == y.shape and worst(got, slopes(lambda: np.logaddexp(0, -y * scores).sum(), scores)) < 1e-6
 
 
-check("2", bce_gradient(scores, y), is_bce_gradient, "Chain rule: the inner derivative is -y; what remains is a sigmoid.")
+check(
+    "2", bce_gradient(scores, y), is_bce_gradient, "Chain rule: the inner derivative is -y; what remains is a sigmoid."
+)
 
 # %% [markdown]
 # **3.** Below the output sits a ReLU, `x = np.maximum(z, 0)`. Write the gradient by `z` from `dx` and `z`.
