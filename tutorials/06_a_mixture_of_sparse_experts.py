@@ -25,16 +25,13 @@
 # %%
 import time
 
-import numba
 import numpy as np
-import threadpoolctl
-from lesson import BLUE, GREEN, GREY, ORANGE, check, plt, show, size
+from lesson import BLUE, GREEN, GREY, ORANGE, check, one_thread, plt, show, size
 
 from sparsemax_nb import DSSoftmax, FullSoftmax, PackedDSSoftmax, data, train
 from sparsemax_nb.reference import ds_softmax as definition
 
-numba.set_num_threads(1)  # arrays so small that a second thread costs more than it brings
-threadpoolctl.threadpool_limits(limits=1)
+one_thread()
 random = np.random.default_rng(0)
 
 # %% [markdown]
