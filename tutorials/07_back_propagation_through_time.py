@@ -22,11 +22,12 @@
 
 # %%
 import numpy as np
-from lesson import BLUE, GREEN, GREY, ORANGE, check, plt, show, size
+from lesson import BLUE, GREEN, GREY, ORANGE, check, one_thread, plt, show, size
 
 from sparsemax_nb import Adam, train
 from sparsemax_nb.reference import lstm as definition
 
+one_thread()
 random = np.random.default_rng(0)
 
 # %% [markdown]

@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 
 import matplotlib
+import numba
+import threadpoolctl
 
 IN_NOTEBOOK = "ipykernel" in sys.modules
 #: TUTORIAL_SMOKE=1 runs a tutorial in seconds, on sizes at which its figures say little: that is what the tests do.
@@ -32,6 +34,12 @@ plt.rcParams.update(
 def size(full, smoke):
     """`full`, or `smoke` where the tutorial runs as a test."""
     return smoke if SMOKE else full
+
+
+def one_thread():
+    """From here on Numba and BLAS use one thread: with small arrays a second one costs more than it brings."""
+    numba.set_num_threads(1)
+    threadpoolctl.threadpool_limits(limits=1)
 
 
 def show(figure, name):
