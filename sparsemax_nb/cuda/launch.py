@@ -94,7 +94,7 @@ def block_that_fits(bytes_of, block):
 
 def labels_by_warps(n_labels, bytes_of_warp, block=BLOCK):
     """(grid, block, shared bytes) where each warp owns a label and some shared memory: fewer warps where it does not fit."""
-    threads, shared = block_that_fits(lambda threads: threads // WARP * bytes_of_warp, block)
+    threads, shared = block_that_fits(lambda threads: threads // WARP * bytes_of_warp, max(block, WARP))
     return max(1, divide_up(n_labels, threads // WARP)), (WARP, threads // WARP), shared
 
 
