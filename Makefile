@@ -18,7 +18,7 @@ test-simulator: $(VENV)/test.done
 	$(PY) -m pytest -q --doctest-modules --doctest-glob=README.md sparsemax_nb README.md
 
 test-compiled: $(VENV)/test.done
-	$(PY) -m pytest -q -n 2 --dist loadgroup tests/contracts tests/compiled
+	$(PY) -m pytest -q -n 2 --dist loadfile tests/contracts tests/compiled
 
 test-tutorials: $(VENV)/test.done
 	$(PY) -m pytest -q -n 2 tutorials

@@ -25,12 +25,11 @@ pytestmark = pytest.mark.skipif(not os.environ.get("PTXSIM"), reason="PTXSIM is 
 def _cases():
     """Every operation and shape; where a grid is cut to one row of blocks, the shape with the most rows is enough."""
     for o in OPERATIONS:
-        same_worker = pytest.mark.xdist_group(o.name.partition(" ")[0])  # a kernel is compiled once
         most = max(range(len(o.shapes)), key=lambda i: np.ravel(o.shapes[i])[0])
         for i, shape in enumerate(o.shapes):
-            yield pytest.param(o, shape, launches.MAX_GRID_YZ, id=f"{o.name}-{shape}", marks=same_worker)
+            yield pytest.param(o, shape, launches.MAX_GRID_YZ, id=f"{o.name}-{shape}")
             if i == most:
-                yield pytest.param(o, shape, 1, id=f"{o.name}-{shape}-rows stride", marks=same_worker)
+                yield pytest.param(o, shape, 1, id=f"{o.name}-{shape}-rows stride")
 
 
 NAMED = {operation.name: operation for operation in OPERATIONS}

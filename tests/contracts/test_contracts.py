@@ -9,10 +9,7 @@ from tests.kernels import BUDGETS
 
 from . import table
 
-EACH_KERNEL = pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in BUDGETS],  # compiled once
-)
+EACH_KERNEL = pytest.mark.parametrize("name", BUDGETS)
 EACH_SM = pytest.mark.parametrize("cc", table.LIMITS, ids=lambda cc: f"sm_{cc[0]}{cc[1]}")
 NEEDS_PTXAS = pytest.mark.skipif(
     table.find_ptxas() is None, reason="ptxas was not found: pip install nvidia-cuda-nvcc-cu12"
