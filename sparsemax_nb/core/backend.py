@@ -61,8 +61,15 @@ def cuda_problem():
     return None
 
 
-def has_tensor_cores():
-    """True where a CUDA device multiplies bfloat16 on tensor cores (compute capability 8.0); else plain kernels do."""
+def runs_ptx(said=None):
+    """True where kernels may use shuffles and the intrinsics of ``cuda/ptx.py``, which the simulator can not run; or what is `said`."""
+    return not SIMULATOR if said is None else said
+
+
+def has_tensor_cores(said=None):
+    """True where a CUDA device multiplies bfloat16 on tensor cores (compute capability 8.0), or what is `said`; else plain kernels do."""
+    if said is not None:
+        return said
     return not SIMULATOR and cuda.is_available() and cuda.get_current_device().compute_capability >= (8, 0)
 
 

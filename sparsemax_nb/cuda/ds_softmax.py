@@ -184,10 +184,6 @@ def scores_mma_kernel(h, rows, groups, experts, out):
             store_row(out, groups.offsets[i + 18], place, size, False, r3)
 
 
-def _takes_tensor_cores(tensor_cores):
-    return backend.has_tensor_cores() if tensor_cores is None else tensor_cores
-
-
 def scores(h, groups, experts, out, *, block=(32, 8), tensor_cores=None):
     """The products of each row of h (B, d) with all rows of its expert, flat; h lies in the order of the groups.
 
@@ -195,7 +191,7 @@ def scores(h, groups, experts, out, *, block=(32, 8), tensor_cores=None):
     """
     n_experts, n_classes = experts.starts.shape[0] - 1, experts.ids.shape[0]
     rows_of_one = launch.divide_up(2 * h.shape[0], n_experts)  # an expert that gets more of them takes longer
-    if _takes_tensor_cores(tensor_cores):
+    if backend.has_tensor_cores(tensor_cores):
         _, y, z = MMA_BLOCK
         grid = launch.tiles_of_groups(n_classes, n_experts, SIDE * z, rows_of_one, SIDE * y)
         shared = launch.shared_bytes(shared_bytes_of(MMA_BLOCK))
@@ -289,7 +285,7 @@ def gradient_of_rows(dscores, h, groups, experts, drows, *, block=(32, 8), tenso
     On tensor cores as `scores`.
     """
     (n_rows, width), n_experts = drows.shape, experts.starts.shape[0] - 1
-    if _takes_tensor_cores(tensor_cores):
+    if backend.has_tensor_cores(tensor_cores):
         _, y, z = MMA_BLOCK
         grid = launch.tiles_of_groups(n_rows, n_experts, SIDE * y, width, SIDE * z)
         wide = np.int32(width % 4 == 0 and backend.address(drows) % 16 == 0)

@@ -15,6 +15,7 @@ from . import launch
 from .layout import padded, transposed, zeros_like_inputs
 from .optimizers import updated
 from .ptx import load4
+from .reduce import ALL_LANES, warp_sum
 from .top_k import WORST, clear, enters, insert, merge
 
 _f = backend.cuda_formulas(formulas)
@@ -27,7 +28,6 @@ STREAM = rng.CONNECTIONS
 NO_STEP = np.uint64(0)
 TILE = 32
 TILE_PITCH = TILE + 1
-ALL_LANES = np.uint32(0xFFFFFFFF)
 #: Rows that a warp takes at once by loads of four numbers a lane.
 ROWS = 4 * launch.WARP
 ROWS_PITCH = ROWS + 1
@@ -46,11 +46,6 @@ def top_k_shapes(n_rows, n_inputs, n_labels, fan_in, k):
     lists = n_rows, k, n_lists
     shapes = {"xt": ((n_inputs, padded(n_rows, 4)), np.float32)}
     return shapes | {"list_scores": (lists, np.float32), "list_ids": (lists, np.int32)}
-
-
-def _is_wide(wide):
-    """Are four rows loaded at once? Numba's simulator can not."""
-    return not backend.SIMULATOR if wide is None else wide
 
 
 @backend.cuda_device
@@ -152,7 +147,7 @@ def forward_tiled_kernel(xt, layer, scores):
 
 @backend.cuda_device
 def _scores_of_four(xt, layer, label, place):
-    """Scores of one label for the rows place ... place + 3. A loop over unsigned numbers: `range` costs ten instructions."""
+    """Scores of one label for the rows place ... place + 3. A loop over unsigned numbers costs less than `range`."""
     indices, values = layer.indices[label], layer.values[label]
     a = b = c = d = layer.bias[label]
     k, fan_in = np.uint64(0), np.uint64(indices.size)
@@ -171,8 +166,7 @@ def forward_wide_kernel(xt, layer, scores):
     """`forward_tiled_kernel` for tiles of 128 rows x 32 labels: a warp takes a label, a lane four rows, 16 bytes a load.
 
     Grid: tiles of labels on x, tiles of rows stride over y; a block of (32, warps). Reads xt (H, B'), B' a multiple of 4;
-    writes scores (B, L) coalesced. Shared: 32 x 129 floats, four times 32 rows of a label. No atomics. Counted for 128
-    rows, K = 32: 550 instructions of a warp for a label instead of 3,430.
+    writes scores (B, L) coalesced. Shared: 32 x 129 floats, four times 32 rows of a label. No atomics.
     """
     tile = cuda.shared.array((TILE, ROWS_PITCH), float32)
     lane, first_label = cuda.threadIdx.x, cuda.blockIdx.x * TILE
@@ -194,7 +188,9 @@ def forward_wide_kernel(xt, layer, scores):
 
 def forward(x, layer, scores, *, block=(32, 8), wide=None):
     """``scores[b, l] = bias[l] + sum_k values[l, k] x[b, indices[l, k]]``. By wide loads as `step`."""
-    kernel, rows, multiple = (forward_wide_kernel, ROWS, 4) if _is_wide(wide) else (forward_tiled_kernel, TILE, 1)
+    kernel, rows, multiple = (
+        (forward_wide_kernel, ROWS, 4) if backend.runs_ptx(wide) else (forward_tiled_kernel, TILE, 1)
+    )
     grid = launch.labels_by_rows(layer.indices.shape[0], x.shape[0], rows, TILE)
     kernel[grid, block](transposed(x, multiple), layer, scores)
 
@@ -228,14 +224,6 @@ def backward_kernel(xt, layer, dscores_t, dxt, dvalues, dbias):
 
 
 @backend.cuda_device
-def _sum_of_warp(value):
-    """The sum of the `value` of all lanes, always in the same order."""
-    for distance in (16, 8, 4, 2, 1):
-        value += cuda.shfl_xor_sync(ALL_LANES, value, distance)
-    return value
-
-
-@backend.cuda_device
 def _lanes_with(g):
     """How many lanes of the warp have a `g` that is not zero."""
     return cuda.popc(cuda.ballot_sync(ALL_LANES, g != ZERO))
@@ -263,7 +251,7 @@ def _add_many(xt, layer, dxt, shared, sums, slopes, label, row, place, g):
         if s != ZERO:
             cuda.atomic.add(dxt, (i, row + np.uint64(96)), weight * s)
         x = load4(xt, i, place)
-        total = _sum_of_warp((g[0] * x[0] + g[1] * x[1]) + (g[2] * x[2] + g[3] * x[3]))
+        total = warp_sum((g[0] * x[0] + g[1] * x[1]) + (g[2] * x[2] + g[3] * x[3]))
         if lane == 0:
             shared[sums + k] += total
         k += np.uint64(1)
@@ -318,8 +306,7 @@ def backward_wide_kernel(xt, layer, dscores_t, dxt, dvalues, dbias):
 
     Grid: labels on x; a block of (32, labels). Reads dscores_t (L, B'), xt (H, B'), B' a multiple of 4, zero beyond the
     batch; writes dvalues (L, K), dbias (L,). Dynamic shared memory: for each warp K + 2 sums of its label, the gradients of
-    128 rows. dxt (H, B) by atomics: order of float sums varies. Counted for 128 rows, K = 32: 420 instructions of a warp for
-    a label instead of 5,440 where 1 % of the gradients are not zero, 3,690 instead of 9,820 where all are.
+    128 rows. dxt (H, B) by atomics: order of float sums varies.
     """
     shared = cuda.shared.array(0, float32)
     lane, warp = cuda.threadIdx.x, cuda.threadIdx.y
@@ -338,7 +325,7 @@ def backward_wide_kernel(xt, layer, dscores_t, dxt, dvalues, dbias):
                 a, b, c, d = load4(dscores_t, label, place)
             total += (a + b) + (c + d)
             _add_tile(xt, layer, dxt, shared, sums, label, first_row, place, (a, b, c, d))
-        total = _sum_of_warp(total)
+        total = warp_sum(total)
         for k in range(lane, fan_in, 32):
             dvalues[label, k] = shared[sums + k]
         if lane == 0:
@@ -357,7 +344,7 @@ def backward(x, layer, dscores, dx, dvalues, dbias, *, block=launch.BLOCK, wide=
     By wide loads as `step`.
     """
     dxt, outputs = zeros_like_inputs(x), (dvalues, dbias)
-    if _is_wide(wide):
+    if backend.runs_ptx(wide):
         grid, block, shared = _launch_of_warps(layer, block)
         backward_wide_kernel[grid, block, 0, shared](transposed(x, 4), layer, transposed(dscores, 4), dxt, *outputs)
     else:
@@ -450,11 +437,9 @@ def step_wide_kernel(xt, layer, positives, loss, update, values_moments, bias_mo
     (dvalues, dbias, loss), then the gradients of 128 rows. dxt (H, B) by atomics: order of float sums varies; everything
     else is deterministic.
 
-    An index and a weight are loaded once for 128 rows, and index arithmetic done once. Counted in the compiled code (K = 32,
-    128 rows, a gradient in 1 % of the scores): 1,000 instructions of a warp for a label, `step_kernel` needs 6,250; where each
-    score has a gradient 4,500 and 12,860. A reverse index of the connections instead of atomics was counted, too, and
-    left out: for a label it loads 170 sectors where 40 are added to by atomics, and with a gradient everywhere 580, most
-    from memory, against 510; it needs the gradients of all labels stored.
+    An index and a weight are loaded once for 128 rows, and index arithmetic done once: ``python -m bench.counted`` counts what
+    that saves `step_kernel`. A reverse index of the connections instead of atomics was tried and left out: it reads more sectors
+    than are added to by atomics, most of them from memory, and needs the gradients of all labels stored.
     """
     shared = cuda.shared.array(0, float32)
     lane, warp = cuda.threadIdx.x, cuda.threadIdx.y
@@ -478,7 +463,7 @@ def step_wide_kernel(xt, layer, positives, loss, update, values_moments, bias_mo
             total += (a_loss + b_loss) + (c_loss + d_loss)
             slope += (a + b) + (c + d)
             _add_tile(xt, layer, dxt, shared, sums, label, first_row, place, (a, b, c, d))
-        total, slope = _sum_of_warp(total), _sum_of_warp(slope)
+        total, slope = warp_sum(total), warp_sum(slope)
         if lane == 0:
             shared[sums + fan_in] = slope
             shared[sums + fan_in + 1] = total
@@ -498,7 +483,7 @@ def step(
     update = (optimizer, rates, np.float32(1 / max(x.shape[0], 1)))
     dxt = zeros_like_inputs(x)
     inputs = layer, positives, loss, update, values_moments, bias_moments, dxt, label_loss
-    if _is_wide(wide):
+    if backend.runs_ptx(wide):
         grid, block, shared = _launch_of_warps(layer, block)
         step_wide_kernel[grid, block, 0, shared](transposed(x, 4), *inputs)
     else:
@@ -554,8 +539,7 @@ def top_k_wide_kernel(xt, layer, list_scores, list_ids):
     """`top_k_kernel` with four neighbouring rows a thread, and their four lists: 16 bytes a load.
 
     Grid: ranges on x, fours of rows stride over y. Reads xt (H, B'), B' a multiple of 4; list_scores, list_ids
-    (B, k, n_lists) as there. No shared memory, no atomics. Counted for 128 rows, K = 32: 880 instructions of a warp for a
-    label instead of 3,120.
+    (B, k, n_lists) as there. No shared memory, no atomics.
     """
     part = cuda.blockIdx.x * cuda.blockDim.y + cuda.threadIdx.y
     n_labels = layer.indices.shape[0]
@@ -584,7 +568,7 @@ def top_k(x, layer, top_scores, top_ids, *, block=None, wide=None):
     Few rows: more ranges in a block.
     """
     n_rows, k = top_scores.shape
-    wide = _is_wide(wide) and n_rows > 3 if wide is None else wide
+    wide = backend.runs_ptx() and n_rows > 3 if wide is None else wide
     kernel, multiple = (top_k_wide_kernel, 4) if wide else (top_k_kernel, 1)
     block = launch.rows_side_by_side(launch.divide_up(n_rows, multiple)) if block is None else block
     _, grid = launch.lists_by_rows(layer.indices.shape[0], n_rows, k, multiple * block[0], block[1])

@@ -9,13 +9,12 @@ from ..core import backend
 from ..core.backend import cuda
 from . import launch
 from .matmul import matmul
-from .reduce import block_max, block_sum
+from .reduce import ALL_LANES, block_max, block_sum
 from .tensor_cores import SIDE, factor, place_of_lane, product_of_tile, shared_bytes_of, store_row
 from .top_k import clear, enters, insert, merge
 
 ZERO, ONE, NAN, LOWEST = np.float32(0), np.float32(1), np.float32(np.nan), np.finfo(np.float32).min
 WORST = np.float32(-np.inf)
-ALL_LANES = np.uint32(0xFFFFFFFF)
 #: Threads of a block on tensor cores: a tile of 128 rows and 64 classes.
 MMA_BLOCK = (32, 4, 2)
 #: Logits that exist at once for top-k: 64 MiB.
@@ -164,7 +163,7 @@ def add_product(
 
     On tensor cores where the device has them, as precise as float32; `tensor_cores` says that it has them, or not.
     """
-    if backend.has_tensor_cores() if tensor_cores is None else tensor_cores:
+    if backend.has_tensor_cores(tensor_cores):
         if h.shape[0]:
             running = largest, total, positive
             _add_product_mma(h, w, bias, first, labels, logits if keep else logits[:0], running, block)

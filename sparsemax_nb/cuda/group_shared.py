@@ -93,9 +93,7 @@ def forward_kernel(xt, weights, scores):
 
 def _takes_tensor_cores(layer, tensor_cores):
     """Connections in whole sixteens, on a device that has tensor cores for bfloat16, or is said to have."""
-    if layer.indices.shape[1] % 16 != 0:
-        return False
-    return backend.has_tensor_cores() if tensor_cores is None else tensor_cores
+    return layer.indices.shape[1] % 16 == 0 and backend.has_tensor_cores(tensor_cores)
 
 
 def forward(x, layer, scores, *, block=(32, 4), tensor_cores=None):

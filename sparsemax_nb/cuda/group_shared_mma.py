@@ -22,6 +22,7 @@ from .bfloat16 import random_half
 from .layout import transposed
 from .optimizers import updated
 from .ptx import as_bits, as_float, load4, mma, mma_exact, split
+from .reduce import ALL_LANES
 from .top_k import WORST, clear, enters, insert
 
 _f = backend.cuda_formulas(formulas)
@@ -32,7 +33,6 @@ NONE = (np.uint32(0), np.uint32(0))
 NOTHING = (ZERO, ZERO, ZERO, ZERO)
 ROWS = launch.WARP
 WARPS = 4
-ALL_LANES = np.uint32(0xFFFFFFFF)
 #: Numbers from one row of a tile in shared memory to the next: 16 labels, and one against bank conflicts.
 PITCH = 17
 

@@ -1,7 +1,27 @@
-"""Reductions over the threads of a block, in shared memory and always in the same order; blocks are a power of two."""
+"""Reductions, always in the same order: over a block's threads, a power of two, in shared memory; over a warp's by shuffles."""
+
+import numpy as np
 
 from ..core import backend
 from ..core.backend import cuda
+
+ALL_LANES = np.uint32(0xFFFFFFFF)
+
+
+@backend.cuda_device
+def warp_max(value):
+    """The largest `value` of a warp's lanes, in all of them."""
+    for distance in (16, 8, 4, 2, 1):
+        value = max(value, cuda.shfl_xor_sync(ALL_LANES, value, distance))
+    return value
+
+
+@backend.cuda_device
+def warp_sum(value):
+    """The sum of the `value` of a warp's lanes, in all of them."""
+    for distance in (16, 8, 4, 2, 1):
+        value += cuda.shfl_xor_sync(ALL_LANES, value, distance)
+    return value
 
 
 @backend.cuda_device

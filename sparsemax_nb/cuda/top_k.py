@@ -6,11 +6,11 @@ from numba import int64
 from ..core import backend, formulas
 from ..core.backend import cuda
 from . import launch
+from .reduce import ALL_LANES, warp_max
 
 _f = backend.cuda_formulas(formulas)
 enters, insert = _f.enters, _f.insert
 WORST = np.float32(-np.inf)
-ALL_LANES = np.uint32(0xFFFFFFFF)
 MAGNITUDE, INFINITY, WORD, BITS = np.int64(0x7FFFFFFF), np.int64(0x7F800000), np.int64(0xFFFFFFFF), np.int64(32)
 #: `_key` of an empty entry: minus infinity with the id -1.
 EMPTY = np.int64((-INFINITY - 1) << BITS)
@@ -84,14 +84,6 @@ def _key(words, ids, i, part):
 
 
 @backend.cuda_device
-def _warp_max(key):
-    """The largest of a warp's keys, in all its lanes."""
-    for distance in (16, 8, 4, 2, 1):
-        key = max(key, cuda.shfl_xor_sync(ALL_LANES, key, distance))
-    return key
-
-
-@backend.cuda_device
 def _after(words, ids, part, taken, key):
     """The first key of a list that comes after `key`; at most `taken` of the list's do not."""
     low, high = 0, taken
@@ -128,7 +120,7 @@ def merge_warps_kernel(list_words, list_ids, top_words, top_ids):
     for part in range(first + lane, n_lists, step):
         best = max(best, _key(words, ids, 0, part))
     for i in range(k):
-        top = _warp_max(best)
+        top = warp_max(best)
         if lane == 0:
             if n_warps > 1:
                 shared[warp * k + i] = top
@@ -143,14 +135,14 @@ def merge_warps_kernel(list_words, list_ids, top_words, top_ids):
             while part < n_lists:  # a range would divide
                 following = max(following, _after(words, ids, part, most, top))
                 part += 32 * step
-            following = _warp_max(following)
+            following = warp_max(following)
             best = following if is_mine else best
     cuda.syncthreads()
     if n_warps > 1 and warp == 0:
         at = lane * k
         best = shared[at] if lane < n_warps else EMPTY
         for i in range(k):
-            top = _warp_max(best)
+            top = warp_max(best)
             if lane == 0:
                 _write(found, found_ids, i, top)
             if best == top:
@@ -161,7 +153,7 @@ def merge_warps_kernel(list_words, list_ids, top_words, top_ids):
 def merge(list_scores, list_ids, top_scores, top_ids, *, block=launch.BLOCK, shuffles=None):
     """The best of all lists of each row: (B, k, n_lists) -> (B, k); NaN comes first. By shuffles but in the simulator."""
     n_rows, k, n_lists = list_scores.shape
-    if n_rows and (not backend.SIMULATOR if shuffles is None else shuffles):
+    if n_rows and backend.runs_ptx(shuffles):
         words = list_scores.view(np.int32), list_ids, top_scores.view(np.int32), top_ids
         merge_warps_kernel[launch.merged_rows(n_rows, n_lists, k)](*words)
     else:
