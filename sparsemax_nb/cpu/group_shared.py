@@ -52,17 +52,22 @@ def _scores_of_some(block, indices, start, fan_in, values, at, sums):
 
 
 @backend.njit
-def _prefetch(block, indices, start, fan_in):
-    """Begin to load the lines of a group: no prefetcher of the processor foresees them."""
-    for k in range(start, min(start + fan_in, indices.size)):
+def _prefetch(block, indices, start, fan_in, part, n_parts):
+    """Begin to load one of n_parts parts of a group's lines: no prefetcher of the processor foresees them.
+
+    Part by part between products, since a core waits for the first of them where more are asked for than it can have
+    on their way (about twenty).
+    """
+    for k in range(start + fan_in * part // n_parts, min(start + fan_in * (part + 1) // n_parts, indices.size)):
         prefetch(block, item(indices, k) * LANES)
 
 
 @backend.njit
 def _scores(block, indices, start, fan_in, values, at, bias, first, n, tile):
-    """``tile[16 j + q]`` = score of label first + j, j < n, for row q of a block."""
+    """``tile[16 j + q]`` = score of label first + j, j < n, for row q of a block; fetches the next group's lines."""
     whole = n - n % FOUR
     for j in range(0, whole, FOUR):
+        _prefetch(block, indices, start + fan_in, fan_in, j // FOUR, whole // FOUR)
         b = first + j
         sums = splat(item(bias, b)), splat(item(bias, b + 1)), splat(item(bias, b + 2)), splat(item(bias, b + 3))
         sums = _scores_of_some(block, indices, start, fan_in, values, at + j * fan_in, sums)
@@ -123,13 +128,17 @@ def _by_inputs(dblock, indices, start, fan_in, g, values, active, n_active):
 
 
 @backend.njit
-def _rows_of_scores(block, indices, start, fan_in, turned, at, bias, label, scores, place, n_labels, is_streamed):
+def _rows_of_scores(
+    block, indices, start, fan_in, following, turned, at, bias, label, scores, place, n_labels, is_streamed
+):  # fmt: skip
     """Scores of 16 labels for 16 rows, from weights that are turned round: a vector holds those of one row.
 
     ``scores[place + n_labels q + j]`` is that of label + j for row q, stored past the caches with `is_streamed`.
+    The lines whose list begins at `following` are fetched for the next call.
     """
     b = load(bias, label)
     for q in range(0, LANES, FOUR):
+        _prefetch(block, indices, following, fan_in, q // FOUR, FOUR)
         sums = b, b, b, b
         for k in range(fan_in):
             sums = fmas(block, item(indices, start + k) * LANES + q, 1, load(turned, at + k * LANES), sums)
@@ -152,18 +161,21 @@ def _forward_of_sixteens(layer, blocks, scores, first, stop, is_streamed):
     n_rows, n_labels = scores.shape
     group_size, fan_in = layer.group_size, layer.indices.shape[1]
     indices, flat, bias = layer.indices.reshape(-1), scores.reshape(-1), layer.bias
-    panels = np.empty(((stop - first) // LANES, fan_in, LANES), np.float32)
-    pack_rows(as_float32(layer.values[first:stop].reshape(-1)), 0, stop - first, panels)
-    turned = panels.reshape(-1)
-    for b in range(n_rows // LANES):
+    panels, values = np.empty(((stop - first) // LANES, fan_in, LANES), np.float32), layer.values.reshape(-1)
+    pack_rows(as_float32(values[first * fan_in : stop * fan_in]), 0, stop - first, panels)
+    turned, n_blocks = panels.reshape(-1), n_rows // LANES
+    for b in range(n_blocks):
         block, place = blocks[b], b * LANES * n_labels
         for label in range(first, stop, LANES):
+            ahead = (stop + label - first) * fan_in + LANES * fan_in * b // n_blocks
+            for i in range(ahead, min(ahead + padded(LANES * fan_in // n_blocks, LANES), values.size), LANES):
+                prefetch(values, i)
             start, at = label // group_size * fan_in, (label - first) * fan_in
-            if label % group_size == 0:
-                _prefetch(block, indices, start + fan_in, fan_in)
+            following = (label + LANES) // group_size * fan_in
             _rows_of_scores(
-                block, indices, start, fan_in, turned, at, bias, label, flat, place + label, n_labels, is_streamed
-            )
+                block, indices, start, fan_in, following, turned, at, bias, label, flat, place + label, n_labels,
+                is_streamed,
+            )  # fmt: skip
 
 
 @backend.njit
@@ -303,7 +315,6 @@ def _gradients_of_block(x, layer, positives, loss, work, b, first, start, stop, 
     for j in range(start, stop, group_size):
         label, n = first + j, min(group_size, stop - j)
         group = label // group_size
-        _prefetch(block, flat, (group + 1) * fan_in, fan_in)
         _scores(block, flat, group * fan_in, fan_in, values, j * fan_in, bias, label, n, scores)
         for i in range(n):
             store(signs, i * LANES, splat(-ONE))
@@ -362,7 +373,7 @@ def _dx_of_labels(layer, work, b, s, first, n):
     active, n_groups = np.empty(group_size, np.int64), (n + group_size - 1) // group_size
     for group in range(n_groups * s // n_splits, n_groups * (s + 1) // n_splits):
         low, n_active = group * group_size, 0
-        _prefetch(dblock, indices, (first // group_size + group + 1) * fan_in, fan_in)
+        _prefetch(dblock, indices, (first // group_size + group + 1) * fan_in, fan_in, 0, 1)
         for j in range(low, min(n, low + group_size)):
             active[n_active] = j
             n_active += work.active[b, j]
