@@ -14,8 +14,8 @@ from .top_k import enters, insert
 from .vector import LANES, add, aligned, load, store, transpose
 
 ZERO = np.float32(0)
-#: Numbers (8 MiB) that a step holds of the labels it works on at once: gradients by their scores, old values.
-HELD = 1 << 21
+#: Numbers (16 MiB) that a step holds of the labels it works on at once: gradients by their scores, old values.
+HELD = 1 << 22
 #: Work is cut into at least this many parts (blocks of rows x ranges of labels) where a label's gradient is needed.
 PARTS = 8
 
@@ -55,13 +55,19 @@ class Workspace(NamedTuple):
     blocks: np.ndarray  # (n_blocks, 16 H): the inputs
     dblocks: np.ndarray  # (n_splits, n_blocks, 16 H): dx, one for each range of labels and block of rows
     # of the labels that are worked on at once:
-    gradients: np.ndarray  # (n_blocks, 16 n_at_once): by the scores, written only where a row's is not zero
-    active: np.ndarray  # (n_blocks, n_at_once) bool: is it written
+    gradients: (
+        np.ndarray
+    )  # (n_blocks, 16 n_at_once): by the scores of active labels, packed at the beginning of each chunk
+    active: np.ndarray  # (n_blocks, n_at_once) int32: which labels these are, packed like them
+    n_active: np.ndarray  # (n_blocks, n_chunks) int32: how many of a chunk
     values: np.ndarray  # (n_at_once K): from before the update
 
 
 def step_shapes(n_rows, n_inputs, n_labels, fan_in, chunk):
-    """{name: (shape, dtype)} of a `Workspace`; threads take `chunk` labels at a time."""
+    """{name: (shape, dtype)} of a `Workspace`; threads take `chunk` labels at a time.
+
+    A label is active in a block of rows where one of these rows has a gradient by its score.
+    """
     n_blocks = -(-n_rows // LANES)
     dblocks = splits_of(n_blocks), n_blocks, n_inputs * LANES
     chunks = max(1, HELD // (chunk * (n_blocks * LANES + fan_in)))
@@ -70,7 +76,8 @@ def step_shapes(n_rows, n_inputs, n_labels, fan_in, chunk):
         "blocks": ((n_blocks, n_inputs * LANES), np.float32),
         "dblocks": (dblocks, np.float32),
         "gradients": ((n_blocks, n * LANES), np.float32),
-        "active": ((n_blocks, n), np.bool_),
+        "active": ((n_blocks, n), np.int32),
+        "n_active": ((n_blocks, -(-n // chunk)), np.int32),
         "values": ((n * fan_in,), np.float32),
     }
 

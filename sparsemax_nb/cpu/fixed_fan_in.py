@@ -16,7 +16,7 @@ from .losses import losses_and_slopes
 from .optimizers import update_range
 from .top_k import WORST, enters, insert
 from .vector import (
-    LANES, add, aligned, any_above, any_nonzero, dot, dots, fma, item, load, mul, prefetch, splat, store,
+    LANES, add, aligned, any_above, any_nonzero, dot, dots, fma, item, load, mul, prefetch_range, splat, store,
     transpose,
 )  # fmt: skip
 
@@ -193,7 +193,7 @@ def _gradients_of_block(x, layer, positives, loss, work, b, first, start, stop, 
     are looked at: their inputs then come from the L1 cache, and a branch guessed wrong does not hold up the scores.
     """
     fan_in = layer.indices.shape[1]
-    block, gradients = work.blocks[b], work.gradients[b]
+    block, gradients, kept = work.blocks[b], work.gradients[b], start
     indices, values = layer.indices.reshape(-1), layer.values.reshape(-1)
     size, active = GROUP * LANES, np.empty(GROUP, np.int64)
     scores, signs = np.zeros(size, np.float32), np.empty(size, np.float32)
@@ -216,15 +216,17 @@ def _gradients_of_block(x, layer, positives, loss, work, b, first, start, stop, 
             g = mul(load(slopes, i * LANES), load(weights, 0))
             store(slopes, i * LANES, g)
             active[n_active] = i
-            work.active[b, group + i] = any_nonzero(g)
-            n_active += work.active[b, group + i]
+            n_active += any_nonzero(g)
         for a in range(n_active):
             i, j, label = active[a], group + active[a], first + group + active[a]
             g = load(slopes, i * LANES)
-            store(gradients, j * LANES, g)
+            store(gradients, kept * LANES, g)
+            work.active[b, kept] = j
+            kept += 1
             label_loss[label] += dot(load(losses, i * LANES), load(weights, 0))
             dbias[j - start] += dot(g, splat(ONE))
             _gather(block, indices, label * fan_in, fan_in, g, dvalues, (j - start) * fan_in)
+    work.n_active[b, start // CHUNK] = kept - start
 
 
 @backend.njit
@@ -247,25 +249,19 @@ def _step_of_labels(
 
 @backend.njit
 def _step_of_inputs(layer, work, b, s, first, n):
-    """dx of a block of rows, from the s-th range of the `n` labels from `first` on.
-
-    The active labels are listed first, without a branch that could be guessed wrong.
-    """
-    fan_in, n_splits = layer.indices.shape[1], work.dblocks.shape[0]
-    dblock, gradients, indices = work.dblocks[s, b], work.gradients[b], layer.indices.reshape(-1)
-    active, n_active = np.zeros(n // n_splits + 1 + AHEAD, np.int32), 0
-    for j in range(n * s // n_splits, n * (s + 1) // n_splits):
-        active[n_active] = j
-        n_active += work.active[b, j]
-    for a in range(n_active):
-        j = active[a + AHEAD]  # no prefetcher of the processor foresees these places
-        prefetch(gradients, j * LANES)
-        for k in range(0, fan_in, LANES):
-            prefetch(indices, (first + j) * fan_in + k)
-            prefetch(work.values, j * fan_in + k)
-        j = active[a]
-        g = load(gradients, j * LANES)
-        _scatter(dblock, indices, (first + j) * fan_in, fan_in, g, work.values, j * fan_in)
+    """dx of a block of rows, from the s-th range of the chunks of the `n` labels from `first` on."""
+    fan_in, n_splits, n_chunks = layer.indices.shape[1], work.dblocks.shape[0], (n + CHUNK - 1) // CHUNK
+    dblock, gradients, active = work.dblocks[s, b], work.gradients[b], work.active[b]
+    indices = layer.indices.reshape(-1)
+    for chunk in range(n_chunks * s // n_splits, n_chunks * (s + 1) // n_splits):
+        low, high = chunk * CHUNK, chunk * CHUNK + work.n_active[b, chunk]
+        for a in range(low, high):
+            j = item(active, min(a + AHEAD, high - 1))  # no prefetcher of the processor foresees these places
+            prefetch_range(indices, (first + j) * fan_in, fan_in)
+            prefetch_range(work.values, j * fan_in, fan_in)
+            j = item(active, a)
+            g = load(gradients, a * LANES)
+            _scatter(dblock, indices, (first + j) * fan_in, fan_in, g, work.values, j * fan_in)
 
 
 @backend.njit_parallel

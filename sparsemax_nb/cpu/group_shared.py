@@ -20,7 +20,7 @@ from .optimizers import update_range
 from .panels import pack_rows, padded
 from .top_k import WORST, enters, insert
 from .vector import (
-    LANES, aligned, any_above, count_bits, dot, fmas, item, load, lowest_bit, mul, nonzero_lanes, prefetch, set_item, splat,
+    LANES, aligned, any_above, count_bits, dot, fmas, item, load, lowest_bit, mul, nonzero_lanes, prefetch, prefetch_range, set_item, splat,
     store, stores, stream, transpose, transposed,
 )  # fmt: skip
 
@@ -30,10 +30,13 @@ FOUR = 4
 CHUNK = 512
 #: Bytes of scores above which they are not kept in the caches.
 STREAMED = 1 << 24
+#: Labels that the collection of dx looks ahead.
+AHEAD = 8
 #: Gradients of a group and block of rows that are taken one by one, not as a product: with 32 connections as fast.
 FEW = 12
 
 
+@backend.njit
 def _chunk(group_size):
     """Labels of whole groups, about CHUNK."""
     return max(1, CHUNK // group_size) * group_size
@@ -101,16 +104,19 @@ def _by_weights(block, places, inputs, g, active, n_active, dvalues, place):
 
 
 @backend.njit
-def _by_inputs(dblock, indices, start, fan_in, g, values, active, n_active):
-    """Lines of dblock += sum over the active labels of their weights times ``g[16 label + q]``."""
+def _by_inputs(dblock, indices, start, following, fan_in, gradients, values, active, low, high):
+    """Lines of dblock += sum over a from low to high of the weights of label ``active[a]`` times its gradients.
+
+    The lines whose list begins at `following` are fetched for the next call.
+    """
     whole = fan_in - fan_in % FOUR
     for k in range(0, whole, FOUR):
+        _prefetch(dblock, indices, following, fan_in, k // FOUR, whole // FOUR)
         i0, i1 = item(indices, start + k) * LANES, item(indices, start + k + 1) * LANES
         i2, i3 = item(indices, start + k + 2) * LANES, item(indices, start + k + 3) * LANES
         lines = load(dblock, i0), load(dblock, i1), load(dblock, i2), load(dblock, i3)
-        for a in range(n_active):
-            label = item(active, a)
-            lines = fmas(values, label * fan_in + k, 1, load(g, label * LANES), lines)
+        for a in range(low, high):
+            lines = fmas(values, item(active, a) * fan_in + k, 1, load(gradients, a * LANES), lines)
         store(dblock, i0, lines[0])
         store(dblock, i1, lines[1])
         store(dblock, i2, lines[2])
@@ -118,9 +124,8 @@ def _by_inputs(dblock, indices, start, fan_in, g, values, active, n_active):
     for k in range(whole, fan_in):
         i = item(indices, start + k) * LANES
         line = (load(dblock, i),)
-        for a in range(n_active):
-            label = item(active, a)
-            line = fmas(values, label * fan_in + k, 1, load(g, label * LANES), line)
+        for a in range(low, high):
+            line = fmas(values, item(active, a) * fan_in + k, 1, load(gradients, a * LANES), line)
         stores(dblock, i, line)
 
 
@@ -168,8 +173,7 @@ def _forward_of_sixteens(layer, blocks, scores, first, stop, is_streamed):
         block, place = blocks[b], b * LANES * n_labels
         for label in range(first, stop, LANES):
             ahead = (stop + label - first) * fan_in + LANES * fan_in * b // n_blocks
-            for i in range(ahead, min(ahead + padded(LANES * fan_in // n_blocks, LANES), values.size), LANES):
-                prefetch(values, i)
+            prefetch_range(values, ahead, min(LANES * fan_in // n_blocks, values.size - ahead))
             start, at = label // group_size * fan_in, (label - first) * fan_in
             following = (label + LANES) // group_size * fan_in
             _rows_of_scores(
@@ -267,12 +271,13 @@ def _one_by_one(block, indices, start, fan_in, g, active, n_active, dvalues, pla
 
 @backend.njit
 def _by_scores(
-    block, indices, start, fan_in, slopes, n, packed, active, places, inputs, gradients, is_active, label, dvalues, dbias,
+    block, indices, start, fan_in, slopes, n, packed, active, places, inputs, gradients, ids, kept, label, dvalues, dbias,
     place,
 ):  # fmt: skip
-    """From the gradients by the scores of n labels, to those by their weights; kept for those by the inputs. n active labels.
+    """From the gradients by the scores of n labels, to those by their weights; n active labels.
 
-    `label` is the first one's number in the workspace, `place` in dvalues and dbias, whose last row is nobody's.
+    Theirs are kept for those by the inputs, from number `kept` of `gradients` and `ids` on. `label` is the first one's
+    number in the workspace, `place` in dvalues and dbias, whose last row is nobody's.
     """
     n_active = n_slopes = 0
     for j in range(n):  # a list without a branch: whether a label is active can not be guessed
@@ -280,12 +285,12 @@ def _by_scores(
         lanes = nonzero_lanes(g)
         store(packed, n_active * LANES, g)
         active[n_active] = j
-        is_active[label + j] = lanes != 0
         n_active += lanes != 0
         n_slopes += count_bits(lanes)
     for a in range(n_active):
         g, j = load(packed, a * LANES), item(active, a)
-        store(gradients, (label + j) * LANES, g)
+        store(gradients, (kept + a) * LANES, g)
+        ids[kept + a] = label + j
         dbias[place + j] += dot(g, splat(ONE))
     if n_slopes <= FEW:
         _one_by_one(block, indices, start, fan_in, packed, active, n_active, dvalues, place, places.size)
@@ -306,7 +311,7 @@ def _gradients_of_block(x, layer, positives, loss, work, b, first, start, stop, 
     Adds to dvalues and dbias (of these labels) and label_loss (of all).
     """
     group_size, fan_in, flat = layer.group_size, layer.indices.shape[1], layer.indices.reshape(-1)
-    block, gradients, is_active, values = work.blocks[b], work.gradients[b], work.active[b], work.values
+    block, gradients, ids, values, kept = work.blocks[b], work.gradients[b], work.active[b], work.values, start
     bias, indptr, rows, size = layer.bias, positives.indptr, positives.rows, group_size * LANES
     packed, active, places, inputs = room
     scores, signs = np.zeros(size, np.float32), np.empty(size, np.float32)
@@ -326,12 +331,14 @@ def _gradients_of_block(x, layer, positives, loss, work, b, first, start, stop, 
         for i in range(n):
             store(slopes, i * LANES, mul(load(slopes, i * LANES), load(weights, 0)))
         n_active = _by_scores(
-            block, flat, group * fan_in, fan_in, slopes, n, packed, active, places, inputs, gradients, is_active, j,
+            block, flat, group * fan_in, fan_in, slopes, n, packed, active, places, inputs, gradients, ids, kept, j,
             dvalues, dbias, j - start,
         )  # fmt: skip
+        kept += n_active
         for a in range(n_active):
             i = item(active, a)
             label_loss[label + i] += dot(load(losses, i * LANES), load(weights, 0))
+    work.n_active[b, start // _chunk(group_size)] = kept - start
 
 
 @backend.njit
@@ -367,19 +374,22 @@ def _step_of_labels(
 
 @backend.njit
 def _dx_of_labels(layer, work, b, s, first, n):
-    """dx of a block of rows, from the s-th range of the `n` labels (whole groups) from `first` on."""
+    """dx of a block of rows, from the s-th range of the chunks of the `n` labels from `first` on."""
     group_size, fan_in, n_splits = layer.group_size, layer.indices.shape[1], work.dblocks.shape[0]
-    dblock, gradients, indices = work.dblocks[s, b], work.gradients[b], layer.indices.reshape(-1)
-    active, n_groups = np.empty(group_size, np.int64), (n + group_size - 1) // group_size
-    for group in range(n_groups * s // n_splits, n_groups * (s + 1) // n_splits):
-        low, n_active = group * group_size, 0
-        _prefetch(dblock, indices, (first // group_size + group + 1) * fan_in, fan_in, 0, 1)
-        for j in range(low, min(n, low + group_size)):
-            active[n_active] = j
-            n_active += work.active[b, j]
-        if n_active > 0:
-            start = (first // group_size + group) * fan_in
-            _by_inputs(dblock, indices, start, fan_in, gradients, work.values, active, n_active)
+    dblock, gradients, active = work.dblocks[s, b], work.gradients[b], work.active[b]
+    indices, size = layer.indices.reshape(-1), _chunk(group_size)
+    n_chunks, first_group = (n + size - 1) // size, first // group_size
+    for chunk in range(n_chunks * s // n_splits, n_chunks * (s + 1) // n_splits):
+        low, end = chunk * size, chunk * size + work.n_active[b, chunk]
+        while low < end:
+            group, high = item(active, low) // group_size, low
+            while high < end and item(active, high) // group_size == group:
+                prefetch_range(work.values, item(active, min(high + AHEAD, end - 1)) * fan_in, fan_in)
+                high += 1
+            start, next_group = (first_group + group) * fan_in, item(active, min(high, end - 1)) // group_size
+            following = (first_group + next_group) * fan_in
+            _by_inputs(dblock, indices, start, following, fan_in, gradients, work.values, active, low, high)
+            low = high
 
 
 @backend.njit_parallel
@@ -430,17 +440,18 @@ def _backward_of_labels(layer, dscores, work, first, start, stop, dvalues, dbias
     slopes, flat = np.zeros(group_size * LANES, np.float32), layer.indices.reshape(-1)
     packed, active, places, inputs = _room(group_size, fan_in)
     for b in range(work.blocks.shape[0]):
-        block, gradients, is_active = work.blocks[b], work.gradients[b], work.active[b]
+        block, gradients, ids, kept = work.blocks[b], work.gradients[b], work.active[b], start
         rows = min(LANES, dscores.shape[0] - b * LANES)
         for j in range(start, stop, group_size):
             label, m = first + j, min(group_size, stop - j)
             for i in range(m):
                 for q in range(LANES):
                     slopes[i * LANES + q] = dscores[b * LANES + q, label + i] if q < rows else ZERO
-            _by_scores(
+            kept += _by_scores(
                 block, flat, label // group_size * fan_in, fan_in, slopes, m, packed, active, places, inputs, gradients,
-                is_active, j, padded_dvalues, padded_dbias, j - start,
+                ids, kept, j, padded_dvalues, padded_dbias, j - start,
             )  # fmt: skip
+        work.n_active[b, start // _chunk(group_size)] = kept - start
     dvalues[low:high] = _without_padding(padded_dvalues, n, fan_in).reshape(n, fan_in)
     dbias[low:high] = padded_dbias[:n]
 

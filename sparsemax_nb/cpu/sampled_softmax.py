@@ -6,7 +6,7 @@ import numpy as np
 from numba import prange
 
 from ..core import backend
-from .vector import LANES, inner, prefetch
+from .vector import inner, prefetch_range
 
 ZERO, ONE = np.float32(0), np.float32(1)
 #: A row of classes is fetched so many draws before it is needed, the beginning of it: then the processor sees where it goes.
@@ -21,9 +21,7 @@ def scores(queries, classes, ids, out):
     for b in prange(ids.shape[0]):
         for m in range(n_samples):
             if m + AHEAD < n_samples:
-                soon = np.int64(ids[b, m + AHEAD]) * width
-                for d in range(0, min(width, BEGINNING), LANES):
-                    prefetch(c, soon + d)
+                prefetch_range(c, np.int64(ids[b, m + AHEAD]) * width, min(width, BEGINNING))
             out[b, m] = inner(q, b * width, c, np.int64(ids[b, m]) * width, width)
 
 

@@ -350,6 +350,13 @@ def transpose(typingctx, a, i, stride, b, j, b_stride):
 
 
 @njit
+def prefetch_range(array, start, n):
+    """Begin to load the cache lines of ``array[start : start + n]``, of 4-byte numbers."""
+    for i in range(start, start + n, LANES):
+        prefetch(array, i)
+
+
+@njit
 def inner(a, i, b, j, n):
     """``sum(a[i:i + n] * b[j:j + n])``, always added in the same order."""
     whole = n - n % (2 * LANES)

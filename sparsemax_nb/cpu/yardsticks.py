@@ -10,7 +10,7 @@ from ..core import backend
 from . import lists
 from .exp import LANES as SIDE_BY_SIDE
 from .panels import ROWS, pack, padded, product
-from .vector import LANES, add, aligned, dot, load, mul, prefetch, splat
+from .vector import LANES, add, aligned, dot, load, mul, prefetch_range, splat
 
 ZERO, WORST = np.float32(0), np.float32(-np.inf)
 #: Rows of a block and panels of a range in a product.
@@ -161,8 +161,7 @@ def _exact(q, rows, bias, chosen, start, stop, scores):
     width, flat = rows.shape[1], rows.reshape(-1)
     for c in range(start, stop):
         if c + AHEAD < stop:
-            for j in range(0, width, LANES):
-                prefetch(flat, chosen[c + AHEAD] * width + j)
+            prefetch_range(flat, chosen[c + AHEAD] * width, width)
         at, total = chosen[c] * width, splat(ZERO)
         for j in range(0, width, LANES):
             total = add(total, mul(load(q, j), load(flat, at + j)))
