@@ -10,6 +10,7 @@ from sparsemax_nb import (
     SGD,
     Adam,
     FixedFanIn,
+    GroupSharedFanIn,
     Labels,
     fixed_fan_in_backward,
     fixed_fan_in_forward,
@@ -252,14 +253,16 @@ def test_step_without_rows_or_positives(backend, loss):
     assert value == pytest.approx(want.sum() / 3, rel=1e-5)
 
 
-def test_step_gives_the_same_bits_in_many_ranges_of_labels(monkeypatch):
+@pytest.mark.parametrize("group", [(), (16,)], ids=["plain", "group-shared"])
+def test_step_gives_the_same_bits_in_many_ranges_of_labels(group, monkeypatch):
     """The CPU works on as many labels at once as its memory allows; 129 rows: dx is never split by labels."""
     n_rows, n_inputs, n_labels, fan_in = 129, 31, 1100, 5
     x, matrix = normal(1, n_rows, n_inputs), label_matrix(n_rows, n_labels, density=0.01)
 
     def run(held):
         monkeypatch.setattr(blocks, "HELD", held)
-        layer, adam = FixedFanIn.random(n_labels, n_inputs, fan_in, seed=5), make_adam()
+        kind, adam = GroupSharedFanIn if group else FixedFanIn, make_adam()
+        layer = kind.random(n_labels, n_inputs, fan_in, *group, seed=5)
         results = [fixed_fan_in_step(x, layer, matrix, "squared-hinge", adam) for _ in range(2)]
         return [a.tobytes() for a in (layer.values, layer.bias, *(np.asarray(r) for pair in results for r in pair))]
 
