@@ -15,7 +15,7 @@ test: test-simulator test-compiled test-tutorials
 
 test-simulator: $(VENV)/test.done
 	NUMBA_ENABLE_CUDASIM=1 $(PY) -m pytest -q -n 2 --dist loadfile tests
-	$(PY) -m pytest -q --doctest-modules --doctest-glob=README.md sparsemax_nb README.md
+	$(PY) -m pytest -q --doctest-modules --doctest-glob='*.md' sparsemax_nb README.md docs/tour.md
 
 test-compiled: $(VENV)/test.done
 	$(PY) -m pytest -q -n 2 --dist loadfile tests/contracts tests/compiled

@@ -138,12 +138,7 @@ def summary(benchmark, found):
 
 def picture(found, path):
     """Connections replaced, and P@1 on the dev part with and without rewiring, over the epochs."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
+    figure, (left, right) = harness.new_panels(2, 5.5, 4.4)
     rewired = found[REWIRED]
     per_epoch = rewired["epochs"][0]["steps"]
     at = [r["step"] / per_epoch for r in rewired["rewirings"]]
@@ -164,9 +159,6 @@ def picture(found, path):
         right.plot(epochs, scores, marker=marker, color=colour, label=label)
     right.set(xlabel="epoch", ylabel="P@1 on the dev part (%)", title="Accuracy")
     right.legend(frameon=False, loc="lower right")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
     harness.write_picture(figure, path)
 
 

@@ -330,45 +330,40 @@ def _memory(grown, size):
 # ---------------------------------------------------------------- pictures
 
 
-def picture(row, path):
-    """Accuracy that is kept against the time of one query."""
-    import matplotlib
+#: {beginning of a method's name: colour, marker, label}.
+STYLES = {
+    "DS": ("#0072B2", "o", "DS-Softmax"), "SVD": ("#E69F00", "^", "SVD-softmax"), "D-": ("#CC79A7", "v", "D-softmax"),
+    "FAISS IVF": ("#009E73", "s", "FAISS IVF"), "FAISS HNSW": ("#56B4E9", "P", "FAISS HNSW"),
+    "FAISS flat": ("#999999", "X", "FAISS flat"), "PyTorch: matmul": ("#D55E00", "D", "PyTorch, full"),
+    "PyTorch: adaptive": ("#D55E00", "d", "PyTorch, adaptive"), "ours": ("#000000", "*", "our full softmax"),
+}  # fmt: skip
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
 
-    styles = {
-        "DS": ("#0072B2", "o", "DS-Softmax"), "SVD": ("#E69F00", "^", "SVD-softmax"), "D-": ("#CC79A7", "v", "D-softmax"),
-        "FAISS IVF": ("#009E73", "s", "FAISS IVF"), "FAISS HNSW": ("#56B4E9", "P", "FAISS HNSW"),
-        "FAISS flat": ("#999999", "X", "FAISS flat"), "PyTorch: matmul": ("#D55E00", "D", "PyTorch, full"),
-        "PyTorch: adaptive": ("#D55E00", "d", "PyTorch, adaptive"), "ours": ("#000000", "*", "our full softmax"),
-    }  # fmt: skip
+def panel(axis, row, k, title=None):
+    """Top-k accuracy that is kept, against the time of one query."""
     figures = {name: f for name, f in row["figures"].items() if "accuracy" in f}
-    kept = {name: {int(k): a for k, a in f["accuracy"].items()} for name, f in figures.items()}  # of a file: text
-    whole = kept["ours: full softmax"]
-    figure, panes = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained", sharex=True)
-    for axes, k in zip(panes, (1, 10), strict=True):
-        for start, (colour, marker, label) in styles.items():
-            some = [name for name in figures if name.startswith(start)]
-            if some:
-                points = sorted((figures[name]["ms, batch 1"], 100 * kept[name][k] / whole[k]) for name in some)
-                x, y = zip(*points, strict=True)
-                axes.plot(x, y, color=colour, marker=marker, markersize=8, label=label, linewidth=1)
-        axes.axhline(100, color="#999999", linewidth=1, linestyle=":")
-        axes.set(xscale="log", xlabel="milliseconds, one query", ylabel=f"top-{k} kept, % of the full softmax")
-        axes.grid(alpha=0.3, which="both")
-        axes.spines[["top", "right"]].set_visible(False)
-    panes[0].legend(frameon=False, fontsize=9)
+    kept = {name: f["accuracy"][str(k)] for name, f in json.loads(json.dumps(figures)).items()}  # as in a file
+    for start, (colour, marker, label) in STYLES.items():
+        some = [name for name in figures if name.startswith(start)]
+        if some:
+            points = sorted((figures[n]["ms, batch 1"], 100 * kept[n] / kept["ours: full softmax"]) for n in some)
+            x, y = zip(*points, strict=True)
+            axis.plot(x, y, color=colour, marker=marker, markersize=8, label=label, linewidth=1)
+    axis.axhline(100, color="#999999", linewidth=1, linestyle=":")
+    axis.set(xscale="log", xlabel="milliseconds, one query", ylabel=f"top-{k} kept, % of the full softmax", title=title)
+
+
+def picture(row, path):
+    """`panel` of top-1 and of top-10."""
+    figure, axes = harness.new_panels(2, 5, 4.5, sharex=True)
+    for axis, k in zip(axes, (1, 10), strict=True):
+        panel(axis, row, k)
+    axes[0].legend(frameon=False, fontsize=9)
     harness.write_picture(figure, path)
 
 
 def words(packed, counts, names, path, n_smallest=3):
     """The words of the smallest experts, as text; experts per word against frequency, as a picture."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     starts, ids = packed.starts, packed.ids
     lines = []
     for k in np.argsort(packed.sizes, kind="stable")[:n_smallest]:
@@ -376,7 +371,7 @@ def words(packed, counts, names, path, n_smallest=3):
         own = held[np.lexsort((-counts[held], packed.experts_per_class[held]))]  # first those that few others hold
         lines.append(f"Expert {k}, {len(held):,} words, its own first: {' '.join(names[i] for i in own[:60])}")
     seen = np.flatnonzero(counts > 0)
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure, (axes,) = harness.new_panels(1, 6, 4)
     axes.plot(
         counts[seen], packed.experts_per_class[seen], ".", color="#0072B2", markersize=3, alpha=0.4, rasterized=True
     )
@@ -390,8 +385,6 @@ def words(packed, counts, names, path, n_smallest=3):
     axes.plot(middles, means, color="#D55E00", marker="o", label="mean")
     axes.set(xscale="log", xlabel="times the word occurs in the training text", ylabel="experts that hold it")
     axes.legend(frameon=False)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
     harness.write_picture(figure, path)
     return lines
 

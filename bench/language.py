@@ -103,29 +103,30 @@ def summary(benchmark, found):
     }  # fmt: skip
 
 
-def picture(found, path):
-    """Perplexity on the validation part over seconds of training, one curve a row of 100 draws, and the full softmax."""
-    import matplotlib
+#: {row: colour, marker, label} of the curves.
+STYLES = {
+    "wikitext-full": ("#000000", "o", "full softmax"), "wikitext-uniform-100": ("#999999", "s", "uniform"),
+    "wikitext-log-uniform-100": ("#CC79A7", "v", "log-uniform"), "wikitext-unigram-100": ("#E69F00", "^", "unigram"),
+    "wikitext-midx-pq-100": ("#56B4E9", "P", "MIDX, pq"), "wikitext-midx-rq-100": ("#0072B2", "D", "MIDX, rq"),
+}  # fmt: skip
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    styles = {
-        "wikitext-full": ("#000000", "o", "full softmax"), "wikitext-uniform-100": ("#999999", "s", "uniform"),
-        "wikitext-log-uniform-100": ("#CC79A7", "v", "log-uniform"), "wikitext-unigram-100": ("#E69F00", "^", "unigram"),
-        "wikitext-midx-pq-100": ("#56B4E9", "P", "MIDX, pq"), "wikitext-midx-rq-100": ("#0072B2", "D", "MIDX, rq"),
-    }  # fmt: skip
-    for name, (colour, marker, label) in styles.items():
+def panel(axis, found, title):
+    """Perplexity on the validation part over minutes of training, one curve a row of 100 draws, and the full softmax."""
+    for name, (colour, marker, label) in STYLES.items():
         if name in found:
-            seconds = [epoch["seconds"] for epoch in found[name]["epochs"]]
+            minutes = [epoch["seconds"] / 60 for epoch in found[name]["epochs"]]
             values = [epoch["validation"]["perplexity"] for epoch in found[name]["epochs"]]
-            axes.plot(seconds, values, color=colour, marker=marker, label=label)
-    axes.set(xscale="log", yscale="log", xlabel="seconds of training", ylabel="perplexity on the validation part")
-    axes.set_title("WikiText-2, 100 draws a word")
-    axes.legend(frameon=False)
-    axes.grid(alpha=0.3, which="both")
-    axes.spines[["top", "right"]].set_visible(False)
+            axis.plot(minutes, values, color=colour, marker=marker, label=label)
+    axis.set(xscale="log", xlabel="minutes of training", ylabel="perplexity on the validation part", title=title)
+    axis.xaxis.set_major_formatter("{x:g}")
+
+
+def picture(found, path):
+    """`panel` as a picture of its own."""
+    figure, (axis,) = harness.new_panels(1, 8, 5)
+    panel(axis, found, "WikiText-2, 100 draws a word")
+    axis.legend(frameon=False)
     harness.write_picture(figure, path)
 
 

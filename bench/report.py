@@ -1,4 +1,5 @@
-"""``python -m bench.report`` writes bench/README.md from prose.md and the tables of bench/results/*.json, and draws the pictures.
+"""``python -m bench.report`` writes bench/README.md from prose.md and the tables of bench/results/*.json, draws the pictures,
+and puts the figures of README.md in their place.
 
 ``python -m bench.report --add FILE ...`` first sorts the rows of FILE (gpu_output/results.json) into bench/results/.
 A table holds one row of results, so figures of different machines never meet in one.
@@ -136,9 +137,12 @@ def main(argv=None):
     args = parser.parse_args(argv)
     for path in args.add:
         add(path)
+    from . import overview  # it imports this module
+
     rows = [row for path in sorted(harness.RESULTS.glob("*.json")) for row in json.loads(path.read_text())]
     README.write_text(readme(rows))
     draw(rows)
+    overview.write(rows)
     print(f"{len(rows)} rows of results in {README.name}")
 
 

@@ -130,34 +130,30 @@ def slope(points, value):
     return float(np.log(b[value] / a[value]) / np.log(m / n))
 
 
+#: {what is drawn: factor, unit}.
+UNITS = {"seconds": (1e3, "ms"), "bytes": (2**-20, "MiB")}
+
+
+def panel(axis, row, question, value, title):
+    """Seconds or bytes of a "step" or a "query" over the number of labels."""
+    factor, unit = UNITS[value]
+    for line, (asked, colour, marker) in LINES.items():
+        points = sorted((int(n), p) for n, p in row["figures"][line].items() if value in p)
+        if asked == question and points:
+            x, y = zip(*((n, factor * p[value]) for n, p in points), strict=True)
+            axis.plot(x, y, marker=marker, color=colour, label=f"{line} (slope {slope(points, value):.2f})")
+    what = f"{unit} a {question}" if value == "seconds" else f"{unit} at the peak"
+    axis.set(xscale="log", yscale="log", xlabel="labels", ylabel=what, title=title)
+
+
 def picture(row, path):
     """Time of a step, its memory, time of a query, over the number of labels."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4.8), layout="constrained")
-    panels = (
-        ("step", "seconds", 1e3, "ms a step", "Training step, batch of 128"),
-        ("step", "bytes", 2**-20, "MiB at the peak", "Memory of the output layer's training"),
-        ("query", "seconds", 1e3, "ms a query", "Top-5 of one query"),
-    )
-    for axis, (question, value, factor, unit, title) in zip(axes, panels, strict=True):
-        for line, (asked, colour, marker) in LINES.items():
-            points = sorted((int(n), p) for n, p in row["figures"][line].items() if value in p)
-            if asked == question and points:
-                label = f"{line} (slope {slope(points, value):.2f})"
-                axis.plot(
-                    *zip(*((n, factor * p[value]) for n, p in points), strict=True),
-                    marker=marker,
-                    color=colour,
-                    label=label,
-                )
-        axis.set(xscale="log", yscale="log", xlabel="labels", ylabel=unit, title=title)
-        axis.grid(alpha=0.3)
-        axis.legend(frameon=False, fontsize=9, loc="upper left" if question == "query" else "lower right")
-        axis.spines[["top", "right"]].set_visible(False)
+    figure, axes = harness.new_panels(3, 5, 4.8)
+    panel(axes[0], row, "step", "seconds", "Training step, batch of 128")
+    panel(axes[1], row, "step", "bytes", "Memory of the output layer's training")
+    panel(axes[2], row, "query", "seconds", "Top-5 of one query")
+    for axis, place in zip(axes, ("lower right", "lower right", "upper left"), strict=True):
+        axis.legend(frameon=False, fontsize=9, loc=place)
     harness.write_picture(figure, path)
 
 

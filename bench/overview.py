@@ -1,0 +1,77 @@
+"""What README.md shows: one picture, and one line of figures a method, from what lies in bench/results/."""
+
+from . import accuracy, ds_softmax, harness, language, machine, rows, scaling
+
+README, PICTURE = machine.HERE.parent / "README.md", machine.HERE / "overview.png"
+START, END = "<!-- figures: start -->", "<!-- figures: end -->"
+#: The number of labels at which a step is compared, and the dense layer's accuracy is the yardstick.
+N, DENSE, SPARSE = 1_000_000, "dense-512", "fixed-fan-in-32-intermediate"
+FULL, SAMPLED = "wikitext-full", "wikitext-midx-rq-100"
+WHOLE, EXPERTS = "ours: full softmax", "DS-64"
+
+
+def newest(found, benchmark, **parameters):
+    """The latest row of a benchmark with these parameters."""
+    some = [r for r in found if r["benchmark"] == benchmark and parameters.items() <= r["parameters"].items()]
+    return max(some, key=lambda row: row["environment"]["date_utc"])
+
+
+def _sources(found):
+    """The rows that the README draws from: scaling, language step, DS-Softmax; trained networks by name."""
+    step = newest(found, "language_step", device="cpu", words=500_000)
+    answers = newest(found, "ds_softmax: wikitext-2", device="cpu")
+    layers = rows.finished((DENSE, SPARSE), accuracy.FOLDER)
+    models = rows.finished((FULL, SAMPLED), language.FOLDER)
+    return newest(found, "scaling", device="cpu"), step, answers, layers, models
+
+
+def figures(found):
+    """Lines of Markdown, one a method."""
+    growth, step, answers, layers, models = _sources(found)
+    at = {name: growth["figures"][name][str(N)] for name in ("PyTorch dense", "group-shared", "fixed fan-in")}
+    dense, fixed, shared = at["PyTorch dense"], at["fixed fan-in"], at["group-shared"]
+    gib = {name: point["bytes"] / 2**30 for name, point in at.items()}
+    precise = {name: 100 * layer["test"]["P@1"] for name, layer in layers.items()}
+    mib = {name: layer["output_layer_bytes"] / 2**20 for name, layer in layers.items()}
+    perplexity = {name: model["test"]["perplexity"] for name, model in models.items()}
+    full, experts = answers["figures"][WHOLE], answers["figures"][EXPERTS]
+    kept = experts["accuracy"]["10"] / full["accuracy"]["10"]
+    return [
+        f"- **Fixed fan-in**: every label is connected to 32 inputs. At {N:,} labels a training step takes "
+        f"{fixed['seconds']:.2f} s and {gib['fixed fan-in']:.1f} GiB, with inputs shared by groups of 16 labels "
+        f"{shared['seconds']:.2f} s and {gib['group-shared']:.1f} GiB; PyTorch's dense layer (512 inputs) "
+        f"{dense['seconds']:.2f} s and {gib['PyTorch dense']:.1f} GiB. On {layers[DENSE]['data']} P@1 is "
+        f"{precise[SPARSE]:.1f} % with {mib[SPARSE]:.0f} MiB of output weights, dense {precise[DENSE]:.1f} % with "
+        f"{mib[DENSE]:.0f} MiB.",
+        "- **MIDX**: a language model compares the right word with 100 that are drawn nearly from the softmax itself. "
+        f"WikiText-2: perplexity {perplexity[SAMPLED]:.1f}, with the full softmax {perplexity[FULL]:.1f} after as many "
+        f"epochs; with 500,000 words a step is {step['contestants']['PyTorch']['ratio_to_ours']:.0f} times faster than "
+        "PyTorch's with the full softmax.",
+        "- **DS-Softmax**: of 64 experts, each with a few of the classes, one is searched. WikiText-2, one query: "
+        f"{full['flops'] / experts['flops']:.0f} times fewer multiply-adds and {experts['times full, batch 1']:.1f} times "
+        f"faster than our full softmax, {kept:.1%} of its top-10 accuracy.",
+    ]  # fmt: skip
+
+
+def picture(found, path):
+    """A panel a method."""
+    growth, _, answers, _, _ = _sources(found)
+    figure, axes = harness.new_panels(3, 5.2, 4.6)
+    scaling.panel(axes[0], growth, "step", "bytes", "Fixed fan-in: memory to train the layer")
+    language.panel(axes[1], rows.finished(language.STYLES, language.FOLDER), "MIDX: WikiText-2, 100 draws a word")
+    ds_softmax.panel(axes[2], answers, 10, "DS-Softmax: WikiText-2, time of a query")
+    for axis, place in zip(axes, ("lower right", "upper right", "lower right"), strict=True):
+        axis.legend(frameon=False, fontsize=9, loc=place)
+    harness.write_picture(figure, path, dpi=120)
+
+
+def readme(text, found):
+    """README.md with the lines in their place."""
+    before, _, rest = text.partition(START)
+    return "\n".join([before + START, "", *figures(found), "", END + rest.partition(END)[2]])
+
+
+def write(found):
+    """Both, anew."""
+    picture(found, PICTURE)
+    README.write_text(readme(README.read_text(), found))
