@@ -35,13 +35,12 @@ import itertools
 import marshal
 import pickle
 import re
-import shutil
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import scipy.sparse
-from lesson import GREY, check, plt, show, size
+from lesson import GREY, can_compile, check, find_ptxas, plt, show, size
 from numba import config, cuda, float32
 
 from sparsemax_nb import SGD, FixedFanIn, fixed_fan_in_step
@@ -428,13 +427,6 @@ def ptx_of(*kernels):
     return done.stdout.decode().split(chr(0))[:-1]
 
 
-def find_ptxas():
-    """The assembler, from the path or from the wheel nvidia-cuda-nvcc-cu12; None where there is none."""
-    folders = [Path(folder) / "nvidia" for folder in sys.path]
-    wheels = (path for folder in folders for path in folder.glob("*/bin/ptxas"))
-    return shutil.which("ptxas") or next(map(str, wheels), None)
-
-
 def registers(ptx):
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.ptx"
@@ -444,9 +436,7 @@ def registers(ptx):
     return int(re.search(r"Used (\d+) registers", said)[1])
 
 
-if find_ptxas() is None:
-    print("skipped: ptxas was not found (pip install nvidia-cuda-nvcc-cu12)")
-else:
+if can_compile():
     names, kernels = ("first", "turned", "tiled"), (first_kernel, turned_kernel, tiled_kernel)
     for name, ptx in zip(names, ptx_of(*((kernel, "fifvf") for kernel in kernels)), strict=True):
         print(f"{name:<8} {registers(ptx):3} registers a thread; .f64 in the code: {'.f64' in ptx}")
@@ -564,7 +554,7 @@ for name, got, want in (
     print(f"{name:<7} differs from fixed_fan_in_step by {difference:.0e}")
     assert difference < 1e-5
 
-if find_ptxas():
+if can_compile():
     (ptx,) = ptx_of((step_kernel, "fifvnsfv"))
     print(f"{registers(ptx)} registers a thread, {ptx.count('atom.')} atomic instructions")
     assert ".f64" not in ptx

@@ -1,12 +1,15 @@
 """What every tutorial needs: sizes for a quick look, figures that look alike, exercises that check themselves."""
 
+import importlib.util
 import os
+import shutil
 import sys
 from pathlib import Path
 
 import matplotlib
 import numba
 import threadpoolctl
+from cuda.pathfinder import DynamicLibNotFoundError, load_nvidia_dynamic_lib
 
 IN_NOTEBOOK = "ipykernel" in sys.modules
 #: TUTORIAL_SMOKE=1 runs a tutorial in seconds, on sizes at which its figures say little: that is what the tests do.
@@ -40,6 +43,25 @@ def one_thread():
     """From here on Numba and BLAS use one thread: with small arrays a second one costs more than it brings."""
     numba.set_num_threads(1)
     threadpoolctl.threadpool_limits(limits=1)
+
+
+def find_ptxas():
+    """NVIDIA's assembler, from the path or from the wheel nvidia-cuda-nvcc-cu12; None where there is none."""
+    folders = [Path(folder) / "nvidia" for folder in sys.path]
+    wheels = (path for folder in folders for path in folder.glob("*/bin/ptxas"))
+    return shutil.which("ptxas") or next(map(str, wheels), None)
+
+
+def can_compile():
+    """Are there a compiler for CUDA, which needs no GPU, and pytest? Says how to install what is missing."""
+    try:
+        load_nvidia_dynamic_lib("nvrtc")
+        found = find_ptxas() is not None and importlib.util.find_spec("pytest") is not None
+    except DynamicLibNotFoundError:
+        found = False
+    if not found:
+        print("skipped: there is no compiler for CUDA; pip install -e '.[test]' in a clone of the repository brings it")
+    return found
 
 
 def show(figure, name):

@@ -51,6 +51,7 @@ def test_tutorial(name, tmp_path):
     command = [sys.executable, "-W", "error", __file__, name]
     done = subprocess.run(command, env=environment, cwd=HERE.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert "skipped" not in done.stdout
     assert done.stdout.count(": right.") >= len(ANSWERS[name])
 
 
