@@ -254,7 +254,7 @@ for mitosis in range(model.epochs, len(history), model.epochs):
         mitosis + 0.5, color=ORANGE, linestyle="--", linewidth=1.5, label="mitosis" if mitosis == model.epochs else None
     )
 ax.set(xlabel="epoch", ylabel="rows", ylim=(0, 1.1 * n_super * n_classes))
-ax.legend(loc="center right", bbox_to_anchor=(1, 0.6), fontsize=11, framealpha=1)
+figure.legend(loc="outside upper center", ncols=4, fontsize=10, frameon=False)
 show(figure, "06_rows")
 most = max(record["rows"] + record["removed"] for record in history)
 print(f"rows at most, in any epoch: {most:,}; without mitosis: {n_super * n_classes:,}")
