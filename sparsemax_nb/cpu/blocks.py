@@ -55,9 +55,7 @@ class Workspace(NamedTuple):
     blocks: np.ndarray  # (n_blocks, 16 H): the inputs
     dblocks: np.ndarray  # (n_splits, n_blocks, 16 H): dx, one for each range of labels and block of rows
     # of the labels that are worked on at once:
-    gradients: (
-        np.ndarray
-    )  # (n_blocks, 16 n_at_once): by the scores of active labels, packed at the beginning of each chunk
+    gradients: np.ndarray  # (n_blocks, 16 n_at_once): by the scores of active labels, packed at each chunk's beginning
     active: np.ndarray  # (n_blocks, n_at_once) int32: which labels these are, packed like them
     n_active: np.ndarray  # (n_blocks, n_chunks) int32: how many of a chunk
     values: np.ndarray  # (n_at_once K): from before the update

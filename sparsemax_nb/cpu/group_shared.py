@@ -20,8 +20,8 @@ from .optimizers import update_range
 from .panels import pack_rows, padded
 from .top_k import WORST, enters, insert
 from .vector import (
-    LANES, aligned, any_above, count_bits, dot, fmas, item, load, lowest_bit, mul, nonzero_lanes, prefetch, prefetch_range, set_item, splat,
-    store, stores, stream, transpose, transposed,
+    LANES, aligned, any_above, count_bits, dot, fmas, item, load, lowest_bit, mul, nonzero_lanes, prefetch,
+    prefetch_range, set_item, splat, store, stores, stream, transpose, transposed,
 )  # fmt: skip
 
 ZERO, ONE = np.float32(0), np.float32(1)
