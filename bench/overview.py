@@ -56,13 +56,13 @@ def figures(found):
 def picture(found, path):
     """A panel a method."""
     growth, _, answers, _, _ = _sources(found)
-    figure, axes = harness.new_panels(3, 5.2, 4.6)
-    scaling.panel(axes[0], growth, "step", "bytes", "Fixed fan-in: memory to train the layer")
-    language.panel(axes[1], rows.finished(language.STYLES, language.FOLDER), "MIDX: WikiText-2, 100 draws a word")
-    ds_softmax.panel(axes[2], answers, 10, "DS-Softmax: WikiText-2, time of a query")
+    figure, axes = harness.new_panels(3, 3.7, 4.2)
+    scaling.panel(axes[0], growth, "step", "bytes", "Fixed fan-in: training", with_slopes=False)
+    language.panel(axes[1], rows.finished(language.STYLES, language.FOLDER), "MIDX: WikiText-2, 100 draws")
+    ds_softmax.panel(axes[2], answers, 10, "DS-Softmax: WikiText-2")
     for axis, place in zip(axes, ("lower right", "upper right", "lower right"), strict=True):
-        axis.legend(frameon=False, fontsize=9, loc=place)
-    harness.write_picture(figure, path, dpi=120)
+        axis.legend(frameon=False, fontsize=8, loc=place)
+    harness.write_picture(figure, path, dpi=170)
 
 
 def readme(text, found):

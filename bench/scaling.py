@@ -134,14 +134,15 @@ def slope(points, value):
 UNITS = {"seconds": (1e3, "ms"), "bytes": (2**-20, "MiB")}
 
 
-def panel(axis, row, question, value, title):
+def panel(axis, row, question, value, title, with_slopes=True):
     """Seconds or bytes of a "step" or a "query" over the number of labels."""
     factor, unit = UNITS[value]
     for line, (asked, colour, marker) in LINES.items():
         points = sorted((int(n), p) for n, p in row["figures"][line].items() if value in p)
         if asked == question and points:
             x, y = zip(*((n, factor * p[value]) for n, p in points), strict=True)
-            axis.plot(x, y, marker=marker, color=colour, label=f"{line} (slope {slope(points, value):.2f})")
+            label = f"{line} (slope {slope(points, value):.2f})" if with_slopes else line
+            axis.plot(x, y, marker=marker, color=colour, label=label)
     what = f"{unit} a {question}" if value == "seconds" else f"{unit} at the peak"
     axis.set(xscale="log", yscale="log", xlabel="labels", ylabel=what, title=title)
 

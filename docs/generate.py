@@ -14,8 +14,8 @@ OUT = HERE / "generated"
 #: To be included in pages; a folder of settings for the kernel that runs the tutorials.
 PARTS, IPYTHON = OUT / "parts", OUT / "ipython"
 TUTORIALS = HERE.parent / "tutorials"
-#: Figures with two pixels for each of the page.
-KERNEL = 'get_config().InlineBackend.figure_formats = {"retina"}\n'
+#: Figures with two pixels for each of the page; no word about how kernel and site talk, which is on this machine only.
+KERNEL = 'get_config().InlineBackend.figure_formats = {"retina"}\nget_config().IPKernelApp.log_level = "ERROR"\n'
 WIDTH = "92"  # of the help, in characters
 
 
