@@ -31,6 +31,9 @@ ROWS = {
     "fixed-fan-in-32-intermediate-no-rewiring": SPARSE | {"rewire-fraction": 0},
     "group-shared-32-intermediate": SPARSE | GROUPS,
     "group-shared-32-intermediate-random": SPARSE | GROUPS | {"grouping": "random"},
+    "group-shared-32-intermediate-random-8": SPARSE
+    | GROUPS
+    | {"grouping": "random", "group-size": 8, "intermediate-rate": 0.3},
     "group-shared-32-intermediate-frequency": SPARSE | GROUPS | {"grouping": "frequency"},
     "group-shared-32-intermediate-bfloat16": SPARSE | GROUPS | {"weight-dtype": "bfloat16"},
 }

@@ -52,9 +52,15 @@ def _evaluate(options):
     if checkpoint.kind_of(options.model) == train.LanguageModel.kind:
         return _evaluate_language_model(options)
     model = train.Classifier.load(options.model, device=options.device)
-    points = getattr(data.load(options.data or "tate"), options.part)
+    name = options.data or "tate"
+    points = getattr(data.load(name), options.part)
     if points is None:
-        raise ValueError(f"{options.data} has no {options.part} part")
+        raise ValueError(f"{name} has no {options.part} part")
+    if points.features.shape[1] != model.n_features_in_:
+        raise ValueError(
+            f"{options.model} takes {model.n_features_in_} features, {name} has {points.features.shape[1]}; "
+            "--data names what the model was trained on"
+        )
     print(
         f"sparsemax-nb: {points.features.shape[0]:,} points, evaluating {demo.where(options.device)}", file=sys.stderr
     )
@@ -88,6 +94,9 @@ def _generate(options):
 
 def _points(path, n_rows):
     """Features from a text file, or from a .npy or .npz file of the features alone."""
+    if not os.path.isfile(path):
+        what = "it is a folder; name a file of points in it" if os.path.isdir(path) else "there is no such file"
+        raise FileNotFoundError(f"{path} can not be read: {what}")
     if path.endswith(".npy"):
         return data.arrays.read_dense(Path(path))[:n_rows]
     if path.endswith(".npz"):
@@ -112,14 +121,20 @@ def _predict(options):
     return result
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds each default, but where there is none."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 def _parser():
-    formatter = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(prog="sparsemax-nb", description=__import__("sparsemax_nb").__doc__)
     parser.add_argument("--version", action="version", version=f"sparsemax_nb {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(parent, name, run, text):
-        sub = parent.add_parser(name, help=text, description=text, formatter_class=formatter)
+        sub = parent.add_parser(name, help=text, description=text, formatter_class=_Help)
         sub.add_argument("--json", metavar="FILE", help="also write every printed figure to FILE")
         sub.set_defaults(run=run)
         return sub
@@ -188,11 +203,16 @@ def main(argv=None):
         for path in filter(None, written):  # before hours of work, not after
             if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
                 raise FileNotFoundError(f"{path} can not be written: there is no such folder")
+            if os.path.isdir(path):
+                raise IsADirectoryError(f"{path} can not be written: it is a folder; name a file in it")
         result = options.run(options)
         if options.json:
             _write_json(options.json, result)
         for path in filter(os.path.exists, getattr(options, "no_longer_needed", ())):
             os.remove(path)
+    except BrokenPipeError:  # who read what we print, as `head` does, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (OSError, TypeError, ValueError, RuntimeError, FloatingPointError) as error:
         print(f"sparsemax-nb: {error}", file=sys.stderr)
         return 2

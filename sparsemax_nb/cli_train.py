@@ -124,7 +124,9 @@ def _write_out(model, path, options, *more):
     if options.plot:
         curves.plot(model.history_, options.plot)
         print(f"curves in {options.plot}")
-    if path and model.history_.stopped != "budget":
+    if path and model.history_.stopped == "budget" and os.path.exists(path):
+        print(f"the budget is spent; --resume with a larger one continues from {path}")
+    elif path:
         options.no_longer_needed = [path]  # removed once everything has been written
 
 
@@ -144,6 +146,10 @@ def classifier(options):
         f"{demo.where(options.device)}",
         flush=True,
     )
+    if validation is None and options.validation == "dev":
+        print(
+            "no dev part: every epoch is run, the last one is kept; --validation 0.1 sets a share of the points aside"
+        )
     result = _fit(model, path, options, corpus.train.features, corpus.train.labels, validation=validation)
     result |= {
         "n_labels": model.n_labels_, "n_features": model.n_features_in_, "memory_plan_bytes": model.memory_plan_.nbytes,

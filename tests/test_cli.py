@@ -109,6 +109,7 @@ def test_demo_at_small_size(capsys, tmp_path):
         ([*TRAIN, "--rewire-fraction", "1.5"], "rewire_fraction must lie in [0, 1], got 1.5"),
         ([*TRAIN, "--plot", "nowhere/curves.png"], "nowhere/curves.png can not be written"),
         ([*TRAIN, "--save", "nowhere/model.safetensors"], "nowhere/model.safetensors can not be written"),
+        ([*TRAIN, "--save", "."], ". can not be written: it is a folder; name a file in it"),
         ([*TRAIN, "--loss", "softmax"], "loss='softmax' needs output='dense' or 'bottleneck'"),
         ([*TRAIN, "--sampler", "uniform"], "sampler='uniform' draws for loss='softmax' only"),
         ([*TRAIN, "--device", "cuda"], "device='cuda' can not be used"),
@@ -132,6 +133,11 @@ def test_evaluate_and_predict_from_arrays(folder, tmp_path, capsys):
     assert result["part"] == "test" and f"PSP@5 {100 * result['PSP@5']:.2f}" in shown and "R@3" in shown
     assert cli.main(["evaluate", model, "--data", str(folder), "--part", "dev"]) == 2
     assert "has no dev part" in capsys.readouterr().err
+    assert cli.main(["evaluate", model]) == 2
+    assert f"{model} takes 30 features, tate has 12310; --data names what" in capsys.readouterr().err
+    for file, problem in (folder, "it is a folder; name a file of points in it"), ("no.txt", "there is no such file"):
+        assert cli.main(["predict", model, str(file)]) == 2
+        assert f"{file} can not be read: {problem}" in capsys.readouterr().err
     points = data.load(folder).test.features
     scipy.sparse.save_npz(tmp_path / "points.npz", points)
     answers = []
@@ -139,6 +145,26 @@ def test_evaluate_and_predict_from_arrays(folder, tmp_path, capsys):
         assert cli.main(["predict", model, str(file), "-k", "2", "--device", "cpu"]) == 0
         answers.append(capsys.readouterr().out)
     assert answers[0] == answers[1] and len(answers[0].splitlines()) == 20
+
+
+def test_a_spent_budget_says_what_is_left(folder, tmp_path, capsys):
+    model, again = tmp_path / "model.safetensors", ["--data", str(folder), "--epochs", "500"]
+    again += ["--save", str(model), "--checkpoint-seconds", "0", "--budget-seconds"]
+    assert cli.main([*TRAIN, *again, "0.5"]) == 0
+    left = str(tmp_path / "model.checkpoint.safetensors")
+    said = capsys.readouterr().out
+    assert f"the budget is spent; --resume with a larger one continues from {left}" in said
+    assert "no dev part: every epoch is run" in said
+    assert cli.main([*TRAIN, *again, "1"]) == 2
+    assert f"{left} is there already: resume (--resume) continues from it" in capsys.readouterr().err
+
+
+def test_help_shows_defaults_but_none(capsys):
+    for command in ["predict"], ["train", "classifier"]:
+        with pytest.raises(SystemExit):
+            cli.main([*command, "--help"])
+    shown = capsys.readouterr().out
+    assert "(default: None)" not in shown and "(default: False)" not in shown and "(default: auto)" in shown
 
 
 def test_dense_features_from_files(tmp_path, capsys):

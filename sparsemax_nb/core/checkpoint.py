@@ -43,9 +43,14 @@ def bits(array):
 def save(path, kind, arrays, description):
     """Write NumPy `arrays` (name -> array) and a JSON-able `description` into the folder `path`.part, then move it to `path`.
 
-    bfloat16 arrays are stored as their `bits`, which safetensors can read again. It writes into a file of its own, with a name that it draws, and renames that: in a folder of ours, what a
-    process that was killed left behind can be found, and goes the next time.
+    bfloat16 arrays are stored as their `bits`, which safetensors can read again. It writes into a file of its own, with a
+    name that it draws, and renames that: in a folder of ours, what a process that was killed left behind can be found, and
+    goes the next time.
     """
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{path} can not be written: it is a folder; name a file in it")
+    if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+        raise FileNotFoundError(f"{path} can not be written: there is no such folder")
     header = {"format": FORMAT, "version": str(VERSION), "kind": kind, "description": json.dumps(description)}
     folder = f"{os.fspath(path)}.part"
     temporary = os.path.join(folder, "whole")

@@ -133,7 +133,10 @@ def as_labels(labels, n_rows, device, n_labels, name="labels"):
             matrix.eliminate_zeros()
         labels = Labels(matrix.indptr.astype(np.int32, copy=False), matrix.indices.astype(np.int32, copy=False))
     if not (isinstance(labels, tuple) and len(labels) == 2):
-        raise TypeError(f"{name} must be a SciPy CSR matrix or Labels(indptr, indices), got {type(labels).__name__}")
+        raise TypeError(
+            f"{name} must be a SciPy CSR matrix or Labels(indptr, indices), got {type(labels).__name__}; "
+            "scipy.sparse.csr_matrix(y) makes one of a 0/1 matrix"
+        )
     indptr, indices = labels
     indptr = check.array(f"{name}.indptr", indptr, np.int32, (n_rows + 1,))
     indices = check.array(f"{name}.indices", indices, np.int32, ("n",))

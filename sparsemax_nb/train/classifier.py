@@ -246,7 +246,12 @@ class Classifier(SampledEstimator):
                     f"X has {x.shape[1]} features, but Classifier is expecting {self.n_features_in_} features as input"
                 )
             if self.is_dense_ == scipy.sparse.issparse(x):
-                raise TypeError(f"X must be {'a dense array' if self.is_dense_ else 'a SciPy sparse matrix'} as in fit")
+                kind, mend = (
+                    ("a dense array", "X.toarray()")
+                    if self.is_dense_
+                    else ("a SciPy sparse matrix", "scipy.sparse.csr_matrix(X)")
+                )
+                raise TypeError(f"X must be {kind} as in fit, got {type(x).__name__}; use {mend}")
         return x
 
     def _batch(self, x, rows):
@@ -520,9 +525,12 @@ class Classifier(SampledEstimator):
         Raises
         ------
         ValueError
-            Not fitted yet.
+            Not fitted yet; other than one name a label.
         """
         self._check_fitted()
+        names = None if label_names is None else list(map(str, label_names))
+        if names is not None and len(names) != self.n_labels_:
+            raise ValueError(f"label_names must hold one name for each of {self.n_labels_} labels, got {len(names)}")
         arrays = {name: backend.to_numpy(array) for name, array in self.network_.parameters.items()}
         arrays["label_counts"] = self.label_counts_
         if self.tfidf_ is not None:
@@ -530,7 +538,7 @@ class Classifier(SampledEstimator):
         description = {
             "params": self._fitted_params, "n_features": self.n_features_in_, "n_labels": self.n_labels_,
             "n_points": self.n_points_, "is_dense": self.is_dense_,
-            "label_names": None if label_names is None else list(label_names),
+            "label_names": names,
         }  # fmt: skip
         checkpoint.save(path, self.kind, arrays, description)
 
@@ -614,12 +622,19 @@ def _labels(name, y):
     if y is None:
         raise ValueError("Classifier requires y to be passed, but the target y is None")
     if not scipy.sparse.issparse(y):
-        y = np.asarray(y)
-        if y.ndim != 2:
-            raise ValueError(
-                f"{name} must be a SciPy sparse matrix, or a 0/1 matrix of n rows and one column a label, got shape {y.shape}"
-            )
-        y = scipy.sparse.csr_matrix(y.astype(np.float32))
+        rule = f"{name} must be a SciPy sparse matrix, or a 0/1 matrix of n rows and one column a label"
+        mend = "lists of label ids become one with scikit-learn's MultiLabelBinarizer(sparse_output=True)"
+        try:
+            y = np.asarray(y)
+            if y.ndim != 2:
+                raise ValueError(f"got shape {y.shape}")
+            y = y.astype(np.float32)
+            other = y[(y != 0) & (y != 1)].tolist()
+            if y.shape[1] > 1 and other:  # one column, of whatever numbers, is what scikit-learn's checks give
+                raise ValueError(f"got {other[0]:g} in it")
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{rule}, {error}; {mend}") from error
+        y = scipy.sparse.csr_matrix(y)
     return sparse.as_ones(name, y)
 
 

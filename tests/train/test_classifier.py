@@ -354,6 +354,9 @@ def outside(matrix):
             r"y must be a SciPy sparse matrix, or a 0/1 matrix .* \(300,\)",
         ),
         (lambda x, y: (x, None), ValueError, "requires y to be passed"),
+        (lambda x, y: (x, [[5, 7]] * 300), ValueError, r"0/1 matrix .*, got 5 in it; lists of .* MultiLabelBinarizer"),
+        (lambda x, y: (x, [[5, 7], [1]] * 150), ValueError, "0/1 matrix .*; lists of label ids become one"),
+        (lambda x, y: (x, -y.toarray()), ValueError, "0/1 matrix .*, got -1 in it"),
         (lambda x, y: (x, y[:5]), ValueError, "X and y must have as many rows"),
         (lambda x, y: (x[:0], y[:0]), ValueError, "at least one row"),
         (lambda x, y: (x[:, :0], y), ValueError, r"X has 0 feature\(s\) \(shape=\(300, 0\)\) while a minimum of 1"),
@@ -416,6 +419,21 @@ def test_bad_prediction_requests(corpus):
         model.predict(corpus.features[:, :59])
     with pytest.raises(ValueError, match=r"k must be between 1 and 25 \(n_labels = 25\), got 26"):
         model.predict(corpus.features, 26)
+    with pytest.raises(
+        TypeError, match=r"a SciPy sparse matrix as in fit, got ndarray; use scipy.sparse.csr_matrix\(X\)"
+    ):
+        model.predict(corpus.features.toarray())
+
+
+def test_bad_files_to_save_in(corpus, tmp_path):
+    model = fitted(corpus, epochs=1)
+    with pytest.raises(IsADirectoryError, match="it is a folder; name a file in it"):
+        model.save(tmp_path)
+    with pytest.raises(FileNotFoundError, match="nowhere/m can not be written: there is no such folder"):
+        model.save(tmp_path / "nowhere" / "m")
+    with pytest.raises(ValueError, match="label_names must hold one name for each of 25 labels, got 3"):
+        model.save(tmp_path / "m", ["a", "b", "c"])
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("params", [{}, {"output": "dense", "tfidf": False}])
