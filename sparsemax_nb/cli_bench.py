@@ -7,7 +7,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parents[1]
 #: What else lies in their folder.
-NOT_SCRIPTS = {"harness", "machine", "profiling", "rows"}
+NOT_SCRIPTS = {"harness", "machine", "overview", "profiling", "rows"}
 
 
 def scripts(folder):
