@@ -2,8 +2,8 @@
 
 For operations whose bars are set for a GPU: bytes of memory, each read or written once for every pass over it, and FLOPs, of
 ours and of what PyTorch does in float32 without tensor cores; the floor is the longer of the two times at the rates of an
-H200. Caches, launches and occupancy are left out, so that a ratio of floors is what a ratio of times can come to at most
-where both are at their floors, not a forecast.
+H200. Caches, launches, occupancy and the updates of an index are left out. A ratio of floors is that of the times if both
+reached their floors: no forecast, and no bound.
 """
 
 from . import harness, machine
@@ -39,7 +39,7 @@ def sampled_step(args):
     b, n, d, k = args.rows, args.step_classes, args.step_width, args.codewords
     drawn = b * (args.samples + 1)
     # rows read for scores and for dqueries; gradients written and read; weights and moments read and written
-    ours = 4 * d * drawn * (2 + 2 + 6), 6 * d * drawn + 2 * b * k * d + 4 * b * k * k
+    ours = 4 * d * drawn * (2 + 2 + 6), 6 * d * drawn + 4 * b * k * d + 4 * b * k * k  # two codebooks of full width
     # weights read forward and back, gradient written and read, weights and moments; logits and their slopes, twice each
     theirs = 4 * d * n * (2 + 2 + 6) + 4 * b * n * 4, 6 * b * n * d
     return ours, theirs
@@ -79,8 +79,8 @@ def main(argv=None):
         "notes": [
             "Computed by formula, not measured and not counted: bytes of memory and FLOPs at the rates of an H200 "
             f"({BANDWIDTH / 1e12:.1f} TB/s, {FLOAT32 / 1e12:.0f} TFLOP/s of float32, {TENSOR / 1e12:.0f} on tensor cores).",
-            "64 queries ask most of the experts, whose rows together are more than all classes: then it is FLOPs that an expert "
-            "saves, and both floors are far below what a launch takes.",
+            "64 queries ask most of the experts, whose rows together are more than all classes: then it is FLOPs alone that an "
+            "expert saves. All floors of an answer are of the order of a launch, or below it.",
             f"softmax_cross_entropy: {PARTS} bfloat16 products for each of float32, to float32's precision; scores twice.",
         ],
         "environment": machine.environment("cpu"),

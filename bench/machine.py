@@ -244,7 +244,9 @@ def environment(device="cpu"):
         machine["gpu"] = runtime.getDeviceProperties(runtime.getDevice())["name"].decode()
         machine["driver"] = query.splitlines()[0].split(", ")[-1] if query else str(runtime.driverGetVersion())
         versions["cuda"] = str(runtime.runtimeGetVersion())
-    changed = _output_of("git", "status", "--porcelain", "--", "..", ":!results", ":!README.md", ":!*.png")
+    changed = _output_of(
+        "git", "status", "--porcelain", "--", "..", ":!results", ":!README.md", ":!../README.md", ":!*.png"
+    )
     command = " ".join([f"python -m bench.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
     return {
         "machine": machine,

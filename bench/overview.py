@@ -68,6 +68,8 @@ def picture(found, path):
 def readme(text, found):
     """README.md with the lines in their place."""
     before, _, rest = text.partition(START)
+    if END not in rest:
+        raise ValueError(f"{README} must hold {START} and, behind it, {END}")
     return "\n".join([before + START, "", *figures(found), "", END + rest.partition(END)[2]])
 
 

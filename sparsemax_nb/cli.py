@@ -67,7 +67,7 @@ def _evaluate(options):
     figures = model.evaluate(points.features, points.labels)
     cli_train.print_figures(options.part, figures)
     print(f"{options.part}  {1e3 * figures['seconds'] / max(points.features.shape[0], 1):.3f} ms a point")
-    return {"model": options.model, "data": options.data, "part": options.part} | figures
+    return {"model": options.model, "data": name, "part": options.part} | figures
 
 
 def _evaluate_language_model(options):
@@ -94,9 +94,10 @@ def _generate(options):
 
 def _points(path, n_rows):
     """Features from a text file, or from a .npy or .npz file of the features alone."""
-    if not os.path.isfile(path):
-        what = "it is a folder; name a file of points in it" if os.path.isdir(path) else "there is no such file"
-        raise FileNotFoundError(f"{path} can not be read: {what}")
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{path} can not be read: it is a folder; name a file of points in it")
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{path} can not be read: there is no such file")
     if path.endswith(".npy"):
         return data.arrays.read_dense(Path(path))[:n_rows]
     if path.endswith(".npz"):
@@ -125,7 +126,8 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """Adds each default, but where there is none."""
 
     def _get_help_string(self, action):
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        has_none = action.default is None or action.default is False
+        return action.help if has_none else super()._get_help_string(action)
 
 
 def _parser():
@@ -196,12 +198,12 @@ def _parser():
 
 
 def main(argv=None):
-    """Run a command; returns the exit code: 0, 2 for bad input, 130 for Ctrl-C."""
+    """Run a command; returns the exit code: 0, 1 where nobody reads on, 2 for bad input, 130 for Ctrl-C."""
     options = _parser().parse_args(argv)
     try:
         written = options.json, getattr(options, "save", None), getattr(options, "plot", None)
         for path in filter(None, written):  # before hours of work, not after
-            if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+            if not os.path.isdir(os.path.dirname(path) or "."):
                 raise FileNotFoundError(f"{path} can not be written: there is no such folder")
             if os.path.isdir(path):
                 raise IsADirectoryError(f"{path} can not be written: it is a folder; name a file in it")
@@ -210,6 +212,7 @@ def main(argv=None):
             _write_json(options.json, result)
         for path in filter(os.path.exists, getattr(options, "no_longer_needed", ())):
             os.remove(path)
+        sys.stdout.flush()
     except BrokenPipeError:  # who read what we print, as `head` does, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -109,6 +109,7 @@ def test_demo_at_small_size(capsys, tmp_path):
         ([*TRAIN, "--rewire-fraction", "1.5"], "rewire_fraction must lie in [0, 1], got 1.5"),
         ([*TRAIN, "--plot", "nowhere/curves.png"], "nowhere/curves.png can not be written"),
         ([*TRAIN, "--save", "nowhere/model.safetensors"], "nowhere/model.safetensors can not be written"),
+        ([*TRAIN, "--save", "nowhere/"], "nowhere/ can not be written: there is no such folder"),
         ([*TRAIN, "--save", "."], ". can not be written: it is a folder; name a file in it"),
         ([*TRAIN, "--loss", "softmax"], "loss='softmax' needs output='dense' or 'bottleneck'"),
         ([*TRAIN, "--sampler", "uniform"], "sampler='uniform' draws for loss='softmax' only"),
@@ -165,6 +166,7 @@ def test_help_shows_defaults_but_none(capsys):
             cli.main([*command, "--help"])
     shown = capsys.readouterr().out
     assert "(default: None)" not in shown and "(default: False)" not in shown and "(default: auto)" in shown
+    assert "(default: 0)" in shown  # of --seed
 
 
 def test_dense_features_from_files(tmp_path, capsys):

@@ -49,7 +49,7 @@ def save(path, kind, arrays, description):
     """
     if os.path.isdir(path):
         raise IsADirectoryError(f"{path} can not be written: it is a folder; name a file in it")
-    if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+    if not os.path.isdir(os.path.dirname(path) or "."):
         raise FileNotFoundError(f"{path} can not be written: there is no such folder")
     header = {"format": FORMAT, "version": str(VERSION), "kind": kind, "description": json.dumps(description)}
     folder = f"{os.fspath(path)}.part"

@@ -526,6 +526,8 @@ class Classifier(SampledEstimator):
         ------
         ValueError
             Not fitted yet; other than one name a label.
+        FileNotFoundError, IsADirectoryError
+            No such folder; `path` is one.
         """
         self._check_fitted()
         names = None if label_names is None else list(map(str, label_names))
