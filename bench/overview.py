@@ -74,6 +74,5 @@ def readme(text, found):
 
 
 def write(found):
-    """Both, anew."""
-    picture(found, PICTURE)
+    """README.md, anew."""
     README.write_text(readme(README.read_text(), found))

@@ -106,7 +106,7 @@ def readme(rows):
 
 def draw(rows):
     """The pictures of what lies in bench/results/. ds_words and hierarchy show models, and are drawn by their benchmarks."""
-    from . import accuracy, closeness, ds_softmax, language, scaling  # they import this module
+    from . import accuracy, closeness, ds_softmax, language, overview, scaling  # they import this module
     from . import rows as joined
 
     for module in (accuracy, language):
@@ -119,6 +119,7 @@ def draw(rows):
     for what, module in pictured.items():
         if found := [row for row in rows if (row["benchmark"], row["parameters"].get("data")) == what]:
             module.picture(max(found, key=lambda row: row["environment"]["date_utc"]), module.PICTURE)
+    overview.picture(rows, overview.PICTURE)
 
 
 def add(path):

@@ -157,7 +157,7 @@ def test_a_spent_budget_says_what_is_left(folder, tmp_path, capsys):
     assert f"the budget is spent; --resume with a larger one continues from {left}" in said
     assert "no dev part: every epoch is run" in said
     assert cli.main([*TRAIN, *again, "1"]) == 2
-    assert f"{left} is there already: resume (--resume) continues from it" in capsys.readouterr().err
+    assert f"{left} is there already: resume continues from it" in capsys.readouterr().err
 
 
 def test_help_shows_defaults_but_none(capsys):

@@ -196,7 +196,7 @@ def test_interrupted_and_resumed(text, tmp_path, capsys, monkeypatch):
     assert h.dtype == np.float16 and h.shape == (332, 8) and (h[:, 0] == 1).all()
     monkeypatch.setattr(SparseExperts, "step", step)
     run(text, folder, wanted=2)
-    assert "ds.checkpoint.st is there already: resume (--resume) continues from it" in capsys.readouterr().err
+    assert "ds.checkpoint.st is there already: resume continues from it" in capsys.readouterr().err
     run(text, folder, "--resume", "--contexts", "100", wanted=2)
     assert "holds contexts of shape (332, 8), not (100, 8); give the same --model" in capsys.readouterr().err
     run(text, folder, "--resume", "--balance", "3", wanted=2)

@@ -1,13 +1,11 @@
 """The site's sources, without its tools: the reference leaves no public name out, every page can be reached."""
 
-import json
 import re
 from pathlib import Path
 
 import pytest
 
 import sparsemax_nb
-from bench import harness, overview, report
 
 DOCS = Path(__file__).parent.parent / "docs"
 #: Pages that are written, not made while the site is built.
@@ -40,11 +38,3 @@ def test_included_files_exist():
     for path in PAGES:
         for included in re.findall(r"```\{include\} (\S+)", path.read_text()):
             assert "generated" in included or (path.parent / included).is_file(), f"{path}: {included}"
-
-
-@pytest.mark.parametrize("module", [report, overview], ids=["tables", "figures"])
-def test_both_readmes_show_the_results_that_there_are(module):
-    """``python -m bench.report`` has been run since bench/results/ last changed."""
-    rows = [row for path in sorted(harness.RESULTS.glob("*.json")) for row in json.loads(path.read_text())]
-    text = module.README.read_text()
-    assert text == (report.readme(rows) if module is report else overview.readme(text, rows))

@@ -101,7 +101,7 @@ class Estimator:
         if path is None and resume:
             raise ValueError("resume needs checkpoint_path, the file to continue from")
         if path is not None and not resume and os.path.exists(path):
-            raise ValueError(f"{path} is there already: resume (--resume) continues from it; else remove it first")
+            raise ValueError(f"{path} is there already: resume continues from it (--resume); else remove it first")
 
     def _checkpoints(self, training, path, resume, parts):
         """Bring `training` to where the checkpoint `path` was written, if it is there; returns what writes the next one.

@@ -25,6 +25,7 @@ from bench import (
     machine,
     memory_670k,
     pecos,
+    overview,
     report,
     rows,
     sampling,
@@ -415,6 +416,7 @@ def test_report(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "README", tmp_path / "README.md")
     monkeypatch.setattr(report, "PROSE", tmp_path / "prose.md")
     monkeypatch.setattr(report, "draw", lambda rows: None)
+    monkeypatch.setattr(overview, "write", lambda rows: None)
     monkeypatch.setattr(harness, "RESULTS", tmp_path / "results")
     (tmp_path / "gpu.json").write_text(json.dumps([sample_row("Processor B"), sample_row()]))
     report.PROSE.write_text(f"before\n\n{report.START}\nold\n{report.END}\n\nafter\n")
@@ -430,14 +432,16 @@ def test_report(tmp_path, monkeypatch):
     assert all(s.count("**demo**") == 1 for s in sections)
 
 
-def test_readme_and_pictures_come_from_the_results(monkeypatch, tmp_path):
-    """README.md is what the command makes; the pictures are drawn from rows that were read from files."""
+def test_readmes_and_pictures_come_from_the_results(monkeypatch, tmp_path):
+    """Both README.md are what the command makes; the pictures are drawn from rows that were read from files."""
     rows = [row for path in sorted(harness.RESULTS.glob("*.json")) for row in json.loads(path.read_text())]
     assert report.README.read_text() == report.readme(rows), "run python -m bench.report, and edit prose.md"
-    for module in (accuracy, closeness, ds_softmax, language, scaling):
+    text = overview.README.read_text()
+    assert text == overview.readme(text, rows), "run python -m bench.report"
+    for module in (accuracy, closeness, ds_softmax, language, overview, scaling):
         monkeypatch.setattr(module, "PICTURE", tmp_path / module.PICTURE.name)
     report.draw(rows)
-    drawn = {"closeness", "ds_softmax", "perplexity", "rewiring", "scaling"}
+    drawn = {"closeness", "ds_softmax", "overview", "perplexity", "rewiring", "scaling"}
     assert {path.name for path in tmp_path.iterdir()} == {f"{name}.png" for name in drawn}
 
 
