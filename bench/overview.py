@@ -28,6 +28,7 @@ def _sources(found):
 def figures(found):
     """Lines of Markdown, one a method."""
     growth, step, answers, layers, models = _sources(found)
+    sizes, experts_of = growth["parameters"], EXPERTS.removeprefix("DS-")
     at = {name: growth["figures"][name][str(N)] for name in ("PyTorch dense", "group-shared", "fixed fan-in")}
     dense, fixed, shared = at["PyTorch dense"], at["fixed fan-in"], at["group-shared"]
     gib = {name: point["bytes"] / 2**30 for name, point in at.items()}
@@ -37,17 +38,17 @@ def figures(found):
     full, experts = answers["figures"][WHOLE], answers["figures"][EXPERTS]
     kept = experts["accuracy"]["10"] / full["accuracy"]["10"]
     return [
-        f"- **Fixed fan-in**: every label is connected to 32 inputs. At {N:,} labels a training step takes "
-        f"{fixed['seconds']:.2f} s and {gib['fixed fan-in']:.1f} GiB, with inputs shared by groups of 16 labels "
-        f"{shared['seconds']:.2f} s and {gib['group-shared']:.1f} GiB; PyTorch's dense layer (512 inputs) "
+        f"- **Fixed fan-in**: every label is connected to {sizes['fan_in']} inputs. At {N:,} labels a training step takes "
+        f"{fixed['seconds']:.2f} s and {gib['fixed fan-in']:.1f} GiB, with inputs shared by groups of {sizes['group_size']} labels "
+        f"{shared['seconds']:.2f} s and {gib['group-shared']:.1f} GiB; PyTorch's dense layer ({sizes['dense_width']} inputs) "
         f"{dense['seconds']:.2f} s and {gib['PyTorch dense']:.1f} GiB. On {layers[DENSE]['data']} P@1 is "
         f"{precise[SPARSE]:.1f} % with {mib[SPARSE]:.0f} MiB of output weights, dense {precise[DENSE]:.1f} % with "
         f"{mib[DENSE]:.0f} MiB.",
-        "- **MIDX**: a language model compares the right word with 100 that are drawn nearly from the softmax itself. "
+        f"- **MIDX**: a language model compares the right word with {models[SAMPLED]['params']['n_samples']} that are drawn nearly from the softmax itself. "
         f"WikiText-2: perplexity {perplexity[SAMPLED]:.1f}, with the full softmax {perplexity[FULL]:.1f} after as many "
-        f"epochs; with 500,000 words a step is {step['contestants']['PyTorch']['ratio_to_ours']:.0f} times faster than "
+        f"epochs; with {step['parameters']['words']:,} words a step is {step['contestants']['PyTorch']['ratio_to_ours']:.0f} times faster than "
         "PyTorch's with the full softmax.",
-        "- **DS-Softmax**: of 64 experts, each with a few of the classes, one is searched. WikiText-2, one query: "
+        f"- **DS-Softmax**: of {experts_of} experts, each with a few of the classes, one is searched. WikiText-2, one query: "
         f"{full['flops'] / experts['flops']:.0f} times fewer multiply-adds and {experts['times full, batch 1']:.1f} times "
         f"faster than our full softmax, {kept:.1%} of its top-10 accuracy.",
     ]  # fmt: skip

@@ -59,7 +59,7 @@ def _prefetch(block, indices, start, fan_in, part, n_parts):
     """Begin to load one of n_parts parts of a group's lines: no prefetcher of the processor foresees them.
 
     Part by part between products, since a core waits for the first of them where more are asked for than it can have
-    on their way (about twenty).
+    on their way.
     """
     for k in range(start + fan_in * part // n_parts, min(start + fan_in * (part + 1) // n_parts, indices.size)):
         prefetch(block, item(indices, k) * LANES)
@@ -492,7 +492,7 @@ def _best_of_labels(layer, block, first, stop, best, best_ids):
     indices, k = layer.indices.reshape(-1), best.shape[1]
     best[:], best_ids[:] = WORST, -1
     worst, tile = np.full(LANES, WORST, np.float32), np.empty(group_size * LANES, np.float32)
-    chunk = max(1, CHUNK // group_size) * group_size
+    chunk = _chunk(group_size)
     for low in range(first, stop, chunk):
         high = min(stop, low + chunk)
         values = as_float32(layer.values[low:high].reshape(-1))

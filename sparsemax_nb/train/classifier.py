@@ -631,8 +631,8 @@ def _labels(name, y):
             if y.ndim != 2:
                 raise ValueError(f"got shape {y.shape}")
             y = y.astype(np.float32)
-            other = y[(y != 0) & (y != 1)].tolist()
-            if y.shape[1] > 1 and other:  # one column, of whatever numbers, is what scikit-learn's checks give
+            other = y[(y != 0) & (y != 1)]
+            if y.shape[1] > 1 and other.size:  # one column, of whatever numbers, is what scikit-learn's checks give
                 raise ValueError(f"got {other[0]:g} in it")
         except (TypeError, ValueError) as error:
             raise ValueError(f"{rule}, {error}; {mend}") from error
