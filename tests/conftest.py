@@ -71,21 +71,6 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "twins: compares a wing with the reference (net 1)")
     if hasattr(config, "workerinput"):  # one of several processes: a core each
         numba.set_num_threads(1)
-    else:
-        _drop_stale_caches(Path(sparsemax_nb.__file__).parent)
-
-
-def _drop_stale_caches(package):
-    """Delete Numba's cached code where any source is newer than the oldest of it.
-
-    Numba looks at the time of a kernel's own file only: an edit of core/formulas.py or cpu/vector.py, which are
-    compiled into kernels of other files, would go unnoticed, and the tests would pass on yesterday's code.
-    """
-    caches = [path for ending in ("nbi", "nbc") for path in package.rglob(f"__pycache__/*.{ending}")]
-    newest = max(path.stat().st_mtime for path in package.rglob("*.py"))
-    if caches and newest > min(path.stat().st_mtime for path in caches):
-        for path in caches:
-            path.unlink(missing_ok=True)
 
 
 def pytest_collection_modifyitems(items):

@@ -8,16 +8,18 @@ import contextlib
 import functools
 import importlib
 import math
-import os
 import types
-
-# A batch of a few rows is a legal launch: no warning for each small grid. Read by numba-cuda when it is imported.
-os.environ.setdefault("NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS", "0")
 
 import numba
 import numpy as np
 import scipy.sparse
 from numba import cuda
+
+from . import kernel_cache
+
+# A batch of a few rows is a legal launch: no warning for each small grid. Set here and not by the environment variable,
+# which is read when Numba is imported, and somebody else may have done that already.
+numba.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
 
 SIMULATOR = bool(numba.config.ENABLE_CUDASIM)
 if SIMULATOR:
@@ -41,10 +43,30 @@ class SimArray(np.ndarray):
 #: The array module of the CUDA side: CuPy on a device, NumPy in the simulator or where CuPy is not installed.
 xp = np if SIMULATOR or cupy is None else cupy
 
-njit = functools.partial(numba.njit, cache=True)
 njit_inline = numba.njit(inline="always")
-njit_parallel = functools.partial(numba.njit, cache=True, parallel=True)
-cuda_jit = functools.partial(cuda.jit, cache=not SIMULATOR)
+
+
+def njit(function=None, **options):
+    """`numba.njit`, with compiled code that is kept on disk."""
+    if function is None:
+        return functools.partial(njit, **options)
+    return kernel_cache.enable(numba.njit(**options)(function))
+
+
+njit_parallel = functools.partial(njit, parallel=True)
+
+
+def cuda_jit(function=None, **options):
+    """`numba.cuda.jit`, with compiled code that is kept on disk."""
+    if function is None:
+        return functools.partial(cuda_jit, **options)
+    if SIMULATOR:
+        return cuda.jit(**options)(function)
+    from numba.cuda.dispatcher import CUDACache
+
+    return kernel_cache.enable(cuda.jit(**options)(function), CUDACache)
+
+
 #: Device functions are inlined: without that, compiling one asks for a driver.
 cuda_device = cuda.jit(device=True, inline="always")
 
