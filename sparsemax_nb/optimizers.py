@@ -27,6 +27,14 @@ class _Optimizer:
         self.learning_rate = check.number("learning_rate", learning_rate, 0, math.inf, open_ends=True)
         self._states = {}
 
+    def __getstate__(self):
+        """Attributes, with the states alone: the addresses that they are found by do not outlive a copy or a pickle."""
+        return self.__dict__ | {"_states": list(self._states.values())}
+
+    def __setstate__(self, attributes):
+        self.__dict__.update(attributes)
+        self._states = {id(state.array): state for state in self._states}
+
     def state_of(self, array):
         """The state of a parameter array, made of zeros when it is first asked for.
 

@@ -297,11 +297,13 @@ def n_bytes(shapes):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_working_arrays_are_what_their_shapes_say(shape):
     n_rows, n_inputs, n_labels, fan_in = shape
-    work = blocks.workspace(cpu_wing.workspace_shapes(*shape))
     want = cpu_wing.workspace_shapes(*shape)
-    assert {name: (a.shape, a.dtype) for name, a in work._asdict().items()} == want
-    assert blocks.workspace(want) is work, "kept for the next call"
-    assert all(a.ctypes.data % 64 == 0 for a in work if a.size)
+    with blocks.workspace(want) as work, blocks.workspace(want) as other:
+        assert {name: (a.shape, a.dtype) for name, a in work._asdict().items()} == want
+        assert all(a.ctypes.data % 64 == 0 for a in work if a.size)
+        assert not any(np.shares_memory(a, b) for a, b in zip(work, other, strict=True)), "nobody else's"
+    with blocks.workspace(want) as again:
+        assert again is work, "kept for the next call"
 
 
 def test_working_arrays_stay_small():

@@ -15,7 +15,7 @@ import numpy as np
 import scipy.sparse
 from numba import cuda
 
-from . import kernel_cache
+from . import kernel_cache, threads
 
 # A batch of a few rows is a legal launch: no warning for each small grid. Set here and not by the environment variable,
 # which is read when Numba is imported, and somebody else may have done that already.
@@ -53,7 +53,13 @@ def njit(function=None, **options):
     return kernel_cache.enable(numba.njit(**options)(function))
 
 
-njit_parallel = functools.partial(njit, parallel=True)
+def njit_parallel(function=None, *, work=None, **options):
+    """`njit` of a function whose ``prange`` loops the threads share; see `threads.ParallelKernel`, for `work`, too."""
+    if function is None:
+        return functools.partial(njit_parallel, work=work, **options)
+    kernel = njit(function, parallel=True, **options)
+    kernel.__class__, kernel.work = threads.ParallelKernel, work
+    return kernel
 
 
 def cuda_jit(function=None, **options):

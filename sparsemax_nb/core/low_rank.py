@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from . import blas
+from . import threads
 
 
 def low_rank(rows, rank):
@@ -12,6 +12,6 @@ def low_rank(rows, rank):
     ``rows.T @ rows``, in float64. Bits do not depend on the number of threads.
     """
     rows = rows.astype(np.float64)
-    with blas.one_thread():
+    with threads.one_blas_thread():
         axes = np.linalg.eigh(rows.T @ rows)[1][:, ::-1][:, :rank]
         return (rows @ axes).astype(np.float32), np.ascontiguousarray(axes, np.float32)

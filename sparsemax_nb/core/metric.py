@@ -6,7 +6,7 @@ that of the vectors, from a sample of the queries).
 
 import numpy as np
 
-from . import blas
+from . import threads
 
 #: So much of the mean variance is added in every direction: what no query of the sample has shown still counts a little.
 RIDGE = 1e-3
@@ -25,7 +25,7 @@ def score_metric(queries):
     """
     queries = queries.astype(np.float64)
     width = queries.shape[1]
-    with blas.one_thread():
+    with threads.one_blas_thread():
         moment = queries.T @ queries
         mean = np.trace(moment) / width
         moment = moment / mean if mean > 0 else np.eye(width)

@@ -4,6 +4,7 @@
 inputs (1 MiB) stays in a core's L2 cache while the labels pass by.
 """
 
+import contextlib
 from typing import NamedTuple
 
 import numpy as np
@@ -80,17 +81,25 @@ def step_shapes(n_rows, n_inputs, n_labels, fan_in, chunk):
     }
 
 
-#: The last workspace and its shapes. Fresh pages from the system would cost a tenth of a step.
-_kept = {}
+#: At most one workspace that no step is using, with its shapes. Fresh pages from the system would cost a tenth of a step.
+_free = []
 
 
+@contextlib.contextmanager
 def workspace(shapes):
-    """A `Workspace`, of undefined contents, kept for the next call: of all sizes, that of the last one stays in memory."""
-    key = tuple(shapes.values())
-    if key not in _kept:
-        _kept.clear()
-        _kept[key] = Workspace(*(aligned(np.empty, *shape) for shape in key))
-    return _kept[key]
+    """A `Workspace`, of undefined contents, for one step: no other thread gets it meanwhile.
+
+    It is kept for the next call: of all sizes, that of the last one stays in memory.
+    """
+    wanted = tuple(shapes.values())
+    try:
+        found, work = _free.pop()
+    except IndexError:  # none was kept, or all are in use
+        found = None
+    if found != wanted:
+        work = Workspace(*(aligned(np.empty, *shape) for shape in wanted))
+    yield work
+    _free[:] = [(wanted, work)]
 
 
 @backend.njit_parallel

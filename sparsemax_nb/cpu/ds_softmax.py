@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numba import prange
 
-from ..core import backend, blas, formulas, rng
+from ..core import backend, formulas, rng, threads
 from .exp import LANES as WIDE
 from .exp import exp, exp_nonpositive
 from .matmul import AS_IS, FLOAT32, ITEM, TURNED, find_blas, gemm
@@ -129,7 +129,7 @@ def _gradient_of_rows(dscores, h, groups, experts, drows, scalars):
 
 def gradient_of_rows(dscores, h, groups, experts, drows):
     """The gradient by the experts' rows, (R, d): of expert k, its matrix of dscores, transposed, times its rows of h."""
-    with blas.one_thread():
+    with threads.one_blas_thread():
         _gradient_of_rows(dscores, h, groups, experts, drows, np.array([1, 0, 0], np.float32))
 
 
@@ -367,7 +367,12 @@ def _one_query(h, gate_rows, experts, probabilities, ids):
     _answer(0, h, gate_rows, experts, probabilities, ids)
 
 
-@backend.njit_parallel
+def _work_of_few(h, gate_rows, experts, probabilities, ids):
+    """A query meets the gate and one expert of so many."""
+    return h.shape[0] * (gate_rows.size + experts.rows.size // gate_rows.shape[0])
+
+
+@backend.njit_parallel(work=_work_of_few)
 def _few_queries(h, gate_rows, experts, probabilities, ids):
     for b in prange(h.shape[0]):
         _answer(b, h, gate_rows, experts, probabilities, ids)
@@ -378,7 +383,7 @@ def answer(h, gate_rows, experts, probabilities, ids):
     (_one_query if len(h) == 1 else _few_queries)(h, gate_rows, experts, probabilities, ids)
 
 
-@backend.njit_parallel
+@backend.njit_parallel(work=lambda scores, values, groups, experts, probabilities, ids: scores.size)
 def select(scores, values, groups, experts, probabilities, ids):
     """The same, (B, k), from the scores (flat) of a batch that is sorted by expert, and the gate's values (B,)."""
     starts, offsets = experts.starts, groups.offsets

@@ -18,7 +18,7 @@ def _weighted_sum(indptr, ids, weights, source, i, out):
             out[d] += weight * row[d]
 
 
-@backend.njit_parallel
+@backend.njit_parallel(work=lambda rows, table, out: rows.ids.size * table.shape[1])
 def forward(rows, table, out):
     """``out[b] = sum_j weights[j] table[ids[j]]`` over the entries j of row b."""
     for b in prange(out.shape[0]):

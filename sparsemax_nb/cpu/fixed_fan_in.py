@@ -292,8 +292,8 @@ def step(x, layer, positives, loss, optimizer, rates, values_moments, bias_momen
     cache. Where all gradients of a block of rows are zero (squared hinge: every score on the right side of its margin), a
     label costs its scores only.
     """
-    work = workspace(workspace_shapes(*x.shape, *layer.indices.shape))
-    _step(x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, dx, label_loss, work)
+    with workspace(workspace_shapes(*x.shape, *layer.indices.shape)) as work:
+        _step(x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, dx, label_loss, work)
 
 
 def top_k_shapes(n_rows, n_inputs, n_labels, fan_in, k):

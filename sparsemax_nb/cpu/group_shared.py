@@ -419,10 +419,9 @@ def step(x, layer, positives, loss, optimizer, rates, values_moments, bias_momen
 
     Two turns, as in `fixed_fan_in.step`. A label without a gradient in a block of rows costs its scores only.
     """
-    work, chunk = _workspace(x, layer), _chunk(layer.group_size)
-    _step(
-        x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, rounding, dx, label_loss, work, chunk
-    )
+    inputs = x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, rounding
+    with _workspace(x, layer) as work:
+        _step(*inputs, dx, label_loss, work, _chunk(layer.group_size))
 
 
 @backend.njit
@@ -474,7 +473,8 @@ def _backward(x, layer, dscores, dx, dvalues, dbias, work, chunk):
 
 def backward(x, layer, dscores, dx, dvalues, dbias):
     """Gradients of ``sum(dscores * scores)``: dx (scattered), dvalues (float32) and dbias; all three are overwritten."""
-    _backward(x, layer, dscores, dx, dvalues, dbias, _workspace(x, layer), _chunk(layer.group_size))
+    with _workspace(x, layer) as work:
+        _backward(x, layer, dscores, dx, dvalues, dbias, work, _chunk(layer.group_size))
 
 
 # ---------------------------------------------------------------- top-k

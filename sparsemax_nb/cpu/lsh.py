@@ -7,6 +7,7 @@ from numba import prange
 
 from ..core import backend, rng
 from .matmul import matmul
+from .samplers import DRAW
 
 _rng = backend.cpu_formulas(rng)
 random_words, below, unit = _rng.random_words, _rng.below, _rng.unit
@@ -45,7 +46,7 @@ def _log_prob(codes, tables, uniform, i):
     return math.log(uniform / n_classes + (ONE - uniform) * share / np.float32(n_tables))
 
 
-@backend.njit_parallel
+@backend.njit_parallel(work=lambda codes, tables, uniform, ids, log_q: DRAW * ids.size)
 def log_prob(codes, tables, uniform, ids, log_q):
     """``log(u / L + (1 - u) / T sum_t [same bucket] / |bucket|)`` of ids (B, M); an empty bucket counts as uniform."""
     for b in prange(ids.shape[0]):
@@ -53,7 +54,7 @@ def log_prob(codes, tables, uniform, ids, log_q):
             log_q[b, m] = _log_prob(codes[b], tables, uniform, ids[b, m])
 
 
-@backend.njit_parallel
+@backend.njit_parallel(work=lambda codes, tables, uniform, seed, step, ids, log_q: DRAW * ids.size)
 def sample(codes, tables, uniform, seed, step, ids, log_q):
     """Draws (B, M) for queries with hash codes (B, T), and their log-probabilities."""
     n_tables, n_classes, n_samples = tables.indptr.shape[0], tables.codes.shape[0], ids.shape[1]

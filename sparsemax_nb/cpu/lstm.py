@@ -77,7 +77,7 @@ def _cell(row, previous, cells, out):
     _out(o, cells, out)
 
 
-@backend.njit_parallel
+@backend.njit_parallel(work=lambda panels, gates, *_: gates.shape[0] * gates.shape[1] * panels.size // LANES)
 def _forward(panels, gates, cells, hidden, block):
     n_steps, n_rows, n = gates.shape[0], cells.shape[1], cells.shape[2]
     width, flat = panels.shape[0] * LANES, hidden.reshape(-1)
@@ -134,7 +134,7 @@ def _cell_backward(dout, dcells, gates, previous, cells, dpre):
     _forget_backward(f, previous, df, dcells)
 
 
-@backend.njit_parallel
+@backend.njit_parallel(work=lambda panels, gates, *_: gates.shape[0] * gates.shape[1] * panels.size // LANES)
 def _backward(panels, gates, cells, dout, dpre, block):
     n_steps, n_rows, n = dout.shape
     width, flat = panels.shape[0] * LANES, dpre.reshape(-1)

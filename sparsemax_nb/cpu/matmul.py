@@ -12,7 +12,7 @@ import threading
 import numpy as np
 from numba import prange, types
 
-from ..core import backend, blas
+from ..core import backend, threads
 
 # Numba's door to BLAS: gemm(kind, transa, transb, m, n, k, &alpha, a, lda, b, ldb, &beta, c, ldc), column-major.
 gemm = types.ExternalFunction("numba_xxgemm", types.intc(*[types.char] * 3, *[types.intp] * 11))
@@ -107,7 +107,7 @@ def matmul(a, b, out, *, add=False):
     turn_a, turn_b = not a.flags.c_contiguous, not b.flags.c_contiguous
     scalars, m, n, k = np.array([1, add, 0], np.float32), *out.shape, a.shape[1]
     operands = turn_a, turn_b, a.T if turn_a else a, b.T if turn_b else b, out, scalars
-    with blas.one_thread():
+    with threads.one_blas_thread():
         long = LONG_TURNED if turn_a else LONG
         if k < long * max(m, n) or PARTS * m * n > ROOM:
             _tiled(*operands)

@@ -5,9 +5,10 @@ import math
 import numpy as np
 from numba import prange
 
-from ..core import backend, blas, rng
+from ..core import backend, rng, threads
 from .exp import exp
 from .matmul import AS_IS, FLOAT32, ITEM, TURNED, find_blas, gemm, matmul
+from .samplers import DRAW
 from .vector import prefetch
 
 _rng = backend.cpu_formulas(rng)
@@ -36,7 +37,7 @@ def assign(vectors, codewords, weights, codes, distance, sums, totals):
     half = np.einsum("kd,kd->k", codewords, codewords) * HALF
     products = np.empty((n_parts, rows, n_words), np.float32)
     part_sums, part_totals = (np.zeros((n_parts, n_words, *more), np.float32) for more in ((width,), ()))
-    with blas.one_thread():
+    with threads.one_blas_thread():
         scalars = np.array([1, 0, 0], np.float32)
         _assign(vectors, codewords, weights, half, products, scalars, codes, distance, part_sums, part_totals)
     sums[:], totals[:] = part_sums.sum(axis=0), part_totals.sum(axis=0)
@@ -158,7 +159,7 @@ def log_prob(r0, r1, index, ids, log_q):
     _log_prob(r0, r1, e0, sums, index, ids, log_q)
 
 
-@backend.njit_parallel
+@backend.njit_parallel(work=lambda r0, r1, e0, sums, index, ids, log_q: DRAW * (r0.shape[0] * ids.shape[1] + r0.size))
 def _log_prob(r0, r1, e0, sums, index, ids, log_q):
     n_words = r0.shape[1]
     shared, is_weighted = ids.shape[0] != r0.shape[0], index.log_popularity.size > 0
@@ -237,7 +238,7 @@ def sample(r0, r1, index, seed, step, ids, log_q):
     _sample(r0, r1, *_weigh(r0, r1, index.weights), index, seed, step, ids, log_q)
 
 
-@backend.njit_parallel
+@backend.njit_parallel(work=lambda r0, r1, e0, e1, sums, index, seed, step, ids, log_q: DRAW * (ids.size + r0.size))
 def _sample(r0, r1, e0, e1, sums, index, seed, step, ids, log_q):
     """The arrays of L entries miss the cache: each entry is asked for as soon as its place is known, and read later.
 

@@ -36,7 +36,7 @@ def update_range(kind, parameter, gradient, m, v, rates, updated):
             updated[i] = sgd(parameter[i], gradient[i], rates)
 
 
-@backend.njit_parallel
+@backend.njit_parallel(work=lambda kind, parameter, row_ids, gradient, moments, rates: 4 * gradient.size)
 def update_rows(kind, parameter, row_ids, gradient, moments, rates):
     """`update` of the rows `row_ids` of a matrix only."""
     m = moments.m

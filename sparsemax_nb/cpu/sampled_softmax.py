@@ -13,7 +13,7 @@ ZERO, ONE = np.float32(0), np.float32(1)
 AHEAD, BEGINNING = 4, 256
 
 
-@backend.njit_parallel
+@backend.njit_parallel(work=lambda queries, classes, ids, out: ids.size * classes.shape[1])
 def scores(queries, classes, ids, out):
     """``out[b, m] = queries[b] . classes[ids[b, m]]``: each class that is drawn is read once, a row of d numbers."""
     width, n_samples = queries.shape[1], ids.shape[1]

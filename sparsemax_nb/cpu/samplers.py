@@ -11,9 +11,11 @@ from ..core.alias import BLOCK
 _rng = backend.cpu_formulas(rng)
 random_words, below, alias_draw, unit = _rng.random_words, _rng.below, _rng.alias_draw, _rng.unit
 SAMPLING, ZERO = rng.SAMPLING, np.float32(0)
+#: A draw takes about as long as so many numbers that are read one after the other.
+DRAW = 32
 
 
-@backend.njit_parallel
+@backend.njit_parallel(work=lambda seed, step, n_classes, ids: DRAW * ids.size)
 def draw_uniform(seed, step, n_classes, ids):
     """Ids (B, M), each class as likely as the other."""
     n_samples = ids.shape[1]
@@ -23,7 +25,7 @@ def draw_uniform(seed, step, n_classes, ids):
             ids[row, m] = below(word, np.uint64(n_classes))
 
 
-@backend.njit_parallel
+@backend.njit_parallel(work=lambda seed, step, log_p, alias, ids, log_q: DRAW * ids.size)
 def draw(seed, step, log_p, alias, ids, log_q):
     """Ids (B, M) from the alias tables of ``exp(log_p)``, and their log-probabilities."""
     n_samples = ids.shape[1]
