@@ -1,5 +1,6 @@
 """Files of arrays: dense features as NumPy writes them, sparse matrices as SciPy writes them."""
 
+import math
 import os
 import tokenize
 import zipfile
@@ -8,6 +9,7 @@ import zlib
 import numpy as np
 import scipy.sparse
 
+from ..core import files
 from .readers import DataError, XCData
 
 #: What NumPy, SciPy and the zip format raise for files that are truncated, damaged or something else altogether.
@@ -136,14 +138,20 @@ def write_float16(path, shape, write):
     -------
     numpy.memmap
         The file, which may be written to.
+
+    Raises
+    ------
+    OSError
+        The disk has no room for the file, which is found before `write` is called; no such folder; a device or a pipe.
     """
-    temporary = f"{os.fspath(path)}.part"
-    try:
-        array = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(f"{path} cannot be written: it is memory-mapped, so it must be a regular file")
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)), "fortran_order": False, "shape": shape}
+    with files.writing(path) as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        file.flush()
+        files.reserve(file, file.tell() + 2 * math.prod(shape))
+        array = np.memmap(file, np.float16, "r+", file.tell(), shape)
         write(array)
         array.flush()
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
     return np.load(path, mmap_mode="r+")
