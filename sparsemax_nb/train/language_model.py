@@ -405,6 +405,8 @@ class LanguageModel(SampledEstimator):
         ------
         TypeError, ValueError
             Not fitted yet; an argument out of range; an empty prompt, or one without a known word; text without a vocabulary.
+        FloatingPointError
+            The scores overflow.
         """
         self._check_fitted()
         check.integer("n_words", n_words, 0)
@@ -444,6 +446,8 @@ class LanguageModel(SampledEstimator):
         for n in range(n_words):
             scores = backend.product(backend.asarray(h, self.device_), network.output.weights.T)[0]
             scores = backend.to_numpy(scores).astype(np.float64)
+            if not np.isfinite(scores).all():
+                raise FloatingPointError("the scores of the next word are not finite: weights of the model are too large")
             if never is not None:
                 scores[never] = -np.inf
             best = np.argsort(-scores, kind="stable")[: 1 if temperature == 0 else top_k]

@@ -395,7 +395,10 @@ class Training:
             and self.history.steps % schedule.rewire_every == 0
             and self.history.steps <= last
         ):
-            share = network.rewire(schedule.rewire_fraction, self.optimizer)
+            try:
+                share = network.rewire(schedule.rewire_fraction, self.optimizer)
+            except ValueError as error:  # weights that are not finite after this step
+                self._raise_named(number, error)
             self.history.rewirings.append({"step": self.history.steps, "share": share})
 
     def _raise_named(self, number, error):
