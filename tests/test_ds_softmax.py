@@ -373,7 +373,7 @@ def test_rows_that_are_not_finite_and_too_many_classes(tmp_path):
         ({"starts": np.array([0, 9, 3, 20], np.int32)}, "starts must rise from 0 to"),
         ({"rows": np.zeros((2, WIDTH), np.float32)}, "rows must have shape"),
         ({"n_classes": 5}, r"ids must lie in \[0, 5\)"),
-        ({"n_classes": 0}, "n_classes must be at least 1"),
+        ({"n_classes": 0}, "n_classes must be between 1 and 2147483647, got 0"),
     ],
 )
 def test_wrong_experts(change, message):

@@ -447,7 +447,9 @@ class LanguageModel(SampledEstimator):
             scores = backend.product(backend.asarray(h, self.device_), network.output.weights.T)[0]
             scores = backend.to_numpy(scores).astype(np.float64)
             if not np.isfinite(scores).all():
-                raise FloatingPointError("the scores of the next word are not finite: weights of the model are too large")
+                raise FloatingPointError(
+                    "the scores of the next word are not finite: weights of the model are too large"
+                )
             if never is not None:
                 scores[never] = -np.inf
             best = np.argsort(-scores, kind="stable")[: 1 if temperature == 0 else top_k]

@@ -7,20 +7,19 @@ and killed if a temporary file is there, else it goes on.
 """
 
 import argparse
+import contextlib
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
+import numba
 import numpy as np
 
 from sparsemax_nb import data, train
-
-ROOT = Path(__file__).parents[2]
 
 
 def model(epochs=30):
@@ -36,10 +35,12 @@ def points():
     return (d.features[:400], d.labels[:400]), (d.features[400:], d.labels[400:])
 
 
-def run(path, checkpoint, epochs):
+def run(path, checkpoint, epochs, begun=None):
     """Train to the end, from `checkpoint` if it is there (a checkpoint after every step), and save the model at `path`."""
     training, validation = points()
-    print("starts", flush=True)
+    if begun is not None:
+        numba.set_num_threads(1)  # bits do not depend on it; and the test not on a busy machine
+        begun.send(True)
     fitted = model(epochs).fit(
         *training,
         validation=validation,
@@ -52,61 +53,73 @@ def run(path, checkpoint, epochs):
     fitted.save(path)
 
 
-def _start(*arguments):
-    command = [sys.executable, "-m", __name__ if __name__ != "__main__" else __spec__.name, "--run", *arguments]
-    environment = os.environ | {
-        "NUMBA_NUM_THREADS": "1"
-    }  # bits do not depend on it; and the test not on a busy machine
-    return subprocess.Popen(list(map(str, command)), cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+def _start(context, *arguments):
+    """A process that runs, and has begun."""
+    reader, writer = context.Pipe(duplex=False)
+    process = context.Process(target=run, args=(*arguments, writer))
+    process.start()
+    writer.close()
+    reader.recv()
+    return process
 
 
 def _temporary_files(folder, process):
     """What the process is writing, or was writing when it was killed."""
-    return set(folder.glob(f".*.{process.pid}-*.part"))
+    return {name for name in os.listdir(folder) if f".{process.pid}-" in name}
+
+
+def _state(process):
+    """A letter that says what the process is doing: T where it has been stopped, Z where it has ended."""
+    try:
+        return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
 
 
 def _kill_in_a_write(process, folder, n_writes):
     """Kill the process while it writes, at the earliest when it has written `n_writes` files; or wait until it has ended."""
     seen = set()
-    while process.poll() is None:
+    while process.is_alive():
         seen |= _temporary_files(folder, process)
         if len(seen) >= n_writes:
-            process.send_signal(signal.SIGSTOP)
-            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-            process.send_signal(signal.SIGKILL if _temporary_files(folder, process) else signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(process.pid, signal.SIGSTOP)
+                while _state(process) not in "TZ":
+                    pass
+                os.kill(process.pid, signal.SIGKILL if _temporary_files(folder, process) else signal.SIGCONT)
 
 
 def kill_and_resume(kills, folder, seed=0, most_seconds=0.3, epochs=30):
     """Weights of a whole run; of the run that was killed `kills` times; kills of a running process; those of them in a write."""
-    folder = Path(folder)
+    context, folder = multiprocessing.get_context("forkserver"), Path(folder)
+    context.set_forkserver_preload([train.__name__])  # it imports everything once
     whole, killed, checkpoint = (folder / f"{name}.safetensors" for name in ("whole", "killed", "checkpoint"))
     run(whole, None, epochs)
     rng, hits, in_writes, arguments = random.Random(seed), 0, 0, (killed, checkpoint, epochs)
     for number in range(kills):
-        with _start(*arguments) as process:
-            process.stdout.readline()  # it has imported everything and begins
-            if number % 2:
-                _kill_in_a_write(process, folder, rng.randrange(1, 9))
-            else:
-                time.sleep(rng.uniform(0, most_seconds))
-                process.send_signal(signal.SIGKILL)
-        hits += process.returncode == -signal.SIGKILL
-        in_writes += process.returncode == -signal.SIGKILL and bool(_temporary_files(folder, process))
-    with _start(*arguments) as last:
-        last.communicate()
-    assert last.returncode == 0
+        process = _start(context, *arguments)
+        if number % 2:
+            _kill_in_a_write(
+                process, folder, rng.randrange(3, 11)
+            )  # two are tries whether the checkpoint can be written
+        else:
+            time.sleep(rng.uniform(0, most_seconds))
+            process.kill()
+        process.join()
+        hits += process.exitcode == -signal.SIGKILL
+        in_writes += process.exitcode == -signal.SIGKILL and bool(_temporary_files(folder, process))
+    last = _start(context, *arguments)
+    last.join()
+    assert last.exitcode == 0
     return *(train.Classifier.load(path, device="cpu").network_.parameters for path in (whole, killed)), hits, in_writes
 
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m tests.train.kill_and_resume", description=__doc__)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--run", nargs=3, metavar=("MODEL", "CHECKPOINT", "EPOCHS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.run:
-        return run(*options.run[:2], int(options.run[2]))
     with tempfile.TemporaryDirectory() as folder:
-        whole, killed, hits, in_writes = kill_and_resume(options.kills, folder, epochs=max(30, 2 * options.kills))
+        whole, killed, hits, in_writes = kill_and_resume(options.kills, folder, epochs=max(30, options.kills))
         left = sorted(path.name for path in Path(folder).iterdir())
     for name, array in whole.items():
         same = np.array_equal(array.view(np.uint32), killed[name].view(np.uint32))
