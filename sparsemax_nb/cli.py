@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -11,18 +12,28 @@ from pathlib import Path
 import numba
 
 from . import __version__, cli_bench, cli_ds, cli_train, data, demo, train
-from .core import backend, checkpoint
+from .core import backend, checkpoint, files
 
 LIBRARIES = "numba", "numba-cuda", "numpy", "scipy", "cupy-cuda12x", "cupy-cuda13x", "scikit-learn", "torch"
 PREDICTED_AT_ONCE = 4096  # points
 
 
 def _write_json(path, result):
-    temporary = f"{path}.part"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(result, file, indent=2)
-        file.write("\n")
-    os.replace(temporary, path)
+    with files.writing(path) as file:
+        file.write(json.dumps(result, indent=2).encode() + b"\n")
+
+
+def _check_files(options):
+    """Before hours of work, not after: OSError for a file that cannot be written, ValueError for one that is named twice."""
+    written = {f"--{name}": getattr(options, name, None) for name in ("json", "save", "plot")}
+    written["the checkpoint beside --save"] = written["--save"] and cli_train.checkpoint_of(written["--save"])
+    read = {"model": getattr(options, "model", None), "file": getattr(options, "file", None)}
+    written, read = ({name: path for name, path in some.items() if path} for some in (written, read))
+    for path in written.values():
+        files.check_writable(path)
+    for (one, path), (other, second) in itertools.combinations((written | read).items(), 2):
+        if one in written and files.same_file(path, second):
+            raise ValueError(f"{one} and {other} must be different files, got {path} and {second}")
 
 
 def _info(_):
@@ -201,12 +212,7 @@ def main(argv=None):
     """Run a command; returns the exit code: 0, 1 where nobody reads on, 2 for bad input, 130 for Ctrl-C."""
     options = _parser().parse_args(argv)
     try:
-        written = options.json, getattr(options, "save", None), getattr(options, "plot", None)
-        for path in filter(None, written):  # before hours of work, not after
-            if not os.path.isdir(os.path.dirname(path) or "."):
-                raise FileNotFoundError(f"{path} can not be written: there is no such folder")
-            if os.path.isdir(path):
-                raise IsADirectoryError(f"{path} can not be written: it is a folder; name a file in it")
+        _check_files(options)
         result = options.run(options)
         if options.json:
             _write_json(options.json, result)

@@ -11,7 +11,7 @@ import numpy as np
 from . import PackedDSSoftmax, data, demo, train
 from .cli_train import PARTS, checked_files, count_or_none, file_options, options_of, percent, texts_of
 from .core import backend, checkpoint
-from .data.arrays import write_float16
+from .data.arrays import open_npy, write_float16
 from .data.batches import batches
 from .train.ds_trainer import KS, figures
 from .train.network import SPARSE_OUTPUTS
@@ -159,7 +159,7 @@ def _contexts(path, targets, write, rows, is_resumed):
     if not (is_resumed and os.path.exists(path)):
         print(f"writing contexts to {path}", flush=True)
         return write(path)
-    h, wanted = np.load(path, mmap_mode="r"), (targets.shape[0], rows.shape[1])
+    h, wanted = open_npy(path), (targets.shape[0], rows.shape[1])
     if h.shape != wanted:
         raise ValueError(
             f"{path} holds contexts of shape {h.shape}, not {wanted}; give the same --model, --data and --contexts as before"

@@ -9,7 +9,8 @@ import time
 import numpy as np
 
 from . import data, train
-from .core import backend
+from .core import backend, files
+from .train import curves
 
 #: What is compared: name, parameters of the Classifier. Same embedding, loss, optimiser and budget for all. At each size
 #: a bottleneck and a fixed fan-in layer take the same memory: a connection is a weight and an index.
@@ -148,16 +149,16 @@ def _picture(results, path):
     for axes in (first, second, third):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    temporary = path + ".part.png"
-    figure.savefig(temporary, dpi=150)
+    curves.write_figure(figure, path)
     plt.close(figure)
-    os.replace(temporary, path)
 
 
 def run(options):
     """The whole demo; returns all its figures."""
     start = time.perf_counter()
     os.makedirs(options.out, exist_ok=True)
+    picture = os.path.join(options.out, "accuracy_against_memory.png")
+    files.check_writable(picture)
     device = backend.resolve_device(options.device)
     corpus = data.load("tate")
     n, n_labels = corpus.train.labels.shape
@@ -169,7 +170,6 @@ def run(options):
     _table(results)
     print(f"\nWhat the network with {SHOWN_IN_WORDS} predicts; + is right:")
     artworks = _artworks(models[SHOWN_IN_WORDS], corpus, options.seed)
-    picture = os.path.join(options.out, "accuracy_against_memory.png")
     _picture(results, picture)
     seconds = time.perf_counter() - start
     print(f"\npicture: {picture}; the demo took {seconds:.0f} s", file=sys.stdout)

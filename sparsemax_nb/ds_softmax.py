@@ -93,7 +93,7 @@ class PackedDSSoftmax:
     kind = "ds-softmax"
 
     def __init__(self, gate, starts, ids, rows, n_classes):
-        self.n_classes = check.integer("n_classes", n_classes, 1)
+        self.n_classes = check.integer("n_classes", n_classes, 1, MOST_ROWS)
         self.device, self.gate, experts = _check_experts(gate, starts, ids, rows, self.n_classes)
         self._hold(experts)
 
@@ -292,6 +292,11 @@ class PackedDSSoftmax:
         ----------
         path : str or path
 
+        Raises
+        ------
+        OSError
+            No such folder, no room on disk, or another reason; a file that is there stays as it was.
+
         Examples
         --------
         >>> import numpy as np
@@ -312,16 +317,19 @@ class PackedDSSoftmax:
         checkpoint.save(path, self.kind, arrays, {"n_classes": self.n_classes})
 
     @classmethod
-    def load(cls, path, device="auto"):
+    def load(cls, path, device="auto", *, mapped=False):
         """Read what `save` wrote.
-
-        On the CPU the file is memory-mapped: rows are read when they are asked for.
 
         Parameters
         ----------
         path : str or path
         device : 'auto', 'cpu' or 'cuda'
             'auto' takes a CUDA device where there is one.
+        mapped : bool
+            On the CPU, map the file into memory instead of reading it: loading takes no time, rows are read when they are
+            asked for, processes share them, and they may exceed memory. Whether they are finite is then seen in the answers
+            only. Replace such a file by renaming another one, as `save` does: a process dies (SIGBUS) where a file that it
+            has mapped gets shorter, as ``cp`` over it may make it.
 
         Returns
         -------
@@ -330,7 +338,7 @@ class PackedDSSoftmax:
         Raises
         ------
         FileNotFoundError, ModelFileError
-            No such file; truncated, foreign, of another kind or version.
+            No such file; truncated, damaged, foreign, of another kind or version.
 
         Examples
         --------
@@ -348,14 +356,15 @@ class PackedDSSoftmax:
         PackedDSSoftmax(n_experts=2, n_classes=30, rows=60)
         """
         device = backend.resolve_device(device)
-        try:
-            arrays, description = checkpoint.load_mapped(path, cls.kind)
-            names = "gate", "starts", "ids", "rows"
-            return cls(*(backend.asarray(arrays[name], device) for name in names), description["n_classes"])
-        except checkpoint.ModelFileError:
-            raise
-        except (KeyError, TypeError, ValueError) as error:
-            raise checkpoint.ModelFileError(f"{path} does not hold a whole DS-Softmax ({error})") from error
+        arrays, description = checkpoint.load(path, cls.kind)
+        with checkpoint.whole(path, "DS-Softmax"):
+            # what steers a kernel's reads is never mapped: it stays as it was when it was checked
+            gate, starts, ids = (backend.asarray(arrays[name], device) for name in ("gate", "starts", "ids"))
+            rows = backend.asarray(arrays.mapped("rows") if mapped and device == "cpu" else arrays["rows"], device)
+            packed = cls(gate, starts, ids, rows, description["n_classes"])
+            for name, array in ({"gate": gate} | ({} if mapped else {"rows": rows})).items():
+                check.finite(name, array)
+        return packed
 
 
 class SparseExperts(PackedDSSoftmax):

@@ -60,10 +60,24 @@ class SparseColumns(NamedTuple):
     weights: np.ndarray  # (n,) float32
 
 
+def check_structure(matrix):
+    """ValueError where the indices of a SciPy CSR or CSC matrix lead outside its arrays; to be asked before SciPy's own loops.
+
+    Its ``check_format(full_check=True)`` looks at nothing where the last number of indptr is 0 or negative.
+    """
+    indptr, (n, width) = matrix.indptr, matrix.shape if matrix.format == "csr" else matrix.shape[::-1]
+    n_stored = min(len(matrix.indices), len(matrix.data))
+    if len(indptr) != n + 1 or indptr[0] != 0 or (indptr[1:] < indptr[:-1]).any() or indptr[-1] > n_stored:
+        raise ValueError(f"indptr must hold {n + 1} numbers that rise from 0 to at most {n_stored}")
+    check.below("indices", matrix.indices[: indptr[-1]], width)
+
+
 def valid_csr(name, matrix):
     """A SciPy sparse matrix as valid, finite CSR; not copied where it is CSR."""
-    matrix = matrix.tocsr()
     try:
+        if matrix.format in ("csr", "csc"):
+            check_structure(matrix)
+        matrix = matrix.tocsr()
         matrix.check_format(full_check=True)
     except ValueError as error:
         raise ValueError(f"{name} is no valid CSR matrix: {error}") from error

@@ -1,5 +1,6 @@
 """Files of arrays: dense features as NumPy writes them, sparse matrices as SciPy writes them."""
 
+import math
 import os
 import tokenize
 import zipfile
@@ -8,6 +9,8 @@ import zlib
 import numpy as np
 import scipy.sparse
 
+from ..core import files
+from ..core.sparse import check_structure
 from .readers import DataError, XCData
 
 #: What NumPy, SciPy and the zip format raise for files that are truncated, damaged or something else altogether.
@@ -15,6 +18,8 @@ BROKEN = (
     ValueError, TypeError, AttributeError, LookupError, EOFError, RuntimeError, ArithmeticError, SyntaxError,
     tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
+#: The most bytes that deflate makes of one.
+DEFLATED = 1032
 
 
 def read_arrays(features, labels):
@@ -64,10 +69,7 @@ def read_dense(path):
     DataError
         Not a .npy file, truncated, or an array of another kind.
     """
-    try:
-        x = np.lib.format.open_memmap(path, mode="r")  # refuses pickled objects
-    except BROKEN as error:
-        raise DataError(f"{path}: truncated, damaged or no .npy file ({error})") from error
+    x = open_npy(path)
     if x.dtype != np.float32:
         raise DataError(f"{path}: features must be float32, got {x.dtype}; save x.astype(np.float32)")
     if x.ndim != 2:
@@ -75,6 +77,14 @@ def read_dense(path):
     if not x.flags.c_contiguous:
         raise DataError(f"{path}: features must be C-contiguous (row-major); save np.ascontiguousarray(x)")
     return x
+
+
+def open_npy(path):
+    """The array of a .npy file, a read-only `numpy.memmap`; DataError where it holds none."""
+    try:
+        return np.lib.format.open_memmap(path, mode="r")  # refuses pickled objects
+    except BROKEN as error:
+        raise DataError(f"{path}: truncated, damaged or no .npy file ({error})") from error
 
 
 def read_csr(path):
@@ -96,9 +106,11 @@ def read_csr(path):
     """
     with open(path, "rb") as stream:
         try:
+            _check_sizes(stream)
             matrix = scipy.sparse.load_npz(stream)  # refuses pickled objects
             if matrix.format == "csr":
                 matrix = scipy.sparse.csr_matrix(matrix)
+                check_structure(matrix)
                 matrix.check_format(full_check=True)
         except (*BROKEN, OSError) as error:  # OSError: a damaged file may send the reader to a place before its start
             raise DataError(f"{path}: truncated, damaged or not from scipy.sparse.save_npz ({error})") from error
@@ -111,6 +123,23 @@ def read_csr(path):
         raise DataError(f"{path}: the matrix holds an entry twice; use matrix.sum_duplicates()")
     matrix.prune()
     return matrix
+
+
+def _check_sizes(stream):
+    """ValueError where an array of a .npz file is not as long as its header says: before memory is taken for it."""
+    most = DEFLATED * stream.seek(0, os.SEEK_END)
+    with zipfile.ZipFile(stream) as packed:
+        for about in packed.infolist():
+            with packed.open(about) as member:
+                version = np.lib.format.read_magic(member)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(member)
+                nbytes = about.file_size - member.tell()
+            if dtype.hasobject:
+                continue  # a pickle, which NumPy refuses
+            if nbytes != math.prod(shape) * dtype.itemsize or about.file_size > most:
+                raise ValueError(f"{about.filename} holds {nbytes} bytes, its header says shape {shape} of {dtype}")
+    stream.seek(0)
 
 
 def _float32(path, matrix):
@@ -136,14 +165,20 @@ def write_float16(path, shape, write):
     -------
     numpy.memmap
         The file, which may be written to.
+
+    Raises
+    ------
+    OSError
+        The disk has no room for the file, which is found before `write` is called; no such folder; a device or a pipe.
     """
-    temporary = f"{os.fspath(path)}.part"
-    try:
-        array = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(f"{path} cannot be written: it is memory-mapped, so it must be a regular file")
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)), "fortran_order": False, "shape": shape}
+    with files.writing(path) as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        file.flush()
+        files.reserve(file, file.tell() + 2 * math.prod(shape))
+        array = np.memmap(file, np.float16, "r+", file.tell(), shape)
         write(array)
         array.flush()
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
     return np.load(path, mmap_mode="r+")

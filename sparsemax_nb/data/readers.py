@@ -15,6 +15,8 @@ from pathlib import Path, PurePath
 import numpy as np
 import scipy.sparse
 
+from ..core import files
+
 OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 CHUNK = 1024  # lines that are parsed at once
 LONGEST = 1 << 26  # bytes of a line
@@ -142,6 +144,8 @@ def write_xc(path, features, labels):
     ------
     TypeError, ValueError
         Names the argument; no file is written.
+    OSError
+        No such folder, or no room on disk; a file that is there stays as it was.
 
     Examples
     --------
@@ -163,19 +167,22 @@ def write_xc(path, features, labels):
         raise ValueError("features must be finite as float32, got NaN, infinity or a larger number")
     if (labels.data != 1).any():
         raise ValueError("labels must store ones only; use labels.eliminate_zeros() and labels.data[:] = 1")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with OPENERS.get(path.suffix, open)(temporary, "wt", encoding="ascii", newline="\n") as stream:
-            stream.write(f"{features.shape[0]} {features.shape[1]} {labels.shape[1]}\n")
-            for row in range(features.shape[0]):
-                mine = slice(*features.indptr[row : row + 2])
-                texts = [text.removesuffix(".0") for text in values[mine].astype(str).tolist()]
-                pairs = map("{}:{}".format, features.indices[mine].tolist(), texts)
-                ids = labels.indices[slice(*labels.indptr[row : row + 2])].tolist()
-                stream.write(f"{','.join(map(str, ids))} {' '.join(pairs)}\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    pack = OPENERS.get(path.suffix, lambda file, _: contextlib.nullcontext(file))
+    with files.writing(path) as file, pack(file, "wb") as stream:
+        stream.write(f"{features.shape[0]} {features.shape[1]} {labels.shape[1]}\n".encode())
+        lines = _lines(features, values, labels)
+        while some := "".join(itertools.islice(lines, CHUNK)):
+            stream.write(some.encode())
+
+
+def _lines(features, values, labels):
+    """Yield the line of each point; `values` are those of the features, as they are written."""
+    for row in range(features.shape[0]):
+        mine = slice(*features.indptr[row : row + 2])
+        texts = [text.removesuffix(".0") for text in values[mine].astype(str).tolist()]
+        pairs = map("{}:{}".format, features.indices[mine].tolist(), texts)
+        ids = labels.indices[slice(*labels.indptr[row : row + 2])].tolist()
+        yield f"{','.join(map(str, ids))} {' '.join(pairs)}\n"
 
 
 def read_names(path):

@@ -1,5 +1,6 @@
 """`Classifier`: multi-label classification of sparse bags of words or dense features, with scikit-learn manners."""
 
+import copy
 import math
 import sys
 import time
@@ -7,7 +8,7 @@ import time
 import numpy as np
 import scipy.sparse
 
-from ..core import backend, check, checkpoint, sparse
+from ..core import backend, check, checkpoint, description, sparse
 from ..data import Tfidf
 from ..data.batches import shuffled
 from ..group_shared import DTYPES
@@ -15,12 +16,18 @@ from ..grouping import GROUPINGS, group_labels
 from ..optimizers import Adam
 from . import loop, memory, metrics
 from .estimator import SampledEstimator
-from .network import LOSSES, OUTPUTS, SPARSE_OUTPUTS, Network
+from .network import LOSSES, OUTPUTS, SPARSE_OUTPUTS, Network, parameter_shapes
 from .softmax import INDICES, Negatives
 
 KS = (1, 3, 5)
 #: The "epoch" whose order chooses the rows set aside: no run gets that far.
 VALIDATION_EPOCH = 2**32 - 1
+#: What the file of a classifier says beside its arrays.
+DESCRIPTION = description.record(
+    params=description.record(), n_features=description.integer(1), n_labels=description.integer(1),
+    n_points=description.integer(0), is_dense=description.boolean,
+    label_names=description.optional(description.list_of(description.text)),
+)  # fmt: skip
 
 
 class Classifier(SampledEstimator):
@@ -131,6 +138,8 @@ class Classifier(SampledEstimator):
         Training points of each label.
     n_points_ : int
         Training points.
+    label_names_ : list of str, or None
+        Those of the file that the model was loaded from.
 
     Notes
     -----
@@ -326,36 +335,35 @@ class Classifier(SampledEstimator):
                 print(plan, file=sys.stderr)
         self._check_checkpoint_path(checkpoint_path, resume)
         network = self._new_network(params)
-        # from here on it is another model
-        self.network_, self.memory_plan_, self._fitted_params = network, plan, self._plain_params()
-        self.n_features_in_, self.n_labels_, self.is_dense_, self.device_ = X.shape[1], y.shape[1], is_dense, device
-        self.n_points_, self.label_counts_ = len(rows), counts
-        self.tfidf_ = None if is_dense or not self.tfidf else Tfidf().fit(X[rows] if len(rows) < X.shape[0] else X)
+        new = copy.copy(self)  # a fit that is refused leaves `self` as it is
+        new.network_, new.memory_plan_, new._fitted_params = network, plan, self._plain_params()
+        new.n_features_in_, new.n_labels_, new.is_dense_, new.device_ = X.shape[1], y.shape[1], is_dense, device
+        new.n_points_, new.label_counts_, new.label_names_ = len(rows), counts, None
+        new.tfidf_ = None if is_dense or not self.tfidf else Tfidf().fit(X[rows] if len(rows) < X.shape[0] else X)
         if self.output == "group-shared":
-            order = group_labels(_Rows(self._batch, X, rows), y[rows], self.group_size, self.grouping, self.seed)
+            order = group_labels(_Rows(new._batch, X, rows), y[rows], self.group_size, self.grouping, self.seed)
             network.output.set_order(order)
             counts = counts[order]
         if self.loss != "softmax":
-            _initial_bias(network.output.bias, counts, self.n_points_, self.loss)
+            _initial_bias(network.output.bias, counts, len(rows), self.loss)
         elif self.sampler != "none":
-            network.output.negatives = Negatives(
-                self._sampling(), network.output.weights, self.label_counts_, self.seed
-            )
-        ks, adam = _possible(KS, self.n_labels_), Adam(self.learning_rate)
-        if not self.is_dense_:
+            network.output.negatives = Negatives(self._sampling(), network.output.weights, counts, self.seed)
+        ks, adam = _possible(KS, y.shape[1]), Adam(self.learning_rate)
+        if not is_dense:
             adam.scale_rate(network.hidden[0].table, self.embedding_rate)
         if self.output in SPARSE_OUTPUTS and self.intermediate is not None:
             adam.scale_rate(network.hidden[-1].weights, self.intermediate_rate)
         training = loop.Training(
-            self.network_, adam, self._schedule(), len(rows),
-            batch=lambda some: (self._batch(X, rows[some]), y[rows[some]]),
-            validate=None if validation is None else lambda: self._figures(*validation, ks),
+            network, adam, self._schedule(), len(rows),
+            batch=lambda some: (new._batch(X, rows[some]), y[rows[some]]),
+            validate=None if validation is None else lambda: new._figures(*validation, ks),
             monitor=f"P@{max(k for k in ks if k <= 3)}",
         )  # fmt: skip
         parts = [(X, y)] if validation is None else [(X, y), validation]
         save = self._checkpoints(training, checkpoint_path, resume, parts)
-        self.history_ = training.history
-        training.run(save=save, save_seconds=checkpoint_seconds, progress=self.progress, after_epoch=after_epoch)
+        new.history_ = training.history
+        with self._becoming(new):
+            training.run(save=save, save_seconds=checkpoint_seconds, progress=self.progress, after_epoch=after_epoch)
         return self
 
     def _schedule(self):
@@ -520,7 +528,7 @@ class Classifier(SampledEstimator):
         ----------
         path : str or path
         label_names : sequence of str, optional
-            One for each label; kept with the model.
+            One for each label; kept with the model. If not given, those that the model was loaded with.
 
         Raises
         ------
@@ -528,8 +536,11 @@ class Classifier(SampledEstimator):
             Not fitted yet; other than one name a label.
         FileNotFoundError, IsADirectoryError
             No such folder; `path` is one.
+        OSError
+            No room on disk, or another reason why the file cannot be written; a file that is there stays as it was.
         """
         self._check_fitted()
+        label_names = self.label_names_ if label_names is None else label_names
         names = None if label_names is None else list(map(str, label_names))
         if names is not None and len(names) != self.n_labels_:
             raise ValueError(f"label_names must hold one name for each of {self.n_labels_} labels, got {len(names)}")
@@ -537,12 +548,12 @@ class Classifier(SampledEstimator):
         arrays["label_counts"] = self.label_counts_
         if self.tfidf_ is not None:
             arrays["tfidf.idf"] = self.tfidf_.idf_
-        description = {
+        about = {
             "params": self._fitted_params, "n_features": self.n_features_in_, "n_labels": self.n_labels_,
             "n_points": self.n_points_, "is_dense": self.is_dense_,
             "label_names": names,
         }  # fmt: skip
-        checkpoint.save(path, self.kind, arrays, description)
+        checkpoint.save(path, self.kind, arrays, about)
 
     @classmethod
     def load(cls, path, device="auto"):
@@ -561,29 +572,31 @@ class Classifier(SampledEstimator):
         Raises
         ------
         FileNotFoundError, ModelFileError
-            No such file; truncated, foreign, of another kind or version.
+            No such file; truncated, damaged, foreign, of another kind or version.
         """
         device = backend.resolve_device(device)
-        arrays, description = checkpoint.load(path, cls.kind)
-        try:
-            model = cls(**description["params"]).set_params(device=device)
-            model.n_features_in_, model.n_labels_ = description["n_features"], description["n_labels"]
-            model.n_points_, model.is_dense_ = description["n_points"], description["is_dense"]
-            model.label_names_ = description["label_names"]
+        arrays, about = checkpoint.load(path, cls.kind)
+        with checkpoint.whole(path, "Classifier"):
+            DESCRIPTION("description", about)
+            model = cls(**about["params"]).set_params(device=device)
+            model._check_params()
+            model._fitted_params = about["params"]
+            model.n_features_in_, model.n_labels_ = about["n_features"], about["n_labels"]
+            model.n_points_, model.is_dense_ = about["n_points"], about["is_dense"]
+            model.label_names_ = about["label_names"]
             if model.label_names_ is not None and len(model.label_names_) != model.n_labels_:
                 raise ValueError(f"{len(model.label_names_)} label names for {model.n_labels_} labels")
-            model._check_params()
             model.label_counts_ = check.array("label_counts", arrays["label_counts"], np.int64, (model.n_labels_,))
+            check.below("label_counts", model.label_counts_, model.n_points_ + 1)
             model.device_, model.tfidf_ = device, None
             if model.tfidf and not model.is_dense_:
                 model.tfidf_ = Tfidf()
                 model.tfidf_.idf_ = check.array("tfidf.idf", arrays["tfidf.idf"], np.float32, (model.n_features_in_,))
-            sizes = model.n_features_in_, model.n_labels_, model.is_dense_, device
-            model.network_ = model._new_network(model._network_params(*sizes))
+                check.finite("tfidf.idf", model.tfidf_.idf_)
+            params = model._network_params(model.n_features_in_, model.n_labels_, model.is_dense_, device)
+            arrays.check_shapes(parameter_shapes(**params))
+            model.network_ = model._new_network(params)
             model.network_.set_parameters(arrays)
-            model._fitted_params = description["params"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise checkpoint.ModelFileError(f"{path} does not hold a whole Classifier ({error})") from error
         return model
 
 

@@ -2,6 +2,8 @@
 
 import os
 
+from ..core import files
+
 # Okabe and Ito's colours: told apart by colour-blind readers
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#666666"
 
@@ -56,8 +58,11 @@ def plot(history, path):
     for one in axes.ravel():
         one.grid(alpha=0.3)
         one.spines["top"].set_visible(False)
-    stem, ending = os.path.splitext(path)
-    temporary = f"{stem}.part{ending}"
-    figure.savefig(temporary, dpi=150)
+    write_figure(figure, path)
     plt.close(figure)
-    os.replace(temporary, path)
+
+
+def write_figure(figure, path):
+    """Write a figure of matplotlib in the format of the path's ending; a file appears, or is replaced, once it is complete."""
+    with files.writing(path) as file:
+        figure.savefig(file, format=os.path.splitext(path)[1][1:], dpi=150)

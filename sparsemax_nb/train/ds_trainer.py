@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse
 from tqdm import tqdm
 
-from ..core import backend, check
+from ..core import backend, check, description
 from ..core.sparse import Labels, as_ones
 from ..data.batches import batches, shuffled
 from ..ds_softmax import PackedDSSoftmax, SparseExperts
@@ -27,6 +27,17 @@ COLLAPSED = 0.9
 AT_ONCE = 4096
 #: Of the figures, the last is the largest.
 KS = 1, 5, 10
+FIGURE, COUNT = description.figure, description.integer(0)
+#: What a checkpoint says of a run beside its arrays.
+DESCRIPTION = description.record(
+    n_classes=COUNT, steps=COUNT, epoch=COUNT,
+    history=description.list_of(
+        description.record(
+            epoch=COUNT, n_experts=COUNT, loss=FIGURE, rows=COUNT, removed=COUNT, smallest_share=FIGURE,
+            largest_share=FIGURE, seconds=FIGURE, **{"speed-up": FIGURE},
+        )
+    ),
+)  # fmt: skip
 
 
 class DSSoftmax(Estimator):
@@ -355,34 +366,46 @@ class _Run:
             moments = self.optimizer.state_of(array).moments
             arrays |= {name: array, f"m/{name}": moments.m, f"v/{name}": moments.v}
         arrays |= {"starts": experts.starts, "ids": experts.ids}
-        description = {
+        about = {
             "n_classes": experts.n_classes,
             "steps": experts.steps,
             "epoch": self.epoch,
             "history": self.history,
         }
-        return {name: backend.to_numpy(array) for name, array in arrays.items()}, description
+        return {name: backend.to_numpy(array) for name, array in arrays.items()}, about
 
-    def restore(self, arrays, description):
+    @property
+    def checkpoint_nbytes(self):
+        """Bytes of the arrays of a checkpoint before anything is pruned."""
+        experts = self.experts
+        return 3 * (experts.gate.nbytes + experts.rows.nbytes) + experts.starts.nbytes + experts.ids.nbytes
+
+    def restore(self, arrays, about):
         """Continue where `state` was taken; KeyError, TypeError or ValueError for a state that does not fit."""
         width, n_classes, model = self.experts.width, self.experts.n_classes, self.model
-        if description["n_classes"] != n_classes:
-            raise ValueError(f"n_classes was {description['n_classes']}, not {n_classes}")
-        epoch = check.integer("epoch", description["epoch"], 1, self.n_epochs)
+        DESCRIPTION("description", about)
+        if about["n_classes"] != n_classes:
+            raise ValueError(f"n_classes was {about['n_classes']}, not {n_classes}")
+        epoch = check.integer("epoch", about["epoch"], 1, self.n_epochs)
+        if len(about["history"]) != epoch:
+            raise ValueError(f"history must be that of {epoch} epochs, got {len(about['history'])}")
         n_experts = model.first_experts << (epoch - 1) // model.epochs
         check.array("gate", arrays["gate"], np.float32, (n_experts, width))
         names = "gate", "starts", "ids", "rows"
         experts = SparseExperts(*(backend.asarray(arrays[name], self.device) for name in names), n_classes)
-        experts.steps = check.integer("steps", description["steps"], epoch * self.n_steps, epoch * self.n_steps)
+        experts.steps = check.integer("steps", about["steps"], epoch * self.n_steps, epoch * self.n_steps)
         for name in ("gate", "rows"):
             array = getattr(experts, name)
             check.finite(name, array)
             state = self.optimizer.state_of(array)
             for moment, part in zip(state.moments, "mv", strict=True):
                 stored = check.array(f"{part}/{name}", arrays[f"{part}/{name}"], np.float32, array.shape)
+                check.finite(f"{part}/{name}", stored)
+                if part == "v" and stored.size and stored.min() < 0:
+                    raise ValueError(f"v/{name} must not be negative, got {stored.min()}")
                 moment[...] = backend.asarray(stored, self.device)
             state.count = experts.steps
-        self.experts, self.epoch, self.history = experts, epoch, description["history"]
+        self.experts, self.epoch, self.history = experts, epoch, about["history"]
 
 
 @contextlib.contextmanager

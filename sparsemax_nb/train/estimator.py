@@ -1,12 +1,13 @@
 """What the estimators share: parameters by name, what they may be, checkpoints of a run."""
 
+import contextlib
 import inspect
 import math
 import os
 
 import numpy as np
 
-from ..core import check, checkpoint
+from ..core import check, checkpoint, files
 from ..data import fingerprint
 from ..midx import CORRECTIONS, MAX_CODEWORDS, RESIDUALS
 from . import loop
@@ -96,21 +97,36 @@ class Estimator:
         """The parameters as JSON knows them."""
         return {n: value.item() if isinstance(value, np.generic) else value for n, value in self.get_params().items()}
 
+    @contextlib.contextmanager
+    def _becoming(self, new):
+        """Take over the attributes of `new`; data or numbers that turn out to be wrong inside leave `self` as it was before."""
+        before = dict(vars(self))
+        vars(self).update(vars(new))
+        try:
+            yield
+        except (FloatingPointError, TypeError, ValueError):
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
     @staticmethod
     def _check_checkpoint_path(path, resume):
         if path is None and resume:
             raise ValueError("resume needs checkpoint_path, the file to continue from")
+        if path is not None:
+            files.check_writable(path)
         if path is not None and not resume and os.path.exists(path):
             raise ValueError(f"{path} is there already: resume continues from it (--resume); else remove it first")
 
     def _checkpoints(self, training, path, resume, parts):
         """Bring `training` to where the checkpoint `path` was written, if it is there; returns what writes the next one.
 
-        `training` has `state` and `restore`; `parts` are the data, in pairs that `fingerprint` takes. ModelFileError for a
+        `training` has `state`, `restore` and `checkpoint_nbytes`; `parts` are the data, in pairs that `fingerprint` takes. ModelFileError for a
         checkpoint of another run.
         """
         if path is None:
             return None
+        files.check_writable(path, training.checkpoint_nbytes)
         kind = f"{self.kind} checkpoint"
         about = {"params": self._plain_params(), "fingerprint": [fingerprint(*part) for part in parts]}
         if resume and os.path.exists(path):
@@ -118,7 +134,9 @@ class Estimator:
             try:
                 _check_same_run(description, about, self._free_to_change(training))
                 training.restore(arrays, description)
-            except (KeyError, TypeError, ValueError) as error:
+            except checkpoint.ModelFileError:
+                raise
+            except checkpoint.BROKEN as error:
                 raise checkpoint.ModelFileError(f"{path} can not be resumed: {error}") from error
 
         def save():

@@ -1,6 +1,7 @@
 """`LanguageModel`: the next word of a text, or the next item of a sequence, by LSTM layers and a softmax over all of them."""
 
 import contextlib
+import copy
 import math
 import os
 import sys
@@ -8,7 +9,7 @@ import time
 
 import numpy as np
 
-from ..core import backend, check, checkpoint, rng
+from ..core import backend, check, checkpoint, description, rng
 from ..data import Vocabulary
 from ..data.arrays import write_float16
 from ..data.batches import batches
@@ -17,7 +18,7 @@ from ..optimizers import Adam
 from . import loop, metrics
 from .chunks import Chunk, RunningText, SeparateLines
 from .estimator import SampledEstimator
-from .language_network import LanguageNetwork
+from .language_network import LanguageNetwork, parameter_shapes
 from .softmax import Negatives
 
 DECAYS = "plateau", "linear"
@@ -25,6 +26,11 @@ DECAYS = "plateau", "linear"
 K = 10
 #: Tokens of each stream in a step where a text is only read.
 STEPS_READ = 64
+#: What the file of a language model says beside its arrays.
+DESCRIPTION = description.record(
+    params=description.record(), n_words=description.integer(1), raw=description.boolean,
+    words=description.optional(description.list_of(description.text)),
+)  # fmt: skip
 
 
 class LanguageModel(SampledEstimator):
@@ -212,10 +218,11 @@ class LanguageModel(SampledEstimator):
         )  # fmt: skip
         parts = [_parts(part) for part in (tokens, validation) if part is not None]
         save = self._checkpoints(training, checkpoint_path, resume, parts)
-        # from here on it is another model
-        self.network_, self.n_words_, self.vocabulary_, self.device_ = network, n_words, vocabulary, device
-        self._fitted_params, self.history_ = self._plain_params(), training.history
-        training.run(save=save, save_seconds=checkpoint_seconds, progress=self.progress, after_epoch=after_epoch)
+        new = copy.copy(self)  # a fit that is refused leaves `self` as it is
+        new.network_, new.n_words_, new.vocabulary_, new.device_ = network, n_words, vocabulary, device
+        new._fitted_params, new.history_ = self._plain_params(), training.history
+        with self._becoming(new):
+            training.run(save=save, save_seconds=checkpoint_seconds, progress=self.progress, after_epoch=after_epoch)
         return self
 
     def _count_words(self, tokens, vocabulary, n_words):
@@ -398,6 +405,8 @@ class LanguageModel(SampledEstimator):
         ------
         TypeError, ValueError
             Not fitted yet; an argument out of range; an empty prompt, or one without a known word; text without a vocabulary.
+        FloatingPointError
+            The scores overflow.
         """
         self._check_fitted()
         check.integer("n_words", n_words, 0)
@@ -437,6 +446,10 @@ class LanguageModel(SampledEstimator):
         for n in range(n_words):
             scores = backend.product(backend.asarray(h, self.device_), network.output.weights.T)[0]
             scores = backend.to_numpy(scores).astype(np.float64)
+            if not np.isfinite(scores).all():
+                raise FloatingPointError(
+                    "the scores of the next word are not finite: weights of the model are too large"
+                )
             if never is not None:
                 scores[never] = -np.inf
             best = np.argsort(-scores, kind="stable")[: 1 if temperature == 0 else top_k]
@@ -459,12 +472,14 @@ class LanguageModel(SampledEstimator):
         ------
         ValueError
             Not fitted yet.
+        OSError
+            No such folder, no room on disk, or another reason; a file that is there stays as it was.
         """
         self._check_fitted()
         arrays = {name: backend.to_numpy(array) for name, array in self.network_.parameters.items()}
         words, raw = (None, False) if self.vocabulary_ is None else (list(self.vocabulary_.words), self.vocabulary_.raw)
-        description = {"params": self._fitted_params, "n_words": self.n_words_, "words": words, "raw": raw}
-        checkpoint.save(path, self.kind, arrays, description)
+        about = {"params": self._fitted_params, "n_words": self.n_words_, "words": words, "raw": raw}
+        checkpoint.save(path, self.kind, arrays, about)
 
     @classmethod
     def load(cls, path, device="auto"):
@@ -483,23 +498,23 @@ class LanguageModel(SampledEstimator):
         Raises
         ------
         FileNotFoundError, ModelFileError
-            No such file; truncated, foreign, of another kind or version.
+            No such file; truncated, damaged, foreign, of another kind or version.
         """
         device = backend.resolve_device(device)
-        arrays, description = checkpoint.load(path, cls.kind)
-        try:
-            model = cls(**description["params"]).set_params(device=device)
+        arrays, about = checkpoint.load(path, cls.kind)
+        with checkpoint.whole(path, "LanguageModel"):
+            DESCRIPTION("description", about)
+            model = cls(**about["params"]).set_params(device=device)
             model._check_params()
-            model.n_words_, model.device_ = check.integer("n_words", description["n_words"], 1), device
-            words = description["words"]
-            model.vocabulary_ = None if words is None else Vocabulary(words, description["raw"])
+            model._fitted_params = about["params"]
+            model.n_words_, model.device_, words = about["n_words"], device, about["words"]
             if words is not None and len(words) != model.n_words_:
                 raise ValueError(f"a vocabulary of {len(words)} for {model.n_words_} words")
+            model.vocabulary_ = None if words is None else Vocabulary(words, about["raw"])
+            check.integer("n_layers", model.n_layers, 1, len(arrays))
+            arrays.check_shapes(parameter_shapes(model.n_words_, model.width, model.n_layers, model.tied))
             model.network_ = model._new_network(model.n_words_, device)
             model.network_.set_parameters(arrays)
-            model._fitted_params = description["params"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise checkpoint.ModelFileError(f"{path} does not hold a whole LanguageModel ({error})") from error
         return model
 
 

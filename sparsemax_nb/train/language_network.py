@@ -11,6 +11,15 @@ from .network import Layers
 from .softmax import SoftmaxOutput
 
 
+def parameter_shapes(n_words, width, n_layers, tied):
+    """{name: shape} of the parameters of a `LanguageNetwork` with these arguments, which is not made."""
+    shapes = {"embedding.table": (n_words, width)} | ({} if tied else {"output.weights": (n_words, width)})
+    for number in range(n_layers):
+        square = width, 4 * width
+        shapes |= {f"lstm{number}.weights": square, f"lstm{number}.recurrent": square, f"lstm{number}.bias": square[1:]}
+    return shapes
+
+
 class LanguageNetwork(Layers):
     """Token -> embedding -> dropout -> (LSTM -> dropout), once or more -> softmax over all words.
 
@@ -72,9 +81,12 @@ class LanguageNetwork(Layers):
         """Go on from what `carried` held, among other arrays; KeyError, TypeError or ValueError where it does not fit."""
         super().restore_carried(arrays)
         self.state = None
-        if "state/0" in arrays:
-            names = [f"state/{number}" for number in range(len(self.lstms))]
-            pairs = [check.array(name, arrays[name], np.float32, (2, "B", self.width)) for name in names]
+        names = [f"state/{number}" for number in range(len(self.lstms))]
+        if any(name in arrays for name in names):
+            n_rows = arrays["state/0"].shape[1]
+            pairs = [check.array(name, arrays[name], np.float32, (2, n_rows, self.width)) for name in names]
+            for name, pair in zip(names, pairs, strict=True):
+                check.finite(name, pair)
             self.state = [tuple(backend.asarray(part, self.device) for part in pair) for pair in pairs]
 
     def _start(self, n_rows):

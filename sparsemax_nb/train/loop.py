@@ -11,13 +11,40 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 from tqdm import tqdm
 
-from ..core import backend, check
+from ..core import backend, check, description
 from ..data.batches import batches, shuffled
 from .gradients import GradientError
 
 #: Steps between two looks at the norms of the gradients; the first is at step 1, for at step 0 they are zero below an
 #: output layer that starts at zero.
 NORMS_EVERY = 50
+
+
+COUNT, SECONDS, FIGURE = description.integer(0), description.number(0), description.figure
+#: What a checkpoint says of a run beside its arrays; `Training.restore` checks that the parts agree with each other.
+DESCRIPTION = description.record(
+    steps=COUNT,
+    counts=description.dict_of(COUNT),
+    history=description.record(
+        epochs=description.list_of(
+            description.record(
+                epoch=COUNT, steps=COUNT, seconds=SECONDS, loss=FIGURE, loss_std=FIGURE, learning_rate=FIGURE,
+                gradient_norms=description.dict_of(FIGURE),
+            )
+        ),
+        rewirings=description.list_of(description.record(step=COUNT, share=FIGURE)),
+        index_updates=description.list_of(
+            description.record(step=COUNT, share=description.optional(FIGURE), seconds=SECONDS)
+        ),
+        steps=COUNT, seconds=SECONDS, output_seconds=SECONDS, first_step_seconds=SECONDS,
+        best_epoch=description.optional(COUNT), stopped=description.text,
+    ),
+    position=description.record(
+        epoch=COUNT, row=COUNT, learning_rate=description.number(0), best=description.optional(description.number()),
+        bad_epochs=COUNT, losses=description.list_of(description.list_of(description.number(), 2)),
+        norms=description.list_of(description.dict_of(FIGURE)),
+    ),
+)  # fmt: skip
 
 
 class TrainingError(FloatingPointError):
@@ -187,26 +214,78 @@ class Training:
                 counts[name] = state.count
         arrays |= {f"best/{name}": array for name, array in self._best.items()}
         arrays |= self.network.carried
-        description = {
+        about = {
             "schedule": asdict(self.schedule), "history": asdict(self.history), "position": asdict(self._at),
             "counts": counts, "steps": self.network.steps, "n_rows": self.n_rows,
         }  # fmt: skip
-        return {name: backend.to_numpy(array) for name, array in arrays.items()}, description
+        return {name: backend.to_numpy(array) for name, array in arrays.items()}, about
 
-    def restore(self, arrays, description):
-        """Continue where `state` was taken; KeyError, TypeError or ValueError for a state that does not fit."""
-        history, position = History(**description["history"]), _Position(**description["position"])
+    @property
+    def checkpoint_nbytes(self):
+        """Bytes of the arrays of a checkpoint, but for what negatives are drawn from."""
+        total = 0
+        for array in self.network.parameters.values():
+            moments = 2 * 4 * array.size if array.dtype.kind != "i" else 0
+            total += moments + array.nbytes * (1 if self._validate is None else 2)
+        return total
+
+    def restore(self, arrays, about):
+        """Continue where `state` was taken; KeyError, TypeError or ValueError for a state that does not fit.
+
+        The network and the optimiser are not to be used after an error.
+        """
+        DESCRIPTION("description", about)
+        history, position = History(**about["history"]), _Position(**about["position"])
+        self._check_position(history, position, about)
+        if position.best is not None:  # checked like the parameters, which then take its place
+            self.network.set_parameters(arrays, "best/")
+            self._best = {name: arrays[f"best/{name}"] for name in self.network.parameters}
         self.network.set_parameters(arrays, "parameters/")
-        for name, count in description["counts"].items():
-            state = self.optimizer.state_of(self.network.parameters[name])
+        counts, learning = about["counts"], {n: a for n, a in self.network.parameters.items() if a.dtype.kind != "i"}
+        if counts.keys() != learning.keys():
+            raise ValueError(f"counts must be those of {sorted(learning)}, got {sorted(counts)}")
+        for name, array in learning.items():
+            state = self.optimizer.state_of(array)
             for moment, part in zip(state.moments, ("m", "v"), strict=True):
                 stored = check.array(f"{part}/{name}", arrays[f"{part}/{name}"], moment.dtype, moment.shape)
+                check.finite(f"{part}/{name}", stored)
+                if part == "v" and stored.size and stored.min() < 0:
+                    raise ValueError(f"v/{name} must not be negative, got {stored.min()}")
                 moment[...] = backend.asarray(stored, backend.device_of(moment))
-            state.count = count
+            state.count = check.integer(f"counts.{name}", counts[name], 0, history.steps)
         self.network.restore_carried(arrays)
-        self.network.steps = description["steps"]
-        self._best = {name.removeprefix("best/"): arrays[name] for name in arrays if name.startswith("best/")}
+        self.network.steps = history.steps
         self.history, self._at = history, position
+
+    def _check_position(self, history, position, about):
+        """ValueError where the parts of a checkpoint's description do not agree with each other, or with this run."""
+        batch_size = self.schedule.batch_size
+        check.integer("position.row", position.row, 0, self.n_rows - 1)
+        in_epoch, rest = divmod(position.row, batch_size)
+        steps = position.epoch * self._steps_per_epoch + in_epoch
+        if rest or not steps == history.steps == about["steps"] or len(position.losses) != in_epoch:
+            raise ValueError(
+                f"steps, losses and position do not agree: {about['steps']}, {history.steps} and {len(position.losses)} steps, "
+                f"row {position.row} of epoch {position.epoch} in batches of {batch_size}"
+            )
+        if any(rows <= 0 for _, rows in position.losses):
+            raise ValueError("position.losses must count the rows of each batch")
+        keys = [epoch.get("validation", {}).keys() for epoch in history.epochs]
+        norms = [one.keys() for one in position.norms]
+        wanted = {self._monitor} if self._validate is not None else set()
+        if len(keys) != position.epoch or any(some != keys[0] or not wanted <= some for some in keys):
+            raise ValueError(f"history.epochs must be {position.epoch} epochs with the same figures of the validation")
+        if any(some != norms[0] for some in norms):
+            raise ValueError("position.norms must be of the same layers in every step")
+        for number, epoch in enumerate(history.epochs):
+            description.dict_of(FIGURE)(f"history.epochs[{number}].validation", epoch.get("validation", {}))
+        is_validated = self._validate is not None and position.epoch > 0
+        if (position.best is not None) != is_validated or (history.best_epoch is not None) != is_validated:
+            raise ValueError(
+                "position.best and history.best_epoch must be there after an epoch with validation, else null"
+            )
+        if is_validated:
+            check.integer("history.best_epoch", history.best_epoch, 0, position.epoch - 1)
 
     # ------------------------------------------------------------ the loop
 
@@ -316,7 +395,10 @@ class Training:
             and self.history.steps % schedule.rewire_every == 0
             and self.history.steps <= last
         ):
-            share = network.rewire(schedule.rewire_fraction, self.optimizer)
+            try:
+                share = network.rewire(schedule.rewire_fraction, self.optimizer)
+            except ValueError as error:  # weights that are not finite after this step
+                self._raise_named(number, error)
             self.history.rewirings.append({"step": self.history.steps, "share": share})
 
     def _raise_named(self, number, error):

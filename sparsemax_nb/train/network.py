@@ -102,6 +102,29 @@ class Layers:
         return None
 
 
+def parameter_shapes(*, n_features, n_labels, embedding, intermediate, output, fan_in, loss, group_size, **_):
+    """{name: shape} of the parameters of a `Network` with these arguments, which is not made."""
+    shapes, width = {}, n_features
+    if embedding is not None:
+        shapes |= {"embedding.table": (width, embedding), "embedding.bias": (embedding,)}
+        width = embedding
+    if intermediate is not None:
+        shapes |= {"intermediate.weights": (width, intermediate), "intermediate.bias": (intermediate,)}
+        width = intermediate
+    if loss == "softmax":
+        return shapes | {"output.weights": (n_labels, width)}
+    shapes["output.bias"] = (n_labels,)
+    if output == "unstructured":
+        n = n_labels * fan_in
+        return shapes | {"output.indptr": (n_labels + 1,), "output.indices": (n,), "output.values": (n,)}
+    if output not in SPARSE_OUTPUTS:
+        return shapes | {"output.weights": (n_labels, width)}
+    if output == "group-shared":
+        shapes["output.order"] = (n_labels,)
+    n_rows = -(-n_labels // group_size) if output == "group-shared" else n_labels
+    return shapes | {"output.indices": (n_rows, fan_in), "output.values": (n_labels, fan_in)}
+
+
 class Network(Layers):
     """Sparse bag of words -> embedding -> ReLU -> dropout [-> dense -> ReLU] -> output layer.
 

@@ -121,11 +121,12 @@ class Negatives:
 
     def restore(self, arrays):
         """Continue from what `arrays` held; KeyError, TypeError or ValueError where it does not fit."""
-        if not arrays:
+        if not self.follows_weights:
             return
         n_labels, width = self._weights.shape
         if self.how.sampler in YARDSTICKS:
             self._seen = check.array("sampler/weights", arrays["weights"], np.float32, (n_labels, width))
+            check.finite("sampler/weights", self._seen)
             self.sampler = self._yardstick()
             return
         kind = INDICES[self.how.sampler]
@@ -133,6 +134,8 @@ class Negatives:
         check.below("sampler/codes", codes, self.how.n_codewords)
         shape = self.how.n_codewords, width // 2 if kind == "pq" else width
         codebooks = [check.array(name, arrays[name], np.float32, shape) for name in ("codebook_0", "codebook_1")]
+        for name, codebook in zip(("sampler/codebook_0", "sampler/codebook_1"), codebooks, strict=True):
+            check.finite(name, codebook)
         codes, *codebooks = (backend.asarray(array, self._device) for array in (codes, *codebooks))
         self.sampler = InvertedMultiIndex(
             codebooks, codes, kind, self.how.residual, self._popularity, self._counts, self._weights

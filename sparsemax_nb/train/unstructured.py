@@ -42,7 +42,7 @@ class UnstructuredOutput:
         matrix = scipy.sparse.csr_matrix(
             tuple(map(backend.to_numpy, (self.values, self._indices, self._indptr))), self._shape
         )
-        matrix.check_format(full_check=True)
+        sparse.check_structure(matrix)
         if not matrix.has_canonical_format:
             raise ValueError("output.indices must ascend inside each label")
         self._rows[:] = sparse.row_of_each_entry(self._indptr, self._indices.size)

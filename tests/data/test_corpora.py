@@ -126,8 +126,8 @@ def test_bundled_in_a_zip_file(tmp_path):
     archive, root = tmp_path / "install.zip", Path(sparsemax_nb.data.__file__).parent
     with zipfile.ZipFile(archive, "w") as stream:
         stream.writestr("sparsemax_nb/__init__.py", "")
-        for source in root.glob("*.py"):
-            stream.write(source, f"sparsemax_nb/data/{source.name}")
+        for source in [*root.glob("*.py"), *root.parent.glob("core/*.py")]:
+            stream.write(source, source.relative_to(root.parents[1]))
         for stem, text in FILES.items():
             stream.writestr(f"sparsemax_nb/data/bundled/tate/{stem}.txt.xz", lzma.compress(text.encode()))
     code = f"import sys; sys.path.insert(0, {str(archive)!r}); from sparsemax_nb.data import load; c = load('tate')"

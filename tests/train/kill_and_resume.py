@@ -1,23 +1,25 @@
-"""Kill a training run again and again (SIGKILL, at random moments), resume it, compare with a run that was left alone.
+"""Kill a training run again and again (SIGKILL), resume it, compare with a run that was left alone.
+
+Every other kill comes at a random moment, the others while a checkpoint or the model is being written: the process is stopped,
+and killed if a temporary file is there, else it goes on.
 
 ``python -m tests.train.kill_and_resume --kills 20``; the test suite does the same.
 """
 
 import argparse
+import contextlib
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
+import numba
 import numpy as np
 
 from sparsemax_nb import data, train
-
-ROOT = Path(__file__).parents[2]
 
 
 def model(epochs=30):
@@ -33,11 +35,13 @@ def points():
     return (d.features[:400], d.labels[:400]), (d.features[400:], d.labels[400:])
 
 
-def run(path, checkpoint):
+def run(path, checkpoint, epochs, begun=None):
     """Train to the end, from `checkpoint` if it is there (a checkpoint after every step), and save the model at `path`."""
     training, validation = points()
-    print("starts", flush=True)
-    fitted = model().fit(
+    if begun is not None:
+        numba.set_num_threads(1)  # bits do not depend on it; and the test not on a busy machine
+        begun.send(True)
+    fitted = model(epochs).fit(
         *training,
         validation=validation,
         checkpoint_path=checkpoint,
@@ -49,45 +53,82 @@ def run(path, checkpoint):
     fitted.save(path)
 
 
-def _start(path, checkpoint):
-    command = [sys.executable, "-m", __name__ if __name__ != "__main__" else __spec__.name, "--run", path, checkpoint]
-    environment = os.environ | {
-        "NUMBA_NUM_THREADS": "1"
-    }  # bits do not depend on it; and the test not on a busy machine
-    return subprocess.Popen(list(map(str, command)), cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+def _start(context, *arguments):
+    """A process that runs, and has begun."""
+    reader, writer = context.Pipe(duplex=False)
+    process = context.Process(target=run, args=(*arguments, writer))
+    process.start()
+    writer.close()
+    reader.recv()
+    return process
 
 
-def kill_and_resume(kills, folder, seed=0, most_seconds=0.3):
-    """Returns (weights of a whole run, weights of the run that was killed `kills` times, kills that hit a running run)."""
-    whole, killed, checkpoint = (Path(folder) / f"{name}.safetensors" for name in ("whole", "killed", "checkpoint"))
-    run(whole, None)
-    random_seconds, hits = random.Random(seed), 0
-    for _ in range(kills):
-        with _start(killed, checkpoint) as process:
-            process.stdout.readline()  # it has imported everything and begins
-            time.sleep(random_seconds.uniform(0, most_seconds))
-            process.send_signal(signal.SIGKILL)
-        hits += process.returncode == -signal.SIGKILL
-    with _start(killed, checkpoint) as last:
-        last.communicate()
-    assert last.returncode == 0
-    return *(train.Classifier.load(path, device="cpu").network_.parameters for path in (whole, killed)), hits
+def _temporary_files(folder, process):
+    """What the process is writing, or was writing when it was killed."""
+    return {name for name in os.listdir(folder) if f".{process.pid}-" in name}
+
+
+def _state(process):
+    """A letter that says what the process is doing: T where it has been stopped, Z where it has ended."""
+    try:
+        return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
+
+
+def _kill_in_a_write(process, folder, n_writes):
+    """Kill the process while it writes, at the earliest when it has written `n_writes` files; or wait until it has ended."""
+    seen = set()
+    while process.is_alive():
+        seen |= _temporary_files(folder, process)
+        if len(seen) >= n_writes:
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(process.pid, signal.SIGSTOP)
+                while _state(process) not in "TZ":
+                    pass
+                os.kill(process.pid, signal.SIGKILL if _temporary_files(folder, process) else signal.SIGCONT)
+
+
+def kill_and_resume(kills, folder, seed=0, most_seconds=0.3, epochs=30):
+    """Weights of a whole run; of the run that was killed `kills` times; kills of a running process; those of them in a write."""
+    context, folder = multiprocessing.get_context("forkserver"), Path(folder)
+    context.set_forkserver_preload([train.__name__])  # it imports everything once
+    whole, killed, checkpoint = (folder / f"{name}.safetensors" for name in ("whole", "killed", "checkpoint"))
+    run(whole, None, epochs)
+    rng, hits, in_writes, arguments = random.Random(seed), 0, 0, (killed, checkpoint, epochs)
+    for number in range(kills):
+        process = _start(context, *arguments)
+        if number % 2:
+            _kill_in_a_write(
+                process, folder, rng.randrange(3, 11)
+            )  # two are tries whether the checkpoint can be written
+        else:
+            time.sleep(rng.uniform(0, most_seconds))
+            process.kill()
+        process.join()
+        hits += process.exitcode == -signal.SIGKILL
+        in_writes += process.exitcode == -signal.SIGKILL and bool(_temporary_files(folder, process))
+    last = _start(context, *arguments)
+    last.join()
+    assert last.exitcode == 0
+    return *(train.Classifier.load(path, device="cpu").network_.parameters for path in (whole, killed)), hits, in_writes
 
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m tests.train.kill_and_resume", description=__doc__)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--run", nargs=2, metavar=("MODEL", "CHECKPOINT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.run:
-        return run(*options.run)
     with tempfile.TemporaryDirectory() as folder:
-        whole, killed, hits = kill_and_resume(options.kills, folder)
+        whole, killed, hits, in_writes = kill_and_resume(options.kills, folder, epochs=max(30, options.kills))
+        left = sorted(path.name for path in Path(folder).iterdir())
     for name, array in whole.items():
         same = np.array_equal(array.view(np.uint32), killed[name].view(np.uint32))
         print(f"{name:24s} {array.shape!s:14s} {'same bits' if same else 'DIFFERENT'}")
         assert same
-    print(f"{hits} of {options.kills} kills hit the running process")
+    print(
+        f"{hits} of {options.kills} kills hit the running process, {in_writes} of them while it wrote; left: {', '.join(left)}"
+    )
+    assert left == ["checkpoint.safetensors", "killed.safetensors", "whole.safetensors"]
 
 
 if __name__ == "__main__":

@@ -518,7 +518,7 @@ def test_failed_save_leaves_the_old_file(corpus, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise OSError("disk full")
 
-    monkeypatch.setattr(checkpoint, "save_file", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         fitted(corpus, epochs=1).save(path)
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["model.safetensors"]

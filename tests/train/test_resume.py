@@ -56,8 +56,8 @@ def bits(model):
 
 
 def test_killed_runs_end_in_the_same_bits(tmp_path):
-    whole, killed, hits = kill_and_resume(20, tmp_path)
-    assert hits >= 10
+    whole, killed, hits, in_writes = kill_and_resume(20, tmp_path)
+    assert hits >= 10 and in_writes >= 5
     for name, array in whole.items():
         assert array.tobytes() == killed[name].tobytes(), name
     assert {p.name for p in tmp_path.iterdir()} == {f"{n}.safetensors" for n in ("whole", "killed", "checkpoint")}
@@ -220,23 +220,6 @@ def test_damaged_checkpoints(corpus, tmp_path, monkeypatch):
         fit(corpus, path, resume=True)
 
 
-def test_what_a_killed_process_left_goes_with_the_next_checkpoint(tmp_path):
-    path = tmp_path / "checkpoint"
-    save = (
-        "import os, sys, numpy as np\n"
-        "from sparsemax_nb.core import checkpoint\n"
-        "def killed(arrays, path, metadata):\n"
-        "    open(os.path.join(os.path.dirname(path), '.tmpHalf'), 'w').close()  # as safetensors does\n"
-        "    os._exit(9)\n"
-        "checkpoint.save_file = killed\n"
-        f"checkpoint.save({str(path)!r}, 'test', {{'a': np.zeros(3)}}, {{}})\n"
-    )
-    assert subprocess.run([sys.executable, "-c", save], cwd=ROOT).returncode == 9
-    assert [p.name for p in tmp_path.rglob("*") if p.name.startswith(".tmp")] == [".tmpHalf"]
-    checkpoint.save(path, "test", {"a": np.zeros(3)}, {})
-    assert [p.name for p in tmp_path.rglob("*")] == ["checkpoint"]
-
-
 def test_full_disk_leaves_the_old_checkpoint(corpus, tmp_path):
     """A real full disk is a size limit here: the process may write no file as large as the checkpoint."""
     path = tmp_path / "checkpoint"
@@ -258,7 +241,7 @@ def test_full_disk_leaves_the_old_checkpoint(corpus, tmp_path):
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT)
     assert "refused" in run.stdout, run.stderr[-2000:]
     assert path.read_bytes() == old
-    assert not list(tmp_path.glob("*.part"))
+    assert {file.name for file in tmp_path.iterdir()} <= {"checkpoint", "cache"}
 
 
 def _command(folder, model, *more):
