@@ -87,7 +87,9 @@ class LSTM:
         given: back-propagation is truncated there. The gates become their own gradients: once after each such `forward`.
         """
         if self._x is None:
-            raise RuntimeError("backward needs the gates that forward leaves, and has used them; call forward before, with keep=True")
+            raise RuntimeError(
+                "backward needs the gates that forward leaves, and has used them; call forward before, with keep=True"
+            )
         shape, arrays, self._x = self._x.shape, (self._x, self.hidden[:-1], self._gates), None
         backend.wing(self._device, "lstm").backward(self.recurrent, self._gates, self.cells, dout, self._gates)
         x, before, dpre = (a.reshape(-1, a.shape[2]) for a in arrays)

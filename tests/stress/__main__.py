@@ -28,7 +28,11 @@ def main(argv=None):
     parser.add_argument("--digest", nargs="+", metavar="GROUP", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.digest:
-        print(json.dumps({name: some for g in options.digest for name, some in storm.digest(entries.GROUPS[g](0)).items()}))
+        print(
+            json.dumps(
+                {name: some for g in options.digest for name, some in storm.digest(entries.GROUPS[g](0)).items()}
+            )
+        )
         return 0
     if options.inside:
         return inside(options)

@@ -373,7 +373,7 @@ CLASSIFIERS = {
 
 
 @functools.cache
-def _classifiers(seed):
+def fitted_classifiers(seed):
     """Fitted models with the features and labels that they know."""
     points, found = data.bag_of_words(**POINTS, seed=seed), []
     for name, changes in CLASSIFIERS.items():
@@ -389,7 +389,7 @@ def _classifiers(seed):
 
 @group
 def classifiers(seed):
-    models = copy.deepcopy(_classifiers(seed))
+    models = copy.deepcopy(fitted_classifiers(seed))
 
     def fit(model, x, y):
         again = train.Classifier(**model.get_params()).fit(x, y, validation=(x[:40], y[:40]))
@@ -421,7 +421,7 @@ def classifiers(seed):
 
 
 @functools.cache
-def _language_models(seed):
+def fitted_language_models(seed):
     """Fitted language models: tied and not, of running text."""
     text, found = targets_of(seed, 900, 30), []
     for changes in ({}, {"tied": False, "sampler": "unigram", "n_layers": 1}):
@@ -436,7 +436,7 @@ def _language_models(seed):
 
 @group
 def language_models(seed):
-    models = copy.deepcopy(_language_models(seed))
+    models = copy.deepcopy(fitted_language_models(seed))
     random = np.random.default_rng(seed)
     lines = data.Sequences(
         "lines", None, np.concatenate([[0], np.cumsum(random.integers(0, 12, 40))]), targets_of(seed, 500, 30)
@@ -475,15 +475,16 @@ def language_models(seed):
 
 
 @functools.cache
-def _ds_softmax(seed):
+def fitted_ds_softmax(seed):
     contexts, targets = data.hierarchy(4, 5, 8, 16, seed)
-    options = {"n_experts": 4, "epochs": 1, "batch_size": 40, "progress": False, "device": "cpu", "seed": seed}
+    options = {"n_experts": 8, "first_experts": 4, "epochs": 1, "batch_size": 40, "progress": False, "device": "cpu"}
+    options |= {"seed": seed}
     return nb.DSSoftmax(**options).fit(contexts, targets), contexts, targets
 
 
 @group
 def ds_softmax(seed):
-    model, contexts, targets = copy.deepcopy(_ds_softmax(seed))
+    model, contexts, targets = copy.deepcopy(fitted_ds_softmax(seed))
     labels = label_matrix(seed, len(contexts), 20, 2)
 
     def state(experts):
@@ -500,9 +501,7 @@ def ds_softmax(seed):
         "DSSoftmax.evaluate": [functools.partial(model.evaluate, contexts, some) for some in (targets, labels)],
         "DSSoftmax.save": [lambda: state(reloaded(model, nb.PackedDSSoftmax.load))],
         "DSSoftmax.get_params": [model.get_params],
-        "DSSoftmax.set_params": [
-            lambda: changed(nb.DSSoftmax, lambda one: repr(one.set_params(n_experts=2 << seed % 8)))
-        ],
+        "DSSoftmax.set_params": [lambda: changed(nb.DSSoftmax, lambda one: repr(one.set_params(epochs=seed + 3)))],
     }
 
 

@@ -1,5 +1,6 @@
 """Forks, spawns, threading layers and an empty kernel cache: other processes find the same bits as this one."""
 
+import concurrent.futures
 import importlib.util
 import json
 import multiprocessing
@@ -49,13 +50,21 @@ def _made(group):
 # ------------------------------------------------------------ forks and spawns
 
 
+def work_and_threads(item):
+    """`work`, and again in two threads at once: what all say, or what they disagree on."""
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        answers = {work(item), *pool.map(work, [item, item])}
+    return answers.pop() if len(answers) == 1 else f"threads of one process disagree: {sorted(answers)}"
+
+
 def forked(item):
-    """`work` in a forked child: what it says, or how it ended."""
+    """`work_and_threads` in a forked child: what it says, or how it ended."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
         try:
-            os.write(writing, work(item).encode())
+            with storm.shared_out():
+                os.write(writing, work_and_threads(item).encode())
         finally:
             os._exit(0)
     os.close(writing)

@@ -1,6 +1,7 @@
 """Many Python threads call everything at once; each result must be that of a single thread, to the bit."""
 
 import concurrent.futures
+import contextlib
 import hashlib
 import random
 import sys
@@ -9,10 +10,9 @@ import threading
 import numba
 import threadpoolctl
 
-from . import entries
+from sparsemax_nb.core import threads
 
-#: Objects differ by their seed; thread t of those that share nothing has objects of seed ``t % SEEDS``.
-SEEDS = 4
+from . import entries
 
 
 def alone(made):
@@ -76,39 +76,55 @@ def mixed_storm(objects, wanted, n_threads, n_calls, seed):
     return [problem for found in at_once(n_threads, work) for problem in found]
 
 
-def blas_threads():
-    """Threads of each BLAS in the process, by its file."""
-    return {pool["filepath"]: pool["num_threads"] for pool in threadpoolctl.threadpool_info()}
+@contextlib.contextmanager
+def shared_out():
+    """Numba's threads share out small work, too: kernels that one thread would do alone become what large ones are."""
+    before, threads.SMALL = threads.SMALL, 0
+    try:
+        yield
+    finally:
+        threads.SMALL = before
 
 
-def storm(groups, n_threads=32, n_calls=1000, seed=0, say=print):
+def thread_counts():
+    """{library: its threads}: each BLAS of the process by its file, and Numba."""
+    pools = threadpoolctl.threadpool_info()
+    blas = {pool["filepath"].rpartition("/")[2]: pool["num_threads"] for pool in pools if pool["user_api"] == "blas"}
+    return blas | {"numba": numba.get_num_threads()}
+
+
+def storm(groups, n_threads=32, n_calls=1000, seed=0, say=print, n_seeds=4):
     """Every function of the groups on shared and on separate objects, then all of them mixed.
 
-    Returns (calls that were made, what went wrong). `say` is told how far it is.
+    Separate objects are those of seed ``t % n_seeds`` for thread t. Returns (calls that were made, what went wrong); `say` is
+    told how far it is.
     """
-    before, failures, total = (blas_threads(), numba.get_num_threads()), [], 0
+    before, failures, total = thread_counts(), [], 0
     everything, of_everything = {}, {}
 
     def note(where, problems):
         failures.extend(f"{where}: {problem}" for problem in problems)
 
     for group, make in groups.items():
-        wanted = [alone(make(number)) for number in range(min(SEEDS, n_threads))]
-        shared = make(0)
-        kinds = {"shared": [shared] * n_threads, "separate": [make(t % len(wanted)) for t in range(n_threads)]}
+        wanted, shared = [alone(make(number)) for number in range(n_seeds)], make(0)
+        kinds = {"shared": [shared] * n_threads, "separate": [make(t % n_seeds) for t in range(n_threads)]}
         for kind, objects in kinds.items():
-            expected = [wanted[0 if kind == "shared" else t % len(wanted)] for t in range(n_threads)]
+            expected = [wanted[0 if kind == "shared" else t % n_seeds] for t in range(n_threads)]
             n_wrong = len(failures)
             for name in shared:
-                note(f"{name} ({kind})", storm_of(name, objects, expected, n_calls))
+                with shared_out():
+                    note(f"{name} ({kind})", storm_of(name, objects, expected, n_calls))
                 total += n_calls
             say(f"{group}, {kind} objects: {len(shared)} functions, {len(failures) - n_wrong} calls went wrong")
         everything |= shared
         of_everything |= wanted[0]
-    note("mixed", mixed_storm(everything, of_everything, n_threads, 10 * n_calls, seed))
-    total += 10 * n_calls
-    after = blas_threads(), numba.get_num_threads()
+    for kind, context in (("mixed, small work shared out", shared_out), ("mixed", contextlib.nullcontext)):
+        n_wrong = len(failures)
+        with context():
+            note(kind, mixed_storm(everything, of_everything, n_threads, 10 * n_calls, seed))
+        total += 10 * n_calls
+        say(f"all functions, {kind}: {len(failures) - n_wrong} calls went wrong")
+    after = thread_counts()
     if after != before:
-        failures.append(f"numbers of threads of BLAS and Numba before and after: {before}, {after}")
-    say(f"all functions mixed: done; threads of BLAS and Numba {'as before' if after == before else 'CHANGED'}")
+        failures.append(f"threads of each library: {before} before, {after} after")
     return total, failures
