@@ -254,6 +254,9 @@ def samplers(seed):
         popularity = counts if residual == "popularity" else None
         return nb.InvertedMultiIndex.build(classes, 8, kind, residual, seed, popularity=popularity, weights=counts)
 
+    def quantised(index):
+        return index.codebooks, index.codes
+
     how = [(kind, residual) for kind in ("rq", "pq") for residual in ("uniform", "popularity", "exact")]
     for kind, residual in how:
         index, before = build(kind, residual), dict(found)
@@ -263,14 +266,12 @@ def samplers(seed):
     plain, moved = build("rq", "uniform"), classes + np.float32(0.3) * normal(seed + 7, n_classes, width)
     arrays = plain.codebooks, plain.codes, "rq", "uniform", None, None, classes
     found["InvertedMultiIndex"] = [lambda: nb.InvertedMultiIndex(*arrays).sample(batches[2], 5, seed)]
-    found["InvertedMultiIndex.build"] = [
-        functools.partial(lambda *how: (lambda i: (i.codebooks, i.codes))(build(*how)), *some) for some in how
-    ]
+    found["InvertedMultiIndex.build"] = [functools.partial(lambda *how: quantised(build(*how)), *some) for some in how]
     found["InvertedMultiIndex.update"] = [
         lambda: changed(
             lambda: copy.deepcopy(plain),
             lambda index: index.update(moved),
-            lambda index: (index.codebooks, index.codes, index.sample(batches[1], 5, seed)),
+            lambda index: (quantised(index), index.sample(batches[1], 5, seed)),
         )
     ]
     uniform = nb.UniformSampler(n_classes)
@@ -527,7 +528,7 @@ def metrics(seed):
     }
 
 
-WORDS = "a rose is tea milk and jam with no thorn".split()
+WORDS = ["a", "rose", "is", "tea", "milk", "and", "jam", "with", "no", "thorn"]
 
 
 @functools.cache
