@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test test-simulator test-compiled test-tutorials contracts gpu bench docs notebooks clean
+.PHONY: demo test test-simulator test-compiled test-tutorials stress contracts gpu bench docs notebooks clean
 
 demo: $(VENV)/demo.done
 	$(PY) -m sparsemax_nb demo
@@ -22,6 +22,10 @@ test-compiled: $(VENV)/test.done
 
 test-tutorials: $(VENV)/test.done
 	$(PY) -m pytest -q -n 2 tutorials
+
+# Threads, forks and processes, thousands of times, against the bits of a single thread; not a part of `make test`.
+stress: $(VENV)/test.done
+	$(PY) -m tests.stress
 
 # Registers, shared memory, spills and occupancy of every CUDA kernel, compiled here: needs no GPU.
 contracts: $(VENV)/test.done

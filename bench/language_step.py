@@ -45,9 +45,7 @@ def text_like(counts, args, seed):
 
 def sampled_loss(network, chunk, targets):
     """The loss of the network's next step, in float64, from its own draws."""
-    state, network.state = network.state, None
-    h = network.forward(chunk).reshape(-1, network.width)
-    network.state = state
+    h = network.forward(chunk)[0].reshape(-1, network.width)
     labels = Labels(
         backend.asarray(np.arange(len(targets) + 1), network.device, np.int32), backend.asarray(targets, network.device)
     )

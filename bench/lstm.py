@@ -84,7 +84,7 @@ def ours(x, dout, layers, device):
     def run():
         h, d, gradients = x, dout, []
         for layer in stack:
-            h, _ = layer.forward(h, (zero, zero))
+            h, _ = layer.forward(h, (zero, zero), keep=True)
         for layer in reversed(stack):
             d, of_layer = layer.backward(d)
             gradients = [*of_layer.values(), *gradients]

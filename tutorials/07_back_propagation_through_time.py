@@ -306,7 +306,7 @@ print(f"perplexity {language.perplexity(np.tile(poem, 4)):.2f}")
 layer = language.network_.lstms[0]
 x32, dout32 = (random.normal(size=(12, 5, 24)).astype(np.float32) for _ in range(2))
 zero = np.zeros((5, 24), np.float32)
-out, _ = layer.forward(x32, (zero, zero))
+out, _ = layer.forward(x32, (zero, zero), keep=True)
 hs, cs, gates = forward(x32.astype(np.float64), (zero, zero), layer.weights, layer.recurrent, layer.bias)
 by_hand = backward(dout32, x32, layer.weights, layer.recurrent, hs, cs, gates)
 dx, gradients = layer.backward(dout32)

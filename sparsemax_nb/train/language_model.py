@@ -1,6 +1,5 @@
 """`LanguageModel`: the next word of a text, or the next item of a sequence, by LSTM layers and a softmax over all of them."""
 
-import contextlib
 import copy
 import math
 import os
@@ -376,9 +375,10 @@ class LanguageModel(SampledEstimator):
         return text.tokens[text.all_places]
 
     def _write_contexts(self, text, h):
-        places = text.all_places
-        for chunk in _read(self.network_, text):
-            h[np.searchsorted(places, chunk.places[chunk.places >= 0])] = self.network_.contexts(chunk)
+        places, state = text.all_places, None
+        for chunk in _chunks(text):
+            some, state = self.network_.contexts(chunk, state)
+            h[np.searchsorted(places, chunk.places[chunk.places >= 0])] = some
 
     def generate(self, prompt, n_words=50, *, temperature=1.0, top_k=None, seed=0):
         """Continue a prompt, word by word.
@@ -418,8 +418,7 @@ class LanguageModel(SampledEstimator):
         if not len(tokens):
             raise ValueError("prompt must hold at least one word")
         check.below("prompt", tokens, self.n_words_)
-        with _apart(self.network_):
-            drawn = self._draw(tokens, n_words, temperature, top_k, seed)
+        drawn = self._draw(tokens, n_words, temperature, top_k, seed)
         return " ".join(self.vocabulary_.decode(drawn)).replace(END_OF_LINE, "\n") if is_text else drawn
 
     def _encode(self, prompt):
@@ -442,9 +441,9 @@ class LanguageModel(SampledEstimator):
             raise ValueError(f"no word can be drawn: the vocabulary holds {UNKNOWN!r} alone")
         network, drawn = self.network_, np.empty(n_words, np.int32)
         text = RunningText(np.append(tokens, 0).astype(np.int32), 1, len(tokens))
-        h = network.contexts(text.chunk(text.rows_in_order()))[-1:]
+        h, state = network.contexts(text.chunk(text.rows_in_order()))
         for n in range(n_words):
-            scores = backend.product(backend.asarray(h, self.device_), network.output.weights.T)[0]
+            scores = backend.product(backend.asarray(h[-1:], self.device_), network.output.weights.T)[0]
             scores = backend.to_numpy(scores).astype(np.float64)
             if not np.isfinite(scores).all():
                 raise FloatingPointError(
@@ -458,7 +457,7 @@ class LanguageModel(SampledEstimator):
                 word = rng.random_word(np.uint64(seed), rng.GENERATION, np.uint64(0), np.uint64(n))
                 best = best[np.searchsorted(np.cumsum(p), rng.unit(word) * p.sum(), side="right") :]
             drawn[n] = best[0]
-            h = network.contexts(Chunk(drawn[n : n + 1, None], np.ones((1, 1), np.int64), False))
+            h, state = network.contexts(Chunk(drawn[n : n + 1, None], np.ones((1, 1), np.int64), False), state)
         return drawn
 
     def save(self, path):
@@ -523,27 +522,17 @@ def _parts(tokens):
     return (tokens.items, tokens.indptr) if hasattr(tokens, "indptr") else (tokens, np.zeros(0))
 
 
-@contextlib.contextmanager
-def _apart(network):
-    """A state of its own inside; that of training is as before behind."""
-    before, network.state = network.state, None
-    try:
-        yield
-    finally:
-        network.state = before
-
-
-def _read(network, text):
-    """Yield every `Chunk` of a text."""
-    with _apart(network):
-        for rows in batches(text.rows_in_order(), text.rows_per_step):
-            yield text.chunk(rows)
+def _chunks(text):
+    """Every `Chunk` of a text, as it is read where nothing is learnt."""
+    return (text.chunk(rows) for rows in batches(text.rows_in_order(), text.rows_per_step))
 
 
 def _figures(network, text):
     """See `LanguageModel.evaluate`."""
-    start = time.perf_counter()
-    found = [network.evaluate(chunk, text.targets(chunk)) for chunk in _read(network, text)]
+    start, found, state = time.perf_counter(), [], None
+    for chunk in _chunks(text):
+        *of_chunk, state = network.evaluate(chunk, text.targets(chunk), state)
+        found.append(of_chunk)
     log_prob, ranks = map(np.concatenate, zip(*found, strict=True))
     mean = float(log_prob.mean(dtype=np.float64))
     return {

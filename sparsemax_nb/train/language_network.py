@@ -47,7 +47,8 @@ class LanguageNetwork(Layers):
     Attributes
     ----------
     state : list of (h, c), or None
-        (B, width) each, behind the last chunk; None before the first. A fresh chunk starts from zeros.
+        (B, width) each, behind the last chunk of training; None before the first. Whoever only reads passes a state of
+        their own from chunk to chunk: reading changes nothing of the network.
     """
 
     def __init__(self, n_words, *, width, n_layers, tied, dropout, clip, seed, device):
@@ -92,7 +93,7 @@ class LanguageNetwork(Layers):
     def _start(self, n_rows):
         """All states zero."""
         zeros = backend.zeros((n_rows, self.width), np.float32, self.device)
-        self.state = [(zeros, zeros)] * len(self.lstms)
+        return [(zeros, zeros)] * len(self.lstms)
 
     def _drop(self, x, number, training):
         """Dropout number `number` (0 behind the embedding) of x (T, B, D): a new array; its own gradient, too."""
@@ -103,21 +104,26 @@ class LanguageNetwork(Layers):
         backend.wing(self.device, "activations").dropout(x.reshape(lines), dropout, out.reshape(lines))
         return out
 
-    def forward(self, chunk, training=False):
-        """The input of the output layer behind every token of a `Chunk`: (T, B, width). Moves the state on."""
-        tokens = backend.asarray(chunk.tokens, self.device)
-        if chunk.fresh or self.state is None or self.state[0][0].shape[0] != tokens.shape[1]:
-            self._start(tokens.shape[1])
-        x = self._drop(self.embedding.forward(tokens), 0, training)
+    def forward(self, chunk, state=None, training=False):
+        """The input of the output layer behind every token of a `Chunk`, (T, B, width), and the state behind the last.
+
+        It goes on from `state`; from zeros where that is None, of another number of sequences, or the chunk is fresh. Nothing
+        of the network changes, but in training: then the layers keep what their backward pass needs.
+        """
+        tokens, behind = backend.asarray(chunk.tokens, self.device), []
+        if chunk.fresh or state is None or state[0][0].shape[0] != tokens.shape[1]:
+            state = self._start(tokens.shape[1])
+        x = self._drop(self.embedding.forward(tokens, keep=training), 0, training)
         if self.tied:
             x[..., 0] = 0
-        for number, lstm in enumerate(self.lstms):
-            h, self.state[number] = lstm.forward(x, self.state[number])
+        for number, (lstm, before) in enumerate(zip(self.lstms, state, strict=True)):
+            h, after = lstm.forward(x, before, keep=training)
+            behind.append(after)
             x = self._drop(h, number + 1, training)
         if x is h:  # the layer's own, which its backward pass needs
             x = h.copy()
         x[..., 0] = 1
-        return x
+        return x, behind
 
     def _counted(self, h, chunk):
         """The rows of h (T, B, width) behind which a token is to be predicted, (n, width), and their numbers or None: all."""
@@ -132,7 +138,7 @@ class LanguageNetwork(Layers):
 
         Back-propagation through time, truncated where the chunk begins.
         """
-        h = self.forward(chunk, training=True)
+        h, self.state = self.forward(chunk, self.state, training=True)
         counted, rows = self._counted(h, chunk)
         with self._timing_output():
             value, dh, of_output = self.output.gradients(
@@ -177,12 +183,14 @@ class LanguageNetwork(Layers):
         self.steps += 1
         return value
 
-    def evaluate(self, chunk, targets):
-        """log p and rank of each target of a chunk by the full softmax: (n,) float32, (n,) int32, as NumPy arrays."""
-        counted, _ = self._counted(self.forward(chunk), chunk)
+    def evaluate(self, chunk, targets, state=None):
+        """log p and rank of each target of a chunk by the full softmax, (n,) float32, (n,) int32, NumPy; and `forward`'s state."""
+        h, state = self.forward(chunk, state)
         targets = backend.asarray(targets, self.device, np.int32)
-        return tuple(map(backend.to_numpy, target_ranks(counted, self.output.weights, targets)))
+        log_prob, rank = target_ranks(self._counted(h, chunk)[0], self.output.weights, targets)
+        return backend.to_numpy(log_prob), backend.to_numpy(rank), state
 
-    def contexts(self, chunk):
-        """The input of the output layer before each target of a chunk: (n, width), NumPy."""
-        return backend.to_numpy(self._counted(self.forward(chunk), chunk)[0])
+    def contexts(self, chunk, state=None):
+        """The input of the output layer before each target of a chunk, (n, width), NumPy; and `forward`'s state."""
+        h, state = self.forward(chunk, state)
+        return backend.to_numpy(self._counted(h, chunk)[0]), state

@@ -2,6 +2,9 @@
 
 Every layer has a `name` and lists its arrays in `parameters` (name -> array), hidden layers also their last output in
 `activations`; a layer passes back the gradient by its input *from before* the update, or None where nothing lies below.
+
+`forward` writes to the layer only with `keep`, in a step of training: then the layer keeps what `backward` needs. Without
+it nothing of the layer changes, so any number of threads may read one network at the same time.
 """
 
 import math
@@ -27,16 +30,17 @@ def uniform(shape, scale, seed, layer, device):
 
 
 class _ReluDropout:
-    """Bias, ReLU and dropout behind a product; remembers its output, which is all that the gradient needs."""
+    """Bias, ReLU and dropout behind a product; keeps its output, which is all that the gradient needs."""
 
     def __init__(self, width, device):
         self.bias = backend.zeros(width, np.float32, device)
         self.out = backend.zeros((0, width), np.float32, device)
         self._device = device
 
-    def forward(self, z, dropout):
+    def forward(self, z, dropout, keep):
         """``max(0, z + bias)``, dropped out where `dropout` is given; overwrites z."""
-        self.out, self._scale = z, (dropout or NO_DROPOUT).scale
+        if keep:
+            self.out, self._scale = z, (dropout or NO_DROPOUT).scale
         backend.wing(self._device, "activations").relu_dropout(z, self.bias, dropout or NO_DROPOUT, z)
         return z
 
@@ -62,13 +66,15 @@ class Inputs:
     def activations(self):
         return {"inputs": self.out}
 
-    def forward(self, x, dropout=None):
+    def forward(self, x, dropout=None, keep=False):
         """(B, F) -> (B, F)."""
-        self.out = x
+        out = x
         if dropout is not None:
-            self.out = backend.empty(x.shape, np.float32, self._device)
-            backend.wing(self._device, "activations").dropout(x, dropout, self.out)
-        return self.out
+            out = backend.empty(x.shape, np.float32, self._device)
+            backend.wing(self._device, "activations").dropout(x, dropout, out)
+        if keep:
+            self.out = out
+        return out
 
     def backward(self, dout, optimizer):
         """There is nothing to update, and nothing below."""
@@ -104,12 +110,13 @@ class Embedding:
     def activations(self):
         return {"embedding.output": self._relu.out}
 
-    def forward(self, rows, dropout=None):
+    def forward(self, rows, dropout=None, keep=False):
         """SparseRows -> (B, D)."""
-        self._rows = rows
+        if keep:
+            self._rows = rows
         z = backend.empty((rows.indptr.shape[0] - 1, self.table.shape[1]), np.float32, self._device)
         backend.wing(self._device, "embedding").forward(rows, self.table, z)
-        return self._relu.forward(z, dropout)
+        return self._relu.forward(z, dropout, keep)
 
     def backward(self, dout, optimizer):
         """Update table and bias from the gradient by the output (overwritten). There is nothing below."""
@@ -130,17 +137,19 @@ class TokenEmbedding:
     def parameters(self):
         return {"embedding.table": self.table}
 
-    def forward(self, tokens):
+    def forward(self, tokens, keep=False):
         """(T, B) int32 -> (T, B, D)."""
         n, xp = tokens.size, backend.module_of(self._device)
         arrays = (xp.arange(n + 1), np.int32), (tokens.reshape(-1), np.int32), (xp.ones(n), np.float32)
-        self._rows = sparse.SparseRows(*(backend.asarray(array, self._device, dtype) for array, dtype in arrays))
+        rows = sparse.SparseRows(*(backend.asarray(array, self._device, dtype) for array, dtype in arrays))
         out = backend.empty((n, self.table.shape[1]), np.float32, self._device)
-        backend.wing(self._device, "embedding").forward(self._rows, self.table, out)
+        backend.wing(self._device, "embedding").forward(rows, self.table, out)
+        if keep:
+            self._rows = rows
         return out.reshape(*tokens.shape, -1)
 
     def gradient(self, dout):
-        """`Gradient` by the rows of the table that the last tokens were, from that by the output (T, B, D)."""
+        """`Gradient` by the rows of the table that the tokens kept last were, from that by the output (T, B, D)."""
         return gradient_of_rows(self.table, self._rows, dout.reshape(-1, dout.shape[-1]))
 
 
@@ -165,10 +174,11 @@ class Dense:
     def activations(self):
         return {"intermediate.output": self._relu.out}
 
-    def forward(self, x, dropout=None):
+    def forward(self, x, dropout=None, keep=False):
         """(B, D) -> (B, H)."""
-        self._x = x
-        return self._relu.forward(backend.product(x, self.weights), dropout)
+        if keep:
+            self._x = x
+        return self._relu.forward(backend.product(x, self.weights), dropout, keep)
 
     def backward(self, dout, optimizer):
         """Gradient by x; overwrites dout."""

@@ -30,7 +30,7 @@ class LSTM:
     ----------
     weights (D, 4H), recurrent (H, 4H), bias (4H,) : float32
     hidden, cells : (T + 1, B, H) float32
-        h and c before the first step of the last `forward`, and behind every step.
+        h and c before the first step of the last `forward` with `keep`, and behind every step.
 
     Source: S. Hochreiter, J. Schmidhuber, "Long short-term memory", Neural Computation 1997; F. Gers et al., "Learning to
     forget", Neural Computation 2000 (forget gate); R. Jozefowicz et al., "An empirical exploration of recurrent network
@@ -60,32 +60,36 @@ class LSTM:
     def _new(self, *shape):
         return backend.empty(shape, np.float32, self._device)
 
-    def forward(self, x, state):
+    def forward(self, x, state, keep=False):
         """x (T, B, D) and the state (h, c) before it, (B, H) each: all h, (T, B, H), and the state behind it.
 
-        Both are views of `hidden` and `cells`, which the next `forward` makes anew. Nothing of x is copied. The gates stay
-        where those of the last call were, if they are as many: fresh memory costs time.
+        With `keep` the layer keeps what `backward` needs: x, which is not copied; `hidden` and `cells`, of which the
+        results are views, and which each call makes anew; and the gates, which overwrite those of the last call if they are
+        as many: fresh memory costs time. Without it nothing of the layer changes: several threads may call it at once.
         """
         wing, matmul = backend.wing(self._device, "lstm"), backend.wing(self._device, "matmul").matmul
         (n_steps, n_rows, n_inputs), width = x.shape, self.recurrent.shape[0]
-        if self._gates.shape[:2] != (n_steps, n_rows):
-            self._gates = self._new(n_steps, n_rows, 4 * width)
-        self.hidden, self.cells = (self._new(n_steps + 1, n_rows, width) for _ in range(2))
-        self.hidden[0], self.cells[0] = state
-        self._gates[...] = self.bias
-        matmul(x.reshape(-1, n_inputs), self.weights, self._gates.reshape(-1, 4 * width), add=True)
-        wing.forward(self.recurrent, self._gates, self.cells, self.hidden)
-        self._x = x
-        return self.hidden[1:], (self.hidden[-1], self.cells[-1])
+        is_kept = keep and self._gates.shape[:2] == (n_steps, n_rows)
+        gates = self._gates if is_kept else self._new(n_steps, n_rows, 4 * width)
+        hidden, cells = (self._new(n_steps + 1, n_rows, width) for _ in range(2))
+        hidden[0], cells[0] = state
+        gates[...] = self.bias
+        matmul(x.reshape(-1, n_inputs), self.weights, gates.reshape(-1, 4 * width), add=True)
+        wing.forward(self.recurrent, gates, cells, hidden)
+        if keep:
+            self._x, self._gates, self.hidden, self.cells = x, gates, hidden, cells
+        return hidden[1:], (hidden[-1], cells[-1])
 
     def backward(self, dout):
-        """The gradient by all h of the last `forward`, (T, B, H), carried back to its first step.
+        """The gradient by all h of the last `forward` with `keep`, (T, B, H), carried back to its first step.
 
         Returns the gradient by x and those by the parameters, {name: array}. The state before the first step counts as
-        given: back-propagation is truncated there. The gates become their own gradients: once after each `forward`.
+        given: back-propagation is truncated there. The gates become their own gradients: once after each such `forward`.
         """
         if self._x is None:
-            raise RuntimeError("backward needs the gates that forward leaves, and has used them; call forward before")
+            raise RuntimeError(
+                "backward needs the gates that forward leaves, and has used them; call forward before, with keep=True"
+            )
         shape, arrays, self._x = self._x.shape, (self._x, self.hidden[:-1], self._gates), None
         backend.wing(self._device, "lstm").backward(self.recurrent, self._gates, self.cells, dout, self._gates)
         x, before, dpre = (a.reshape(-1, a.shape[2]) for a in arrays)

@@ -94,7 +94,7 @@ class Layers:
             norms[layer.name] = math.sqrt(float(flat @ flat))
 
     def first_not_finite(self):
-        """Name of the first array that holds NaN or infinity, or None: parameters, then the last outputs of the layers."""
+        """Name of the first array that holds NaN or infinity, or None: parameters, then what the layers kept of a step."""
         activations = {name: array for layer in self.hidden for name, array in layer.activations.items()}
         for name, array in (self.parameters | activations).items():
             if not bool(backend.module_of(self.device).isfinite(array).all()):
@@ -174,7 +174,10 @@ class Network(Layers):
         self.output = (SoftmaxOutput if loss == "softmax" else OUTPUTS[output])(width, n_labels, *more, device)
 
     def forward(self, x, training=False):
-        """Contexts h (B, H) of a SciPy CSR matrix or dense array (B, F): the input of the output layer."""
+        """Contexts h (B, H) of a SciPy CSR matrix or dense array (B, F): the input of the output layer.
+
+        Nothing of the network changes, but in training: then the layers keep what their backward pass needs.
+        """
         if scipy.sparse.issparse(x):
             h = sparse.as_rows(x, self.device)
             if training and self.word_dropout > 0:
@@ -184,7 +187,8 @@ class Network(Layers):
             check.finite("X", h)
         for number, layer in enumerate(self.hidden):
             drop = training and number == 0 and self.dropout > 0
-            h = layer.forward(h, rng.make_dropout(self.dropout, self.seed, number, self.steps) if drop else None)
+            dropout = rng.make_dropout(self.dropout, self.seed, number, self.steps) if drop else None
+            h = layer.forward(h, dropout, keep=training)
         return h
 
     def _drop_words(self, rows):

@@ -93,7 +93,7 @@ def drawn(network, backend):
     """What the network drew at step 0, by hand of its own sampler."""
     if network.output.negatives is None:
         return None
-    h = network._counted(network.forward(CHUNK, training=True), CHUNK)[0]
+    h = network._counted(network.forward(CHUNK, training=True)[0], CHUNK)[0]
     labels = Labels(backend.array(np.arange(len(WANTED) + 1), np.int32), backend.array(WANTED))
     return tuple(map(backend.numpy, network.output.negatives.draw(h, labels, 0)))
 
@@ -154,23 +154,29 @@ def test_step_clips_updates_and_notes_norms(backend):
 
 def test_state_is_carried_until_a_chunk_is_fresh(backend):
     network, _ = make(backend.device, True, 0.0)
-    whole = backend.numpy(network.forward(CHUNK))
-    halves = [Chunk(TOKENS[:1], TARGETS[:1], True), Chunk(TOKENS[1:], TARGETS[1:], False)]
-    halves = np.concatenate([backend.numpy(network.forward(half)) for half in halves])
+    whole = backend.numpy(network.forward(CHUNK)[0])
+    first, state = network.forward(CHUNK._replace(tokens=TOKENS[:1]))
+    second, _ = network.forward(Chunk(TOKENS[1:], TARGETS[1:], False), state)
+    halves = np.concatenate([backend.numpy(half) for half in (first, second)])
     np.testing.assert_allclose(halves, whole, rtol=1e-5, atol=1e-6)
+    assert network.state is None and not network.carried  # reading leaves no trace
+    network.gradients(CHUNK, WANTED)
     carried = network.carried
     assert set(carried) == {"state/0", "state/1"} and carried["state/0"].shape == (2, B, WIDTH)
-    onwards = backend.numpy(network.forward(CHUNK._replace(fresh=False)))
+    going_on = CHUNK._replace(fresh=False)
+    onwards = backend.numpy(network.forward(going_on, network.state)[0])
     assert np.abs(onwards - whole).max() > 1e-3
+    network.state = None
     network.restore_carried(carried)
-    assert (backend.numpy(network.forward(CHUNK._replace(fresh=False))) == onwards).all()
-    np.testing.assert_allclose(backend.numpy(network.forward(CHUNK)), whole, rtol=1e-5, atol=1e-6)
+    assert (backend.numpy(network.forward(going_on, network.state)[0]) == onwards).all()
+    for fresh in (network.forward(CHUNK, network.state), network.forward(going_on)):
+        np.testing.assert_allclose(backend.numpy(fresh[0]), whole, rtol=1e-5, atol=1e-6)
 
 
 def test_log_probability_and_rank(backend):
     network, _ = make(backend.device, False, 0.3)
-    log_prob, rank = network.evaluate(CHUNK, WANTED)
-    h = network.contexts(CHUNK).astype(np.float64)
+    log_prob, rank, _ = network.evaluate(CHUNK, WANTED)
+    h = network.contexts(CHUNK)[0].astype(np.float64)
     scores = h @ backend.numpy(network.output.weights).astype(np.float64).T
     log_p = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
     at = np.arange(len(WANTED)), WANTED
@@ -186,7 +192,7 @@ def test_starts_as_a_unigram_model(backend, tied):
     counts = np.arange(N_WORDS) ** 3
     network.start_from(counts)
     p = (counts + 1) / (counts + 1).sum()
-    log_prob, _ = network.evaluate(CHUNK, WANTED)
+    log_prob, *_ = network.evaluate(CHUNK, WANTED)
     # what else there is, is small and knows nothing
     np.testing.assert_allclose(log_prob, np.log(p[WANTED]), atol=0.15 if tied else 1e-5)
-    assert (network.contexts(CHUNK)[:, 0] == 1).all()
+    assert (network.contexts(CHUNK)[0][:, 0] == 1).all()

@@ -20,7 +20,7 @@ def placed(backend, layer):
 def test_values_and_gradients(backend, n_steps):
     layer = make_layer(n_steps=n_steps, n_rows=2, n_inputs=3, n_units=4)
     ours, x, state = placed(backend, layer)
-    out, (h, c) = ours.forward(x, state)
+    out, (h, c) = ours.forward(x, state, keep=True)
     hs, steps = layer_forward(as_float64(layer))
     assert_close(backend.numpy(out), hs, 50)
     assert (backend.numpy(h) == backend.numpy(out)[-1]).all()
@@ -36,7 +36,7 @@ def test_values_and_gradients(backend, n_steps):
 
 def test_a_state_that_is_carried_on_makes_two_halves_one(backend):
     ours, x, state = placed(backend, make_layer(n_steps=4, n_rows=2))
-    whole = ours.forward(x, state)[0]
+    whole = ours.forward(x, state, keep=True)[0]
     first, state = ours.forward(x[:2], state)
     second, _ = ours.forward(x[2:], state)
     halves = np.concatenate([backend.numpy(first), backend.numpy(second)])
@@ -48,16 +48,16 @@ def test_every_forward_starts_anew(backend):
     layer = make_layer(n_steps=4, n_rows=2)
     ours, x, state = placed(backend, layer)
     dout = backend.array(normal(7, 4, 2, layer.u.shape[0]))
-    first = [ours.forward(x, state), ours.backward(dout)]
+    first = [ours.forward(x, state, keep=True), ours.backward(dout)]
     (out, (h, c)), (dx, gradients) = first
     before = [backend.numpy(a) for a in (out, h, c, dx, *gradients.values())]
-    ours.forward(x[:3] + 1, (h, c))
+    ours.forward(x[:3] + 1, (h, c), keep=True)
     ours.backward(dout[:3])
-    ours.forward(x + 1, (h, c))
+    ours.forward(x + 1, (h, c), keep=True)
     ours.backward(dout)
     for got, want in zip((out, h, c, dx, *gradients.values()), before, strict=True):
         np.testing.assert_array_equal(backend.numpy(got), want)
-    (out, (h, c)), (dx, gradients) = ours.forward(x, state), ours.backward(dout)
+    (out, (h, c)), (dx, gradients) = ours.forward(x, state, keep=True), ours.backward(dout)
     for got, want in zip((out, h, c, dx, *gradients.values()), before, strict=True):
         np.testing.assert_array_equal(backend.numpy(got), want)
 
@@ -68,7 +68,7 @@ def test_backward_once_after_each_forward(backend):
     dout = backend.array(normal(7, 2, 1, 5))
     with pytest.raises(RuntimeError, match="call forward before"):
         ours.backward(dout)
-    ours.forward(x, state)
+    ours.forward(x, state, keep=True)
     ours.backward(dout)
     with pytest.raises(RuntimeError, match="call forward before"):
         ours.backward(dout)
@@ -79,7 +79,7 @@ def test_hardly_anything_to_do(backend, n_steps, n_rows):
     layer = make_layer(n_steps=max(n_steps, 1), n_rows=max(n_rows, 1), n_inputs=3, n_units=4)
     ours, *_ = placed(backend, layer)
     x, *state = (backend.array(a) for a in (layer.x[:n_steps, :n_rows], layer.h[:n_rows], layer.c[:n_rows]))
-    out, (h, c) = ours.forward(x, state)
+    out, (h, c) = ours.forward(x, state, keep=True)
     assert (out.shape, h.shape, c.shape) == ((n_steps, n_rows, 4), (n_rows, 4), (n_rows, 4))
     dx, gradients = ours.backward(backend.array(np.ones(out.shape, np.float32)))
     assert dx.shape == x.shape
