@@ -11,7 +11,7 @@ import re
 import reprlib
 import zlib
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import numpy as np
 import scipy.sparse
@@ -258,7 +258,9 @@ def read_lines(path):
                 line = line.rstrip(b"\r\n")
                 blank = 0 if line else blank + 1
                 if blank > BLANK_LINES:
-                    raise DataError(f"{path}, line {number}: more than {BLANK_LINES:,} blank lines in a row; is this text?")
+                    raise DataError(
+                        f"{path}, line {number}: more than {BLANK_LINES:,} blank lines in a row; is this text?"
+                    )
                 yield line
     except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
         raise DataError(f"{path}, line {number + 1}: the compressed file is truncated or corrupt ({error})") from error
