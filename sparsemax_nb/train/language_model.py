@@ -79,7 +79,7 @@ class LanguageModel(SampledEstimator):
     device : 'auto', 'cpu' or 'cuda'
         'auto' takes a CUDA device where there is one.
     progress : bool
-        Show a progress bar on standard error.
+        Show progress on standard error: a bar in a terminal, else a line for every tenth of the steps.
 
     Attributes
     ----------

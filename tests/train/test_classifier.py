@@ -227,10 +227,14 @@ def test_scikit_learn_manners():
         model.set_params(width=3)
 
 
-def test_progress_bar_shows_loss_and_memory(corpus, capsys):
+def test_progress_shows_loss_and_memory(corpus, capsys):
+    """Into a file or a pipe: a plain line for every tenth of the steps."""
     fitted(corpus, epochs=3, progress=True)
     shown = capsys.readouterr().err
-    assert "loss=" in shown and "GiB=" in shown
+    assert "\r" not in shown and [line.split("  ")[0] for line in shown.splitlines()] == [
+        f"step {step} of 30 ({step / 30:.0%})" for step in range(3, 31, 3)
+    ]
+    assert all("loss=" in line and "GiB=" in line for line in shown.splitlines())
 
 
 def test_rows_without_features_or_labels(corpus):
