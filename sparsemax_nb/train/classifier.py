@@ -16,7 +16,7 @@ from ..group_shared import DTYPES
 from ..grouping import GROUPINGS, group_labels
 from ..optimizers import Adam
 from . import loop, memory, metrics
-from .estimator import SampledEstimator
+from .estimator import SampledEstimator, checked_data
 from .network import LOSSES, OUTPUTS, SPARSE_OUTPUTS, Network
 from .softmax import INDICES, Negatives
 
@@ -374,6 +374,7 @@ class Classifier(SampledEstimator):
         tfidf = None if is_dense else self._fitted_tfidf(X[rows] if len(rows) < X.shape[0] else X, validation)
         network = self._new_network(params)
         # from here on it is another model
+        self.data_ = None
         self.network_, self.memory_plan_, self._fitted_params = network, plan, self._plain_params()
         self.n_features_in_, self.n_labels_, self.is_dense_, self.device_ = X.shape[1], y.shape[1], is_dense, device
         self.n_points_, self.label_counts_ = len(rows), counts
@@ -595,7 +596,7 @@ class Classifier(SampledEstimator):
             "params": self._fitted_params, "n_features": self.n_features_in_, "n_labels": self.n_labels_,
             "n_points": self.n_points_, "is_dense": self.is_dense_, "tfidf": self.tfidf_ is not None,
             "feature_names": list(self.feature_names_in_) if hasattr(self, "feature_names_in_") else None,
-            "label_names": names,
+            "label_names": names, "data": self.data_,
         }  # fmt: skip
         checkpoint.save(path, self.kind, arrays, description)
 
@@ -643,7 +644,7 @@ class Classifier(SampledEstimator):
             model.network_ = model._new_network(model._network_params(*sizes))
             model.network_.set_parameters(arrays)
             model.network_.output.rank_last(np.flatnonzero(model.label_counts_ == 0))
-            model._fitted_params = description["params"]
+            model._fitted_params, model.data_ = description["params"], checked_data(description.get("data"))
         except (KeyError, TypeError, ValueError) as error:
             raise checkpoint.ModelFileError(f"{path} does not hold a whole Classifier ({error})") from error
         return model

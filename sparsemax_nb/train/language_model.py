@@ -16,7 +16,7 @@ from ..data.text import END_OF_LINE, UNKNOWN
 from ..optimizers import Adam
 from . import loop, metrics
 from .chunks import Chunk, RunningText, SeparateLines
-from .estimator import SampledEstimator
+from .estimator import SampledEstimator, checked_data
 from .language_network import LanguageNetwork
 from .softmax import Negatives
 
@@ -213,6 +213,7 @@ class LanguageModel(SampledEstimator):
         parts = [_parts(part) for part in (tokens, validation) if part is not None]
         save = self._checkpoints(training, checkpoint_path, resume, parts)
         # from here on it is another model
+        self.data_ = None
         self.network_, self.n_words_, self.vocabulary_, self.device_ = network, n_words, vocabulary, device
         self._fitted_params, self.history_ = self._plain_params(), training.history
         training.run(save=save, save_seconds=checkpoint_seconds, progress=self.progress, after_epoch=after_epoch)
@@ -463,7 +464,13 @@ class LanguageModel(SampledEstimator):
         self._check_fitted()
         arrays = {name: backend.to_numpy(array) for name, array in self.network_.parameters.items()}
         words, raw = (None, False) if self.vocabulary_ is None else (list(self.vocabulary_.words), self.vocabulary_.raw)
-        description = {"params": self._fitted_params, "n_words": self.n_words_, "words": words, "raw": raw}
+        description = {
+            "params": self._fitted_params,
+            "n_words": self.n_words_,
+            "words": words,
+            "raw": raw,
+            "data": self.data_,
+        }
         checkpoint.save(path, self.kind, arrays, description)
 
     @classmethod
@@ -497,7 +504,7 @@ class LanguageModel(SampledEstimator):
                 raise ValueError(f"a vocabulary of {len(words)} for {model.n_words_} words")
             model.network_ = model._new_network(model.n_words_, device)
             model.network_.set_parameters(arrays)
-            model._fitted_params = description["params"]
+            model._fitted_params, model.data_ = description["params"], checked_data(description.get("data"))
         except (KeyError, TypeError, ValueError) as error:
             raise checkpoint.ModelFileError(f"{path} does not hold a whole LanguageModel ({error})") from error
         return model
