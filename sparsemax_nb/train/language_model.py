@@ -188,6 +188,7 @@ class LanguageModel(SampledEstimator):
         """
         self._check_params()
         device = backend.resolve_device(self.device)
+        tokens, validation = _plain(tokens), None if validation is None else _plain(validation)
         vocabulary = getattr(tokens, "vocabulary", None) if vocabulary is None else vocabulary
         n_words = self._count_words(tokens, vocabulary, n_words)
         text = self._sequences("tokens", tokens, n_words, training=True)
@@ -227,7 +228,7 @@ class LanguageModel(SampledEstimator):
                 raise ValueError(f"n_words must be the length of the vocabulary, {len(vocabulary)}, got {n_words}")
             return len(vocabulary)
         if n_words is None:
-            tokens = check.array("tokens", getattr(tokens, "items", tokens), np.int32, ("n",))
+            tokens = check.array("tokens", _items(tokens), np.int32, ("n",))
             return int(tokens.max()) + 1 if len(tokens) else 1
         return check.integer("n_words", n_words, 1)
 
@@ -236,7 +237,8 @@ class LanguageModel(SampledEstimator):
 
         What is read has the last item of each sequence to be predicted, or `every` one that training would predict.
         """
-        if backend.device_of(getattr(tokens, "items", tokens)) == "cuda":
+        tokens = _plain(tokens)
+        if backend.device_of(_items(tokens)) == "cuda":
             raise TypeError(
                 f"{name} must be a NumPy array, got one on cuda: a text stays on the host; use cupy.asnumpy"
             )
@@ -406,7 +408,7 @@ class LanguageModel(SampledEstimator):
         check.integer("seed", seed, 0, 2**64 - 1)
         top_k = self.n_words_ if top_k is None else check.integer("top_k", top_k, 1)
         is_text = isinstance(prompt, str)
-        tokens = self._encode(prompt) if is_text else check.array("prompt", prompt, np.int32, ("n",))
+        tokens = self._encode(prompt) if is_text else check.array("prompt", _plain(prompt), np.int32, ("n",))
         if not len(tokens):
             raise ValueError("prompt must hold at least one word")
         check.below("prompt", tokens, self.n_words_)
@@ -508,6 +510,17 @@ class LanguageModel(SampledEstimator):
         except (KeyError, TypeError, ValueError) as error:
             raise checkpoint.ModelFileError(f"{path} does not hold a whole LanguageModel ({error})") from error
         return model
+
+
+def _plain(tokens):
+    """What is no array but can become one, such as a pandas Series, as an array; anything else as it is."""
+    can_become_one = hasattr(tokens, "__array__") and backend.device_of(tokens) is None
+    return np.asarray(tokens) if can_become_one else tokens
+
+
+def _items(tokens):
+    """The tokens of a text, or of all sequences. (That a Series has a method called items does not make it `Sequences`.)"""
+    return tokens.items if hasattr(tokens, "indptr") else tokens
 
 
 def _parts(tokens):
