@@ -579,12 +579,16 @@ class Classifier(SampledEstimator):
 
         Raises
         ------
-        ValueError
-            Not fitted yet; other than one name a label.
+        TypeError, ValueError
+            Not fitted yet; one str for the names, or other than one name per label.
         FileNotFoundError, IsADirectoryError
             No such folder; `path` is one.
         """
         self._check_fitted()
+        if isinstance(label_names, (str, bytes)):
+            raise TypeError(
+                f"label_names must be a sequence of names, got the {type(label_names).__name__} {label_names!r}"
+            )
         names = None if label_names is None else list(map(str, label_names))
         if names is not None and len(names) != self.n_labels_:
             raise ValueError(f"label_names must hold one name for each of {self.n_labels_} labels, got {len(names)}")
@@ -696,16 +700,15 @@ def _other_names(known, names):
 
 def _features(name, x):
     """(n, F) features: CSR, or a dense array of floats. Neither is copied; a dense one is looked through as it is used."""
+    x = x if scipy.sparse.issparse(x) or isinstance(x, np.ndarray) else np.asarray(x)
+    if x.dtype.kind == "c":
+        raise ValueError(f"Complex data not supported: {name} is {x.dtype}")
     if scipy.sparse.issparse(x):
         x = sparse.valid_csr(name, x)
-    else:
-        x = x if isinstance(x, np.ndarray) else np.asarray(x)
-        if x.dtype.kind == "c":
-            raise ValueError(f"Complex data not supported: {name} is {x.dtype}")
-        if x.ndim != 2:
-            raise ValueError(f"{name} must be a matrix, got shape {x.shape}; Reshape your data: one row a point")
-        if x.dtype.kind != "f":
-            x = x.astype(np.float32)
+    elif x.ndim != 2:
+        raise ValueError(f"{name} must be a matrix, got shape {x.shape}; Reshape your data: one row a point")
+    elif x.dtype.kind != "f":
+        x = x.astype(np.float32)
     if x.shape[1] < 1:
         raise ValueError(f"{name} has 0 feature(s) (shape={x.shape}) while a minimum of 1 is required.")
     return x

@@ -21,6 +21,7 @@ from .language_network import LanguageNetwork
 from .softmax import Negatives
 
 DECAYS = "plateau", "linear"
+MOST_LAYERS = 1000
 #: The cut-off of the ranking metrics, beside top-1 and top-5.
 K = 10
 #: Tokens of each stream in a step where a text is only read.
@@ -138,8 +139,9 @@ class LanguageModel(SampledEstimator):
 
     def _check_params(self):
         super()._check_params()
-        for name in ("width", "n_layers", "unroll"):
+        for name in ("width", "unroll"):
             check.integer(name, getattr(self, name), 2 if name == "width" else 1)
+        check.integer("n_layers", self.n_layers, 1, MOST_LAYERS)
         if not isinstance(self.tied, (bool, np.bool_)):
             raise TypeError(f"tied must be True or False, got {self.tied!r}")
         check.number("clip", self.clip, 0, math.inf, open_ends=True)

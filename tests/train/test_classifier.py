@@ -352,6 +352,7 @@ def outside(matrix):
     [
         (lambda x, y: (x.toarray()[0], y), ValueError, r"X must be a matrix, got shape \(60,\)"),
         (lambda x, y: (x.toarray() * 1j, y), ValueError, "Complex data not supported: X is complex"),
+        (lambda x, y: (x * 1j, y), ValueError, "Complex data not supported: X is complex"),
         (lambda x, y: (poisoned_dense(x), y), ValueError, "X must be finite as float32, got NaN or infinity in row 7"),
         (
             lambda x, y: (x, y.toarray()[:, 0]),
@@ -604,6 +605,8 @@ def test_bad_files_to_save_in(corpus, tmp_path):
         model.save(tmp_path / "nowhere" / "m")
     with pytest.raises(ValueError, match="label_names must hold one name for each of 25 labels, got 3"):
         model.save(tmp_path / "m", ["a", "b", "c"])
+    with pytest.raises(TypeError, match="label_names must be a sequence of names, got the str 'aaa"):
+        model.save(tmp_path / "m", "a" * 25)
     assert os.listdir(tmp_path) == []
 
 

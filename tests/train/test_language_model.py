@@ -337,6 +337,7 @@ def test_three_steps_on_cuda(changes):
         (TEXT, {"changes": {"tied": 1}}, TypeError, "tied must be True or False"),
         (TEXT, {"changes": {"decay": "cosine"}}, ValueError, "decay must be one of 'plateau', 'linear'"),
         (TEXT, {"changes": {"clip": 0}}, ValueError, "clip must lie in"),
+        (TEXT, {"changes": {"n_layers": 10**11}}, ValueError, "n_layers must be between 1 and 1000"),
         (TEXT, {"changes": {"sampler": "midx-pq", "width": 7}}, ValueError, "width must be even, got 7"),
         (TEXT, {"changes": {"sampler": "midx-rq", "n_codewords": 30}}, ValueError, "there are 20 words"),
         (TEXT, {"resume": True}, ValueError, "resume needs checkpoint_path"),
