@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import sys
 from pathlib import Path
 
@@ -16,6 +17,15 @@ from .core import backend, checkpoint, files
 
 LIBRARIES = "numba", "numba-cuda", "numpy", "scipy", "cupy-cuda12x", "cupy-cuda13x", "scikit-learn", "torch"
 PREDICTED_AT_ONCE = 4096  # points
+#: The columns of the table that `predict` prints.
+PREDICTED = "row", "rank", "label", "name", "score"
+TABLE = (
+    "The table: a line of column names, then a line for each label of each point, best first. Rows and labels count from 0, ranks "
+    "from 1. The name is the label's number where the model has no names; tabs, ends of lines and backslashes in names are escaped "
+    "(\\t, \\n, \\\\)."
+)
+#: What would end a field or a line of it, for whatever reads it; and the backslash, which escapes.
+ENDS = re.compile(r"[\\\x00-\x1f\x7f\x85\u2028\u2029]")
 
 
 def _write_json(path, result):
@@ -63,8 +73,11 @@ def _evaluate(options):
     if checkpoint.kind_of(options.model) == train.LanguageModel.kind:
         return _evaluate_language_model(options)
     model = train.Classifier.load(options.model, device=options.device)
-    name = options.data or "tate"
-    points = getattr(data.load(name), options.part)
+    name = cli_train.data_of(
+        model, options.model, options.data, data.corpora.BUNDLED, "the folder of the points to measure it on"
+    )
+    corpus = data.load(name)
+    points = getattr(corpus, options.part)
     if points is None:
         raise ValueError(f"{name} has no {options.part} part")
     if points.features.shape[1] != model.n_features_in_:
@@ -72,6 +85,8 @@ def _evaluate(options):
             f"{options.model} takes {model.n_features_in_} features, {name} has {points.features.shape[1]}; "
             "--data names what the model was trained on"
         )
+    if not options.any_data:
+        cli_train.check_same_data(model, options.model, corpus.name, corpus.train.features, corpus.train.labels)
     print(
         f"sparsemax-nb: {points.features.shape[0]:,} points, evaluating {demo.where(options.device)}", file=sys.stderr
     )
@@ -85,12 +100,12 @@ def _evaluate_language_model(options):
     model = train.LanguageModel.load(options.model, device=options.device)
     part = {"dev": "valid"}.get(options.part, options.part)
     print(f"sparsemax-nb: evaluating {demo.where(options.device)}", file=sys.stderr)
-    task, parts, unknown = cli_train.texts_of(model, options.model, options.data)
+    task, name, parts, unknown = cli_train.texts_of(model, options.model, options.data, options.any_data)
     if unknown is not None:
         print(f"{part}  {unknown[part]:.2%} of the tokens are not in the model's vocabulary")
     figures = model.evaluate(parts[part])
     cli_train.print_language_figures(part, figures, task)
-    return {"model": options.model, "data": options.data, "part": part} | figures
+    return {"model": options.model, "data": name, "part": part} | figures
 
 
 def _generate(options):
@@ -117,20 +132,35 @@ def _points(path, n_rows):
 
 
 def _predict(options):
-    """Predict the labels of points, and print them batch by batch."""
+    """Predict the labels of points, and print them as a table, batch by batch."""
     model = train.Classifier.load(options.model, device=options.device)
     print(f"sparsemax-nb: predicting {demo.where(options.device)}", file=sys.stderr)
     points = _points(options.file, options.rows)
     result = []
+    print(*PREDICTED, sep="\t")
     for start in range(0, points.shape[0], PREDICTED_AT_ONCE):
         scores, ids = model.top_k(points[start : start + PREDICTED_AT_ONCE], options.k)
+        texts = scores.astype(str)
         for row in range(len(ids)):
             names = [model.label_names_[i] if model.label_names_ else str(i) for i in ids[row]]
-            found = list(zip(ids[row].tolist(), names, scores[row].tolist(), strict=True))
-            print(f"{start + row}\t" + "; ".join(f"{name} ({score:.2f})" for _, name, score in found))
+            for rank, (i, name, text) in enumerate(zip(ids[row], names, texts[row], strict=True), 1):
+                print(start + row, rank, i, _escaped(name), text, sep="\t")
             if options.json:
+                found = zip(ids[row].tolist(), names, scores[row].tolist(), strict=True)
                 result.append([{"label": i, "name": name, "score": score} for i, name, score in found])
     return result
+
+
+def _escaped(text):
+    """`text` without what ends a field or a line: such characters, and backslashes, as Python writes them in a string."""
+    return ENDS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def _print_anything():
+    """Standard output and error show what they can not encode as Python escapes: a name must not cost a run its results."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -181,11 +211,14 @@ def _parser():
     sub = command(commands, "evaluate", _evaluate, text)
     device(sub)
     sub.add_argument("model", help="file written by train --save")
-    data_help = "as for train (if not given: tate, or wikitext-2 for a language model)"
+    data_help = "what the model was trained on; need not be given where that is bundled"
     sub.add_argument("--data", metavar="DIR-or-NAME", help=data_help)
+    any_data = "measure it on data that it was not trained on, too, with the same features and labels, or words"
+    sub.add_argument("--any-data", action="store_true", help=any_data)
     sub.add_argument("--part", choices=("train", "dev", "test"), default="test", help="of the data")
 
-    sub = command(commands, "predict", _predict, "Predict the labels of points, in words where the model knows them.")
+    sub = command(commands, "predict", _predict, "Predict the labels of points, as a table whose columns tabs divide.")
+    sub.epilog = TABLE
     device(sub)
     sub.add_argument("model", help="file written by train --save")
     sub.add_argument(
@@ -211,6 +244,7 @@ def _parser():
 def main(argv=None):
     """Run a command; returns the exit code: 0, 1 where nobody reads on, 2 for bad input, 130 for Ctrl-C."""
     options = _parser().parse_args(argv)
+    _print_anything()
     try:
         _check_files(options)
         result = options.run(options)
@@ -222,8 +256,8 @@ def main(argv=None):
     except BrokenPipeError:  # who read what we print, as `head` does, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (OSError, TypeError, ValueError, RuntimeError, FloatingPointError) as error:
-        print(f"sparsemax-nb: {error}", file=sys.stderr)
+    except (OSError, TypeError, ValueError, RuntimeError, ArithmeticError, MemoryError) as error:
+        print(f"sparsemax-nb: {error or 'not enough memory'}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
         what = f": {interrupt}; continue with --resume" if str(interrupt) else ""

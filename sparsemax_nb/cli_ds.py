@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from . import PackedDSSoftmax, data, demo, train
-from .cli_train import PARTS, checked_files, count_or_none, file_options, options_of, percent, texts_of
+from .cli_train import (
+    PARTS, check_same_data, checked_files, count_or_none, data_of, file_options, options_of, percent, texts_of,
+)  # fmt: skip
 from .core import backend, checkpoint
 from .data.arrays import open_npy, write_float16
 from .data.batches import batches
@@ -94,7 +96,7 @@ def _is_language_model(file):
 def _of_language_model(options):
     """A line about the model; its output rows; and of each part of the data, targets and what writes contexts to a path."""
     model = train.LanguageModel.load(options.model, device=options.device)
-    _, parts, _ = texts_of(model, options.model, options.data)
+    _, _, parts, _ = texts_of(model, options.model, options.data)
     if options.contexts is not None:
         parts["train"] = _first(parts["train"], options.contexts, model.unroll)
 
@@ -128,16 +130,22 @@ def _of_classifier(options):
             f"{options.model} has a sparse output layer ({model.output}), which has no dense rows to start from; "
             "--model takes a classifier with --output dense or bottleneck, or a language model"
         )
-    corpus, layer, width = data.load(options.data or "tate"), model.network_.output, model.network_.width
+    where = data_of(model, options.model, options.data, data.corpora.BUNDLED, "the folder of the points")
+    corpus, layer, width = data.load(where), model.network_.output, model.network_.width
     points = {"train": corpus.train, "valid": corpus.dev, "test": corpus.test}
     for part in points.values():
         if part is not None and part.labels.shape[1] != model.n_labels_:
             raise ValueError(
                 f"{corpus.name} has {part.labels.shape[1]:,} labels, {options.model} was trained with {model.n_labels_:,}"
             )
-    bias = getattr(layer, "bias", None)
-    columns = [layer.weights] if bias is None else [layer.weights, bias[:, None]]
-    rows = np.concatenate([backend.to_numpy(column) for column in columns], axis=1)
+    check_same_data(model, options.model, corpus.name, corpus.train.features, corpus.train.labels)
+    rows, bias = backend.to_numpy(layer.weights), getattr(layer, "bias", None)
+    if bias is not None:
+        bias, has_points = backend.to_numpy(bias), model.label_counts_ > 0
+        lowest = (
+            bias[has_points].min() if has_points.any() else 0
+        )  # of the others it is -1e30, too far off to learn from
+        rows = np.concatenate([rows, np.maximum(bias, lowest)[:, None]], axis=1)
 
     def of_part(part):
         n = options.contexts if part == "train" else None
@@ -208,7 +216,7 @@ def ds_softmax_options(sub, device):
     device(sub)
     model = "a language model, or a classifier with a dense output layer, that train has saved"
     sub.add_argument("--model", metavar="FILE", required=True, help=model)
-    data_help = "what the model was trained on (if not given: tate, or wikitext-2 for a language model)"
+    data_help = "what the model was trained on; need not be given where that is bundled"
     sub.add_argument("--data", metavar="DIR-or-NAME", help=data_help)
     first = "learn from the first N tokens, items or points of the train part, 0: all"
     sub.add_argument("--contexts", type=count_or_none, default=None, metavar="N", help=first)

@@ -1,6 +1,7 @@
 """The commands `train classifier` and `train language-model`, and what the other commands share with them."""
 
 import argparse
+import math
 import os
 import re
 import sys
@@ -13,7 +14,7 @@ from .group_shared import DTYPES
 from .grouping import GROUPINGS
 from .midx import CORRECTIONS, RESIDUALS
 from .train import curves
-from .train.language_model import DECAYS
+from .train.language_model import DECAYS, _parts
 from .train.network import LOSSES, OUTPUTS
 from .train.softmax import SAMPLERS
 
@@ -22,10 +23,30 @@ PARTS = "train", "valid", "test"  # of a text
 
 def _size(text):
     """Bytes from '1GiB', '500 MiB', '64k' or a plain number."""
-    match = re.fullmatch(r"([0-9.]+) *([kmgt]?)(i?b)?", text.strip().lower())
-    if not match:
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+) *([kmgt]?)(i?b)?", text.strip().lower())
+    size = float(match[1]) * 1024 ** " kmgt".index(match[2] or " ") if match else math.inf
+    if not 1 <= size < 2**63:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write 1GiB, 500MiB or a number of bytes")
-    return int(float(match[1]) * 1024 ** " kmgt".index(match[2] or " "))
+    return int(size)
+
+
+def _seconds(text):
+    """A time of at least 0, as a float."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds, 0 or more")
+    return seconds
+
+
+def _choice(text):
+    """'auto', True or False of 'auto', 'yes' or 'no'."""
+    choices = {"auto": "auto", "yes": True, "no": False}
+    if text not in choices:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(choices)}")
+    return choices[text]
 
 
 def _validation(text):
@@ -39,8 +60,8 @@ def _validation(text):
 
 def count(text):
     """An integer of at least 0."""
-    if not re.fullmatch("[0-9]+", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 0")
+    if not re.fullmatch("[0-9]{1,18}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 0 and below 10^18")
     return int(text)
 
 
@@ -151,9 +172,11 @@ def classifier(options):
             "no dev part: every epoch is run, the last one is kept; --validation 0.1 sets a share of the points aside"
         )
     result = _fit(model, path, options, corpus.train.features, corpus.train.labels, validation=validation)
+    if options.save:
+        remember(model, corpus.name, corpus.train.features, corpus.train.labels)
     result |= {
         "n_labels": model.n_labels_, "n_features": model.n_features_in_, "memory_plan_bytes": model.memory_plan_.nbytes,
-        "test": model.evaluate(corpus.test.features, corpus.test.labels),
+        "tfidf": model.tfidf_ is not None, "test": model.evaluate(corpus.test.features, corpus.test.labels),
     }  # fmt: skip
     print_figures("test", result["test"])
     _write_out(model, path, options, corpus.label_names)
@@ -161,13 +184,14 @@ def classifier(options):
 
 
 def _texts(options):
-    """What `--task` makes of the data: the parts to train on, validate with and test on, vocabulary, a line about it."""
+    """What `--task` makes of the data: the parts to train on, validate with and test on, vocabulary, name, a line about it."""
     if options.task == "next-item":
         sequences = data.load_sequences(options.data, options.min_count)
         n, vocabulary = len(sequences.indptr) - 1, sequences.vocabulary
         return (
             *data.leave_last_out(sequences),
             vocabulary,
+            sequences.name,
             f"{sequences.name}: {n:,} sequences, {len(vocabulary):,} items",
         )
     corpus = data.load_text(options.data, options.min_count, raw=options.raw)
@@ -178,7 +202,7 @@ def _texts(options):
     about = (
         f"{corpus.name}: {len(corpus.train):,} tokens, {len(corpus.vocabulary):,} words; out of vocabulary: {unknown}"
     )
-    return corpus.train, corpus.valid, corpus.test, corpus.vocabulary, about
+    return corpus.train, corpus.valid, corpus.test, corpus.vocabulary, corpus.name, about
 
 
 def language_model(options):
@@ -186,13 +210,15 @@ def language_model(options):
     path = checked_files(options)
     if options.task == "next-item" and options.validation_tokens:
         raise ValueError("--validation-tokens cuts a text; for next-item it may be 0 only: no validation")
-    training, validation, test, vocabulary, about = _texts(options)
+    training, validation, test, vocabulary, name, about = _texts(options)
     params = {name: getattr(options, name) for name in train.LanguageModel._names() if hasattr(options, name)}
     model = train.LanguageModel(**params, progress=not options.quiet)
     print(f"{about}; {demo.where(options.device)}", flush=True)
     if options.validation_tokens is not None:
         validation = validation[: options.validation_tokens] if options.validation_tokens else None
     result = _fit(model, path, options, training, vocabulary=vocabulary, validation=validation)
+    if options.save:
+        remember(model, name, *_parts(training))
     _write_out(model, path, options)
     result |= {
         "about": about, "n_words": model.n_words_, "tokens": len(getattr(training, "items", training)),
@@ -217,17 +243,56 @@ def _baseline(task, training, test, n_words):
     return train.figures_of_ranks(train.ranks_by_popularity(counts, last), 10)
 
 
-def texts_of(model, file, name_or_dir):
-    """What the language model in `file` is measured on: task, part -> tokens, and the share of unknown words or None."""
+# ------------------------------------------------------------ what a saved model was trained on
+
+
+def remember(model, name, *training):
+    """Note in a model what it was trained on: the name of the data, and the fingerprint of its training part, a pair."""
+    model.data_ = {"name": name, "fingerprint": data.fingerprint(*training)}
+
+
+def data_of(model, file, given, bundled, what):
+    """The --data of a command that is given the model `file`: what is `given`, else the bundled data that it was trained on.
+
+    ValueError that says `what` is to be given, where it was trained on other data, or does not say on which.
+    """
+    known = model.data_
+    if given is None and (known is None or known["name"] not in bundled):
+        about = "does not say what it was trained on" if known is None else f"was trained on {known['name']!r}"
+        raise ValueError(f"--data is needed: {what}; {file} {about}")
+    return known["name"] if given is None else given
+
+
+def check_same_data(model, file, name, *training):
+    """ValueError unless the training part, a pair, is what the model `file` was trained on, where it says so."""
+    known = model.data_
+    if known is not None and known["fingerprint"] != data.fingerprint(*training):
+        raise ValueError(
+            f"{file} was trained on {known['name']!r}, but {name!r} has another training part; check --data"
+        )
+
+
+def texts_of(model, file, name_or_dir, any_data=False):
+    """What the language model in `file` is measured on: task, name, part -> tokens, and the share of unknown words or None.
+
+    With `any_data` also what it was not trained on.
+    """
     if model.vocabulary_ is None:
         raise ValueError(f"{file} was saved without a vocabulary")
     if data.text.END_OF_LINE in model.vocabulary_:
-        corpus = data.load_text(name_or_dir or "wikitext-2", vocabulary=model.vocabulary_)
-        return "next-word", {part: getattr(corpus, part) for part in PARTS}, corpus.unknown
-    if name_or_dir is None:
-        raise ValueError("--data is needed: the file of sequences, or its folder")
-    sequences = data.load_sequences(name_or_dir, vocabulary=model.vocabulary_)
-    return "next-item", dict(zip(PARTS, data.leave_last_out(sequences), strict=True)), None
+        where = data_of(model, file, name_or_dir, data.text.BUNDLED, "the folder of the text")
+        corpus = data.load_text(where, vocabulary=model.vocabulary_)
+        task, parts, unknown = "next-word", {part: getattr(corpus, part) for part in PARTS}, corpus.unknown
+    else:
+        where = data_of(model, file, name_or_dir, (), "the file of sequences, or its folder")
+        corpus = data.load_sequences(where, vocabulary=model.vocabulary_)
+        task, parts, unknown = "next-item", dict(zip(PARTS, data.leave_last_out(corpus), strict=True)), None
+    if not any_data:
+        check_same_data(model, file, corpus.name, *_parts(parts["train"]))
+    return task, where, parts, unknown
+
+
+# ------------------------------------------------------------ figures
 
 
 def _language_line(figures):
@@ -244,6 +309,9 @@ def print_language_figures(part, figures, task):
 def print_figures(part, figures):
     for measure in ("P", "nDCG", "R", "PSP"):
         print(f"{part}  " + percent(figures, [f"{measure}@{k}" for k in (1, 3, 5)]))
+
+
+# ------------------------------------------------------------ options
 
 
 def options_of(sub, default):
@@ -280,7 +348,7 @@ def file_options(sub, **more):
 def _more_file_options(sub):
     file_options(sub)
     between = "between two checkpoints inside an epoch"
-    sub.add_argument("--checkpoint-seconds", type=float, default=300, metavar="S", help=between)
+    sub.add_argument("--checkpoint-seconds", type=_seconds, default=300, metavar="S", help=between)
     sub.add_argument("--plot", metavar="FILE", help="draw the curves of the run")
 
 
@@ -304,6 +372,8 @@ def classifier_options(sub, device):
     sub.add_argument("--grouping", choices=GROUPINGS, default=default["grouping"], help=grouping)
     stored = "what its weights are stored in; bfloat16 ones are rounded at random, there is no float32 copy"
     sub.add_argument("--weight-dtype", choices=tuple(DTYPES), default=default["weight_dtype"], help=stored)
+    weigh = "whether sparse features are counts that become TF-IDF weights; auto: unless any of them is no whole number"
+    sub.add_argument("--tfidf", type=_choice, default="auto", metavar="auto|yes|no", help=weigh)
     option("dropout", float, "P", "rate behind the embedding, or of dense features")
     option("word_dropout", float, "P", "rate at which the entries of sparse features are dropped")
     option("learning_rate", float, "LR", "of Adam, at the start")

@@ -1,5 +1,7 @@
 """The command line, run as a user runs it."""
 
+import dataclasses
+import io
 import json
 import os
 import subprocess
@@ -49,8 +51,79 @@ def test_train_and_predict(folder, tmp_path, capsys):
         cli.main(["predict", model, points, "-k", "3", "--rows", "4", "--device", "cpu", "--json", str(answers)]) == 0
     )
     lines, answers = capsys.readouterr().out.splitlines(), json.loads(answers.read_text())
-    assert len(lines) == len(answers) == 4 and all(len(a) == 3 for a in answers)
-    assert lines[0].startswith("0\tsubject ") and answers[0][0]["name"] in lines[0]
+    assert lines[0] == "row\trank\tlabel\tname\tscore" and len(lines) == 13 and len(answers) == 4
+    shown = iter(lines[1:])
+    for row, answer in enumerate(answers):
+        for rank, found in enumerate(answer, 1):
+            fields = next(shown).split("\t")
+            assert fields[:4] == [str(row), str(rank), str(found["label"]), f"subject {found['label']}"]
+            assert found["name"] == fields[3] and np.float32(fields[4]) == np.float32(found["score"])
+    assert len(answers[3]) == 3
+
+
+def test_predictions_can_be_read_whatever_the_names_hold(folder, tmp_path, monkeypatch, capsys):
+    names = [
+        "a; b (0.1)",
+        "tab\there",
+        "two\nlines",
+        "back\\slash",
+        "cr\rx",
+        "\x85\u2028\u2029\x0b\x1c",
+        "naïve",
+        "",
+        " x ",
+        "\\t",
+        "\x00",
+        "z",
+    ]
+    model = cli.train.Classifier(embedding=8, intermediate=16, fan_in=4, epochs=1, device="cpu", progress=False)
+    points = data.load(folder).train
+    model.fit(points.features, points.labels).save(tmp_path / "m.st", names)
+    command = [
+        "predict",
+        str(tmp_path / "m.st"),
+        str(folder / "test_bow.txt"),
+        "-k",
+        "12",
+        "--rows",
+        "2",
+        "--device",
+        "cpu",
+    ]
+    assert cli.main(command) == 0
+    shown = capsys.readouterr().out
+    table = [line.split("\t") for line in shown.splitlines()]
+    assert len(table) == 25 and all(len(fields) == 5 for fields in table) and shown.count("\n") == 25
+    for fields in table[1:]:
+        unescaped = fields[3].encode("latin-1").decode("unicode_escape")
+        assert unescaped == names[int(fields[2])]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_output_that_can_not_encode_names_costs_nothing(folder, tmp_path, monkeypatch, encoding):
+    corpus, model = tmp_path / "ко́рпус", str(tmp_path / "modèle\u2028\udcff.st")
+    corpus.mkdir()
+    for file in folder.iterdir():
+        (corpus / file.name).write_bytes(file.read_bytes())
+    (corpus / "labels.txt").write_text("".join(f"sujet n° {i} \U0001f600\n" for i in range(12)), encoding="utf-8")
+
+    def run(*command):
+        written = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding))
+        assert cli.main([*command]) == 0
+        return written.getvalue().decode(encoding)
+
+    train = [*TRAIN, "--data", str(corpus), "--epochs", "1", "--save", model, "--json", str(tmp_path / "r.json")]
+    assert "saved " in run(*train) and os.path.exists(model)
+    assert json.loads((tmp_path / "r.json").read_text())["steps"] == 1
+    command = ["predict", model, str(corpus / "test_bow.txt"), "-k", "1", "--device", "cpu"]
+    shown = run(*command, "--json", str(tmp_path / "p.json"))
+    answers = json.loads((tmp_path / "p.json").read_text())
+    assert (
+        len(answers) == 20
+        and ("\\U0001f600" in shown) == (encoding == "ascii")
+        and answers[0][0]["name"].endswith("\U0001f600")
+    )
 
 
 @pytest.mark.parametrize("sampler", ["none", "log-uniform", "lsh", "midx-pq"])
@@ -135,6 +208,13 @@ def test_evaluate_and_predict_from_arrays(folder, tmp_path, capsys):
     assert cli.main(["evaluate", model, "--data", str(folder), "--part", "dev"]) == 2
     assert "has no dev part" in capsys.readouterr().err
     assert cli.main(["evaluate", model]) == 2
+    assert (
+        f"--data is needed: .*; {model} was trained on '{folder.name}'".replace(
+            ".*", "the folder of the points to measure it on"
+        )
+        in capsys.readouterr().err
+    )
+    assert cli.main(["evaluate", model, "--data", "tate"]) == 2
     assert f"{model} takes 30 features, tate has 12310; --data names what" in capsys.readouterr().err
     for file, problem in (folder, "it is a folder; name a file of points in it"), ("no.txt", "there is no such file"):
         assert cli.main(["predict", model, str(file)]) == 2
@@ -145,7 +225,74 @@ def test_evaluate_and_predict_from_arrays(folder, tmp_path, capsys):
     for file in (folder / "test_bow.txt", tmp_path / "points.npz"):
         assert cli.main(["predict", model, str(file), "-k", "2", "--device", "cpu"]) == 0
         answers.append(capsys.readouterr().out)
-    assert answers[0] == answers[1] and len(answers[0].splitlines()) == 20
+    assert answers[0] == answers[1] and len(answers[0].splitlines()) == 1 + 20 * 2
+
+
+def test_a_model_knows_what_it_was_trained_on(folder, tmp_path, capsys):
+    """Other data is refused by name, also by a model that is loaded and saved again."""
+    model, other = str(tmp_path / "m.st"), tmp_path / "other"
+    other.mkdir()
+    points = data.bag_of_words(n_rows=90, n_features=30, words_per_row=4, n_labels=12, labels_per_row=2, seed=2)
+    for part in "train", "test":
+        data.write_xc(other / f"{part}.txt", points.features, points.labels)
+    assert cli.main([*TRAIN, "--data", str(folder), "--epochs", "1", "--save", model]) == 0
+    for _ in range(2):
+        assert cli.main(["evaluate", model, "--data", str(folder), "--device", "cpu"]) == 0
+        capsys.readouterr()
+        assert cli.main(["evaluate", model, "--data", str(other), "--device", "cpu"]) == 2
+        wanted = f"{model} was trained on '{folder.name}', but 'other' has another training part; check --data"
+        assert wanted in capsys.readouterr().err
+        assert cli.main(["evaluate", model, "--data", str(other), "--device", "cpu", "--any-data"]) == 0
+        cli.train.Classifier.load(model, device="cpu").save(model)
+    again = cli.train.Classifier.load(model, device="cpu")
+    assert again.data_["name"] == folder.name
+    again.set_params(epochs=1, progress=False).fit(points.features, points.labels).save(model)
+    assert again.data_ is None and cli.main(["evaluate", model]) == 2
+    assert f"{model} does not say what it was trained on" in capsys.readouterr().err
+    assert cli.main(["evaluate", model, "--data", str(other), "--device", "cpu"]) == 0
+    checkpoint_ = cli.checkpoint
+    arrays, description = checkpoint_.load(model, "classifier")
+    for bad in {"name": 3, "fingerprint": ""}, [], {"name": "x"}:
+        checkpoint_.save(tmp_path / "bad", "classifier", dict(arrays), description | {"data": bad})
+        with pytest.raises(checkpoint_.ModelFileError, match="data must be a name and a fingerprint"):
+            cli.train.Classifier.load(tmp_path / "bad")
+
+
+def test_bundled_data_need_not_be_named(folder, tmp_path, capsys, monkeypatch):
+    model, load = str(tmp_path / "m.st"), data.load
+    monkeypatch.setattr(
+        data, "load", lambda name: dataclasses.replace(load(folder), name="tate") if name == "tate" else load(name)
+    )
+    assert cli.main([*TRAIN, "--epochs", "1", "--save", model]) == 0
+    assert cli.main(["evaluate", model, "--device", "cpu", "--json", str(tmp_path / "e.json")]) == 0
+    assert json.loads((tmp_path / "e.json").read_text())["data"] == "tate"
+
+
+def test_tfidf_on_the_command_line(folder, tmp_path, capsys):
+    points = data.load(folder).train
+    points.features.data[:] = 0.5
+    for part in "train", "test":
+        data.write_xc(tmp_path / f"{part}.txt", points.features, points.labels)
+    for how, code, weighed in ("auto", 0, False), ("no", 0, False), ("yes", 2, None):
+        figures = tmp_path / "f.json"
+        figures.unlink(missing_ok=True)
+        command = [
+            *TRAIN[:4],
+            *TRAIN[5:],
+            "--data",
+            str(tmp_path),
+            "--epochs",
+            "1",
+            "--tfidf",
+            how,
+            "--json",
+            str(figures),
+        ]
+        assert cli.main(command) == code
+        shown = capsys.readouterr().err
+        assert ("X holds weights, not counts" in shown) == (how == "auto")
+        assert weighed is None or json.loads(figures.read_text())["tfidf"] is weighed
+    assert "X must hold counts, that is, whole numbers, got 0.5" in shown
 
 
 def test_a_spent_budget_says_what_is_left(folder, tmp_path, capsys):
@@ -178,7 +325,7 @@ def test_dense_features_from_files(tmp_path, capsys):
     save = ["--data", str(tmp_path), "--epochs", "2", "--save", model, "--memory-limit", "64MiB"]
     assert cli.main([*TRAIN, *save]) == 0
     assert cli.main(["predict", model, str(tmp_path / "test.npy"), "-k", "1", "--rows", "3", "--device", "cpu"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("2\t")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("2\t1\t")
     assert cli.main([*TRAIN, "--data", str(tmp_path), "--memory-limit", "4k"]) == 2
     error = capsys.readouterr().err
     assert "training needs 0.1 MiB, memory_limit allows 0.0 MiB" in error and "output.values" in error
@@ -190,12 +337,25 @@ def test_sizes(size, wanted):
 
 
 @pytest.mark.parametrize(
-    "bad", [["--memory-limit", "much"], ["--validation", "2"], ["--validation", "some"], ["--intermediate", "x"]]
+    "bad",
+    [
+        *(
+            ["--memory-limit", size]
+            for size in ("much", "1.2.3GiB", ".", "0", "-1", "nan", "9" * 400, "1" + "0" * 20 + "T", "")
+        ),
+        *(["--checkpoint-seconds", seconds] for seconds in ("nan", "-1", "inf", "1e999", "x", "")),
+        *(["--intermediate", number] for number in ("x", "-1", "1.5", "9" * 5000, "٣")),
+        ["--validation", "2"],
+        ["--validation", "some"],
+        ["--tfidf", "perhaps"],
+        ["--embedding", "9" * 5000],
+    ],
 )
 def test_options_that_can_not_be_read(bad, capsys):
     with pytest.raises(SystemExit) as exit_:
         cli.main([*TRAIN, *bad])
-    assert exit_.value.code == 2 and bad[0] in capsys.readouterr().err
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert exit_.value.code == 2 and f"error: argument {bad[0]}: " in error and "_size" not in error
 
 
 def test_ctrl_c(monkeypatch, capsys):

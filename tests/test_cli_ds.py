@@ -271,7 +271,37 @@ def test_bad_input(text, items, corpus, tmp_path, capsys):
         cli.main([*DS, "--model", str(text / "m.st")])
     assert "--save" in capsys.readouterr().err
     assert cli.main([*DS, "--model", str(items / "m.st"), "--save", str(tmp_path / "ds.st")]) == 2
-    assert "--data is needed: the file of sequences" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert (
+        f"--data is needed: the file of sequences, or its folder; {items / 'm.st'} was trained on '{items.name}'"
+        in error
+    )
+    for folder in text, corpus:  # what was trained on something else is not taken for what is bundled
+        model = str(other) if folder is corpus else str(text / "m.st")
+        assert cli.main([*DS, "--model", model, "--save", str(tmp_path / "ds.st")]) == 2
+        error = capsys.readouterr().err
+        assert "--data is needed: the folder of the " in error and f"{model} was trained on '{folder.name}'" in error
+    (tmp_path / "words").mkdir()
+    for part in "train", "valid", "test":
+        (tmp_path / "words" / f"{part}.txt").write_text(LINE * 5)
+    refused(
+        f"m.st was trained on '{text.name}', but 'words' has another training", text, "--data", str(tmp_path / "words")
+    )
+
+
+def test_labels_without_a_point_do_not_upset_it(corpus, tmp_path):
+    """A classifier gives them the score -1e30; experts start from the lowest of the other biases."""
+    points = data.load(corpus).train
+    for part in "train", "test":
+        labels = points.labels.copy()
+        labels.data[labels.indices < 3] = 0
+        labels.eliminate_zeros()
+        data.write_xc(tmp_path / f"{part}.txt", points.features, labels)
+    params = {"output": "dense", "embedding": 8, "epochs": 3, "device": "cpu", "progress": False}
+    train.Classifier(**params).fit(points.features, labels).save(tmp_path / "m.st")
+    result = run(tmp_path, tmp_path, "--first-experts", "2", "--n-experts", "2")
+    assert 0 < result["test"][0]["top-1"] <= 1 and all(np.isfinite(epoch["loss"]) for epoch in result["epochs"])
+    assert np.isfinite(PackedDSSoftmax.load(tmp_path / "ds.st", device="cpu").rows).all()
 
 
 def test_names_of_stages():

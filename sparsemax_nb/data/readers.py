@@ -1,5 +1,6 @@
 """Files: the text format of the Extreme Classification Repository, and lists of names."""
 
+import codecs
 import contextlib
 import gzip
 import itertools
@@ -10,7 +11,7 @@ import re
 import reprlib
 import zlib
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import numpy as np
 import scipy.sparse
@@ -18,8 +19,15 @@ import scipy.sparse
 from ..core import files
 
 OPENERS = {".gz": gzip.open, ".xz": lzma.open}
+#: What a compressed file starts with, whatever its name.
+MAGIC = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\x00": lzma.open}
+#: What a text starts with that is not UTF-8: byte-order marks, or a zero byte beside the first letter.
+UTF_16 = re.compile(rb"\xff\xfe|\xfe\xff|\x00[\x20-\x7e]|[\x20-\x7e]\x00")
 CHUNK = 1024  # lines that are parsed at once
 LONGEST = 1 << 26  # bytes of a line
+BLANK_LINES = 1 << 20  # in a row
+#: A compressed file may unpack to this many times its size, where it unpacks to more than UNPACKED bytes.
+RATIO, UNPACKED = 200, 1 << 24
 
 ID = r"[0-9]+"
 VALUE = r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
@@ -81,7 +89,7 @@ def read_xc(path, *, n_points=None):
     Parameters
     ----------
     path : str or path
-        Plain text, or compressed where the name ends in .gz or .xz. A file of `importlib.resources` will do.
+        Plain text, or compressed by gzip or xz, whatever its name. A file of `importlib.resources` will do.
     n_points : int, optional
         Read so many points at most and look at nothing behind them.
 
@@ -191,7 +199,7 @@ def read_names(path):
     Parameters
     ----------
     path : str or path
-        UTF-8; plain, .gz or .xz.
+        UTF-8, with or without a byte-order mark; plain, or compressed by gzip or xz, whatever its name.
 
     Returns
     -------
@@ -224,20 +232,52 @@ def check_csr(name, matrix):
 
 
 def read_lines(path):
-    """Yield the lines of a file as bytes, without their ends; to be closed, also where not all are read."""
+    """Yield the lines of a text file as bytes, without their ends; to be closed, also where not all are read.
+
+    Its first bytes, not its name, say whether it is compressed. A byte-order mark of UTF-8 is dropped. DataError for what is
+    no text that can be read in reasonable time: UTF-16, lines that are too long, blank lines without end, a small compressed
+    file that unpacks to very much.
+    """
     path = Path(path) if isinstance(path, (str, os.PathLike)) else path  # a resource in a zip file is not PathLike
-    unpack = OPENERS.get(PurePath(path.name).suffix, contextlib.nullcontext)
     number = 0
     try:
-        with path.open("rb") as packed, unpack(packed) as stream:
+        with path.open("rb") as packed, _unpacked(packed) as stream:
+            is_packed = stream is not packed and packed.seekable()
+            blank = unpacked = 0
             for number, line in enumerate(iter(lambda: stream.readline(LONGEST + 1), b""), 1):
+                if number == 1:
+                    if UTF_16.match(line):
+                        raise DataError(f"{path}: this looks like UTF-16 text; save it as UTF-8")
+                    line = line.removeprefix(codecs.BOM_UTF8)
+                    if not line:  # there is nothing behind the mark
+                        return
                 if len(line) > LONGEST:
                     raise DataError(
                         f"{path}, line {number}: the line is longer than {LONGEST >> 20} MiB; is this text?"
                     )
-                yield line.rstrip(b"\r\n")
+                if is_packed:
+                    unpacked += len(line)
+                    if unpacked > UNPACKED and unpacked > RATIO * packed.tell():
+                        raise DataError(
+                            f"{path}, line {number}: {unpacked:,} bytes came out of {packed.tell():,}; is the file damaged? "
+                            "If it is meant to be like this, unpack it first"
+                        )
+                line = line.rstrip(b"\r\n")
+                blank = 0 if line else blank + 1
+                if blank > BLANK_LINES:
+                    raise DataError(
+                        f"{path}, line {number}: more than {BLANK_LINES:,} blank lines in a row; is this text?"
+                    )
+                yield line
     except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
         raise DataError(f"{path}, line {number + 1}: the compressed file is truncated or corrupt ({error})") from error
+
+
+def _unpacked(packed):
+    """What decompresses an open binary file where it starts as a compressed one does, else the file itself."""
+    start = packed.peek(8)
+    unpack = next((unpack for magic, unpack in MAGIC.items() if start.startswith(magic)), contextlib.nullcontext)
+    return unpack(packed)
 
 
 def decoded(where, line):
@@ -260,7 +300,7 @@ def _header(path, line):
             f"{path}, line 1: the header must be 'points features labels', "
             f"three integers from 0 to 2**31 - 1, got {reprlib.repr(text)}"
         )
-    return map(int, sizes)
+    return (int(float(size)) for size in sizes)  # int() refuses long rows of zeros
 
 
 def _float32(values):

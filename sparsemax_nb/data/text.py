@@ -1,7 +1,10 @@
 """Text for language models: words split by blanks, and the vocabulary that numbers them."""
 
 import contextlib
+import functools
 import re
+import sys
+import unicodedata
 from array import array
 from collections import Counter
 from dataclasses import dataclass
@@ -18,12 +21,34 @@ BUNDLED = ("wikitext-2",)
 STEMS = {part: (part, f"ptb.{part}", f"wiki.{part}") for part in ("train", "valid", "test")}
 #: The name of the one file of a text that is not divided, and the share of its lines that are for validation, and for test.
 WHOLE, SHARE = "corpus", 100
+#: Zero-width (non-)joiners: they shape the letters of a word, or make one emoji of several.
+JOINERS = "\u200c\u200d"
 WORD_OR_MARK = re.compile(r"\w+|[^\w\s]")
 
 
+@functools.cache
+def _word_or_mark():
+    """The pattern of a word or punctuation mark, with the combining marks on it; ``\\w`` alone leaves those out."""
+    codes = [code for code in range(0x80, sys.maxunicode + 1) if unicodedata.category(chr(code))[0] == "M"]
+    starts = [code for code, before in zip(codes, [-1, *codes], strict=False) if code != before + 1]
+    ends = [code for code, after in zip(codes, [*codes[1:], -1], strict=True) if code + 1 != after]
+    marks = "".join(f"\\U{start:08x}-\\U{end:08x}" for start, end in zip(starts, ends, strict=True))
+    return re.compile(rf"\w[\w{marks}{JOINERS}]*|[^\w\s](?:[{marks}]|[{JOINERS}][^\w\s])*")
+
+
 def split(line, raw=False):
-    """The words of a line, which blanks divide; or, `raw`, its words and punctuation marks, one by one."""
-    return WORD_OR_MARK.findall(line) if raw else line.split()
+    """The words of a line, which blanks divide; or, `raw`, its words and punctuation marks, one by one, in NFC."""
+    if not raw:
+        return line.split()
+    if line.isascii():  # the same, in half the time
+        return WORD_OR_MARK.findall(line)
+    return _word_or_mark().findall(unicodedata.normalize("NFC", line))
+
+
+def _refuse_text(name, value, fix):
+    """TypeError for a str where a sequence of words is wanted: its items are characters."""
+    if isinstance(value, (str, bytes)):
+        raise TypeError(f"{name} must hold words, got a {type(value).__name__}, whose items are characters; {fix}")
 
 
 def read_words(path, raw=False):
@@ -32,9 +57,11 @@ def read_words(path, raw=False):
     Parameters
     ----------
     path : str or path
-        Plain, .gz or .xz; UTF-8; words are divided by blanks.
+        UTF-8, plain or compressed by gzip or xz; words are divided by blanks. A byte-order mark is dropped.
     raw : bool
         The text is as people write it: every punctuation mark is a word of its own, too, and lines without a word are left out.
+        Combining marks (accents, the vowel signs of Hindi or Thai) and zero-width joiners stay with their word, and what
+        Unicode holds to be the same text is the same word (NFC): é is one letter, however the file spells it.
 
     Yields
     ------
@@ -111,8 +138,8 @@ class Vocabulary:
 
     Raises
     ------
-    ValueError
-        A word that occurs twice.
+    TypeError, ValueError
+        A str in place of a sequence of words; a word that occurs twice.
 
     Examples
     --------
@@ -130,6 +157,7 @@ class Vocabulary:
     """
 
     def __init__(self, words, raw=False):
+        _refuse_text("words", words, "use a list of words")
         self.words, self.raw = tuple(words), bool(raw)
         self._ids = {word: number for number, word in enumerate(self.words)}
         if len(self._ids) < len(self.words):
@@ -165,11 +193,13 @@ class Vocabulary:
         Raises
         ------
         TypeError, ValueError
-            min_count below 1; no line, or no word that occurs so often; a word called `<eos>` or `<unk>` where the lines are
+            A str in place of lines, or of the words of a line; min_count below 1; no line, or no word that occurs so often; a word called `<eos>` or `<unk>` where the lines are
             no text.
         """
+        _refuse_text("lines", lines, "use [text.split()]")
         counts = Counter()
         for line in lines:
+            _refuse_text("a line", line, "use line.split()")
             counts.update(line)
             counts.update([END_OF_LINE] if text else [])
         return cls.of_counts(counts, min_count, text)
@@ -236,7 +266,13 @@ class Vocabulary:
         -------
         ids : (n,) int32
             -1 for those that are not in the vocabulary.
+
+        Raises
+        ------
+        TypeError
+            A str in place of words.
         """
+        _refuse_text("words", words, "use [word]")
         return np.fromiter((self._ids.get(word, -1) for word in words), np.int32)
 
     def encode(self, lines):
@@ -255,12 +291,16 @@ class Vocabulary:
 
         Raises
         ------
+        TypeError
+            A str in place of lines, or of the words of a line.
         DataError
             An unknown word, where the vocabulary has no `<unk>`.
         """
+        _refuse_text("lines", lines, "use [vocabulary.split(line)]")
         ids, unknown, n_unknown = array("i"), self._ids.get(UNKNOWN), 0
         end = [END_OF_LINE] if END_OF_LINE in self._ids else []
         for line in lines:
+            _refuse_text("a line", line, "use vocabulary.split(line)")
             words = [*line, *end]
             missing = [word for word in words if word not in self._ids]
             if missing and unknown is None:
@@ -282,10 +322,12 @@ class Vocabulary:
 
         Raises
         ------
-        ValueError
-            An id out of range.
+        TypeError, ValueError
+            Ids that are no integers; an id out of range.
         """
         ids = np.asarray(ids)
+        if ids.size and ids.dtype.kind not in "iu":
+            raise TypeError(f"ids must be integers, got {ids.dtype}; use ids.astype(np.int32)")
         check.below("ids", ids, len(self.words))
         return [self.words[number] for number in ids.tolist()]
 
@@ -335,8 +377,8 @@ def load_text(name_or_dir, min_count=1, vocabulary=None, raw=False):
     vocabulary : Vocabulary, optional
         A model's, instead of that of the training part.
     raw : bool
-        The text is as people write it: punctuation marks become words of their own, empty lines are left out. A vocabulary
-        that is given knows whether it is.
+        The text is as people write it: punctuation marks become words of their own, empty lines are left out; see
+        `read_words`. A vocabulary that is given knows whether it is.
 
     Returns
     -------

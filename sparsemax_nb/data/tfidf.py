@@ -18,7 +18,7 @@ class Tfidf:
     Parameters
     ----------
     sublinear : bool
-        Dampen repeated terms.
+        Dampen repeated terms. X then has to hold counts, whole numbers: of a weight below 1 the logarithm is negative.
 
     Attributes
     ----------
@@ -45,6 +45,8 @@ class Tfidf:
            [0.   , 0.   ]], dtype=float32)
     """
 
+    _takes_weights = False  # where True, values are not checked to be counts
+
     def __init__(self, sublinear=True):
         self.sublinear = sublinear
 
@@ -63,12 +65,12 @@ class Tfidf:
         Raises
         ------
         TypeError, ValueError
-            X is not CSR, not finite, or negative somewhere.
+            X is not CSR, not finite, negative somewhere, or (`sublinear`) holds other numbers than counts.
         """
         check_csr("X", X)
         df = np.zeros(X.shape[1], np.int64)
         for start, stop in _row_blocks(X.indptr):
-            block = _counts(X[start:stop])
+            block = self._checked(X[start:stop])
             df += np.bincount(block.indices[: block.nnz], minlength=X.shape[1])
         self.idf_ = (np.log((1 + X.shape[0]) / (1 + df)) + 1).astype(np.float32)
         return self
@@ -91,11 +93,12 @@ class Tfidf:
         Raises
         ------
         TypeError, ValueError
-            Not fitted yet; X is not CSR, of another width than in `fit`, not finite, or negative somewhere.
+            Not fitted yet; X is not CSR, of another width than in `fit`, not finite, negative somewhere, or (`sublinear`) holds
+            other numbers than counts.
         """
         if not hasattr(self, "idf_"):
             raise ValueError("this Tfidf is not fitted; call fit first")
-        X = _counts(X)
+        X = self._checked(X)
         if X.shape[1] != len(self.idf_):
             raise ValueError(f"X must have {len(self.idf_)} features as in fit, got {X.shape[1]}")
         indices, weights = X.indices[: X.nnz].copy(), X.data[: X.nnz].astype(np.float64)
@@ -125,7 +128,7 @@ class Tfidf:
         Raises
         ------
         TypeError, ValueError
-            X is not CSR, not finite, or negative somewhere.
+            X is not CSR, not finite, negative somewhere, or (`sublinear`) holds other numbers than counts.
 
         Examples
         --------
@@ -135,9 +138,30 @@ class Tfidf:
         """
         return self.fit(X).transform(X)
 
+    def _checked(self, X):
+        """X as `_non_negative` returns it; ValueError where it has to hold counts and does not."""
+        X = _non_negative(X)
+        other = first_non_count(X) if self.sublinear and not self._takes_weights else None
+        if other is not None:
+            raise ValueError(
+                f"X must hold counts, that is, whole numbers, got {other:g}; weights are taken as they are with "
+                "Classifier(tfidf=False), or use Tfidf(sublinear=False)"
+            )
+        return X
 
-def _counts(X):
-    """X where it stores no entry twice and no zeros, else a float64 copy without; errors where X holds no counts."""
+
+def first_non_count(X):
+    """The first stored value of a CSR matrix that is no whole number of at least 0, or None."""
+    for start in range(0, X.nnz, BLOCK):
+        part = X.data[start : min(start + BLOCK, X.nnz)]
+        other = (part < 0) | (part != np.floor(part))
+        if other.any():
+            return part[np.argmax(other)]
+    return None
+
+
+def _non_negative(X):
+    """X where it stores no entry twice and no zeros, else a float64 copy without; errors where a value is no amount."""
     check_csr("X", X)
     clean = X.has_canonical_format and X.data.all()
     if not clean:
@@ -147,7 +171,7 @@ def _counts(X):
     if not np.isfinite(data).all():
         raise ValueError("X must be finite, got NaN or infinity")
     if len(data) and data.min() < 0:
-        raise ValueError(f"X must hold counts, got the negative value {data.min():g}")
+        raise ValueError(f"X must hold counts, got the negative value {data.min():g}; take other features as they are")
     if not clean:
         X.eliminate_zeros()
     return X

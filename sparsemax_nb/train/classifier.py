@@ -4,6 +4,7 @@ import copy
 import math
 import sys
 import time
+import warnings
 
 import numpy as np
 import scipy.sparse
@@ -11,11 +12,12 @@ import scipy.sparse
 from ..core import backend, check, checkpoint, description, sparse
 from ..data import Tfidf
 from ..data.batches import shuffled
+from ..data.tfidf import first_non_count
 from ..group_shared import DTYPES
 from ..grouping import GROUPINGS, group_labels
 from ..optimizers import Adam
 from . import loop, memory, metrics
-from .estimator import SampledEstimator
+from .estimator import SampledEstimator, checked_data
 from .network import LOSSES, OUTPUTS, SPARSE_OUTPUTS, Network, parameter_shapes
 from .softmax import INDICES, Negatives
 
@@ -112,8 +114,10 @@ class Classifier(SampledEstimator):
         Points of a step; passes over the data, at most.
     budget_seconds : float or None
         Training stops after so many seconds even if epochs are left; neither compiling nor validation is counted.
-    tfidf : bool
-        False takes sparse features as they are, as dense ones always are.
+    tfidf : 'auto', True or False
+        Whether sparse features are counts that become TF-IDF weights. False takes them as they are, as dense ones always
+        are. 'auto' does so where any of them is no count (a whole number of at least 0): then they are weights already.
+        With `progress`, `fit` says so on standard error.
     memory_limit : int or None
         Bytes that training may take. Where it is given, `fit` says before it allocates what each array will take (with
         `progress`, on standard error), and refuses what does not fit.
@@ -122,18 +126,22 @@ class Classifier(SampledEstimator):
     device : 'auto', 'cpu' or 'cuda'
         'auto' takes a CUDA device where there is one.
     progress : bool
-        Show a progress bar on standard error.
+        Show progress on standard error: a bar in a terminal, else a line for every tenth of the steps.
 
     Attributes
     ----------
     network_ : Network
     tfidf_ : Tfidf or None
+        None where features are taken as they are.
     history_ : History
         What the run did, epoch by epoch.
     memory_plan_ : Plan
         Every array of the training and its bytes, as predicted before it was allocated; `print` shows the table.
     device_ : str
     n_features_in_, n_labels_ : int
+    feature_names_in_ : (F,) object array
+        Names of the columns, where `fit` was given a DataFrame whose columns all have strings for names. Columns with other
+        names, or in another order, are refused from then on.
     label_counts_ : (L,) int64
         Training points of each label.
     n_points_ : int
@@ -143,6 +151,9 @@ class Classifier(SampledEstimator):
 
     Notes
     -----
+    Labels that no training point has come last in every list, by id, with the score -1e30 (our choice): there is nothing
+    that a model could know of them.
+
     Source: arXiv 2306.03725 (network, squared hinge, Adam halved on a P@3 plateau, rewiring of 10 % every 1000 steps;
     that rewiring stops after 66 % of the training comes from later work on the same layer); arXiv 2501.08563 (MIDX; every
     label of a row against the row's draws); defaults for narrower data are ours.
@@ -181,7 +192,7 @@ class Classifier(SampledEstimator):
         dropout=0.1, word_dropout=0.0, learning_rate=5e-4, embedding_rate=10.0, intermediate_rate=0.1, warm_up=0,
         min_learning_rate=1e-4, patience=1, stop_after=3,
         validation_fraction=0.0, rewire_fraction=0.1, rewire_every=1000, rewire_until=0.66, batch_size=128, epochs=10,
-        budget_seconds=None, tfidf=True, memory_limit=None, seed=0, device="auto", progress=True,
+        budget_seconds=None, tfidf="auto", memory_limit=None, seed=0, device="auto", progress=True,
     ):  # fmt: skip
         self.set_params(**{name: value for name, value in locals().items() if name != "self"})
 
@@ -202,6 +213,7 @@ class Classifier(SampledEstimator):
             raise ValueError(f"loss='softmax' needs output='dense' or 'bottleneck', got {self.output!r}")
         if self.loss != "softmax" and self.sampler != "none":
             raise ValueError(f"sampler={self.sampler!r} draws for loss='softmax' only, got loss={self.loss!r}")
+        check.choice("tfidf", self.tfidf, ("auto", True, False))
         check.choice("grouping", self.grouping, GROUPINGS)
         check.choice("weight_dtype", self.weight_dtype, tuple(DTYPES))
         if self.weight_dtype != "float32" and self.output != "group-shared":
@@ -248,8 +260,9 @@ class Classifier(SampledEstimator):
 
     def _features(self, x):
         """Checked features: CSR or a dense array, as they were in the fit. Not copied where they are CSR or dense already."""
-        x = _features("X", x)
+        names, x = _feature_names(x), _features("X", x)
         if hasattr(self, "n_features_in_"):
+            self._check_feature_names(names)
             if x.shape[1] != self.n_features_in_:
                 raise ValueError(
                     f"X has {x.shape[1]} features, but Classifier is expecting {self.n_features_in_} features as input"
@@ -262,6 +275,35 @@ class Classifier(SampledEstimator):
                 )
                 raise TypeError(f"X must be {kind} as in fit, got {type(x).__name__}; use {mend}")
         return x
+
+    def _check_feature_names(self, names):
+        """ValueError where a DataFrame's columns are not those of the fit, in their order; the rules are scikit-learn's."""
+        known = getattr(self, "feature_names_in_", None)
+        if (known is None) != (names is None):
+            came, fitted = ("does not have valid", "with") if names is None else ("has", "without")
+            message = f"X {came} feature names, but Classifier was fitted {fitted} feature names"
+            warnings.warn(message, UserWarning, stacklevel=4)
+        elif known is not None and list(names) != list(known):
+            raise ValueError(_other_names(set(known), set(names)))
+
+    def _fitted_tfidf(self, x, validation):
+        """What weighs the features: a `Tfidf` of the training rows `x`, or None where they are taken as they are.
+
+        `validation` is a pair of features and labels, or None.
+        """
+        if not self.tfidf:
+            return None
+        if isinstance(self.tfidf, str) and (other := first_non_count(x)) is not None:
+            if self.progress:
+                print(
+                    f"sparsemax-nb: X holds weights, not counts (one is {other:g}): they are taken as they are; "
+                    "tfidf=True or False decides otherwise",
+                    file=sys.stderr,
+                )
+            return None
+        if validation is not None and (other := first_non_count(validation[0])) is not None:
+            raise ValueError(f"validation X must hold counts like X, got {other:g}; use tfidf=False for weights")
+        return Tfidf().fit(x)
 
     def _batch(self, x, rows):
         """Rows of the features as the network takes them; only they are copied."""
@@ -287,7 +329,8 @@ class Classifier(SampledEstimator):
             Dense: any float dtype, in memory or memory-mapped (``np.load(..., mmap_mode="r")``). Neither is copied as a
             whole. Rows without features are legal.
         y : (n, L) SciPy CSR matrix
-            Entries that are not zero are positive (a dense 0/1 matrix will do). Rows without labels are legal.
+            Entries that are not zero are positive (a dense 0/1 matrix will do). Rows without labels are legal. A single
+            column is a single label, not class ids: it holds 0 and 1, or two other numbers, the larger of which is the label.
         validation : pair (X, y), optional
             Decides on learning rate, early stop and which epoch's weights are kept, by P@3.
         checkpoint_path : path, optional
@@ -317,7 +360,10 @@ class Classifier(SampledEstimator):
             Ctrl-C, after the step in hand and the checkpoint. The network then holds its last weights.
         """
         self._check_params()
-        X, y = _features("X", X), _labels("y", y)  # noqa: N806
+        names, others = _feature_names(X), None if validation is None else _feature_names(validation[0])
+        if not (names is None or others is None or list(names) == list(others)):
+            raise ValueError(f"validation: {_other_names(set(names), set(others))}")
+        X, y = _features("X", X), _labels("y", y, two_classes=True)  # noqa: N806
         X, y, validation, rows = _validation_split(X, y, validation, self.validation_fraction, self.seed)  # noqa: N806
         is_dense, device = not scipy.sparse.issparse(X), backend.resolve_device(self.device)
         params = self._network_params(X.shape[1], y.shape[1], is_dense, device)
@@ -334,20 +380,27 @@ class Classifier(SampledEstimator):
             if self.progress:
                 print(plan, file=sys.stderr)
         self._check_checkpoint_path(checkpoint_path, resume)
+        tfidf = None if is_dense else self._fitted_tfidf(X[rows] if len(rows) < X.shape[0] else X, validation)
         network = self._new_network(params)
         new = copy.copy(self)  # a fit that is refused leaves `self` as it is
         new.network_, new.memory_plan_, new._fitted_params = network, plan, self._plain_params()
         new.n_features_in_, new.n_labels_, new.is_dense_, new.device_ = X.shape[1], y.shape[1], is_dense, device
         new.n_points_, new.label_counts_, new.label_names_ = len(rows), counts, None
-        new.tfidf_ = None if is_dense or not self.tfidf else Tfidf().fit(X[rows] if len(rows) < X.shape[0] else X)
+        new.tfidf_, new.data_ = tfidf, None
+        vars(new).pop("feature_names_in_", None)
+        if names is not None:
+            new.feature_names_in_ = names
         if self.output == "group-shared":
             order = group_labels(_Rows(new._batch, X, rows), y[rows], self.group_size, self.grouping, self.seed)
+            unseen = counts[order] == 0
+            order[unseen] = np.sort(order[unseen])  # equal scores go by place, and these are equal
             network.output.set_order(order)
             counts = counts[order]
         if self.loss != "softmax":
             _initial_bias(network.output.bias, counts, len(rows), self.loss)
         elif self.sampler != "none":
             network.output.negatives = Negatives(self._sampling(), network.output.weights, counts, self.seed)
+        network.output.rank_last(np.flatnonzero(new.label_counts_ == 0))
         ks, adam = _possible(KS, y.shape[1]), Adam(self.learning_rate)
         if not is_dense:
             adam.scale_rate(network.hidden[0].table, self.embedding_rate)
@@ -532,8 +585,8 @@ class Classifier(SampledEstimator):
 
         Raises
         ------
-        ValueError
-            Not fitted yet; other than one name a label.
+        TypeError, ValueError
+            Not fitted yet; one str for the names, or other than one name per label.
         FileNotFoundError, IsADirectoryError
             No such folder; `path` is one.
         OSError
@@ -541,6 +594,10 @@ class Classifier(SampledEstimator):
         """
         self._check_fitted()
         label_names = self.label_names_ if label_names is None else label_names
+        if isinstance(label_names, (str, bytes)):
+            raise TypeError(
+                f"label_names must be a sequence of names, got the {type(label_names).__name__} {label_names!r}"
+            )
         names = None if label_names is None else list(map(str, label_names))
         if names is not None and len(names) != self.n_labels_:
             raise ValueError(f"label_names must hold one name for each of {self.n_labels_} labels, got {len(names)}")
@@ -550,8 +607,9 @@ class Classifier(SampledEstimator):
             arrays["tfidf.idf"] = self.tfidf_.idf_
         about = {
             "params": self._fitted_params, "n_features": self.n_features_in_, "n_labels": self.n_labels_,
-            "n_points": self.n_points_, "is_dense": self.is_dense_,
-            "label_names": names,
+            "n_points": self.n_points_, "is_dense": self.is_dense_, "tfidf": self.tfidf_ is not None,
+            "feature_names": list(self.feature_names_in_) if hasattr(self, "feature_names_in_") else None,
+            "label_names": names, "data": self.data_,
         }  # fmt: skip
         checkpoint.save(path, self.kind, arrays, about)
 
@@ -589,14 +647,22 @@ class Classifier(SampledEstimator):
             model.label_counts_ = check.array("label_counts", arrays["label_counts"], np.int64, (model.n_labels_,))
             check.below("label_counts", model.label_counts_, model.n_points_ + 1)
             model.device_, model.tfidf_ = device, None
-            if model.tfidf and not model.is_dense_:
+            names = about.get("feature_names")
+            if names is not None:
+                if len(names) != model.n_features_in_ or not all(isinstance(name, str) for name in names):
+                    raise ValueError(f"feature_names must be {model.n_features_in_} strings")
+                model.feature_names_in_ = np.array(names, object)
+            if about.get("tfidf", model.tfidf) and not model.is_dense_:
                 model.tfidf_ = Tfidf()
+                model.tfidf_._takes_weights = "tfidf" not in about  # a file from before counts were checked
                 model.tfidf_.idf_ = check.array("tfidf.idf", arrays["tfidf.idf"], np.float32, (model.n_features_in_,))
                 check.finite("tfidf.idf", model.tfidf_.idf_)
             params = model._network_params(model.n_features_in_, model.n_labels_, model.is_dense_, device)
             arrays.check_shapes(parameter_shapes(**params))
             model.network_ = model._new_network(params)
             model.network_.set_parameters(arrays)
+            model.network_.output.rank_last(np.flatnonzero(model.label_counts_ == 0))
+            model.data_ = checked_data(about.get("data"))
         return model
 
 
@@ -615,42 +681,82 @@ def _possible(ks, n_labels):
     return [k for k in ks if k <= n_labels] or [n_labels]
 
 
+def _feature_names(x):
+    """Names of the columns of a DataFrame, (F,) objects, where all are strings, or None; TypeError where only some are."""
+    if scipy.sparse.issparse(x) or not hasattr(x, "columns"):
+        return None
+    names = np.array(list(x.columns), object)
+    kinds = sorted({type(name).__name__ for name in names})
+    if any(isinstance(name, str) for name in names) and len(kinds) > 1:
+        raise TypeError(
+            "Feature names are only supported if all input features have string names, but your input has "
+            f"{kinds} as feature name / column name types; use X.columns = X.columns.astype(str)"
+        )
+    return names if kinds == ["str"] else None
+
+
+def _other_names(known, names):
+    """scikit-learn's message for columns that are not those of the fit."""
+
+    def listed(title, some):
+        some = sorted(some)
+        return "".join(
+            [f"{title}:\n", *(f"- {name}\n" for name in some[:5]), "- ...\n" * (len(some) > 5)] if some else []
+        )
+
+    message = listed("Feature names unseen at fit time", names - known)
+    message += listed("Feature names seen at fit time, yet now missing", known - names)
+    rule = "The feature names should match those that were passed during fit.\n"
+    return rule + (message or "Feature names must be in the same order as they were in fit.\n")
+
+
 def _features(name, x):
     """(n, F) features: CSR, or a dense array of floats. Neither is copied; a dense one is looked through as it is used."""
+    x = x if scipy.sparse.issparse(x) or isinstance(x, np.ndarray) else np.asarray(x)
+    if x.dtype.kind == "c":
+        raise ValueError(f"Complex data not supported: {name} is {x.dtype}")
     if scipy.sparse.issparse(x):
         x = sparse.valid_csr(name, x)
-    else:
-        x = x if isinstance(x, np.ndarray) else np.asarray(x)
-        if x.dtype.kind == "c":
-            raise ValueError(f"Complex data not supported: {name} is {x.dtype}")
-        if x.ndim != 2:
-            raise ValueError(f"{name} must be a matrix, got shape {x.shape}; Reshape your data: one row a point")
-        if x.dtype.kind != "f":
-            x = x.astype(np.float32)
+    elif x.ndim != 2:
+        raise ValueError(f"{name} must be a matrix, got shape {x.shape}; Reshape your data: one row a point")
+    elif x.dtype.kind != "f":
+        x = x.astype(np.float32)
     if x.shape[1] < 1:
         raise ValueError(f"{name} has 0 feature(s) (shape={x.shape}) while a minimum of 1 is required.")
     return x
 
 
-def _labels(name, y):
-    """(n, L) labels as canonical CSR: float32 ones where an entry is not zero."""
+def _labels(name, y, two_classes=False):
+    """(n, L) labels as canonical CSR: float32 ones where an entry is not zero.
+
+    Of one column, class ids are no labels. With `two_classes` it may hold two numbers: the larger one is the label.
+    """
     if y is None:
         raise ValueError("Classifier requires y to be passed, but the target y is None")
-    if not scipy.sparse.issparse(y):
-        rule = f"{name} must be a SciPy sparse matrix, or a 0/1 matrix of n rows and one column a label"
-        mend = "lists of label ids become one with scikit-learn's MultiLabelBinarizer(sparse_output=True)"
-        try:
-            y = np.asarray(y)
-            if y.ndim != 2:
-                raise ValueError(f"got shape {y.shape}")
-            y = y.astype(np.float32)
-            other = y[(y != 0) & (y != 1)]
-            if y.shape[1] > 1 and other.size:  # one column, of whatever numbers, is what scikit-learn's checks give
-                raise ValueError(f"got {other[0]:g} in it")
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{rule}, {error}; {mend}") from error
-        y = scipy.sparse.csr_matrix(y)
-    return sparse.as_ones(name, y)
+    is_sparse = scipy.sparse.issparse(y)
+    if is_sparse and y.shape[1] != 1:
+        return sparse.as_ones(name, y)
+    rule = f"{name} must be a SciPy sparse matrix, or a 0/1 matrix of n rows and one column a label"
+    mend = "lists of label ids become one with scikit-learn's MultiLabelBinarizer(sparse_output=True)"
+    try:
+        y = sparse.valid_csr(name, y).toarray() if is_sparse else np.asarray(y)
+        if y.ndim != 2:
+            raise ValueError(f"got shape {y.shape}")
+        if y.dtype.kind == "c":
+            raise ValueError(f"got {y.dtype}")
+        y = y.astype(np.float32)
+        other = y[(y != 0) & (y != 1)]
+        if other.size and y.shape[1] == 1:
+            mend = "one class id per row becomes one with scikit-learn's LabelBinarizer(sparse_output=True)"
+            numbers = np.unique(y)
+            if two_classes and len(numbers) == 2:
+                return scipy.sparse.csr_matrix(y == numbers[1], dtype=np.float32)
+            raise ValueError(f"got one column with {other[0]:g} in it")
+        if other.size:
+            raise ValueError(f"got {other[0]:g} in it")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{rule}, {error}; {mend}") from error
+    return sparse.as_ones(name, scipy.sparse.csr_matrix(y))
 
 
 def _validation_split(x, y, validation, fraction, seed):

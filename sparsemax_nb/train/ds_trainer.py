@@ -2,13 +2,11 @@
 
 import contextlib
 import math
-import sys
 import time
 import warnings
 
 import numpy as np
 import scipy.sparse
-from tqdm import tqdm
 
 from ..core import backend, check, description
 from ..core.sparse import Labels, as_ones
@@ -18,6 +16,7 @@ from ..optimizers import Adam
 from .estimator import Estimator
 from .loop import TrainingError, ctrl_c_later
 from .metrics import hits_at_k
+from .progress import Progress
 
 #: Contexts that are looked at for utilisation and speed-up, spread over all.
 SAMPLE = 20_000
@@ -71,7 +70,7 @@ class DSSoftmax(Estimator):
         Of gate, order, noise and mitosis.
     device : 'auto', 'cpu' or 'cuda'
     progress : bool
-        A progress bar.
+        Show progress on standard error: a bar in a terminal, else a line for every tenth of the steps.
 
     Attributes
     ----------
@@ -276,10 +275,7 @@ class _Run:
     def go(self, save, after_epoch, after_stage):
         """All epochs that are left."""
         model, tell = self.model, "the step is finished; the checkpoint of the last whole epoch stays"
-        bar = tqdm(
-            total=self.n_epochs * self.n_steps, initial=self.epoch * self.n_steps, unit="step", disable=not model.progress,
-            file=sys.stderr, mininterval=0.5,
-        )  # fmt: skip
+        bar = Progress(self.n_epochs * self.n_steps, self.epoch * self.n_steps, model.progress)
         with bar, ctrl_c_later(save is not None, tell) as interrupted:
             while self.epoch < self.n_epochs:
                 stage, number = divmod(self.epoch, model.epochs)
@@ -348,11 +344,7 @@ class _Run:
                 h = _contexts("contexts", self.contexts, rows, self.device)
                 loss = experts.step(h, _targets(self.targets, rows, self.device), self.optimizer, **options)
             losses.append([loss * len(rows), len(rows)])
-            bar.update()
-            if i % 20 == 0:
-                total, counted = np.sum(losses[-100:], axis=0)
-                shown = {"experts": experts.n_experts, "rows": experts.ids.shape[0], "loss": f"{total / counted:.3f}"}
-                bar.set_postfix(shown, refresh=False)
+            bar.step(lambda: _shown(experts, losses))
         total, counted = np.sum(losses, axis=0)
         return float(total / counted)
 
@@ -406,6 +398,12 @@ class _Run:
                 moment[...] = backend.asarray(stored, self.device)
             state.count = experts.steps
         self.experts, self.epoch, self.history = experts, epoch, about["history"]
+
+
+def _shown(experts, losses):
+    """What is shown of the progress, beside the number of the step."""
+    total, counted = np.sum(losses[-100:], axis=0)
+    return {"experts": experts.n_experts, "rows": experts.ids.shape[0], "loss": f"{total / counted:.3f}"}
 
 
 @contextlib.contextmanager

@@ -28,6 +28,8 @@ class Estimator:
     fit_call = None
     #: The attribute that a fit makes.
     result = "network_"
+    #: {"name": ..., "fingerprint": ...} of the data that it was fitted to, where the command line did it; saved with it.
+    data_ = None
 
     @classmethod
     def _names(cls):
@@ -148,6 +150,14 @@ class Estimator:
     def _free_to_change(self, training):
         """Names of the parameters that may differ when `training` is resumed."""
         return FREE_TO_CHANGE
+
+
+def checked_data(about):
+    """What a model file says of the data that the model was trained on, or None; ValueError where that can not be."""
+    is_whole = isinstance(about, dict) and set(about) == {"name", "fingerprint"}
+    if about is not None and not (is_whole and all(isinstance(value, str) for value in about.values())):
+        raise ValueError("data must be a name and a fingerprint")
+    return about
 
 
 def _check_same_run(description, about, free):

@@ -16,11 +16,12 @@ from ..data.text import END_OF_LINE, UNKNOWN
 from ..optimizers import Adam
 from . import loop, metrics
 from .chunks import Chunk, RunningText, SeparateLines
-from .estimator import SampledEstimator
+from .estimator import SampledEstimator, checked_data
 from .language_network import LanguageNetwork, parameter_shapes
 from .softmax import Negatives
 
 DECAYS = "plateau", "linear"
+MOST_LAYERS = 1000
 #: The cut-off of the ranking metrics, beside top-1 and top-5.
 K = 10
 #: Tokens of each stream in a step where a text is only read.
@@ -84,7 +85,7 @@ class LanguageModel(SampledEstimator):
     device : 'auto', 'cpu' or 'cuda'
         'auto' takes a CUDA device where there is one.
     progress : bool
-        Show a progress bar on standard error.
+        Show progress on standard error: a bar in a terminal, else a line for every tenth of the steps.
 
     Attributes
     ----------
@@ -143,8 +144,9 @@ class LanguageModel(SampledEstimator):
 
     def _check_params(self):
         super()._check_params()
-        for name in ("width", "n_layers", "unroll"):
+        for name in ("width", "unroll"):
             check.integer(name, getattr(self, name), 2 if name == "width" else 1)
+        check.integer("n_layers", self.n_layers, 1, MOST_LAYERS)
         if not isinstance(self.tied, (bool, np.bool_)):
             raise TypeError(f"tied must be True or False, got {self.tied!r}")
         check.number("clip", self.clip, 0, math.inf, open_ends=True)
@@ -193,6 +195,7 @@ class LanguageModel(SampledEstimator):
         """
         self._check_params()
         device = backend.resolve_device(self.device)
+        tokens, validation = _plain(tokens), None if validation is None else _plain(validation)
         vocabulary = getattr(tokens, "vocabulary", None) if vocabulary is None else vocabulary
         n_words = self._count_words(tokens, vocabulary, n_words)
         text = self._sequences("tokens", tokens, n_words, training=True)
@@ -219,7 +222,7 @@ class LanguageModel(SampledEstimator):
         save = self._checkpoints(training, checkpoint_path, resume, parts)
         new = copy.copy(self)  # a fit that is refused leaves `self` as it is
         new.network_, new.n_words_, new.vocabulary_, new.device_ = network, n_words, vocabulary, device
-        new._fitted_params, new.history_ = self._plain_params(), training.history
+        new._fitted_params, new.history_, new.data_ = self._plain_params(), training.history, None
         with self._becoming(new):
             training.run(save=save, save_seconds=checkpoint_seconds, progress=self.progress, after_epoch=after_epoch)
         return self
@@ -232,7 +235,7 @@ class LanguageModel(SampledEstimator):
                 raise ValueError(f"n_words must be the length of the vocabulary, {len(vocabulary)}, got {n_words}")
             return len(vocabulary)
         if n_words is None:
-            tokens = check.array("tokens", getattr(tokens, "items", tokens), np.int32, ("n",))
+            tokens = check.array("tokens", _items(tokens), np.int32, ("n",))
             return int(tokens.max()) + 1 if len(tokens) else 1
         return check.integer("n_words", n_words, 1)
 
@@ -241,7 +244,8 @@ class LanguageModel(SampledEstimator):
 
         What is read has the last item of each sequence to be predicted, or `every` one that training would predict.
         """
-        if backend.device_of(getattr(tokens, "items", tokens)) == "cuda":
+        tokens = _plain(tokens)
+        if backend.device_of(_items(tokens)) == "cuda":
             raise TypeError(
                 f"{name} must be a NumPy array, got one on cuda: a text stays on the host; use cupy.asnumpy"
             )
@@ -414,7 +418,7 @@ class LanguageModel(SampledEstimator):
         check.integer("seed", seed, 0, 2**64 - 1)
         top_k = self.n_words_ if top_k is None else check.integer("top_k", top_k, 1)
         is_text = isinstance(prompt, str)
-        tokens = self._encode(prompt) if is_text else check.array("prompt", prompt, np.int32, ("n",))
+        tokens = self._encode(prompt) if is_text else check.array("prompt", _plain(prompt), np.int32, ("n",))
         if not len(tokens):
             raise ValueError("prompt must hold at least one word")
         check.below("prompt", tokens, self.n_words_)
@@ -477,7 +481,9 @@ class LanguageModel(SampledEstimator):
         self._check_fitted()
         arrays = {name: backend.to_numpy(array) for name, array in self.network_.parameters.items()}
         words, raw = (None, False) if self.vocabulary_ is None else (list(self.vocabulary_.words), self.vocabulary_.raw)
-        about = {"params": self._fitted_params, "n_words": self.n_words_, "words": words, "raw": raw}
+        about = {
+            "params": self._fitted_params, "n_words": self.n_words_, "words": words, "raw": raw, "data": self.data_,
+        }  # fmt: skip
         checkpoint.save(path, self.kind, arrays, about)
 
     @classmethod
@@ -514,7 +520,19 @@ class LanguageModel(SampledEstimator):
             arrays.check_shapes(parameter_shapes(model.n_words_, model.width, model.n_layers, model.tied))
             model.network_ = model._new_network(model.n_words_, device)
             model.network_.set_parameters(arrays)
+            model.data_ = checked_data(about.get("data"))
         return model
+
+
+def _plain(tokens):
+    """What is no array but can become one, such as a pandas Series, as an array; anything else as it is."""
+    can_become_one = hasattr(tokens, "__array__") and backend.device_of(tokens) is None
+    return np.asarray(tokens) if can_become_one else tokens
+
+
+def _items(tokens):
+    """The tokens of a text, or of all sequences. (That a Series has a method called items does not make it `Sequences`.)"""
+    return tokens.items if hasattr(tokens, "indptr") else tokens
 
 
 def _parts(tokens):

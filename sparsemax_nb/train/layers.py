@@ -19,6 +19,9 @@ from .gradients import Gradient
 # Numbers of the layers in the random streams: no two layers draw from the same counters. `FixedFanIn.random` takes 0.
 EMBEDDING, DENSE = 1, 2
 NO_DROPOUT = rng.make_dropout(0.0, 0, 0, 0)
+#: The score of labels that no training point has: below any other, and a number that JSON knows. Losses and gradients of
+#: such a negative are exactly zero, so it stays what it is.
+LAST = np.float32(-1e30)
 
 
 def uniform(shape, scale, seed, layer, device):
@@ -210,7 +213,15 @@ def top_k_of_scores(scores, k):
     return top_scores, top_ids
 
 
-class DenseOutput:
+class RankedLast:
+    """Labels that come last in every list, by id: those that no training point has. Their bias says so."""
+
+    def rank_last(self, ids):
+        """Give the labels `ids` (NumPy) the score LAST; their weights have to be zero."""
+        self.bias[backend.asarray(ids, backend.device_of(self.bias))] = LAST
+
+
+class DenseOutput(RankedLast):
     """Dense output layer ``scores = x weights.T + bias``; weights (L, H). Stores scores and gradient, (B, L).
 
     The weights of every output layer start at zero (our choice): random scores of 10^4 labels are noise that takes epochs
@@ -249,7 +260,7 @@ class DenseOutput:
         return top_k_of_scores(self._scores(x), k)
 
 
-class FixedFanInOutput:
+class FixedFanInOutput(RankedLast):
     """Sparse output layer: `FixedFanIn` and its fused step; no (B, L) array exists. The values start at zero."""
 
     name = "output"
@@ -300,6 +311,10 @@ class GroupSharedOutput(FixedFanInOutput):
     @property
     def parameters(self):
         return super().parameters | {"output.order": self.order}
+
+    def rank_last(self, ids):
+        """As in `RankedLast`: the bias is that of the labels' places."""
+        super().rank_last(backend.to_numpy(self._places)[ids])
 
     def set_order(self, order):
         """Lay the labels in the order that `group_labels` gives."""

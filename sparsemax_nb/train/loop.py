@@ -9,11 +9,11 @@ import time
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
-from tqdm import tqdm
 
 from ..core import backend, check, description
 from ..data.batches import batches, shuffled
 from .gradients import GradientError
+from .progress import Progress
 
 #: Steps between two looks at the norms of the gradients; the first is at step 1, for at step 0 they are zero below an
 #: output layer that starts at zero.
@@ -295,14 +295,7 @@ class Training:
         `save()` writes a checkpoint; it is called after every epoch, every `save_seconds`, and on Ctrl-C, which then
         raises KeyboardInterrupt. `after_epoch(epoch, history)` is called after every epoch; its time does not count.
         """
-        bar = tqdm(
-            total=self._total_steps,
-            initial=self.history.steps,
-            unit="step",
-            disable=not progress,
-            file=sys.stderr,
-            mininterval=0.5,
-        )
+        bar = Progress(self._total_steps, self.history.steps, progress)
         self.history.stopped = self._end()
         with bar, ctrl_c_later(save is not None) as interrupted:
             first, saved = True, time.perf_counter()
@@ -316,9 +309,7 @@ class Training:
                     self.history.seconds += seconds
                     self.history.output_seconds += self._output_seconds
                 first = False
-                bar.update()
-                if self.history.steps % 20 == 0:
-                    bar.set_postfix(self._shown(), refresh=False)
+                bar.step(self._shown)
                 ended, over = self._at.row >= self.n_rows, self._over_budget()
                 if over and not ended and save is not None:
                     self._check_finite()
@@ -353,7 +344,7 @@ class Training:
         return "plateau" if self._validate and self._at.bad_epochs >= self.schedule.stop_after else ""
 
     def _shown(self):
-        """What the progress bar says."""
+        """What is shown of the progress, beside the number of the step."""
         total, rows = np.sum(self._at.losses[-200:], axis=0) if self._at.losses else (0, 1)
         shown = {"epoch": self._at.epoch + 1, "loss": f"{total / rows:.3f}", "lr": f"{self._at.learning_rate:.1e}"}
         if self._validate and self.history.epochs:

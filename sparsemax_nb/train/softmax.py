@@ -9,7 +9,7 @@ from ..full_softmax import softmax_cross_entropy
 from ..midx import InvertedMultiIndex, sampled_softmax
 from ..samplers import LSHSampler, LogUniformSampler, RFFSampler, SphereSampler, UniformSampler, UnigramSampler
 from .gradients import Gradient
-from .layers import top_k_of_scores
+from .layers import LAST, top_k_of_scores
 
 #: By name on the command line. Those of the first line are made once; the others follow the weights as training moves them.
 FIXED_SAMPLERS = "uniform", "log-uniform", "unigram"
@@ -156,6 +156,7 @@ class SoftmaxOutput:
         self.weights = backend.zeros((n_labels, n_inputs), np.float32, device) if weights is None else weights
         #: `Negatives`, or None for the exact loss.
         self.negatives = None
+        self._last = None
 
     @property
     def parameters(self):
@@ -186,6 +187,13 @@ class SoftmaxOutput:
     def check_connections(self):
         """All inputs are connected to all labels: nothing to check."""
 
+    def rank_last(self, ids):
+        """Let the labels `ids` (NumPy) come last in every list, with the score LAST. There is no bias that could say so."""
+        self._last = backend.asarray(ids, backend.device_of(self.weights)) if len(ids) else None
+
     def top_k(self, x, k):
         """The k best labels of each row, of all labels: scores (B, k), ids (B, k) int32."""
-        return top_k_of_scores(backend.product(x, self.weights.T), k)
+        scores = backend.product(x, self.weights.T)
+        if self._last is not None:
+            scores[:, self._last] = LAST
+        return top_k_of_scores(scores, k)

@@ -10,10 +10,10 @@ import numpy as np
 import scipy.sparse
 
 from ..core import backend, check, rng, sparse
-from .layers import multilabel_loss, top_k_of_scores
+from .layers import RankedLast, multilabel_loss, top_k_of_scores
 
 
-class UnstructuredOutput:
+class UnstructuredOutput(RankedLast):
     """``scores = x W.T + bias`` with W (L, H) sparse: `fan_in` L connections, placed uniformly over all of W.
 
     Drawn once and kept as CSR: indptr (L + 1,) int32, indices, values (n,). Rewired by the same rule as a fixed fan-in

@@ -201,7 +201,7 @@ def test_wrong_file(tmp_path, text, message, ending):
 
 
 @pytest.mark.parametrize("ending", [".gz", ".xz"])
-@pytest.mark.parametrize("damage", [lambda b: b[:-9], lambda b: b[:40] + bytes(9) + b[49:], lambda b: b"1 1 1\n0\n"])
+@pytest.mark.parametrize("damage", [lambda b: b[:-9], lambda b: b[:40] + bytes(9) + b[49:]])
 def test_damaged_compression(tmp_path, ending, damage):
     text = "300 1000 1000\n" + "".join(f"{i} {i}:{i * i}\n" for i in range(300))
     path = save(tmp_path, text, ending)
@@ -341,3 +341,48 @@ def test_read_names_errors(tmp_path, ending):
 
 def test_read_no_names(tmp_path):
     assert read_names(save(tmp_path, "")) == []
+
+
+@pytest.mark.parametrize("packed", [bytes, gzip.compress, lzma.compress])
+@pytest.mark.parametrize("name", ["data.txt", "data", "data.gz", "data.xz"])
+def test_first_bytes_say_whether_a_file_is_compressed(tmp_path, packed, name):
+    (tmp_path / name).write_bytes(packed(TEXT.encode()))
+    check_data(read_xc(tmp_path / name), FEATURES, LABELS)
+
+
+@ENDINGS
+def test_a_byte_order_mark_is_dropped(tmp_path, ending):
+    mark = b"\xef\xbb\xbf"
+    check_data(read_xc(save(tmp_path, mark + TEXT.encode(), ending)), FEATURES, LABELS)
+    names = save(tmp_path, mark + b"cat\ndog\n", ending)
+    assert read_names(names) == ["cat", "dog"]
+    for text, wanted in (mark, []), (mark + b"\n", [""]), (mark + mark + b"a\n", ["\ufeffa"]):
+        assert read_names(save(tmp_path, text, ending)) == wanted
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_utf_16_is_named(tmp_path, encoding):
+    path = save(tmp_path, "cat\ndog\n".encode(encoding))
+    for read in read_names, read_xc:
+        with pytest.raises(DataError, match="data.txt: this looks like UTF-16 text; save it as UTF-8"):
+            read(path)
+
+
+@pytest.mark.parametrize("header", [b"", b"2000000000 1 1\n"])
+@pytest.mark.parametrize("line", [b"\n", b"0\n"])
+@pytest.mark.parametrize("pack", [gzip.compress, lzma.compress])
+def test_a_small_file_that_unpacks_to_very_much_is_refused(tmp_path, monkeypatch, pack, line, header):
+    monkeypatch.setattr(readers, "UNPACKED", 1 << 16)
+    monkeypatch.setattr(readers, "BLANK_LINES", 1 << 14)
+    path = save(tmp_path, pack(header + line * (1 << 20)))
+    read = read_xc if header else read_names
+    wanted = "more than 16,384 blank lines in a row; is this text?" if line == b"\n" else "bytes came out of"
+    with pytest.raises(DataError, match=rf"data.txt, line \d+: .*{wanted}"):
+        read(path)
+    if line == b"0\n":  # the same, unpacked, is read
+        many = (1 << 20) - 9
+        assert len(read_names(save(tmp_path, line * many))) == many
+
+
+def test_headers_with_very_many_zeros(tmp_path):
+    assert read_xc(save(tmp_path, "0" * 5000 + "1 2 1\n0 1:2\n")).features.nnz == 1

@@ -1,6 +1,7 @@
 """Words of a file, their numbers, and what does not fit."""
 
 import lzma
+import unicodedata
 
 import numpy as np
 import pytest
@@ -186,3 +187,48 @@ def test_a_vocabulary_that_is_given(tmp_path):
     assert corpus.unknown == {"train": pytest.approx(1 / 3), "valid": 0, "test": 0.5}
     with pytest.raises(data.DataError, match="neither all of its words nor '<unk>'"):
         data.load_text(tmp_path, vocabulary=data.Vocabulary(["a", "b", "<eos>"]))
+
+
+SCRIPTS = {
+    "Hindi": "नमस्ते दुनिया", "Tamil": "தமிழ் மொழி", "Arabic": "السَّلامُ عليكم", "Thai": "สวัสดี", "Latin": "café naïve",
+    "Persian": "می\u200cخواهم", "Malayalam": "അവന്\u200d", "Hebrew": "שָׁלוֹם",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_raw_text_keeps_combining_marks_and_joiners_in_words(tmp_path, script, form):
+    """As many words as blanks divide; both spellings of an accent are one."""
+    words = unicodedata.normalize("NFC", SCRIPTS[script]).split()
+    (tmp_path / "text").write_text(unicodedata.normalize(form, f"({SCRIPTS[script]})!"), encoding="utf-8")
+    assert list(data.read_words(tmp_path / "text", raw=True)) == [["(", *words, ")", "!"]]
+    vocabulary = data.Vocabulary(words, raw=True)
+    assert vocabulary.split(unicodedata.normalize(form, SCRIPTS[script])) == words
+
+
+def test_raw_text_keeps_what_makes_one_sign():
+    coder, heart = "\U0001f469\u200d\U0001f4bb", "\u2764\ufe0f"
+    assert data.text.split(f"{coder}{heart}, \u0301x \u00a0y", raw=True) == [coder, heart, ",", "\u0301", "x", "y"]
+    ascii_line = "don't (a) b_1...\tc\x1cd"
+    assert data.text.split(ascii_line, raw=True) == data.text._word_or_mark().findall(ascii_line)
+
+
+@pytest.mark.parametrize("text", ["a rose", b"a rose"])
+def test_a_text_is_no_list_of_words(text):
+    vocabulary = data.Vocabulary.build(LINES)
+    for call in (
+        lambda: vocabulary.encode(text), lambda: vocabulary.encode([text]), lambda: vocabulary.find(text),
+        lambda: data.Vocabulary(text), lambda: data.Vocabulary.build(text), lambda: data.Vocabulary.build([text]),
+    ):  # fmt: skip
+        with pytest.raises(TypeError, match="must hold words, got a (str|bytes), whose items are characters; use "):
+            call()
+    with pytest.raises(TypeError, match="ids must be integers, got float64"):
+        vocabulary.decode([0.0])
+    assert vocabulary.decode([]) == []
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_word(tmp_path):
+    (tmp_path / "corpus.txt").write_text("the end\n" * 3, encoding="utf-8-sig")
+    assert data.load_text(tmp_path).vocabulary.words == ("<eos>", "end", "the", "<unk>")
+    (tmp_path / "sequences.txt").write_text("7 8 9\n7 8\n", encoding="utf-8-sig")
+    assert data.load_sequences(tmp_path).vocabulary.words == ("7", "8", "9")

@@ -115,8 +115,9 @@ def test_no_rows():
 
 
 def test_weights_that_vanish():
-    X = scipy.sparse.csr_matrix([[np.exp(-1)]])  # 1 + ln(1/e) = 0
-    assert Tfidf().fit_transform(X).toarray() == [[0]]
+    X, weigh = scipy.sparse.csr_matrix([[np.exp(-1)]]), Tfidf()  # 1 + ln(1/e) = 0
+    weigh._takes_weights = True  # as that of a model file from before counts were checked
+    assert weigh.fit_transform(X).toarray() == [[0]]
 
 
 @pytest.mark.parametrize("method", ["fit", "transform", "fit_transform"])
@@ -149,3 +150,20 @@ def test_not_fitted():
 def test_fit_returns_self():
     tfidf = Tfidf()
     assert tfidf.fit(counts(9, 4, seed=7)) is tfidf
+
+
+@pytest.mark.parametrize("other", [0.5, 1.5, 2**24 + 0.5])
+def test_weights_are_no_counts(other):
+    """1 + ln(w) of a weight below 1/e is negative; without the logarithm they may be weighed."""
+    X = scipy.sparse.csr_matrix([[1.0, 2.0], [0.0, other]])
+    for call in Tfidf().fit, Tfidf().fit(X.astype(int)).transform:
+        with pytest.raises(ValueError, match=r"X must hold counts, .* got .*tfidf=False.*Tfidf\(sublinear=False\)"):
+            call(X)
+    assert (Tfidf(sublinear=False).fit_transform(X).data > 0).all()
+
+
+def test_the_first_value_that_is_no_count(monkeypatch):
+    monkeypatch.setattr(tfidf, "BLOCK", 3)
+    matrix = scipy.sparse.csr_matrix(np.array([[1, 2, 3, 4], [5, 1.5, -1, 7]]))
+    assert tfidf.first_non_count(matrix) == 1.5 and tfidf.first_non_count(matrix[:1]) is None
+    assert tfidf.first_non_count(matrix[:0]) is None and tfidf.first_non_count(-matrix[:1]) == -1

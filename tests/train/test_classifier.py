@@ -227,10 +227,14 @@ def test_scikit_learn_manners():
         model.set_params(width=3)
 
 
-def test_progress_bar_shows_loss_and_memory(corpus, capsys):
+def test_progress_shows_loss_and_memory(corpus, capsys):
+    """Into a file or a pipe: a plain line for every tenth of the steps."""
     fitted(corpus, epochs=3, progress=True)
     shown = capsys.readouterr().err
-    assert "loss=" in shown and "GiB=" in shown
+    assert "\r" not in shown and [line.split("  ")[0] for line in shown.splitlines()] == [
+        f"step {step} of 30 ({step / 30:.0%})" for step in range(3, 31, 3)
+    ]
+    assert all("loss=" in line and "GiB=" in line for line in shown.splitlines())
 
 
 def test_rows_without_features_or_labels(corpus):
@@ -280,6 +284,7 @@ def test_rows_without_features_or_labels(corpus):
             r"group_size must be between 1 and 25 \(n_labels = 25\)",
         ),
         ({"group_size": 0}, ValueError, "group_size must be at least 1"),
+        ({"tfidf": "yes"}, ValueError, "tfidf must be one of 'auto', True, False, got 'yes'"),
         ({"grouping": "size"}, ValueError, "grouping must be one of 'similar', 'frequency', 'random', got 'size'"),
         ({"weight_dtype": "float16"}, ValueError, "weight_dtype must be one of 'float32', 'bfloat16', got 'float16'"),
         (
@@ -347,6 +352,7 @@ def outside(matrix):
     [
         (lambda x, y: (x.toarray()[0], y), ValueError, r"X must be a matrix, got shape \(60,\)"),
         (lambda x, y: (x.toarray() * 1j, y), ValueError, "Complex data not supported: X is complex"),
+        (lambda x, y: (x * 1j, y), ValueError, "Complex data not supported: X is complex"),
         (lambda x, y: (poisoned_dense(x), y), ValueError, "X must be finite as float32, got NaN or infinity in row 7"),
         (
             lambda x, y: (x, y.toarray()[:, 0]),
@@ -363,7 +369,10 @@ def outside(matrix):
         (lambda x, y: (poisoned(x, np.nan), y), ValueError, "X must be finite, got NaN or infinity in row 7"),
         (lambda x, y: (poisoned(x, np.inf), y), ValueError, "X must be finite, got NaN or infinity in row 7"),
         (lambda x, y: (x, poisoned(y, np.nan)), ValueError, "y must be finite"),
-        (lambda x, y: (-x, y), ValueError, "negative"),
+        (lambda x, y: (x, y.toarray() * 1j), ValueError, "0/1 matrix .*, got complex"),
+        (lambda x, y: (x, np.arange(300)[:, None] % 3), ValueError, "got one column with 2 in it; .* LabelBinarizer"),
+        (lambda x, y: (x, np.full((300, 1), 7)), ValueError, "got one column with 7 in it; .* LabelBinarizer"),
+        (lambda x, y: (x, scipy.sparse.csr_matrix(np.arange(300)[:, None] % 3)), ValueError, "one column with 2 in it"),
         (lambda x, y: (outside(x), y), ValueError, "X is no valid CSR matrix"),
         (lambda x, y: (x, outside(y)), ValueError, "y is no valid CSR matrix"),
     ],
@@ -371,6 +380,169 @@ def outside(matrix):
 def test_bad_data(corpus, change, error, message):
     with pytest.raises(error, match=message):
         train.Classifier(**SMALL).fit(*change(corpus.features, corpus.labels))
+
+
+def test_one_column_is_one_label(corpus):
+    """0 and 1, or two other numbers, of which the larger one is the label; never class ids."""
+    ones = (np.arange(300) % 3 == 0).astype(int)[:, None]
+    same = [ones, ones.astype(bool), scipy.sparse.csr_matrix(ones), ones + 1, 5 - 2 * (1 - ones)]
+    models = [train.Classifier(**SMALL | {"epochs": 1}).fit(corpus.features, y) for y in same]
+    assert all(model.label_counts_.tolist() == [100] for model in models)
+    assert all(same_bits(weights(models[0]), weights(model)) for model in models[1:])
+    assert models[0].score(corpus.features, ones) == pytest.approx(1 / 3)
+    with pytest.raises(ValueError, match="y must be .*, got one column with 2 in it"):
+        models[0].score(corpus.features, ones + 1)
+
+
+def as_weights(matrix, negative=False):
+    """Features that are weights already, as `TfidfVectorizer` makes them."""
+    matrix = matrix.copy()
+    matrix.data = np.random.default_rng(0).uniform(0.01, 1, matrix.nnz).astype(np.float32)
+    matrix.data[::2] *= -1 if negative else 1
+    return matrix
+
+
+@pytest.mark.parametrize("negative", [False, True])
+def test_features_that_are_weights_are_taken_as_they_are(corpus, tmp_path, capsys, negative):
+    x = as_weights(corpus.features, negative)
+    auto, off = (
+        train.Classifier(**SMALL | {"epochs": 2, "tfidf": how}).fit(x, corpus.labels) for how in ("auto", False)
+    )
+    assert auto.tfidf_ is None and same_bits(weights(auto), weights(off)) and capsys.readouterr().err == ""
+    auto.save(tmp_path / "model")
+    again = train.Classifier.load(tmp_path / "model", device="cpu")
+    assert again.tfidf_ is None and again.tfidf == "auto" and (again.predict(x) == auto.predict(x)).all()
+    auto.set_params(progress=True, epochs=1).fit(x, corpus.labels)
+    assert capsys.readouterr().err.count("X holds weights, not counts (one is ") == 1
+    with pytest.raises(ValueError, match="X must hold counts, .*; "):
+        auto.set_params(tfidf=True).fit(x, corpus.labels)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, bool])
+def test_features_that_are_counts_are_weighed(corpus, tmp_path, dtype):
+    x = corpus.features.astype(dtype)
+    auto, on = (train.Classifier(**SMALL | {"epochs": 1, "tfidf": how}).fit(x, corpus.labels) for how in ("auto", True))
+    assert auto.tfidf_ is not None and same_bits(weights(auto), weights(on))
+    auto.save(tmp_path / "model")
+    again = train.Classifier.load(tmp_path / "model", device="cpu")
+    assert (again.tfidf_.idf_ == auto.tfidf_.idf_).all() and (again.predict(x) == auto.predict(x)).all()
+    for model in auto, again:
+        with pytest.raises(ValueError, match="X must hold counts, that is, whole numbers, got 0"):
+            model.predict(as_weights(corpus.features))
+
+
+def test_counts_are_looked_for_in_the_whole_matrix(corpus):
+    x = corpus.features.astype(np.float32)
+    x.data[-1] = 1.5
+    assert fitted(corpus, epochs=1).tfidf_ is not None
+    assert train.Classifier(**SMALL | {"epochs": 1}).fit(x, corpus.labels).tfidf_ is None
+    model = fitted(corpus, epochs=1)
+    before = model.network_
+    with pytest.raises(ValueError, match=r"validation X must hold counts like X, got 1\.5; use tfidf=False"):
+        model.fit(corpus.features, corpus.labels, validation=(x, corpus.labels))
+    assert model.network_ is before
+
+
+def test_a_file_from_before_counts_were_checked(corpus, tmp_path):
+    """It weighed whatever it was given, and still does."""
+    path = tmp_path / "model.safetensors"
+    fitted(corpus, epochs=1, tfidf=True).save(path)
+    arrays, description = checkpoint.load(path, "classifier")
+    old = {name: value for name, value in description.items() if name not in ("tfidf", "feature_names")}
+    checkpoint.save(path, "classifier", dict(arrays), old)
+    model = train.Classifier.load(path, device="cpu")
+    assert model.tfidf_ is not None and model.predict(as_weights(corpus.features)).shape == (300, 5)
+
+
+UNSEEN = [0, 3, 4, 24]
+LAST = [
+    *({"output": output, "loss": loss} for output in ("dense", "unstructured", "fixed-fan-in") for loss in ("squared-hinge", "bce")),
+    *({"output": "group-shared", "group_size": 4, "grouping": by} for by in GROUPINGS),
+    {"output": "group-shared", "group_size": 4, "weight_dtype": "bfloat16"},
+    *(SOFTMAX | {"sampler": sampler} for sampler in ("none", "uniform", "unigram", "midx-rq")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("more", LAST, ids=lambda more: "-".join(map(str, more.values())))
+def test_labels_without_a_point_come_last(corpus, tmp_path, more):
+    """After every label that has points, by id; also when the model comes back from a file, and after a rewiring."""
+    labels = corpus.labels.tolil()
+    labels[:, UNSEEN] = 0
+    labels = labels.tocsr()
+    params = {"epochs": 6, "learning_rate": 1e-2, "rewire_every": 10, "rewire_until": 1.0}
+    model = train.Classifier(**SMALL | params | more).fit(corpus.features, labels)
+    assert (np.flatnonzero(model.label_counts_ == 0) == UNSEEN).all()
+    scores, ids = model.top_k(corpus.features, 25)
+    assert (
+        (ids[:, -4:] == UNSEEN).all() and (scores[:, -4:] == np.float32(-1e30)).all() and (scores[:, :-4] > -1e3).all()
+    )
+    assert (model.top_k(corpus.features, 22)[1] == ids[:, :22]).all()
+    model.save(tmp_path / "model")
+    again = train.Classifier.load(tmp_path / "model", device="cpu")
+    for got, want in zip(again.top_k(corpus.features, 25), (scores, ids), strict=True):
+        np.testing.assert_array_equal(got, want)
+    assert np.isfinite(list(model.evaluate(corpus.features, labels).values())).all()
+
+
+@pytest.mark.parametrize("more", [{}, GROUPED | {"group_size": 2}, SOFTMAX | {"sampler": "uniform", "n_samples": 3}])
+def test_labels_without_a_point_come_last_on_cuda(corpus, more):
+    if placement.cuda_problem():
+        pytest.skip(placement.cuda_problem())
+    small = {"embedding": 4, "intermediate": 6, "fan_in": 3, "batch_size": 6, "epochs": 1, "device": "cuda"}
+    labels = corpus.labels[:12, :9].tolil()
+    labels[:, [0, 3]] = 0
+    scores, ids = (
+        train.Classifier(**SMALL | small | more).fit(corpus.features[:12], labels.tocsr()).top_k(corpus.features[:6], 9)
+    )
+    unseen = np.flatnonzero(labels.tocsr().getnnz(axis=0) == 0)
+    assert (
+        set(unseen) >= {0, 3}
+        and (ids[:, -len(unseen) :] == unseen).all()
+        and (scores[:, -1] == np.float32(-1e30)).all()
+    )
+
+
+def frame(columns, corpus, n=8):
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    return pandas.DataFrame(corpus.features[:, :n].toarray(), columns=columns)
+
+
+def test_columns_of_a_data_frame_are_those_of_the_fit(corpus, tmp_path):
+    """scikit-learn's rules: the names of the columns, in their order."""
+    x = frame(list("abcdefgh"), corpus)
+    model = train.Classifier(**SMALL | {"epochs": 1}).fit(x, corpus.labels)
+    assert model.feature_names_in_.tolist() == list("abcdefgh")
+    model.save(tmp_path / "model")
+    y = corpus.labels
+    for fitted_ in model, train.Classifier.load(tmp_path / "model", device="cpu"):
+        assert (fitted_.predict(x) == model.predict(x)).all()
+        for call in fitted_.predict, fitted_.contexts, lambda x: fitted_.evaluate(x, y), lambda x: fitted_.score(x, y):
+            with pytest.raises(
+                ValueError, match="names should match those .* during fit.\nFeature names must be in the same"
+            ):
+                call(x[x.columns[::-1]])
+        with pytest.raises(
+            ValueError, match="unseen at fit time:\n- z\nFeature names seen at fit time, yet now missing:\n- a\n"
+        ):
+            fitted_.predict(x.rename(columns={"a": "z"}))
+        with pytest.warns(UserWarning, match="X does not have valid feature names, but Classifier was fitted with"):
+            fitted_.predict(x.to_numpy())
+    with pytest.raises(ValueError, match="validation: The feature names should match"):
+        model.fit(x, y, validation=(x[x.columns[::-1]], y))
+    with pytest.raises(TypeError, match="only supported if all input features have string names"):
+        train.Classifier(**SMALL).fit(frame([*"abcdefg", 1], corpus), y)
+    model.fit(x.to_numpy(), y)
+    assert not hasattr(model, "feature_names_in_")
+    with pytest.warns(UserWarning, match="X has feature names, but Classifier was fitted without"):
+        model.predict(x)
+    assert (model.predict(frame(range(8), corpus)) == model.predict(x.to_numpy())).all()
+
+
+def test_scikit_learns_check_of_column_names():
+    checks = pytest.importorskip("sklearn.utils.estimator_checks")
+    pytest.importorskip("pandas", reason="pandas is not installed")
+    small = {"embedding": 8, "intermediate": 16, "fan_in": 4, "epochs": 1, "device": "cpu", "progress": False}
+    checks.check_dataframe_column_names_consistency("Classifier", train.Classifier(**small))
 
 
 @pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")  # of NumPy
@@ -433,6 +605,8 @@ def test_bad_files_to_save_in(corpus, tmp_path):
         model.save(tmp_path / "nowhere" / "m")
     with pytest.raises(ValueError, match="label_names must hold one name for each of 25 labels, got 3"):
         model.save(tmp_path / "m", ["a", "b", "c"])
+    with pytest.raises(TypeError, match="label_names must be a sequence of names, got the str 'aaa"):
+        model.save(tmp_path / "m", "a" * 25)
     assert os.listdir(tmp_path) == []
 
 

@@ -11,6 +11,14 @@ from sparsemax_nb.core import backend as placement
 from sparsemax_nb.core import checkpoint
 from tests.helpers import ForeignArray, assert_close, threads
 
+
+class Items:
+    """Has what a pandas Series has, too."""
+
+    def items(self):
+        """Not the items of `Sequences`."""
+
+
 SMALL = {
     "width": 8, "n_layers": 2, "sampler": "none", "n_samples": 5, "n_codewords": 3, "index_every": 3, "dropout": 0.1,
     "learning_rate": 0.02, "batch_size": 4, "unroll": 6, "epochs": 3, "seed": 2, "device": "cpu", "progress": False,
@@ -319,6 +327,7 @@ def test_three_steps_on_cuda(changes):
         (TEXT, {"validation": TEXT + 1}, ValueError, r"validation must lie in \[0, 20\), got 20"),
         (TEXT, {"validation": lines([1, 2])}, TypeError, "both be running text, or both Sequences"),
         (ForeignArray(TEXT), {"n_words": 20}, TypeError, "tokens must be a NumPy array, got one on cuda"),
+        (Items(), {}, TypeError, "tokens must be a NumPy or CUDA array, got Items"),
         ([1, 2, 3], {}, TypeError, "tokens must be a NumPy or CUDA array, got list"),
         (broken([0, 5, 2, 6]), {}, ValueError, r"tokens.indptr must rise from 0 to len.tokens.items. = 6"),
         (broken([0, 3, 99]), {}, ValueError, "tokens.indptr must rise from 0"),
@@ -328,6 +337,7 @@ def test_three_steps_on_cuda(changes):
         (TEXT, {"changes": {"tied": 1}}, TypeError, "tied must be True or False"),
         (TEXT, {"changes": {"decay": "cosine"}}, ValueError, "decay must be one of 'plateau', 'linear'"),
         (TEXT, {"changes": {"clip": 0}}, ValueError, "clip must lie in"),
+        (TEXT, {"changes": {"n_layers": 10**11}}, ValueError, "n_layers must be between 1 and 1000"),
         (TEXT, {"changes": {"sampler": "midx-pq", "width": 7}}, ValueError, "width must be even, got 7"),
         (TEXT, {"changes": {"sampler": "midx-rq", "n_codewords": 30}}, ValueError, "there are 20 words"),
         (TEXT, {"resume": True}, ValueError, "resume needs checkpoint_path"),
@@ -372,3 +382,23 @@ def test_gradients_of_float32_and_float64_agree_after_training(cycle_model):
         x = layer_forward(Layer(x, *weights, zero, zero))[0]
     x[..., 0] = 1
     assert_close(cycle_model.contexts(CYCLE[:21])[0], x[:, 0], 500)
+
+
+def test_tokens_in_a_series():
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    small = {
+        "width": 8,
+        "sampler": "none",
+        "batch_size": 4,
+        "unroll": 5,
+        "epochs": 1,
+        "device": "cpu",
+        "progress": False,
+    }
+    tokens = np.arange(200, dtype=np.int32) % 7
+    one, other = (train.LanguageModel(**small).fit(some, validation=some) for some in (tokens, pandas.Series(tokens)))
+    assert one.history_.losses == other.history_.losses
+    assert one.perplexity(tokens) == other.perplexity(pandas.Series(tokens))
+    assert (one.generate(tokens[:5], 3) == other.generate(pandas.Series(tokens[:5]), 3)).all()
+    with pytest.raises(TypeError, match="tokens must .*, got float64"):
+        one.perplexity(pandas.Series([0.5, 1.0]))
