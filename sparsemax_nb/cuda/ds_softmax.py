@@ -316,7 +316,7 @@ def cross_entropy_kernel(scores, values, labels, groups, experts, n_classes, sca
     """A block owns one row of the sorted batch, a thread its scores t, t + blockDim.x, ...; coalesced, read three times.
 
     Reads values (B,) and the row's labels, which the threads share, each looking its own up among the expert's ids; writes
-    loss, dvalues (B,) and dscores, which may be scores. Maximum and sums are reduced in shared memory, 4 bytes a thread, always
+    loss, dvalues (B,) and dscores, which may be scores. Everything is counted from the best score, as on the CPU. Maximum and sums are reduced in shared memory, 4 bytes a thread, always
     in the same order. Grid: rows on x; block a power of two. No atomics.
     """
     place, thread, n_threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
@@ -325,22 +325,29 @@ def cross_entropy_kernel(scores, values, labels, groups, experts, n_classes, sca
     first, stop = experts.starts[k], experts.starts[k + 1]
     size, value = stop - first, values[b]
     n_absent, n_wanted = np.float32(n_classes - size), np.float32(labels.indptr[b + 1] - labels.indptr[b])
-    largest = ZERO if n_classes > size else WORST
+    best = WORST if size > 0 else ZERO
     for j in range(thread, size, n_threads):
-        largest = max(largest, value * scores[start + j])
-    largest = block_max(shared, largest)
-    total, positive, dvalue = ZERO, ZERO, ZERO
+        best = max(best, scores[start + j])
+    best = block_max(shared, best)
+    largest, absent = value * best, ZERO
+    if n_absent > ZERO:
+        largest = max(largest, ZERO)
+        absent = n_absent * math.exp(-largest)
+    shift = value * best - largest
+    total, below, n_held, dvalue = ZERO, ZERO, ZERO, ZERO
     for j in range(thread, size, n_threads):
-        total += math.exp(value * scores[start + j] - largest)
+        total += math.exp(value * (scores[start + j] - best) + shift)
     for i in range(labels.indptr[b] + thread, labels.indptr[b + 1], n_threads):
         at = _find(experts.ids, first, stop, labels.indices[i])
         if at >= 0:
-            positive += scores[start + at]
-    total = block_sum(shared, total) + n_absent * math.exp(-largest)
-    positive, log_z = block_sum(shared, positive), largest + math.log(total)
+            below += best - scores[start + at]
+            n_held += ONE
+    total = block_sum(shared, total) + absent
+    below, n_missing = block_sum(shared, below), n_wanted - block_sum(shared, n_held)
+    weight = n_wanted * scale / total
     for j in range(thread, size, n_threads):
-        s = scores[start + j]
-        dz = n_wanted * scale * math.exp(value * s - log_z)
+        s = scores[start + j] - best
+        dz = weight * math.exp(value * s + shift)
         dvalue += dz * s
         dscores[start + j] = value * dz
     dvalue = block_sum(shared, dvalue)  # behind its barriers, the row's labels
@@ -349,8 +356,14 @@ def cross_entropy_kernel(scores, values, labels, groups, experts, n_classes, sca
         if at >= 0:
             dscores[start + at] -= value * scale
     if thread == 0:
-        loss[b] = n_wanted * log_z - value * positive
-        dvalues[b] = dvalue - scale * positive
+        dvalue += scale * below
+        row_loss = n_wanted * math.log(total) + value * below - (n_wanted - n_missing) * shift
+        if n_missing > ZERO:
+            row_loss += n_missing * largest
+        if n_absent > ZERO:
+            dvalue += best * (scale * (n_missing - n_wanted * absent / total))
+        loss[b] = row_loss
+        dvalues[b] = dvalue
 
 
 def cross_entropy(
@@ -499,15 +512,15 @@ def _best(scores, value, ids, first, probabilities, found, shared, shared_ids):
     for i in range(min(k, scores.size)):
         score, at = _block_best(shared, shared_ids, best, place)
         if i == 0:
-            largest = value * score
+            largest = score
             for j in range(thread, scores.size, n_threads):
-                total += math.exp(value * scores[j] - largest)
+                total += math.exp(value * (scores[j] - largest))
             total = block_sum(shared, total)
         if at == NOBODY:  # no score is a number
             probabilities[i], found[i] = NAN, -1
         elif at == place:
             scores[at] = WORST
-            probabilities[i] = math.exp(value * score - largest) / total
+            probabilities[i] = math.exp(value * (score - largest)) / total
             found[i] = ids[first + at]
             best, place = WORST, NOBODY
             for j in range(thread, scores.size, n_threads):
