@@ -207,6 +207,7 @@ def _row_loss(scores, value, held, wanted, n_classes, scale):
     """
     lanes, n_wanted, n_absent = np.empty(WIDE, np.float32), np.float32(wanted.size), np.float32(n_classes - held.size)
     best = _largest(scores, lanes) if held.size > 0 else ZERO
+    best = best if best > WORST else NAN
     largest = max(value * best, ZERO) if n_absent > ZERO else value * best
     shift = value * best - largest
     absent = n_absent * exp(-largest) if n_absent > ZERO else ZERO

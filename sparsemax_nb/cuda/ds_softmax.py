@@ -329,6 +329,8 @@ def cross_entropy_kernel(scores, values, labels, groups, experts, n_classes, sca
     for j in range(thread, size, n_threads):
         best = max(best, scores[start + j])
     best = block_max(shared, best)
+    if best == WORST:  # no score is a number
+        best = NAN
     largest, absent = value * best, ZERO
     if n_absent > ZERO:
         largest = max(largest, ZERO)
