@@ -216,7 +216,7 @@ class SoftmaxLayer:
         h : (B, d) float32
             C-contiguous, finite, on the layer's device.
         k : int
-            At least 1.
+            At least 1; at most the number of classes, or 65,536 where that is more.
 
         Returns
         -------
@@ -228,7 +228,7 @@ class SoftmaxLayer:
         Raises
         ------
         TypeError, ValueError
-            Wrong dtype, shape, layout or device; h not finite; k below 1.
+            Wrong dtype, shape, layout or device; h not finite; k out of range.
         FloatingPointError
             The scores overflow.
         """
@@ -238,7 +238,7 @@ class SoftmaxLayer:
                 f"h must live on {self.device} like the layer, got h on {device}; move it with backend.asarray"
             )
         h = check.array("h", h, np.float32, ("B", self.width))
-        k = check.integer("k", k, 1)
+        k = check.padded_k(k, self.n_classes)
         check.finite("h", h)
         probabilities, ids = (backend.empty((len(h), k), dtype, device) for dtype in (np.float32, np.int32))
         self._top_k(h, probabilities, ids)

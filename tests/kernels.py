@@ -957,7 +957,7 @@ def _group_shared(operation, kinds):
         yield operation(
             f"group_shared.top_k {name}", make_layer_top_k,
             ((1, 1, 1, 1, 1, 1), (3, 7, 5, 7, 5, 2), (5, 9, 67, 3, 3, 8), (0, 5, 3, 2, 1, 3)),
-            ((33, 19, 331, 5, 4, 16), (65, 9, 40, 2, 40, 32)), bfloat16=low,
+            ((33, 19, 331, 5, 4, 16), (5, 9, 300, 2, 150, 8), (65, 9, 40, 2, 40, 32)), bfloat16=low,
         )  # fmt: skip
         for loss, code in formulas.LOSSES.items():
             for optimizer, kind in kinds.items():
@@ -985,7 +985,7 @@ def _operations():
     )
     lists = (
         ((1, 1, 1, 1, 1), (3, 7, 5, 7, 5), (5, 9, 67, 3, 3), (0, 5, 3, 2, 1)),
-        ((33, 19, 331, 5, 4), (65, 9, 40, 2, 40)),
+        ((33, 19, 331, 5, 4), (5, 9, 300, 2, 150), (65, 9, 40, 2, 40)),
     )
     for name, make, (small, large) in (
         ("forward", make_forward, (SMALL_LAYERS, LARGE_LAYERS)),
@@ -1032,7 +1032,10 @@ def _operations():
             kind=kind,
         )  # fmt: skip
     yield operation(
-        "top_k.top_k", make_top_k, ((1, 1, 1), (3, 7, 7), (5, 67, 3), (0, 5, 1)), ((33, 331, 4), (9, 40, 40))
+        "top_k.top_k",
+        make_top_k,
+        ((1, 1, 1), (3, 7, 7), (5, 67, 3), (0, 5, 1)),
+        ((33, 331, 4), (5, 300, 150), (9, 40, 40)),
     )
     few, many = (
         ((1, 1, 1), (3, 5, 7), (0, 2, 3)),
@@ -1092,7 +1095,7 @@ def _operations():
     yield operation("full_softmax.rank", make_rank, *tiles)
     yield operation(  # (B, d, L, k); the CPU's takes panels
         "full_softmax.top_k", make_probable,
-        ((1, 1, 1, 3), (3, 2, 67, 3), (5, 3, 9, 9), (0, 2, 3, 1)), ((33, 5, 331, 4), (9, 7, 3000, 40)), twin=None,
+        ((1, 1, 1, 3), (3, 2, 67, 3), (5, 3, 9, 9), (0, 2, 3, 1)), ((33, 5, 331, 4), (5, 3, 300, 310), (9, 7, 3000, 40)), twin=None,
     )  # fmt: skip
     pairs = ((1, 1), (3, 7), (7, 3)), ((33, 65), (300, 16))  # (B, E)
     yield operation("ds_softmax.add_noise", make_noise, *pairs)

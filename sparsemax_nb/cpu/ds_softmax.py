@@ -10,7 +10,8 @@ from .exp import LANES as WIDE
 from .exp import exp, exp_nonpositive
 from .matmul import AS_IS, FLOAT32, ITEM, TURNED, find_blas, gemm
 from .panels import pack_rows, product
-from .top_k import WORST, enters, insert
+from .top_k import INSERTED, WORST, enters, insert
+from .top_k import select as select_best
 from .vector import LANES, any_above, inner, load, splat
 
 _f, _r = backend.cpu_formulas(formulas), backend.cpu_formulas(rng)
@@ -330,20 +331,30 @@ def survivors(squares, by_class, least, keep):
 
 
 @backend.njit
-def _best(scores, value, held, probabilities, ids, lanes):
-    """The best of one row's scores: their softmax, times the gate value inside, and their classes."""
-    k, n, worst = ids.size, scores.size, WORST
-    ids[:], probabilities[:] = -1, WORST
+def _insert_all(scores, best, places):
+    """The best scores and their places; of 16 scores, none is looked at where none beats the last of the list."""
+    n, worst = scores.size, WORST
+    places[:], best[:] = -1, WORST
     whole = n - n % LANES
     for start in range(0, whole, LANES):
         if any_above(load(scores, start), splat(worst)):
             for j in range(start, start + LANES):
-                if not scores[j] <= worst and enters(scores[j], j, probabilities, ids):
-                    insert(probabilities, ids, scores[j], j)
-                    worst = probabilities[k - 1]
+                if not scores[j] <= worst and enters(scores[j], j, best, places):
+                    insert(best, places, scores[j], j)
+                    worst = best[best.size - 1]
     for j in range(whole, n):
-        if enters(scores[j], j, probabilities, ids):
-            insert(probabilities, ids, scores[j], j)
+        if enters(scores[j], j, best, places):
+            insert(best, places, scores[j], j)
+
+
+@backend.njit
+def _best(scores, value, held, probabilities, ids, lanes):
+    """The best of one row's scores: their softmax, times the gate value inside, and their classes."""
+    k, n = ids.size, scores.size
+    if k > INSERTED:
+        select_best(scores, probabilities, ids)
+    else:
+        _insert_all(scores, probabilities, ids)
     best = probabilities[0]
     total = _sum_exp(scores, value, best, ZERO, lanes)
     for i in range(min(k, n)):

@@ -154,9 +154,6 @@ def pack(w, bias):
 def top_k(h, w, bias, probabilities, ids):
     """The k largest of ``softmax(h @ w.T + bias)`` in each row and their classes, w and bias from `pack`.
 
-    No logits are stored: a range of classes is scored for 64 rows, 512 classes at a time, which stay in the cache.
+    For small k no logits are stored: a range of classes is scored for 64 rows, 512 classes at a time, which stay in the cache.
     """
-    n_rows, k = ids.shape
-    parts = lists.empty(lists.n_ranges(lists.n_blocks(n_rows), len(w), k), n_rows, k)
-    lists.of_panels(h, w, bias, *parts)
-    lists.join(*parts, probabilities, ids)
+    lists.top_k(h, w, bias, probabilities, ids)

@@ -1,16 +1,19 @@
 """The k best of each row of a score matrix on the CPU: by insertion into a list of k, or for many by a radix sort."""
 
+import numba
 import numpy as np
 from numba import prange
 
 from ..core import backend, formulas
+from .vector import LANES
 
 _f = backend.cpu_formulas(formulas)
 enters, insert = _f.enters, _f.insert
 WORST = np.float32(-np.inf)
-#: Most entries of a list that is kept in order by insertion, whose cost grows with their square. `select` finds more of them
-#: from whole rows of scores, at a cost that hardly depends on k (measured: see CHANGELOG).
-FEW = 64
+#: Most entries of a row's list that is kept in order by insertion, whose cost grows with their square; and of lists of several
+#: ranges of labels, each of which fills up anew. `select` finds more from whole rows of scores, at a cost that hardly grows with
+#: k. From k = 10 (several lists) and 40 to 170 (one) on it is faster; but these lists need no memory for the scores.
+INSERTED, LISTED = 64, 32
 #: Scores that exist at once where `select` is to find the best: 64 MiB.
 HELD = 1 << 24
 #: Bits of a digit of the radix sort: its counts, 8 KiB, stay in the L1 cache. Three digits make 32 bits.
@@ -96,9 +99,37 @@ def _insert_all(scores, top_scores, top_ids):
 @backend.njit_parallel
 def top_k(scores, top_scores, top_ids):
     """The k largest scores of each row (B, L) and their columns; k is the width of the outputs."""
-    few = top_scores.shape[1] <= FEW
+    few = top_scores.shape[1] <= INSERTED
     for row in prange(scores.shape[0]):
         if few:
             _insert_all(scores[row], top_scores[row], top_ids[row])
         else:
             select(scores[row], top_scores[row], top_ids[row])
+
+
+def rows_at_once(n_rows, n_labels):
+    """How many rows of scores exist at once: 64 MiB, whole blocks of 16 rows where these fit."""
+    n = max(1, min(n_rows, HELD // n_labels))
+    return n if n in (1, n_rows) or n < LANES else n // LANES * LANES
+
+
+def of_layer(forward, x, layer, top_scores, top_ids):
+    """The k largest of the scores that ``forward(x, layer, scores)`` gives, and their labels; some rows at a time."""
+    n_rows, n_labels = len(x), len(layer.bias)
+    at_once = rows_at_once(n_rows, n_labels)
+    scores = backend.empty((at_once, n_labels), np.float32, "cpu")
+    for first in range(0, n_rows, at_once):
+        some = slice(first, first + at_once)
+        part = scores[: len(x[some])]
+        forward(x[some], layer, part)
+        top_k(part, top_scores[some], top_ids[some])
+
+
+def shapes_of_layer(n_rows, n_inputs, n_labels):
+    """{name: (shape, dtype)} of what `of_layer` and a `forward` with inputs in blocks of 16 rows allocate."""
+    at_once = rows_at_once(n_rows, n_labels)
+    return {
+        "blocks": ((-(-at_once // LANES), n_inputs * LANES), np.float32),
+        "scores": ((at_once, n_labels), np.float32),
+        "keys and labels, sorted": ((min(at_once, numba.get_num_threads()), 5, n_labels), np.float32),
+    }

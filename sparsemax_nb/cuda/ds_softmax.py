@@ -7,9 +7,12 @@ from numba import float32, int32
 
 from ..core import backend, formulas, rng
 from ..core.backend import cuda
+from ..core.experts import group
 from . import launch
+from .matmul import matmul
 from .reduce import block_max, block_sum
 from .tensor_cores import SIDE, Factor, factor, place_of_lane, product_of_tile, shared_bytes_of, store_row
+from .top_k import INSERTED, SORTED, top_k
 
 _f, _r = backend.cuda_formulas(formulas), backend.cuda_formulas(rng)
 adam, lasso = _f.adam, _f.lasso
@@ -596,7 +599,16 @@ def answer_kernel(h, gate_rows, experts, scratch, probabilities, ids):
 
 def answer(h, gate_rows, experts, probabilities, ids, *, block=launch.BLOCK):
     """The best classes of the expert that the gate picks: their probabilities in its softmax, and ids, (B, k); row by row."""
-    if h.shape[0]:
+    if h.shape[0] and ids.shape[1] > INSERTED:
+        logits = backend.empty((h.shape[0], gate_rows.shape[0]), np.float32, "cuda")
+        chosen, values = (backend.empty(h.shape[0], dtype, "cuda") for dtype in (np.int32, np.float32))
+        matmul(h, gate_rows.T, logits)
+        gate(logits, logits, chosen, values)
+        groups = group(chosen, experts.starts)
+        flat = backend.empty(int(groups.offsets[-1]), np.float32, "cuda")
+        scores(h[groups.order], groups, experts, flat)
+        select(flat, values, groups, experts, probabilities, ids)
+    elif h.shape[0]:
         most = int((experts.starts[1:] - experts.starts[:-1]).max())
         scratch = backend.empty((h.shape[0], max(gate_rows.shape[0], most)), np.float32, "cuda")
         shared = launch.shared_bytes(4 * ((launch.WARP + 1) * block + h.shape[1]))
@@ -617,8 +629,33 @@ def select_kernel(scores, values, groups, experts, probabilities, ids):
     _best(line, values[b], experts.ids, first, probabilities[b], ids[b], shared, places[n_threads:])
 
 
+def _select_many(scores, values, groups, experts, probabilities, ids):
+    """`select` of many: by sorting the scores, filled up to a row for each query; some rows at a time."""
+    xp, n_rows = backend.xp, values.shape[0]
+    sizes, starts = groups.offsets[1:] - groups.offsets[:-1], experts.starts[groups.experts]
+    most = max(1, int(sizes.max()))
+    place = xp.arange(most)
+    for first in range(0, n_rows, max(1, SORTED // most)):
+        some = slice(first, min(first + max(1, SORTED // most), n_rows))
+        held = place < sizes[some, None]
+        index = xp.where(held, groups.offsets[:-1][some, None] + place, 0)
+        rows = backend.asarray(xp.where(held, scores[index] if scores.size else WORST, WORST), "cuda", np.float32)
+        best, at = (backend.empty((rows.shape[0], ids.shape[1]), dtype, "cuda") for dtype in (np.float32, np.int32))
+        top_k(rows, best, at)
+        order, value = groups.order[some], values[groups.order[some]][:, None]
+        with np.errstate(invalid="ignore"):
+            p = xp.exp(value * (best - best[:, :1])) / xp.exp(value * (rows - best[:, :1])).sum(axis=1, keepdims=True)
+        is_missing = xp.arange(ids.shape[1]) >= sizes[some, None]
+        found = experts.ids[xp.where(at < 0, 0, starts[some, None] + at)] if experts.ids.size else at
+        p = xp.where(at < 0, NAN, p)  # its score was not a number
+        probabilities[order] = xp.where(is_missing, ZERO * value, p)  # NaN where the gate was not finite
+        ids[order] = xp.where(at < 0, -1, found)
+
+
 def select(scores, values, groups, experts, probabilities, ids, *, block=launch.BLOCK):
     """The same, (B, k), from the scores (flat) of a batch that is sorted by expert, and the gate's values (B,)."""
-    if values.shape[0]:
+    if values.shape[0] and ids.shape[1] > INSERTED:
+        _select_many(scores, values, groups, experts, probabilities, ids)
+    elif values.shape[0]:
         shared = launch.shared_bytes(8 * block)
         select_kernel[values.shape[0], block, 0, shared](scores, values, groups, experts, probabilities, ids)

@@ -11,7 +11,8 @@ from . import launch
 from .matmul import matmul
 from .reduce import ALL_LANES, block_max, block_sum
 from .tensor_cores import SIDE, factor, place_of_lane, product_of_tile, shared_bytes_of, store_row
-from .top_k import clear, enters, insert, merge
+from .top_k import INSERTED, clear, enters, insert, merge
+from .top_k import top_k as top_k_of_scores
 
 ZERO, ONE, NAN, LOWEST = np.float32(0), np.float32(1), np.float32(np.nan), np.finfo(np.float32).min
 WORST = np.float32(-np.inf)
@@ -178,9 +179,7 @@ def gradient_of_tile_kernel(logits, bias, first, labels, sums, scale, losses, dl
             dlogits[b, place] -= scale
 
 
-def gradient_of_tile(
-    logits, bias, first, labels, largest, total, scale, dbias, losses, dlogits, *, block=launch.BLOCK
-):
+def gradient_of_tile(logits, bias, first, labels, largest, total, scale, dbias, losses, dlogits, *, block=launch.BLOCK):
     """``(n_labels p - [class is a label]) scale`` for a tile (B, T), ``p = exp(logit - largest) / total``.
 
     Its sum over rows is added to dbias, ``log(total) + largest - logit`` of each label to losses (B,). `dlogits` may be `logits`.
@@ -286,6 +285,15 @@ def pack(w, bias):
     return w, bias
 
 
+def _sorted_probabilities(logits, bias, probabilities, ids):
+    """Many of the best of some rows: by sorting the logits, which get their bias in place."""
+    logits += bias
+    largest = logits.max(axis=1, keepdims=True)
+    top_k_of_scores(logits, probabilities, ids)
+    total = backend.xp.exp(logits - largest).sum(axis=1, keepdims=True)
+    probabilities[...] = backend.xp.exp(probabilities - largest) / total
+
+
 def top_k(h, w, bias, probabilities, ids, *, block=launch.BLOCK):
     """The k largest of ``softmax(h @ w.T + bias)`` in each row and their classes, w and bias from `pack`.
 
@@ -299,6 +307,9 @@ def top_k(h, w, bias, probabilities, ids, *, block=launch.BLOCK):
         n = some.stop - first
         logits = buffer[:n]
         matmul(h[some], w.T, logits)
+        if k > INSERTED:
+            _sorted_probabilities(logits, bias, probabilities[some], ids[some])
+            continue
         n_lists, grid = launch.lists_per_row(n_classes, n, k, block)
         list_scores = backend.empty((n, k, n_lists), np.float32, "cuda")
         list_ids = backend.empty((n, k, n_lists), np.int32, "cuda")
