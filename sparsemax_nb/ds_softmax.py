@@ -241,7 +241,7 @@ class PackedDSSoftmax:
         h : (B, d) float32
             Queries, finite.
         k : int
-            At least 1.
+            At least 1; at most the number of classes, or 65,536 where that is more.
 
         Returns
         -------
@@ -255,11 +255,11 @@ class PackedDSSoftmax:
         Raises
         ------
         TypeError, ValueError
-            Wrong dtype, shape or device; queries that are not finite; k < 1.
+            Wrong dtype, shape or device; queries that are not finite; k out of range.
         FloatingPointError
             The scores overflow.
         """
-        h, k = self._queries(h), check.integer("k", k, 1)
+        h, k = self._queries(h), check.padded_k(k, self.n_classes)
         n_rows = h.shape[0]
         probabilities, ids = (backend.empty((n_rows, k), dtype, self.device) for dtype in (np.float32, np.int32))
         answer = self._answer_few if n_rows < ENOUGH_ROWS * self.n_experts else self._answer_many

@@ -216,7 +216,7 @@ class SoftmaxLayer:
         h : (B, d) float32
             C-contiguous, finite, on the layer's device.
         k : int
-            At least 1.
+            At least 1; at most the number of classes, or 65,536 where that is more.
 
         Returns
         -------
@@ -228,7 +228,7 @@ class SoftmaxLayer:
         Raises
         ------
         TypeError, ValueError
-            Wrong dtype, shape, layout or device; h not finite; k below 1.
+            Wrong dtype, shape, layout or device; h not finite; k out of range.
         FloatingPointError
             The scores overflow.
         """
@@ -238,7 +238,7 @@ class SoftmaxLayer:
                 f"h must live on {self.device} like the layer, got h on {device}; move it with backend.asarray"
             )
         h = check.array("h", h, np.float32, ("B", self.width))
-        k = check.integer("k", k, 1)
+        k = check.padded_k(k, self.n_classes)
         check.finite("h", h)
         probabilities, ids = (backend.empty((len(h), k), dtype, device) for dtype in (np.float32, np.int32))
         self._top_k(h, probabilities, ids)
@@ -342,30 +342,28 @@ def _loss_and_gradients(h, w, bias, labels, n_counted, dh, dw, dbias, device):
     plan = _plan(n_rows, n_classes, at_once)
     buffer = backend.empty(plan.rows * (n_classes if plan.held else plan.classes), np.float32, device)
     wide = backend.empty(plan.classes * h.shape[1] if w.dtype == BFLOAT16 else 0, np.float32, device)
-    counts, scale, loss = labels.indptr[1:] - labels.indptr[:-1], np.float32(1 / max(n_counted, 1)), 0.0
+    scale, loss = np.float32(1 / max(n_counted, 1)), 0.0
     for rows in _slices(n_rows, plan.rows):
         some_h, some_labels = h[rows], Labels(labels.indptr[rows.start : rows.stop + 1], labels.indices)
         n = len(some_h)
-        largest, total, positive = (backend.zeros(n, np.float32, device) for _ in range(3))
+        largest, total, losses = (backend.zeros(n, np.float32, device) for _ in range(3))
         largest[...] = LOWEST
         tiles = []
         for part in _slices(n_classes, plan.classes):
             start = n * part.start if plan.held else 0
             logits = buffer[start : start + n * (part.stop - part.start)].reshape(n, -1)
-            tile = some_h, _widened(w[part], wide), bias[part], part.start, some_labels
-            wing.add_product(*tile, plan.held, logits, largest, total, positive)
+            wing.add_product(some_h, _widened(w[part], wide), bias[part], plan.held, logits, largest, total)
             tiles.append((part, logits))
         with np.errstate(divide="ignore"):
-            log_z = xp.log(total) + largest
-        row_losses = counts[rows] * log_z - positive
-        if not bool(xp.isfinite(row_losses + log_z).all()):
-            return math.nan
-        loss += float(row_losses.sum(dtype=np.float64))
+            if not bool(xp.isfinite(xp.log(total) + largest).all()):
+                return math.nan
         for part, logits in tiles:
             some_w = _widened(w[part], wide)
             if not plan.held:
                 matmul(some_h, some_w.T, logits)
-            wing.gradient_of_tile(logits, bias[part], part.start, some_labels, log_z, scale, dbias[part], logits)
+            sums = largest, total, scale, dbias[part], losses
+            wing.gradient_of_tile(logits, bias[part], part.start, some_labels, *sums, logits)
             matmul(logits, some_w, dh[rows], add=True)
             matmul(logits.T, some_h, dw[part], add=True)
+        loss += float(losses.sum(dtype=np.float64))
     return loss / max(n_counted, 1)

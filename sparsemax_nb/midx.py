@@ -200,6 +200,8 @@ class InvertedMultiIndex:
         TypeError, ValueError
             Wrong dtype, shape or device; numbers that are not finite; an unknown kind or residual; n_codewords out of range; an
             odd width for "pq"; popularity or weights of the wrong shape, negative or all zero.
+        FloatingPointError
+            Embeddings so large that the sums of k-means overflow.
 
         Examples
         --------
@@ -259,6 +261,8 @@ class InvertedMultiIndex:
         ------
         TypeError, ValueError
             Wrong dtype, shape or device; classes of another number or width than in `build`; numbers that are not finite.
+        FloatingPointError
+            Embeddings so large that the sums of k-means overflow; the index stays as it was.
         """
         check.same_device(classes=classes, index=self.codes, **({} if queries is None else {"queries": queries}))
         classes = check.array("classes", classes, np.float32, ("L", self._width))
@@ -266,12 +270,12 @@ class InvertedMultiIndex:
             raise ValueError(f"classes must be {self.n_classes} as in build, got {classes.shape[0]}; build a new index")
         check.finite("classes", classes)
         check.integer("n_iterations", n_iterations, 0)
-        if queries is not None:
-            self._metric = _metric(queries, self.kind, self._width)
+        metric = self._metric if queries is None else _metric(queries, self.kind, self._width)
         before = self.codes
-        codes, self.codebooks = _quantise(
-            classes, self.codebooks, self._weights, self.kind, n_iterations, self._metric, is_first=False
+        codes, codebooks = _quantise(
+            classes, self.codebooks, self._weights, self.kind, n_iterations, metric, is_first=False
         )
+        self.codebooks, self._metric = codebooks, metric
         self._group(codes)
         self.classes = classes if self.residual == "exact" else None
         return float((codes != before).any(axis=1).mean())
@@ -312,11 +316,15 @@ class InvertedMultiIndex:
         return lambda rows: backend.product(queries[rows], self.classes.T)
 
     def _logits(self, queries):
-        """r0, r1 (B, K)."""
+        """r0, r1 (B, K): finite, and so are the differences within a row, which is all that the kernels look at."""
         parts = zip(_parts(self._queries(queries), self.kind), self.codebooks, strict=True)
-        out = [backend.product(part, codebook.T) for part, codebook in parts]
-        if not all(bool(backend.module_of(self.device).isfinite(r).all()) for r in out):  # kernels trust them
-            raise FloatingPointError("the scores queries @ codebook.T overflowed; lower the learning rate")
+        with np.errstate(over="ignore", invalid="ignore"):
+            out = [backend.product(part, codebook.T) for part, codebook in parts]
+            spread = sum(r.max(axis=1) - r.min(axis=1) for r in out)
+        if not bool(backend.module_of(self.device).isfinite(spread).all()):
+            raise FloatingPointError(
+                "the scores queries @ codebook.T overflowed, or lie too far apart for float32; lower the learning rate"
+            )
         return out
 
     def sample(self, queries, n_samples, seed, step=0):
@@ -342,7 +350,7 @@ class InvertedMultiIndex:
         TypeError, ValueError
             Wrong dtype, shape or device; queries that are not finite; n_samples, seed or step out of range.
         FloatingPointError
-            The scores of the codewords overflow.
+            The scores of the codewords overflow, or those of the classes under residual='exact'.
         """
         check.same_device(queries=queries, index=self.codes)
         device, shape, seed, step = check_draws(queries, n_samples, seed, step)
@@ -372,7 +380,7 @@ class InvertedMultiIndex:
         TypeError, ValueError
             Wrong dtype, shape or device; queries that are not finite; ids out of range.
         FloatingPointError
-            The scores of the codewords overflow.
+            The scores of the codewords overflow, or those of the classes under residual='exact'.
         """
         check.same_device(queries=queries, ids=ids, index=self.codes)
         ids = check_ids(ids, self.n_classes, queries.shape[0])
@@ -408,7 +416,16 @@ def _metric(queries, kind, width):
     return pairs * 2 if kind == "rq" else pairs
 
 
-def _quantise(classes, codebooks, weights, kind, n_iterations, metric, is_first):
+def _quantise(*arguments, **options):
+    """`_codes_and_codebooks`; FloatingPointError where the embeddings are too large for it."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        codes, codebooks = _codes_and_codebooks(*arguments, **options)
+    if not all(bool(backend.module_of(backend.device_of(c)).isfinite(c).all()) for c in codebooks):
+        raise FloatingPointError("the sums of the embeddings overflowed in k-means; scale the embeddings down")
+    return codes, codebooks
+
+
+def _codes_and_codebooks(classes, codebooks, weights, kind, n_iterations, metric, is_first):
     """Codes (L, 2) and the two codebooks by k-means from `codebooks` (for the first time, "rq" starts from residuals)."""
     first, second = _parts(classes, kind)
     if metric is None:
@@ -458,6 +475,7 @@ def _shares(name, value, n_classes):
     check.finite(name, value)
     if (value < 0).any() or not value.any():
         raise ValueError(f"{name} must not be negative anywhere, nor zero everywhere")
+    value = value / value.max()  # so that the sum is finite
     return value / value.sum()
 
 

@@ -30,8 +30,19 @@ def check_ids(ids, n_classes, n_rows):
     return ids
 
 
+#: Vectors with larger numbers are scaled down by it before they are hashed.
+LARGE = np.float32(2.0**64)
 #: Scores of all classes that are held at once, where a sampler needs them: 128 MiB.
 SCORES = 1 << 25
+
+
+def check_log_q(log_q):
+    """Log-probabilities that were computed from finite queries; FloatingPointError where they are not finite."""
+    if not bool(backend.module_of(backend.device_of(log_q)).isfinite(log_q).all()):
+        raise FloatingPointError(
+            "the scores of queries and classes overflowed, or lie too far apart for float32; scale queries or classes down"
+        )
+    return log_q
 
 
 def sample_all(scores, n_rows, n_classes, device, shape, seed, step):
@@ -40,8 +51,9 @@ def sample_all(scores, n_rows, n_classes, device, shape, seed, step):
     at_once = max(1, SCORES // n_classes)
     for first in range(0, n_rows, at_once):
         rows = slice(first, min(first + at_once, n_rows))
-        backend.wing(device, "samplers").draw_softmax(scores(rows), first, seed, step, ids[rows], log_q[rows])
-    return ids, log_q
+        with np.errstate(over="ignore", invalid="ignore"):
+            backend.wing(device, "samplers").draw_softmax(scores(rows), first, seed, step, ids[rows], log_q[rows])
+    return ids, check_log_q(log_q)
 
 
 def log_prob_all(scores, ids, n_rows, n_classes, device):
@@ -50,12 +62,13 @@ def log_prob_all(scores, ids, n_rows, n_classes, device):
     at_once = max(1, SCORES // n_classes)
     for first in range(0, n_rows, at_once):
         rows = slice(first, min(first + at_once, n_rows))
-        some = scores(rows)
-        some -= some.max(axis=1, keepdims=True)
-        log_z = xp.log(xp.exp(some).sum(axis=1, keepdims=True))
-        picked = some[:, ids] if len(ids.shape) == 1 else xp.take_along_axis(some, ids[rows].astype(np.int64), 1)
-        log_q[rows] = picked - log_z
-    return log_q
+        with np.errstate(over="ignore", invalid="ignore"):
+            some = scores(rows)
+            some -= some.max(axis=1, keepdims=True)
+            log_z = xp.log(xp.exp(some).sum(axis=1, keepdims=True))
+            picked = some[:, ids] if len(ids.shape) == 1 else xp.take_along_axis(some, ids[rows].astype(np.int64), 1)
+            log_q[rows] = picked - log_z
+    return check_log_q(log_q)
 
 
 class UniformSampler:
@@ -151,14 +164,14 @@ class UniformSampler:
 
 
 class _TableSampler:
-    """Draws from fixed weights with alias tables, O(1) a draw."""
+    """Draws from fixed weights with alias tables, O(1) a draw; `log_weights` says what a tiny weight was before it became 0."""
 
-    def __init__(self, weights, device):
+    def __init__(self, weights, log_weights, device):
         self.device = backend.resolve_device(check.choice("device", device, ("cpu", "cuda")))
         self.n_classes = len(weights)
-        weights = weights / weights.sum()
-        with np.errstate(divide="ignore"):
-            self._log_p = backend.asarray(np.log(weights), self.device, np.float32)
+        total = weights.sum()
+        weights = weights / total
+        self._log_p = backend.asarray(log_weights - math.log(total), self.device, np.float32)
         alias = alias_table(weights, np.array([0, len(weights)]))
         self._alias = Alias(*(backend.asarray(table, self.device) for table in alias))
 
@@ -263,7 +276,7 @@ class LogUniformSampler(_TableSampler):
                     f"ranks must hold each of 0 to {n_classes - 1} once; use np.argsort(np.argsort(-counts))"
                 )
             weights = weights[ranks]
-        super().__init__(weights, device)
+        super().__init__(weights, np.log(weights), device)
 
 
 class UnigramSampler(_TableSampler):
@@ -282,6 +295,8 @@ class UnigramSampler(_TableSampler):
     TypeError, ValueError, RuntimeError
         Counts of the wrong shape, negative, not finite or all zero; a negative power; an unknown device, or CUDA where
         there is none.
+    FloatingPointError
+        The power is so large that float32 cannot hold the log-probability of a class that has a count.
 
     Notes
     -----
@@ -307,7 +322,16 @@ class UnigramSampler(_TableSampler):
         if not weights.any():
             raise ValueError("counts must not be all zero: then there is nothing to draw")
         power = check.number("power", power, 0, math.inf)
-        super().__init__(np.where(weights > 0, weights, 1) ** power * (weights > 0), device)
+        occurs, largest = weights > 0, weights.max()
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+            log_weights = np.where(occurs, power * (np.log(weights) - math.log(largest)), -math.inf)
+        lowest = np.finfo(np.float32).min
+        if (log_weights[occurs] < lowest / 2).any():
+            raise FloatingPointError(
+                f"power={power:g} gives a class the log-probability {log_weights[occurs].min():g}, below what float32 holds; "
+                "use a smaller power"
+            )
+        super().__init__(np.where(occurs, weights / largest, 1) ** power * occurs, log_weights, device)
 
 
 class _ClassSampler:
@@ -352,6 +376,8 @@ class _ClassSampler:
         ------
         TypeError, ValueError
             Wrong dtype, shape or device; queries that are not finite; n_samples, seed or step out of range.
+        FloatingPointError
+            The scores of queries and classes overflow.
         """
         queries = self._queries(queries)
         _, shape, seed, step = check_draws(queries, n_samples, seed, step)
@@ -374,6 +400,8 @@ class _ClassSampler:
         ------
         TypeError, ValueError
             Wrong dtype, shape or device; queries that are not finite; ids out of range.
+        FloatingPointError
+            The scores of queries and classes overflow.
         """
         queries = self._queries(queries)
         check.same_device(queries=queries, ids=ids)
@@ -403,7 +431,7 @@ class SphereSampler(_KernelSampler):
     classes : (L, d) float32
         Held, not copied.
     alpha : float
-        Not negative.
+        Not negative, and a finite float32.
 
     Raises
     ------
@@ -427,17 +455,24 @@ class SphereSampler(_KernelSampler):
 
     def __init__(self, classes, alpha=100.0):
         super().__init__(classes)
-        self._alpha = np.float32(check.number("alpha", alpha, 0, math.inf))
+        self._alpha = np.float32(check.number("alpha", alpha, 0, float(np.finfo(np.float32).max)))
 
     def _log_weights(self, queries):
-        return np.log1p(self._alpha * np.square(queries @ self._classes.T))
+        """``log(alpha s^2 + 1)``; where the square overflows, the 1 does not count: ``log(alpha) + 2 log |s|``."""
+        scores = queries @ self._classes.T
+        log_weights = np.log1p(self._alpha * np.square(scores))
+        large = ~np.isfinite(log_weights)
+        if large.any():
+            with np.errstate(divide="ignore"):  # alpha = 0
+                log_weights[large] = np.maximum(np.log(self._alpha) + 2 * np.log(np.abs(scores[large])), 0)
+        return log_weights
 
 
 class RFFSampler(_KernelSampler):
     """Draws by positive random features of the exponential kernel; CPU.
 
     ``Q(i | q) ~ phi(q) . phi(c_i)``, ``phi_j(x) = exp(w_j . x - |x|^2 / 2)`` with w_j standard normal: the
-    expectation of the product is ``exp(q . c)``. It touches all classes. (Fourier features, after which the sampler is
+    expectation of the product is ``exp(q . c)``; the query's own norm cancels in Q. It touches all classes. (Fourier features, after which the sampler is
     named, can make a kernel negative.)
 
     Parameters
@@ -453,6 +488,8 @@ class RFFSampler(_KernelSampler):
     ------
     TypeError, ValueError
         Wrong dtype, shape or device; classes that are not finite; n_features below 1.
+    FloatingPointError
+        Classes so large that their features overflow.
 
     Notes
     -----
@@ -474,14 +511,15 @@ class RFFSampler(_KernelSampler):
         n_features = check.integer("n_features", n_features, 1)
         random = np.random.default_rng(check.integer("seed", seed, 0))
         self._directions = random.standard_normal((n_features, self._classes.shape[1])).astype(np.float32)
-        exponents = self._exponents(self._classes)
-        self._features = np.exp(exponents - exponents.max()).T.copy()
-
-    def _exponents(self, x):
-        return x @ self._directions.T - np.float32(0.5) * np.einsum("nd,nd->n", x, x)[:, None]
+        with np.errstate(over="ignore", invalid="ignore"):
+            exponents = self._classes @ self._directions.T
+            exponents -= np.float32(0.5) * np.einsum("nd,nd->n", self._classes, self._classes)[:, None]
+            self._features = np.exp(exponents - exponents.max()).T.copy()
+        if not np.isfinite(self._features).all():
+            raise FloatingPointError("the features of the classes overflowed: w . c - |c|^2 / 2; scale the classes down")
 
     def _log_weights(self, queries):
-        exponents = self._exponents(queries)
+        exponents = queries @ self._directions.T
         product = np.exp(exponents - exponents.max(axis=1, keepdims=True)) @ self._features
         return np.log(np.maximum(product, np.finfo(np.float32).tiny))
 
@@ -549,6 +587,10 @@ class LSHSampler(_ClassSampler):
 
     def _codes(self, vectors):
         codes = np.empty((len(vectors), len(self._planes)), np.int32)
+        large = np.abs(vectors).max(axis=1, initial=0) > LARGE
+        if large.any():  # only signs count, and a power of two changes none: so the projections do not overflow
+            vectors = vectors.copy()
+            vectors[large] *= 1 / LARGE
         backend.wing("cpu", "lsh").hash_codes(vectors, self._planes, codes)
         return codes
 

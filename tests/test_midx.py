@@ -308,3 +308,39 @@ def test_scores_that_overflow_are_refused(backend):
     ):
         with pytest.raises(FloatingPointError, match="the scores queries @ codebook.T overflowed"):
             call()
+
+
+@pytest.mark.parametrize("residual", ["uniform", "exact"])
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")  # of NumPy, which computes in the simulator
+def test_finite_scores_too_far_apart_are_refused(backend, residual):
+    """Their difference is no float32: no NaN, and no minus infinity for a class that has weight."""
+    classes = np.array([[1, 0], [-1, 0], [0, 1], [0, -1]], np.float32)
+    index = InvertedMultiIndex.build(backend.array(classes), 4, residual=residual)
+    queries = backend.array(np.full((2, 2), 3e38, np.float32))
+    with pytest.raises(FloatingPointError, match="overflowed, or lie too far apart for float32"):
+        index.log_prob(queries, backend.array(np.arange(4, dtype=np.int32)))
+    exact = InvertedMultiIndex.build(backend.array(np.float32(1e9) * classes), 4, residual=residual)
+    with pytest.raises(FloatingPointError, match="overflowed"):
+        exact.sample(queries, 3, seed=0)
+
+
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
+def test_embeddings_too_large_for_k_means(backend):
+    """An update that fails leaves the index as it was."""
+    with pytest.raises(FloatingPointError, match="sums of the embeddings overflowed in k-means"):
+        InvertedMultiIndex.build(backend.array(np.full((50, 4), 3e38, np.float32)), 3)
+    index = build(backend.array, n_iterations=1)
+    before, codes = [backend.numpy(c).copy() for c in index.codebooks], backend.numpy(index.codes).copy()
+    with pytest.raises(FloatingPointError, match="sums of the embeddings overflowed in k-means"):
+        index.update(
+            backend.array(np.full((N_CLASSES, WIDTH), 3e38, np.float32)), queries=backend.array(normal(1, 9, WIDTH))
+        )
+    assert all((backend.numpy(c) == b).all() for c, b in zip(index.codebooks, before, strict=True))
+    assert (backend.numpy(index.codes) == codes).all() and index._metric is None
+
+
+def test_popularity_whose_sum_overflows():
+    index = InvertedMultiIndex.build(embeddings(), 4, residual="popularity", popularity=np.full(N_CLASSES, 1e308))
+    plain = InvertedMultiIndex.build(embeddings(), 4)
+    queries = normal(1, 2, WIDTH)
+    np.testing.assert_allclose(index.log_prob(queries, everything()), plain.log_prob(queries, everything()), atol=1e-5)

@@ -213,3 +213,69 @@ def test_lsh_equals_reference(n_bits):
 def test_bad_yardsticks(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+# ---------------------------------------------------------------- numbers near the ends of float32
+
+
+def test_power_of_counts_that_overflows():
+    """Computed by logarithms: the rarest class has the probability 10^-360, whose logarithm is an ordinary number."""
+    sampler, queries = UnigramSampler(np.array([1e6, 1, 0, 1e6]), power=60), np.zeros((1, 1), np.float32)
+    log_q = sampler.log_prob(queries, np.arange(4, dtype=np.int32))[0]
+    np.testing.assert_allclose(log_q, [-np.log(2), -60 * np.log(1e6) - np.log(2), -np.inf, -np.log(2)], rtol=1e-6)
+    assert set(sampler.sample(queries, 100, seed=0)[0][0]) == {0, 3}
+    large = UnigramSampler(np.array([1e308, 1e308, 1e-300]))
+    log_q = large.log_prob(queries, np.arange(3, dtype=np.int32))[0]
+    np.testing.assert_allclose(log_q, [-np.log(2), -np.log(2), -608 * np.log(10) - np.log(2)], rtol=1e-6)
+    with pytest.raises(
+        FloatingPointError, match="power=1e.300 gives a class the log-probability -.*use a smaller power"
+    ):
+        UnigramSampler(np.array([2, 1]), power=1e300)
+
+
+@pytest.mark.parametrize("scale", [1e10, 1e19, 1e21, 1e30])
+@pytest.mark.parametrize("sampler", [SphereSampler, RFFSampler, LSHSampler])
+def test_large_queries(sampler, scale):
+    """Finite queries whose squares may overflow: the probabilities are right all the same."""
+    classes, queries = normal(1, 50, 8), (normal(2, 3, 8) * scale).astype(np.float32)
+    every = np.arange(50, dtype=np.int32)
+    log_q = sampler(classes).log_prob(queries, every).astype(np.float64)
+    np.testing.assert_allclose(np.exp(log_q).sum(1), 1, rtol=1e-5)
+    if sampler is SphereSampler:
+        weights = 2 * np.log(np.abs(queries.astype(np.float64) @ classes.T)) + np.log(100)  # the 1 vanishes beside it
+        np.testing.assert_allclose(log_q, weights - np.logaddexp.reduce(weights, axis=1)[:, None], atol=5e-5)
+    if sampler is LSHSampler:
+        np.testing.assert_array_equal(log_q, sampler(classes).log_prob(queries / np.float32(2**23), every))
+    ids, drawn = sampler(classes).sample(queries, 5, seed=0)
+    np.testing.assert_allclose(drawn, np.take_along_axis(log_q, ids, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("sampler", [SphereSampler, RFFSampler])
+def test_scores_that_overflow_are_refused(sampler):
+    classes, queries = normal(1, 50, 8), np.full((3, 8), 3e38, np.float32)
+    for call in (
+        lambda: sampler(classes).sample(queries, 5, 0),
+        lambda: sampler(classes).log_prob(queries, np.zeros(1, np.int32)),
+    ):
+        with pytest.raises(FloatingPointError, match="scores of queries and classes overflowed"):
+            call()
+
+
+def test_the_norm_of_a_query_does_not_matter_to_its_features():
+    """It is the same for all features: Q(i | q) is that of float64, however long the query."""
+    classes, queries = normal(1, 50, 8), 300 * normal(2, 3, 8)
+    sampler = RFFSampler(classes)
+    phi = [x.astype(np.float64) @ sampler._directions.T.astype(np.float64) for x in (queries, classes)]
+    phi[1] -= 0.5 * np.square(classes.astype(np.float64)).sum(1, keepdims=True)
+    weights = np.logaddexp.reduce(phi[0][:, None] + phi[1], axis=2)
+    want = weights - np.logaddexp.reduce(weights, axis=1)[:, None]
+    got = sampler.log_prob(queries, np.arange(50, dtype=np.int32))
+    np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def test_classes_that_overflow_are_refused():
+    with pytest.raises(FloatingPointError, match="features of the classes overflowed"):
+        RFFSampler(np.full((5, 8), 1e30, np.float32))
+    with pytest.raises(ValueError, match="alpha must lie in"):
+        SphereSampler(normal(1, 5, 8), alpha=1e39)
+    assert LSHSampler(np.full((5, 8), 3e38, np.float32)).log_prob(normal(1, 1, 8), np.zeros(1, np.int32)) < 0

@@ -4,6 +4,9 @@ import numpy as np
 
 from . import backend
 
+#: Results of a query that may be padding where there are fewer classes.
+MOST_PADDED = 65_536
+
 
 def same_device(**arrays):
     """The device that all arrays share; TypeError that names each where they differ or are no arrays."""
@@ -85,6 +88,12 @@ def integer(name, value, low, high=None, hint=""):
         rule = f"at least {low}" if high is None else f"between {low} and {high}"
         raise ValueError(f"{name} must be {rule}{hint}, got {value}")
     return int(value)
+
+
+def padded_k(k, n_classes):
+    """k of a top-k search whose missing results are padded: more than there are classes, but not without bound."""
+    high = max(n_classes, MOST_PADDED)
+    return integer("k", k, 1, high, f" (there are {n_classes} classes; the rest is padding)")
 
 
 def number(name, value, low, high, open_ends=False):

@@ -10,7 +10,8 @@ from .exp import LANES as WIDE
 from .exp import exp, exp_nonpositive
 from .matmul import AS_IS, FLOAT32, ITEM, TURNED, find_blas, gemm
 from .panels import pack_rows, product
-from .top_k import WORST, enters, insert
+from .top_k import INSERTED, WORST, enters, insert
+from .top_k import select as select_best
 from .vector import LANES, any_above, inner, load, splat
 
 _f, _r = backend.cpu_formulas(formulas), backend.cpu_formulas(rng)
@@ -150,34 +151,35 @@ def _largest(scores, lanes):
 
 
 @backend.njit
-def _sum_exp(scores, value, shift, lanes):
-    """``sum(exp(value scores - shift))``, where no term exceeds 1; `lanes` (WIDE,) is scratch."""
+def _sum_exp(scores, value, best, shift, lanes):
+    """``sum(exp(value (scores - best) + shift))``, where no term exceeds 1; `lanes` (WIDE,) is scratch."""
     whole, total = scores.size // WIDE * WIDE, ZERO
     lanes[:] = ZERO
     for start in range(0, whole, WIDE):
         for i in range(WIDE):
-            lanes[i] += exp_nonpositive(value * scores[start + i] - shift)
+            lanes[i] += exp_nonpositive(value * (scores[start + i] - best) + shift)
     for j in range(whole, scores.size):
-        total += exp_nonpositive(value * scores[j] - shift)
+        total += exp_nonpositive(value * (scores[j] - best) + shift)
     for i in range(WIDE):
         total += lanes[i]
     return total
 
 
 @backend.njit
-def _gradient(scores, value, log_z, weight, lanes):
-    """``dz = weight exp(value scores - log Z)``; the scores become ``value dz``, returned is ``sum(scores dz)``."""
+def _gradient(scores, value, best, shift, weight, lanes):
+    """``dz = weight exp(value (scores - best) + shift)``; the scores become ``value dz``; returns ``sum((scores - best) dz)``."""
     whole, total = scores.size // WIDE * WIDE, ZERO
     lanes[:] = ZERO
     for start in range(0, whole, WIDE):
         for i in range(WIDE):
-            s = scores[start + i]
-            dz = weight * exp(value * s - log_z)
+            s = scores[start + i] - best
+            dz = weight * exp_nonpositive(value * s + shift)
             lanes[i] += dz * s
             scores[start + i] = value * dz
     for j in range(whole, scores.size):
-        dz = weight * exp(value * scores[j] - log_z)
-        total += dz * scores[j]
+        s = scores[j] - best
+        dz = weight * exp_nonpositive(value * s + shift)
+        total += dz * s
         scores[j] = value * dz
     for i in range(WIDE):
         total += lanes[i]
@@ -199,28 +201,35 @@ def _find(ids, wanted):
 
 @backend.njit
 def _row_loss(scores, value, held, wanted, n_classes, scale):
-    """Loss of one row and the gradient by its gate value; the scores become their gradient."""
-    lanes, n_absent, positive, n_wanted = (
-        np.empty(WIDE, np.float32),
-        n_classes - held.size,
-        ZERO,
-        np.float32(wanted.size),
-    )
-    largest = value * _largest(scores, lanes)
-    if n_absent > 0:
-        largest = max(largest, ZERO)
-    total = _sum_exp(scores, value, largest, lanes) + np.float32(n_absent) * exp(-largest)
-    log_z = largest + math.log(total)
+    """Loss of one row and the gradient by its gate value; the scores become their gradient.
+
+    Everything is counted from the best score: what the scores have in common cancels before anything is rounded. The loss of
+    a label is ``log(total) + (largest - logit)``, the logits being ``value (score - best) + shift + largest``, or 0.
+    """
+    lanes, n_wanted, n_absent = np.empty(WIDE, np.float32), np.float32(wanted.size), np.float32(n_classes - held.size)
+    best = _largest(scores, lanes) if held.size > 0 else ZERO
+    best = best if best > WORST else NAN
+    largest = max(value * best, ZERO) if n_absent > ZERO else value * best
+    shift = value * best - largest
+    absent = n_absent * exp(-largest) if n_absent > ZERO else ZERO
+    total = _sum_exp(scores, value, best, shift, lanes) + absent
+    log_total, below, n_missing = math.log(total), ZERO, n_wanted
     for i in range(wanted.size):
         place = _find(held, wanted[i])
         if place >= 0:
-            positive += scores[place]
-    dvalue = _gradient(scores, value, log_z, n_wanted * scale, lanes) - scale * positive
+            below += best - scores[place]
+            n_missing -= ONE
+    loss = n_wanted * log_total + value * below - (n_wanted - n_missing) * shift
+    if n_missing > ZERO:
+        loss += n_missing * largest
+    dvalue = _gradient(scores, value, best, shift, n_wanted * scale / total, lanes) + scale * below
+    if n_absent > ZERO:
+        dvalue += best * (scale * (n_missing - n_wanted * absent / total))
     for i in range(wanted.size):
         place = _find(held, wanted[i])
         if place >= 0:
             scores[place] -= value * scale
-    return n_wanted * log_z - value * positive, dvalue
+    return loss, dvalue
 
 
 @backend.njit_parallel
@@ -322,27 +331,37 @@ def survivors(squares, by_class, least, keep):
 
 
 @backend.njit
-def _best(scores, value, held, probabilities, ids, lanes):
-    """The best of one row's scores: their softmax, times the gate value inside, and their classes."""
-    k, n, worst = ids.size, scores.size, WORST
-    ids[:], probabilities[:] = -1, WORST
+def _insert_all(scores, best, places):
+    """The best scores and their places; of 16 scores, none is looked at where none beats the last of the list."""
+    n, worst = scores.size, WORST
+    places[:], best[:] = -1, WORST
     whole = n - n % LANES
     for start in range(0, whole, LANES):
         if any_above(load(scores, start), splat(worst)):
             for j in range(start, start + LANES):
-                if not scores[j] <= worst and enters(scores[j], j, probabilities, ids):
-                    insert(probabilities, ids, scores[j], j)
-                    worst = probabilities[k - 1]
+                if not scores[j] <= worst and enters(scores[j], j, best, places):
+                    insert(best, places, scores[j], j)
+                    worst = best[best.size - 1]
     for j in range(whole, n):
-        if enters(scores[j], j, probabilities, ids):
-            insert(probabilities, ids, scores[j], j)
-    shift = value * probabilities[0]
-    total = _sum_exp(scores, value, shift, lanes)
+        if enters(scores[j], j, best, places):
+            insert(best, places, scores[j], j)
+
+
+@backend.njit
+def _best(scores, value, held, probabilities, ids, lanes):
+    """The best of one row's scores: their softmax, times the gate value inside, and their classes."""
+    k, n = ids.size, scores.size
+    if k > INSERTED:
+        select_best(scores, probabilities, ids)
+    else:
+        _insert_all(scores, probabilities, ids)
+    best = probabilities[0]
+    total = _sum_exp(scores, value, best, ZERO, lanes)
     for i in range(min(k, n)):
         if ids[i] < 0:  # its score was -infinity
             probabilities[i] = NAN
         else:
-            probabilities[i], ids[i] = exp(value * probabilities[i] - shift) / total, held[ids[i]]
+            probabilities[i], ids[i] = exp_nonpositive(value * (probabilities[i] - best)) / total, held[ids[i]]
     probabilities[n:] = ZERO * value  # NaN where the gate was not finite
 
 

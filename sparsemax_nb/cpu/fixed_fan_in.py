@@ -14,7 +14,7 @@ from ..core import backend, rng
 from .blocks import clear, list_shapes, merge_lists, new_blocks, pack, splits_of, step_shapes, unpack_sum, workspace
 from .losses import losses_and_slopes
 from .optimizers import update_range
-from .top_k import WORST, enters, insert
+from .top_k import LISTED, WORST, enters, insert, of_layer, shapes_of_layer
 from .vector import (
     LANES, add, aligned, any_above, any_nonzero, dot, dots, fma, item, load, mul, prefetch_range, splat, store,
     transpose,
@@ -298,7 +298,7 @@ def step(x, layer, positives, loss, optimizer, rates, values_moments, bias_momen
 
 def top_k_shapes(n_rows, n_inputs, n_labels, fan_in, k):
     """{name: (shape, dtype)} of what `top_k` allocates."""
-    return list_shapes(n_rows, n_inputs, k)
+    return list_shapes(n_rows, n_inputs, k) if k <= LISTED else shapes_of_layer(n_rows, n_inputs, n_labels)
 
 
 @backend.njit_parallel
@@ -325,6 +325,12 @@ def _top_k(x, layer, top_scores, top_ids, blocks, part_scores, part_ids):
 
 
 def top_k(x, layer, top_scores, top_ids):
-    """The k best labels of each row; only k scores a row are kept. A label enters where it beats the k-th best so far."""
+    """The k best labels of each row. Of few only k scores a row are kept: a label enters where it beats the k-th best so far.
+
+    Many are sorted from all scores of some rows, at most 64 MiB, or one row where that is more.
+    """
+    if top_ids.shape[1] > LISTED:
+        of_layer(forward, x, layer, top_scores, top_ids)
+        return
     shapes = top_k_shapes(*x.shape, *layer.indices.shape, top_ids.shape[1])
     _top_k(x, layer, top_scores, top_ids, *(aligned(np.empty, *shape) for shape in shapes.values()))

@@ -7,7 +7,7 @@ from numba import prange
 
 from ..core import backend
 from . import lists
-from .exp import LANES, exp, largest_of, sum_exp
+from .exp import LANES, exp, exp_nonpositive, largest_of, sum_exp
 from .matmul import matmul
 
 ZERO = np.float32(0)
@@ -74,32 +74,27 @@ def rank(logits, targets, log_prob, rank):
 
 
 @backend.njit_parallel
-def add_tile(logits, bias, first, labels, largest, total, positive):
-    """Running maximum, sum of ``exp(logit - maximum)``, sum of the labels' logits, (B,), in place, after one more tile (B, T)."""
-    n = logits.shape[1]
+def add_tile(logits, bias, largest, total):
+    """Running maximum and sum of ``exp(logit - maximum)``, (B,), in place, after one more tile (B, T)."""
     for b in prange(logits.shape[0]):
         lanes = np.empty(LANES, np.float32)
         row = logits[b]
         new = largest_of(row, bias, largest[b], lanes)
         total[b] = total[b] * exp(largest[b] - new) + sum_exp(row, bias, new, lanes)
         largest[b] = new
-        for i in range(labels.indptr[b], labels.indptr[b + 1]):
-            place = labels.indices[i] - first
-            if 0 <= place < n:
-                positive[b] += row[place] + bias[place]
 
 
-def add_product(h, w, bias, first, labels, keep, logits, largest, total, positive):
+def add_product(h, w, bias, keep, logits, largest, total):
     """`add_tile` of the tile ``h @ w.T`` (B, T), for h (B, d), w (T, d); it lies in `logits`, whether to `keep` or not."""
     matmul(h, w.T, logits)
-    add_tile(logits, bias, first, labels, largest, total, positive)
+    add_tile(logits, bias, largest, total)
 
 
 @backend.njit
-def _gradient(logits, bias, log_z, weight):
-    """``logits = exp(logits + bias - log Z) weight``; written to another array it would not be vector code in place."""
+def _gradient(logits, bias, largest, weight):
+    """``logits = exp(logits + bias - largest) weight``; written to another array it would not be vector code in place."""
     for j in range(logits.size):
-        logits[j] = exp(logits[j] + bias[j] - log_z) * weight
+        logits[j] = exp_nonpositive(logits[j] + bias[j] - largest) * weight
 
 
 @backend.njit
@@ -109,15 +104,29 @@ def _add(a, total):
         total[j] += a[j]
 
 
+@backend.njit
+def _loss(logits, bias, labels, first, largest, total):
+    """The sum of ``log(total) + (largest - logit)`` over the labels in the tile: the difference is exact where it is small."""
+    loss = ZERO
+    for i in range(labels.size):
+        place = labels[i] - first
+        if 0 <= place < logits.size:
+            loss += math.log(total) + (largest - (logits[place] + bias[place]))
+    return loss
+
+
 @backend.njit_parallel
-def _gradient_of_tile(bias, first, labels, log_z, scale, dbias, logits):
+def _gradient_of_tile(bias, first, labels, largest, total, scale, dbias, losses, logits):
     n_rows, n = logits.shape
     n_parts = min(PARTS, n_rows)
     sums = np.zeros((n_parts, n), np.float32)
     for part in prange(n_parts):
         for b in range(n_rows * part // n_parts, n_rows * (part + 1) // n_parts):
             row = logits[b]
-            _gradient(row, bias, log_z[b], np.float32(labels.indptr[b + 1] - labels.indptr[b]) * scale)
+            losses[b] += _loss(
+                row, bias, labels.indices[labels.indptr[b] : labels.indptr[b + 1]], first, largest[b], total[b]
+            )
+            _gradient(row, bias, largest[b], np.float32(labels.indptr[b + 1] - labels.indptr[b]) * scale / total[b])
             for i in range(labels.indptr[b], labels.indptr[b + 1]):
                 place = labels.indices[i] - first
                 if 0 <= place < n:
@@ -127,14 +136,14 @@ def _gradient_of_tile(bias, first, labels, log_z, scale, dbias, logits):
         _add(sums[part], dbias)
 
 
-def gradient_of_tile(logits, bias, first, labels, log_z, scale, dbias, dlogits):
-    """``(n_labels exp(logit - log Z) - [class is a label]) scale`` for a tile (B, T); its sum over rows is added to dbias.
+def gradient_of_tile(logits, bias, first, labels, largest, total, scale, dbias, losses, dlogits):
+    """``(n_labels p - [class is a label]) scale`` for a tile (B, T), ``p = exp(logit - largest) / total``.
 
-    `dlogits` may be `logits`.
+    Its sum over rows is added to dbias, ``log(total) + largest - logit`` of each label to losses (B,). `dlogits` may be `logits`.
     """
     if dlogits is not logits:
         np.copyto(dlogits, logits)
-    _gradient_of_tile(bias, first, labels, log_z, scale, dbias, dlogits)
+    _gradient_of_tile(bias, first, labels, largest, total, scale, dbias, losses, dlogits)
 
 
 def pack(w, bias):
@@ -145,9 +154,6 @@ def pack(w, bias):
 def top_k(h, w, bias, probabilities, ids):
     """The k largest of ``softmax(h @ w.T + bias)`` in each row and their classes, w and bias from `pack`.
 
-    No logits are stored: a range of classes is scored for 64 rows, 512 classes at a time, which stay in the cache.
+    For small k no logits are stored: a range of classes is scored for 64 rows, 512 classes at a time, which stay in the cache.
     """
-    n_rows, k = ids.shape
-    parts = lists.empty(lists.n_ranges(lists.n_blocks(n_rows), len(w), k), n_rows, k)
-    lists.of_panels(h, w, bias, *parts)
-    lists.join(*parts, probabilities, ids)
+    lists.top_k(h, w, bias, probabilities, ids)

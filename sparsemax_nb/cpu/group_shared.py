@@ -18,7 +18,7 @@ from .blocks import clear, list_shapes, merge_lists, new_blocks, pack, step_shap
 from .losses import losses_and_slopes
 from .optimizers import update_range
 from .panels import pack_rows, padded
-from .top_k import WORST, enters, insert
+from .top_k import LISTED, WORST, enters, insert, of_layer, shapes_of_layer
 from .vector import (
     LANES, aligned, any_above, count_bits, dot, fmas, item, load, lowest_bit, mul, nonzero_lanes, prefetch,
     prefetch_range, set_item, splat, store, stores, stream, transpose, transposed,
@@ -482,7 +482,7 @@ def backward(x, layer, dscores, dx, dvalues, dbias):
 
 def top_k_shapes(n_rows, n_inputs, n_labels, fan_in, group_size, k):
     """{name: (shape, dtype)} of what `top_k` allocates."""
-    return list_shapes(n_rows, n_inputs, k)
+    return list_shapes(n_rows, n_inputs, k) if k <= LISTED else shapes_of_layer(n_rows, n_inputs, n_labels)
 
 
 @backend.njit
@@ -521,6 +521,12 @@ def _top_k(x, layer, top_scores, top_ids, blocks, part_scores, part_ids):
 
 
 def top_k(x, layer, top_scores, top_ids):
-    """The k best labels of each row; only k scores a row are kept. A label enters where it beats the k-th best so far."""
+    """The k best labels of each row. Of few only k scores a row are kept: a label enters where it beats the k-th best so far.
+
+    Many are sorted from all scores of some rows, at most 64 MiB, or one row where that is more.
+    """
+    if top_ids.shape[1] > LISTED:
+        of_layer(forward, x, layer, top_scores, top_ids)
+        return
     shapes = list_shapes(*x.shape, top_ids.shape[1])
     _top_k(x, layer, top_scores, top_ids, *(aligned(np.empty, *shape) for shape in shapes.values()))

@@ -10,17 +10,18 @@ from typing import NamedTuple
 import numpy as np
 from numba import prange
 
-from ..core import backend, formulas
+from ..core import backend
 from .exp import LANES as SIDE_BY_SIDE
 from .exp import exp, exp_nonpositive, largest_of, sum_exp
 from .panels import ROWS, pack, padded, product
+from .top_k import HELD, LISTED, WORST, enters, insert, select
 from .vector import LANES, add, any_above, load, splat
 
-_f = backend.cpu_formulas(formulas)
-enters, insert = _f.enters, _f.insert
-WORST, LOWEST, ZERO = np.float32(-np.inf), np.finfo(np.float32).min, np.float32(0)
+LOWEST, ZERO = np.finfo(np.float32).min, np.float32(0)
 #: Rows of a block, and panels whose scores for them exist at a time: 128 KiB, in the L2 cache.
 BLOCK, CHUNK = 64, 32
+#: Rows of a block and panels of a range in a product whose scores all exist.
+PRODUCT_ROWS, PRODUCT_PANELS = 16, 128
 #: Parts of the work - ranges of blocks - where there are enough of them. Every range warms up a list of its own.
 PARTS = 16
 
@@ -149,3 +150,71 @@ def join(scores, ids, sums, probabilities, top_ids):
     """The best of all lists of each row, and their probabilities: (S, B, k) -> (B, k)."""
     for b in prange(top_ids.shape[0]):
         _join_row(scores[:, b], ids[:, b], sums[:, b], probabilities[b], top_ids[b])
+
+
+# ---------------------------------------------------------------- many of the best, from rows of scores
+
+
+@backend.njit
+def _sum(a, b, out):
+    for j in range(out.size):
+        out[j] = a[j] + b[j]
+
+
+@backend.njit
+def _affine_of_range(x, panels, bias, first, n_rows, start, stop, out):
+    width, n_terms = (stop - start) * LANES, panels.shape[1]
+    sums = np.empty(padded(n_rows, ROWS) * width, np.float32)
+    product(x, first * n_terms, n_rows, panels[start:stop], sums)
+    left, right = start * LANES, min(stop * LANES, out.shape[1])
+    for i in range(n_rows):
+        _sum(sums[i * width : (i + 1) * width], bias[left:right], out[first + i, left:right])
+
+
+@backend.njit_parallel
+def affine(x, panels, bias, out):
+    """``out = x @ matrix + bias`` from the panels of a matrix; its last columns may be left out."""
+    n_rows, n_panels, flat = x.shape[0], panels.shape[0], x.reshape(-1)
+    n_ranges = (n_panels + PRODUCT_PANELS - 1) // PRODUCT_PANELS
+    for part in prange((n_rows + PRODUCT_ROWS - 1) // PRODUCT_ROWS * n_ranges):
+        first, start = part // n_ranges * PRODUCT_ROWS, part % n_ranges * PRODUCT_PANELS
+        n, stop = min(PRODUCT_ROWS, n_rows - first), min(start + PRODUCT_PANELS, n_panels)
+        _affine_of_range(flat, panels, bias, first, n, start, stop, out)
+
+
+@backend.njit
+def _best_of_row(row, bias, probabilities, top_ids):
+    lanes = np.empty(SIDE_BY_SIDE, np.float32)
+    select(row, probabilities, top_ids)
+    most = largest_of(row, bias, LOWEST, lanes)
+    total = sum_exp(row, bias, most, lanes)
+    for i in range(top_ids.size):
+        probabilities[i] = exp_nonpositive(probabilities[i] - most) / total
+
+
+@backend.njit_parallel
+def best_of_rows(rows, probabilities, top_ids):
+    """The k best of score rows (B, N), by sorting, and their probabilities, (B, k); as `of_scores` and `join` for any k."""
+    bias = np.zeros(rows.shape[1], np.float32)
+    for b in prange(rows.shape[0]):
+        _best_of_row(rows[b], bias, probabilities[b], top_ids[b])
+
+
+def top_k(x, panels, bias, probabilities, top_ids):
+    """The k largest of ``softmax(x @ matrix + bias)`` in each row and their columns: by lists for small k, else from score rows.
+
+    Of these at most 64 MiB exist at a time, or one row where that is more.
+    """
+    n_rows, k = top_ids.shape
+    if k <= LISTED:
+        parts = empty(n_ranges(n_blocks(n_rows), len(panels), k), n_rows, k)
+        of_panels(x, panels, bias, *parts)
+        join(*parts, probabilities, top_ids)
+        return
+    at_once = max(1, min(n_rows, HELD // len(bias)))
+    scores = backend.empty((at_once, len(bias)), np.float32, "cpu")
+    for first in range(0, n_rows, at_once):
+        some = slice(first, first + at_once)
+        rows = scores[: len(x[some])]
+        affine(x[some], panels, bias, rows)
+        best_of_rows(rows, probabilities[some], top_ids[some])

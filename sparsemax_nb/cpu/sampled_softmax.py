@@ -32,11 +32,14 @@ def softmax(scores, ids, log_q, target_scores, labels, log_q_targets, mask_hits,
     for b in prange(scores.shape[0]):
         line = 0 if shared else np.int64(b)
         corrected, e = np.empty(n_samples, np.float32), np.empty(n_samples, np.float32)
+        shift = scores[b, 0]
         for m in range(n_samples):
-            corrected[m] = scores[b, m] - log_q[line, m]
+            shift = max(shift, scores[b, m])
+        for m in range(n_samples):
+            corrected[m] = scores[b, m] - shift - log_q[line, m]  # in this order: large scores would swallow log Q
             dscores[b, m] = ZERO
         for p in range(labels.indptr[b], labels.indptr[b + 1]):
-            target, t = labels.indices[p], target_scores[p] - log_q_targets[p]
+            target, t = labels.indices[p], target_scores[p] - shift - log_q_targets[p]
             largest = t
             for m in range(n_samples):
                 if not (mask_hits and ids[line, m] == target):
@@ -48,5 +51,5 @@ def softmax(scores, ids, log_q, target_scores, labels, log_q_targets, mask_hits,
                 total += e[m]
             for m in range(n_samples):
                 dscores[b, m] += e[m] / total
-            loss[p] = math.log(total) + largest - t
+            loss[p] = math.log(total) + (largest - t)
             dtargets[p] = own / total - ONE

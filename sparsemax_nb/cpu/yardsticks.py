@@ -9,12 +9,10 @@ from numba import prange
 from ..core import backend
 from . import lists
 from .exp import LANES as SIDE_BY_SIDE
-from .panels import ROWS, pack, padded, product
+from .panels import pack
 from .vector import LANES, add, aligned, dot, load, mul, prefetch_range, splat
 
 ZERO, WORST = np.float32(0), np.float32(-np.inf)
-#: Rows of a block and panels of a range in a product.
-BLOCK, RANGE = 16, 128
 #: Numbers that the score rows worked on together hold: 16 MiB.
 HELD = 1 << 22
 #: Candidates that one thread scores before the next row or range, and how early it asks for the row of one.
@@ -23,33 +21,6 @@ CANDIDATES, AHEAD = 256, 8
 SAMPLE = 16
 #: All bits of a float32 but its sign; those of infinity.
 MAGNITUDE, INFINITE = 0x7FFFFFFF, 0x7F800000
-
-
-@backend.njit
-def _sum(a, b, out):
-    for j in range(out.size):
-        out[j] = a[j] + b[j]
-
-
-@backend.njit
-def _affine_of_range(x, panels, bias, first, n_rows, start, stop, out):
-    width, n_terms = (stop - start) * LANES, panels.shape[1]
-    sums = np.empty(padded(n_rows, ROWS) * width, np.float32)
-    product(x, first * n_terms, n_rows, panels[start:stop], sums)
-    left, right = start * LANES, min(stop * LANES, out.shape[1])
-    for i in range(n_rows):
-        _sum(sums[i * width : (i + 1) * width], bias[left:right], out[first + i, left:right])
-
-
-@backend.njit_parallel
-def _affine(x, panels, bias, out):
-    """``out = x @ matrix + bias`` from the panels of a matrix; its last columns may be left out."""
-    n_rows, n_panels, flat = x.shape[0], panels.shape[0], x.reshape(-1)
-    n_ranges = (n_panels + RANGE - 1) // RANGE
-    for part in prange((n_rows + BLOCK - 1) // BLOCK * n_ranges):
-        first, start = part // n_ranges * BLOCK, part % n_ranges * RANGE
-        n, stop = min(BLOCK, n_rows - first), min(start + RANGE, n_panels)
-        _affine_of_range(flat, panels, bias, first, n, start, stop, out)
 
 
 # ---------------------------------------------------------------- SVD-softmax
@@ -184,16 +155,19 @@ def svd_top_k(h, layer, n_candidates, probabilities, ids):
     n_rows, k = ids.shape
     n_panels, width, _ = layer.preview.shape
     q = np.empty((n_rows, layer.rows.shape[1]), np.float32)
-    _affine(h, layer.turn, np.zeros(q.shape[1], np.float32), q)
+    lists.affine(h, layer.turn, np.zeros(q.shape[1], np.float32), q)
     at_once = max(1, min(n_rows, HELD // (n_panels * LANES)))
     buffer = aligned(np.empty, (at_once, n_panels * LANES))
     chosen = np.empty((at_once, n_candidates + 1), np.int32)
     for first in range(0, n_rows, at_once):
         some = slice(first, first + at_once)
         scores = buffer[: len(h[some])]
-        _affine(np.ascontiguousarray(q[some, :width]), layer.preview, layer.bias, scores)
+        lists.affine(np.ascontiguousarray(q[some, :width]), layer.preview, layer.bias, scores)
         _candidates(scores, n_candidates, chosen)
         _score_candidates(q[some], layer.rows, layer.bias, chosen, n_candidates, scores)
+        if k > lists.LISTED:
+            lists.best_of_rows(scores, probabilities[some], ids[some])
+            continue
         parts = lists.empty(lists.n_ranges(len(scores), n_panels, k), len(scores), k)
         lists.of_scores(scores, *parts)
         lists.join(*parts, probabilities[some], ids[some])
@@ -216,16 +190,38 @@ def pack_bin(classes, coordinates, axes, bias):
     return Bin(classes, None if axes is None else pack(axes), *lists.pack_classes(coordinates, bias))
 
 
+def _on_axes(h, part):
+    """The coordinates of h on the axes of a bin."""
+    if part.axes is None:
+        return h
+    width = part.rows.shape[1]
+    q = np.empty((len(h), width), np.float32)
+    lists.affine(h, part.axes, np.zeros(width, np.float32), q)
+    return q
+
+
 def d_top_k(h, layer, probabilities, ids):
-    """The k largest probabilities of each row and their classes; the layer: bins from `pack_bin`."""
+    """The k largest probabilities of each row and their classes; the layer: bins from `pack_bin`.
+
+    Where k is large, all scores of some rows exist at a time, 16 MiB, and once more those of a bin.
+    """
     n_rows, k = ids.shape
+    if k > lists.LISTED:
+        n_classes = sum(len(part.classes) for part in layer)
+        at_once = max(1, min(n_rows, HELD // n_classes))
+        scores = np.empty((at_once, n_classes), np.float32)
+        for first in range(0, n_rows, at_once):
+            some = slice(first, first + at_once)
+            n = len(h[some])
+            for part in layer:
+                of_bin = np.empty((n, len(part.bias)), np.float32)
+                lists.affine(_on_axes(h[some], part), part.rows, part.bias, of_bin)
+                scores[:n, part.classes] = of_bin[:, : len(part.classes)]
+            lists.best_of_rows(scores[:n], probabilities[some], ids[some])
+        return
     of_bins = []
     for part in layer:
-        n_panels, width, _ = part.rows.shape
-        q = h
-        if part.axes is not None:
-            q = np.empty((n_rows, width), np.float32)
-            _affine(h, part.axes, np.zeros(width, np.float32), q)
+        n_panels, q = len(part.rows), _on_axes(h, part)
         found = lists.empty(lists.n_ranges(lists.n_blocks(n_rows), n_panels, k), n_rows, k)
         lists.of_panels(q, part.rows, part.bias, *found)
         found.ids[...] = np.where(found.ids < 0, -1, part.classes[found.ids])

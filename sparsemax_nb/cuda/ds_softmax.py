@@ -7,9 +7,12 @@ from numba import float32, int32
 
 from ..core import backend, formulas, rng
 from ..core.backend import cuda
+from ..core.experts import group
 from . import launch
+from .matmul import matmul
 from .reduce import block_max, block_sum
 from .tensor_cores import SIDE, Factor, factor, place_of_lane, product_of_tile, shared_bytes_of, store_row
+from .top_k import INSERTED, SORTED, top_k
 
 _f, _r = backend.cuda_formulas(formulas), backend.cuda_formulas(rng)
 adam, lasso = _f.adam, _f.lasso
@@ -316,7 +319,7 @@ def cross_entropy_kernel(scores, values, labels, groups, experts, n_classes, sca
     """A block owns one row of the sorted batch, a thread its scores t, t + blockDim.x, ...; coalesced, read three times.
 
     Reads values (B,) and the row's labels, which the threads share, each looking its own up among the expert's ids; writes
-    loss, dvalues (B,) and dscores, which may be scores. Maximum and sums are reduced in shared memory, 4 bytes a thread, always
+    loss, dvalues (B,) and dscores, which may be scores. Everything is counted from the best score, as on the CPU. Maximum and sums are reduced in shared memory, 4 bytes a thread, always
     in the same order. Grid: rows on x; block a power of two. No atomics.
     """
     place, thread, n_threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
@@ -325,22 +328,31 @@ def cross_entropy_kernel(scores, values, labels, groups, experts, n_classes, sca
     first, stop = experts.starts[k], experts.starts[k + 1]
     size, value = stop - first, values[b]
     n_absent, n_wanted = np.float32(n_classes - size), np.float32(labels.indptr[b + 1] - labels.indptr[b])
-    largest = ZERO if n_classes > size else WORST
+    best = WORST if size > 0 else ZERO
     for j in range(thread, size, n_threads):
-        largest = max(largest, value * scores[start + j])
-    largest = block_max(shared, largest)
-    total, positive, dvalue = ZERO, ZERO, ZERO
+        best = max(best, scores[start + j])
+    best = block_max(shared, best)
+    if best == WORST:  # no score is a number
+        best = NAN
+    largest, absent = value * best, ZERO
+    if n_absent > ZERO:
+        largest = max(largest, ZERO)
+        absent = n_absent * math.exp(-largest)
+    shift = value * best - largest
+    total, below, n_held, dvalue = ZERO, ZERO, ZERO, ZERO
     for j in range(thread, size, n_threads):
-        total += math.exp(value * scores[start + j] - largest)
+        total += math.exp(value * (scores[start + j] - best) + shift)
     for i in range(labels.indptr[b] + thread, labels.indptr[b + 1], n_threads):
         at = _find(experts.ids, first, stop, labels.indices[i])
         if at >= 0:
-            positive += scores[start + at]
-    total = block_sum(shared, total) + n_absent * math.exp(-largest)
-    positive, log_z = block_sum(shared, positive), largest + math.log(total)
+            below += best - scores[start + at]
+            n_held += ONE
+    total = block_sum(shared, total) + absent
+    below, n_missing = block_sum(shared, below), n_wanted - block_sum(shared, n_held)
+    weight = n_wanted * scale / total
     for j in range(thread, size, n_threads):
-        s = scores[start + j]
-        dz = n_wanted * scale * math.exp(value * s - log_z)
+        s = scores[start + j] - best
+        dz = weight * math.exp(value * s + shift)
         dvalue += dz * s
         dscores[start + j] = value * dz
     dvalue = block_sum(shared, dvalue)  # behind its barriers, the row's labels
@@ -349,8 +361,14 @@ def cross_entropy_kernel(scores, values, labels, groups, experts, n_classes, sca
         if at >= 0:
             dscores[start + at] -= value * scale
     if thread == 0:
-        loss[b] = n_wanted * log_z - value * positive
-        dvalues[b] = dvalue - scale * positive
+        dvalue += scale * below
+        row_loss = n_wanted * math.log(total) + value * below - (n_wanted - n_missing) * shift
+        if n_missing > ZERO:
+            row_loss += n_missing * largest
+        if n_absent > ZERO:
+            dvalue += best * (scale * (n_missing - n_wanted * absent / total))
+        loss[b] = row_loss
+        dvalues[b] = dvalue
 
 
 def cross_entropy(
@@ -499,15 +517,15 @@ def _best(scores, value, ids, first, probabilities, found, shared, shared_ids):
     for i in range(min(k, scores.size)):
         score, at = _block_best(shared, shared_ids, best, place)
         if i == 0:
-            largest = value * score
+            largest = score
             for j in range(thread, scores.size, n_threads):
-                total += math.exp(value * scores[j] - largest)
+                total += math.exp(value * (scores[j] - largest))
             total = block_sum(shared, total)
         if at == NOBODY:  # no score is a number
             probabilities[i], found[i] = NAN, -1
         elif at == place:
             scores[at] = WORST
-            probabilities[i] = math.exp(value * score - largest) / total
+            probabilities[i] = math.exp(value * (score - largest)) / total
             found[i] = ids[first + at]
             best, place = WORST, NOBODY
             for j in range(thread, scores.size, n_threads):
@@ -581,7 +599,16 @@ def answer_kernel(h, gate_rows, experts, scratch, probabilities, ids):
 
 def answer(h, gate_rows, experts, probabilities, ids, *, block=launch.BLOCK):
     """The best classes of the expert that the gate picks: their probabilities in its softmax, and ids, (B, k); row by row."""
-    if h.shape[0]:
+    if h.shape[0] and ids.shape[1] > INSERTED:
+        logits = backend.empty((h.shape[0], gate_rows.shape[0]), np.float32, "cuda")
+        chosen, values = (backend.empty(h.shape[0], dtype, "cuda") for dtype in (np.int32, np.float32))
+        matmul(h, gate_rows.T, logits)
+        gate(logits, logits, chosen, values)
+        groups = group(chosen, experts.starts)
+        flat = backend.empty(int(groups.offsets[-1]), np.float32, "cuda")
+        scores(h[groups.order], groups, experts, flat)
+        select(flat, values, groups, experts, probabilities, ids)
+    elif h.shape[0]:
         most = int((experts.starts[1:] - experts.starts[:-1]).max())
         scratch = backend.empty((h.shape[0], max(gate_rows.shape[0], most)), np.float32, "cuda")
         shared = launch.shared_bytes(4 * ((launch.WARP + 1) * block + h.shape[1]))
@@ -602,8 +629,33 @@ def select_kernel(scores, values, groups, experts, probabilities, ids):
     _best(line, values[b], experts.ids, first, probabilities[b], ids[b], shared, places[n_threads:])
 
 
+def _select_many(scores, values, groups, experts, probabilities, ids):
+    """`select` of many: by sorting the scores, filled up to a row for each query; some rows at a time."""
+    xp, n_rows = backend.xp, values.shape[0]
+    sizes, starts = groups.offsets[1:] - groups.offsets[:-1], experts.starts[groups.experts]
+    most = max(1, int(sizes.max()))
+    place = xp.arange(most)
+    for first in range(0, n_rows, max(1, SORTED // most)):
+        some = slice(first, min(first + max(1, SORTED // most), n_rows))
+        held = place < sizes[some, None]
+        index = xp.where(held, groups.offsets[:-1][some, None] + place, 0)
+        rows = backend.asarray(xp.where(held, scores[index] if scores.size else WORST, WORST), "cuda", np.float32)
+        best, at = (backend.empty((rows.shape[0], ids.shape[1]), dtype, "cuda") for dtype in (np.float32, np.int32))
+        top_k(rows, best, at)
+        order, value = groups.order[some], values[groups.order[some]][:, None]
+        with np.errstate(invalid="ignore"):
+            p = xp.exp(value * (best - best[:, :1])) / xp.exp(value * (rows - best[:, :1])).sum(axis=1, keepdims=True)
+        is_missing = xp.arange(ids.shape[1]) >= sizes[some, None]
+        found = experts.ids[xp.where(at < 0, 0, starts[some, None] + at)] if experts.ids.size else at
+        p = xp.where(at < 0, NAN, p)  # its score was not a number
+        probabilities[order] = xp.where(is_missing, ZERO * value, p)  # NaN where the gate was not finite
+        ids[order] = xp.where(at < 0, -1, found)
+
+
 def select(scores, values, groups, experts, probabilities, ids, *, block=launch.BLOCK):
     """The same, (B, k), from the scores (flat) of a batch that is sorted by expert, and the gate's values (B,)."""
-    if values.shape[0]:
+    if values.shape[0] and ids.shape[1] > INSERTED:
+        _select_many(scores, values, groups, experts, probabilities, ids)
+    elif values.shape[0]:
         shared = launch.shared_bytes(8 * block)
         select_kernel[values.shape[0], block, 0, shared](scores, values, groups, experts, probabilities, ids)

@@ -16,7 +16,7 @@ from .layout import padded, transposed, zeros_like_inputs
 from .optimizers import updated
 from .ptx import load4
 from .reduce import ALL_LANES, warp_sum
-from .top_k import WORST, clear, enters, insert, merge
+from .top_k import INSERTED, WORST, clear, enters, insert, merge, of_layer, shapes_of_layer
 
 _f = backend.cuda_formulas(formulas)
 _r = backend.cuda_formulas(rng)
@@ -41,7 +41,9 @@ def workspace_shapes(n_rows, n_inputs, n_labels, fan_in):
 
 
 def top_k_shapes(n_rows, n_inputs, n_labels, fan_in, k):
-    """{name: (shape, dtype)} of what `top_k` allocates: the inputs, some lists for each row."""
+    """{name: (shape, dtype)} of what `top_k` allocates: the inputs, some lists for each row; many are sorted from scores."""
+    if k > INSERTED:
+        return shapes_of_layer(n_rows, n_inputs, n_labels)
     n_lists, _ = launch.lists_by_rows(n_labels, n_rows, k)
     lists = n_rows, k, n_lists
     shapes = {"xt": ((n_inputs, padded(n_rows, 4)), np.float32)}
@@ -565,9 +567,12 @@ def top_k_wide_kernel(xt, layer, list_scores, list_ids):
 def top_k(x, layer, top_scores, top_ids, *, block=None, wide=None):
     """The k best labels of each row; only k scores a row and range of labels are kept. By wide loads as `step`, from four rows on.
 
-    Few rows: more ranges in a block.
+    Few rows: more ranges in a block. Large k: sorted from all scores of some rows, at most 64 MiB, or one row.
     """
     n_rows, k = top_scores.shape
+    if k > INSERTED:
+        of_layer(forward, x, layer, top_scores, top_ids)
+        return
     wide = backend.runs_ptx() and n_rows > 3 if wide is None else wide
     kernel, multiple = (top_k_wide_kernel, 4) if wide else (top_k_kernel, 1)
     block = launch.rows_side_by_side(launch.divide_up(n_rows, multiple)) if block is None else block

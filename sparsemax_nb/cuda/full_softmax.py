@@ -11,7 +11,8 @@ from . import launch
 from .matmul import matmul
 from .reduce import ALL_LANES, block_max, block_sum
 from .tensor_cores import SIDE, factor, place_of_lane, product_of_tile, shared_bytes_of, store_row
-from .top_k import clear, enters, insert, merge
+from .top_k import INSERTED, clear, enters, insert, merge
+from .top_k import top_k as top_k_of_scores
 
 ZERO, ONE, NAN, LOWEST = np.float32(0), np.float32(1), np.float32(np.nan), np.finfo(np.float32).min
 WORST = np.float32(-np.inf)
@@ -22,39 +23,31 @@ HELD = 1 << 24
 
 
 @backend.cuda_jit
-def add_tile_kernel(logits, bias, first, labels, running):
+def add_tile_kernel(logits, bias, largest, total):
     """A block owns one row of logits (B, T), a thread its columns t, t + blockDim.x, ...; coalesced, read twice.
 
-    running = (largest, total, positive), each (B,), updated in place. The threads share the row's labels, too. Maximum
-    and sums are reduced in shared memory, 4 bytes a thread, always in the same order. Grid: rows on x; block a power of
-    two. No atomics.
+    Reads bias (T,); largest and total (B,) are updated in place. Maximum and sum are reduced in shared memory, 4 bytes a
+    thread, always in the same order. Grid: rows on x; block a power of two. No atomics.
     """
-    largest, total, positive = running
     b, thread, n_threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
     shared = cuda.shared.array(0, float32)
     new = largest[b]
     for j in range(thread, logits.shape[1], n_threads):
         new = max(new, logits[b, j] + bias[j])
     new = block_max(shared, new)
-    part, found = ZERO, ZERO
+    part = ZERO
     for j in range(thread, logits.shape[1], n_threads):
         part += math.exp(logits[b, j] + bias[j] - new)
-    for i in range(labels.indptr[b] + thread, labels.indptr[b + 1], n_threads):
-        place = labels.indices[i] - first
-        if place >= 0 and place < logits.shape[1]:
-            found += logits[b, place] + bias[place]
-    part, found = block_sum(shared, part), block_sum(shared, found)
+    part = block_sum(shared, part)
     if thread == 0:
         total[b] = total[b] * math.exp(largest[b] - new) + part
         largest[b] = new
-        positive[b] += found
 
 
-def add_tile(logits, bias, first, labels, largest, total, positive, *, block=launch.BLOCK):
-    """Running maximum, sum of ``exp(logit - maximum)``, sum of the labels' logits, (B,), in place, after one more tile (B, T)."""
+def add_tile(logits, bias, largest, total, *, block=launch.BLOCK):
+    """Running maximum and sum of ``exp(logit - maximum)``, (B,), in place, after one more tile (B, T)."""
     if logits.shape[0]:
-        running, shared = (largest, total, positive), launch.shared_bytes(4 * block)
-        add_tile_kernel[logits.shape[0], block, 0, shared](logits, bias, first, labels, running)
+        add_tile_kernel[logits.shape[0], block, 0, launch.shared_bytes(4 * block)](logits, bias, largest, total)
 
 
 @backend.cuda_device
@@ -114,37 +107,27 @@ def cross_entropy_mma_kernel(h, w, bias, sizes, wide, logits, sums):
 
 
 @backend.cuda_jit
-def add_sums_kernel(h, w, bias, first, labels, sums, running):
-    """A block owns one row: it joins the sums of its tile's parts, and computes the labels' logits once more.
+def add_sums_kernel(sums, largest, total):
+    """A block owns one row: it joins the sums of its tile's parts.
 
-    Reads sums (B, 2, parts), twice, and h (B, d), w (T, d) of each label in the tile; all coalesced. running = (largest, total,
-    positive), each (B,), updated in place. Maximum and sums are reduced in shared memory, 4 bytes a thread, always in the same
-    order. Grid: rows on x; block a power of two. No atomics.
+    Reads sums (B, 2, parts), twice, coalesced; largest and total (B,) are updated in place. Maximum and sum are reduced in
+    shared memory, 4 bytes a thread, always in the same order. Grid: rows on x; block a power of two. No atomics.
     """
-    largest, total, positive = running
     b, thread, n_threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
     shared = cuda.shared.array(0, float32)
-    new, part, found = largest[b], ZERO, ZERO
+    new, part = largest[b], ZERO
     for p in range(thread, sums.shape[2], n_threads):
         new = max(new, sums[b, 0, p])
     new = block_max(shared, new)
     for p in range(thread, sums.shape[2], n_threads):
         part += sums[b, 1, p] * math.exp(sums[b, 0, p] - new)
-    for i in range(labels.indptr[b], labels.indptr[b + 1]):
-        place = labels.indices[i] - first
-        if place >= 0 and place < w.shape[0]:
-            if thread == 0:
-                found += bias[place]
-            for j in range(thread, w.shape[1], n_threads):
-                found += h[b, j] * w[place, j]
-    part, found = block_sum(shared, part), block_sum(shared, found)
+    part = block_sum(shared, part)
     if thread == 0:
         total[b] = total[b] * math.exp(largest[b] - new) + part
         largest[b] = new
-        positive[b] += found
 
 
-def _add_product_mma(h, w, bias, first, labels, logits, running, block):
+def _add_product_mma(h, w, bias, logits, largest, total, block):
     sizes = (*h.shape[:1], *w.shape)
     _, grid = launch.tiles_of_product(*sizes[:2], 0, SIDE * MMA_BLOCK[1], SIDE * MMA_BLOCK[2])
     sums = backend.empty((sizes[0], 2, launch.divide_up(sizes[1], SIDE)), np.float32, "cuda")
@@ -152,37 +135,43 @@ def _add_product_mma(h, w, bias, first, labels, logits, running, block):
     cross_entropy_mma_kernel[grid, MMA_BLOCK, 0, launch.shared_bytes(shared_bytes_of(MMA_BLOCK))](
         factor(h), factor(w), bias, tuple(map(np.int64, sizes)), wide, logits.reshape(-1), sums
     )
-    shared = launch.shared_bytes(4 * block)
-    add_sums_kernel[sizes[0], block, 0, shared](h, w, bias, first, labels, sums, running)
+    add_sums_kernel[sizes[0], block, 0, launch.shared_bytes(4 * block)](sums, largest, total)
 
 
-def add_product(
-    h, w, bias, first, labels, keep, logits, largest, total, positive, *, block=launch.BLOCK, tensor_cores=None
-):
+def add_product(h, w, bias, keep, logits, largest, total, *, block=launch.BLOCK, tensor_cores=None):
     """`add_tile` of the tile ``h @ w.T`` (B, T), for h (B, d), w (T, d); it lies in `logits` where that is to be kept.
 
     On tensor cores where the device has them, as precise as float32; `tensor_cores` says that it has them, or not.
     """
     if backend.has_tensor_cores(tensor_cores):
         if h.shape[0]:
-            running = largest, total, positive
-            _add_product_mma(h, w, bias, first, labels, logits if keep else logits[:0], running, block)
+            _add_product_mma(h, w, bias, logits if keep else logits[:0], largest, total, block)
         return
     matmul(h, w.T, logits)
-    add_tile(logits, bias, first, labels, largest, total, positive, block=block)
+    add_tile(logits, bias, largest, total, block=block)
 
 
 @backend.cuda_jit
-def gradient_of_tile_kernel(logits, bias, first, labels, log_z, scale, dlogits):
+def gradient_of_tile_kernel(logits, bias, first, labels, sums, scale, losses, dlogits):
     """A block owns one row of logits, dlogits (B, T), a thread its columns t, t + blockDim.x, ...; coalesced.
 
-    Behind a barrier the threads share the row's labels, each another place. Grid: rows on x. No shared memory, no
-    atomics.
+    sums = (largest, total), each (B,). The threads share the row's labels: first for losses (B,), while the logits still stand,
+    reduced in shared memory, 4 bytes a thread, always in the same order; behind a barrier for the gradient, each another place.
+    Grid: rows on x; block a power of two. No atomics.
     """
     b, thread, n_threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
-    weight = np.float32(labels.indptr[b + 1] - labels.indptr[b]) * scale
+    shared, loss = cuda.shared.array(0, float32), ZERO
+    largest, total = sums[0][b], sums[1][b]
+    for i in range(labels.indptr[b] + thread, labels.indptr[b + 1], n_threads):
+        place = labels.indices[i] - first
+        if place >= 0 and place < logits.shape[1]:
+            loss += math.log(total) + (largest - (logits[b, place] + bias[place]))
+    loss = block_sum(shared, loss)
+    if thread == 0:
+        losses[b] += loss
+    weight = np.float32(labels.indptr[b + 1] - labels.indptr[b]) * scale / total
     for j in range(thread, logits.shape[1], n_threads):
-        dlogits[b, j] = math.exp(logits[b, j] + bias[j] - log_z[b]) * weight
+        dlogits[b, j] = math.exp(logits[b, j] + bias[j] - largest) * weight
     cuda.syncthreads()
     for i in range(labels.indptr[b] + thread, labels.indptr[b + 1], n_threads):
         place = labels.indices[i] - first
@@ -190,14 +179,16 @@ def gradient_of_tile_kernel(logits, bias, first, labels, log_z, scale, dlogits):
             dlogits[b, place] -= scale
 
 
-def gradient_of_tile(logits, bias, first, labels, log_z, scale, dbias, dlogits, *, block=launch.BLOCK):
-    """``(n_labels exp(logit - log Z) - [class is a label]) scale`` for a tile (B, T); its sum over rows is added to dbias.
+def gradient_of_tile(logits, bias, first, labels, largest, total, scale, dbias, losses, dlogits, *, block=launch.BLOCK):
+    """``(n_labels p - [class is a label]) scale`` for a tile (B, T), ``p = exp(logit - largest) / total``.
 
-    `dlogits` may be `logits`.
+    Its sum over rows is added to dbias, ``log(total) + largest - logit`` of each label to losses (B,). `dlogits` may be `logits`.
     """
     n_rows = logits.shape[0]
     if n_rows:
-        gradient_of_tile_kernel[n_rows, block](logits, bias, first, labels, log_z, scale, dlogits)
+        gradient_of_tile_kernel[n_rows, block, 0, launch.shared_bytes(4 * block)](
+            logits, bias, first, labels, (largest, total), scale, losses, dlogits
+        )
         ones = backend.empty((1, n_rows), np.float32, "cuda")
         ones[...] = 1
         matmul(ones, dlogits, dbias.reshape(1, -1), add=True)
@@ -294,6 +285,15 @@ def pack(w, bias):
     return w, bias
 
 
+def _sorted_probabilities(logits, bias, probabilities, ids):
+    """Many of the best of some rows: by sorting the logits, which get their bias in place."""
+    logits += bias
+    largest = logits.max(axis=1, keepdims=True)
+    top_k_of_scores(logits, probabilities, ids)
+    total = backend.xp.exp(logits - largest).sum(axis=1, keepdims=True)
+    probabilities[...] = backend.xp.exp(probabilities - largest) / total
+
+
 def top_k(h, w, bias, probabilities, ids, *, block=launch.BLOCK):
     """The k largest of ``softmax(h @ w.T + bias)`` in each row and their classes, w and bias from `pack`.
 
@@ -307,6 +307,9 @@ def top_k(h, w, bias, probabilities, ids, *, block=launch.BLOCK):
         n = some.stop - first
         logits = buffer[:n]
         matmul(h[some], w.T, logits)
+        if k > INSERTED:
+            _sorted_probabilities(logits, bias, probabilities[some], ids[some])
+            continue
         n_lists, grid = launch.lists_per_row(n_classes, n, k, block)
         list_scores = backend.empty((n, k, n_lists), np.float32, "cuda")
         list_ids = backend.empty((n, k, n_lists), np.int32, "cuda")

@@ -10,6 +10,8 @@ Kernels take weights as integers, ``bits << shift`` being a float32: shift 0, or
 holds them as float32; it is seen as integers, too, where bits are written.
 """
 
+import functools
+
 import numpy as np
 from numba import float32, int32
 
@@ -19,7 +21,7 @@ from . import group_shared_mma, launch
 from .bfloat16 import bits_of, random_half
 from .layout import transposed, zeros_like_inputs
 from .optimizers import updated
-from .top_k import WORST, clear, enters, insert, merge
+from .top_k import INSERTED, WORST, clear, enters, insert, merge, of_layer, shapes_of_layer
 
 _f = backend.cuda_formulas(formulas)
 loss_and_gradient, round_bits = _f.loss_and_gradient, _f.round_bits
@@ -35,7 +37,9 @@ def workspace_shapes(n_rows, n_inputs, n_labels, fan_in, group_size):
 
 
 def top_k_shapes(n_rows, n_inputs, n_labels, fan_in, group_size, k):
-    """{name: (shape, dtype)} of what `top_k` allocates: the inputs, some lists for each row."""
+    """{name: (shape, dtype)} of what `top_k` allocates: the inputs, some lists for each row; many are sorted from scores."""
+    if k > INSERTED:
+        return shapes_of_layer(n_rows, n_inputs, n_labels)
     n_parts, _ = launch.parts_by_rows(-(-n_labels // group_size), n_rows, k, group_size)
     lists = n_rows, k, n_parts * LISTS
     shapes = {"xt": ((n_inputs, n_rows), np.float32)}
@@ -327,8 +331,14 @@ def top_k_kernel(xt, weights, list_scores, list_ids):
 
 
 def top_k(x, layer, top_scores, top_ids, *, block=(ROWS, LISTS), tensor_cores=None):
-    """The k best labels of each row; only k scores a row and list are kept. On tensor cores as `forward`."""
+    """The k best labels of each row; only k scores a row and list are kept. On tensor cores as `forward`.
+
+    Large k: sorted from all scores of some rows, at most 64 MiB, or one row.
+    """
     n_rows, k = top_scores.shape
+    if k > INSERTED:
+        of_layer(functools.partial(forward, tensor_cores=tensor_cores), x, layer, top_scores, top_ids)
+        return
     (n_groups, fan_in), group_size = layer.indices.shape, layer.group_size
     n_parts, grid = launch.parts_by_rows(n_groups, n_rows, k, group_size, *block)
     lists = n_rows, k, n_parts * block[1]

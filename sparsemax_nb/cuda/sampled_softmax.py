@@ -36,10 +36,13 @@ def scores(queries, classes, ids, out, *, block=launch.BLOCK):
 
 
 @backend.cuda_device
-def _corrected(scores, ids, log_q, b, m, target, mask_hits):
-    """The score of a draw less its log-probability; -inf where it hits the target and hits are left out."""
+def _corrected(scores, shift, ids, log_q, b, m, target, mask_hits):
+    """The score of a draw less `shift` and its log-probability; -inf where it hits the target and hits are left out.
+
+    The shift goes first: large scores would swallow log Q.
+    """
     line = 0 if ids.shape[0] != scores.shape[0] else b
-    return NEVER if mask_hits and ids[line, m] == target else scores[b, m] - log_q[line, m]
+    return NEVER if mask_hits and ids[line, m] == target else scores[b, m] - shift - log_q[line, m]
 
 
 @backend.cuda_jit
@@ -53,23 +56,27 @@ def softmax_kernel(scores, ids, log_q, targets, labels, mask_hits, loss, dscores
     target_scores, log_q_targets = targets
     b, thread, n_threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
     shared = cuda.shared.array(0, float32)
+    shift = scores[b, 0]
     for m in range(thread, scores.shape[1], n_threads):
         dscores[b, m] = ZERO
+        shift = max(shift, scores[b, m])
+    shift = block_max(shared, shift)
     for p in range(labels.indptr[b], labels.indptr[b + 1]):
-        target, t = labels.indices[p], target_scores[p] - log_q_targets[p]
+        target, t = labels.indices[p], target_scores[p] - shift - log_q_targets[p]
         largest = t
         for m in range(thread, scores.shape[1], n_threads):
-            largest = max(largest, _corrected(scores, ids, log_q, b, m, target, mask_hits))
+            largest = max(largest, _corrected(scores, shift, ids, log_q, b, m, target, mask_hits))
         largest = block_max(shared, largest)
         total = ZERO
         for m in range(thread, scores.shape[1], n_threads):
-            total += math.exp(_corrected(scores, ids, log_q, b, m, target, mask_hits) - largest)
+            total += math.exp(_corrected(scores, shift, ids, log_q, b, m, target, mask_hits) - largest)
         own = math.exp(t - largest)
         total = block_sum(shared, total) + own
         for m in range(thread, scores.shape[1], n_threads):
-            dscores[b, m] += math.exp(_corrected(scores, ids, log_q, b, m, target, mask_hits) - largest) / total
+            e = math.exp(_corrected(scores, shift, ids, log_q, b, m, target, mask_hits) - largest)
+            dscores[b, m] += e / total
         if thread == 0:
-            loss[p] = math.log(total) + largest - t
+            loss[p] = math.log(total) + (largest - t)
             dtargets[p] = own / total - ONE
 
 

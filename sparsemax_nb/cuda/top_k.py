@@ -1,4 +1,4 @@
-"""The k best of each row on CUDA: every thread keeps a list of its own, then the lists of a row are merged."""
+"""The k best of each row on CUDA: every thread keeps a list of its own, then the lists of a row are merged; many are sorted."""
 
 import numpy as np
 from numba import int64
@@ -6,11 +6,16 @@ from numba import int64
 from ..core import backend, formulas
 from ..core.backend import cuda
 from . import launch
+from .layout import padded
 from .reduce import ALL_LANES, warp_max
 
 _f = backend.cuda_formulas(formulas)
 enters, insert = _f.enters, _f.insert
 WORST = np.float32(-np.inf)
+#: Most entries of the threads' lists, whose cost grows with their square; more of the best are found by a library's sort.
+INSERTED = 128
+#: Scores that exist at once where they are sorted: 64 MiB; and those that are sorted at once, with 8 bytes each for key and copy.
+HELD, SORTED = 1 << 24, 1 << 22
 MAGNITUDE, INFINITY, WORD, BITS = np.int64(0x7FFFFFFF), np.int64(0x7F800000), np.int64(0xFFFFFFFF), np.int64(32)
 #: `_key` of an empty entry: minus infinity with the id -1.
 EMPTY = np.int64((-INFINITY - 1) << BITS)
@@ -160,9 +165,57 @@ def merge(list_scores, list_ids, top_scores, top_ids, *, block=launch.BLOCK, shu
         merge_kernel[launch.flat(n_rows, block)](list_scores, list_ids, top_scores, top_ids)
 
 
+def _sort(scores, top_scores, top_ids):
+    """The best of rows of scores, in the order of the lists, by the library's sort of integers: the score, then its column."""
+    xp, n, k = backend.xp, scores.shape[1], min(top_ids.shape[1], scores.shape[1])
+    words = scores.view(np.int32)
+    order = words ^ ((words >> 31) & np.int32(MAGNITUDE))  # integers that ascend with the numbers
+    order = xp.where(scores == 0, np.int32(0), order)  # -0 is 0
+    order = xp.where(scores != scores, np.int32(MAGNITUDE), order)  # NaN comes first
+    keys = (~order).astype(np.int64) << BITS | xp.arange(n)
+    keys.sort(axis=1)
+    ids = keys[:, :k] & WORD
+    best = xp.take_along_axis(scores, ids, 1)
+    top_scores[...], top_ids[...] = WORST, -1
+    top_scores[:, :k], top_ids[:, :k] = best, xp.where(best == WORST, -1, ids)
+
+
+def rows_at_once(n_rows, n_labels):
+    """How many rows of scores exist at once: 64 MiB."""
+    return max(1, min(n_rows, HELD // n_labels))
+
+
+def of_layer(forward, x, layer, top_scores, top_ids):
+    """The k largest of the scores that ``forward(x, layer, scores)`` gives, and their labels; some rows at a time."""
+    n_rows, n_labels = x.shape[0], layer.bias.shape[0]
+    at_once = rows_at_once(n_rows, n_labels)
+    scores = backend.empty((at_once, n_labels), np.float32, "cuda")
+    for first in range(0, n_rows, at_once):
+        some = slice(first, min(first + at_once, n_rows))
+        part = scores[: some.stop - first]
+        forward(x[some], layer, part)
+        top_k(part, top_scores[some], top_ids[some])
+
+
+def shapes_of_layer(n_rows, n_inputs, n_labels):
+    """{name: (shape, dtype)} of what `of_layer` and a `forward` with transposed inputs allocate."""
+    at_once = rows_at_once(n_rows, n_labels)
+    return {
+        "xt": ((n_inputs, padded(at_once, 4)), np.float32),
+        "scores": ((at_once, n_labels), np.float32),
+        "keys, sorted": ((4, max(1, min(at_once, SORTED // n_labels)), n_labels), np.int64),
+    }
+
+
 def top_k(scores, top_scores, top_ids, *, block=launch.BLOCK):
     """The k largest scores of each row (B, L) and their columns; k is the width of the outputs."""
     n_rows, k = top_scores.shape
+    if k > INSERTED:
+        at_once = max(1, SORTED // scores.shape[1])
+        for first in range(0, n_rows, at_once):
+            some = slice(first, first + at_once)
+            _sort(scores[some], top_scores[some], top_ids[some])
+        return
     n_lists, grid = launch.lists_per_row(scores.shape[1], n_rows, k, block)
     list_scores = backend.empty((n_rows, k, n_lists), np.float32, "cuda")
     list_ids = backend.empty((n_rows, k, n_lists), np.int32, "cuda")

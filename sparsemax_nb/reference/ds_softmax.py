@@ -8,6 +8,7 @@ in that of the groups.
 import numpy as np
 
 from ..core import rng
+from .full_softmax import log_softmax
 
 
 def add_noise(seed, step, scale, logits):
@@ -49,11 +50,16 @@ def cross_entropy(scores, values, labels, groups, experts, n_classes, scale):
     for place, (b, k) in enumerate(zip(groups.order, groups.experts, strict=True)):
         where, held = slice(*groups.offsets[place : place + 2]), experts.ids[slice(*experts.starts[k : k + 2])]
         s, wanted = scores[where].astype(np.float64), labels.indices[slice(*labels.indptr[b : b + 2])]
-        z, hot = values[b] * s, np.isin(held, wanted)
-        log_z = np.logaddexp.reduce(np.append(z, [0.0] * (n_classes - len(held))))
-        loss[b] = len(wanted) * log_z - z[hot].sum()
-        dz = (len(wanted) * np.exp(z - log_z) - hot) * scale
-        dvalues[b], dscores[where] = dz @ s, values[b] * dz
+        hot, largest, absent = np.isin(held, wanted), s.max(initial=-np.inf), n_classes - len(held)
+        largest = largest if len(s) else 0.0
+        # logits relative to the largest score's: what the scores have in common cancels before anything is rounded
+        z = np.append(values[b] * (s - largest), [-values[b] * largest] * absent)
+        log_p = log_softmax(z[None])[0]
+        n_missing = len(wanted) - hot.sum()
+        loss[b] = -log_p[: len(s)][hot].sum() - (n_missing * log_p[-1] if n_missing else 0)
+        dz = (len(wanted) * np.exp(log_p[: len(s)]) - hot) * scale
+        pull = (n_missing - len(wanted) * np.exp(log_p[len(s) :]).sum()) * scale
+        dvalues[b], dscores[where] = dz @ (s - largest) + pull * largest, values[b] * dz
     return loss, dvalues, dscores
 
 
@@ -127,7 +133,7 @@ def _best(scores, value, held, k):
     probabilities, ids, z = np.zeros(k), np.full(k, -1, np.int32), value * scores.astype(np.float64)
     best = np.argsort(-z, kind="stable")[:k]
     if len(z):
-        probabilities[: len(best)] = np.exp(z[best] - np.logaddexp.reduce(z))
+        probabilities[: len(best)] = np.exp(log_softmax(z[None])[0, best])
     ids[: len(best)] = held[best]
     return probabilities, ids
 

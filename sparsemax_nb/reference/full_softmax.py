@@ -14,32 +14,42 @@ def multi_hot(labels, first, n):
     return hot
 
 
+def log_softmax(logits):
+    """``log softmax(logits)`` of each row, float64. The largest is subtracted first: an offset that all logits share cancels exactly."""
+    logits = logits.astype(np.float64)
+    below = logits - logits.max(axis=1, keepdims=True)
+    return below - np.log(np.exp(below).sum(axis=1, keepdims=True))
+
+
 def cross_entropy(h, w, bias, labels, n):
     """``sum_b sum_{p in labels of b} (log Z_b - logit_bp) / n``; its gradients by h, w and bias."""
     h, w = h.astype(np.float64), w.astype(np.float64)
-    logits = h @ w.T + bias
-    log_p = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+    log_p = log_softmax(h @ w.T + bias)
     hot = multi_hot(labels, 0, len(w))
     dlogits = (hot.sum(1, keepdims=True) * np.exp(log_p) - hot) / n
     return -(hot * log_p).sum() / n, dlogits @ w, dlogits.T @ h, dlogits.sum(0)
 
 
-def add_tile(logits, bias, first, labels, largest, total, positive):
-    """The running maximum, sum of ``exp(logit - maximum)`` and sum of the labels' logits, (B,), after one more tile (B, T).
+def add_tile(logits, bias, largest, total):
+    """The running maximum and sum of ``exp(logit - maximum)``, (B,), after one more tile (B, T).
 
-    The tile holds the products of the classes `first`, `first` + 1, ...; the bias (T,) is still to be added.
+    The tile holds products; the bias (T,) is still to be added.
     """
     logits = logits.astype(np.float64) + bias
     new = np.maximum(largest, logits.max(1))
-    total = total * np.exp(largest - new) + np.exp(logits - new[:, None]).sum(1)
-    return new, total, positive + (multi_hot(labels, first, logits.shape[1]) * logits).sum(1)
+    return new, total * np.exp(largest - new) + np.exp(logits - new[:, None]).sum(1)
 
 
-def gradient_of_tile(logits, bias, first, labels, log_z, scale, dbias):
-    """``(n_labels exp(logit - log Z) - [class is a label]) scale`` for a tile (B, T); dbias (T,) plus its sum over rows."""
-    p = np.exp(logits.astype(np.float64) + bias - log_z[:, None])
-    dlogits = (np.diff(labels.indptr)[:, None] * p - multi_hot(labels, first, logits.shape[1])) * scale
-    return dbias + dlogits.sum(0), dlogits
+def gradient_of_tile(logits, bias, first, labels, largest, total, scale, dbias, losses):
+    """``(n_labels p - [class is a label]) scale`` for a tile (B, T) of the classes `first`, `first` + 1, ...
+
+    ``p = exp(logit - largest) / total``, with the row's largest logit and its sum of ``exp(logit - largest)``, (B,). Returns
+    dbias (T,) plus the sum over rows, losses (B,) plus ``log(total) + largest - logit`` of each label, and the gradient.
+    """
+    below, hot = logits.astype(np.float64) + bias - largest[:, None], multi_hot(labels, first, logits.shape[1])
+    p = np.exp(below) / total[:, None]
+    dlogits = (np.diff(labels.indptr)[:, None] * p - hot) * scale
+    return dbias + dlogits.sum(0), losses + (hot * (np.log(total)[:, None] - below)).sum(1), dlogits
 
 
 def rank(logits, targets):
@@ -51,13 +61,13 @@ def rank(logits, targets):
     own = logits[np.arange(len(logits)), targets][:, None]
     beats = (logits > own) | ((logits == own) & (np.arange(logits.shape[1]) < targets[:, None]))
     with np.errstate(invalid="ignore"):
-        log_prob = own[:, 0] - np.logaddexp.reduce(logits, axis=1)
+        log_prob = log_softmax(logits)[np.arange(len(logits)), targets]
     return np.where(np.isfinite(logits).all(1), log_prob, np.nan), beats.sum(1, dtype=np.int32)
 
 
 def most_probable(logits, k):
     """The k largest of ``softmax(logits)`` in each row and their columns; where there are fewer, 0 and -1."""
-    p = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
+    p = np.exp(log_softmax(logits))
     _, ids = best(logits, k)
     pad = (0, 0), (0, k - ids.shape[1])
     return np.pad(np.take_along_axis(p, ids, 1), pad), np.pad(ids, pad, constant_values=-1)

@@ -20,7 +20,7 @@ def assign(vectors, codewords, weights):
 
 def cell_probabilities(r0, r1, index):
     """``P(k0, k1 | q) ~ W[k0, k1] exp(r0[k0] + r1[k1])``, (B, K, K), and log Z, (B,)."""
-    logits = r0[:, :, None].astype(np.float64) + r1[:, None, :]
+    logits = r0[:, :, None] + r1[:, None, :]
     with np.errstate(divide="ignore"):
         logits = logits + np.log(index.weights.astype(np.float64))
     largest = logits.max((1, 2), keepdims=True)
@@ -29,12 +29,18 @@ def cell_probabilities(r0, r1, index):
     return p / total, (np.log(total) + largest)[:, 0, 0]
 
 
+def _below(r):
+    """How far each of a row's scores lies below the largest, float64: what all have in common cancels exactly."""
+    r = r.astype(np.float64)
+    return r - r.max(axis=1, keepdims=True)
+
+
 def log_prob(r0, r1, index, ids):
     """``log Q(i | q) = r0[k0(i)] + r1[k1(i)] + log pop(i) - log Z(q)`` of ids (B, M), in float64."""
-    rows, codes = np.arange(len(r0))[:, None], index.codes[ids]
+    rows, codes, r0, r1 = np.arange(len(r0))[:, None], index.codes[ids], _below(r0), _below(r1)
     log_z = cell_probabilities(r0, r1, index)[1]
     log_popularity = index.log_popularity[ids] if index.log_popularity.size else 0
-    return r0[rows, codes[..., 0]].astype(np.float64) + r1[rows, codes[..., 1]] + log_popularity - log_z[:, None]
+    return r0[rows, codes[..., 0]] + r1[rows, codes[..., 1]] + log_popularity - log_z[:, None]
 
 
 def sample(r0, r1, index, seed, step, n_samples):
@@ -44,7 +50,7 @@ def sample(r0, r1, index, seed, step, n_samples):
     """
     shape = len(r0), n_samples
     words = draw_words(seed, step, shape)
-    p = cell_probabilities(r0, r1, index)[0]
+    p = cell_probabilities(_below(r0), _below(r1), index)[0]
     k0, near0 = invert(p.sum(2)[:, None], rng.unit(words[0]))
     rows = np.arange(shape[0])[:, None]
     chosen = p[rows, k0]

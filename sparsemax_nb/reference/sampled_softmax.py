@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from .full_softmax import log_softmax
+
 
 def scores(queries, classes, ids):
     """``scores[b, m] = queries[b] . classes[ids[b, m]]``, with (B, d), (L, d), (B, M) -> (B, M)."""
@@ -17,11 +19,12 @@ def softmax(scores, ids, log_q, target_scores, labels, log_q_targets, mask_hits)
     Derivatives: by the scores, (B, M), summed over the row's targets; by the targets' scores, (n,).
     """
     row = np.repeat(np.arange(len(scores)), np.diff(labels.indptr))
-    t = (target_scores.astype(np.float64) - log_q_targets)[:, None]
-    s = (scores.astype(np.float64) - log_q)[row]
+    shift = scores.astype(np.float64).max(axis=1)[:, None]  # common to a row: cancels, exactly so if it goes first
+    t = target_scores[:, None] - shift[row] - log_q_targets[:, None]
+    s = (scores - shift - log_q)[row]
     if mask_hits:
         s = np.where(np.broadcast_to(ids, scores.shape)[row] == labels.indices[:, None], -np.inf, s)
-    log_z = np.logaddexp.reduce(np.concatenate([t, s], axis=1), axis=1, keepdims=True)
+    log_p = log_softmax(np.concatenate([t, s], axis=1))
     dscores = np.zeros(scores.shape)
-    np.add.at(dscores, row, np.exp(s - log_z))
-    return (log_z - t)[:, 0], dscores, (np.exp(t - log_z) - 1)[:, 0]
+    np.add.at(dscores, row, np.exp(log_p[:, 1:]))
+    return -log_p[:, 0], dscores, np.exp(log_p[:, 0]) - 1

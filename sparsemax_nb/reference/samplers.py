@@ -4,6 +4,7 @@ import numpy as np
 
 from ..core import rng
 from ..core.alias import BLOCK
+from .full_softmax import log_softmax
 
 
 def draw_words(seed, step, shape):
@@ -34,7 +35,7 @@ def draw_softmax(scores, first_row, seed, step, n_samples):
     """
     n_rows, n_classes = scores.shape
     words = [w[first_row:] for w in draw_words(seed, step, (first_row + n_rows, n_samples))]
-    log_p = scores.astype(np.float64) - np.logaddexp.reduce(scores.astype(np.float64), axis=1, keepdims=True)
+    log_p = log_softmax(scores)
     n_blocks, rows = -(-n_classes // BLOCK), np.arange(n_rows)[:, None]
     p = np.zeros((n_rows, n_blocks * BLOCK))
     p[:, :n_classes] = np.exp(log_p)

@@ -1,0 +1,164 @@
+"""Top-k with many results: sorted from score rows, in the order of the short lists; how much memory, which k are refused."""
+
+import math
+
+import numpy as np
+import pytest
+
+from sparsemax_nb import (
+    DSoftmax,
+    FixedFanIn,
+    FullSoftmax,
+    GroupSharedFanIn,
+    PackedDSSoftmax,
+    SVDSoftmax,
+    fixed_fan_in_top_k,
+)
+from sparsemax_nb.core import backend as placement
+from sparsemax_nb.cpu import lists, yardsticks
+from sparsemax_nb.cpu import top_k as cpu_top_k
+from sparsemax_nb.cuda import top_k as cuda_top_k
+from sparsemax_nb.reference import full_softmax
+from sparsemax_nb.reference import top_k as reference
+from sparsemax_nb.train.layers import top_k_of_scores
+
+from .helpers import integers, layer_arrays, normal, place_layer, shared_arrays, threads
+
+L, D = 150, 6
+
+
+def queries(n_rows=3):
+    return integers(1, -2, 3, n_rows, D)
+
+
+def small_integers(arrays):
+    """A sparse layer whose scores are small integers: many are equal."""
+    return arrays._replace(values=integers(2, -2, 3, *arrays.values.shape), bias=integers(3, -2, 3, *arrays.bias.shape))
+
+
+def sparse_layer(backend, shared, n_labels=L):
+    if not shared:
+        return place_layer(backend, small_integers(layer_arrays(n_labels, D, 2)), D)
+    indices, values, bias, group_size = small_integers(shared_arrays(n_labels, D, 2, 4))
+    return GroupSharedFanIn(D, *map(backend.array, (indices, values, bias)), group_size)
+
+
+def scores_of(layer, h):
+    """Dense scores of a sparse layer, exact."""
+    indices, values, bias = (placement.to_numpy(a) for a in (layer.indices, layer.values, layer.bias))
+    indices = np.repeat(indices, -(-len(bias) // len(indices)), axis=0)[: len(bias)]
+    return (h[:, indices] * values).sum(-1) + bias
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("k", [140, L])
+def test_sparse_layers(backend, shared, k):
+    layer, h = sparse_layer(backend, shared), queries()
+    scores, ids = map(backend.numpy, fixed_fan_in_top_k(backend.array(h), layer, k))
+    want, want_ids = reference.top_k(scores_of(layer, h), k)
+    np.testing.assert_array_equal(ids, want_ids)
+    np.testing.assert_array_equal(scores, want)
+    few, few_ids = map(backend.numpy, fixed_fan_in_top_k(backend.array(h), layer, 5))
+    np.testing.assert_array_equal(ids[:, :5], few_ids)
+    np.testing.assert_array_equal(scores[:, :5], few)
+
+
+def softmax_layers(backend):
+    w, bias = integers(2, -2, 3, L, D), integers(3, -2, 3, L)
+    yield FullSoftmax(backend.array(w), backend.array(bias))
+    if backend.device == "cpu":
+        yield DSoftmax(w, np.arange(L), bias, widths=(D, D, D))
+        yield SVDSoftmax(w, bias, width=D, n_candidates=1)
+
+
+@pytest.mark.parametrize("k", [140, L, L + 10])
+def test_softmax_layers(backend, k):
+    h = queries()
+    for layer in softmax_layers(backend):
+        p, ids = map(backend.numpy, layer.top_k(backend.array(h), k))
+        want, want_ids = full_softmax.top_k(h, integers(2, -2, 3, L, D), integers(3, -2, 3, L), k)
+        if not isinstance(layer, SVDSoftmax):  # which turns the axes: its scores are no integers
+            np.testing.assert_array_equal(ids, want_ids)
+        np.testing.assert_allclose(p, want, rtol=2e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("n_rows", [3, 20], ids=["row by row", "at once"])
+@pytest.mark.parametrize("k", [140, L + 10])
+def test_experts(backend, n_rows, k):
+    """The second of two experts holds fewer classes than k: the rest is padding."""
+    h, rows = queries(n_rows), integers(2, -2, 3, L + 9, D)
+    gate = np.array([[9], [-9]], np.float32) * (np.arange(D) == 0).astype(np.float32)
+    h[:, 0] = np.where(np.arange(n_rows) % 3, 2, -2)
+    ids = np.concatenate([np.arange(L), np.arange(0, 18, 2)]).astype(np.int32)
+    packed = PackedDSSoftmax(*map(backend.array, (gate, np.array([0, L, L + 9], np.int32), ids, rows)), L)
+    p, found = map(backend.numpy, packed.top_k(backend.array(h), k))
+    for b in range(n_rows):
+        some = slice(0, L) if h[b, 0] > 0 else slice(L, L + 9)
+        want, order = full_softmax.most_probable(h[b : b + 1] @ rows[some].T, k)
+        np.testing.assert_array_equal(found[b], np.where(order[0] < 0, -1, ids[some][order[0]]))
+        np.testing.assert_allclose(p[b], want[0], rtol=2e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("k", [10, 64, 65, 140, 200])
+def test_numbers_of_every_kind(backend, k):
+    """NaN first, both zeros alike, minus infinity is nothing: as by insertion, for any k. Also columns in descending order."""
+    scores = integers(1, -9, 10, 4, 200)
+    scores[0, [5, 7, 100]], scores[1, 11], scores[1, ::3] = np.nan, np.inf, -np.inf
+    scores[2] = np.where(np.arange(200) % 2, 0.0, -0.0) * (np.arange(200) != 9)
+    scores[2, 4], scores[2, 150], scores[3] = 1e-45, -1e-45, np.arange(200) * np.float32(1e30)
+    got, ids = map(backend.numpy, top_k_of_scores(backend.array(scores), k))
+    for row, found, best in zip(scores, ids, got, strict=True):
+        order = np.lexsort((np.arange(200), -row, ~np.isnan(row)))[:k]
+        n_nan = np.isnan(row[order]).sum()
+        if k <= cuda_top_k.INSERTED:  # merged lists on CUDA leave the order of NaN open
+            found[:n_nan].sort()
+        np.testing.assert_array_equal(found, np.where(row[order] == -np.inf, -1, order))
+        np.testing.assert_array_equal(best, row[order])
+
+
+def test_some_rows_at_a_time(backend, monkeypatch):
+    """Neither how many rows of scores exist at once nor the number of threads changes a bit."""
+    h = queries(19)
+
+    def answers():
+        found = [fixed_fan_in_top_k(backend.array(h), sparse_layer(backend, shared), 140) for shared in (False, True)]
+        found += [layer.top_k(backend.array(h), 140) for layer in softmax_layers(backend)]
+        return [backend.numpy(a).tobytes() for pair in found for a in pair]
+
+    want = answers()
+    for module in (cpu_top_k, lists, yardsticks):
+        monkeypatch.setattr(module, "HELD", 17 * L)
+    monkeypatch.setattr(cuda_top_k, "HELD", 7 * L)
+    monkeypatch.setattr(cuda_top_k, "SORTED", 2 * L)
+    assert cpu_top_k.rows_at_once(19, L) == 16
+    with threads(1):
+        assert answers() == want
+
+
+@pytest.mark.parametrize("group", [(), (16,)])
+def test_memory_does_not_grow_with_k(backend, group):
+    """Lists of k for each row would take 3 GiB for 5,000 rows and k = L = 80,000."""
+    name = "group_shared" if group else "fixed_fan_in"
+    wing = placement.wing(backend.device, name)
+    for n_rows in (1, 200, 5000):
+        shapes = wing.top_k_shapes(n_rows, 64, 80_000, 8, *group, 80_000).values()
+        inputs = 4 * 64 * (n_rows + 16)
+        assert sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in shapes) < inputs + (3 << 26)
+
+
+@pytest.mark.parametrize("k", [65_537, 2**62])
+def test_padding_has_a_bound(backend, k):
+    w, h = backend.array(integers(2, -2, 3, L, D)), backend.array(queries())
+    gate, ids = normal(1, 1, D), np.arange(L, dtype=np.int32)
+    packed = PackedDSSoftmax(*map(backend.array, (gate, np.array([0, L], np.int32), ids)), w, L)
+    for layer in (FullSoftmax(w), packed):
+        with pytest.raises(ValueError, match=r"k must be between 1 and 65536 .there are 150 classes.*, got"):
+            layer.top_k(h, k)
+    with pytest.raises(ValueError, match="k must be between 1 and 150"):
+        fixed_fan_in_top_k(h, sparse_layer(backend, False), k)
+
+
+def test_more_classes_than_the_bound():
+    layer = FixedFanIn.random(70_000, D, 2, 0)
+    assert fixed_fan_in_top_k(queries(1), layer, 70_000)[1].shape == (1, 70_000)
+    assert FullSoftmax(integers(1, -2, 3, 70_000, 2)).top_k(queries(1)[:, :2].copy(), 70_000)[1].min() == 0
