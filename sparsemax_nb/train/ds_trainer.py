@@ -128,7 +128,7 @@ class DSSoftmax(Estimator):
         ----------
         contexts : (N, d) float32 or float16 NumPy array
             May be memory-mapped: a batch is read when its turn comes.
-        targets : (N,) int32, or SciPy CSR matrix (N, L)
+        targets : (N,) int32 or other integers, or SciPy CSR matrix (N, L)
             One class, or any number of labels, for each context.
         init : (L, d) float32 NumPy array, optional
             Rows of a trained output layer, which every expert starts with; else they are random, and small.
@@ -200,7 +200,7 @@ class DSSoftmax(Estimator):
         ----------
         contexts : (N, d) float32 or float16
             NumPy; may be memory-mapped.
-        targets : (N,) int32, or SciPy CSR matrix (N, L)
+        targets : (N,) int32 or other integers, or SciPy CSR matrix (N, L)
             As for `fit`.
 
         Returns
@@ -399,7 +399,7 @@ def _named(step):
 
 def _on_the_host(name, array):
     """`array`, or TypeError where it is not NumPy's."""
-    if backend.device_of(array) != "cpu":
+    if check.same_device(**{name: array}) != "cpu":
         raise TypeError(f"{name} must be a NumPy array (batches are moved to the device), got {type(array).__name__}")
     return array
 
@@ -418,9 +418,7 @@ def _checked_data(of, contexts, targets, width="d", n_classes=None):
         if targets.shape != shape:
             raise ValueError(f"{of}targets must have shape {shape} like the contexts, got {targets.shape}")
         return contexts, as_ones(f"{of}targets", targets)
-    targets = check.array(f"{of}targets", _on_the_host(f"{of}targets", targets), np.int32, (n_rows,))
-    if n_classes is not None:
-        check.below(f"{of}targets", targets, n_classes)
+    targets = check.integers(f"{of}targets", _on_the_host(f"{of}targets", targets), (n_rows,), n_classes)
     return contexts, targets
 
 

@@ -157,7 +157,7 @@ class LanguageModel(SampledEstimator):
 
         Parameters
         ----------
-        tokens : (n,) int32, or Sequences
+        tokens : (n,) int32 or other integers, or Sequences
             Words by number; in memory or memory-mapped.
         vocabulary : Vocabulary, optional
             What the numbers mean (of `Sequences`: theirs). It is saved with the model.
@@ -226,7 +226,7 @@ class LanguageModel(SampledEstimator):
                 raise ValueError(f"n_words must be the length of the vocabulary, {len(vocabulary)}, got {n_words}")
             return len(vocabulary)
         if n_words is None:
-            tokens = check.array("tokens", getattr(tokens, "items", tokens), np.int32, ("n",))
+            tokens = check.integers("tokens", getattr(tokens, "items", tokens), ("n",))
             return int(tokens.max()) + 1 if len(tokens) else 1
         return check.integer("n_words", n_words, 1)
 
@@ -240,9 +240,8 @@ class LanguageModel(SampledEstimator):
                 f"{name} must be a NumPy array, got one on cuda: a text stays on the host; use cupy.asnumpy"
             )
         if hasattr(tokens, "indptr"):
-            items = check.array(f"{name}.items", tokens.items, np.int32, ("m",))
-            check.below(f"{name}.items", items, n_words)
-            indptr = check.array(f"{name}.indptr", tokens.indptr, np.int64, ("n",))
+            items = check.integers(f"{name}.items", tokens.items, ("m",), n_words)
+            indptr = check.integers(f"{name}.indptr", tokens.indptr, ("n",), dtype=np.int64)
             if not len(indptr) or indptr[0] != 0 or indptr[-1] != len(items) or (np.diff(indptr) < 0).any():
                 raise ValueError(f"{name}.indptr must rise from 0 to len({name}.items) = {len(items)}")
             lines = SeparateLines(
@@ -253,8 +252,7 @@ class LanguageModel(SampledEstimator):
                     f"{name} must hold a sequence of two items or more: of one there is nothing to predict"
                 )
             return lines
-        tokens = check.array(name, tokens, np.int32, ("n",))
-        check.below(name, tokens, n_words)
+        tokens = check.integers(name, tokens, ("n",), n_words)
         if len(tokens) < 2:
             raise ValueError(
                 f"{name} must hold two tokens or more, got {len(tokens)}: each is predicted from those before"
@@ -274,7 +272,7 @@ class LanguageModel(SampledEstimator):
 
         Parameters
         ----------
-        tokens : (n,) int32, or Sequences
+        tokens : (n,) int32 or other integers, or Sequences
             Words by number.
 
         Returns
@@ -297,7 +295,7 @@ class LanguageModel(SampledEstimator):
 
         Parameters
         ----------
-        tokens : (n,) int32, or Sequences
+        tokens : (n,) int32 or other integers, or Sequences
             Words by number.
 
         Returns
@@ -316,7 +314,7 @@ class LanguageModel(SampledEstimator):
 
         Parameters
         ----------
-        tokens : (n,) int32 or Sequences
+        tokens : (n,) int32 or other integers, or Sequences
             Of a text, all tokens but the first are predicted; of sequences, the last of each.
         out : path, or (N, width) float32 or float16 array, optional
             A path gets a .npy file of float16, which is returned memory-mapped: it may be larger than memory.
@@ -350,7 +348,7 @@ class LanguageModel(SampledEstimator):
 
         Parameters
         ----------
-        tokens : (n,) int32, or Sequences
+        tokens : (n,) int32 or other integers, or Sequences
             Words by number.
         every : bool
             Of sequences, all items that training predicts, not the last alone.
@@ -378,7 +376,7 @@ class LanguageModel(SampledEstimator):
 
         Parameters
         ----------
-        prompt : str, or (n,) int32
+        prompt : str, or (n,) int32 or other integers
             Words divided by blanks, for a model with a vocabulary; those it does not know count as `<unk>`. Or tokens.
         n_words : int
             Words to be drawn.
@@ -405,7 +403,7 @@ class LanguageModel(SampledEstimator):
         check.integer("seed", seed, 0, 2**64 - 1)
         top_k = self.n_words_ if top_k is None else check.integer("top_k", top_k, 1)
         is_text = isinstance(prompt, str)
-        tokens = self._encode(prompt) if is_text else check.array("prompt", prompt, np.int32, ("n",))
+        tokens = self._encode(prompt) if is_text else check.integers("prompt", prompt, ("n",))
         if not len(tokens):
             raise ValueError("prompt must hold at least one word")
         check.below("prompt", tokens, self.n_words_)
