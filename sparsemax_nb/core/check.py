@@ -1,7 +1,9 @@
 """Argument checks. Every message names the argument, the rule, what came, and the fix."""
 
 import math
+import os
 import reprlib
+from pathlib import Path
 
 import numpy as np
 
@@ -95,7 +97,8 @@ def array(name, value, dtype, shape, writeable=False):
 def writable(name, value):
     """ValueError where a NumPy array that will be written to is read-only."""
     if isinstance(value, np.ndarray) and not value.flags.writeable:
-        raise ValueError(f"{name} is written to but is read-only; pass a copy: {name}.copy()")
+        fix = f"use copy.deepcopy({name.partition('.')[0]})" if "." in name else f"pass a copy: {name}.copy()"
+        raise ValueError(f"{name} is written to but is read-only; {fix}")
 
 
 def integers(name, value, shape, n=None, dtype=np.int32):
@@ -206,6 +209,25 @@ def number(name, value, low, high, open_ends=False):
     if open_ends and low == 0 and value < SMALLEST:
         raise ValueError(f"{name} must be above 0 in float32, at least {SMALLEST:.3g}, got {shown_number(value)}")
     return float(value)
+
+
+def sequence(name, value, what):
+    """A list of the members of a list, tuple or array of one axis; TypeError for what is none. `what` says of what."""
+    if isinstance(value, np.ndarray) and value.ndim == 1:
+        _device(name, value)
+        return value.tolist()
+    if not isinstance(value, (list, tuple, range)):
+        raise TypeError(f"{name} must be a sequence of {what}, got {type(value).__name__} {shown(value)}")
+    return list(value)
+
+
+def path(name, value):
+    """A path; TypeError for what is none, ValueError for one that no system knows."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{name} must be a path, got {type(value).__name__} {shown(value)}")
+    if "\0" in os.fspath(value):
+        raise ValueError(f"{name} must not hold a null character, got {shown(value)}")
+    return Path(value)
 
 
 def shown_number(value):

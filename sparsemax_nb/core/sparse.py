@@ -61,7 +61,7 @@ class SparseColumns(NamedTuple):
 
 
 def own_csr(name, matrix):
-    """A SciPy sparse matrix of numbers as a CSR matrix of one's own around the same arrays, for all formats but CSR a copy.
+    """A SciPy sparse matrix of numbers as a valid CSR matrix of one's own around the same arrays; of other formats a copy.
 
     SciPy sorts, prunes and sums in place, and notes in the matrix what it did: the caller's must stay as it is. Whoever
     changes indices or data copies them first.
@@ -72,23 +72,22 @@ def own_csr(name, matrix):
     if matrix.ndim != 2:
         raise ValueError(f"{name} must be a matrix, got shape {matrix.shape}")
     if matrix.dtype.kind not in "biuf":
-        raise TypeError(f"{name} must hold real numbers, got {matrix.dtype}; use {name}.astype(np.float32)")
+        part = ".real" if matrix.dtype.kind == "c" else ""
+        raise TypeError(f"{name} must hold real numbers, got {matrix.dtype}; use {name}{part}.astype(np.float32)")
     try:
         matrix = matrix.tocsr()
         dtype = np.float32 if matrix.dtype == np.float16 else matrix.dtype.newbyteorder("=")  # as SciPy can compute with
         data = matrix.data.astype(dtype, copy=False)
-        return type(matrix)((data, matrix.indices, matrix.indptr), shape=matrix.shape)
+        matrix = type(matrix)((data, matrix.indices, matrix.indptr), shape=matrix.shape)
+        matrix.check_format(full_check=True)
     except (ValueError, TypeError, IndexError) as error:
-        raise ValueError(f"{name} is no valid sparse matrix: {error}") from error
+        raise ValueError(f"{name} is no valid CSR matrix: {error}") from error
+    return matrix
 
 
 def valid_csr(name, matrix):
     """A SciPy sparse matrix as valid, finite CSR of one's own; arrays are not copied where it is CSR."""
     matrix = own_csr(name, matrix)
-    try:
-        matrix.check_format(full_check=True)
-    except ValueError as error:
-        raise ValueError(f"{name} is no valid CSR matrix: {error}") from error
     chunk = 1 << 20
     for start in range(0, matrix.nnz, chunk):
         finite = np.isfinite(matrix.data[start : start + chunk])

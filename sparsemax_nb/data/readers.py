@@ -15,6 +15,8 @@ from pathlib import Path, PurePath
 import numpy as np
 import scipy.sparse
 
+from ..core.sparse import own_csr
+
 OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 CHUNK = 1024  # lines that are parsed at once
 LONGEST = 1 << 26  # bytes of a line
@@ -363,7 +365,7 @@ def _check_ids(where, kind, tokens, n):
 def _canonical(name, matrix):
     """`matrix` with ascending ids in each row; errors where it is not CSR or holds an entry twice."""
     check_csr(name, matrix)
-    matrix = matrix.sorted_indices()
+    matrix = own_csr(name, matrix).sorted_indices()
     if not matrix.has_canonical_format:
         raise ValueError(f"{name} must hold no entry twice; use {name}.sum_duplicates()")
     return matrix

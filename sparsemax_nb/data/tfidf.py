@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 
+from ..core.sparse import own_csr
 from .readers import check_csr
 
 BLOCK = 2**20  # entries that `fit` looks at in one go
@@ -66,6 +67,7 @@ class Tfidf:
             X is not CSR, not finite, or negative somewhere.
         """
         check_csr("X", X)
+        X = own_csr("X", X)  # noqa: N806
         df = np.zeros(X.shape[1], np.int64)
         for start, stop in _row_blocks(X.indptr):
             block = _counts(X[start:stop])
@@ -139,6 +141,7 @@ class Tfidf:
 def _counts(X):
     """X where it stores no entry twice and no zeros, else a float64 copy without; errors where X holds no counts."""
     check_csr("X", X)
+    X = own_csr("X", X)  # noqa: N806
     clean = X.has_canonical_format and X.data.all()
     if not clean:
         X = X.astype(np.float64, copy=True)
