@@ -320,7 +320,8 @@ def _check_floats(name, value, shape):
     check.same_device(**{name: value})
     value = backend.as_native(value)
     if value.dtype not in (np.float32, BFLOAT16):
-        raise TypeError(f"{name} must be float32 or bfloat16, got {value.dtype}; use {name}.astype(np.float32)")
+        part = ".real" if value.dtype.kind == "c" else ""
+        raise TypeError(f"{name} must be float32 or bfloat16, got {value.dtype}; use {name}{part}.astype(np.float32)")
     return check.array(name, value, value.dtype, shape)
 
 
