@@ -312,6 +312,7 @@ class PackedDSSoftmax:
         ...     print(again)
         PackedDSSoftmax(n_experts=2, n_classes=30, rows=60)
         """
+        check.path("path", path)
         arrays = {"gate": self.gate} | self._experts._asdict()
         arrays = {name: backend.to_numpy(array) for name, array in arrays.items()}
         checkpoint.save(path, self.kind, arrays, {"n_classes": self.n_classes})
@@ -352,6 +353,7 @@ class PackedDSSoftmax:
         ...     print(again)
         PackedDSSoftmax(n_experts=2, n_classes=30, rows=60)
         """
+        check.path("path", path)
         device = backend.resolve_device(device)
         try:
             arrays, description = checkpoint.load_mapped(path, cls.kind)
@@ -448,7 +450,7 @@ class SparseExperts(PackedDSSoftmax):
         device = check.same_device(classes=classes)
         classes = check.array("classes", classes, np.float32, ("L", "d"))
         check.finite("classes", classes)
-        n_experts = check.integer("n_experts", n_experts, 1, 2**31 - 1)
+        n_experts = check.integer("n_experts", n_experts, 1)
         n_classes, width = classes.shape
         check.integer("n_classes (the length of classes)", n_classes, 1)
         _check_rows(n_experts * n_classes)

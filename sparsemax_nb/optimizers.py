@@ -77,6 +77,11 @@ class _Optimizer:
         take : callable
             ``take(moment)`` is the new moment, shaped like `new`: what was done to `old` to make `new`.
 
+        Raises
+        ------
+        TypeError
+            No arrays on one device, or `take` is no function.
+
         Examples
         --------
         >>> import numpy as np
@@ -89,10 +94,14 @@ class _Optimizer:
         (1, array([0.1, 0. ], dtype=float32))
         """
         check.same_device(old=old, new=new)
-        state = self._states.pop(id(old), None)
+        if not callable(take):
+            raise TypeError(f"take must be a function of a moment, got {type(take).__name__}")
+        state = self._states.get(id(old))
         if state is not None:
-            self._states[id(new)] = _State(new, type(state.moments)(*map(take, state.moments)))
-            self._states[id(new)].count, self._states[id(new)].factor = state.count, state.factor
+            moved = _State(new, type(state.moments)(*map(take, state.moments)))
+            moved.count, moved.factor = state.count, state.factor
+            del self._states[id(old)]
+            self._states[id(new)] = moved
 
     def check_writable(self, **arrays):
         """ValueError where a parameter array, by its name, or its moments are read-only: a step writes to both.
@@ -194,8 +203,8 @@ class _Optimizer:
         >>> adam.state_of(w).count
         1
         """
-        for array in arrays:
-            self.state_of(array).count += 1
+        for state in [self.state_of(array) for array in arrays]:
+            state.count += 1
 
     def step(self, array, gradient):
         """Update a parameter array in place with its gradient.

@@ -146,7 +146,7 @@ def amounts(name, value, n=None):
 
 def elements(limit=MOST_ELEMENTS, **sizes):
     """ValueError where an array of these sizes, by name, would hold more than `limit` numbers."""
-    n = math.prod(sizes.values())
+    n = max(math.prod(sizes.values()), *sizes.values())
     if n > limit:
         product = " x ".join(f"{name} = {size}" for name, size in sizes.items())
         raise ValueError(f"{product} must make at most {limit} numbers at once, got {n}; ask for fewer")
@@ -199,16 +199,20 @@ def number(name, value, low, high, open_ends=False):
     """A finite float in [low, high], or in (low, high) with `open_ends`, that is one in float32, too."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__} {shown(value)}")
+    text = shown(value) if isinstance(value, int) else str(value)
+    try:
+        value = float(value)
+    except OverflowError as error:
+        raise ValueError(f"{name} must be a float32, at most {LARGEST:.3g}, got {text}") from error
     inside = low < value < high if open_ends else low <= value <= high
-    if not (inside and (isinstance(value, int) or np.isfinite(value))):
-        raise ValueError(
-            f"{name} must lie in {'(' if open_ends else '['}{low}, {high}{')' if open_ends else ']'}, got {shown_number(value)}"
-        )
+    if not (inside and math.isfinite(value)):
+        ends = "()" if open_ends else "[]"
+        raise ValueError(f"{name} must lie in {ends[0]}{low}, {high}{ends[1]}, got {text}")
     if abs(value) > LARGEST:
-        raise ValueError(f"{name} must be a float32, at most {LARGEST:.3g}, got {shown_number(value)}")
+        raise ValueError(f"{name} must be a float32, at most {LARGEST:.3g}, got {text}")
     if open_ends and low == 0 and value < SMALLEST:
-        raise ValueError(f"{name} must be above 0 in float32, at least {SMALLEST:.3g}, got {shown_number(value)}")
-    return float(value)
+        raise ValueError(f"{name} must be above 0 in float32, at least {SMALLEST:.3g}, got {text}")
+    return value
 
 
 def sequence(name, value, what):
@@ -230,15 +234,10 @@ def path(name, value):
     return Path(value)
 
 
-def shown_number(value):
-    """A number as an error shows it."""
-    return shown(value) if isinstance(value, int) else str(value)
-
-
 def flag(name, value):
     """True or False."""
     if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be True or False, got {type(value).__name__} {shown(value)}")
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
     return bool(value)
 
 

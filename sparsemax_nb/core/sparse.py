@@ -111,8 +111,9 @@ def as_ones(name, matrix, keep_order=False):
     if not matrix.data.all():
         matrix = matrix.copy()
         matrix.eliminate_zeros()
-    arrays = np.ones(matrix.nnz, np.float32), matrix.indices[: matrix.nnz], matrix.indptr
-    return type(matrix)(arrays, shape=matrix.shape)
+    # kernels would be compiled anew for read-only arrays
+    indices, indptr = (a if a.flags.writeable else a.copy() for a in (matrix.indices, matrix.indptr))
+    return type(matrix)((np.ones(matrix.nnz, np.float32), indices, indptr), shape=matrix.shape)
 
 
 def as_rows(matrix, device):

@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import importlib.resources.abc
 import itertools
 import lzma
 import numbers
@@ -15,6 +16,7 @@ from pathlib import Path, PurePath
 import numpy as np
 import scipy.sparse
 
+from ..core import check
 from ..core.sparse import own_csr
 
 OPENERS = {".gz": gzip.open, ".xz": lzma.open}
@@ -107,8 +109,9 @@ def read_xc(path, *, n_points=None):
     >>> data.labels.indices
     array([1, 3], dtype=int32)
     """
-    if n_points is not None and not (isinstance(n_points, numbers.Integral) and n_points >= 0):
-        raise ValueError(f"n_points must be a non-negative integer or None, got {n_points!r}")
+    is_integer = isinstance(n_points, numbers.Integral) and not isinstance(n_points, bool)
+    if n_points is not None and not (is_integer and n_points >= 0):
+        raise ValueError(f"n_points must be a non-negative integer or None, got {check.shown(n_points)}")
     with contextlib.closing(read_lines(path)) as lines:
         promised, n_features, n_labels = _header(path, next(lines, None))
         wanted = promised if n_points is None else min(promised, n_points)
@@ -156,7 +159,7 @@ def write_xc(path, features, labels):
     ...     path.read_text()
     '1 3 2\\n1 0:2 2:0.5\\n'
     """
-    path = Path(path)
+    path = check.path("path", path)
     features, labels = _canonical("features", features), _canonical("labels", labels)
     if features.shape[0] != labels.shape[0]:
         raise ValueError(f"features and labels must have as many rows, got {features.shape[0]} and {labels.shape[0]}")
@@ -220,7 +223,8 @@ def check_csr(name, matrix):
 
 def read_lines(path):
     """Yield the lines of a file as bytes, without their ends; to be closed, also where not all are read."""
-    path = Path(path) if isinstance(path, (str, os.PathLike)) else path  # a resource in a zip file is not PathLike
+    is_resource = isinstance(path, importlib.resources.abc.Traversable)  # one in a zip file is not PathLike
+    path = path if is_resource else check.path("path", path)
     unpack = OPENERS.get(PurePath(path.name).suffix, contextlib.nullcontext)
     number = 0
     try:

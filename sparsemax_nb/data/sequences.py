@@ -78,7 +78,9 @@ def load_sequences(path, min_count=1, vocabulary=None):
     (('tea', 'milk'), array([0, 3, 3, 5]), array([0, 1, 0, 1, 0], dtype=int32))
     """
     check.integer("min_count", min_count, 1)
-    path = Path(path)
+    path = check.path("path", path)
+    if not isinstance(vocabulary, (Vocabulary, type(None))):
+        raise TypeError(f"vocabulary must be a Vocabulary or None, got {type(vocabulary).__name__}")
     file = _find(path)
     numbering = Numbering()
     numbers, ends = numbering.read(file)

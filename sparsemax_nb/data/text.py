@@ -358,6 +358,9 @@ def load_text(name_or_dir, min_count=1, vocabulary=None, raw=False):
     '<unk> = <eos> <eos> Robert <unk> is an English'
     """
     check.integer("min_count", min_count, 1)
+    raw = check.flag("raw", raw)
+    if not isinstance(vocabulary, (Vocabulary, type(None))):
+        raise TypeError(f"vocabulary must be a Vocabulary or None, got {type(vocabulary).__name__}")
     name, folder = find_folder(name_or_dir, BUNDLED)
     numbering = Numbering()
     parts = _read_parts(folder, numbering, raw if vocabulary is None else vocabulary.raw)

@@ -530,6 +530,7 @@ class Classifier(SampledEstimator):
             No such folder; `path` is one.
         """
         self._check_fitted()
+        check.path("path", path)
         names = None if label_names is None else list(map(str, label_names))
         if names is not None and len(names) != self.n_labels_:
             raise ValueError(f"label_names must hold one name for each of {self.n_labels_} labels, got {len(names)}")
@@ -563,6 +564,7 @@ class Classifier(SampledEstimator):
         FileNotFoundError, ModelFileError
             No such file; truncated, foreign, of another kind or version.
         """
+        check.path("path", path)
         device = backend.resolve_device(device)
         arrays, description = checkpoint.load(path, cls.kind)
         try:

@@ -29,6 +29,10 @@ AT_ONCE = 4096
 KS = 1, 5, 10
 
 
+#: More are a mistake: each expert takes a row of the gate, and a stage of training twice as many as the one before.
+MOST_EXPERTS = 1 << 20
+
+
 class DSSoftmax(Estimator):
     """A sparse mixture of sparse experts, fitted to contexts and their targets; answers top-k at a fraction of the cost.
 
@@ -103,7 +107,10 @@ class DSSoftmax(Estimator):
 
     def _check_params(self):
         first = check.integer("first_experts", self.first_experts, 1)
+        check.flag("progress", self.progress)
         n_experts, below = check.integer("n_experts", self.n_experts, first), first
+        if n_experts > MOST_EXPERTS:
+            raise ValueError(f"n_experts must be at most {MOST_EXPERTS}, got {n_experts}")
         while 2 * below <= n_experts:
             below *= 2
         if below != n_experts:

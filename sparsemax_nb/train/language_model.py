@@ -27,6 +27,10 @@ K = 10
 STEPS_READ = 64
 
 
+#: More are a mistake: the memory of each layer is that of the first.
+MOST_LAYERS = 1000
+
+
 class LanguageModel(SampledEstimator):
     """A language model with an output layer over very many words, trained with hand-written gradients.
 
@@ -140,6 +144,8 @@ class LanguageModel(SampledEstimator):
         super()._check_params()
         for name in ("width", "n_layers", "unroll"):
             check.integer(name, getattr(self, name), 2 if name == "width" else 1)
+        if self.n_layers > MOST_LAYERS:
+            raise ValueError(f"n_layers must be at most {MOST_LAYERS}, got {self.n_layers}")
         if not isinstance(self.tied, (bool, np.bool_)):
             raise TypeError(f"tied must be True or False, got {self.tied!r}")
         check.number("clip", self.clip, 0, math.inf, open_ends=True)
@@ -459,6 +465,7 @@ class LanguageModel(SampledEstimator):
             Not fitted yet.
         """
         self._check_fitted()
+        check.path("path", path)
         arrays = {name: backend.to_numpy(array) for name, array in self.network_.parameters.items()}
         words, raw = (None, False) if self.vocabulary_ is None else (list(self.vocabulary_.words), self.vocabulary_.raw)
         description = {"params": self._fitted_params, "n_words": self.n_words_, "words": words, "raw": raw}
@@ -483,6 +490,7 @@ class LanguageModel(SampledEstimator):
         FileNotFoundError, ModelFileError
             No such file; truncated, foreign, of another kind or version.
         """
+        check.path("path", path)
         device = backend.resolve_device(device)
         arrays, description = checkpoint.load(path, cls.kind)
         try:

@@ -121,7 +121,8 @@ def one(name, seed, i, show=False):
         given = ", ".join([*map(_short, call.args), *(f"{k}={_short(v)}" for k, v in call.kwargs.items())])
         held = call.me, call.args, call.kwargs
         before, copies = _states(held), _copied(call)
-        names = [n for n in inspect.signature(call.function).parameters if n != "self"] + list(call.kwargs)
+        names = [word for n in inspect.signature(call.function).parameters for word in (n, n.removesuffix("s"))]
+        names += list(call.kwargs)
         result = error = None
         warnings.simplefilter("error")
         try:

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 #: Address space of a child: compilers and libraries take about three of it.
-MEMORY = 12 << 30
+MEMORY = 8 << 30
 #: Seconds of processor time of one case; compiling a kernel is part of it.
 CPU_SECONDS = 120
 #: Seconds that a child may take at all: only what sleeps for ever meets this limit.
