@@ -94,10 +94,10 @@ class _Optimizer:
         (1, array([0.1, 0. ], dtype=float32))
         """
         check.same_device(old=old, new=new)
-        if not callable(take):
-            raise TypeError(f"take must be a function of a moment, got {type(take).__name__}")
         state = self._states.get(id(old))
         if state is not None:
+            if not callable(take):
+                raise TypeError(f"take must be a function of a moment, got {type(take).__name__}")
             moved = _State(new, type(state.moments)(*map(take, state.moments)))
             moved.count, moved.factor = state.count, state.factor
             del self._states[id(old)]

@@ -282,11 +282,11 @@ class Vocabulary:
 
         Raises
         ------
-        ValueError
-            An id out of range.
+        TypeError, ValueError
+            Ids that are no integers; an id out of range.
         """
-        ids = np.asarray(ids)
-        check.below("ids", ids, len(self.words))
+        ids = np.ascontiguousarray(check.on_host("ids", ids))
+        ids = check.integers("ids", ids, ("n",), len(self.words)) if ids.size else np.zeros(0, np.int32)
         return [self.words[number] for number in ids.tolist()]
 
 

@@ -208,7 +208,10 @@ def _(r, optimizer, w, method):
 @of("SGD.replace", "Adam.replace")
 @_optimizer_case
 def _(r, optimizer, w, method):
-    return Call(optimizer.replace, [w, w[:1].copy(), lambda a: a[:1]], me=optimizer, writes=("self",))
+    def replace(old, new):  # what goes wrong inside `take` is the caller's
+        return optimizer.replace(old, new, lambda a: a[:1])
+
+    return Call(replace, [w, w[:1].copy()], me=optimizer, writes=("self",))
 
 
 @of("SGD.scale_rate", "Adam.scale_rate")
