@@ -13,8 +13,8 @@ import numpy as np
 
 from .core import backend, check, checkpoint, rng
 from .core.experts import Experts, by_class, group
-from .core.formulas import ADAM_KIND
 from .core.sparse import as_targets
+from .optimizers import Adam
 
 #: Scores that are held at once when queries are answered: 64 MiB.
 HELD = 1 << 24
@@ -34,10 +34,9 @@ def _check_experts(gate, starts, ids, rows, n_classes):
     gate = check.array("gate", gate, np.float32, ("E", "d"))
     n_experts, width = gate.shape
     check.integer("n_experts (the length of gate)", n_experts, 1)
-    starts = check.array("starts", starts, np.int32, (n_experts + 1,))
-    ids = check.array("ids", ids, np.int32, ("R",))
+    starts = check.integers("starts", starts, (n_experts + 1,))
+    ids = check.integers("ids", ids, ("R",), n_classes)
     rows = check.array("rows", rows, np.float32, (ids.shape[0], width))
-    check.below("ids", ids, n_classes)
     host_starts, host_ids = backend.to_numpy(starts), backend.to_numpy(ids)
     if host_starts[0] != 0 or host_starts[-1] != len(host_ids) or (np.diff(host_starts) < 0).any():
         raise ValueError(f"starts must rise from 0 to {len(host_ids)}, the length of ids")
@@ -54,9 +53,9 @@ class PackedDSSoftmax:
     ----------
     gate : (E, d) float32
         A row for each expert.
-    starts : (E + 1,) int32
+    starts : (E + 1,) int32, or other integers
         Expert k holds the rows ``starts[k] : starts[k + 1]`` of `ids` and `rows`.
-    ids : (R,) int32
+    ids : (R,) int32, or other integers
         Classes, ascending inside an expert.
     rows : (R, d) float32
         Their output embeddings.
@@ -120,8 +119,7 @@ class PackedDSSoftmax:
         return np.bincount(backend.to_numpy(self.ids), minlength=self.n_classes)
 
     def _queries(self, h):
-        if backend.device_of(h) != self.device:
-            check.same_device(h=h, rows=self.rows)
+        check.same_device(h=h, rows=self.rows)
         return check.array("h", h, np.float32, ("B", self.width))
 
     def choose(self, h):
@@ -215,12 +213,17 @@ class PackedDSSoftmax:
 
         Parameters
         ----------
-        utilisation : (E,) float64
+        utilisation : (E,) float64, NumPy
             u, as `utilisation` returns it.
 
         Returns
         -------
         factor : float
+
+        Raises
+        ------
+        TypeError, ValueError
+            No numbers, not one for each expert, negative or not finite.
 
         Examples
         --------
@@ -231,6 +234,7 @@ class PackedDSSoftmax:
         >>> packed.speed_up_at(np.array([0.5, 0.5]))
         0.9375
         """
+        utilisation = check.amounts("utilisation", utilisation, self.n_experts)
         return self.n_classes / (self.n_experts + float(utilisation @ self.sizes))
 
     def top_k(self, h, k):
@@ -241,7 +245,7 @@ class PackedDSSoftmax:
         h : (B, d) float32
             Queries, finite.
         k : int
-            At least 1; at most the number of classes, or 65,536 where that is more.
+            At least 1; at most the number of classes, or 65,536 where that is more; B k at most 2^31 - 1.
 
         Returns
         -------
@@ -261,6 +265,7 @@ class PackedDSSoftmax:
         """
         h, k = self._queries(h), check.padded_k(k, self.n_classes)
         n_rows = h.shape[0]
+        check.elements(rows=n_rows, k=k)
         probabilities, ids = (backend.empty((n_rows, k), dtype, self.device) for dtype in (np.float32, np.int32))
         answer = self._answer_few if n_rows < ENOUGH_ROWS * self.n_experts else self._answer_many
         for first in range(0, n_rows, self._at_once):
@@ -312,6 +317,7 @@ class PackedDSSoftmax:
         ...     print(again)
         PackedDSSoftmax(n_experts=2, n_classes=30, rows=60)
         """
+        check.path("path", path)
         arrays = {"gate": self.gate} | self._experts._asdict()
         arrays = {name: backend.to_numpy(array) for name, array in arrays.items()}
         checkpoint.save(path, self.kind, arrays, {"n_classes": self.n_classes})
@@ -355,6 +361,7 @@ class PackedDSSoftmax:
         ...     print(again)
         PackedDSSoftmax(n_experts=2, n_classes=30, rows=60)
         """
+        check.path("path", path)
         device = backend.resolve_device(device)
         arrays, description = checkpoint.load(path, cls.kind)
         with checkpoint.whole(path, "DS-Softmax"):
@@ -377,9 +384,9 @@ class SparseExperts(PackedDSSoftmax):
     ----------
     gate : (E, d) float32
         Updated in place, like `rows`.
-    starts : (E + 1,) int32
+    starts : (E + 1,) int32, or other integers
         Expert k holds the rows ``starts[k] : starts[k + 1]`` of `ids` and `rows`.
-    ids : (R,) int32
+    ids : (R,) int32, or other integers
         Classes, ascending inside an expert.
     rows : (R, d) float32
         Their output embeddings.
@@ -421,7 +428,7 @@ class SparseExperts(PackedDSSoftmax):
     def __init__(self, gate, starts, ids, rows, n_classes):
         super().__init__(gate, starts, ids, rows, n_classes)
         for name in ("gate", "rows"):
-            check.array(name, getattr(self, name), np.float32, getattr(self, name).shape, writeable=True)
+            check.writable(name, getattr(self, name))
         self.steps = 0
 
     @classmethod
@@ -510,20 +517,19 @@ class SparseExperts(PackedDSSoftmax):
         Raises
         ------
         TypeError, ValueError
-            Wrong dtype, shape or device; targets out of range; contexts that are not finite.
+            Wrong dtype, shape or device; targets out of range; contexts that are not finite; read-only arrays.
         FloatingPointError
-            The scores overflow.
+            The scores overflow. Nothing has changed by then.
         """
-        if optimizer.kind != ADAM_KIND:
-            raise TypeError(f"optimizer must be Adam, got {type(optimizer).__name__}")
+        _check_optimizer(optimizer)
         weights = {"class_lasso": class_lasso, "expert_lasso": expert_lasso, "balance": balance, "noise": noise}
         for name, weight in weights.items():
             check.number(name, weight, 0, math.inf)
         seed = np.uint64(check.integer("seed", seed, 0, 2**64 - 1))
-        h = check.array("h", h, np.float32, ("B", self.width))
-        device = check.same_device(h=h, rows=self.rows)
+        h, device = self._queries(h), self.device
         n_rows, wing, experts = h.shape[0], backend.wing(device, "ds_softmax"), self._experts
         labels = as_targets(targets, n_rows, device, self.n_classes)
+        optimizer.check_writable(gate=self.gate, rows=self.rows)
         if not n_rows:
             return 0.0
         logits = backend.product(h, self.gate.T)
@@ -576,11 +582,13 @@ class SparseExperts(PackedDSSoftmax):
         Raises
         ------
         TypeError, ValueError
-            threshold is no number, negative or not finite.
+            threshold is no number, negative or not finite; optimizer is no `Adam`.
         """
         threshold = check.number("threshold", threshold, 0, math.inf)
+        if optimizer is not None:
+            _check_optimizer(optimizer)
         keep = backend.empty(self.ids.shape[0], np.uint8, self.device)
-        least = np.float32(threshold**2 * self.width)
+        least = np.float32(min(threshold**2 * self.width, check.LARGEST))
         backend.wing(self.device, "ds_softmax").survivors(self._squares, self._by_class, least, keep)
         xp, kept = backend.module_of(self.device), keep.astype(bool)
         before = xp.concatenate([xp.zeros(1, np.int64), xp.cumsum(kept, dtype=np.int64)])
@@ -602,8 +610,10 @@ class SparseExperts(PackedDSSoftmax):
         Raises
         ------
         TypeError, ValueError
-            seed out of range; more than 2^31 - 1 rows of all experts together.
+            seed out of range; more than 2^31 - 1 rows of all experts together; optimizer is no `Adam`.
         """
+        if optimizer is not None:
+            _check_optimizer(optimizer)
         _check_rows(2 * self.ids.shape[0])
         xp, counts = backend.module_of(self.device), np.diff(backend.to_numpy(self.starts))
         scale = PERTURBATION * math.sqrt(3 * float((self.gate**2).mean()))
@@ -637,6 +647,11 @@ class SparseExperts(PackedDSSoftmax):
             Of copies.
         """
         return PackedDSSoftmax(self.gate.copy(), *(a.copy() for a in self._experts), self.n_classes)
+
+
+def _check_optimizer(optimizer):
+    if not isinstance(optimizer, Adam):
+        raise TypeError(f"optimizer must be Adam, got {type(optimizer).__name__}")
 
 
 def _check_rows(n):

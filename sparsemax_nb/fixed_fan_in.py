@@ -17,6 +17,8 @@ from .optimizers import SGD, Adam
 
 #: Labels whose indices are sorted at once, to find repeated ones.
 CHECKED_AT_ONCE = 1 << 16
+#: Of a layer: 8 TiB of indices and values.
+MOST_CONNECTIONS = 2**40
 
 
 class FixedFanIn:
@@ -29,7 +31,7 @@ class FixedFanIn:
     n_inputs : int
         H, the width of the layer below.
     indices : (L, K) int32
-        The inputs of each label, in [0, H), no input twice for one label.
+        The inputs of each label, in [0, H), no input twice for one label. Other integers are converted, which copies them.
     values : (L, K) float32
         Their weights.
     bias : (L,) float32
@@ -66,13 +68,13 @@ class FixedFanIn:
         self.arrays = Connections(indices, values, bias)
 
     def _place(self, n_inputs, indices, values, bias):
-        self.n_inputs = check.integer("n_inputs", n_inputs, 1)
+        self.n_inputs = check.integer("n_inputs", n_inputs, 1, 2**31 - 1)
         self.device = check.same_device(indices=indices, values=values, bias=bias)
 
     def _checked_indices(self, indices):
         """An array of legal connections, a row for each `row`."""
-        indices, n_inputs = check.array("indices", indices, np.int32, ("L", "K")), self.n_inputs
-        check.integer("n_labels (the length of indices)", indices.shape[0], 1)
+        indices, n_inputs = check.integers("indices", indices, ("L", "K")), self.n_inputs
+        check.integer("n_labels (the length of indices)", indices.shape[0], 1, 2**31 - 1)
         check.integer("fan-in (the width of indices)", indices.shape[1], 1, n_inputs, f" (n_inputs = {n_inputs})")
         check.below("indices", indices, n_inputs)
         for first in range(0, indices.shape[0], CHECKED_AT_ONCE):
@@ -125,9 +127,10 @@ class FixedFanIn:
         >>> FixedFanIn.random(n_labels=1000, n_inputs=256, fan_in=8, seed=1)
         FixedFanIn(n_labels=1000, n_inputs=256, fan_in=8, device='cpu')
         """
-        n_labels = check.integer("n_labels", n_labels, 1)
+        n_labels = check.integer("n_labels", n_labels, 1, 2**31 - 1)
         n_inputs = check.integer("n_inputs", n_inputs, 1, 2**31 - 1)
         fan_in = check.integer("fan_in", fan_in, 1, n_inputs, f" (n_inputs = {n_inputs})")
+        check.elements(MOST_CONNECTIONS, n_labels=n_labels, fan_in=fan_in)
         seed = np.uint64(check.integer("seed", seed, 0, 2**64 - 1))
         device = backend.resolve_device(check.choice("device", device, ("cpu", "cuda")))
         wing = backend.wing(device, "fixed_fan_in")
@@ -220,7 +223,9 @@ def fixed_fan_in_forward(x, layer, *, out=None):
     True
     """
     x, wing = _inputs(x, layer)
-    scores = check.output("out", out, np.float32, (x.shape[0], layer.n_labels), layer.device)
+    check.elements(rows=x.shape[0], n_labels=layer.n_labels)
+    inputs = {"x": x, "layer.indices": layer.indices, "layer.values": layer.values, "layer.bias": layer.bias}
+    scores = check.output("out", out, np.float32, (x.shape[0], layer.n_labels), layer.device, **inputs)
     wing.forward(x, layer.arrays, scores)
     return scores
 
@@ -314,6 +319,7 @@ def fixed_fan_in_top_k(x, layer, k):
     """
     x, wing = _inputs(x, layer)
     k = check.integer("k", k, 1, layer.n_labels, f" (n_labels = {layer.n_labels})")
+    check.elements(rows=x.shape[0], k=k)
     top_scores = backend.empty((x.shape[0], k), np.float32, layer.device)
     top_ids = backend.empty((x.shape[0], k), np.int32, layer.device)
     wing.top_k(x, layer.arrays, top_scores, top_ids)
@@ -334,8 +340,9 @@ def fixed_fan_in_step(x, layer, labels, loss, optimizer):
     x : (B, H) float32
     layer : FixedFanIn
         values and bias are updated in place.
-    labels : SciPy CSR matrix (B, L) or Labels(indptr, indices) of int32
-        The positive labels of each row: of a matrix the entries that are not zero. `Labels` may live on CUDA.
+    labels : SciPy CSR matrix (B, L) or Labels(indptr, indices) of integers
+        The positive labels of each row: of a matrix the entries that are not zero, of which those that are stored twice
+        are summed. `Labels` may live on CUDA.
     loss : 'squared-hinge' or 'bce'
     optimizer : Adam or SGD
         Its moments of values and bias are updated in place; each counts its own steps.
@@ -350,9 +357,11 @@ def fixed_fan_in_step(x, layer, labels, loss, optimizer):
     Raises
     ------
     TypeError, ValueError
-        Wrong dtype, device, shape or layout; labels out of range or repeated; x not finite (nothing has changed).
+        Wrong dtype, device, shape or layout; labels out of range, repeated or NaN; x not finite; values, bias or moments
+        that are read-only. Nothing has changed.
     FloatingPointError
-        The loss is NaN or infinite: the layer's values or bias were not finite, or overflowed.
+        The loss is NaN or infinite: the layer's values or bias were not finite, or overflowed. The step has been taken by
+        then, and has been counted: go back to weights that are finite.
 
     Notes
     -----
@@ -374,6 +383,7 @@ def fixed_fan_in_step(x, layer, labels, loss, optimizer):
         raise TypeError(f"optimizer must be Adam or SGD, got {type(optimizer).__name__}")
     labels = as_labels(labels, x.shape[0], layer.device, layer.n_labels)
     positives = by_label(labels, layer.n_labels)
+    optimizer.check_writable(**{"layer.values": layer.values, "layer.bias": layer.bias})
     dx = backend.empty(x.shape, np.float32, layer.device)
     label_loss = backend.empty(layer.n_labels, np.float32, layer.device)
     kind, rates, values_moments = optimizer.begin_step(layer.values)
@@ -508,6 +518,9 @@ def rewire(layer, fraction, seed, optimizer=None, *, step=0):
     step = np.uint64(check.integer("step", step, 0, 2**32 - 1))
     device, n_free = layer.device, layer.n_inputs - layer.fan_in
     indices = check.array("layer.indices", layer.indices, np.int32, layer.indices.shape, writeable=True)
+    check.writable("layer.values", layer.values)
+    if optimizer is not None:
+        optimizer.check_writable(**{"layer.values": layer.values})
     n = math.floor(fraction * indices.size + 0.5)
     slots = backend.empty((n, 2), np.int32, device)
     if n == 0:

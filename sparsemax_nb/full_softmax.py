@@ -53,7 +53,7 @@ def softmax_cross_entropy(h, w, targets, bias=None, *, ignore_index=-1):
         bfloat16 (``ml_dtypes.bfloat16``, in NumPy and in CuPy 14) is widened to float32, which is exact: h at once, w some
         classes at a time. Everything is computed in float32, the gradients are float32.
     w : (L, d) like h
-    targets : (B,) int32, or SciPy CSR matrix (B, L), or Labels(indptr, indices)
+    targets : (B,) int32 or other integers, or SciPy CSR matrix (B, L), or Labels(indptr, indices)
         One class for each row, in [0, L), or `ignore_index`: then the row does not count. Or any number of positive
         labels for each row; every one counts. On CUDA `Labels`, not a SciPy matrix.
     bias : (L,) float32 or bfloat16, optional
@@ -135,7 +135,7 @@ def target_ranks(h, w, targets):
     ----------
     h : (B, d) float32
     w : (L, d) float32
-    targets : (B,) int32
+    targets : (B,) int32 or other integers
         One class for each row, in [0, L).
 
     Returns
@@ -173,8 +173,7 @@ def target_ranks(h, w, targets):
     check.integer("n_classes (the length of w)", n_classes, 1)
     h = check.array("h", h, np.float32, ("B", width))
     n_rows = h.shape[0]
-    targets = check.array("targets", targets, np.int32, (n_rows,))
-    check.below("targets", targets, n_classes)
+    targets = check.integers("targets", targets, (n_rows,), n_classes)
     wing, matmul = backend.wing(device, "full_softmax"), backend.wing(device, "matmul").matmul
     log_prob, rank = (backend.empty(n_rows, dtype, device) for dtype in (np.float32, np.int32))
     at_once = max(1, min(n_rows, HELD // n_classes))
@@ -216,7 +215,7 @@ class SoftmaxLayer:
         h : (B, d) float32
             C-contiguous, finite, on the layer's device.
         k : int
-            At least 1; at most the number of classes, or 65,536 where that is more.
+            At least 1; at most the number of classes, or 65,536 where that is more; B k at most 2^31 - 1.
 
         Returns
         -------
@@ -239,6 +238,7 @@ class SoftmaxLayer:
             )
         h = check.array("h", h, np.float32, ("B", self.width))
         k = check.padded_k(k, self.n_classes)
+        check.elements(rows=len(h), k=k)
         check.finite("h", h)
         probabilities, ids = (backend.empty((len(h), k), dtype, device) for dtype in (np.float32, np.int32))
         self._top_k(h, probabilities, ids)
@@ -317,9 +317,11 @@ class FullSoftmax(SoftmaxLayer):
 
 def _check_floats(name, value, shape):
     """A float32 or bfloat16 array, checked."""
+    check.same_device(**{name: value})
     value = backend.as_native(value)
     if value.dtype not in (np.float32, BFLOAT16):
-        raise TypeError(f"{name} must be float32 or bfloat16, got {value.dtype}; use {name}.astype(np.float32)")
+        part = ".real" if value.dtype.kind == "c" else ""
+        raise TypeError(f"{name} must be float32 or bfloat16, got {value.dtype}; use {name}{part}.astype(np.float32)")
     return check.array(name, value, value.dtype, shape)
 
 

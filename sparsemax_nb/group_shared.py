@@ -12,7 +12,7 @@ import numpy as np
 
 from .core import backend, check, rng
 from .core.connections import SharedConnections
-from .fixed_fan_in import FixedFanIn, no_moments
+from .fixed_fan_in import MOST_CONNECTIONS, FixedFanIn, no_moments
 
 #: What the weights can be stored in.
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -70,6 +70,7 @@ class GroupSharedFanIn(FixedFanIn):
         indices = self._checked_indices(indices)
         dtype = DTYPES["bfloat16" if values.dtype == DTYPES["bfloat16"] else "float32"]
         values = check.array("values", values, dtype, ("L", indices.shape[1]), writeable=True)
+        check.integer("n_labels (the length of values)", len(values), 1, 2**31 - 1)
         bias = check.array("bias", bias, np.float32, values.shape[:1], writeable=True)
         group_size = check.integer("group_size", group_size, 1, len(values), f" (n_labels = {len(values)})")
         if len(indices) != -(-len(values) // group_size):
@@ -126,10 +127,11 @@ class GroupSharedFanIn(FixedFanIn):
         >>> GroupSharedFanIn.random(n_labels=1000, n_inputs=256, fan_in=8, group_size=16, seed=1)
         GroupSharedFanIn(n_labels=1000, n_inputs=256, fan_in=8, group_size=16, dtype='float32', device='cpu')
         """
-        n_labels = check.integer("n_labels", n_labels, 1)
+        n_labels = check.integer("n_labels", n_labels, 1, 2**31 - 1)
         n_inputs = check.integer("n_inputs", n_inputs, 1, 2**31 - 1)
         fan_in = check.integer("fan_in", fan_in, 1, n_inputs, f" (n_inputs = {n_inputs})")
         group_size = check.integer("group_size", group_size, 1, n_labels, f" (n_labels = {n_labels})")
+        check.elements(MOST_CONNECTIONS, n_labels=n_labels, fan_in=fan_in)
         seed = check.integer("seed", seed, 0, 2**64 - 1)
         dtype = DTYPES[check.choice("dtype", dtype, tuple(DTYPES))]
         device = backend.resolve_device(check.choice("device", device, ("cpu", "cuda")))

@@ -3,7 +3,7 @@
 import numpy as np
 import scipy.sparse
 
-from .core import check, rng
+from .core import check, rng, sparse
 from .cpu import grouping
 
 GROUPINGS = "similar", "frequency", "random"
@@ -11,6 +11,19 @@ GROUPINGS = "similar", "frequency", "random"
 
 #: Points whose features are summed at once.
 POINTS = 1 << 14
+
+
+def _features(features):
+    """Checked features, not copied: a SciPy sparse matrix as valid CSR, an array, or what gives rows of them by slices."""
+    if scipy.sparse.issparse(features):
+        return sparse.valid_csr("features", features)
+    if isinstance(features, (np.ndarray, list, tuple)) or not hasattr(features, "shape"):
+        features = check.on_host("features", features)
+        if features.ndim != 2:
+            raise ValueError(f"features must have shape (n, F), got {features.shape}")
+        if features.dtype.kind not in "biuf":
+            raise TypeError(f"features must hold real numbers, got {features.dtype}; use features.astype(np.float32)")
+    return features
 
 
 def _sums(features, positives):
@@ -51,7 +64,7 @@ def group_labels(features, labels, group_size, by="similar", seed=0):
     Raises
     ------
     TypeError, ValueError
-        Bad arguments; features and labels with different numbers of rows, or features that are not finite.
+        Bad arguments; features and labels with different numbers of rows, or that are not finite.
 
     Notes
     -----
@@ -67,13 +80,11 @@ def group_labels(features, labels, group_size, by="similar", seed=0):
     >>> sorted(map(sorted, group_labels(features, labels, group_size=2).reshape(2, 2).tolist()))
     [[0, 2], [1, 3]]
     """
-    if not scipy.sparse.issparse(labels):
-        raise TypeError(f"labels must be a SciPy sparse matrix, got {type(labels).__name__}")
-    n_points, n_labels = labels.shape
+    positives = sparse.as_ones("labels", labels)
+    n_points, n_labels = positives.shape
     group_size = check.integer("group_size", group_size, 1, n_labels, f" (n_labels = {n_labels})")
     check.choice("by", by, GROUPINGS)
     seed = check.integer("seed", seed, 0, 2**64 - 1)
-    positives = labels.tocsr() != 0
     counts = np.bincount(positives.indices, minlength=n_labels)
     if by == "frequency":
         return np.argsort(-counts, kind="stable").astype(np.int32)
@@ -82,6 +93,7 @@ def group_labels(features, labels, group_size, by="similar", seed=0):
             position = np.arange(n_labels, dtype=np.uint64)
             words = rng.random_word(np.uint64(seed), rng.GROUPING, np.uint64(1), position)
         return np.argsort(words, kind="stable").astype(np.int32)
+    features = _features(features)
     if features.shape[0] != n_points:
         raise ValueError(f"features must have as many rows as labels, {n_points}, got {features.shape[0]}")
     used, unused = np.flatnonzero(counts), np.flatnonzero(counts == 0)

@@ -90,20 +90,21 @@ class InvertedMultiIndex:
     ----------
     codebooks : two (K, d) float32
         For "pq" (K, d / 2); held.
-    codes : (L, 2) int32
-        The codewords of each class, on the device of the codebooks.
+    codes : (L, 2) int32, or other integers
+        The codewords of each class, in [0, K), on the device of the codebooks.
     kind, residual : str
         See `build`, as for the rest.
     popularity, weights : (L,) float, or None
-    classes : (L, d) float32
-        Held where residual='exact'.
-    metric : object, or None
+    classes : (L, d) float32, or None
+        Held where residual='exact', which needs them.
+    metric : two pairs of square float32 matrices, or None
         What the queries of `build` have become.
 
     Raises
     ------
     TypeError, ValueError
-        Popularity or weights of the wrong shape, negative or all zero, or popularity where it is not used.
+        Wrong dtype, shape or device; numbers that are not finite; codes out of range; an unknown kind or residual;
+        popularity or weights of the wrong shape, negative or all zero, or popularity where it is not used.
 
     Notes
     -----
@@ -128,13 +129,17 @@ class InvertedMultiIndex:
     """
 
     def __init__(self, codebooks, codes, kind, residual, popularity, weights, classes, metric=None):
+        self.kind, self.residual = check.choice("kind", kind, KINDS), check.choice("residual", residual, RESIDUALS)
+        self.codebooks = _codebooks(codebooks)
+        self.n_codewords = self.codebooks[0].shape[0]
+        self.device = check.same_device(codebooks=self.codebooks[0], codes=codes)
+        codes = check.integers("codes", codes, ("L", 2), self.n_codewords)
+        n_classes = check.integer("the number of classes (the length of codes)", codes.shape[0], 1, 2**31 - 1)
         #: With residual='exact', the embeddings themselves (not a copy); else None.
-        self.classes = classes if residual == "exact" else None
-        self.codebooks, self.kind, self.residual = codebooks, kind, residual
-        self._popularity = _popularity(popularity, residual, codes.shape[0])
-        self._weights = _k_means_weights(weights, codes.shape[0], backend.device_of(codes))
-        self._metric = metric
-        self.device, self.n_codewords = backend.device_of(codes), codebooks[0].shape[0]
+        self.classes = _held_classes(classes, n_classes, self._width, self.device) if residual == "exact" else None
+        self._popularity = _popularity(popularity, residual, n_classes)
+        self._weights = _k_means_weights(weights, n_classes, self.device)
+        self._metric = None if metric is None else _checked_metric(metric, self.codebooks[0].shape[1], self.device)
         self._group(codes)
 
     codes = property(lambda self: self._index.codes, doc="(L, 2) int32: the two codewords of each class")
@@ -223,7 +228,8 @@ class InvertedMultiIndex:
         classes = check.array("classes", classes, np.float32, ("L", "d"))
         check.finite("classes", classes)
         n_classes, width = classes.shape
-        check.integer("the number of classes", n_classes, 1)
+        check.integer("the number of classes", n_classes, 1, 2**31 - 1)
+        check.integer("the width of classes", width, 1)
         n_codewords = check.integer(
             "n_codewords", n_codewords, 1, min(n_classes, MAX_CODEWORDS), f" (there are {n_classes} classes)"
         )
@@ -334,7 +340,7 @@ class InvertedMultiIndex:
         ----------
         queries : (B, d) float32, on the index' device
         n_samples : int
-            M, at least 1.
+            M, at least 1; B M at most 2^31 - 1.
         seed, step : int
             In [0, 2^64) and [0, 2^32): the same pair gives the same draws.
 
@@ -367,7 +373,7 @@ class InvertedMultiIndex:
         Parameters
         ----------
         queries : (B, d) float32
-        ids : (B, M) or (M,) int32
+        ids : (B, M) or (M,) int32, or other integers
             Classes of each row, or those of all rows.
 
         Returns
@@ -383,6 +389,7 @@ class InvertedMultiIndex:
             The scores of the codewords overflow, or those of the classes under residual='exact'.
         """
         check.same_device(queries=queries, ids=ids, index=self.codes)
+        queries = check.array("queries", queries, np.float32, ("B", self._width))
         ids = check_ids(ids, self.n_classes, queries.shape[0])
         if self.residual == "exact":
             return log_prob_all(self._scores(queries), ids, queries.shape[0], self.n_classes, self.device)
@@ -450,6 +457,51 @@ def _codes_and_codebooks(classes, codebooks, weights, kind, n_iterations, metric
     return codes, codebooks
 
 
+def _codebooks(codebooks):
+    """Two checked codebooks of one shape."""
+    if not isinstance(codebooks, (list, tuple)) or len(codebooks) != 2:
+        raise TypeError(f"codebooks must be two arrays, got {type(codebooks).__name__}; use [codebook0, codebook1]")
+    names = [f"codebooks[{i}]" for i in range(2)]
+    check.same_device(**dict(zip(names, codebooks, strict=True)))
+    first = check.array(names[0], codebooks[0], np.float32, ("K", "d"))
+    check.integer("n_codewords (the length of codebooks[0])", first.shape[0], 1, MAX_CODEWORDS)
+    check.integer("the width of codebooks[0]", first.shape[1], 1)
+    codebooks = [first, check.array(names[1], codebooks[1], np.float32, first.shape)]
+    for name, codebook in zip(names, codebooks, strict=True):
+        check.finite(name, codebook)
+    return codebooks
+
+
+def _held_classes(classes, n_classes, width, device):
+    """Checked embeddings, which residual='exact' draws by."""
+    if classes is None:
+        raise ValueError("residual='exact' needs classes, (L, d)")
+    if check.same_device(classes=classes) != device:
+        raise TypeError(f"classes must live on {device} like the codes, got {backend.device_of(classes)}")
+    classes = check.array("classes", classes, np.float32, (n_classes, width))
+    check.finite("classes", classes)
+    return classes
+
+
+def _checked_metric(metric, width, device):
+    """What `_metric` makes, checked: a factor and its inverse for either part of the embeddings."""
+
+    def is_pair(value):
+        return isinstance(value, (list, tuple)) and len(value) == 2
+
+    if not (is_pair(metric) and all(map(is_pair, metric))):
+        raise TypeError(
+            f"metric must be two pairs of matrices or None, got {type(metric).__name__}; use InvertedMultiIndex.build"
+        )
+    for i, pair in enumerate(metric):
+        for j, matrix in enumerate(pair):
+            name = f"metric[{i}][{j}]"
+            if check.same_device(**{name: matrix}) != device:
+                raise TypeError(f"{name} must live on {device} like the codes, got {backend.device_of(matrix)}")
+            check.finite(name, check.array(name, matrix, np.float32, (width, width)))
+    return [tuple(pair) for pair in metric]
+
+
 def _popularity(popularity, residual, n_classes):
     """Checked popularity, NumPy float64; None for residual='uniform'."""
     if residual != "popularity":
@@ -469,11 +521,8 @@ def _k_means_weights(weights, n_classes, device):
 
 def _shares(name, value, n_classes):
     """A checked number for each class, divided by their sum; NumPy float64."""
-    value = np.asarray(backend.to_numpy(value), np.float64)
-    if value.shape != (n_classes,):
-        raise ValueError(f"{name} must have shape ({n_classes},), got {value.shape}")
-    check.finite(name, value)
-    if (value < 0).any() or not value.any():
+    value = check.amounts(name, value, n_classes)
+    if not value.any():
         raise ValueError(f"{name} must not be negative anywhere, nor zero everywhere")
     value = value / value.max()  # so that the sum is finite
     return value / value.sum()
@@ -499,14 +548,15 @@ def sampled_softmax(
     queries : (B, d) float32
     classes : (L, d) float32
         The output embeddings.
-    targets : (B,) int32, SciPy CSR matrix (B, L) or Labels(indptr, indices)
+    targets : (B,) int32 or other integers, SciPy CSR matrix (B, L) or Labels(indptr, indices)
         One target a row, in [0, L); or the positive labels of each row, each of which meets the same draws.
-    ids : (B, M) or (M,) int32
+    ids : (B, M) or (M,) int32, or other integers
         The draws of each row; or draws that all rows share, which turns the work into dense products.
     log_q : (B, M) or (M,) float32, like ids
         Their log-probabilities under the sampler.
     log_q_targets : (n,) float32
-        Those of the targets, row by row (n = B for one a row); only "paper" looks at them.
+        Those of the targets, row by row (n = B for one a row), in the order in which they are stored; of a matrix that
+        stores an entry twice, by class. Only "paper" looks at them.
     correction : 'paper' or 'importance'
         Under the exact sampler the mean gradient of "paper" is M / (M + 1) times that of the full softmax; that of
         "importance", with hits masked, tends to it as M grows.
@@ -550,6 +600,7 @@ def sampled_softmax(
     """
     check.choice("correction", correction, CORRECTIONS)
     check.choice("reduction", reduction, ("mean", "sum"))
+    mask_hits = check.flag("mask_hits", mask_hits)
     arrays = {"queries": queries, "classes": classes, "ids": ids, "log_q": log_q, "log_q_targets": log_q_targets}
     device = check.same_device(**arrays, **({} if sparse.holds_several(targets) else {"targets": targets}))
     classes = check.array("classes", classes, np.float32, ("L", "d"))
@@ -584,7 +635,7 @@ def sampled_softmax(
         wing.scores(queries, classes, ids, scores)
     losses, dtargets, lines = new(n_targets), new(n_targets), (-1, n_samples)
     wing.softmax(
-        scores, ids.reshape(lines), log_q.reshape(lines), target_scores.reshape(-1), labels, log_q_targets, bool(mask_hits),
+        scores, ids.reshape(lines), log_q.reshape(lines), target_scores.reshape(-1), labels, log_q_targets, mask_hits,
         losses, dscores, dtargets,
     )  # fmt: skip
     loss = float(losses.sum(dtype=np.float64))

@@ -60,6 +60,7 @@ class _Optimizer:
         >>> adam.state_of(w).count, adam.state_of(w).moments.m.shape
         (1, (2,))
         """
+        check.same_device(array=array)
         if id(array) not in self._states:
             self._states[id(array)] = _State(array, self._new_moments(array))
         return self._states[id(array)]
@@ -76,6 +77,11 @@ class _Optimizer:
         take : callable
             ``take(moment)`` is the new moment, shaped like `new`: what was done to `old` to make `new`.
 
+        Raises
+        ------
+        TypeError
+            No arrays on one device, or `take` is no function.
+
         Examples
         --------
         >>> import numpy as np
@@ -87,10 +93,40 @@ class _Optimizer:
         >>> adam.state_of(kept).count, adam.state_of(kept).moments.m.round(3)
         (1, array([0.1, 0. ], dtype=float32))
         """
-        state = self._states.pop(id(old), None)
+        check.same_device(old=old, new=new)
+        state = self._states.get(id(old))
         if state is not None:
-            self._states[id(new)] = _State(new, type(state.moments)(*map(take, state.moments)))
-            self._states[id(new)].count, self._states[id(new)].factor = state.count, state.factor
+            if not callable(take):
+                raise TypeError(f"take must be a function of a moment, got {type(take).__name__}")
+            moved = _State(new, type(state.moments)(*map(take, state.moments)))
+            moved.count, moved.factor = state.count, state.factor
+            del self._states[id(old)]
+            self._states[id(new)] = moved
+
+    def check_writable(self, **arrays):
+        """ValueError where a parameter array, by its name, or its moments are read-only: a step writes to both.
+
+        Parameters
+        ----------
+        **arrays : (...) float32
+            Parameters. No state is made for those that have none yet.
+
+        Raises
+        ------
+        ValueError
+            Names the array.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sparsemax_nb import Adam
+        >>> Adam().check_writable(w=np.ones(2, np.float32))
+        """
+        for name, array in arrays.items():
+            check.writable(name, array)
+            state = self._states.get(id(array))
+            for moment in () if state is None else state.moments:
+                check.writable(f"the optimizer's moments of {name}", moment)
 
     def begin_step(self, array):
         """What kernels need for the next step of `array`.
@@ -146,7 +182,8 @@ class _Optimizer:
         >>> w
         array([-5.], dtype=float32)
         """
-        self.state_of(array).factor = check.number("factor", factor, 0, math.inf)
+        factor = check.number("factor", factor, 0, math.inf)
+        self.state_of(array).factor = factor
 
     def end_step(self, *arrays):
         """Count a step of each of the arrays, once the kernel has been launched that `begin_step` was called for.
@@ -166,8 +203,8 @@ class _Optimizer:
         >>> adam.state_of(w).count
         1
         """
-        for array in arrays:
-            self.state_of(array).count += 1
+        for state in [self.state_of(array) for array in arrays]:
+            state.count += 1
 
     def step(self, array, gradient):
         """Update a parameter array in place with its gradient.
@@ -196,6 +233,7 @@ class _Optimizer:
         device = check.same_device(array=array, gradient=gradient)
         array_ = check.array("array", array, np.float32, array.shape, writeable=True)
         gradient = check.array("gradient", gradient, np.float32, array.shape)
+        self.check_writable(array=array)
         kind, rates, moments = self.begin_step(array)
         flat = Moments(moments.m.reshape(-1), moments.v.reshape(-1))
         backend.wing(device, "optimizers").update(kind, array_.reshape(-1), gradient.reshape(-1), flat, rates)
@@ -208,7 +246,7 @@ class _Optimizer:
         ----------
         array : (F, D) float32
             C-contiguous; the rows `row_ids` are overwritten.
-        row_ids : (n,) int32
+        row_ids : (n,) int32 or other integers
             Different rows, in [0, F).
         gradient : (n, D) float32
             By these rows.
@@ -231,13 +269,14 @@ class _Optimizer:
         """
         device = check.same_device(array=array, row_ids=row_ids, gradient=gradient)
         array_ = check.array("array", array, np.float32, ("F", "D"), writeable=True)
-        row_ids = check.array("row_ids", row_ids, np.int32, ("n",))
+        row_ids = check.integers("row_ids", row_ids, ("n",))
         gradient = check.array("gradient", gradient, np.float32, (row_ids.shape[0], array.shape[1]))
         if row_ids.shape[0]:
             is_ascending = bool((row_ids[1:] > row_ids[:-1]).all())  # as `sampled_softmax` gives them
             ordered = row_ids if is_ascending else backend.module_of(device).sort(row_ids)
             if int(ordered[0]) < 0 or int(ordered[-1]) >= array.shape[0] or bool((ordered[1:] == ordered[:-1]).any()):
                 raise ValueError(f"row_ids must be different rows of array, in [0, {array.shape[0]})")
+        self.check_writable(array=array)
         kind, rates, moments = self.begin_step(array)
         backend.wing(device, "optimizers").update_rows(kind, array_, row_ids, gradient, moments, rates)
         self.end_step(array)

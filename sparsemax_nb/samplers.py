@@ -19,14 +19,15 @@ def check_draws(queries, n_samples, seed, step):
     device = check.same_device(queries=queries)
     queries = check.array("queries", queries, np.float32, ("B", "d"))
     shape = queries.shape[0], check.integer("n_samples", n_samples, 1, 2**31 - 1)
+    check.elements(rows=shape[0], n_samples=shape[1])
     seed = np.uint64(check.integer("seed", seed, 0, 2**64 - 1))
     return device, shape, seed, np.uint64(check.integer("step", step, 0, 2**32 - 1))
 
 
 def check_ids(ids, n_classes, n_rows):
-    """Checked ids (B, M) or (M,) int32 in [0, n_classes)."""
-    ids = check.array("ids", ids, np.int32, (n_rows, "M") if len(ids.shape) == 2 else ("M",))
-    check.below("ids", ids, n_classes)
+    """Checked ids (B, M) or (M,) int32 in [0, n_classes), of which B x M numbers can be made."""
+    ids = check.integers("ids", ids, (n_rows, "M") if len(ids.shape) == 2 else ("M",), n_classes)
+    check.elements(rows=n_rows, ids=ids.shape[-1])
     return ids
 
 
@@ -115,7 +116,7 @@ class UniformSampler:
         queries : (B, d) float32
             Only their number and device matter.
         n_samples : int
-            M, at least 1.
+            M, at least 1; B M at most 2^31 - 1.
         seed, step : int
             In [0, 2^64) and [0, 2^32): the same pair gives the same draws.
 
@@ -144,7 +145,7 @@ class UniformSampler:
         ----------
         queries : (B, d) float32
             Only their number and device matter.
-        ids : (B, M) or (M,) int32
+        ids : (B, M) or (M,) int32, or other integers
             Classes of each row, or those of all rows.
 
         Returns
@@ -157,6 +158,7 @@ class UniformSampler:
             Wrong dtype, shape or device; ids out of range.
         """
         device = check.same_device(queries=queries, ids=ids)
+        queries = check.array("queries", queries, np.float32, ("B", "d"))
         ids = check_ids(ids, self.n_classes, queries.shape[0])
         log_q = backend.empty((queries.shape[0], ids.shape[-1]), np.float32, device)
         log_q[...] = self._log_p
@@ -186,7 +188,7 @@ class _TableSampler:
         queries : (B, d) float32
             On the sampler's device. Only their number matters.
         n_samples : int
-            M, at least 1.
+            M, at least 1; B M at most 2^31 - 1.
         seed, step : int
             In [0, 2^64) and [0, 2^32): the same pair gives the same draws.
 
@@ -215,7 +217,7 @@ class _TableSampler:
         ----------
         queries : (B, d) float32
             Only their number and device matter.
-        ids : (B, M) or (M,) int32
+        ids : (B, M) or (M,) int32, or other integers
             Classes of each row, or those of all rows.
 
         Returns
@@ -229,6 +231,7 @@ class _TableSampler:
             Wrong dtype, shape or device; ids out of range.
         """
         check.same_device(queries=queries, ids=ids, sampler=self._log_p)
+        queries = check.array("queries", queries, np.float32, ("B", "d"))
         ids, n_rows = check_ids(ids, self.n_classes, queries.shape[0]), queries.shape[0]
         log_q = backend.empty((n_rows, ids.shape[-1]), np.float32, self.device)
         log_q[...] = self._log_p[ids]
@@ -242,14 +245,14 @@ class LogUniformSampler(_TableSampler):
     ----------
     n_classes : int
         L, in [1, 2^31).
-    ranks : (L,) integer array, NumPy, optional
+    ranks : (L,) array or sequence of integers, optional
         The place of each class in the order of falling frequency, from 0; where not given, the classes are sorted: r = i.
     device : 'cpu' or 'cuda'
 
     Raises
     ------
     TypeError, ValueError, RuntimeError
-        n_classes out of range; ranks that are no permutation; an unknown device, or CUDA where there is none.
+        n_classes out of range; ranks that are no integers, or no permutation; an unknown device, or CUDA where there is none.
 
     Notes
     -----
@@ -269,12 +272,14 @@ class LogUniformSampler(_TableSampler):
 
     def __init__(self, n_classes, *, ranks=None, device="cpu"):
         n_classes = check.integer("n_classes", n_classes, 1, 2**31 - 1)
-        weights = np.log1p(1 / np.arange(1, n_classes + 1))
         if ranks is not None:
+            ranks = check.integers("ranks", np.ascontiguousarray(check.on_host("ranks", ranks)), ("L",))
             if not np.array_equal(np.sort(ranks), np.arange(n_classes)):
                 raise ValueError(
                     f"ranks must hold each of 0 to {n_classes - 1} once; use np.argsort(np.argsort(-counts))"
                 )
+        weights = np.log1p(1 / np.arange(1, n_classes + 1))
+        if ranks is not None:
             weights = weights[ranks]
         super().__init__(weights, np.log(weights), device)
 
@@ -313,12 +318,7 @@ class UnigramSampler(_TableSampler):
     """
 
     def __init__(self, counts, power=1.0, *, device="cpu"):
-        weights = np.asarray(backend.to_numpy(counts), np.float64)
-        if weights.ndim != 1 or not weights.size:
-            raise ValueError(f"counts must have shape (L,), got {weights.shape}")
-        check.finite("counts", weights)
-        if (weights < 0).any():
-            raise ValueError(f"counts must not be negative, got {weights.min():g}")
+        weights = check.amounts("counts", counts)
         if not weights.any():
             raise ValueError("counts must not be all zero: then there is nothing to draw")
         power = check.number("power", power, 0, math.inf)
@@ -361,7 +361,7 @@ class _ClassSampler:
         queries : (B, d) float32
             Finite; NumPy.
         n_samples : int
-            M, at least 1.
+            M, at least 1; B M at most 2^31 - 1.
         seed, step : int
             In [0, 2^64) and [0, 2^32): the same pair gives the same draws.
 
@@ -389,7 +389,7 @@ class _ClassSampler:
         Parameters
         ----------
         queries : (B, d) float32
-        ids : (B, M) or (M,) int32
+        ids : (B, M) or (M,) int32, or other integers
             Classes of each row, or those of all rows.
 
         Returns
@@ -509,7 +509,8 @@ class RFFSampler(_KernelSampler):
     def __init__(self, classes, n_features=32, seed=0):
         super().__init__(classes)
         n_features = check.integer("n_features", n_features, 1)
-        random = np.random.default_rng(check.integer("seed", seed, 0))
+        check.elements(n_features=n_features, width_or_classes=max(self._classes.shape))
+        random = np.random.default_rng(check.integer("seed", seed, 0, 2**64 - 1))
         self._directions = random.standard_normal((n_features, self._classes.shape[1])).astype(np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
             exponents = self._classes @ self._directions.T
@@ -572,11 +573,12 @@ class LSHSampler(_ClassSampler):
     def __init__(self, classes, n_bits=4, n_tables=16, uniform=0.1, seed=0):
         super().__init__(classes)
         n_bits, n_tables = check.integer("n_bits", n_bits, 1, 16), check.integer("n_tables", n_tables, 1)
+        check.elements(n_tables=n_tables, size=max(self.n_classes, n_bits * self._classes.shape[1], 2**n_bits + 1))
         check.number("uniform", uniform, 0, 1)
         if uniform == 0:
             raise ValueError("uniform must be above 0: without it most classes would have probability 0")
         self._uniform = np.float32(uniform)
-        random = np.random.default_rng(check.integer("seed", seed, 0))
+        random = np.random.default_rng(check.integer("seed", seed, 0, 2**64 - 1))
         self._planes = random.standard_normal((n_tables, n_bits, self._classes.shape[1])).astype(np.float32)
         codes, n_buckets = self._codes(self._classes), 2**n_bits
         indptr = np.zeros((n_tables, n_buckets + 1), np.int32)

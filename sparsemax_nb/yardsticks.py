@@ -152,11 +152,12 @@ class DSoftmax(_CPULayer):
     def _build(self, w, bias):
         counts, shares, widths = self._options
         del self._options
-        shares = [_positive("shares", share) for share in shares]
+        shares = [_positive("shares", share) for share in check.sequence("shares", shares, "numbers")]
         if not math.isclose(sum(shares), 1, abs_tol=1e-6):
             raise ValueError(f"shares must sum to 1, got {sum(shares):g}; divide them by their sum")
         if widths is None:
             widths = [max(1, self.width >> i) for i in range(len(shares))]
+        widths = check.sequence("widths", widths, "integers")
         if len(widths) != len(shares):
             raise ValueError(f"widths must be as many as shares, {len(shares)}, got {len(widths)}")
         self.widths = tuple(check.integer("widths", r, 1, self.width, " (the width of w)") for r in widths)

@@ -210,7 +210,7 @@ def test_read_only_array():
 @pytest.mark.parametrize(
     ("table", "ids", "gradient", "error", "message"),
     [
-        ((5, 7), np.zeros(1, np.int64), (1, 7), TypeError, "row_ids must be int32, got int64"),
+        ((5, 7), np.zeros(1), (1, 7), TypeError, "row_ids must hold integers, got float64"),
         ((5, 7), np.zeros((1, 1), np.int32), (1, 7), ValueError, "row_ids must have shape (n,), got (1, 1)"),
         ((5, 7), np.zeros(1, np.int32), (2, 7), ValueError, "gradient must have shape (1, 7), got (2, 7)"),
         ((5, 7), np.zeros(1, np.int32), (1, 6), ValueError, "gradient must have shape (1, 7), got (1, 6)"),

@@ -213,7 +213,7 @@ def put(value):
         (2, put(N_CLASSES), ValueError, rf"targets must lie in \[0, {N_CLASSES}\), got {N_CLASSES}"),
         (2, lambda a: a[:3].copy(), ValueError, r"targets must have shape \(7,\)"),
         (3, put(N_CLASSES), ValueError, rf"ids must lie in \[0, {N_CLASSES}\), got {N_CLASSES}"),
-        (3, lambda a: a.astype(np.int64), TypeError, "ids must be int32, got int64"),
+        (3, lambda a: a.astype(np.float64), TypeError, "ids must hold integers, got float64"),
         (3, lambda a: a[:, :0].copy(), ValueError, "the number of samples"),
         (4, put(-np.inf), ValueError, "log_q must be finite"),
         (4, lambda a: a[:, :3].copy(), ValueError, "log_q must have shape"),

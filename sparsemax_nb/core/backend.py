@@ -120,7 +120,7 @@ def cuda_available():
 
 def resolve_device(device="auto"):
     """Turn 'auto', 'cpu' or 'cuda' into 'cpu' or 'cuda'; RuntimeError where 'cuda' is asked for and can not run."""
-    if device not in ("auto", "cpu", "cuda"):
+    if not isinstance(device, str) or device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', got {device!r}")
     if device == "cuda" and not cuda_available():
         raise RuntimeError(f"device='cuda' can not be used: {cuda_problem()}; use device='cpu'")
@@ -177,13 +177,21 @@ def address(array):
 LINE = 64
 
 
+def _allocated(make, shape, dtype):
+    """``make(shape, dtype)``; MemoryError also for sizes that are none to NumPy."""
+    try:
+        return make(shape, dtype)
+    except (ValueError, MemoryError) as error:
+        raise MemoryError(f"unable to allocate an array of shape {shape} and type {np.dtype(dtype)}: {error}") from error
+
+
 def aligned(make, shape, dtype=np.float32):
     """``make(shape, dtype)`` (np.empty or np.zeros) at a multiple of 64 bytes.
 
     NumPy's own arrays begin 16 bytes into a cache line: every vector would straddle two lines and be read twice.
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    buffer = make(size + LINE - 1, np.uint8)
+    buffer = _allocated(make, size + LINE - 1, np.uint8)
     start = -buffer.ctypes.data % LINE
     return buffer[start : start + size].view(dtype).reshape(shape)
 
@@ -191,14 +199,14 @@ def aligned(make, shape, dtype=np.float32):
 def empty(shape, dtype, device):
     """Uninitialised array on `device`; a matrix on the CPU begins with a cache line."""
     if device == "cpu":
-        return aligned(np.empty, shape, dtype) if isinstance(shape, tuple) else np.empty(shape, dtype)
+        return aligned(np.empty, shape, dtype) if isinstance(shape, tuple) else _allocated(np.empty, shape, dtype)
     array = xp.empty(shape, dtype)
     return array.view(SimArray) if SIMULATOR else array
 
 
 def zeros(shape, dtype, device):
     """Array of zeros on `device`."""
-    array = module_of(device).zeros(shape, dtype)
+    array = _allocated(module_of(device).zeros, shape, dtype)
     return array.view(SimArray) if SIMULATOR and device == "cuda" else array
 
 

@@ -72,15 +72,36 @@ def check_structure(matrix):
     check.below("indices", matrix.indices[: indptr[-1]], width)
 
 
-def valid_csr(name, matrix):
-    """A SciPy sparse matrix as valid, finite CSR; not copied where it is CSR."""
+def own_csr(name, matrix):
+    """A SciPy sparse matrix of numbers as a valid CSR matrix of one's own around the same arrays; of other formats a copy.
+
+    SciPy sorts, prunes and sums in place, and notes in the matrix what it did: the caller's must stay as it is. Whoever
+    changes indices or data copies them first.
+    """
+    if not scipy.sparse.issparse(matrix):
+        fix = f"; use scipy.sparse.csr_matrix({name})" if isinstance(matrix, (np.ndarray, list)) else ""
+        raise TypeError(f"{name} must be a SciPy sparse matrix, got {type(matrix).__name__}{fix}")
+    if matrix.ndim != 2:
+        raise ValueError(f"{name} must be a matrix, got shape {matrix.shape}")
+    if matrix.dtype.kind not in "biuf":
+        part = ".real" if matrix.dtype.kind == "c" else ""
+        raise TypeError(f"{name} must hold real numbers, got {matrix.dtype}; use {name}{part}.astype(np.float32)")
     try:
         if matrix.format in ("csr", "csc"):
             check_structure(matrix)
         matrix = matrix.tocsr()
+        dtype = np.float32 if matrix.dtype == np.float16 else matrix.dtype.newbyteorder("=")  # as SciPy can compute with
+        data = matrix.data.astype(dtype, copy=False)
+        matrix = type(matrix)((data, matrix.indices, matrix.indptr), shape=matrix.shape)
         matrix.check_format(full_check=True)
-    except ValueError as error:
+    except (ValueError, TypeError, IndexError) as error:
         raise ValueError(f"{name} is no valid CSR matrix: {error}") from error
+    return matrix
+
+
+def valid_csr(name, matrix):
+    """A SciPy sparse matrix as valid, finite CSR of one's own; arrays are not copied where it is CSR."""
+    matrix = own_csr(name, matrix)
     chunk = 1 << 20
     for start in range(0, matrix.nnz, chunk):
         finite = np.isfinite(matrix.data[start : start + chunk])
@@ -90,11 +111,23 @@ def valid_csr(name, matrix):
     return matrix
 
 
-def as_ones(name, matrix):
-    """A SciPy sparse matrix as canonical CSR: float32 ones where an entry is not zero; errors as for `valid_csr`."""
-    matrix = (valid_csr(name, matrix) != 0).astype(np.float32)
-    matrix.sum_duplicates()
-    return matrix
+def as_ones(name, matrix, keep_order=False):
+    """A SciPy sparse matrix as canonical CSR: float32 ones where an entry is not zero; errors as for `valid_csr`.
+
+    Entries that are stored twice are summed first. Nothing is written to the arrays of `matrix`. With `keep_order`, ids
+    that no row stores twice stay in the order in which they are stored.
+    """
+    matrix = valid_csr(name, matrix)
+    if not matrix.has_canonical_format:
+        summed = matrix.copy()
+        summed.sum_duplicates()
+        matrix = matrix if keep_order and summed.nnz == matrix.nnz else summed
+    if not matrix.data.all():
+        matrix = matrix.copy()
+        matrix.eliminate_zeros()
+    # kernels would be compiled anew for read-only arrays
+    indices, indptr = (a if a.flags.writeable else a.copy() for a in (matrix.indices, matrix.indptr))
+    return type(matrix)((np.ones(matrix.nnz, np.float32), indices, indptr), shape=matrix.shape)
 
 
 def as_rows(matrix, device):
@@ -141,23 +174,19 @@ def as_labels(labels, n_rows, device, n_labels, name="labels"):
             raise TypeError(
                 f"{name} is a SciPy matrix on cpu, the other arrays live on cuda; pass Labels(indptr, indices) on cuda"
             )
-        matrix = labels if labels.format == "csr" else labels.tocsr()
-        if not matrix.data.all():
-            matrix = matrix.copy()
-            matrix.eliminate_zeros()
-        labels = Labels(matrix.indptr.astype(np.int32, copy=False), matrix.indices.astype(np.int32, copy=False))
+        matrix = as_ones(name, labels, keep_order=True)
+        labels = Labels(matrix.indptr, matrix.indices)
     if not (isinstance(labels, tuple) and len(labels) == 2):
         raise TypeError(
             f"{name} must be a SciPy CSR matrix or Labels(indptr, indices), got {type(labels).__name__}; "
             "scipy.sparse.csr_matrix(y) makes one of a 0/1 matrix"
         )
     indptr, indices = labels
-    indptr = check.array(f"{name}.indptr", indptr, np.int32, (n_rows + 1,))
-    indices = check.array(f"{name}.indices", indices, np.int32, ("n",))
-    found = {check.same_device(indptr=indptr, indices=indices), device}
-    if len(found) > 1:
-        raise TypeError(f"{name} must live on {device} like the other arrays, got {backend.device_of(indptr)}")
-    return Labels(indptr, indices)
+    found = check.same_device(**{f"{name}.indptr": indptr, f"{name}.indices": indices})
+    if found != device:
+        raise TypeError(f"{name} must live on {device} like the other arrays, got {found}")
+    indptr = check.integers(f"{name}.indptr", indptr, (n_rows + 1,))
+    return Labels(indptr, check.integers(f"{name}.indices", indices, ("n",)))
 
 
 def sorted_keys(labels, n_labels, name="labels"):
@@ -193,9 +222,8 @@ def as_targets(targets, n_rows, device, n_classes, ignore_index=None):
         labels = as_labels(targets, n_rows, device, n_classes, "targets")
         sorted_keys(labels, n_classes, "targets")
         return labels
-    targets = check.array("targets", targets, np.int32, (n_rows,))
+    targets = check.integers("targets", targets, (n_rows,), n_classes if ignore_index is None else None)
     if ignore_index is None:
-        check.below("targets", targets, n_classes)
         return Labels(backend.asarray(backend.module_of(device).arange(n_rows + 1), device, np.int32), targets)
     counted = targets != ignore_index
     wrong = counted & ((targets < 0) | (targets >= n_classes))

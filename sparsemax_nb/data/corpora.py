@@ -6,6 +6,7 @@ from pathlib import Path
 
 import scipy.sparse
 
+from ..core import check
 from .arrays import read_arrays
 from .readers import DataError, XCData, read_names, read_xc
 
@@ -161,10 +162,11 @@ def _columns(part):
 
 def find_folder(name_or_dir, bundled):
     """Name and folder of a corpus that is one of the names `bundled`, or a directory; FileNotFoundError where it is neither."""
+    path = check.path("name_or_dir", name_or_dir)
     if name_or_dir in bundled:
         name, folder = name_or_dir, importlib.resources.files(__package__) / "bundled" / name_or_dir
     else:
-        folder = Path(name_or_dir)
+        folder = path
         name = folder.resolve().name
     if not folder.is_dir():
         raise FileNotFoundError(f"{str(folder)!r} is neither bundled ({', '.join(bundled)}) nor a directory")

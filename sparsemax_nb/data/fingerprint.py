@@ -4,6 +4,7 @@ import hashlib
 
 import numpy as np
 
+from ..core import check
 from .readers import check_csr
 
 CHUNK = 2**24  # bytes that are converted and hashed in one go
@@ -48,6 +49,7 @@ def fingerprint(features, labels):
     digest = hashlib.blake2b(digest_size=16)
     for name, value in (("features", features), ("labels", labels)):
         if isinstance(value, np.ndarray):
+            check.same_device(**{name: value})
             _update(digest, name, value)
         else:
             check_csr(name, value)

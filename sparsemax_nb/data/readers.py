@@ -3,6 +3,7 @@
 import codecs
 import contextlib
 import gzip
+import importlib.resources.abc
 import itertools
 import lzma
 import numbers
@@ -16,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse
 
-from ..core import files
+from ..core import check, files
+from ..core.sparse import own_csr
 
 OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 #: What a compressed file starts with, whatever its name.
@@ -115,8 +117,9 @@ def read_xc(path, *, n_points=None):
     >>> data.labels.indices
     array([1, 3], dtype=int32)
     """
-    if n_points is not None and not (isinstance(n_points, numbers.Integral) and n_points >= 0):
-        raise ValueError(f"n_points must be a non-negative integer or None, got {n_points!r}")
+    is_integer = isinstance(n_points, numbers.Integral) and not isinstance(n_points, bool)
+    if n_points is not None and not (is_integer and n_points >= 0):
+        raise ValueError(f"n_points must be a non-negative integer or None, got {check.shown(n_points)}")
     with contextlib.closing(read_lines(path)) as lines:
         promised, n_features, n_labels = _header(path, next(lines, None))
         wanted = promised if n_points is None else min(promised, n_points)
@@ -166,7 +169,7 @@ def write_xc(path, features, labels):
     ...     path.read_text()
     '1 3 2\\n1 0:2 2:0.5\\n'
     """
-    path = Path(path)
+    path = check.path("path", path)
     features, labels = _canonical("features", features), _canonical("labels", labels)
     if features.shape[0] != labels.shape[0]:
         raise ValueError(f"features and labels must have as many rows, got {features.shape[0]} and {labels.shape[0]}")
@@ -238,7 +241,8 @@ def read_lines(path):
     no text that can be read in reasonable time: UTF-16, lines that are too long, blank lines without end, a small compressed
     file that unpacks to very much.
     """
-    path = Path(path) if isinstance(path, (str, os.PathLike)) else path  # a resource in a zip file is not PathLike
+    is_resource = isinstance(path, importlib.resources.abc.Traversable)  # one in a zip file is not PathLike
+    path = path if is_resource else check.path("path", path)
     number = 0
     try:
         with path.open("rb") as packed, _unpacked(packed) as stream:
@@ -410,7 +414,7 @@ def _check_ids(where, kind, tokens, n):
 def _canonical(name, matrix):
     """`matrix` with ascending ids in each row; errors where it is not CSR or holds an entry twice."""
     check_csr(name, matrix)
-    matrix = matrix.sorted_indices()
+    matrix = own_csr(name, matrix).sorted_indices()
     if not matrix.has_canonical_format:
         raise ValueError(f"{name} must hold no entry twice; use {name}.sum_duplicates()")
     return matrix

@@ -78,7 +78,9 @@ def load_sequences(path, min_count=1, vocabulary=None):
     (('tea', 'milk'), array([0, 3, 3, 5]), array([0, 1, 0, 1, 0], dtype=int32))
     """
     check.integer("min_count", min_count, 1)
-    path = Path(path)
+    path = check.path("path", path)
+    if not isinstance(vocabulary, (Vocabulary, type(None))):
+        raise TypeError(f"vocabulary must be a Vocabulary or None, got {type(vocabulary).__name__}")
     file = _find(path)
     numbering = Numbering()
     numbers, ends = numbering.read(file)
@@ -123,6 +125,11 @@ def leave_last_out(sequences):
     train, valid, test : Sequences
         With as many sequences, some of which may be empty.
 
+    Raises
+    ------
+    TypeError, ValueError
+        No `Sequences`; an indptr that does not fit the items.
+
     Examples
     --------
     >>> import numpy as np
@@ -132,12 +139,19 @@ def leave_last_out(sequences):
     >>> [part.items.tolist() for part in leave_last_out(sequences)]
     [[0], [0, 1, 1], [0, 1, 2, 1, 0]]
     """
-    lengths = np.diff(sequences.indptr)
+    if not isinstance(sequences, Sequences):
+        raise TypeError(f"sequences must be Sequences, got {type(sequences).__name__}")
+    items = check.integers("sequences.items", sequences.items, ("m",))
+    starts = check.integers("sequences.indptr", sequences.indptr, ("n",), dtype=np.int64)
+    if not len(starts) or starts[0] != 0 or starts[-1] != len(items) or (starts[1:] < starts[:-1]).any():
+        raise ValueError(f"sequences.indptr must rise from 0 to len(sequences.items) = {len(items)}")
+    lengths = np.diff(starts)
 
     def without(n):
         kept = np.maximum(lengths - n, 0)
-        within = np.arange(len(sequences.items)) - np.repeat(sequences.indptr[:-1], lengths)
-        items = sequences.items[within < np.repeat(kept, lengths)]
-        return replace(sequences, indptr=np.concatenate([[0], kept.cumsum()]), items=items)
+        within = np.arange(len(items)) - np.repeat(starts[:-1], lengths)
+        return replace(
+            sequences, indptr=np.concatenate([[0], kept.cumsum()]), items=items[within < np.repeat(kept, lengths)]
+        )
 
     return without(2), without(1), sequences

@@ -6,12 +6,15 @@ import numbers
 import numpy as np
 import scipy.sparse
 
+from ..core import check
 from .readers import XCData
 
 WORDS_PER_LABEL = 4
 NOISE = 0.25
 LABEL_EXPONENT = 1.0
 ROUNDS = 1000
+#: Of contexts in `hierarchy`: 4 TiB.
+MOST_NUMBERS = 2**40
 
 
 def power_law_labels(n_rows, n_labels, labels_per_row, exponent, seed):
@@ -33,8 +36,8 @@ def power_law_labels(n_rows, n_labels, labels_per_row, exponent, seed):
 
     Raises
     ------
-    ValueError
-        An argument out of range, or labels so rare that the draws do not come to an end.
+    TypeError, ValueError
+        An argument of the wrong type or out of range, or labels so rare that the draws do not come to an end.
 
     Examples
     --------
@@ -45,9 +48,10 @@ def power_law_labels(n_rows, n_labels, labels_per_row, exponent, seed):
     True
     """
     _check_sizes(n_rows=n_rows, n_labels=n_labels, labels_per_row=labels_per_row)
-    if not (np.isfinite(exponent) and exponent >= 0):
+    if isinstance(exponent, float) and not (math.isfinite(exponent) and exponent >= 0):
         raise ValueError(f"exponent must be finite and not negative, got {exponent}")
-    rng = np.random.default_rng(seed)
+    exponent = check.number("exponent", exponent, 0, math.inf)
+    rng = _generator(seed)
     return _label_matrix(_draw_labels(n_rows, n_labels, labels_per_row, exponent, rng), n_labels)
 
 
@@ -72,8 +76,8 @@ def bag_of_words(n_rows, n_features, words_per_row, n_labels, labels_per_row, se
 
     Raises
     ------
-    ValueError
-        An argument out of range, or labels so rare that the draws do not come to an end.
+    TypeError, ValueError
+        An argument of the wrong type or out of range, or labels so rare that the draws do not come to an end.
 
     Examples
     --------
@@ -83,7 +87,7 @@ def bag_of_words(n_rows, n_features, words_per_row, n_labels, labels_per_row, se
     """
     _check_sizes(n_rows=n_rows, n_labels=n_labels, labels_per_row=labels_per_row)
     _check_sizes(n_rows=n_rows, n_features=n_features, words_per_row=words_per_row)
-    rng = np.random.default_rng(seed)
+    rng = _generator(seed)
     words_of = rng.integers(n_features, size=(n_labels, WORDS_PER_LABEL))
     ids = _draw_labels(n_rows, n_labels, labels_per_row, LABEL_EXPONENT, rng)
     shape = (n_rows, words_per_row)
@@ -124,8 +128,8 @@ def hierarchy(n_super, n_sub, n_points, width, seed):
 
     Raises
     ------
-    ValueError
-        An argument out of range.
+    TypeError, ValueError
+        An argument of the wrong type or out of range.
 
     Notes
     -----
@@ -141,9 +145,10 @@ def hierarchy(n_super, n_sub, n_points, width, seed):
     True
     """
     _check_sizes(n_points, "n_points", n_super=n_super, n_sub=n_sub, width=width)
-    random, n_classes = np.random.default_rng(seed), n_super * n_sub
+    random, n_classes = _generator(seed), n_super * n_sub
     if n_classes >= 2**31:
         raise ValueError(f"n_super n_sub must be below 2**31, got {n_super} x {n_sub}")
+    check.elements(MOST_NUMBERS, n_points=n_points, n_classes=n_classes, width=width)
     means = np.float32(math.sqrt(1 / 10)) * random.standard_normal((n_super, n_sub, width), np.float32)
     means += random.standard_normal((n_super, 1, width), np.float32)
     means = means.reshape(n_classes, width)
@@ -186,5 +191,12 @@ def _label_matrix(ids, n_labels):
 def _check_sizes(n_rows, rows="n_rows", **sizes):
     """ValueError for what is no integer, below 0 (`n_rows`, which the message calls `rows`) or below 1 (everything else)."""
     for name, size, low in [(rows, n_rows, 0), *((name, size, 1) for name, size in sizes.items())]:
-        if not isinstance(size, numbers.Integral) or size < low:
-            raise ValueError(f"{name} must be an integer of at least {low}, got {size!r}")
+        if isinstance(size, (bool, np.bool_)) or not isinstance(size, numbers.Integral) or size < low:
+            raise ValueError(f"{name} must be an integer of at least {low}, got {check.shown(size)}")
+        check.integer(name, int(size), low, 2**31 - 1)
+    for name in sizes.keys() & {"labels_per_row", "words_per_row"}:
+        check.elements(**{rows: n_rows, name: sizes[name]})
+
+
+def _generator(seed):
+    return np.random.default_rng(check.integer("seed", seed, 0, 2**64 - 1))

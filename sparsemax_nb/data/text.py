@@ -325,10 +325,8 @@ class Vocabulary:
         TypeError, ValueError
             Ids that are no integers; an id out of range.
         """
-        ids = np.asarray(ids)
-        if ids.size and ids.dtype.kind not in "iu":
-            raise TypeError(f"ids must be integers, got {ids.dtype}; use ids.astype(np.int32)")
-        check.below("ids", ids, len(self.words))
+        ids = np.ascontiguousarray(check.on_host("ids", ids))
+        ids = check.integers("ids", ids, ("n",), len(self.words)) if ids.size else np.zeros(0, np.int32)
         return [self.words[number] for number in ids.tolist()]
 
 
@@ -400,6 +398,9 @@ def load_text(name_or_dir, min_count=1, vocabulary=None, raw=False):
     '<unk> = <eos> <eos> Robert <unk> is an English'
     """
     check.integer("min_count", min_count, 1)
+    raw = check.flag("raw", raw)
+    if not isinstance(vocabulary, (Vocabulary, type(None))):
+        raise TypeError(f"vocabulary must be a Vocabulary or None, got {type(vocabulary).__name__}")
     name, folder = find_folder(name_or_dir, BUNDLED)
     numbering = Numbering()
     parts = _read_parts(folder, numbering, raw if vocabulary is None else vocabulary.raw)

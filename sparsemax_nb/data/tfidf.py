@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 
+from ..core.sparse import own_csr
 from .readers import check_csr
 
 BLOCK = 2**20  # entries that `fit` looks at in one go
@@ -68,6 +69,7 @@ class Tfidf:
             X is not CSR, not finite, negative somewhere, or (`sublinear`) holds other numbers than counts.
         """
         check_csr("X", X)
+        X = own_csr("X", X)  # noqa: N806
         df = np.zeros(X.shape[1], np.int64)
         for start, stop in _row_blocks(X.indptr):
             block = self._checked(X[start:stop])
@@ -163,6 +165,7 @@ def first_non_count(X):
 def _non_negative(X):
     """X where it stores no entry twice and no zeros, else a float64 copy without; errors where a value is no amount."""
     check_csr("X", X)
+    X = own_csr("X", X)  # noqa: N806
     clean = X.has_canonical_format and X.data.all()
     if not clean:
         X = X.astype(np.float64, copy=True)

@@ -593,6 +593,7 @@ class Classifier(SampledEstimator):
             No room on disk, or another reason why the file cannot be written; a file that is there stays as it was.
         """
         self._check_fitted()
+        check.path("path", path)
         label_names = self.label_names_ if label_names is None else label_names
         if isinstance(label_names, (str, bytes)):
             raise TypeError(
@@ -632,6 +633,7 @@ class Classifier(SampledEstimator):
         FileNotFoundError, ModelFileError
             No such file; truncated, damaged, foreign, of another kind or version.
         """
+        check.path("path", path)
         device = backend.resolve_device(device)
         arrays, about = checkpoint.load(path, cls.kind)
         with checkpoint.whole(path, "Classifier"):

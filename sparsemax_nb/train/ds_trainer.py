@@ -39,6 +39,10 @@ DESCRIPTION = description.record(
 )  # fmt: skip
 
 
+#: More are a mistake: each expert takes a row of the gate, and a stage of training twice as many as the one before.
+MOST_EXPERTS = 1 << 20
+
+
 class DSSoftmax(Estimator):
     """A sparse mixture of sparse experts, fitted to contexts and their targets; answers top-k at a fraction of the cost.
 
@@ -113,7 +117,10 @@ class DSSoftmax(Estimator):
 
     def _check_params(self):
         first = check.integer("first_experts", self.first_experts, 1)
+        check.flag("progress", self.progress)
         n_experts, below = check.integer("n_experts", self.n_experts, first), first
+        if n_experts > MOST_EXPERTS:
+            raise ValueError(f"n_experts must be at most {MOST_EXPERTS}, got {n_experts}")
         while 2 * below <= n_experts:
             below *= 2
         if below != n_experts:
@@ -138,7 +145,7 @@ class DSSoftmax(Estimator):
         ----------
         contexts : (N, d) float32 or float16 NumPy array
             May be memory-mapped: a batch is read when its turn comes.
-        targets : (N,) int32, or SciPy CSR matrix (N, L)
+        targets : (N,) int32 or other integers, or SciPy CSR matrix (N, L)
             One class, or any number of labels, for each context.
         init : (L, d) float32 NumPy array, optional
             Rows of a trained output layer, which every expert starts with; else they are random, and small.
@@ -210,7 +217,7 @@ class DSSoftmax(Estimator):
         ----------
         contexts : (N, d) float32 or float16
             NumPy; may be memory-mapped.
-        targets : (N,) int32, or SciPy CSR matrix (N, L)
+        targets : (N,) int32 or other integers, or SciPy CSR matrix (N, L)
             As for `fit`.
 
         Returns
@@ -420,7 +427,7 @@ def _named(step):
 
 def _on_the_host(name, array):
     """`array`, or TypeError where it is not NumPy's."""
-    if backend.device_of(array) != "cpu":
+    if check.same_device(**{name: array}) != "cpu":
         raise TypeError(f"{name} must be a NumPy array (batches are moved to the device), got {type(array).__name__}")
     return array
 
@@ -439,9 +446,7 @@ def _checked_data(of, contexts, targets, width="d", n_classes=None):
         if targets.shape != shape:
             raise ValueError(f"{of}targets must have shape {shape} like the contexts, got {targets.shape}")
         return contexts, as_ones(f"{of}targets", targets)
-    targets = check.array(f"{of}targets", _on_the_host(f"{of}targets", targets), np.int32, (n_rows,))
-    if n_classes is not None:
-        check.below(f"{of}targets", targets, n_classes)
+    targets = check.integers(f"{of}targets", _on_the_host(f"{of}targets", targets), (n_rows,), n_classes)
     return contexts, targets
 
 

@@ -113,6 +113,9 @@ class Estimator:
 
     @staticmethod
     def _check_checkpoint_path(path, resume):
+        check.flag("resume", resume)
+        if path is not None:
+            check.path("checkpoint_path", path)
         if path is None and resume:
             raise ValueError("resume needs checkpoint_path, the file to continue from")
         if path is not None:
@@ -181,8 +184,8 @@ class SampledEstimator(Estimator):
         check.choice("sampler", self.sampler, SAMPLERS)
         check.choice("residual", self.residual, RESIDUALS)
         check.choice("correction", self.correction, CORRECTIONS)
-        if not isinstance(self.mask_hits, (bool, np.bool_)):
-            raise TypeError(f"mask_hits must be True or False, got {self.mask_hits!r}")
+        for name in ("mask_hits", "progress"):
+            check.flag(name, getattr(self, name))
         for name in ("patience", "stop_after", "batch_size", "epochs", "n_samples", "n_codewords"):
             check.integer(name, getattr(self, name), 1)
         if self.index_every is not None:

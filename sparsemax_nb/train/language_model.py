@@ -21,6 +21,7 @@ from .language_network import LanguageNetwork, parameter_shapes
 from .softmax import Negatives
 
 DECAYS = "plateau", "linear"
+#: Of LSTM layers; more are a mistake.
 MOST_LAYERS = 1000
 #: The cut-off of the ranking metrics, beside top-1 and top-5.
 K = 10
@@ -164,7 +165,7 @@ class LanguageModel(SampledEstimator):
 
         Parameters
         ----------
-        tokens : (n,) int32, or Sequences
+        tokens : (n,) int32 or other integers, or Sequences
             Words by number; in memory or memory-mapped.
         vocabulary : Vocabulary, optional
             What the numbers mean (of `Sequences`: theirs). It is saved with the model.
@@ -235,7 +236,7 @@ class LanguageModel(SampledEstimator):
                 raise ValueError(f"n_words must be the length of the vocabulary, {len(vocabulary)}, got {n_words}")
             return len(vocabulary)
         if n_words is None:
-            tokens = check.array("tokens", _items(tokens), np.int32, ("n",))
+            tokens = check.integers("tokens", _items(tokens), ("n",))
             return int(tokens.max()) + 1 if len(tokens) else 1
         return check.integer("n_words", n_words, 1)
 
@@ -250,9 +251,8 @@ class LanguageModel(SampledEstimator):
                 f"{name} must be a NumPy array, got one on cuda: a text stays on the host; use cupy.asnumpy"
             )
         if hasattr(tokens, "indptr"):
-            items = check.array(f"{name}.items", tokens.items, np.int32, ("m",))
-            check.below(f"{name}.items", items, n_words)
-            indptr = check.array(f"{name}.indptr", tokens.indptr, np.int64, ("n",))
+            items = check.integers(f"{name}.items", tokens.items, ("m",), n_words)
+            indptr = check.integers(f"{name}.indptr", tokens.indptr, ("n",), dtype=np.int64)
             if not len(indptr) or indptr[0] != 0 or indptr[-1] != len(items) or (np.diff(indptr) < 0).any():
                 raise ValueError(f"{name}.indptr must rise from 0 to len({name}.items) = {len(items)}")
             lines = SeparateLines(
@@ -263,8 +263,7 @@ class LanguageModel(SampledEstimator):
                     f"{name} must hold a sequence of two items or more: of one there is nothing to predict"
                 )
             return lines
-        tokens = check.array(name, tokens, np.int32, ("n",))
-        check.below(name, tokens, n_words)
+        tokens = check.integers(name, tokens, ("n",), n_words)
         if len(tokens) < 2:
             raise ValueError(
                 f"{name} must hold two tokens or more, got {len(tokens)}: each is predicted from those before"
@@ -284,7 +283,7 @@ class LanguageModel(SampledEstimator):
 
         Parameters
         ----------
-        tokens : (n,) int32, or Sequences
+        tokens : (n,) int32 or other integers, or Sequences
             Words by number.
 
         Returns
@@ -307,7 +306,7 @@ class LanguageModel(SampledEstimator):
 
         Parameters
         ----------
-        tokens : (n,) int32, or Sequences
+        tokens : (n,) int32 or other integers, or Sequences
             Words by number.
 
         Returns
@@ -326,7 +325,7 @@ class LanguageModel(SampledEstimator):
 
         Parameters
         ----------
-        tokens : (n,) int32 or Sequences
+        tokens : (n,) int32 or other integers, or Sequences
             Of a text, all tokens but the first are predicted; of sequences, the last of each.
         out : path, or (N, width) float32 or float16 array, optional
             A path gets a .npy file of float16, which is returned memory-mapped: it may be larger than memory.
@@ -360,7 +359,7 @@ class LanguageModel(SampledEstimator):
 
         Parameters
         ----------
-        tokens : (n,) int32, or Sequences
+        tokens : (n,) int32 or other integers, or Sequences
             Words by number.
         every : bool
             Of sequences, all items that training predicts, not the last alone.
@@ -389,7 +388,7 @@ class LanguageModel(SampledEstimator):
 
         Parameters
         ----------
-        prompt : str, or (n,) int32
+        prompt : str, or (n,) int32 or other integers
             Words divided by blanks, for a model with a vocabulary; those it does not know count as `<unk>`. Or tokens.
         n_words : int
             Words to be drawn.
@@ -418,7 +417,7 @@ class LanguageModel(SampledEstimator):
         check.integer("seed", seed, 0, 2**64 - 1)
         top_k = self.n_words_ if top_k is None else check.integer("top_k", top_k, 1)
         is_text = isinstance(prompt, str)
-        tokens = self._encode(prompt) if is_text else check.array("prompt", _plain(prompt), np.int32, ("n",))
+        tokens = self._encode(prompt) if is_text else check.integers("prompt", _plain(prompt), ("n",))
         if not len(tokens):
             raise ValueError("prompt must hold at least one word")
         check.below("prompt", tokens, self.n_words_)
@@ -479,6 +478,7 @@ class LanguageModel(SampledEstimator):
             No such folder, no room on disk, or another reason; a file that is there stays as it was.
         """
         self._check_fitted()
+        check.path("path", path)
         arrays = {name: backend.to_numpy(array) for name, array in self.network_.parameters.items()}
         words, raw = (None, False) if self.vocabulary_ is None else (list(self.vocabulary_.words), self.vocabulary_.raw)
         about = {
@@ -505,6 +505,7 @@ class LanguageModel(SampledEstimator):
         FileNotFoundError, ModelFileError
             No such file; truncated, damaged, foreign, of another kind or version.
         """
+        check.path("path", path)
         device = backend.resolve_device(device)
         arrays, about = checkpoint.load(path, cls.kind)
         with checkpoint.whole(path, "LanguageModel"):

@@ -3,26 +3,38 @@
 import numpy as np
 
 from ..core import check
+from ..core.sparse import as_ones
 
 
-def _truth(labels):
-    """The entries that are not zero, as a boolean CSR matrix."""
-    truth = labels.tocsr(copy=True)
-    truth.sum_duplicates()
-    truth.eliminate_zeros()
-    return truth.astype(bool)
+def _checked(ids, labels, k):
+    """The first k predicted ids, (n, k) int32, and the true labels as canonical CSR, checked against each other."""
+    if check.same_device(ids=ids) != "cpu":
+        raise TypeError("ids must be a NumPy array, got one on cuda; use cupy.asnumpy(ids)")
+    ids = check.integers("ids", ids, ("n", "k"))
+    k = check.integer("k", k, 1, ids.shape[1], " (the width of ids)")
+    truth = as_ones("labels", labels)
+    if truth.shape[0] != ids.shape[0]:
+        raise ValueError(f"labels must have {ids.shape[0]} rows like ids, got {truth.shape[0]}")
+    if ids.size and not -1 <= int(ids.min()) <= int(ids.max()) < truth.shape[1]:
+        raise ValueError(
+            f"ids must lie in [0, {truth.shape[1]}), the columns of labels, or be -1, got {int(ids.min())} to {int(ids.max())}"
+        )
+    return np.ascontiguousarray(ids[:, :k]), truth
+
+
+def _hits(ids, truth):
+    """(n, k) bool: is the predicted id a true label of its row?"""
+    if not ids.size or not truth.shape[1]:
+        return np.zeros(ids.shape, bool)
+    rows = np.repeat(np.arange(ids.shape[0]), ids.shape[1])
+    flat = ids.reshape(-1)
+    hits = np.asarray(truth[rows, np.maximum(flat, 0)]).reshape(-1) != 0
+    return (hits & (flat >= 0)).reshape(ids.shape)
 
 
 def hits_at_k(ids, labels, k):
-    """(n, k) bool: is the predicted id a true label of its row?"""
-    ids = np.ascontiguousarray(check.array("ids", ids, np.int32, ("n", "k"))[:, :k])
-    if labels.shape[0] != ids.shape[0]:
-        raise ValueError(f"labels must have {ids.shape[0]} rows like ids, got {labels.shape[0]}")
-    truth = _truth(labels)
-    rows = np.repeat(np.arange(ids.shape[0]), ids.shape[1])
-    flat = ids.reshape(-1)
-    hits = np.asarray(truth[rows, np.maximum(flat, 0)]).reshape(-1)
-    return (hits & (flat >= 0)).reshape(ids.shape)
+    """(n, k) bool: is the predicted id a true label of its row? Errors as for `precision_at_k`."""
+    return _hits(*_checked(ids, labels, k))
 
 
 def precision_at_k(ids, labels, k):
@@ -30,8 +42,8 @@ def precision_at_k(ids, labels, k):
 
     Parameters
     ----------
-    ids : (n, >= k) int32
-        Predicted labels, best first; -1 counts as wrong.
+    ids : (n, >= k) int32 or other integers, NumPy
+        Predicted labels in [0, L), best first; -1 counts as wrong.
     labels : SciPy sparse (n, L)
         True labels: entries that are not zero.
     k : int
@@ -45,7 +57,7 @@ def precision_at_k(ids, labels, k):
     Raises
     ------
     TypeError, ValueError
-        Wrong dtype or shape; other numbers of rows in ids and labels; k out of range.
+        Wrong dtype or shape; other numbers of rows in ids and labels; an id or k out of range; labels that are NaN.
 
     Notes
     -----
@@ -58,8 +70,8 @@ def precision_at_k(ids, labels, k):
     >>> precision_at_k(np.array([[2, 0], [1, 2]], np.int32), scipy.sparse.csr_matrix([[0, 0, 1], [0, 1, 1]]), k=2)
     0.75
     """
-    k = check.integer("k", k, 1, ids.shape[1], " (the width of ids)")
-    return float(hits_at_k(ids, labels, k).mean()) if len(ids) else 0.0
+    hits = hits_at_k(ids, labels, k)
+    return float(hits.mean()) if len(hits) else 0.0
 
 
 def ndcg_at_k(ids, labels, k):
@@ -67,8 +79,8 @@ def ndcg_at_k(ids, labels, k):
 
     Parameters
     ----------
-    ids : (n, >= k) int32
-        Predicted labels, best first; -1 counts as wrong.
+    ids : (n, >= k) int32 or other integers, NumPy
+        Predicted labels in [0, L), best first; -1 counts as wrong.
     labels : SciPy sparse (n, L)
         True labels: entries that are not zero.
     k : int
@@ -82,7 +94,7 @@ def ndcg_at_k(ids, labels, k):
     Raises
     ------
     TypeError, ValueError
-        Wrong dtype or shape; other numbers of rows in ids and labels; k out of range.
+        Wrong dtype or shape; other numbers of rows in ids and labels; an id or k out of range; labels that are NaN.
 
     Notes
     -----
@@ -95,13 +107,13 @@ def ndcg_at_k(ids, labels, k):
     >>> ndcg_at_k(np.array([[2, 0]], np.int32), scipy.sparse.csr_matrix([[0, 0, 1]]), k=2)
     1.0
     """
-    k = check.integer("k", k, 1, ids.shape[1], " (the width of ids)")
+    ids, truth = _checked(ids, labels, k)
     if not len(ids):
         return 0.0
     gains = 1 / np.log2(np.arange(2, k + 2))
-    n_true = np.minimum(np.diff(_truth(labels).indptr), k)
+    n_true = np.minimum(np.diff(truth.indptr), k)
     best = np.append(0, np.cumsum(gains))[n_true]
-    found = hits_at_k(ids, labels, k) @ gains
+    found = _hits(ids, truth) @ gains
     return float(np.divide(found, best, out=np.zeros(len(ids)), where=best > 0).mean())
 
 
@@ -110,8 +122,8 @@ def recall_at_k(ids, labels, k):
 
     Parameters
     ----------
-    ids : (n, >= k) int32
-        Predicted labels, best first; -1 counts as wrong.
+    ids : (n, >= k) int32 or other integers, NumPy
+        Predicted labels in [0, L), best first; -1 counts as wrong.
     labels : SciPy sparse (n, L)
         True labels: entries that are not zero.
     k : int
@@ -125,7 +137,7 @@ def recall_at_k(ids, labels, k):
     Raises
     ------
     TypeError, ValueError
-        Wrong dtype or shape; other numbers of rows in ids and labels; k out of range.
+        Wrong dtype or shape; other numbers of rows in ids and labels; an id or k out of range; labels that are NaN.
 
     Notes
     -----
@@ -138,11 +150,16 @@ def recall_at_k(ids, labels, k):
     >>> recall_at_k(np.array([[2, 0], [1, 0]], np.int32), scipy.sparse.csr_matrix([[0, 0, 1], [0, 1, 1]]), k=2)
     0.75
     """
-    k = check.integer("k", k, 1, ids.shape[1], " (the width of ids)")
+    ids, truth = _checked(ids, labels, k)
     if not len(ids):
         return 0.0
-    found, n_true = hits_at_k(ids, labels, k).sum(1), np.diff(_truth(labels).indptr)
+    found, n_true = _hits(ids, truth).sum(1), np.diff(truth.indptr)
     return float(np.divide(found, n_true, out=np.zeros(len(ids)), where=n_true > 0).mean())
+
+
+def _on_the_host(name, value, n=2**63 - 1):
+    """A checked NumPy array of integers in [0, n), one axis, any layout."""
+    return check.integers(name, np.ascontiguousarray(check.on_host(name, value)), ("n",), n, np.int64)
 
 
 def propensities(label_counts, n_points, a=0.55, b=1.5):
@@ -182,7 +199,7 @@ def propensities(label_counts, n_points, a=0.55, b=1.5):
     """
     n_points = check.integer("n_points", n_points, 3)
     a, b = (check.number(name, value, 0, np.inf, open_ends=True) for name, value in (("a", a), ("b", b)))
-    counts = np.asarray(label_counts)
+    counts = check.on_host("label_counts", label_counts)
     if counts.ndim != 1 or counts.dtype.kind not in "iu":
         raise TypeError(
             f"label_counts must be a 1-D array of integers, got {counts.dtype} of shape {counts.shape}; "
@@ -192,8 +209,12 @@ def propensities(label_counts, n_points, a=0.55, b=1.5):
         raise ValueError(
             f"label_counts must lie between 0 and n_points = {n_points}, got {counts.min()} to {counts.max()}"
         )
-    c = (np.log(n_points) - 1) * (b + 1) ** a
-    return 1 / (1 + c * (counts + b) ** -a)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        c = (np.log(n_points) - 1) * np.float64(b + 1) ** a
+        p = 1 / (1 + c * (counts + b) ** -a)
+    if not (p > 0).all():
+        raise ValueError(f"a and b must give propensities above 0, got a = {a:g} and b = {b:g}; the usual ones are below 3")
+    return p
 
 
 def psp_at_k(ids, labels, propensity, k):
@@ -204,8 +225,8 @@ def psp_at_k(ids, labels, propensity, k):
 
     Parameters
     ----------
-    ids : (n, >= k) int32
-        Predicted labels, best first; -1 counts as wrong.
+    ids : (n, >= k) int32 or other integers, NumPy
+        Predicted labels in [0, L), best first; -1 counts as wrong.
     labels : SciPy sparse (n, L)
         True labels: entries that are not zero.
     propensity : (L,) float64
@@ -221,7 +242,7 @@ def psp_at_k(ids, labels, propensity, k):
     Raises
     ------
     TypeError, ValueError
-        Wrong dtype or shape; other numbers of rows in ids and labels; k out of range; a propensity outside (0, 1].
+        Wrong dtype or shape; other numbers of rows in ids and labels; an id or k out of range; labels that are NaN; a propensity outside (0, 1].
 
     Notes
     -----
@@ -235,14 +256,13 @@ def psp_at_k(ids, labels, propensity, k):
     >>> psp_at_k(np.array([[0], [0]], np.int32), truth, np.array([0.5, 0.25, 0.1]), k=1)  # (2 + 2) / (4 + 2)
     0.6666666666666666
     """
-    k = check.integer("k", k, 1, ids.shape[1], " (the width of ids)")
-    propensity = check.array("propensity", propensity, np.float64, (labels.shape[1],))
+    ids, truth = _checked(ids, labels, k)
+    propensity = check.array("propensity", propensity, np.float64, (truth.shape[1],))
     if not ((propensity > 0) & (propensity <= 1)).all():
         raise ValueError("propensity must lie in (0, 1]; use propensities(label_counts, n_points)")
     if not len(ids):
         return 0.0
-    hits, truth = hits_at_k(ids, labels, k), _truth(labels)
-    found = (1 / propensity[ids[:, :k][hits]]).sum()
+    found = (1 / propensity[ids[_hits(ids, truth)]]).sum()
     gains, rows = 1 / propensity[truth.indices], np.repeat(np.arange(len(ids)), np.diff(truth.indptr))
     gains = gains[np.lexsort((-gains, rows))]
     best = gains[np.arange(len(gains)) - truth.indptr[rows] < k].sum()
@@ -254,7 +274,7 @@ def figures_of_ranks(ranks, k):
 
     Parameters
     ----------
-    ranks : (n,) int32
+    ranks : (n,) int32 or other integers, NumPy
         How many items are ranked before the true one.
     k : int
         At least 1.
@@ -267,7 +287,7 @@ def figures_of_ranks(ranks, k):
     Raises
     ------
     TypeError, ValueError
-        k below 1, or no integer.
+        k below 1, or no integer; ranks that are no integers, or negative.
 
     Examples
     --------
@@ -277,6 +297,7 @@ def figures_of_ranks(ranks, k):
     {'Recall@10': 0.6666666666666666, 'NDCG@10': 0.5}
     """
     check.integer("k", k, 1)
+    ranks = _on_the_host("ranks", ranks)
     found = ranks < k
     gains = found / np.log2(ranks + 2.0)
     return {
@@ -292,15 +313,20 @@ def ranks_by_popularity(counts, targets):
 
     Parameters
     ----------
-    counts : (L,) int array
-        How often each item occurs; NumPy.
-    targets : (n,) int32
-        Items.
+    counts : (L,) array of int or float
+        How often each item occurs, not negative; NumPy.
+    targets : (n,) int32 or other integers
+        Items, in [0, L).
 
     Returns
     -------
     ranks : (n,) int32
         0 for the most frequent item.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Counts that are no numbers, negative or not finite; targets that are no integers, or out of range.
 
     Examples
     --------
@@ -309,6 +335,8 @@ def ranks_by_popularity(counts, targets):
     >>> ranks_by_popularity(np.array([5, 9, 5]), np.array([0, 1, 2], np.int32))
     array([1, 0, 2], dtype=int32)
     """
+    counts = check.amounts("counts", counts)
+    targets = _on_the_host("targets", targets, len(counts))
     ranks = np.empty(len(counts), np.int32)
     ranks[np.argsort(-counts, kind="stable")] = np.arange(len(counts))
     return ranks[targets]
@@ -321,14 +349,19 @@ def unigram_perplexity(counts, tokens):
 
     Parameters
     ----------
-    counts : (L,) int array
-        How often each word occurs in the training text; NumPy.
-    tokens : (n,) int32
-        The text to be predicted.
+    counts : (L,) array of int or float
+        How often each word occurs in the training text, not negative; NumPy.
+    tokens : (n,) int32 or other integers
+        The text to be predicted, in [0, L).
 
     Returns
     -------
     perplexity : float
+
+    Raises
+    ------
+    TypeError, ValueError
+        Counts that are no numbers, negative or not finite; tokens that are no integers, out of range, or none at all.
 
     Notes
     -----
@@ -341,5 +374,8 @@ def unigram_perplexity(counts, tokens):
     >>> round(unigram_perplexity(np.array([3, 3, 3, 3]), np.array([0, 1, 2], np.int32)), 6)
     4.0
     """
+    counts = check.amounts("counts", counts)
+    tokens = _on_the_host("tokens", tokens, len(counts))
+    check.integer("the number of tokens", len(tokens), 1)
     log_p = np.log((counts + 1.0) / (counts.sum() + len(counts)))
     return float(np.exp(-log_p[tokens].mean()))

@@ -73,7 +73,8 @@ def test_refused(call, error, message):
     ("call", "result"),
     [
         (lambda: check.integer("n", np.int64(5), 5, 5), 5),
-        (lambda: check.integer("n", 2**70, 1), 2**70),
+        (lambda: check.integer("n", 2**63 - 1, 1), 2**63 - 1),
+        (lambda: check.integer("n", 2**64 - 1, 0, 2**64 - 1), 2**64 - 1),
         (lambda: check.number("r", np.float32(0.5), 0, 1), 0.5),
         (lambda: check.number("r", 0, 0, 1), 0.0),
         (lambda: check.choice("c", "x", ("x", "y")), "x"),

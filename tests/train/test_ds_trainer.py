@@ -519,7 +519,7 @@ LABELS = label_matrix(6, 5)
         ({"contexts": CONTEXTS[0]}, ValueError, r"contexts must have shape \(N, d\), got \(4,\)"),
         ({"contexts": CONTEXTS[:0], "targets": TARGETS[:0]}, ValueError, "the number of contexts must be at least 1"),
         ({"contexts": np.asfortranarray(CONTEXTS)}, ValueError, "contexts must be C-contiguous"),
-        ({"targets": TARGETS.astype(np.int64)}, TypeError, "targets must be int32, got int64; use targets.astype"),
+        ({"targets": TARGETS.astype(float)}, TypeError, "targets must hold integers, got float64; use targets.astype"),
         ({"targets": TARGETS.tolist()}, TypeError, "targets must be a NumPy array .*, got list"),
         ({"targets": TARGETS[:5]}, ValueError, r"targets must have shape \(6,\), got \(5,\)"),
         ({"targets": TARGETS - 1}, ValueError, r"targets must lie in \[0, 2\), got -1"),

@@ -309,7 +309,7 @@ def test_three_steps_on_cuda(changes):
 @pytest.mark.parametrize(
     ("tokens", "more", "error", "message"),
     [
-        (TEXT.astype(np.int64), {}, TypeError, "tokens must be int32, got int64"),
+        (TEXT.astype(float), {}, TypeError, "tokens must hold integers, got float64"),
         (TEXT.reshape(2, -1), {}, ValueError, r"tokens must have shape \(n,\)"),
         (TEXT[:1], {}, ValueError, "tokens must hold two tokens or more, got 1"),
         (TEXT[:4], {}, ValueError, "more than batch_size = 4 tokens, got 4; use a smaller batch_size"),

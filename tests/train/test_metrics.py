@@ -147,8 +147,9 @@ def test_edges(metric):
         metric(IDS, TRUTH, 4)
     with pytest.raises(ValueError, match="labels must have 3 rows like ids, got 2"):
         metric(IDS, TRUTH[:2], 1)
-    with pytest.raises(TypeError, match="ids must be int32"):
-        metric(IDS.astype(np.int64), TRUTH, 1)
+    assert metric(IDS.astype(np.int64), TRUTH, 1) == metric(IDS, TRUTH, 1)
+    with pytest.raises(TypeError, match="ids must hold integers, got float64"):
+        metric(IDS.astype(float), TRUTH, 1)
 
 
 def test_figures_of_ranks():
