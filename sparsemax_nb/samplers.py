@@ -517,7 +517,9 @@ class RFFSampler(_KernelSampler):
             exponents -= np.float32(0.5) * np.einsum("nd,nd->n", self._classes, self._classes)[:, None]
             self._features = np.exp(exponents - exponents.max()).T.copy()
         if not np.isfinite(self._features).all():
-            raise FloatingPointError("the features of the classes overflowed: w . c - |c|^2 / 2; scale the classes down")
+            raise FloatingPointError(
+                "the features of the classes overflowed: w . c - |c|^2 / 2; scale the classes down"
+            )
 
     def _log_weights(self, queries):
         exponents = queries @ self._directions.T

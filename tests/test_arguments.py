@@ -77,7 +77,11 @@ def test_integers_of_any_width_and_byte_order(name):
         converted = [a.astype(kind) for a in arrays]
         before = [a.tobytes() for a in converted]
         got = call(*converted)
-        for a, b in zip(*map(np.atleast_1d, (got, want)), strict=True) if not isinstance(want, tuple) else zip(got, want, strict=True):
+        for a, b in (
+            zip(*map(np.atleast_1d, (got, want)), strict=True)
+            if not isinstance(want, tuple)
+            else zip(got, want, strict=True)
+        ):
             np.testing.assert_array_equal(a, b, err_msg=str(kind))
         assert [a.tobytes() for a in converted] == before
     for kind in (np.float32, bool, np.complex64, object):
@@ -132,7 +136,9 @@ VARIANTS = {
     "plain": lambda m: m, "unsorted": unsorted, "twice": twice, "zeros": with_zeros, "int64 indices": wide,
     "unsorted, twice": lambda m: unsorted(twice(m)),
 }  # fmt: skip
-PLAIN = scipy.sparse.csr_matrix(np.array([[0, 1, 0, 0, 1, 0, 1, 0, 0], [0] * 9, [1, 0, 0, 1, 0, 0, 0, 0, 1]], np.float32))
+PLAIN = scipy.sparse.csr_matrix(
+    np.array([[0, 1, 0, 0, 1, 0, 1, 0, 0], [0] * 9, [1, 0, 0, 1, 0, 0, 0, 0, 1]], np.float32)
+)
 N_TARGETS = PLAIN.nnz
 
 
@@ -153,7 +159,9 @@ MATRICES = {
     "recall_at_k": lambda m: train.recall_at_k(IDS, m, 2),
     "psp_at_k": lambda m: train.psp_at_k(IDS, m, np.full(L, 0.5), 2),
     "Tfidf": lambda m: data.Tfidf(sublinear=False).fit_transform(m).toarray(),
-    "DSSoftmax.fit": lambda m: train.DSSoftmax(n_experts=2, epochs=1, device="cpu", progress=False).fit(H, m).experts_.rows,
+    "DSSoftmax.fit": lambda m: (
+        train.DSSoftmax(n_experts=2, epochs=1, device="cpu", progress=False).fit(H, m).experts_.rows
+    ),
 }
 
 
@@ -177,7 +185,9 @@ def test_a_classifiers_data_stays_as_it_is():
     y = scipy.sparse.csr_matrix(np.eye(12, 5, dtype=np.float32) + np.eye(12, 5, k=-6, dtype=np.float32))
     x, y = frozen(unsorted(x)), frozen(unsorted(twice(y)))
     before = [a.tobytes() for m in (x, y) for a in (m.data, m.indices, m.indptr)]
-    model = train.Classifier(embedding=4, intermediate=8, fan_in=2, epochs=1, batch_size=4, device="cpu", progress=False)
+    model = train.Classifier(
+        embedding=4, intermediate=8, fan_in=2, epochs=1, batch_size=4, device="cpu", progress=False
+    )
     model.fit(x, y)
     model.predict(x, k=2), model.evaluate(x, y), model.score(x, y)
     assert [a.tobytes() for m in (x, y) for a in (m.data, m.indices, m.indptr)] == before
@@ -268,7 +278,9 @@ def test_sizes_are_bounded_before_anything_is_allocated(name):
 
 
 def test_a_result_of_many_rows_is_bounded():
-    with pytest.raises(ValueError, match="rows = 3 x k = 1000000000 must make at most 2147483647 numbers at once, got 3000000000"):
+    with pytest.raises(
+        ValueError, match="rows = 3 x k = 1000000000 must make at most 2147483647 numbers at once, got 3000000000"
+    ):
         s.FullSoftmax(W).top_k(H, 10**9)
     with pytest.raises(ValueError, match="rows = 3 x n_samples = 1000000000 must make at most"):
         s.UniformSampler(9).sample(H, 10**9, 0)
@@ -428,7 +440,11 @@ def test_metrics_name_what_is_wrong(name):
     metric, ids, truth = getattr(train, name), np.zeros((2, 1), np.int32), scipy.sparse.csr_matrix(np.eye(2, 10))
     assert metric(ids - 1, truth, 1) == 0
     for args, error, message in (
-        ((ids, truth.toarray(), 1), TypeError, r"labels must be a SciPy sparse matrix, got ndarray; use scipy.sparse.csr_matrix\(labels\)"),
+        (
+            (ids, truth.toarray(), 1),
+            TypeError,
+            r"labels must be a SciPy sparse matrix, got ndarray; use scipy.sparse.csr_matrix\(labels\)",
+        ),
         (([[0], [1]], truth, 1), TypeError, r"ids must be a NumPy or CUDA array, got list; use np.asarray\(ids\)"),
         ((ids + 99, truth, 1), ValueError, r"ids must lie in \[0, 10\), the columns of labels, or be -1, got 99 to 99"),
         ((ids - 2, truth, 1), ValueError, "ids must lie in"),

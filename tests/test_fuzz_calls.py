@@ -52,9 +52,13 @@ def test_faults_are_seen(monkeypatch):
     ):
         found = outcome(monkeypatch, function, a.copy())
         assert found["outcome"] == "failed" and found["why"].startswith(why), (why, found)
-    wrong = outcome(monkeypatch, lambda a: 1, a, check=lambda result, a: odd.state(a) and (_ for _ in ()).throw(AssertionError))
+    wrong = outcome(
+        monkeypatch, lambda a: 1, a, check=lambda result, a: odd.state(a) and (_ for _ in ()).throw(AssertionError)
+    )
     assert wrong["why"].startswith("result: AssertionError")
-    assert outcome(monkeypatch, lambda learning_rate, a: writes_and_raises(a), 1, a)["why"] == "changed before the error"
+    assert (
+        outcome(monkeypatch, lambda learning_rate, a: writes_and_raises(a), 1, a)["why"] == "changed before the error"
+    )
     assert outcome(monkeypatch, lambda learning_rate: SGD(-1), 1)["outcome"] == "refused"
     assert outcome(monkeypatch, lambda a: a.sum(), a)["outcome"] == "accepted"
 

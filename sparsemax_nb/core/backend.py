@@ -182,7 +182,9 @@ def _allocated(make, shape, dtype):
     try:
         return make(shape, dtype)
     except (ValueError, MemoryError) as error:
-        raise MemoryError(f"unable to allocate an array of shape {shape} and type {np.dtype(dtype)}: {error}") from error
+        raise MemoryError(
+            f"unable to allocate an array of shape {shape} and type {np.dtype(dtype)}: {error}"
+        ) from error
 
 
 def aligned(make, shape, dtype=np.float32):

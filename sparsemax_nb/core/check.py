@@ -17,7 +17,6 @@ MOST_ELEMENTS = 2**31 - 1
 MOST_PADDED = 65_536
 
 
-
 def shown(value):
     """`value` as an error shows it: short, whatever it is."""
     try:

@@ -90,7 +90,9 @@ def own_csr(name, matrix):
         if matrix.format in ("csr", "csc"):
             check_structure(matrix)
         matrix = matrix.tocsr()
-        dtype = np.float32 if matrix.dtype == np.float16 else matrix.dtype.newbyteorder("=")  # as SciPy can compute with
+        dtype = (
+            np.float32 if matrix.dtype == np.float16 else matrix.dtype.newbyteorder("=")
+        )  # as SciPy can compute with
         data = matrix.data.astype(dtype, copy=False)
         matrix = type(matrix)((data, matrix.indices, matrix.indptr), shape=matrix.shape)
         matrix.check_format(full_check=True)

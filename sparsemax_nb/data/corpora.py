@@ -2,7 +2,6 @@
 
 import importlib.resources
 from dataclasses import dataclass
-from pathlib import Path
 
 import scipy.sparse
 

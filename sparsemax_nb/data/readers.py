@@ -7,12 +7,10 @@ import importlib.resources.abc
 import itertools
 import lzma
 import numbers
-import os
 import re
 import reprlib
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import scipy.sparse

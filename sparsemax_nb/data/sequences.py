@@ -1,7 +1,6 @@
 """Sequences of items, such as what each user bought, one after the other."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 

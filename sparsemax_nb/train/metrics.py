@@ -213,7 +213,9 @@ def propensities(label_counts, n_points, a=0.55, b=1.5):
         c = (np.log(n_points) - 1) * np.float64(b + 1) ** a
         p = 1 / (1 + c * (counts + b) ** -a)
     if not (p > 0).all():
-        raise ValueError(f"a and b must give propensities above 0, got a = {a:g} and b = {b:g}; the usual ones are below 3")
+        raise ValueError(
+            f"a and b must give propensities above 0, got a = {a:g} and b = {b:g}; the usual ones are below 3"
+        )
     return p
 
 

@@ -199,7 +199,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-n", type=int, default=500, help="calls of each name")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", action="append", help="a name, such as rewire or Adam.step; may be given several times")
+    parser.add_argument(
+        "--only", action="append", help="a name, such as rewire or Adam.step; may be given several times"
+    )
     parser.add_argument("--at", type=int, help="only this call, with its traceback")
     for option, kind in (("--child", str), ("--first", int), ("--count", int)):  # a child's: its file and its cases
         parser.add_argument(option, type=kind, help=argparse.SUPPRESS)

@@ -1,7 +1,6 @@
 """For each public name a small legal call, made at random, with what its result must be; `calls` spoils the arguments."""
 
 import dataclasses
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,7 +71,9 @@ def a_layer(random, n_labels, n_inputs, fan_in):
         layer = s.FixedFanIn.random(n_labels, n_inputs, fan_in, seed)
     else:
         dtype = "float32" if random.random() < 0.6 else "bfloat16"
-        layer = s.GroupSharedFanIn.random(n_labels, n_inputs, fan_in, int(random.integers(1, n_labels + 1)), seed, dtype=dtype)
+        layer = s.GroupSharedFanIn.random(
+            n_labels, n_inputs, fan_in, int(random.integers(1, n_labels + 1)), seed, dtype=dtype
+        )
     layer.bias[:] = floats(random, n_labels)
     if random.random() < 0.05:
         layer.bias[0] = np.nan
@@ -94,7 +95,9 @@ def an_optimizer(random):
 def _(r):
     b, h, n, k = sizes(r)
     out = {"out": np.zeros((b, n), np.float32)} if r.random() < 0.4 else {}
-    return Call(s.fixed_fan_in_forward, [floats(r, b, h), a_layer(r, n, h, k)], out, writes=("out",), check=dense.forward)
+    return Call(
+        s.fixed_fan_in_forward, [floats(r, b, h), a_layer(r, n, h, k)], out, writes=("out",), check=dense.forward
+    )
 
 
 @of("fixed_fan_in_backward")
@@ -106,7 +109,9 @@ def _(r):
 @of("fixed_fan_in_top_k")
 def _(r):
     b, h, n, k = sizes(r)
-    return Call(s.fixed_fan_in_top_k, [floats(r, b, h), a_layer(r, n, h, k), int(r.integers(1, n + 1))], check=dense.layer_top_k)
+    return Call(
+        s.fixed_fan_in_top_k, [floats(r, b, h), a_layer(r, n, h, k), int(r.integers(1, n + 1))], check=dense.layer_top_k
+    )
 
 
 @of("fixed_fan_in_step")
@@ -141,7 +146,9 @@ def _(r):
     _, h, n, k = sizes(r)
     g = int(r.integers(1, n + 1))
     layer = s.GroupSharedFanIn.random(n, h, k, g, 0)
-    return Call(s.GroupSharedFanIn, [h, layer.indices, layer.values, layer.bias, g], {"seed": 3}, check=dense.layer_made)
+    return Call(
+        s.GroupSharedFanIn, [h, layer.indices, layer.values, layer.bias, g], {"seed": 3}, check=dense.layer_made
+    )
 
 
 @of("FixedFanIn.random")
@@ -172,7 +179,9 @@ def _(r):
     x = floats(r, n, h) if r.random() < 0.5 else scipy.sparse.csr_matrix(np.abs(floats(r, n, h)))
     by = ("similar", "frequency", "random")[r.integers(3)]
     return Call(
-        s.group_labels, [x, matrix(r, n, labels), int(r.integers(1, labels + 1)), by, int(r.integers(9))], check=dense.grouped
+        s.group_labels,
+        [x, matrix(r, n, labels), int(r.integers(1, labels + 1)), by, int(r.integers(9))],
+        check=dense.grouped,
     )
 
 
@@ -283,13 +292,21 @@ def _(r):
 @of("FullSoftmax")
 def _(r):
     _, d, n, _ = sizes(r)
-    return Call(s.FullSoftmax, [floats(r, n, d), floats(r, n)], check=lambda made, w, bias=None: dense.same_top_k(made, s.FullSoftmax, w, bias))
+    return Call(
+        s.FullSoftmax,
+        [floats(r, n, d), floats(r, n)],
+        check=lambda made, w, bias=None: dense.same_top_k(made, s.FullSoftmax, w, bias),
+    )
 
 
 @of("SVDSoftmax")
 def _(r):
     _, d, n, _ = sizes(r)
-    return Call(s.SVDSoftmax, [floats(r, n, d), floats(r, n)], {"width": int(r.integers(1, d + 1)), "n_candidates": int(r.integers(1, n + 1)), "share": 0.5})
+    return Call(
+        s.SVDSoftmax,
+        [floats(r, n, d), floats(r, n)],
+        {"width": int(r.integers(1, d + 1)), "n_candidates": int(r.integers(1, n + 1)), "share": 0.5},
+    )
 
 
 @of("DSoftmax")
@@ -307,7 +324,12 @@ def _(r, name):
         "SVDSoftmax": lambda: s.SVDSoftmax(w, bias, width=d, n_candidates=n),
         "DSoftmax": lambda: s.DSoftmax(w, np.arange(n), bias, shares=[1.0], widths=[d]),
     }[kind]()
-    return Call(me.top_k, [floats(r, b, d), int(r.integers(1, n + 3))], me=me, check=lambda out, h, k: dense.softmax_top_k(out, h, w, bias, k))
+    return Call(
+        me.top_k,
+        [floats(r, b, d), int(r.integers(1, n + 3))],
+        me=me,
+        check=lambda out, h, k: dense.softmax_top_k(out, h, w, bias, k),
+    )
 
 
 # ---------------------------------------------------------------- samplers
@@ -341,7 +363,9 @@ def _(r, name):
     me = SAMPLERS[name.split(".")[0]](r)
     b, m = int(r.integers(0, 4)), int(r.integers(0, 6))
     asked = ids(r, N, m) if r.random() < 0.5 else ids(r, N, b, m)
-    return Call(me.log_prob, [floats(r, b, D), asked], me=me, check=lambda out, h, ids: dense.log_probs(out, me, h, ids))
+    return Call(
+        me.log_prob, [floats(r, b, D), asked], me=me, check=lambda out, h, ids: dense.log_probs(out, me, h, ids)
+    )
 
 
 @of("UniformSampler")
@@ -519,7 +543,12 @@ def _(r, name):
     n, labels, width = int(r.integers(0, 5)), int(r.integers(1, 8)), int(r.integers(1, 5))
     predicted = np.array([r.permutation(max(labels, width))[:width] for _ in range(n)], np.int32).reshape(n, width)
     predicted[predicted >= labels] = -1
-    args = [predicted, matrix(r, n, labels), *([r.uniform(0.1, 1, labels)] if name == "psp_at_k" else []), int(r.integers(1, width + 1))]
+    args = [
+        predicted,
+        matrix(r, n, labels),
+        *([r.uniform(0.1, 1, labels)] if name == "psp_at_k" else []),
+        int(r.integers(1, width + 1)),
+    ]
     return Call(getattr(train, name), args, check=lambda out, *args: dense.metric(name, out, *args))
 
 
@@ -618,7 +647,12 @@ def _(r):
 @of("Vocabulary.decode")
 def _(r):
     me = vocabulary()
-    return Call(me.decode, [ids(r, 5, 3)], me=me, check=lambda out, ids: dense.equal(out, [vocabulary().words[int(i)] for i in ids]))
+    return Call(
+        me.decode,
+        [ids(r, 5, 3)],
+        me=me,
+        check=lambda out, ids: dense.equal(out, [vocabulary().words[int(i)] for i in ids]),
+    )
 
 
 @of("Vocabulary.split")
@@ -680,7 +714,9 @@ def _(r):
 @of("load_sequences")
 def _(r):
     Path("sequences.txt").write_text("a b c\nb\nc c a\n")
-    return Call(data.load_sequences, [Path("sequences.txt"), 1, None if r.random() < 0.5 else data.Vocabulary(list("abc"))])
+    return Call(
+        data.load_sequences, [Path("sequences.txt"), 1, None if r.random() < 0.5 else data.Vocabulary(list("abc"))]
+    )
 
 
 @of("load_text")
@@ -697,8 +733,27 @@ Y = matrix(np.random.default_rng(1), 12, 5, least=1)
 TEXT = np.random.default_rng(2).integers(0, 7, 90).astype(np.int32)
 H, T = np.random.default_rng(3).standard_normal((20, 4), np.float32), np.arange(20, dtype=np.int32) % 6
 SMALL = {
-    "Classifier": {"embedding": 4, "intermediate": 8, "fan_in": 2, "epochs": 1, "batch_size": 4, "dropout": 0.0, "device": "cpu", "progress": False},
-    "LanguageModel": {"width": 8, "n_layers": 1, "n_codewords": 2, "n_samples": 3, "epochs": 1, "batch_size": 4, "unroll": 4, "device": "cpu", "progress": False},
+    "Classifier": {
+        "embedding": 4,
+        "intermediate": 8,
+        "fan_in": 2,
+        "epochs": 1,
+        "batch_size": 4,
+        "dropout": 0.0,
+        "device": "cpu",
+        "progress": False,
+    },
+    "LanguageModel": {
+        "width": 8,
+        "n_layers": 1,
+        "n_codewords": 2,
+        "n_samples": 3,
+        "epochs": 1,
+        "batch_size": 4,
+        "unroll": 4,
+        "device": "cpu",
+        "progress": False,
+    },
     "DSSoftmax": {"n_experts": 2, "epochs": 1, "batch_size": 8, "device": "cpu", "progress": False},
 }
 FITTED = {}
@@ -722,7 +777,9 @@ def brief(value):
 
 def parameters(name):
     """Constructor arguments of every kind, at small values."""
-    return {key: (None if value is None else value) for key, value in getattr(train, name)().get_params().items()} | SMALL[name]
+    return {
+        key: (None if value is None else value) for key, value in getattr(train, name)().get_params().items()
+    } | SMALL[name]
 
 
 @of("Classifier", "LanguageModel", "DSSoftmax")
@@ -753,13 +810,22 @@ def _(r):
     me = estimator("Classifier", output=("fixed-fan-in", "dense")[r.integers(2)])
     x = X if r.random() < 0.6 else X.toarray()
     more = {"validation": [X, Y]} if r.random() < 0.3 else {}
-    return Call(me.fit, [x, Y], more, me=me, writes=("self",), check=lambda out, x, y, validation=None: dense.same_fit(out, x, y))
+    return Call(
+        me.fit,
+        [x, Y],
+        more,
+        me=me,
+        writes=("self",),
+        check=lambda out, x, y, validation=None: dense.same_fit(out, x, y),
+    )
 
 
 @of("Classifier.top_k", "Classifier.predict", "Classifier.contexts", "Classifier.evaluate", "Classifier.score")
 def _(r, name):
     me, method = fitted("Classifier"), name.split(".")[1]
-    args = [X[:5]] + {"top_k": [2], "predict": [2], "contexts": [], "evaluate": [Y[:5], [1, 2]], "score": [Y[:5]]}[method]
+    args = [X[:5]] + {"top_k": [2], "predict": [2], "contexts": [], "evaluate": [Y[:5], [1, 2]], "score": [Y[:5]]}[
+        method
+    ]
     return Call(getattr(me, method), args, me=me, check=dense.same_answer(me, method))
 
 
@@ -798,7 +864,11 @@ def _(r):
         return me.generate(prompt, brief(n_words), temperature=temperature, top_k=top_k, seed=seed)
 
     return Call(
-        generate, [TEXT[:3], 4], {"temperature": 1.0, "top_k": 3, "seed": 1}, me=me, check=dense.same_answer(me, "generate")
+        generate,
+        [TEXT[:3], 4],
+        {"temperature": 1.0, "top_k": 3, "seed": 1},
+        me=me,
+        check=dense.same_answer(me, "generate"),
     )
 
 

@@ -165,7 +165,11 @@ def ranks(result, h, w, targets):
         return
     mine, own = np.take_along_axis(s, t[:, None], 1), np.take_along_axis(slack, t[:, None], 1)
     top = s.max(axis=1, keepdims=True)
-    close(log_prob, (mine - top)[:, 0] - np.log(np.exp(s - top).sum(axis=1)), 4 * slack.max(axis=1) + EPS * (1 + np.abs(s).max(axis=1)))
+    close(
+        log_prob,
+        (mine - top)[:, 0] - np.log(np.exp(s - top).sum(axis=1)),
+        4 * slack.max(axis=1) + EPS * (1 + np.abs(s).max(axis=1)),
+    )
     others = np.arange(len(w)) != t[:, None]
     least, most = (others & (s > mine + slack + own)).sum(axis=1), (others & (s >= mine - slack - own)).sum(axis=1)
     assert ((least <= rank) & (rank <= most)).all(), f"{least} <= {rank} <= {most}"
@@ -188,7 +192,12 @@ def sampled(result, h, w, targets, ids, log_q, log_q_targets, *, correction, mas
     else:
         indptr, found = (np.asarray(a).astype(np.int64) for a in targets)
         pairs = [(b, int(t)) for b in range(len(h)) for t in found[indptr[b] : indptr[b + 1]]]
-    total, scale = 0.0, (np.abs(h) @ np.abs(w).T).max(initial=0) + np.abs(log_q).max(initial=0) + np.abs(f8(log_q_targets)).max(initial=0)
+    total, scale = (
+        0.0,
+        (np.abs(h) @ np.abs(w).T).max(initial=0)
+        + np.abs(log_q).max(initial=0)
+        + np.abs(f8(log_q_targets)).max(initial=0),
+    )
     if scale > 1e6:
         return
     for (b, t), q in zip(pairs, f8(log_q_targets), strict=True):
@@ -293,7 +302,11 @@ def expert_top_k(result, packed, h, k):
 def metric(name, value, ids, labels, *more):
     k, truth = int(more[-1]), np.asarray(labels.toarray() != 0)
     ids = np.asarray(ids).astype(np.int64)[:, :k]
-    hits = np.where(ids >= 0, np.take_along_axis(truth, np.maximum(ids, 0), 1), False) if ids.size else np.zeros(ids.shape, bool)
+    hits = (
+        np.where(ids >= 0, np.take_along_axis(truth, np.maximum(ids, 0), 1), False)
+        if ids.size
+        else np.zeros(ids.shape, bool)
+    )
     n_true, gains = truth.sum(axis=1), 1 / np.log2(np.arange(2, k + 2))
     if not len(ids):
         want = 0.0

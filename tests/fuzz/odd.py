@@ -26,10 +26,52 @@ NUMBERS = (
     -float("inf"), True, None, "0.5", 1j, decimal.Decimal("0.5"), decimal.Decimal("NaN"), fractions.Fraction(1, 2),
     np.float32(0.5), np.float64(1e300), np.float16(0.5), np.longdouble("1e4000"), np.int8(1), np.array(0.5), [0.5], object(),
 )  # fmt: skip
-WORDS = ("", "x", "CPU", "auto", "mean ", None, 0, True, 1.5, ["cpu"], b"cpu", np.str_("x"), np.array(["cpu", "x"]), object(), "é" * 99)
+WORDS = (
+    "",
+    "x",
+    "CPU",
+    "auto",
+    "mean ",
+    None,
+    0,
+    True,
+    1.5,
+    ["cpu"],
+    b"cpu",
+    np.str_("x"),
+    np.array(["cpu", "x"]),
+    object(),
+    "é" * 99,
+)
 FLAGS = (True, False, np.True_, np.False_, 1, 0, "yes", None, np.array([True, False]), [], 2.0)
-OBJECTS = (None, 0, 1.5, "x", [], {}, np.zeros(3, np.float32), object(), int, sparsemax_nb.SGD(0.1), sparsemax_nb.UniformSampler(3))
-PATHS = ("", "nothing/there", b"bytes", None, 3, 1.5, "\0", "x" * 5000, [], object(), Path("/"), Path("/dev/null"), "é\udc80")
+OBJECTS = (
+    None,
+    0,
+    1.5,
+    "x",
+    [],
+    {},
+    np.zeros(3, np.float32),
+    object(),
+    int,
+    sparsemax_nb.SGD(0.1),
+    sparsemax_nb.UniformSampler(3),
+)
+PATHS = (
+    "",
+    "nothing/there",
+    b"bytes",
+    None,
+    3,
+    1.5,
+    "\0",
+    "x" * 5000,
+    [],
+    object(),
+    Path("/"),
+    Path("/dev/null"),
+    "é\udc80",
+)
 KINDS = (
     np.int8, np.uint8, np.int16, np.uint16, np.uint32, np.int64, np.uint64, ">i2", ">i4", ">i8", ">u8", "<i4",
     np.float16, np.float32, np.float64, ">f4", ">f8", np.longdouble, ml_dtypes.bfloat16, np.complex64, bool, object, "U8",
@@ -61,7 +103,12 @@ def _entry(random, a):
         floats = np.nan, np.inf, -np.inf, 1e38, -1e38, 1e19, 1e-40, 0, 1e8
         integers = -1, -2, 0, 1, 7, 1000, 2**31 - 1, -(2**31)
         at = np.unravel_index(random.integers(a.size), a.shape)
-        a[at] = pick(random, floats if a.dtype.kind == "f" else [i for i in integers if np.can_cast(np.min_scalar_type(i), a.dtype) or a.dtype.kind == "i"])
+        a[at] = pick(
+            random,
+            floats
+            if a.dtype.kind == "f"
+            else [i for i in integers if np.can_cast(np.min_scalar_type(i), a.dtype) or a.dtype.kind == "i"],
+        )
     return a
 
 
@@ -186,7 +233,10 @@ def odd(random, value):
         fields = list(value)
         at = random.integers(2)
         fields[at] = odd(random, fields[at])
-        return pick(random, [sparsemax_nb.Labels(*fields), tuple(fields), fields, (*fields, 1)][: 1 + 3 * (random.random() < 0.3)])
+        return pick(
+            random,
+            [sparsemax_nb.Labels(*fields), tuple(fields), fields, (*fields, 1)][: 1 + 3 * (random.random() < 0.3)],
+        )
     if scipy.sparse.issparse(value):
         return pick(random, SPARSE)(random, value)
     if isinstance(value, np.ndarray):
@@ -252,4 +302,8 @@ def state(value, seen=None):
         return [state(part, seen) for part in value]
     if type(value).__module__.startswith("sparsemax_nb") and not isinstance(value, (type, types.FunctionType)):
         return type(value).__name__, [(name, state(part, seen)) for name, part in sorted(vars(value).items())]
-    return repr(value)[:200] if isinstance(value, (str, float, bool)) else (hex(value) if isinstance(value, int) else type(value).__name__)
+    return (
+        repr(value)[:200]
+        if isinstance(value, (str, float, bool))
+        else (hex(value) if isinstance(value, int) else type(value).__name__)
+    )
