@@ -51,7 +51,7 @@ def _info(_):
     problem = backend.cuda_problem()
     result = {
         "sparsemax_nb": __version__, "python": platform.python_version(), "cpu": demo.cpu_name(),
-        "cpu_threads": numba.config.NUMBA_NUM_THREADS, "simulator": backend.SIMULATOR,
+        "cpu_threads": numba.get_num_threads(), "threading_layer": numba.threading_layer(), "simulator": backend.SIMULATOR,
         "cuda": problem or backend.cuda_description(), "device_auto": backend.resolve_device("auto"), "libraries": {},
     }  # fmt: skip
     for name in LIBRARIES:
@@ -60,7 +60,7 @@ def _info(_):
         except importlib.metadata.PackageNotFoundError:
             result["libraries"][name] = None
     print(f"sparsemax_nb {__version__}, Python {result['python']}")
-    print(f"CPU   {result['cpu']}, {result['cpu_threads']} threads")
+    print(f"CPU   {result['cpu']}, {result['cpu_threads']} threads ({result['threading_layer']})")
     print(f"CUDA  {result['cuda']}{' (simulated)' if backend.SIMULATOR else ''}")
     print(f"      --device auto computes on {result['device_auto']}; NumPy arrays on cpu, CUDA arrays on cuda")
     for name, version in result["libraries"].items():

@@ -37,7 +37,7 @@ class Backend:
 
     def array(self, a, dtype=None):
         """A copy of `a` on the device, C-contiguous."""
-        return placement.asarray(np.array(a, dtype, order="C"), self.device)
+        return placement.asarray(np.array(placement.to_numpy(a), dtype, order="C"), self.device)
 
     def numpy(self, a):
         """A copy of `a` as a NumPy array."""

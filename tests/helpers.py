@@ -123,4 +123,4 @@ class ForeignArray:
 
 def on_other_device(backend, array):
     """A stand-in for `array` on the device that `backend` is not."""
-    return ForeignArray(array) if backend.device == "cpu" else np.array(array)
+    return ForeignArray(array) if backend.device == "cpu" else backend.numpy(array)

@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 
+import numba
 import numpy as np
 import pytest
 import scipy.sparse
 
 from sparsemax_nb import cli, cli_train, data
+from sparsemax_nb.core import backend
 
 TRAIN = [
     "train",
@@ -151,8 +153,10 @@ def test_train_with_the_softmax_loss(folder, tmp_path, capsys, sampler):
 
 def test_info(capsys, tmp_path):
     assert cli.main(["info", "--json", str(tmp_path / "info.json")]) == 0
-    result = json.loads((tmp_path / "info.json").read_text())
-    assert result["libraries"]["numpy"] == np.__version__ and "--device auto computes on cpu" in capsys.readouterr().out
+    result, shown = json.loads((tmp_path / "info.json").read_text()), capsys.readouterr().out
+    assert result["libraries"]["numpy"] == np.__version__
+    assert f"--device auto computes on {backend.resolve_device('auto')}" in shown
+    assert f"threads ({numba.threading_layer()})" in shown
 
 
 def test_demo_at_small_size(capsys, tmp_path):
