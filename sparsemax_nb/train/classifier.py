@@ -17,7 +17,7 @@ from ..group_shared import DTYPES
 from ..grouping import GROUPINGS, group_labels
 from ..optimizers import Adam
 from . import loop, memory, metrics
-from .estimator import SampledEstimator, checked_data
+from .estimator import MOST_WIDTH, SampledEstimator, checked_data
 from .network import LOSSES, OUTPUTS, SPARSE_OUTPUTS, Network, parameter_shapes
 from .softmax import INDICES, Negatives
 
@@ -218,11 +218,13 @@ class Classifier(SampledEstimator):
         check.choice("weight_dtype", self.weight_dtype, tuple(DTYPES))
         if self.weight_dtype != "float32" and self.output != "group-shared":
             raise ValueError(f"weight_dtype={self.weight_dtype!r} is for output='group-shared', got {self.output!r}")
-        for name in ("embedding", "bottleneck", "fan_in", "group_size", "rewire_every"):
+        for name in ("fan_in", "group_size", "rewire_every"):
             check.integer(name, getattr(self, name), 1)
-        for name in ("intermediate", "memory_limit"):
-            if getattr(self, name) is not None:
-                check.integer(name, getattr(self, name), 1)
+        for name in ("embedding", "bottleneck", "intermediate"):
+            if name != "intermediate" or self.intermediate is not None:
+                check.integer(name, getattr(self, name), 1, MOST_WIDTH)
+        if self.memory_limit is not None:
+            check.integer("memory_limit", self.memory_limit, 1)
         check.number("word_dropout", self.word_dropout, 0, 0.999)
         for name in ("embedding_rate", "intermediate_rate"):
             check.number(name, getattr(self, name), 0, math.inf, open_ends=True)

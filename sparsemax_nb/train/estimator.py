@@ -16,6 +16,9 @@ from .softmax import INDICES, SAMPLERS, YARDSTICKS, Sampling
 #: Parameters that may differ when a run is resumed: they do not change what a step computes.
 FREE_TO_CHANGE = {"budget_seconds", "device", "memory_limit", "progress"}
 
+#: Of a layer: ids of inputs are int32.
+MOST_WIDTH = 2**31 - 1
+
 
 class Estimator:
     """Parameters as constructor arguments, with scikit-learn's manners."""

@@ -16,7 +16,7 @@ from ..data.text import END_OF_LINE, UNKNOWN
 from ..optimizers import Adam
 from . import loop, metrics
 from .chunks import Chunk, RunningText, SeparateLines
-from .estimator import SampledEstimator, checked_data
+from .estimator import MOST_WIDTH, SampledEstimator, checked_data
 from .language_network import LanguageNetwork, parameter_shapes
 from .softmax import Negatives
 
@@ -145,8 +145,8 @@ class LanguageModel(SampledEstimator):
 
     def _check_params(self):
         super()._check_params()
-        for name in ("width", "unroll"):
-            check.integer(name, getattr(self, name), 2 if name == "width" else 1)
+        check.integer("width", self.width, 2, MOST_WIDTH)
+        check.integer("unroll", self.unroll, 1)
         check.integer("n_layers", self.n_layers, 1, MOST_LAYERS)
         if not isinstance(self.tied, (bool, np.bool_)):
             raise TypeError(f"tied must be True or False, got {self.tied!r}")

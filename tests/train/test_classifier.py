@@ -284,6 +284,10 @@ def test_rows_without_features_or_labels(corpus):
             r"group_size must be between 1 and 25 \(n_labels = 25\)",
         ),
         ({"group_size": 0}, ValueError, "group_size must be at least 1"),
+        *(
+            ({name: 99999999999}, ValueError, f"{name} must be between 1 and 2147483647, got 99999999999")
+            for name in ("embedding", "intermediate", "bottleneck")
+        ),
         ({"tfidf": "yes"}, ValueError, "tfidf must be one of 'auto', True, False, got 'yes'"),
         ({"grouping": "size"}, ValueError, "grouping must be one of 'similar', 'frequency', 'random', got 'size'"),
         ({"weight_dtype": "float16"}, ValueError, "weight_dtype must be one of 'float32', 'bfloat16', got 'float16'"),
