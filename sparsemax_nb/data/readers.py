@@ -16,7 +16,7 @@ import numpy as np
 import scipy.sparse
 
 from ..core import check, files
-from ..core.sparse import own_csr
+from ..core.sparse import check_structure, own_csr
 
 OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 #: What a compressed file starts with, whatever its name.
@@ -225,11 +225,15 @@ def read_names(path):
 
 
 def check_csr(name, matrix):
-    """TypeError unless `matrix` is a SciPy CSR matrix."""
+    """TypeError unless `matrix` is a SciPy CSR matrix, ValueError where its indices lead outside its arrays."""
     if not (scipy.sparse.issparse(matrix) and matrix.format == "csr"):
         raise TypeError(
             f"{name} must be a SciPy CSR matrix, got {type(matrix).__name__}; use scipy.sparse.csr_matrix({name})"
         )
+    try:
+        check_structure(matrix)
+    except ValueError as error:
+        raise ValueError(f"{name} is no valid CSR matrix: {error}") from error
 
 
 def read_lines(path):

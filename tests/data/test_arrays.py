@@ -1,12 +1,15 @@
 """Corpora as files of arrays: dense features that stay on disk, sparse ones, labels beside them."""
 
+import io
 import os
+import zipfile
 
 import numpy as np
 import pytest
 import scipy.sparse
 
-from sparsemax_nb.data import DataError, arrays, load
+from sparsemax_nb.core.sparse import valid_csr
+from sparsemax_nb.data import DataError, Tfidf, arrays, fingerprint, load, write_xc
 
 N_ROWS = {"train": 6, "test": 4, "dev": 3}
 N_FEATURES, N_LABELS = 5, 7
@@ -263,3 +266,53 @@ def test_a_file_of_float16_is_whole_or_not_there(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         arrays.write_float16(path, (3, 2), fails)
     assert np.load(path)[2, 0] == 4 and [p.name for p in tmp_path.iterdir()] == ["h.npy"]
+
+
+#: Changes of a CSR matrix after which SciPy's own full check finds nothing, but its loops leave the arrays.
+UNSOUND = {
+    "no entries": lambda m: m.indptr.__setitem__(-1, 0),
+    "fewer than none": lambda m: m.indptr.__setitem__(-1, -(2**30)),
+    "overflow": lambda m: m.indptr.__setitem__(slice(-2, None), (2**31 - 1, -(2**31) + 5)),
+}
+
+
+@pytest.mark.parametrize("change", UNSOUND)
+def test_matrices_that_scipy_lets_pass(tmp_path, change):
+    matrix = sparse("train")
+    UNSOUND[change](matrix)
+    if change != "overflow":
+        matrix.check_format(full_check=True)
+    parts = {
+        "indices": matrix.indices,
+        "indptr": matrix.indptr,
+        "data": matrix.data,
+        "shape": matrix.shape,
+        "format": b"csr",
+    }
+    np.savez(tmp_path / "x.npz", **parts)
+    with pytest.raises(
+        DataError, match=r"x\.npz: truncated, damaged or not .*indptr must hold 7 numbers that rise from 0"
+    ):
+        arrays.read_csr(tmp_path / "x.npz")
+    for use in (
+        lambda: write_xc(tmp_path / "x.txt", matrix, labels("train")),
+        lambda: fingerprint(matrix, labels("train")),
+        lambda: Tfidf().fit(matrix),
+        lambda: valid_csr("features", matrix),
+        lambda: valid_csr("features", matrix.T),
+    ):
+        with pytest.raises(ValueError, match="is no valid CSR matrix: indptr must hold 7 numbers"):
+            use()
+
+
+def test_sizes_are_checked_before_memory_is_taken(tmp_path, monkeypatch):
+    """A header that promises 373 GiB."""
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": "<f4", "fortran_order": False, "shape": (10**11,)})
+    scipy.sparse.save_npz(tmp_path / "good.npz", sparse("train"))
+    with zipfile.ZipFile(tmp_path / "good.npz") as good, zipfile.ZipFile(tmp_path / "x.npz", "w") as bad:
+        for name in good.namelist():
+            bad.writestr(name, stream.getvalue() if name == "data.npy" else good.read(name))
+    monkeypatch.setattr(scipy.sparse, "load_npz", lambda _: pytest.fail("memory was taken"))
+    with pytest.raises(DataError, match=r"data.npy holds 0 bytes, its header says shape \(100000000000,\) of float32"):
+        arrays.read_csr(tmp_path / "x.npz")
