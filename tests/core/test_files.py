@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import stat
 import threading
 from pathlib import Path
 
@@ -19,6 +20,15 @@ from sparsemax_nb.train import curves
 def write(path, content):
     with files.writing(path) as file:
         file.write(content)
+
+
+@pytest.fixture
+def terminal():
+    """A device of our own, and what is written to it: root must not replace /dev/null where the code is wrong."""
+    master, slave = os.openpty()
+    yield master, os.ttyname(slave)
+    os.close(master)
+    os.close(slave)
 
 
 def test_a_new_file_has_the_permissions_of_open_and_an_old_one_keeps_its_own(tmp_path):
@@ -65,8 +75,13 @@ def test_pipes_and_devices_are_written_to(tmp_path):
     write(tmp_path / "pipe", b"through")
     reader.join()
     assert found == [b"through"] and os.listdir(tmp_path) == ["pipe"]
-    write("/dev/null", b"gone")
-    assert not os.path.isfile("/dev/null")
+
+
+def test_devices_are_written_to(terminal):
+    master, path = terminal
+    for n in range(2):
+        write(path, b"through %d" % n)
+        assert os.read(master, 99) == b"through %d" % n and stat.S_ISCHR(os.stat(path).st_mode)
 
 
 @pytest.mark.parametrize("path", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
@@ -184,7 +199,7 @@ def test_full_disk(tmp_path, ending):
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == [path.name]
 
 
-def test_room_is_reserved_before_contexts_are_written(tmp_path, monkeypatch):
+def test_room_is_reserved_before_contexts_are_written(tmp_path, monkeypatch, terminal):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -193,7 +208,7 @@ def test_room_is_reserved_before_contexts_are_written(tmp_path, monkeypatch):
         write_float16(tmp_path / "c.npy", (3, 2), lambda _: pytest.fail("the array was filled"))
     assert not os.listdir(tmp_path)
     with pytest.raises(OSError, match="must be a regular file"):
-        write_float16("/dev/null", (3, 2), None)
+        write_float16(terminal[1], (3, 2), None)
 
 
 @pytest.mark.parametrize("shape", [(3, 2), (0, 2), (1, 1)])
@@ -204,7 +219,7 @@ def test_contexts(tmp_path, shape):
     assert (np.load(tmp_path / "c.npy") == 5).all() and array.dtype == np.float16
 
 
-def test_what_cannot_be_written_is_found_before_the_work(tmp_path):
+def test_what_cannot_be_written_is_found_before_the_work(tmp_path, terminal):
     with pytest.raises(FileNotFoundError, match="there is no such folder"):
         files.check_writable(tmp_path / "no" / "file")
     with pytest.raises(IsADirectoryError, match="it is a folder"):
@@ -216,7 +231,7 @@ def test_what_cannot_be_written_is_found_before_the_work(tmp_path):
     assert caught.value.errno == errno.ENOSPC
     with pytest.raises(OSError, match="/dev/fd/987 cannot be written: Bad file descriptor"):
         files.check_writable("/dev/fd/987")
-    for path in ("/dev/null", "/dev/fd/1", tmp_path / "file"):
+    for path in (terminal[1], "/dev/fd/1", tmp_path / "file"):
         files.check_writable(path)
     assert not os.listdir(tmp_path)
 
