@@ -14,6 +14,7 @@ from sparsemax_nb import (
     Labels,
     PackedDSSoftmax,
     SVDSoftmax,
+    ds_softmax,
     full_softmax,
     sampled_softmax,
     softmax_cross_entropy,
@@ -54,6 +55,8 @@ def offset(request):
 @pytest.mark.parametrize("held", [1 << 24, 28], ids=["held", "computed again"])
 @pytest.mark.parametrize("several", [False, True], ids=["one label", "several"])
 def test_cross_entropy(backend, monkeypatch, offset, held, several):
+    if held == 28 and offset != 1e8 and backend.device == "cuda" and placement.SIMULATOR:
+        pytest.skip("many small launches are slow in the simulator")
     monkeypatch.setattr(full_softmax, "HELD", held)
     monkeypatch.setattr(full_softmax, "FEWEST_ROWS", 4)
     targets = np.array([3, 0, 22, 7, 7], np.int32)
@@ -204,9 +207,10 @@ def experts_of(w, n_held):
     return np.zeros((1, D), np.float32), Experts(starts, np.arange(n_held, dtype=np.int32), w[:n_held].copy())
 
 
-@pytest.mark.parametrize("n_rows", [2, 9], ids=["row by row", "at once"])
-def test_answers_of_experts(backend, offset, n_rows):
-    h, w = problem(offset, n_rows)
+@pytest.mark.parametrize("at_once", [False, True])
+def test_answers_of_experts(backend, monkeypatch, offset, at_once):
+    monkeypatch.setattr(ds_softmax, "ENOUGH_ROWS", 1 if at_once else 9)
+    h, w = problem(offset, 2)
     gate, experts = experts_of(w, L)
     packed = PackedDSSoftmax(backend.array(gate), *map(backend.array, experts), L)
     p, ids = map(backend.numpy, packed.top_k(backend.array(h), L))

@@ -262,15 +262,19 @@ def test_scores_that_overflow_are_refused(sampler):
 
 
 def test_the_norm_of_a_query_does_not_matter_to_its_features():
-    """It is the same for all features: Q(i | q) is that of float64, however long the query."""
-    classes, queries = normal(1, 50, 8), 300 * normal(2, 3, 8)
-    sampler = RFFSampler(classes)
-    phi = [x.astype(np.float64) @ sampler._directions.T.astype(np.float64) for x in (queries, classes)]
-    phi[1] -= 0.5 * np.square(classes.astype(np.float64)).sum(1, keepdims=True)
-    weights = np.logaddexp.reduce(phi[0][:, None] + phi[1], axis=2)
-    want = weights - np.logaddexp.reduce(weights, axis=1)[:, None]
-    got = sampler.log_prob(queries, np.arange(50, dtype=np.int32))
-    np.testing.assert_allclose(got, want, atol=1e-4)
+    """It is the same for all features, but would round their small differences: here two features are almost as large as each other."""
+    classes, sampler = normal(1, 50, 8), RFFSampler(normal(1, 50, 8), n_features=2)
+    a, b = sampler._directions.astype(np.float64)
+    query = normal(2, 8).astype(np.float64)
+    query -= (a - b) * (query @ (a - b)) / ((a - b) @ (a - b))
+    query *= 1000 / np.linalg.norm(query)  # whose half square, 500,000, has a last digit of 0.03
+    query = (query + 0.012 * (a - b) / ((a - b) @ (a - b))).astype(np.float32)[None]
+    phi = classes.astype(np.float64) @ np.stack([a, b]).T - 0.5 * np.square(classes.astype(np.float64)).sum(
+        1, keepdims=True
+    )
+    weights = np.logaddexp.reduce(query.astype(np.float64) @ np.stack([a, b]).T + phi, axis=1)
+    got = sampler.log_prob(query, np.arange(50, dtype=np.int32))[0]
+    np.testing.assert_allclose(got, weights - np.logaddexp.reduce(weights), atol=1e-3)
 
 
 def test_classes_that_overflow_are_refused():
