@@ -485,7 +485,7 @@ def test_saved_model_answers(fitted, points, tmp_path):
     [
         ({"n_experts": 6}, ValueError, "n_experts must be first_experts = 2 times a power of two, got 6; use 4 or 8"),
         ({"n_experts": 1}, ValueError, "n_experts must be at least 2, got 1"),
-        ({"n_experts": 2**31}, ValueError, "n_experts must be at most 1,048,576, got 2147483648"),
+        ({"n_experts": 2**31}, ValueError, "n_experts must be at most 1048576, got 2147483648"),
         ({"n_experts": 4.0}, TypeError, "n_experts must be an integer, got float"),
         ({"first_experts": 0}, ValueError, "first_experts must be at least 1, got 0"),
         ({"n_experts": 4, "first_experts": 3}, ValueError, "first_experts = 3 times a power of two, got 4; use 3 or 6"),
