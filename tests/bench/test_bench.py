@@ -474,7 +474,7 @@ def test_gpu_needs_a_device_and_survives_failing_parts(tmp_path, capsys, monkeyp
     assert not (tmp_path / "out").exists() and "needs a real CUDA device" in capsys.readouterr().err
     with open(tmp_path / "log.txt", "w") as log:
         failed = gpu.run_part("bad", ["python", "-c", "print('hello'); raise SystemExit(3)"], 20, log)
-        slow = gpu.run_part("slow", ["python", "-c", "import time; time.sleep(60)"], 1, log)
+        slow = gpu.run_part("slow", ["python", "-c", "import time; time.sleep(60)"], 0.01, log)
         late = gpu.run_part("late", ["python", "-c", "1"], 0, log)
     assert failed["rc"] == 3 and slow["rc"] == late["rc"] == 124
     assert "hello" in (tmp_path / "log.txt").read_text()

@@ -130,10 +130,10 @@ def test_parameters_that_are_not_finite_after_the_last_step(validated):
     assert saved == []
 
 
-def test_parameters_that_are_not_finite_when_the_budget_is_spent():
+def test_parameters_that_are_not_finite_when_the_budget_is_spent(ticking):
     """Inside an epoch: no checkpoint is written over one that is whole."""
     network, saved = Notes(), []
-    schedule = loop.Schedule(loss="bce", batch_size=2, epochs=6, seed=0, learning_rate=0.8, budget_seconds=1e-9)
+    schedule = loop.Schedule(loss="bce", batch_size=2, epochs=6, seed=0, learning_rate=0.8, budget_seconds=0.25)
     training = loop.Training(network, Adam(), schedule, 10, batch=lambda rows: (rows, rows))
     step = network.step
     network.step = lambda *args: (step(*args), network.weight.fill(np.nan) if network.steps == 2 else None)[0]
