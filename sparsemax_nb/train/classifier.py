@@ -26,6 +26,7 @@ KS = (1, 3, 5)
 VALIDATION_EPOCH = 2**32 - 1
 #: What the file of a classifier says beside its arrays.
 DESCRIPTION = description.record(
+    {"tfidf": description.boolean, "feature_names": description.optional(description.list_of(description.text))},
     params=description.record(), n_features=description.integer(1), n_labels=description.integer(1),
     n_points=description.integer(0), is_dense=description.boolean,
     label_names=description.optional(description.list_of(description.text)),
@@ -653,7 +654,7 @@ class Classifier(SampledEstimator):
             model.device_, model.tfidf_ = device, None
             names = about.get("feature_names")
             if names is not None:
-                if len(names) != model.n_features_in_ or not all(isinstance(name, str) for name in names):
+                if len(names) != model.n_features_in_:
                     raise ValueError(f"feature_names must be {model.n_features_in_} strings")
                 model.feature_names_in_ = np.array(names, object)
             if about.get("tfidf", model.tfidf) and not model.is_dense_:
