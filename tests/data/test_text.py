@@ -222,7 +222,7 @@ def test_a_text_is_no_list_of_words(text):
     ):  # fmt: skip
         with pytest.raises(TypeError, match="must hold words, got a (str|bytes), whose items are characters; use "):
             call()
-    with pytest.raises(TypeError, match="ids must be integers, got float64"):
+    with pytest.raises(TypeError, match="ids must hold integers, got float64"):
         vocabulary.decode([0.0])
     assert vocabulary.decode([]) == []
 
