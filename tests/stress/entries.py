@@ -117,6 +117,7 @@ def optimizers(seed):
             ".end_step": [step, lambda optimizer, w: optimizer.end_step(w), step],
             ".scale_rate": [lambda optimizer, w: optimizer.scale_rate(w, 3.0), step],
             ".state_of": [step, step],
+            ".check_writable": [step, lambda optimizer, w: optimizer.check_writable(w=w), step],
         }.items():
             found[name + method] = [functools.partial(run, make, *changes) for make in makes]
     return found
