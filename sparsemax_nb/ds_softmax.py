@@ -472,9 +472,15 @@ class SparseExperts(PackedDSSoftmax):
 
     def _hold(self, experts):
         """Take over new arrays, with all that depends on which rows there are."""
+        xp = backend.module_of(self.device)
+        with np.errstate(over="ignore"):
+            squares = backend.asarray((experts.rows**2).sum(axis=1), self.device, np.float32)
+        if not bool(xp.isfinite(squares).all()):
+            check.finite("rows", experts.rows)
+            raise ValueError("rows must have a sum of squares that float32 holds, got larger numbers; scale them down")
         super()._hold(experts)
         self._by_class = by_class(experts.ids, self.n_classes)
-        self._squares = backend.asarray((experts.rows**2).sum(axis=1), self.device, np.float32)
+        self._squares = squares
         self._class_squares = backend.empty(self.n_classes, np.float32, self.device)
         self._drows, self._scores = None, backend.empty(0, np.float32, self.device)
 
@@ -529,7 +535,7 @@ class SparseExperts(PackedDSSoftmax):
         h, device = self._queries(h), self.device
         n_rows, wing, experts = h.shape[0], backend.wing(device, "ds_softmax"), self._experts
         labels = as_targets(targets, n_rows, device, self.n_classes)
-        optimizer.check_writable(gate=self.gate, rows=self.rows)
+        optimizer.check_writable(**{"experts.gate": self.gate, "experts.rows": self.rows})
         if not n_rows:
             return 0.0
         logits = backend.product(h, self.gate.T)

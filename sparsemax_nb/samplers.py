@@ -273,7 +273,7 @@ class LogUniformSampler(_TableSampler):
     def __init__(self, n_classes, *, ranks=None, device="cpu"):
         n_classes = check.integer("n_classes", n_classes, 1, 2**31 - 1)
         if ranks is not None:
-            ranks = check.integers("ranks", np.ascontiguousarray(check.on_host("ranks", ranks)), ("L",))
+            ranks = check.integers("ranks", np.asarray(check.on_host("ranks", ranks), order="C"), ("L",))
             if not np.array_equal(np.sort(ranks), np.arange(n_classes)):
                 raise ValueError(
                     f"ranks must hold each of 0 to {n_classes - 1} once; use np.argsort(np.argsort(-counts))"

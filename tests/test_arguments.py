@@ -278,12 +278,14 @@ def test_sizes_are_bounded_before_anything_is_allocated(name):
 
 
 def test_a_result_of_many_rows_is_bounded():
-    with pytest.raises(
-        ValueError, match="rows = 3 x k = 1000000000 must make at most 2147483647 numbers at once, got 3000000000"
-    ):
-        s.FullSoftmax(W).top_k(H, 10**9)
+    h = np.zeros((40_000, D), np.float32)
+    message = "rows = 40000 x {} = {} must make at most 2147483647 numbers at once, got {}; ask for fewer"
+    with pytest.raises(ValueError, match=message.format("k", 60000, 2400000000)):
+        s.FullSoftmax(W).top_k(h, 60_000)
+    with pytest.raises(ValueError, match=message.format("n_samples", 10**9, 40000 * 10**9)):
+        s.UniformSampler(9).sample(h, 10**9, 0)
     with pytest.raises(ValueError, match="rows = 3 x n_samples = 1000000000 must make at most"):
-        s.UniformSampler(9).sample(H, 10**9, 0)
+        s.InvertedMultiIndex.build(W, 2).sample(H, 10**9, 0)
 
 
 NUMBERS = {
@@ -414,7 +416,7 @@ def test_read_only_experts_are_refused_before_anything_changes(name):
     made.step(H, TARGETS, adam)
     getattr(made, name).flags.writeable = False
     before = made.gate.tobytes(), made.rows.tobytes(), made.steps, adam.state_of(made.gate).count
-    with pytest.raises(ValueError, match=f"^{name} is written to but is read-only"):
+    with pytest.raises(ValueError, match=f"^experts.{name} is written to but is read-only; use copy.deepcopy"):
         made.step(H, TARGETS, adam)
     assert (made.gate.tobytes(), made.rows.tobytes(), made.steps, adam.state_of(made.gate).count) == before
 

@@ -237,6 +237,8 @@ def path(name, value):
     """A path; TypeError for what is none, ValueError for one that no system knows."""
     if not isinstance(value, (str, os.PathLike)):
         raise TypeError(f"{name} must be a path, got {type(value).__name__} {shown(value)}")
+    if value == "":
+        raise ValueError(f"{name} must not be empty")
     if "\0" in os.fspath(value):
         raise ValueError(f"{name} must not hold a null character, got {shown(value)}")
     return Path(value)

@@ -7,6 +7,7 @@ import sys
 import unicodedata
 from array import array
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,9 +47,21 @@ def split(line, raw=False):
 
 
 def _refuse_text(name, value, fix):
-    """TypeError for a str where a sequence of words is wanted: its items are characters."""
+    """TypeError for a str where a sequence of words is wanted: its items are characters; and for what has no items."""
     if isinstance(value, (str, bytes)):
         raise TypeError(f"{name} must hold words, got a {type(value).__name__}, whose items are characters; {fix}")
+    if not hasattr(value, "__iter__"):
+        raise TypeError(f"{name} must hold words, got {type(value).__name__} {check.shown(value)}; {fix}")
+
+
+def _words(name, value, fix):
+    """The words of a line, or any others, as a tuple of str; TypeError for what is none."""
+    _refuse_text(name, value, fix)
+    words = tuple(value)
+    for word in words:
+        if not isinstance(word, str):
+            raise TypeError(f"{name} must hold words, which are str, got {type(word).__name__} {check.shown(word)}")
+    return words
 
 
 def read_words(path, raw=False):
@@ -83,6 +96,7 @@ def read_words(path, raw=False):
     ...     print(list(read_words(path)), list(read_words(path, raw=True)))
     [['A', 'rose', 'is', 'a', 'rose.']] [['A', 'rose', 'is', 'a', 'rose', '.']]
     """
+    check.flag("raw", raw)
     with contextlib.closing(read_lines(path)) as lines:
         for number, line in enumerate(lines, 1):
             words = split(decoded(f"{path}, line {number}", line), raw)
@@ -157,8 +171,7 @@ class Vocabulary:
     """
 
     def __init__(self, words, raw=False):
-        _refuse_text("words", words, "use a list of words")
-        self.words, self.raw = tuple(words), bool(raw)
+        self.words, self.raw = _words("words", words, "use a list of words"), check.flag("raw", raw)
         self._ids = {word: number for number, word in enumerate(self.words)}
         if len(self._ids) < len(self.words):
             twice = Counter(self.words).most_common(1)[0][0]
@@ -197,10 +210,10 @@ class Vocabulary:
             no text.
         """
         _refuse_text("lines", lines, "use [text.split()]")
+        check.flag("text", text)
         counts = Counter()
         for line in lines:
-            _refuse_text("a line", line, "use line.split()")
-            counts.update(line)
+            counts.update(_words("a line of lines", line, "use line.split()"))
             counts.update([END_OF_LINE] if text else [])
         return cls.of_counts(counts, min_count, text)
 
@@ -230,6 +243,13 @@ class Vocabulary:
             As for `build`.
         """
         check.integer("min_count", min_count, 1)
+        check.flag("text", text)
+        if not isinstance(counts, Mapping):
+            raise TypeError(f"counts must be a dict of words, got {type(counts).__name__} {check.shown(counts)}")
+        for word, n in counts.items():
+            if type(word) is not str or type(n) is not int or n < 0:
+                _words("counts", [word], "use {word: how often it occurs}")
+                check.integer(f"counts[{word!r}]", n, 0)
         if text and not counts:
             raise ValueError("lines must hold at least one line; the text is empty")
         kept = {word: n for word, n in counts.items() if n >= min_count or (text and word == END_OF_LINE)}
@@ -252,7 +272,14 @@ class Vocabulary:
         -------
         words : list of str
             What blanks divide; of a raw vocabulary, words and punctuation marks.
+
+        Raises
+        ------
+        TypeError
+            line is no str.
         """
+        if not isinstance(line, str):
+            raise TypeError(f"line must be a str, got {type(line).__name__} {check.shown(line)}")
         return split(line, self.raw)
 
     def find(self, words):
@@ -272,8 +299,8 @@ class Vocabulary:
         TypeError
             A str in place of words.
         """
-        _refuse_text("words", words, "use [word]")
-        return np.fromiter((self._ids.get(word, -1) for word in words), np.int32)
+        words = _words("words", words, "use [word]")
+        return np.fromiter((self._ids.get(word, -1) for word in words), np.int32, len(words))
 
     def encode(self, lines):
         """Ids of all words of some lines, one line after the other.
@@ -300,8 +327,7 @@ class Vocabulary:
         ids, unknown, n_unknown = array("i"), self._ids.get(UNKNOWN), 0
         end = [END_OF_LINE] if END_OF_LINE in self._ids else []
         for line in lines:
-            _refuse_text("a line", line, "use vocabulary.split(line)")
-            words = [*line, *end]
+            words = [*_words("a line of lines", line, "use vocabulary.split(line)"), *end]
             missing = [word for word in words if word not in self._ids]
             if missing and unknown is None:
                 raise DataError(f"{missing[0]!r} is not in the vocabulary, nor is {UNKNOWN!r}")
@@ -325,7 +351,7 @@ class Vocabulary:
         TypeError, ValueError
             Ids that are no integers; an id out of range.
         """
-        ids = np.ascontiguousarray(check.on_host("ids", ids))
+        ids = np.asarray(check.on_host("ids", ids), order="C")
         ids = check.integers("ids", ids, ("n",), len(self.words)) if ids.size else np.zeros(0, np.int32)
         return [self.words[number] for number in ids.tolist()]
 

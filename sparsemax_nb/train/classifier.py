@@ -529,7 +529,11 @@ class Classifier(SampledEstimator):
             Not fitted yet; X of another kind or width than in `fit`, or not finite; y of another shape; a k out of range.
         """
         self._check_fitted()
-        ks = _possible(KS, self.n_labels_) if ks is None else ks
+        if ks is None:
+            ks = _possible(KS, self.n_labels_)
+        else:
+            ks = [check.integer("ks", k, 1, self.n_labels_) for k in check.sequence("ks", ks, "integers")]
+            check.integer("the number of ks", len(ks), 1)
         return self._figures(*self._pair(X, y), ks)
 
     def _pair(self, x, y):
@@ -717,6 +721,8 @@ def _other_names(known, names):
 
 def _features(name, x):
     """(n, F) features: CSR, or a dense array of floats. Neither is copied; a dense one is looked through as it is used."""
+    if isinstance(x, (list, tuple, np.ma.MaskedArray, np.matrix)):
+        x = check.on_host(name, x)
     x = x if scipy.sparse.issparse(x) or isinstance(x, np.ndarray) else np.asarray(x)
     if x.dtype.kind == "c":
         raise ValueError(f"Complex data not supported: {name} is {x.dtype}")

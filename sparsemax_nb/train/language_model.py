@@ -250,7 +250,7 @@ class LanguageModel(SampledEstimator):
             raise TypeError(
                 f"{name} must be a NumPy array, got one on cuda: a text stays on the host; use cupy.asnumpy"
             )
-        if hasattr(tokens, "indptr"):
+        if _is_sequences(tokens):
             items = check.integers(f"{name}.items", tokens.items, ("m",), n_words)
             indptr = check.integers(f"{name}.indptr", tokens.indptr, ("n",), dtype=np.int64)
             if not len(indptr) or indptr[0] != 0 or indptr[-1] != len(items) or (np.diff(indptr) < 0).any():
@@ -531,14 +531,19 @@ def _plain(tokens):
     return np.asarray(tokens) if can_become_one else tokens
 
 
+def _is_sequences(tokens):
+    """True for `Sequences`, or what looks like them; a sparse matrix has an indptr, too."""
+    return hasattr(tokens, "indptr") and hasattr(tokens, "items")
+
+
 def _items(tokens):
     """The tokens of a text, or of all sequences. (That a Series has a method called items does not make it `Sequences`.)"""
-    return tokens.items if hasattr(tokens, "indptr") else tokens
+    return tokens.items if _is_sequences(tokens) else tokens
 
 
 def _parts(tokens):
     """A text or sequences as a pair that `fingerprint` takes."""
-    return (tokens.items, tokens.indptr) if hasattr(tokens, "indptr") else (tokens, np.zeros(0))
+    return (tokens.items, tokens.indptr) if _is_sequences(tokens) else (tokens, np.zeros(0))
 
 
 def _chunks(text):

@@ -159,7 +159,7 @@ def recall_at_k(ids, labels, k):
 
 def _on_the_host(name, value, n=2**63 - 1):
     """A checked NumPy array of integers in [0, n), one axis, any layout."""
-    return check.integers(name, np.ascontiguousarray(check.on_host(name, value)), ("n",), n, np.int64)
+    return check.integers(name, np.asarray(check.on_host(name, value), order="C"), ("n",), n, np.int64)
 
 
 def propensities(label_counts, n_points, a=0.55, b=1.5):

@@ -76,7 +76,8 @@ def spoiled(random, call):
     for at in random.permutation(len(places))[: 0 if kind < 0.1 else 1 if kind < 0.75 else 2]:
         where, key = places[at]
         held = args if where == "args" else kwargs
-        held[key] = odd.odd(random, held[key])
+        with contextlib.suppress(ValueError, TypeError):  # what NumPy or SciPy can not make at all stays as it is
+            held[key] = odd.odd(random, held[key])
     return dataclasses.replace(call, args=args, kwargs=kwargs)
 
 
@@ -172,7 +173,7 @@ def _short(value):
     try:
         if isinstance(value, np.ndarray) and value.ndim:
             return f"{type(value).__name__}{value.shape}{value.dtype}{'' if value.flags.c_contiguous else ' strided'}"
-        return repr(value)[:70].replace("\n", " ")
+        return re.sub(" at 0x[0-9a-f]+", "", repr(value))[:70].replace("\n", " ")
     except Exception:
         return type(value).__name__
 
