@@ -281,7 +281,7 @@ def fixed_fan_in_backward(x, layer, dscores):
 
 
 def fixed_fan_in_top_k(x, layer, k):
-    """The k best labels of each row, without a (B, L) array.
+    """The k best labels of each row, without a (B, L) array: for large k at most 64 MiB of the scores exist at a time, or one row.
 
     Dense equivalent: ``np.argsort(-scores, axis=1, kind="stable")[:, :k]``.
 

@@ -252,8 +252,8 @@ class FullSoftmax(SoftmaxLayer):
 
     What others are compared with.
 
-    Every class is scored, ``L d`` multiply-adds a query. On the CPU no logits are stored; a query costs one pass over the
-    weights. On CUDA at most 64 MiB of the (B, L) logits exist at a time. Same bits for the same h, with any number of
+    Every class is scored, ``L d`` multiply-adds a query. On the CPU no logits are stored for k up to 32; a query costs one pass
+    over the weights. Else, and on CUDA, at most 64 MiB of the (B, L) logits exist at a time. Same bits for the same h, with any number of
     threads.
 
     Parameters

@@ -12,7 +12,7 @@ enters, insert = _f.enters, _f.insert
 WORST = np.float32(-np.inf)
 #: Most entries of a row's list that is kept in order by insertion, whose cost grows with their square; and of lists of several
 #: ranges of labels, each of which fills up anew. `select` finds more from whole rows of scores, at a cost that hardly grows with
-#: k. From k = 10 (several lists) and 40 to 170 (one) on it is faster; but these lists need no memory for the scores.
+#: k. From k = 10 (several lists) and 40 to 170 (one) on it is faster; but lists need no memory for the scores.
 INSERTED, LISTED = 64, 32
 #: Scores that exist at once where `select` is to find the best: 64 MiB.
 HELD = 1 << 24
