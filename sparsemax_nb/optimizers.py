@@ -18,6 +18,13 @@ class _State:
         self.array, self.moments, self.count, self.factor = array, moments, 0, 1.0
 
 
+def _as_rates(*rates):
+    """`Rates` as float32; ValueError where the learning rate is too large to be one."""
+    if rates[0] > check.LARGEST:
+        raise ValueError(f"learning_rate must be a float32 with its factor and corrections, got {rates[0]:g}; lower it")
+    return Rates(*map(np.float32, rates))
+
+
 class _Optimizer:
     """State by array: each array counts its own steps, so layers may be updated in any order."""
 
@@ -145,6 +152,11 @@ class _Optimizer:
         moments : tuple of (...) float32
             m and v; the kernel updates them in place.
 
+        Raises
+        ------
+        TypeError, ValueError
+            array is no array; a learning rate that overflows float32 with its factor and corrections.
+
         Examples
         --------
         >>> import numpy as np
@@ -154,8 +166,10 @@ class _Optimizer:
         >>> float(rates[0])
         0.5
         """
-        state = self.state_of(array)
-        return self.kind, self._rates(self.learning_rate * state.factor, state.count + 1), state.moments
+        known = self._states.get(id(array))
+        count, factor = (0, 1.0) if known is None else (known.count, known.factor)
+        rates = self._rates(self.learning_rate * factor, count + 1)
+        return self.kind, rates, self.state_of(array).moments
 
     def scale_rate(self, array, factor):
         """From now on, `array` learns at `factor` times the learning rate.
@@ -327,7 +341,7 @@ class Adam(_Optimizer):
     def _rates(self, learning_rate, count):
         correction1, correction2 = 1 - self.beta1**count, math.sqrt(1 - self.beta2**count)
         rates = learning_rate * correction2 / correction1, self.beta1, self.beta2, self.epsilon * correction2
-        return Rates(*map(np.float32, rates))
+        return _as_rates(*rates)
 
 
 class SGD(_Optimizer):
@@ -360,4 +374,4 @@ class SGD(_Optimizer):
         return Moments(*(backend.zeros((0,) * array.ndim, np.float32, device) for _ in range(2)))
 
     def _rates(self, learning_rate, _):
-        return Rates(np.float32(learning_rate), np.float32(0), np.float32(0), np.float32(0))
+        return _as_rates(learning_rate, 0.0, 0.0, 0.0)

@@ -233,6 +233,13 @@ def sequence(name, value, what):
     return list(value)
 
 
+def pair(name, value, what):
+    """The two members of a tuple or list; TypeError for what is none. `what` says of what."""
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise TypeError(f"{name} must be a pair {what}, got {type(value).__name__} {shown(value)}")
+    return tuple(value)
+
+
 def path(name, value):
     """A path; TypeError for what is none, ValueError for one that no system knows."""
     if not isinstance(value, (str, os.PathLike)):

@@ -113,5 +113,6 @@ class Dropout(NamedTuple):
 
 def make_dropout(rate, seed, layer, step):
     """`Dropout` for `rate` in [0, 1) in layer number `layer` at `step`."""
+    rate = float(rate)
     scale = np.float32(1 / (1 - rate))
     return Dropout(np.uint64(rate * 2**32), scale, np.uint64(seed), DROPOUT + np.uint64(layer), np.uint64(step))

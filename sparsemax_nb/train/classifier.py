@@ -363,6 +363,8 @@ class Classifier(SampledEstimator):
             Ctrl-C, after the step in hand and the checkpoint. The network then holds its last weights.
         """
         self._check_params()
+        if validation is not None:
+            validation = check.pair("validation", validation, "(X, y)")
         names, others = _feature_names(X), None if validation is None else _feature_names(validation[0])
         if not (names is None or others is None or list(names) == list(others)):
             raise ValueError(f"validation: {_other_names(set(names), set(others))}")

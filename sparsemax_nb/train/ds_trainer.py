@@ -186,7 +186,8 @@ class DSSoftmax(Estimator):
             init = check.array("init", _on_the_host("init", init), np.float32, (n_classes, contexts.shape[1]))
             check.finite("init", init)
         if validation is not None:
-            validation = _checked_data("validation ", *validation, contexts.shape[1], n_classes)
+            pair = check.pair("validation", validation, "(contexts, targets)")
+            validation = _checked_data("validation ", *pair, contexts.shape[1], n_classes)
         self._check_checkpoint_path(checkpoint_path, resume)
         run = _Run(self, contexts, targets, init, n_classes, validation, device)
         parts = [(contexts, targets)] if init is None else [(contexts, targets), (init, np.zeros(0))]
@@ -272,7 +273,7 @@ class _Run:
         self.device, self.optimizer, self.history, self.epoch = device, Adam(model.learning_rate), [], 0
         self.n_labels = max(targets.nnz / len(contexts), 1.0) if scipy.sparse.issparse(targets) else 1.0  # of a context
         self.n_steps = -(-len(contexts) // model.batch_size)  # of an epoch
-        self.n_epochs = model.epochs * (model.n_experts // model.first_experts).bit_length()  # of all stages
+        self.n_epochs = model.epochs * int(model.n_experts // model.first_experts).bit_length()  # of all stages
         if init is None:
             width = contexts.shape[1]
             init = np.random.default_rng(model.seed).standard_normal((n_classes, width), np.float32)
@@ -442,6 +443,8 @@ def _checked_data(of, contexts, targets, width="d", n_classes=None):
     contexts = check.array(f"{of}contexts", contexts, contexts.dtype, ("N", width))
     n_rows = check.integer(f"the number of {of}contexts", contexts.shape[0], 1)
     if scipy.sparse.issparse(targets):
+        if targets.ndim != 2:
+            raise ValueError(f"{of}targets must be a matrix, got shape {targets.shape}")
         shape = n_rows, targets.shape[1] if n_classes is None else n_classes
         if targets.shape != shape:
             raise ValueError(f"{of}targets must have shape {shape} like the contexts, got {targets.shape}")

@@ -791,8 +791,6 @@ def _(r, name):
 
     def construct_and_fit(**params):
         model = getattr(train, name)(**SMALL[name] | {key: brief(value) for key, value in params.items()})
-        if params.get("device", "cpu") != "cpu" and isinstance(model.device, str) and model.device == "auto":
-            model.device = "cpu"
         return model.fit(*where)
 
     return Call(construct_and_fit, [], {key: chosen[key] for key in keep})
