@@ -394,13 +394,15 @@ class Training:
                 self._raise_named(number, error)
             self.history.rewirings.append({"step": self.history.steps, "share": share})
 
-    def _raise_named(self, number, error):
+    def _raise_named(self, number, error, validating=False):
         """What an error of step `number` is about, where that is numbers that are not finite; else the error itself."""
         culprit = self.network.first_not_finite()
-        if culprit is None and isinstance(error, ValueError):
+        if culprit is None and isinstance(error, ValueError) and not validating:
             raise error
         if culprit is not None:
             reason = f"{culprit} holds NaN or infinity"
+        elif validating:  # which keeps no activations
+            reason = "activations or scores overflowed in the validation after it"
         elif isinstance(error, GradientError):
             reason = "the gradient overflowed"
         else:
@@ -439,7 +441,7 @@ class Training:
             try:
                 record["validation"] = self._validate()
             except (FloatingPointError, ValueError) as error:
-                self._raise_named(history.steps - 1, error)
+                self._raise_named(history.steps - 1, error, validating=True)
             value = record["validation"][self._monitor]
             if at.best is None or value > at.best:
                 at.best, at.bad_epochs, history.best_epoch = value, 0, at.epoch

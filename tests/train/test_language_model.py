@@ -367,8 +367,19 @@ def test_nan_names_the_step_and_keeps_the_last_checkpoint(tmp_path):
         model.fit(TEXT, checkpoint_path=path, checkpoint_seconds=1e9, after_epoch=spoil)
     kept = checkpoint.load(path, "language model checkpoint")[0]
     assert "parameters/lstm1.weights" in kept
-    with pytest.raises(train.TrainingError, match="step 1: lstm0.cells holds NaN or infinity"):
-        train.LanguageModel(**SMALL | {"learning_rate": 1e30}).fit(TEXT)
+
+
+@pytest.mark.filterwarnings("ignore:.*(overflow|invalid).*:RuntimeWarning")
+def test_activations_that_overflow_are_named():
+    def spoil(epoch, _):
+        """Finite weights, but what the inputs add to a gate is infinity, and what the step before adds is minus infinity."""
+        lstm = model.network_.lstms[0]
+        model.network_.embedding.table[:] = 10
+        lstm.weights[:], lstm.recurrent[:] = 3e38, -3e38
+
+    model = train.LanguageModel(**SMALL)
+    with pytest.raises(train.TrainingError, match="step 13: lstm0.cells holds NaN or infinity"):
+        model.fit(TEXT, after_epoch=spoil)
 
 
 def test_gradients_of_float32_and_float64_agree_after_training(cycle_model):

@@ -130,6 +130,20 @@ def test_parameters_that_are_not_finite_after_the_last_step(validated):
     assert saved == []
 
 
+def test_a_validation_that_overflows_says_so():
+    """The weights are finite, what is computed from the validation's rows is not."""
+
+    def validate():
+        raise ValueError("h must be finite, got nan")
+
+    training = loop.Training(
+        Notes(), Adam(), loop.Schedule(loss="bce", batch_size=2, epochs=1, seed=0), 10, batch=lambda rows: (rows, rows),
+        validate=validate,
+    )  # fmt: skip
+    with pytest.raises(train.TrainingError, match="step 4: activations or scores overflowed in the validation"):
+        training.run(progress=False)
+
+
 def test_parameters_that_are_not_finite_when_the_budget_is_spent(ticking):
     """Inside an epoch: no checkpoint is written over one that is whole."""
     network, saved = Notes(), []
