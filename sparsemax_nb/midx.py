@@ -97,7 +97,7 @@ class InvertedMultiIndex:
     popularity, weights : (L,) float, or None
     classes : (L, d) float32, or None
         Held where residual='exact', which needs them.
-    metric : two pairs of square float32 matrices, or None
+    metric : two pairs of (d, d) float32, or None
         What the queries of `build` have become.
 
     Raises
@@ -364,6 +364,8 @@ class InvertedMultiIndex:
             return sample_all(self._scores(queries), shape[0], self.n_classes, device, shape, seed, step)
         r0, r1 = self._logits(queries)
         ids, log_q = backend.empty(shape, np.int32, device), backend.empty(shape, np.float32, device)
+        if not shape[0]:
+            return ids, log_q
         backend.wing(device, "midx").sample(r0, r1, self._index, seed, step, ids, log_q)
         return ids, log_q
 

@@ -58,6 +58,11 @@ class _Optimizer:
             ``moments``, m and v shaped like the array (empty for SGD); ``count``, the steps so far; ``factor``, of the
             learning rate.
 
+        Raises
+        ------
+        TypeError
+            array is no array.
+
         Examples
         --------
         >>> import numpy as np
@@ -206,6 +211,11 @@ class _Optimizer:
         ----------
         *arrays : (...) float32
             Parameters.
+
+        Raises
+        ------
+        TypeError
+            One of them is no array; none has been counted.
 
         Examples
         --------

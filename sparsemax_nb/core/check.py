@@ -148,7 +148,7 @@ def amounts(name, value, n=None):
 
 def elements(limit=MOST_ELEMENTS, **sizes):
     """ValueError where an array of these sizes, by name, would hold more than `limit` numbers."""
-    n = max(math.prod(sizes.values()), *sizes.values())
+    n = max(math.prod(sizes.values()), max(sizes.values()))
     if n > limit:
         product = " x ".join(f"{name} = {size}" for name, size in sizes.items())
         raise ValueError(f"{product} must make at most {limit} numbers at once, got {n}; ask for fewer")

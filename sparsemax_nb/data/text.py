@@ -213,7 +213,7 @@ class Vocabulary:
         check.flag("text", text)
         counts = Counter()
         for line in lines:
-            counts.update(_words("a line of lines", line, "use line.split()"))
+            counts.update(_words("lines", line, "use line.split() for each"))
             counts.update([END_OF_LINE] if text else [])
         return cls.of_counts(counts, min_count, text)
 
@@ -327,7 +327,7 @@ class Vocabulary:
         ids, unknown, n_unknown = array("i"), self._ids.get(UNKNOWN), 0
         end = [END_OF_LINE] if END_OF_LINE in self._ids else []
         for line in lines:
-            words = [*_words("a line of lines", line, "use vocabulary.split(line)"), *end]
+            words = [*_words("lines", line, "use vocabulary.split(line) for each"), *end]
             missing = [word for word in words if word not in self._ids]
             if missing and unknown is None:
                 raise DataError(f"{missing[0]!r} is not in the vocabulary, nor is {UNKNOWN!r}")

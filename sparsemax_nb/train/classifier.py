@@ -608,6 +608,8 @@ class Classifier(SampledEstimator):
             raise TypeError(
                 f"label_names must be a sequence of names, got the {type(label_names).__name__} {label_names!r}"
             )
+        if label_names is not None and not hasattr(label_names, "__iter__"):
+            raise TypeError(f"label_names must be a sequence of names, got {type(label_names).__name__}")
         names = None if label_names is None else list(map(str, label_names))
         if names is not None and len(names) != self.n_labels_:
             raise ValueError(f"label_names must hold one name for each of {self.n_labels_} labels, got {len(names)}")
@@ -747,6 +749,8 @@ def _labels(name, y, two_classes=False):
     if y is None:
         raise ValueError("Classifier requires y to be passed, but the target y is None")
     is_sparse = scipy.sparse.issparse(y)
+    if is_sparse and y.ndim != 2:
+        raise ValueError(f"{name} must be a matrix, got shape {y.shape}")
     if is_sparse and y.shape[1] != 1:
         return sparse.as_ones(name, y)
     rule = f"{name} must be a SciPy sparse matrix, or a 0/1 matrix of n rows and one column a label"

@@ -428,7 +428,8 @@ def _named(step):
 
 def _on_the_host(name, array):
     """`array`, or TypeError where it is not NumPy's."""
-    if check.same_device(**{name: array}) != "cpu":
+    is_array = backend.device_of(array) is not None  # other words than those of `check` for what is none, or elsewhere
+    if not is_array or check.same_device(**{name: array}) != "cpu":
         raise TypeError(f"{name} must be a NumPy array (batches are moved to the device), got {type(array).__name__}")
     return array
 

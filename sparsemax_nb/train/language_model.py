@@ -256,7 +256,7 @@ class LanguageModel(SampledEstimator):
             if not len(indptr) or indptr[0] != 0 or indptr[-1] != len(items) or (np.diff(indptr) < 0).any():
                 raise ValueError(f"{name}.indptr must rise from 0 to len({name}.items) = {len(items)}")
             lines = SeparateLines(
-                indptr, items, self.batch_size, self.unroll, self.seed, last_only=not (training or every)
+                indptr, items, int(self.batch_size), int(self.unroll), self.seed, last_only=not (training or every)
             )
             if not lines.n_rows:
                 raise ValueError(
@@ -269,12 +269,12 @@ class LanguageModel(SampledEstimator):
                 f"{name} must hold two tokens or more, got {len(tokens)}: each is predicted from those before"
             )
         if not training:
-            return RunningText(tokens, max(1, min(self.batch_size, (len(tokens) - 1) // STEPS_READ)), STEPS_READ)
+            return RunningText(tokens, max(1, min(int(self.batch_size), (len(tokens) - 1) // STEPS_READ)), STEPS_READ)
         if len(tokens) <= self.batch_size:
             raise ValueError(
                 f"{name} must hold more than batch_size = {self.batch_size} tokens, got {len(tokens)}; use a smaller batch_size"
             )
-        return RunningText(tokens, self.batch_size, self.unroll)
+        return RunningText(tokens, int(self.batch_size), int(self.unroll))
 
     def evaluate(self, tokens):
         """How well every word of a text is predicted, or the last item of each of `Sequences`; by the full softmax.
@@ -412,7 +412,7 @@ class LanguageModel(SampledEstimator):
             The scores overflow.
         """
         self._check_fitted()
-        check.integer("n_words", n_words, 0)
+        check.elements(n_words=check.integer("n_words", n_words, 0))
         check.number("temperature", temperature, 0, math.inf)
         check.integer("seed", seed, 0, 2**64 - 1)
         top_k = self.n_words_ if top_k is None else check.integer("top_k", top_k, 1)

@@ -861,13 +861,10 @@ def _(r):
     def generate(prompt, n_words, *, temperature, top_k, seed):
         return me.generate(prompt, brief(n_words), temperature=temperature, top_k=top_k, seed=seed)
 
-    return Call(
-        generate,
-        [TEXT[:3], 4],
-        {"temperature": 1.0, "top_k": 3, "seed": 1},
-        me=me,
-        check=dense.same_answer(me, "generate"),
-    )
+    def check(result, prompt, n_words, **more):
+        dense.same_answer(me, "generate")(result, prompt, brief(n_words), **more)
+
+    return Call(generate, [TEXT[:3], 4], {"temperature": 1.0, "top_k": 3, "seed": 1}, me=me, check=check)
 
 
 @of("LanguageModel.save", "DSSoftmax.save")

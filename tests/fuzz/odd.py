@@ -79,6 +79,10 @@ KINDS = (
 )  # fmt: skip
 
 
+#: Attributes that are room for the next step, not state.
+SCRATCH = {"_scores", "_drows"}
+
+
 def pick(random, values):
     return values[random.integers(len(values))]
 
@@ -301,7 +305,7 @@ def state(value, seen=None):
     if isinstance(value, (list, tuple)):
         return [state(part, seen) for part in value]
     if type(value).__module__.startswith("sparsemax_nb") and not isinstance(value, (type, types.FunctionType)):
-        return type(value).__name__, [(name, state(part, seen)) for name, part in sorted(vars(value).items())]
+        return type(value).__name__, [(name, state(part, seen)) for name, part in sorted(vars(value).items()) if name not in SCRATCH]
     return (
         repr(value)[:200]
         if isinstance(value, (str, float, bool))
