@@ -31,7 +31,7 @@ def fingerprint(features, labels):
     Raises
     ------
     TypeError
-        Neither CSR nor an array of numbers.
+        Neither CSR nor an array of numbers; long doubles, which differ from machine to machine.
 
     Notes
     -----
@@ -64,7 +64,7 @@ def fingerprint(features, labels):
 def _update(digest, name, array, dtype=None):
     """Hash name, shape, dtype and the items of an array, row-major, little-endian, converted to `dtype` where given."""
     dtype = np.dtype(dtype or array.dtype)
-    if dtype.kind not in "biufc":
+    if dtype.kind not in "biufc" or dtype.char in "gG":  # a long double is another one on every machine
         raise TypeError(f"{name} must hold numbers, got {dtype}; use {name}.astype(np.float32)")
     dtype = dtype.newbyteorder("<")
     digest.update(f"{name} {tuple(map(int, array.shape))} {dtype.str};".encode())

@@ -691,6 +691,8 @@ def _(r):
 @of("write_xc")
 def _(r):
     def check(_, path, features, labels):
+        if not Path(path).is_file():  # a device, which keeps nothing
+            return
         back = data.read_xc(path)
         dense.close(back.features.toarray(), features.toarray(), 1e-6)
         dense.equal(back.labels.toarray(), labels.toarray())
