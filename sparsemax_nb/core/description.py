@@ -67,16 +67,13 @@ def dict_of(rule):
     return of_dict
 
 
-def record(newer=None, /, **rules):
-    """An object that has these values; those of `newer` ({key: rule}) may be missing, others are not looked at."""
-    newer = newer or {}
+def record(**rules):
+    """An object that has these values; others are not looked at."""
 
     def of_record(name, value):
         if not isinstance(value, dict):
             raise TypeError(f"{name} must be an object, got {type(value).__name__}")
-        for key, rule in (rules | newer).items():
-            if key not in value and key in newer:
-                continue
+        for key, rule in rules.items():
             if key not in value:
                 raise ValueError(f"{name} must have {key!r}")
             rule(f"{name}.{key}", value[key])

@@ -124,9 +124,9 @@ def _weigh(r0, r1, weights):
 
 @backend.njit
 def _add_up(r0, r1, weights, e0, sums, cumulative, top):
-    """For one query: cumulative sums of all weight, ``exp(r0[k] + top[k]) sums[k]`` up to a factor; returns log Z, relative.
+    """For one query: cumulative sums of all weight, ``exp(r0[k] + top[k]) sums[k]`` up to a factor.
 
-    Relative to the largest of r0 and of r1: ``log Z - max r0 - max r1``, so that large scores do not swallow it.
+    Returns b0, b1 and ``log Z - b0 - b1``, two scores as large as any pair's with weight: so large ones do not swallow the rest.
     ``sums[k] = sum_j W[k, j] exp(r1[j] - top[k])``, where top is the largest r1 for all k; where all weight lies so far
     below it that the sums vanish, it is the largest r1 of k's own cells that are not empty, and `sums` are made again.
     """
@@ -136,22 +136,23 @@ def _add_up(r0, r1, weights, e0, sums, cumulative, top):
         total += e0[k] * sums[k]
         cumulative[k] = total
     if total > VANISHING:
-        return math.log(total)
-    largest = LOWEST
+        return largest0, largest1, math.log(total)
+    best0, best1 = r0[0], LOWEST
     for k in range(r0.size):
         top[k], sums[k] = LOWEST, ZERO
         for j in range(r1.size):
             if weights[k, j] > ZERO:
                 top[k] = max(top[k], r1[j])
-        largest = max(largest, (r0[k] - largest0) + (top[k] - largest1))
+        if top[k] > LOWEST and (best1 == LOWEST or (r0[k] - best0) + (top[k] - best1) > ZERO):
+            best0, best1 = r0[k], top[k]
         for j in range(r1.size):
             if weights[k, j] > ZERO:
                 sums[k] += weights[k, j] * math.exp(r1[j] - top[k])
     total = ZERO
     for k in range(r0.size):
-        total += math.exp((r0[k] - largest0) + (top[k] - largest1) - largest) * sums[k]
+        total += math.exp((r0[k] - best0) + (top[k] - best1)) * sums[k]
         cumulative[k] = total
-    return math.log(total) + largest
+    return best0, best1, math.log(total)
 
 
 def log_prob(r0, r1, index, ids, log_q):
@@ -166,12 +167,11 @@ def _log_prob(r0, r1, e0, sums, index, ids, log_q):
     shared, is_weighted = ids.shape[0] != r0.shape[0], index.log_popularity.size > 0
     for b in prange(r0.shape[0]):
         buffer = np.empty((2, n_words), np.float32)
-        log_z = _add_up(r0[b], r1[b], index.weights, e0[b], sums[b], buffer[0], buffer[1])
-        largest0, largest1 = r0[b].max(), r1[b].max()
+        best0, best1, log_z = _add_up(r0[b], r1[b], index.weights, e0[b], sums[b], buffer[0], buffer[1])
         line = 0 if shared else np.int64(b)
         for m in range(ids.shape[1]):
             i = ids[line, m]
-            log_q[b, m] = (r0[b, index.codes[i, 0]] - largest0) + (r1[b, index.codes[i, 1]] - largest1) - log_z
+            log_q[b, m] = (r0[b, index.codes[i, 0]] - best0) + (r1[b, index.codes[i, 1]] - best1) - log_z
             if is_weighted:
                 log_q[b, m] += index.log_popularity[i]
 
@@ -255,8 +255,8 @@ def _sample(r0, r1, e0, e1, sums, index, seed, step, ids, log_q):
         cumulative, top = np.empty(n_words, np.float32), np.empty(n_words, np.float32)
         k0_of, order = np.empty(n_samples, np.int32), np.empty(n_samples, np.int32)
         line = np.empty((n_words + 3) // 4 * 4, np.float32)
-        log_z = _add_up(r0[b], r1[b], weights, e0[b], sums[b], cumulative, top)
-        largest0, largest1, total, last = r0[b].max(), r1[b].max(), cumulative[n_words - 1], -1
+        best0, best1, log_z = _add_up(r0[b], r1[b], weights, e0[b], sums[b], cumulative, top)
+        largest1, total, last = r1[b].max(), cumulative[n_words - 1], -1
         _draw_words(seed, step, np.int64(b) * n_samples, words)
         for m in range(n_samples):
             k0 = min(_count(cumulative, unit(np.uint64(words[0, m])) * total), n_words - 1)
@@ -277,7 +277,7 @@ def _sample(r0, r1, e0, e1, sums, index, seed, step, ids, log_q):
             first = np.int64(index.indptr[cell])
             n = np.uint64(index.indptr[cell + 1] - first)
             column[m] = first + np.int64(below(np.uint64(words[2, m]), n))
-            log_q[b, m] = (r0[b, k0] - largest0) + (r1[b, k1] - largest1) - log_z
+            log_q[b, m] = (r0[b, k0] - best0) + (r1[b, k1] - best1) - log_z
             if is_weighted:
                 prefetch(flat, 4 * column[m])
             else:

@@ -79,7 +79,7 @@ def _add_up(shared, n_words):
 @backend.cuda_device
 def _weigh(r0, r1, turned, shared):
     """For the query of this block: e1, sums, cumulative and top (see the CPU's `_add_up`), four lines of K numbers in
-    shared memory; returns ``log Z - max r0 - max r1``, max r0 and max r1. Thread k sums column k of the transposed weights, so a warp reads
+    shared memory; returns b0, b1, ``log Z - b0 - b1`` and the largest r1. Thread k sums column k of the transposed weights, so a warp reads
     whole lines; the first thread adds the K sums up.
     """
     b, thread, n_threads, n_words = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x, r0.shape[1]
@@ -97,7 +97,7 @@ def _weigh(r0, r1, turned, shared):
         shared[2 * n_words + k] = math.exp(r0[b, k] - largest0) * part
         shared[3 * n_words + k] = largest1
     _add_up(shared, n_words)
-    largest = ZERO  # of the logits, relative to largest0 + largest1
+    best0, best1 = largest0, largest1
     if not shared[3 * n_words - 1] > VANISHING:  # the same for all threads
         cuda.syncthreads()
         for k in range(thread, n_words, n_threads):
@@ -110,14 +110,16 @@ def _weigh(r0, r1, turned, shared):
                     part += turned[j, k] * math.exp(r1[b, j] - top)
             shared[n_words + k], shared[3 * n_words + k] = part, top
         cuda.syncthreads()
-        largest = LOWEST
+        best0, best1 = r0[b, 0], LOWEST
         for k in range(n_words):
-            largest = max(largest, (r0[b, k] - largest0) + (shared[3 * n_words + k] - largest1))
+            top = shared[3 * n_words + k]
+            if top > LOWEST and (best1 == LOWEST or (r0[b, k] - best0) + (top - best1) > ZERO):
+                best0, best1 = r0[b, k], top
         for k in range(thread, n_words, n_threads):
-            below = (r0[b, k] - largest0) + (shared[3 * n_words + k] - largest1)
-            shared[2 * n_words + k] = math.exp(below - largest) * shared[n_words + k]
+            difference = (r0[b, k] - best0) + (shared[3 * n_words + k] - best1)
+            shared[2 * n_words + k] = math.exp(difference) * shared[n_words + k]
         _add_up(shared, n_words)
-    return math.log(shared[3 * n_words - 1]) + largest, largest0, largest1
+    return best0, best1, math.log(shared[3 * n_words - 1]), largest1
 
 
 @backend.cuda_jit
@@ -128,11 +130,11 @@ def log_prob_kernel(r0, r1, index, ids, log_q):
     Grid: rows on x. No atomics.
     """
     b, shared = cuda.blockIdx.x, cuda.shared.array(0, float32)
-    log_z, largest0, largest1 = _weigh(r0, r1, index.turned, shared)
+    best0, best1, log_z, _ = _weigh(r0, r1, index.turned, shared)
     line = 0 if ids.shape[0] != r0.shape[0] else b
     for m in range(cuda.threadIdx.x, ids.shape[1], cuda.blockDim.x):
         i = ids[line, m]
-        value = (r0[b, index.codes[i, 0]] - largest0) + (r1[b, index.codes[i, 1]] - largest1) - log_z
+        value = (r0[b, index.codes[i, 0]] - best0) + (r1[b, index.codes[i, 1]] - best1) - log_z
         log_q[b, m] = value + index.log_popularity[i] if index.log_popularity.size > 0 else value
 
 
@@ -152,7 +154,7 @@ def sample_kernel(r0, r1, index, seed, step, ids, log_q):
     Shared memory: 16 K bytes. Grid: rows on x. No atomics.
     """
     b, shared, n_words = cuda.blockIdx.x, cuda.shared.array(0, float32), r0.shape[1]
-    log_z, largest0, largest1 = _weigh(r0, r1, index.turned, shared)
+    best0, best1, log_z, largest1 = _weigh(r0, r1, index.turned, shared)
     for m in range(cuda.threadIdx.x, ids.shape[1], cuda.blockDim.x):
         w0, w1, w2, w3 = random_words(seed, SAMPLING, step, np.uint64(b * ids.shape[1] + m))
         wanted = unit(w0) * shared[3 * n_words - 1]
@@ -178,7 +180,7 @@ def sample_kernel(r0, r1, index, seed, step, ids, log_q):
         cell = k0 * n_words + k1
         first = np.int64(index.indptr[cell])
         column = first + np.int64(below(w2, np.uint64(index.indptr[cell + 1] - first)))
-        value = (r0[b, k0] - largest0) + (r1[b, k1] - largest1) - log_z
+        value = (r0[b, k0] - best0) + (r1[b, k1] - best1) - log_z
         if index.records.shape[0] > 0:
             if not w3 < np.uint64(index.records[column, 0]):
                 column = np.int64(index.records[column, 2])

@@ -46,8 +46,6 @@ class Tfidf:
            [0.   , 0.   ]], dtype=float32)
     """
 
-    _takes_weights = False  # where True, values are not checked to be counts
-
     def __init__(self, sublinear=True):
         self.sublinear = sublinear
 
@@ -143,7 +141,7 @@ class Tfidf:
     def _checked(self, X):
         """X as `_non_negative` returns it; ValueError where it has to hold counts and does not."""
         X = _non_negative(X)
-        other = first_non_count(X) if self.sublinear and not self._takes_weights else None
+        other = first_non_count(X) if self.sublinear else None
         if other is not None:
             raise ValueError(
                 f"X must hold counts, that is, whole numbers, got {other:g}; weights are taken as they are with "

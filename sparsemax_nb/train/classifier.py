@@ -17,7 +17,7 @@ from ..group_shared import DTYPES
 from ..grouping import GROUPINGS, group_labels
 from ..optimizers import Adam
 from . import loop, memory, metrics
-from .estimator import MOST_WIDTH, SampledEstimator, checked_data
+from .estimator import DATA, MOST_WIDTH, SampledEstimator
 from .network import LOSSES, OUTPUTS, SPARSE_OUTPUTS, Network, parameter_shapes
 from .softmax import INDICES, Negatives
 
@@ -26,10 +26,10 @@ KS = (1, 3, 5)
 VALIDATION_EPOCH = 2**32 - 1
 #: What the file of a classifier says beside its arrays.
 DESCRIPTION = description.record(
-    {"tfidf": description.boolean, "feature_names": description.optional(description.list_of(description.text))},
     params=description.record(), n_features=description.integer(1), n_labels=description.integer(1),
     n_points=description.integer(0), is_dense=description.boolean,
-    label_names=description.optional(description.list_of(description.text)),
+    label_names=description.optional(description.list_of(description.text)), tfidf=description.boolean,
+    feature_names=description.optional(description.list_of(description.text)), data=DATA,
 )  # fmt: skip
 
 
@@ -214,7 +214,8 @@ class Classifier(SampledEstimator):
             raise ValueError(f"loss='softmax' needs output='dense' or 'bottleneck', got {self.output!r}")
         if self.loss != "softmax" and self.sampler != "none":
             raise ValueError(f"sampler={self.sampler!r} draws for loss='softmax' only, got loss={self.loss!r}")
-        check.choice("tfidf", self.tfidf, ("auto", True, False))
+        if not (isinstance(self.tfidf, (bool, np.bool_)) or self.tfidf == "auto"):
+            raise ValueError(f"tfidf must be 'auto', True or False, got {check.shown(self.tfidf)}")
         check.choice("grouping", self.grouping, GROUPINGS)
         check.choice("weight_dtype", self.weight_dtype, tuple(DTYPES))
         if self.weight_dtype != "float32" and self.output != "group-shared":
@@ -660,14 +661,13 @@ class Classifier(SampledEstimator):
             model.label_counts_ = check.array("label_counts", arrays["label_counts"], np.int64, (model.n_labels_,))
             check.below("label_counts", model.label_counts_, model.n_points_ + 1)
             model.device_, model.tfidf_ = device, None
-            names = about.get("feature_names")
+            names = about["feature_names"]
             if names is not None:
                 if len(names) != model.n_features_in_:
                     raise ValueError(f"feature_names must be {model.n_features_in_} strings")
                 model.feature_names_in_ = np.array(names, object)
-            if about.get("tfidf", model.tfidf) and not model.is_dense_:
+            if about["tfidf"]:
                 model.tfidf_ = Tfidf()
-                model.tfidf_._takes_weights = "tfidf" not in about  # a file from before counts were checked
                 model.tfidf_.idf_ = check.array("tfidf.idf", arrays["tfidf.idf"], np.float32, (model.n_features_in_,))
                 check.finite("tfidf.idf", model.tfidf_.idf_)
             params = model._network_params(model.n_features_in_, model.n_labels_, model.is_dense_, device)
@@ -675,7 +675,7 @@ class Classifier(SampledEstimator):
             model.network_ = model._new_network(params)
             model.network_.set_parameters(arrays)
             model.network_.output.rank_last(np.flatnonzero(model.label_counts_ == 0))
-            model.data_ = checked_data(about.get("data"))
+            model.data_ = about["data"]
         return model
 
 

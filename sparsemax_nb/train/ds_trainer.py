@@ -288,7 +288,8 @@ class _Run:
             while self.epoch < self.n_epochs:
                 stage, number = divmod(self.epoch, model.epochs)
                 if number == 0 and stage > 0:
-                    self.experts.split(self.optimizer, seed=model.seed + stage)
+                    with _named(self.epoch * self.n_steps - 1):
+                        self.experts.split(self.optimizer, seed=model.seed + stage)
                 record = self._one_epoch(stage, number, bar, interrupted)
                 self.history.append(record)
                 self.epoch += 1
@@ -313,9 +314,9 @@ class _Run:
         with _named(last):
             for name in ("gate", "rows"):  # numbers that are not are not written over a checkpoint that is whole
                 check.finite(name, getattr(experts, name))
-        is_due = stage > 0 or number >= model.prune_after or number == model.epochs - 1
-        # at 0 nothing goes, but what depends on the rows is computed anew: as where a run is resumed
-        removed = experts.prune(model.threshold if is_due else 0.0, self.optimizer)
+            is_due = stage > 0 or number >= model.prune_after or number == model.epochs - 1
+            # at 0 nothing goes, but what depends on the rows is computed anew: as where a run is resumed
+            removed = experts.prune(model.threshold if is_due else 0.0, self.optimizer)
         seconds = time.perf_counter() - start
         sample = np.arange(0, len(self.contexts), max(1, len(self.contexts) // SAMPLE))
         h = _contexts("contexts", self.contexts, sample, self.device)

@@ -7,7 +7,7 @@ import os
 
 import numpy as np
 
-from ..core import check, checkpoint, files
+from ..core import check, checkpoint, description, files
 from ..data import fingerprint
 from ..midx import CORRECTIONS, MAX_CODEWORDS, RESIDUALS
 from . import loop
@@ -15,6 +15,8 @@ from .softmax import INDICES, SAMPLERS, YARDSTICKS, Sampling
 
 #: Parameters that may differ when a run is resumed: they do not change what a step computes.
 FREE_TO_CHANGE = {"budget_seconds", "device", "memory_limit", "progress"}
+#: What a model file says of the data that the model was trained on, where the command line did it.
+DATA = description.optional(description.record(name=description.text, fingerprint=description.text))
 
 #: Of a layer: ids of inputs are int32.
 MOST_WIDTH = 2**31 - 1
@@ -106,6 +108,7 @@ class Estimator:
     def _becoming(self, new):
         """Take over the attributes of `new`; data or numbers that turn out to be wrong inside leave `self` as it was before."""
         before = dict(vars(self))
+        vars(self).clear()
         vars(self).update(vars(new))
         try:
             yield
@@ -156,14 +159,6 @@ class Estimator:
     def _free_to_change(self, training):
         """Names of the parameters that may differ when `training` is resumed."""
         return FREE_TO_CHANGE
-
-
-def checked_data(about):
-    """What a model file says of the data that the model was trained on, or None; ValueError where that can not be."""
-    is_whole = isinstance(about, dict) and set(about) == {"name", "fingerprint"}
-    if about is not None and not (is_whole and all(isinstance(value, str) for value in about.values())):
-        raise ValueError("data must be a name and a fingerprint")
-    return about
 
 
 def _check_same_run(description, about, free):

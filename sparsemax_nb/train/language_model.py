@@ -16,7 +16,7 @@ from ..data.text import END_OF_LINE, UNKNOWN
 from ..optimizers import Adam
 from . import loop, metrics
 from .chunks import Chunk, RunningText, SeparateLines
-from .estimator import MOST_WIDTH, SampledEstimator, checked_data
+from .estimator import DATA, MOST_WIDTH, SampledEstimator
 from .language_network import LanguageNetwork, parameter_shapes
 from .softmax import Negatives
 
@@ -30,7 +30,7 @@ STEPS_READ = 64
 #: What the file of a language model says beside its arrays.
 DESCRIPTION = description.record(
     params=description.record(), n_words=description.integer(1), raw=description.boolean,
-    words=description.optional(description.list_of(description.text)),
+    words=description.optional(description.list_of(description.text)), data=DATA,
 )  # fmt: skip
 
 
@@ -521,7 +521,7 @@ class LanguageModel(SampledEstimator):
             arrays.check_shapes(parameter_shapes(model.n_words_, model.width, model.n_layers, model.tied))
             model.network_ = model._new_network(model.n_words_, device)
             model.network_.set_parameters(arrays)
-            model.data_ = checked_data(about.get("data"))
+            model.data_ = about["data"]
         return model
 
 

@@ -283,7 +283,7 @@ def test_saves_of_one_model_are_the_same_bytes(tmp_path):
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
     for name, array in safetensors.load_file(tmp_path / "one").items():
         assert array.dtype == arrays[name].dtype and np.array_equal(array, arrays[name])
-    metadata = {"format": "sparsemax_nb", "version": "2", "kind": "test", "description": '{"x": 1}'}
+    metadata = {"format": "sparsemax_nb", "version": str(checkpoint.VERSION), "kind": "test", "description": '{"x": 1}'}
     safetensors.save_file(arrays, tmp_path / "theirs", metadata)
     ours, description = checkpoint.load(tmp_path / "theirs", "test")
     assert description == {"x": 1} and {name: a.tolist() for name, a in ours.items()} == {

@@ -319,7 +319,7 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(readers.os, "replace", fail)
+    monkeypatch.setattr("os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         write_xc(path, ONE, ONE)
     assert path.read_text() == TEXT and os.listdir(tmp_path) == [path.name]

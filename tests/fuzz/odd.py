@@ -305,7 +305,9 @@ def state(value, seen=None):
     if isinstance(value, (list, tuple)):
         return [state(part, seen) for part in value]
     if type(value).__module__.startswith("sparsemax_nb") and not isinstance(value, (type, types.FunctionType)):
-        return type(value).__name__, [(name, state(part, seen)) for name, part in sorted(vars(value).items()) if name not in SCRATCH]
+        return type(value).__name__, [
+            (name, state(part, seen)) for name, part in sorted(vars(value).items()) if name not in SCRATCH
+        ]
     return (
         repr(value)[:200]
         if isinstance(value, (str, float, bool))

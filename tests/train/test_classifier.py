@@ -446,17 +446,6 @@ def test_counts_are_looked_for_in_the_whole_matrix(corpus):
     assert model.network_ is before
 
 
-def test_a_file_from_before_counts_were_checked(corpus, tmp_path):
-    """It weighed whatever it was given, and still does."""
-    path = tmp_path / "model.safetensors"
-    fitted(corpus, epochs=1, tfidf=True).save(path)
-    arrays, description = checkpoint.load(path, "classifier")
-    old = {name: value for name, value in description.items() if name not in ("tfidf", "feature_names")}
-    checkpoint.save(path, "classifier", dict(arrays), old)
-    model = train.Classifier.load(path, device="cpu")
-    assert model.tfidf_ is not None and model.predict(as_weights(corpus.features)).shape == (300, 5)
-
-
 UNSEEN = [0, 3, 4, 24]
 LAST = [
     *({"output": output, "loss": loss} for output in ("dense", "unstructured", "fixed-fan-in") for loss in ("squared-hinge", "bce")),
