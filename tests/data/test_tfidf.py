@@ -114,12 +114,6 @@ def test_no_rows():
     assert Tfidf().fit_transform(empty).shape == (2, 3) and Tfidf().fit_transform(empty).nnz == 0
 
 
-def test_weights_that_vanish():
-    X, weigh = scipy.sparse.csr_matrix([[np.exp(-1)]]), Tfidf()  # 1 + ln(1/e) = 0
-    weigh._takes_weights = True  # as that of a model file from before counts were checked
-    assert weigh.fit_transform(X).toarray() == [[0]]
-
-
 @pytest.mark.parametrize("method", ["fit", "transform", "fit_transform"])
 @pytest.mark.parametrize(
     ("change", "error", "message"),

@@ -287,7 +287,7 @@ def test_rows_without_features_or_labels(corpus):
             ({name: 99999999999}, ValueError, f"{name} must be between 1 and 2147483647, got 99999999999")
             for name in ("embedding", "intermediate", "bottleneck")
         ),
-        ({"tfidf": "yes"}, ValueError, "tfidf must be one of 'auto', True, False, got 'yes'"),
+        ({"tfidf": "yes"}, ValueError, "tfidf must be 'auto', True or False, got 'yes'"),
         ({"grouping": "size"}, ValueError, "grouping must be one of 'similar', 'frequency', 'random', got 'size'"),
         ({"weight_dtype": "float16"}, ValueError, "weight_dtype must be one of 'float32', 'bfloat16', got 'float16'"),
         (
