@@ -105,7 +105,7 @@ BAD_NUMBERS = {
     "NaN": (
         lambda a, b: with_entry(a, (1, 2), np.nan),
         ValueError,
-        r"^{0} must be finite, got nan at \[1, 2\]; mend the data",
+        r"^{0} must be finite, got nan at \[1, 2\]; fix the data",
     ),
     "inf": (lambda a, b: with_entry(a, (2, 0), -np.inf), ValueError, r"^{0} must be finite, got -inf at \[2, 0\]"),
 }

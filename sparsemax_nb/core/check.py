@@ -174,7 +174,7 @@ def finite(name, value):
         place = np.unravel_index(int(np.argmin(backend.to_numpy(finite))), value.shape)
         where = ", ".join(str(int(p)) for p in place)
         raise ValueError(
-            f"{name} must be finite, got {float(value[place])} at [{where}]; mend the data or lower the learning rate"
+            f"{name} must be finite, got {float(value[place])} at [{where}]; fix the data or lower the learning rate"
         )
 
 

@@ -203,7 +203,7 @@ def _open(path):
         raise ModelFileError(f"{path} was not written by sparsemax_nb")
     if metadata.get("version") != str(VERSION):
         raise ModelFileError(
-            f"{path} has format version {metadata.get('version')}, this package reads version {VERSION}"
+            f"{path} has format version {metadata.get('version')}, this package reads version {VERSION}; train it again"
         )
     try:
         text = arrays[DESCRIPTION].tobytes() if DESCRIPTION in stored else metadata["description"]

@@ -51,7 +51,8 @@ def writing(path):
                 if before is not None:
                     with contextlib.suppress(OSError):  # who may not give files away owns this one
                         os.fchown(handle, before.st_uid, before.st_gid)
-                    os.fchmod(handle, before.st_mode & 0o777)
+                    with contextlib.suppress(OSError):  # some file systems have no permissions
+                        os.fchmod(handle, before.st_mode & 0o777)
                 yield file
                 file.flush()
                 os.fsync(handle)
@@ -80,8 +81,8 @@ def check_writable(path, nbytes=0):
         if before is not None and not stat.S_ISREG(before.st_mode):
             return
         handle, temporary = _create(target)
+        os.remove(temporary)  # while it is locked: see `_remove_stale`
         os.close(handle)
-        os.remove(temporary)
         disk = os.statvfs(os.path.dirname(target))
     except OSError as error:
         raise _explained(path, error) from None

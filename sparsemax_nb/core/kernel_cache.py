@@ -15,6 +15,7 @@ import pickle
 import platform
 import sys
 import tempfile
+import time
 import warnings
 from pathlib import Path
 
@@ -23,6 +24,8 @@ import numba
 from numba.core import caching
 
 PACKAGE = Path(__file__).resolve().parents[1]
+#: When the source files had the content that is compiled here, or an older one.
+IMPORTED = time.time()
 #: Where kernels lie if NUMBA_CACHE_DIR does not say where: removed together with Python's own compiled files.
 IN_TREE = PACKAGE / "__pycache__" / "kernels"
 
@@ -53,7 +56,9 @@ def sources(path):
 
 @functools.cache
 def _fingerprint(path):
-    """A hash of these files, and of the compilers' versions and options."""
+    """A hash of these files, and of the compilers' versions and options; None where a file has changed since it was imported."""
+    if any(file.stat().st_mtime > IMPORTED for file in sources(path)):
+        return None
     options = numba.config.OPT, numba.config.BOUNDSCHECK, sys.implementation.cache_tag, platform.machine()
     found = hashlib.sha256(repr((numba.__version__, llvmlite.__version__, options)).encode())
     for file in sources(path):
@@ -107,6 +112,8 @@ class _Files:
 
     def load(self, key):
         """What `save` wrote for this key, or None."""
+        if _fingerprint(self._source) is None:
+            return None
         name = self._file(key)
         for folder in _folders(numba.config.CACHE_DIR)[0]:
             try:
@@ -120,6 +127,8 @@ class _Files:
     def save(self, key, data):
         """Write the compiled code; where that fails, warn once and go on."""
         candidates, folder = _folders(numba.config.CACHE_DIR)
+        if _fingerprint(self._source) is None:
+            return  # nobody could tell of what it was made
         if folder is None:
             _warn_once(f"{' and '.join(map(str, candidates))} can not be written")
             return

@@ -17,8 +17,8 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import CPUDispatcher
 from numba.np.ufunc import parallel
 
-#: A kernel whose arrays hold fewer numbers (1 MiB of float32) is left to one thread: it takes about a fifth of a millisecond.
-#: Where other processes use the cores, GNU OpenMP's threads spin for milliseconds, waiting for each other.
+#: A kernel that reads fewer numbers (1 MiB of float32), or multiplies 16 times as many, is left to one thread: that takes a few
+#: tenths of a millisecond. Where other processes use the cores, GNU OpenMP's threads spin for milliseconds, waiting for each other.
 SMALL = 1 << 18
 
 #: Of Numba's threading layers, the one that must not be entered by two threads at once: it would end the process.
@@ -46,7 +46,8 @@ class ParallelKernel(CPUDispatcher):
     other compiled functions do not come by here: their caller has.
     """
 
-    #: ``work(*arguments)``: how many numbers the kernel reads and writes, where that is not all that its arrays hold.
+    #: ``work(*arguments)``: how many numbers the kernel reads, or a 16th of its multiply-adds; where that is not given, as many
+    #: as its arrays hold.
     work = None
 
     def __call__(self, *arguments):
@@ -105,7 +106,7 @@ def one_blas_thread():
         yield
     finally:
         with _blas:
-            _n_users -= 1
+            _n_users = max(0, _n_users - 1)  # 0 in a fork of a process that was in here
             if not _n_users:
                 _set_blas_threads(_numbers_before)
 
@@ -113,17 +114,19 @@ def one_blas_thread():
 # ---------------------------------------------------------------- fork
 
 
+#: In the order in which a thread takes them, that calls a kernel for the first time.
+_LOCKS = _entered, global_compiler_lock, parallel._backend_init_thread_lock, _blas
+
+
 def _before_fork():
     """No lock is held by a thread that the new process will not have."""
-    _entered.acquire()
-    global_compiler_lock.acquire()
-    _blas.acquire()
+    for lock in _LOCKS:
+        lock.acquire()
 
 
 def _after_fork():
-    _blas.release()
-    global_compiler_lock.release()
-    _entered.release()
+    for lock in reversed(_LOCKS):
+        lock.release()
 
 
 def _after_fork_in_child():
@@ -131,7 +134,8 @@ def _after_fork_in_child():
 
     GNU OpenMP is not made for forks: Numba ends a process that enters it with its parent's pool of threads, which are gone.
     But a thread that works alone needs no pool, and one that the new process starts gets a pool of its own. So the thread
-    that has come through the fork works alone from now on, and Numba is told that its library starts here.
+    that has come through the fork works alone from now on, in all code that Numba has compiled, and Numba is told that its
+    library starts here.
     """
     global _forked_thread, _n_users
     _after_fork()
@@ -141,6 +145,7 @@ def _after_fork_in_child():
     if parallel._threading_layer == "omp":
         pool = importlib.import_module("numba.np.ufunc.omppool")
         ctypes.CFUNCTYPE(None, ctypes.c_int)(pool.launch_threads)(numba.config.NUMBA_NUM_THREADS)
+        parallel._set_num_threads(1)
         _forked_thread = threading.get_ident()
 
 

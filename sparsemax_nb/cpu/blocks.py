@@ -27,6 +27,11 @@ def new_blocks(x):
     return aligned(np.empty, ((n_rows + LANES - 1) // LANES, n_inputs * LANES))
 
 
+def work_of_rows(x, layer, *_):
+    """For `ParallelKernel`: every weight of a layer is multiplied with each block of rows."""
+    return -(-len(x) // LANES) * (layer.values.size + layer.indices.size)
+
+
 @backend.njit_parallel
 def pack(x, blocks):
     """Fill the blocks from x; missing rows of the last block are zero."""

@@ -11,7 +11,9 @@ import numpy as np
 from numba import prange
 
 from ..core import backend, rng
-from .blocks import clear, list_shapes, merge_lists, new_blocks, pack, splits_of, step_shapes, unpack_sum, workspace
+from .blocks import (
+    clear, list_shapes, merge_lists, new_blocks, pack, splits_of, step_shapes, unpack_sum, work_of_rows, workspace,
+)  # fmt: skip
 from .losses import losses_and_slopes
 from .optimizers import update_range
 from .top_k import LISTED, WORST, enters, insert, of_layer, shapes_of_layer
@@ -76,7 +78,7 @@ def _score(block, indices, values, start, fan_in, bias):
     return add(add(s0, s1), add(s2, s3))
 
 
-@backend.njit_parallel
+@backend.njit_parallel(work=work_of_rows)
 def _forward(x, layer, scores, blocks):
     n_rows = x.shape[0]
     n_labels, fan_in = layer.indices.shape
@@ -163,7 +165,7 @@ def _backward_of_inputs(layer, dscores, dblocks, b, s):
             _scatter(dblocks[s, b], indices, label * fan_in, fan_in, load(g, 0), values, label * fan_in)
 
 
-@backend.njit_parallel
+@backend.njit_parallel(work=work_of_rows)
 def _backward(x, layer, dscores, dx, dvalues, dbias, blocks, dblocks):
     # The parallel loops only call functions, not inlined ones: what a parallel loop's own body writes into the arrays of
     # a tuple is lost (numba 0.68).
@@ -264,7 +266,7 @@ def _step_of_inputs(layer, work, b, s, first, n):
             _scatter(dblock, indices, (first + j) * fan_in, fan_in, g, work.values, j * fan_in)
 
 
-@backend.njit_parallel
+@backend.njit_parallel(work=work_of_rows)
 def _step(x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, dx, label_loss, work):
     n_labels = layer.indices.shape[0]
     pack(x, work.blocks)
@@ -301,7 +303,7 @@ def top_k_shapes(n_rows, n_inputs, n_labels, fan_in, k):
     return list_shapes(n_rows, n_inputs, k) if k <= LISTED else shapes_of_layer(n_rows, n_inputs, n_labels)
 
 
-@backend.njit_parallel
+@backend.njit_parallel(work=work_of_rows)
 def _top_k(x, layer, top_scores, top_ids, blocks, part_scores, part_ids):
     k = top_scores.shape[1]
     n_labels, fan_in = layer.indices.shape

@@ -14,7 +14,7 @@ from numba import prange
 
 from ..core import backend
 from .bfloat16 import as_float32, put
-from .blocks import clear, list_shapes, merge_lists, new_blocks, pack, step_shapes, unpack_sum, workspace
+from .blocks import clear, list_shapes, merge_lists, new_blocks, pack, step_shapes, unpack_sum, work_of_rows, workspace
 from .losses import losses_and_slopes
 from .optimizers import update_range
 from .panels import pack_rows, padded
@@ -215,7 +215,7 @@ def _forward_of_part(layer, blocks, scores, first, stop, is_streamed):
         _forward_of_labels(layer, blocks, scores, whole, stop, 0)
 
 
-@backend.njit_parallel
+@backend.njit_parallel(work=work_of_rows)
 def _forward(x, layer, scores, blocks, chunk, is_streamed):
     n_labels = layer.values.shape[0]
     pack(x, blocks)
@@ -392,7 +392,7 @@ def _dx_of_labels(layer, work, b, s, first, n):
             low = high
 
 
-@backend.njit_parallel
+@backend.njit_parallel(work=work_of_rows)
 def _step(
     x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, rounding, dx, label_loss, work, chunk
 ):
@@ -455,7 +455,7 @@ def _backward_of_labels(layer, dscores, work, first, start, stop, dvalues, dbias
     dbias[low:high] = padded_dbias[:n]
 
 
-@backend.njit_parallel
+@backend.njit_parallel(work=work_of_rows)
 def _backward(x, layer, dscores, dx, dvalues, dbias, work, chunk):
     n_labels = layer.values.shape[0]
     pack(x, work.blocks)
@@ -507,7 +507,7 @@ def _best_of_labels(layer, block, first, stop, best, best_ids):
                             worst[q] = best[q, k - 1]
 
 
-@backend.njit_parallel
+@backend.njit_parallel(work=work_of_rows)
 def _top_k(x, layer, top_scores, top_ids, blocks, part_scores, part_ids):
     n_labels, group_size = layer.values.shape[0], layer.group_size
     n_groups = layer.indices.shape[0]

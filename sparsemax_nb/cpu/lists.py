@@ -99,7 +99,7 @@ def _of_range(x, panels, bias, first_row, n_rows, start, stop, best, ids, sums):
             _take(some, bias[p * LANES : q * LANES], p * LANES, best[row], ids[row], sums[row], lanes)
 
 
-@backend.njit_parallel
+@backend.njit_parallel(work=lambda x, panels, *_: panels.size * -(-len(x) // LANES))
 def of_panels(x, panels, bias, scores, ids, sums):
     """The lists of ``x @ matrix + bias``, x (B, K); bias (N,) is -infinity where the last panel is filled up."""
     n_rows, n_ranges, n_panels, flat = x.shape[0], scores.shape[0], panels.shape[0], x.reshape(-1)
@@ -171,7 +171,7 @@ def _affine_of_range(x, panels, bias, first, n_rows, start, stop, out):
         _sum(sums[i * width : (i + 1) * width], bias[left:right], out[first + i, left:right])
 
 
-@backend.njit_parallel
+@backend.njit_parallel(work=lambda x, panels, *_: panels.size * -(-len(x) // LANES))
 def affine(x, panels, bias, out):
     """``out = x @ matrix + bias`` from the panels of a matrix; its last columns may be left out."""
     n_rows, n_panels, flat = x.shape[0], panels.shape[0], x.reshape(-1)

@@ -36,7 +36,11 @@ def find_blas(scalars):
     gemm(FLOAT32, AS_IS, AS_IS, 1, 1, 1, alpha, nothing, 1, nothing, 1, beta, nothing, 1)
 
 
-@backend.njit_parallel
+def _work(turn_a, turn_b, a, b, out, *_):
+    return max(threads.n_numbers((a, b, out)), out.size * a.shape[0 if turn_a else 1] // 16)
+
+
+@backend.njit_parallel(work=_work)
 def _tiled(turn_a, turn_b, a, b, out, scalars):
     """out = op(a) op(b) + beta out, all C-contiguous; scalars = [1, beta, 0].
 
@@ -65,7 +69,7 @@ def _tiled(turn_a, turn_b, a, b, out, scalars):
         gemm(FLOAT32, op_b, op_a, n_columns, n_rows, k, alpha, tile_b, ldb, tile_a, lda, beta, tile_out, n)
 
 
-@backend.njit_parallel
+@backend.njit_parallel(work=_work)
 def _summed(turn_a, turn_b, a, b, out, scalars, parts):
     """The same where each thread adds up some of the k terms: parts (PARTS, m, n), then their sum."""
     m, n = out.shape

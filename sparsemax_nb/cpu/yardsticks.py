@@ -139,7 +139,7 @@ def _exact(q, rows, bias, chosen, start, stop, scores):
         scores[chosen[c]] = dot(total, splat(np.float32(1))) + bias[chosen[c]]
 
 
-@backend.njit_parallel
+@backend.njit_parallel(work=lambda q, rows, bias, chosen, n, scores: len(scores) * n * rows.shape[1])
 def _score_candidates(q, rows, bias, chosen, n, scores):
     n_ranges = (n + CANDIDATES - 1) // CANDIDATES
     for part in prange(scores.shape[0] * n_ranges):

@@ -480,7 +480,7 @@ def _contexts(name, contexts, rows, device):
     finite = np.isfinite(some)
     if not finite.all():
         row = rows[int(np.argmin(finite.all(axis=1)))]
-        raise ValueError(f"{name} must be finite, got NaN or infinity in row {row}; mend the data")
+        raise ValueError(f"{name} must be finite, got NaN or infinity in row {row}; fix the data")
     return backend.asarray(some, device)
 
 

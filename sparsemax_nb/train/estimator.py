@@ -106,15 +106,16 @@ class Estimator:
 
     @contextlib.contextmanager
     def _becoming(self, new):
-        """Take over the attributes of `new`; data or numbers that turn out to be wrong inside leave `self` as it was before."""
-        before = dict(vars(self))
+        """Take over the attributes of `new`; an error before an epoch has ended leaves `self` as it was before."""
+        before, n_epochs = dict(vars(self)), len(new.history_.epochs)
         vars(self).clear()
         vars(self).update(vars(new))
         try:
             yield
-        except (FloatingPointError, TypeError, ValueError):
-            vars(self).clear()
-            vars(self).update(before)
+        except Exception:
+            if len(new.history_.epochs) == n_epochs:
+                vars(self).clear()
+                vars(self).update(before)
             raise
 
     @staticmethod

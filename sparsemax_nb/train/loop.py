@@ -61,7 +61,7 @@ class TrainingError(FloatingPointError):
     ...     DSSoftmax(n_experts=2, device="cpu", progress=False).fit(contexts, targets)
     ... except TrainingError as error:
     ...     print(error)
-    step 0: contexts must be finite, got NaN or infinity in row 0; mend the data
+    step 0: contexts must be finite, got NaN or infinity in row 0; fix the data
     """
 
 

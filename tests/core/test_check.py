@@ -46,7 +46,7 @@ READ_ONLY.flags.writeable = False
             "out must live on cuda like the inputs, got cpu",
         ),
         (lambda: check.finite("a", np.float32([[0, 1], [np.nan, np.inf]])), ValueError, "a must be finite, got nan at"),
-        (lambda: check.finite("a", np.float32([0, -np.inf])), ValueError, "a must be finite, got -inf at [1]; mend"),
+        (lambda: check.finite("a", np.float32([0, -np.inf])), ValueError, "a must be finite, got -inf at [1]; fix"),
         (lambda: check.integer("n", 0, 1), ValueError, "n must be at least 1, got 0"),
         (lambda: check.integer("n", 9, 1, 8, " (all)"), ValueError, "n must be between 1 and 8 (all), got 9"),
         (lambda: check.integer("n", 1.0, 1), TypeError, "n must be an integer, got float 1.0"),

@@ -65,12 +65,22 @@ def test_the_fingerprint_is_that_of_the_content(tmp_path):
     a, b = tmp_path / "a.py", tmp_path / "b.py"
     a.write_text("x = 1\n")
     b.write_text("x = 1\n")
+    os.utime(a, (1, 1))
     os.utime(b, (0, 0))
     same = kernel_cache._fingerprint.__wrapped__
     kernel_cache.sources.cache_clear()
     assert same(a) == same(b)
     b.write_text("x = 2\n")
+    os.utime(b, (0, 0))
     assert same(a) != same(b)
+
+
+def test_files_that_changed_after_the_import_are_not_trusted(folder, monkeypatch):
+    """Their content is not what is compiled: under its name, the old code would be found by every later process."""
+    monkeypatch.setattr(kernel_cache, "IMPORTED", 0.0)
+    kernel_cache._fingerprint.cache_clear()
+    assert new_kernel()(1) == 2 and not files(folder)
+    kernel_cache._fingerprint.cache_clear()
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "foreign", "other key"])

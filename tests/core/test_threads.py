@@ -157,6 +157,20 @@ forked(again)
 BEFORE_A_FORK = """
 forked(lambda: len(call()))
 """
+FOREIGN_CODE = """
+import numba
+
+@numba.njit(parallel=True)
+def total(x):
+    found = 0.0
+    for i in numba.prange(x.size):
+        found += x[i]
+    return found
+
+ones = np.ones(1000)
+assert total(ones) == 1000
+forked(lambda: total(ones) == 1000)
+"""
 MANY_THREADS = """
 want = call()
 with concurrent.futures.ThreadPoolExecutor(8) as pool:
@@ -178,7 +192,15 @@ stop.set()
 thread.join()
 """
 #: In this order: once the parent has called a kernel, no fork is its first use.
-CODES = BEFORE_A_FORK, AFTER_A_FORK, IN_THREADS_OF_A_FORK, A_FORK_OF_A_FORK, MANY_THREADS, COMPILED_MEANWHILE
+CODES = (
+    BEFORE_A_FORK,
+    AFTER_A_FORK,
+    IN_THREADS_OF_A_FORK,
+    A_FORK_OF_A_FORK,
+    FOREIGN_CODE,
+    MANY_THREADS,
+    COMPILED_MEANWHILE,
+)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
