@@ -1,4 +1,4 @@
-"""Argument checks: every message names the argument, the rule, what came, and the mend."""
+"""Argument checks: every message names the argument, the rule, what came, and the fix."""
 
 import re
 

@@ -305,7 +305,7 @@ def test_ctrl_c_leaves_the_last_checkpoint(points, tmp_path, monkeypatch, capsys
 
 
 def test_contexts_that_are_not_finite(points, tmp_path):
-    """The step is named and the row; the last checkpoint is whole, and the run goes on from it once the data are mended."""
+    """The step is named and the row; the last checkpoint is whole, and the run goes on from it once the data are fixed."""
     contexts, path = points[0].copy(), tmp_path / "c"
 
     def spoil(record):
@@ -314,7 +314,7 @@ def test_contexts_that_are_not_finite(points, tmp_path):
 
     model = train.DSSoftmax(**SHORT)
     with pytest.raises(
-        train.TrainingError, match=r"^step [45]\d: contexts must be finite, got NaN or inf.* in row 905; mend"
+        train.TrainingError, match=r"^step [45]\d: contexts must be finite, got NaN or inf.* in row 905; fix"
     ):
         model.fit(contexts, points[1], checkpoint_path=path, after_epoch=spoil)
     assert checkpoint.load(path, "ds-softmax checkpoint")[1]["epoch"] == 2
