@@ -8,8 +8,12 @@ run without the simulator does everything.
 import collections
 import importlib
 import itertools
+import os
 import pkgutil
 from pathlib import Path
+
+# That bits do not depend on the number of threads shows with two of them, also on one core. Read when Numba is imported.
+os.environ.setdefault("NUMBA_NUM_THREADS", str(max(2, len(os.sched_getaffinity(0)))))
 
 import numba
 import numpy as np

@@ -354,7 +354,7 @@ def test_top_k_breaks_ties_by_label(backend, k):
 # ---------------------------------------------------------------- same seed, same bits
 
 
-@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="this machine has one core only")
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="needs two threads")
 @pytest.mark.parametrize("call", ["forward", "backward", "step", "top_k"])
 def test_same_bits_with_one_thread_and_two(call):
     n_rows, n_inputs, n_labels, fan_in = 65, 131, 2100, 9

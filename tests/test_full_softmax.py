@@ -341,7 +341,7 @@ def test_ranks_hold_few_logits(monkeypatch):
     assert 3 * 160_000 < peak < 5 * 160_000  # three rows of logits, and one of zeros; there are 24
 
 
-@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="this machine has one core only")
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="needs two threads")
 def test_ranks_are_the_same_bits_with_one_thread_and_two(monkeypatch):
     monkeypatch.setattr(full_softmax, "HELD", 1 << 14)
     h, w, targets, _ = problem(n_rows=33, n_classes=1000)

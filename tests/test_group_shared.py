@@ -180,7 +180,7 @@ def test_rounding_draws_anew_in_every_step_and_for_every_seed():
     np.testing.assert_array_equal(first, after(1, 1))
 
 
-@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="this machine has one core only")
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="needs two threads")
 @DTYPES
 def test_same_bits_with_one_thread_and_two(dtype):
     x, matrix = normal(1, 65, 131), label_matrix(65, 2100, density=0.01)

@@ -32,7 +32,7 @@ def test_equals_reference(backend, operation, shape):
     run_on(backend, function, operation.make(shape))
 
 
-@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="this machine has one core only")
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="needs two threads")
 @pytest.mark.parametrize("operation", [o for o in OPERATIONS if o.twin], ids=lambda operation: operation.name)
 def test_same_bits_with_any_number_of_threads(operation):
     """All that the CPU wing writes, for the largest shape, with one thread, two and all that there are."""

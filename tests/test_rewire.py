@@ -243,7 +243,7 @@ def test_seed_and_step_change_the_draws(backend):
     assert (again_slots, again.tolist()) == (slots, one.tolist())
 
 
-@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="this machine has one core only")
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="needs two threads")
 def test_same_bits_with_one_thread_and_two():
     def run(n_threads):
         layer, adam = FixedFanIn.random(2100, 131, 9, seed=5), Adam()

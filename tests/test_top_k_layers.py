@@ -194,7 +194,7 @@ LAYERS = {
 EACH_LAYER = pytest.mark.parametrize("kind", LAYERS)
 
 
-@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="this machine has one core only")
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="needs two threads")
 @EACH_LAYER
 @pytest.mark.parametrize("n_rows", [1, 70])
 def test_same_bits_with_one_thread_and_two(kind, n_rows):

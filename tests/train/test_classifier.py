@@ -5,6 +5,7 @@ import os
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 
+import numba
 import numpy as np
 import pytest
 import scipy.sparse
@@ -170,7 +171,7 @@ def _fifty_steps(threads, features, labels, output):
     return weights(model)
 
 
-@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core only")
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="needs two threads")
 @pytest.mark.parametrize("output", ["dense", "fixed-fan-in", "softmax"])
 def test_same_bits_with_one_and_two_threads(corpus, output):
     results = []

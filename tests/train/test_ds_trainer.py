@@ -3,6 +3,7 @@
 import signal
 import warnings
 
+import numba
 import numpy as np
 import pytest
 import scipy.sparse
@@ -410,6 +411,7 @@ def test_damaged_and_foreign_checkpoints(points, tmp_path):
 # ---------------------------------------------------------------- threads and devices
 
 
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="needs two threads")
 def test_same_bits_with_one_thread_and_two(points):
     def run(n):
         with threads(n):
