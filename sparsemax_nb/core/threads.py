@@ -53,14 +53,14 @@ class ParallelKernel(CPUDispatcher):
     def __call__(self, *arguments):
         if parallel._threading_layer is None:
             numba.get_num_threads()  # chooses the threading layer
-        before = parallel._get_num_threads()
-        n_threads = before
-        if threading.get_ident() == _forked_thread:
-            n_threads = 1
-        elif before > 1:
-            numbers = n_numbers(arguments) if self.work is None else self.work(*arguments)
-            n_threads = before if numbers >= SMALL else 1
         with _entered if parallel._threading_layer == ONE_AT_A_TIME else contextlib.nullcontext():
+            # inside: in a forked process, asking for the number makes workqueue start its threads
+            before = n_threads = parallel._get_num_threads()
+            if threading.get_ident() == _forked_thread:
+                n_threads = 1
+            elif before > 1:
+                numbers = n_numbers(arguments) if self.work is None else self.work(*arguments)
+                n_threads = before if numbers >= SMALL else 1
             if n_threads == before:
                 return super().__call__(*arguments)
             parallel._set_num_threads(n_threads)

@@ -115,7 +115,7 @@ def test_concurrent_users_leave_blas_as_it_was():
 # ---------------------------------------------------------------- processes
 
 PREPARE = """
-import concurrent.futures, os, threading
+import concurrent.futures, os, sys, threading
 import numpy as np
 from sparsemax_nb import FixedFanIn, fixed_fan_in_top_k
 layer, x = FixedFanIn.random(20_000, 64, 8, seed=0), np.random.default_rng(0).random((64, 64), np.float32)
@@ -126,6 +126,7 @@ def call(_=0):
 def forked(check):
     pid = os.fork()
     if pid == 0:
+        signal.alarm(600)  # which a fork does not inherit
         try:
             os._exit(0 if check() else 1)
         finally:
@@ -140,11 +141,20 @@ assert call() == want
 """
 IN_THREADS_OF_A_FORK = """
 def in_threads():
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        return set(pool.map(call, range(4))) | {call()} == {want}
+    barrier = threading.Barrier(4)
+
+    def meet(_):  # whoever comes first starts the new process's threads
+        barrier.wait()
+        return call()
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        return set(pool.map(meet, range(4))) | {call()} == {want}
 
 want = call()
-forked(in_threads)
+sys.setswitchinterval(1e-6)
+for _ in range(8):
+    forked(in_threads)
+sys.setswitchinterval(0.005)
 """
 A_FORK_OF_A_FORK = """
 def again():
