@@ -97,6 +97,7 @@ def load(name_or_dir):
     Dense features:
 
     >>> import tempfile
+    >>> from pathlib import Path
     >>> import numpy as np
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     for part in ("train", "test"):

@@ -105,6 +105,7 @@ def read_xc(path, *, n_points=None):
     Examples
     --------
     >>> import tempfile
+    >>> from pathlib import Path
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder, "two_points.txt")
     ...     _ = path.write_text("2 3 4\\n1,3 0:2 2:0.5\\n 1:1\\n")
@@ -214,6 +215,7 @@ def read_names(path):
     Examples
     --------
     >>> import tempfile
+    >>> from pathlib import Path
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder, "labels.txt")
     ...     _ = path.write_text("landscape\\nWorld War II\\n")

@@ -69,6 +69,7 @@ def load_sequences(path, min_count=1, vocabulary=None):
     Examples
     --------
     >>> import tempfile
+    >>> from pathlib import Path
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     file = Path(folder, "sequences.txt")
     ...     _ = file.write_text("tea milk tea\\ncoffee\\nmilk tea\\n")
