@@ -475,7 +475,7 @@ def test_int32_is_not_copied():
     assert check.integers("a", TARGETS.astype(np.int64), ("n",), 9).dtype == np.int32
 
 
-def test_a_matrix_of_ones_keeps_the_order_in_which_ids_are_stored():
+def test_labels_keep_the_order_in_which_ids_are_stored_and_a_matrix_of_ones_sorts_them():
     m = unsorted(PLAIN)
-    np.testing.assert_array_equal(sparse.as_ones("m", m, keep_order=True).indices, m.indices)
+    np.testing.assert_array_equal(sparse.as_labels(m, m.shape[0], "cpu", m.shape[1]).indices, m.indices)
     np.testing.assert_array_equal(sparse.as_ones("m", m).indices, PLAIN.indices)

@@ -184,7 +184,7 @@ def _create(target):
 
 
 def _remove_stale(folder, stem):
-    """Remove temporary files of writers that were killed: nobody holds their lock, which goes with the process."""
+    """Remove temporary files of writers that were killed: no process holds their lock, which goes with the process."""
     pattern = re.compile(re.escape(stem) + r"\.[0-9]+-[0-9a-f]{8}\.part")
     with contextlib.suppress(OSError):  # a folder that may not be listed
         for name in filter(pattern.fullmatch, os.listdir(folder)):

@@ -128,7 +128,7 @@ class _Files:
         """Write the compiled code; where that fails, warn once and go on."""
         candidates, folder = _folders(numba.config.CACHE_DIR)
         if _fingerprint(self._source) is None:
-            return  # nobody could tell of what it was made
+            return  # the files on disk are not what was compiled
         if folder is None:
             _warn_once(f"{' and '.join(map(str, candidates))} can not be written")
             return

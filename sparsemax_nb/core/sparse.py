@@ -113,11 +113,11 @@ def valid_csr(name, matrix):
     return matrix
 
 
-def as_ones(name, matrix, keep_order=False):
-    """A SciPy sparse matrix as canonical CSR: float32 ones where an entry is not zero; errors as for `valid_csr`.
+def _structure_of_positives(name, matrix, keep_order):
+    """(indices, indptr) of the entries of a SciPy sparse matrix that are not zero, those stored twice being summed first.
 
-    Entries that are stored twice are summed first. Nothing is written to the arrays of `matrix`. With `keep_order`, ids
-    that no row stores twice stay in the order in which they are stored.
+    Nothing is written to the arrays of `matrix`. With `keep_order`, ids that no row stores twice stay in the order in which
+    they are stored. Errors as for `valid_csr`.
     """
     matrix = valid_csr(name, matrix)
     if not matrix.has_canonical_format:
@@ -128,8 +128,17 @@ def as_ones(name, matrix, keep_order=False):
         matrix = matrix.copy()
         matrix.eliminate_zeros()
     # kernels would be compiled anew for read-only arrays
-    indices, indptr = (a if a.flags.writeable else a.copy() for a in (matrix.indices, matrix.indptr))
-    return type(matrix)((np.ones(matrix.nnz, np.float32), indices, indptr), shape=matrix.shape)
+    return tuple(a if a.flags.writeable else a.copy() for a in (matrix.indices, matrix.indptr))
+
+
+def as_ones(name, matrix):
+    """A SciPy sparse matrix as canonical CSR: float32 ones where an entry is not zero; errors as for `valid_csr`.
+
+    Entries that are stored twice are summed first. Nothing is written to the arrays of `matrix`.
+    """
+    indices, indptr = _structure_of_positives(name, matrix, keep_order=False)
+    kind = scipy.sparse.csr_array if isinstance(matrix, scipy.sparse.sparray) else scipy.sparse.csr_matrix
+    return kind((np.ones(int(indptr[-1]), np.float32), indices, indptr), shape=matrix.shape)
 
 
 def as_rows(matrix, device):
@@ -176,8 +185,8 @@ def as_labels(labels, n_rows, device, n_labels, name="labels"):
             raise TypeError(
                 f"{name} is a SciPy matrix on cpu, the other arrays live on cuda; pass Labels(indptr, indices) on cuda"
             )
-        matrix = as_ones(name, labels, keep_order=True)
-        labels = Labels(matrix.indptr, matrix.indices)
+        indices, indptr = _structure_of_positives(name, labels, keep_order=True)
+        labels = Labels(indptr, indices)
     if not (isinstance(labels, tuple) and len(labels) == 2):
         raise TypeError(
             f"{name} must be a SciPy CSR matrix or Labels(indptr, indices), got {type(labels).__name__}; "

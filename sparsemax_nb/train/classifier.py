@@ -754,7 +754,7 @@ def _labels(name, y, two_classes=False):
     if is_sparse and y.shape[1] != 1:
         return sparse.as_ones(name, y)
     rule = f"{name} must be a SciPy sparse matrix, or a 0/1 matrix of n rows and one column a label"
-    mend = "lists of label ids become one with scikit-learn's MultiLabelBinarizer(sparse_output=True)"
+    fix = "lists of label ids become one with scikit-learn's MultiLabelBinarizer(sparse_output=True)"
     try:
         y = sparse.valid_csr(name, y).toarray() if is_sparse else np.asarray(y)
         if y.ndim != 2:
@@ -764,7 +764,7 @@ def _labels(name, y, two_classes=False):
         y = y.astype(np.float32)
         other = y[(y != 0) & (y != 1)]
         if other.size and y.shape[1] == 1:
-            mend = "one class id per row becomes one with scikit-learn's LabelBinarizer(sparse_output=True)"
+            fix = "one class id per row becomes one with scikit-learn's LabelBinarizer(sparse_output=True)"
             numbers = np.unique(y)
             if two_classes and len(numbers) == 2:
                 return scipy.sparse.csr_matrix(y == numbers[1], dtype=np.float32)
@@ -772,7 +772,7 @@ def _labels(name, y, two_classes=False):
         if other.size:
             raise ValueError(f"got {other[0]:g} in it")
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{rule}, {error}; {mend}") from error
+        raise ValueError(f"{rule}, {error}; {fix}") from error
     return sparse.as_ones(name, scipy.sparse.csr_matrix(y))
 
 
