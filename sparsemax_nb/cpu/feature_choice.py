@@ -1,0 +1,87 @@
+"""Which features a label of a linear layer is connected to, on the CPU alone: those of the largest sums over its points."""
+
+import numpy as np
+from numba import prange
+
+from ..core import backend
+from .top_k import select
+from .vector import item, lowest_bit
+
+ZERO = np.float32(0)
+#: Parts that the labels are cut into; each has sums of its own.
+PARTS = 16
+
+
+@backend.njit
+def _add_rows(points, label, x, sums, occurs):
+    """Add the rows of a label's points to the sums; the bits of `occurs` say which features there are."""
+    for p in range(points.indptr[label], points.indptr[label + 1]):
+        row, coefficient = np.int64(points.ids[p]), points.weights[p]
+        for e in range(x.indptr[row], x.indptr[row + 1]):
+            feature = np.int64(item(x.ids, e))
+            occurs[feature >> 6] |= np.int64(1) << (feature & 63)
+            sums[feature] += coefficient * item(x.weights, e)
+
+
+@backend.njit
+def _candidates(n_points, known, label, expected, by_magnitude, sums, occurs, ids, measures):
+    """Features that occur and are not known, ascending, and what they are compared by; clears the bits. How many there are."""
+    for j in range(known[0][label], known[0][label + 1]):
+        feature = np.int64(known[1][j])
+        occurs[feature >> 6] &= ~(np.int64(1) << (feature & 63))
+        sums[feature] = ZERO
+    n = 0
+    for word in range(occurs.size):
+        bits, occurs[word] = occurs[word], 0
+        while bits != 0:
+            feature = word * 64 + lowest_bit(bits)
+            bits &= bits - 1
+            measure = abs(sums[feature]) if by_magnitude else sums[feature] - n_points * expected[feature]
+            ids[n], measures[n] = feature, measure
+            n += 1
+    return n
+
+
+@backend.njit_parallel(work=lambda points, x, *_: 4 * len(points.ids) * (len(x.ids) // max(1, len(x.indptr) - 1)))
+def choose_features(points, x, expected, known, room, by_magnitude, chosen, sums):
+    """For each label at most `room[l + 1] - room[l]` features that it does not know, those of the largest sums; see `reference`.
+
+    Their ids, ascending, go into `chosen` from `room[l]` on, -1 where there are fewer, and their sums into `sums`.
+    """
+    n_labels, n_features = points.indptr.size - 1, expected.size
+    for part in prange(PARTS):
+        total, occurs = np.zeros(n_features, np.float32), np.zeros((n_features + 63) // 64, np.int64)
+        ids, measures = np.empty(n_features, np.int32), np.empty(n_features, np.float32)
+        for label in range(part, n_labels, PARTS):
+            first, last = room[label], room[label + 1]
+            chosen[first:last], sums[first:last] = -1, ZERO
+            n_points = np.float32(points.indptr[label + 1] - points.indptr[label])
+            if first == last or n_points == 0:
+                continue
+            _add_rows(points, label, x, total, occurs)
+            n = _candidates(n_points, known, label, expected, by_magnitude, total, occurs, ids, measures)
+            n_best = min(n, last - first)
+            best, best_ids = np.empty(n_best, np.float32), np.empty(n_best, np.int32)
+            select(measures[:n], best, best_ids)
+            best_ids.sort()
+            for i in range(n_best):
+                chosen[first + i], sums[first + i] = ids[best_ids[i]], total[ids[best_ids[i]]]
+            for i in range(n):
+                total[ids[i]] = ZERO
+
+
+@backend.njit
+def transposed(indptr, ids, values, n_columns):
+    """(indptr, rows, values) by column of entries by row; rows ascend within a column."""
+    starts = np.zeros(n_columns + 1, np.int64)
+    for j in range(ids.size):
+        starts[ids[j] + 1] += 1
+    for column in range(n_columns):
+        starts[column + 1] += starts[column]
+    at, rows, moved = starts[:-1].copy(), np.empty(ids.size, np.int32), np.empty(ids.size, np.float32)
+    for row in range(indptr.size - 1):
+        for j in range(indptr[row], indptr[row + 1]):
+            place = at[ids[j]]
+            at[ids[j]] = place + 1
+            rows[place], moved[place] = row, values[j]
+    return starts, rows, moved

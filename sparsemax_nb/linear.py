@@ -1,0 +1,483 @@
+"""A linear layer over sparse features (method 1, one layer lower): the public functions.
+
+A label is connected to a few features only, which its own points have more often than others. So the lists of a row's
+features score it against all labels, and training moves only the labels whose score passes the margin.
+
+Source: dual coordinate descent for the squared hinge: Hsieh, Chang, Lin, Keerthi, Sundararajan, "A dual coordinate descent
+method for large-scale linear SVM", ICML 2008. One label against the rest over millions of labels: Babbar, Schölkopf,
+"DiSMEC", WSDM 2017. The choice of features, the slack of the negatives and the step over a batch are ours.
+"""
+
+import math
+
+import numpy as np
+import scipy.sparse
+
+from .core import backend, check, sparse
+from .core.connections import Duals, FeatureLists
+from .cpu import feature_choice
+from .cpu.linear import padded
+
+#: A feature that more than this share of the labels has chosen is connected to all of them: its weights then need no list
+#: and are read in order.
+DENSE_SHARE = 1 / 8
+#: What training asks of a score: at least 1 for a row's own labels, at most ``slack - 1`` for the others.
+BIAS = -1.0
+#: The score of a label that nothing is known of.
+UNSEEN = -1e30
+
+
+class SparseLinear:
+    """A linear layer over sparse features, in which each label is connected to a few features of its own choice.
+
+    ``scores[b, l] = bias[l] + sum_f weights[l, f] x[b, f]``; dense equivalent: ``x @ weights.T + bias``.
+
+    Parameters
+    ----------
+    weights : (L, F) SciPy sparse matrix
+        Its stored entries are the connections, zeros included; float32, others are converted, which copies them.
+    bias : (L,) float32, optional
+        If not given -1 for every label.
+    device : 'cpu' or 'cuda'
+
+    Raises
+    ------
+    TypeError, ValueError, RuntimeError
+        Not sparse, not finite, no labels or features; a bias of another shape or dtype; CUDA where there is none.
+
+    Notes
+    -----
+    The arrays are the layer's own and are updated in place by training. A feature that more than an eighth of the labels
+    are connected to is connected to all of them, with weights of zero.
+
+    Source: ours; see the module.
+
+    Examples
+    --------
+    >>> import numpy as np, scipy.sparse
+    >>> from sparsemax_nb import SparseLinear, sparse_linear_forward
+    >>> layer = SparseLinear(scipy.sparse.csr_matrix(np.array([[0, 2], [3, 0]], np.float32)))
+    >>> sparse_linear_forward(scipy.sparse.csr_matrix(np.array([[1, 10]], np.float32)), layer)
+    array([[19.,  2.]], dtype=float32)
+    """
+
+    def __init__(self, weights, bias=None, *, device="cpu"):
+        check.choice("device", device, ("cpu", "cuda"))
+        weights = sparse.valid_csr("weights", weights)
+        if not weights.has_canonical_format:
+            weights = weights.copy()
+            weights.sum_duplicates()
+        n_labels, n_features = weights.shape
+        check.integer("n_labels (the length of weights)", n_labels, 1, 2**31 - 1)
+        check.integer("n_features (the width of weights)", n_features, 1, 2**31 - 1)
+        if bias is None:
+            bias = np.full(n_labels, BIAS, np.float32)
+        bias = check.array("bias", backend.to_numpy(bias), np.float32, (n_labels,))
+        check.finite("bias", bias)
+        entries = weights.indptr.astype(np.int64), weights.indices, weights.data.astype(np.float32)
+        check.finite("weights as float32", entries[2])
+        self._set(_lists(*entries, n_features, bias.copy(), _dense(entries[1], n_labels, n_features)), device)
+
+    @classmethod
+    def _of(cls, lists, device="cpu"):
+        """A layer around NumPy arrays that are known to be right."""
+        layer = cls.__new__(cls)
+        layer._set(lists, device)
+        return layer
+
+    def _set(self, lists, device):
+        self.device = device
+        self.arrays = FeatureLists(*(backend.asarray(a, device, a.dtype) for a in lists))
+
+    bias = property(lambda self: self.arrays.bias, doc="(L,) float32")
+    n_labels = property(lambda self: self.arrays.bias.shape[0], doc="L")
+    n_features = property(lambda self: self.arrays.dense.shape[0], doc="F")
+    n_weights = property(
+        lambda self: int(self.arrays.labels.shape[0] + int((self.arrays.dense >= 0).sum()) * self.n_labels),
+        doc="Connections of all labels.",
+    )
+
+    @property
+    def nbytes(self):
+        """Bytes of all arrays."""
+        return sum(array.nbytes for array in self.arrays)
+
+    def __repr__(self):
+        return (
+            f"SparseLinear(n_labels={self.n_labels}, n_features={self.n_features}, n_weights={self.n_weights}, "
+            f"device={self.device!r})"
+        )
+
+    @property
+    def weights(self):
+        """(L, F) SciPy CSR matrix, float32: a copy, in which every connection is stored."""
+        indptr, ids, values = _by_label(FeatureLists(*map(backend.to_numpy, self.arrays)))
+        matrix = scipy.sparse.csr_matrix((values, ids, indptr), shape=(self.n_labels, self.n_features))
+        matrix.sort_indices()
+        return matrix
+
+    @classmethod
+    def choose(cls, x, labels, *, per_point=4.0, at_least=32, device="cpu"):
+        """A layer with zero weights, in which each label is connected to the features that stand out in its points.
+
+        Those of the largest ``sum_i x[i, f] - n mean(x[:, f])``, i over the n points of the label: what its points have
+        more of than chance would give. Only features of its points are taken.
+
+        Parameters
+        ----------
+        x : (N, F) SciPy sparse matrix
+            All points.
+        labels : (N, L) SciPy sparse matrix
+            Entries that are not zero are positive.
+        per_point : float
+            Features of a label for each of its points.
+        at_least : int
+            And at least so many, where its points have them. Labels without points get none.
+        device : 'cpu' or 'cuda'
+
+        Returns
+        -------
+        layer : SparseLinear
+            The choice is made on the CPU.
+
+        Raises
+        ------
+        TypeError, ValueError, RuntimeError
+            Not sparse, not finite, shapes that do not fit, a number out of range; CUDA where there is none.
+
+        Examples
+        --------
+        >>> import numpy as np, scipy.sparse
+        >>> from sparsemax_nb import SparseLinear
+        >>> x = scipy.sparse.csr_matrix(np.array([[1, 0, 1], [1, 0, 0], [0, 1, 1]], np.float32))
+        >>> labels = scipy.sparse.csr_matrix(np.array([[1, 0], [1, 0], [0, 1]]))
+        >>> SparseLinear.choose(x, labels, per_point=0, at_least=1).weights.indices
+        array([0, 1], dtype=int32)
+        """
+        check.choice("device", device, ("cpu", "cuda"))
+        x, labels = canonical("x", x), sparse.as_ones("labels", labels)
+        if x.shape[0] != labels.shape[0]:
+            raise ValueError(f"x and labels must have as many rows as each other, got {x.shape[0]} and {labels.shape[0]}")
+        check.number("per_point", per_point, 0, 1e6)
+        check.integer("at_least", at_least, 1)
+        return cls._of(choose_lists(x, labels, per_point, at_least), device)
+
+
+# ---------------------------------------------------------------- how features are chosen
+
+
+def canonical(name, x):
+    """A SciPy sparse matrix as finite CSR, float32, with no entry twice; errors as for `sparse.valid_csr`."""
+    x = sparse.valid_csr(name, x)
+    if not x.has_canonical_format:
+        x = x.copy()
+        x.sum_duplicates()
+    if x.dtype != np.float32:
+        with np.errstate(over="ignore"):
+            x = x.astype(np.float32)
+        if not np.isfinite(x.data).all():
+            raise ValueError(f"{name} must be finite as float32")
+    return x
+
+
+def _dense(ids, n_labels, n_features):
+    """Features that more than the share `DENSE_SHARE` of the labels is connected to."""
+    return np.flatnonzero(np.bincount(ids, minlength=n_features) > DENSE_SHARE * n_labels)
+
+
+def _lists(indptr, ids, values, n_features, bias, dense):
+    """`FeatureLists` of entries by label, whose features `dense` are connected to all labels."""
+    n_labels, is_dense = len(bias), np.zeros(n_features, bool)
+    is_dense[dense] = True
+    listed = ~is_dense[ids]
+    before = np.concatenate([[0], np.cumsum(listed)])
+    starts, labels, some = feature_choice.transposed(before[indptr], ids[listed], values[listed], n_features)
+    n, width = padded(len(labels)), padded(n_labels)
+    everything = backend.aligned(np.zeros, (n + len(dense) * width,))
+    everything[: len(some)] = some
+    where = np.full(n_features, -1, np.int64)
+    where[dense] = n + width * np.arange(len(dense))
+    owners = np.repeat(np.arange(n_labels), np.diff(indptr))
+    everything[where[ids[~listed]] + owners[~listed]] = values[~listed]
+    return FeatureLists(starts, labels, everything, where, bias)
+
+
+def _by_label(lists):
+    """(indptr, ids, values) by label of `FeatureLists`, features ascending but for the dense ones, which come last."""
+    n_labels, n = len(lists.bias), len(lists.labels)
+    indptr, ids, values = feature_choice.transposed(lists.indptr, lists.labels, lists.values[:n], n_labels)
+    dense = np.flatnonzero(lists.dense >= 0)
+    more = np.stack([lists.values[start : start + n_labels] for start in lists.dense[dense]], 1) if len(dense) else None
+    if more is None:
+        return indptr, ids, values
+    each = np.arange(n_labels + 1) * len(dense)
+    return _joined((indptr, ids, values), (each, np.tile(dense.astype(np.int32), n_labels), more.reshape(-1)))
+
+
+def _joined(a, b):
+    """The entries of two matrices by label, (indptr, ids, values): those of `b` behind those of `a` in each label."""
+    indptr = a[0] + b[0]
+    ids, values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
+    for one, shift in ((a, b[0][:-1]), (b, a[0][1:])):
+        at = np.arange(one[0][-1]) + np.repeat(shift, np.diff(one[0]))
+        ids[at], values[at] = one[1], one[2]
+    return indptr, ids, values
+
+
+def _chosen(points, x, expected, known, n_of_label, by_magnitude):
+    """(indptr, ids, sums) by label of the features that `feature_choice` finds; `n_of_label` (L,) is the most of each."""
+    room = np.concatenate([[0], np.cumsum(n_of_label)])
+    ids, sums = np.empty(room[-1], np.int32), np.empty(room[-1], np.float32)
+    feature_choice.choose_features(points, x, expected, known, room, by_magnitude, ids, sums)
+    found = ids >= 0
+    before = np.concatenate([[0], np.cumsum(found)])
+    return before[room], ids[found], sums[found]
+
+
+def choose_lists(x, labels, per_point, at_least):
+    """`FeatureLists` with zero weights: see `SparseLinear.choose`."""
+    n_labels, n_features = labels.shape[1], x.shape[1]
+    by_label = labels.T.tocsr()
+    points = sparse.SparseRows(by_label.indptr.astype(np.int64), by_label.indices.astype(np.int32), by_label.data)
+    n_points = np.diff(points.indptr)
+    n_of_label = np.where(n_points > 0, np.minimum(np.maximum(at_least, per_point * n_points), n_features), 0)
+    expected = np.asarray(x.sum(0, dtype=np.float64)).reshape(-1) / max(1, x.shape[0])
+    known = np.zeros(n_labels + 1, np.int64), np.empty(0, np.int32)
+    indptr, ids, _ = _chosen(
+        points, rows_of(x), expected.astype(np.float32), known, n_of_label.astype(np.int64), by_magnitude=False
+    )
+    bias = np.full(n_labels, BIAS, np.float32)
+    return _lists(indptr, ids, np.zeros(len(ids), np.float32), n_features, bias, _dense(ids, n_labels, n_features))
+
+
+def more_features(lists, x, signed, share):
+    """`FeatureLists` with more features for each label: `share` times as many as it has, and at least one.
+
+    Those with the largest gradients: the magnitude of ``sum_i a_i y_i x[i, f]`` over the points i with a dual variable a_i,
+    which is the weight that the feature would have, and has from now on. `signed` (L, N) holds ``a_i y_i``.
+    """
+    indptr, ids, values = _by_label(lists)
+    n = np.diff(indptr)
+    n_of_label = np.where(n > 0, np.maximum(1, share * n), 0).astype(np.int64)
+    points = sparse.SparseRows(signed.indptr.astype(np.int64), signed.indices.astype(np.int32), signed.data)
+    nothing = np.zeros(x.shape[1], np.float32)
+    more = _chosen(points, rows_of(x), nothing, (indptr, ids), n_of_label, by_magnitude=True)
+    dense = np.union1d(np.flatnonzero(lists.dense >= 0), _dense(np.concatenate([ids, more[1]]), len(n), x.shape[1]))
+    return _lists(*_joined((indptr, ids, values), more), x.shape[1], lists.bias, dense)
+
+
+def rows_of(x):
+    """A canonical CSR matrix as the kernels of the CPU take it: `SparseRows` around its arrays."""
+    return sparse.SparseRows(x.indptr.astype(np.int64), x.indices.astype(np.int32, copy=False), x.data)
+
+
+# ---------------------------------------------------------------- functions
+
+
+def _rows(x, layer):
+    """Checked `SparseRows` of what the functions take as x, on the layer's device, and their number."""
+    if scipy.sparse.issparse(x):
+        if layer.device == "cuda":
+            raise TypeError("x is a SciPy matrix on cpu, layer lives on cuda; pass (indptr, ids, weights) on cuda")
+        x = canonical("x", x)
+        if x.shape[1] != layer.n_features:
+            raise ValueError(f"x must have {layer.n_features} features as the layer has, got {x.shape[1]}")
+        return rows_of(x), x.shape[0]
+    if not (isinstance(x, tuple) and len(x) == 3):
+        raise TypeError(f"x must be a SciPy sparse matrix or a tuple (indptr, ids, weights), got {type(x).__name__}")
+    device = check.same_device(**dict(zip(("x.indptr", "x.ids", "x.weights"), x, strict=True)))
+    if device != layer.device:
+        raise TypeError(f"x must live on {layer.device} like the layer, got {device}")
+    indptr = check.integers("x.indptr", x[0], ("n",), dtype=np.int64)
+    ids = check.integers("x.ids", x[1], ("m",), layer.n_features)
+    weights = check.array("x.weights", x[2], np.float32, ids.shape)
+    check.finite("x.weights", weights)
+    n = ids.shape[0]
+    if indptr.shape[0] < 1 or int(indptr[0]) != 0 or int(indptr[-1]) != n or bool((indptr[1:] < indptr[:-1]).any()):
+        raise ValueError(f"x.indptr must rise from 0 to len(x.ids) = {n}")
+    xp = backend.module_of(device)
+    keys = xp.sort(sparse.row_of_each_entry(indptr, n) * layer.n_features + ids)
+    if bool((keys[1:] == keys[:-1]).any()):
+        raise ValueError("x must not repeat a feature inside one row")
+    return sparse.SparseRows(indptr, ids, weights), indptr.shape[0] - 1
+
+
+def _check_layer(layer):
+    if not isinstance(layer, SparseLinear):
+        raise TypeError(f"layer must be a SparseLinear, got {type(layer).__name__}")
+
+
+def sparse_linear_forward(x, layer, out=None):
+    """``scores[b, l] = bias[l] + sum_f weights[l, f] x[b, f]``; dense equivalent: ``x @ layer.weights.T + layer.bias``.
+
+    Parameters
+    ----------
+    x : (B, F) SciPy sparse matrix
+        On CUDA a tuple (indptr, ids, weights) of CSR arrays there: (B + 1,) integers, (n,) integers, (n,) float32.
+    layer : SparseLinear
+    out : (B, L) float32, optional
+        Overwritten and returned.
+
+    Returns
+    -------
+    scores : (B, L) float32
+        On CUDA atomics: the order of float sums varies.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Other types, devices or shapes; x not finite; more than 2^31 - 1 scores.
+
+    Examples
+    --------
+    >>> import numpy as np, scipy.sparse
+    >>> from sparsemax_nb import SparseLinear, sparse_linear_forward
+    >>> layer = SparseLinear(scipy.sparse.csr_matrix(np.array([[0, 2], [3, 0]], np.float32)))
+    >>> sparse_linear_forward(scipy.sparse.csr_matrix(np.array([[1, 10], [0, 0]], np.float32)), layer)
+    array([[19.,  2.],
+           [-1., -1.]], dtype=float32)
+    """
+    _check_layer(layer)
+    rows, n_rows = _rows(x, layer)
+    check.elements(B=n_rows, L=layer.n_labels)
+    scores = check.output("out", out, np.float32, (n_rows, layer.n_labels), layer.device, values=layer.arrays.values)
+    backend.wing(layer.device, "linear").forward(rows, layer.arrays, scores)
+    return scores
+
+
+def sparse_linear_top_k(x, layer, k):
+    """The k labels with the largest scores in each row: score descending, then label ascending.
+
+    Dense equivalent: ``np.argsort(-(x @ layer.weights.T + layer.bias), axis=1, kind="stable")[:, :k]``. On the CPU no
+    (B, L) array exists.
+
+    Parameters
+    ----------
+    x : (B, F) SciPy sparse matrix
+        On CUDA a tuple, see `sparse_linear_forward`.
+    layer : SparseLinear
+    k : int
+        1 <= k <= L.
+
+    Returns
+    -------
+    scores : (B, k) float32
+    ids : (B, k) int32
+
+    Raises
+    ------
+    TypeError, ValueError
+        Other types, devices or shapes; x not finite; k out of range.
+
+    Examples
+    --------
+    >>> import numpy as np, scipy.sparse
+    >>> from sparsemax_nb import SparseLinear, sparse_linear_top_k
+    >>> layer = SparseLinear(scipy.sparse.csr_matrix(np.array([[0, 2], [3, 0]], np.float32)))
+    >>> sparse_linear_top_k(scipy.sparse.csr_matrix(np.array([[1, 10]], np.float32)), layer, k=1)
+    (array([[19.]], dtype=float32), array([[0]], dtype=int32))
+    """
+    _check_layer(layer)
+    k = check.integer("k", k, 1, layer.n_labels, f" (n_labels = {layer.n_labels})")
+    rows, n_rows = _rows(x, layer)
+    check.elements(B=n_rows, k=k)
+    scores = backend.empty((n_rows, k), np.float32, layer.device)
+    ids = backend.empty((n_rows, k), np.int32, layer.device)
+    backend.wing(layer.device, "linear").top_k(rows, layer.arrays, scores, ids)
+    return scores, ids
+
+
+def sparse_linear_step(x, layer, labels, duals=None, *, C=0.5, slack=0.2):  # noqa: N803
+    """Dual coordinate descent over a batch, one label against the rest; the layer's weights change in place.
+
+    It goes towards the minimum, over the connected weights w of every label, of
+    ``|w|^2 / 2 + C sum_i max(0, m_i - y_i s_i)^2``: s_i is the score of row i, y_i = 1 with m_i = 1 where the label is the
+    row's own, else y_i = -1 with m_i = 1 - slack. For the dual variable a >= 0 of a row and a label, and z, the row's
+    entries of features that the label is connected to:
+    ``G = y s - m + a / (2 C);  a <- max(0, a - G / (|z|^2 + 1 / (2 C)));  w += (change of a) y z``.
+    Looked at are a row's own labels, those with a dual variable, and those whose score lies above ``slack - 1`` before the
+    step. Each label visits its rows in their order. Called again and again over all rows, with what it returned for them
+    before, it converges; a few rounds are enough.
+
+    Parameters
+    ----------
+    x : (B, F) SciPy sparse matrix
+        On CUDA a tuple, see `sparse_linear_forward`.
+    layer : SparseLinear
+    labels : (B, L) SciPy sparse matrix or `Labels`
+        The rows' own labels.
+    duals : (B, L) SciPy sparse matrix, or a tuple (indptr, labels, values)
+        The dual variables of these rows, as an earlier step returned them; None where there was none.
+    C : float
+        Above 0: how much an error weighs.
+    slack : float
+        In [0, 2): negatives are asked for a score of ``slack - 1`` only.
+
+    Returns
+    -------
+    loss : float
+        The sum of the squared hinge ``max(0, m - y s)^2`` of what was looked at, each before its own change.
+    duals : tuple
+        The new dual variables, ``(indptr (B + 1,) int64, labels (n,) int32, values (n,) float32)``, those above zero.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Other types, devices or shapes; x or duals not finite, duals negative; C or slack out of range. Nothing has
+        changed then.
+
+    Notes
+    -----
+    Source: Hsieh et al., ICML 2008, section 3, which visits one row at a time and all of them; slack and the choice of rows
+    by the scores before the step are ours. On one processor the bits do not depend on the number of threads.
+
+    Examples
+    --------
+    >>> import numpy as np, scipy.sparse
+    >>> from sparsemax_nb import SparseLinear, sparse_linear_forward, sparse_linear_step
+    >>> x, labels = scipy.sparse.eye(2, 3, format="csr", dtype=np.float32), scipy.sparse.eye(2, format="csr")
+    >>> layer, duals = SparseLinear.choose(x, labels), None
+    >>> for _ in range(3):
+    ...     loss, duals = sparse_linear_step(x, layer, labels, duals, C=10)
+    >>> sparse_linear_forward(x, layer).round(2)
+    array([[ 0.9, -1. ],
+           [-1. ,  0.9]], dtype=float32)
+    """
+    _check_layer(layer)
+    check.number("C", C, 0, math.inf, open_ends=True)
+    check.number("slack", slack, 0, 1.999)
+    rows, n_rows = _rows(x, layer)
+    labels = sparse.as_labels(labels, n_rows, layer.device, layer.n_labels)
+    sparse.sorted_keys(labels, layer.n_labels)
+    duals = _checked_duals(duals, n_rows, layer)
+    loss, new = backend.wing(layer.device, "linear").step(rows, labels, duals, layer.arrays, float(C), float(slack))
+    return float(loss), tuple(new)
+
+
+def no_duals(n_rows, device="cpu"):
+    """`Duals` of rows that no step has seen."""
+    arrays = np.zeros(n_rows + 1, np.int64), np.empty(0, np.int32), np.empty(0, np.float32)
+    return Duals(*(backend.asarray(a, device) for a in arrays))
+
+
+def _checked_duals(duals, n_rows, layer):
+    if duals is None:
+        return no_duals(n_rows, layer.device)
+    if scipy.sparse.issparse(duals) and layer.device == "cpu":
+        if duals.shape != (n_rows, layer.n_labels):
+            raise ValueError(f"duals must have shape ({n_rows}, {layer.n_labels}), got {duals.shape}")
+        duals = canonical("duals", duals)
+        duals = duals.indptr.astype(np.int64), duals.indices, duals.data
+    if not (isinstance(duals, tuple) and len(duals) == 3):
+        raise TypeError(f"duals must be a tuple (indptr, labels, values) as a step returns it, got {type(duals).__name__}")
+    device = check.same_device(**dict(zip(("duals.indptr", "duals.labels", "duals.values"), duals, strict=True)))
+    if device != layer.device:
+        raise TypeError(f"duals must live on {layer.device} like the layer, got {device}")
+    indptr = check.integers("duals.indptr", duals[0], (n_rows + 1,), dtype=np.int64)
+    labels = check.integers("duals.labels", duals[1], ("n",))
+    sparse.sorted_keys(sparse.Labels(indptr, labels), layer.n_labels, "duals")
+    values = check.array("duals.values", duals[2], np.float32, labels.shape)
+    check.finite("duals.values", values)
+    if values.size and float(values.min()) < 0:
+        raise ValueError(f"duals must not be negative, got {float(values.min()):g}")
+    return Duals(indptr, labels, values)

@@ -1,0 +1,66 @@
+"""A linear layer over sparse features, trained one label against the rest by dual coordinate descent."""
+
+import numpy as np
+
+from .top_k import top_k as top_k_of_scores
+
+
+def dense_inputs(x, n_features):
+    """(B, F) float64 of `SparseRows`."""
+    rows = np.repeat(np.arange(len(x.indptr) - 1), np.diff(x.indptr))
+    inputs = np.zeros((len(x.indptr) - 1, n_features))
+    np.add.at(inputs, (rows, x.ids), x.weights)
+    return inputs
+
+
+def slots(layer):
+    """(L, F) int64: where in `values` the weight of a label and a feature lies, -1 where they are not connected."""
+    found = np.full((len(layer.bias), len(layer.dense)), -1)
+    for feature, start in enumerate(layer.dense):
+        first, last = layer.indptr[feature : feature + 2]
+        found[layer.labels[first:last], feature] = np.arange(first, last)
+        if start >= 0:
+            found[:, feature] = start + np.arange(len(layer.bias))
+    return found
+
+
+def weights(layer):
+    """(L, F) float64."""
+    found = slots(layer)
+    return np.where(found < 0, 0.0, np.append(layer.values, 0).astype(np.float64)[found])
+
+
+def forward(x, layer):
+    """``scores[b, l] = bias[l] + sum_f weights[l, f] x[b, f]``."""
+    return layer.bias + dense_inputs(x, len(layer.dense)) @ weights(layer).T
+
+
+def top_k(x, layer, k):
+    """The k largest scores of each row and their labels: score descending, then label ascending."""
+    return top_k_of_scores(forward(x, layer), k)
+
+
+def step(x, labels, duals, layer, c, slack):
+    """Dual coordinate descent label by label, rows ascending: the loss before it, new values (as in `layer`), new duals.
+
+    `labels` (bool) and `duals` are (B, L). Active are a row's own labels, those with a dual variable, and those whose score
+    lies above ``slack - 1`` before the step; the others are left alone. For y = 1 where the label is the row's own, else -1, and z = the row's inputs that
+    the label is connected to:
+    ``G = y s - 1 + (0 if y > 0 else slack) + a / (2 C); a <- max(0, a - G / (|z|^2 + 1 / (2 C))); w += change y z``.
+    """
+    inputs, found = dense_inputs(x, len(layer.dense)), slots(layer)
+    w, duals, loss = weights(layer), np.array(duals, np.float64), 0.0
+    active = labels | (duals > 0) | (forward(x, layer) > slack - 1)
+    for label in range(len(layer.bias)):
+        for row in np.flatnonzero(active[:, label]):
+            z = np.where(found[label] >= 0, inputs[row], 0)
+            y, square, old = 1 if labels[row, label] else -1, z @ z, duals[row, label]
+            score = layer.bias[label] + w[label] @ z
+            margin = y * score - 1 + (0 if y > 0 else slack)
+            loss += min(0.0, margin) ** 2
+            new = max(0.0, old - (margin + old / (2 * c)) / (square + 1 / (2 * c))) if square > 0 else 0.0
+            w[label] += (new - old) * y * z
+            duals[row, label] = new
+    values = np.zeros(len(layer.values))
+    values[found[found >= 0]] = w[found >= 0]
+    return loss, values, duals
