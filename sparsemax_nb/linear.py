@@ -23,8 +23,6 @@ from .cpu.linear import padded
 DENSE_SHARE = 1 / 8
 #: What training asks of a score: at least 1 for a row's own labels, at most ``slack - 1`` for the others.
 BIAS = -1.0
-#: The score of a label that nothing is known of.
-UNSEEN = -1e30
 
 
 class SparseLinear:
@@ -117,7 +115,7 @@ class SparseLinear:
         return matrix
 
     @classmethod
-    def choose(cls, x, labels, *, per_point=4.0, at_least=32, device="cpu"):
+    def choose(cls, x, labels, *, per_point=4.0, at_least=32, dense=None, device="cpu"):
         """A layer with zero weights, in which each label is connected to the features that stand out in its points.
 
         Those of the largest ``sum_i x[i, f] - n mean(x[:, f])``, i over the n points of the label: what its points have
@@ -133,6 +131,9 @@ class SparseLinear:
             Features of a label for each of its points.
         at_least : int
             And at least so many, where its points have them. Labels without points get none.
+        dense : (D,) integers, optional
+            The features that are connected to all labels. If not given those that more than an eighth of the labels choose.
+            Shards of the labels that are trained apart come to the bits of the whole where these are the same.
         device : 'cpu' or 'cuda'
 
         Returns
@@ -160,7 +161,9 @@ class SparseLinear:
             raise ValueError(f"x and labels must have as many rows as each other, got {x.shape[0]} and {labels.shape[0]}")
         check.number("per_point", per_point, 0, 1e6)
         check.integer("at_least", at_least, 1)
-        return cls._of(choose_lists(x, labels, per_point, at_least), device)
+        if dense is not None:
+            dense = np.unique(check.integers("dense", check.on_host("dense", dense), ("D",), x.shape[1]))
+        return cls._of(choose_lists(x, labels, per_point, at_least, dense), device)
 
 
 # ---------------------------------------------------------------- how features are chosen
@@ -234,7 +237,7 @@ def _chosen(points, x, expected, known, n_of_label, by_magnitude):
     return before[room], ids[found], sums[found]
 
 
-def choose_lists(x, labels, per_point, at_least):
+def choose_lists(x, labels, per_point, at_least, dense=None):
     """`FeatureLists` with zero weights: see `SparseLinear.choose`."""
     n_labels, n_features = labels.shape[1], x.shape[1]
     by_label = labels.T.tocsr()
@@ -246,24 +249,25 @@ def choose_lists(x, labels, per_point, at_least):
     indptr, ids, _ = _chosen(
         points, rows_of(x), expected.astype(np.float32), known, n_of_label.astype(np.int64), by_magnitude=False
     )
+    dense = _dense(ids, n_labels, n_features) if dense is None else dense
     bias = np.full(n_labels, BIAS, np.float32)
-    return _lists(indptr, ids, np.zeros(len(ids), np.float32), n_features, bias, _dense(ids, n_labels, n_features))
+    return _lists(indptr, ids, np.zeros(len(ids), np.float32), n_features, bias, dense)
 
 
 def more_features(lists, x, signed, share):
     """`FeatureLists` with more features for each label: `share` times as many as it has, and at least one.
 
     Those with the largest gradients: the magnitude of ``sum_i a_i y_i x[i, f]`` over the points i with a dual variable a_i,
-    which is the weight that the feature would have, and has from now on. `signed` (L, N) holds ``a_i y_i``.
+    which is the weight that the feature would have, and has from now on. `signed`, `SparseRows` by label, holds
+    ``a_i y_i``. The features
+    that are connected to all labels stay the same.
     """
     indptr, ids, values = _by_label(lists)
     n = np.diff(indptr)
     n_of_label = np.where(n > 0, np.maximum(1, share * n), 0).astype(np.int64)
-    points = sparse.SparseRows(signed.indptr.astype(np.int64), signed.indices.astype(np.int32), signed.data)
     nothing = np.zeros(x.shape[1], np.float32)
-    more = _chosen(points, rows_of(x), nothing, (indptr, ids), n_of_label, by_magnitude=True)
-    dense = np.union1d(np.flatnonzero(lists.dense >= 0), _dense(np.concatenate([ids, more[1]]), len(n), x.shape[1]))
-    return _lists(*_joined((indptr, ids, values), more), x.shape[1], lists.bias, dense)
+    more = _chosen(signed, rows_of(x), nothing, (indptr, ids), n_of_label, by_magnitude=True)
+    return _lists(*_joined((indptr, ids, values), more), x.shape[1], lists.bias, np.flatnonzero(lists.dense >= 0))
 
 
 def rows_of(x):

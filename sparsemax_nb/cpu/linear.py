@@ -275,12 +275,21 @@ def _move_duals(chunk, first, last, active, slack, half, mine, scores, squares):
     return loss
 
 
+@backend.njit
+def _most_pairs(active):
+    """The most pairs that a row has."""
+    n_rows, n_chunks, most = active.ends.size, active.labels.shape[0], 0
+    for chunk in range(n_chunks):
+        first = 0
+        for b in range(n_rows * chunk // n_chunks, n_rows * (chunk + 1) // n_chunks):
+            most, first = max(most, active.ends[b] - first), active.ends[b]
+    return most
+
+
 @backend.njit_parallel(work=lambda active, entries, *_: 4 * entries.slots.size)
 def _update(active, entries, bias, half, slack, values, losses):
     n_rows, n_owners, n_chunks = active.ends.size, losses.size, active.labels.shape[0]
-    most, first = 0, 0
-    for b in range(n_rows):
-        most, first = max(most, active.ends[b] - first), active.ends[b]
+    most = _most_pairs(active)
     for owner in prange(n_owners):
         mine, scores, squares = np.empty(most, np.bool_), np.empty(most, np.float32), np.empty(most, np.float32)
         total = 0.0

@@ -5,6 +5,7 @@ import math
 import sys
 import time
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import scipy.sparse
@@ -16,7 +17,7 @@ from ..data.tfidf import first_non_count
 from ..group_shared import DTYPES
 from ..grouping import GROUPINGS, group_labels
 from ..optimizers import Adam
-from . import loop, memory, metrics
+from . import linear, loop, memory, metrics
 from .estimator import DATA, MOST_WIDTH, SampledEstimator
 from .network import LOSSES, OUTPUTS, SPARSE_OUTPUTS, Network, parameter_shapes
 from .softmax import INDICES, Negatives
@@ -24,9 +25,21 @@ from .softmax import INDICES, Negatives
 KS = (1, 3, 5)
 #: The "epoch" whose order chooses the rows set aside: no run gets that far.
 VALIDATION_EPOCH = 2**32 - 1
+ARCHITECTURES = "linear", "network"
+#: Parameters that only one of the architectures has.
+LINEAR_ONLY = "C", "slack", "features_per_point", "min_features", "extra_features"
+NETWORK_ONLY = (
+    "output", "embedding", "intermediate", "bottleneck", "fan_in", "group_size", "grouping", "weight_dtype", "loss",
+    "sampler", "n_samples", "n_codewords", "residual", "index_every", "correction", "mask_hits", "dropout", "word_dropout",
+    "learning_rate", "embedding_rate", "intermediate_rate", "warm_up", "min_learning_rate", "patience", "stop_after",
+    "rewire_fraction", "rewire_every", "rewire_until", "batch_size",
+)  # fmt: skip
+#: Passes over the data where `epochs` is not given.
+EPOCHS = {"linear": 5, "network": 10}
 #: What the file of a classifier says beside its arrays.
 DESCRIPTION = description.record(
-    params=description.record(), n_features=description.integer(1), n_labels=description.integer(1),
+    architecture=description.text, C=description.optional(description.number(0)),
+    slack=description.optional(description.number(0)), params=description.record(), n_features=description.integer(1), n_labels=description.integer(1),
     n_points=description.integer(0), is_dense=description.boolean,
     label_names=description.optional(description.list_of(description.text)), tfidf=description.boolean,
     feature_names=description.optional(description.list_of(description.text)), data=DATA,
@@ -34,13 +47,31 @@ DESCRIPTION = description.record(
 
 
 class Classifier(SampledEstimator):
-    """A network with a large multi-label output layer, trained with hand-written gradients.
+    """Multi-label classification with many labels: a linear layer over sparse features, or a network.
 
-    Sparse features: TF-IDF -> embedding -> ReLU -> dropout [-> dense layer of width `intermediate` -> ReLU] -> output.
-    Dense features take the place of the embedding: dropout [-> dense layer -> ReLU] -> output.
+    Linear: TF-IDF -> `SparseLinear`, each label against the rest, exactly over all labels, by dual coordinate descent. There
+    is no learning rate; a fit takes seconds where a network takes minutes, and rare labels gain most.
+    Network, trained with hand-written gradients. Sparse features: TF-IDF -> embedding -> ReLU -> dropout [-> dense layer of
+    width `intermediate` -> ReLU] -> output. Dense features take the place of the embedding: dropout [-> dense layer -> ReLU]
+    -> output.
 
     Parameters
     ----------
+    architecture : 'auto', 'linear' or 'network'
+        'auto' takes 'linear' for sparse features and 'network' for dense ones. A parameter of the other architecture that
+        is not at its default is an error.
+    C : 'auto' or float
+        Of 'linear': what an error weighs against ``|w|^2 / 2``, above 0. 'auto' tries values from 1/16 to 4 on a fifth of
+        the labels, with all of their points but those held back (or with `validation`), and takes the one with the best
+        nDCG@5; see `trials_`.
+    slack : 'auto' or float
+        Of 'linear': other labels than a point's own are asked for a score of ``slack - 1``, in [0, 2). 'auto' as for C.
+    features_per_point, min_features : float, int
+        Of 'linear': a label is connected to so many features for each of its points, and to so many at least, where its
+        points have them: to those that stand out most, see `SparseLinear.choose`.
+    extra_features : float
+        Of 'linear': so many times as many features more, chosen after the first pass by what would have corrected the
+        label's errors; 0 for none.
     output : 'fixed-fan-in', 'group-shared', 'unstructured', 'dense' or 'bottleneck'
         The output layer: `fan_in` connections per label; the same, to inputs that a group of labels shares, which is faster;
         as many, but anywhere in the layer (a rival: slower, and it stores all scores); all connections to the embedding;
@@ -111,8 +142,10 @@ class Classifier(SampledEstimator):
         Steps between two rewirings.
     rewire_until : float
         Rewiring ends after this share of the planned steps, in [0, 1].
-    batch_size, epochs : int
-        Points of a step; passes over the data, at most.
+    batch_size : int
+        Points of a step of a network.
+    epochs : int or None
+        Passes over the data, at most. None: 5 for 'linear', 10 for 'network'.
     budget_seconds : float or None
         Training stops after so many seconds even if epochs are left; neither compiling nor validation is counted.
     tfidf : 'auto', True or False
@@ -131,7 +164,12 @@ class Classifier(SampledEstimator):
 
     Attributes
     ----------
-    network_ : Network
+    architecture_ : 'linear' or 'network'
+    network_ : Network or LinearModel
+    C_, slack_ : float
+        Of 'linear': those that were given or chosen.
+    trials_ : list of dict
+        Of 'linear': what was tried for them, with the nDCG@5 of each.
     tfidf_ : Tfidf or None
         None where features are taken as they are.
     history_ : History
@@ -183,16 +221,17 @@ class Classifier(SampledEstimator):
     True
     """
 
-    kind, classes, fit_call = "classifier", "labels", "fit(X, y)"
+    kind, classes, fit_call, epochs_may_be_none = "classifier", "labels", "fit(X, y)", True
 
     def __init__(
-        self, *, output="fixed-fan-in", embedding=256, intermediate=4096, bottleneck=64, fan_in=32, group_size=16,
+        self, *, architecture="auto", C="auto", slack="auto", features_per_point=4.0, min_features=32, extra_features=0.5,  # noqa: N803
+        output="fixed-fan-in", embedding=256, intermediate=4096, bottleneck=64, fan_in=32, group_size=16,
         grouping="similar", weight_dtype="float32", loss="squared-hinge",
         sampler="none", n_samples=100, n_codewords=64, residual="uniform", index_every=100, correction="paper",
         mask_hits=False,
         dropout=0.1, word_dropout=0.0, learning_rate=5e-4, embedding_rate=10.0, intermediate_rate=0.1, warm_up=0,
         min_learning_rate=1e-4, patience=1, stop_after=3,
-        validation_fraction=0.0, rewire_fraction=0.1, rewire_every=1000, rewire_until=0.66, batch_size=128, epochs=10,
+        validation_fraction=0.0, rewire_fraction=0.1, rewire_every=1000, rewire_until=0.66, batch_size=128, epochs=None,
         budget_seconds=None, tfidf="auto", memory_limit=None, seed=0, device="auto", progress=True,
     ):  # fmt: skip
         self.set_params(**{name: value for name, value in locals().items() if name != "self"})
@@ -208,6 +247,14 @@ class Classifier(SampledEstimator):
 
     def _check_params(self):
         super()._check_params()
+        check.choice("architecture", self.architecture, ("auto", *ARCHITECTURES))
+        if self.C != "auto":
+            check.number("C", self.C, 0, math.inf, open_ends=True)
+        if self.slack != "auto":
+            check.number("slack", self.slack, 0, 1.999)
+        check.number("features_per_point", self.features_per_point, 0, 1e6)
+        check.integer("min_features", self.min_features, 1)
+        check.number("extra_features", self.extra_features, 0, 1e6)
         check.choice("output", self.output, tuple(OUTPUTS))
         check.choice("loss", self.loss, LOSSES)
         if self.loss == "softmax" and self.output in SPARSE_OUTPUTS:
@@ -372,32 +419,111 @@ class Classifier(SampledEstimator):
         X, y = _features("X", X), _labels("y", y, two_classes=True)  # noqa: N806
         X, y, validation, rows = _validation_split(X, y, validation, self.validation_fraction, self.seed)  # noqa: N806
         is_dense, device = not scipy.sparse.issparse(X), backend.resolve_device(self.device)
-        params = self._network_params(X.shape[1], y.shape[1], is_dense, device)
-        width = params["intermediate"] or params["embedding"] or X.shape[1]
-        counts = np.bincount(y[rows].indices, minlength=y.shape[1])
-        self._check_sampler(y.shape[1], width, device, counts)
-        plan = memory.plan(
-            **params, batch_size=min(self.batch_size, len(rows)), keep_best=validation is not None,
-            entries_per_row=0 if is_dense else X.nnz / X.shape[0], rewired=self.rewire_fraction,
-            sampling=self._sampling(), labels_per_row=y.nnz / y.shape[0],
-        )  # fmt: skip
+        new = copy.copy(self)  # a fit that is refused leaves `self` as it is
+        new.architecture_, new._fitted_params = self._resolved_architecture(is_dense), self._plain_params()
+        new.n_features_in_, new.n_labels_, new.is_dense_, new.device_ = X.shape[1], y.shape[1], is_dense, device
+        new.n_points_, new.label_names_, new.data_ = len(rows), None, None
+        new.label_counts_ = np.bincount(y[rows].indices, minlength=y.shape[1])
+        for name in ("feature_names_in_", "C_", "slack_", "trials_"):
+            vars(new).pop(name, None)
+        if names is not None:
+            new.feature_names_in_ = names
+        prepare = new._linear_training if new.architecture_ == "linear" else new._network_training
+        self._check_checkpoint_path(checkpoint_path, resume)
+        training = prepare(X, y, validation, rows)
+        save = self._checkpoints(training, checkpoint_path, resume, [(X, y)] if validation is None else [(X, y), validation])
+        new.history_ = training.history
+        with self._becoming(new):
+            try:
+                training.run(save=save, save_seconds=checkpoint_seconds, progress=self.progress, after_epoch=after_epoch)
+            finally:
+                self.network_ = training.network
+        return self
+
+    def _resolved_architecture(self, is_dense):
+        """'linear' or 'network'; ValueError for parameters that the architecture does not have, or features it cannot take."""
+        architecture = self.architecture
+        if architecture == "auto":
+            architecture = "network" if is_dense else "linear"
+        if architecture == "linear" and is_dense:
+            raise ValueError(
+                "architecture='linear' is for sparse features, X is a dense array; use architecture='network', or "
+                "scipy.sparse.csr_matrix(X) where most of it is zero"
+            )
+        defaults, params = type(self)().get_params(), self.get_params()
+        foreign = NETWORK_ONLY if architecture == "linear" else LINEAR_ONLY
+        changed = [name for name in foreign if params[name] != defaults[name]]
+        if changed:
+            other = "network" if architecture == "linear" else "linear"
+            raise ValueError(
+                f"{', '.join(changed)} {'is' if len(changed) == 1 else 'are'} of architecture={other!r}, but "
+                f"{'sparse' if not is_dense else 'dense'} features with architecture={self.architecture!r} take {architecture!r}; "
+                f"use architecture={other!r} or leave {'it' if len(changed) == 1 else 'them'} out"
+            )
+        return architecture
+
+    def _plan(self, plan):
+        """Keep the memory plan; MemoryLimitError where it does not fit."""
+        self.memory_plan_ = plan
         if self.memory_limit is not None:
             memory.require(plan, self.memory_limit)
             if self.progress:
                 print(plan, file=sys.stderr)
-        self._check_checkpoint_path(checkpoint_path, resume)
-        tfidf = None if is_dense else self._fitted_tfidf(X[rows] if len(rows) < X.shape[0] else X, validation)
+
+    def _linear_training(self, X, y, validation, rows):  # noqa: N803
+        """The run of a linear layer, with C and slack chosen where that is wanted."""
+        self._plan(
+            memory.linear_plan(
+                n_rows=len(rows), n_features=X.shape[1], n_labels=y.shape[1], n_entries=X.nnz, points=self.label_counts_,
+                features_per_point=self.features_per_point, min_features=self.min_features,
+                extra_features=self.extra_features,
+            )
+        )  # fmt: skip
+        self.tfidf_ = self._fitted_tfidf(X[rows] if len(rows) < X.shape[0] else X, validation)
+        x = linear.weighed(lambda some: self._batch(X, rows[some]), len(rows), X.shape[1], X.nnz)
+        y = y[rows]
+        wanted = [name for name in ("C", "slack") if getattr(self, name) == "auto"]
+        settings = linear.Settings(
+            *(linear.FIRST[i] if getattr(self, name) == "auto" else float(getattr(self, name)) for i, name in enumerate(("C", "slack"))),
+            float(self.features_per_point), int(self.min_features), float(self.extra_features),
+            EPOCHS["linear"] if self.epochs is None else int(self.epochs), int(self.seed),
+        )  # fmt: skip
+        held = None if validation is None else (self._all_batches(validation[0]), validation[1])
+        self.C_, self.slack_, self.trials_ = settings.C, settings.slack, []
+        if wanted:
+            self.C_, self.slack_, self.trials_ = linear.choose_settings(x, y, settings, wanted=wanted, validation=held)
+            settings = replace(settings, C=self.C_, slack=self.slack_)
+            if self.progress:
+                print(f"sparsemax-nb: C = {self.C_:g}, slack = {self.slack_:g}, after {len(self.trials_)} trials", file=sys.stderr)
+        ks = _possible(KS, y.shape[1])
+        training = linear.DualTraining(x, y, settings, self.device_, budget_seconds=self.budget_seconds)
+        if validation is not None:
+            training.validate = lambda: self._figures_of(training.network, *validation, ks)
+        return training
+
+    def _all_batches(self, x):
+        """All rows of checked features as the model takes them."""
+        return linear.weighed(lambda some: self._batch(x, some), x.shape[0], x.shape[1], x.nnz)
+
+    def _network_training(self, X, y, validation, rows):  # noqa: N803
+        """The run of a network."""
+        params = self._network_params(X.shape[1], y.shape[1], self.is_dense_, self.device_)
+        width = params["intermediate"] or params["embedding"] or X.shape[1]
+        counts = self.label_counts_
+        self._check_sampler(y.shape[1], width, self.device_, counts)
+        self._plan(
+            memory.plan(
+                **params, batch_size=min(self.batch_size, len(rows)), keep_best=validation is not None,
+                entries_per_row=0 if self.is_dense_ else X.nnz / X.shape[0], rewired=self.rewire_fraction,
+                sampling=self._sampling(), labels_per_row=y.nnz / y.shape[0],
+            )
+        )  # fmt: skip
+        self.tfidf_ = None
+        if not self.is_dense_:
+            self.tfidf_ = self._fitted_tfidf(X[rows] if len(rows) < X.shape[0] else X, validation)
         network = self._new_network(params)
-        new = copy.copy(self)  # a fit that is refused leaves `self` as it is
-        new.network_, new.memory_plan_, new._fitted_params = network, plan, self._plain_params()
-        new.n_features_in_, new.n_labels_, new.is_dense_, new.device_ = X.shape[1], y.shape[1], is_dense, device
-        new.n_points_, new.label_counts_, new.label_names_ = len(rows), counts, None
-        new.tfidf_, new.data_ = tfidf, None
-        vars(new).pop("feature_names_in_", None)
-        if names is not None:
-            new.feature_names_in_ = names
         if self.output == "group-shared":
-            order = group_labels(_Rows(new._batch, X, rows), y[rows], self.group_size, self.grouping, self.seed)
+            order = group_labels(_Rows(self._batch, X, rows), y[rows], self.group_size, self.grouping, self.seed)
             unseen = counts[order] == 0
             order[unseen] = np.sort(order[unseen])  # equal scores go by place, and these are equal
             network.output.set_order(order)
@@ -406,27 +532,22 @@ class Classifier(SampledEstimator):
             _initial_bias(network.output.bias, counts, len(rows), self.loss)
         elif self.sampler != "none":
             network.output.negatives = Negatives(self._sampling(), network.output.weights, counts, self.seed)
-        network.output.rank_last(np.flatnonzero(new.label_counts_ == 0))
+        network.output.rank_last(np.flatnonzero(self.label_counts_ == 0))
         ks, adam = _possible(KS, y.shape[1]), Adam(self.learning_rate)
-        if not is_dense:
+        if not self.is_dense_:
             adam.scale_rate(network.hidden[0].table, self.embedding_rate)
         if self.output in SPARSE_OUTPUTS and self.intermediate is not None:
             adam.scale_rate(network.hidden[-1].weights, self.intermediate_rate)
-        training = loop.Training(
+        return loop.Training(
             network, adam, self._schedule(), len(rows),
-            batch=lambda some: (new._batch(X, rows[some]), y[rows[some]]),
-            validate=None if validation is None else lambda: new._figures(*validation, ks),
+            batch=lambda some: (self._batch(X, rows[some]), y[rows[some]]),
+            validate=None if validation is None else lambda: self._figures_of(network, *validation, ks),
             monitor=f"P@{max(k for k in ks if k <= 3)}",
         )  # fmt: skip
-        parts = [(X, y)] if validation is None else [(X, y), validation]
-        save = self._checkpoints(training, checkpoint_path, resume, parts)
-        new.history_ = training.history
-        with self._becoming(new):
-            training.run(save=save, save_seconds=checkpoint_seconds, progress=self.progress, after_epoch=after_epoch)
-        return self
 
     def _schedule(self):
-        return super()._schedule(**{} if self.output in SPARSE_OUTPUTS else {"rewire_fraction": 0.0})
+        more = {} if self.output in SPARSE_OUTPUTS else {"rewire_fraction": 0.0}
+        return super()._schedule(**more, epochs=EPOCHS["network"] if self.epochs is None else self.epochs)
 
     def top_k(self, X, k=None):  # noqa: N803
         """The k best labels of each row.
@@ -459,7 +580,11 @@ class Classifier(SampledEstimator):
     def _top_k(self, x, k):
         """`top_k` of features that have been checked."""
         check.integer("k", k, 1, self.n_labels_, f" (n_labels = {self.n_labels_})")
-        return loop.top_k(self.network_, x.shape[0], lambda rows: self._batch(x, rows), k, self.batch_size)
+        return self._top_k_of(self.network_, x, k)
+
+    def _top_k_of(self, network, x, k):
+        batch_size = linear.ANSWERED if isinstance(network, linear.LinearModel) else self.batch_size
+        return loop.top_k(network, x.shape[0], lambda rows: self._batch(x, rows), k, batch_size)
 
     def predict(self, X, k=None):  # noqa: N803
         """The k best labels of each row, without their scores; see `top_k`.
@@ -504,6 +629,8 @@ class Classifier(SampledEstimator):
             Not fitted yet; X of another kind or width than in `fit`, or not finite; out of the wrong dtype or shape.
         """
         self._check_fitted()
+        if self.architecture_ == "linear":
+            raise ValueError("contexts are what an output layer sees: architecture='linear' has none; use 'network'")
         X = self._features(X)  # noqa: N806
         out = check.output("out", out, np.float32, (X.shape[0], self.network_.width), "cpu")
         loop.contexts(self.network_, X.shape[0], lambda rows: self._batch(X, rows), self.batch_size, out)
@@ -537,7 +664,7 @@ class Classifier(SampledEstimator):
         else:
             ks = [check.integer("ks", k, 1, self.n_labels_) for k in check.sequence("ks", ks, "integers")]
             check.integer("the number of ks", len(ks), 1)
-        return self._figures(*self._pair(X, y), ks)
+        return self._figures_of(self.network_, *self._pair(X, y), ks)
 
     def _pair(self, x, y):
         """Checked features and labels that fit each other and the model."""
@@ -546,9 +673,9 @@ class Classifier(SampledEstimator):
             raise ValueError(f"y must have shape ({x.shape[0]}, {self.n_labels_}), got {y.shape}")
         return x, y
 
-    def _figures(self, x, y, ks):
+    def _figures_of(self, network, x, y, ks):
         start = time.perf_counter()
-        ids = self._top_k(x, max(ks))[1]
+        ids = self._top_k_of(network, x, max(ks))[1]
         seconds, figures = time.perf_counter() - start, {}
         propensity = metrics.propensities(self.label_counts_, self.n_points_) if self.n_points_ > 2 else None
         for k in ks:
@@ -619,6 +746,7 @@ class Classifier(SampledEstimator):
         if self.tfidf_ is not None:
             arrays["tfidf.idf"] = self.tfidf_.idf_
         about = {
+            "architecture": self.architecture_, "C": getattr(self, "C_", None), "slack": getattr(self, "slack_", None),
             "params": self._fitted_params, "n_features": self.n_features_in_, "n_labels": self.n_labels_,
             "n_points": self.n_points_, "is_dense": self.is_dense_, "tfidf": self.tfidf_ is not None,
             "feature_names": list(self.feature_names_in_) if hasattr(self, "feature_names_in_") else None,
@@ -670,11 +798,18 @@ class Classifier(SampledEstimator):
                 model.tfidf_ = Tfidf()
                 model.tfidf_.idf_ = check.array("tfidf.idf", arrays["tfidf.idf"], np.float32, (model.n_features_in_,))
                 check.finite("tfidf.idf", model.tfidf_.idf_)
-            params = model._network_params(model.n_features_in_, model.n_labels_, model.is_dense_, device)
-            arrays.check_shapes(parameter_shapes(**params))
-            model.network_ = model._new_network(params)
-            model.network_.set_parameters(arrays)
-            model.network_.output.rank_last(np.flatnonzero(model.label_counts_ == 0))
+            model.architecture_ = check.choice("architecture", about["architecture"], ARCHITECTURES)
+            if model.architecture_ == "linear":
+                if model.is_dense_:
+                    raise ValueError("a linear layer is of sparse features")
+                model.C_, model.slack_ = about["C"], about["slack"]
+                model.network_ = linear.LinearModel.of_arrays(arrays, model.n_features_in_, model.n_labels_, device)
+            else:
+                params = model._network_params(model.n_features_in_, model.n_labels_, model.is_dense_, device)
+                arrays.check_shapes(parameter_shapes(**params))
+                model.network_ = model._new_network(params)
+                model.network_.set_parameters(arrays)
+                model.network_.output.rank_last(np.flatnonzero(model.label_counts_ == 0))
             model.data_ = about["data"]
         return model
 

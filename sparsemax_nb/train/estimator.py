@@ -176,6 +176,9 @@ def _check_same_run(description, about, free):
 class SampledEstimator(Estimator):
     """An estimator with one output layer, that may be trained against negatives that are drawn."""
 
+    #: Does None stand for a number of epochs?
+    epochs_may_be_none = False
+
     # ------------------------------------------------------------ parameters
 
     def _check_params(self):
@@ -185,7 +188,9 @@ class SampledEstimator(Estimator):
         check.choice("correction", self.correction, CORRECTIONS)
         for name in ("mask_hits", "progress"):
             check.flag(name, getattr(self, name))
-        for name in ("patience", "stop_after", "batch_size", "epochs", "n_samples", "n_codewords"):
+        if self.epochs is not None or not self.epochs_may_be_none:
+            check.integer("epochs", self.epochs, 1)
+        for name in ("patience", "stop_after", "batch_size", "n_samples", "n_codewords"):
             check.integer(name, getattr(self, name), 1)
         if self.index_every is not None:
             check.integer("index_every", self.index_every, 1)

@@ -150,6 +150,36 @@ def plan(
     return Plan(arrays)
 
 
+#: Dual variables above zero of a row, on average, at the most that was seen; pairs and entries of a step, in bytes a row.
+DUALS, PAIRS = 128, 32_768
+
+
+def linear_plan(
+    *, n_rows, n_features, n_labels, n_entries, points, features_per_point, min_features, extra_features
+):  # fmt: skip
+    """The `Plan` of training a linear layer over sparse features; `points` (L,) are the training points of each label."""
+    arrays = []
+
+    def add(phase, name, *shape, item=4):
+        arrays.append(Array(phase, name, math.prod(shape) * item))
+
+    chosen = np.minimum(np.maximum(min_features, features_per_point * points), n_features)[points > 0]
+    mean = n_entries / max(1, n_rows)  # features of a row: a label can not have more than its points
+    n = int(np.minimum(chosen, mean * points[points > 0]).sum())
+    grown = int(n * (1 + extra_features))
+    add("always", "features: ids, weights", 2, n_entries)
+    add("always", "features, labels: ends of the rows", 2, n_rows)
+    add("always", "labels of the rows", 2, int(points.sum()))
+    add("always", "layer: lists of labels, weights", 2, grown)
+    add("always", "layer: bias, starts of the lists", n_labels + 4 * n_features)
+    add("always", "dual variables: labels, values", 2 * DUALS, n_rows)
+    add("choice of features", "features by label, sums", 8, grown)
+    add("choice of features", "sums of all features", 16 * 4, n_features)
+    add("step", "pairs and entries", 1024, PAIRS, item=1)
+    add("prediction", "scores", 256, n_labels)
+    return Plan(arrays)
+
+
 def _add_softmax(add, parameter, b, width, n_labels, sampling, labels_per_row, device):
     """The output layer's arrays under the softmax loss."""
     parameter("output.weights", n_labels, width)

@@ -1,0 +1,404 @@
+"""Training of the linear layer over sparse features: passes of dual coordinate descent, and the choice of C and slack."""
+
+import time
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import scipy.sparse
+
+from ..core import backend, check, description, sparse
+from ..core.connections import Duals, FeatureLists
+from ..cpu.feature_choice import transposed
+from ..data.batches import shuffled
+from ..linear import SparseLinear, choose_lists, more_features, no_duals
+from . import metrics
+from .loop import FIGURE, History, ctrl_c_later, peak_memory
+from .progress import Progress
+
+#: What seconds are counted by; a test of a budget puts another one in its place.
+clock = time.perf_counter
+#: The score of a label that no training point has.
+UNSEEN = -1e30
+#: Rows of a step, at most; smaller sets are cut into so many steps a pass, at least.
+BATCH, STEPS = 1024, 64
+#: Rows whose features are weighed at once, and rows of a query.
+WEIGHED, ANSWERED = 1 << 16, 4096
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What governs the training of a linear layer; see `Classifier` for the meaning of each."""
+
+    C: float
+    slack: float
+    features_per_point: float
+    min_features: int
+    extra_features: float
+    epochs: int
+    seed: int
+
+
+class LinearModel:
+    """A linear layer as a model that `Classifier` can ask: `top_k`, `parameters`.
+
+    Parameters
+    ----------
+    layer : SparseLinear
+    """
+
+    width = None  # of an output layer's input: there is none
+
+    def __init__(self, layer):
+        self.layer = layer
+
+    device = property(lambda self: self.layer.device)
+
+    @property
+    def parameters(self):
+        """All arrays by name."""
+        return {f"linear.{name}": array for name, array in self.layer.arrays._asdict().items()}
+
+    @property
+    def nbytes(self):
+        """Bytes of all arrays."""
+        return self.layer.nbytes
+
+    output_nbytes = nbytes
+
+    def top_k(self, x, k):
+        """The k best labels of each row of a SciPy CSR matrix: scores, ids (B, k)."""
+        layer, rows = self.layer, sparse.as_rows(x, self.device)
+        scores = backend.empty((x.shape[0], k), np.float32, self.device)
+        ids = backend.empty((x.shape[0], k), np.int32, self.device)
+        backend.wing(self.device, "linear").top_k(rows, layer.arrays, scores, ids)
+        return scores, ids
+
+    @classmethod
+    def of_arrays(cls, arrays, n_features, n_labels, device):
+        """The model that `parameters` were taken from; TypeError or ValueError where the arrays are no such thing."""
+        lists = FeatureLists(*(arrays[f"linear.{name}"] for name in FeatureLists._fields))
+        return cls(SparseLinear._of(checked(lists, n_features, n_labels), device))
+
+
+def checked(lists, n_features, n_labels):
+    """`FeatureLists` from a file, in which every index leads where it should; TypeError or ValueError for others."""
+    indptr = check.array("linear.indptr", lists.indptr, np.int64, (n_features + 1,))
+    labels = check.array("linear.labels", lists.labels, np.int32, ("n",))
+    values = check.array("linear.values", lists.values, np.float32, ("m",))
+    dense = check.array("linear.dense", lists.dense, np.int64, (n_features,))
+    bias = check.array("linear.bias", lists.bias, np.float32, (n_labels,))
+    check.below("linear.labels", labels, n_labels)
+    if indptr[0] != 0 or indptr[-1] != len(labels) or (indptr[1:] < indptr[:-1]).any():
+        raise ValueError(f"linear.indptr must rise from 0 to {len(labels)}")
+    keys = np.repeat(np.arange(n_features), np.diff(indptr)) * n_labels + labels
+    if (keys[1:] <= keys[:-1]).any():
+        raise ValueError("linear.labels must ascend within a feature")
+    first, width = -(-len(labels) // 16) * 16, -(-n_labels // 16) * 16
+    starts = dense[dense >= 0]
+    if len(values) != first + len(starts) * width or not np.array_equal(starts, first + width * np.arange(len(starts))):
+        raise ValueError("linear.values and linear.dense do not agree")
+    check.finite("linear.values", values)
+    check.finite("linear.bias", bias)
+    return FeatureLists(indptr, labels, values, dense, bias)
+
+
+@dataclass
+class _Position:
+    """Where a run stands between two steps, beside the arrays."""
+
+    epoch: int = 0
+    step: int = 0  # of the epoch
+    losses: list = field(default_factory=list)  # of this epoch: [batch's loss, its rows]
+
+
+class DualTraining:
+    """One run of training.
+
+    Parameters
+    ----------
+    x : (N, F) canonical SciPy CSR matrix, float32
+    y : (N, L) SciPy CSR matrix of ones
+    settings : Settings
+    device : 'cpu' or 'cuda'
+    dense : (D,) integers or None
+        Features connected to all labels, see `SparseLinear.choose`.
+    validate : callable or None
+        ``validate() -> dict`` of figures, called after every epoch.
+    budget_seconds : float or None
+    """
+
+    def __init__(self, x, y, settings, device="cpu", *, dense=None, validate=None, budget_seconds=None):
+        self.settings, self.device, self.validate, self._budget = settings, device, validate, budget_seconds
+        self.n_rows = x.shape[0]
+        batch = min(BATCH, max(1, -(-self.n_rows // STEPS)))
+        start = clock()
+        order = shuffled(self.n_rows, settings.seed, 0)
+        self._x, self._y = x[order], y[order]  # a batch is a slice of them
+        lists = choose_lists(self._x, self._y, settings.features_per_point, settings.min_features, dense)
+        lists.bias[np.bincount(self._y.indices, minlength=y.shape[1]) == 0] = UNSEEN
+        self.network = LinearModel(SparseLinear._of(lists, device))
+        self._batches = [slice(first, min(first + batch, self.n_rows)) for first in range(0, self.n_rows, batch)]
+        self._duals = [no_duals(rows.stop - rows.start, device) for rows in self._batches]
+        self._total_steps = settings.epochs * len(self._batches)
+        self._room = [1 << 12, 1 << 14]  # pairs and entries of a chunk of rows, as the kernels need them
+        self.history, self._at = History(), _Position()
+        self.history.seconds = clock() - start
+
+    # ------------------------------------------------------------ checkpoints
+
+    def state(self):
+        """(arrays, description) for a checkpoint: the run continues from it bit for bit."""
+        arrays = {f"parameters/{name}": array for name, array in self.network.parameters.items()}
+        for name in Duals._fields:
+            arrays[f"duals/{name}"] = np.concatenate([backend.to_numpy(getattr(d, name)) for d in self._duals])
+        about = {"history": asdict(self.history), "position": asdict(self._at), "n_rows": self.n_rows}
+        return {name: backend.to_numpy(array) for name, array in arrays.items()}, about
+
+    @property
+    def checkpoint_nbytes(self):
+        """Bytes of the arrays of a checkpoint."""
+        return self.network.nbytes + sum(array.nbytes for duals in self._duals for array in duals)
+
+    def restore(self, arrays, about):
+        """Continue where `state` was taken; KeyError, TypeError or ValueError for a state that does not fit."""
+        DESCRIPTION("description", about)
+        position = _Position(**about["position"])
+        check.integer("position.step", position.step, 0, len(self._batches) - 1)
+        if len(position.losses) != position.step or any(rows <= 0 for _, rows in position.losses):
+            raise ValueError("position.losses must be those of the epoch's steps")
+        layer = self.network.layer
+        model = LinearModel.of_arrays(
+            {name.removeprefix("parameters/"): arrays[name] for name in arrays if name.startswith("parameters/")},
+            layer.n_features, layer.n_labels, self.device,
+        )  # fmt: skip
+        indptr = check.array("duals/indptr", arrays["duals/indptr"], np.int64, (self.n_rows + len(self._batches),))
+        labels = check.array("duals/labels", arrays["duals/labels"], np.int32, ("n",))
+        values = check.array("duals/values", arrays["duals/values"], np.float32, labels.shape)
+        check.below("duals/labels", labels, layer.n_labels)
+        check.finite("duals/values", values)
+        if values.size and values.min() < 0:
+            raise ValueError(f"duals/values must not be negative, got {values.min()}")
+        duals, at, done = [], 0, 0
+        for rows in self._batches:
+            part = indptr[at : at + rows.stop - rows.start + 1]
+            at += len(part)
+            some = slice(done, done + int(part[-1]))
+            done = some.stop
+            if part[0] != 0 or (part[1:] < part[:-1]).any() or done > len(labels):
+                raise ValueError("duals/indptr must rise from 0 in every batch")
+            sparse.sorted_keys(sparse.Labels(part, labels[some]), layer.n_labels, "duals")
+            duals.append(Duals(*(backend.asarray(a, self.device) for a in (part, labels[some], values[some]))))
+        if done != len(labels):
+            raise ValueError("duals/indptr must end with the number of duals/labels")
+        self.network, self._duals = model, duals
+        self.history, self._at = History(**about["history"]), position
+
+    # ------------------------------------------------------------ the loop
+
+    def run(self, *, save=None, save_seconds=300.0, progress=True, after_epoch=None):
+        """Train to the end; returns the `History`. `save` and `after_epoch` as in `loop.Training.run`."""
+        bar = Progress(self._total_steps, self.history.steps, progress)
+        self.history.stopped = self._end()
+        with bar, ctrl_c_later(save is not None) as interrupted:
+            saved = clock()
+            while not self.history.stopped:
+                start = clock()
+                self._step()
+                ended = self._at.step == len(self._batches)
+                if ended and self._at.epoch == 0 and self.settings.extra_features > 0 and self.settings.epochs > 1:
+                    self._add_features()
+                self.history.seconds += clock() - start
+                bar.step(self._shown)
+                if ended or self._over_budget():
+                    self._end_epoch(ended)
+                    if after_epoch is not None:
+                        after_epoch(len(self.history.epochs) - 1, self.history)
+                self.history.stopped = self._end()
+                if save is not None and (ended or interrupted or self.history.stopped or clock() - saved >= save_seconds):
+                    save()
+                    saved = clock()
+                if interrupted:
+                    raise KeyboardInterrupt("a checkpoint was written")
+        return self.history
+
+    def _over_budget(self):
+        return self._budget is not None and self.history.seconds >= self._budget
+
+    def _end(self):
+        if self._at.epoch >= self.settings.epochs:
+            return "epochs"
+        return "budget" if self._over_budget() else ""
+
+    def _shown(self):
+        total, rows = np.sum(self._at.losses[-200:], axis=0) if self._at.losses else (0, 1)
+        shown = {"epoch": self._at.epoch + 1, "loss": f"{total / rows:.3f}"}
+        return shown | {"GiB": f"{peak_memory() / 2**30:.2f}"}
+
+    def _step(self):
+        """One step over the batch whose turn it is."""
+        number = shuffled(len(self._batches), self.settings.seed, self._at.epoch + 1)[self._at.step]
+        rows, settings, layer = self._batches[number], self.settings, self.network.layer
+        x, y = _part(self._x, rows), _part(self._y, rows)
+        x = sparse.SparseRows(*(backend.asarray(a, self.device) for a in x))
+        labels = sparse.Labels(*(backend.asarray(a, self.device) for a in y[:2]))
+        step = backend.wing(self.device, "linear").step
+        loss, self._duals[number] = step(
+            x, labels, self._duals[number], layer.arrays, settings.C, settings.slack, self._room
+        )
+        self._at.losses.append([float(loss), rows.stop - rows.start])
+        self._at.step += 1
+        self.history.steps += 1
+
+    def _add_features(self):
+        """Give each label more features, from its errors so far."""
+        arrays = FeatureLists(*map(backend.to_numpy, self.network.layer.arrays))
+        lists = more_features(arrays, self._x, self._signed(), self.settings.extra_features)
+        self.network = LinearModel(SparseLinear._of(lists, self.device))
+
+    def _signed(self):
+        """(L, N) by label: the dual variables, negative where the label is not the row's own. `SparseRows`."""
+        duals = [Duals(*map(backend.to_numpy, d)) for d in self._duals]
+        before = np.cumsum([0] + [len(d.labels) for d in duals])
+        indptr = np.concatenate([d.indptr[:-1] + n for d, n in zip(duals, before, strict=False)] + [before[-1:]])
+        labels, values = (np.concatenate([getattr(d, name) for d in duals]) for name in ("labels", "values"))
+        rows = np.repeat(np.arange(self.n_rows), np.diff(indptr))
+        n_labels = self._y.shape[1]
+        own = np.isin(rows * n_labels + labels, np.repeat(np.arange(self.n_rows), np.diff(self._y.indptr)) * n_labels + self._y.indices)
+        return sparse.SparseRows(*transposed(indptr, labels, np.where(own, values, -values), n_labels))
+
+    def _end_epoch(self, ended):
+        at, history = self._at, self.history
+        sums, rows = np.array(at.losses).T
+        record = {
+            "epoch": len(history.epochs), "steps": history.steps, "seconds": history.seconds,
+            "loss": float(sums.sum() / rows.sum()), "loss_std": float((sums / rows).std()), "gradient_norms": {},
+        }  # fmt: skip
+        if self.validate is not None:
+            record["validation"] = self.validate()
+        history.epochs.append(record)
+        if ended:
+            at.epoch, at.step, at.losses = at.epoch + 1, 0, []
+
+
+def _part(matrix, rows):
+    """(indptr, ids, values) of a slice of rows of a CSR matrix; ids and values are views."""
+    first, last = matrix.indptr[rows.start], matrix.indptr[rows.stop]
+    indptr = (matrix.indptr[rows.start : rows.stop + 1] - first).astype(np.int64)
+    return indptr, matrix.indices[first:last].astype(np.int32, copy=False), matrix.data[first:last]
+
+
+_COUNT, _SECONDS = description.integer(0), description.number(0)
+#: What a checkpoint says of a run beside its arrays.
+DESCRIPTION = description.record(
+    n_rows=_COUNT,
+    history=description.record(
+        epochs=description.list_of(
+            description.record(epoch=_COUNT, steps=_COUNT, seconds=_SECONDS, loss=FIGURE, loss_std=FIGURE)
+        ),
+        steps=_COUNT, seconds=_SECONDS, stopped=description.text,
+    ),
+    position=description.record(
+        epoch=_COUNT, step=_COUNT, losses=description.list_of(description.list_of(description.number(), 2))
+    ),
+)  # fmt: skip
+
+
+# ---------------------------------------------------------------- C and slack from the data
+
+#: Where the search begins, and the values that it may take.
+FIRST = 0.5, 0.2
+GRID_C, GRID_SLACK = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0), (0.05, 0.1, 0.2, 0.3, 0.4)
+#: Share of the labels that the search looks at, and the least number of them.
+LABELS, LEAST_LABELS = 0.2, 1000
+#: Of their rows, the share that is held back, and the most; passes of a trial.
+HELD_BACK, MOST_HELD_BACK, PASSES = 0.2, 10_000, 3
+#: Rows held back that a figure should rest on: smaller sets are split several times.
+ENOUGH, MOST_SPLITS = 2000, 5
+
+
+def choose_settings(x, y, settings, *, wanted, validation=None):
+    """(C, slack, trials): those among the values of a grid with the best nDCG@5 on rows that are held back.
+
+    Labels are independent of each other, so a part of the labels, with all of their points, is a problem of the same kind,
+    where a part of the rows would be one with fewer points a label. From `FIRST` on, one value after the other moves to the
+    better neighbour until none is better. `wanted` names what is to be chosen, of 'C' and 'slack'; the others are those of
+    `settings`. With a `validation` (X, y) its rows take the place of what is held back.
+    """
+    parts = list(_trial_parts(x, y, settings.seed, validation))
+    found, trials = {}, []
+
+    def figure(c, slack):
+        if (c, slack) not in found:
+            one = Settings(**asdict(settings) | {"C": c, "slack": slack, "epochs": min(PASSES, settings.epochs)})
+            found[c, slack] = float(np.mean([_trial(*part, one) for part in parts]))
+            trials.append({"C": c, "slack": slack, "nDCG@5": found[c, slack]})
+        return found[c, slack]
+
+    c, slack = (FIRST[0] if "C" in wanted else settings.C), (FIRST[1] if "slack" in wanted else settings.slack)
+    for _ in range(2):
+        before = c, slack
+        if "C" in wanted:
+            c = _climb(GRID_C, c, lambda value: figure(value, slack))
+        if "slack" in wanted:
+            slack = _climb(GRID_SLACK, slack, lambda value: figure(c, value))
+        if (c, slack) == before or len(wanted) < 2:
+            break
+    return c, slack, trials
+
+
+def _climb(grid, value, figure):
+    """The value of the grid, from `value` on, none of whose neighbours has a larger figure."""
+    at = grid.index(value)
+    for direction in (-1, 1):
+        moved = False
+        while 0 <= at + direction < len(grid) and figure(grid[at + direction]) > figure(grid[at]):
+            at, moved = at + direction, True
+        if moved:
+            break
+    return grid[at]
+
+
+def _trial_parts(x, y, seed, validation):
+    """(x, y, held-back x, y) of each trial."""
+    n_points = np.bincount(y.indices, minlength=y.shape[1])
+    seen = np.flatnonzero(n_points)
+    n = min(len(seen), max(LEAST_LABELS, round(LABELS * len(seen))))
+    labels = np.sort(seen[shuffled(len(seen), seed, 1)[:n]])
+    y = y.tocsc()[:, labels].tocsr()
+    rows = np.flatnonzero(np.diff(y.indptr))
+    if validation is not None:
+        other_x, other_y = validation
+        other_y = other_y.tocsc()[:, labels].tocsr()
+        others = np.flatnonzero(np.diff(other_y.indptr))
+        if len(others):
+            yield x[rows], y[rows], other_x[others[:MOST_HELD_BACK]], other_y[others[:MOST_HELD_BACK]]
+            return
+    n_held = min(MOST_HELD_BACK, max(1, round(HELD_BACK * len(rows))))
+    for split in range(max(1, min(MOST_SPLITS, ENOUGH // n_held))):
+        order = rows[shuffled(len(rows), seed, 2 + split)]
+        held, others = order[:n_held], np.sort(order[n_held:])
+        if len(others):
+            yield x[others], y[others], x[held], y[held]
+
+
+def _trial(x, y, held_x, held_y, settings):
+    """nDCG@5 on what is held back."""
+    training = DualTraining(x, y, settings)
+    training.run(progress=False)
+    k = min(5, y.shape[1])
+    return metrics.ndcg_at_k(training.network.top_k(held_x, k)[1], held_y, k)
+
+
+def weighed(batch, n_rows, n_features, n_entries):
+    """(N, F) canonical CSR, float32, of what ``batch(rows)`` gives, some rows at a time."""
+    indptr, at = np.zeros(n_rows + 1, np.int64), 0
+    ids, weights = np.empty(n_entries, np.int32), np.empty(n_entries, np.float32)
+    for first in range(0, n_rows, WEIGHED):
+        rows = np.arange(first, min(first + WEIGHED, n_rows))
+        part = batch(rows)
+        if not part.has_canonical_format:
+            part.sum_duplicates()
+        indptr[first + 1 : rows[-1] + 2] = at + part.indptr[1:]
+        ids[at : at + part.nnz], weights[at : at + part.nnz] = part.indices, part.data
+        at += part.nnz
+    return scipy.sparse.csr_matrix((weights[:at], ids[:at], indptr), shape=(n_rows, n_features))
