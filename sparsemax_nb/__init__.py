@@ -14,6 +14,7 @@ from .fixed_fan_in import (
 from .full_softmax import FullSoftmax, softmax_cross_entropy, target_ranks
 from .group_shared import GroupSharedFanIn
 from .grouping import group_labels
+from .linear import SparseLinear, sparse_linear_forward, sparse_linear_step, sparse_linear_top_k
 from .midx import InvertedMultiIndex, sampled_softmax
 from .optimizers import SGD, Adam
 from .samplers import LogUniformSampler, LSHSampler, RFFSampler, SphereSampler, UniformSampler, UnigramSampler
@@ -38,6 +39,7 @@ __all__ = [
     "RFFSampler",
     "SVDSoftmax",
     "SparseExperts",
+    "SparseLinear",
     "SphereSampler",
     "UniformSampler",
     "UnigramSampler",
@@ -50,6 +52,9 @@ __all__ = [
     "rewire",
     "sampled_softmax",
     "softmax_cross_entropy",
+    "sparse_linear_forward",
+    "sparse_linear_step",
+    "sparse_linear_top_k",
     "target_ranks",
     "train",
 ]

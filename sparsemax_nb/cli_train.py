@@ -14,6 +14,7 @@ from .group_shared import DTYPES
 from .grouping import GROUPINGS
 from .midx import CORRECTIONS, RESIDUALS
 from .train import curves
+from .train.classifier import ARCHITECTURES
 from .train.language_model import DECAYS, _parts
 from .train.network import LOSSES, OUTPUTS
 from .train.softmax import SAMPLERS
@@ -39,6 +40,16 @@ def _seconds(text):
     if not 0 <= seconds < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds, 0 or more")
     return seconds
+
+
+def _number_or_auto(text):
+    """A number, or 'auto'."""
+    if text == "auto":
+        return text
+    try:
+        return float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor 'auto'") from error
 
 
 def _choice(text):
@@ -81,8 +92,8 @@ def percent(figures, names):
 
 
 def _epoch_line(record):
-    line = f"epoch {record['epoch'] + 1:3d}  {record['seconds']:7.1f} s  loss {record['loss']:.4f}"
-    line += f"  lr {record['learning_rate']:.1e}  "
+    line = f"epoch {record['epoch'] + 1:3d}  {record['seconds']:7.1f} s  loss {record['loss']:.4f}  "
+    line += f"lr {record['learning_rate']:.1e}  " if "learning_rate" in record else ""
     figures = record.get("validation", {})
     return line + (_language_line(figures) if "perplexity" in figures else percent(figures, ("P@1", "P@3", "P@5")))
 
@@ -352,13 +363,24 @@ def _more_file_options(sub):
     sub.add_argument("--plot", metavar="FILE", help="draw the curves of the run")
 
 
-def classifier_options(sub, device):
+def classifier_options(parser, device):
     """The options of `train classifier`."""
-    device(sub)
-    default = train.Classifier().get_params()
+    device(parser)
+    default, sub = train.Classifier().get_params(), parser
     sub.add_argument(
         "--data", default="tate", metavar="DIR-or-NAME", help="'tate' (bundled) or a folder with train and test files"
     )
+    option = options_of(sub, default)
+    architecture = "a linear layer over sparse features, or a network; auto: linear for sparse features, network for dense"
+    sub.add_argument("--architecture", choices=("auto", *ARCHITECTURES), default=default["architecture"], help=architecture)
+    sub = sub.add_argument_group("the linear layer")
+    option = options_of(sub, default)
+    option("C", _number_or_auto, "C|auto", "how much an error weighs; auto: tried on a part of the labels")
+    option("slack", _number_or_auto, "S|auto", "other labels than a point's own are asked for a score of S - 1 only")
+    option("features_per_point", float, "X", "features of a label for each of its points")
+    option("min_features", int, "N", "and so many at least")
+    option("extra_features", float, "X", "so many times as many more after the first pass, chosen by the label's errors")
+    sub = parser.add_argument_group("the network")
     option = options_of(sub, default)
     sub.add_argument("--output", choices=tuple(OUTPUTS), default=default["output"], help="the output layer")
     sub.add_argument("--loss", choices=LOSSES, default=default["loss"], help="summed over the labels")
@@ -372,8 +394,9 @@ def classifier_options(sub, device):
     sub.add_argument("--grouping", choices=GROUPINGS, default=default["grouping"], help=grouping)
     stored = "what its weights are stored in; bfloat16 ones are rounded at random, there is no float32 copy"
     sub.add_argument("--weight-dtype", choices=tuple(DTYPES), default=default["weight_dtype"], help=stored)
+    option("batch_size", int, "B", "rows of a step")
     weigh = "whether sparse features are counts that become TF-IDF weights; auto: unless any of them is no whole number"
-    sub.add_argument("--tfidf", type=_choice, default="auto", metavar="auto|yes|no", help=weigh)
+    parser.add_argument("--tfidf", type=_choice, default="auto", metavar="auto|yes|no", help=weigh)
     option("dropout", float, "P", "rate behind the embedding, or of dense features")
     option("word_dropout", float, "P", "rate at which the entries of sparse features are dropped")
     option("learning_rate", float, "LR", "of Adam, at the start")
@@ -383,15 +406,17 @@ def classifier_options(sub, device):
     option("min_learning_rate", float, "LR", "the learning rate is not halved below it")
     option("patience", int, "N", "epochs without a better P@3 after which the learning rate is halved")
     option("stop_after", int, "N", "epochs without a better P@3 after which training stops")
-    sub.add_argument(
+    parser.add_argument(
         "--validation", type=_validation, default="dev", metavar="dev|none|SHARE",
-        help="what decides on that: the data's dev part (where there is one), nothing, or a share of the training points",
+        help="what C and slack, or rate and end of the training, are chosen by: the data's dev part (where there is one), "
+        "nothing, or a share of the training points",
     )  # fmt: skip
     option("rewire_fraction", float, "P", "share of the connections that a rewiring replaces, 0 for none")
     option("rewire_every", int, "N", "steps between two rewirings")
     option("rewire_until", float, "P", "share of the training after which rewiring ends")
-    option("batch_size", int, "B", "rows of a step")
-    option("epochs", int, "N", "at most")
+    sub = parser
+    option = options_of(sub, default)
+    option("epochs", int, "N", "passes over the data, at most (default: 5 for the linear layer, 10 for a network)")
     option("budget_seconds", float, "S", "stop training after S seconds")
     option("memory_limit", _size, "SIZE", "refuse, before allocating, what needs more memory; e.g. 1GiB")
     option("seed", int, "N", "of weights, order, dropout and rewiring")

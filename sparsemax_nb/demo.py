@@ -44,6 +44,7 @@ def where(device):
 def _train(name, params, corpus, options):
     """Train one contestant; returns the model and its figures."""
     model = train.Classifier(
+        architecture="network",
         **params,
         epochs=1000,
         budget_seconds=options.seconds,

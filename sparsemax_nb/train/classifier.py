@@ -201,12 +201,12 @@ class Classifier(SampledEstimator):
     --------
     >>> from sparsemax_nb import data, train
     >>> d = data.bag_of_words(n_rows=500, n_features=80, words_per_row=6, n_labels=40, labels_per_row=2, seed=1)
-    >>> model = train.Classifier(embedding=32, intermediate=128, fan_in=8, epochs=20, progress=False)
+    >>> model = train.Classifier(progress=False)
     >>> scores, ids = model.fit(d.features, d.labels).top_k(d.features, k=2)
     >>> ids.shape
     (500, 2)
-    >>> model.predict(d.features, k=2).shape, model.contexts(d.features).shape
-    ((500, 2), (500, 128))
+    >>> model.predict(d.features, k=2).shape
+    (500, 2)
     >>> model.evaluate(d.features, d.labels, ks=[1])["P@1"] == model.score(d.features, d.labels)
     True
 
@@ -432,12 +432,9 @@ class Classifier(SampledEstimator):
         self._check_checkpoint_path(checkpoint_path, resume)
         training = prepare(X, y, validation, rows)
         save = self._checkpoints(training, checkpoint_path, resume, [(X, y)] if validation is None else [(X, y), validation])
-        new.history_ = training.history
+        new.history_, new.network_ = training.history, training.network
         with self._becoming(new):
-            try:
-                training.run(save=save, save_seconds=checkpoint_seconds, progress=self.progress, after_epoch=after_epoch)
-            finally:
-                self.network_ = training.network
+            training.run(save=save, save_seconds=checkpoint_seconds, progress=self.progress, after_epoch=after_epoch)
         return self
 
     def _resolved_architecture(self, is_dense):

@@ -167,7 +167,7 @@ class DualTraining:
         if len(position.losses) != position.step or any(rows <= 0 for _, rows in position.losses):
             raise ValueError("position.losses must be those of the epoch's steps")
         layer = self.network.layer
-        model = LinearModel.of_arrays(
+        restored = LinearModel.of_arrays(
             {name.removeprefix("parameters/"): arrays[name] for name in arrays if name.startswith("parameters/")},
             layer.n_features, layer.n_labels, self.device,
         )  # fmt: skip
@@ -190,7 +190,7 @@ class DualTraining:
             duals.append(Duals(*(backend.asarray(a, self.device) for a in (part, labels[some], values[some]))))
         if done != len(labels):
             raise ValueError("duals/indptr must end with the number of duals/labels")
-        self.network, self._duals = model, duals
+        self.network.layer, self._duals = restored.layer, duals
         self.history, self._at = History(**about["history"]), position
 
     # ------------------------------------------------------------ the loop
@@ -253,7 +253,7 @@ class DualTraining:
         """Give each label more features, from its errors so far."""
         arrays = FeatureLists(*map(backend.to_numpy, self.network.layer.arrays))
         lists = more_features(arrays, self._x, self._signed(), self.settings.extra_features)
-        self.network = LinearModel(SparseLinear._of(lists, self.device))
+        self.network.layer = SparseLinear._of(lists, self.device)
 
     def _signed(self):
         """(L, N) by label: the dual variables, negative where the label is not the row's own. `SparseRows`."""

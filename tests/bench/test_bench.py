@@ -255,7 +255,7 @@ def test_closeness_of_a_model(tmp_path, capsys):
     points = data.bag_of_words(n_rows=90, n_features=30, words_per_row=4, n_labels=40, labels_per_row=2, seed=1)
     for part, some in ("train", slice(0, 60)), ("test", slice(60, 90)):
         data.write_xc(tmp_path / f"{part}_bow.txt", points.features[some], points.labels[some])
-    made = {"embedding": 8, "epochs": 2, "device": "cpu", "progress": False, "fan_in": 4, "intermediate": 16}
+    made = {"architecture": "network", "embedding": 8, "epochs": 2, "device": "cpu", "progress": False, "fan_in": 4, "intermediate": 16}
     model = train.Classifier(output="dense", loss="softmax", **made).fit(points.features[:60], points.labels[:60])
     model.save(tmp_path / "dense.safetensors")
     classes, queries, counts, others = closeness.read(tmp_path / "dense.safetensors", 7, str(tmp_path))

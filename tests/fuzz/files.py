@@ -268,10 +268,10 @@ def damage_npz(content, rng):
 # ------------------------------------------------------------ the files, and what reads them
 
 SMALL = {"epochs": 2, "batch_size": 16, "dropout": 0.1, "device": "cpu", "progress": False, "learning_rate": 0.01}
-NETWORK = SMALL | {"embedding": 8, "intermediate": 12, "fan_in": 3, "rewire_every": 3}
+NETWORK = SMALL | {"architecture": "network", "embedding": 8, "intermediate": 12, "fan_in": 3, "rewire_every": 3}
 SHARED = NETWORK | {"output": "group-shared", "group_size": 4, "weight_dtype": "bfloat16"}
 SAMPLED = SMALL | {
-    "embedding": 8, "output": "dense", "loss": "softmax", "sampler": "midx-rq", "n_samples": 3, "n_codewords": 4, "index_every": 3,
+    "architecture": "network",     "embedding": 8, "output": "dense", "loss": "softmax", "sampler": "midx-rq", "n_samples": 3, "n_codewords": 4, "index_every": 3,
 }  # fmt: skip
 LANGUAGE = SMALL | {"width": 8, "sampler": "midx-pq", "n_samples": 3, "n_codewords": 4, "unroll": 5, "batch_size": 4}
 EXPERTS = {"n_experts": 4, "epochs": 2, "batch_size": 16, "device": "cpu", "progress": False}

@@ -380,7 +380,7 @@ def fitted_classifiers(seed):
     points, found = data.bag_of_words(**POINTS, seed=seed), []
     for name, changes in CLASSIFIERS.items():
         model = train.Classifier(
-            **{"embedding": 16, "intermediate": 32, "fan_in": 4, "epochs": 2, "batch_size": 32, "rewire_every": 4}
+            **{"architecture": "network", "embedding": 16, "intermediate": 32, "fan_in": 4, "epochs": 2, "batch_size": 32, "rewire_every": 4}
             | {"n_samples": 5, "n_codewords": 4, "dropout": 0.2, "progress": False, "device": "cpu", "seed": seed}
             | changes
         )  # fmt: skip

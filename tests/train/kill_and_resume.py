@@ -25,7 +25,7 @@ from sparsemax_nb import data, train
 def model(epochs=30):
     """Everything that a resume has to get right: dropout, rewiring, warm-up, a learning rate that falls, best weights."""
     return train.Classifier(
-        embedding=16, intermediate=32, fan_in=4, batch_size=16, epochs=epochs, dropout=0.2, learning_rate=0.01, warm_up=50,
+        architecture="network", embedding=16, intermediate=32, fan_in=4, batch_size=16, epochs=epochs, dropout=0.2, learning_rate=0.01, warm_up=50,
         rewire_every=70, stop_after=epochs, seed=3, device="cpu", progress=False,
     )  # fmt: skip
 

@@ -18,6 +18,7 @@ from sparsemax_nb.train import TrainingError
 from sparsemax_nb.train.softmax import INDICES, SAMPLERS, YARDSTICKS
 
 SMALL = {
+    "architecture": "network",
     "embedding": 16,
     "intermediate": 32,
     "fan_in": 8,
@@ -852,7 +853,7 @@ CHECKS_THAT_DO_NOT_APPLY = {
 
 def test_scikit_learns_checks():
     checks = pytest.importorskip("sklearn.utils.estimator_checks")
-    small = {"embedding": 8, "intermediate": 16, "fan_in": 4, "epochs": 2}
+    small = {"architecture": "network", "embedding": 8, "intermediate": 16, "fan_in": 4, "epochs": 2}
     model, failed, passed = train.Classifier(**small, batch_size=32, device="cpu", progress=False), [], 0
     with warnings.catch_warnings(action="ignore"):  # Classifier has the manners, not the base class
         results = checks.check_estimator(

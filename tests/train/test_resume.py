@@ -17,7 +17,7 @@ from sparsemax_nb.core import checkpoint
 from tests.train.kill_and_resume import kill_and_resume
 
 SMALL = {
-    "embedding": 16, "intermediate": 32, "fan_in": 4, "batch_size": 32, "epochs": 6, "dropout": 0.2, "rewire_every": 7,
+    "architecture": "network", "embedding": 16, "intermediate": 32, "fan_in": 4, "batch_size": 32, "epochs": 6, "dropout": 0.2, "rewire_every": 7,
     "rewire_until": 1.0, "learning_rate": 0.01, "warm_up": 5, "stop_after": 9, "seed": 3, "device": "cpu", "progress": False,
 }  # fmt: skip
 ROOT = Path(__file__).parents[2]
@@ -245,7 +245,7 @@ def test_full_disk_leaves_the_old_checkpoint(corpus, tmp_path):
 def _command(folder, model, *more):
     return [
         sys.executable, "-m", "sparsemax_nb", "train", "classifier", "--data", str(folder), "--device", "cpu", "--quiet",
-        "--embedding", "8", "--intermediate", "16", "--fan-in", "4", "--batch-size", "4", "--rewire-every", "9",
+        "--architecture", "network", "--embedding", "8", "--intermediate", "16", "--fan-in", "4", "--batch-size", "4", "--rewire-every", "9",
         "--save", str(model), *more,
     ]  # fmt: skip
 
