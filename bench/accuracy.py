@@ -13,7 +13,7 @@ from sparsemax_nb import FixedFanIn, train
 from . import harness, machine, rows
 
 COMMON = {
-    "batch-size": 128, "embedding": 512, "dropout": 0.05, "epochs": 15, "seed": 0, "learning-rate": 2.5e-4,
+    "architecture": "network", "batch-size": 128, "embedding": 512, "dropout": 0.05, "epochs": 15, "seed": 0, "learning-rate": 2.5e-4,
     "embedding-rate": 16, "min-learning-rate": 2e-5,
 }  # fmt: skip
 SPARSE = {"output": "fixed-fan-in", "intermediate": 16384, "fan-in": 32, "intermediate-rate": 0.1}
@@ -39,7 +39,7 @@ ROWS = {
 }
 #: Samplers under the softmax loss: same network, same rates, same epochs; exact Adam without, lazy Adam with negatives.
 SOFTMAX = {
-    "batch-size": 128, "embedding": 512, "dropout": 0.5, "epochs": 10, "seed": 0, "learning-rate": 1e-3, "embedding-rate": 10,
+    "architecture": "network", "batch-size": 128, "embedding": 512, "dropout": 0.5, "epochs": 10, "seed": 0, "learning-rate": 1e-3, "embedding-rate": 10,
     "output": "dense", "loss": "softmax", "n-samples": 100, "n-codewords": 256,
 }  # fmt: skip
 SAMPLERS = {

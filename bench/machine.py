@@ -71,6 +71,37 @@ def memory_growth(device="cpu"):
         growth["bytes"] = max(0, _status("VmHWM") - before)
 
 
+@contextlib.contextmanager
+def other_work():
+    """Yields a dict; after the block its "other_cores" says how many cores other processes kept busy meanwhile, on average.
+
+    None where /proc does not say.
+    """
+
+    def seconds():
+        try:
+            user, nice, system, *_ = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:])
+        except (OSError, ValueError):
+            return None
+        own = sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        return (user + nice + system) / os.sysconf("SC_CLK_TCK") - own
+
+    found, before, start = {"other_cores": None}, seconds(), time.perf_counter()
+    yield found
+    after, wall = seconds(), time.perf_counter() - start
+    if before is not None and after is not None:
+        found["other_cores"] = round(max(0.0, after - before) / max(wall, 1e-9), 2)
+
+
+#: Cores that others may use while a time is taken that counts.
+QUIET = 0.1
+
+
+def is_disturbed(environment):
+    """Did other processes use the processor while this was measured?"""
+    return (environment.get("other_cores") or 0) > QUIET
+
+
 def _status(key):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":"))

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from sparsemax_nb import FixedFanIn, Labels
+from sparsemax_nb import FixedFanIn, Labels, SparseLinear
 from sparsemax_nb.core import backend as placement
 from sparsemax_nb.core.connections import Connections as Layer  # the very type: kernels are compiled once for it
 from sparsemax_nb.core.connections import SharedConnections
+from sparsemax_nb.core.sparse import SparseRows
 
 EPS = float(np.finfo(np.float32).eps)
 
@@ -83,6 +84,19 @@ def shared_arrays(n_labels, n_inputs, fan_in, group_size, seed=0, bfloat16=False
     if bfloat16:
         values = values.astype(ml_dtypes.bfloat16).view(np.uint16)
     return SharedConnections(indices, values, normal(seed + 2, n_labels), group_size)
+
+
+def sparse_rows(n_rows, n_features, seed=0, density=0.4):
+    """`SparseRows` with normal weights."""
+    matrix = scipy.sparse.csr_matrix(normal(seed, n_rows, n_features) * label_matrix(n_rows, n_features, seed + 1, density).toarray())
+    return SparseRows(matrix.indptr.astype(np.int64), matrix.indices, matrix.data)
+
+
+def feature_lists(n_labels, n_features, seed=0):
+    """`FeatureLists` with normal weights; the features whose share of the labels is large are connected to all."""
+    weights = normal(seed, n_labels, n_features) * label_matrix(n_labels, n_features, seed + 1, 0.12).toarray()
+    weights[:, ::5] = normal(seed + 2, n_labels, n_features)[:, ::5] * (label_matrix(n_labels, n_features, seed, 0.5).toarray()[:, ::5])
+    return SparseLinear(scipy.sparse.csr_matrix(weights), normal(seed + 3, n_labels)).arrays
 
 
 def make_layer(backend, *arguments, **keywords):

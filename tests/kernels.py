@@ -32,6 +32,7 @@ from sparsemax_nb.cuda import fixed_fan_in as cuda_layer
 from sparsemax_nb.cuda import full_softmax as cuda_softmax
 from sparsemax_nb.cuda import group_shared as cuda_groups
 from sparsemax_nb.cuda import launch
+from sparsemax_nb.cuda import linear as cuda_linear
 from sparsemax_nb.cuda import top_k as cuda_top_k
 from sparsemax_nb.cuda import matmul as cuda_matmul
 from sparsemax_nb.reference import (
@@ -42,6 +43,7 @@ from sparsemax_nb.reference import (
     fixed_fan_in,
     full_softmax,
     group_shared,
+    linear,
     losses,
     lstm,
     matmul,
@@ -56,7 +58,7 @@ from sparsemax_nb.reference import (
 
 from sparsemax_nb.midx import _Index, _records
 
-from .helpers import assert_close, integers, label_matrix, layer_arrays, normal, shared_arrays
+from .helpers import assert_close, feature_lists, integers, label_matrix, layer_arrays, normal, shared_arrays, sparse_rows
 
 RATES = formulas.Rates(*map(np.float32, (0.125, 0.875, 0.984375, 0.001)))
 SEED = np.uint64(12345678901234567890)
@@ -254,6 +256,44 @@ def make_values(n):
     values, scale = unwritten(n), np.float32(0.3)
     wanted = functools.partial(fixed_fan_in.random_values, SEED, rng.WEIGHTS, scale, (n,))
     return Task((SEED, rng.WEIGHTS, scale, values), lambda: np.testing.assert_array_equal(values, wanted()))
+
+
+# ---------------------------------------------------------------- linear layer over sparse features
+
+
+def make_forward_of_lists(shape):
+    n_rows, n_features, n_labels = shape
+    layer, x, scores = feature_lists(n_labels, n_features), sparse_rows(n_rows, n_features), unwritten(n_rows, n_labels)
+    return Task((x, layer, scores), lambda: assert_close(scores, linear.forward(x, layer), n_features + 1))
+
+
+def make_top_k_of_lists(shape):
+    n_rows, n_features, n_labels, k = shape
+    layer, x = feature_lists(n_labels, n_features), sparse_rows(n_rows, n_features)
+    layer, x = layer._replace(values=np.round(layer.values), bias=np.round(layer.bias)), x._replace(weights=np.round(2 * x.weights))
+    outputs = unwritten(n_rows, k), unwritten(n_rows, k, dtype=np.int32)
+    return Task((x, layer, *outputs), lambda: check_top_k(outputs, linear.top_k(x, layer, k)))
+
+
+def make_update_of_lists(shape):
+    """Pairs by label, then row: all of a row's own labels, and half of the others."""
+    n_rows, n_features, n_labels = shape
+    layer, x = feature_lists(n_labels, n_features), sparse_rows(n_rows, n_features)
+    own, some = (a.reshape(n_labels, n_rows) > 0 for a in (integers(3, 0, 2, n_labels * n_rows), integers(4, 0, 2, n_labels * n_rows)))
+    duals = np.abs(normal(5, n_labels, n_rows)) * (own | some)
+    labels, rows = np.nonzero(own | some)
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(labels)) + 1, [len(labels)]])
+    given, losses = duals[labels, rows], unwritten(len(labels))
+    before, moved = copy.deepcopy(layer), given.copy()
+
+    def check():
+        loss, values, new = linear.step(x, own.T, duals.T, before, 0.7, 2.5, active=(own | some).T)
+        assert_close(moved, new.T[labels, rows], 4 * n_features * n_rows)
+        assert_close(layer.values, values, 4 * n_features * n_rows)
+        assert_close(np.float32(losses.sum()), np.float64(loss), 4 * n_features * n_rows)
+
+    arrays = starts.astype(np.int64), rows.astype(np.int32), labels.astype(np.int32), own[labels, rows]
+    return Task((x, *arrays, layer, 0.7, 2.5, moved, losses), check)
 
 
 # ---------------------------------------------------------------- rewiring
@@ -1018,6 +1058,13 @@ def _operations():
             f"losses.multilabel {loss} of NaN", make_nan, MATRICES[1:2], LARGE_MATRICES[:1], usual=multilabel
         )
     yield from _group_shared(operation, kinds)
+    small, large = ((1, 1, 1), (3, 7, 5), (4, 9, 33)), ((0, 3, 2), (33, 65, 19), (9, 100, 70))  # (B, F, L)
+    yield operation("linear.forward", make_forward_of_lists, small, large)
+    small, large = ((1, 1, 1, 1), (3, 7, 5, 5), (4, 9, 33, 3)), ((0, 3, 2, 2), (33, 65, 19, 7), (5, 30, 330, 100))
+    yield operation("linear.top_k", make_top_k_of_lists, small, large)
+    update = functools.partial(cuda_linear._update, block=8) if placement.SIMULATOR else cuda_linear._update
+    small, large = ((1, 1, 1), (2, 5, 3)), ((9, 65, 19), (7, 40, 33))
+    yield operation("linear.update", make_update_of_lists, small, large, update, None)
     for shift in (20, 10, 0):
         yield operation(f"rewiring.magnitude_histogram {shift}", make_histogram, (1, 200), (33, 20_000), shift=shift)
     groups = ((1, 1, 1), (5, 3, 2), (7, 4, 7)), ((65, 33, 8), (100, 5, 16))  # (L, K, G)
@@ -1205,6 +1252,8 @@ BUDGETS = {
     "group_shared_mma.forward_kernel": Budget(112, holds=TENSOR_CORES, since=(8, 0)),
     "group_shared_mma.step_kernel": Budget(168, holds=TENSOR_CORES, since=(8, 0)),
     "group_shared_mma.top_k_kernel": Budget(136, holds=TENSOR_CORES, since=(8, 0)),
+    "linear.lists_kernel": Budget(48),
+    "linear.update_kernel": Budget(64),
     "losses.multilabel_kernel": Budget(40),
     "lstm.cell_backward_kernel": Budget(64),
     "lstm.cell_kernel": Budget(56),

@@ -18,7 +18,7 @@ from ..group_shared import DTYPES
 from ..grouping import GROUPINGS, group_labels
 from ..optimizers import Adam
 from . import linear, loop, memory, metrics
-from .estimator import DATA, MOST_WIDTH, SampledEstimator
+from .estimator import DATA, FREE_TO_CHANGE, MOST_WIDTH, SampledEstimator
 from .network import LOSSES, OUTPUTS, SPARSE_OUTPUTS, Network, parameter_shapes
 from .softmax import INDICES, Negatives
 
@@ -541,6 +541,9 @@ class Classifier(SampledEstimator):
             validate=None if validation is None else lambda: self._figures_of(network, *validation, ks),
             monitor=f"P@{max(k for k in ks if k <= 3)}",
         )  # fmt: skip
+
+    def _free_to_change(self, training):
+        return FREE_TO_CHANGE if isinstance(training, linear.DualTraining) else super()._free_to_change(training)
 
     def _schedule(self):
         more = {} if self.output in SPARSE_OUTPUTS else {"rewire_fraction": 0.0}

@@ -198,7 +198,7 @@ class DualTraining:
     def run(self, *, save=None, save_seconds=300.0, progress=True, after_epoch=None):
         """Train to the end; returns the `History`. `save` and `after_epoch` as in `loop.Training.run`."""
         bar = Progress(self._total_steps, self.history.steps, progress)
-        self.history.stopped = self._end()
+        self.history.stopped = "epochs" if self._at.epoch >= self.settings.epochs else ""
         with bar, ctrl_c_later(save is not None) as interrupted:
             saved = clock()
             while not self.history.stopped:
@@ -326,6 +326,8 @@ def choose_settings(x, y, settings, *, wanted, validation=None):
     """
     parts = list(_trial_parts(x, y, settings.seed, validation))
     found, trials = {}, []
+    if not parts:
+        return settings.C, settings.slack, trials
 
     def figure(c, slack):
         if (c, slack) not in found:

@@ -124,6 +124,55 @@ def _(r):
     )
 
 
+def a_linear_layer(r, n, f):
+    weights = matrix(r, n, f).multiply(floats(r, n, f)).tocsr().astype(np.float32)
+    return s.SparseLinear(weights, floats(r, n) if r.random() < 0.5 else None)
+
+
+def sparse_points(r, b, f):
+    return matrix(r, b, f).multiply(floats(r, b, f)).tocsr().astype(np.float32)
+
+
+@of("SparseLinear")
+def _(r):
+    _, f, n, _ = sizes(r)
+    layer = a_linear_layer(r, n, f)
+    return Call(s.SparseLinear, [layer.weights, layer.bias], check=dense.linear_layer)
+
+
+@of("SparseLinear.choose")
+def _(r):
+    b, f, n, k = sizes(r)
+    options = {"per_point": float(r.random() * 2), "at_least": k}
+    return Call(s.SparseLinear.choose, [abs(sparse_points(r, b, f)), matrix(r, b, n)], options, check=dense.linear_choice)
+
+
+@of("sparse_linear_forward")
+def _(r):
+    b, f, n, _ = sizes(r)
+    out = {"out": np.zeros((b, n), np.float32)} if r.random() < 0.4 else {}
+    args = [sparse_points(r, b, f), a_linear_layer(r, n, f)]
+    return Call(s.sparse_linear_forward, args, out, writes=("out",), check=dense.linear_forward)
+
+
+@of("sparse_linear_top_k")
+def _(r):
+    b, f, n, _ = sizes(r)
+    args = [sparse_points(r, b, f), a_linear_layer(r, n, f), int(r.integers(1, n + 1))]
+    return Call(s.sparse_linear_top_k, args, check=dense.linear_top_k)
+
+
+@of("sparse_linear_step")
+def _(r):
+    b, f, n, _ = sizes(r)
+    args = [sparse_points(r, b, f), a_linear_layer(r, n, f), as_labels(r, matrix(r, b, n))]
+    options = {"C": float(r.random() + 0.1), "slack": float(r.random())}
+    if r.random() < 0.5:
+        duals = abs(sparse_points(r, b, n))
+        options["duals"] = duals if r.random() < 0.5 else (duals.indptr, duals.indices, duals.data)
+    return Call(s.sparse_linear_step, args, options, writes=("layer",), check=dense.linear_step)
+
+
 @of("rewire")
 def _(r):
     _, h, n, k = sizes(r)

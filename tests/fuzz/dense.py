@@ -105,6 +105,42 @@ def step(result, x, layer, labels, loss, optimizer):
         close(dx, slope @ f8(layer.to_dense()) / n, 10 * ((EPS * np.abs(slope) + 2 * slack + 1e-6) @ w) / n)
 
 
+def linear_scores(x, layer):
+    """Scores of a `SparseLinear` and what float32 may lose in them."""
+    w, x = f8(layer.weights.toarray()), f8(x.toarray())
+    return x @ w.T + f8(layer.bias), EPS * (np.abs(x) @ np.abs(w).T + np.abs(f8(layer.bias)))
+
+
+def linear_layer(layer, weights, bias=None, device="cpu"):
+    close(layer.weights.toarray(), f8(weights.toarray()), 1e-6 * np.abs(f8(weights.toarray())))
+    equal(layer.bias, np.full(layer.n_labels, -1, np.float32) if bias is None else bias)
+
+
+def linear_choice(layer, x, labels, per_point=4.0, at_least=32, dense=None, device="cpu"):
+    assert not layer.weights.data.any()
+    points = (labels.toarray() != 0).sum(0)
+    listed = np.bincount(layer.arrays.labels, minlength=layer.n_labels)
+    assert (listed <= np.maximum(at_least, per_point * points)).all() and not listed[points == 0].any()
+
+
+def linear_forward(scores, x, layer, out=None):
+    close(scores, *linear_scores(x, layer))
+
+
+def linear_top_k(result, x, layer, k):
+    scores, ids = result
+    true, slack = linear_scores(x, layer)
+    assert scores.shape == ids.shape == (len(true), int(k))
+    if (slack < 1e30).all():
+        ordered(scores, ids, true, 2 * slack)
+
+
+def linear_step(result, x, layer, labels, duals=None, C=0.5, slack=0.2):
+    loss, (indptr, found, values) = result
+    assert loss >= 0 and len(indptr) == x.shape[0] + 1 and len(found) == len(values) == indptr[-1]
+    assert not len(values) or (values > 0).all()
+
+
 def rewired(slots, layer, fraction, seed, optimizer=None, step=0):
     n = math.floor(float(fraction) * layer.indices.size + 0.5)
     assert slots.shape == (n, 2)

@@ -363,6 +363,28 @@ def parameters(model):
     return model.network_.parameters, model.get_params()
 
 
+@group
+def linear(seed):
+    x = scipy.sparse.random(300, 80, 0.1, "csr", np.float32, random_state=seed)
+    labels = label_matrix(seed, 300, 200)
+    layer = nb.SparseLinear.choose(x, labels, at_least=8)
+    _, duals = nb.sparse_linear_step(x, layer, labels)
+
+    def step(some):
+        mine = copy.deepcopy(layer)
+        loss, new = nb.sparse_linear_step(x, mine, labels, duals if some else None, C=1.0)
+        return loss, [*new], [*mine.arrays]
+
+    parts = x[:1], x[40:73], x
+    return {
+        "SparseLinear": [lambda: [*nb.SparseLinear(layer.weights, layer.bias).arrays]],
+        "SparseLinear.choose": [lambda n=n: [*nb.SparseLinear.choose(x, labels, at_least=n).arrays] for n in (3, 20)],
+        "sparse_linear_forward": [functools.partial(nb.sparse_linear_forward, part, layer) for part in parts],
+        "sparse_linear_top_k": [functools.partial(nb.sparse_linear_top_k, part, layer, k) for part in parts for k in (1, 5, 100)],
+        "sparse_linear_step": [functools.partial(step, some) for some in (False, True)],
+    }
+
+
 POINTS = {"n_rows": 150, "n_features": 40, "words_per_row": 5, "n_labels": 60, "labels_per_row": 2}
 CLASSIFIERS = {
     "fixed-fan-in": {},

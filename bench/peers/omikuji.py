@@ -1,0 +1,63 @@
+"""omikuji: trees of linear classifiers, as librarians use them."""
+
+import importlib.metadata
+import os
+import time
+
+import numpy as np
+
+from . import Unavailable
+
+#: Its defaults (trees in the manner of Parabel), and trees in the manner of Bonsai.
+FORMS = {"omikuji": {}, "omikuji-bonsai": {"cluster_k": 100, "cluster_balanced": False, "max_depth": 3}}
+BEAM = 10
+
+
+def _write(path, x, y):
+    """The training file that it reads: labels, features and weights, line by line."""
+    with open(path, "w") as file:
+        file.write(f"{x.shape[0]} {x.shape[1]} {y.shape[1]}\n")
+        for row in range(x.shape[0]):
+            labels = y.indices[y.indptr[row] : y.indptr[row + 1]]
+            some = slice(x.indptr[row], x.indptr[row + 1])
+            pairs = " ".join(f"{i}:{w:.7g}" for i, w in zip(x.indices[some].tolist(), x.data[some].tolist(), strict=True))
+            file.write(f"{','.join(map(str, labels.tolist()))} {pairs}\n")
+
+
+def _pairs(x):
+    """Rows as it takes them: lists of (feature, weight)."""
+    return [
+        list(zip(x.indices[a:b].tolist(), x.data[a:b].tolist(), strict=True))
+        for a, b in zip(x.indptr, x.indptr[1:], strict=False)
+    ]
+
+
+def train_and_ask(form, x, y, test_x, *, folder, threads, k=5, alone=1000):
+    """(ids (n, k), figures) of a form; the training time is that of its own call, reading its file included."""
+    try:
+        import omikuji
+    except ImportError:
+        raise Unavailable("omikuji is not installed (pip install omikuji)") from None
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "train.txt"
+    _write(path, x, y)
+    parameters = omikuji.Model.default_hyper_param()
+    for name, value in FORMS[form].items():
+        setattr(parameters, name, value)
+    start = time.perf_counter()
+    model = omikuji.Model.train_on_data(str(path), parameters, threads)
+    seconds = time.perf_counter() - start
+    model.save(str(folder / "model"))
+    size = sum(os.path.getsize(os.path.join(where, file)) for where, _, files in os.walk(folder / "model") for file in files)
+    rows, ids = _pairs(test_x), np.full((test_x.shape[0], k), -1, np.int32)
+    start = time.perf_counter()
+    answers = [model.predict(row, beam_size=BEAM, top_k=k) for row in rows]
+    together = time.perf_counter() - start
+    for found, answer in zip(ids, answers, strict=True):
+        found[: len(answer)] = [label for label, _ in answer]
+    figures = {
+        "train_seconds": seconds, "model_bytes": size, "ms_a_query": 1e3 * together / max(1, len(rows)),
+        "ms_a_query_alone": 1e3 * together / max(1, len(rows)),  # it takes one row a call
+        "settings": FORMS[form] | {"beam": BEAM}, "versions": {"omikuji": importlib.metadata.version("omikuji")},
+    }  # fmt: skip
+    return ids, figures

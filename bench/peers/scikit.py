@@ -1,0 +1,70 @@
+"""What a few lines of scikit-learn and SciPy reach: nearest centroids, one logistic regression a label."""
+
+import time
+
+import numpy as np
+import scipy.sparse
+
+#: Rows whose scores exist at once.
+ROWS = 256
+
+
+def _figures(model_bytes, seconds, ask, test_x, k, alone):
+    start = time.perf_counter()
+    ids = ask(test_x, k)
+    middle = time.perf_counter()
+    some = [test_x[i] for i in range(min(alone, test_x.shape[0]))]
+    begin = time.perf_counter()
+    for row in some:
+        ask(row, k)
+    end = time.perf_counter()
+    return ids, {
+        "train_seconds": seconds, "model_bytes": model_bytes, "ms_a_query": 1e3 * (middle - start) / max(1, len(ids)),
+        "ms_a_query_alone": 1e3 * (end - begin) / max(1, len(some)),
+    }  # fmt: skip
+
+
+def _best(scores, k):
+    part = np.argpartition(-scores, min(k, scores.shape[1]) - 1, axis=1)[:, :k]
+    order = np.argsort(-np.take_along_axis(scores, part, 1), axis=1, kind="stable")
+    return np.take_along_axis(part, order, 1).astype(np.int32)
+
+
+def nearest_centroids(x, y, test_x, *, k=5, alone=1000):
+    """(ids, figures): the labels whose mean features have the largest cosine with those of the row."""
+    start = time.perf_counter()
+    centroids = (y.T @ x).tocsr()
+    norms = np.sqrt(np.asarray(centroids.multiply(centroids).sum(1)).reshape(-1))
+    centroids = scipy.sparse.diags(1 / np.maximum(norms, 1e-12)).astype(np.float32) @ centroids
+    turned = centroids.T.tocsr()
+    seconds = time.perf_counter() - start
+
+    def ask(rows, k):
+        parts = [_best((rows[i : i + ROWS] @ turned).toarray(), k) for i in range(0, rows.shape[0], ROWS)]
+        return np.concatenate(parts)
+
+    size = turned.data.nbytes + turned.indices.nbytes + turned.indptr.nbytes
+    return _figures(size, seconds, ask, test_x, k, alone)
+
+
+def one_vs_rest(x, y, test_x, *, c, threads, k=5, alone=1000):
+    """(ids, figures) of a logistic regression a label (LIBLINEAR)."""
+    import joblib
+    from sklearn.linear_model import LogisticRegression
+
+    def fit(label):
+        own = y[:, label].toarray().reshape(-1) > 0
+        if not own.any() or own.all():
+            return np.zeros(x.shape[1], np.float32), np.float32(1e9 if own.all() and len(own) else -1e9)
+        model = LogisticRegression(C=c, solver="liblinear").fit(x, own)
+        return model.coef_[0].astype(np.float32), np.float32(model.intercept_[0])
+
+    start = time.perf_counter()
+    found = joblib.Parallel(n_jobs=threads)(joblib.delayed(fit)(label) for label in range(y.shape[1]))
+    weights, bias = np.stack([w for w, _ in found], 1), np.array([b for _, b in found])
+    seconds = time.perf_counter() - start
+
+    def ask(rows, k):
+        return np.concatenate([_best(rows[i : i + ROWS] @ weights + bias, k) for i in range(0, rows.shape[0], ROWS)])
+
+    return _figures(weights.nbytes + bias.nbytes, seconds, ask, test_x, k, alone)

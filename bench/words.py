@@ -1,0 +1,203 @@
+"""What do people use to tag texts by their words, and what does each reach? ``python -m bench.words ROW --data DIR``.
+
+A row is one command, in a process of its own: it trains on the training part, answers the test part, and writes
+bench/results/words/DATA/ROW.json. All rows get the same features: TF-IDF with sublinear counts (fastText the words
+themselves). ``python -m bench.words --table`` makes tables and the picture of the rows that there are; ``--list`` names the rows.
+``--points N`` takes the first N points of a random order only: a small set.
+"""
+
+import argparse
+import dataclasses
+import sys
+import time
+from pathlib import Path
+
+import matplotlib
+import numba
+import numpy as np
+
+from sparsemax_nb import data, train
+from sparsemax_nb.train import metrics
+
+from . import harness, machine, report, rows
+from .peers import Unavailable, fasttext, omikuji, pecos, scikit
+
+#: Ours, by name: what differs from the defaults.
+OURS = {
+    "linear": {},
+    "linear-fast": {"C": 0.5, "slack": 0.3, "features_per_point": 0.0, "min_features": 64, "extra_features": 0.0, "epochs": 2},
+}  # fmt: skip
+PECOS = {"beam": 10, "tree": {"nr_splits": 16, "max_leaf_size": 100, "seed": 0}, "solver": {"threshold": 0.1}}
+ROWS = *OURS, *omikuji.FORMS, "pecos", "fasttext", "centroids", "one-vs-rest"
+FOLDER = harness.RESULTS / "words"
+PICTURE = machine.HERE / "words.png"
+#: Data as the table shows it, in this order.
+DATA = "tib-gnd", "yso-fi", "gutenberg", "tate"
+#: Rows that are asked one by one.
+ALONE = 1000
+
+
+def f1_at_k(ids, labels, k):
+    """The mean over rows of 2 hits / (k + labels of the row)."""
+    hits = metrics.hits_at_k(ids, labels, k).sum(1)
+    return float((2 * hits / (k + np.diff(labels.indptr))).mean())
+
+
+def test_figures(ids, labels, training_labels):
+    """P@k, PSP@5 and F1@5 on the test part."""
+    propensity = metrics.propensities(np.bincount(training_labels.indices, minlength=labels.shape[1]), training_labels.shape[0])
+    figures = {f"P@{k}": metrics.precision_at_k(ids, labels, k) for k in (1, 3, 5)}
+    return figures | {"PSP@5": metrics.psp_at_k(ids, labels, propensity, 5), "F1@5": f1_at_k(ids, labels, 5)}
+
+
+def _ours(params, part, test, folder):
+    """(ids, figures) of a Classifier."""
+    points = data.bag_of_words(n_rows=300, n_features=60, words_per_row=6, n_labels=30, labels_per_row=2, seed=1)
+    small = {**params, "epochs": 2, "progress": False}
+    train.Classifier(**small).fit(points.features, points.labels).predict(points.features, 5)  # compile
+    model = train.Classifier(**params, progress=False)
+    start = time.perf_counter()
+    model.fit(part.features, part.labels)
+    seconds = time.perf_counter() - start
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save(folder / "model.safetensors")
+    begin = time.perf_counter()
+    ids = model.predict(test.features, 5)
+    end = time.perf_counter()
+    some = [test.features[i] for i in range(min(ALONE, test.features.shape[0]))]
+    first = time.perf_counter()
+    for row in some:
+        model.predict(row, 5)
+    last = time.perf_counter()
+    return ids, {
+        "train_seconds": seconds, "fit_seconds": model.history_.seconds, "model_bytes": (folder / "model.safetensors").stat().st_size,
+        "ms_a_query": 1e3 * (end - begin) / len(ids), "ms_a_query_alone": 1e3 * (last - first) / len(some),
+        "settings": params | {"C": model.C_, "slack": model.slack_}, "trials": model.trials_,
+        "losses": model.history_.losses, "plan_bytes": model.memory_plan_.nbytes,
+    }  # fmt: skip
+
+
+def run(row, corpus, args):
+    """(ids, figures) of a row."""
+    part, test, folder = corpus.train, corpus.test, args.work / Path(args.data).name / row
+    if row in OURS:
+        return _ours(OURS[row], part, test, folder)
+    if row == "fasttext":
+        return fasttext.train_and_ask(part.features, part.labels, test.features, folder=folder, threads=args.threads)
+    tfidf = data.Tfidf().fit(part.features)
+    x, test_x = tfidf.transform(part.features), tfidf.transform(test.features)
+    if row in omikuji.FORMS:
+        return omikuji.train_and_ask(row, x, part.labels, test_x, folder=folder, threads=args.threads)
+    if row == "pecos":
+        options = PECOS | {"threads": args.threads}
+        ids, figures = pecos.xr_linear(x, part.labels, test_x, python=args.python, folder=folder, options=options)
+        return ids, figures | {"model_bytes": figures["network_bytes"], "settings": options}
+    if row == "centroids":
+        return scikit.nearest_centroids(x, part.labels, test_x, alone=ALONE)
+    return scikit.one_vs_rest(x, part.labels, test_x, c=30.0, threads=args.threads, alone=ALONE)
+
+
+def summary(name, found):
+    """One row of results with the table of a data set."""
+    header = ["classifier", "P@1", "P@3", "P@5", "PSP@5", "F1@5", "training s", "ms a query", "ms, one by one", "model MiB", "peak GiB"]
+    table = []
+    for row, r in found.items():
+        scores = [f"{100 * r['test'][key]:.2f}" for key in ("P@1", "P@3", "P@5", "PSP@5", "F1@5")]
+        times = [f"{r['train_seconds']:.1f}", f"{r['ms_a_query']:.3f}", f"{r['ms_a_query_alone']:.3f}"]
+        table.append([row, *scores, *times, f"{r['model_bytes'] / 2**20:.1f}", f"{r['peak_memory_bytes'] / 2**30:.2f}"])
+    some = next(iter(found.values()))
+    notes = [
+        f"{name}: {some['points']:,} points, {some['n_features']:,} features, {some['n_labels']:,} labels; P@k, PSP@5 (rare labels "
+        "weighed up) and F1@5 in per cent on the test part.",
+        "Training from the features in memory (omikuji: from its file), the choice of C and slack included. Query: the whole test "
+        "part in one call, and single rows; omikuji and fastText take one row a call.",
+    ]
+    if disturbed := [row for row, r in found.items() if machine.is_disturbed(r["environment"])]:
+        notes.append(f"Other work ran beside: {', '.join(disturbed)}; their times count for nothing.")
+    missing = [f"`python -m bench.words {row} --data {name}`" for row in ROWS if row not in found]
+    if missing:
+        notes.append(f"Not run: {', '.join(missing)}.")
+    return {
+        "benchmark": f"words: {name}", "parameters": {"data": name, "points": some["points"]}, "seconds": {}, "notes": notes,
+        "environment": some["environment"] | {"command": f"python -m bench.words ROW --data {name}"},
+        "table": {"header": header, "rows": table},
+    }  # fmt: skip
+
+
+def picture(found, path):
+    """Accuracy over seconds of training, a panel for each data set."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    colours = dict(zip(ROWS, ("#D55E00", "#E69F00", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#666666", "#999999"), strict=True))
+    figure, axes = plt.subplots(1, len(found), figsize=(4 * len(found), 3.6), layout="constrained", squeeze=False)
+    for axis, (name, of_data) in zip(axes[0], found.items(), strict=True):
+        for row, r in of_data.items():
+            if machine.is_disturbed(r["environment"]):
+                continue
+            marker = "*" if row in OURS else "o"
+            axis.scatter(r["train_seconds"], 100 * r["test"]["P@1"], color=colours[row], marker=marker, s=140 if marker == "*" else 50)
+            axis.annotate(row, (r["train_seconds"], 100 * r["test"]["P@1"]), xytext=(6, 4), textcoords="offset points", fontsize=8)
+        axis.set(xscale="log", xlabel="seconds of training", title=name)
+        axis.margins(x=0.25, y=0.15)
+        axis.grid(alpha=0.3)
+        for side in ("top", "right"):
+            axis.spines[side].set_visible(False)
+    axes[0, 0].set_ylabel("P@1 on the test part (%)")
+    harness.write_picture(figure, path)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m bench.words", description=__doc__.partition("\n")[0])
+    parser.add_argument("row", nargs="?", choices=ROWS, help="the row to measure")
+    parser.add_argument("--data", metavar="DIR", help="the data (see sparsemax-nb train --help)")
+    parser.add_argument("--python", default=sys.executable, metavar="FILE", help="a Python with PECOS (default: this one)")
+    parser.add_argument("--work", type=Path, default=Path("words_output"), metavar="DIR", help="files of the rivals")
+    parser.add_argument("--threads", type=int, default=numba.config.NUMBA_NUM_THREADS, help="default: all")
+    parser.add_argument("--points", type=int, metavar="N", help="train on so many points only")
+    parser.add_argument("--list", action="store_true", help="name the rows and stop")
+    parser.add_argument("--table", action="store_true", help="make tables and the picture of the rows that there are")
+    args = parser.parse_args(argv)
+    if args.list:
+        print(*ROWS, sep="\n")
+        return 0
+    if args.table:
+        folders = sorted(FOLDER.iterdir(), key=lambda p: (DATA.index(p.name) if p.name in DATA else len(DATA), p.name))
+        found = {folder.name: rows.finished(ROWS, folder) for folder in folders}
+        made = [summary(name, of_data) for name, of_data in found.items()]
+        for row in made:
+            print(report.table(row) + "\n")
+        harness.write_rows(harness.RESULTS / "words-cpu.json", made, keep=False)
+        picture({name: of_data for name, of_data in found.items() if name in DATA}, PICTURE)
+        return 0
+    if not (args.row and args.data):
+        parser.error("name a row and --data DIR, or --list or --table")
+    numba.set_num_threads(args.threads)
+    corpus, name = data.load(args.data), Path(args.data).name
+    if args.points:
+        some = np.sort(np.random.default_rng(0).permutation(corpus.train.features.shape[0])[: args.points])
+        part = data.XCData(corpus.train.features[some], corpus.train.labels[some])
+        corpus, name = dataclasses.replace(corpus, train=part), f"{name}-{args.points}"
+    environment = machine.environment("cpu") | {"threads": args.threads}
+    try:
+        with machine.other_work() as others:
+            ids, figures = run(args.row, corpus, args)
+    except Unavailable as reason:
+        print(f"skipped: {reason}", file=sys.stderr)
+        return 2
+    environment["versions"] |= figures.pop("versions", {})
+    environment["command"] = f"python -m bench.words {args.row} --data {Path(args.data).name}" + (f" --points {args.points}" if args.points else "")
+    environment |= others
+    peak = figures.pop("peak_memory_bytes", None) or train.loop.peak_memory()
+    result = {
+        "command": environment["command"], "data": name, "device": "cpu", "points": corpus.train.features.shape[0],
+        "n_labels": corpus.train.labels.shape[1], "n_features": corpus.train.features.shape[1], **figures,
+        "peak_memory_bytes": peak, "test": test_figures(ids, corpus.test.labels, corpus.train.labels), "environment": environment,
+    }  # fmt: skip
+    rows.write(result, FOLDER / name, args.row)
+    print(args.row, name, {key: round(100 * value, 2) for key, value in result["test"].items()}, f"{figures['train_seconds']:.1f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,235 @@
+"""The linear layer over sparse features: steps against `reference`, the optimality conditions, the choice of features."""
+
+import numba
+import numpy as np
+import pytest
+import scipy.sparse
+
+from sparsemax_nb import Labels, SparseLinear, sparse_linear_forward, sparse_linear_step, sparse_linear_top_k
+from sparsemax_nb.core import backend as placement
+from sparsemax_nb.core.connections import FeatureLists
+from sparsemax_nb.linear import canonical, rows_of
+from sparsemax_nb.reference import feature_choice, linear
+
+from .helpers import assert_close, label_matrix, normal, threads
+
+SHAPES = (1, 3, 1), (33, 65, 33), (50, 40, 130), (7, 20, 5)
+SIMULATED = (1, 3, 1), (4, 9, 7)
+
+
+def points(n_rows, n_features, n_labels, seed=0, density=0.3):
+    x = normal(seed, n_rows, n_features) * (np.random.default_rng(seed).random((n_rows, n_features)) < density)
+    return scipy.sparse.csr_matrix(np.abs(x)), label_matrix(n_rows, n_labels, seed + 1, 0.1)
+
+
+def copied(layer):
+    return FeatureLists(*(np.array(placement.to_numpy(a)) for a in layer.arrays))
+
+
+def dense_duals(duals, shape):
+    indptr, labels, values = map(placement.to_numpy, duals)
+    return scipy.sparse.csr_matrix((values, labels, indptr), shape).toarray()
+
+
+def run(x, labels, n_passes, batch=16, layer=None, **params):
+    """(layer, dense duals) after passes over batches of rows."""
+    layer = SparseLinear.choose(x, labels, at_least=5) if layer is None else layer
+    duals = {}
+    for _ in range(n_passes):
+        for first in range(0, x.shape[0], batch):
+            rows = slice(first, first + batch)
+            _, duals[first] = sparse_linear_step(x[rows], layer, labels[rows], duals.get(first), **params)
+    parts = [dense_duals(d, (len(d[0]) - 1, labels.shape[1])) for _, d in sorted(duals.items())]
+    return layer, np.concatenate(parts)
+
+
+@pytest.mark.parametrize("slack", [0.0, 0.3])
+def test_steps_equal_reference(backend, slack):
+    for shape in SIMULATED if backend.device == "cuda" and placement.SIMULATOR else SHAPES:
+        x, labels = points(*shape)
+        layer = SparseLinear.choose(x, labels, per_point=1, at_least=3, device=backend.device)
+        given, wanted, duals = (x, labels), np.zeros(labels.shape), None
+        if backend.device == "cuda":
+            given = tuple(map(backend.array, rows_of(x))), Labels(*map(backend.array, (labels.indptr, labels.indices)))
+        for _ in range(3 if backend.device == "cpu" else 2):
+            before = copied(layer)
+            loss, duals = sparse_linear_step(given[0], layer, given[1], duals, C=0.7, slack=slack)
+            want_loss, values, wanted = linear.step(rows_of(x), labels.toarray() > 0, wanted, before, 0.7, slack)
+            np.testing.assert_allclose(placement.to_numpy(layer.arrays.values), values, atol=1e-5)
+            np.testing.assert_allclose(dense_duals(duals, labels.shape), wanted, atol=1e-5)
+            assert loss == pytest.approx(want_loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 16, 60])
+def test_duals_are_optimal(batch):
+    """Of the whole problem, whatever the batch: the conditions of Karush, Kuhn and Tucker, and w = sum a y z."""
+    c, slack = 0.6, 0.2
+    x, labels = points(60, 30, 12)
+    layer, duals = run(x, labels, 300, batch, C=c, slack=slack)
+    w, y = layer.weights.toarray().astype(np.float64), np.where(labels.toarray() > 0, 1, -1)
+    connected = linear.slots(copied(layer)) >= 0
+    dense = x.toarray().astype(np.float64)
+    np.testing.assert_allclose(w, connected * ((duals * y).T @ dense), atol=1e-4)
+    margins = y * (dense @ w.T - 1) - np.where(y > 0, 1, 1 - slack)
+    gradient = margins + duals / (2 * c)
+    reached = (dense @ connected.T) > 0  # a pair without a common feature can change nothing
+    assert duals.max() > 0.1 and (duals > 0).sum() > 20
+    assert np.abs(gradient[(duals > 0) & reached]).max() < 1e-4
+    assert gradient[(duals == 0) & reached].min() > -1e-4
+
+
+def test_equals_liblinear():
+    """With bias 0 and slack 0 it is LIBLINEAR's problem without an intercept, one label after the other."""
+    svm = pytest.importorskip("sklearn.svm")
+    x, labels = points(80, 20, 4, seed=3)
+    everything = scipy.sparse.csr_matrix((np.zeros(80), np.indices((4, 20)).reshape(2, -1)), (4, 20))
+    layer = SparseLinear(everything, np.zeros(4, np.float32))
+    assert layer.n_weights == 80
+    layer, _ = run(x, labels, 400, 8, layer, C=0.8, slack=0.0)
+    for label in range(4):
+        y = labels[:, label].toarray().reshape(-1) > 0
+        theirs = svm.LinearSVC(C=0.8, loss="squared_hinge", dual=True, fit_intercept=False, tol=1e-8, max_iter=100_000)
+        theirs.fit(x, y)
+        np.testing.assert_allclose(layer.weights[label].toarray()[0], theirs.coef_[0], atol=1e-4)
+
+
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="needs two threads")
+def test_same_bits_with_any_number_of_threads():
+    def bits(n):
+        with threads(n):
+            x, labels = points(200, 60, 300, seed=5)
+            layer, duals = run(x, labels, 2, 100)
+            return duals.tobytes(), *(a.tobytes() for a in layer.arrays)
+
+    assert bits(1) == bits(2) == bits(numba.config.NUMBA_NUM_THREADS)
+
+
+def test_label_shards_trained_apart_come_to_the_bits_of_the_whole():
+    x, labels = points(120, 100, 90, seed=6, density=0.1)
+    whole = SparseLinear.choose(x, labels, at_least=6, per_point=0)
+    dense = np.flatnonzero(whole.arrays.dense >= 0)
+    assert 0 < len(dense) < 100
+    layer, duals = run(x, labels, 3, layer=whole)
+    for some in (slice(0, 31), slice(31, 90)):
+        shard = SparseLinear.choose(x, labels[:, some], at_least=6, per_point=0, dense=dense)
+        shard, shard_duals = run(x, labels[:, some], 3, layer=shard)
+        np.testing.assert_array_equal(shard.weights.toarray(), layer.weights[some].toarray())
+        np.testing.assert_array_equal(shard_duals, duals[:, some])
+
+
+def test_forward_and_top_k(backend):
+    x, labels = points(*((4, 9, 7) if placement.SIMULATOR and backend.device == "cuda" else (40, 60, 90)))
+    weights = scipy.sparse.csr_matrix(normal(1, labels.shape[1], x.shape[1]) * (normal(2, labels.shape[1], x.shape[1]) > 0.7))
+    layer = SparseLinear(weights, normal(3, labels.shape[1]), device=backend.device)
+    given = x if backend.device == "cpu" else tuple(map(backend.array, rows_of(x)))
+    want = x.toarray().astype(np.float64) @ weights.toarray().T + placement.to_numpy(layer.bias)
+    assert_close(placement.to_numpy(sparse_linear_forward(given, layer)), want, x.shape[1])
+    for k in {1, 5, labels.shape[1]}:
+        scores, ids = map(placement.to_numpy, sparse_linear_top_k(given, layer, k))
+        np.testing.assert_array_equal(ids, np.argsort(-want, axis=1, kind="stable")[:, :k])
+        assert_close(scores, np.take_along_axis(want, ids.astype(np.int64), 1), x.shape[1])
+
+
+def test_weights_come_back_as_they_were_given():
+    weights = scipy.sparse.csr_matrix(normal(1, 70, 30) * (normal(2, 70, 30) > 1.2))
+    weights.data[::7] = 0  # connections all the same
+    layer = SparseLinear(weights)
+    dense = np.flatnonzero(layer.arrays.dense >= 0)
+    assert 0 < len(dense) < 30
+    np.testing.assert_array_equal(layer.weights.toarray(), weights.toarray())
+    rest = np.setdiff1d(np.arange(30), dense)
+    assert layer.weights[:, rest].nnz == weights[:, rest].nnz and layer.weights[:, dense].nnz == 70 * len(dense)
+    assert layer.n_weights == layer.weights.nnz
+
+
+@pytest.mark.parametrize("by_magnitude", [False, True])
+def test_features_are_those_of_the_largest_sums(by_magnitude):
+    from sparsemax_nb.core.sparse import SparseRows
+    from sparsemax_nb.linear import _chosen
+
+    x, labels = points(50, 130, 9, seed=2)
+    x.data[:] = np.round(2 * x.data) + 1  # sums are exact, many are equal
+    turned = labels.T.tocsr()
+    signs = np.where(normal(4, turned.nnz) > 0, 1, -1).astype(np.float32)
+    by_label = SparseRows(turned.indptr.astype(np.int64), turned.indices, signs if by_magnitude else turned.data)
+    expected = np.zeros(130, np.float32) if by_magnitude else np.float32(np.arange(130) % 3 / 4)
+    known = np.arange(10) * 5, np.tile(np.arange(0, 130, 26, dtype=np.int32), 9)
+    room = np.arange(9) * 4
+    indptr, ids, sums = _chosen(by_label, rows_of(x), expected, known, room, by_magnitude)
+    wanted = feature_choice.choose_features(by_label, rows_of(x), expected, known, room, by_magnitude, 130)
+    for label, (want_ids, want_sums) in enumerate(wanted):
+        some = slice(*indptr[label : label + 2])
+        np.testing.assert_array_equal(ids[some], want_ids)
+        np.testing.assert_array_equal(sums[some], want_sums)
+    assert len(wanted[8][0]) == 32
+
+
+def test_a_label_has_the_features_of_its_points_only():
+    x, labels = points(30, 40, 5)
+    labels = scipy.sparse.csr_matrix(labels.multiply(np.arange(5) != 2))
+    layer = SparseLinear.choose(x, labels, at_least=100)
+    for label in (0, 1, 3, 4):
+        rows = labels[:, label].toarray().reshape(-1) > 0
+        listed = layer.arrays.labels
+        features = np.repeat(np.arange(40), np.diff(layer.arrays.indptr))[listed == label]
+        assert set(features) <= set(x[rows].indices)
+    assert not (layer.arrays.labels == 2).any()
+
+
+def test_rows_without_features_and_without_labels():
+    x, labels = points(20, 10, 6)
+    x, labels = x.tolil(), labels.tolil()
+    x[3], labels[4] = 0, 0
+    x, labels = x.tocsr(), labels.tocsr()
+    layer, duals = run(x, labels, 5)
+    assert not duals[3].any() and np.isfinite(layer.arrays.values).all()
+    scores, ids = sparse_linear_top_k(x[3], layer, 3)
+    assert (scores == -1).all() and ids.tolist() == [[0, 1, 2]]
+    assert sparse_linear_top_k(x[:0], layer, 2)[1].shape == (0, 2)
+    loss, duals = sparse_linear_step(x[:0], layer, labels[:0])
+    assert loss == 0 and len(duals[1]) == 0
+
+
+def test_bad_input():
+    x, labels = points(20, 10, 6)
+    layer = SparseLinear.choose(x, labels)
+    before, step = [a.tobytes() for a in layer.arrays], sparse_linear_step
+    nan = x.copy()
+    nan.data[3] = np.nan
+    _, good = SparseLinear.choose(x, labels), step(x, SparseLinear.choose(x, labels), labels)[1]
+    for message, call in {
+        "layer must be a SparseLinear, got NoneType": lambda: step(x, None, labels),
+        r"C must lie in \(0, inf\), got 0": lambda: step(x, layer, labels, C=0),
+        r"C must lie in \(0, inf\), got -1": lambda: step(x, layer, labels, C=-1),
+        r"slack must lie in \[0, 1.999\], got 2": lambda: step(x, layer, labels, slack=2),
+        "x must be finite, got NaN or infinity in row 1": lambda: step(nan, layer, labels),
+        "x must have 10 features as the layer has, got 9": lambda: sparse_linear_forward(x[:, :9], layer),
+        r"labels must have shape \(20, 6\)": lambda: step(x, layer, labels[:, :5]),
+        r"duals must have shape \(20, 6\)": lambda: step(x, layer, labels, labels[:3]),
+        "duals must not be negative, got -1": lambda: step(x, layer, labels, -labels),
+        "duals must hold ids in": lambda: step(x, layer, labels, (good[0], good[1] + 6, good[2])),
+        "duals must be a tuple": lambda: step(x, layer, labels, 3),
+        "x must be a SciPy sparse matrix or a tuple": lambda: sparse_linear_forward(x.toarray(), layer),
+        r"k must be between 1 and 6 \(n_labels = 6\), got 7": lambda: sparse_linear_top_k(x, layer, 7),
+        "x must not repeat a feature inside one row": lambda: sparse_linear_forward(
+            (np.array([0, 2]), np.array([1, 1]), np.ones(2, np.float32)), layer
+        ),
+        "x.ids must lie in": lambda: sparse_linear_forward((np.array([0, 1]), np.array([10]), np.ones(1, np.float32)), layer),
+        "x.indptr must rise from 0": lambda: sparse_linear_forward((np.array([0, 2]), np.array([1]), np.ones(1, np.float32)), layer),
+        "at_least must be at least 1, got 0": lambda: SparseLinear.choose(x, labels, at_least=0),
+        "x and labels must have as many rows": lambda: SparseLinear.choose(x[:5], labels),
+        "weights must be a SciPy sparse matrix": lambda: SparseLinear(np.ones((2, 3))),
+        "weights must be finite": lambda: SparseLinear(nan),
+        r"bias must have shape \(20,\)": lambda: SparseLinear(x, np.zeros(3, np.float32)),
+    }.items():
+        with pytest.raises((TypeError, ValueError), match=message):
+            call()
+    assert [a.tobytes() for a in layer.arrays] == before
+
+
+def test_duplicated_columns_are_summed():
+    x, labels = points(20, 10, 6)
+    layer, _ = run(x, labels, 3)
+    twice = scipy.sparse.csr_matrix((np.repeat(x.data / 2, 2), np.repeat(x.indices, 2), 2 * x.indptr), x.shape)
+    np.testing.assert_array_equal(canonical("x", twice).toarray(), x.toarray())
+    np.testing.assert_allclose(sparse_linear_forward(twice, layer), sparse_linear_forward(x, layer), rtol=1e-6)

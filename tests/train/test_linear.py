@@ -1,0 +1,177 @@
+"""`Classifier(architecture="linear")`: what it chooses, keeps, resumes and refuses."""
+
+import itertools
+
+import numpy as np
+import pytest
+import scipy.sparse
+
+from sparsemax_nb import data, train
+from sparsemax_nb.core import checkpoint
+from sparsemax_nb.train import linear
+
+SMALL = {"architecture": "linear", "C": 0.5, "slack": 0.2, "min_features": 5, "features_per_point": 0.0, "device": "cpu", "progress": False}
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return data.bag_of_words(n_rows=300, n_features=60, words_per_row=6, n_labels=25, labels_per_row=2, seed=1)
+
+
+def fitted(corpus, **changes):
+    return train.Classifier(**SMALL | changes).fit(corpus.features, corpus.labels)
+
+
+def bits(model):
+    return {name: array.tobytes() for name, array in model.network_.parameters.items()}
+
+
+def test_it_learns_and_is_what_sparse_features_get(corpus):
+    model = train.Classifier(device="cpu", progress=False).fit(corpus.features[:250], corpus.labels[:250])
+    assert model.architecture_ == "linear" and model.C_ in linear.GRID_C and model.slack_ in linear.GRID_SLACK
+    assert {"C", "slack", "nDCG@5"} == model.trials_[0].keys()
+    best = max(model.trials_, key=lambda trial: trial["nDCG@5"])
+    assert (best["C"], best["slack"]) == (model.C_, model.slack_)
+    assert model.score(corpus.features[250:], corpus.labels[250:]) > 0.8
+    assert np.diff(model.history_.losses[1:]).max() < 0.1 and len(model.history_.epochs) == 5
+    dense = train.Classifier(device="cpu", progress=False, epochs=1, intermediate=64, fan_in=4)
+    assert dense.fit(corpus.features.toarray(), corpus.labels).architecture_ == "network"
+
+
+def test_more_passes_come_closer_to_the_optimum(corpus):
+    """The dual variables of a long run are those of the minimum: one pass more changes next to nothing."""
+    a, b = fitted(corpus, epochs=200), fitted(corpus, epochs=201)
+    np.testing.assert_allclose(
+        a.network_.parameters["linear.values"], b.network_.parameters["linear.values"], atol=1e-5
+    )
+
+
+def test_extra_features_come_from_errors(corpus):
+    few, more = (fitted(corpus, features_per_point=0.0, min_features=3, extra_features=x) for x in (0.0, 1.0))
+    assert few.network_.layer.n_weights < more.network_.layer.n_weights <= 2 * few.network_.layer.n_weights + 25
+    assert more.score(corpus.features, corpus.labels) > few.score(corpus.features, corpus.labels)
+
+
+def test_a_validation_set_is_what_c_and_slack_are_chosen_by(corpus):
+    held = corpus.features[250:], corpus.labels[250:]
+    model = train.Classifier(**SMALL | {"C": "auto", "slack": "auto"})
+    model.fit(corpus.features[:250], corpus.labels[:250], validation=held)
+    assert model.history_.epochs[-1]["validation"]["P@1"] == model.score(*held)
+    assert max(t["nDCG@5"] for t in model.trials_) == pytest.approx(
+        train.Classifier(**SMALL | {"C": model.C_, "slack": model.slack_, "epochs": 3})
+        .fit(corpus.features[:250], corpus.labels[:250]).evaluate(*held, ks=[5])["nDCG@5"], abs=0.03,
+    )  # fmt: skip
+
+
+def test_only_what_is_wanted_is_chosen(corpus):
+    model = fitted(corpus, C="auto", slack=0.15)
+    assert model.slack_ == 0.15 and {trial["slack"] for trial in model.trials_} == {0.15}
+    assert fitted(corpus).trials_ == []
+
+
+def test_same_seed_same_bits_and_other_seeds_others(corpus):
+    assert bits(fitted(corpus)) == bits(fitted(corpus)) != bits(fitted(corpus, seed=1))
+
+
+def test_save_and_load(corpus, tmp_path):
+    model, names = fitted(corpus), [f"label {i}" for i in range(25)]
+    model.save(tmp_path / "m", names)
+    again = train.Classifier.load(tmp_path / "m", device="cpu")
+    assert bits(again) == bits(model) and again.label_names_ == names
+    assert (again.C_, again.slack_, again.architecture_) == (0.5, 0.2, "linear")
+    for got, want in zip(again.top_k(corpus.features), model.top_k(corpus.features), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("linear.labels", lambda a: a + 25, "linear.labels must lie in"),
+        ("linear.labels", lambda a: a[::-1].copy(), "must ascend within a feature"),
+        ("linear.indptr", lambda a: a[::-1].copy(), "linear.indptr must rise"),
+        ("linear.dense", lambda a: a + 1, "do not agree"),
+        ("linear.values", lambda a: a[:-1], "do not agree"),
+        ("linear.values", lambda a: a * np.nan, "must be finite"),
+        ("linear.bias", lambda a: a[:-1], "linear.bias must have shape"),
+    ],
+)  # fmt: skip
+def test_damaged_files(corpus, tmp_path, name, change, message):
+    fitted(corpus).save(tmp_path / "m")
+    arrays, about = checkpoint.load(tmp_path / "m", "classifier")
+    checkpoint.save(tmp_path / "bad", "classifier", dict(arrays) | {name: change(arrays[name])}, about)
+    with pytest.raises(train.ModelFileError, match=message):
+        train.Classifier.load(tmp_path / "bad")
+
+
+@pytest.mark.parametrize("steps", [3, 64, 65, 200])
+def test_a_resumed_run_comes_to_the_same_bits(corpus, tmp_path, monkeypatch, steps):
+    whole, path = fitted(corpus), tmp_path / "c"
+    counted = itertools.count(1)
+    step = linear.DualTraining._step
+
+    def stop(self):
+        step(self)
+        if next(counted) == steps:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(linear.DualTraining, "_step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train.Classifier(**SMALL).fit(corpus.features, corpus.labels, checkpoint_path=path, checkpoint_seconds=0)
+    monkeypatch.undo()
+    model = train.Classifier(**SMALL)
+    model.fit(corpus.features, corpus.labels, checkpoint_path=path, resume=True)
+    assert bits(model) == bits(whole) and model.history_.losses == whole.history_.losses
+    with pytest.raises(train.ModelFileError, match="C was 0.5, not 0.7"):
+        train.Classifier(**SMALL | {"C": 0.7}).fit(corpus.features, corpus.labels, checkpoint_path=path, resume=True)
+
+
+def test_a_budget_ends_the_run(corpus, ticking):
+    model = fitted(corpus, budget_seconds=1e-9)
+    assert model.history_.stopped == "budget" and len(model.history_.epochs) == 1
+    model.predict(corpus.features)
+
+
+def test_labels_without_points_come_last(corpus):
+    labels = scipy.sparse.csr_matrix(corpus.labels.multiply(np.arange(25) % 5 != 2))
+    scores, ids = train.Classifier(**SMALL).fit(corpus.features, labels).top_k(corpus.features, 25)
+    assert (np.sort(ids[:, -5:], axis=1) == [2, 7, 12, 17, 22]).all() and (scores[:, -5:] < -1e29).all()
+
+
+def test_small_sets_and_odd_ones():
+    x, y = scipy.sparse.eye(2, 3, format="csr"), scipy.sparse.eye(2, format="csr")
+    model = train.Classifier(device="cpu", progress=False).fit(x, y)
+    assert model.predict(x, 1).tolist() == [[0], [1]]
+    assert train.Classifier(device="cpu", progress=False).fit(x[:1], y[:1]).predict(x, 1).tolist() == [[0], [0]]
+    nothing = train.Classifier(device="cpu", progress=False).fit(x, y * 0)
+    assert nothing.predict(x, 2).tolist() == [[0, 1], [0, 1]]
+
+
+def test_bad_input(corpus):
+    x, y = corpus.features, corpus.labels
+    for message, params in {
+        r"C must lie in \(0, inf\), got 0": {"C": 0},
+        "C must be a number, got str 'big'": {"C": "big"},
+        r"slack must lie in \[0, 1.999\], got 2": {"slack": 2},
+        "min_features must be at least 1, got 0": {"min_features": 0},
+        "architecture must be one of 'auto', 'linear', 'network', got 'tree'": {"architecture": "tree"},
+        "output, embedding are of architecture='network', but sparse features with architecture='linear'": {"embedding": 3, "output": "dense"},
+        "min_features, features_per_point are of|C, slack, features_per_point, min_features are of architecture='linear', but sparse features": {"architecture": "network"},
+        "training needs .* MiB, memory_limit allows": {"memory_limit": 1000},
+    }.items():
+        with pytest.raises((TypeError, ValueError), match=message):
+            train.Classifier(**SMALL | params).fit(x, y)
+    with pytest.raises(ValueError, match="architecture='linear' is for sparse features, X is a dense array"):
+        train.Classifier(**SMALL).fit(x.toarray(), y)
+    model = fitted(corpus)
+    with pytest.raises(ValueError, match="architecture='linear' has none"):
+        model.contexts(x)
+    with pytest.raises(ValueError, match="X must be finite|X must hold counts"):
+        model.fit(x * np.nan, y)
+    assert model.network_.layer.n_labels == 25  # as before
+
+
+def test_negative_and_signed_features_are_taken_as_they_are(corpus):
+    """Weights from outside: no TF-IDF, and a feature may speak against a label."""
+    x = corpus.features.copy().astype(np.float32)
+    x.data[::2] *= -0.5
+    assert train.Classifier(**SMALL).fit(x, corpus.labels).tfidf_ is None
