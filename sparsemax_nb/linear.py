@@ -16,7 +16,8 @@ import scipy.sparse
 from .core import backend, check, sparse
 from .core.connections import Duals, FeatureLists
 from .cpu import feature_choice
-from .cpu.linear import padded
+from .cpu.panels import padded
+from .cpu.vector import LANES
 
 #: A feature that more than this share of the labels has chosen is connected to all of them: its weights then need no list
 #: and are read in order.
@@ -195,7 +196,7 @@ def _lists(indptr, ids, values, n_features, bias, dense):
     listed = ~is_dense[ids]
     before = np.concatenate([[0], np.cumsum(listed)])
     starts, labels, some = feature_choice.transposed(before[indptr], ids[listed], values[listed], n_features)
-    n, width = padded(len(labels)), padded(n_labels)
+    n, width = padded(len(labels), LANES), padded(n_labels, LANES)
     everything = backend.aligned(np.zeros, (n + len(dense) * width,))
     everything[: len(some)] = some
     where = np.full(n_features, -1, np.int64)
@@ -332,6 +333,10 @@ def sparse_linear_forward(x, layer, out=None):
     TypeError, ValueError
         Other types, devices or shapes; x not finite; more than 2^31 - 1 scores.
 
+    Notes
+    -----
+    Source: ours; see the module.
+
     Examples
     --------
     >>> import numpy as np, scipy.sparse
@@ -372,6 +377,10 @@ def sparse_linear_top_k(x, layer, k):
     ------
     TypeError, ValueError
         Other types, devices or shapes; x not finite; k out of range.
+
+    Notes
+    -----
+    Source: ours; see the module.
 
     Examples
     --------

@@ -46,7 +46,7 @@ NO_TWIN = {
 #: Used by several files of one wing, never called from outside it.
 WING_ONLY = {"merge", "bits_of"}
 #: What `reference` needs to know of an output that the wings are handed.
-SIZES = {"k", "shape", "n_bins", "n_labels", "n_inputs", "fan_in", "n_samples", "n_rows", "n_experts"}
+SIZES = {"k", "shape", "n_bins", "n_labels", "n_inputs", "fan_in", "n_samples", "n_rows", "n_experts", "n_features"}
 
 
 def room_of(parts):

@@ -23,11 +23,6 @@ CHUNKS = 16
 MARKED, NOBODY = np.float32(3e38), np.float32(-3e38)
 
 
-def padded(n):
-    """The multiple of 16 at or above n."""
-    return -(-n // LANES) * LANES
-
-
 @backend.njit
 def _longest(indptr):
     longest = 0

@@ -207,6 +207,9 @@ class Classifier(SampledEstimator):
     (500, 2)
     >>> model.predict(d.features, k=2).shape
     (500, 2)
+    >>> network = train.Classifier(architecture="network", embedding=32, intermediate=128, fan_in=8, progress=False)
+    >>> network.fit(d.features, d.labels).contexts(d.features).shape
+    (500, 128)
     >>> model.evaluate(d.features, d.labels, ks=[1])["P@1"] == model.score(d.features, d.labels)
     True
 

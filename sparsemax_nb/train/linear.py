@@ -9,6 +9,8 @@ import scipy.sparse
 from ..core import backend, check, description, sparse
 from ..core.connections import Duals, FeatureLists
 from ..cpu.feature_choice import transposed
+from ..cpu.panels import padded
+from ..cpu.vector import LANES
 from ..data.batches import shuffled
 from ..linear import SparseLinear, choose_lists, more_features, no_duals
 from . import metrics
@@ -93,7 +95,7 @@ def checked(lists, n_features, n_labels):
     keys = np.repeat(np.arange(n_features), np.diff(indptr)) * n_labels + labels
     if (keys[1:] <= keys[:-1]).any():
         raise ValueError("linear.labels must ascend within a feature")
-    first, width = -(-len(labels) // 16) * 16, -(-n_labels // 16) * 16
+    first, width = padded(len(labels), LANES), padded(n_labels, LANES)
     starts = dense[dense >= 0]
     if len(values) != first + len(starts) * width or not np.array_equal(starts, first + width * np.arange(len(starts))):
         raise ValueError("linear.values and linear.dense do not agree")
