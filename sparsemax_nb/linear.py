@@ -271,9 +271,10 @@ def more_features(lists, x, signed, share):
     return _lists(*_joined((indptr, ids, values), more), x.shape[1], lists.bias, np.flatnonzero(lists.dense >= 0))
 
 
-def rows_of(x):
-    """A canonical CSR matrix as the kernels of the CPU take it: `SparseRows` around its arrays."""
-    return sparse.SparseRows(x.indptr.astype(np.int64), x.indices.astype(np.int32, copy=False), x.data)
+def rows_of(x, device="cpu"):
+    """A canonical CSR matrix as kernels take it: `SparseRows`, on the CPU around its arrays."""
+    arrays = x.indptr.astype(np.int64), x.indices.astype(np.int32, copy=False), x.data
+    return sparse.SparseRows(*(backend.asarray(array, device) for array in arrays))
 
 
 # ---------------------------------------------------------------- functions

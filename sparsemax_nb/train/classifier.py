@@ -360,15 +360,16 @@ class Classifier(SampledEstimator):
         return Tfidf().fit(x)
 
     def _batch(self, x, rows):
-        """Rows of the features as the network takes them; only they are copied."""
-        part = x[rows]
+        """Rows of the features, a slice or ids, as the model takes them; only they are copied."""
+        part = x if isinstance(rows, slice) and rows == slice(0, x.shape[0]) else x[rows]
         with np.errstate(over="ignore"):  # of numbers too large for float32, which are found below
             if self.is_dense_:
                 part = np.ascontiguousarray(part, np.float32)
             else:
                 part = part.astype(np.float32, copy=False) if self.tfidf_ is None else self.tfidf_.transform(part)
         if not np.isfinite(part if self.is_dense_ else part.data).all():
-            bad = next(row for row, one in zip(rows, part, strict=True) if not np.isfinite(one.sum()))
+            ids = np.arange(x.shape[0])[rows]
+            bad = next(row for row, one in zip(ids, part, strict=True) if not np.isfinite(one.sum()))
             raise ValueError(f"X must be finite as float32, got NaN or infinity in row {bad}")
         return part
 
@@ -480,13 +481,12 @@ class Classifier(SampledEstimator):
             )
         )  # fmt: skip
         self.tfidf_ = self._fitted_tfidf(X[rows] if len(rows) < X.shape[0] else X, validation)
-        x = linear.weighed(lambda some: self._batch(X, rows[some]), len(rows), X.shape[1], X.nnz)
-        y = y[rows]
+        x, y = linear.weighed(lambda some: self._batch(X, rows[some]), len(rows), X.shape[1], X.nnz), y[rows]
         wanted = [name for name in ("C", "slack") if getattr(self, name) == "auto"]
+        first = {name: start if name in wanted else getattr(self, name) for name, start in zip(("C", "slack"), linear.FIRST, strict=True)}
         settings = linear.Settings(
-            *(linear.FIRST[i] if getattr(self, name) == "auto" else float(getattr(self, name)) for i, name in enumerate(("C", "slack"))),
-            float(self.features_per_point), int(self.min_features), float(self.extra_features),
-            EPOCHS["linear"] if self.epochs is None else int(self.epochs), int(self.seed),
+            float(first["C"]), float(first["slack"]), float(self.features_per_point), int(self.min_features),
+            float(self.extra_features), EPOCHS["linear"] if self.epochs is None else int(self.epochs), int(self.seed),
         )  # fmt: skip
         held = None if validation is None else (self._all_batches(validation[0]), validation[1])
         self.C_, self.slack_, self.trials_ = settings.C, settings.slack, []

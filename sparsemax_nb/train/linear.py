@@ -12,7 +12,7 @@ from ..cpu.feature_choice import transposed
 from ..cpu.panels import padded
 from ..cpu.vector import LANES
 from ..data.batches import shuffled
-from ..linear import SparseLinear, choose_lists, more_features, no_duals
+from ..linear import SparseLinear, choose_lists, more_features, no_duals, rows_of
 from . import metrics
 from .loop import FIGURE, History, ctrl_c_later, peak_memory
 from .progress import Progress
@@ -21,6 +21,8 @@ from .progress import Progress
 clock = time.perf_counter
 #: The score of a label that no training point has.
 UNSEEN = -1e30
+#: What a label's score gains for the logarithm of its number of points: where words say nothing, frequent labels come first.
+TIE = 1e-3
 #: Rows of a step, at most; smaller sets are cut into so many steps a pass, at least.
 BATCH, STEPS = 1024, 64
 #: Rows whose features are weighed at once, and rows of a query.
@@ -69,7 +71,7 @@ class LinearModel:
 
     def top_k(self, x, k):
         """The k best labels of each row of a SciPy CSR matrix: scores, ids (B, k)."""
-        layer, rows = self.layer, sparse.as_rows(x, self.device)
+        layer, rows = self.layer, rows_of(x, self.device)
         scores = backend.empty((x.shape[0], k), np.float32, self.device)
         ids = backend.empty((x.shape[0], k), np.int32, self.device)
         backend.wing(self.device, "linear").top_k(rows, layer.arrays, scores, ids)
@@ -137,7 +139,9 @@ class DualTraining:
         order = shuffled(self.n_rows, settings.seed, 0)
         self._x, self._y = x[order], y[order]  # a batch is a slice of them
         lists = choose_lists(self._x, self._y, settings.features_per_point, settings.min_features, dense)
-        lists.bias[np.bincount(self._y.indices, minlength=y.shape[1]) == 0] = UNSEEN
+        n_points = np.bincount(self._y.indices, minlength=y.shape[1])
+        lists.bias[:] += np.float32(TIE) * np.log(np.maximum(n_points, 1)).astype(np.float32)
+        lists.bias[n_points == 0] = UNSEEN
         self.network = LinearModel(SparseLinear._of(lists, device))
         self._batches = [slice(first, min(first + batch, self.n_rows)) for first in range(0, self.n_rows, batch)]
         self._duals = [no_duals(rows.stop - rows.start, device) for rows in self._batches]
@@ -240,9 +244,8 @@ class DualTraining:
         """One step over the batch whose turn it is."""
         number = shuffled(len(self._batches), self.settings.seed, self._at.epoch + 1)[self._at.step]
         rows, settings, layer = self._batches[number], self.settings, self.network.layer
-        x, y = _part(self._x, rows), _part(self._y, rows)
-        x = sparse.SparseRows(*(backend.asarray(a, self.device) for a in x))
-        labels = sparse.Labels(*(backend.asarray(a, self.device) for a in y[:2]))
+        x = sparse.SparseRows(*(backend.asarray(a, self.device) for a in _part(self._x, rows)))
+        labels = sparse.Labels(*(backend.asarray(a, self.device) for a in _part(self._y, rows)[:2]))
         step = backend.wing(self.device, "linear").step
         loss, self._duals[number] = step(
             x, labels, self._duals[number], layer.arrays, settings.C, settings.slack, self._room
@@ -310,8 +313,8 @@ DESCRIPTION = description.record(
 #: Where the search begins, and the values that it may take.
 FIRST = 0.5, 0.2
 GRID_C, GRID_SLACK = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0), (0.05, 0.1, 0.2, 0.3, 0.4)
-#: Share of the labels that the search looks at, and the least number of them.
-LABELS, LEAST_LABELS = 0.2, 1000
+#: Share of the labels that the search looks at, and the least number of them; smaller sets than this are searched with all.
+LABELS, LEAST_LABELS, SMALL = 0.2, 1000, 10_000
 #: Of their rows, the share that is held back, and the most; passes of a trial.
 HELD_BACK, MOST_HELD_BACK, PASSES = 0.2, 10_000, 3
 #: Rows held back that a figure should rest on: smaller sets are split several times.
@@ -366,7 +369,7 @@ def _trial_parts(x, y, seed, validation):
     """(x, y, held-back x, y) of each trial."""
     n_points = np.bincount(y.indices, minlength=y.shape[1])
     seen = np.flatnonzero(n_points)
-    n = min(len(seen), max(LEAST_LABELS, round(LABELS * len(seen))))
+    n = len(seen) if x.shape[0] < SMALL else min(len(seen), max(LEAST_LABELS, round(LABELS * len(seen))))
     labels = np.sort(seen[shuffled(len(seen), seed, 1)[:n]])
     y = y.tocsc()[:, labels].tocsr()
     rows = np.flatnonzero(np.diff(y.indptr))

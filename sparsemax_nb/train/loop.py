@@ -459,16 +459,18 @@ class Training:
 def top_k(network, n_rows, batch, k, batch_size):
     """The k best labels of every row, in batches: scores (n, k), ids (n, k), as NumPy arrays.
 
-    ``batch(row_ids)`` gives the features of a batch; beside the result, memory does not depend on the number of rows.
+    ``batch(slice)`` gives the features of a batch; beside the result, memory does not depend on the number of rows.
     """
     scores, ids = np.empty((n_rows, k), np.float32), np.empty((n_rows, k), np.int32)
-    for rows in batches(np.arange(n_rows), batch_size):
+    for first in range(0, n_rows, batch_size):
+        rows = slice(first, min(first + batch_size, n_rows))
         for out, array in zip((scores, ids), network.top_k(batch(rows), k), strict=True):
-            out[rows[0] : rows[-1] + 1] = backend.to_numpy(array)
+            out[rows] = backend.to_numpy(array)
     return scores, ids
 
 
 def contexts(network, n_rows, batch, batch_size, out):
     """The input of the output layer for every row, into `out` (n, H); `batch` as in `top_k`."""
-    for rows in batches(np.arange(n_rows), batch_size):
-        out[rows[0] : rows[-1] + 1] = backend.to_numpy(network.forward(batch(rows)))
+    for first in range(0, n_rows, batch_size):
+        rows = slice(first, min(first + batch_size, n_rows))
+        out[rows] = backend.to_numpy(network.forward(batch(rows)))
