@@ -1,12 +1,13 @@
 """What README.md shows: one picture, and one line of figures a method, from what lies in bench/results/."""
 
-from . import accuracy, ds_softmax, harness, language, machine, rows, scaling
+from . import accuracy, ds_softmax, harness, language, machine, rows, scaling, words
 
 README, PICTURE = machine.HERE.parent / "README.md", machine.HERE / "overview.png"
 START, END = "<!-- figures: start -->", "<!-- figures: end -->"
 #: The number of labels at which a step is compared, and the dense layer's accuracy is the yardstick.
 N, DENSE, SPARSE = 1_000_000, "dense-512", "fixed-fan-in-32-intermediate"
 FULL, SAMPLED = "wikitext-full", "wikitext-midx-rq-100"
+OURS, THEIRS = "linear", {"omikuji": "omikuji", "omikuji-bonsai": "its Bonsai-like form", "pecos": "PECOS"}
 WHOLE, EXPERTS = "ours: full softmax", "DS-64"
 
 
@@ -23,6 +24,25 @@ def _sources(found):
     layers = rows.finished((DENSE, SPARSE), accuracy.FOLDER)
     models = rows.finished((FULL, SAMPLED), language.FOLDER)
     return newest(found, "scaling", device="cpu"), step, answers, layers, models
+
+
+def _listed(results):
+    """'P@1 1.0 / 2.0 % in 3 / 4 s' of rows of several data sets."""
+    scores = " / ".join(f"{100 * r['test']['P@1']:.1f}" for r in results)
+    seconds = " / ".join(f"{r['train_seconds']:.0f}" for r in results)
+    return f"{scores} % in {seconds} s"
+
+
+def words_line(of_data):
+    """The line about `Classifier` over words, of {data: {row: result}}: those data sets where nobody is missing."""
+    whole = {name: found for name, found in of_data.items() if {OURS, *THEIRS} <= found.keys()}
+    if not whole:
+        return []
+    rivals = "; ".join(f"{name} {_listed([found[row] for found in whole.values()])}" for row, name in THEIRS.items())
+    return [
+        f"- **Fixed fan-in over words**, what `Classifier` does with sparse features: P@1 on {', '.join(whole)} "
+        f"{_listed([found[OURS] for found in whole.values()])} of training; {rivals}."
+    ]
 
 
 def figures(found):
@@ -44,6 +64,7 @@ def figures(found):
         f"{dense['seconds']:.2f} s and {gib['PyTorch dense']:.1f} GiB. On {layers[DENSE]['data']} P@1 is "
         f"{precise[SPARSE]:.1f} % with {mib[SPARSE]:.0f} MiB of output weights, dense {precise[DENSE]:.1f} % with "
         f"{mib[DENSE]:.0f} MiB.",
+        *words_line({name: rows.finished(words.ROWS, words.FOLDER / name) for name in words.DATA}),
         f"- **MIDX**: a language model compares the right word with {models[SAMPLED]['params']['n_samples']} that are drawn nearly from the softmax itself. "
         f"WikiText-2: perplexity {perplexity[SAMPLED]:.1f}, with the full softmax {perplexity[FULL]:.1f} after as many "
         f"epochs; with {step['parameters']['words']:,} words a step is {step['contestants']['PyTorch']['ratio_to_ours']:.0f} times faster than "

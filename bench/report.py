@@ -106,13 +106,14 @@ def readme(rows):
 
 def draw(rows):
     """The pictures of what lies in bench/results/. ds_words and hierarchy show models, and are drawn by their benchmarks."""
-    from . import accuracy, closeness, ds_softmax, language, overview, scaling  # they import this module
+    from . import accuracy, closeness, ds_softmax, language, overview, scaling, words  # they import this module
     from . import rows as joined
 
     for module in (accuracy, language):
         module.draw(
             {benchmark: joined.finished(names, module.FOLDER) for benchmark, (_, names) in module.TABLES.items()}
         )
+    words.draw()
     pictured = {
         ("closeness", "softmax-full"): closeness, ("ds_softmax: wikitext-2", "wikitext-2"): ds_softmax, ("scaling", None): scaling,
     }  # fmt: skip

@@ -124,6 +124,20 @@ def summary(name, found):
     }  # fmt: skip
 
 
+def finished():
+    """{data: {row: result}} of all rows that there are."""
+    folders = [path for path in FOLDER.iterdir() if path.is_dir()] if FOLDER.exists() else []
+    folders.sort(key=lambda path: (DATA.index(path.name) if path.name in DATA else len(DATA), path.name))
+    return {folder.name: rows.finished(ROWS, folder) for folder in folders}
+
+
+def draw():
+    """The picture of what lies in bench/results/words/."""
+    found = {name: of_data for name, of_data in finished().items() if name in DATA}
+    if found:
+        picture(found, PICTURE)
+
+
 def picture(found, path):
     """Accuracy over seconds of training, a panel for each data set."""
     matplotlib.use("Agg")
@@ -162,13 +176,13 @@ def main(argv=None):
         print(*ROWS, sep="\n")
         return 0
     if args.table:
-        folders = sorted(FOLDER.iterdir(), key=lambda p: (DATA.index(p.name) if p.name in DATA else len(DATA), p.name))
-        found = {folder.name: rows.finished(ROWS, folder) for folder in folders}
-        made = [summary(name, of_data) for name, of_data in found.items()]
+        made = [summary(name, of_data) for name, of_data in finished().items()]
+        if not made:
+            parser.error("no row has been measured yet")
         for row in made:
             print(report.table(row) + "\n")
         harness.write_rows(harness.RESULTS / "words-cpu.json", made, keep=False)
-        picture({name: of_data for name, of_data in found.items() if name in DATA}, PICTURE)
+        draw()
         return 0
     if not (args.row and args.data):
         parser.error("name a row and --data DIR, or --list or --table")

@@ -31,6 +31,7 @@ from bench import (
     sampling,
     scaling,
     step,
+    words,
 )
 from bench.peers import Peer, Unavailable, fused_losses, pytorch
 from bench.peers import pecos as pecos_peer
@@ -649,3 +650,47 @@ def test_structure_of_experts(tmp_path):
     hierarchy.picture(held, 4, "toy", tmp_path / "toy.png")
     assert hierarchy.ideals(10, 10, 10) == (5, 5)
     assert hierarchy.ideals(100, 100, 64) == (pytest.approx(1e4 / (64 + 156.25)), pytest.approx(1e4 / (64 + 172)))
+
+
+# ---------------------------------------------------------------- words
+
+
+def test_rows_of_words(tmp_path, monkeypatch, capsys):
+    """Ours and nearest centroids on a small corpus: figures, table and picture; a rival that is not installed says so."""
+    points = data.bag_of_words(n_rows=90, n_features=40, words_per_row=5, n_labels=12, labels_per_row=2, seed=1)
+    for part, some in ("train", slice(0, 60)), ("test", slice(60, 90)):
+        data.write_xc(tmp_path / f"{part}_bow.txt", points.features[some], points.labels[some])
+    monkeypatch.setattr(words, "FOLDER", tmp_path / "words")
+    monkeypatch.setattr(words, "PICTURE", tmp_path / "words.png")
+    monkeypatch.setattr(words, "DATA", (tmp_path.name,))
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setitem(sys.modules, "omikuji", None)
+    given = ["--data", str(tmp_path), "--work", str(tmp_path / "work")]
+    for row in ("linear", "centroids"):
+        assert words.main([row, *given]) == 0
+    assert words.main(["omikuji", *given]) == 2 and "omikuji is not installed" in capsys.readouterr().err
+    found = words.finished()[tmp_path.name]
+    assert found.keys() == {"linear", "centroids"}
+    ids = train.Classifier(progress=False).fit(points.features[:60], points.labels[:60]).predict(points.features[60:])
+    assert found["linear"]["test"]["P@1"] == train.precision_at_k(ids, points.labels[60:], 1)
+    assert words.main(["--table"]) == 0
+    assert "| linear |" in capsys.readouterr().out and (tmp_path / "words.png").exists()
+    assert words.main(["linear", *given, "--points", "30"]) == 0
+    assert (tmp_path / "words" / f"{tmp_path.name}-30" / "linear.json").exists()
+
+
+def test_f1_and_words_line():
+    labels = scipy.sparse.csr_matrix(np.array([[1, 0, 1], [0, 1, 0]]))
+    ids = np.array([[0, 1], [2, 0]], np.int32)
+    assert words.f1_at_k(ids, labels, 2) == pytest.approx((2 / 4 + 0) / 2)
+    result = {"test": {"P@1": 0.5}, "train_seconds": 3.2}
+    line = overview.words_line({"a": dict.fromkeys((overview.OURS, *overview.THEIRS), result), "b": {}})
+    assert line == [line[0]] and "P@1 on a 50.0 % in 3 s of training; omikuji 50.0 % in 3 s" in line[0]
+    assert overview.words_line({"b": {}}) == []
+
+
+def test_other_work_counts_other_processes():
+    assert machine.is_disturbed({"other_cores": 0.5}) and not machine.is_disturbed({"other_cores": None})
+    with machine.other_work() as found:
+        pass
+    assert found["other_cores"] is None or found["other_cores"] >= 0
