@@ -238,21 +238,37 @@ def _chosen(points, x, expected, known, n_of_label, by_magnitude):
     return before[room], ids[found], sums[found]
 
 
-def choose_lists(x, labels, per_point, at_least, dense=None):
-    """`FeatureLists` with zero weights: see `SparseLinear.choose`."""
-    n_labels, n_features = labels.shape[1], x.shape[1]
+def _outstanding(x, labels, per_point, at_least, known, n_known_points=0):
+    """(indptr, ids) by label of the features that stand out in a label's points, beside those that are `known`.
+
+    So many that a label has `per_point` of them for each point, the `n_known_points` (L,) of before among them, and `at_least`.
+    """
     by_label = labels.T.tocsr()
     points = sparse.SparseRows(by_label.indptr.astype(np.int64), by_label.indices.astype(np.int32), by_label.data)
     n_points = np.diff(points.indptr)
-    n_of_label = np.where(n_points > 0, np.minimum(np.maximum(at_least, per_point * n_points), n_features), 0)
+    wanted = np.minimum(np.maximum(at_least, per_point * (n_points + n_known_points)), x.shape[1])
+    n_of_label = np.where(n_points > 0, np.maximum(0, wanted - np.diff(known[0])), 0).astype(np.int64)
     expected = np.asarray(x.sum(0, dtype=np.float64)).reshape(-1) / max(1, x.shape[0])
-    known = np.zeros(n_labels + 1, np.int64), np.empty(0, np.int32)
-    indptr, ids, _ = _chosen(
-        points, rows_of(x), expected.astype(np.float32), known, n_of_label.astype(np.int64), by_magnitude=False
-    )
+    return _chosen(points, rows_of(x), expected.astype(np.float32), known, n_of_label, by_magnitude=False)[:2]
+
+
+def choose_lists(x, labels, per_point, at_least, dense=None):
+    """`FeatureLists` with zero weights: see `SparseLinear.choose`."""
+    n_labels, n_features = labels.shape[1], x.shape[1]
+    indptr, ids = _outstanding(x, labels, per_point, at_least, (np.zeros(n_labels + 1, np.int64), np.empty(0, np.int32)))
     dense = _dense(ids, n_labels, n_features) if dense is None else dense
     bias = np.full(n_labels, BIAS, np.float32)
     return _lists(indptr, ids, np.zeros(len(ids), np.float32), n_features, bias, dense)
+
+
+def extended_lists(lists, x, labels, per_point, at_least, n_known_points):
+    """`FeatureLists` with the labels and features that new points bring: what was known keeps its weights, the rest is 0."""
+    n_labels, n_features = labels.shape[1], x.shape[1]
+    indptr, ids, values = _by_label(lists)
+    indptr = np.concatenate([indptr, np.full(n_labels - len(lists.bias), indptr[-1])])
+    more, new = _outstanding(x, labels, per_point, at_least, (indptr, ids), n_known_points)
+    entries = _joined((indptr, ids, values), (more, new, np.zeros(len(new), np.float32)))
+    return _lists(*entries, n_features, np.full(n_labels, BIAS, np.float32), np.flatnonzero(lists.dense >= 0))
 
 
 def more_features(lists, x, signed, share):

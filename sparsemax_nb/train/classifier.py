@@ -11,11 +11,13 @@ import numpy as np
 import scipy.sparse
 
 from ..core import backend, check, checkpoint, description, sparse
+from ..core.connections import FeatureLists
 from ..data import Tfidf
 from ..data.batches import shuffled
 from ..data.tfidf import first_non_count
 from ..group_shared import DTYPES
 from ..grouping import GROUPINGS, group_labels
+from ..linear import extended_lists
 from ..optimizers import Adam
 from . import linear, loop, memory, metrics
 from .estimator import DATA, FREE_TO_CHANGE, MOST_WIDTH, SampledEstimator
@@ -212,6 +214,14 @@ class Classifier(SampledEstimator):
     (500, 128)
     >>> model.evaluate(d.features, d.labels, ks=[1])["P@1"] == model.score(d.features, d.labels)
     True
+
+    New points and a new label, without the old ones:
+
+    >>> import scipy.sparse
+    >>> more = scipy.sparse.csr_matrix(([1, 1], ([0, 1], [40, 3])), shape=(2, 41))
+    >>> model.partial_fit(d.features[:2], more).n_labels_
+    41
+    >>> model = train.Classifier(progress=False).fit(d.features, d.labels)
 
     On disk and back:
 
@@ -441,6 +451,58 @@ class Classifier(SampledEstimator):
             training.run(save=save, save_seconds=checkpoint_seconds, progress=self.progress, after_epoch=after_epoch)
         return self
 
+    def partial_fit(self, X, y):  # noqa: N803
+        """Go on with a fitted linear layer on new points, which may have new labels and need not be kept.
+
+        `epochs` passes over the new points. What earlier points have taught stays in the weights, but can no longer be
+        weighed against: where old and new contradict each other, give old points again. Labels get the features that stand
+        out in their new points; TF-IDF, C and slack stay what they were.
+
+        Parameters
+        ----------
+        X : (n, F) SciPy CSR matrix
+            As in `fit`.
+        y : (n, L or more) SciPy CSR matrix
+            As in `fit`; columns beyond those of before are new labels.
+
+        Returns
+        -------
+        self : Classifier
+
+        Raises
+        ------
+        TypeError, ValueError
+            Not fitted yet, or not linear; X of another width than in `fit`, or not finite; y with fewer labels or of other
+            points. Nothing has changed then.
+        """
+        self._check_fitted()
+        if self.architecture_ != "linear":
+            raise ValueError("partial_fit is for architecture='linear'; fit a network anew, or resume it")
+        X, y = self._features(X), _labels("y", y)  # noqa: N806
+        if y.shape[0] != X.shape[0] or y.shape[1] < self.n_labels_:
+            raise ValueError(f"y must have {X.shape[0]} rows and at least {self.n_labels_} columns, got {y.shape}")
+        new = copy.copy(self)
+        new.n_points_, new.n_labels_ = self.n_points_ + X.shape[0], y.shape[1]
+        before = np.concatenate([self.label_counts_, np.zeros(y.shape[1] - self.n_labels_, np.int64)])
+        new.label_counts_ = before + np.bincount(y.indices, minlength=y.shape[1])
+        if self.label_names_ is not None and new.n_labels_ > self.n_labels_:
+            new.label_names_ = None
+        x, settings = self._all_batches(X), self._linear_settings(self.C_, self.slack_)
+        lists = FeatureLists(*map(backend.to_numpy, self.network_.layer.arrays))
+        lists = extended_lists(lists, x, y, settings.features_per_point, settings.min_features, before)
+        training = linear.DualTraining(x, y, settings, self.device_, lists=lists, n_points=new.label_counts_)
+        new.history_, new.network_, new.data_ = training.history, training.network, None
+        training.run(progress=self.progress)
+        vars(self).update(vars(new))
+        return self
+
+    def _linear_settings(self, c, slack):
+        epochs = EPOCHS["linear"] if self.epochs is None else int(self.epochs)
+        return linear.Settings(
+            float(c), float(slack), float(self.features_per_point), int(self.min_features), float(self.extra_features),
+            epochs, int(self.seed),
+        )  # fmt: skip
+
     def _resolved_architecture(self, is_dense):
         """'linear' or 'network'; ValueError for parameters that the architecture does not have, or features it cannot take."""
         architecture = self.architecture
@@ -484,10 +546,7 @@ class Classifier(SampledEstimator):
         x, y = linear.weighed(lambda some: self._batch(X, rows[some]), len(rows), X.shape[1], X.nnz), y[rows]
         wanted = [name for name in ("C", "slack") if getattr(self, name) == "auto"]
         first = {name: start if name in wanted else getattr(self, name) for name, start in zip(("C", "slack"), linear.FIRST, strict=True)}
-        settings = linear.Settings(
-            float(first["C"]), float(first["slack"]), float(self.features_per_point), int(self.min_features),
-            float(self.extra_features), EPOCHS["linear"] if self.epochs is None else int(self.epochs), int(self.seed),
-        )  # fmt: skip
+        settings = self._linear_settings(first["C"], first["slack"])
         held = None if validation is None else (self._all_batches(validation[0]), validation[1])
         self.C_, self.slack_, self.trials_ = settings.C, settings.slack, []
         if wanted:

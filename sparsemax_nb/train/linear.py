@@ -126,20 +126,25 @@ class DualTraining:
     device : 'cpu' or 'cuda'
     dense : (D,) integers or None
         Features connected to all labels, see `SparseLinear.choose`.
+    lists : FeatureLists or None
+        A layer that is trained already, to go on from; its features are not chosen anew.
+    n_points : (L,) integers or None
+        Points of each label, if others were seen before these.
     validate : callable or None
         ``validate() -> dict`` of figures, called after every epoch.
     budget_seconds : float or None
     """
 
-    def __init__(self, x, y, settings, device="cpu", *, dense=None, validate=None, budget_seconds=None):
+    def __init__(self, x, y, settings, device="cpu", *, dense=None, lists=None, n_points=None, validate=None, budget_seconds=None):  # fmt: skip
         self.settings, self.device, self.validate, self._budget = settings, device, validate, budget_seconds
         self.n_rows = x.shape[0]
         batch = min(BATCH, max(1, -(-self.n_rows // STEPS)))
         start = clock()
         order = shuffled(self.n_rows, settings.seed, 0)
         self._x, self._y = x[order], y[order]  # a batch is a slice of them
-        lists = choose_lists(self._x, self._y, settings.features_per_point, settings.min_features, dense)
-        n_points = np.bincount(self._y.indices, minlength=y.shape[1])
+        if lists is None:
+            lists = choose_lists(self._x, self._y, settings.features_per_point, settings.min_features, dense)
+        n_points = np.bincount(self._y.indices, minlength=y.shape[1]) if n_points is None else n_points
         lists.bias[:] += np.float32(TIE) * np.log(np.maximum(n_points, 1)).astype(np.float32)
         lists.bias[n_points == 0] = UNSEEN
         self.network = LinearModel(SparseLinear._of(lists, device))

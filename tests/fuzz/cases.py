@@ -785,6 +785,7 @@ TEXT = np.random.default_rng(2).integers(0, 7, 90).astype(np.int32)
 H, T = np.random.default_rng(3).standard_normal((20, 4), np.float32), np.arange(20, dtype=np.int32) % 6
 SMALL = {
     "Classifier": {
+        "architecture": "network",
         "embedding": 4,
         "intermediate": 8,
         "fan_in": 2,
@@ -819,6 +820,17 @@ def fitted(name):
     if name not in FITTED:
         FITTED[name] = estimator(name).fit(*{"Classifier": (X, Y), "LanguageModel": (TEXT,), "DSSoftmax": (H, T)}[name])
     return FITTED[name]
+
+
+def linear_classifier():
+    return train.Classifier(C=0.5, epochs=2, device="cpu", progress=False)
+
+
+def fitted_linear():
+    """The same of a linear layer."""
+    if "linear" not in FITTED:
+        FITTED["linear"] = linear_classifier().fit(X, Y)
+    return FITTED["linear"]
 
 
 def brief(value):
@@ -858,6 +870,8 @@ def _(r, name):
 def _(r):
     me = estimator("Classifier", output=("fixed-fan-in", "dense")[r.integers(2)])
     x = X if r.random() < 0.6 else X.toarray()
+    if scipy.sparse.issparse(x) and r.random() < 0.5:
+        me = linear_classifier()
     more = {"validation": [X, Y]} if r.random() < 0.3 else {}
     return Call(
         me.fit,
@@ -871,16 +885,23 @@ def _(r):
 
 @of("Classifier.top_k", "Classifier.predict", "Classifier.contexts", "Classifier.evaluate", "Classifier.score")
 def _(r, name):
-    me, method = fitted("Classifier"), name.split(".")[1]
+    method = name.split(".")[1]
+    me = fitted("Classifier") if method == "contexts" or r.random() < 0.5 else fitted_linear()
     args = [X[:5]] + {"top_k": [2], "predict": [2], "contexts": [], "evaluate": [Y[:5], [1, 2]], "score": [Y[:5]]}[
         method
     ]
     return Call(getattr(me, method), args, me=me, check=dense.same_answer(me, method))
 
 
+@of("Classifier.partial_fit")
+def _(r):
+    me = linear_classifier().fit(X, Y)
+    return Call(me.partial_fit, [X[:5], Y[:5]], me=me, writes=("self",))
+
+
 @of("Classifier.save")
 def _(r):
-    me = fitted("Classifier")
+    me = fitted("Classifier") if r.random() < 0.5 else fitted_linear()
     return Call(me.save, [Path("model")], {"label_names": list("abcde")}, me=me)
 
 

@@ -393,6 +393,7 @@ CLASSIFIERS = {
     "dense": {"output": "dense", "intermediate": None},
     "sampled": {"output": "bottleneck", "bottleneck": 16, "loss": "softmax", "sampler": "midx-rq"},
     "dense features": {"output": "bottleneck", "loss": "softmax"},
+    "linear": None,
 }
 
 
@@ -401,11 +402,12 @@ def fitted_classifiers(seed):
     """Fitted models with the features and labels that they know."""
     points, found = data.bag_of_words(**POINTS, seed=seed), []
     for name, changes in CLASSIFIERS.items():
-        model = train.Classifier(
-            **{"architecture": "network", "embedding": 16, "intermediate": 32, "fan_in": 4, "epochs": 2, "batch_size": 32, "rewire_every": 4}
-            | {"n_samples": 5, "n_codewords": 4, "dropout": 0.2, "progress": False, "device": "cpu", "seed": seed}
-            | changes
-        )  # fmt: skip
+        network = {
+            "architecture": "network", "embedding": 16, "intermediate": 32, "fan_in": 4, "epochs": 2, "batch_size": 32,
+            "rewire_every": 4, "n_samples": 5, "n_codewords": 4, "dropout": 0.2,
+        }  # fmt: skip
+        params = {"epochs": 2, "C": 0.5} if changes is None else network | changes
+        model = train.Classifier(**params, progress=False, device="cpu", seed=seed)
         features = points.features.toarray() if name == "dense features" else points.features
         found.append((model.fit(features, points.labels), features, points.labels))
     return found
@@ -423,6 +425,10 @@ def classifiers(seed):
         again = reloaded(model, train.Classifier.load)
         return parameters(again), again.predict(x[:30], 3)
 
+    def go_on(model, x, y):
+        again = copy.deepcopy(model).partial_fit(x[:50], y[:50])
+        return parameters(again), again.predict(x[:20], 3)
+
     def some(x):
         return x[:1], x[20:61], x
 
@@ -432,7 +438,12 @@ def classifiers(seed):
         "train.Classifier.fit": [functools.partial(fit, *one) for one in models],
         "train.Classifier.top_k": [functools.partial(model.top_k, part, k) for model, part in read for k in (1, 5)],
         "train.Classifier.predict": [functools.partial(model.predict, part, 3) for model, part in read],
-        "train.Classifier.contexts": [functools.partial(model.contexts, part) for model, part in read],
+        "train.Classifier.contexts": [
+            functools.partial(model.contexts, part) for model, part in read if model.architecture_ == "network"
+        ],
+        "train.Classifier.partial_fit": [
+            functools.partial(go_on, *one) for one in models if one[0].architecture_ == "linear"
+        ],
         "train.Classifier.evaluate": [functools.partial(model.evaluate, x, y) for model, x, y in models],
         "train.Classifier.score": [functools.partial(model.score, x, y) for model, x, y in models],
         "train.Classifier.save": [functools.partial(reload, model, x) for model, x, _ in models],

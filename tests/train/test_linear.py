@@ -175,3 +175,56 @@ def test_negative_and_signed_features_are_taken_as_they_are(corpus):
     x = corpus.features.copy().astype(np.float32)
     x.data[::2] *= -0.5
     assert train.Classifier(**SMALL).fit(x, corpus.labels).tfidf_ is None
+
+
+def test_partial_fit_learns_new_points_and_new_labels(corpus):
+    x, y = corpus.features, corpus.labels
+    first = train.Classifier(**SMALL).fit(x[:150], y[:150, :20])
+    before = first.score(x[200:], y[200:, :20])
+    seen = first.network_.layer.weights
+    again = train.Classifier(**SMALL).fit(x[:150], y[:150, :20]).partial_fit(x[150:200], y[150:200])
+    assert again.n_labels_ == 25 and again.n_points_ == 200 and (again.label_counts_[:20] >= first.label_counts_).all()
+    assert again.score(x[200:], y[200:]) > before - 0.05
+    ids = again.predict(x[150:200], 5)
+    new = y[150:200, 20:].toarray() > 0
+    found = np.array([[label in row for label in range(20, 25)] for row in ids])
+    assert found[new].mean() > 0.8 and found[~new].mean() < 0.3
+    kept = again.network_.layer.weights[:20]
+    assert (kept.toarray() != 0).sum() >= (seen.toarray() != 0).sum() * 0.9
+    same = train.Classifier(**SMALL).fit(x[:150], y[:150, :20]).partial_fit(x[150:200], y[150:200])
+    assert bits(same) == bits(again)
+
+
+def test_partial_fit_of_nothing_new_keeps_the_weights(corpus):
+    """Rows without features and labels change no weight."""
+    model = fitted(corpus)
+    before = model.network_.layer.weights.toarray()
+    model.partial_fit(scipy.sparse.csr_matrix((3, 60)), scipy.sparse.csr_matrix((3, 25)))
+    np.testing.assert_array_equal(model.network_.layer.weights.toarray(), before)
+
+
+def test_bad_partial_fits(corpus):
+    model = fitted(corpus)
+    before = bits(model)
+    with pytest.raises(ValueError, match="not fitted yet"):
+        train.Classifier(**SMALL).partial_fit(corpus.features, corpus.labels)
+    with pytest.raises(ValueError, match="y must have 300 rows and at least 25 columns"):
+        model.partial_fit(corpus.features, corpus.labels[:, :24])
+    with pytest.raises(ValueError, match="X has 59 features"):
+        model.partial_fit(corpus.features[:, :59], corpus.labels)
+    network = train.Classifier(architecture="network", embedding=8, intermediate=16, fan_in=4, epochs=1, progress=False)
+    with pytest.raises(ValueError, match="partial_fit is for architecture='linear'"):
+        network.fit(corpus.features, corpus.labels).partial_fit(corpus.features, corpus.labels)
+    assert bits(model) == before and model.n_labels_ == 25
+
+
+def test_on_cuda_as_on_the_cpu(corpus, backend):
+    """A few points: the same active pairs, so nearly the same weights."""
+    if backend.device == "cpu":
+        pytest.skip("what it is compared with")
+    some = corpus.features[:24], corpus.labels[:24]
+    few = SMALL | {"epochs": 2, "min_features": 2}
+    models = [train.Classifier(**few | {"device": device}).fit(*some) for device in ("cpu", "cuda")]
+    a, b = (m.network_.layer.weights.toarray() for m in models)
+    np.testing.assert_allclose(a, b, atol=1e-4)
+    np.testing.assert_array_equal(*(m.predict(some[0], 1) for m in models))
