@@ -439,10 +439,10 @@ def test_readmes_and_pictures_come_from_the_results(monkeypatch, tmp_path):
     assert report.README.read_text() == report.readme(rows), "run python -m bench.report, and edit prose.md"
     text = overview.README.read_text()
     assert text == overview.readme(text, rows), "run python -m bench.report"
-    for module in (accuracy, closeness, ds_softmax, language, overview, scaling):
+    for module in (accuracy, closeness, ds_softmax, language, overview, scaling, words):
         monkeypatch.setattr(module, "PICTURE", tmp_path / module.PICTURE.name)
     report.draw(rows)
-    drawn = {"closeness", "ds_softmax", "overview", "perplexity", "rewiring", "scaling"}
+    drawn = {"closeness", "ds_softmax", "overview", "perplexity", "rewiring", "scaling", "words"}
     assert {path.name for path in tmp_path.iterdir()} == {f"{name}.png" for name in drawn}
 
 
