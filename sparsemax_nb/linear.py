@@ -287,6 +287,16 @@ def more_features(lists, x, signed, share):
     return _lists(*_joined((indptr, ids, values), more), x.shape[1], lists.bias, np.flatnonzero(lists.dense >= 0))
 
 
+def check_squares(name, weights, indptr):
+    """ValueError where the sum of the squares of a row may not be a float32: a step could not be divided by it."""
+    if not weights.shape[0]:
+        return
+    xp = backend.module_of(backend.device_of(weights))
+    largest, longest = float(xp.abs(weights).max()), int((indptr[1:] - indptr[:-1]).max())
+    if largest**2 * longest > check.LARGEST:
+        raise ValueError(f"{name} must have squares that a float32 can hold, got {largest:g}; scale the features down")
+
+
 def rows_of(x, device="cpu"):
     """A canonical CSR matrix as kernels take it: `SparseRows`, on the CPU around its arrays."""
     arrays = x.indptr.astype(np.int64), x.indices.astype(np.int32, copy=False), x.data
@@ -477,6 +487,7 @@ def sparse_linear_step(x, layer, labels, duals=None, *, C=0.5, slack=0.2):  # no
     check.number("C", C, 0, math.inf, open_ends=True)
     check.number("slack", slack, 0, 1.999)
     rows, n_rows = _rows(x, layer)
+    check_squares("x", rows.weights, rows.indptr)
     labels = sparse.as_labels(labels, n_rows, layer.device, layer.n_labels)
     sparse.sorted_keys(labels, layer.n_labels)
     duals = _checked_duals(duals, n_rows, layer)

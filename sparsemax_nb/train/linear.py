@@ -1,5 +1,6 @@
 """Training of the linear layer over sparse features: passes of dual coordinate descent, and the choice of C and slack."""
 
+import math
 import time
 from dataclasses import asdict, dataclass, field
 
@@ -12,9 +13,9 @@ from ..cpu.feature_choice import transposed
 from ..cpu.panels import padded
 from ..cpu.vector import LANES
 from ..data.batches import shuffled
-from ..linear import SparseLinear, choose_lists, more_features, no_duals, rows_of
+from ..linear import SparseLinear, check_squares, choose_lists, more_features, no_duals, rows_of
 from . import metrics
-from .loop import FIGURE, History, ctrl_c_later, peak_memory
+from .loop import FIGURE, History, TrainingError, ctrl_c_later, peak_memory
 from .progress import Progress
 
 #: What seconds are counted by; a test of a budget puts another one in its place.
@@ -140,6 +141,7 @@ class DualTraining:
         self.n_rows = x.shape[0]
         batch = min(BATCH, max(1, -(-self.n_rows // STEPS)))
         start = clock()
+        check_squares("X", x.data, x.indptr)
         order = shuffled(self.n_rows, settings.seed, 0)
         self._x, self._y = x[order], y[order]  # a batch is a slice of them
         if lists is None:
@@ -255,6 +257,8 @@ class DualTraining:
         loss, self._duals[number] = step(
             x, labels, self._duals[number], layer.arrays, settings.C, settings.slack, self._room
         )
+        if not math.isfinite(loss):
+            raise TrainingError(f"step {self.history.steps}: the scores overflowed; scale the features down")
         self._at.losses.append([float(loss), rows.stop - rows.start])
         self._at.step += 1
         self.history.steps += 1

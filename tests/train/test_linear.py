@@ -228,3 +228,9 @@ def test_on_cuda_as_on_the_cpu(corpus, backend):
     a, b = (m.network_.layer.weights.toarray() for m in models)
     np.testing.assert_allclose(a, b, atol=1e-4)
     np.testing.assert_array_equal(*(m.predict(some[0], 1) for m in models))
+
+
+def test_features_whose_squares_overflow_are_refused(corpus):
+    x = corpus.features.astype(np.float32) * np.float32(1e25)
+    with pytest.raises(ValueError, match="X must have squares that a float32 can hold, got .*; scale the features down"):
+        train.Classifier(**SMALL | {"tfidf": False}).fit(x, corpus.labels)
