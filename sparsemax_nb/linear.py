@@ -153,7 +153,8 @@ class SparseLinear:
         >>> from sparsemax_nb import SparseLinear
         >>> x = scipy.sparse.csr_matrix(np.array([[1, 0, 1], [1, 0, 0], [0, 1, 1]], np.float32))
         >>> labels = scipy.sparse.csr_matrix(np.array([[1, 0], [1, 0], [0, 1]]))
-        >>> SparseLinear.choose(x, labels, per_point=0, at_least=1).weights.indices
+        >>> nowhere = np.empty(0, np.int32)
+        >>> SparseLinear.choose(x, labels, per_point=0, at_least=1, dense=nowhere).weights.indices
         array([0, 1], dtype=int32)
         """
         check.choice("device", device, ("cpu", "cuda"))
