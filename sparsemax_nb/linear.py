@@ -131,7 +131,7 @@ class SparseLinear:
         per_point : float
             Features of a label for each of its points.
         at_least : int
-            And at least so many, where its points have them. Labels without points get none.
+            And at least so many, where its points have them. Labels without points choose none.
         dense : (D,) integers, optional
             The features that are connected to all labels. If not given those that more than an eighth of the labels choose.
             Shards of the labels that are trained apart come to the bits of the whole where these are the same.
@@ -161,6 +161,7 @@ class SparseLinear:
         x, labels = canonical("x", x), sparse.as_ones("labels", labels)
         if x.shape[0] != labels.shape[0]:
             raise ValueError(f"x and labels must have as many rows as each other, got {x.shape[0]} and {labels.shape[0]}")
+        check_squares("x", x.data, x.indptr)
         check.number("per_point", per_point, 0, 1e6)
         check.integer("at_least", at_least, 1)
         if dense is not None:
@@ -242,14 +243,16 @@ def _chosen(points, x, expected, known, n_of_label, by_magnitude):
 def _outstanding(x, labels, per_point, at_least, known, n_known_points=0):
     """(indptr, ids) by label of the features that stand out in a label's points, beside those that are `known`.
 
-    So many that a label has `per_point` of them for each point, the `n_known_points` (L,) of before among them, and `at_least`.
+    `per_point` for each point, and so many that with the known ones there are `at_least`, and `per_point` for each of its
+    points, the `n_known_points` (L,) of before among them.
     """
     by_label = labels.T.tocsr()
     points = sparse.SparseRows(by_label.indptr.astype(np.int64), by_label.indices.astype(np.int32), by_label.data)
     n_points = np.diff(points.indptr)
-    wanted = np.minimum(np.maximum(at_least, per_point * (n_points + n_known_points)), x.shape[1])
-    n_of_label = np.where(n_points > 0, np.maximum(0, wanted - np.diff(known[0])), 0).astype(np.int64)
-    expected = np.asarray(x.sum(0, dtype=np.float64)).reshape(-1) / max(1, x.shape[0])
+    wanted = np.maximum(at_least, per_point * (n_points + n_known_points)) - np.diff(known[0])
+    there = by_label @ np.diff(x.indptr)  # no more than its points have
+    n_of_label = np.minimum(np.maximum(per_point * n_points, wanted), np.minimum(there, x.shape[1])).astype(np.int64)
+    expected = np.bincount(x.indices, x.data, minlength=x.shape[1]) / max(1, x.shape[0])
     return _chosen(points, rows_of(x), expected.astype(np.float32), known, n_of_label, by_magnitude=False)[:2]
 
 
@@ -354,7 +357,6 @@ def sparse_linear_forward(x, layer, out=None):
     Returns
     -------
     scores : (B, L) float32
-        On CUDA atomics: the order of float sums varies.
 
     Raises
     ------
@@ -485,6 +487,7 @@ def sparse_linear_step(x, layer, labels, duals=None, *, C=0.5, slack=0.2):  # no
            [-1. ,  0.9]], dtype=float32)
     """
     _check_layer(layer)
+    check.writable("layer.values", layer.arrays.values)
     check.number("C", C, 0, math.inf, open_ends=True)
     check.number("slack", slack, 0, 1.999)
     rows, n_rows = _rows(x, layer)

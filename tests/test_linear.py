@@ -31,14 +31,16 @@ def dense_duals(duals, shape):
     return scipy.sparse.csr_matrix((values, labels, indptr), shape).toarray()
 
 
-def run(x, labels, n_passes, batch=16, layer=None, **params):
-    """(layer, dense duals) after passes over batches of rows."""
+def run(x, labels, n_passes, batch=16, layer=None, losses=None, **params):
+    """(layer, dense duals) after passes over batches of rows; what each step returns goes into `losses`."""
     layer = SparseLinear.choose(x, labels, at_least=5) if layer is None else layer
     duals = {}
     for _ in range(n_passes):
         for first in range(0, x.shape[0], batch):
             rows = slice(first, first + batch)
-            _, duals[first] = sparse_linear_step(x[rows], layer, labels[rows], duals.get(first), **params)
+            loss, duals[first] = sparse_linear_step(x[rows], layer, labels[rows], duals.get(first), **params)
+            if losses is not None:
+                losses.append(loss)
     parts = [dense_duals(d, (len(d[0]) - 1, labels.shape[1])) for _, d in sorted(duals.items())]
     return layer, np.concatenate(parts)
 
@@ -98,8 +100,9 @@ def test_same_bits_with_any_number_of_threads():
     def bits(n):
         with threads(n):
             x, labels = points(200, 60, 300, seed=5)
-            layer, duals = run(x, labels, 2, 100)
-            return duals.tobytes(), *(a.tobytes() for a in layer.arrays)
+            losses = []
+            layer, duals = run(x, labels, 2, 100, losses=losses)
+            return losses, duals.tobytes(), *(a.tobytes() for a in layer.arrays)
 
     assert bits(1) == bits(2) == bits(numba.config.NUMBA_NUM_THREADS)
 
@@ -176,6 +179,28 @@ def test_a_label_has_the_features_of_its_points_only():
     assert not (layer.arrays.labels == 2).any()
 
 
+def test_no_rows(backend):
+    x, labels = points(4, 9, 7)
+    layer = SparseLinear.choose(x, labels, device=backend.device)
+    indptr, nothing = backend.array(np.zeros(1, np.int64)), backend.array(np.empty(0, np.int32))
+    rows = indptr, nothing, backend.array(np.empty(0, np.float32))
+    loss, duals = sparse_linear_step(rows, layer, Labels(indptr, nothing))
+    assert loss == 0 and [len(a) for a in duals] == [1, 0, 0]
+    assert sparse_linear_forward(rows, layer).shape == (0, 7) and sparse_linear_top_k(rows, layer, 2)[1].shape == (0, 2)
+
+
+def test_measures_of_minus_infinity_choose_nothing():
+    """A kernel must not take the -1 that stands for them as an index."""
+    from sparsemax_nb.core.sparse import SparseRows
+    from sparsemax_nb.linear import _chosen
+
+    x = scipy.sparse.csr_matrix(np.ones((2, 3), np.float32))
+    by_label, known = SparseRows(np.array([0, 2]), np.arange(2, dtype=np.int32), np.ones(2, np.float32)), (np.zeros(2, int), np.empty(0, np.int32))
+    expected = np.array([np.inf, 0, np.inf], np.float32)
+    indptr, ids, sums = _chosen(by_label, rows_of(x), expected, known, np.array([2]), False)
+    assert (indptr.tolist(), ids.tolist(), sums.tolist()) == ([0, 1], [1], [2])
+
+
 def test_rows_without_features_and_without_labels():
     x, labels = points(20, 10, 6)
     x, labels = x.tolil(), labels.tolil()
@@ -197,7 +222,11 @@ def test_bad_input():
     nan = x.copy()
     nan.data[3] = np.nan
     _, good = SparseLinear.choose(x, labels), step(x, SparseLinear.choose(x, labels), labels)[1]
+    frozen = SparseLinear.choose(x, labels)
+    frozen.arrays.values.flags.writeable = False
     for message, call in {
+        "layer.values is written to but is read-only": lambda: step(x, frozen, labels),
+        "x must have squares that a float32 can hold": lambda: SparseLinear.choose(x * 1e30, labels),
         "layer must be a SparseLinear, got NoneType": lambda: step(x, None, labels),
         r"C must lie in \(0, inf\), got 0": lambda: step(x, layer, labels, C=0),
         r"C must lie in \(0, inf\), got -1": lambda: step(x, layer, labels, C=-1),

@@ -6,6 +6,8 @@ import time
 
 import numpy as np
 
+from bench.machine import peak_rss
+
 from . import Unavailable
 
 SETTINGS = {"loss": "hs", "epoch": 25, "lr": 0.5, "dim": 256, "minCount": 1}
@@ -32,6 +34,7 @@ def train_and_ask(x, y, test_x, *, folder, threads, k=5, alone=1000):
     model = fasttext.train_supervised(input=str(path), thread=threads, verbose=0, **SETTINGS)
     seconds = time.perf_counter() - start
     model.save_model(str(folder / "model.bin"))
+    peak = peak_rss()  # before the rows become lines
     lines, ids = [text(test_x, row) for row in range(test_x.shape[0])], np.full((test_x.shape[0], k), -1, np.int32)
     start = time.perf_counter()
     answers = [model.f.predict(line + "\n", k, 0.0, "strict") for line in lines]
@@ -40,7 +43,7 @@ def train_and_ask(x, y, test_x, *, folder, threads, k=5, alone=1000):
         labels = [int(label.removeprefix("__label__")) for _, label in answer]
         found[: len(labels)] = labels
     figures = {
-        "train_seconds": seconds, "model_bytes": os.path.getsize(folder / "model.bin"),
+        "train_seconds": seconds, "peak_memory_bytes": peak, "model_bytes": os.path.getsize(folder / "model.bin"),
         "ms_a_query": 1e3 * together / max(1, len(lines)), "ms_a_query_alone": 1e3 * together / max(1, len(lines)),
         "settings": SETTINGS, "versions": {"fasttext-wheel": importlib.metadata.version("fasttext-wheel")},
     }  # fmt: skip

@@ -6,6 +6,8 @@ import time
 
 import numpy as np
 
+from bench.machine import peak_rss
+
 from . import Unavailable
 
 #: Its defaults (trees in the manner of Parabel), and trees in the manner of Bonsai.
@@ -49,6 +51,7 @@ def train_and_ask(form, x, y, test_x, *, folder, threads, k=5, alone=1000):
     seconds = time.perf_counter() - start
     model.save(str(folder / "model"))
     size = sum(os.path.getsize(os.path.join(where, file)) for where, _, files in os.walk(folder / "model") for file in files)
+    peak = peak_rss()  # before the rows become lists
     rows, ids = _pairs(test_x), np.full((test_x.shape[0], k), -1, np.int32)
     start = time.perf_counter()
     answers = [model.predict(row, beam_size=BEAM, top_k=k) for row in rows]
@@ -56,7 +59,7 @@ def train_and_ask(form, x, y, test_x, *, folder, threads, k=5, alone=1000):
     for found, answer in zip(ids, answers, strict=True):
         found[: len(answer)] = [label for label, _ in answer]
     figures = {
-        "train_seconds": seconds, "model_bytes": size, "ms_a_query": 1e3 * together / max(1, len(rows)),
+        "train_seconds": seconds, "peak_memory_bytes": peak, "model_bytes": size, "ms_a_query": 1e3 * together / max(1, len(rows)),
         "ms_a_query_alone": 1e3 * together / max(1, len(rows)),  # it takes one row a call
         "settings": FORMS[form] | {"beam": BEAM}, "versions": {"omikuji": importlib.metadata.version("omikuji")},
     }  # fmt: skip

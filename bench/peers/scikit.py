@@ -50,6 +50,7 @@ def nearest_centroids(x, y, test_x, *, k=5, alone=1000):
 def one_vs_rest(x, y, test_x, *, c, threads, k=5, alone=1000):
     """(ids, figures) of a logistic regression a label (LIBLINEAR)."""
     import joblib
+    from joblib.externals.loky import get_reusable_executor
     from sklearn.linear_model import LogisticRegression
 
     def fit(label):
@@ -61,6 +62,7 @@ def one_vs_rest(x, y, test_x, *, c, threads, k=5, alone=1000):
 
     start = time.perf_counter()
     found = joblib.Parallel(n_jobs=threads)(joblib.delayed(fit)(label) for label in range(y.shape[1]))
+    get_reusable_executor().shutdown(wait=True)  # what its processes did counts for this one once they are gone
     weights, bias = np.stack([w for w, _ in found], 1), np.array([b for _, b in found])
     seconds = time.perf_counter() - start
 

@@ -50,6 +50,7 @@ class Active(NamedTuple):
     ends: np.ndarray  # (B,) int64, the end of the row's pairs in its chunk
     labels: np.ndarray  # (C, P) int32; -1 - label where it is one of the row's own
     duals: np.ndarray  # (C, P) float32
+    losses: np.ndarray  # (C, P) float32, the squared hinge before the step
 
 
 class Entries(NamedTuple):

@@ -64,8 +64,11 @@ def choose_features(points, x, expected, known, room, by_magnitude, chosen, sums
             best, best_ids = np.empty(n_best, np.float32), np.empty(n_best, np.int32)
             select(measures[:n], best, best_ids)
             best_ids.sort()
-            for i in range(n_best):
-                chosen[first + i], sums[first + i] = ids[best_ids[i]], total[ids[best_ids[i]]]
+            found = first
+            for i in best_ids:
+                if i >= 0:  # -1 stands for measures of -infinity
+                    chosen[found], sums[found] = ids[i], total[ids[i]]
+                    found += 1
             for i in range(n):
                 total[ids[i]] = ZERO
 

@@ -228,7 +228,9 @@ def _active(x, labels, duals, layer, slack, room):
     n_chunks, needed = min(CHUNKS, n_rows), np.zeros((min(CHUNKS, n_rows), 2), np.int64)
     while True:
         pairs, some = (n_chunks, room[0]), (n_chunks, room[1])
-        active = Active(np.empty(n_rows, np.int64), np.empty(pairs, np.int32), np.empty(pairs, np.float32))
+        active = Active(
+            np.empty(n_rows, np.int64), np.empty(pairs, np.int32), np.empty(pairs, np.float32), np.empty(pairs, np.float32)
+        )
         entries = Entries(np.empty(n_rows, np.int64), np.empty(some, np.int64), np.empty(some, np.int32), np.empty(some, np.float32))
         _find_active(x, labels, duals, layer, np.float32(slack - 1), active, entries, needed)
         most = needed.max(0, initial=0)
@@ -255,19 +257,16 @@ def _scores_of_pairs(chunk, first, last, active, entries, begin, end, bias, valu
 
 @backend.njit
 def _move_duals(chunk, first, last, active, slack, half, mine, scores, squares):
-    """New dual variables of these pairs; `scores` becomes the change times y. Returns the squared hinge before it."""
-    loss = 0.0
+    """New dual variables of these pairs, and the squared hinge before; `scores` becomes the change of the dual times y."""
     for i in range(last - first):
         if mine[i]:
             own, old, new = active.labels[chunk, first + i] < 0, active.duals[chunk, first + i], ZERO
             gradient = scores[i] - ONE if own else slack - ONE - scores[i]
-            if gradient < ZERO:
-                loss += np.float64(gradient) * np.float64(gradient)
+            active.losses[chunk, first + i] = gradient * gradient if gradient < ZERO else ZERO
             if squares[i] > ZERO:
                 new = max(ZERO, old - (gradient + old * half) / (squares[i] + half))
             active.duals[chunk, first + i] = new
             scores[i] = new - old if own else old - new
-    return loss
 
 
 @backend.njit
@@ -282,12 +281,11 @@ def _most_pairs(active):
 
 
 @backend.njit_parallel(work=lambda active, entries, *_: 4 * entries.slots.size)
-def _update(active, entries, bias, half, slack, values, losses):
-    n_rows, n_owners, n_chunks = active.ends.size, losses.size, active.labels.shape[0]
+def _update(active, entries, bias, half, slack, n_owners, values):
+    n_rows, n_chunks = active.ends.size, active.labels.shape[0]
     most = _most_pairs(active)
     for owner in prange(n_owners):
         mine, scores, squares = np.empty(most, np.bool_), np.empty(most, np.float32), np.empty(most, np.float32)
-        total = 0.0
         for chunk in range(n_chunks):
             first, begin = 0, 0
             for b in range(n_rows * chunk // n_chunks, n_rows * (chunk + 1) // n_chunks):
@@ -295,25 +293,25 @@ def _update(active, entries, bias, half, slack, values, losses):
                 _scores_of_pairs(
                     chunk, first, last, active, entries, begin, end, bias, values, owner, n_owners, mine, scores, squares
                 )
-                total += _move_duals(chunk, first, last, active, slack, half, mine, scores, squares)
+                _move_duals(chunk, first, last, active, slack, half, mine, scores, squares)
                 for e in range(begin, end):
                     i = entries.pairs[chunk, e]
                     if mine[i] and scores[i] != ZERO:
                         values[entries.slots[chunk, e]] += scores[i] * entries.inputs[chunk, e]
                 first, begin = last, end
-        losses[owner] = total
 
 
 @backend.njit
 def _above_zero(active):
-    """The `Duals` of the pairs where they are above zero."""
-    n_rows, n_chunks, n = active.ends.size, active.labels.shape[0], 0
+    """The loss of all pairs, added in their order, and the `Duals` where they are above zero."""
+    n_rows, n_chunks, n, loss = active.ends.size, active.labels.shape[0], 0, 0.0
     indptr = np.zeros(n_rows + 1, np.int64)
     for chunk in range(n_chunks):
         first = 0
         for b in range(n_rows * chunk // n_chunks, n_rows * (chunk + 1) // n_chunks):
             for i in range(first, active.ends[b]):
                 n += active.duals[chunk, i] > ZERO
+                loss += active.losses[chunk, i]
             first, indptr[b + 1] = active.ends[b], n
     labels, values, n = np.empty(n, np.int32), np.empty(n, np.float32), 0
     for chunk in range(n_chunks):
@@ -325,7 +323,7 @@ def _above_zero(active):
                     labels[n], values[n] = -1 - label if label < 0 else label, active.duals[chunk, i]
                     n += 1
             first = active.ends[b]
-    return indptr, labels, values
+    return loss, indptr, labels, values
 
 
 def step(x, labels, duals, layer, c, slack, room=None):
@@ -334,6 +332,8 @@ def step(x, labels, duals, layer, c, slack, room=None):
     Each label visits its active rows in their order. `values` of the layer change in place. `room`: see `_active`.
     """
     active, entries = _active(x, labels, duals, layer, slack, [1 << 10, 1 << 13] if room is None else room)
-    losses = np.zeros(numba.get_num_threads())
-    _update(active, entries, layer.bias, np.float32(1 / (2 * c)), np.float32(slack), layer.values, losses)
-    return losses.sum(), Duals(*_above_zero(active))
+    _update(
+        active, entries, layer.bias, np.float32(1 / (2 * c)), np.float32(slack), numba.get_num_threads(), layer.values
+    )
+    loss, *new = _above_zero(active)
+    return loss, Duals(*new)

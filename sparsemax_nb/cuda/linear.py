@@ -148,6 +148,8 @@ def step(x, labels, duals, layer, c, slack, room=None):
     Each label visits its active rows in their order. `values` of the layer change in place. `room` is of no use here.
     """
     xp, n_rows = backend.xp, x.indptr.shape[0] - 1
+    if not n_rows:
+        return 0.0, duals
     own, known = _keys(labels.indptr, labels.indices, n_rows), _keys(duals.indptr, duals.labels, n_rows)
     keys = xp.unique(xp.concatenate([_active(x, layer, np.float32(slack - 1), n_rows), own, known]))
     rows, found = (keys % n_rows).astype(np.int32), (keys // n_rows).astype(np.int32)

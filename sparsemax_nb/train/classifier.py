@@ -1,6 +1,7 @@
 """`Classifier`: multi-label classification of sparse bags of words or dense features, with scikit-learn manners."""
 
 import copy
+import functools
 import math
 import sys
 import time
@@ -20,7 +21,7 @@ from ..grouping import GROUPINGS, group_labels
 from ..linear import extended_lists
 from ..optimizers import Adam
 from . import linear, loop, memory, metrics
-from .estimator import DATA, FREE_TO_CHANGE, MOST_WIDTH, SampledEstimator
+from .estimator import DATA, FREE_TO_CHANGE, MOST_WIDTH, AvailableIf, SampledEstimator
 from .network import LOSSES, OUTPUTS, SPARSE_OUTPUTS, Network, parameter_shapes
 from .softmax import INDICES, Negatives
 
@@ -64,8 +65,8 @@ class Classifier(SampledEstimator):
         is not at its default is an error.
     C : 'auto' or float
         Of 'linear': what an error weighs against ``|w|^2 / 2``, above 0. 'auto' tries values from 1/16 to 4 on a fifth of
-        the labels, with all of their points but those held back (or with `validation`), and takes the one with the best
-        nDCG@5; see `trials_`.
+        the labels (1,000 at least; all where there are fewer than 10,000 points), with all of their points but those held
+        back (or with `validation`), and takes the one with the best nDCG@5; see `trials_`.
     slack : 'auto' or float
         Of 'linear': other labels than a point's own are asked for a score of ``slack - 1``, in [0, 2). 'auto' as for C.
     features_per_point, min_features : float, int
@@ -397,7 +398,8 @@ class Classifier(SampledEstimator):
             Entries that are not zero are positive (a dense 0/1 matrix will do). Rows without labels are legal. A single
             column is a single label, not class ids: it holds 0 and 1, or two other numbers, the larger of which is the label.
         validation : pair (X, y), optional
-            Decides on learning rate, early stop and which epoch's weights are kept, by P@3.
+            Of a linear layer it decides on C and slack. Of a network it decides on learning rate, early stop and which epoch's
+            weights are kept, by P@3.
         checkpoint_path : path, optional
             A checkpoint is written there after every epoch, every `checkpoint_seconds`, and on Ctrl-C. A file that is
             there already is an error, but with `resume`.
@@ -406,7 +408,7 @@ class Classifier(SampledEstimator):
         resume : bool
             Continue from `checkpoint_path` where there is one: the weights become, bit for bit, those of a run that was
             not interrupted (on the CPU; on CUDA some sums vary in their last bits). Data and parameters must be the same,
-            but for budget_seconds, device, memory_limit, progress and, without rewiring, epochs.
+            but for budget_seconds, device, memory_limit, progress and, of a network without rewiring, epochs.
         after_epoch : callable, optional
             ``after_epoch(epoch, history)`` is called after every epoch.
 
@@ -451,12 +453,14 @@ class Classifier(SampledEstimator):
             training.run(save=save, save_seconds=checkpoint_seconds, progress=self.progress, after_epoch=after_epoch)
         return self
 
-    def partial_fit(self, X, y):  # noqa: N803
-        """Go on with a fitted linear layer on new points, which may have new labels and need not be kept.
+    @functools.partial(AvailableIf, lambda self: self.architecture != "network")
+    def partial_fit(self, X, y, classes=None):  # noqa: N803
+        """Go on with a fitted linear layer on new points, which may have new labels and need not be kept; the first call fits.
 
-        `epochs` passes over the new points. What earlier points have taught stays in the weights, but can no longer be
-        weighed against: where old and new contradict each other, give old points again. Labels get the features that stand
-        out in their new points; TF-IDF, C and slack stay what they were.
+        `epochs` passes over the new points, without a budget. What earlier points have taught stays in the weights, but can no longer be
+        weighed against: where old and new contradict each other, give old points again. Each label gets `features_per_point`
+        more features for each new point, those that stand out in them; TF-IDF, C and slack stay what they were. Names of the
+        labels are dropped where there are new labels.
 
         Parameters
         ----------
@@ -464,6 +468,8 @@ class Classifier(SampledEstimator):
             As in `fit`.
         y : (n, L or more) SciPy CSR matrix
             As in `fit`; columns beyond those of before are new labels.
+        classes : object, optional
+            Of no meaning here, where the columns of y are the labels; scikit-learn passes it.
 
         Returns
         -------
@@ -472,22 +478,28 @@ class Classifier(SampledEstimator):
         Raises
         ------
         TypeError, ValueError
-            Not fitted yet, or not linear; X of another width than in `fit`, or not finite; y with fewer labels or of other
-            points. Nothing has changed then.
+            The model is a network; X of another width than in `fit`, or not finite; y with fewer labels or of other points.
+            Nothing has changed then.
+        AttributeError
+            For architecture='network', which has no such method.
         """
-        self._check_fitted()
+        if not hasattr(self, self.result):
+            return self.fit(X, y)
+        self._check_params()
         if self.architecture_ != "linear":
             raise ValueError("partial_fit is for architecture='linear'; fit a network anew, or resume it")
         X, y = self._features(X), _labels("y", y)  # noqa: N806
         if y.shape[0] != X.shape[0] or y.shape[1] < self.n_labels_:
             raise ValueError(f"y must have {X.shape[0]} rows and at least {self.n_labels_} columns, got {y.shape}")
+        if not X.shape[0]:
+            raise ValueError("X and y must have at least one row, got 0")
         new = copy.copy(self)
         new.n_points_, new.n_labels_ = self.n_points_ + X.shape[0], y.shape[1]
         before = np.concatenate([self.label_counts_, np.zeros(y.shape[1] - self.n_labels_, np.int64)])
         new.label_counts_ = before + np.bincount(y.indices, minlength=y.shape[1])
         if self.label_names_ is not None and new.n_labels_ > self.n_labels_:
             new.label_names_ = None
-        x, settings = self._all_batches(X), self._linear_settings(self.C_, self.slack_)
+        x, settings = self._all_batches(X), replace(self._linear_settings(self.C_, self.slack_), extra_features=0.0)
         lists = FeatureLists(*map(backend.to_numpy, self.network_.layer.arrays))
         lists = extended_lists(lists, x, y, settings.features_per_point, settings.min_features, before)
         training = linear.DualTraining(x, y, settings, self.device_, lists=lists, n_points=new.label_counts_)
@@ -547,9 +559,9 @@ class Classifier(SampledEstimator):
         wanted = [name for name in ("C", "slack") if getattr(self, name) == "auto"]
         first = {name: start if name in wanted else getattr(self, name) for name, start in zip(("C", "slack"), linear.FIRST, strict=True)}
         settings = self._linear_settings(first["C"], first["slack"])
-        held = None if validation is None else (self._all_batches(validation[0]), validation[1])
         self.C_, self.slack_, self.trials_ = settings.C, settings.slack, []
         if wanted:
+            held = None if validation is None else (self._all_batches(validation[0]), validation[1])
             self.C_, self.slack_, self.trials_ = linear.choose_settings(x, y, settings, wanted=wanted, validation=held)
             settings = replace(settings, C=self.C_, slack=self.slack_)
             if self.progress:
@@ -864,7 +876,8 @@ class Classifier(SampledEstimator):
             if model.architecture_ == "linear":
                 if model.is_dense_:
                     raise ValueError("a linear layer is of sparse features")
-                model.C_, model.slack_ = about["C"], about["slack"]
+                model.C_ = check.number("C", about["C"], 0, math.inf, open_ends=True)
+                model.slack_ = check.number("slack", about["slack"], 0, 1.999)
                 model.network_ = linear.LinearModel.of_arrays(arrays, model.n_features_in_, model.n_labels_, device)
             else:
                 params = model._network_params(model.n_features_in_, model.n_labels_, model.is_dense_, device)

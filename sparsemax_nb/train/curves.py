@@ -31,7 +31,8 @@ def plot(history, path):
         if validated and name in validated[0]:
             quality.plot(epochs, [100 * figures[name] for figures in validated], color=colour, marker="o", label=name)
     if validated:
-        quality.axvline(history.best_epoch + 1, color=GREY, linestyle=":", label="weights kept")
+        if history.best_epoch is not None:
+            quality.axvline(history.best_epoch + 1, color=GREY, linestyle=":", label="weights kept")
         quality.legend(frameon=False, loc="center right")
     else:
         quality.text(0.5, 0.5, "no validation set", transform=quality.transAxes, ha="center")
@@ -44,8 +45,11 @@ def plot(history, path):
     gradients.set(ylabel="norm", ylim=(0, None), title="Gradient of the loss", xlabel="epoch")
     if layers:
         gradients.legend(frameon=False)
-    rates = [record["learning_rate"] for record in history.epochs]
-    schedule.plot(epochs, rates, color=PINK, marker="o")
+    rates = [record["learning_rate"] for record in history.epochs if "learning_rate" in record]
+    if rates:
+        schedule.plot(epochs, rates, color=PINK, marker="o")
+    else:
+        schedule.text(0.5, 0.5, "no learning rate", transform=schedule.transAxes, ha="center")
     schedule.set(ylabel="learning rate", ylim=(0, None), title="Learning rate and rewiring", xlabel="epoch")
     schedule.yaxis.label.set_color(PINK)
     if history.rewirings:

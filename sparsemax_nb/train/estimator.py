@@ -22,6 +22,20 @@ DATA = description.optional(description.record(name=description.text, fingerprin
 MOST_WIDTH = 2**31 - 1
 
 
+class AvailableIf:
+    """A method that an object has only where ``condition(object)`` holds: `hasattr` is False elsewhere, as scikit-learn asks it."""
+
+    def __init__(self, condition, method):
+        self._condition, self._method = condition, method
+
+    def __get__(self, instance, owner):
+        if instance is None:
+            return self._method
+        if not self._condition(instance):
+            raise AttributeError(f"{self._method.__name__} is for a linear layer, not for architecture={instance.architecture!r}")
+        return self._method.__get__(instance, owner)
+
+
 class Estimator:
     """Parameters as constructor arguments, with scikit-learn's manners."""
 

@@ -100,10 +100,14 @@ def checked(lists, n_features, n_labels):
         raise ValueError("linear.labels must ascend within a feature")
     first, width = padded(len(labels), LANES), padded(n_labels, LANES)
     starts = dense[dense >= 0]
+    if np.diff(indptr)[dense >= 0].any():
+        raise ValueError("linear.indptr must leave the lists of features that are connected to all labels empty")
     if len(values) != first + len(starts) * width or not np.array_equal(starts, first + width * np.arange(len(starts))):
         raise ValueError("linear.values and linear.dense do not agree")
     check.finite("linear.values", values)
     check.finite("linear.bias", bias)
+    if values[first:].reshape(-1, width)[:, n_labels:].any() or values[len(labels) : first].any():
+        raise ValueError("linear.values must be zero where there is no label")
     return FeatureLists(indptr, labels, values, dense, bias)
 
 
@@ -147,7 +151,8 @@ class DualTraining:
         if lists is None:
             lists = choose_lists(self._x, self._y, settings.features_per_point, settings.min_features, dense)
         n_points = np.bincount(self._y.indices, minlength=y.shape[1]) if n_points is None else n_points
-        lists.bias[:] += np.float32(TIE) * np.log(np.maximum(n_points, 1)).astype(np.float32)
+        # not above the threshold, or every label would be looked at in every row
+        lists.bias[:] += np.minimum(TIE * np.log(np.maximum(n_points, 1)), settings.slack / 2).astype(np.float32)
         lists.bias[n_points == 0] = UNSEEN
         self.network = LinearModel(SparseLinear._of(lists, device))
         self._batches = [slice(first, min(first + batch, self.n_rows)) for first in range(0, self.n_rows, batch)]
@@ -155,7 +160,7 @@ class DualTraining:
         self._total_steps = settings.epochs * len(self._batches)
         self._room = [1 << 12, 1 << 14]  # pairs and entries of a chunk of rows, as the kernels need them
         self.history, self._at = History(), _Position()
-        self.history.seconds = clock() - start
+        self.history.first_step_seconds = clock() - start  # it may compile
 
     # ------------------------------------------------------------ checkpoints
 
@@ -177,6 +182,8 @@ class DualTraining:
         DESCRIPTION("description", about)
         position = _Position(**about["position"])
         check.integer("position.step", position.step, 0, len(self._batches) - 1)
+        if len(about["history"]["epochs"]) != position.epoch:
+            raise ValueError(f"history.epochs must be {position.epoch} epochs")
         if len(position.losses) != position.step or any(rows <= 0 for _, rows in position.losses):
             raise ValueError("position.losses must be those of the epoch's steps")
         layer = self.network.layer
@@ -211,23 +218,31 @@ class DualTraining:
     def run(self, *, save=None, save_seconds=300.0, progress=True, after_epoch=None):
         """Train to the end; returns the `History`. `save` and `after_epoch` as in `loop.Training.run`."""
         bar = Progress(self._total_steps, self.history.steps, progress)
-        self.history.stopped = "epochs" if self._at.epoch >= self.settings.epochs else ""
+        self.history.stopped = self._end()
         with bar, ctrl_c_later(save is not None) as interrupted:
-            saved = clock()
+            first, saved = True, clock()
             while not self.history.stopped:
                 start = clock()
                 self._step()
                 ended = self._at.step == len(self._batches)
                 if ended and self._at.epoch == 0 and self.settings.extra_features > 0 and self.settings.epochs > 1:
                     self._add_features()
-                self.history.seconds += clock() - start
+                if first:
+                    self.history.first_step_seconds += clock() - start
+                else:
+                    self.history.seconds += clock() - start
+                first = False
                 bar.step(self._shown)
-                if ended or self._over_budget():
+                over = self._over_budget()
+                if over and not ended and save is not None:
+                    save()  # inside the epoch: a run that gets more time goes on from here
+                if ended or over:
                     self._end_epoch(ended)
                     if after_epoch is not None:
                         after_epoch(len(self.history.epochs) - 1, self.history)
                 self.history.stopped = self._end()
-                if save is not None and (ended or interrupted or self.history.stopped or clock() - saved >= save_seconds):
+                due = ended or interrupted or clock() - saved >= save_seconds
+                if save is not None and due and (ended or not over):
                     save()
                     saved = clock()
                 if interrupted:

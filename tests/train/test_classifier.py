@@ -535,7 +535,7 @@ def test_columns_of_a_data_frame_are_those_of_the_fit(corpus, tmp_path):
 def test_scikit_learns_check_of_column_names():
     checks = pytest.importorskip("sklearn.utils.estimator_checks")
     pytest.importorskip("pandas", reason="pandas is not installed")
-    small = {"embedding": 8, "intermediate": 16, "fan_in": 4, "epochs": 1, "device": "cpu", "progress": False}
+    small = {"architecture": "network", "embedding": 8, "intermediate": 16, "fan_in": 4, "epochs": 1, "device": "cpu", "progress": False}
     checks.check_dataframe_column_names_consistency("Classifier", train.Classifier(**small))
 
 

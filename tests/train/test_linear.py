@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from sparsemax_nb import data, train
-from sparsemax_nb.core import checkpoint
+from sparsemax_nb import cli, data, train
+from sparsemax_nb.core import checkpoint, sparse
+from sparsemax_nb.cpu import linear as cpu_linear
 from sparsemax_nb.train import linear
 
 SMALL = {"architecture": "linear", "C": 0.5, "slack": 0.2, "min_features": 5, "features_per_point": 0.0, "device": "cpu", "progress": False}
@@ -89,9 +90,10 @@ def test_save_and_load(corpus, tmp_path):
         ("linear.labels", lambda a: a + 25, "linear.labels must lie in"),
         ("linear.labels", lambda a: a[::-1].copy(), "must ascend within a feature"),
         ("linear.indptr", lambda a: a[::-1].copy(), "linear.indptr must rise"),
-        ("linear.dense", lambda a: a + 1, "do not agree"),
+        ("linear.dense", lambda a: np.where(a >= 0, a + 1, a), "do not agree"),
         ("linear.values", lambda a: a[:-1], "do not agree"),
         ("linear.values", lambda a: a * np.nan, "must be finite"),
+        ("linear.values", lambda a: np.where(np.arange(len(a)) == len(a) - 1, np.float32(1), a), "must be zero where there is no label"),
         ("linear.bias", lambda a: a[:-1], "linear.bias must have shape"),
     ],
 )  # fmt: skip
@@ -125,10 +127,45 @@ def test_a_resumed_run_comes_to_the_same_bits(corpus, tmp_path, monkeypatch, ste
         train.Classifier(**SMALL | {"C": 0.7}).fit(corpus.features, corpus.labels, checkpoint_path=path, resume=True)
 
 
-def test_a_budget_ends_the_run(corpus, ticking):
+def test_a_budget_ends_the_run_which_goes_on_with_more(corpus, tmp_path, ticking):
     model = fitted(corpus, budget_seconds=1e-9)
     assert model.history_.stopped == "budget" and len(model.history_.epochs) == 1
     model.predict(corpus.features)
+    path, whole = tmp_path / "c", fitted(corpus)
+    few = train.Classifier(**SMALL | {"budget_seconds": 1e-9}).fit(corpus.features, corpus.labels, checkpoint_path=path)
+    assert few.history_.steps < whole.history_.steps
+    again = train.Classifier(**SMALL).fit(corpus.features, corpus.labels, checkpoint_path=path, resume=True)
+    assert bits(again) == bits(whole) and again.history_.losses == whole.history_.losses
+
+
+@pytest.mark.parametrize("slack", [0, 0.001])
+def test_without_slack_only_labels_with_a_score_are_looked_at(corpus, slack, monkeypatch):
+    looked, kernel = [], cpu_linear._active
+
+    def count(*arguments):
+        active, entries = kernel(*arguments)
+        looked.append(active.ends.max())
+        return active, entries
+
+    monkeypatch.setattr(cpu_linear, "_active", count)
+    empty = scipy.sparse.vstack([corpus.features, scipy.sparse.csr_matrix((300, 60))]).tocsr()
+    y = scipy.sparse.vstack([corpus.labels, scipy.sparse.csr_matrix((300, 25))]).tocsr()
+    model = train.Classifier(**SMALL | {"slack": slack}).fit(empty, y)
+    layer, rows = model.network_.layer, linear.rows_of(empty[300:])
+    active, _ = kernel(rows, sparse.Labels(*linear._part(y, slice(300, 600))[:2]), linear.no_duals(300), layer.arrays, slack, [16, 16])
+    assert looked and (active.ends == 0).all()
+
+
+def test_the_command_line_trains_it_by_default(corpus, tmp_path, capsys):
+    for part, rows in ("train", slice(0, 200)), ("dev", slice(200, 250)), ("test", slice(250, 300)):
+        data.write_xc(tmp_path / f"{part}.txt", corpus.features[rows], corpus.labels[rows])
+    files = ["--save", str(tmp_path / "m.st"), "--plot", str(tmp_path / "p.png"), "--json", str(tmp_path / "f.json")]
+    for more in [], ["--validation", "none", "--C", "0.5", "--slack", "auto", "--epochs", "2"]:
+        assert cli.main(["train", "classifier", "--data", str(tmp_path), "--device", "cpu", "--quiet", *files, *more]) == 0
+    assert "loss" in capsys.readouterr().out and (tmp_path / "p.png").exists()
+    assert train.Classifier.load(tmp_path / "m.st").C_ == 0.5
+    assert cli.main(["train", "classifier", "--data", str(tmp_path), "--quiet", "--fan-in", "3"]) == 2
+    assert "fan_in is of architecture='network'" in capsys.readouterr().err
 
 
 def test_labels_without_points_come_last(corpus):
@@ -206,15 +243,21 @@ def test_partial_fit_of_nothing_new_keeps_the_weights(corpus):
 def test_bad_partial_fits(corpus):
     model = fitted(corpus)
     before = bits(model)
-    with pytest.raises(ValueError, match="not fitted yet"):
-        train.Classifier(**SMALL).partial_fit(corpus.features, corpus.labels)
+    assert bits(train.Classifier(**SMALL).partial_fit(corpus.features, corpus.labels)) == before
     with pytest.raises(ValueError, match="y must have 300 rows and at least 25 columns"):
         model.partial_fit(corpus.features, corpus.labels[:, :24])
     with pytest.raises(ValueError, match="X has 59 features"):
         model.partial_fit(corpus.features[:, :59], corpus.labels)
+    with pytest.raises(ValueError, match="at least one row"):
+        model.partial_fit(corpus.features[:0], corpus.labels[:0])
+    with pytest.raises(ValueError, match="epochs must be at least 1"):
+        fitted(corpus).set_params(epochs=0).partial_fit(corpus.features, corpus.labels)
     network = train.Classifier(architecture="network", embedding=8, intermediate=16, fan_in=4, epochs=1, progress=False)
+    with pytest.raises(AttributeError, match="partial_fit is for a linear layer, not for architecture='network'"):
+        network.partial_fit(corpus.features, corpus.labels)
+    network = train.Classifier(intermediate=16, fan_in=4, epochs=1, progress=False)
     with pytest.raises(ValueError, match="partial_fit is for architecture='linear'"):
-        network.fit(corpus.features, corpus.labels).partial_fit(corpus.features, corpus.labels)
+        network.fit(corpus.features.toarray(), corpus.labels).partial_fit(corpus.features.toarray(), corpus.labels)
     assert bits(model) == before and model.n_labels_ == 25
 
 
