@@ -74,6 +74,18 @@ def choose_features(points, x, expected, known, room, by_magnitude, chosen, sums
 
 
 @backend.njit
+def signed(indptr, labels, values, own_indptr, own):
+    """``y a`` of dual variables row by row: negative where the label is none of the row's own."""
+    found = -values
+    for b in range(indptr.size - 1):
+        for j in range(indptr[b], indptr[b + 1]):
+            for i in range(own_indptr[b], own_indptr[b + 1]):
+                if own[i] == labels[j]:
+                    found[j] = values[j]
+    return found
+
+
+@backend.njit
 def transposed(indptr, ids, values, n_columns):
     """(indptr, rows, values) by column of entries by row; rows ascend within a column."""
     starts = np.zeros(n_columns + 1, np.int64)

@@ -9,7 +9,7 @@ import scipy.sparse
 
 from ..core import backend, check, description, sparse
 from ..core.connections import Duals, FeatureLists
-from ..cpu.feature_choice import transposed
+from ..cpu.feature_choice import signed, transposed
 from ..cpu.panels import padded
 from ..cpu.vector import LANES
 from ..data.batches import shuffled
@@ -290,10 +290,8 @@ class DualTraining:
         before = np.cumsum([0] + [len(d.labels) for d in duals])
         indptr = np.concatenate([d.indptr[:-1] + n for d, n in zip(duals, before, strict=False)] + [before[-1:]])
         labels, values = (np.concatenate([getattr(d, name) for d in duals]) for name in ("labels", "values"))
-        rows = np.repeat(np.arange(self.n_rows), np.diff(indptr))
-        n_labels = self._y.shape[1]
-        own = np.isin(rows * n_labels + labels, np.repeat(np.arange(self.n_rows), np.diff(self._y.indptr)) * n_labels + self._y.indices)
-        return sparse.SparseRows(*transposed(indptr, labels, np.where(own, values, -values), n_labels))
+        values = signed(indptr, labels, values, self._y.indptr, self._y.indices)
+        return sparse.SparseRows(*transposed(indptr, labels, values, self._y.shape[1]))
 
     def _end_epoch(self, ended):
         at, history = self._at, self.history
