@@ -142,6 +142,7 @@ def picture(found, path):
     """Accuracy over seconds of training, a panel for each data set."""
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib import ticker
 
     colours = dict(zip(ROWS, ("#D55E00", "#E69F00", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#666666", "#999999"), strict=True))
     figure, axes = plt.subplots(1, len(found), figsize=(4 * len(found), 3.6), layout="constrained", squeeze=False)
@@ -152,8 +153,12 @@ def picture(found, path):
             marker = "*" if row in OURS else "o"
             axis.scatter(r["train_seconds"], 100 * r["test"]["P@1"], color=colours[row], marker=marker, s=140 if marker == "*" else 50)
             axis.annotate(row, (r["train_seconds"], 100 * r["test"]["P@1"]), xytext=(6, 4), textcoords="offset points", fontsize=8)
-        axis.set(xscale="log", xlabel="seconds of training", title=name)
-        axis.margins(x=0.25, y=0.15)
+        seconds = [r["train_seconds"] for r in of_data.values()]
+        axis.set(xscale="log", xlabel="seconds of training", title=name, xlim=(min(seconds) / 3, max(seconds) * 5))
+        axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 3)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("")
+        axis.margins(y=0.15)
         axis.grid(alpha=0.3)
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
