@@ -34,7 +34,7 @@ def _listed(results):
 
 
 def words_line(of_data):
-    """The line about `Classifier` over words, of {data: {row: result}}: those data sets where nobody is missing."""
+    """The line about `Classifier` over words, of {data: {row: result}}: those data sets that have a row of each."""
     whole = {name: found for name, found in of_data.items() if {OURS, *THEIRS} <= found.keys()}
     if not whole:
         return []

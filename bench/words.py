@@ -20,14 +20,14 @@ from sparsemax_nb import data, train
 from sparsemax_nb.train import metrics
 
 from . import harness, machine, report, rows
-from .peers import Unavailable, fasttext, omikuji, pecos, scikit
+from . import pecos as pecos_row
+from .peers import Unavailable, answered, fasttext, omikuji, pecos, scikit
 
 #: Ours, by name: what differs from the defaults.
 OURS = {
     "linear": {},
     "linear-fast": {"C": 0.5, "slack": 0.3, "features_per_point": 0.0, "min_features": 64, "extra_features": 0.0, "epochs": 2},
 }  # fmt: skip
-PECOS = {"beam": 10, "tree": {"nr_splits": 16, "max_leaf_size": 100, "seed": 0}, "solver": {"threshold": 0.1}}
 ROWS = *OURS, *omikuji.FORMS, "pecos", "fasttext", "centroids", "one-vs-rest"
 FOLDER = harness.RESULTS / "words"
 PICTURE = machine.HERE / "words.png"
@@ -43,13 +43,6 @@ def f1_at_k(ids, labels, k):
     return float((2 * hits / (k + np.diff(labels.indptr))).mean())
 
 
-def test_figures(ids, labels, training_labels):
-    """P@k, PSP@5 and F1@5 on the test part."""
-    propensity = metrics.propensities(np.bincount(training_labels.indices, minlength=labels.shape[1]), training_labels.shape[0])
-    figures = {f"P@{k}": metrics.precision_at_k(ids, labels, k) for k in (1, 3, 5)}
-    return figures | {"PSP@5": metrics.psp_at_k(ids, labels, propensity, 5), "F1@5": f1_at_k(ids, labels, 5)}
-
-
 def _ours(params, part, test, folder):
     """(ids, figures) of a Classifier."""
     points = data.bag_of_words(n_rows=300, n_features=60, words_per_row=6, n_labels=30, labels_per_row=2, seed=1)
@@ -61,25 +54,17 @@ def _ours(params, part, test, folder):
     seconds = time.perf_counter() - start
     folder.mkdir(parents=True, exist_ok=True)
     model.save(folder / "model.safetensors")
-    begin = time.perf_counter()
-    ids = model.predict(test.features, 5)
-    end = time.perf_counter()
-    some = [test.features[i] for i in range(min(ALONE, test.features.shape[0]))]
-    first = time.perf_counter()
-    for row in some:
-        model.predict(row, 5)
-    last = time.perf_counter()
-    return ids, {
+    ids, times = answered(lambda rows: model.predict(rows, 5), test.features, ALONE)
+    return ids, times | {
         "train_seconds": seconds, "fit_seconds": model.history_.seconds, "model_bytes": (folder / "model.safetensors").stat().st_size,
-        "ms_a_query": 1e3 * (end - begin) / len(ids), "ms_a_query_alone": 1e3 * (last - first) / len(some),
         "settings": params | {"C": model.C_, "slack": model.slack_}, "trials": model.trials_,
         "losses": model.history_.losses, "plan_bytes": model.memory_plan_.nbytes,
     }  # fmt: skip
 
 
-def run(row, corpus, args):
-    """(ids, figures) of a row."""
-    part, test, folder = corpus.train, corpus.test, args.work / Path(args.data).name / row
+def run(row, corpus, args, folder):
+    """(ids, figures) of a row, whose files lie in `folder`."""
+    part, test = corpus.train, corpus.test
     if row in OURS:
         return _ours(OURS[row], part, test, folder)
     if row == "fasttext":
@@ -89,7 +74,7 @@ def run(row, corpus, args):
     if row in omikuji.FORMS:
         return omikuji.train_and_ask(row, x, part.labels, test_x, folder=folder, threads=args.threads)
     if row == "pecos":
-        options = PECOS | {"threads": args.threads}
+        options = pecos_row.SETTINGS | {"threads": args.threads}
         ids, figures = pecos.xr_linear(x, part.labels, test_x, python=args.python, folder=folder, options=options)
         return ids, figures | {"model_bytes": figures["network_bytes"], "settings": options}
     if row == "centroids":
@@ -200,7 +185,7 @@ def main(argv=None):
     environment = machine.environment("cpu") | {"threads": args.threads}
     try:
         with machine.other_work() as others:
-            ids, figures = run(args.row, corpus, args)
+            ids, figures = run(args.row, corpus, args, args.work / name / args.row)
     except Unavailable as reason:
         print(f"skipped: {reason}", file=sys.stderr)
         return 2
@@ -208,10 +193,11 @@ def main(argv=None):
     environment["command"] = f"python -m bench.words {args.row} --data {Path(args.data).name}" + (f" --points {args.points}" if args.points else "")
     environment |= others
     peak = figures.pop("peak_memory_bytes", None) or train.loop.peak_memory()
+    test = pecos_row.figures_of(ids, corpus.test.labels, corpus.train.labels) | {"F1@5": f1_at_k(ids, corpus.test.labels, 5)}
     result = {
         "command": environment["command"], "data": name, "device": "cpu", "points": corpus.train.features.shape[0],
         "n_labels": corpus.train.labels.shape[1], "n_features": corpus.train.features.shape[1], **figures,
-        "peak_memory_bytes": peak, "test": test_figures(ids, corpus.test.labels, corpus.train.labels), "environment": environment,
+        "peak_memory_bytes": peak, "test": test, "environment": environment,
     }  # fmt: skip
     rows.write(result, FOLDER / name, args.row)
     print(args.row, name, {key: round(100 * value, 2) for key, value in result["test"].items()}, f"{figures['train_seconds']:.1f} s")

@@ -366,15 +366,13 @@ def _more_file_options(sub):
 def classifier_options(parser, device):
     """The options of `train classifier`."""
     device(parser)
-    default, sub = train.Classifier().get_params(), parser
-    sub.add_argument(
+    default = train.Classifier().get_params()
+    parser.add_argument(
         "--data", default="tate", metavar="DIR-or-NAME", help="'tate' (bundled) or a folder with train and test files"
     )
-    option = options_of(sub, default)
     architecture = "a linear layer over sparse features, or a network; auto: linear for sparse features, network for dense"
-    sub.add_argument("--architecture", choices=("auto", *ARCHITECTURES), default=default["architecture"], help=architecture)
-    sub = sub.add_argument_group("the linear layer")
-    option = options_of(sub, default)
+    parser.add_argument("--architecture", choices=("auto", *ARCHITECTURES), default=default["architecture"], help=architecture)
+    option = options_of(parser.add_argument_group("the linear layer"), default)
     option("C", _number_or_auto, "C|auto", "how much an error weighs; auto: tried on a part of the labels")
     option("slack", _number_or_auto, "S|auto", "other labels than a point's own are asked for a score of S - 1 only")
     option("features_per_point", float, "X", "features of a label for each of its points")
@@ -414,13 +412,12 @@ def classifier_options(parser, device):
     option("rewire_fraction", float, "P", "share of the connections that a rewiring replaces, 0 for none")
     option("rewire_every", int, "N", "steps between two rewirings")
     option("rewire_until", float, "P", "share of the training after which rewiring ends")
-    sub = parser
-    option = options_of(sub, default)
+    option = options_of(parser, default)
     option("epochs", int, "N", "passes over the data, at most (default: 5 for the linear layer, 10 for a network)")
     option("budget_seconds", float, "S", "stop training after S seconds")
     option("memory_limit", _size, "SIZE", "refuse, before allocating, what needs more memory; e.g. 1GiB")
     option("seed", int, "N", "of weights, order, dropout and rewiring")
-    _more_file_options(sub)
+    _more_file_options(parser)
 
 
 def language_model_options(sub, device):

@@ -62,10 +62,7 @@ class SparseLinear:
 
     def __init__(self, weights, bias=None, *, device="cpu"):
         check.choice("device", device, ("cpu", "cuda"))
-        weights = sparse.valid_csr("weights", weights)
-        if not weights.has_canonical_format:
-            weights = weights.copy()
-            weights.sum_duplicates()
+        weights = canonical("weights", weights)
         n_labels, n_features = weights.shape
         check.integer("n_labels (the length of weights)", n_labels, 1, 2**31 - 1)
         check.integer("n_features (the width of weights)", n_features, 1, 2**31 - 1)
@@ -73,8 +70,7 @@ class SparseLinear:
             bias = np.full(n_labels, BIAS, np.float32)
         bias = check.array("bias", backend.to_numpy(bias), np.float32, (n_labels,))
         check.finite("bias", bias)
-        entries = weights.indptr.astype(np.int64), weights.indices, weights.data.astype(np.float32)
-        check.finite("weights as float32", entries[2])
+        entries = weights.indptr.astype(np.int64), weights.indices, weights.data
         self._set(_lists(*entries, n_features, bias.copy(), _dense(entries[1], n_labels, n_features)), device)
 
     @classmethod
@@ -92,7 +88,7 @@ class SparseLinear:
     n_labels = property(lambda self: self.arrays.bias.shape[0], doc="L")
     n_features = property(lambda self: self.arrays.dense.shape[0], doc="F")
     n_weights = property(
-        lambda self: int(self.arrays.labels.shape[0] + int((self.arrays.dense >= 0).sum()) * self.n_labels),
+        lambda self: self.arrays.labels.shape[0] + int((self.arrays.dense >= 0).sum()) * self.n_labels,
         doc="Connections of all labels.",
     )
 
@@ -191,13 +187,19 @@ def _dense(ids, n_labels, n_features):
     return np.flatnonzero(np.bincount(ids, minlength=n_features) > DENSE_SHARE * n_labels)
 
 
+def transposed(indptr, ids, values, n_columns):
+    """(indptr, rows, values) by column of entries by row; rows ascend within a column, zeros stay entries."""
+    columns = scipy.sparse.csr_matrix((values, ids, indptr), shape=(len(indptr) - 1, n_columns)).tocsc()
+    return columns.indptr.astype(np.int64), columns.indices.astype(np.int32, copy=False), columns.data
+
+
 def _lists(indptr, ids, values, n_features, bias, dense):
     """`FeatureLists` of entries by label, whose features `dense` are connected to all labels."""
     n_labels, is_dense = len(bias), np.zeros(n_features, bool)
     is_dense[dense] = True
     listed = ~is_dense[ids]
     before = np.concatenate([[0], np.cumsum(listed)])
-    starts, labels, some = feature_choice.transposed(before[indptr], ids[listed], values[listed], n_features)
+    starts, labels, some = transposed(before[indptr], ids[listed], values[listed], n_features)
     n, width = padded(len(labels), LANES), padded(n_labels, LANES)
     everything = backend.aligned(np.zeros, (n + len(dense) * width,))
     everything[: len(some)] = some
@@ -211,7 +213,7 @@ def _lists(indptr, ids, values, n_features, bias, dense):
 def _by_label(lists):
     """(indptr, ids, values) by label of `FeatureLists`, features ascending but for the dense ones, which come last."""
     n_labels, n = len(lists.bias), len(lists.labels)
-    indptr, ids, values = feature_choice.transposed(lists.indptr, lists.labels, lists.values[:n], n_labels)
+    indptr, ids, values = transposed(lists.indptr, lists.labels, lists.values[:n], n_labels)
     dense = np.flatnonzero(lists.dense >= 0)
     more = np.stack([lists.values[start : start + n_labels] for start in lists.dense[dense]], 1) if len(dense) else None
     if more is None:
@@ -280,8 +282,7 @@ def more_features(lists, x, signed, share):
 
     Those with the largest gradients: the magnitude of ``sum_i a_i y_i x[i, f]`` over the points i with a dual variable a_i,
     which is the weight that the feature would have, and has from now on. `signed`, `SparseRows` by label, holds
-    ``a_i y_i``. The features
-    that are connected to all labels stay the same.
+    ``a_i y_i``. The features that are connected to all labels stay the same.
     """
     indptr, ids, values = _by_label(lists)
     n = np.diff(indptr)
@@ -310,6 +311,13 @@ def rows_of(x, device="cpu"):
 # ---------------------------------------------------------------- functions
 
 
+def _check_place(name, fields, arrays, layer):
+    """TypeError where the arrays of the tuple `name` do not live where the layer does."""
+    device = check.same_device(**{f"{name}.{field}": a for field, a in zip(fields, arrays, strict=True)})
+    if device != layer.device:
+        raise TypeError(f"{name} must live on {layer.device} like the layer, got {device}")
+
+
 def _rows(x, layer):
     """Checked `SparseRows` of what the functions take as x, on the layer's device, and their number."""
     if scipy.sparse.issparse(x):
@@ -321,9 +329,7 @@ def _rows(x, layer):
         return rows_of(x), x.shape[0]
     if not (isinstance(x, tuple) and len(x) == 3):
         raise TypeError(f"x must be a SciPy sparse matrix or a tuple (indptr, ids, weights), got {type(x).__name__}")
-    device = check.same_device(**dict(zip(("x.indptr", "x.ids", "x.weights"), x, strict=True)))
-    if device != layer.device:
-        raise TypeError(f"x must live on {layer.device} like the layer, got {device}")
+    _check_place("x", ("indptr", "ids", "weights"), x, layer)
     indptr = check.integers("x.indptr", x[0], ("n",), dtype=np.int64)
     ids = check.integers("x.ids", x[1], ("m",), layer.n_features)
     weights = check.array("x.weights", x[2], np.float32, ids.shape)
@@ -331,7 +337,7 @@ def _rows(x, layer):
     n = ids.shape[0]
     if indptr.shape[0] < 1 or int(indptr[0]) != 0 or int(indptr[-1]) != n or bool((indptr[1:] < indptr[:-1]).any()):
         raise ValueError(f"x.indptr must rise from 0 to len(x.ids) = {n}")
-    xp = backend.module_of(device)
+    xp = backend.module_of(layer.device)
     keys = xp.sort(sparse.row_of_each_entry(indptr, n) * layer.n_features + ids)
     if bool((keys[1:] == keys[:-1]).any()):
         raise ValueError("x must not repeat a feature inside one row")
@@ -515,9 +521,7 @@ def _checked_duals(duals, n_rows, layer):
         duals = duals.indptr.astype(np.int64), duals.indices, duals.data
     if not (isinstance(duals, tuple) and len(duals) == 3):
         raise TypeError(f"duals must be a tuple (indptr, labels, values) as a step returns it, got {type(duals).__name__}")
-    device = check.same_device(**dict(zip(("duals.indptr", "duals.labels", "duals.values"), duals, strict=True)))
-    if device != layer.device:
-        raise TypeError(f"duals must live on {layer.device} like the layer, got {device}")
+    _check_place("duals", ("indptr", "labels", "values"), duals, layer)
     indptr = check.integers("duals.indptr", duals[0], (n_rows + 1,), dtype=np.int64)
     labels = check.integers("duals.labels", duals[1], ("n",))
     sparse.sorted_keys(sparse.Labels(indptr, labels), layer.n_labels, "duals")

@@ -13,7 +13,7 @@ from . import Unavailable
 SETTINGS = {"loss": "hs", "epoch": 25, "lr": 0.5, "dim": 256, "minCount": 1}
 
 
-def train_and_ask(x, y, test_x, *, folder, threads, k=5, alone=1000):
+def train_and_ask(x, y, test_x, *, folder, threads, k=5):
     """(ids (n, k), figures); x and test_x hold counts: a word is written as often as it occurs."""
     try:
         import fasttext

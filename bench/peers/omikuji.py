@@ -34,7 +34,7 @@ def _pairs(x):
     ]
 
 
-def train_and_ask(form, x, y, test_x, *, folder, threads, k=5, alone=1000):
+def train_and_ask(form, x, y, test_x, *, folder, threads, k=5):
     """(ids (n, k), figures) of a form; the training time is that of its own call, reading its file included."""
     try:
         import omikuji

@@ -5,23 +5,10 @@ import time
 import numpy as np
 import scipy.sparse
 
+from . import answered
+
 #: Rows whose scores exist at once.
 ROWS = 256
-
-
-def _figures(model_bytes, seconds, ask, test_x, k, alone):
-    start = time.perf_counter()
-    ids = ask(test_x, k)
-    middle = time.perf_counter()
-    some = [test_x[i] for i in range(min(alone, test_x.shape[0]))]
-    begin = time.perf_counter()
-    for row in some:
-        ask(row, k)
-    end = time.perf_counter()
-    return ids, {
-        "train_seconds": seconds, "model_bytes": model_bytes, "ms_a_query": 1e3 * (middle - start) / max(1, len(ids)),
-        "ms_a_query_alone": 1e3 * (end - begin) / max(1, len(some)),
-    }  # fmt: skip
 
 
 def _best(scores, k):
@@ -39,12 +26,13 @@ def nearest_centroids(x, y, test_x, *, k=5, alone=1000):
     turned = centroids.T.tocsr()
     seconds = time.perf_counter() - start
 
-    def ask(rows, k):
+    def ask(rows):
         parts = [_best((rows[i : i + ROWS] @ turned).toarray(), k) for i in range(0, rows.shape[0], ROWS)]
         return np.concatenate(parts)
 
     size = turned.data.nbytes + turned.indices.nbytes + turned.indptr.nbytes
-    return _figures(size, seconds, ask, test_x, k, alone)
+    ids, times = answered(ask, test_x, alone)
+    return ids, {"train_seconds": seconds, "model_bytes": size} | times
 
 
 def one_vs_rest(x, y, test_x, *, c, threads, k=5, alone=1000):
@@ -66,7 +54,8 @@ def one_vs_rest(x, y, test_x, *, c, threads, k=5, alone=1000):
     weights, bias = np.stack([w for w, _ in found], 1), np.array([b for _, b in found])
     seconds = time.perf_counter() - start
 
-    def ask(rows, k):
+    def ask(rows):
         return np.concatenate([_best(rows[i : i + ROWS] @ weights + bias, k) for i in range(0, rows.shape[0], ROWS)])
 
-    return _figures(weights.nbytes + bias.nbytes, seconds, ask, test_x, k, alone)
+    ids, times = answered(ask, test_x, alone)
+    return ids, {"train_seconds": seconds, "model_bytes": weights.nbytes + bias.nbytes} | times

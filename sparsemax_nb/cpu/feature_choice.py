@@ -83,20 +83,3 @@ def signed(indptr, labels, values, own_indptr, own):
                 if own[i] == labels[j]:
                     found[j] = values[j]
     return found
-
-
-@backend.njit
-def transposed(indptr, ids, values, n_columns):
-    """(indptr, rows, values) by column of entries by row; rows ascend within a column."""
-    starts = np.zeros(n_columns + 1, np.int64)
-    for j in range(ids.size):
-        starts[ids[j] + 1] += 1
-    for column in range(n_columns):
-        starts[column + 1] += starts[column]
-    at, rows, moved = starts[:-1].copy(), np.empty(ids.size, np.int32), np.empty(ids.size, np.float32)
-    for row in range(indptr.size - 1):
-        for j in range(indptr[row], indptr[row + 1]):
-            place = at[ids[j]]
-            at[ids[j]] = place + 1
-            rows[place], moved[place] = row, values[j]
-    return starts, rows, moved

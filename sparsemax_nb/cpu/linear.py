@@ -1,7 +1,7 @@
 """A linear layer over sparse features on the CPU: rows share the threads while scores are read, labels while they change.
 
 Most postings of a row belong to few features, which nearly every label knows: these are stored as dense rows of weights,
-added 16 labels at a time where a list takes one by one (on titles that halves the time of a step). The bits do not depend
+added 16 labels at a time where a list takes one by one. The bits do not depend
 on the number of threads: a label's weights are changed by one thread, rows ascending.
 """
 
@@ -20,7 +20,7 @@ ROWS = 16
 #: Chunks that the rows of a step are cut into, at most.
 CHUNKS = 16
 #: A score that stands for "looked at", and one of no label.
-MARKED, NOBODY = np.float32(3e38), np.float32(-3e38)
+MARKED, LOWEST = np.float32(3e38), np.float32(-3e38)
 
 
 @backend.njit
@@ -33,11 +33,13 @@ def _longest(indptr):
 
 @backend.njit
 def _add_lists(x, b, layer, scores, starts, inputs):
-    """Add the lists of row b's features to the scores; its dense features go into `starts`, `inputs`: how many there are.
+    """Scores of row b, but for its dense features, which go into `starts`, `inputs`: how many there are.
 
-    The head of the next list is on its way while one is added: on texts of 80 words that saves a quarter of the time.
+    The head of the next list is on its way while one is added. Labels that fill up the last vector get the lowest score.
     """
     n_dense, stop = 0, x.indptr[b + 1]
+    scores[: layer.bias.size] = layer.bias
+    scores[layer.bias.size :] = LOWEST
     for e in range(x.indptr[b], stop):
         if e + 1 < stop:
             following = layer.indptr[item(x.ids, e + 1)]
@@ -62,6 +64,13 @@ def _with_dense(scores, i, values, starts, inputs, n_dense):
     return v
 
 
+@backend.njit
+def _add_dense(scores, values, starts, inputs, n_dense):
+    """Add the dense features of the row to all scores."""
+    for i in range(0, scores.size, LANES):
+        store(scores, i, _with_dense(scores, i, values, starts, inputs, n_dense))
+
+
 def _work(x, layer, *_):
     """Rows times labels, the look at the scores, and the lists of the row's features, as long as they are on average."""
     return len(x.indptr) * len(layer.bias) // LANES + len(x.ids) * (len(layer.values) // max(1, len(layer.dense)))
@@ -75,11 +84,8 @@ def forward(x, layer, scores):
     for part in prange((n_rows + ROWS - 1) // ROWS):
         some, starts, inputs = np.empty(width, np.float32), np.empty(longest, np.int64), np.empty(longest, np.float32)
         for b in range(part * ROWS, min((part + 1) * ROWS, n_rows)):
-            some[:n_labels] = layer.bias
-            some[n_labels:] = ZERO
             n_dense = _add_lists(x, b, layer, some, starts, inputs)
-            for i in range(0, width, LANES):
-                store(some, i, _with_dense(some, i, layer.values, starts, inputs, n_dense))
+            _add_dense(some, layer.values, starts, inputs, n_dense)
             scores[b] = some[:n_labels]
 
 
@@ -106,18 +112,21 @@ def top_k(x, layer, top_scores, top_ids):
     for part in prange((n_rows + ROWS - 1) // ROWS):
         scores, starts, inputs = np.empty(width, np.float32), np.empty(longest, np.int64), np.empty(longest, np.float32)
         for b in range(part * ROWS, min((part + 1) * ROWS, n_rows)):
-            scores[:n_labels] = layer.bias
-            scores[n_labels:] = NOBODY
             n_dense = _add_lists(x, b, layer, scores, starts, inputs)
             if few:
                 _insert_all(scores, layer, starts, inputs, n_dense, top_scores[b], top_ids[b])
             else:
-                for i in range(0, width, LANES):
-                    store(scores, i, _with_dense(scores, i, layer.values, starts, inputs, n_dense))
+                _add_dense(scores, layer.values, starts, inputs, n_dense)
                 select(scores[:n_labels], top_scores[b], top_ids[b])
 
 
 # ---------------------------------------------------------------- training
+
+
+@backend.njit
+def _label_of(pair):
+    """The label that `Active.labels` holds, whether it is one of the row's own or not."""
+    return np.int64(-1 - pair if pair < 0 else pair)
 
 
 @backend.njit
@@ -166,7 +175,7 @@ def _add_pair(label, dual, own, scores, threshold, place, first, n, labels, dual
 def _find_entries(x, b, layer, scores, threshold, place, n, slots, pairs, weights):
     """Note the weights of the marked labels for the row's features; returns the entries' number.
 
-    The lists are read a second time: that costs half of what searching each label's own features did.
+    The lists are read a second time, in order, where searching each label's own features would jump about.
     """
     for e in range(x.indptr[b], x.indptr[b + 1]):
         feature, input_ = np.int64(item(x.ids, e)), item(x.weights, e)
@@ -192,8 +201,6 @@ def _find_active(x, labels, duals, layer, threshold, active, entries, needed):
         slots, pairs, weights = entries.slots[chunk], entries.pairs[chunk], entries.inputs[chunk]
         n_pairs, n_entries = 0, 0
         for b in range(n_rows * chunk // n_chunks, n_rows * (chunk + 1) // n_chunks):
-            scores[:n_labels] = layer.bias
-            scores[n_labels:] = NOBODY
             n_dense, first = _add_lists(x, b, layer, scores, starts, inputs), n_pairs
             n_pairs = _find_pairs(
                 scores, width, layer, starts, inputs, n_dense, threshold, place, n_pairs, pair_labels, pair_duals
@@ -207,8 +214,7 @@ def _find_active(x, labels, duals, layer, threshold, active, entries, needed):
                     labels.indices[j], ZERO, True, scores, threshold, place, first, n_pairs, pair_labels, pair_duals
                 )
             for i in range(first, min(n_pairs, pair_labels.size)):
-                label = np.int64(pair_labels[i])
-                label = -1 - label if label < 0 else label
+                label = _label_of(pair_labels[i])
                 for d in range(n_dense):
                     if n_entries < slots.size:
                         slots[n_entries], pairs[n_entries], weights[n_entries] = starts[d] + label, i - first, inputs[d]
@@ -243,8 +249,7 @@ def _active(x, labels, duals, layer, slack, room):
 def _scores_of_pairs(chunk, first, last, active, entries, begin, end, bias, values, owner, n_owners, mine, scores, squares):
     """Score and squared norm of the row's pairs whose labels belong to this owner, from the values as they are now."""
     for i in range(first, last):
-        label = np.int64(active.labels[chunk, i])
-        label = -1 - label if label < 0 else label
+        label = _label_of(active.labels[chunk, i])
         mine[i - first] = label % n_owners == owner
         scores[i - first], squares[i - first] = bias[label], ZERO
     for e in range(begin, end):
@@ -319,8 +324,7 @@ def _above_zero(active):
         for b in range(n_rows * chunk // n_chunks, n_rows * (chunk + 1) // n_chunks):
             for i in range(first, active.ends[b]):
                 if active.duals[chunk, i] > ZERO:
-                    label = active.labels[chunk, i]
-                    labels[n], values[n] = -1 - label if label < 0 else label, active.duals[chunk, i]
+                    labels[n], values[n] = _label_of(active.labels[chunk, i]), active.duals[chunk, i]
                     n += 1
             first = active.ends[b]
     return loss, indptr, labels, values

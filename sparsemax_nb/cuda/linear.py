@@ -6,6 +6,7 @@ from numba import float32
 from ..core import backend
 from ..core.backend import cuda
 from ..core.connections import Duals
+from ..core.sparse import row_of_each_entry
 from . import launch, top_k as best
 from .reduce import block_sum
 
@@ -137,9 +138,7 @@ def _active(x, layer, threshold, n_rows):
 
 def _keys(indptr, labels, n_rows):
     """``label * n_rows + row`` of labels row by row."""
-    xp = backend.xp
-    row = xp.repeat(xp.arange(n_rows), backend.to_numpy(indptr[1:] - indptr[:-1]).tolist())
-    return labels.astype(np.int64) * n_rows + row
+    return labels.astype(np.int64) * n_rows + row_of_each_entry(indptr, labels.shape[0])
 
 
 def step(x, labels, duals, layer, c, slack, room=None):

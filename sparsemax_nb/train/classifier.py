@@ -525,9 +525,8 @@ class Classifier(SampledEstimator):
                 "architecture='linear' is for sparse features, X is a dense array; use architecture='network', or "
                 "scipy.sparse.csr_matrix(X) where most of it is zero"
             )
-        defaults, params = type(self)().get_params(), self.get_params()
-        foreign = NETWORK_ONLY if architecture == "linear" else LINEAR_ONLY
-        changed = [name for name in foreign if params[name] != defaults[name]]
+        foreign, changed = NETWORK_ONLY if architecture == "linear" else LINEAR_ONLY, self._changed_params()
+        changed = [name for name in foreign if name in changed]
         if changed:
             other = "network" if architecture == "linear" else "linear"
             raise ValueError(
@@ -555,7 +554,7 @@ class Classifier(SampledEstimator):
             )
         )  # fmt: skip
         self.tfidf_ = self._fitted_tfidf(X[rows] if len(rows) < X.shape[0] else X, validation)
-        x, y = linear.weighed(lambda some: self._batch(X, rows[some]), len(rows), X.shape[1], X.nnz), y[rows]
+        x, y = self._all_batches(X, rows), y[rows]
         wanted = [name for name in ("C", "slack") if getattr(self, name) == "auto"]
         first = {name: start if name in wanted else getattr(self, name) for name, start in zip(("C", "slack"), linear.FIRST, strict=True)}
         settings = self._linear_settings(first["C"], first["slack"])
@@ -572,9 +571,10 @@ class Classifier(SampledEstimator):
             training.validate = lambda: self._figures_of(training.network, *validation, ks)
         return training
 
-    def _all_batches(self, x):
-        """All rows of checked features as the model takes them."""
-        return linear.weighed(lambda some: self._batch(x, some), x.shape[0], x.shape[1], x.nnz)
+    def _all_batches(self, x, rows=None):
+        """All of these rows (ids) of checked features as the model takes them; if not given all that there are."""
+        rows = np.arange(x.shape[0]) if rows is None else rows
+        return linear.weighed(lambda some: self._batch(x, rows[some]), len(rows), x.shape[1], x.nnz)
 
     def _network_training(self, X, y, validation, rows):  # noqa: N803
         """The run of a network."""

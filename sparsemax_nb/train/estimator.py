@@ -105,9 +105,13 @@ class Estimator:
     def __sklearn_is_fitted__(self):
         return hasattr(self, self.result)
 
-    def __repr__(self):
+    def _changed_params(self):
+        """The parameters that are not at their defaults."""
         defaults = {n: p.default for n, p in inspect.signature(type(self).__init__).parameters.items()}
-        changed = ", ".join(f"{n}={v!r}" for n, v in self.get_params().items() if v != defaults[n])
+        return {n: v for n, v in self.get_params().items() if v != defaults[n]}
+
+    def __repr__(self):
+        changed = ", ".join(f"{n}={v!r}" for n, v in self._changed_params().items())
         return f"{type(self).__name__}({changed})"
 
     def _check_fitted(self):

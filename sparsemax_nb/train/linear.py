@@ -1,27 +1,22 @@
 """Training of the linear layer over sparse features: passes of dual coordinate descent, and the choice of C and slack."""
 
 import math
-import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import scipy.sparse
 
 from ..core import backend, check, description, sparse
 from ..core.connections import Duals, FeatureLists
-from ..cpu.feature_choice import signed, transposed
+from ..cpu.feature_choice import signed
 from ..cpu.panels import padded
 from ..cpu.vector import LANES
 from ..data.batches import shuffled
-from ..linear import SparseLinear, check_squares, choose_lists, more_features, no_duals, rows_of
-from . import metrics
-from .loop import FIGURE, History, TrainingError, ctrl_c_later, peak_memory
-from .progress import Progress
+from ..linear import SparseLinear, check_squares, choose_lists, more_features, no_duals, rows_of, transposed
+from . import loop, metrics
+from .layers import LAST
+from .loop import FIGURE, History, Run, TrainingError, peak_memory
 
-#: What seconds are counted by; a test of a budget puts another one in its place.
-clock = time.perf_counter
-#: The score of a label that no training point has.
-UNSEEN = -1e30
 #: What a label's score gains for the logarithm of its number of points: where words say nothing, frequent labels come first.
 TIE = 1e-3
 #: Rows of a step, at most; smaller sets are cut into so many steps a pass, at least.
@@ -50,8 +45,6 @@ class LinearModel:
     ----------
     layer : SparseLinear
     """
-
-    width = None  # of an output layer's input: there is none
 
     def __init__(self, layer):
         self.layer = layer
@@ -120,8 +113,8 @@ class _Position:
     losses: list = field(default_factory=list)  # of this epoch: [batch's loss, its rows]
 
 
-class DualTraining:
-    """One run of training.
+class DualTraining(Run):
+    """One run of training a linear layer.
 
     Parameters
     ----------
@@ -141,10 +134,11 @@ class DualTraining:
     """
 
     def __init__(self, x, y, settings, device="cpu", *, dense=None, lists=None, n_points=None, validate=None, budget_seconds=None):  # fmt: skip
-        self.settings, self.device, self.validate, self._budget = settings, device, validate, budget_seconds
+        self.settings, self.device, self.validate = settings, device, validate
+        self._epochs, self._budget_seconds = settings.epochs, budget_seconds
         self.n_rows = x.shape[0]
         batch = min(BATCH, max(1, -(-self.n_rows // STEPS)))
-        start = clock()
+        start = loop.clock()
         check_squares("X", x.data, x.indptr)
         order = shuffled(self.n_rows, settings.seed, 0)
         self._x, self._y = x[order], y[order]  # a batch is a slice of them
@@ -153,14 +147,15 @@ class DualTraining:
         n_points = np.bincount(self._y.indices, minlength=y.shape[1]) if n_points is None else n_points
         # not above the threshold, or every label would be looked at in every row
         lists.bias[:] += np.minimum(TIE * np.log(np.maximum(n_points, 1)), settings.slack / 2).astype(np.float32)
-        lists.bias[n_points == 0] = UNSEEN
+        lists.bias[n_points == 0] = LAST
         self.network = LinearModel(SparseLinear._of(lists, device))
         self._batches = [slice(first, min(first + batch, self.n_rows)) for first in range(0, self.n_rows, batch)]
         self._duals = [no_duals(rows.stop - rows.start, device) for rows in self._batches]
         self._total_steps = settings.epochs * len(self._batches)
         self._room = [1 << 12, 1 << 14]  # pairs and entries of a chunk of rows, as the kernels need them
         self.history, self._at = History(), _Position()
-        self.history.first_step_seconds = clock() - start  # it may compile
+        self._order = None  # this epoch's order of the batches
+        self.history.first_step_seconds = loop.clock() - start  # it may compile
 
     # ------------------------------------------------------------ checkpoints
 
@@ -215,47 +210,8 @@ class DualTraining:
 
     # ------------------------------------------------------------ the loop
 
-    def run(self, *, save=None, save_seconds=300.0, progress=True, after_epoch=None):
-        """Train to the end; returns the `History`. `save` and `after_epoch` as in `loop.Training.run`."""
-        bar = Progress(self._total_steps, self.history.steps, progress)
-        self.history.stopped = self._end()
-        with bar, ctrl_c_later(save is not None) as interrupted:
-            first, saved = True, clock()
-            while not self.history.stopped:
-                start = clock()
-                self._step()
-                ended = self._at.step == len(self._batches)
-                if ended and self._at.epoch == 0 and self.settings.extra_features > 0 and self.settings.epochs > 1:
-                    self._add_features()
-                if first:
-                    self.history.first_step_seconds += clock() - start
-                else:
-                    self.history.seconds += clock() - start
-                first = False
-                bar.step(self._shown)
-                over = self._over_budget()
-                if over and not ended and save is not None:
-                    save()  # inside the epoch: a run that gets more time goes on from here
-                if ended or over:
-                    self._end_epoch(ended)
-                    if after_epoch is not None:
-                        after_epoch(len(self.history.epochs) - 1, self.history)
-                self.history.stopped = self._end()
-                due = ended or interrupted or clock() - saved >= save_seconds
-                if save is not None and due and (ended or not over):
-                    save()
-                    saved = clock()
-                if interrupted:
-                    raise KeyboardInterrupt("a checkpoint was written")
-        return self.history
-
-    def _over_budget(self):
-        return self._budget is not None and self.history.seconds >= self._budget
-
-    def _end(self):
-        if self._at.epoch >= self.settings.epochs:
-            return "epochs"
-        return "budget" if self._over_budget() else ""
+    def _epoch_ended(self):
+        return self._at.step == len(self._batches)
 
     def _shown(self):
         total, rows = np.sum(self._at.losses[-200:], axis=0) if self._at.losses else (0, 1)
@@ -263,8 +219,10 @@ class DualTraining:
         return shown | {"GiB": f"{peak_memory() / 2**30:.2f}"}
 
     def _step(self):
-        """One step over the batch whose turn it is."""
-        number = shuffled(len(self._batches), self.settings.seed, self._at.epoch + 1)[self._at.step]
+        """One step over the batch whose turn it is; after the first epoch each label gets more features."""
+        if self._at.step == 0 or self._order is None:
+            self._order = shuffled(len(self._batches), self.settings.seed, self._at.epoch + 1)
+        number = self._order[self._at.step]
         rows, settings, layer = self._batches[number], self.settings, self.network.layer
         x = sparse.SparseRows(*(backend.asarray(a, self.device) for a in _part(self._x, rows)))
         labels = sparse.Labels(*(backend.asarray(a, self.device) for a in _part(self._y, rows)[:2]))
@@ -277,6 +235,8 @@ class DualTraining:
         self._at.losses.append([float(loss), rows.stop - rows.start])
         self._at.step += 1
         self.history.steps += 1
+        if self._epoch_ended() and self._at.epoch == 0 and settings.extra_features > 0 and settings.epochs > 1:
+            self._add_features()
 
     def _add_features(self):
         """Give each label more features, from its errors so far."""
@@ -293,18 +253,18 @@ class DualTraining:
         values = signed(indptr, labels, values, self._y.indptr, self._y.indices)
         return sparse.SparseRows(*transposed(indptr, labels, values, self._y.shape[1]))
 
-    def _end_epoch(self, ended):
+    def _end_epoch(self):
+        """Take down the epoch's figures."""
         at, history = self._at, self.history
         sums, rows = np.array(at.losses).T
         record = {
-            "epoch": len(history.epochs), "steps": history.steps, "seconds": history.seconds,
+            "epoch": at.epoch, "steps": history.steps, "seconds": history.seconds,
             "loss": float(sums.sum() / rows.sum()), "loss_std": float((sums / rows).std()), "gradient_norms": {},
         }  # fmt: skip
         if self.validate is not None:
             record["validation"] = self.validate()
         history.epochs.append(record)
-        if ended:
-            at.epoch, at.step, at.losses = at.epoch + 1, 0, []
+        at.epoch, at.step, at.losses = at.epoch + 1, 0, []
 
 
 def _part(matrix, rows):
@@ -347,9 +307,8 @@ def choose_settings(x, y, settings, *, wanted, validation=None):
     """(C, slack, trials): those among the values of a grid with the best nDCG@5 on rows that are held back.
 
     Labels are independent of each other, so a part of the labels, with all of their points, is a problem of the same kind,
-    where a part of the rows would be one with fewer points a label. From `FIRST` on, one value after the other moves to the
-    better neighbour until none is better. `wanted` names what is to be chosen, of 'C' and 'slack'; the others are those of
-    `settings`. With a `validation` (X, y) its rows take the place of what is held back.
+    where a part of the rows would be one with fewer points a label. From those of `settings` on, one value after the other
+    moves to the better neighbour until none is better. `wanted` names what is to be chosen, of 'C' and 'slack'. With a `validation` (X, y) its rows take the place of what is held back.
     """
     parts = list(_trial_parts(x, y, settings.seed, validation))
     found, trials = {}, []
@@ -358,12 +317,12 @@ def choose_settings(x, y, settings, *, wanted, validation=None):
 
     def figure(c, slack):
         if (c, slack) not in found:
-            one = Settings(**asdict(settings) | {"C": c, "slack": slack, "epochs": min(PASSES, settings.epochs)})
+            one = replace(settings, C=c, slack=slack, epochs=min(PASSES, settings.epochs))
             found[c, slack] = float(np.mean([_trial(*part, one) for part in parts]))
             trials.append({"C": c, "slack": slack, "nDCG@5": found[c, slack]})
         return found[c, slack]
 
-    c, slack = (FIRST[0] if "C" in wanted else settings.C), (FIRST[1] if "slack" in wanted else settings.slack)
+    c, slack = settings.C, settings.slack
     for _ in range(2):
         before = c, slack
         if "C" in wanted:

@@ -173,8 +173,71 @@ def ctrl_c_later(wanted, tell="the step is finished and a checkpoint written"):
         signal.signal(signal.SIGINT, before)
 
 
-class Training:
-    """One run of training: the network, its optimiser, the schedule, and where it stands.
+class Run:
+    """One run of training, whatever is trained: steps and epochs, checkpoints, budget, Ctrl-C.
+
+    A subclass sets `history`, `_at` (where it stands; `epoch` is part of it), `_epochs`, `_total_steps`, `_budget_seconds`, and
+    has `_step`, `_epoch_ended`, `_end_epoch` and `_shown`.
+    """
+
+    #: Seconds that the output layer took of the last step.
+    _output_seconds = 0.0
+
+    def run(self, *, save=None, save_seconds=300.0, progress=True, after_epoch=None):
+        """Train to the end; returns the `History`.
+
+        `save()` writes a checkpoint; it is called after every epoch, every `save_seconds`, and on Ctrl-C, which then
+        raises KeyboardInterrupt. `after_epoch(epoch, history)` is called after every epoch; its time does not count.
+        """
+        bar = Progress(self._total_steps, self.history.steps, progress)
+        self.history.stopped = self._end()
+        with bar, ctrl_c_later(save is not None) as interrupted:
+            first, saved = True, clock()
+            while not self.history.stopped:
+                start = clock()
+                self._step()
+                seconds = clock() - start
+                if first:
+                    self.history.first_step_seconds += seconds
+                else:
+                    self.history.seconds += seconds
+                    self.history.output_seconds += self._output_seconds
+                first = False
+                bar.step(self._shown)
+                ended, over = self._epoch_ended(), self._over_budget()
+                if over and not ended and save is not None:
+                    self._check_finite()
+                    save()  # inside the epoch: a run that gets more time goes on from here
+                if ended or over:
+                    self._end_epoch()
+                    if after_epoch is not None:
+                        after_epoch(self._at.epoch - 1, self.history)
+                self.history.stopped = self._end()
+                due = ended or interrupted or clock() - saved >= save_seconds
+                if self.history.stopped or (save is not None and due):
+                    self._check_finite()
+                if save is not None and due and (ended or not over):
+                    save()
+                    saved = clock()
+                if interrupted:
+                    raise KeyboardInterrupt("a checkpoint was written")
+        return self.history
+
+    def _check_finite(self):
+        """TrainingError for what must not be written over a checkpoint that is whole."""
+
+    def _over_budget(self):
+        return self._budget_seconds is not None and self.history.seconds >= self._budget_seconds
+
+    def _end(self):
+        """Why the run is over, or ''."""
+        if self._at.epoch >= self._epochs:
+            return "epochs"
+        return "budget" if self._over_budget() else ""
+
+
+class Training(Run):
+    """One run of training a network: the network, its optimiser, the schedule, and where it stands.
 
     Parameters
     ----------
@@ -201,6 +264,7 @@ class Training:
         self._best = {}  # the best epoch's parameters, NumPy
         self._order = None  # this epoch's order of the rows
         self._steps_per_epoch = -(-n_rows // schedule.batch_size)
+        self._epochs, self._budget_seconds = schedule.epochs, schedule.budget_seconds
         self._total_steps = schedule.epochs * self._steps_per_epoch
 
     # ------------------------------------------------------------ checkpoints
@@ -291,59 +355,19 @@ class Training:
 
     # ------------------------------------------------------------ the loop
 
-    def run(self, *, save=None, save_seconds=300.0, progress=True, after_epoch=None):
-        """Train to the end; returns the `History`. The network holds the best epoch's weights where there is validation.
-
-        `save()` writes a checkpoint; it is called after every epoch, every `save_seconds`, and on Ctrl-C, which then
-        raises KeyboardInterrupt. `after_epoch(epoch, history)` is called after every epoch; its time does not count.
-        """
-        bar = Progress(self._total_steps, self.history.steps, progress)
-        self.history.stopped = self._end()
-        with bar, ctrl_c_later(save is not None) as interrupted:
-            first, saved = True, clock()
-            while not self.history.stopped:
-                start = clock()
-                self._step()
-                seconds = clock() - start
-                if first:
-                    self.history.first_step_seconds += seconds
-                else:
-                    self.history.seconds += seconds
-                    self.history.output_seconds += self._output_seconds
-                first = False
-                bar.step(self._shown)
-                ended, over = self._at.row >= self.n_rows, self._over_budget()
-                if over and not ended and save is not None:
-                    self._check_finite()
-                    save()  # inside the epoch: a run that gets more time goes on from here
-                if ended or over:
-                    self._end_epoch()
-                    if after_epoch is not None:
-                        after_epoch(self._at.epoch - 1, self.history)
-                self.history.stopped = self._end()
-                due = ended or interrupted or clock() - saved >= save_seconds
-                if self.history.stopped or (save is not None and due):
-                    self._check_finite()
-                if save is not None and due and (ended or not over):
-                    save()
-                    saved = clock()
-                if interrupted:
-                    raise KeyboardInterrupt("a checkpoint was written")
+    def run(self, **options):
+        """As `Run.run`; then the network holds the best epoch's weights where there is validation."""
+        super().run(**options)
         if self._best:
             self.network.set_parameters(self._best)
         return self.history
 
-    def _over_budget(self):
-        budget = self.schedule.budget_seconds
-        return budget is not None and self.history.seconds >= budget
-
     def _end(self):
-        """Why the run is over, or ''."""
-        if self._at.epoch >= self.schedule.epochs:
-            return "epochs"
-        if self._over_budget():
-            return "budget"
-        return "plateau" if self._validate and self._at.bad_epochs >= self.schedule.stop_after else ""
+        stands_still = self._validate and self._at.bad_epochs >= self.schedule.stop_after
+        return super()._end() or ("plateau" if stands_still else "")
+
+    def _epoch_ended(self):
+        return self._at.row >= self.n_rows
 
     def _shown(self):
         """What is shown of the progress, beside the number of the step."""

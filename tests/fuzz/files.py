@@ -272,7 +272,7 @@ NETWORK = SMALL | {"architecture": "network", "embedding": 8, "intermediate": 12
 LINEAR = {"C": 0.5, "slack": 0.2, "min_features": 3, "features_per_point": 0.0, "epochs": 2, "device": "cpu", "progress": False}
 SHARED = NETWORK | {"output": "group-shared", "group_size": 4, "weight_dtype": "bfloat16"}
 SAMPLED = SMALL | {
-    "architecture": "network",     "embedding": 8, "output": "dense", "loss": "softmax", "sampler": "midx-rq", "n_samples": 3, "n_codewords": 4, "index_every": 3,
+    "architecture": "network", "embedding": 8, "output": "dense", "loss": "softmax", "sampler": "midx-rq", "n_samples": 3, "n_codewords": 4, "index_every": 3,
 }  # fmt: skip
 LANGUAGE = SMALL | {"width": 8, "sampler": "midx-pq", "n_samples": 3, "n_codewords": 4, "unroll": 5, "batch_size": 4}
 EXPERTS = {"n_experts": 4, "epochs": 2, "batch_size": 16, "device": "cpu", "progress": False}
