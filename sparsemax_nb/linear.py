@@ -112,7 +112,7 @@ class SparseLinear:
         return matrix
 
     @classmethod
-    def choose(cls, x, labels, *, per_point=4.0, at_least=32, dense=None, device="cpu"):
+    def choose(cls, x, labels, *, per_point=8.0, at_least=32, dense=None, device="cpu"):
         """A layer with zero weights, in which each label is connected to the features that stand out in its points.
 
         Those of the largest ``sum_i x[i, f] - n mean(x[:, f])``, i over the n points of the label: what its points have

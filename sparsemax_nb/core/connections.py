@@ -45,9 +45,12 @@ class Duals(NamedTuple):
 
 
 class Active(NamedTuple):
-    """Pairs of a row and a label that a step looks at, row by row; C chunks of rows have room for P pairs each."""
+    """Pairs of a row and a label that a step looks at, row by row; C chunks of rows have room for P pairs each.
 
-    ends: np.ndarray  # (B,) int64, the end of the row's pairs in its chunk
+    Labels are dealt out to W owners, and the pairs of a row lie in the order of these.
+    """
+
+    ends: np.ndarray  # (B, W) int64, the end of the row's pairs of each owner in its chunk
     labels: np.ndarray  # (C, P) int32; -1 - label where it is one of the row's own
     duals: np.ndarray  # (C, P) float32
     losses: np.ndarray  # (C, P) float32, the squared hinge before the step
@@ -56,7 +59,7 @@ class Active(NamedTuple):
 class Entries(NamedTuple):
     """The weights that connect those pairs: of pair `pairs`, counted from its row's first, the weight at `slots`."""
 
-    ends: np.ndarray  # (B,) int64, the end of the row's entries in its chunk
+    ends: np.ndarray  # (B, W) int64, the end of the row's entries of each owner in its chunk
     slots: np.ndarray  # (C, E) int64
     pairs: np.ndarray  # (C, E) int32
     inputs: np.ndarray  # (C, E) float32, the row's weight of the feature

@@ -5,7 +5,6 @@ added 16 labels at a time where a list takes one by one. The bits do not depend
 on the number of threads: a label's weights are changed by one thread, rows ascending.
 """
 
-import numba
 import numpy as np
 from numba import prange
 
@@ -19,6 +18,8 @@ ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
 ROWS = 16
 #: Chunks that the rows of a step are cut into, at most.
 CHUNKS = 16
+#: Owners that the labels are dealt out to: one thread moves the weights of an owner's labels.
+OWNERS = 8
 #: A score that stands for "looked at", and one of no label.
 MARKED, LOWEST = np.float32(3e38), np.float32(-3e38)
 
@@ -188,6 +189,53 @@ def _find_entries(x, b, layer, scores, threshold, place, n, slots, pairs, weight
     return n
 
 
+@backend.njit
+def _deal_pairs(first, last, labels, duals, place, ends, some_labels, some_duals):
+    """Bring the pairs of a row from `first` to `last` into the order of their owners; `ends` of each, and the new `place`."""
+    ends[:] = 0
+    for i in range(first, last):
+        some_labels[i - first], some_duals[i - first] = labels[i], duals[i]
+        ends[_label_of(labels[i]) % OWNERS] += 1
+    _starts(first, ends)
+    for i in range(last - first):
+        label = _label_of(some_labels[i])
+        at = ends[label % OWNERS]
+        labels[at], duals[at], place[label] = some_labels[i], some_duals[i], at - first
+        ends[label % OWNERS] = at + 1
+
+
+@backend.njit
+def _deal_entries(first, last, labels, slots, pairs, weights, ends, some_slots, some_pairs, some_weights):
+    """Bring the entries of a row from `first` to `last` into the order of their pairs' owners; `ends` of each.
+
+    `labels` are those of the row's pairs.
+    """
+    ends[:] = 0
+    for e in range(last - first):
+        pair = item(pairs, first + e)
+        set_item(some_slots, e, item(slots, first + e))
+        set_item(some_pairs, e, pair)
+        set_item(some_weights, e, item(weights, first + e))
+        owner = _label_of(item(labels, np.int64(pair))) % OWNERS
+        set_item(ends, owner, item(ends, owner) + 1)
+    _starts(first, ends)
+    for e in range(last - first):
+        pair = item(some_pairs, e)
+        owner = _label_of(item(labels, np.int64(pair))) % OWNERS
+        at = item(ends, owner)
+        set_item(slots, at, item(some_slots, e))
+        set_item(pairs, at, pair)
+        set_item(weights, at, item(some_weights, e))
+        set_item(ends, owner, at + 1)
+
+
+@backend.njit
+def _starts(first, counts):
+    """Where each owner's part begins, from `first` on, in the place of its length."""
+    for owner in range(OWNERS):
+        first, counts[owner] = first + counts[owner], first
+
+
 @backend.njit_parallel(work=lambda x, labels, duals, layer, *_: _work(x, layer))
 def _find_active(x, labels, duals, layer, threshold, active, entries, needed):
     n_rows, n_labels, longest = x.indptr.size - 1, layer.bias.size, _longest(x.indptr)
@@ -199,9 +247,11 @@ def _find_active(x, labels, duals, layer, threshold, active, entries, needed):
         starts, inputs = np.empty(longest, np.int64), np.empty(longest, np.float32)
         pair_labels, pair_duals = active.labels[chunk], active.duals[chunk]
         slots, pairs, weights = entries.slots[chunk], entries.pairs[chunk], entries.inputs[chunk]
+        some_labels, some_duals = np.empty_like(pair_labels), np.empty_like(pair_duals)
+        some_slots, some_pairs, some_weights = np.empty_like(slots), np.empty_like(pairs), np.empty_like(weights)
         n_pairs, n_entries = 0, 0
         for b in range(n_rows * chunk // n_chunks, n_rows * (chunk + 1) // n_chunks):
-            n_dense, first = _add_lists(x, b, layer, scores, starts, inputs), n_pairs
+            n_dense, first, begin = _add_lists(x, b, layer, scores, starts, inputs), n_pairs, n_entries
             n_pairs = _find_pairs(
                 scores, width, layer, starts, inputs, n_dense, threshold, place, n_pairs, pair_labels, pair_duals
             )
@@ -213,6 +263,8 @@ def _find_active(x, labels, duals, layer, threshold, active, entries, needed):
                 n_pairs = _add_pair(
                     labels.indices[j], ZERO, True, scores, threshold, place, first, n_pairs, pair_labels, pair_duals
                 )
+            if n_pairs <= pair_labels.size:
+                _deal_pairs(first, n_pairs, pair_labels, pair_duals, place, pair_ends[b], some_labels, some_duals)
             for i in range(first, min(n_pairs, pair_labels.size)):
                 label = _label_of(pair_labels[i])
                 for d in range(n_dense):
@@ -220,7 +272,11 @@ def _find_active(x, labels, duals, layer, threshold, active, entries, needed):
                         slots[n_entries], pairs[n_entries], weights[n_entries] = starts[d] + label, i - first, inputs[d]
                     n_entries += 1
             n_entries = _find_entries(x, b, layer, scores, threshold, place, n_entries, slots, pairs, weights)
-            pair_ends[b], entry_ends[b] = n_pairs, n_entries
+            if n_pairs <= pair_labels.size and n_entries <= slots.size:
+                own = pair_labels[first:n_pairs]
+                _deal_entries(
+                    begin, n_entries, own, slots, pairs, weights, entry_ends[b], some_slots, some_pairs, some_weights
+                )
         needed[chunk, 0], needed[chunk, 1] = n_pairs, n_entries
 
 
@@ -234,10 +290,9 @@ def _active(x, labels, duals, layer, slack, room):
     n_chunks, needed = min(CHUNKS, n_rows), np.zeros((min(CHUNKS, n_rows), 2), np.int64)
     while True:
         pairs, some = (n_chunks, room[0]), (n_chunks, room[1])
-        active = Active(
-            np.empty(n_rows, np.int64), np.empty(pairs, np.int32), np.empty(pairs, np.float32), np.empty(pairs, np.float32)
-        )
-        entries = Entries(np.empty(n_rows, np.int64), np.empty(some, np.int64), np.empty(some, np.int32), np.empty(some, np.float32))
+        ends = np.empty((2, n_rows, OWNERS), np.int64)
+        active = Active(ends[0], np.empty(pairs, np.int32), np.empty(pairs, np.float32), np.empty(pairs, np.float32))
+        entries = Entries(ends[1], np.empty(some, np.int64), np.empty(some, np.int32), np.empty(some, np.float32))
         _find_active(x, labels, duals, layer, np.float32(slack - 1), active, entries, needed)
         most = needed.max(0, initial=0)
         if (most <= room).all():
@@ -246,87 +301,82 @@ def _active(x, labels, duals, layer, slack, room):
 
 
 @backend.njit
-def _scores_of_pairs(chunk, first, last, active, entries, begin, end, bias, values, owner, n_owners, mine, scores, squares):
-    """Score and squared norm of the row's pairs whose labels belong to this owner, from the values as they are now."""
+def _begin(ends, b, owner, first_row):
+    """Where the owner's part of row b begins: behind that of the owner before it, or of the row before it."""
+    if owner > 0:
+        return ends[b, owner - 1]
+    return ends[b - 1, OWNERS - 1] if b > first_row else 0
+
+
+@backend.njit
+def _scores_of_pairs(labels, base, first, last, slots, pairs, inputs, begin, end, bias, values, scores, squares):
+    """Score and squared norm of an owner's pairs of a row, from the values as they are now."""
     for i in range(first, last):
-        label = _label_of(active.labels[chunk, i])
-        mine[i - first] = label % n_owners == owner
-        scores[i - first], squares[i - first] = bias[label], ZERO
+        scores[i - base], squares[i - base] = bias[_label_of(labels[i])], ZERO
     for e in range(begin, end):
-        i = entries.pairs[chunk, e]
-        if mine[i]:
-            input_ = entries.inputs[chunk, e]
-            scores[i] += input_ * values[entries.slots[chunk, e]]
-            squares[i] += input_ * input_
+        i, input_ = np.int64(item(pairs, e)), item(inputs, e)
+        set_item(scores, i, item(scores, i) + input_ * item(values, item(slots, e)))
+        set_item(squares, i, item(squares, i) + input_ * input_)
 
 
 @backend.njit
-def _move_duals(chunk, first, last, active, slack, half, mine, scores, squares):
+def _move_duals(labels, duals, losses, base, first, last, slack, half, scores, squares):
     """New dual variables of these pairs, and the squared hinge before; `scores` becomes the change of the dual times y."""
-    for i in range(last - first):
-        if mine[i]:
-            own, old, new = active.labels[chunk, first + i] < 0, active.duals[chunk, first + i], ZERO
-            gradient = scores[i] - ONE if own else slack - ONE - scores[i]
-            active.losses[chunk, first + i] = gradient * gradient if gradient < ZERO else ZERO
-            if squares[i] > ZERO:
-                new = max(ZERO, old - (gradient + old * half) / (squares[i] + half))
-            active.duals[chunk, first + i] = new
-            scores[i] = new - old if own else old - new
-
-
-@backend.njit
-def _most_pairs(active):
-    """The most pairs that a row has."""
-    n_rows, n_chunks, most = active.ends.size, active.labels.shape[0], 0
-    for chunk in range(n_chunks):
-        first = 0
-        for b in range(n_rows * chunk // n_chunks, n_rows * (chunk + 1) // n_chunks):
-            most, first = max(most, active.ends[b] - first), active.ends[b]
-    return most
+    for j in range(first, last):
+        own, old, new, i = labels[j] < 0, duals[j], ZERO, j - base
+        gradient = scores[i] - ONE if own else slack - ONE - scores[i]
+        losses[j] = gradient * gradient if gradient < ZERO else ZERO
+        if squares[i] > ZERO:
+            new = max(ZERO, old - (gradient + old * half) / (squares[i] + half))
+        duals[j] = new
+        scores[i] = new - old if own else old - new
 
 
 @backend.njit_parallel(work=lambda active, entries, *_: 4 * entries.slots.size)
-def _update(active, entries, bias, half, slack, n_owners, values):
-    n_rows, n_chunks = active.ends.size, active.labels.shape[0]
-    most = _most_pairs(active)
-    for owner in prange(n_owners):
-        mine, scores, squares = np.empty(most, np.bool_), np.empty(most, np.float32), np.empty(most, np.float32)
+def _update(active, entries, bias, half, slack, values):
+    n_rows, n_chunks = active.ends.shape[0], active.labels.shape[0]
+    for owner in prange(OWNERS):
+        scores, squares = np.empty(bias.size, np.float32), np.empty(bias.size, np.float32)
         for chunk in range(n_chunks):
-            first, begin = 0, 0
-            for b in range(n_rows * chunk // n_chunks, n_rows * (chunk + 1) // n_chunks):
-                last, end = active.ends[b], entries.ends[b]
-                _scores_of_pairs(
-                    chunk, first, last, active, entries, begin, end, bias, values, owner, n_owners, mine, scores, squares
-                )
-                _move_duals(chunk, first, last, active, slack, half, mine, scores, squares)
+            labels, duals, losses = active.labels[chunk], active.duals[chunk], active.losses[chunk]
+            slots, pairs, inputs = entries.slots[chunk], entries.pairs[chunk], entries.inputs[chunk]
+            first_row = n_rows * chunk // n_chunks
+            for b in range(first_row, n_rows * (chunk + 1) // n_chunks):
+                base = _begin(active.ends, b, 0, first_row)  # pairs are counted from the row's first
+                first, last = _begin(active.ends, b, owner, first_row), active.ends[b, owner]
+                begin, end = _begin(entries.ends, b, owner, first_row), entries.ends[b, owner]
+                _scores_of_pairs(labels, base, first, last, slots, pairs, inputs, begin, end, bias, values, scores, squares)
+                _move_duals(labels, duals, losses, base, first, last, slack, half, scores, squares)
                 for e in range(begin, end):
-                    i = entries.pairs[chunk, e]
-                    if mine[i] and scores[i] != ZERO:
-                        values[entries.slots[chunk, e]] += scores[i] * entries.inputs[chunk, e]
-                first, begin = last, end
+                    change = item(scores, item(pairs, e))
+                    if change != ZERO:
+                        slot = item(slots, e)
+                        set_item(values, slot, item(values, slot) + change * item(inputs, e))
 
 
 @backend.njit
 def _above_zero(active):
     """The loss of all pairs, added in their order, and the `Duals` where they are above zero."""
-    n_rows, n_chunks, n, loss = active.ends.size, active.labels.shape[0], 0, 0.0
+    n_rows, n_chunks, n, loss = active.ends.shape[0], active.labels.shape[0], 0, 0.0
     indptr = np.zeros(n_rows + 1, np.int64)
     for chunk in range(n_chunks):
         first = 0
         for b in range(n_rows * chunk // n_chunks, n_rows * (chunk + 1) // n_chunks):
-            for i in range(first, active.ends[b]):
+            last = active.ends[b, OWNERS - 1]
+            for i in range(first, last):
                 n += active.duals[chunk, i] > ZERO
                 loss += active.losses[chunk, i]
-            first, indptr[b + 1] = active.ends[b], n
+            first, indptr[b + 1] = last, n
     labels, values, n = np.empty(n, np.int32), np.empty(n, np.float32), 0
     for chunk in range(n_chunks):
         first = 0
         for b in range(n_rows * chunk // n_chunks, n_rows * (chunk + 1) // n_chunks):
-            for i in range(first, active.ends[b]):
+            last = active.ends[b, OWNERS - 1]
+            for i in range(first, last):
                 if active.duals[chunk, i] > ZERO:
                     labels[n], values[n] = _label_of(active.labels[chunk, i]), active.duals[chunk, i]
                     n += 1
-            first = active.ends[b]
+            first = last
     return loss, indptr, labels, values
 
 
@@ -336,8 +386,6 @@ def step(x, labels, duals, layer, c, slack, room=None):
     Each label visits its active rows in their order. `values` of the layer change in place. `room`: see `_active`.
     """
     active, entries = _active(x, labels, duals, layer, slack, [1 << 10, 1 << 13] if room is None else room)
-    _update(
-        active, entries, layer.bias, np.float32(1 / (2 * c)), np.float32(slack), numba.get_num_threads(), layer.values
-    )
+    _update(active, entries, layer.bias, np.float32(1 / (2 * c)), np.float32(slack), layer.values)
     loss, *new = _above_zero(active)
     return loss, Duals(*new)

@@ -66,7 +66,8 @@ class Classifier(SampledEstimator):
     C : 'auto' or float
         Of 'linear': what an error weighs against ``|w|^2 / 2``, above 0. 'auto' tries values from 1/16 to 4 on a fifth of
         the labels (1,000 at least; all where there are fewer than 10,000 points), with all of their points but those held
-        back (or with `validation`), and takes the one with the best nDCG@5; see `trials_`.
+        back (or with `validation`), and takes that with the best nDCG@5, or what lies between it and a neighbour by the
+        parabola through their figures; see `trials_`.
     slack : 'auto' or float
         Of 'linear': other labels than a point's own are asked for a score of ``slack - 1``, in [0, 2). 'auto' as for C.
     features_per_point, min_features : float, int
@@ -238,7 +239,7 @@ class Classifier(SampledEstimator):
     kind, classes, fit_call, epochs_may_be_none = "classifier", "labels", "fit(X, y)", True
 
     def __init__(
-        self, *, architecture="auto", C="auto", slack="auto", features_per_point=4.0, min_features=32, extra_features=0.5,  # noqa: N803
+        self, *, architecture="auto", C="auto", slack="auto", features_per_point=8.0, min_features=32, extra_features=0.5,  # noqa: N803
         output="fixed-fan-in", embedding=256, intermediate=4096, bottleneck=64, fan_in=32, group_size=16,
         grouping="similar", weight_dtype="float32", loss="squared-hinge",
         sampler="none", n_samples=100, n_codewords=64, residual="uniform", index_every=100, correction="paper",

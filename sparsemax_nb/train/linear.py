@@ -294,7 +294,7 @@ DESCRIPTION = description.record(
 
 #: Where the search begins, and the values that it may take.
 FIRST = 0.5, 0.2
-GRID_C, GRID_SLACK = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0), (0.05, 0.1, 0.2, 0.3, 0.4)
+GRID_C, GRID_SLACK = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0), (0.05, 0.1, 0.2, 0.3, 0.4, 0.6)
 #: Share of the labels that the search looks at, and the least number of them; smaller sets than this are searched with all.
 LABELS, LEAST_LABELS, SMALL = 0.2, 1000, 10_000
 #: Of their rows, the share that is held back, and the most; passes of a trial.
@@ -308,7 +308,9 @@ def choose_settings(x, y, settings, *, wanted, validation=None):
 
     Labels are independent of each other, so a part of the labels, with all of their points, is a problem of the same kind,
     where a part of the rows would be one with fewer points a label. From those of `settings` on, one value after the other
-    moves to the better neighbour until none is better. `wanted` names what is to be chosen, of 'C' and 'slack'. With a `validation` (X, y) its rows take the place of what is held back.
+    moves to the better neighbour until none is better; at last C moves to the vertex of the parabola through its figure and
+    those of its neighbours. `wanted` names what is to be chosen, of 'C' and 'slack'. With a `validation` (X, y) its rows take
+    the place of what is held back.
     """
     parts = list(_trial_parts(x, y, settings.seed, validation))
     found, trials = {}, []
@@ -331,7 +333,16 @@ def choose_settings(x, y, settings, *, wanted, validation=None):
             slack = _climb(GRID_SLACK, slack, lambda value: figure(c, value))
         if (c, slack) == before or len(wanted) < 2:
             break
+    if "C" in wanted:
+        c *= 2 ** _vertex(*(found.get((neighbour, slack)) for neighbour in (c / 2, c, 2 * c)))
     return c, slack, trials
+
+
+def _vertex(below, best, above):
+    """Where the parabola through figures at -1, 0 and 1 is highest, `best` being the largest; 0 where one is missing."""
+    if below is None or above is None or below + above == 2 * best:
+        return 0.0
+    return (above - below) / (2 * (2 * best - below - above))
 
 
 def _climb(grid, value, figure):
