@@ -23,10 +23,11 @@ from sparsemax_nb.core import backend
 
 from . import harness, machine, report
 
-#: What else lies here; three need hours, ds_softmax a trained model, scaling and pecos measure the CPU, counted and floors need no GPU.
+#: What else lies here; three need hours, ds_softmax a trained model, scaling, words, words_scale and pecos measure the CPU,
+#: counted and floors need no GPU.
 NOT_BENCHMARKS = {
     "__init__", "harness", "machine", "report", "gpu", "rows", "profiling", "accuracy", "closeness", "language", "ds_softmax",
-    "scaling", "pecos", "counted", "floors", "overview",
+    "scaling", "words", "words_scale", "pecos", "counted", "floors", "overview",
 }  # fmt: skip
 TESTS_LIMIT, BENCHMARK_LIMIT = 300, 90  # seconds
 #: What takes minutes at its full size, on CUDA for the sake of its check in NumPy; and all that runs on the CPU.

@@ -28,6 +28,18 @@ OURS = {
     "linear": {},
     "linear-fast": {"C": 0.5, "slack": 0.3, "features_per_point": 0.0, "min_features": 64, "extra_features": 0.0, "epochs": 2},
 }  # fmt: skip
+#: One ingredient each that is switched off, or turned up: a table of its own.
+INGREDIENTS = {
+    "fixed-C-and-slack": {"C": 0.5, "slack": 0.2},
+    "no-slack": {"slack": 0.0},
+    "64-features-a-label": {"features_per_point": 0.0, "min_features": 64},
+    "4-features-a-point": {"features_per_point": 4.0},
+    "16-features-a-point": {"features_per_point": 16.0},
+    "no-features-from-errors": {"extra_features": 0.0},
+    "2-passes": {"epochs": 2},
+    "10-passes": {"epochs": 10},
+    "raw-counts": {"tfidf": False},
+}  # fmt: skip
 ROWS = *OURS, *omikuji.FORMS, "pecos", "fasttext", "centroids", "one-vs-rest"
 FOLDER = harness.RESULTS / "words"
 PICTURE = machine.HERE / "words.png"
@@ -65,8 +77,8 @@ def _ours(params, part, test, folder):
 def run(row, corpus, args, folder):
     """(ids, figures) of a row, whose files lie in `folder`."""
     part, test = corpus.train, corpus.test
-    if row in OURS:
-        return _ours(OURS[row], part, test, folder)
+    if row in OURS | INGREDIENTS:
+        return _ours((OURS | INGREDIENTS)[row], part, test, folder)
     if row == "fasttext":
         return fasttext.train_and_ask(part.features, part.labels, test.features, folder=folder, threads=args.threads)
     tfidf = data.Tfidf().fit(part.features)
@@ -109,11 +121,29 @@ def summary(name, found):
     }  # fmt: skip
 
 
-def finished():
+def ingredients(name, found):
+    """One row of results with the table of what each ingredient is worth on a data set; None where none was switched off."""
+    off = {row: r for row, r in found.items() if row in INGREDIENTS}
+    if "linear" not in found or not off:
+        return None
+    table = []
+    for row, r in ({"linear": found["linear"]} | off).items():
+        scores = [f"{100 * r['test'][key]:.2f}" for key in ("P@1", "P@3", "P@5", "PSP@5")]
+        chosen = [f"{r['settings']['C']:.2f}", f"{r['settings']['slack']:g}"]
+        table.append([row, *scores, *chosen, f"{r['train_seconds']:.1f}", f"{r['fit_seconds']:.1f}", f"{r['model_bytes'] / 2**20:.1f}"])
+    header = ["linear", "P@1", "P@3", "P@5", "PSP@5", "C", "slack", "training s", "without the choice", "model MiB"]
+    return {
+        "benchmark": f"ingredients: {name}", "parameters": {"data": name}, "seconds": {}, "table": {"header": header, "rows": table},
+        "notes": ["Each with C and slack chosen anew, but where it says so."],
+        "environment": off[next(iter(off))]["environment"] | {"command": f"python -m bench.words INGREDIENT --data {name}"},
+    }  # fmt: skip
+
+
+def finished(names=ROWS):
     """{data: {row: result}} of all rows that there are."""
     folders = [path for path in FOLDER.iterdir() if path.is_dir()] if FOLDER.exists() else []
     folders.sort(key=lambda path: (DATA.index(path.name) if path.name in DATA else len(DATA), path.name))
-    return {folder.name: rows.finished(ROWS, folder) for folder in folders}
+    return {folder.name: rows.finished(names, folder) for folder in folders}
 
 
 def draw():
@@ -153,7 +183,7 @@ def picture(found, path):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m bench.words", description=__doc__.partition("\n")[0])
-    parser.add_argument("row", nargs="?", choices=ROWS, help="the row to measure")
+    parser.add_argument("row", nargs="?", choices=(*ROWS, *INGREDIENTS), metavar="ROW", help="the row to measure; see --list")
     parser.add_argument("--data", metavar="DIR", help="the data (see sparsemax-nb train --help)")
     parser.add_argument("--python", default=sys.executable, metavar="FILE", help="a Python with PECOS (default: this one)")
     parser.add_argument("--work", type=Path, default=Path("words_output"), metavar="DIR", help="files of the rivals")
@@ -163,10 +193,11 @@ def main(argv=None):
     parser.add_argument("--table", action="store_true", help="make tables and the picture of the rows that there are")
     args = parser.parse_args(argv)
     if args.list:
-        print(*ROWS, sep="\n")
+        print(*ROWS, *INGREDIENTS, sep="\n")
         return 0
     if args.table:
         made = [summary(name, of_data) for name, of_data in finished().items()]
+        made += filter(None, (ingredients(name, of_data) for name, of_data in finished(("linear", *INGREDIENTS)).items()))
         if not made:
             parser.error("no row has been measured yet")
         for row in made:

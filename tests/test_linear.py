@@ -62,6 +62,45 @@ def test_steps_equal_reference(backend, slack):
             assert loss == pytest.approx(want_loss, rel=1e-5)
 
 
+def short_lists():
+    """Points and a layer the lists of whose rows hold a few of 3,000 labels, some of them more than once."""
+    x, labels = points(40, 90, 3000, seed=7, density=0.04)
+    labels = scipy.sparse.csr_matrix(labels.multiply(np.arange(3000) % 60 == 0))
+    layer = SparseLinear.choose(x, labels, per_point=1, at_least=4)
+    listed = (x != 0) @ np.diff(layer.arrays.indptr)
+    assert listed.max() < 3000 / 16 and np.bincount(layer.arrays.labels).max() >= 4
+    return x, labels, layer
+
+
+@pytest.mark.parametrize("bias", [-1.0, 0.5])
+def test_steps_over_few_of_many_labels_equal_reference(bias):
+    """Only the lists are looked at, unless the bias alone passes the margin."""
+    x, labels, layer = short_lists()
+    layer.bias[5] = bias
+    wanted, duals = np.zeros(labels.shape), None
+    for _ in range(3):
+        before = copied(layer)
+        loss, duals = sparse_linear_step(x, layer, labels, duals, C=0.7, slack=0.1)
+        want_loss, values, wanted = linear.step(rows_of(x), labels.toarray() > 0, wanted, before, 0.7, 0.1)
+        np.testing.assert_allclose(layer.arrays.values, values, atol=1e-5)
+        np.testing.assert_allclose(dense_duals(duals, labels.shape), wanted, atol=1e-5)
+        assert loss == pytest.approx(want_loss, rel=1e-5)
+
+
+def test_top_k_of_few_of_many_labels():
+    """Where k is more than the lists give, and where a label's bias beats them, all labels are looked at."""
+    x, labels, layer = short_lists()
+    sparse_linear_step(x, layer, labels, C=5)
+    for bias in (-1.0, 0.1, 3.0):
+        layer.bias[7] = bias
+        want = sparse_linear_forward(x, layer)
+        assert (want > 0.1).any(1).sum() > 10
+        for k in (1, 3, 64, 100):
+            scores, ids = sparse_linear_top_k(x, layer, k)
+            np.testing.assert_array_equal(ids, np.argsort(-want, axis=1, kind="stable")[:, :k])
+            np.testing.assert_array_equal(scores, np.take_along_axis(want, ids.astype(np.int64), 1))
+
+
 @pytest.mark.parametrize("batch", [1, 16, 60])
 def test_duals_are_optimal(batch):
     """Of the whole problem, whatever the batch: the conditions of Karush, Kuhn and Tucker, and w = sum a y z."""

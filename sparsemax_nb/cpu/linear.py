@@ -22,6 +22,8 @@ CHUNKS = 16
 OWNERS = 8
 #: A score that stands for "looked at", and one of no label.
 MARKED, LOWEST = np.float32(3e38), np.float32(-3e38)
+#: Where the lists of a row hold fewer labels than this share of all, only these are looked at: the others score their bias.
+FEW = 1 / 16
 
 
 @backend.njit
@@ -33,14 +35,30 @@ def _longest(indptr):
 
 
 @backend.njit
-def _add_lists(x, b, layer, scores, starts, inputs):
-    """Scores of row b, but for its dense features, which go into `starts`, `inputs`: how many there are.
-
-    The head of the next list is on its way while one is added. Labels that fill up the last vector get the lowest score.
-    """
-    n_dense, stop = 0, x.indptr[b + 1]
+def _reset(layer, scores):
+    """The scores of a row without features; labels that fill up the last vector get the lowest score."""
     scores[: layer.bias.size] = layer.bias
     scores[layer.bias.size :] = LOWEST
+
+
+@backend.njit
+def _reset_listed(x, b, layer, scores):
+    """The same where only the lists of row b have been added."""
+    for e in range(x.indptr[b], x.indptr[b + 1]):
+        feature = np.int64(item(x.ids, e))
+        for j in range(layer.indptr[feature], layer.indptr[feature + 1]):
+            label = np.int64(item(layer.labels, j))
+            set_item(scores, label, item(layer.bias, label))
+
+
+@backend.njit
+def _add_lists(x, b, layer, scores, starts, inputs):
+    """Add the features of row b to scores after `_reset`, but for the dense ones, which go into `starts`, `inputs`.
+
+    Returns how many these are, and whether the labels of the lists are few. The head of the next list is on its way while one
+    is added.
+    """
+    n_dense, n_listed, stop = 0, 0, x.indptr[b + 1]
     for e in range(x.indptr[b], stop):
         if e + 1 < stop:
             following = layer.indptr[item(x.ids, e + 1)]
@@ -50,10 +68,11 @@ def _add_lists(x, b, layer, scores, starts, inputs):
         if layer.dense[feature] >= 0:
             starts[n_dense], inputs[n_dense] = layer.dense[feature], input_
             n_dense += 1
+        n_listed += layer.indptr[feature + 1] - layer.indptr[feature]
         for j in range(layer.indptr[feature], layer.indptr[feature + 1]):
             label = np.int64(item(layer.labels, j))
             set_item(scores, label, item(scores, label) + input_ * item(layer.values, j))
-    return n_dense
+    return n_dense, n_dense == 0 and n_listed < FEW * layer.bias.size
 
 
 @backend.njit
@@ -85,9 +104,26 @@ def forward(x, layer, scores):
     for part in prange((n_rows + ROWS - 1) // ROWS):
         some, starts, inputs = np.empty(width, np.float32), np.empty(longest, np.int64), np.empty(longest, np.float32)
         for b in range(part * ROWS, min((part + 1) * ROWS, n_rows)):
-            n_dense = _add_lists(x, b, layer, some, starts, inputs)
+            _reset(layer, some)
+            n_dense, _ = _add_lists(x, b, layer, some, starts, inputs)
             _add_dense(some, layer.values, starts, inputs, n_dense)
             scores[b] = some[:n_labels]
+
+
+@backend.njit
+def _insert_listed(x, b, layer, scores, top_scores, top_ids):
+    """The best of the labels of the row's lists; each is looked at once, and has the worst score then."""
+    top_scores[:], top_ids[:] = WORST, -1
+    worst = WORST
+    for e in range(x.indptr[b], x.indptr[b + 1]):
+        feature = np.int64(item(x.ids, e))
+        for j in range(layer.indptr[feature], layer.indptr[feature + 1]):
+            label = np.int64(item(layer.labels, j))
+            score = item(scores, label)
+            set_item(scores, label, WORST)
+            if score != WORST and not score < worst and enters(score, label, top_scores, top_ids):
+                insert(top_scores, top_ids, score, label)
+                worst = top_scores[top_scores.size - 1]
 
 
 @backend.njit
@@ -106,19 +142,31 @@ def _insert_all(scores, layer, starts, inputs, n_dense, top_scores, top_ids):
 
 
 @backend.njit_parallel(work=_work)
-def top_k(x, layer, top_scores, top_ids):
-    """The k largest scores of each row and their labels; k is the width of the outputs. No (B, L) array exists."""
+def _top_k(x, layer, largest_bias, top_scores, top_ids):
     n_rows, n_labels, longest = top_ids.shape[0], layer.bias.size, _longest(x.indptr)
-    width, few = (n_labels + LANES - 1) // LANES * LANES, top_ids.shape[1] <= INSERTED
+    width, k = (n_labels + LANES - 1) // LANES * LANES, top_ids.shape[1]
     for part in prange((n_rows + ROWS - 1) // ROWS):
         scores, starts, inputs = np.empty(width, np.float32), np.empty(longest, np.int64), np.empty(longest, np.float32)
+        _reset(layer, scores)
         for b in range(part * ROWS, min((part + 1) * ROWS, n_rows)):
-            n_dense = _add_lists(x, b, layer, scores, starts, inputs)
-            if few:
+            n_dense, few = _add_lists(x, b, layer, scores, starts, inputs)
+            if few and k <= INSERTED:
+                _insert_listed(x, b, layer, scores, top_scores[b], top_ids[b])
+                _reset_listed(x, b, layer, scores)
+                if top_scores[b, k - 1] > largest_bias:  # no other label can be among them
+                    continue
+                _add_lists(x, b, layer, scores, starts, inputs)
+            if k <= INSERTED:
                 _insert_all(scores, layer, starts, inputs, n_dense, top_scores[b], top_ids[b])
             else:
                 _add_dense(scores, layer.values, starts, inputs, n_dense)
                 select(scores[:n_labels], top_scores[b], top_ids[b])
+            _reset(layer, scores)
+
+
+def top_k(x, layer, top_scores, top_ids):
+    """The k largest scores of each row and their labels; k is the width of the outputs. No (B, L) array exists."""
+    _top_k(x, layer, layer.bias.max(), top_scores, top_ids)
 
 
 # ---------------------------------------------------------------- training
@@ -154,6 +202,21 @@ def _find_pairs(scores, width, layer, starts, inputs, n_dense, threshold, place,
                     _note(label, ZERO, False, n, labels, duals)
                     place[label] = n - first
                     n += 1
+    return n
+
+
+@backend.njit
+def _find_listed_pairs(x, b, layer, scores, threshold, place, n, labels, duals):
+    """The same, among the labels of the row's lists alone; those that have a `place` have been noted."""
+    first = n
+    for e in range(x.indptr[b], x.indptr[b + 1]):
+        feature = np.int64(item(x.ids, e))
+        for j in range(layer.indptr[feature], layer.indptr[feature + 1]):
+            label = np.int64(item(layer.labels, j))
+            if item(scores, label) > threshold and item(place, label) < 0:
+                _note(label, ZERO, False, n, labels, duals)
+                set_item(place, label, np.int32(n - first))
+                n += 1
     return n
 
 
@@ -236,8 +299,19 @@ def _starts(first, counts):
         first, counts[owner] = first + counts[owner], first
 
 
+@backend.njit
+def _forget(x, b, layer, few, scores, place, labels):
+    """Scores and places as they were before row b, whose pairs have these labels."""
+    for pair in labels:
+        place[_label_of(pair)], scores[_label_of(pair)] = -1, layer.bias[_label_of(pair)]
+    if few:
+        _reset_listed(x, b, layer, scores)
+    else:
+        _reset(layer, scores)
+
+
 @backend.njit_parallel(work=lambda x, labels, duals, layer, *_: _work(x, layer))
-def _find_active(x, labels, duals, layer, threshold, active, entries, needed):
+def _find_active(x, labels, duals, layer, threshold, largest_bias, active, entries, needed):
     n_rows, n_labels, longest = x.indptr.size - 1, layer.bias.size, _longest(x.indptr)
     width, n_chunks = (n_labels + LANES - 1) // LANES * LANES, active.labels.shape[0]
     pair_ends = active.ends
@@ -250,11 +324,18 @@ def _find_active(x, labels, duals, layer, threshold, active, entries, needed):
         some_labels, some_duals = np.empty_like(pair_labels), np.empty_like(pair_duals)
         some_slots, some_pairs, some_weights = np.empty_like(slots), np.empty_like(pairs), np.empty_like(weights)
         n_pairs, n_entries = 0, 0
+        _reset(layer, scores)
+        place[:] = -1
         for b in range(n_rows * chunk // n_chunks, n_rows * (chunk + 1) // n_chunks):
-            n_dense, first, begin = _add_lists(x, b, layer, scores, starts, inputs), n_pairs, n_entries
-            n_pairs = _find_pairs(
-                scores, width, layer, starts, inputs, n_dense, threshold, place, n_pairs, pair_labels, pair_duals
-            )
+            first, begin = n_pairs, n_entries
+            n_dense, few = _add_lists(x, b, layer, scores, starts, inputs)
+            few = few and largest_bias <= threshold
+            if few:
+                n_pairs = _find_listed_pairs(x, b, layer, scores, threshold, place, n_pairs, pair_labels, pair_duals)
+            else:
+                n_pairs = _find_pairs(
+                    scores, width, layer, starts, inputs, n_dense, threshold, place, n_pairs, pair_labels, pair_duals
+                )
             for j in range(duals.indptr[b], duals.indptr[b + 1]):
                 n_pairs = _add_pair(
                     duals.labels[j], duals.values[j], False, scores, threshold, place, first, n_pairs, pair_labels, pair_duals
@@ -277,6 +358,7 @@ def _find_active(x, labels, duals, layer, threshold, active, entries, needed):
                 _deal_entries(
                     begin, n_entries, own, slots, pairs, weights, entry_ends[b], some_slots, some_pairs, some_weights
                 )
+            _forget(x, b, layer, few, scores, place, pair_labels[first:n_pairs])
         needed[chunk, 0], needed[chunk, 1] = n_pairs, n_entries
 
 
@@ -293,7 +375,7 @@ def _active(x, labels, duals, layer, slack, room):
         ends = np.empty((2, n_rows, OWNERS), np.int64)
         active = Active(ends[0], np.empty(pairs, np.int32), np.empty(pairs, np.float32), np.empty(pairs, np.float32))
         entries = Entries(ends[1], np.empty(some, np.int64), np.empty(some, np.int32), np.empty(some, np.float32))
-        _find_active(x, labels, duals, layer, np.float32(slack - 1), active, entries, needed)
+        _find_active(x, labels, duals, layer, np.float32(slack - 1), layer.bias.max(), active, entries, needed)
         most = needed.max(0, initial=0)
         if (most <= room).all():
             return active, entries

@@ -537,11 +537,11 @@ class Classifier(SampledEstimator):
             )
         return architecture
 
-    def _plan(self, plan):
-        """Keep the memory plan; MemoryLimitError where it does not fit."""
+    def _plan(self, plan, *smaller):
+        """Keep the memory plan; MemoryLimitError, with what could be `smaller`, where it does not fit."""
         self.memory_plan_ = plan
         if self.memory_limit is not None:
-            memory.require(plan, self.memory_limit)
+            memory.require(plan, self.memory_limit, *smaller)
             if self.progress:
                 print(plan, file=sys.stderr)
 
@@ -552,7 +552,8 @@ class Classifier(SampledEstimator):
                 n_rows=len(rows), n_features=X.shape[1], n_labels=y.shape[1], n_entries=X.nnz, points=self.label_counts_,
                 features_per_point=self.features_per_point, min_features=self.min_features,
                 extra_features=self.extra_features,
-            )
+            ),
+            "features_per_point, min_features or extra_features",
         )  # fmt: skip
         self.tfidf_ = self._fitted_tfidf(X[rows] if len(rows) < X.shape[0] else X, validation)
         x, y = self._all_batches(X, rows), y[rows]

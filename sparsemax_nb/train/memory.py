@@ -75,12 +75,12 @@ class Plan(NamedTuple):
         return "\n".join([*lines, f"{'always + largest phase':<68}{self.nbytes / 2**20:>10.1f}"])
 
 
-def require(plan, limit):
-    """MemoryLimitError, with the whole plan, where it needs more than `limit` bytes."""
+def require(plan, limit, smaller="intermediate layer, fan-in or batch"):
+    """MemoryLimitError, with the whole plan and what could be `smaller`, where it needs more than `limit` bytes."""
     if plan.nbytes > limit:
         raise MemoryLimitError(
             f"training needs {plan.nbytes / 2**20:,.1f} MiB, memory_limit allows {limit / 2**20:,.1f} MiB; "
-            f"use a smaller intermediate layer, fan-in or batch, or a larger limit\n{plan}"
+            f"use a smaller {smaller}, or a larger limit\n{plan}"
         )
 
 
@@ -158,22 +158,20 @@ def linear_plan(
     *, n_rows, n_features, n_labels, n_entries, points, features_per_point, min_features, extra_features
 ):  # fmt: skip
     """The `Plan` of training a linear layer over sparse features; `points` (L,) are the training points of each label."""
-    arrays = []
+    arrays, mean = [], n_entries / max(1, n_rows)
 
     def add(phase, name, *shape, item=4):
         arrays.append(Array(phase, name, math.prod(shape) * item))
 
-    chosen = np.minimum(np.maximum(min_features, features_per_point * points), n_features)[points > 0]
-    mean = n_entries / max(1, n_rows)  # features of a row: a label can not have more than its points
-    n = int(np.minimum(chosen, mean * points[points > 0]).sum())
-    grown = int(n * (1 + extra_features))
-    add("always", "features: ids, weights", 2, n_entries)
-    add("always", "features, labels: ends of the rows", 2, n_rows)
-    add("always", "labels of the rows", 2, int(points.sum()))
-    add("always", "layer: lists of labels, weights", 2, grown)
+    chosen = np.minimum(np.maximum(min_features, features_per_point * points), n_features)
+    n = int(np.minimum(chosen, mean * points).sum() * (1 + extra_features))  # a label can not have more than its points
+    add("always", "features: ids, weights, in the order of training", 2, 2, n_entries)
+    add("always", "features, labels: ends of the rows", 2, 2, n_rows)
+    add("always", "labels of the rows, in the order of training", 2, 2, int(points.sum()))
+    add("always", "layer: lists of labels, weights", 2, n)
     add("always", "layer: bias, starts of the lists", n_labels + 4 * n_features)
     add("always", "dual variables: labels, values", 2 * DUALS, n_rows)
-    add("choice of features", "features by label, sums", 8, grown)
+    add("choice of features", "features by label, sums", 8, n)
     add("choice of features", "sums of all features", 16 * 4, n_features)
     add("step", "pairs and entries", 1024, PAIRS, item=1)
     add("prediction", "scores", 256, n_labels)

@@ -32,6 +32,7 @@ from bench import (
     scaling,
     step,
     words,
+    words_scale,
 )
 from bench.peers import Peer, Unavailable, fused_losses, pytorch
 from bench.peers import pecos as pecos_peer
@@ -309,6 +310,26 @@ def test_accuracy_rows_table_and_picture(tmp_path, monkeypatch, capsys):
     assert "Not trained: `python -m bench.accuracy softmax-full" in shown
     written = json.loads((tmp_path / "accuracy-cpu.json").read_text())
     assert [row["benchmark"] for row in written] == ["accuracy", "accuracy: softmax"]
+
+
+def test_words_scale(tmp_path, capsys):
+    (row,) = words_scale.main(["--smoke", "--device", "cpu", "--threads", "1", "--json", str(tmp_path / "w.json")])
+    (found,) = row["figures"].values()
+    assert row["table"]["rows"][0][:2] == ["1,000", "1"] and found["P@1"] > 0.2 and 0 < found["second"]
+    assert "made-up titles" in capsys.readouterr().out
+    x, y = words_scale.titles(50, 40, 30)
+    assert x.shape == (50, 40) and (x.sum(1) == words_scale.WORDS_PER_TITLE).all() and (y.sum(1) == words_scale.LABELS_PER_TITLE).all()
+
+
+def test_ingredients_have_a_table_of_their_own():
+    row = {
+        "test": dict.fromkeys(("P@1", "P@3", "P@5", "PSP@5"), 0.5), "settings": {"C": 0.25, "slack": 0.1}, "train_seconds": 3.0,
+        "fit_seconds": 2.0, "model_bytes": 1 << 20, "environment": {},
+    }  # fmt: skip
+    assert words.ingredients("tate", {"linear": row}) is None
+    made = words.ingredients("tate", {"linear": row, "no-slack": row | {"settings": {"C": 1.0, "slack": 0.0}}})
+    assert [r[0] for r in made["table"]["rows"]] == ["linear", "no-slack"]
+    assert made["table"]["rows"][1] == ["no-slack", *["50.00"] * 4, "1.00", "0", "3.0", "2.0", "1.0"]
 
 
 def test_pecos_is_skipped_or_a_row(tmp_path, monkeypatch, capsys):
