@@ -64,8 +64,8 @@ def test_steps_equal_reference(backend, slack):
 
 def short_lists():
     """Points and a layer the lists of whose rows hold a few of 3,000 labels, some of them more than once."""
-    x, labels = points(40, 90, 3000, seed=7, density=0.04)
-    labels = scipy.sparse.csr_matrix(labels.multiply(np.arange(3000) % 60 == 0))
+    x, labels = points(160, 40, 3000, seed=7, density=0.08)
+    labels = scipy.sparse.csr_matrix(labels.toarray() * (np.arange(3000) % 60 == 0))
     layer = SparseLinear.choose(x, labels, per_point=1, at_least=4)
     listed = (x != 0) @ np.diff(layer.arrays.indptr)
     assert listed.max() < 3000 / 16 and np.bincount(layer.arrays.labels).max() >= 4
@@ -77,6 +77,7 @@ def test_steps_over_few_of_many_labels_equal_reference(bias):
     """Only the lists are looked at, unless the bias alone passes the margin."""
     x, labels, layer = short_lists()
     layer.bias[5] = bias
+    layer.arrays.values[: layer.n_weights] = 2 * normal(8, layer.n_weights)
     wanted, duals = np.zeros(labels.shape), None
     for _ in range(3):
         before = copied(layer)
