@@ -112,7 +112,7 @@ class SparseLinear:
         return matrix
 
     @classmethod
-    def choose(cls, x, labels, *, per_point=8.0, at_least=32, dense=None, device="cpu"):
+    def choose(cls, x, labels, *, per_point=8.0, at_least=16, dense=None, device="cpu"):
         """A layer with zero weights, in which each label is connected to the features that stand out in its points.
 
         Those of the largest ``sum_i x[i, f] - n mean(x[:, f])``, i over the n points of the label: what its points have
@@ -195,19 +195,21 @@ def transposed(indptr, ids, values, n_columns):
 
 def _lists(indptr, ids, values, n_features, bias, dense):
     """`FeatureLists` of entries by label, whose features `dense` are connected to all labels."""
-    n_labels, is_dense = len(bias), np.zeros(n_features, bool)
-    is_dense[dense] = True
-    listed = ~is_dense[ids]
-    before = np.concatenate([[0], np.cumsum(listed)])
-    starts, labels, some = transposed(before[indptr], ids[listed], values[listed], n_features)
-    n, width = padded(len(labels), LANES), padded(n_labels, LANES)
-    everything = backend.aligned(np.zeros, (n + len(dense) * width,))
-    everything[: len(some)] = some
-    where = np.full(n_features, -1, np.int64)
+    n_labels, where = len(bias), np.full(n_features, -1, np.int64)
+    starts, labels, some = transposed(indptr, ids, values, n_features)
+    lengths = np.diff(starts)
+    lengths[dense] = 0
+    n, width = padded(int(lengths.sum()), LANES), padded(n_labels, LANES)
     where[dense] = n + width * np.arange(len(dense))
-    owners = np.repeat(np.arange(n_labels), np.diff(indptr))
-    everything[where[ids[~listed]] + owners[~listed]] = values[~listed]
-    return FeatureLists(starts, labels, everything, where, bias)
+    everything = backend.aligned(np.zeros, (n + len(dense) * width,))
+    for feature in dense:
+        part = slice(starts[feature], starts[feature + 1])
+        everything[where[feature] + labels[part]] = some[part]
+    if len(dense):
+        listed = np.repeat(where < 0, np.diff(starts))
+        labels, some = labels[listed], some[listed]
+    everything[: len(some)] = some
+    return FeatureLists(np.concatenate([[0], np.cumsum(lengths)]), labels, everything, where, bias)
 
 
 def _by_label(lists):
@@ -226,9 +228,7 @@ def _joined(a, b):
     """The entries of two matrices by label, (indptr, ids, values): those of `b` behind those of `a` in each label."""
     indptr = a[0] + b[0]
     ids, values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
-    for one, shift in ((a, b[0][:-1]), (b, a[0][1:])):
-        at = np.arange(one[0][-1]) + np.repeat(shift, np.diff(one[0]))
-        ids[at], values[at] = one[1], one[2]
+    feature_choice.join(*a, *b, ids, values)
     return indptr, ids, values
 
 

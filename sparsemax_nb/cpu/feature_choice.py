@@ -74,6 +74,19 @@ def choose_features(points, x, expected, known, room, by_magnitude, chosen, sums
 
 
 @backend.njit
+def join(indptr, ids, values, more_indptr, more_ids, more_values, all_ids, all_values):
+    """Rows of two CSR matrices behind each other, row by row."""
+    n = 0
+    for row in range(indptr.size - 1):
+        for j in range(indptr[row], indptr[row + 1]):
+            all_ids[n], all_values[n] = ids[j], values[j]
+            n += 1
+        for j in range(more_indptr[row], more_indptr[row + 1]):
+            all_ids[n], all_values[n] = more_ids[j], more_values[j]
+            n += 1
+
+
+@backend.njit
 def signed(indptr, labels, values, own_indptr, own):
     """``y a`` of dual variables row by row: negative where the label is none of the row's own."""
     found = -values

@@ -239,7 +239,7 @@ class Classifier(SampledEstimator):
     kind, classes, fit_call, epochs_may_be_none = "classifier", "labels", "fit(X, y)", True
 
     def __init__(
-        self, *, architecture="auto", C="auto", slack="auto", features_per_point=8.0, min_features=32, extra_features=0.5,  # noqa: N803
+        self, *, architecture="auto", C="auto", slack="auto", features_per_point=8.0, min_features=16, extra_features=0.5,  # noqa: N803
         output="fixed-fan-in", embedding=256, intermediate=4096, bottleneck=64, fan_in=32, group_size=16,
         grouping="similar", weight_dtype="float32", loss="squared-hinge",
         sampler="none", n_samples=100, n_codewords=64, residual="uniform", index_every=100, correction="paper",
