@@ -87,7 +87,8 @@ def own_csr(name, matrix):
         part = ".real" if matrix.dtype.kind == "c" else ""
         raise TypeError(f"{name} must hold real numbers, got {matrix.dtype}; use {name}{part}.astype(np.float32)")
     try:
-        if matrix.format in ("csr", "csc"):
+        checked = matrix.format in ("csr", "csc")
+        if checked:
             check_structure(matrix)
         matrix = matrix.tocsr()
         dtype = (
@@ -95,7 +96,8 @@ def own_csr(name, matrix):
         )  # as SciPy can compute with
         data = matrix.data.astype(dtype, copy=False)
         matrix = type(matrix)((data, matrix.indices, matrix.indptr), shape=matrix.shape)
-        matrix.check_format(full_check=True)
+        if not checked:
+            matrix.check_format(full_check=True)
     except (ValueError, TypeError, IndexError) as error:
         raise ValueError(f"{name} is no valid CSR matrix: {error}") from error
     return matrix

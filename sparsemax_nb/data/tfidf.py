@@ -98,6 +98,11 @@ class Tfidf:
         """
         if not hasattr(self, "idf_"):
             raise ValueError("this Tfidf is not fitted; call fit first")
+        check_csr("X", X)
+        return self._weights(own_csr("X", X))
+
+    def _weights(self, X):
+        """`transform` of a matrix that `own_csr` has returned, or of rows of it."""
         X = self._checked(X)
         if X.shape[1] != len(self.idf_):
             raise ValueError(f"X must have {len(self.idf_)} features as in fit, got {X.shape[1]}")
@@ -162,8 +167,6 @@ def first_non_count(X):
 
 def _non_negative(X):
     """X where it stores no entry twice and no zeros, else a float64 copy without; errors where a value is no amount."""
-    check_csr("X", X)
-    X = own_csr("X", X)  # noqa: N806
     clean = X.has_canonical_format and X.data.all()
     if not clean:
         X = X.astype(np.float64, copy=True)

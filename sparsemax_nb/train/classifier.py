@@ -378,7 +378,7 @@ class Classifier(SampledEstimator):
             if self.is_dense_:
                 part = np.ascontiguousarray(part, np.float32)
             else:
-                part = part.astype(np.float32, copy=False) if self.tfidf_ is None else self.tfidf_.transform(part)
+                part = part.astype(np.float32, copy=False) if self.tfidf_ is None else self.tfidf_._weights(part)
         if not np.isfinite(part if self.is_dense_ else part.data).all():
             ids = np.arange(x.shape[0])[rows]
             bad = next(row for row, one in zip(ids, part, strict=True) if not np.isfinite(one.sum()))

@@ -116,7 +116,7 @@ def linear_layer(layer, weights, bias=None, device="cpu"):
     equal(layer.bias, np.full(layer.n_labels, -1, np.float32) if bias is None else bias)
 
 
-def linear_choice(layer, x, labels, per_point=4.0, at_least=32, dense=None, device="cpu"):
+def linear_choice(layer, x, labels, per_point=8.0, at_least=16, dense=None, device="cpu"):
     assert not layer.weights.data.any()
     points = (labels.toarray() != 0).sum(0)
     listed = np.bincount(layer.arrays.labels, minlength=layer.n_labels)
