@@ -295,6 +295,8 @@ DESCRIPTION = description.record(
 #: Where the search begins, and the values that it may take.
 FIRST = 0.5, 0.2
 GRID_C, GRID_SLACK = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0), (0.05, 0.1, 0.2, 0.3, 0.4, 0.6)
+#: What a neighbour must be better by, in nDCG@5: less is noise, and a smaller slack takes longer.
+LEAST_GAIN = 1e-3
 #: Share of the labels that the search looks at, and the least number of them; smaller sets than this are searched with all.
 LABELS, LEAST_LABELS, SMALL = 0.2, 1000, 10_000
 #: Of their rows, the share that is held back, and the most; passes of a trial.
@@ -339,18 +341,21 @@ def choose_settings(x, y, settings, *, wanted, validation=None):
 
 
 def _vertex(below, best, above):
-    """Where the parabola through figures at -1, 0 and 1 is highest, `best` being the largest; 0 where one is missing."""
-    if below is None or above is None or below + above == 2 * best:
+    """Where the parabola through figures at -1, 0 and 1 is highest, between -1/2 and 1/2; 0 where one is missing.
+
+    `best`, at 0, is the largest, or falls short of it by `LEAST_GAIN` at most.
+    """
+    if below is None or above is None or below + above >= 2 * best:
         return 0.0
-    return (above - below) / (2 * (2 * best - below - above))
+    return min(max((above - below) / (2 * (2 * best - below - above)), -0.5), 0.5)
 
 
 def _climb(grid, value, figure):
-    """The value of the grid, from `value` on, none of whose neighbours has a larger figure."""
+    """The value of the grid, from `value` on, none of whose neighbours has a figure that is larger by `LEAST_GAIN`."""
     at = grid.index(value)
     for direction in (-1, 1):
         moved = False
-        while 0 <= at + direction < len(grid) and figure(grid[at + direction]) > figure(grid[at]):
+        while 0 <= at + direction < len(grid) and figure(grid[at + direction]) > figure(grid[at]) + LEAST_GAIN:
             at, moved = at + direction, True
         if moved:
             break

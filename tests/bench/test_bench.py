@@ -312,11 +312,18 @@ def test_accuracy_rows_table_and_picture(tmp_path, monkeypatch, capsys):
     assert [row["benchmark"] for row in written] == ["accuracy", "accuracy: softmax"]
 
 
-def test_words_scale(tmp_path, capsys):
-    (row,) = words_scale.main(["--smoke", "--device", "cpu", "--threads", "1", "--json", str(tmp_path / "w.json")])
-    (found,) = row["figures"].values()
-    assert row["table"]["rows"][0][:2] == ["1,000", "1"] and found["P@1"] > 0.2 and 0 < found["second"]
-    assert "made-up titles" in capsys.readouterr().out
+def test_words_scale(tmp_path, monkeypatch, capsys):
+    measured = words_scale.measure
+    monkeypatch.setattr(words_scale, "measure", lambda *row: measured(*row, n_points=2000, n_words=400, n_asked=200))
+    monkeypatch.setattr(words_scale, "FOLDER", tmp_path / "rows")
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setitem(words_scale.ROWS, "1000-labels-2-threads", (1000, 1))  # also where there is one core
+    assert words_scale.main(["1000-labels-2-threads"]) == 0
+    found = json.loads((tmp_path / "rows" / "1000-labels-2-threads.json").read_text())
+    assert found["P@1"] > 0.2 and found["second_pass_seconds"] > 0 and found["labels"] == 1000
+    assert words_scale.main(["--table"]) == 0
+    shown = capsys.readouterr().out
+    assert "| 1,000 | 1 |" in shown and "Not run: `python -m bench.words_scale 10000-labels-2-threads`" in shown
     x, y = words_scale.titles(50, 40, 30)
     assert x.shape == (50, 40) and (x.sum(1) == words_scale.WORDS_PER_TITLE).all() and (y.sum(1) == words_scale.LABELS_PER_TITLE).all()
 
