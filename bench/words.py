@@ -26,11 +26,12 @@ from .peers import Unavailable, answered, fasttext, omikuji, pecos, scikit
 #: Ours, by name: what differs from the defaults.
 OURS = {
     "linear": {},
-    "linear-fast": {"C": 0.5, "slack": 0.3, "features_per_point": 0.0, "min_features": 64, "extra_features": 0.0, "epochs": 2},
+    "linear-fast": {"C": 0.5, "slack": 0.3, "frequency": 0.0, "features_per_point": 0.0, "min_features": 64, "extra_features": 0.0, "epochs": 2},
 }  # fmt: skip
 #: One ingredient each that is switched off, or turned up: a table of its own.
 INGREDIENTS = {
-    "fixed-C-and-slack": {"C": 0.5, "slack": 0.2},
+    "fixed-settings": {"C": 0.5, "slack": 0.2, "frequency": 0.0},
+    "no-frequency": {"frequency": 0.0},
     "no-slack": {"slack": 0.0},
     "64-features-a-label": {"features_per_point": 0.0, "min_features": 64},
     "4-features-a-point": {"features_per_point": 4.0},
@@ -69,7 +70,7 @@ def _ours(params, part, test, folder):
     ids, times = answered(lambda rows: model.predict(rows, 5), test.features, ALONE)
     return ids, times | {
         "train_seconds": seconds, "fit_seconds": model.history_.seconds, "model_bytes": (folder / "model.safetensors").stat().st_size,
-        "settings": params | {"C": model.C_, "slack": model.slack_}, "trials": model.trials_,
+        "settings": params | {"C": model.C_, "slack": model.slack_, "frequency": model.frequency_}, "trials": model.trials_,
         "losses": model.history_.losses, "plan_bytes": model.memory_plan_.nbytes,
     }  # fmt: skip
 

@@ -30,7 +30,7 @@ KS = (1, 3, 5)
 VALIDATION_EPOCH = 2**32 - 1
 ARCHITECTURES = "linear", "network"
 #: Parameters that only one of the architectures has.
-LINEAR_ONLY = "C", "slack", "features_per_point", "min_features", "extra_features"
+LINEAR_ONLY = "C", "slack", "frequency", "features_per_point", "min_features", "extra_features"
 NETWORK_ONLY = (
     "output", "embedding", "intermediate", "bottleneck", "fan_in", "group_size", "grouping", "weight_dtype", "loss",
     "sampler", "n_samples", "n_codewords", "residual", "index_every", "correction", "mask_hits", "dropout", "word_dropout",
@@ -42,7 +42,7 @@ EPOCHS = {"linear": 5, "network": 10}
 #: What the file of a classifier says beside its arrays.
 DESCRIPTION = description.record(
     architecture=description.text, C=description.optional(description.number(0)),
-    slack=description.optional(description.number(0)), params=description.record(), n_features=description.integer(1), n_labels=description.integer(1),
+    slack=description.optional(description.number(0)), frequency=description.optional(description.number(0)), params=description.record(), n_features=description.integer(1), n_labels=description.integer(1),
     n_points=description.integer(0), is_dense=description.boolean,
     label_names=description.optional(description.list_of(description.text)), tfidf=description.boolean,
     feature_names=description.optional(description.list_of(description.text)), data=DATA,
@@ -70,6 +70,9 @@ class Classifier(SampledEstimator):
         parabola through their figures; see `trials_`.
     slack : 'auto' or float
         Of 'linear': other labels than a point's own are asked for a score of ``slack - 1``, in [0, 2). 'auto' as for C.
+    frequency : 'auto' or float
+        Of 'linear': what the answers add to a label's score for the logarithm of its number of points; 0 or more. It helps
+        where there are few points. 'auto' tries 0 to 0.1.
     features_per_point, min_features : float, int
         Of 'linear': a label is connected to so many features for each of its points, and to so many at least, where its
         points have them: to those that stand out most, see `SparseLinear.choose`.
@@ -170,7 +173,7 @@ class Classifier(SampledEstimator):
     ----------
     architecture_ : 'linear' or 'network'
     network_ : Network or LinearModel
-    C_, slack_ : float
+    C_, slack_, frequency_ : float
         Of 'linear': those that were given or chosen.
     trials_ : list of dict
         Of 'linear': what was tried for them, with the nDCG@5 of each.
@@ -239,7 +242,7 @@ class Classifier(SampledEstimator):
     kind, classes, fit_call, epochs_may_be_none = "classifier", "labels", "fit(X, y)", True
 
     def __init__(
-        self, *, architecture="auto", C="auto", slack="auto", features_per_point=8.0, min_features=16, extra_features=0.5,  # noqa: N803
+        self, *, architecture="auto", C="auto", slack="auto", frequency="auto", features_per_point=8.0, min_features=16, extra_features=0.5,  # noqa: N803
         output="fixed-fan-in", embedding=256, intermediate=4096, bottleneck=64, fan_in=32, group_size=16,
         grouping="similar", weight_dtype="float32", loss="squared-hinge",
         sampler="none", n_samples=100, n_codewords=64, residual="uniform", index_every=100, correction="paper",
@@ -267,6 +270,8 @@ class Classifier(SampledEstimator):
             check.number("C", self.C, 0, math.inf, open_ends=True)
         if self.slack != "auto":
             check.number("slack", self.slack, 0, 1.999)
+        if self.frequency != "auto":
+            check.number("frequency", self.frequency, 0, 1e6)
         check.number("features_per_point", self.features_per_point, 0, 1e6)
         check.integer("min_features", self.min_features, 1)
         check.number("extra_features", self.extra_features, 0, 1e6)
@@ -441,7 +446,7 @@ class Classifier(SampledEstimator):
         new.n_features_in_, new.n_labels_, new.is_dense_, new.device_ = X.shape[1], y.shape[1], is_dense, device
         new.n_points_, new.label_names_, new.data_ = len(rows), None, None
         new.label_counts_ = np.bincount(y[rows].indices, minlength=y.shape[1])
-        for name in ("feature_names_in_", "C_", "slack_", "trials_"):
+        for name in ("feature_names_in_", "C_", "slack_", "frequency_", "trials_"):
             vars(new).pop(name, None)
         if names is not None:
             new.feature_names_in_ = names
@@ -500,7 +505,7 @@ class Classifier(SampledEstimator):
         new.label_counts_ = before + np.bincount(y.indices, minlength=y.shape[1])
         if self.label_names_ is not None and new.n_labels_ > self.n_labels_:
             new.label_names_ = None
-        x, settings = self._all_batches(X), replace(self._linear_settings(self.C_, self.slack_), extra_features=0.0)
+        x, settings = self._all_batches(X), replace(self._linear_settings(self.C_, self.slack_, self.frequency_), extra_features=0.0)
         lists = FeatureLists(*map(backend.to_numpy, self.network_.layer.arrays))
         lists = extended_lists(lists, x, y, settings.features_per_point, settings.min_features, before)
         training = linear.DualTraining(x, y, settings, self.device_, lists=lists, n_points=new.label_counts_)
@@ -509,10 +514,10 @@ class Classifier(SampledEstimator):
         vars(self).update(vars(new))
         return self
 
-    def _linear_settings(self, c, slack):
+    def _linear_settings(self, c, slack, frequency):
         epochs = EPOCHS["linear"] if self.epochs is None else int(self.epochs)
         return linear.Settings(
-            float(c), float(slack), float(self.features_per_point), int(self.min_features), float(self.extra_features),
+            float(c), float(slack), float(frequency), float(self.features_per_point), int(self.min_features), float(self.extra_features),
             epochs, int(self.seed),
         )  # fmt: skip
 
@@ -546,7 +551,7 @@ class Classifier(SampledEstimator):
                 print(plan, file=sys.stderr)
 
     def _linear_training(self, X, y, validation, rows):  # noqa: N803
-        """The run of a linear layer, with C and slack chosen where that is wanted."""
+        """The run of a linear layer, with C, slack and frequency chosen where that is wanted."""
         self._plan(
             memory.linear_plan(
                 n_rows=len(rows), n_features=X.shape[1], n_labels=y.shape[1], n_entries=X.nnz, points=self.label_counts_,
@@ -557,16 +562,17 @@ class Classifier(SampledEstimator):
         )  # fmt: skip
         self.tfidf_ = self._fitted_tfidf(X[rows] if len(rows) < X.shape[0] else X, validation)
         x, y = self._all_batches(X, rows), y[rows]
-        wanted = [name for name in ("C", "slack") if getattr(self, name) == "auto"]
-        first = {name: start if name in wanted else getattr(self, name) for name, start in zip(("C", "slack"), linear.FIRST, strict=True)}
-        settings = self._linear_settings(first["C"], first["slack"])
-        self.C_, self.slack_, self.trials_ = settings.C, settings.slack, []
+        wanted = [name for name in ("C", "slack", "frequency") if getattr(self, name) == "auto"]
+        first = {"C": linear.FIRST[0], "slack": linear.FIRST[1], "frequency": 0.0}
+        settings = self._linear_settings(*(start if name in wanted else getattr(self, name) for name, start in first.items()))
+        self.trials_ = []
         if wanted:
             held = None if validation is None else (self._all_batches(validation[0]), validation[1])
-            self.C_, self.slack_, self.trials_ = linear.choose_settings(x, y, settings, wanted=wanted, validation=held)
-            settings = replace(settings, C=self.C_, slack=self.slack_)
-            if self.progress:
-                print(f"sparsemax-nb: C = {self.C_:g}, slack = {self.slack_:g}, after {len(self.trials_)} trials", file=sys.stderr)
+            settings, self.trials_ = linear.choose_settings(x, y, settings, wanted=wanted, validation=held)
+        self.C_, self.slack_, self.frequency_ = settings.C, settings.slack, settings.frequency
+        if wanted and self.progress:
+            chosen = ", ".join(f"{name} = {getattr(self, name + '_'):g}" for name in wanted)
+            print(f"sparsemax-nb: {chosen}, after {len(self.trials_)} trials", file=sys.stderr)
         ks = _possible(KS, y.shape[1])
         training = linear.DualTraining(x, y, settings, self.device_, budget_seconds=self.budget_seconds)
         if validation is not None:
@@ -823,6 +829,7 @@ class Classifier(SampledEstimator):
             arrays["tfidf.idf"] = self.tfidf_.idf_
         about = {
             "architecture": self.architecture_, "C": getattr(self, "C_", None), "slack": getattr(self, "slack_", None),
+            "frequency": getattr(self, "frequency_", None),
             "params": self._fitted_params, "n_features": self.n_features_in_, "n_labels": self.n_labels_,
             "n_points": self.n_points_, "is_dense": self.is_dense_, "tfidf": self.tfidf_ is not None,
             "feature_names": list(self.feature_names_in_) if hasattr(self, "feature_names_in_") else None,
@@ -880,7 +887,9 @@ class Classifier(SampledEstimator):
                     raise ValueError("a linear layer is of sparse features")
                 model.C_ = check.number("C", about["C"], 0, math.inf, open_ends=True)
                 model.slack_ = check.number("slack", about["slack"], 0, 1.999)
-                model.network_ = linear.LinearModel.of_arrays(arrays, model.n_features_in_, model.n_labels_, device)
+                model.frequency_ = check.number("frequency", about["frequency"], 0, 1e6)
+                prior = linear.prior_of(model.frequency_, model.label_counts_, device)
+                model.network_ = linear.LinearModel.of_arrays(arrays, model.n_features_in_, model.n_labels_, device, prior)
             else:
                 params = model._network_params(model.n_features_in_, model.n_labels_, model.is_dense_, device)
                 arrays.check_shapes(parameter_shapes(**params))

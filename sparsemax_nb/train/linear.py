@@ -31,6 +31,7 @@ class Settings:
 
     C: float
     slack: float
+    frequency: float
     features_per_point: float
     min_features: int
     extra_features: float
@@ -44,10 +45,12 @@ class LinearModel:
     Parameters
     ----------
     layer : SparseLinear
+    prior : (L,) float32 or None
+        What is added to the scores where labels are asked for; training knows nothing of it.
     """
 
-    def __init__(self, layer):
-        self.layer = layer
+    def __init__(self, layer, prior=None):
+        self.layer, self.prior = layer, prior
 
     device = property(lambda self: self.layer.device)
 
@@ -65,17 +68,26 @@ class LinearModel:
 
     def top_k(self, x, k):
         """The k best labels of each row of a SciPy CSR matrix: scores, ids (B, k)."""
-        layer, rows = self.layer, rows_of(x, self.device)
+        arrays, rows = self.layer.arrays, rows_of(x, self.device)
+        if self.prior is not None:
+            arrays = arrays._replace(bias=arrays.bias + self.prior)
         scores = backend.empty((x.shape[0], k), np.float32, self.device)
         ids = backend.empty((x.shape[0], k), np.int32, self.device)
-        backend.wing(self.device, "linear").top_k(rows, layer.arrays, scores, ids)
+        backend.wing(self.device, "linear").top_k(rows, arrays, scores, ids)
         return scores, ids
 
     @classmethod
-    def of_arrays(cls, arrays, n_features, n_labels, device):
+    def of_arrays(cls, arrays, n_features, n_labels, device, prior=None):
         """The model that `parameters` were taken from; TypeError or ValueError where the arrays are no such thing."""
         lists = FeatureLists(*(arrays[f"linear.{name}"] for name in FeatureLists._fields))
-        return cls(SparseLinear._of(checked(lists, n_features, n_labels), device))
+        return cls(SparseLinear._of(checked(lists, n_features, n_labels), device), prior)
+
+
+def prior_of(frequency, n_points, device="cpu"):
+    """(L,) float32, ``frequency`` times the logarithm of the labels' numbers of points; None where that is 0 for all."""
+    if frequency == 0:
+        return None
+    return backend.asarray((frequency * np.log(np.maximum(n_points, 1))).astype(np.float32), device)
 
 
 def checked(lists, n_features, n_labels):
@@ -148,7 +160,7 @@ class DualTraining(Run):
         # not above the threshold, or every label would be looked at in every row
         lists.bias[:] += np.minimum(TIE * np.log(np.maximum(n_points, 1)), settings.slack / 2).astype(np.float32)
         lists.bias[n_points == 0] = LAST
-        self.network = LinearModel(SparseLinear._of(lists, device))
+        self.network = LinearModel(SparseLinear._of(lists, device), prior_of(settings.frequency, n_points, device))
         self._batches = [slice(first, min(first + batch, self.n_rows)) for first in range(0, self.n_rows, batch)]
         self._duals = [no_duals(rows.stop - rows.start, device) for rows in self._batches]
         self._total_steps = settings.epochs * len(self._batches)
@@ -290,13 +302,16 @@ DESCRIPTION = description.record(
 )  # fmt: skip
 
 
-# ---------------------------------------------------------------- C and slack from the data
+# ---------------------------------------------------------------- C, slack and frequency from the data
 
 #: Where the search begins, and the values that it may take.
 FIRST = 0.5, 0.2
 GRID_C, GRID_SLACK = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0), (0.05, 0.1, 0.2, 0.3, 0.4, 0.6)
-#: What a neighbour must be better by, in nDCG@5: less is noise, and a smaller slack takes longer.
-LEAST_GAIN = 1e-3
+#: Values of frequency, and the answers of a row that each puts in its order.
+FREQUENCIES, REORDERED = (0.0, 0.01, 0.02, 0.05, 0.1), 20
+#: A value must be better by this share of its figure, and by so many of the rows held back: less is noise, and a smaller slack
+#: takes longer.
+LEAST_GAIN, LEAST_ROWS = 2e-3, 2
 #: Share of the labels that the search looks at, and the least number of them; smaller sets than this are searched with all.
 LABELS, LEAST_LABELS, SMALL = 0.2, 1000, 10_000
 #: Of their rows, the share that is held back, and the most; passes of a trial.
@@ -306,56 +321,65 @@ ENOUGH, MOST_SPLITS = 2000, 5
 
 
 def choose_settings(x, y, settings, *, wanted, validation=None):
-    """(C, slack, trials): those among the values of a grid with the best nDCG@5 on rows that are held back.
+    """(Settings, trials): with those values of a grid that have the best nDCG@5 on rows that are held back.
 
     Labels are independent of each other, so a part of the labels, with all of their points, is a problem of the same kind,
-    where a part of the rows would be one with fewer points a label. From those of `settings` on, one value after the other
-    moves to the better neighbour until none is better; at last C moves to the vertex of the parabola through its figure and
-    those of its neighbours. `wanted` names what is to be chosen, of 'C' and 'slack'. With a `validation` (X, y) its rows take
-    the place of what is held back.
+    where a part of the rows would be one with fewer points a label. From those of `settings` on, C and slack move one after
+    the other to the better neighbour until none is better, each trial with the frequency that suits it; at last C moves to
+    the vertex of the parabola through its figure and those of its neighbours. `wanted` names what is to be chosen, of 'C',
+    'slack' and 'frequency'. With a `validation` (X, y) its rows take the place of what is held back.
     """
     parts = list(_trial_parts(x, y, settings.seed, validation))
     found, trials = {}, []
     if not parts:
-        return settings.C, settings.slack, trials
+        return settings, trials
+    frequencies = FREQUENCIES if "frequency" in wanted else (settings.frequency,)
+    n_held = sum(held_x.shape[0] for _, _, held_x, _ in parts)
+
+    def beats(one, other):
+        return one > (1 + LEAST_GAIN) * other + LEAST_ROWS / n_held
 
     def figure(c, slack):
         if (c, slack) not in found:
             one = replace(settings, C=c, slack=slack, epochs=min(PASSES, settings.epochs))
-            found[c, slack] = float(np.mean([_trial(*part, one) for part in parts]))
-            trials.append({"C": c, "slack": slack, "nDCG@5": found[c, slack]})
-        return found[c, slack]
+            figures = np.mean([_trial(*part, one, frequencies) for part in parts], axis=0)
+            best = int(figures.argmax())
+            found[c, slack] = float(figures[best]), frequencies[best]
+            trials.append({"C": c, "slack": slack, "frequency": frequencies[best], "nDCG@5": float(figures[best])})
+        return found[c, slack][0]
 
     c, slack = settings.C, settings.slack
     for _ in range(2):
         before = c, slack
         if "C" in wanted:
-            c = _climb(GRID_C, c, lambda value: figure(value, slack))
+            c = _climb(GRID_C, c, lambda value: figure(value, slack), beats)
         if "slack" in wanted:
-            slack = _climb(GRID_SLACK, slack, lambda value: figure(c, value))
-        if (c, slack) == before or len(wanted) < 2:
+            slack = _climb(GRID_SLACK, slack, lambda value: figure(c, value), beats)
+        if (c, slack) == before:
             break
+    figure(c, slack)
+    frequency = found[c, slack][1]
     if "C" in wanted:
-        c *= 2 ** _vertex(*(found.get((neighbour, slack)) for neighbour in (c / 2, c, 2 * c)))
-    return c, slack, trials
+        c *= 2 ** _vertex(*(found.get((neighbour, slack), (None,))[0] for neighbour in (c / 2, c, 2 * c)))
+    return replace(settings, C=c, slack=slack, frequency=frequency), trials
 
 
 def _vertex(below, best, above):
     """Where the parabola through figures at -1, 0 and 1 is highest, between -1/2 and 1/2; 0 where one is missing.
 
-    `best`, at 0, is the largest, or falls short of it by `LEAST_GAIN` at most.
+    `best`, at 0, is the largest, or falls short of it by no more than noise.
     """
     if below is None or above is None or below + above >= 2 * best:
         return 0.0
     return min(max((above - below) / (2 * (2 * best - below - above)), -0.5), 0.5)
 
 
-def _climb(grid, value, figure):
-    """The value of the grid, from `value` on, none of whose neighbours has a figure that is larger by `LEAST_GAIN`."""
+def _climb(grid, value, figure, beats):
+    """The value of the grid, from `value` on, that none of its neighbours beats by its figure."""
     at = grid.index(value)
     for direction in (-1, 1):
         moved = False
-        while 0 <= at + direction < len(grid) and figure(grid[at + direction]) > figure(grid[at]) + LEAST_GAIN:
+        while 0 <= at + direction < len(grid) and beats(figure(grid[at + direction]), figure(grid[at])):
             at, moved = at + direction, True
         if moved:
             break
@@ -385,12 +409,14 @@ def _trial_parts(x, y, seed, validation):
             yield x[others], y[others], x[held], y[held]
 
 
-def _trial(x, y, held_x, held_y, settings):
-    """nDCG@5 on what is held back."""
-    training = DualTraining(x, y, settings)
+def _trial(x, y, held_x, held_y, settings, frequencies):
+    """nDCG@5 on what is held back, with each of the frequencies."""
+    training = DualTraining(x, y, replace(settings, frequency=0.0))
     training.run(progress=False)
-    k = min(5, y.shape[1])
-    return metrics.ndcg_at_k(training.network.top_k(held_x, k)[1], held_y, k)
+    k, logs = min(5, y.shape[1]), np.log(np.maximum(np.bincount(y.indices, minlength=y.shape[1]), 1))
+    scores, ids = training.network.top_k(held_x, min(REORDERED, y.shape[1]))
+    orders = (np.argsort(-(scores + frequency * logs[ids]), axis=1, kind="stable")[:, :k] for frequency in frequencies)
+    return [metrics.ndcg_at_k(np.take_along_axis(ids, order, 1), held_y, k) for order in orders]
 
 
 def weighed(batch, n_rows, n_features, n_entries):
