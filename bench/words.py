@@ -26,7 +26,7 @@ from .peers import Unavailable, answered, fasttext, omikuji, pecos, scikit
 #: Ours, by name: what differs from the defaults.
 OURS = {
     "linear": {},
-    "linear-fast": {"C": 0.5, "slack": 0.3, "frequency": 0.0, "features_per_point": 0.0, "min_features": 64, "extra_features": 0.0, "epochs": 2},
+    "linear-fast": {"C": 0.5, "slack": 0.2, "frequency": 0.0, "features_per_point": 4.0, "extra_features": 0.0, "epochs": 2},
 }  # fmt: skip
 #: One ingredient each that is switched off, or turned up: a table of its own.
 INGREDIENTS = {
