@@ -107,7 +107,7 @@ def summary(name, found):
     notes = [
         f"{name}: {some['points']:,} points, {some['n_features']:,} features, {some['n_labels']:,} labels; P@k, PSP@5 (rare labels "
         "weighed up) and F1@5 in per cent on the test part.",
-        "Training from the features in memory (omikuji: from its file), the choice of C and slack included. Query: the whole test "
+        "Training from the features in memory (omikuji: from its file), the choice of C, slack and frequency included. Query: the whole test "
         "part in one call, and single rows; omikuji and fastText take one row a call.",
     ]
     if disturbed := [row for row, r in found.items() if machine.is_disturbed(r["environment"])]:
@@ -130,12 +130,12 @@ def ingredients(name, found):
     table = []
     for row, r in ({"linear": found["linear"]} | off).items():
         scores = [f"{100 * r['test'][key]:.2f}" for key in ("P@1", "P@3", "P@5", "PSP@5")]
-        chosen = [f"{r['settings']['C']:.2f}", f"{r['settings']['slack']:g}"]
+        chosen = [f"{r['settings']['C']:.2f}", f"{r['settings']['slack']:g}", f"{r['settings']['frequency']:g}"]
         table.append([row, *scores, *chosen, f"{r['train_seconds']:.1f}", f"{r['fit_seconds']:.1f}", f"{r['model_bytes'] / 2**20:.1f}"])
-    header = ["linear", "P@1", "P@3", "P@5", "PSP@5", "C", "slack", "training s", "without the choice", "model MiB"]
+    header = ["linear", "P@1", "P@3", "P@5", "PSP@5", "C", "slack", "frequency", "training s", "without the choice", "model MiB"]
     return {
         "benchmark": f"ingredients: {name}", "parameters": {"data": name}, "seconds": {}, "table": {"header": header, "rows": table},
-        "notes": ["Each with C and slack chosen anew, but where it says so."],
+        "notes": ["Each with C, slack and frequency chosen anew, but where it says so."],
         "environment": off[next(iter(off))]["environment"] | {"command": f"python -m bench.words INGREDIENT --data {name}"},
     }  # fmt: skip
 

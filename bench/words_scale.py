@@ -26,7 +26,7 @@ FOLDER = harness.RESULTS / "words_scale"
 WORDS_PER_TITLE, WORDS_PER_LABEL, LABELS_PER_TITLE, NOISE = 10, 4, 5, 0.25
 #: Label l is drawn with probability proportional to (l + 1)^-0.5, word w with 1 / (w + 10).
 LABEL_EXPONENT, FIRST_WORDS = 0.5, 10
-SETTINGS = {"architecture": "linear", "C": 0.5, "slack": 0.2, "epochs": 2}
+SETTINGS = {"architecture": "linear", "C": 0.5, "slack": 0.2, "frequency": 0.0, "epochs": 2}
 
 
 def titles(n_points, n_words, n_labels, seed=0):

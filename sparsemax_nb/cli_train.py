@@ -407,7 +407,7 @@ def classifier_options(parser, device):
     option("stop_after", int, "N", "epochs without a better P@3 after which training stops")
     parser.add_argument(
         "--validation", type=_validation, default="dev", metavar="dev|none|SHARE",
-        help="what C and slack, or rate and end of the training, are chosen by: the data's dev part (where there is one), "
+        help="what C, slack and frequency, or rate and end of the training, are chosen by: the data's dev part (where there is one), "
         "nothing, or a share of the training points",
     )  # fmt: skip
     option("rewire_fraction", float, "P", "share of the connections that a rewiring replaces, 0 for none")

@@ -8,7 +8,8 @@ import scipy.sparse
 from sparsemax_nb import Labels, SparseLinear, sparse_linear_forward, sparse_linear_step, sparse_linear_top_k
 from sparsemax_nb.core import backend as placement
 from sparsemax_nb.core.connections import FeatureLists
-from sparsemax_nb.linear import canonical, rows_of
+from sparsemax_nb.cpu import linear as cpu_linear
+from sparsemax_nb.linear import canonical, no_duals, rows_of
 from sparsemax_nb.reference import feature_choice, linear
 
 from .helpers import assert_close, label_matrix, normal, threads
@@ -86,6 +87,20 @@ def test_steps_over_few_of_many_labels_equal_reference(bias):
         np.testing.assert_allclose(layer.arrays.values, values, atol=1e-5)
         np.testing.assert_allclose(dense_duals(duals, labels.shape), wanted, atol=1e-5)
         assert loss == pytest.approx(want_loss, rel=1e-5)
+
+
+def test_a_step_begins_anew_where_there_was_no_room():
+    """Whether a row's lists hold few of the labels or not: the bits are those with room from the start."""
+    for x, labels, layer in (short_lists(), (*points(60, 40, 90), None)):
+        layer = SparseLinear.choose(x, labels) if layer is None else layer
+        found = []
+        for room in ([1, 1], [1 << 12, 1 << 14]):
+            lists, rows = copied(layer), rows_of(x)
+            y, duals = Labels(labels.indptr.astype(np.int64), labels.indices), no_duals(x.shape[0])
+            for _ in range(2):
+                loss, duals = cpu_linear.step(rows, y, duals, lists, 1.0, 0.1, room)
+            found.append((loss, lists.values.tobytes(), *(a.tobytes() for a in duals)))
+        assert found[0] == found[1] and room == [1 << 12, 1 << 14]
 
 
 def test_top_k_of_few_of_many_labels():

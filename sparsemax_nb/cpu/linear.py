@@ -18,8 +18,8 @@ ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
 ROWS = 16
 #: Chunks that the rows of a step are cut into, at most.
 CHUNKS = 16
-#: Owners that the labels are dealt out to: one thread moves the weights of an owner's labels.
-OWNERS = 8
+#: Owners that the labels are dealt out to, a cache line of labels at a time: one thread moves the weights of an owner's labels.
+OWNERS = 16
 #: A score that stands for "looked at", and one of no label.
 MARKED, LOWEST = np.float32(3e38), np.float32(-3e38)
 #: Where the lists of a row hold fewer labels than this share of all, only these are looked at: the others score their bias.
@@ -179,6 +179,12 @@ def _label_of(pair):
 
 
 @backend.njit
+def _owner(pair):
+    """Who owns the label of a pair."""
+    return _label_of(pair) // LANES % OWNERS
+
+
+@backend.njit
 def _note(label, dual, own, n, active_labels, active_duals):
     """Write the n-th pair where there is room."""
     if n < active_labels.size:
@@ -258,13 +264,13 @@ def _deal_pairs(first, last, labels, duals, place, ends, some_labels, some_duals
     ends[:] = 0
     for i in range(first, last):
         some_labels[i - first], some_duals[i - first] = labels[i], duals[i]
-        ends[_label_of(labels[i]) % OWNERS] += 1
+        ends[_owner(labels[i])] += 1
     _starts(first, ends)
     for i in range(last - first):
-        label = _label_of(some_labels[i])
-        at = ends[label % OWNERS]
-        labels[at], duals[at], place[label] = some_labels[i], some_duals[i], at - first
-        ends[label % OWNERS] = at + 1
+        owner = _owner(some_labels[i])
+        at = ends[owner]
+        labels[at], duals[at], place[_label_of(some_labels[i])] = some_labels[i], some_duals[i], at - first
+        ends[owner] = at + 1
 
 
 @backend.njit
@@ -279,12 +285,12 @@ def _deal_entries(first, last, labels, slots, pairs, weights, ends, some_slots, 
         set_item(some_slots, e, item(slots, first + e))
         set_item(some_pairs, e, pair)
         set_item(some_weights, e, item(weights, first + e))
-        owner = _label_of(item(labels, np.int64(pair))) % OWNERS
+        owner = _owner(item(labels, np.int64(pair)))
         set_item(ends, owner, item(ends, owner) + 1)
     _starts(first, ends)
     for e in range(last - first):
         pair = item(some_pairs, e)
-        owner = _label_of(item(labels, np.int64(pair))) % OWNERS
+        owner = _owner(item(labels, np.int64(pair)))
         at = item(ends, owner)
         set_item(slots, at, item(some_slots, e))
         set_item(pairs, at, pair)

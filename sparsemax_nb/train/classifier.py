@@ -404,7 +404,7 @@ class Classifier(SampledEstimator):
             Entries that are not zero are positive (a dense 0/1 matrix will do). Rows without labels are legal. A single
             column is a single label, not class ids: it holds 0 and 1, or two other numbers, the larger of which is the label.
         validation : pair (X, y), optional
-            Of a linear layer it decides on C and slack. Of a network it decides on learning rate, early stop and which epoch's
+            Of a linear layer it decides on C, slack and frequency. Of a network it decides on learning rate, early stop and which epoch's
             weights are kept, by P@3.
         checkpoint_path : path, optional
             A checkpoint is written there after every epoch, every `checkpoint_seconds`, and on Ctrl-C. A file that is
@@ -465,7 +465,7 @@ class Classifier(SampledEstimator):
 
         `epochs` passes over the new points, without a budget. What earlier points have taught stays in the weights, but can no longer be
         weighed against: where old and new contradict each other, give old points again. Each label gets `features_per_point`
-        more features for each new point, those that stand out in them; TF-IDF, C and slack stay what they were. Names of the
+        more features for each new point, those that stand out in them; TF-IDF, C, slack and frequency stay. Names of the
         labels are dropped where there are new labels.
 
         Parameters

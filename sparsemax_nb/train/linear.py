@@ -1,4 +1,4 @@
-"""Training of the linear layer over sparse features: passes of dual coordinate descent, and the choice of C and slack."""
+"""Training of the linear layer over sparse features: passes of dual coordinate descent, and the choice of its settings."""
 
 import math
 from dataclasses import asdict, dataclass, field, replace
@@ -62,7 +62,7 @@ class LinearModel:
     @property
     def nbytes(self):
         """Bytes of all arrays."""
-        return self.layer.nbytes
+        return self.layer.nbytes + (0 if self.prior is None else self.prior.nbytes)
 
     output_nbytes = nbytes
 
@@ -309,8 +309,8 @@ FIRST = 0.5, 0.2
 GRID_C, GRID_SLACK = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0), (0.05, 0.1, 0.2, 0.3, 0.4, 0.6)
 #: Values of frequency, and the answers of a row that each puts in its order.
 FREQUENCIES, REORDERED = (0.0, 0.01, 0.02, 0.05, 0.1), 20
-#: A value must be better by this share of its figure, and by so many of the rows held back: less is noise, and a smaller slack
-#: takes longer.
+#: A value must be better by this share of its figure, and of C and slack by so many of the rows held back: less is noise, and a
+#: smaller slack takes longer.
 LEAST_GAIN, LEAST_ROWS = 2e-3, 2
 #: Share of the labels that the search looks at, and the least number of them; smaller sets than this are searched with all.
 LABELS, LEAST_LABELS, SMALL = 0.2, 1000, 10_000
@@ -321,12 +321,12 @@ ENOUGH, MOST_SPLITS = 2000, 5
 
 
 def choose_settings(x, y, settings, *, wanted, validation=None):
-    """(Settings, trials): with those values of a grid that have the best nDCG@5 on rows that are held back.
+    """(Settings, trials): with values that have about the best nDCG@5 on rows that are held back.
 
     Labels are independent of each other, so a part of the labels, with all of their points, is a problem of the same kind,
     where a part of the rows would be one with fewer points a label. From those of `settings` on, C and slack move one after
-    the other to the better neighbour until none is better, each trial with the frequency that suits it; at last C moves to
-    the vertex of the parabola through its figure and those of its neighbours. `wanted` names what is to be chosen, of 'C',
+    the other, twice at most, to neighbours on the grid that are better by more than noise, each trial with the frequency that
+    suits it; at last C moves to the vertex of the parabola through its figure and those of its neighbours. `wanted` names what is to be chosen, of 'C',
     'slack' and 'frequency'. With a `validation` (X, y) its rows take the place of what is held back.
     """
     parts = list(_trial_parts(x, y, settings.seed, validation))
@@ -343,7 +343,7 @@ def choose_settings(x, y, settings, *, wanted, validation=None):
         if (c, slack) not in found:
             one = replace(settings, C=c, slack=slack, epochs=min(PASSES, settings.epochs))
             figures = np.mean([_trial(*part, one, frequencies) for part in parts], axis=0)
-            best = int(figures.argmax())
+            best = int(figures.argmax()) if figures.max() > (1 + LEAST_GAIN) * figures[0] else 0
             found[c, slack] = float(figures[best]), frequencies[best]
             trials.append({"C": c, "slack": slack, "frequency": frequencies[best], "nDCG@5": float(figures[best])})
         return found[c, slack][0]
@@ -410,9 +410,13 @@ def _trial_parts(x, y, seed, validation):
 
 
 def _trial(x, y, held_x, held_y, settings, frequencies):
-    """nDCG@5 on what is held back, with each of the frequencies."""
-    training = DualTraining(x, y, replace(settings, frequency=0.0))
+    """nDCG@5 on what is held back, with each of the frequencies: with several of them, among a row's best without."""
+    alone = len(frequencies) == 1
+    training = DualTraining(x, y, settings if alone else replace(settings, frequency=0.0))
     training.run(progress=False)
+    if alone:
+        k = min(5, y.shape[1])
+        return [metrics.ndcg_at_k(training.network.top_k(held_x, k)[1], held_y, k)]
     k, logs = min(5, y.shape[1]), np.log(np.maximum(np.bincount(y.indices, minlength=y.shape[1]), 1))
     scores, ids = training.network.top_k(held_x, min(REORDERED, y.shape[1]))
     orders = (np.argsort(-(scores + frequency * logs[ids]), axis=1, kind="stable")[:, :k] for frequency in frequencies)

@@ -37,6 +37,7 @@ from bench import (
 from bench.peers import Peer, Unavailable, fused_losses, pytorch
 from bench.peers import pecos as pecos_peer
 from sparsemax_nb import PackedDSSoftmax, data, train
+from tests.helpers import threads
 
 
 @pytest.fixture
@@ -318,7 +319,8 @@ def test_words_scale(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(words_scale, "FOLDER", tmp_path / "rows")
     monkeypatch.setattr(harness, "RESULTS", tmp_path)
     monkeypatch.setitem(words_scale.ROWS, "1000-labels-2-threads", (1000, 1))  # also where there is one core
-    assert words_scale.main(["1000-labels-2-threads"]) == 0
+    with threads(1):
+        assert words_scale.main(["1000-labels-2-threads"]) == 0
     found = json.loads((tmp_path / "rows" / "1000-labels-2-threads.json").read_text())
     assert found["P@1"] > 0.2 and found["second_pass_seconds"] > 0 and found["labels"] == 1000
     assert words_scale.main(["--table"]) == 0
@@ -330,13 +332,13 @@ def test_words_scale(tmp_path, monkeypatch, capsys):
 
 def test_ingredients_have_a_table_of_their_own():
     row = {
-        "test": dict.fromkeys(("P@1", "P@3", "P@5", "PSP@5"), 0.5), "settings": {"C": 0.25, "slack": 0.1}, "train_seconds": 3.0,
+        "test": dict.fromkeys(("P@1", "P@3", "P@5", "PSP@5"), 0.5), "settings": {"C": 0.25, "slack": 0.1, "frequency": 0.0}, "train_seconds": 3.0,
         "fit_seconds": 2.0, "model_bytes": 1 << 20, "environment": {},
     }  # fmt: skip
     assert words.ingredients("tate", {"linear": row}) is None
-    made = words.ingredients("tate", {"linear": row, "no-slack": row | {"settings": {"C": 1.0, "slack": 0.0}}})
+    made = words.ingredients("tate", {"linear": row, "no-slack": row | {"settings": {"C": 1.0, "slack": 0.0, "frequency": 0.01}}})
     assert [r[0] for r in made["table"]["rows"]] == ["linear", "no-slack"]
-    assert made["table"]["rows"][1] == ["no-slack", *["50.00"] * 4, "1.00", "0", "3.0", "2.0", "1.0"]
+    assert made["table"]["rows"][1] == ["no-slack", *["50.00"] * 4, "1.00", "0", "0.01", "3.0", "2.0", "1.0"]
 
 
 def test_pecos_is_skipped_or_a_row(tmp_path, monkeypatch, capsys):
