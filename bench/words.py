@@ -167,7 +167,7 @@ def picture(found, path):
     drawn = {}
     for axis, (name, of_data) in zip(axes[0], found.items(), strict=True):
         shown = {row: r for row, r in of_data.items() if not machine.is_disturbed(r["environment"])}
-        best = max(100 * r["test"]["P@1"] for r in shown.values())
+        best = max((100 * r["test"]["P@1"] for r in shown.values()), default=RANGE)
         below = [f"{row} {100 * r['test']['P@1']:.1f}" for row, r in shown.items() if 100 * r["test"]["P@1"] < best - RANGE]
         for row, r in shown.items():
             if 100 * r["test"]["P@1"] >= best - RANGE:
