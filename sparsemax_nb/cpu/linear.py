@@ -424,7 +424,8 @@ def _move_duals(labels, duals, losses, base, first, last, slack, half, scores, s
 def _update(active, entries, bias, half, slack, values):
     n_rows, n_chunks = active.ends.shape[0], active.labels.shape[0]
     for owner in prange(OWNERS):
-        scores, squares = np.empty(bias.size, np.float32), np.empty(bias.size, np.float32)
+        room = active.labels.shape[1]  # no row has more pairs than a chunk has room for
+        scores, squares = np.empty(room, np.float32), np.empty(room, np.float32)
         for chunk in range(n_chunks):
             labels, duals, losses = active.labels[chunk], active.duals[chunk], active.losses[chunk]
             slots, pairs, inputs = entries.slots[chunk], entries.pairs[chunk], entries.inputs[chunk]

@@ -404,8 +404,8 @@ class Classifier(SampledEstimator):
             Entries that are not zero are positive (a dense 0/1 matrix will do). Rows without labels are legal. A single
             column is a single label, not class ids: it holds 0 and 1, or two other numbers, the larger of which is the label.
         validation : pair (X, y), optional
-            Of a linear layer it decides on C, slack and frequency. Of a network it decides on learning rate, early stop and which epoch's
-            weights are kept, by P@3.
+            Of a linear layer it decides on C, slack and frequency. Of a network it decides on learning rate, early stop and
+            which epoch's weights are kept, by P@3.
         checkpoint_path : path, optional
             A checkpoint is written there after every epoch, every `checkpoint_seconds`, and on Ctrl-C. A file that is
             there already is an error, but with `resume`.

@@ -341,7 +341,7 @@ def choose_settings(x, y, settings, *, wanted, validation=None):
 
     def figure(c, slack):
         if (c, slack) not in found:
-            one = replace(settings, C=c, slack=slack, epochs=min(PASSES, settings.epochs))
+            one = replace(settings, C=c, slack=slack, frequency=frequencies[0], epochs=min(PASSES, settings.epochs))
             figures = np.mean([_trial(*part, one, frequencies) for part in parts], axis=0)
             best = int(figures.argmax()) if figures.max() > (1 + LEAST_GAIN) * figures[0] else 0
             found[c, slack] = float(figures[best]), frequencies[best]
@@ -410,17 +410,16 @@ def _trial_parts(x, y, seed, validation):
 
 
 def _trial(x, y, held_x, held_y, settings, frequencies):
-    """nDCG@5 on what is held back, with each of the frequencies: with several of them, among a row's best without."""
-    alone = len(frequencies) == 1
-    training = DualTraining(x, y, settings if alone else replace(settings, frequency=0.0))
+    """nDCG@5 on what is held back, with each of the frequencies: among a row's best with that of `settings`."""
+    training = DualTraining(x, y, settings)
     training.run(progress=False)
-    if alone:
-        k = min(5, y.shape[1])
-        return [metrics.ndcg_at_k(training.network.top_k(held_x, k)[1], held_y, k)]
-    k, logs = min(5, y.shape[1]), np.log(np.maximum(np.bincount(y.indices, minlength=y.shape[1]), 1))
     scores, ids = training.network.top_k(held_x, min(REORDERED, y.shape[1]))
-    orders = (np.argsort(-(scores + frequency * logs[ids]), axis=1, kind="stable")[:, :k] for frequency in frequencies)
-    return [metrics.ndcg_at_k(np.take_along_axis(ids, order, 1), held_y, k) for order in orders]
+    logs, figures = np.log(np.maximum(np.bincount(y.indices, minlength=y.shape[1]), 1)), []
+    for frequency in frequencies:
+        moved = scores + (frequency - settings.frequency) * logs[ids]
+        order = np.argsort(-moved, axis=1, kind="stable")[:, : min(5, y.shape[1])]
+        figures.append(metrics.ndcg_at_k(np.take_along_axis(ids, order, 1), held_y, order.shape[1]))
+    return figures
 
 
 def weighed(batch, n_rows, n_features, n_entries):
