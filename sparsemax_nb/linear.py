@@ -24,6 +24,8 @@ from .cpu.vector import LANES
 DENSE_SHARE = 1 / 8
 #: What training asks of a score: at least 1 for a row's own labels, at most ``slack - 1`` for the others.
 BIAS = -1.0
+#: Dual variables and weights that the choice of further features looks at by label at once.
+AT_ONCE = 1 << 21
 
 
 class SparseLinear:
@@ -106,7 +108,7 @@ class SparseLinear:
     @property
     def weights(self):
         """(L, F) SciPy CSR matrix, float32: a copy, in which every connection is stored."""
-        indptr, ids, values = _by_label(FeatureLists(*map(backend.to_numpy, self.arrays)))
+        indptr, ids, values = _by_label(FeatureLists(*map(backend.to_numpy, self.arrays)), 0, self.n_labels)
         matrix = scipy.sparse.csr_matrix((values, ids, indptr), shape=(self.n_labels, self.n_features))
         matrix.sort_indices()
         return matrix
@@ -184,52 +186,78 @@ def canonical(name, x):
 
 def _dense(ids, n_labels, n_features):
     """Features that more than the share `DENSE_SHARE` of the labels is connected to."""
-    return np.flatnonzero(np.bincount(ids, minlength=n_features) > DENSE_SHARE * n_labels)
+    return np.flatnonzero(_counts([(None, ids)], n_features) > DENSE_SHARE * n_labels)
 
 
-def transposed(indptr, ids, values, n_columns):
-    """(indptr, rows, values) by column of entries by row; rows ascend within a column, zeros stay entries."""
-    columns = scipy.sparse.csr_matrix((values, ids, indptr), shape=(len(indptr) - 1, n_columns)).tocsc()
-    return columns.indptr.astype(np.int64), columns.indices.astype(np.int32, copy=False), columns.data
+def _counts(parts, last, first=0):
+    """Entries of each of the columns from `first` to `last` - 1, of CSR matrices (indptr, ids, values)."""
+    counts = np.zeros(last - first, np.int64)
+    for part in parts:
+        feature_choice.count(part[1], first, counts)
+    return counts
+
+
+def columns_of(parts, first, last):
+    """(indptr, rows, values) of the columns from `first` to `last` - 1; rows ascend within a column, zeros stay entries.
+
+    `parts` are CSR matrices that lie below each other, (indptr, ids, values) each.
+    """
+    indptr, row = np.concatenate([[0], np.cumsum(_counts(parts, last, first))]), 0
+    ends, rows, values = indptr[:-1].copy(), np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
+    for part in parts:
+        feature_choice.place(*part, row, first, ends, rows, values)
+        row += len(part[0]) - 1
+    return indptr, rows, values
+
+
+def _empty_lists(lengths, dense, bias):
+    """`FeatureLists` with lists of these lengths that are to be written, and zeros for the features `dense`."""
+    lengths[dense] = 0
+    indptr = np.concatenate([[0], np.cumsum(lengths)])
+    first, width = padded(int(indptr[-1]), LANES), padded(len(bias), LANES)
+    where = np.full(len(lengths), -1, np.int64)
+    where[dense] = first + width * np.arange(len(dense))
+    values = backend.aligned(np.zeros, (first + len(dense) * width,))
+    return FeatureLists(indptr, np.empty(indptr[-1], np.int32), values, where, bias)
 
 
 def _lists(indptr, ids, values, n_features, bias, dense):
     """`FeatureLists` of entries by label, whose features `dense` are connected to all labels."""
-    n_labels, where = len(bias), np.full(n_features, -1, np.int64)
-    starts, labels, some = transposed(indptr, ids, values, n_features)
-    lengths = np.diff(starts)
-    lengths[dense] = 0
-    n, width = padded(int(lengths.sum()), LANES), padded(n_labels, LANES)
-    where[dense] = n + width * np.arange(len(dense))
-    everything = backend.aligned(np.zeros, (n + len(dense) * width,))
+    starts, labels, some = columns_of([(indptr, ids, values)], 0, n_features)
+    lists = _empty_lists(np.diff(starts), dense, bias)
     for feature in dense:
         part = slice(starts[feature], starts[feature + 1])
-        everything[where[feature] + labels[part]] = some[part]
+        lists.values[lists.dense[feature] + labels[part]] = some[part]
     if len(dense):
-        listed = np.repeat(where < 0, np.diff(starts))
+        listed = np.repeat(lists.dense < 0, np.diff(starts))
         labels, some = labels[listed], some[listed]
-    everything[: len(some)] = some
-    return FeatureLists(np.concatenate([[0], np.cumsum(lengths)]), labels, everything, where, bias)
+    lists.labels[:], lists.values[: len(some)] = labels, some
+    return lists
 
 
-def _by_label(lists):
-    """(indptr, ids, values) by label of `FeatureLists`, features ascending but for the dense ones, which come last."""
-    n_labels, n = len(lists.bias), len(lists.labels)
-    indptr, ids, values = transposed(lists.indptr, lists.labels, lists.values[:n], n_labels)
-    dense = np.flatnonzero(lists.dense >= 0)
-    more = np.stack([lists.values[start : start + n_labels] for start in lists.dense[dense]], 1) if len(dense) else None
-    if more is None:
-        return indptr, ids, values
-    each = np.arange(n_labels + 1) * len(dense)
-    return _joined((indptr, ids, values), (each, np.tile(dense.astype(np.int32), n_labels), more.reshape(-1)))
+def _by_label(lists, first, last):
+    """(indptr, ids, values) of the labels from `first` to `last` - 1: features ascend but for the dense ones, which come last."""
+    dense, width = np.flatnonzero(lists.dense >= 0), padded(len(lists.bias), LANES)
+    everywhere = np.arange(len(dense) + 1) * width, np.tile(np.arange(width, dtype=np.int32), len(dense))
+    parts = lists[:3], (*everywhere, lists.values[padded(len(lists.labels), LANES) :])
+    indptr, rows, values = columns_of(parts, first, last)
+    return indptr, np.concatenate([np.arange(len(lists.dense)), dense]).astype(np.int32)[rows], values
 
 
-def _joined(a, b):
-    """The entries of two matrices by label, (indptr, ids, values): those of `b` behind those of `a` in each label."""
-    indptr = a[0] + b[0]
-    ids, values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
-    feature_choice.join(*a, *b, ids, values)
-    return indptr, ids, values
+def _extended(lists, more, bias):
+    """`FeatureLists` with `more` entries, (indptr, ids, values) by label, which has the labels of `bias`; an id of -1 is none.
+
+    No entry is in `lists` already or belongs to a feature that is connected to all labels.
+    """
+    dense, n_labels = np.flatnonzero(lists.dense >= 0), len(lists.bias)
+    found = _empty_lists(np.diff(lists.indptr) + _counts([more], len(lists.dense)), dense, bias)
+    middle = np.empty(len(lists.dense), np.int64)
+    feature_choice.spread(*lists[:3], middle, *found[:3])
+    feature_choice.place(*more, 0, 0, middle.copy(), *found[1:3])
+    feature_choice.merge(found.indptr, middle, *found[1:3])
+    for old, start in zip(lists.dense[dense], found.dense[dense], strict=True):
+        found.values[start : start + n_labels] = lists.values[old : old + n_labels]
+    return found
 
 
 def _chosen(points, x, expected, known, n_of_label, by_magnitude):
@@ -269,27 +297,33 @@ def choose_lists(x, labels, per_point, at_least, dense=None):
 
 def extended_lists(lists, x, labels, per_point, at_least, n_known_points):
     """`FeatureLists` with the labels and features that new points bring: what was known keeps its weights, the rest is 0."""
-    n_labels, n_features = labels.shape[1], x.shape[1]
-    indptr, ids, values = _by_label(lists)
-    indptr = np.concatenate([indptr, np.full(n_labels - len(lists.bias), indptr[-1])])
-    more, new = _outstanding(x, labels, per_point, at_least, (indptr, ids), n_known_points)
-    entries = _joined((indptr, ids, values), (more, new, np.zeros(len(new), np.float32)))
-    return _lists(*entries, n_features, np.full(n_labels, BIAS, np.float32), np.flatnonzero(lists.dense >= 0))
+    n_labels, known = labels.shape[1], _by_label(lists, 0, len(lists.bias))
+    indptr = np.concatenate([known[0], np.full(n_labels - len(lists.bias), known[0][-1])])
+    indptr, ids = _outstanding(x, labels, per_point, at_least, (indptr, known[1]), n_known_points)
+    ids[lists.dense[ids] >= 0] = -1  # there already
+    return _extended(lists, (indptr, ids, np.zeros(len(ids), np.float32)), np.full(n_labels, BIAS, np.float32))
 
 
-def more_features(lists, x, signed, share):
+def more_features(lists, x, labels, duals, share):
     """`FeatureLists` with more features for each label: `share` times as many as it has, and at least one.
 
     Those with the largest gradients: the magnitude of ``sum_i a_i y_i x[i, f]`` over the points i with a dual variable a_i,
-    which is the weight that the feature would have, and has from now on. `signed`, `SparseRows` by label, holds
-    ``a_i y_i``. The features that are connected to all labels stay the same.
+    which is the weight that the feature would have, and has from now on. `labels` is the (N, L) CSR matrix of the rows' own,
+    and `duals` are those of all rows, some rows each. The features that are connected to all labels stay the same. Some
+    labels are dealt with at a time: no array by label holds all dual variables.
     """
-    indptr, ids, values = _by_label(lists)
-    n = np.diff(indptr)
-    n_of_label = np.where(n > 0, np.maximum(1, share * n), 0).astype(np.int64)
-    nothing = np.zeros(x.shape[1], np.float32)
-    more = _chosen(signed, rows_of(x), nothing, (indptr, ids), n_of_label, by_magnitude=True)
-    return _lists(*_joined((indptr, ids, values), more), x.shape[1], lists.bias, np.flatnonzero(lists.dense >= 0))
+    n_labels, nothing, rows = len(lists.bias), np.zeros(x.shape[1], np.float32), rows_of(x)
+    n, n_duals = _counts([lists], n_labels) + np.count_nonzero(lists.dense >= 0), _counts(duals, n_labels)
+    room = np.concatenate([[0], np.cumsum(np.where(n > 0, np.maximum(1, share * n), 0).astype(np.int64))])
+    ids, sums = np.empty(room[-1], np.int32), np.empty(room[-1], np.float32)
+    own, ends = columns_of([rows_of(labels)], 0, n_labels), np.flatnonzero(np.diff(np.cumsum(n + n_duals) // AT_ONCE)) + 1
+    for first, last in zip([0, *ends], [*ends, n_labels], strict=True):
+        signed = sparse.SparseRows(*columns_of(duals, first, last))
+        feature_choice.sign(*signed, own[0][first : last + 1], own[1])
+        known = _by_label(lists, first, last)[:2]
+        feature_choice.choose_features(signed, rows, nothing, known, room[first : last + 1], True, ids, sums)
+    del own, signed, known
+    return _extended(lists, (room, ids, sums), lists.bias)
 
 
 def check_squares(name, weights, indptr):

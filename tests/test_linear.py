@@ -7,9 +7,10 @@ import scipy.sparse
 
 from sparsemax_nb import Labels, SparseLinear, sparse_linear_forward, sparse_linear_step, sparse_linear_top_k
 from sparsemax_nb.core import backend as placement
-from sparsemax_nb.core.connections import FeatureLists
+from sparsemax_nb.core.connections import Duals, FeatureLists
+from sparsemax_nb.core.sparse import SparseRows
 from sparsemax_nb.cpu import linear as cpu_linear
-from sparsemax_nb.linear import canonical, no_duals, rows_of
+from sparsemax_nb.linear import canonical, more_features, no_duals, rows_of
 from sparsemax_nb.reference import feature_choice, linear
 
 from .helpers import assert_close, label_matrix, normal, threads
@@ -202,7 +203,6 @@ def test_weights_come_back_as_they_were_given():
 
 @pytest.mark.parametrize("by_magnitude", [False, True])
 def test_features_are_those_of_the_largest_sums(by_magnitude):
-    from sparsemax_nb.core.sparse import SparseRows
     from sparsemax_nb.linear import _chosen
 
     x, labels = points(50, 130, 9, seed=2)
@@ -220,6 +220,31 @@ def test_features_are_those_of_the_largest_sums(by_magnitude):
         np.testing.assert_array_equal(ids[some], want_ids)
         np.testing.assert_array_equal(sums[some], want_sums)
     assert len(wanted[8][0]) == 32
+
+
+@pytest.mark.parametrize("at_once", [1 << 22, 64])
+def test_features_from_errors_are_those_of_the_largest_gradients(monkeypatch, at_once):
+    """All labels at once, and a few at a time; what was connected keeps its weights."""
+    monkeypatch.setattr("sparsemax_nb.linear.AT_ONCE", at_once)
+    x, labels = points(60, 40, 30, seed=2)
+    layer = SparseLinear.choose(x, labels, per_point=1, at_least=4)
+    dense = layer.arrays.dense >= 0
+    assert 0 < dense.sum() < 40
+    duals = [sparse_linear_step(x[rows], layer, labels[rows], C=2) for rows in (slice(0, 25), slice(25, 60))]
+    duals = [Duals(*some) for _, some in duals]
+    signed = np.concatenate([dense_duals(d, (len(d.indptr) - 1, 30)) for d in duals]) * np.where(labels.toarray() > 0, 1, -1)
+    turned = scipy.sparse.csr_matrix(signed.T)
+    by_label, known = SparseRows(turned.indptr, turned.indices, turned.data), linear.slots(layer.arrays) >= 0
+    ids = scipy.sparse.csr_matrix(known)
+    room = np.maximum(1, 0.5 * known.sum(1)).astype(int)
+    wanted = feature_choice.choose_features(by_label, rows_of(x), np.zeros(40), (ids.indptr, ids.indices), room, True, 40)
+    want = layer.weights.toarray()
+    for label, (features, sums) in enumerate(wanted):
+        want[label, features] = sums
+    found = SparseLinear._of(more_features(layer.arrays, x, labels, duals, 0.5))
+    np.testing.assert_allclose(found.weights.toarray(), want, atol=1e-5)
+    assert found.n_weights == layer.n_weights + sum(len(features) for features, _ in wanted) > layer.n_weights + 30
+    np.testing.assert_array_equal(found.arrays.dense >= 0, dense)
 
 
 def test_a_label_has_the_features_of_its_points_only():
@@ -246,7 +271,6 @@ def test_no_rows(backend):
 
 def test_measures_of_minus_infinity_choose_nothing():
     """A kernel must not take the -1 that stands for them as an index."""
-    from sparsemax_nb.core.sparse import SparseRows
     from sparsemax_nb.linear import _chosen
 
     x = scipy.sparse.csr_matrix(np.ones((2, 3), np.float32))

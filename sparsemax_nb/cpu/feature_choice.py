@@ -5,7 +5,7 @@ from numba import prange
 
 from ..core import backend
 from .top_k import select
-from .vector import item, lowest_bit
+from .vector import item, lowest_bit, set_item
 
 ZERO = np.float32(0)
 #: Parts that the labels are cut into; each has sums of its own.
@@ -74,25 +74,63 @@ def choose_features(points, x, expected, known, room, by_magnitude, chosen, sums
 
 
 @backend.njit
-def join(indptr, ids, values, more_indptr, more_ids, more_values, all_ids, all_values):
-    """Rows of two CSR matrices behind each other, row by row."""
-    n = 0
-    for row in range(indptr.size - 1):
-        for j in range(indptr[row], indptr[row + 1]):
-            all_ids[n], all_values[n] = ids[j], values[j]
-            n += 1
-        for j in range(more_indptr[row], more_indptr[row + 1]):
-            all_ids[n], all_values[n] = more_ids[j], more_values[j]
-            n += 1
+def count(ids, first, counts):
+    """Add to ``counts[i]`` how often the id ``first + i`` occurs."""
+    for id_ in ids:
+        if first <= id_ < first + counts.size:
+            counts[id_ - first] += 1
 
 
 @backend.njit
-def signed(indptr, labels, values, own_indptr, own):
-    """``y a`` of dual variables row by row: negative where the label is none of the row's own."""
-    found = -values
+def place(indptr, ids, values, row, first, ends, rows, placed):
+    """Write the entries of the columns from `first` on, of CSR rows that are numbered from `row` on, behind those of before.
+
+    ``ends[i]``, which moves on, is where the next entry of column ``first + i`` belongs in `rows` and `placed`.
+    """
     for b in range(indptr.size - 1):
         for j in range(indptr[b], indptr[b + 1]):
-            for i in range(own_indptr[b], own_indptr[b + 1]):
-                if own[i] == labels[j]:
-                    found[j] = values[j]
-    return found
+            column = np.int64(item(ids, j)) - first
+            if 0 <= column < ends.size:
+                at = item(ends, column)
+                set_item(rows, at, np.int32(row + b))
+                set_item(placed, at, item(values, j))
+                set_item(ends, column, at + 1)
+
+
+@backend.njit
+def sign(indptr, rows, values, own_indptr, own_rows):
+    """Turn the sign of the values, by label, whose row is none of the label's own; rows ascend within a label."""
+    for label in range(indptr.size - 1):
+        own, last = own_indptr[label], own_indptr[label + 1]
+        for j in range(indptr[label], indptr[label + 1]):
+            while own < last and own_rows[own] < rows[j]:
+                own += 1
+            if own == last or own_rows[own] != rows[j]:
+                values[j] = -values[j]
+
+
+@backend.njit
+def spread(indptr, ids, values, ends, all_indptr, all_ids, all_values):
+    """Copy each list to the beginning of its place in longer ones; `ends` becomes where it ends there."""
+    for row in range(indptr.size - 1):
+        at = all_indptr[row]
+        for j in range(indptr[row], indptr[row + 1]):
+            all_ids[at], all_values[at] = ids[j], values[j]
+            at += 1
+        ends[row] = at
+
+
+@backend.njit
+def merge(indptr, middle, ids, values):
+    """Bring each list into ascending order, of which the parts before and from `middle` on ascend."""
+    for row in range(indptr.size - 1):
+        more_ids, more_values = ids[middle[row] : indptr[row + 1]].copy(), values[middle[row] : indptr[row + 1]].copy()
+        i, j = middle[row] - 1, more_ids.size - 1
+        while j >= 0:  # from behind
+            n = i + j + 1
+            if i >= indptr[row] and ids[i] > more_ids[j]:
+                ids[n], values[n] = ids[i], values[i]
+                i -= 1
+            else:
+                ids[n], values[n] = more_ids[j], more_values[j]
+                j -= 1

@@ -8,11 +8,10 @@ import scipy.sparse
 
 from ..core import backend, check, description, sparse
 from ..core.connections import Duals, FeatureLists
-from ..cpu.feature_choice import signed
 from ..cpu.panels import padded
 from ..cpu.vector import LANES
 from ..data.batches import shuffled
-from ..linear import SparseLinear, check_squares, choose_lists, more_features, no_duals, rows_of, transposed
+from ..linear import SparseLinear, check_squares, choose_lists, more_features, no_duals, rows_of
 from . import loop, metrics
 from .layers import LAST
 from .loop import FIGURE, History, Run, TrainingError, peak_memory
@@ -253,17 +252,9 @@ class DualTraining(Run):
     def _add_features(self):
         """Give each label more features, from its errors so far."""
         arrays = FeatureLists(*map(backend.to_numpy, self.network.layer.arrays))
-        lists = more_features(arrays, self._x, self._signed(), self.settings.extra_features)
+        duals = [Duals(*map(backend.to_numpy, some)) for some in self._duals]
+        lists = more_features(arrays, self._x, self._y, duals, self.settings.extra_features)
         self.network.layer = SparseLinear._of(lists, self.device)
-
-    def _signed(self):
-        """(L, N) by label: the dual variables, negative where the label is not the row's own. `SparseRows`."""
-        duals = [Duals(*map(backend.to_numpy, d)) for d in self._duals]
-        before = np.cumsum([0] + [len(d.labels) for d in duals])
-        indptr = np.concatenate([d.indptr[:-1] + n for d, n in zip(duals, before, strict=False)] + [before[-1:]])
-        labels, values = (np.concatenate([getattr(d, name) for d in duals]) for name in ("labels", "values"))
-        values = signed(indptr, labels, values, self._y.indptr, self._y.indices)
-        return sparse.SparseRows(*transposed(indptr, labels, values, self._y.shape[1]))
 
     def _end_epoch(self):
         """Take down the epoch's figures."""
