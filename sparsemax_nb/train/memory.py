@@ -12,6 +12,7 @@ from ..core import backend
 from ..cpu.midx import PARTS, SUMS
 from ..full_softmax import HELD
 from ..group_shared import DTYPES
+from ..linear import AT_ONCE
 from ..samplers import SCORES
 from .network import SPARSE_OUTPUTS
 from .softmax import INDICES, YARDSTICKS
@@ -171,7 +172,8 @@ def linear_plan(
     add("always", "layer: lists of labels, weights", 2, n)
     add("always", "layer: bias, starts of the lists", n_labels + 4 * n_features)
     add("always", "dual variables: labels, values", 2 * DUALS, n_rows)
-    add("choice of features", "features by label, sums", 8, n)
+    add("choice of features", "lists before, and what is added", 2, n)
+    add("choice of features", "dual variables and features by label", 4, min(AT_ONCE, n + DUALS * n_rows))
     add("choice of features", "sums of all features", 16 * 4, n_features)
     add("step", "pairs and entries", 1024, PAIRS, item=1)
     add("prediction", "scores", 256, n_labels)
