@@ -6,6 +6,7 @@ Measured peaks lie a few per cent above: small arrays, and what libraries hold.
 import math
 from typing import NamedTuple
 
+import numba
 import numpy as np
 
 from ..core import backend
@@ -176,7 +177,7 @@ def linear_plan(
     add("choice of features", "dual variables and features by label", 4, min(AT_ONCE, n + DUALS * n_rows))
     add("choice of features", "sums of all features", 16 * 4, n_features)
     add("step", "pairs and entries", 1024, PAIRS, item=1)
-    add("prediction", "scores", 256, n_labels)
+    add("step", "scores of a row, places of its pairs", 2 * numba.config.NUMBA_NUM_THREADS, n_labels)
     return Plan(arrays)
 
 
