@@ -1,6 +1,6 @@
 """What README.md shows: one picture, and one line of figures a method, from what lies in bench/results/."""
 
-from . import accuracy, ds_softmax, harness, language, machine, rows, scaling, words
+from . import accuracy, ds_softmax, harness, language, machine, rows, scaling, words, words_scale
 
 README, PICTURE = machine.HERE.parent / "README.md", machine.HERE / "overview.png"
 START, END = "<!-- figures: start -->", "<!-- figures: end -->"
@@ -33,8 +33,8 @@ def _listed(results):
     return f"{scores} % in {seconds} s"
 
 
-def words_line(of_data):
-    """The line about `Classifier` over words, of {data: {row: result}}: those data sets that have a row of each."""
+def words_line(of_data, scale):
+    """The line about `Classifier` over words, of {data: {row: result}}: those data sets that have a row of each; and of `words_scale`."""
     whole = {name: found for name, found in of_data.items() if {OURS, *THEIRS} <= found.keys()}
     if not whole:
         return []
@@ -42,7 +42,11 @@ def words_line(of_data):
     return [
         f"- **Fixed fan-in over words**, what `Classifier` does with sparse features: P@1 on {', '.join(whole)} "
         f"{_listed([found[OURS] for found in whole.values()])} of training; {rivals}."
-    ]
+        + "".join(
+            f" With {r['labels']:,} labels a pass over {r['points']:,} titles takes {r['first_pass_seconds']:.0f} s and "
+            f"{r['bytes'] / 2**30:.2f} GiB." for r in scale
+        )
+    ]  # fmt: skip
 
 
 def figures(found):
@@ -64,7 +68,10 @@ def figures(found):
         f"{dense['seconds']:.2f} s and {gib['PyTorch dense']:.1f} GiB. On {layers[DENSE]['data']} P@1 is "
         f"{precise[SPARSE]:.1f} % with {mib[SPARSE]:.0f} MiB of output weights, dense {precise[DENSE]:.1f} % with "
         f"{mib[DENSE]:.0f} MiB.",
-        *words_line({name: rows.finished(words.ROWS, words.FOLDER / name) for name in words.DATA}),
+        *words_line(
+            {name: rows.finished(words.ROWS, words.FOLDER / name) for name in words.DATA},
+            rows.finished((f"{words_scale.MAIN}-labels-2-threads",), words_scale.FOLDER).values(),
+        ),
         f"- **MIDX**: a language model compares the right word with {models[SAMPLED]['params']['n_samples']} that are drawn nearly from the softmax itself. "
         f"WikiText-2: perplexity {perplexity[SAMPLED]:.1f}, with the full softmax {perplexity[FULL]:.1f} after as many "
         f"epochs; with {step['parameters']['words']:,} words a step is {step['contestants']['PyTorch']['ratio_to_ours']:.0f} times faster than "

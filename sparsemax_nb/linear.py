@@ -24,7 +24,7 @@ from .cpu.vector import LANES
 DENSE_SHARE = 1 / 8
 #: What training asks of a score: at least 1 for a row's own labels, at most ``slack - 1`` for the others.
 BIAS = -1.0
-#: Dual variables and weights that the choice of further features looks at by label at once.
+#: Dual variables and weights that the choice of further features looks at at once: those of a few labels, of one at least.
 AT_ONCE = 1 << 21
 
 
@@ -72,8 +72,8 @@ class SparseLinear:
             bias = np.full(n_labels, BIAS, np.float32)
         bias = check.array("bias", backend.to_numpy(bias), np.float32, (n_labels,))
         check.finite("bias", bias)
-        entries = weights.indptr.astype(np.int64), weights.indices, weights.data
-        self._set(_lists(*entries, n_features, bias.copy(), _dense(entries[1], n_labels, n_features)), device)
+        entries = rows_of(weights)
+        self._set(_lists(*entries, n_features, bias.copy(), _dense(entries.ids, n_labels, n_features)), device)
 
     @classmethod
     def _of(cls, lists, device="cpu"):
@@ -186,10 +186,10 @@ def canonical(name, x):
 
 def _dense(ids, n_labels, n_features):
     """Features that more than the share `DENSE_SHARE` of the labels is connected to."""
-    return np.flatnonzero(_counts([(None, ids)], n_features) > DENSE_SHARE * n_labels)
+    return np.flatnonzero(_counts([(None, ids)], 0, n_features) > DENSE_SHARE * n_labels)
 
 
-def _counts(parts, last, first=0):
+def _counts(parts, first, last):
     """Entries of each of the columns from `first` to `last` - 1, of CSR matrices (indptr, ids, values)."""
     counts = np.zeros(last - first, np.int64)
     for part in parts:
@@ -197,12 +197,12 @@ def _counts(parts, last, first=0):
     return counts
 
 
-def columns_of(parts, first, last):
+def _columns_of(parts, first, last):
     """(indptr, rows, values) of the columns from `first` to `last` - 1; rows ascend within a column, zeros stay entries.
 
     `parts` are CSR matrices that lie below each other, (indptr, ids, values) each.
     """
-    indptr, row = np.concatenate([[0], np.cumsum(_counts(parts, last, first))]), 0
+    indptr, row = np.concatenate([[0], np.cumsum(_counts(parts, first, last))]), 0
     ends, rows, values = indptr[:-1].copy(), np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
     for part in parts:
         feature_choice.place(*part, row, first, ends, rows, values)
@@ -222,35 +222,24 @@ def _empty_lists(lengths, dense, bias):
 
 
 def _lists(indptr, ids, values, n_features, bias, dense):
-    """`FeatureLists` of entries by label, whose features `dense` are connected to all labels."""
-    starts, labels, some = columns_of([(indptr, ids, values)], 0, n_features)
-    lists = _empty_lists(np.diff(starts), dense, bias)
-    for feature in dense:
-        part = slice(starts[feature], starts[feature + 1])
-        lists.values[lists.dense[feature] + labels[part]] = some[part]
+    """`FeatureLists` of entries by label, whose features `dense` are connected to all labels; an id of -1 is none."""
+    lists = _empty_lists(np.zeros(n_features, np.int64), dense, bias)
     if len(dense):
-        listed = np.repeat(lists.dense < 0, np.diff(starts))
-        labels, some = labels[listed], some[listed]
-    lists.labels[:], lists.values[: len(some)] = labels, some
-    return lists
-
-
-def _by_label(lists, first, last):
-    """(indptr, ids, values) of the labels from `first` to `last` - 1: features ascend but for the dense ones, which come last."""
-    dense, width = np.flatnonzero(lists.dense >= 0), padded(len(lists.bias), LANES)
-    everywhere = np.arange(len(dense) + 1) * width, np.tile(np.arange(width, dtype=np.int32), len(dense))
-    parts = lists[:3], (*everywhere, lists.values[padded(len(lists.labels), LANES) :])
-    indptr, rows, values = columns_of(parts, first, last)
-    return indptr, np.concatenate([np.arange(len(lists.dense)), dense]).astype(np.int32)[rows], values
+        everywhere = np.flatnonzero((ids >= 0) & (lists.dense[ids] >= 0))
+        label = np.searchsorted(indptr, everywhere, "right") - 1
+        lists.values[lists.dense[ids[everywhere]] + label] = values[everywhere]
+        ids = ids.copy()
+        ids[everywhere] = -1
+    return _extended(lists, (indptr, ids, values), bias)
 
 
 def _extended(lists, more, bias):
     """`FeatureLists` with `more` entries, (indptr, ids, values) by label, which has the labels of `bias`; an id of -1 is none.
 
-    No entry is in `lists` already or belongs to a feature that is connected to all labels.
+    No entry may be in `lists` already, or belong to a feature that is connected to all labels: there is no place for it.
     """
     dense, n_labels = np.flatnonzero(lists.dense >= 0), len(lists.bias)
-    found = _empty_lists(np.diff(lists.indptr) + _counts([more], len(lists.dense)), dense, bias)
+    found = _empty_lists(np.diff(lists.indptr) + _counts([more], 0, len(lists.dense)), dense, bias)
     middle = np.empty(len(lists.dense), np.int64)
     feature_choice.spread(*lists[:3], middle, *found[:3])
     feature_choice.place(*more, 0, 0, middle.copy(), *found[1:3])
@@ -260,21 +249,22 @@ def _extended(lists, more, bias):
     return found
 
 
-def _chosen(points, x, expected, known, n_of_label, by_magnitude):
-    """(indptr, ids, sums) by label of the features that `feature_choice` finds; `n_of_label` (L,) is the most of each."""
-    room = np.concatenate([[0], np.cumsum(n_of_label)])
-    ids, sums = np.empty(room[-1], np.int32), np.empty(room[-1], np.float32)
-    feature_choice.choose_features(points, x, expected, known, room, by_magnitude, ids, sums)
-    found = ids >= 0
-    before = np.concatenate([[0], np.cumsum(found)])
-    return before[room], ids[found], sums[found]
+def _by_label(lists, first, last):
+    """(indptr, ids, values) of the labels from `first` to `last` - 1: features ascend but for the dense ones, which come last."""
+    dense, n = np.flatnonzero(lists.dense >= 0), last - first
+    values = np.empty((len(dense), n), np.float32)
+    for row, start in zip(values, lists.dense[dense], strict=True):
+        row[:] = lists.values[start + first : start + last]
+    everywhere = np.arange(len(dense) + 1) * n, np.tile(np.arange(first, last, dtype=np.int32), len(dense)), values.reshape(-1)
+    indptr, rows, values = _columns_of((lists[:3], everywhere), first, last)
+    return indptr, np.concatenate([np.arange(len(lists.dense)), dense]).astype(np.int32)[rows], values
 
 
 def _outstanding(x, labels, per_point, at_least, known, n_known_points=0):
-    """(indptr, ids) by label of the features that stand out in a label's points, beside those that are `known`.
+    """(indptr, ids, zeros) by label of the features that stand out in a label's points, beside those that are `known`.
 
     `per_point` for each point, and so many that with the known ones there are `at_least`, and `per_point` for each of its
-    points, the `n_known_points` (L,) of before among them.
+    points, the `n_known_points` (L,) of before among them. Where there are fewer ids are -1.
     """
     by_label = labels.T.tocsr()
     points = sparse.SparseRows(by_label.indptr.astype(np.int64), by_label.indices.astype(np.int32), by_label.data)
@@ -283,25 +273,29 @@ def _outstanding(x, labels, per_point, at_least, known, n_known_points=0):
     there = by_label @ np.diff(x.indptr)  # no more than its points have
     n_of_label = np.minimum(np.maximum(per_point * n_points, wanted), np.minimum(there, x.shape[1])).astype(np.int64)
     expected = np.bincount(x.indices, x.data, minlength=x.shape[1]) / max(1, x.shape[0])
-    return _chosen(points, rows_of(x), expected.astype(np.float32), known, n_of_label, by_magnitude=False)[:2]
+    room = np.concatenate([[0], np.cumsum(n_of_label)])
+    ids, sums = np.empty(room[-1], np.int32), np.empty(room[-1], np.float32)
+    feature_choice.choose_features(points, rows_of(x), expected.astype(np.float32), known, room, False, ids, sums)
+    sums[:] = 0
+    return room, ids, sums
 
 
 def choose_lists(x, labels, per_point, at_least, dense=None):
     """`FeatureLists` with zero weights: see `SparseLinear.choose`."""
     n_labels, n_features = labels.shape[1], x.shape[1]
-    indptr, ids = _outstanding(x, labels, per_point, at_least, (np.zeros(n_labels + 1, np.int64), np.empty(0, np.int32)))
+    nothing = np.zeros(n_labels + 1, np.int64), np.empty(0, np.int32)
+    indptr, ids, zeros = _outstanding(x, labels, per_point, at_least, nothing)
     dense = _dense(ids, n_labels, n_features) if dense is None else dense
-    bias = np.full(n_labels, BIAS, np.float32)
-    return _lists(indptr, ids, np.zeros(len(ids), np.float32), n_features, bias, dense)
+    return _lists(indptr, ids, zeros, n_features, np.full(n_labels, BIAS, np.float32), dense)
 
 
 def extended_lists(lists, x, labels, per_point, at_least, n_known_points):
     """`FeatureLists` with the labels and features that new points bring: what was known keeps its weights, the rest is 0."""
     n_labels, known = labels.shape[1], _by_label(lists, 0, len(lists.bias))
     indptr = np.concatenate([known[0], np.full(n_labels - len(lists.bias), known[0][-1])])
-    indptr, ids = _outstanding(x, labels, per_point, at_least, (indptr, known[1]), n_known_points)
+    indptr, ids, zeros = _outstanding(x, labels, per_point, at_least, (indptr, known[1]), n_known_points)
     ids[lists.dense[ids] >= 0] = -1  # there already
-    return _extended(lists, (indptr, ids, np.zeros(len(ids), np.float32)), np.full(n_labels, BIAS, np.float32))
+    return _extended(lists, (indptr, ids, zeros), np.full(n_labels, BIAS, np.float32))
 
 
 def more_features(lists, x, labels, duals, share):
@@ -313,16 +307,20 @@ def more_features(lists, x, labels, duals, share):
     labels are dealt with at a time: no array by label holds all dual variables.
     """
     n_labels, nothing, rows = len(lists.bias), np.zeros(x.shape[1], np.float32), rows_of(x)
-    n, n_duals = _counts([lists], n_labels) + np.count_nonzero(lists.dense >= 0), _counts(duals, n_labels)
-    room = np.concatenate([[0], np.cumsum(np.where(n > 0, np.maximum(1, share * n), 0).astype(np.int64))])
+    n = _counts([lists], 0, n_labels) + np.count_nonzero(lists.dense >= 0)
+    n_duals = _counts(duals, 0, n_labels)
+    n_of_label = np.where((n > 0) & (n_duals > 0), np.maximum(1, share * n), 0).astype(np.int64)
+    room = np.concatenate([[0], np.cumsum(n_of_label)])
     ids, sums = np.empty(room[-1], np.int32), np.empty(room[-1], np.float32)
-    own, ends = columns_of([rows_of(labels)], 0, n_labels), np.flatnonzero(np.diff(np.cumsum(n + n_duals) // AT_ONCE)) + 1
-    for first, last in zip([0, *ends], [*ends, n_labels], strict=True):
-        signed = sparse.SparseRows(*columns_of(duals, first, last))
-        feature_choice.sign(*signed, own[0][first : last + 1], own[1])
+    own_indptr, own, _ = _columns_of([rows_of(labels)], 0, n_labels)
+    cuts = np.flatnonzero(np.diff(np.cumsum(n + n_duals) // AT_ONCE)) + 1
+    for first, last in zip([0, *cuts], [*cuts, n_labels], strict=True):
+        signed = sparse.SparseRows(*_columns_of(duals, first, last))
+        feature_choice.sign(*signed, own_indptr[first : last + 1], own)
         known = _by_label(lists, first, last)[:2]
         feature_choice.choose_features(signed, rows, nothing, known, room[first : last + 1], True, ids, sums)
-    del own, signed, known
+        del signed, known  # before the next are made
+    del own
     return _extended(lists, (room, ids, sums), lists.bias)
 
 

@@ -9,9 +9,11 @@ from sparsemax_nb import Labels, SparseLinear, sparse_linear_forward, sparse_lin
 from sparsemax_nb.core import backend as placement
 from sparsemax_nb.core.connections import Duals, FeatureLists
 from sparsemax_nb.core.sparse import SparseRows
+from sparsemax_nb.cpu import feature_choice as cpu_choice
 from sparsemax_nb.cpu import linear as cpu_linear
-from sparsemax_nb.linear import canonical, more_features, no_duals, rows_of
+from sparsemax_nb.linear import canonical, extended_lists, more_features, no_duals, rows_of
 from sparsemax_nb.reference import feature_choice, linear
+from sparsemax_nb.train.linear import checked
 
 from .helpers import assert_close, label_matrix, normal, threads
 
@@ -201,10 +203,17 @@ def test_weights_come_back_as_they_were_given():
     assert layer.n_weights == layer.weights.nnz
 
 
+def chosen(points, x, expected, known, n_of_label, by_magnitude):
+    """(indptr, ids, sums) of the CPU, without the places that nothing was found for."""
+    room = np.concatenate([[0], np.cumsum(n_of_label)])
+    ids, sums = np.empty(room[-1], np.int32), np.empty(room[-1], np.float32)
+    cpu_choice.choose_features(points, x, expected, known, room, by_magnitude, ids, sums)
+    found = ids >= 0
+    return np.concatenate([[0], np.cumsum(found)])[room], ids[found], sums[found]
+
+
 @pytest.mark.parametrize("by_magnitude", [False, True])
 def test_features_are_those_of_the_largest_sums(by_magnitude):
-    from sparsemax_nb.linear import _chosen
-
     x, labels = points(50, 130, 9, seed=2)
     x.data[:] = np.round(2 * x.data) + 1  # sums are exact, many are equal
     turned = labels.T.tocsr()
@@ -213,7 +222,7 @@ def test_features_are_those_of_the_largest_sums(by_magnitude):
     expected = np.zeros(130, np.float32) if by_magnitude else np.float32(np.arange(130) % 3 / 4)
     known = np.arange(10) * 5, np.tile(np.arange(0, 130, 26, dtype=np.int32), 9)
     room = np.arange(9) * 4
-    indptr, ids, sums = _chosen(by_label, rows_of(x), expected, known, room, by_magnitude)
+    indptr, ids, sums = chosen(by_label, rows_of(x), expected, known, room, by_magnitude)
     wanted = feature_choice.choose_features(by_label, rows_of(x), expected, known, room, by_magnitude, 130)
     for label, (want_ids, want_sums) in enumerate(wanted):
         some = slice(*indptr[label : label + 2])
@@ -245,6 +254,37 @@ def test_features_from_errors_are_those_of_the_largest_gradients(monkeypatch, at
     np.testing.assert_allclose(found.weights.toarray(), want, atol=1e-5)
     assert found.n_weights == layer.n_weights + sum(len(features) for features, _ in wanted) > layer.n_weights + 30
     np.testing.assert_array_equal(found.arrays.dense >= 0, dense)
+    checked(found.arrays, 40, 30)
+    nobody = [no_duals(60)]
+    np.testing.assert_array_equal(more_features(layer.arrays, x, labels, nobody, 0.5).values, layer.arrays.values)
+
+
+@pytest.mark.parametrize("n_dense", [0, 2])
+def test_new_points_bring_features_and_labels(n_dense):
+    """What was known keeps its weights; features that are connected to all labels are so to the new ones, and in no list."""
+    x, labels = points(60, 40, 30, seed=2)
+    before = SparseLinear.choose(x[:30], labels[:30, :20], per_point=1, at_least=4, dense=np.arange(n_dense))
+    before.arrays.values[:] = np.where(before.arrays.values == 0, 0.5, 0)
+    want = before.weights
+    extended = SparseLinear._of(extended_lists(before.arrays, x[30:], labels[30:], 1, 6, np.zeros(30, int)))
+    checked(extended.arrays, 40, 30)
+    found = extended.weights
+    np.testing.assert_array_equal(found.toarray()[:20], want.toarray())
+    assert not found[20:].data.any() and found.nnz > want.nnz + 10 * n_dense
+    new = np.diff(found.indptr)[20:][np.diff(labels[30:, 20:].tocsc().indptr) > 0]
+    assert len(new) and (new >= 4 + n_dense).all()
+
+
+def test_weights_in_memory_of_any_layout():
+    """Strided, reversed and read-only arrays of a SciPy matrix mean what they say."""
+    given = scipy.sparse.csr_matrix(normal(1, 9, 30) * (normal(2, 9, 30) > 0.5))
+    wide, back = np.repeat(given.data, 2)[::2], np.repeat(given.indices[::-1], 2)[::-2]
+    matrix = scipy.sparse.csr_matrix((wide, back, given.indptr), given.shape)
+    matrix.data, matrix.indices = wide, back
+    assert not matrix.data.flags.c_contiguous and not matrix.indices.flags.c_contiguous
+    np.testing.assert_array_equal(SparseLinear(matrix).weights.toarray(), given.toarray())
+    given.data.flags.writeable = given.indices.flags.writeable = False
+    np.testing.assert_array_equal(SparseLinear(given).weights.toarray(), given.toarray())
 
 
 def test_a_label_has_the_features_of_its_points_only():
@@ -271,12 +311,10 @@ def test_no_rows(backend):
 
 def test_measures_of_minus_infinity_choose_nothing():
     """A kernel must not take the -1 that stands for them as an index."""
-    from sparsemax_nb.linear import _chosen
-
     x = scipy.sparse.csr_matrix(np.ones((2, 3), np.float32))
     by_label, known = SparseRows(np.array([0, 2]), np.arange(2, dtype=np.int32), np.ones(2, np.float32)), (np.zeros(2, int), np.empty(0, np.int32))
     expected = np.array([np.inf, 0, np.inf], np.float32)
-    indptr, ids, sums = _chosen(by_label, rows_of(x), expected, known, np.array([2]), False)
+    indptr, ids, sums = chosen(by_label, rows_of(x), expected, known, np.array([2]), False)
     assert (indptr.tolist(), ids.tolist(), sums.tolist()) == ([0, 1], [1], [2])
 
 

@@ -10,6 +10,7 @@ import numba
 import numpy as np
 
 from ..core import backend
+from ..cpu.linear import CHUNKS
 from ..cpu.midx import PARTS, SUMS
 from ..full_softmax import HELD
 from ..group_shared import DTYPES
@@ -170,6 +171,7 @@ def linear_plan(
     add("always", "features: ids, weights, in the order of training", 2, 2, n_entries)
     add("always", "features, labels: ends of the rows", 2, 2, n_rows)
     add("always", "labels of the rows, in the order of training", 2, 2, int(points.sum()))
+    add("choice of features", "rows by label", 2, int(points.sum()) + 3 * n_labels)
     add("always", "layer: lists of labels, weights", 2, n)
     add("always", "layer: bias, starts of the lists", n_labels + 4 * n_features)
     add("always", "dual variables: labels, values", 2 * DUALS, n_rows)
@@ -177,7 +179,9 @@ def linear_plan(
     add("choice of features", "dual variables and features by label", 4, min(AT_ONCE, n + DUALS * n_rows))
     add("choice of features", "sums of all features", 16 * 4, n_features)
     add("step", "pairs and entries", 1024, PAIRS, item=1)
-    add("step", "scores of a row, places of its pairs", 2 * numba.config.NUMBA_NUM_THREADS, n_labels)
+    threads = numba.config.NUMBA_NUM_THREADS
+    add("step", "scores of a row, places of its pairs", 2 * min(CHUNKS, threads), n_labels)
+    add("prediction", "scores of a row", threads, n_labels)
     return Plan(arrays)
 
 

@@ -714,9 +714,12 @@ def test_f1_and_words_line():
     ids = np.array([[0, 1], [2, 0]], np.int32)
     assert words.f1_at_k(ids, labels, 2) == pytest.approx((2 / 4 + 0) / 2)
     result = {"test": {"P@1": 0.5}, "train_seconds": 3.2}
-    line = overview.words_line({"a": dict.fromkeys((overview.OURS, *overview.THEIRS), result), "b": {}})
+    of_data = {"a": dict.fromkeys((overview.OURS, *overview.THEIRS), result), "b": {}}
+    scale = {"labels": 7000, "points": 20, "first_pass_seconds": 2.4, "bytes": 1 << 29}
+    line = overview.words_line(of_data, [scale])
+    assert line[0].endswith(" With 7,000 labels a pass over 20 titles takes 2 s and 0.50 GiB.")
     assert line == [line[0]] and "P@1 on a 50.0 % in 3 s of training; omikuji 50.0 % in 3 s" in line[0]
-    assert overview.words_line({"b": {}}) == []
+    assert overview.words_line({"b": {}}, []) == []
 
 
 def test_other_work_counts_other_processes():
