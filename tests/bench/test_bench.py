@@ -705,6 +705,11 @@ def test_rows_of_words(tmp_path, monkeypatch, capsys):
     assert found["linear"]["test"]["P@1"] == train.precision_at_k(ids, points.labels[60:], 1)
     assert words.main(["--table"]) == 0
     assert "| linear |" in capsys.readouterr().out and (tmp_path / "words.png").exists()
+    path = tmp_path / "words" / tmp_path.name / "centroids.json"
+    other = json.loads(path.read_text())
+    other["environment"]["machine"]["cpu"] = "another"
+    path.write_text(json.dumps(other))
+    assert words.main(["--table"]) == 0 and "times do not compare: centroids." in capsys.readouterr().out
     assert words.main(["linear", *given, "--points", "30"]) == 0
     assert (tmp_path / "words" / f"{tmp_path.name}-30" / "linear.json").exists()
 
