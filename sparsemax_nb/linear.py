@@ -24,7 +24,7 @@ from .cpu.vector import LANES
 DENSE_SHARE = 1 / 8
 #: What training asks of a score: at least 1 for a row's own labels, at most ``slack - 1`` for the others.
 BIAS = -1.0
-#: Dual variables and weights that the choice of further features looks at at once: those of a few labels, of one at least.
+#: Dual variables and weights in one round of the choice of further features: those of some labels, of one at least.
 AT_ONCE = 1 << 21
 
 
@@ -260,21 +260,25 @@ def _by_label(lists, first, last):
     return indptr, np.concatenate([np.arange(len(lists.dense)), dense]).astype(np.int32)[rows], values
 
 
+def _room(n_of_label):
+    """(indptr, ids, sums) by label with room for so many features of each (L,), which are to be written."""
+    indptr = np.concatenate([[0], np.cumsum(n_of_label)])
+    return indptr, np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
+
+
 def _outstanding(x, labels, per_point, at_least, known, n_known_points=0):
     """(indptr, ids, zeros) by label of the features that stand out in a label's points, beside those that are `known`.
 
     `per_point` for each point, and so many that with the known ones there are `at_least`, and `per_point` for each of its
     points, the `n_known_points` (L,) of before among them. Where there are fewer ids are -1.
     """
-    by_label = labels.T.tocsr()
-    points = sparse.SparseRows(by_label.indptr.astype(np.int64), by_label.indices.astype(np.int32), by_label.data)
+    points = sparse.SparseRows(*_columns_of([rows_of(labels)], 0, labels.shape[1]))
     n_points = np.diff(points.indptr)
     wanted = np.maximum(at_least, per_point * (n_points + n_known_points)) - np.diff(known[0])
-    there = by_label @ np.diff(x.indptr)  # no more than its points have
+    there = labels.T @ np.diff(x.indptr)  # no more than its points have
     n_of_label = np.minimum(np.maximum(per_point * n_points, wanted), np.minimum(there, x.shape[1])).astype(np.int64)
     expected = np.bincount(x.indices, x.data, minlength=x.shape[1]) / max(1, x.shape[0])
-    room = np.concatenate([[0], np.cumsum(n_of_label)])
-    ids, sums = np.empty(room[-1], np.int32), np.empty(room[-1], np.float32)
+    room, ids, sums = _room(n_of_label)
     feature_choice.choose_features(points, rows_of(x), expected.astype(np.float32), known, room, False, ids, sums)
     sums[:] = 0
     return room, ids, sums
@@ -310,8 +314,7 @@ def more_features(lists, x, labels, duals, share):
     n = _counts([lists], 0, n_labels) + np.count_nonzero(lists.dense >= 0)
     n_duals = _counts(duals, 0, n_labels)
     n_of_label = np.where((n > 0) & (n_duals > 0), np.maximum(1, share * n), 0).astype(np.int64)
-    room = np.concatenate([[0], np.cumsum(n_of_label)])
-    ids, sums = np.empty(room[-1], np.int32), np.empty(room[-1], np.float32)
+    room, ids, sums = _room(n_of_label)
     own_indptr, own, _ = _columns_of([rows_of(labels)], 0, n_labels)
     cuts = np.flatnonzero(np.diff(np.cumsum(n + n_duals) // AT_ONCE)) + 1
     for first, last in zip([0, *cuts], [*cuts, n_labels], strict=True):

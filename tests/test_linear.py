@@ -255,8 +255,8 @@ def test_features_from_errors_are_those_of_the_largest_gradients(monkeypatch, at
     assert found.n_weights == layer.n_weights + sum(len(features) for features, _ in wanted) > layer.n_weights + 30
     np.testing.assert_array_equal(found.arrays.dense >= 0, dense)
     checked(found.arrays, 40, 30)
-    nobody = [no_duals(60)]
-    np.testing.assert_array_equal(more_features(layer.arrays, x, labels, nobody, 0.5).values, layer.arrays.values)
+    without = more_features(layer.arrays, x, labels, [no_duals(60)], 0.5)
+    np.testing.assert_array_equal(without.values, layer.arrays.values)
 
 
 @pytest.mark.parametrize("n_dense", [0, 2])

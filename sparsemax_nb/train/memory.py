@@ -161,7 +161,7 @@ def linear_plan(
     *, n_rows, n_features, n_labels, n_entries, points, features_per_point, min_features, extra_features
 ):  # fmt: skip
     """The `Plan` of training a linear layer over sparse features; `points` (L,) are the training points of each label."""
-    arrays, mean = [], n_entries / max(1, n_rows)
+    arrays, mean, threads = [], n_entries / max(1, n_rows), numba.config.NUMBA_NUM_THREADS
 
     def add(phase, name, *shape, item=4):
         arrays.append(Array(phase, name, math.prod(shape) * item))
@@ -171,15 +171,14 @@ def linear_plan(
     add("always", "features: ids, weights, in the order of training", 2, 2, n_entries)
     add("always", "features, labels: ends of the rows", 2, 2, n_rows)
     add("always", "labels of the rows, in the order of training", 2, 2, int(points.sum()))
-    add("choice of features", "rows by label", 2, int(points.sum()) + 3 * n_labels)
     add("always", "layer: lists of labels, weights", 2, n)
     add("always", "layer: bias, starts of the lists", n_labels + 4 * n_features)
     add("always", "dual variables: labels, values", 2 * DUALS, n_rows)
+    add("choice of features", "rows by label", 2, int(points.sum()) + 3 * n_labels)
     add("choice of features", "lists before, and what is added", 2, n)
     add("choice of features", "dual variables and features by label", 4, min(AT_ONCE, n + DUALS * n_rows))
     add("choice of features", "sums of all features", 16 * 4, n_features)
     add("step", "pairs and entries", 1024, PAIRS, item=1)
-    threads = numba.config.NUMBA_NUM_THREADS
     add("step", "scores of a row, places of its pairs", 2 * min(CHUNKS, threads), n_labels)
     add("prediction", "scores of a row", threads, n_labels)
     return Plan(arrays)
