@@ -34,8 +34,15 @@ def _listed(results):
 
 
 def words_line(of_data, scale):
-    """The line about `Classifier` over words, of {data: {row: result}}: those data sets that have a row of each; and of `words_scale`."""
-    whole = {name: found for name, found in of_data.items() if {OURS, *THEIRS} <= found.keys()}
+    """The line about `Classifier` over words, of {data: {row: result}}, and of rows of `words_scale`.
+
+    It names the data sets that have all rows, from one machine.
+    """
+    whole = {}
+    for name, found in of_data.items():
+        shown = {row: found[row] for row in (OURS, *THEIRS) if row in found}
+        if len(shown) == 1 + len(THEIRS) and not words.elsewhere(shown):
+            whole[name] = shown
     if not whole:
         return []
     rivals = "; ".join(f"{name} {_listed([found[row] for found in whole.values()])}" for row, name in THEIRS.items())

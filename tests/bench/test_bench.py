@@ -718,8 +718,9 @@ def test_f1_and_words_line():
     labels = scipy.sparse.csr_matrix(np.array([[1, 0, 1], [0, 1, 0]]))
     ids = np.array([[0, 1], [2, 0]], np.int32)
     assert words.f1_at_k(ids, labels, 2) == pytest.approx((2 / 4 + 0) / 2)
-    result = {"test": {"P@1": 0.5}, "train_seconds": 3.2}
-    of_data = {"a": dict.fromkeys((overview.OURS, *overview.THEIRS), result), "b": {}}
+    result = {"test": {"P@1": 0.5}, "train_seconds": 3.2, "environment": {"machine": {"cpu": "one"}}}
+    all_rows = dict.fromkeys((overview.OURS, *overview.THEIRS), result)
+    of_data = {"a": all_rows, "b": {}, "c": all_rows | {"pecos": result | {"environment": {"machine": {"cpu": "another"}}}}}
     scale = {"labels": 7000, "points": 20, "first_pass_seconds": 2.4, "bytes": 1 << 29}
     line = overview.words_line(of_data, [scale])
     assert line[0].endswith(" With 7,000 labels a pass over 20 titles takes 2 s and 0.50 GiB.")
