@@ -1,6 +1,7 @@
 """Output layers for hundreds of thousands of classes, by hand, in NumPy, Numba and numba.cuda."""
 
 from . import data, train
+from .co_occurrence import CoOccurrence, rerank
 from .core.sparse import Labels
 from .ds_softmax import PackedDSSoftmax, SparseExperts
 from .fixed_fan_in import (
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 __all__ = [
     "SGD",
     "Adam",
+    "CoOccurrence",
     "DSoftmax",
     "DSSoftmax",
     "FixedFanIn",
@@ -49,6 +51,7 @@ __all__ = [
     "fixed_fan_in_step",
     "fixed_fan_in_top_k",
     "group_labels",
+    "rerank",
     "rewire",
     "sampled_softmax",
     "softmax_cross_entropy",

@@ -23,6 +23,7 @@ import scipy.sparse
 
 from bench.counted import without_a_device
 from bench.profiling import kernels
+from sparsemax_nb import CoOccurrence
 from sparsemax_nb.core import backend as placement
 from sparsemax_nb.core import formulas, rng, sparse
 from sparsemax_nb.core.alias import alias_table
@@ -38,6 +39,7 @@ from sparsemax_nb.cuda import matmul as cuda_matmul
 from sparsemax_nb.reference import (
     activations,
     bfloat16,
+    co_occurrence,
     ds_softmax,
     embedding,
     fixed_fan_in,
@@ -294,6 +296,22 @@ def make_update_of_lists(shape):
 
     arrays = starts.astype(np.int64), rows.astype(np.int32), labels.astype(np.int32), own[labels, rows]
     return Task((x, *arrays, layer, 0.7, 2.5, moved, losses), check)
+
+
+def make_rerank(shape):
+    """Candidates of rows, whose labels occur together in 40 points; the sums of no two lie so close that rounding decides."""
+    n_rows, n, n_labels, k = shape
+    scores = -np.sort(-normal(1, n_rows, n), axis=1)
+    ids = np.argsort(normal(2, n_rows, n_labels), axis=1)[:, :n].astype(np.int32)
+    pairs = CoOccurrence(label_matrix(40, n_labels, 3, 0.2)).arrays
+    outputs = unwritten(n_rows, k), unwritten(n_rows, k, dtype=np.int32)
+
+    def check():
+        top_scores, top_ids = co_occurrence.rerank(scores, ids, pairs, 0.3, k)
+        np.testing.assert_array_equal(outputs[1], top_ids)
+        assert_close(outputs[0], top_scores, 4 * k, 5)
+
+    return Task((scores, ids, pairs, np.float32(0.3), *outputs), check)
 
 
 # ---------------------------------------------------------------- rewiring
@@ -1062,6 +1080,8 @@ def _operations():
     yield operation("linear.forward", make_forward_of_lists, small, large)
     small, large = ((1, 1, 1, 1), (3, 7, 5, 5), (4, 9, 33, 3)), ((0, 3, 2, 2), (33, 65, 19, 7), (5, 30, 330, 100))
     yield operation("linear.top_k", make_top_k_of_lists, small, large)
+    small, large = ((1, 1, 1, 1), (3, 5, 7, 3), (2, 20, 33, 5)), ((0, 3, 4, 2), (33, 32, 65, 32), (9, 20, 100, 20))  # (B, K, L, k)
+    yield operation("co_occurrence.rerank", make_rerank, small, large)
     update = functools.partial(cuda_linear._update, block=8) if placement.SIMULATOR else cuda_linear._update
     small, large = ((1, 1, 1), (2, 5, 3)), ((9, 65, 19), (7, 40, 33))
     yield operation("linear.update", make_update_of_lists, small, large, update, None)
@@ -1222,6 +1242,7 @@ BUDGETS = {
     "ds_softmax.select_kernel": Budget(56),
     "ds_softmax.survivors_kernel": Budget(32),
     "ds_softmax.update_kernel": Budget(56),
+    "co_occurrence.rerank_kernel": Budget(64),
     "embedding.backward_kernel": Budget(48),
     "embedding.forward_kernel": Budget(48),
     "fixed_fan_in.backward_kernel": Budget(64),

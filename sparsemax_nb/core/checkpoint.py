@@ -18,7 +18,7 @@ import numpy as np
 from . import files
 
 FORMAT = "sparsemax_nb"
-VERSION = 5
+VERSION = 6
 #: NumPy's types by their names in a file.
 DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "<i1", "U64": "<u8",

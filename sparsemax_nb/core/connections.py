@@ -36,6 +36,16 @@ class FeatureLists(NamedTuple):
     bias: np.ndarray  # (L,) float32
 
 
+class PairCounts(NamedTuple):
+    """How often two labels j < l are labels of one point: row j holds l = ``ids[i]`` and ``counts[i]``, l ascending."""
+
+    indptr: np.ndarray  # (L + 1,) int64
+    ids: np.ndarray  # (n,) int32
+    counts: np.ndarray  # (n,) int32
+    n_points: np.ndarray  # (L,) float32, the points of each label
+    n_rows: np.float32  # the number of points
+
+
 class Duals(NamedTuple):
     """Dual variables above zero, row by row: row b has that of label ``labels[j]`` for j in ``indptr[b]:indptr[b + 1]``."""
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import scipy.sparse
 
+from ..co_occurrence import most_pairs
 from ..core import backend, check, checkpoint, description, sparse
 from ..core.connections import FeatureLists
 from ..data import Tfidf
@@ -30,7 +31,7 @@ KS = (1, 3, 5)
 VALIDATION_EPOCH = 2**32 - 1
 ARCHITECTURES = "linear", "network"
 #: Parameters that only one of the architectures has.
-LINEAR_ONLY = "C", "slack", "frequency", "features_per_point", "min_features", "extra_features"
+LINEAR_ONLY = "C", "slack", "frequency", "co_occurrence", "features_per_point", "min_features", "extra_features"
 NETWORK_ONLY = (
     "output", "embedding", "intermediate", "bottleneck", "fan_in", "group_size", "grouping", "weight_dtype", "loss",
     "sampler", "n_samples", "n_codewords", "residual", "index_every", "correction", "mask_hits", "dropout", "word_dropout",
@@ -73,6 +74,9 @@ class Classifier(SampledEstimator):
     frequency : 'auto' or float
         Of 'linear': what the answers add to a label's score for the logarithm of its number of points; 0 or more. It helps
         where there are few points. 'auto' tries 0 to 0.1.
+    co_occurrence : float
+        Of 'linear': the best 20 labels of a row are put in a new order, in which labels follow those that they often share
+        a point with; this is the `weight` of `rerank`, which see. 0 leaves the order as it is, and saves the counts.
     features_per_point, min_features : float, int
         Of 'linear': a label is connected to so many features for each of its points, and to so many at least, where its
         points have them: to those that stand out most, see `SparseLinear.choose`.
@@ -242,7 +246,7 @@ class Classifier(SampledEstimator):
     kind, classes, fit_call, epochs_may_be_none = "classifier", "labels", "fit(X, y)", True
 
     def __init__(
-        self, *, architecture="auto", C="auto", slack="auto", frequency="auto", features_per_point=8.0, min_features=16, extra_features=0.5,  # noqa: N803
+        self, *, architecture="auto", C="auto", slack="auto", frequency="auto", co_occurrence=0.03, features_per_point=8.0, min_features=16, extra_features=0.5,  # noqa: N803
         output="fixed-fan-in", embedding=256, intermediate=4096, bottleneck=64, fan_in=32, group_size=16,
         grouping="similar", weight_dtype="float32", loss="squared-hinge",
         sampler="none", n_samples=100, n_codewords=64, residual="uniform", index_every=100, correction="paper",
@@ -272,6 +276,7 @@ class Classifier(SampledEstimator):
             check.number("slack", self.slack, 0, 1.999)
         if self.frequency != "auto":
             check.number("frequency", self.frequency, 0, 1e6)
+        check.number("co_occurrence", self.co_occurrence, 0, 1e6)
         check.number("features_per_point", self.features_per_point, 0, 1e6)
         check.integer("min_features", self.min_features, 1)
         check.number("extra_features", self.extra_features, 0, 1e6)
@@ -465,7 +470,7 @@ class Classifier(SampledEstimator):
 
         `epochs` passes over the new points, without a budget. What earlier points have taught stays in the weights, but can no longer be
         weighed against: where old and new contradict each other, give old points again. Each label gets `features_per_point`
-        more features for each new point, those that stand out in them; TF-IDF, C, slack and frequency stay. Names of the
+more features for each new point, those that stand out in them; TF-IDF, C, slack, frequency and co_occurrence stay. Names of the
         labels are dropped where there are new labels.
 
         Parameters
@@ -505,10 +510,13 @@ class Classifier(SampledEstimator):
         new.label_counts_ = before + np.bincount(y.indices, minlength=y.shape[1])
         if self.label_names_ is not None and new.n_labels_ > self.n_labels_:
             new.label_names_ = None
-        x, settings = self._all_batches(X), replace(self._linear_settings(self.C_, self.slack_, self.frequency_), extra_features=0.0)
-        lists = FeatureLists(*map(backend.to_numpy, self.network_.layer.arrays))
+        x, model = self._all_batches(X), self.network_
+        settings = self._linear_settings(self.C_, self.slack_, self.frequency_)
+        settings = replace(settings, extra_features=0.0, co_occurrence=model.weight)
+        lists = FeatureLists(*map(backend.to_numpy, model.layer.arrays))
         lists = extended_lists(lists, x, y, settings.features_per_point, settings.min_features, before)
-        training = linear.DualTraining(x, y, settings, self.device_, lists=lists, n_points=new.label_counts_)
+        together = None if model.co_occurrence is None else model.co_occurrence.extended(y)
+        training = linear.DualTraining(x, y, settings, self.device_, lists=lists, n_points=new.label_counts_, co_occurrence=together)
         new.history_, new.network_, new.data_ = training.history, training.network, None
         training.run(progress=self.progress)
         vars(self).update(vars(new))
@@ -517,7 +525,8 @@ class Classifier(SampledEstimator):
     def _linear_settings(self, c, slack, frequency):
         epochs = EPOCHS["linear"] if self.epochs is None else int(self.epochs)
         return linear.Settings(
-            float(c), float(slack), float(frequency), float(self.features_per_point), int(self.min_features), float(self.extra_features),
+            float(c), float(slack), float(frequency), float(self.co_occurrence), float(self.features_per_point),
+            int(self.min_features), float(self.extra_features),
             epochs, int(self.seed),
         )  # fmt: skip
 
@@ -556,7 +565,7 @@ class Classifier(SampledEstimator):
             memory.linear_plan(
                 n_rows=len(rows), n_features=X.shape[1], n_labels=y.shape[1], n_entries=X.nnz, points=self.label_counts_,
                 features_per_point=self.features_per_point, min_features=self.min_features,
-                extra_features=self.extra_features,
+                extra_features=self.extra_features, n_pairs=most_pairs(y[rows]) if self.co_occurrence > 0 else 0,
             ),
             "features_per_point, min_features or extra_features",
         )  # fmt: skip
@@ -825,6 +834,8 @@ class Classifier(SampledEstimator):
             raise ValueError(f"label_names must hold one name for each of {self.n_labels_} labels, got {len(names)}")
         arrays = {name: backend.to_numpy(array) for name, array in self.network_.parameters.items()}
         arrays["label_counts"] = self.label_counts_
+        if (together := getattr(self.network_, "co_occurrence", None)) is not None:
+            arrays |= {f"co_occurrence.{name}": backend.to_numpy(getattr(together.arrays, name)) for name in ("indptr", "ids", "counts")}
         if self.tfidf_ is not None:
             arrays["tfidf.idf"] = self.tfidf_.idf_
         about = {
@@ -889,7 +900,11 @@ class Classifier(SampledEstimator):
                 model.slack_ = check.number("slack", about["slack"], 0, 1.999)
                 model.frequency_ = check.number("frequency", about["frequency"], 0, 1e6)
                 prior = linear.prior_of(model.frequency_, model.label_counts_, device)
-                model.network_ = linear.LinearModel.of_arrays(arrays, model.n_features_in_, model.n_labels_, device, prior)
+                layer = linear.layer_of(arrays, model.n_features_in_, model.n_labels_, device)
+                together = None
+                if model.co_occurrence > 0:
+                    together = linear.counts_of(arrays, model.label_counts_, model.n_points_, device)
+                model.network_ = linear.LinearModel(layer, prior, together, float(model.co_occurrence))
             else:
                 params = model._network_params(model.n_features_in_, model.n_labels_, model.is_dense_, device)
                 arrays.check_shapes(parameter_shapes(**params))

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 import scipy.sparse
 
+from ..co_occurrence import CoOccurrence, rerank_checked
 from ..core import backend, check, description, sparse
 from ..core.connections import Duals, FeatureLists
 from ..cpu.panels import padded
@@ -20,6 +21,8 @@ from .loop import FIGURE, History, Run, TrainingError, peak_memory
 TIE = 1e-3
 #: Rows of a step, at most; smaller sets are cut into so many steps a pass, at least.
 BATCH, STEPS = 1024, 64
+#: The best labels of a row that are put in a new order by those that occur together.
+CANDIDATES = 20
 #: Rows whose features are weighed at once, and rows of a query.
 WEIGHED, ANSWERED = 1 << 16, 4096
 
@@ -31,6 +34,7 @@ class Settings:
     C: float
     slack: float
     frequency: float
+    co_occurrence: float
     features_per_point: float
     min_features: int
     extra_features: float
@@ -46,10 +50,14 @@ class LinearModel:
     layer : SparseLinear
     prior : (L,) float32 or None
         What is added to the scores where labels are asked for; training knows nothing of it.
+    co_occurrence : CoOccurrence or None
+        What the best 20 labels are put in a new order by, see `rerank`; training knows nothing of it, either.
+    weight : float
+        Of `rerank`.
     """
 
-    def __init__(self, layer, prior=None):
-        self.layer, self.prior = layer, prior
+    def __init__(self, layer, prior=None, co_occurrence=None, weight=0.0):
+        self.layer, self.prior, self.co_occurrence, self.weight = layer, prior, co_occurrence, weight
 
     device = property(lambda self: self.layer.device)
 
@@ -61,7 +69,7 @@ class LinearModel:
     @property
     def nbytes(self):
         """Bytes of all arrays."""
-        return self.layer.nbytes + (0 if self.prior is None else self.prior.nbytes)
+        return self.layer.nbytes + sum(part.nbytes for part in (self.prior, self.co_occurrence) if part is not None)
 
     output_nbytes = nbytes
 
@@ -70,16 +78,18 @@ class LinearModel:
         arrays, rows = self.layer.arrays, rows_of(x, self.device)
         if self.prior is not None:
             arrays = arrays._replace(bias=arrays.bias + self.prior)
-        scores = backend.empty((x.shape[0], k), np.float32, self.device)
-        ids = backend.empty((x.shape[0], k), np.int32, self.device)
+        n = min(CANDIDATES, self.layer.n_labels)
+        shape = x.shape[0], k if self.co_occurrence is None else max(k, n)
+        scores, ids = backend.empty(shape, np.float32, self.device), backend.empty(shape, np.int32, self.device)
         backend.wing(self.device, "linear").top_k(rows, arrays, scores, ids)
+        if self.co_occurrence is None:
+            return scores, ids
+        best = (backend.module_of(self.device).ascontiguousarray(a[:, :n]) for a in (scores, ids))
+        best = rerank_checked(*best, self.co_occurrence, min(k, n), self.weight)
+        if k <= n:
+            return best
+        scores[:, :n], ids[:, :n] = best
         return scores, ids
-
-    @classmethod
-    def of_arrays(cls, arrays, n_features, n_labels, device, prior=None):
-        """The model that `parameters` were taken from; TypeError or ValueError where the arrays are no such thing."""
-        lists = FeatureLists(*(arrays[f"linear.{name}"] for name in FeatureLists._fields))
-        return cls(SparseLinear._of(checked(lists, n_features, n_labels), device), prior)
 
 
 def prior_of(frequency, n_points, device="cpu"):
@@ -87,6 +97,27 @@ def prior_of(frequency, n_points, device="cpu"):
     if frequency == 0:
         return None
     return backend.asarray((frequency * np.log(np.maximum(n_points, 1))).astype(np.float32), device)
+
+
+def layer_of(arrays, n_features, n_labels, device):
+    """The layer that `LinearModel.parameters` were taken from; TypeError or ValueError where the arrays are no such thing."""
+    lists = FeatureLists(*(arrays[f"linear.{name}"] for name in FeatureLists._fields))
+    return SparseLinear._of(checked(lists, n_features, n_labels), device)
+
+
+def counts_of(arrays, n_points, n_rows, device):
+    """The `CoOccurrence` whose arrays a file holds, of labels with so many points; errors as for `layer_of`."""
+    n_labels = len(n_points)
+    indptr = check.array("co_occurrence.indptr", arrays["co_occurrence.indptr"], np.int64, (n_labels + 1,))
+    ids = check.array("co_occurrence.ids", arrays["co_occurrence.ids"], np.int32, ("n",))
+    counts = check.array("co_occurrence.counts", arrays["co_occurrence.counts"], np.int32, ids.shape)
+    sparse.sorted_keys(sparse.Labels(indptr, ids), n_labels, "co_occurrence")
+    if (ids <= np.repeat(np.arange(n_labels), np.diff(indptr))).any():
+        raise ValueError("co_occurrence.ids must ascend from the label of their list on")
+    if counts.size and counts.min() < 1:
+        raise ValueError(f"co_occurrence.counts must be at least 1, got {counts.min()}")
+    pairs = scipy.sparse.csr_matrix((counts, ids, indptr), shape=(n_labels, n_labels))
+    return CoOccurrence._of(pairs, n_points, n_rows, device)
 
 
 def checked(lists, n_features, n_labels):
@@ -139,12 +170,15 @@ class DualTraining(Run):
         A layer that is trained already, to go on from; its features are not chosen anew.
     n_points : (L,) integers or None
         Points of each label, if others were seen before these.
+    co_occurrence : CoOccurrence or None
+        Counts of the labels that occur together, if there were points before these; else those of `y`, where the settings
+        give them a weight.
     validate : callable or None
         ``validate() -> dict`` of figures, called after every epoch.
     budget_seconds : float or None
     """
 
-    def __init__(self, x, y, settings, device="cpu", *, dense=None, lists=None, n_points=None, validate=None, budget_seconds=None):  # fmt: skip
+    def __init__(self, x, y, settings, device="cpu", *, dense=None, lists=None, n_points=None, co_occurrence=None, validate=None, budget_seconds=None):  # fmt: skip
         self.settings, self.device, self.validate = settings, device, validate
         self._epochs, self._budget_seconds = settings.epochs, budget_seconds
         self.n_rows = x.shape[0]
@@ -159,7 +193,10 @@ class DualTraining(Run):
         # not above the threshold, or every label would be looked at in every row
         lists.bias[:] += np.minimum(TIE * np.log(np.maximum(n_points, 1)), settings.slack / 2).astype(np.float32)
         lists.bias[n_points == 0] = LAST
-        self.network = LinearModel(SparseLinear._of(lists, device), prior_of(settings.frequency, n_points, device))
+        prior = prior_of(settings.frequency, n_points, device)
+        if co_occurrence is None and settings.co_occurrence > 0:
+            co_occurrence = CoOccurrence(y, device=device)
+        self.network = LinearModel(SparseLinear._of(lists, device), prior, co_occurrence, settings.co_occurrence)
         self._batches = [slice(first, min(first + batch, self.n_rows)) for first in range(0, self.n_rows, batch)]
         self._duals = [no_duals(rows.stop - rows.start, device) for rows in self._batches]
         self._total_steps = settings.epochs * len(self._batches)
@@ -193,10 +230,8 @@ class DualTraining(Run):
         if len(position.losses) != position.step or any(rows <= 0 for _, rows in position.losses):
             raise ValueError("position.losses must be those of the epoch's steps")
         layer = self.network.layer
-        restored = LinearModel.of_arrays(
-            {name.removeprefix("parameters/"): arrays[name] for name in arrays if name.startswith("parameters/")},
-            layer.n_features, layer.n_labels, self.device,
-        )  # fmt: skip
+        parameters = {name.removeprefix("parameters/"): arrays[name] for name in arrays if name.startswith("parameters/")}
+        restored = layer_of(parameters, layer.n_features, layer.n_labels, self.device)
         indptr = check.array("duals/indptr", arrays["duals/indptr"], np.int64, (self.n_rows + len(self._batches),))
         labels = check.array("duals/labels", arrays["duals/labels"], np.int32, ("n",))
         values = check.array("duals/values", arrays["duals/values"], np.float32, labels.shape)
@@ -216,7 +251,7 @@ class DualTraining(Run):
             duals.append(Duals(*(backend.asarray(a, self.device) for a in (part, labels[some], values[some]))))
         if done != len(labels):
             raise ValueError("duals/indptr must end with the number of duals/labels")
-        self.network.layer, self._duals = restored.layer, duals
+        self.network.layer, self._duals = restored, duals
         self.history, self._at = History(**about["history"]), position
 
     # ------------------------------------------------------------ the loop
@@ -332,7 +367,7 @@ def choose_settings(x, y, settings, *, wanted, validation=None):
 
     def figure(c, slack):
         if (c, slack) not in found:
-            one = replace(settings, C=c, slack=slack, frequency=frequencies[0], epochs=min(PASSES, settings.epochs))
+            one = replace(settings, C=c, slack=slack, frequency=frequencies[0], co_occurrence=0.0, epochs=min(PASSES, settings.epochs))
             figures = np.mean([_trial(*part, one, frequencies) for part in parts], axis=0)
             best = int(figures.argmax()) if figures.max() > (1 + LEAST_GAIN) * figures[0] else 0
             found[c, slack] = float(figures[best]), frequencies[best]

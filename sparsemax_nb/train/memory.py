@@ -158,9 +158,12 @@ DUALS, PAIRS = 128, 32_768
 
 
 def linear_plan(
-    *, n_rows, n_features, n_labels, n_entries, points, features_per_point, min_features, extra_features
+    *, n_rows, n_features, n_labels, n_entries, points, features_per_point, min_features, extra_features, n_pairs
 ):  # fmt: skip
-    """The `Plan` of training a linear layer over sparse features; `points` (L,) are the training points of each label."""
+    """The `Plan` of training a linear layer over sparse features; `points` (L,) are the training points of each label.
+
+    `n_pairs` bounds the pairs of labels that occur together.
+    """
     arrays, mean, threads = [], n_entries / max(1, n_rows), numba.config.NUMBA_NUM_THREADS
 
     def add(phase, name, *shape, item=4):
@@ -174,6 +177,8 @@ def linear_plan(
     add("always", "layer: lists of labels, weights", 2, n)
     add("always", "layer: bias, starts of the lists", n_labels + 4 * n_features)
     add("always", "dual variables: labels, values", 2 * DUALS, n_rows)
+    add("always", "pairs of labels that occur together: ids, counts", 2, n_pairs)
+    add("counting of pairs", "all of them, twice", 2, 2, 2 * n_pairs)
     add("choice of features", "rows by label", 2, int(points.sum()) + 3 * n_labels)
     add("choice of features", "lists before, and what is added", 2, n)
     add("choice of features", "dual variables and features by label", 4, min(AT_ONCE, n + DUALS * n_rows))

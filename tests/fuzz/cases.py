@@ -162,6 +162,29 @@ def _(r):
     return Call(s.sparse_linear_top_k, args, check=dense.linear_top_k)
 
 
+@of("CoOccurrence")
+def _(r):
+    b, _, n, _ = sizes(r)
+    return Call(s.CoOccurrence, [matrix(r, b, n)], check=dense.co_occurrence)
+
+
+@of("CoOccurrence.extended")
+def _(r):
+    b, _, n, _ = sizes(r)
+    before, more = matrix(r, b, n), matrix(r, b, n + int(r.integers(3)))
+    return Call(s.CoOccurrence.extended, [s.CoOccurrence(before), more], check=dense.more_co_occurrence(before))
+
+
+@of("rerank")
+def _(r):
+    b, _, n, _ = sizes(r)
+    k = int(r.integers(1, min(n, 32) + 1))
+    scores = np.ascontiguousarray(-np.sort(-floats(r, b, k), axis=1))
+    ids = np.array([r.permutation(n)[:k] for _ in range(b)], np.int32)
+    args = [scores, ids, s.CoOccurrence(matrix(r, b, n)), int(r.integers(1, k + 1))]
+    return Call(s.rerank, args, {"weight": float(r.random())}, check=dense.reranked)
+
+
 @of("sparse_linear_step")
 def _(r):
     b, f, n, _ = sizes(r)

@@ -135,6 +135,33 @@ def linear_top_k(result, x, layer, k):
         ordered(scores, ids, true, 2 * slack)
 
 
+def co_occurrence(counts, labels, device="cpu"):
+    y = (labels.toarray() != 0) * 1
+    few = y[y.sum(1) <= 32]
+    true = few.T @ few
+    np.fill_diagonal(true, 0)
+    equal(counts.counts.toarray(), true)
+    assert counts.n_points == len(y) and (counts.arrays.n_points == y.sum(0)).all()
+
+
+def more_co_occurrence(before):
+    """The check of `CoOccurrence.extended` of the counts of `before`."""
+
+    def check(counts, first, more):
+        both = scipy.sparse.vstack([scipy.sparse.csr_matrix((before.data, before.indices, before.indptr), (before.shape[0], more.shape[1])), more])
+        co_occurrence(counts, both)
+
+    return check
+
+
+def reranked(result, scores, ids, together, k=None, weight=0.03):
+    found, labels = result
+    k = ids.shape[1] if k is None else int(k)
+    assert found.shape == labels.shape == (len(ids), k) and (labels[:, :1] == ids[:, :1]).all()
+    assert (found[:, 1:] <= found[:, :-1]).all()
+    assert all(len(set(mine)) == k and set(mine) <= set(all_) for mine, all_ in zip(labels.tolist(), ids.tolist(), strict=True))
+
+
 def linear_step(result, x, layer, labels, duals=None, C=0.5, slack=0.2):
     loss, (indptr, found, values) = result
     assert loss >= 0 and len(indptr) == x.shape[0] + 1 and len(found) == len(values) == indptr[-1]

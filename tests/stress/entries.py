@@ -375,8 +375,12 @@ def linear(seed):
         loss, new = nb.sparse_linear_step(x, mine, labels, duals if some else None, C=1.0)
         return loss, [*new], [*mine.arrays]
 
-    parts = x[:1], x[40:73], x
+    parts, together = (x[:1], x[40:73], x), nb.CoOccurrence(labels)
+    best = nb.sparse_linear_top_k(x, layer, 20)
     return {
+        "CoOccurrence": [lambda: [*nb.CoOccurrence(labels).arrays]],
+        "CoOccurrence.extended": [lambda: [*together.extended(labels[:30]).arrays]],
+        "rerank": [functools.partial(nb.rerank, *best, together, k, weight=0.2) for k in (1, 5, 20)],
         "SparseLinear": [lambda: [*nb.SparseLinear(layer.weights, layer.bias).arrays]],
         "SparseLinear.choose": [lambda n=n: [*nb.SparseLinear.choose(x, labels, at_least=n).arrays] for n in (3, 20)],
         "sparse_linear_forward": [functools.partial(nb.sparse_linear_forward, part, layer) for part in parts],

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from sparsemax_nb import cli, data, train
+from sparsemax_nb import CoOccurrence, cli, data, rerank, train
 from sparsemax_nb.core import checkpoint, sparse
 from sparsemax_nb.cpu import linear as cpu_linear
 from sparsemax_nb.train import linear
@@ -68,12 +68,27 @@ def test_a_validation_set_is_what_c_and_slack_are_chosen_by(corpus):
 
 
 def test_answers_add_the_frequency_and_training_does_not(corpus):
-    without, model = fitted(corpus, frequency=0), fitted(corpus)
+    without, model = (fitted(corpus, frequency=f, co_occurrence=0) for f in (0, 0.05))
     assert bits(without) == bits(model) and without.network_.prior is None
     (scores, ids), (more, others) = (m.top_k(corpus.features, 25) for m in (without, model))
     logs = 0.05 * np.log(model.label_counts_)
     np.testing.assert_allclose(np.take_along_axis(more, np.argsort(others), 1), np.take_along_axis(scores, np.argsort(ids), 1) + logs, atol=1e-6)
     assert (ids != others).any()
+
+
+def test_answers_are_reranked_by_co_occurrence_and_training_is_not(corpus):
+    without, model = fitted(corpus, co_occurrence=0), fitted(corpus, co_occurrence=0.5)
+    assert bits(without) == bits(model) and without.network_.co_occurrence is None
+    best = without.top_k(corpus.features, linear.CANDIDATES)
+    scores, ids = rerank(*best, CoOccurrence(corpus.labels), weight=0.5)
+    assert (ids != best[1]).any()
+    for k in (1, 5, linear.CANDIDATES, 25):  # what comes first does not depend on how many are asked for
+        some = min(k, linear.CANDIDATES)
+        got = model.top_k(corpus.features, k)
+        np.testing.assert_array_equal(got[1][:, :some], ids[:, :some])
+        np.testing.assert_array_equal(got[0][:, :some], scores[:, :some])
+        assert (np.diff(got[0]) <= 0).all()
+    np.testing.assert_array_equal(got[1][:, some:], without.predict(corpus.features, 25)[:, some:])
 
 
 def test_frequency_is_chosen_where_words_say_little():
@@ -133,6 +148,11 @@ def test_save_and_load(corpus, tmp_path):
         ("linear.values", lambda a: a * np.nan, "must be finite"),
         ("linear.values", lambda a: np.where(np.arange(len(a)) == len(a) - 1, np.float32(1), a), "must be zero where there is no label"),
         ("linear.bias", lambda a: a[:-1], "linear.bias must have shape"),
+        ("co_occurrence.ids", lambda a: a * 0, "must not repeat|must ascend"),
+        ("co_occurrence.ids", lambda a: a + 25, "co_occurrence must hold ids in"),
+        ("co_occurrence.counts", lambda a: a - a.max(), "co_occurrence.counts must be at least 1"),
+        ("co_occurrence.counts", lambda a: a[:-1], "co_occurrence.counts must have shape"),
+        ("co_occurrence.indptr", lambda a: a[:-1], "co_occurrence.indptr must have shape"),
     ],
 )  # fmt: skip
 def test_damaged_files(corpus, tmp_path, name, change, message):
@@ -230,6 +250,7 @@ def test_bad_input(corpus):
         "min_features must be at least 1, got 0": {"min_features": 0},
         "architecture must be one of 'auto', 'linear', 'network', got 'tree'": {"architecture": "tree"},
         "output, embedding are of architecture='network', but sparse features with architecture='linear'": {"embedding": 3, "output": "dense"},
+        r"co_occurrence must lie in \[0, 1000000.0\], got -1": {"co_occurrence": -1},
         "C, slack, frequency, features_per_point, min_features are of architecture='linear', but sparse features": {"architecture": "network"},
         "training needs .* MiB, memory_limit allows": {"memory_limit": 1000},
     }.items():
@@ -259,6 +280,8 @@ def test_partial_fit_learns_new_points_and_new_labels(corpus):
     seen = first.network_.layer.weights
     again = train.Classifier(**SMALL).fit(x[:150], y[:150, :20]).partial_fit(x[150:200], y[150:200])
     assert again.n_labels_ == 25 and again.n_points_ == 200 and (again.label_counts_[:20] >= first.label_counts_).all()
+    together = CoOccurrence(scipy.sparse.vstack([y[:150].multiply(np.arange(25) < 20), y[150:200]])).arrays
+    assert all(map(np.array_equal, again.network_.co_occurrence.arrays, together))
     assert again.score(x[200:], y[200:]) > before - 0.05
     ids = again.predict(x[150:200], 5)
     new = y[150:200, 20:].toarray() > 0

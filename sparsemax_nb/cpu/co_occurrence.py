@@ -1,0 +1,60 @@
+"""A new order of a row's best labels by the labels that occur together, on the CPU: rows share the threads."""
+
+import numpy as np
+from numba import prange
+
+from ..core import backend, formulas
+
+_f = backend.cpu_formulas(formulas)
+association, chance_of = _f.association, _f.chance_of
+ZERO, INFINITY = np.float32(0), np.float32(np.inf)
+#: Rows that one thread orders, one after the other, in the same scratch memory.
+ROWS = 16
+
+
+@backend.njit
+def _together(pairs, one, other):
+    """How many points have both labels: a binary search in the list of the smaller one."""
+    first, wanted = min(one, other), max(one, other)
+    low, high = pairs.indptr[first], pairs.indptr[first + 1]
+    stop = high
+    while low < high:
+        middle = (low + high) >> 1
+        if pairs.ids[middle] < wanted:
+            low = middle + 1
+        else:
+            high = middle
+    return pairs.counts[low] if low < stop and pairs.ids[low] == wanted else np.int32(0)
+
+
+def _work(scores, ids, pairs, weight, top_scores, top_ids):
+    """Searches, of about 30 steps with the logarithm."""
+    return 30 * scores.size * top_scores.shape[1]
+
+
+@backend.njit_parallel(work=_work)
+def rerank(scores, ids, pairs, weight, top_scores, top_ids):
+    """Greedy choice of the k best of K candidates, see `sparsemax_nb.rerank`; k is the width of the outputs."""
+    n_rows, n = scores.shape
+    k = top_scores.shape[1]
+    for part in prange((n_rows + ROWS - 1) // ROWS):
+        support, taken = np.empty(n, np.float32), np.empty(n, np.bool_)
+        for b in range(part * ROWS, min((part + 1) * ROWS, n_rows)):
+            support[:], taken[:] = ZERO, False
+            last = INFINITY
+            for place in range(k):
+                best, value = -1, ZERO
+                for c in range(n):
+                    if not taken[c] and (best < 0 or scores[b, c] + support[c] > value):
+                        best, value = c, scores[b, c] + support[c]
+                label = ids[b, best]
+                taken[best], last = True, min(last, value)
+                top_scores[b, place], top_ids[b, place] = max(last, scores[b, n - 1]), label
+                if place + 1 == k:
+                    break
+                factor, points = weight * chance_of(scores[b, best]), pairs.n_points[label]
+                for c in range(n):
+                    if not taken[c]:
+                        other = ids[b, c]
+                        together = _together(pairs, label, other)
+                        support[c] += factor * association(together, points, pairs.n_points[other], pairs.n_rows)

@@ -1,0 +1,72 @@
+"""A new order of a row's best labels by the labels that occur together, on CUDA: a warp a row, a thread a candidate."""
+
+import numpy as np
+from numba import float32
+
+from ..core import backend, formulas
+from ..core.backend import cuda
+from . import launch
+
+_f = backend.cuda_formulas(formulas)
+association, chance_of = _f.association, _f.chance_of
+ZERO, INFINITY, ONE, NONE = np.float32(0), np.float32(np.inf), np.uint32(1), np.uint32(0)
+#: Threads of a block: one for each candidate that there may be.
+BLOCK = 32
+
+
+@backend.cuda_device
+def _together(pairs, one, other):
+    """How many points have both labels: a binary search in the list of the smaller one."""
+    first, wanted = min(one, other), max(one, other)
+    low, high = pairs.indptr[first], pairs.indptr[first + 1]
+    stop = high
+    while low < high:
+        middle = (low + high) >> 1
+        if pairs.ids[middle] < wanted:
+            low = middle + 1
+        else:
+            high = middle
+    return pairs.counts[low] if low < stop and pairs.ids[low] == wanted else np.int32(0)
+
+
+@backend.cuda_jit
+def rerank_kernel(scores, ids, pairs, weight, top_scores, top_ids):
+    """A block owns one row, its thread c the candidate c of K <= 32: it searches the pairs of c and of each label that is chosen.
+
+    All threads read the K sums from shared memory (4 bytes a candidate) and find the same best one, so no second exchange is
+    needed; those chosen are bits of a register. Two barriers a place. Reads scores, ids (B, K) and, for each of the k places
+    but the last, K lists of pairs at random, side by side; writes top_scores, top_ids (B, k). Grid: rows on x. No atomics.
+    """
+    shared = cuda.shared.array(0, float32)
+    b, c = cuda.blockIdx.x, cuda.threadIdx.x
+    n, k = scores.shape[1], top_scores.shape[1]
+    taken, last, floor = NONE, INFINITY, scores[b, n - 1]
+    mine, label = ZERO, ids[b, 0]
+    if c < n:
+        mine, label = scores[b, c], ids[b, c]
+    for place in range(k):
+        if c < n:
+            shared[c] = mine
+        cuda.syncthreads()
+        best, value = -1, ZERO
+        for i in range(n):
+            if (taken >> np.uint32(i)) & ONE == NONE and (best < 0 or shared[i] > value):
+                best, value = i, shared[i]
+        cuda.syncthreads()  # before the next sums are written
+        taken |= ONE << np.uint32(best)
+        last = min(last, value)
+        chosen = ids[b, best]
+        if c == 0:
+            top_scores[b, place] = max(last, floor)
+            top_ids[b, place] = chosen
+        if place + 1 < k and c < n and (taken >> np.uint32(c)) & ONE == NONE:
+            together = _together(pairs, chosen, label)
+            mutual = association(together, pairs.n_points[chosen], pairs.n_points[label], pairs.n_rows)
+            mine += weight * chance_of(scores[b, best]) * mutual
+
+
+def rerank(scores, ids, pairs, weight, top_scores, top_ids):
+    """Greedy choice of the k best of K candidates, see `sparsemax_nb.rerank`; k is the width of the outputs."""
+    if scores.shape[0]:
+        shared = launch.shared_bytes(4 * scores.shape[1])
+        rerank_kernel[scores.shape[0], BLOCK, 0, shared](scores, ids, pairs, weight, top_scores, top_ids)
