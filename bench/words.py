@@ -32,6 +32,7 @@ OURS = {
 INGREDIENTS = {
     "fixed-settings": {"C": 0.5, "slack": 0.2, "frequency": 0.0},
     "no-frequency": {"frequency": 0.0},
+    "no-co-occurrence": {"co_occurrence": 0.0},
     "no-slack": {"slack": 0.0},
     "64-features-a-label": {"features_per_point": 0.0, "min_features": 64},
     "4-features-a-point": {"features_per_point": 4.0},

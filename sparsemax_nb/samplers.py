@@ -459,7 +459,7 @@ class SphereSampler(_KernelSampler):
 
     def _log_weights(self, queries):
         """``log(alpha s^2 + 1)``; where the square overflows, the 1 does not count: ``log(alpha) + 2 log |s|``."""
-        scores = queries @ self._classes.T
+        scores = backend.product(queries, self._classes.T)
         log_weights = np.log1p(self._alpha * np.square(scores))
         large = ~np.isfinite(log_weights)
         if large.any():
@@ -513,7 +513,7 @@ class RFFSampler(_KernelSampler):
         random = np.random.default_rng(check.integer("seed", seed, 0, 2**64 - 1))
         self._directions = random.standard_normal((n_features, self._classes.shape[1])).astype(np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
-            exponents = self._classes @ self._directions.T
+            exponents = backend.product(self._classes, self._directions.T)
             exponents -= np.float32(0.5) * np.einsum("nd,nd->n", self._classes, self._classes)[:, None]
             self._features = np.exp(exponents - exponents.max()).T.copy()
         if not np.isfinite(self._features).all():
@@ -522,8 +522,8 @@ class RFFSampler(_KernelSampler):
             )
 
     def _log_weights(self, queries):
-        exponents = queries @ self._directions.T
-        product = np.exp(exponents - exponents.max(axis=1, keepdims=True)) @ self._features
+        exponents = backend.product(queries, self._directions.T)
+        product = backend.product(np.exp(exponents - exponents.max(axis=1, keepdims=True)), self._features)
         return np.log(np.maximum(product, np.finfo(np.float32).tiny))
 
 

@@ -85,7 +85,7 @@ def test_bad_input():
         "K .the width of scores. must": lambda: rerank(np.zeros((1, 33), np.float32), np.arange(33, dtype=np.int32)[None], counts),
         "labels must be a SciPy sparse matrix": lambda: CoOccurrence(LABELS.toarray()),
         "the number of points must be at least 1": lambda: CoOccurrence(LABELS[:0]),
-        "the width of labels must be at least 30": lambda: counts.extended(LABELS[:, :20]),
+        "the width of labels must be between 30": lambda: counts.extended(LABELS[:, :20]),
         "device must be one of": lambda: CoOccurrence(LABELS, device="gpu"),
     }.items():
         with pytest.raises((TypeError, ValueError), match=message):

@@ -172,7 +172,8 @@ def _(r):
 def _(r):
     b, _, n, _ = sizes(r)
     before, more = matrix(r, b, n), matrix(r, b, n + int(r.integers(3)))
-    return Call(s.CoOccurrence.extended, [s.CoOccurrence(before), more], check=dense.more_co_occurrence(before))
+    me = s.CoOccurrence(before)
+    return Call(me.extended, [more], me=me, check=dense.more_co_occurrence(before))
 
 
 @of("rerank")
