@@ -376,7 +376,7 @@ def classifier_options(parser, device):
     option("C", _number_or_auto, "C|auto", "how much an error weighs; auto: tried on a part of the labels")
     option("slack", _number_or_auto, "S|auto", "other labels than a point's own are asked for a score of S - 1 only")
     option("frequency", _number_or_auto, "F|auto", "what a label's score gains for the logarithm of its number of points")
-    option("co_occurrence", float, "W", "how much labels that share points draw each other up among the best 20; 0: not at all")
+    option("co_occurrence", float, "W", "weight with which the best 20 labels are reranked by how often they share points; 0: off")
     option("features_per_point", float, "X", "features of a label for each of its points")
     option("min_features", int, "N", "and so many at least")
     option("extra_features", float, "X", "so many times as many more after the first pass, chosen by the label's errors")

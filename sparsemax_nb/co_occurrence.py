@@ -6,8 +6,12 @@ import scipy.sparse
 from .core import backend, check, sparse
 from .core.connections import PairCounts
 
-#: Points with more labels than this count no pairs: they would add most of the pairs and say least about each.
+#: Points with more labels than this are not counted: they would add most of the pairs and say least about each.
 MOST_LABELS = 32
+#: Pairs that are always kept, and for each label on average; where there are more, those that occur least often are left out.
+ALWAYS, MOST_PAIRS = 1 << 20, 64
+#: Products of labels that are counted at once.
+AT_ONCE = 1 << 21
 #: Labels of a row that `rerank` orders, at most: the lanes of a warp.
 MOST_CANDIDATES = 32
 
@@ -18,7 +22,7 @@ class CoOccurrence:
     Parameters
     ----------
     labels : (N, L) SciPy sparse matrix
-        Entries that are not zero are positive. Points with more than 32 labels count no pairs.
+        Entries that are not zero are positive. Points with more than 32 labels are not counted at all.
     device : 'cpu' or 'cuda'
 
     Raises
@@ -28,7 +32,8 @@ class CoOccurrence:
 
     Notes
     -----
-    The counts are made on the CPU, in about three times the memory that they take: 8 bytes for each pair that occurs.
+    A pair takes 8 bytes. Where there are more than 64 L pairs, and more than 2^20, those that occur once are left out, then
+    those that occur twice, and so on until no more than that are left. The counts are made on the CPU, some labels at a time.
 
     Source: ours.
 
@@ -45,30 +50,26 @@ class CoOccurrence:
 
     def __init__(self, labels, *, device="cpu"):
         check.choice("device", device, ("cpu", "cuda"))
-        labels = sparse.as_ones("labels", labels)
-        check.integer("the number of points", labels.shape[0], 1)
-        check.integer("n_labels (the width of labels)", labels.shape[1], 1, 2**31 - 1)
-        self._set(*_counted(labels), labels.shape[0], device)
+        self._set(*_counted(_checked(labels)), device)
 
     @classmethod
-    def _of(cls, pairs, n_points, n_rows, device="cpu"):
+    def _of(cls, pairs, label_counts, n_rows, device="cpu"):
         """Counts that are known to be right: CSR of pairs j < l, the points of each label, and of all."""
         counts = cls.__new__(cls)
-        counts._set(pairs, n_points, n_rows, device)
+        counts._set(pairs, label_counts, n_rows, device)
         return counts
 
-    def _set(self, pairs, n_points, n_rows, device):
-        self.device = device
-        arrays = pairs.indptr.astype(np.int64), pairs.indices.astype(np.int32), pairs.data, n_points.astype(np.float32)
-        self.arrays = PairCounts(*(backend.asarray(a, device, a.dtype) for a in arrays), np.float32(n_rows))
+    def _set(self, pairs, label_counts, n_rows, device):
+        self.device, self.n_rows = device, n_rows
+        arrays = pairs.indptr.astype(np.int64), pairs.indices.astype(np.int32), pairs.data, label_counts.astype(np.int32)
+        self.arrays = PairCounts(*(backend.asarray(a, device, a.dtype) for a in arrays), np.float32(max(1, n_rows)))
 
-    n_labels = property(lambda self: self.arrays.n_points.shape[0], doc="L")
-    n_points = property(lambda self: int(self.arrays.n_rows), doc="N")
-    n_pairs = property(lambda self: self.arrays.ids.shape[0], doc="Pairs of labels that occur.")
+    n_labels = property(lambda self: self.arrays.label_counts.shape[0], doc="L")
+    n_pairs = property(lambda self: self.arrays.ids.shape[0], doc="Pairs of labels that are kept.")
     nbytes = property(lambda self: sum(array.nbytes for array in self.arrays[:4]), doc="Bytes of all arrays.")
 
     def __repr__(self):
-        return f"CoOccurrence(n_labels={self.n_labels}, n_points={self.n_points}, n_pairs={self.n_pairs}, device={self.device!r})"
+        return f"CoOccurrence(n_labels={self.n_labels}, n_rows={self.n_rows}, n_pairs={self.n_pairs}, device={self.device!r})"
 
     @property
     def counts(self):
@@ -92,7 +93,7 @@ class CoOccurrence:
         Returns
         -------
         counts : CoOccurrence
-            On the same device.
+            On the same device. Pairs that were left out before are counted from 0.
 
         Raises
         ------
@@ -109,40 +110,70 @@ class CoOccurrence:
                [1, 0, 0],
                [1, 0, 0]], dtype=int32)
         """
-        labels = sparse.as_ones("labels", labels)
-        check.integer("the number of points", labels.shape[0], 1)
-        check.integer("the width of labels", labels.shape[1], self.n_labels, 2**31 - 1, " (the labels so far)")
-        pairs, n_points = _counted(labels)
+        pairs, label_counts, n_rows = _counted(_checked(labels, self.n_labels))
         before = self._upper()
         before.resize(pairs.shape)
-        n_points[: self.n_labels] += backend.to_numpy(self.arrays.n_points).astype(np.int64)
-        pairs = (before + pairs).tocsr()
-        pairs.sort_indices()
-        return self._of(pairs, n_points, self.n_points + labels.shape[0], self.device)
+        label_counts[: self.n_labels] += backend.to_numpy(self.arrays.label_counts)
+        return self._of(_kept([before + pairs])[0], label_counts, self.n_rows + n_rows, self.device)
+
+
+def _checked(labels, at_least=1):
+    """Labels as a CSR matrix of ones, of a point and so many labels at least."""
+    labels = sparse.as_ones("labels", labels)
+    check.integer("the number of points", labels.shape[0], 1)
+    check.integer("the width of labels", labels.shape[1], at_least, 2**31 - 1)
+    return labels
 
 
 def _counted(labels):
-    """(CSR of the pairs j < l, points of each label) of a canonical CSR matrix of ones."""
+    """(CSR of the pairs j < l, points of each label, number of points), of the points that are counted."""
     few = scipy.sparse.csr_matrix(labels[np.diff(labels.indptr) <= MOST_LABELS], dtype=np.int32)
-    pairs = scipy.sparse.triu(few.T.tocsr() @ few, 1, format="csr")
+    by_label, n_labels, pairs, least = few.T.tocsr(), few.shape[1], [], 1
+    products = np.cumsum(by_label @ np.diff(few.indptr).astype(np.int64))  # what a label's row of the product is added up from
+    cuts = np.flatnonzero(np.diff(products // AT_ONCE)) + 1
+    for first, last in zip([0, *cuts], [*cuts, n_labels], strict=True):
+        pairs.append(scipy.sparse.triu(by_label[first:last] @ few, first + 1, format="csr"))
+        if sum(part.nnz for part in pairs) > _limit(n_labels):
+            found, least = _kept(pairs, least)
+            pairs = [found]
+    return _kept(pairs, least)[0], np.bincount(few.indices, minlength=n_labels), few.shape[0]
+
+
+def _limit(n_labels):
+    """How many pairs are kept at most."""
+    return max(ALWAYS, MOST_PAIRS * n_labels)
+
+
+def _kept(parts, least=1):
+    """CSR matrices below each other as one, with sorted indices, and how often its pairs occur at least.
+
+    That is `least`, or the least larger number that leaves no more pairs than the limit.
+    """
+    pairs, limit = scipy.sparse.vstack(parts, format="csr"), _limit(parts[0].shape[1])
+    if np.count_nonzero(pairs.data >= least) > limit:
+        least = int(np.partition(pairs.data, -limit - 1)[-limit - 1]) + 1
+    if least > 1:
+        pairs.data[pairs.data < least] = 0
+        pairs.eliminate_zeros()
     pairs.sort_indices()
-    return pairs, np.bincount(labels.indices, minlength=labels.shape[1])
+    return pairs, least
 
 
 def most_pairs(labels):
-    """An upper bound of the pairs that `CoOccurrence` counts in a CSR matrix."""
-    lengths = np.diff(labels.indptr).astype(np.int64)
+    """An upper bound of the pairs that `CoOccurrence` keeps of a CSR matrix."""
+    lengths, n_labels = np.diff(labels.indptr).astype(np.int64), labels.shape[1]
     lengths = lengths[lengths <= MOST_LABELS]
-    return int((lengths * (lengths - 1) // 2).sum())
+    return min(int((lengths * (lengths - 1) // 2).sum()), n_labels * (n_labels - 1) // 2, _limit(n_labels))
 
 
 def rerank(scores, ids, co_occurrence, k=None, *, weight=0.03):
     """The best k of each row's candidates, one after the other: each place takes what suits the places before it best.
 
     The first candidate stays first. Every next place goes to the candidate c with the largest
-    ``scores[c] + weight * sum_j chance(scores[j]) * log((n_jc + 0.05) / (n_j n_c / N + 0.05))`` over the labels j in the
-    places before: n_jc points of N have both labels, so the logarithm, the pointwise mutual information, is positive where
-    they occur together more often than independent labels would. ``chance(s) = 1 / (1 + exp(-(4 s + 0.8)))``.
+    ``scores[c] + weight * sum_j p(scores[j]) * log((n_jc + 0.05) / (n_j n_c / N + 0.05))`` over the labels j in the places
+    before: n_jc points of N have both labels, so the logarithm, the pointwise mutual information, is positive where they
+    occur together more often than independent labels would. ``p(s) = 1 / (1 + exp(-(4 s + 0.8)))`` is roughly the
+    probability that a label with that score is right.
 
     Parameters
     ----------
@@ -160,8 +191,8 @@ def rerank(scores, ids, co_occurrence, k=None, *, weight=0.03):
     Returns
     -------
     scores : (B, k) float32
-        Descending: what each was chosen by, but no more than that of the place before, and no less than the score of the
-        last candidate, so that those beyond the K follow.
+        Descending: what each was chosen by, but no more than the score of the place before, and no less than that of the
+        last candidate, so that labels beyond the K follow. Equal ones stand in the order of the choice, not of their ids.
     ids : (B, k) int32
 
     Raises
@@ -173,7 +204,7 @@ def rerank(scores, ids, co_occurrence, k=None, *, weight=0.03):
     -----
     Source: greedy re-ranking as in Carbonell, Goldstein, "The use of MMR, diversity-based reranking", SIGIR 1998; pointwise
     mutual information: Church, Hanks, "Word association norms, mutual information, and lexicography", 1990. That what
-    belongs together attracts, the chance, the smoothing and the weight are ours.
+    belongs together is drawn up, the probability, the smoothing and the weight are ours.
 
     Examples
     --------

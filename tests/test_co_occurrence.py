@@ -5,6 +5,7 @@ import pytest
 import scipy.sparse
 
 from sparsemax_nb import CoOccurrence, rerank
+from sparsemax_nb import co_occurrence as module
 from sparsemax_nb.core import backend as placement
 from sparsemax_nb.reference import co_occurrence
 
@@ -23,20 +24,38 @@ def test_counts_are_the_product_of_the_labels():
     together = (y.T @ y) * (1 - np.eye(30))
     counts = CoOccurrence(LABELS)
     np.testing.assert_array_equal(counts.counts.toarray(), together)
-    assert counts.n_pairs == np.count_nonzero(together) // 2 and (counts.n_labels, counts.n_points) == (30, 40)
+    assert counts.n_pairs == np.count_nonzero(together) // 2 and (counts.n_labels, counts.n_rows) == (30, 40)
     assert counts.nbytes == 8 * 31 + 8 * counts.n_pairs + 4 * 30
     again = CoOccurrence(scipy.sparse.csr_array(LABELS[:25, :20])).extended(LABELS[25:])
     y[:25, 20:] = 0
+    assert again.n_rows == 40
     for got, want in zip(again.arrays, CoOccurrence(scipy.sparse.csr_matrix(y)).arrays, strict=True):
         np.testing.assert_array_equal(got, want)
 
 
-def test_points_with_many_labels_count_no_pairs():
+def test_points_with_many_labels_are_not_counted():
     y = np.zeros((3, 50))
     y[0, :33], y[1, :32], y[2, 48:] = 1, 1, 1
     counts = CoOccurrence(scipy.sparse.csr_matrix(y))
-    assert counts.n_pairs == 32 * 31 // 2 + 1 and counts.counts.max() == 1
-    np.testing.assert_array_equal(counts.arrays.n_points, y.sum(0))  # but their labels count
+    assert counts.n_pairs == 32 * 31 // 2 + 1 and counts.counts.max() == 1 and counts.n_rows == 2
+    np.testing.assert_array_equal(counts.arrays.label_counts, y[1:].sum(0))
+    scores, ids = candidates(5, 20)
+    none = CoOccurrence(scipy.sparse.csr_matrix(np.ones((9, 50))))
+    assert none.n_rows == 0 and (rerank(scores, ids, none, weight=0.5)[1] == ids).all()
+
+
+def test_pairs_that_occur_least_are_left_out_where_there_are_too_many(monkeypatch):
+    whole = CoOccurrence(LABELS).counts.toarray()
+    monkeypatch.setattr(module, "ALWAYS", 60)
+    monkeypatch.setattr(module, "MOST_PAIRS", 2)
+    for at_once in (1 << 21, 10):  # all labels at once, and some at a time
+        monkeypatch.setattr(module, "AT_ONCE", at_once)
+        few = CoOccurrence(LABELS)
+        least = few.counts.data.min()
+        assert np.triu(whole >= least).sum() == few.n_pairs <= 60 < np.triu(whole >= least - 1).sum()
+        np.testing.assert_array_equal(few.counts.toarray(), whole * (whole >= least))
+    assert module.most_pairs(LABELS) == 60
+    assert few.extended(LABELS).counts.data.min() > least
 
 
 def test_rerank_equals_reference(backend):

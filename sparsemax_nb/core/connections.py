@@ -42,8 +42,8 @@ class PairCounts(NamedTuple):
     indptr: np.ndarray  # (L + 1,) int64
     ids: np.ndarray  # (n,) int32
     counts: np.ndarray  # (n,) int32
-    n_points: np.ndarray  # (L,) float32, the points of each label
-    n_rows: np.float32  # the number of points
+    label_counts: np.ndarray  # (L,) int32, the points of each label
+    n_rows: np.float32  # the number of points, at least 1
 
 
 class Duals(NamedTuple):

@@ -6,7 +6,7 @@ from numba import prange
 from ..core import backend, formulas
 
 _f = backend.cpu_formulas(formulas)
-association, chance_of = _f.association, _f.chance_of
+mutual_information, rough_probability = _f.mutual_information, _f.rough_probability
 ZERO, INFINITY = np.float32(0), np.float32(np.inf)
 #: Rows that one thread orders, one after the other, in the same scratch memory.
 ROWS = 16
@@ -50,11 +50,12 @@ def rerank(scores, ids, pairs, weight, top_scores, top_ids):
                 label = ids[b, best]
                 taken[best], last = True, min(last, value)
                 top_scores[b, place], top_ids[b, place] = max(last, scores[b, n - 1]), label
-                if place + 1 == k:
-                    break
-                factor, points = weight * chance_of(scores[b, best]), pairs.n_points[label]
+                factor = weight * rough_probability(scores[b, best])
+                if place + 1 == k or not factor > ZERO:  # of NaN, too: it says nothing of the others
+                    continue
                 for c in range(n):
                     if not taken[c]:
                         other = ids[b, c]
                         together = _together(pairs, label, other)
-                        support[c] += factor * association(together, points, pairs.n_points[other], pairs.n_rows)
+                        counts = pairs.label_counts[label], pairs.label_counts[other]
+                        support[c] += factor * mutual_information(together, counts[0], counts[1], pairs.n_rows)

@@ -8,7 +8,7 @@ from ..core.backend import cuda
 from . import launch
 
 _f = backend.cuda_formulas(formulas)
-association, chance_of = _f.association, _f.chance_of
+mutual_information, rough_probability = _f.mutual_information, _f.rough_probability
 ZERO, INFINITY, ONE, NONE = np.float32(0), np.float32(np.inf), np.uint32(1), np.uint32(0)
 #: Threads of a block: one for each candidate that there may be.
 BLOCK = 32
@@ -59,10 +59,10 @@ def rerank_kernel(scores, ids, pairs, weight, top_scores, top_ids):
         if c == 0:
             top_scores[b, place] = max(last, floor)
             top_ids[b, place] = chosen
-        if place + 1 < k and c < n and (taken >> np.uint32(c)) & ONE == NONE:
+        factor = weight * rough_probability(scores[b, best])
+        if place + 1 < k and factor > ZERO and c < n and (taken >> np.uint32(c)) & ONE == NONE:
             together = _together(pairs, chosen, label)
-            mutual = association(together, pairs.n_points[chosen], pairs.n_points[label], pairs.n_rows)
-            mine += weight * chance_of(scores[b, best]) * mutual
+            mine += factor * mutual_information(together, pairs.label_counts[chosen], pairs.label_counts[label], pairs.n_rows)
 
 
 def rerank(scores, ids, pairs, weight, top_scores, top_ids):

@@ -75,8 +75,8 @@ class Classifier(SampledEstimator):
         Of 'linear': what the answers add to a label's score for the logarithm of its number of points; 0 or more. It helps
         where there are few points. 'auto' tries 0 to 0.1.
     co_occurrence : float
-        Of 'linear': the best 20 labels of a row are put in a new order, in which labels follow those that they often share
-        a point with; this is the `weight` of `rerank`, which see. 0 leaves the order as it is, and saves the counts.
+        Of 'linear': the weight with which the best 20 labels are reranked by how often they share points, see `rerank`. 0
+        turns it off, and no pairs of labels are counted.
     features_per_point, min_features : float, int
         Of 'linear': a label is connected to so many features for each of its points, and to so many at least, where its
         points have them: to those that stand out most, see `SparseLinear.choose`.
@@ -470,7 +470,7 @@ class Classifier(SampledEstimator):
 
         `epochs` passes over the new points, without a budget. What earlier points have taught stays in the weights, but can no longer be
         weighed against: where old and new contradict each other, give old points again. Each label gets `features_per_point`
-more features for each new point, those that stand out in them; TF-IDF, C, slack, frequency and co_occurrence stay. Names of the
+        more features for each new point, those that stand out in them; TF-IDF, C, slack, frequency and co_occurrence stay. Names of the
         labels are dropped where there are new labels.
 
         Parameters
@@ -515,8 +515,8 @@ more features for each new point, those that stand out in them; TF-IDF, C, slack
         settings = replace(settings, extra_features=0.0, co_occurrence=model.weight)
         lists = FeatureLists(*map(backend.to_numpy, model.layer.arrays))
         lists = extended_lists(lists, x, y, settings.features_per_point, settings.min_features, before)
-        together = None if model.co_occurrence is None else model.co_occurrence.extended(y)
-        training = linear.DualTraining(x, y, settings, self.device_, lists=lists, n_points=new.label_counts_, co_occurrence=together)
+        pairs = None if model.pairs is None else model.pairs.extended(y)
+        training = linear.DualTraining(x, y, settings, self.device_, lists=lists, n_points=new.label_counts_, pairs=pairs)
         new.history_, new.network_, new.data_ = training.history, training.network, None
         training.run(progress=self.progress)
         vars(self).update(vars(new))
@@ -567,7 +567,7 @@ more features for each new point, those that stand out in them; TF-IDF, C, slack
                 features_per_point=self.features_per_point, min_features=self.min_features,
                 extra_features=self.extra_features, n_pairs=most_pairs(y[rows]) if self.co_occurrence > 0 else 0,
             ),
-            "features_per_point, min_features or extra_features",
+            "features_per_point, min_features or extra_features, or co_occurrence=0",
         )  # fmt: skip
         self.tfidf_ = self._fitted_tfidf(X[rows] if len(rows) < X.shape[0] else X, validation)
         x, y = self._all_batches(X, rows), y[rows]
@@ -655,7 +655,8 @@ more features for each new point, those that stand out in them; TF-IDF, C, slack
         Returns
         -------
         scores : (n, k) float32
-            Descending; NumPy.
+            Descending; NumPy. Of a linear layer those of `rerank`: a label that others have drawn up shares the score of
+            the one before it.
         ids : (n, k) int32
             Labels, best first; NumPy.
 
@@ -834,8 +835,8 @@ more features for each new point, those that stand out in them; TF-IDF, C, slack
             raise ValueError(f"label_names must hold one name for each of {self.n_labels_} labels, got {len(names)}")
         arrays = {name: backend.to_numpy(array) for name, array in self.network_.parameters.items()}
         arrays["label_counts"] = self.label_counts_
-        if (together := getattr(self.network_, "co_occurrence", None)) is not None:
-            arrays |= {f"co_occurrence.{name}": backend.to_numpy(getattr(together.arrays, name)) for name in ("indptr", "ids", "counts")}
+        if (pairs := getattr(self.network_, "pairs", None)) is not None:
+            arrays |= linear.arrays_of(pairs)
         if self.tfidf_ is not None:
             arrays["tfidf.idf"] = self.tfidf_.idf_
         about = {
@@ -901,10 +902,10 @@ more features for each new point, those that stand out in them; TF-IDF, C, slack
                 model.frequency_ = check.number("frequency", about["frequency"], 0, 1e6)
                 prior = linear.prior_of(model.frequency_, model.label_counts_, device)
                 layer = linear.layer_of(arrays, model.n_features_in_, model.n_labels_, device)
-                together = None
+                pairs = None
                 if model.co_occurrence > 0:
-                    together = linear.counts_of(arrays, model.label_counts_, model.n_points_, device)
-                model.network_ = linear.LinearModel(layer, prior, together, float(model.co_occurrence))
+                    pairs = linear.pairs_of(arrays, model.n_labels_, device)
+                model.network_ = linear.LinearModel(layer, prior, pairs, float(model.co_occurrence))
             else:
                 params = model._network_params(model.n_features_in_, model.n_labels_, model.is_dense_, device)
                 arrays.check_shapes(parameter_shapes(**params))

@@ -21,7 +21,7 @@ from .loop import FIGURE, History, Run, TrainingError, peak_memory
 TIE = 1e-3
 #: Rows of a step, at most; smaller sets are cut into so many steps a pass, at least.
 BATCH, STEPS = 1024, 64
-#: The best labels of a row that are put in a new order by those that occur together.
+#: The best labels of a row that are reranked by which of them occur together.
 CANDIDATES = 20
 #: Rows whose features are weighed at once, and rows of a query.
 WEIGHED, ANSWERED = 1 << 16, 4096
@@ -50,14 +50,14 @@ class LinearModel:
     layer : SparseLinear
     prior : (L,) float32 or None
         What is added to the scores where labels are asked for; training knows nothing of it.
-    co_occurrence : CoOccurrence or None
-        What the best 20 labels are put in a new order by, see `rerank`; training knows nothing of it, either.
+    pairs : CoOccurrence or None
+        What the best 20 labels are reranked by; training knows nothing of it, either.
     weight : float
         Of `rerank`.
     """
 
-    def __init__(self, layer, prior=None, co_occurrence=None, weight=0.0):
-        self.layer, self.prior, self.co_occurrence, self.weight = layer, prior, co_occurrence, weight
+    def __init__(self, layer, prior=None, pairs=None, weight=0.0):
+        self.layer, self.prior, self.pairs, self.weight = layer, prior, pairs, weight
 
     device = property(lambda self: self.layer.device)
 
@@ -69,7 +69,7 @@ class LinearModel:
     @property
     def nbytes(self):
         """Bytes of all arrays."""
-        return self.layer.nbytes + sum(part.nbytes for part in (self.prior, self.co_occurrence) if part is not None)
+        return self.layer.nbytes + sum(part.nbytes for part in (self.prior, self.pairs) if part is not None)
 
     output_nbytes = nbytes
 
@@ -78,14 +78,14 @@ class LinearModel:
         arrays, rows = self.layer.arrays, rows_of(x, self.device)
         if self.prior is not None:
             arrays = arrays._replace(bias=arrays.bias + self.prior)
-        n = min(CANDIDATES, self.layer.n_labels)
-        shape = x.shape[0], k if self.co_occurrence is None else max(k, n)
+        n, is_plain = min(CANDIDATES, self.layer.n_labels), self.pairs is None or k == 1  # the best one stays the best
+        shape = x.shape[0], k if is_plain else max(k, n)
         scores, ids = backend.empty(shape, np.float32, self.device), backend.empty(shape, np.int32, self.device)
         backend.wing(self.device, "linear").top_k(rows, arrays, scores, ids)
-        if self.co_occurrence is None:
+        if is_plain:
             return scores, ids
         best = (backend.module_of(self.device).ascontiguousarray(a[:, :n]) for a in (scores, ids))
-        best = rerank_checked(*best, self.co_occurrence, min(k, n), self.weight)
+        best = rerank_checked(*best, self.pairs, min(k, n), self.weight)
         if k <= n:
             return best
         scores[:, :n], ids[:, :n] = best
@@ -105,19 +105,32 @@ def layer_of(arrays, n_features, n_labels, device):
     return SparseLinear._of(checked(lists, n_features, n_labels), device)
 
 
-def counts_of(arrays, n_points, n_rows, device):
-    """The `CoOccurrence` whose arrays a file holds, of labels with so many points; errors as for `layer_of`."""
-    n_labels = len(n_points)
+def pairs_of(arrays, n_labels, device):
+    """The `CoOccurrence` whose arrays a file holds; errors as for `layer_of`."""
     indptr = check.array("co_occurrence.indptr", arrays["co_occurrence.indptr"], np.int64, (n_labels + 1,))
     ids = check.array("co_occurrence.ids", arrays["co_occurrence.ids"], np.int32, ("n",))
     counts = check.array("co_occurrence.counts", arrays["co_occurrence.counts"], np.int32, ids.shape)
-    sparse.sorted_keys(sparse.Labels(indptr, ids), n_labels, "co_occurrence")
-    if (ids <= np.repeat(np.arange(n_labels), np.diff(indptr))).any():
-        raise ValueError("co_occurrence.ids must ascend from the label of their list on")
-    if counts.size and counts.min() < 1:
-        raise ValueError(f"co_occurrence.counts must be at least 1, got {counts.min()}")
+    label_counts = check.array("co_occurrence.label_counts", arrays["co_occurrence.label_counts"], np.int32, (n_labels,))
+    n_rows = int(check.array("co_occurrence.n_rows", arrays["co_occurrence.n_rows"], np.int64, (1,))[0])
+    check.below("co_occurrence.ids", ids, n_labels)
+    check.integer("co_occurrence.n_rows", n_rows, 0, 2**31 - 1)
+    check.below("co_occurrence.label_counts", label_counts, n_rows + 1)
+    if indptr[0] != 0 or indptr[-1] != len(ids) or (indptr[1:] < indptr[:-1]).any():
+        raise ValueError(f"co_occurrence.indptr must rise from 0 to {len(ids)}")
+    first = np.repeat(np.arange(n_labels), np.diff(indptr))
+    keys = first * n_labels + ids
+    if (ids <= first).any() or (keys[1:] <= keys[:-1]).any():
+        raise ValueError("co_occurrence.ids must ascend within the list of a label, and be larger than that label")
+    if (counts < 1).any() or (counts > np.minimum(label_counts[first], label_counts[ids])).any():
+        raise ValueError("co_occurrence.counts must lie between 1 and the points of each of the two labels")
     pairs = scipy.sparse.csr_matrix((counts, ids, indptr), shape=(n_labels, n_labels))
-    return CoOccurrence._of(pairs, n_points, n_rows, device)
+    return CoOccurrence._of(pairs, label_counts, n_rows, device)
+
+
+def arrays_of(pairs):
+    """The arrays that `pairs_of` reads, NumPy, by name."""
+    arrays = {name: backend.to_numpy(getattr(pairs.arrays, name)) for name in ("indptr", "ids", "counts", "label_counts")}
+    return {f"co_occurrence.{name}": array for name, array in (arrays | {"n_rows": np.array([pairs.n_rows], np.int64)}).items()}
 
 
 def checked(lists, n_features, n_labels):
@@ -170,7 +183,7 @@ class DualTraining(Run):
         A layer that is trained already, to go on from; its features are not chosen anew.
     n_points : (L,) integers or None
         Points of each label, if others were seen before these.
-    co_occurrence : CoOccurrence or None
+    pairs : CoOccurrence or None
         Counts of the labels that occur together, if there were points before these; else those of `y`, where the settings
         give them a weight.
     validate : callable or None
@@ -178,7 +191,7 @@ class DualTraining(Run):
     budget_seconds : float or None
     """
 
-    def __init__(self, x, y, settings, device="cpu", *, dense=None, lists=None, n_points=None, co_occurrence=None, validate=None, budget_seconds=None):  # fmt: skip
+    def __init__(self, x, y, settings, device="cpu", *, dense=None, lists=None, n_points=None, pairs=None, validate=None, budget_seconds=None):  # fmt: skip
         self.settings, self.device, self.validate = settings, device, validate
         self._epochs, self._budget_seconds = settings.epochs, budget_seconds
         self.n_rows = x.shape[0]
@@ -194,9 +207,9 @@ class DualTraining(Run):
         lists.bias[:] += np.minimum(TIE * np.log(np.maximum(n_points, 1)), settings.slack / 2).astype(np.float32)
         lists.bias[n_points == 0] = LAST
         prior = prior_of(settings.frequency, n_points, device)
-        if co_occurrence is None and settings.co_occurrence > 0:
-            co_occurrence = CoOccurrence(y, device=device)
-        self.network = LinearModel(SparseLinear._of(lists, device), prior, co_occurrence, settings.co_occurrence)
+        if pairs is None and settings.co_occurrence > 0:
+            pairs = CoOccurrence(y, device=device)
+        self.network = LinearModel(SparseLinear._of(lists, device), prior, pairs, settings.co_occurrence)
         self._batches = [slice(first, min(first + batch, self.n_rows)) for first in range(0, self.n_rows, batch)]
         self._duals = [no_duals(rows.stop - rows.start, device) for rows in self._batches]
         self._total_steps = settings.epochs * len(self._batches)
@@ -218,7 +231,7 @@ class DualTraining(Run):
     @property
     def checkpoint_nbytes(self):
         """Bytes of the arrays of a checkpoint."""
-        return self.network.nbytes + sum(array.nbytes for duals in self._duals for array in duals)
+        return self.network.layer.nbytes + sum(array.nbytes for duals in self._duals for array in duals)
 
     def restore(self, arrays, about):
         """Continue where `state` was taken; KeyError, TypeError or ValueError for a state that does not fit."""

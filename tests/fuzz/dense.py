@@ -141,7 +141,7 @@ def co_occurrence(counts, labels, device="cpu"):
     true = few.T @ few
     np.fill_diagonal(true, 0)
     equal(counts.counts.toarray(), true)
-    assert counts.n_points == len(y) and (counts.arrays.n_points == y.sum(0)).all()
+    assert counts.n_rows == len(few) and (counts.arrays.label_counts == few.sum(0)).all()
 
 
 def more_co_occurrence(before):
@@ -158,8 +158,11 @@ def reranked(result, scores, ids, together, k=None, weight=0.03):
     found, labels = result
     k = ids.shape[1] if k is None else int(k)
     assert found.shape == labels.shape == (len(ids), k) and (labels[:, :1] == ids[:, :1]).all()
-    assert (found[:, 1:] <= found[:, :-1]).all()
-    assert all(len(set(mine)) == k and set(mine) <= set(all_) for mine, all_ in zip(labels.tolist(), ids.tolist(), strict=True))
+    true, wanted = sparsemax_nb.reference.co_occurrence.rerank(f8(scores), ids, together.arrays, float(weight), k)
+    same = labels == wanted  # sums may lie so close that rounding decides
+    assert same.mean() > 0.9 if same.size > 20 else True
+    first = same.cumprod(1).astype(bool)
+    close(found[first], true[first], 1e-5 * (1 + np.abs(true[first])))
 
 
 def linear_step(result, x, layer, labels, duals=None, C=0.5, slack=0.2):

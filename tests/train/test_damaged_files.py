@@ -197,7 +197,7 @@ def raw(path, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda h: h["__metadata__"].update(version="x"), "has format version x, this package reads version 5"),
+        (lambda h: h["__metadata__"].update(version="x"), "has format version x, this package reads version 6"),
         (lambda h: h["__metadata__"].update(description="[" * 100000), "has no whole description"),
         (lambda h: h["__metadata__"].update(description="[]"), "has no whole description"),
         (lambda h: h["__metadata__"].pop("kind") and None, "has no whole description"),

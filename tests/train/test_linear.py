@@ -78,7 +78,7 @@ def test_answers_add_the_frequency_and_training_does_not(corpus):
 
 def test_answers_are_reranked_by_co_occurrence_and_training_is_not(corpus):
     without, model = fitted(corpus, co_occurrence=0), fitted(corpus, co_occurrence=0.5)
-    assert bits(without) == bits(model) and without.network_.co_occurrence is None
+    assert bits(without) == bits(model) and without.network_.pairs is None
     best = without.top_k(corpus.features, linear.CANDIDATES)
     scores, ids = rerank(*best, CoOccurrence(corpus.labels), weight=0.5)
     assert (ids != best[1]).any()
@@ -148,9 +148,13 @@ def test_save_and_load(corpus, tmp_path):
         ("linear.values", lambda a: a * np.nan, "must be finite"),
         ("linear.values", lambda a: np.where(np.arange(len(a)) == len(a) - 1, np.float32(1), a), "must be zero where there is no label"),
         ("linear.bias", lambda a: a[:-1], "linear.bias must have shape"),
-        ("co_occurrence.ids", lambda a: a * 0, "must not repeat|must ascend"),
-        ("co_occurrence.ids", lambda a: a + 25, "co_occurrence must hold ids in"),
-        ("co_occurrence.counts", lambda a: a - a.max(), "co_occurrence.counts must be at least 1"),
+        ("co_occurrence.ids", lambda a: a * 0, "co_occurrence.ids must ascend"),
+        ("co_occurrence.ids", lambda a: np.r_[a[1], a[0], a[2:]].astype(np.int32), "co_occurrence.ids must ascend"),
+        ("co_occurrence.ids", lambda a: a + 25, "co_occurrence.ids must lie in"),
+        ("co_occurrence.counts", lambda a: a - a.max(), "co_occurrence.counts must lie between 1 and"),
+        ("co_occurrence.counts", lambda a: a + 300, "co_occurrence.counts must lie between 1 and"),
+        ("co_occurrence.label_counts", lambda a: a + 300, "co_occurrence.label_counts must lie in"),
+        ("co_occurrence.n_rows", lambda a: a - 400, "co_occurrence.n_rows must be"),
         ("co_occurrence.counts", lambda a: a[:-1], "co_occurrence.counts must have shape"),
         ("co_occurrence.indptr", lambda a: a[:-1], "co_occurrence.indptr must have shape"),
     ],
@@ -281,7 +285,7 @@ def test_partial_fit_learns_new_points_and_new_labels(corpus):
     again = train.Classifier(**SMALL).fit(x[:150], y[:150, :20]).partial_fit(x[150:200], y[150:200])
     assert again.n_labels_ == 25 and again.n_points_ == 200 and (again.label_counts_[:20] >= first.label_counts_).all()
     together = CoOccurrence(scipy.sparse.vstack([y[:150].multiply(np.arange(25) < 20), y[150:200]])).arrays
-    assert all(map(np.array_equal, again.network_.co_occurrence.arrays, together))
+    assert all(map(np.array_equal, again.network_.pairs.arrays, together))
     assert again.score(x[200:], y[200:]) > before - 0.05
     ids = again.predict(x[150:200], 5)
     new = y[150:200, 20:].toarray() > 0
