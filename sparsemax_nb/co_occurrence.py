@@ -127,7 +127,9 @@ def _checked(labels, at_least=1):
 
 def _counted(labels):
     """(CSR of the pairs j < l, points of each label, number of points), of the points that are counted."""
-    few = scipy.sparse.csr_matrix(labels[np.diff(labels.indptr) <= MOST_LABELS], dtype=np.int32)
+    counted = np.diff(labels.indptr) <= MOST_LABELS
+    few = labels if counted.all() else labels[counted]
+    few = scipy.sparse.csr_matrix((np.ones(few.nnz, np.int32), few.indices, few.indptr), shape=few.shape)
     by_label, n_labels, pairs, least = few.T.tocsr(), few.shape[1], [], 1
     products = np.cumsum(by_label @ np.diff(few.indptr).astype(np.int64))  # what a label's row of the product is added up from
     cuts = np.flatnonzero(np.diff(products // AT_ONCE)) + 1

@@ -207,8 +207,6 @@ class DualTraining(Run):
         lists.bias[:] += np.minimum(TIE * np.log(np.maximum(n_points, 1)), settings.slack / 2).astype(np.float32)
         lists.bias[n_points == 0] = LAST
         prior = prior_of(settings.frequency, n_points, device)
-        if pairs is None and settings.co_occurrence > 0:
-            pairs = CoOccurrence(y, device=device)
         self.network = LinearModel(SparseLinear._of(lists, device), prior, pairs, settings.co_occurrence)
         self._batches = [slice(first, min(first + batch, self.n_rows)) for first in range(0, self.n_rows, batch)]
         self._duals = [no_duals(rows.stop - rows.start, device) for rows in self._batches]
@@ -269,6 +267,18 @@ class DualTraining(Run):
 
     # ------------------------------------------------------------ the loop
 
+    def run(self, **options):
+        """As `Run.run`; however it ends, the model can answer then."""
+        try:
+            return super().run(**options)
+        finally:
+            self._count_pairs()
+
+    def _count_pairs(self):
+        """Count the labels that occur together, once: not before the first epoch has ended, which is where memory is short."""
+        if self.network.pairs is None and self.settings.co_occurrence > 0:
+            self.network.pairs = CoOccurrence(self._y, device=self.device)
+
     def _epoch_ended(self):
         return self._at.step == len(self._batches)
 
@@ -306,6 +316,7 @@ class DualTraining(Run):
 
     def _end_epoch(self):
         """Take down the epoch's figures."""
+        self._count_pairs()
         at, history = self._at, self.history
         sums, rows = np.array(at.losses).T
         record = {
