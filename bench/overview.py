@@ -41,7 +41,7 @@ def words_line(of_data, scale):
     whole = {}
     for name, found in of_data.items():
         shown = {row: found[row] for row in (OURS, *THEIRS) if row in found}
-        if len(shown) == 1 + len(THEIRS) and not words.elsewhere(shown):
+        if len(shown) == 1 + len(THEIRS) and not rows.elsewhere(shown):
             whole[name] = shown
     if not whole:
         return []

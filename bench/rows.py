@@ -60,6 +60,13 @@ def finished(names, folder):
     return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
 
 
+def elsewhere(found):
+    """Those of the rows {name: result} that were measured on another kind of machine than most."""
+    machines = {name: json.dumps(result["environment"]["machine"], sort_keys=True) for name, result in found.items()}
+    most = collections.Counter(machines.values()).most_common(1)
+    return [name for name, one in machines.items() if one != most[0][0]]
+
+
 def tell_apart(table, found):
     """Give a table the machine and versions of most of its rows, and those measured elsewhere a mark and a note."""
     places = {name: report.machine_of(result) for name, result in found.items()}

@@ -98,12 +98,6 @@ def run(row, corpus, args, folder):
     return scikit.one_vs_rest(x, part.labels, test_x, c=30.0, threads=args.threads, alone=ALONE)
 
 
-def elsewhere(found):
-    """Rows that were measured on another kind of machine than the first one."""
-    first = next((r["environment"]["machine"] for r in found.values()), None)
-    return [row for row, r in found.items() if r["environment"]["machine"] != first]
-
-
 def summary(name, found):
     """One row of results with the table of a data set."""
     header = ["classifier", "P@1", "P@3", "P@5", "PSP@5", "F1@5", "training s", "ms a query", "ms, one by one", "model MiB", "peak GiB"]
@@ -121,7 +115,7 @@ def summary(name, found):
     ]
     if disturbed := [row for row, r in found.items() if machine.is_disturbed(r["environment"])]:
         notes.append(f"Other work ran beside: {', '.join(disturbed)}; their times count for nothing.")
-    if others := elsewhere(found):
+    if others := rows.elsewhere(found):
         notes.append(f"Measured on another machine, so that their times do not compare: {', '.join(others)}.")
     missing = [f"`python -m bench.words {row} --data {name}`" for row in ROWS if row not in found]
     if missing:
@@ -175,7 +169,7 @@ def picture(found, path):
     figure, axes = plt.subplots(1, len(found), figsize=(4 * len(found), 4), layout="constrained", squeeze=False)
     drawn = {}
     for axis, (name, of_data) in zip(axes[0], found.items(), strict=True):
-        others = elsewhere(of_data)
+        others = rows.elsewhere(of_data)
         shown = {row: r for row, r in of_data.items() if row not in others and not machine.is_disturbed(r["environment"])}
         best = max((100 * r["test"]["P@1"] for r in shown.values()), default=RANGE)
         below = [f"{row} {100 * r['test']['P@1']:.1f}" for row, r in shown.items() if 100 * r["test"]["P@1"] < best - RANGE]

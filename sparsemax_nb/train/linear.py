@@ -267,15 +267,17 @@ class DualTraining(Run):
 
     # ------------------------------------------------------------ the loop
 
-    def run(self, **options):
-        """As `Run.run`; however it ends, the model can answer then."""
+    def run(self, *, after_epoch=None, **options):
+        """As `Run.run`, once; however it ends, the model can answer then, and what only training needs is gone."""
+        self._answers_between = self.validate is not None or after_epoch is not None
         try:
-            return super().run(**options)
+            return super().run(after_epoch=after_epoch, **options)
         finally:
+            del self._duals, self._x  # the pairs are counted in their place
             self._count_pairs()
 
     def _count_pairs(self):
-        """Count the labels that occur together, once: not before the first epoch has ended, which is where memory is short."""
+        """Count the labels that occur together, if that has not been done."""
         if self.network.pairs is None and self.settings.co_occurrence > 0:
             self.network.pairs = CoOccurrence(self._y, device=self.device)
 
@@ -316,7 +318,8 @@ class DualTraining(Run):
 
     def _end_epoch(self):
         """Take down the epoch's figures."""
-        self._count_pairs()
+        if self._answers_between:
+            self._count_pairs()
         at, history = self._at, self.history
         sums, rows = np.array(at.losses).T
         record = {
