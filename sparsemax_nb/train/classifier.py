@@ -561,16 +561,17 @@ class Classifier(SampledEstimator):
 
     def _linear_training(self, X, y, validation, rows):  # noqa: N803
         """The run of a linear layer, with C, slack and frequency chosen where that is wanted."""
+        y = y[rows]
         self._plan(
             memory.linear_plan(
                 n_rows=len(rows), n_features=X.shape[1], n_labels=y.shape[1], n_entries=X.nnz, points=self.label_counts_,
                 features_per_point=self.features_per_point, min_features=self.min_features,
-                extra_features=self.extra_features, n_pairs=most_pairs(y[rows]) if self.co_occurrence > 0 else 0,
+                extra_features=self.extra_features, n_pairs=most_pairs(y) if self.co_occurrence > 0 else 0,
             ),
             "features_per_point, min_features or extra_features, or co_occurrence=0",
         )  # fmt: skip
         self.tfidf_ = self._fitted_tfidf(X[rows] if len(rows) < X.shape[0] else X, validation)
-        x, y = self._all_batches(X, rows), y[rows]
+        x = self._all_batches(X, rows)
         wanted = [name for name in ("C", "slack", "frequency") if getattr(self, name) == "auto"]
         first = {"C": linear.FIRST[0], "slack": linear.FIRST[1], "frequency": 0.0}
         settings = self._linear_settings(*(start if name in wanted else getattr(self, name) for name, start in first.items()))

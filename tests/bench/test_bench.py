@@ -333,11 +333,14 @@ def test_words_scale(tmp_path, monkeypatch, capsys):
 def test_ingredients_have_a_table_of_their_own():
     row = {
         "test": dict.fromkeys(("P@1", "P@3", "P@5", "PSP@5"), 0.5), "settings": {"C": 0.25, "slack": 0.1, "frequency": 0.0}, "train_seconds": 3.0,
-        "fit_seconds": 2.0, "model_bytes": 1 << 20, "environment": {},
+        "fit_seconds": 2.0, "model_bytes": 1 << 20, "environment": {"machine": {"cpu": "A"}},
     }  # fmt: skip
     assert words.ingredients("tate", {"linear": row}) is None
-    made = words.ingredients("tate", {"linear": row, "no-slack": row | {"settings": {"C": 1.0, "slack": 0.0, "frequency": 0.01}}})
-    assert [r[0] for r in made["table"]["rows"]] == ["linear", "no-slack"]
+    other = row | {"environment": {"machine": {"cpu": "B"}}}
+    found = {"linear": row, "no-slack": other | {"settings": {"C": 1.0, "slack": 0.0, "frequency": 0.01}}, "2-passes": other}
+    made = words.ingredients("tate", found)
+    assert [r[0] for r in made["table"]["rows"]] == ["linear", "no-slack", "2-passes"]
+    assert "Measured on another machine, so that their times do not compare: linear." in made["notes"]
     assert made["table"]["rows"][1] == ["no-slack", *["50.00"] * 4, "1.00", "0", "0.01", "3.0", "2.0", "1.0"]
 
 
