@@ -315,7 +315,7 @@ def more_features(lists, x, labels, duals, share):
     n_duals = _counts(duals, 0, n_labels)
     n_of_label = np.where((n > 0) & (n_duals > 0), np.maximum(1, share * n), 0).astype(np.int64)
     room, ids, sums = _room(n_of_label)
-    own_indptr, own, _ = _columns_of([rows_of(labels)], 0, n_labels)
+    own_indptr, own = _columns_of([rows_of(labels)], 0, n_labels)[:2]
     cuts = np.flatnonzero(np.diff(np.cumsum(n + n_duals) // AT_ONCE)) + 1
     for first, last in zip([0, *cuts], [*cuts, n_labels], strict=True):
         signed = sparse.SparseRows(*_columns_of(duals, first, last))
@@ -323,7 +323,7 @@ def more_features(lists, x, labels, duals, share):
         known = _by_label(lists, first, last)[:2]
         feature_choice.choose_features(signed, rows, nothing, known, room[first : last + 1], True, ids, sums)
         del signed, known  # before the next are made
-    del own
+    del own_indptr, own, n, n_duals, n_of_label, cuts  # the new lists are what takes most
     return _extended(lists, (room, ids, sums), lists.bias)
 
 
