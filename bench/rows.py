@@ -67,6 +67,12 @@ def elsewhere(found):
     return [name for name, one in machines.items() if one != most[0][0]]
 
 
+def elsewhere_note(found):
+    """A list with the note that names the rows of `elsewhere`, or without any."""
+    others = elsewhere(found)
+    return [f"Measured on another machine, so that their times do not compare: {', '.join(others)}."] if others else []
+
+
 def tell_apart(table, found):
     """Give a table the machine and versions of most of its rows, and those measured elsewhere a mark and a note."""
     places = {name: report.machine_of(result) for name, result in found.items()}

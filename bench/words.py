@@ -115,8 +115,7 @@ def summary(name, found):
     ]
     if disturbed := [row for row, r in found.items() if machine.is_disturbed(r["environment"])]:
         notes.append(f"Other work ran beside: {', '.join(disturbed)}; their times count for nothing.")
-    if others := rows.elsewhere(found):
-        notes.append(f"Measured on another machine, so that their times do not compare: {', '.join(others)}.")
+    notes += rows.elsewhere_note(found)
     missing = [f"`python -m bench.words {row} --data {name}`" for row in ROWS if row not in found]
     if missing:
         notes.append(f"Not run: {', '.join(missing)}.")
@@ -138,8 +137,7 @@ def ingredients(name, found):
         chosen = [f"{r['settings']['C']:.2f}", f"{r['settings']['slack']:g}", f"{r['settings']['frequency']:g}"]
         table.append([row, *scores, *chosen, f"{r['train_seconds']:.1f}", f"{r['fit_seconds']:.1f}", f"{r['model_bytes'] / 2**20:.1f}"])
     notes = ["Each with C, slack and frequency chosen anew, but where it says so; all but the first without co-occurrence."]
-    if others := rows.elsewhere({"linear": found["linear"]} | off):
-        notes.append(f"Measured on another machine, so that their times do not compare: {', '.join(others)}.")
+    notes += rows.elsewhere_note({"linear": found["linear"]} | off)
     header = ["linear", "P@1", "P@3", "P@5", "PSP@5", "C", "slack", "frequency", "training s", "without the choice", "model MiB"]
     return {
         "benchmark": f"ingredients: {name}", "parameters": {"data": name}, "seconds": {}, "table": {"header": header, "rows": table},

@@ -96,8 +96,7 @@ def summary(found):
         if r["threads"] > 1 and one:
             times = [q["first_pass_seconds"] + q["second_pass_seconds"] for q in (one, r)]
             notes.append(f"{r['labels']:,} labels: {r['threads']} threads are {times[0] / times[1]:.2f} times as fast as one.")
-    if others := rows.elsewhere(found):
-        notes.append(f"Measured on another machine, so that their times do not compare: {', '.join(others)}.")
+    notes += rows.elsewhere_note(found)
     if missing := [f"`python -m bench.words_scale {row}`" for row in ROWS if row not in found]:
         notes.append(f"Not run: {', '.join(missing)}.")
     return {

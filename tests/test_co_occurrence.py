@@ -82,8 +82,8 @@ def test_fewer_places_are_the_first_of_more_and_the_first_candidate_stays():
         np.testing.assert_array_equal(got, want)
 
 
-def test_equal_sums_go_by_the_order_of_the_candidates_and_no_chance_is_too_small():
-    counts = CoOccurrence(scipy.sparse.csr_matrix((2, 4)))  # nobody knows anything
+def test_equal_sums_go_by_the_order_of_the_candidates_and_a_score_of_minus_1e30_is_legal():
+    counts = CoOccurrence(scipy.sparse.csr_matrix((2, 4)))  # no pairs, no points of any label
     scores = np.array([[0, 0, 0, -1e30]], np.float32)
     got = rerank(scores, np.array([[2, 1, 3, 0]], np.int32), counts)
     assert got[1].tolist() == [[2, 1, 3, 0]] and (got[0] == scores).all()

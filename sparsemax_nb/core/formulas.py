@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
+#: No point has both labels.
+NEVER = np.int32(0)
 
 #: Of the bits of a float32: exponent, fraction, and what makes a NaN quiet.
 INFINITY, FRACTION, QUIET = np.uint32(0x7F800000), np.uint32(0x7FFFFF), np.uint32(0x400000)
@@ -70,6 +72,25 @@ def loss_and_gradient(kind, score, sign):
     if kind == SQUARED_HINGE:
         return squared_hinge(score, sign)
     return binary_cross_entropy(score, sign)
+
+
+def first_at_least(ids, low, high, wanted):
+    """The first of the positions `low` to `high` - 1 of ascending ids that holds `wanted` or more, else `high`; int64 positions."""
+    while low < high:
+        middle = (low + high) >> 1
+        if ids[middle] < wanted:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+def together(pairs, one, other):
+    """How many points have both labels, of `PairCounts`: a search in the list of the smaller one."""
+    wanted = max(one, other)
+    stop = pairs.indptr[min(one, other) + 1]
+    at = first_at_least(pairs.ids, pairs.indptr[min(one, other)], stop, wanted)
+    return pairs.counts[at] if at < stop and pairs.ids[at] == wanted else NEVER
 
 
 def rough_probability(score):

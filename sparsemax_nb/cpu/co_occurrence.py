@@ -6,25 +6,10 @@ from numba import prange
 from ..core import backend, formulas
 
 _f = backend.cpu_formulas(formulas)
-mutual_information, rough_probability = _f.mutual_information, _f.rough_probability
+mutual_information, rough_probability, together = _f.mutual_information, _f.rough_probability, _f.together
 ZERO, INFINITY = np.float32(0), np.float32(np.inf)
 #: Rows that one thread orders, one after the other, in the same scratch memory.
 ROWS = 16
-
-
-@backend.njit
-def _together(pairs, one, other):
-    """How many points have both labels: a binary search in the list of the smaller one."""
-    first, wanted = min(one, other), max(one, other)
-    low, high = pairs.indptr[first], pairs.indptr[first + 1]
-    stop = high
-    while low < high:
-        middle = (low + high) >> 1
-        if pairs.ids[middle] < wanted:
-            low = middle + 1
-        else:
-            high = middle
-    return pairs.counts[low] if low < stop and pairs.ids[low] == wanted else np.int32(0)
 
 
 def _work(scores, ids, pairs, weight, top_scores, top_ids):
@@ -56,6 +41,5 @@ def rerank(scores, ids, pairs, weight, top_scores, top_ids):
                 for c in range(n):
                     if not taken[c]:
                         other = ids[b, c]
-                        together = _together(pairs, label, other)
-                        counts = pairs.label_counts[label], pairs.label_counts[other]
-                        support[c] += factor * mutual_information(together, counts[0], counts[1], pairs.n_rows)
+                        points, others = pairs.label_counts[label], pairs.label_counts[other]
+                        support[c] += factor * mutual_information(together(pairs, label, other), points, others, pairs.n_rows)

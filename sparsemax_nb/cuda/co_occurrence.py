@@ -8,25 +8,10 @@ from ..core.backend import cuda
 from . import launch
 
 _f = backend.cuda_formulas(formulas)
-mutual_information, rough_probability = _f.mutual_information, _f.rough_probability
+mutual_information, rough_probability, together = _f.mutual_information, _f.rough_probability, _f.together
 ZERO, INFINITY, ONE, NONE = np.float32(0), np.float32(np.inf), np.uint32(1), np.uint32(0)
 #: Threads of a block: one for each candidate that there may be.
 BLOCK = 32
-
-
-@backend.cuda_device
-def _together(pairs, one, other):
-    """How many points have both labels: a binary search in the list of the smaller one."""
-    first, wanted = min(one, other), max(one, other)
-    low, high = pairs.indptr[first], pairs.indptr[first + 1]
-    stop = high
-    while low < high:
-        middle = (low + high) >> 1
-        if pairs.ids[middle] < wanted:
-            low = middle + 1
-        else:
-            high = middle
-    return pairs.counts[low] if low < stop and pairs.ids[low] == wanted else np.int32(0)
 
 
 @backend.cuda_jit
@@ -61,8 +46,8 @@ def rerank_kernel(scores, ids, pairs, weight, top_scores, top_ids):
             top_ids[b, place] = chosen
         factor = weight * rough_probability(scores[b, best])
         if place + 1 < k and factor > ZERO and c < n and (taken >> np.uint32(c)) & ONE == NONE:
-            together = _together(pairs, chosen, label)
-            mine += factor * mutual_information(together, pairs.label_counts[chosen], pairs.label_counts[label], pairs.n_rows)
+            points, others = pairs.label_counts[chosen], pairs.label_counts[label]
+            mine += factor * mutual_information(together(pairs, chosen, label), points, others, pairs.n_rows)
 
 
 def rerank(scores, ids, pairs, weight, top_scores, top_ids):

@@ -3,13 +3,14 @@
 import numpy as np
 from numba import float32
 
-from ..core import backend
+from ..core import backend, formulas
 from ..core.backend import cuda
 from ..core.connections import Duals
 from ..core.sparse import row_of_each_entry
 from . import launch, top_k as best
 from .reduce import block_sum
 
+first_at_least = backend.cuda_formulas(formulas).first_at_least
 ZERO, ONE = np.float32(0), np.float32(1)
 #: Threads of a block that walks down the lists of a row: most lists are short.
 BLOCK = 64
@@ -69,17 +70,11 @@ def _slot(layer, feature, label):
     start = layer.dense[feature]
     if start >= 0:
         return start + label
-    low, high = layer.indptr[feature], layer.indptr[feature + 1]
-    stop = high
-    while low < high:
-        middle = (low + high) >> 1
-        if layer.labels[middle] < label:
-            low = middle + 1
-        else:
-            high = middle
-    if low < stop and layer.labels[low] == label:
-        return low
-    return low - low - 1  # a literal would have another type
+    stop = layer.indptr[feature + 1]
+    at = first_at_least(layer.labels, layer.indptr[feature], stop, label)
+    if at < stop and layer.labels[at] == label:
+        return at
+    return at - at - 1  # a literal would have another type
 
 
 @backend.cuda_jit

@@ -117,7 +117,7 @@ class Tfidf:
         norms = np.sqrt(np.add.reduceat(weights**2, X.indptr[some]))
         norms[norms == 0] = 1
         weights /= np.repeat(norms, lengths[some])
-        found = copy.copy(X)  # in a sixth of the time that SciPy takes to make and check a matrix, which counts for one row
+        found = copy.copy(X)  # SciPy checks a new matrix, which counts where it has one row
         found.data, found.indices, found.indptr = weights.astype(np.float32), indices, X.indptr.copy()
         return found
 

@@ -115,12 +115,9 @@ def pairs_of(arrays, n_labels, device):
     check.below("co_occurrence.ids", ids, n_labels)
     check.integer("co_occurrence.n_rows", n_rows, 0, 2**31 - 1)
     check.below("co_occurrence.label_counts", label_counts, n_rows + 1)
-    if indptr[0] != 0 or indptr[-1] != len(ids) or (indptr[1:] < indptr[:-1]).any():
-        raise ValueError(f"co_occurrence.indptr must rise from 0 to {len(ids)}")
-    first = np.repeat(np.arange(n_labels), np.diff(indptr))
-    keys = first * n_labels + ids
-    if (ids <= first).any() or (keys[1:] <= keys[:-1]).any():
-        raise ValueError("co_occurrence.ids must ascend within the list of a label, and be larger than that label")
+    first = _checked_lists("co_occurrence.indptr", indptr, "co_occurrence.ids", ids, n_labels, "the list of a label")
+    if (ids <= first).any():
+        raise ValueError("co_occurrence.ids must be larger than the label of their list")
     if (counts < 1).any() or (counts > np.minimum(label_counts[first], label_counts[ids])).any():
         raise ValueError("co_occurrence.counts must lie between 1 and the points of each of the two labels")
     pairs = scipy.sparse.csr_matrix((counts, ids, indptr), shape=(n_labels, n_labels))
@@ -133,6 +130,17 @@ def arrays_of(pairs):
     return {f"co_occurrence.{name}": array for name, array in (arrays | {"n_rows": np.array([pairs.n_rows], np.int64)}).items()}
 
 
+def _checked_lists(indptr_name, indptr, ids_name, ids, n, whole):
+    """(len(ids),) int64, the list of each id below n; ValueError where indptr does not rise, or ids do not ascend in a list."""
+    if indptr[0] != 0 or indptr[-1] != len(ids) or (indptr[1:] < indptr[:-1]).any():
+        raise ValueError(f"{indptr_name} must rise from 0 to {len(ids)}")
+    of_each = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+    keys = of_each * n + ids
+    if (keys[1:] <= keys[:-1]).any():
+        raise ValueError(f"{ids_name} must ascend within {whole}")
+    return of_each
+
+
 def checked(lists, n_features, n_labels):
     """`FeatureLists` from a file, in which every index leads where it should; TypeError or ValueError for others."""
     indptr = check.array("linear.indptr", lists.indptr, np.int64, (n_features + 1,))
@@ -141,11 +149,7 @@ def checked(lists, n_features, n_labels):
     dense = check.array("linear.dense", lists.dense, np.int64, (n_features,))
     bias = check.array("linear.bias", lists.bias, np.float32, (n_labels,))
     check.below("linear.labels", labels, n_labels)
-    if indptr[0] != 0 or indptr[-1] != len(labels) or (indptr[1:] < indptr[:-1]).any():
-        raise ValueError(f"linear.indptr must rise from 0 to {len(labels)}")
-    keys = np.repeat(np.arange(n_features), np.diff(indptr)) * n_labels + labels
-    if (keys[1:] <= keys[:-1]).any():
-        raise ValueError("linear.labels must ascend within a feature")
+    _checked_lists("linear.indptr", indptr, "linear.labels", labels, n_labels, "a feature")
     first, width = padded(len(labels), LANES), padded(n_labels, LANES)
     starts = dense[dense >= 0]
     if np.diff(indptr)[dense >= 0].any():
