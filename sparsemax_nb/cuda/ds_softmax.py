@@ -15,7 +15,7 @@ from .tensor_cores import SIDE, Factor, factor, place_of_lane, product_of_tile, 
 from .top_k import INSERTED, SORTED, top_k
 
 _f, _r = backend.cuda_formulas(formulas), backend.cuda_formulas(rng)
-adam, lasso = _f.adam, _f.lasso
+adam, first_at_least, lasso = _f.adam, _f.first_at_least, _f.lasso
 random_words, bell = _r.random_words, _r.bell
 
 ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
@@ -304,14 +304,8 @@ def gradient_of_rows(dscores, h, groups, experts, drows, *, block=(32, 8), tenso
 @backend.cuda_device
 def _find(ids, first, stop, wanted):
     """The place of `wanted` in ids[first:stop], which ascend; -1 where it is not there."""
-    low, high = first, stop
-    while low < high:
-        middle = (low + high) // 2
-        if ids[middle] < wanted:
-            low = middle + 1
-        else:
-            high = middle
-    return low - first if low < stop and ids[low] == wanted else -1
+    at = first_at_least(ids, first, stop, wanted)
+    return at - first if at < stop and ids[at] == wanted else -1
 
 
 @backend.cuda_jit
