@@ -1,9 +1,9 @@
 """How accurate is each output layer on real data? ``python -m bench.accuracy ROW --data DIR`` trains one row of the table.
 
-There are two tables: output layers under the squared hinge, and samplers of negatives for the softmax loss. A row is one
-command that can be killed and given again: it goes on from its checkpoint, and writes
-bench/results/accuracy/ROW.json when it is done. ``python -m bench.accuracy --table`` makes the table and the pictures from
-the rows that there are; ``--list`` names the rows.
+There are two tables: output layers under the squared hinge, and samplers of negatives for the softmax loss. A row is
+one command that can be killed and given again: it goes on from its checkpoint, and writes
+bench/results/accuracy/ROW.json when it is done. ``python -m bench.accuracy --table`` makes the table and the pictures
+from the rows that there are; ``--list`` names the rows.
 """
 
 import sys

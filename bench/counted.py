@@ -1,8 +1,8 @@
 """What do the CUDA kernels of a training step read, write and compute? ``python -m bench.counted``: counted, not measured.
 
-No GPU is needed: the compiled kernels run in ptxsim (PTXSIM names its folder) for a sample of their blocks, and the counters are
-scaled to the whole grid. The floors are what these bytes and operations take at the published rates of an H200; latency,
-occupancy and the rate of atomics are left out. A time on a device can only be longer.
+No GPU is needed: the compiled kernels run in ptxsim (PTXSIM names its folder) for a sample of their blocks, and the
+counters are scaled to the whole grid. The floors are what these bytes and operations take at the published rates of an
+H200; latency, occupancy and the rate of atomics are left out. A time on a device can only be longer.
 """
 
 import contextlib

@@ -19,8 +19,8 @@ NAMES = "dh", "dw", "dbias"
 SOME = 100  # rows and classes whose gradients are checked at the large size
 BLOCK = 1 << 24  # logits that a check holds
 CUT = "Cut Cross-Entropy, bfloat16"
-#: By how much the loss may be off, relative to it, and gradients, relative to their largest number; of rivals that round
-#: logits and gradients to bfloat16, and of the one that adds up its gradients in bfloat16, block by block.
+#: By how much the loss may be off, relative to it, and gradients, relative to their largest number; of rivals that
+#: round logits and gradients to bfloat16, and of the one that adds up its gradients in bfloat16, block by block.
 EXACT, ROUNDED, SUMMED = (1e-5, 1e-4), (1e-2, 0.05), (1e-2, 0.15)
 
 

@@ -1,10 +1,10 @@
 """How good and how fast are the answers of DS-Softmax? ``python -m bench.ds_softmax wikitext-2 --model FILE``.
 
-FILE is a trained language model, as ``python -m bench.language ROW`` or ``sparsemax-nb train ... --save FILE`` writes it; or a
-classifier with a dense output, then instead of wikitext-2 stands tate or the folder of its data. Its contexts are written into
---work, and DS-2 ... DS-64 trained on them: that can take hours, be killed and given again. Then every method answers the test
-part: accuracy against the truth, multiply-adds, and milliseconds for one query, 64 and 1,024, beside PyTorch and FAISS on the
-same vectors.
+FILE is a trained language model, as ``python -m bench.language ROW`` or ``sparsemax-nb train ... --save FILE`` writes
+it; or a classifier with a dense output, then instead of wikitext-2 stands tate or the folder of its data. Its contexts
+are written into --work, and DS-2 ... DS-64 trained on them: that can take hours, be killed and given again. Then every
+method answers the test part: accuracy against the truth, multiply-adds, and milliseconds for one query, 64 and 1,024,
+beside PyTorch and FAISS on the same vectors.
 """
 
 import argparse
@@ -125,8 +125,8 @@ def _line(record):
 def memory(found, rows, files, settings):
     """{experts: bytes} of all stages of a run that is over: how far memory grew above its level before, at most.
 
-    Each stage begins with the saved experts of the one before: so a run that was killed and resumed can be measured, too.
-    The contexts do not count.
+    Each stage begins with the saved experts of the one before: so a run that was killed and resumed can be measured,
+    too. The contexts do not count.
     """
     h, targets = (a[: (STEPS + 1) * settings["batch_size"]] for a in found["train"])
     few = targets[:, :50] if scipy.sparse.issparse(targets) else np.minimum(targets, 49)
@@ -163,7 +163,8 @@ def _stage(before, rows, h, targets, settings):
 class Method(NamedTuple):
     """``answer(h, k)`` gives ids (B, k); `flops` are the multiply-adds of a query, None where they are not known.
 
-    ``exact(h)`` gives the scores (L,) of one query in float64, -inf of what is not there; None where the method is not exact.
+    ``exact(h)`` gives the scores (L,) of one query in float64, -inf of what is not there; None where the method is not
+    exact.
     """
 
     answer: Callable

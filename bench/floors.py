@@ -1,9 +1,9 @@
 """What can an H200 gain by sampling, by experts, by products in parts? ``python -m bench.floors``: by formula, nothing is run.
 
-For operations whose bars are set for a GPU: bytes of memory, each read or written once for every pass over it, and FLOPs, of
-ours and of what PyTorch does in float32 without tensor cores; the floor is the longer of the two times at the rates of an
-H200. Caches, launches, occupancy and the updates of an index are left out. A ratio of floors is that of the times if both
-reached their floors: no forecast, and no bound.
+For operations whose bars are set for a GPU: bytes of memory, each read or written once for every pass over it, and
+FLOPs, of ours and of what PyTorch does in float32 without tensor cores; the floor is the longer of the two times at the
+rates of an H200. Caches, launches, occupancy and the updates of an index are left out. A ratio of floors is that of the
+times if both reached their floors: no forecast, and no bound.
 """
 
 from . import harness, machine

@@ -1,10 +1,10 @@
 """Everything that needs a GPU, in one command of under ten minutes: ``python -m bench.gpu`` (what ``make gpu`` runs).
 
-The tests on real CUDA (300 s at most), every benchmark on CUDA (90 s each at most), then, with the time that is left, some on
-the CPU of the same machine; no network. A part that fails or is stopped does not stop the rest, and the rows that it has
-finished are kept.
-OUT/ then holds summary.json (device, driver, versions, seconds and exit status of every part), pytest.xml, results.json
-(the rows of all benchmarks) and log.txt. Exit status: 0, 1 where a part failed, 2 where there is no CUDA device.
+The tests on real CUDA (300 s at most), every benchmark on CUDA (90 s each at most), then, with the time that is left,
+some on the CPU of the same machine; no network. A part that fails or is stopped does not stop the rest, and the rows
+that it has finished are kept. OUT/ then holds summary.json (device, driver, versions, seconds and exit status of every
+part), pytest.xml, results.json (the rows of all benchmarks) and log.txt. Exit status: 0, 1 where a part failed, 2 where
+there is no CUDA device.
 """
 
 import argparse
@@ -23,8 +23,8 @@ from sparsemax_nb.core import backend
 
 from . import harness, machine, report
 
-#: What else lies here; three need hours, ds_softmax a trained model, scaling, words, words_scale and pecos measure the CPU,
-#: counted and floors need no GPU.
+#: What else lies here; three need hours, ds_softmax a trained model, scaling, words, words_scale and pecos measure the
+#: CPU, counted and floors need no GPU.
 NOT_BENCHMARKS = {
     "__init__", "harness", "machine", "report", "gpu", "rows", "profiling", "accuracy", "closeness", "language", "ds_softmax",
     "scaling", "words", "words_scale", "pecos", "counted", "floors", "overview",

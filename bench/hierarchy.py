@@ -1,6 +1,7 @@
 """Does DS-Softmax find a hierarchy that it is not told? ``python -m bench.hierarchy 10x10`` (README.md says how).
 
-Points of classes that lie in super-classes (`data.hierarchy`); trained are a full softmax and DS-Softmax, on the same points.
+Points of classes that lie in super-classes (`data.hierarchy`); trained are a full softmax and DS-Softmax, on the same
+points.
 """
 
 import argparse
@@ -264,8 +265,9 @@ def row_of(name, task, parameters, figures):
 def arranged(held, n_super):
     """The matrix (E, L) with its rows and columns in an order that shows the structure, and whether columns are whole.
 
-    A super-class belongs to the expert that holds most of it. The experts with the most super-classes come first, then the
-    super-classes in the order of their experts; inside one, the classes in the order of the first expert that holds them.
+    A super-class belongs to the expert that holds most of it. The experts with the most super-classes come first, then
+    the super-classes in the order of their experts; inside one, the classes in the order of the first expert that holds
+    them.
     """
     counts = held.reshape(len(held), n_super, -1).sum(2)
     home = counts.argmax(0)

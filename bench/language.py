@@ -1,9 +1,9 @@
 """How good is a language model with each sampler? ``python -m bench.language ROW`` trains one row of the tables.
 
-There are three: WikiText-2 (bundled), next-item recommendation on the Video Games reviews, and the Latin Library; the last
-two need --data DIR. A row is one command that can be killed and given again: it goes on from its checkpoint, and writes
-bench/results/language/ROW.json when it is done. ``python -m bench.language --table`` makes the tables and the picture from
-the rows that there are; ``--list`` names the rows.
+There are three: WikiText-2 (bundled), next-item recommendation on the Video Games reviews, and the Latin Library; the
+last two need --data DIR. A row is one command that can be killed and given again: it goes on from its checkpoint, and
+writes bench/results/language/ROW.json when it is done. ``python -m bench.language --table`` makes the tables and the
+picture from the rows that there are; ``--list`` names the rows.
 """
 
 import sys

@@ -6,8 +6,8 @@ import numpy as np
 
 from sparsemax_nb import Adam, Labels
 from sparsemax_nb.core import backend
-from sparsemax_nb.train.language_network import LanguageNetwork
 from sparsemax_nb.train.chunks import Chunk
+from sparsemax_nb.train.language_network import LanguageNetwork
 from sparsemax_nb.train.softmax import Negatives, Sampling
 
 from . import harness, machine

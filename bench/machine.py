@@ -43,8 +43,8 @@ def memory_growth(device="cpu"):
 
     CPU: the kernel's own high-water mark of the process (VmHWM), reset before the block; a sampling thread would stand
     still while compiled code holds the interpreter lock. None where /proc does not offer it. CUDA: growth of CuPy's
-    memory pool, and of what PyTorch's tensors take. What the C library or a pool keeps for reuse is given back first, so
-    that it counts when it is used.
+    memory pool, and of what PyTorch's tensors take. What the C library or a pool keeps for reuse is given back first,
+    so that it counts when it is used.
     """
     growth = {"bytes": None}
     if device == "cuda" and not backend.SIMULATOR:

@@ -1,7 +1,7 @@
 """Do 3,000,000 labels train within 1 GiB of output layer? ``python -m bench.memory_3m`` (README.md says how it is measured).
 
-Group-shared layer, weights in bfloat16. As in `memory_670k`: a process of its own, memory beyond imports and warm-up; the
-training runs several times through its points, so that its loss can be seen to fall.
+Group-shared layer, weights in bfloat16. As in `memory_670k`: a process of its own, memory beyond imports and warm-up;
+the training runs several times through its points, so that its loss can be seen to fall.
 """
 
 from . import harness

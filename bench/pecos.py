@@ -1,7 +1,8 @@
 """How good is PECOS XR-Linear on the same data? ``python -m bench.pecos --data DIR --python FILE`` makes its row of bench.accuracy.
 
-PECOS needs an environment of its own (``python3 -m venv pecos && pecos/bin/pip install libpecos``), whose Python --python names.
-Given again, the command goes on behind the training. It writes bench/results/accuracy/pecos-xr-linear.json.
+PECOS needs an environment of its own (``python3 -m venv pecos && pecos/bin/pip install libpecos``), whose Python
+--python names. Given again, the command goes on behind the training. It writes
+bench/results/accuracy/pecos-xr-linear.json.
 """
 
 import argparse

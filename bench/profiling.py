@@ -3,7 +3,8 @@
     nsys profile -c cudaProfilerApi python -m bench.step --device cuda --profile fixed_fan_in.step_wide_kernel
     ncu --profile-from-start off --set full python -m bench.step --device cuda --profile fixed_fan_in.step_wide_kernel
 
-The benchmark goes on until the kernel has been launched once to compile and check it; the next launch is profiled, and ends it.
+The benchmark goes on until the kernel has been launched once to compile and check it; the next launch is profiled, and
+ends it.
 """
 
 import importlib

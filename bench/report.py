@@ -1,8 +1,8 @@
 """Tables, pictures and the figures of README.md, anew: ``python -m bench.report`` makes them from bench/results/*.json.
 
-bench/README.md is prose.md with the tables in their place. ``python -m bench.report --add FILE ...`` first sorts the rows of
-FILE (gpu_output/results.json) into bench/results/. A table holds one row of results, so figures of different machines never
-meet in one.
+bench/README.md is prose.md with the tables in their place. ``python -m bench.report --add FILE ...`` first sorts the
+rows of FILE (gpu_output/results.json) into bench/results/. A table holds one row of results, so figures of different
+machines never meet in one.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Rows of tables that take hours to train: each is one command that can be killed and given again.
 
-It goes on from its checkpoint, and writes bench/results/TABLE/ROW.json when it is done. A table joins what single runs have
-found: rows that were measured on another machine, or with other versions, than most are marked.
+It goes on from its checkpoint, and writes bench/results/TABLE/ROW.json when it is done. A table joins what single runs
+have found: rows that were measured on another machine, or with other versions, than most are marked.
 """
 
 import argparse
@@ -98,7 +98,8 @@ def main(
 
     `tables` is {benchmark: (options of all rows, {row: its own})}, `options` {row: all of its options};
     ``summary(benchmark, {row: result})`` makes a row of results with a table, ``draw({benchmark: {row: result}})`` the
-    pictures; `more` as for `train`; `data` is where --data is not given; `rivals` {benchmark: rows that other commands make}.
+    pictures; `more` as for `train`; `data` is where --data is not given; `rivals` {benchmark: rows that other commands
+    make}.
     """
     parser = argparse.ArgumentParser(prog=f"python -m bench.{script}", description=description)
     parser.add_argument("row", nargs="?", choices=tuple(options), help="the row to train")

@@ -1,8 +1,8 @@
 """How do time and memory grow with the number of labels? ``python -m bench.scaling`` (README.md says what is measured).
 
 A training step of the plain and the group-shared layer and of PyTorch's dense one; a query to the full softmax, to the
-sparse layers, to DS-Softmax. Each point runs in a process of its own. A point that does not fit into memory is left out,
-with the reason.
+sparse layers, to DS-Softmax. Each point runs in a process of its own. A point that does not fit into memory is left
+out, with the reason.
 """
 
 import time

@@ -2,8 +2,8 @@
 
 A row is one command, in a process of its own: it trains on the training part, answers the test part, and writes
 bench/results/words/DATA/ROW.json. All rows get the same features: TF-IDF with sublinear counts (fastText the words
-themselves). ``python -m bench.words --table`` makes tables and the picture of the rows that there are; ``--list`` names the rows.
-``--points N`` takes the first N points of a random order only: a small set.
+themselves). ``python -m bench.words --table`` makes tables and the picture of the rows that there are; ``--list`` names
+the rows. ``--points N`` takes the first N points of a random order only: a small set.
 """
 
 import argparse
@@ -28,7 +28,8 @@ OURS = {
     "linear": {},
     "linear-fast": {"C": 0.5, "slack": 0.2, "frequency": 0.0, "features_per_point": 4.0, "extra_features": 0.0, "epochs": 2},
 }  # fmt: skip
-#: One ingredient each that is switched off, or turned up: a table of its own. No training knows of co-occurrence, which is off in all.
+#: One ingredient each that is switched off, or turned up: a table of its own. No training knows of co-occurrence, which
+#: is off in all.
 INGREDIENTS = {
     "fixed-settings": {"C": 0.5, "slack": 0.2, "frequency": 0.0},
     "no-frequency": {"frequency": 0.0},
@@ -100,7 +101,19 @@ def run(row, corpus, args, folder):
 
 def summary(name, found):
     """One row of results with the table of a data set."""
-    header = ["classifier", "P@1", "P@3", "P@5", "PSP@5", "F1@5", "training s", "ms a query", "ms, one by one", "model MiB", "peak GiB"]
+    header = [
+        "classifier",
+        "P@1",
+        "P@3",
+        "P@5",
+        "PSP@5",
+        "F1@5",
+        "training s",
+        "ms a query",
+        "ms, one by one",
+        "model MiB",
+        "peak GiB",
+    ]
     table = []
     for row, r in found.items():
         scores = [f"{100 * r['test'][key]:.2f}" for key in ("P@1", "P@3", "P@5", "PSP@5", "F1@5")]
@@ -135,10 +148,33 @@ def ingredients(name, found):
     for row, r in ({"linear": found["linear"]} | off).items():
         scores = [f"{100 * r['test'][key]:.2f}" for key in ("P@1", "P@3", "P@5", "PSP@5")]
         chosen = [f"{r['settings']['C']:.2f}", f"{r['settings']['slack']:g}", f"{r['settings']['frequency']:g}"]
-        table.append([row, *scores, *chosen, f"{r['train_seconds']:.1f}", f"{r['fit_seconds']:.1f}", f"{r['model_bytes'] / 2**20:.1f}"])
-    notes = ["Each with C, slack and frequency chosen anew, but where it says so; all but the first without co-occurrence."]
+        table.append(
+            [
+                row,
+                *scores,
+                *chosen,
+                f"{r['train_seconds']:.1f}",
+                f"{r['fit_seconds']:.1f}",
+                f"{r['model_bytes'] / 2**20:.1f}",
+            ]
+        )
+    notes = [
+        "Each with C, slack and frequency chosen anew, but where it says so; all but the first without co-occurrence."
+    ]
     notes += rows.elsewhere_note({"linear": found["linear"]} | off)
-    header = ["linear", "P@1", "P@3", "P@5", "PSP@5", "C", "slack", "frequency", "training s", "without the choice", "model MiB"]
+    header = [
+        "linear",
+        "P@1",
+        "P@3",
+        "P@5",
+        "PSP@5",
+        "C",
+        "slack",
+        "frequency",
+        "training s",
+        "without the choice",
+        "model MiB",
+    ]
     return {
         "benchmark": f"ingredients: {name}", "parameters": {"data": name}, "seconds": {}, "table": {"header": header, "rows": table},
         "notes": notes,
@@ -166,18 +202,26 @@ def picture(found, path):
     from matplotlib import pyplot as plt
     from matplotlib import ticker
 
-    colours = dict(zip(ROWS, ("#D55E00", "#E69F00", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#666666", "#999999"), strict=True))
+    colours = dict(
+        zip(ROWS, ("#D55E00", "#E69F00", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#666666", "#999999"), strict=True)
+    )
     figure, axes = plt.subplots(1, len(found), figsize=(4 * len(found), 4), layout="constrained", squeeze=False)
     drawn = {}
     for axis, (name, of_data) in zip(axes[0], found.items(), strict=True):
         others = rows.elsewhere(of_data)
-        shown = {row: r for row, r in of_data.items() if row not in others and not machine.is_disturbed(r["environment"])}
+        shown = {
+            row: r for row, r in of_data.items() if row not in others and not machine.is_disturbed(r["environment"])
+        }
         best = max((100 * r["test"]["P@1"] for r in shown.values()), default=RANGE)
-        below = [f"{row} {100 * r['test']['P@1']:.1f}" for row, r in shown.items() if 100 * r["test"]["P@1"] < best - RANGE]
+        below = [
+            f"{row} {100 * r['test']['P@1']:.1f}" for row, r in shown.items() if 100 * r["test"]["P@1"] < best - RANGE
+        ]
         for row, r in shown.items():
             if 100 * r["test"]["P@1"] >= best - RANGE:
                 size, marker = (200, "*") if row in OURS else (60, "o")
-                drawn[row] = axis.scatter(r["train_seconds"], 100 * r["test"]["P@1"], color=colours[row], marker=marker, s=size)
+                drawn[row] = axis.scatter(
+                    r["train_seconds"], 100 * r["test"]["P@1"], color=colours[row], marker=marker, s=size
+                )
         axis.set(xscale="log", xlabel="seconds of training", title=name, ylim=(best - RANGE, best + RANGE / 10))
         if below:
             axis.text(0.5, 0.02, "below: " + ", ".join(below), transform=axis.transAxes, ha="center", fontsize=9)
@@ -195,9 +239,13 @@ def picture(found, path):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m bench.words", description=__doc__.partition("\n")[0])
-    parser.add_argument("row", nargs="?", choices=(*ROWS, *INGREDIENTS), metavar="ROW", help="the row to measure; see --list")
+    parser.add_argument(
+        "row", nargs="?", choices=(*ROWS, *INGREDIENTS), metavar="ROW", help="the row to measure; see --list"
+    )
     parser.add_argument("--data", metavar="DIR", help="the data (see sparsemax-nb train --help)")
-    parser.add_argument("--python", default=sys.executable, metavar="FILE", help="a Python with PECOS (default: this one)")
+    parser.add_argument(
+        "--python", default=sys.executable, metavar="FILE", help="a Python with PECOS (default: this one)"
+    )
     parser.add_argument("--work", type=Path, default=Path("words_output"), metavar="DIR", help="files of the rivals")
     parser.add_argument("--threads", type=int, default=numba.config.NUMBA_NUM_THREADS, help="default: all")
     parser.add_argument("--points", type=int, metavar="N", help="train on so many points only")
@@ -209,7 +257,9 @@ def main(argv=None):
         return 0
     if args.table:
         made = [summary(name, of_data) for name, of_data in finished().items()]
-        made += filter(None, (ingredients(name, of_data) for name, of_data in finished(("linear", *INGREDIENTS)).items()))
+        made += filter(
+            None, (ingredients(name, of_data) for name, of_data in finished(("linear", *INGREDIENTS)).items())
+        )
         if not made:
             parser.error("no row has been measured yet")
         for row in made:
@@ -233,17 +283,26 @@ def main(argv=None):
         print(f"skipped: {reason}", file=sys.stderr)
         return 2
     environment["versions"] |= figures.pop("versions", {})
-    environment["command"] = f"python -m bench.words {args.row} --data {Path(args.data).name}" + (f" --points {args.points}" if args.points else "")
+    environment["command"] = f"python -m bench.words {args.row} --data {Path(args.data).name}" + (
+        f" --points {args.points}" if args.points else ""
+    )
     environment |= others
     peak = figures.pop("peak_memory_bytes", None) or train.loop.peak_memory()
-    test = pecos_row.figures_of(ids, corpus.test.labels, corpus.train.labels) | {"F1@5": f1_at_k(ids, corpus.test.labels, 5)}
+    test = pecos_row.figures_of(ids, corpus.test.labels, corpus.train.labels) | {
+        "F1@5": f1_at_k(ids, corpus.test.labels, 5)
+    }
     result = {
         "command": environment["command"], "data": name, "device": "cpu", "points": corpus.train.features.shape[0],
         "n_labels": corpus.train.labels.shape[1], "n_features": corpus.train.features.shape[1], **figures,
         "peak_memory_bytes": peak, "test": test, "environment": environment,
     }  # fmt: skip
     rows.write(result, FOLDER / name, args.row)
-    print(args.row, name, {key: round(100 * value, 2) for key, value in result["test"].items()}, f"{figures['train_seconds']:.1f} s")
+    print(
+        args.row,
+        name,
+        {key: round(100 * value, 2) for key, value in result["test"].items()},
+        f"{figures['train_seconds']:.1f} s",
+    )
     return 0
 
 

@@ -1,8 +1,8 @@
 """How does the linear layer over words grow with the labels? ``python -m bench.words_scale ROW`` (README.md says what is measured).
 
-A row is one command, in a process of its own: made-up titles, two passes, the second with the features that the errors of the
-first added, then the answers to titles that are kept aside. It writes bench/results/words_scale/ROW.json; ``--table`` makes the
-table of the rows that there are, ``--list`` names them.
+A row is one command, in a process of its own: made-up titles, two passes, the second with the features that the errors
+of the first added, then the answers to titles that are kept aside. It writes bench/results/words_scale/ROW.json;
+``--table`` makes the table of the rows that there are, ``--list`` names them.
 """
 
 import argparse
@@ -18,7 +18,10 @@ from . import harness, machine, report, rows
 from .peers import answered
 
 #: Labels and threads of the rows.
-ROWS = {f"{n}-labels-{t}-threads": (n, t) for n, t in ((1_000, 2), (10_000, 2), (100_000, 1), (100_000, 2), (670_000, 2), (3_000_000, 2))}
+ROWS = {
+    f"{n}-labels-{t}-threads": (n, t)
+    for n, t in ((1_000, 2), (10_000, 2), (100_000, 1), (100_000, 2), (670_000, 2), (3_000_000, 2))
+}
 POINTS, WORDS, ASKED = 490_449, 135_909, 10_000
 #: The size that should train within so many bytes beyond the data.
 MAIN, LIMIT = 670_000, 1 << 30
@@ -64,7 +67,9 @@ def measure(n_labels, n_threads, n_points=POINTS, n_words=WORDS, n_asked=ASKED):
         _, times = answered(lambda some: model.predict(some, 5), held, min(1000, n_asked))
     found = model.evaluate(held, truth, ks=[1, 5])
     frequent = np.bincount(y.indices).max() / n_points  # P@1 of the most frequent label, given to all
-    harness.require(found["P@1"] > 2 * frequent, f"P@1 is {found['P@1']:.3f}, the most frequent label alone has {frequent:.3f}")
+    harness.require(
+        found["P@1"] > 2 * frequent, f"P@1 is {found['P@1']:.3f}, the most frequent label alone has {frequent:.3f}"
+    )
     first, second = (epoch["seconds"] for epoch in model.history_.epochs)
     return {
         "labels": n_labels, "threads": n_threads, "points": n_points, "settings": SETTINGS, "bytes": growth["bytes"],
@@ -79,8 +84,19 @@ def summary(found):
     for r in found.values():
         growth = "-" if r["bytes"] is None else f"{r['bytes'] / 2**20:,.0f}"
         table.append(
-            [f"{r['labels']:,}", str(r["threads"]), f"{r['first_pass_seconds']:.1f}", f"{r['second_pass_seconds']:.1f}", growth]
-            + [f"{r['weights_bytes'] / 2**20:,.0f}", f"{r['ms_a_query']:.3f}", f"{r['ms_a_query_alone']:.3f}", f"{100 * r['P@1']:.1f}"]
+            [
+                f"{r['labels']:,}",
+                str(r["threads"]),
+                f"{r['first_pass_seconds']:.1f}",
+                f"{r['second_pass_seconds']:.1f}",
+                growth,
+            ]
+            + [
+                f"{r['weights_bytes'] / 2**20:,.0f}",
+                f"{r['ms_a_query']:.3f}",
+                f"{r['ms_a_query_alone']:.3f}",
+                f"{100 * r['P@1']:.1f}",
+            ]
         )
     some = next(iter(found.values()))
     notes = [
@@ -95,7 +111,9 @@ def summary(found):
         one = found.get(f"{r['labels']}-labels-1-threads")
         if r["threads"] > 1 and one:
             times = [q["first_pass_seconds"] + q["second_pass_seconds"] for q in (one, r)]
-            notes.append(f"{r['labels']:,} labels: {r['threads']} threads are {times[0] / times[1]:.2f} times as fast as one.")
+            notes.append(
+                f"{r['labels']:,} labels: {r['threads']} threads are {times[0] / times[1]:.2f} times as fast as one."
+            )
     notes += rows.elsewhere_note(found)
     if missing := [f"`python -m bench.words_scale {row}`" for row in ROWS if row not in found]:
         notes.append(f"Not run: {', '.join(missing)}.")
@@ -129,8 +147,14 @@ def main(argv=None):
         parser.error("name a row, or --list or --table")
     with machine.other_work() as others:
         found = measure(*ROWS[args.row])
-    environment = machine.environment("cpu") | {"threads": found["threads"], "command": f"python -m bench.words_scale {args.row}"} | others
-    rows.write(found | {"command": environment["command"], "device": "cpu", "environment": environment}, FOLDER, args.row)
+    environment = (
+        machine.environment("cpu")
+        | {"threads": found["threads"], "command": f"python -m bench.words_scale {args.row}"}
+        | others
+    )
+    rows.write(
+        found | {"command": environment["command"], "device": "cpu", "environment": environment}, FOLDER, args.row
+    )
     print(args.row, {name: value for name, value in found.items() if name != "settings"})
     return 0
 

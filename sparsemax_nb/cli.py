@@ -50,10 +50,16 @@ def _info(_):
     """Devices, toolkit, libraries, and what would run where."""
     problem = backend.cuda_problem()
     result = {
-        "sparsemax_nb": __version__, "python": platform.python_version(), "cpu": demo.cpu_name(),
-        "cpu_threads": numba.get_num_threads(), "threading_layer": numba.threading_layer(), "simulator": backend.SIMULATOR,
-        "cuda": problem or backend.cuda_description(), "device_auto": backend.resolve_device("auto"), "libraries": {},
-    }  # fmt: skip
+        "sparsemax_nb": __version__,
+        "python": platform.python_version(),
+        "cpu": demo.cpu_name(),
+        "cpu_threads": numba.get_num_threads(),
+        "threading_layer": numba.threading_layer(),
+        "simulator": backend.SIMULATOR,
+        "cuda": problem or backend.cuda_description(),
+        "device_auto": backend.resolve_device("auto"),
+        "libraries": {},
+    }
     for name in LIBRARIES:
         try:
             result["libraries"][name] = importlib.metadata.version(name)

@@ -10,8 +10,16 @@ import numpy as np
 
 from . import PackedDSSoftmax, data, demo, train
 from .cli_train import (
-    PARTS, check_same_data, checked_files, count_or_none, data_of, file_options, options_of, percent, texts_of,
-)  # fmt: skip
+    PARTS,
+    check_same_data,
+    checked_files,
+    count_or_none,
+    data_of,
+    file_options,
+    options_of,
+    percent,
+    texts_of,
+)
 from .core import backend, checkpoint
 from .data.arrays import open_npy, write_float16
 from .data.batches import batches
@@ -40,10 +48,14 @@ def ds_softmax(options):
     try:
         known = {part: (_contexts(files[part], *parts[part], rows, is_resumed), parts[part][0]) for part in parts}
         model.fit(
-            *known["train"], rows, validation=known.get("valid"), checkpoint_path=path, resume=options.resume,
+            *known["train"],
+            rows,
+            validation=known.get("valid"),
+            checkpoint_path=path,
+            resume=options.resume,
             after_epoch=lambda record: print(_epoch_line(record), flush=True),
             after_stage=lambda n_experts, packed: packed.save(stage_file(options.save, n_experts)),
-        )  # fmt: skip
+        )
     except BaseException:
         if not os.path.exists(path):  # there is nothing that a resume could go on from
             _remove(files.values())
@@ -61,10 +73,17 @@ def ds_softmax(options):
     _print_table(table)
     print(f"saved {options.save}, and each stage beside it")
     return {
-        "command": sys.argv[1:], "about": about, "params": model.get_params(), "device": model.experts_.device,
-        "contexts": n_contexts, "epochs": model.history_, "train_seconds": sum(e["seconds"] for e in model.history_),
-        "total_seconds": time.perf_counter() - start, "peak_memory_bytes": train.loop.peak_memory(), "test": table,
-    }  # fmt: skip
+        "command": sys.argv[1:],
+        "about": about,
+        "params": model.get_params(),
+        "device": model.experts_.device,
+        "contexts": n_contexts,
+        "epochs": model.history_,
+        "train_seconds": sum(e["seconds"] for e in model.history_),
+        "total_seconds": time.perf_counter() - start,
+        "peak_memory_bytes": train.loop.peak_memory(),
+        "test": table,
+    }
 
 
 def stage_file(path, n_experts):

@@ -118,18 +118,33 @@ def _fit(model, path, options, *data_arguments, **more):
         found = os.path.exists(path)
         print(f"resuming from {path}" if found else f"no checkpoint {path} yet: starting anew", flush=True)
     model.fit(
-        *data_arguments, checkpoint_path=path, checkpoint_seconds=options.checkpoint_seconds, resume=options.resume,
-        after_epoch=lambda _, history: print(_epoch_line(history.epochs[-1]), flush=True), **more,
-    )  # fmt: skip
+        *data_arguments,
+        checkpoint_path=path,
+        checkpoint_seconds=options.checkpoint_seconds,
+        resume=options.resume,
+        after_epoch=lambda _, history: print(_epoch_line(history.epochs[-1]), flush=True),
+        **more,
+    )
     history, network = model.history_, model.network_
     result = {
-        "command": sys.argv[1:], "params": model.get_params(), "device": model.device_, "stopped": history.stopped,
-        "steps": history.steps, "train_seconds": history.seconds, "output_seconds": history.output_seconds,
-        "first_step_seconds": history.first_step_seconds, "losses": history.losses, "best_epoch": history.best_epoch,
-        "epochs": history.epochs, "rewirings": history.rewirings, "index_updates": history.index_updates,
-        "total_seconds": time.perf_counter() - start, "output_layer_bytes": network.output_nbytes,
-        "network_bytes": network.nbytes, "peak_memory_bytes": train.loop.peak_memory(),
-    }  # fmt: skip
+        "command": sys.argv[1:],
+        "params": model.get_params(),
+        "device": model.device_,
+        "stopped": history.stopped,
+        "steps": history.steps,
+        "train_seconds": history.seconds,
+        "output_seconds": history.output_seconds,
+        "first_step_seconds": history.first_step_seconds,
+        "losses": history.losses,
+        "best_epoch": history.best_epoch,
+        "epochs": history.epochs,
+        "rewirings": history.rewirings,
+        "index_updates": history.index_updates,
+        "total_seconds": time.perf_counter() - start,
+        "output_layer_bytes": network.output_nbytes,
+        "network_bytes": network.nbytes,
+        "peak_memory_bytes": train.loop.peak_memory(),
+    }
     print(
         f"{history.steps} steps in {history.seconds:.1f} s (first step, with compilation: {history.first_step_seconds:.1f} s); "
         f"output layer {network.output_nbytes / 2**20:.1f} MiB, peak memory {result['peak_memory_bytes'] / 2**30:.2f} GiB"
@@ -186,9 +201,12 @@ def classifier(options):
     if options.save:
         remember(model, corpus.name, corpus.train.features, corpus.train.labels)
     result |= {
-        "n_labels": model.n_labels_, "n_features": model.n_features_in_, "memory_plan_bytes": model.memory_plan_.nbytes,
-        "tfidf": model.tfidf_ is not None, "test": model.evaluate(corpus.test.features, corpus.test.labels),
-    }  # fmt: skip
+        "n_labels": model.n_labels_,
+        "n_features": model.n_features_in_,
+        "memory_plan_bytes": model.memory_plan_.nbytes,
+        "tfidf": model.tfidf_ is not None,
+        "test": model.evaluate(corpus.test.features, corpus.test.labels),
+    }
     print_figures("test", result["test"])
     _write_out(model, path, options, corpus.label_names)
     return result
@@ -232,10 +250,13 @@ def language_model(options):
         remember(model, name, *_parts(training))
     _write_out(model, path, options)
     result |= {
-        "about": about, "n_words": model.n_words_, "tokens": len(getattr(training, "items", training)),
-        "output_share": result["output_seconds"] / max(result["train_seconds"], 1e-9), "test": model.evaluate(test),
+        "about": about,
+        "n_words": model.n_words_,
+        "tokens": len(getattr(training, "items", training)),
+        "output_share": result["output_seconds"] / max(result["train_seconds"], 1e-9),
+        "test": model.evaluate(test),
         "baseline": _baseline(options.task, training, test, len(vocabulary)),
-    }  # fmt: skip
+    }
     print(f"{result['output_share']:.0%} of the time went into the output layer")
     print_language_figures("test", result["test"], options.task)
     name = "a unigram model" if options.task == "next-word" else "the most popular items"
@@ -370,16 +391,29 @@ def classifier_options(parser, device):
     parser.add_argument(
         "--data", default="tate", metavar="DIR-or-NAME", help="'tate' (bundled) or a folder with train and test files"
     )
-    architecture = "a linear layer over sparse features, or a network; auto: linear for sparse features, network for dense"
-    parser.add_argument("--architecture", choices=("auto", *ARCHITECTURES), default=default["architecture"], help=architecture)
+    architecture = (
+        "a linear layer over sparse features, or a network; auto: linear for sparse features, network for dense"
+    )
+    parser.add_argument(
+        "--architecture", choices=("auto", *ARCHITECTURES), default=default["architecture"], help=architecture
+    )
     option = options_of(parser.add_argument_group("the linear layer"), default)
     option("C", _number_or_auto, "C|auto", "how much an error weighs; auto: tried on a part of the labels")
     option("slack", _number_or_auto, "S|auto", "other labels than a point's own are asked for a score of S - 1 only")
-    option("frequency", _number_or_auto, "F|auto", "what a label's score gains for the logarithm of its number of points")
-    option("co_occurrence", float, "W", "weight with which the best 20 labels are reranked by how often they share points; 0: off")
+    option(
+        "frequency", _number_or_auto, "F|auto", "what a label's score gains for the logarithm of its number of points"
+    )
+    option(
+        "co_occurrence",
+        float,
+        "W",
+        "weight with which the best 20 labels are reranked by how often they share points; 0: off",
+    )
     option("features_per_point", float, "X", "features of a label for each of its points")
     option("min_features", int, "N", "and so many at least")
-    option("extra_features", float, "X", "so many times as many more after the first pass, chosen by the label's errors")
+    option(
+        "extra_features", float, "X", "so many times as many more after the first pass, chosen by the label's errors"
+    )
     sub = parser.add_argument_group("the network")
     option = options_of(sub, default)
     sub.add_argument("--output", choices=tuple(OUTPUTS), default=default["output"], help="the output layer")
@@ -407,10 +441,13 @@ def classifier_options(parser, device):
     option("patience", int, "N", "epochs without a better P@3 after which the learning rate is halved")
     option("stop_after", int, "N", "epochs without a better P@3 after which training stops")
     parser.add_argument(
-        "--validation", type=_validation, default="dev", metavar="dev|none|SHARE",
+        "--validation",
+        type=_validation,
+        default="dev",
+        metavar="dev|none|SHARE",
         help="what C, slack and frequency, or rate and end of the training, are chosen by: the data's dev part (where there is one), "
         "nothing, or a share of the training points",
-    )  # fmt: skip
+    )
     option("rewire_fraction", float, "P", "share of the connections that a rewiring replaces, 0 for none")
     option("rewire_every", int, "N", "steps between two rewirings")
     option("rewire_until", float, "P", "share of the training after which rewiring ends")

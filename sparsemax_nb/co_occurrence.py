@@ -8,7 +8,8 @@ from .core.connections import PairCounts
 
 #: Points with more labels than this are not counted: they would add most of the pairs and say least about each.
 MOST_LABELS = 32
-#: Pairs that are always kept, and for each label on average; where there are more, those that occur least often are left out.
+#: Pairs that are always kept, and for each label on average; where there are more, those that occur least often are
+#: left out.
 ALWAYS, MOST_PAIRS = 1 << 20, 64
 #: Products of labels that are counted at once.
 AT_ONCE = 1 << 21
@@ -32,8 +33,9 @@ class CoOccurrence:
 
     Notes
     -----
-    A pair takes 8 bytes. Where there are more than 64 L pairs, and more than 2^20, those that occur once are left out, then
-    those that occur twice, and so on until no more than that are left. The counts are made on the CPU, some labels at a time.
+    A pair takes 8 bytes. Where there are more than 64 L pairs, and more than 2^20, those that occur once are left out,
+    then those that occur twice, and so on until no more than that are left. The counts are made on the CPU, some labels
+    at a time.
 
     Source: ours.
 
@@ -61,7 +63,12 @@ class CoOccurrence:
 
     def _set(self, pairs, label_counts, n_rows, device):
         self.device, self.n_rows = device, n_rows
-        arrays = pairs.indptr.astype(np.int64), pairs.indices.astype(np.int32), pairs.data, label_counts.astype(np.int32)
+        arrays = (
+            pairs.indptr.astype(np.int64),
+            pairs.indices.astype(np.int32),
+            pairs.data,
+            label_counts.astype(np.int32),
+        )
         self.arrays = PairCounts(*(backend.asarray(a, device, a.dtype) for a in arrays), np.float32(max(1, n_rows)))
 
     n_labels = property(lambda self: self.arrays.label_counts.shape[0], doc="L")
@@ -131,7 +138,9 @@ def _counted(labels):
     few = labels if counted.all() else labels[counted]
     few = scipy.sparse.csr_matrix((np.ones(few.nnz, np.int32), few.indices, few.indptr), shape=few.shape)
     by_label, n_labels, pairs, least = few.T.tocsr(), few.shape[1], [], 1
-    products = np.cumsum(by_label @ np.diff(few.indptr).astype(np.int64))  # what a label's row of the product is added up from
+    products = np.cumsum(
+        by_label @ np.diff(few.indptr).astype(np.int64)
+    )  # what a label's row of the product is added up from
     cuts = np.flatnonzero(np.diff(products // AT_ONCE)) + 1
     for first, last in zip([0, *cuts], [*cuts, n_labels], strict=True):
         pairs.append(scipy.sparse.triu(by_label[first:last] @ few, first + 1, format="csr"))
@@ -172,10 +181,10 @@ def rerank(scores, ids, co_occurrence, k=None, *, weight=0.03):
     """The best k of each row's candidates, one after the other: each place takes what suits the places before it best.
 
     The first candidate stays first. Every next place goes to the candidate c with the largest
-    ``scores[c] + weight * sum_j p(scores[j]) * log((n_jc + 0.05) / (n_j n_c / N + 0.05))`` over the labels j in the places
-    before: n_jc points of N have both labels, so the logarithm, the pointwise mutual information, is positive where they
-    occur together more often than independent labels would. ``p(s) = 1 / (1 + exp(-(4 s + 0.8)))`` is roughly the
-    probability that a label with that score is right.
+    ``scores[c] + weight * sum_j p(scores[j]) * log((n_jc + 0.05) / (n_j n_c / N + 0.05))`` over the labels j in the
+    places before: n_jc points of N have both labels, so the logarithm, the pointwise mutual information, is positive
+    where they occur together more often than independent labels would. ``p(s) = 1 / (1 + exp(-(4 s + 0.8)))`` is
+    roughly the probability that a label with that score is right.
 
     Parameters
     ----------
@@ -193,20 +202,22 @@ def rerank(scores, ids, co_occurrence, k=None, *, weight=0.03):
     Returns
     -------
     scores : (B, k) float32
-        Descending: what each was chosen by, but no more than the score of the place before, and no less than that of the
-        last candidate, so that labels beyond the K follow. Equal ones stand in the order of the choice, not of their ids.
+        Descending: what each was chosen by, but no more than the score of the place before, and no less than that of
+        the last candidate, so that labels beyond the K follow. Equal ones stand in the order of the choice, not of
+        their ids.
     ids : (B, k) int32
 
     Raises
     ------
     TypeError, ValueError
-        Other types, devices or shapes; scores not finite or not descending; labels out of range; k or weight out of range.
+        Other types, devices or shapes; scores not finite or not descending; labels out of range; k or weight out of
+        range.
 
     Notes
     -----
-    Source: greedy re-ranking as in Carbonell, Goldstein, "The use of MMR, diversity-based reranking", SIGIR 1998; pointwise
-    mutual information: Church, Hanks, "Word association norms, mutual information, and lexicography", 1990. That what
-    belongs together is drawn up, the probability, the smoothing and the weight are ours.
+    Source: greedy re-ranking as in Carbonell, Goldstein, "The use of MMR, diversity-based reranking", SIGIR 1998;
+    pointwise mutual information: Church, Hanks, "Word association norms, mutual information, and lexicography", 1990.
+    That what belongs together is drawn up, the probability, the smoothing and the weight are ours.
 
     Examples
     --------

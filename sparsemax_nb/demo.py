@@ -12,8 +12,8 @@ from . import data, train
 from .core import backend, files
 from .train import curves
 
-#: What is compared: name, parameters of the Classifier. Same embedding, loss, optimiser and budget for all. At each size
-#: a bottleneck and a fixed fan-in layer take the same memory: a connection is a weight and an index.
+#: What is compared: name, parameters of the Classifier. Same embedding, loss, optimiser and budget for all. At each
+#: size a bottleneck and a fixed fan-in layer take the same memory: a connection is a weight and an index.
 CONTESTANTS = {
     "dense": {"output": "dense"},
     "bottleneck of 64": {"output": "bottleneck", "bottleneck": 64},
@@ -63,11 +63,15 @@ def _train(name, params, corpus, options):
     figures = model.evaluate(test.features, test.labels)
     history = model.history_
     figures |= {
-        "output_layer_bytes": model.network_.output_nbytes, "network_bytes": model.network_.nbytes,
-        "train_seconds": history.seconds, "steps": history.steps,
-        "epochs": history.steps * model.batch_size / corpus.train.features.shape[0], "curve": curve,
-        "compile_seconds": history.first_step_seconds, "total_seconds": time.perf_counter() - start,
-    }  # fmt: skip
+        "output_layer_bytes": model.network_.output_nbytes,
+        "network_bytes": model.network_.nbytes,
+        "train_seconds": history.seconds,
+        "steps": history.steps,
+        "epochs": history.steps * model.batch_size / corpus.train.features.shape[0],
+        "curve": curve,
+        "compile_seconds": history.first_step_seconds,
+        "total_seconds": time.perf_counter() - start,
+    }
     return model, figures
 
 
@@ -97,14 +101,17 @@ def _artworks(model, corpus, seed):
         words = [corpus.feature_names[i] for i in test.features[row].indices]
         true = set(test.labels[row].indices.tolist())
         entry = {
-            "row": int(row), "words": words, "true": [names[i] for i in sorted(true)],
+            "row": int(row),
+            "words": words,
+            "true": [names[i] for i in sorted(true)],
             "predicted": [{"name": names[i], "right": int(i) in true} for i in predicted],
-        }  # fmt: skip
+        }
         shown.append(entry)
         lines = {
-            "words": " ".join(words), "true": "; ".join(entry["true"]),
+            "words": " ".join(words),
+            "true": "; ".join(entry["true"]),
             "predicted": "; ".join(f"{'+' if p['right'] else '-'} {p['name']}" for p in entry["predicted"]),
-        }  # fmt: skip
+        }
         print(f"\nartwork {row} of the test set")
         for key, text in lines.items():
             print(textwrap.fill(text, 110, initial_indent=f"  {key:10s}", subsequent_indent=" " * 12, max_lines=4))
@@ -119,8 +126,10 @@ def _picture(results, path):
     from matplotlib import pyplot as plt
 
     looks = {  # Okabe and Ito's colours: told apart by colour-blind readers
-        "dense": ("#0072B2", "s"), "bottleneck": ("#E69F00", "D"), "fixed fan-in": ("#009E73", "o"),
-    }  # fmt: skip
+        "dense": ("#0072B2", "s"),
+        "bottleneck": ("#E69F00", "D"),
+        "fixed fan-in": ("#009E73", "o"),
+    }
     figure, (first, second, third) = plt.subplots(1, 3, figsize=(14, 4.6), layout="constrained")
     memory = {name: r["output_layer_bytes"] / 2**20 for name, r in results.items()}
     for kind, (colour, marker) in looks.items():

@@ -3,8 +3,8 @@
 ``g = softmax(gate h);  k = argmax g;  logits = g_k rows h`` for the classes that expert k holds; the others are absent. The
 value g_k is not normalised to 1: it is the inverse temperature of the expert's softmax, and the way by which the gate learns.
 
-Source: S. Liao, T. Chen, T. Lin, D. Zhou, C. Wang, "Doubly sparse: sparse mixture of sparse experts for efficient softmax
-inference", arXiv 1901.10668.
+Source: S. Liao, T. Chen, T. Lin, D. Zhou, C. Wang, "Doubly sparse: sparse mixture of sparse experts for efficient
+softmax inference", arXiv 1901.10668.
 """
 
 import math
@@ -250,11 +250,11 @@ class PackedDSSoftmax:
         Returns
         -------
         probabilities : (B, k) float32
-            ``softmax(g_k rows h)`` over the classes of the chosen expert alone: how likely a class is, given that it is one
-            of these. A class that the expert does not hold has none, though it may be more likely.
+            ``softmax(g_k rows h)`` over the classes of the chosen expert alone: how likely a class is, given that it is
+            one of these. A class that the expert does not hold has none, though it may be more likely.
         ids : (B, k) int32
-            Probability descending, of equal ones the lower id first. Where the expert holds fewer than k classes: id -1,
-            probability 0.
+            Probability descending, of equal ones the lower id first. Where the expert holds fewer than k classes: id
+            -1, probability 0.
 
         Raises
         ------
@@ -332,10 +332,10 @@ class PackedDSSoftmax:
         device : 'auto', 'cpu' or 'cuda'
             'auto' takes a CUDA device where there is one.
         mapped : bool
-            On the CPU, map the file into memory instead of reading it: loading takes no time, rows are read when they are
-            asked for, processes share them, and they may exceed memory. Whether they are finite is then seen in the answers
-            only. Replace such a file by renaming another one, as `save` does: a process dies (SIGBUS) where a file that it
-            has mapped gets shorter, as ``cp`` over it may make it.
+            On the CPU, map the file into memory instead of reading it: loading takes no time, rows are read when they
+            are asked for, processes share them, and they may exceed memory. Whether they are finite is then seen in the
+            answers only. Replace such a file by renaming another one, as `save` does: a process dies (SIGBUS) where a
+            file that it has mapped gets shorter, as ``cp`` over it may make it.
 
         Returns
         -------
@@ -377,8 +377,8 @@ class PackedDSSoftmax:
 class SparseExperts(PackedDSSoftmax):
     """A sparse mixture of sparse experts in training: memory follows the rows that pruning has left.
 
-    Rows, their two moments and their gradient; and for a batch as many scores as its rows have classes to choose from, in the
-    beginning B x L.
+    Rows, their two moments and their gradient; and for a batch as many scores as its rows have classes to choose from,
+    in the beginning B x L.
 
     Parameters
     ----------
@@ -495,10 +495,11 @@ class SparseExperts(PackedDSSoftmax):
         """One step of training: forward, backward and update of gate and experts.
 
         What is made small is ``cross-entropy + class_lasso sum_k sum_c rms(rows_kc) + expert_lasso sum_c rms_c
-        + balance CV^2``: rms is a root mean square, rms_c that of class c over all experts (absent ones count as zero), CV the
-        coefficient of variation of the gate values that the experts get from the batch. A class that the chosen expert does not
-        hold counts with the logit 0, which a pruned row of zeros would have: so pruning a small row hardly changes the loss,
-        and an expert without the target has a loss to learn from (we chose; the paper is silent).
+        + balance CV^2``: rms is a root mean square, rms_c that of class c over all experts (absent ones count as zero),
+        CV the coefficient of variation of the gate values that the experts get from the batch. A class that the chosen
+        expert does not hold counts with the logit 0, which a pruned row of zeros would have: so pruning a small row
+        hardly changes the loss, and an expert without the target has a loss to learn from (we chose; the paper is
+        silent).
 
         Parameters
         ----------

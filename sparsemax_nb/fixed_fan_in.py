@@ -14,7 +14,6 @@ from .core.formulas import LOSSES, MAGNITUDE, Cut, Moments
 from .core.sparse import as_labels, by_label
 from .optimizers import SGD, Adam
 
-
 #: Labels whose indices are sorted at once, to find repeated ones.
 CHECKED_AT_ONCE = 1 << 16
 #: Of a layer: 8 TiB of indices and values.
@@ -24,14 +23,16 @@ MOST_CONNECTIONS = 2**40
 class FixedFanIn:
     """The arrays of a sparse output layer in which every label is connected to exactly K of the H inputs.
 
-    ``scores[b, l] = bias[l] + sum_k values[l, k] x[b, indices[l, k]]``; dense equivalent: ``x @ layer.to_dense().T + bias``.
+    ``scores[b, l] = bias[l] + sum_k values[l, k] x[b, indices[l, k]]``; dense equivalent: ``x @ layer.to_dense().T +
+    bias``.
 
     Parameters
     ----------
     n_inputs : int
         H, the width of the layer below.
     indices : (L, K) int32
-        The inputs of each label, in [0, H), no input twice for one label. Other integers are converted, which copies them.
+        The inputs of each label, in [0, H), no input twice for one label. Other integers are converted, which copies
+        them.
     values : (L, K) float32
         Their weights.
     bias : (L,) float32
@@ -357,11 +358,11 @@ def fixed_fan_in_step(x, layer, labels, loss, optimizer):
     Raises
     ------
     TypeError, ValueError
-        Wrong dtype, device, shape or layout; labels out of range, repeated or NaN; x not finite; values, bias or moments
-        that are read-only. Nothing has changed.
+        Wrong dtype, device, shape or layout; labels out of range, repeated or NaN; x not finite; values, bias or
+        moments that are read-only. Nothing has changed.
     FloatingPointError
-        The loss is NaN or infinite: the layer's values or bias were not finite, or overflowed. The step has been taken by
-        then, and has been counted: go back to weights that are finite.
+        The loss is NaN or infinite: the layer's values or bias were not finite, or overflowed. The step has been taken
+        by then, and has been counted: go back to weights that are finite.
 
     Notes
     -----

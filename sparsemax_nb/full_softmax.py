@@ -42,16 +42,16 @@ def _slices(n, size):
 def softmax_cross_entropy(h, w, targets, bias=None, *, ignore_index=-1):
     """Exact cross-entropy ``mean_b(sum_{t in targets of b} log sum_c exp(s_bc) - s_bt)``, s = h @ w.T + bias; its gradients.
 
-    At most 64 MiB of the (B, L) logits exist at a time: some rows pass over the classes, once for the sums, once for the
-    gradients. Beyond these, inputs and gradients it takes at most 16 MiB of sums, and the size of h in float32 where h is
-    bfloat16. Where 64 MiB hold too few rows of logits (more than 262,144 classes), the second pass computes the logits
-    again.
+    At most 64 MiB of the (B, L) logits exist at a time: some rows pass over the classes, once for the sums, once for
+    the gradients. Beyond these, inputs and gradients it takes at most 16 MiB of sums, and the size of h in float32
+    where h is bfloat16. Where 64 MiB hold too few rows of logits (more than 262,144 classes), the second pass computes
+    the logits again.
 
     Parameters
     ----------
     h : (B, d) float32 or bfloat16
-        bfloat16 (``ml_dtypes.bfloat16``, in NumPy and in CuPy 14) is widened to float32, which is exact: h at once, w some
-        classes at a time. Everything is computed in float32, the gradients are float32.
+        bfloat16 (``ml_dtypes.bfloat16``, in NumPy and in CuPy 14) is widened to float32, which is exact: h at once, w
+        some classes at a time. Everything is computed in float32, the gradients are float32.
     w : (L, d) like h
     targets : (B,) int32 or other integers, or SciPy CSR matrix (B, L), or Labels(indptr, indices)
         One class for each row, in [0, L), or `ignore_index`: then the row does not count. Or any number of positive
@@ -252,9 +252,9 @@ class FullSoftmax(SoftmaxLayer):
 
     What others are compared with.
 
-    Every class is scored, ``L d`` multiply-adds a query. On the CPU no logits are stored for k up to 32; a query costs one pass
-    over the weights. Else, and on CUDA, at most 64 MiB of the (B, L) logits exist at a time. Same bits for the same h, with any number of
-    threads.
+    Every class is scored, ``L d`` multiply-adds a query. On the CPU no logits are stored for k up to 32; a query costs
+    one pass over the weights. Else, and on CUDA, at most 64 MiB of the (B, L) logits exist at a time. Same bits for the
+    same h, with any number of threads.
 
     Parameters
     ----------
@@ -294,7 +294,8 @@ class FullSoftmax(SoftmaxLayer):
     >>> layer.flops_per_query
     8.0
 
-    The dense equivalent: ``p = scipy.special.softmax(h @ w.T + bias, axis=1); ids = np.argsort(-p, kind="stable")[:, :k]``.
+    The dense equivalent: ``p = scipy.special.softmax(h @ w.T + bias, axis=1); ids = np.argsort(-p, kind="stable")[:,
+    :k]``.
     """
 
     def __init__(self, w, bias=None):

@@ -22,8 +22,9 @@ class GroupSharedFanIn(FixedFanIn):
     """A fixed fan-in layer in which G neighbouring labels share their K inputs, not their weights.
 
     ``scores[b, l] = bias[l] + sum_k values[l, k] x[b, indices[l // G, k]]``; dense equivalent:
-    ``x @ layer.to_dense().T + bias``. The gathered inputs of a group serve G labels, and a group's scores are a small dense
-    product. It is as accurate as the plain layer only where the labels of a group are similar: `group_labels` orders them.
+    ``x @ layer.to_dense().T + bias``. The gathered inputs of a group serve G labels, and a group's scores are a small
+    dense product. It is as accurate as the plain layer only where the labels of a group are similar: `group_labels`
+    orders them.
 
     Parameters
     ----------
@@ -32,8 +33,8 @@ class GroupSharedFanIn(FixedFanIn):
     indices : (L / G rounded up, K) int32
         The inputs of each group, in [0, H), no input twice in one group.
     values : (L, K) float32 or bfloat16 (``ml_dtypes.bfloat16``)
-        The weights of each label. bfloat16 ones have no float32 copy: a step computes in float32 and rounds the new weight
-        up or down at random, so that it is right on average.
+        The weights of each label. bfloat16 ones have no float32 copy: a step computes in float32 and rounds the new
+        weight up or down at random, so that it is right on average.
     bias : (L,) float32
     group_size : int
         G, 1 <= G <= L. Where L is not a multiple, the last group holds fewer labels.
@@ -99,8 +100,8 @@ class GroupSharedFanIn(FixedFanIn):
     def random(cls, n_labels, n_inputs, fan_in, group_size, seed, *, dtype="float32", device="cpu"):
         """A layer with random connections, weights uniform in ±1/sqrt(fan_in) and zero bias (our choice).
 
-        Connections and weights come from the counter-based stream of `seed`: the same on every processor. With a group size
-        of 1 the layer is `FixedFanIn.random`.
+        Connections and weights come from the counter-based stream of `seed`: the same on every processor. With a group
+        size of 1 the layer is `FixedFanIn.random`.
 
         Parameters
         ----------

@@ -50,9 +50,9 @@ def group_labels(features, labels, group_size, by="similar", seed=0):
     group_size : int
         G, 1 <= G <= L. Every group is full but, where L is not a multiple, the last one.
     by : 'similar', 'frequency' or 'random'
-        'similar': a label is the normed sum of the features of its points; balanced spherical 2-means halves the labels,
-        again and again, until the parts are groups. Labels without points come last. 'frequency': the labels with most
-        points first. 'random': shuffled.
+        'similar': a label is the normed sum of the features of its points; balanced spherical 2-means halves the
+        labels, again and again, until the parts are groups. Labels without points come last. 'frequency': the labels
+        with most points first. 'random': shuffled.
     seed : int
         In [0, 2^64).
 

@@ -3,9 +3,9 @@
 A label is connected to a few features only, which its own points have more often than others. So the lists of a row's
 features score it against all labels, and training moves only the labels whose score passes the margin.
 
-Source: dual coordinate descent for the squared hinge: Hsieh, Chang, Lin, Keerthi, Sundararajan, "A dual coordinate descent
-method for large-scale linear SVM", ICML 2008. One label against the rest over millions of labels: Babbar, Schölkopf,
-"DiSMEC", WSDM 2017. The choice of features, the slack of the negatives and the step over a batch are ours.
+Source: dual coordinate descent for the squared hinge: Hsieh, Chang, Lin, Keerthi, Sundararajan, "A dual coordinate
+descent method for large-scale linear SVM", ICML 2008. One label against the rest over millions of labels: Babbar,
+Schölkopf, "DiSMEC", WSDM 2017. The choice of features, the slack of the negatives and the step over a batch are ours.
 """
 
 import math
@@ -19,8 +19,8 @@ from .cpu import feature_choice
 from .cpu.panels import padded
 from .cpu.vector import LANES
 
-#: A feature that more than this share of the labels has chosen is connected to all of them: its weights then need no list
-#: and are read in order.
+#: A feature that more than this share of the labels has chosen is connected to all of them: its weights then need no
+#: list and are read in order.
 DENSE_SHARE = 1 / 8
 #: What training asks of a score: at least 1 for a row's own labels, at most ``slack - 1`` for the others.
 BIAS = -1.0
@@ -48,8 +48,8 @@ class SparseLinear:
 
     Notes
     -----
-    The arrays are the layer's own and are updated in place by training. A feature that more than an eighth of the labels
-    are connected to is connected to all of them, with weights of zero.
+    The arrays are the layer's own and are updated in place by training. A feature that more than an eighth of the
+    labels are connected to is connected to all of them, with weights of zero.
 
     Source: ours; see the module.
 
@@ -131,8 +131,8 @@ class SparseLinear:
         at_least : int
             And at least so many, where its points have them. Labels without points choose none.
         dense : (D,) integers, optional
-            The features that are connected to all labels. If not given those that more than an eighth of the labels choose.
-            Shards of the labels that are trained apart come to the bits of the whole where these are the same.
+            The features that are connected to all labels. If not given those that more than an eighth of the labels
+            choose. Shards of the labels that are trained apart come to the bits of the whole where these are the same.
         device : 'cpu' or 'cuda'
 
         Returns
@@ -158,7 +158,9 @@ class SparseLinear:
         check.choice("device", device, ("cpu", "cuda"))
         x, labels = canonical("x", x), sparse.as_ones("labels", labels)
         if x.shape[0] != labels.shape[0]:
-            raise ValueError(f"x and labels must have as many rows as each other, got {x.shape[0]} and {labels.shape[0]}")
+            raise ValueError(
+                f"x and labels must have as many rows as each other, got {x.shape[0]} and {labels.shape[0]}"
+            )
         check_squares("x", x.data, x.indptr)
         check.number("per_point", per_point, 0, 1e6)
         check.integer("at_least", at_least, 1)
@@ -236,7 +238,8 @@ def _lists(indptr, ids, values, n_features, bias, dense):
 def _extended(lists, more, bias):
     """`FeatureLists` with `more` entries, (indptr, ids, values) by label, which has the labels of `bias`; an id of -1 is none.
 
-    No entry may be in `lists` already, or belong to a feature that is connected to all labels: there is no place for it.
+    No entry may be in `lists` already, or belong to a feature that is connected to all labels: there is no place for
+    it.
     """
     dense, n_labels = np.flatnonzero(lists.dense >= 0), len(lists.bias)
     found = _empty_lists(np.diff(lists.indptr) + _counts([more], 0, len(lists.dense)), dense, bias)
@@ -255,7 +258,11 @@ def _by_label(lists, first, last):
     values = np.empty((len(dense), n), np.float32)
     for row, start in zip(values, lists.dense[dense], strict=True):
         row[:] = lists.values[start + first : start + last]
-    everywhere = np.arange(len(dense) + 1) * n, np.tile(np.arange(first, last, dtype=np.int32), len(dense)), values.reshape(-1)
+    everywhere = (
+        np.arange(len(dense) + 1) * n,
+        np.tile(np.arange(first, last, dtype=np.int32), len(dense)),
+        values.reshape(-1),
+    )
     indptr, rows, values = _columns_of((lists[:3], everywhere), first, last)
     return indptr, np.concatenate([np.arange(len(lists.dense)), dense]).astype(np.int32)[rows], values
 
@@ -269,8 +276,8 @@ def _room(n_of_label):
 def _outstanding(x, labels, per_point, at_least, known, n_known_points=0):
     """(indptr, ids, zeros) by label of the features that stand out in a label's points, beside those that are `known`.
 
-    `per_point` for each point, and so many that with the known ones there are `at_least`, and `per_point` for each of its
-    points, the `n_known_points` (L,) of before among them. Where there are fewer ids are -1.
+    `per_point` for each point, and so many that with the known ones there are `at_least`, and `per_point` for each of
+    its points, the `n_known_points` (L,) of before among them. Where there are fewer ids are -1.
     """
     points = sparse.SparseRows(*_columns_of([rows_of(labels)], 0, labels.shape[1]))
     n_points = np.diff(points.indptr)
@@ -305,10 +312,10 @@ def extended_lists(lists, x, labels, per_point, at_least, n_known_points):
 def more_features(lists, x, labels, duals, share):
     """`FeatureLists` with more features for each label: `share` times as many as it has, and at least one.
 
-    Those with the largest gradients: the magnitude of ``sum_i a_i y_i x[i, f]`` over the points i with a dual variable a_i,
-    which is the weight that the feature would have, and has from now on. `labels` is the (N, L) CSR matrix of the rows' own,
-    and `duals` are those of all rows, some rows each. The features that are connected to all labels stay the same. Some
-    labels are dealt with at a time: no array by label holds all dual variables.
+    Those with the largest gradients: the magnitude of ``sum_i a_i y_i x[i, f]`` over the points i with a dual variable
+    a_i, which is the weight that the feature would have, and has from now on. `labels` is the (N, L) CSR matrix of the
+    rows' own, and `duals` are those of all rows, some rows each. The features that are connected to all labels stay the
+    same. Some labels are dealt with at a time: no array by label holds all dual variables.
     """
     n_labels, nothing, rows = len(lists.bias), np.zeros(x.shape[1], np.float32), rows_of(x)
     n = _counts([lists], 0, n_labels) + np.count_nonzero(lists.dense >= 0)
@@ -512,8 +519,8 @@ def sparse_linear_step(x, layer, labels, duals=None, *, C=0.5, slack=0.2):  # no
 
     Notes
     -----
-    Source: Hsieh et al., ICML 2008, section 3, which visits one row at a time and all of them; slack and the choice of rows
-    by the scores before the step are ours. On one processor the bits do not depend on the number of threads.
+    Source: Hsieh et al., ICML 2008, section 3, which visits one row at a time and all of them; slack and the choice of
+    rows by the scores before the step are ours. On one processor the bits do not depend on the number of threads.
 
     Examples
     --------
@@ -555,7 +562,9 @@ def _checked_duals(duals, n_rows, layer):
         duals = canonical("duals", duals)
         duals = duals.indptr.astype(np.int64), duals.indices, duals.data
     if not (isinstance(duals, tuple) and len(duals) == 3):
-        raise TypeError(f"duals must be a tuple (indptr, labels, values) as a step returns it, got {type(duals).__name__}")
+        raise TypeError(
+            f"duals must be a tuple (indptr, labels, values) as a step returns it, got {type(duals).__name__}"
+        )
     _check_place("duals", ("indptr", "labels", "values"), duals, layer)
     indptr = check.integers("duals.indptr", duals[0], (n_rows + 1,), dtype=np.int64)
     labels = check.integers("duals.labels", duals[1], ("n",))

@@ -36,8 +36,8 @@ class _Index(NamedTuple):
 def _records(members, alias, log_popularity):
     """All that a draw inside a cell needs of a column j, in 16 bytes of one cache line, (L, 4) uint32.
 
-    The alias table (`rng.Alias`): ``threshold[j]``, ``members[j]``, ``other[j]``; and ``log_popularity[members[j]]``, the
-    bits of a float32.
+    The alias table (`rng.Alias`): ``threshold[j]``, ``members[j]``, ``other[j]``; and ``log_popularity[members[j]]``,
+    the bits of a float32.
     """
     records = np.empty((len(members), 4), np.uint32)
     for column, values in enumerate((alias.threshold, members, alias.other)):
@@ -191,8 +191,9 @@ class InvertedMultiIndex:
             How much each class counts when k-means places the codewords: not negative, not all zero; all alike by
             default. With the numbers of their training points, the classes that matter most are served best.
         queries : (n, d) float32, on the device of the classes
-            A sample of what will be asked. k-means then makes the error of the scores small, ``mean_q (q . (x - x'))^2``
-            with x' the codewords' sum, instead of ``|x - x'|^2`` (our choice, after R. Guo et al., AISTATS 2016).
+            A sample of what will be asked. k-means then makes the error of the scores small, ``mean_q (q . (x -
+            x'))^2`` with x' the codewords' sum, instead of ``|x - x'|^2`` (our choice, after R. Guo et al., AISTATS
+            2016).
         n_iterations : int
             Of k-means, at most.
 
@@ -203,8 +204,8 @@ class InvertedMultiIndex:
         Raises
         ------
         TypeError, ValueError
-            Wrong dtype, shape or device; numbers that are not finite; an unknown kind or residual; n_codewords out of range; an
-            odd width for "pq"; popularity or weights of the wrong shape, negative or all zero.
+            Wrong dtype, shape or device; numbers that are not finite; an unknown kind or residual; n_codewords out of
+            range; an odd width for "pq"; popularity or weights of the wrong shape, negative or all zero.
         FloatingPointError
             Embeddings so large that the sums of k-means overflow.
 
@@ -266,7 +267,8 @@ class InvertedMultiIndex:
         Raises
         ------
         TypeError, ValueError
-            Wrong dtype, shape or device; classes of another number or width than in `build`; numbers that are not finite.
+            Wrong dtype, shape or device; classes of another number or width than in `build`; numbers that are not
+            finite.
         FloatingPointError
             Embeddings so large that the sums of k-means overflow; the index stays as it was.
         """
@@ -637,9 +639,17 @@ def sampled_softmax(
         wing.scores(queries, classes, ids, scores)
     losses, dtargets, lines = new(n_targets), new(n_targets), (-1, n_samples)
     wing.softmax(
-        scores, ids.reshape(lines), log_q.reshape(lines), target_scores.reshape(-1), labels, log_q_targets, mask_hits,
-        losses, dscores, dtargets,
-    )  # fmt: skip
+        scores,
+        ids.reshape(lines),
+        log_q.reshape(lines),
+        target_scores.reshape(-1),
+        labels,
+        log_q_targets,
+        mask_hits,
+        losses,
+        dscores,
+        dtargets,
+    )
     loss = float(losses.sum(dtype=np.float64))
     if not math.isfinite(loss):
         for name, value in (("queries", queries), ("classes", classes[ids]), ("classes", classes[labels.indices])):
@@ -649,8 +659,9 @@ def sampled_softmax(
         scale = np.float32(1 / max(n_rows, 1))
         loss, dscores, dtargets = loss / max(n_rows, 1), dscores * scale, dtargets * scale
 
-    # the gradient by the scores is a sparse matrix (B, L): its products with classes and queries are those of an embedding.
-    # Below the rows of the targets lie those of the draws: as many, or, where the draws are shared, one for each draw
+    # the gradient by the scores is a sparse matrix (B, L): its products with classes and queries are those of an
+    # embedding. Below the rows of the targets lie those of the draws: as many, or, where the draws are shared, one for
+    # each draw
     def rows_of(indptr, all_ids, weights):
         arrays = (indptr, np.int32), (all_ids, np.int32), (weights, np.float32)
         return sparse.SparseRows(*(backend.asarray(a, device, dtype) for a, dtype in arrays))

@@ -246,13 +246,15 @@ class LogUniformSampler(_TableSampler):
     n_classes : int
         L, in [1, 2^31).
     ranks : (L,) array or sequence of integers, optional
-        The place of each class in the order of falling frequency, from 0; where not given, the classes are sorted: r = i.
+        The place of each class in the order of falling frequency, from 0; where not given, the classes are sorted: r =
+        i.
     device : 'cpu' or 'cuda'
 
     Raises
     ------
     TypeError, ValueError, RuntimeError
-        n_classes out of range; ranks that are no integers, or no permutation; an unknown device, or CUDA where there is none.
+        n_classes out of range; ranks that are no integers, or no permutation; an unknown device, or CUDA where there is
+        none.
 
     Notes
     -----
@@ -306,7 +308,8 @@ class UnigramSampler(_TableSampler):
     Notes
     -----
     Source: Y. Bengio, J.-S. Senecal, "Quick training of probabilistic neural nets by importance sampling", AISTATS 2003
-    (unigram proposals); T. Mikolov et al., "Distributed representations of words and phrases", NIPS 2013 (the power 0.75).
+    (unigram proposals); T. Mikolov et al., "Distributed representations of words and phrases", NIPS 2013 (the power
+    0.75).
 
     Examples
     --------
@@ -440,8 +443,8 @@ class SphereSampler(_KernelSampler):
 
     Notes
     -----
-    Source: G. Blanc, S. Rendle, "Adaptive sampled softmax with kernel based sampling", ICML 2018 (with a tree, which would
-    make a draw logarithmic).
+    Source: G. Blanc, S. Rendle, "Adaptive sampled softmax with kernel based sampling", ICML 2018 (with a tree, which
+    would make a draw logarithmic).
 
     Examples
     --------
@@ -472,8 +475,8 @@ class RFFSampler(_KernelSampler):
     """Draws by positive random features of the exponential kernel; CPU.
 
     ``Q(i | q) ~ phi(q) . phi(c_i)``, ``phi_j(x) = exp(w_j . x - |x|^2 / 2)`` with w_j standard normal: the
-    expectation of the product is ``exp(q . c)``; the query's own norm cancels in Q. It touches all classes. (Fourier features, after which the sampler is
-    named, can make a kernel negative.)
+    expectation of the product is ``exp(q . c)``; the query's own norm cancels in Q. It touches all classes. (Fourier
+    features, after which the sampler is named, can make a kernel negative.)
 
     Parameters
     ----------
@@ -538,8 +541,8 @@ class _Tables(NamedTuple):
 class LSHSampler(_ClassSampler):
     """Draws classes that a hash table puts into the query's bucket, mixed with a little uniform; CPU.
 
-    ``Q(i | q) = u / L + (1 - u) / T sum_t [h_t(i) = h_t(q)] / |bucket|``; an empty bucket counts as uniform. Hashes are the
-    signs of random projections (SimHash). A draw costs O(T), whatever the number of classes.
+    ``Q(i | q) = u / L + (1 - u) / T sum_t [h_t(i) = h_t(q)] / |bucket|``; an empty bucket counts as uniform. Hashes are
+    the signs of random projections (SimHash). A draw costs O(T), whatever the number of classes.
 
     Parameters
     ----------

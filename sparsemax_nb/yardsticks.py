@@ -54,8 +54,8 @@ class SVDSoftmax(_CPULayer):
 
     Notes
     -----
-    Source: K. Shim, M. Lee, I. Choi, Y. Boo, W. Sung, "SVD-softmax: fast softmax approximation on large vocabulary neural
-    networks", NIPS 2017.
+    Source: K. Shim, M. Lee, I. Choi, Y. Boo, W. Sung, "SVD-softmax: fast softmax approximation on large vocabulary
+    neural networks", NIPS 2017.
 
     Examples
     --------
@@ -99,8 +99,8 @@ class SVDSoftmax(_CPULayer):
 class DSoftmax(_CPULayer):
     """Differentiated softmax: frequent classes are scored in many dimensions, rare ones in few; CPU.
 
-    The classes, sorted by their counts, are cut into bins. The rows w_i of a bin are replaced by the nearest ones of rank
-    ``r = widths[i]``, ``w_i ~ a_i @ v_i.T`` with the first r singular vectors v_i of the bin, so its scores are
+    The classes, sorted by their counts, are cut into bins. The rows w_i of a bin are replaced by the nearest ones of
+    rank ``r = widths[i]``, ``w_i ~ a_i @ v_i.T`` with the first r singular vectors v_i of the bin, so its scores are
     ``(h @ v_i) @ a_i.T + bias``. (The paper trains such a layer; here it is made from a trained softmax.)
 
     Parameters

@@ -12,7 +12,8 @@ import os
 import pkgutil
 from pathlib import Path
 
-# That bits do not depend on the number of threads shows with two of them, also on one core. Read when Numba is imported.
+# That bits do not depend on the number of threads shows with two of them, also on one core. Read when Numba is
+# imported.
 os.environ.setdefault("NUMBA_NUM_THREADS", str(max(2, len(os.sched_getaffinity(0)))))
 
 import numba

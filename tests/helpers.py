@@ -88,14 +88,19 @@ def shared_arrays(n_labels, n_inputs, fan_in, group_size, seed=0, bfloat16=False
 
 def sparse_rows(n_rows, n_features, seed=0, density=0.4):
     """`SparseRows` with normal weights."""
-    matrix = scipy.sparse.csr_matrix(normal(seed, n_rows, n_features) * label_matrix(n_rows, n_features, seed + 1, density).toarray())
+    matrix = scipy.sparse.csr_matrix(
+        normal(seed, n_rows, n_features) * label_matrix(n_rows, n_features, seed + 1, density).toarray()
+    )
     return SparseRows(matrix.indptr.astype(np.int64), matrix.indices, matrix.data)
 
 
 def feature_lists(n_labels, n_features, seed=0):
     """`FeatureLists` with normal weights; the features whose share of the labels is large are connected to all."""
     weights = normal(seed, n_labels, n_features) * label_matrix(n_labels, n_features, seed + 1, 0.12).toarray()
-    weights[:, ::5] = normal(seed + 2, n_labels, n_features)[:, ::5] * (label_matrix(n_labels, n_features, seed, 0.5).toarray()[:, ::5])
+    weights[:, ::5] = (
+        normal(seed + 2, n_labels, n_features)[:, ::5]
+        * (label_matrix(n_labels, n_features, seed, 0.5).toarray()[:, ::5])
+    )
     return SparseLinear(scipy.sparse.csr_matrix(weights), normal(seed + 3, n_labels)).arrays
 
 

@@ -34,8 +34,9 @@ from sparsemax_nb.cuda import full_softmax as cuda_softmax
 from sparsemax_nb.cuda import group_shared as cuda_groups
 from sparsemax_nb.cuda import launch
 from sparsemax_nb.cuda import linear as cuda_linear
-from sparsemax_nb.cuda import top_k as cuda_top_k
 from sparsemax_nb.cuda import matmul as cuda_matmul
+from sparsemax_nb.cuda import top_k as cuda_top_k
+from sparsemax_nb.midx import _Index, _records
 from sparsemax_nb.reference import (
     activations,
     bfloat16,
@@ -58,9 +59,16 @@ from sparsemax_nb.reference import (
     unstructured,
 )
 
-from sparsemax_nb.midx import _Index, _records
-
-from .helpers import assert_close, feature_lists, integers, label_matrix, layer_arrays, normal, shared_arrays, sparse_rows
+from .helpers import (
+    assert_close,
+    feature_lists,
+    integers,
+    label_matrix,
+    layer_arrays,
+    normal,
+    shared_arrays,
+    sparse_rows,
+)
 
 RATES = formulas.Rates(*map(np.float32, (0.125, 0.875, 0.984375, 0.001)))
 SEED = np.uint64(12345678901234567890)
@@ -272,7 +280,10 @@ def make_forward_of_lists(shape):
 def make_top_k_of_lists(shape):
     n_rows, n_features, n_labels, k = shape
     layer, x = feature_lists(n_labels, n_features), sparse_rows(n_rows, n_features)
-    layer, x = layer._replace(values=np.round(layer.values), bias=np.round(layer.bias)), x._replace(weights=np.round(2 * x.weights))
+    layer, x = (
+        layer._replace(values=np.round(layer.values), bias=np.round(layer.bias)),
+        x._replace(weights=np.round(2 * x.weights)),
+    )
     outputs = unwritten(n_rows, k), unwritten(n_rows, k, dtype=np.int32)
     return Task((x, layer, *outputs), lambda: check_top_k(outputs, linear.top_k(x, layer, k)))
 
@@ -281,7 +292,10 @@ def make_update_of_lists(shape):
     """Pairs by label, then row: all of a row's own labels, and half of the others."""
     n_rows, n_features, n_labels = shape
     layer, x = feature_lists(n_labels, n_features), sparse_rows(n_rows, n_features)
-    own, some = (a.reshape(n_labels, n_rows) > 0 for a in (integers(3, 0, 2, n_labels * n_rows), integers(4, 0, 2, n_labels * n_rows)))
+    own, some = (
+        a.reshape(n_labels, n_rows) > 0
+        for a in (integers(3, 0, 2, n_labels * n_rows), integers(4, 0, 2, n_labels * n_rows))
+    )
     duals = np.abs(normal(5, n_labels, n_rows)) * (own | some)
     labels, rows = np.nonzero(own | some)
     starts = np.concatenate([[0], np.flatnonzero(np.diff(labels)) + 1, [len(labels)]])
@@ -1080,7 +1094,10 @@ def _operations():
     yield operation("linear.forward", make_forward_of_lists, small, large)
     small, large = ((1, 1, 1, 1), (3, 7, 5, 5), (4, 9, 33, 3)), ((0, 3, 2, 2), (33, 65, 19, 7), (5, 30, 330, 100))
     yield operation("linear.top_k", make_top_k_of_lists, small, large)
-    small, large = ((1, 1, 1, 1), (3, 5, 7, 3), (2, 20, 33, 5)), ((0, 3, 4, 2), (33, 32, 65, 32), (9, 20, 100, 20))  # (B, K, L, k)
+    small, large = (
+        ((1, 1, 1, 1), (3, 5, 7, 3), (2, 20, 33, 5)),
+        ((0, 3, 4, 2), (33, 32, 65, 32), (9, 20, 100, 20)),
+    )  # (B, K, L, k)
     yield operation("co_occurrence.rerank", make_rerank, small, large)
     update = functools.partial(cuda_linear._update, block=8) if placement.SIMULATOR else cuda_linear._update
     small, large = ((1, 1, 1), (2, 5, 3)), ((9, 65, 19), (7, 40, 33))

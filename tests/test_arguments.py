@@ -186,7 +186,14 @@ def test_a_classifiers_data_stays_as_it_is():
     x, y = frozen(unsorted(x)), frozen(unsorted(twice(y)))
     before = [a.tobytes() for m in (x, y) for a in (m.data, m.indices, m.indptr)]
     model = train.Classifier(
-        architecture="network", embedding=4, intermediate=8, fan_in=2, epochs=1, batch_size=4, device="cpu", progress=False
+        architecture="network",
+        embedding=4,
+        intermediate=8,
+        fan_in=2,
+        epochs=1,
+        batch_size=4,
+        device="cpu",
+        progress=False,
     )
     model.fit(x, y)
     model.predict(x, k=2), model.evaluate(x, y), model.score(x, y)

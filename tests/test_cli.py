@@ -80,7 +80,9 @@ def test_predictions_can_be_read_whatever_the_names_hold(folder, tmp_path, monke
         "\x00",
         "z",
     ]
-    model = cli.train.Classifier(architecture="network", embedding=8, intermediate=16, fan_in=4, epochs=1, device="cpu", progress=False)
+    model = cli.train.Classifier(
+        architecture="network", embedding=8, intermediate=16, fan_in=4, epochs=1, device="cpu", progress=False
+    )
     points = data.load(folder).train
     model.fit(points.features, points.labels).save(tmp_path / "m.st", names)
     command = [

@@ -143,7 +143,10 @@ def test_of_sequences(items, tmp_path):
     ids=["without a bias", "with a bias"],
 )  # fmt: skip
 def test_of_a_classifier(corpus, tmp_path, options, width):
-    model, given = tmp_path / "given.st", ["--device", "cpu", "--quiet", "--architecture", "network", "--embedding", "16", "--data", str(corpus)]
+    model, given = (
+        tmp_path / "given.st",
+        ["--device", "cpu", "--quiet", "--architecture", "network", "--embedding", "16", "--data", str(corpus)],
+    )
     rest = ["--epochs", "8", "--learning-rate", "0.02", "--batch-size", "20", "--save", str(model)]
     assert cli.main(["train", "classifier", *given, *options, *rest]) == 0
     folder = tmp_path / "out"
@@ -299,7 +302,14 @@ def test_labels_without_a_point_do_not_upset_it(corpus, tmp_path):
         labels.data[labels.indices < 3] = 0
         labels.eliminate_zeros()
         data.write_xc(tmp_path / f"{part}.txt", points.features, labels)
-    params = {"architecture": "network", "output": "dense", "embedding": 8, "epochs": 3, "device": "cpu", "progress": False}
+    params = {
+        "architecture": "network",
+        "output": "dense",
+        "embedding": 8,
+        "epochs": 3,
+        "device": "cpu",
+        "progress": False,
+    }
     train.Classifier(**params).fit(points.features, labels).save(tmp_path / "m.st")
     result = run(tmp_path, tmp_path, "--first-experts", "2", "--n-experts", "2")
     assert 0 < result["test"][0]["top-1"] <= 1 and all(np.isfinite(epoch["loss"]) for epoch in result["epochs"])

@@ -60,7 +60,9 @@ def test_pairs_that_occur_least_are_left_out_where_there_are_too_many(monkeypatc
 
 def test_rerank_equals_reference(backend):
     counts = CoOccurrence(LABELS, device=backend.device)
-    for n_rows, n in ((1, 1), (3, 20)) if placement.SIMULATOR and backend.device == "cuda" else ((1, 1), (0, 5), (40, 30)):
+    for n_rows, n in (
+        ((1, 1), (3, 20)) if placement.SIMULATOR and backend.device == "cuda" else ((1, 1), (0, 5), (40, 30))
+    ):
         scores, ids = candidates(n_rows, n)
         for k in {1, n}:
             got = rerank(backend.array(scores), backend.array(ids), counts, k, weight=0.3)
@@ -101,7 +103,9 @@ def test_bad_input():
         r"ids must have shape \(3, 5\)": lambda: rerank(scores, ids[:2], counts),
         "k must be between 1 and 5": lambda: rerank(scores, ids, counts, 6),
         r"weight must lie in \[0, 1000000.0\], got -1": lambda: rerank(scores, ids, counts, weight=-1),
-        "K .the width of scores. must": lambda: rerank(np.zeros((1, 33), np.float32), np.arange(33, dtype=np.int32)[None], counts),
+        "K .the width of scores. must": lambda: rerank(
+            np.zeros((1, 33), np.float32), np.arange(33, dtype=np.int32)[None], counts
+        ),
         "labels must be a SciPy sparse matrix": lambda: CoOccurrence(LABELS.toarray()),
         "the number of points must be at least 1": lambda: CoOccurrence(LABELS[:0]),
         "the width of labels must be between 30": lambda: counts.extended(LABELS[:, :20]),

@@ -7,8 +7,8 @@ import numba
 import numpy as np
 import pytest
 
-from sparsemax_nb.cpu import full_softmax, lstm
 from sparsemax_nb.cpu import exp as exp_wing
+from sparsemax_nb.cpu import full_softmax, lstm
 from sparsemax_nb.cpu.exp import exp, exp_nonpositive
 from sparsemax_nb.reference.lstm import sigmoid
 

@@ -38,8 +38,8 @@ from .helpers import (
     normal,
     place_labels,
     place_layer,
-    tolerance,
     threads,
+    tolerance,
 )
 
 #: (B, H, L, K): no rows; one of everything; K = H; odd; more labels than the CPU scores at a time; many blocks of rows.

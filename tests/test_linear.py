@@ -180,7 +180,9 @@ def test_label_shards_trained_apart_come_to_the_bits_of_the_whole():
 
 def test_forward_and_top_k(backend):
     x, labels = points(*((4, 9, 7) if placement.SIMULATOR and backend.device == "cuda" else (40, 60, 90)))
-    weights = scipy.sparse.csr_matrix(normal(1, labels.shape[1], x.shape[1]) * (normal(2, labels.shape[1], x.shape[1]) > 0.7))
+    weights = scipy.sparse.csr_matrix(
+        normal(1, labels.shape[1], x.shape[1]) * (normal(2, labels.shape[1], x.shape[1]) > 0.7)
+    )
     layer = SparseLinear(weights, normal(3, labels.shape[1]), device=backend.device)
     given = x if backend.device == "cpu" else tuple(map(backend.array, rows_of(x)))
     want = x.toarray().astype(np.float64) @ weights.toarray().T + placement.to_numpy(layer.bias)
@@ -241,12 +243,16 @@ def test_features_from_errors_are_those_of_the_largest_gradients(monkeypatch, at
     assert 0 < dense.sum() < 40
     duals = [sparse_linear_step(x[rows], layer, labels[rows], C=2) for rows in (slice(0, 25), slice(25, 60))]
     duals = [Duals(*some) for _, some in duals]
-    signed = np.concatenate([dense_duals(d, (len(d.indptr) - 1, 30)) for d in duals]) * np.where(labels.toarray() > 0, 1, -1)
+    signed = np.concatenate([dense_duals(d, (len(d.indptr) - 1, 30)) for d in duals]) * np.where(
+        labels.toarray() > 0, 1, -1
+    )
     turned = scipy.sparse.csr_matrix(signed.T)
     by_label, known = SparseRows(turned.indptr, turned.indices, turned.data), linear.slots(layer.arrays) >= 0
     ids = scipy.sparse.csr_matrix(known)
     room = np.maximum(1, 0.5 * known.sum(1)).astype(int)
-    wanted = feature_choice.choose_features(by_label, rows_of(x), np.zeros(40), (ids.indptr, ids.indices), room, True, 40)
+    wanted = feature_choice.choose_features(
+        by_label, rows_of(x), np.zeros(40), (ids.indptr, ids.indices), room, True, 40
+    )
     want = layer.weights.toarray()
     for label, (features, sums) in enumerate(wanted):
         want[label, features] = sums
@@ -312,7 +318,10 @@ def test_no_rows(backend):
 def test_measures_of_minus_infinity_choose_nothing():
     """A kernel must not take the -1 that stands for them as an index."""
     x = scipy.sparse.csr_matrix(np.ones((2, 3), np.float32))
-    by_label, known = SparseRows(np.array([0, 2]), np.arange(2, dtype=np.int32), np.ones(2, np.float32)), (np.zeros(2, int), np.empty(0, np.int32))
+    by_label, known = (
+        SparseRows(np.array([0, 2]), np.arange(2, dtype=np.int32), np.ones(2, np.float32)),
+        (np.zeros(2, int), np.empty(0, np.int32)),
+    )
     expected = np.array([np.inf, 0, np.inf], np.float32)
     indptr, ids, sums = chosen(by_label, rows_of(x), expected, known, np.array([2]), False)
     assert (indptr.tolist(), ids.tolist(), sums.tolist()) == ([0, 1], [1], [2])
@@ -360,8 +369,12 @@ def test_bad_input():
         "x must not repeat a feature inside one row": lambda: sparse_linear_forward(
             (np.array([0, 2]), np.array([1, 1]), np.ones(2, np.float32)), layer
         ),
-        "x.ids must lie in": lambda: sparse_linear_forward((np.array([0, 1]), np.array([10]), np.ones(1, np.float32)), layer),
-        "x.indptr must rise from 0": lambda: sparse_linear_forward((np.array([0, 2]), np.array([1]), np.ones(1, np.float32)), layer),
+        "x.ids must lie in": lambda: sparse_linear_forward(
+            (np.array([0, 1]), np.array([10]), np.ones(1, np.float32)), layer
+        ),
+        "x.indptr must rise from 0": lambda: sparse_linear_forward(
+            (np.array([0, 2]), np.array([1]), np.ones(1, np.float32)), layer
+        ),
         "at_least must be at least 1, got 0": lambda: SparseLinear.choose(x, labels, at_least=0),
         "x and labels must have as many rows": lambda: SparseLinear.choose(x[:5], labels),
         "weights must be a SciPy sparse matrix": lambda: SparseLinear(np.ones((2, 3))),

@@ -1,7 +1,7 @@
 """An offset that all scores of a row have in common changes neither loss nor gradient nor probabilities.
 
-The scores are integers (for the largest offset multiples of 8), so that float32 holds them with the offset, too: then only
-what is computed from them can lose digits.
+The scores are integers (for the largest offset multiples of 8), so that float32 holds them with the offset, too: then
+only what is computed from them can lose digits.
 """
 
 import numpy as np

@@ -26,7 +26,7 @@ import numpy as np
 import scipy.sparse
 from lesson import BLUE, GREY, ORANGE, check, plt, show, size
 
-from sparsemax_nb import FixedFanIn, SGD, fixed_fan_in_backward, fixed_fan_in_forward, fixed_fan_in_step
+from sparsemax_nb import SGD, FixedFanIn, fixed_fan_in_backward, fixed_fan_in_forward, fixed_fan_in_step
 
 random = np.random.default_rng(0)
 

@@ -281,7 +281,15 @@ show(figure, "04_two_heaps")
 
 # %%
 hidden, epochs = size(1024, 128), size(4, 2)
-common = {"architecture": "network", "fan_in": K, "rewire_every": 100, "learning_rate": 2e-3, "dropout": 0.0, "epochs": epochs, "device": "cpu"}
+common = {
+    "architecture": "network",
+    "fan_in": K,
+    "rewire_every": 100,
+    "learning_rate": 2e-3,
+    "dropout": 0.0,
+    "epochs": epochs,
+    "device": "cpu",
+}
 contestants = {
     "sparse": {"intermediate": None},
     "sparse, wide layer frozen": {"intermediate": hidden, "intermediate_rate": 1e-9},

@@ -1,6 +1,7 @@
 """Answers to the exercises, right ones and wrong ones: the tests put them in and look at what the checks say.
 
-Try first! ``ANSWERS[tutorial][exercise]`` is (right, wrong, wrong, ...), source that takes the place of the exercise's cell.
+Try first! ``ANSWERS[tutorial][exercise]`` is (right, wrong, wrong, ...), source that takes the place of the exercise's
+cell.
 """
 
 ANSWERS = {

@@ -29,7 +29,8 @@ def flat(rows):
 def inverted_file(rows, n_probed):
     """Vectors in about 4 sqrt(L) lists by k-means; those of the nearest `n_probed` are looked at.
 
-    One more coordinate makes all vectors equally long: then the nearest one has the largest product, and lists have meaning.
+    One more coordinate makes all vectors equally long: then the nearest one has the largest product, and lists have
+    meaning.
     """
     faiss, squares = _faiss(), (rows**2).sum(1)
     longer = np.column_stack([rows, np.sqrt(squares.max() - squares)])

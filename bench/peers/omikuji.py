@@ -22,7 +22,9 @@ def _write(path, x, y):
         for row in range(x.shape[0]):
             labels = y.indices[y.indptr[row] : y.indptr[row + 1]]
             some = slice(x.indptr[row], x.indptr[row + 1])
-            pairs = " ".join(f"{i}:{w:.7g}" for i, w in zip(x.indices[some].tolist(), x.data[some].tolist(), strict=True))
+            pairs = " ".join(
+                f"{i}:{w:.7g}" for i, w in zip(x.indices[some].tolist(), x.data[some].tolist(), strict=True)
+            )
             file.write(f"{','.join(map(str, labels.tolist()))} {pairs}\n")
 
 
@@ -50,7 +52,9 @@ def train_and_ask(form, x, y, test_x, *, folder, threads, k=5):
     model = omikuji.Model.train_on_data(str(path), parameters, threads)
     seconds = time.perf_counter() - start
     model.save(str(folder / "model"))
-    size = sum(os.path.getsize(os.path.join(where, file)) for where, _, files in os.walk(folder / "model") for file in files)
+    size = sum(
+        os.path.getsize(os.path.join(where, file)) for where, _, files in os.walk(folder / "model") for file in files
+    )
     peak = peak_rss()  # before the rows become lists
     rows, ids = _pairs(test_x), np.full((test_x.shape[0], k), -1, np.int32)
     start = time.perf_counter()

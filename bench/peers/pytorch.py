@@ -271,8 +271,9 @@ def _keep_memory():
 def language_step(tokens, targets, table, bias, layers, clip, learning_rate):
     """A language model's whole step: embedding, LSTM layers, full softmax with tied weights, autograd, clipping, fused Adam.
 
-    tokens, targets (T, B); table (L, H), bias (L,) of the words; `layers` as for `lstm`. The softmax goes over some rows at
-    a time, 2^24 or 2^26 logits, whichever is faster, and freed memory is kept. `run` returns the loss before the step.
+    tokens, targets (T, B); table (L, H), bias (L,) of the words; `layers` as for `lstm`. The softmax goes over some
+    rows at a time, 2^24 or 2^26 logits, whichever is faster, and freed memory is kept. `run` returns the loss before
+    the step.
     """
     device = backend.device_of(table)
     torch = _torch(device)
@@ -328,11 +329,11 @@ def adaptive_softmax(
 ):
     """``AdaptiveLogSoftmaxWithLoss`` trained on contexts; the best classes by its `log_prob`, and multiply-adds of a query.
 
-    The most frequent classes, which together make up the first of `shares` of all that occur, are the head; those up to the
-    second share the first cluster, of a quarter of the width, the others the second, of a sixteenth. It starts from the
-    trained rows (L, d) - of a cluster, their best approximation of its width - and is trained by Adam, whose rate falls
-    linearly to a tenth: the settings that gave the best top-1 of those tried. `contexts` are ``(h, targets)``; of several
-    labels of a context, each is one target. The weights are kept at `path`, and read where they are there.
+    The most frequent classes, which together make up the first of `shares` of all that occur, are the head; those up to
+    the second share the first cluster, of a quarter of the width, the others the second, of a sixteenth. It starts from
+    the trained rows (L, d) - of a cluster, their best approximation of its width - and is trained by Adam, whose rate
+    falls linearly to a tenth: the settings that gave the best top-1 of those tried. `contexts` are ``(h, targets)``; of
+    several labels of a context, each is one target. The weights are kept at `path`, and read where they are there.
     """
     torch = _torch("cpu")
     order = np.argsort(-counts, kind="stable")  # the layer wants classes by frequency

@@ -1,7 +1,8 @@
 """PECOS XR-Linear: the program that a Python with PECOS runs for bench.pecos, ``python -I xr_linear.py FOLDER OPTIONS``.
 
-FOLDER holds train_x, train_y and test_x (.npz, SciPy CSR float32). It gets `model`, and ids.npy: the five best labels of the
-test points, -1 where there are fewer. The figures are printed as JSON. A model of the same options that is there is not trained again.
+FOLDER holds train_x, train_y and test_x (.npz, SciPy CSR float32). It gets `model`, and ids.npy: the five best labels
+of the test points, -1 where there are fewer. The figures are printed as JSON. A model of the same options that is there
+is not trained again.
 """
 
 import importlib.metadata

@@ -1,8 +1,8 @@
 """Alias tables: a draw from n fixed probabilities costs two random words and one look, whatever n is.
 
 Source: A. Walker, "An efficient method for generating discrete random variables with general distributions", ACM TOMS
-1977; built in O(n) as in M. Vose, "A linear algorithm for generating random numbers with a given distribution", IEEE TSE
-1991.
+1977; built in O(n) as in M. Vose, "A linear algorithm for generating random numbers with a given distribution", IEEE
+TSE 1991.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
 """Models on disk: safetensors files with a JSON description in the header.
 
-They are read and written here, not by the library of that name: it maps files into memory, so that one which is overwritten
-kills its reader, orders its header at random, and says nothing of the path where a disk is full.
+They are read and written here, not by the library of that name: it maps files into memory, so that one which is
+overwritten kills its reader, orders its header at random, and says nothing of the path where a disk is full.
 """
 
 import contextlib
@@ -21,13 +21,23 @@ FORMAT = "sparsemax_nb"
 VERSION = 6
 #: NumPy's types by their names in a file.
 DTYPES = {
-    "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "<i1", "U64": "<u8",
-    "U32": "<u4", "U16": "<u2", "U8": "<u1",
-}  # fmt: skip
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "<i1",
+    "U64": "<u8",
+    "U32": "<u4",
+    "U16": "<u2",
+    "U8": "<u1",
+}
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 #: The most bytes that the format allows a header.
 MOST_HEADER = 100_000_000
-#: A description with more characters, such as one with the names of a million labels, is stored as the array of this name.
+#: A description with more characters, such as one with the names of a million labels, is stored as the array of this
+#: name.
 MOST_DESCRIPTION, DESCRIPTION = 1 << 20, "__description__"
 #: What the parts of a damaged description raise as they are put together.
 BROKEN = LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError
@@ -74,7 +84,8 @@ def whole(path, what):
 def save(path, kind, arrays, description):
     """Write NumPy `arrays` (name -> array) and a JSON-able `description`; equal ones give equal bytes.
 
-    bfloat16 arrays are stored as their `bits`. The file appears, or is replaced, once it is complete: see `files.writing`.
+    bfloat16 arrays are stored as their `bits`. The file appears, or is replaced, once it is complete: see
+    `files.writing`.
     """
     metadata, arrays = {"format": FORMAT, "version": str(VERSION), "kind": kind}, dict(arrays)
     text = json.dumps(description, ensure_ascii=False)

@@ -25,8 +25,8 @@ class SharedConnections(NamedTuple):
 class FeatureLists(NamedTuple):
     """A linear layer over sparse features: list f holds the labels that feature f is connected to, ascending.
 
-    A feature that many labels have chosen is connected to all of them: its list is empty, its weights are the L entries of
-    `values` from ``dense[f]`` on, which is -1 for every other feature.
+    A feature that many labels have chosen is connected to all of them: its list is empty, its weights are the L entries
+    of `values` from ``dense[f]`` on, which is -1 for every other feature.
     """
 
     indptr: np.ndarray  # (F + 1,) int64

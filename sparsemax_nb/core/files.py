@@ -1,7 +1,8 @@
 """Writing files: whole or not at all.
 
-A file is written under a name of its own in the folder where it belongs, flushed to disk, then renamed: whoever opens the
-path finds the old file or the new one, also after a crash or a full disk, and also where several processes write at once.
+A file is written under a name of its own in the folder where it belongs, flushed to disk, then renamed: whoever opens
+the path finds the old file or the new one, also after a crash or a full disk, and also where several processes write at
+once.
 """
 
 import contextlib
@@ -23,14 +24,14 @@ STEM = 200
 def writing(path):
     """A binary file, open for writing and reading, that takes the place of `path` once the block has ended without an error.
 
-    Symbolic links are followed. A new file gets the permissions that ``open`` would give it, else those of the old one stay.
-    What is there and is no regular file (a device, a pipe, /dev/stdout) is written to directly.
+    Symbolic links are followed. A new file gets the permissions that ``open`` would give it, else those of the old one
+    stay. What is there and is no regular file (a device, a pipe, /dev/stdout) is written to directly.
 
     Raises
     ------
     OSError
-        There is no such folder, `path` is one, the file or folder is read-only, or the disk is full: the message names `path`,
-        ``errno`` says what it was. The old file is as it was, and the temporary one is gone.
+        There is no such folder, `path` is one, the file or folder is read-only, or the disk is full: the message names
+        `path`, ``errno`` says what it was. The old file is as it was, and the temporary one is gone.
     """
     try:
         target = _target(path)

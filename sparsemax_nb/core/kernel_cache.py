@@ -1,10 +1,10 @@
 """Compiled kernels on disk: a file for each kernel and signature, named by the content of all that is compiled into it.
 
-Numba's own cache compares the source file of a kernel alone: an edit of ``core/formulas.py``, which is compiled into kernels
-of many files, would go unnoticed. It also needs a folder that can be written, or refuses to decorate a function at all. And
-two processes that compile one kernel for different types at once may number their files alike, so that one of them later
-loads the code of the other. Here the name of a file is a hash of everything that its code depends on: what is found is
-right, whoever wrote it, and several checkouts can share a folder.
+Numba's own cache compares the source file of a kernel alone: an edit of ``core/formulas.py``, which is compiled into
+kernels of many files, would go unnoticed. It also needs a folder that can be written, or refuses to decorate a function
+at all. And two processes that compile one kernel for different types at once may number their files alike, so that one
+of them later loads the code of the other. Here the name of a file is a hash of everything that its code depends on:
+what is found is right, whoever wrote it, and several checkouts can share a folder.
 """
 
 import ast

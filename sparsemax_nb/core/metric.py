@@ -8,15 +8,16 @@ import numpy as np
 
 from . import threads
 
-#: So much of the mean variance is added in every direction: what no query of the sample has shown still counts a little.
+#: So much of the mean variance is added in every direction: what no query of the sample has shown still counts a
+#: little.
 RIDGE = 1e-3
 
 
 def score_metric(queries):
     """G and its inverse, (d, d) float64, for which ``|v G|^2`` is proportional to ``mean_q (q . v)^2`` (and a ridge).
 
-    ``G G.T = M / (tr M / d) + RIDGE I`` with ``M = mean_q q q.T``; G is lower triangular. Bits do not depend on the number
-    of threads.
+    ``G G.T = M / (tr M / d) + RIDGE I`` with ``M = mean_q q q.T``; G is lower triangular. Bits do not depend on the
+    number of threads.
 
     Parameters
     ----------

@@ -118,8 +118,8 @@ def valid_csr(name, matrix):
 def _structure_of_positives(name, matrix, keep_order):
     """(indices, indptr) of the entries of a SciPy sparse matrix that are not zero, those stored twice being summed first.
 
-    Nothing is written to the arrays of `matrix`. With `keep_order`, ids that no row stores twice stay in the order in which
-    they are stored. Errors as for `valid_csr`.
+    Nothing is written to the arrays of `matrix`. With `keep_order`, ids that no row stores twice stay in the order in
+    which they are stored. Errors as for `valid_csr`.
     """
     matrix = valid_csr(name, matrix)
     if not matrix.has_canonical_format:

@@ -17,8 +17,9 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import CPUDispatcher
 from numba.np.ufunc import parallel
 
-#: A kernel that reads fewer numbers (1 MiB of float32), or multiplies 16 times as many, is left to one thread: that takes a few
-#: tenths of a millisecond. Where other processes use the cores, GNU OpenMP's threads spin for milliseconds, waiting for each other.
+#: A kernel that reads fewer numbers (1 MiB of float32), or multiplies 16 times as many, is left to one thread: that
+#: takes a few tenths of a millisecond. Where other processes use the cores, GNU OpenMP's threads spin for milliseconds,
+#: waiting for each other.
 SMALL = 1 << 18
 
 #: Of Numba's threading layers, the one that must not be entered by two threads at once: it would end the process.
@@ -42,12 +43,12 @@ def n_numbers(arguments):
 class ParallelKernel(CPUDispatcher):
     """A function that Numba has compiled with ``parallel=True``, called from Python.
 
-    Any number of Python's threads may call it at once, also after a fork; and small work is done by one thread. Calls from
-    other compiled functions do not come by here: their caller has.
+    Any number of Python's threads may call it at once, also after a fork; and small work is done by one thread. Calls
+    from other compiled functions do not come by here: their caller has.
     """
 
-    #: ``work(*arguments)``: how many numbers the kernel reads, or a 16th of its multiply-adds; where that is not given, as many
-    #: as its arrays hold.
+    #: ``work(*arguments)``: how many numbers the kernel reads, or a 16th of its multiply-adds; where that is not given,
+    #: as many as its arrays hold.
     work = None
 
     def __call__(self, *arguments):
@@ -80,8 +81,8 @@ _n_users, _numbers_before = 0, []
 def _set_blas_threads(numbers):
     """Give each BLAS library of the process its number of threads.
 
-    threadpoolctl (from 3.7 on) ignores what a thread sets as long as another one lives that has set something before: here the
-    lock does what that is for.
+    threadpoolctl (from 3.7 on) ignores what a thread sets as long as another one lives that has set something before:
+    here the lock does what that is for.
     """
     release = getattr(threadpoolctl.OpenBLASController, "clear_controlling_thread", lambda **_: None)
     release(force=True)
@@ -132,10 +133,10 @@ def _after_fork():
 def _after_fork_in_child():
     """Make kernels callable in the new process.
 
-    GNU OpenMP is not made for forks: Numba ends a process that enters it with its parent's pool of threads, which are gone.
-    But a thread that works alone needs no pool, and one that the new process starts gets a pool of its own. So the thread
-    that has come through the fork works alone from now on, in all code that Numba has compiled, and Numba is told that its
-    library starts here.
+    GNU OpenMP is not made for forks: Numba ends a process that enters it with its parent's pool of threads, which are
+    gone. But a thread that works alone needs no pool, and one that the new process starts gets a pool of its own. So
+    the thread that has come through the fork works alone from now on, in all code that Numba has compiled, and Numba is
+    told that its library starts here.
     """
     global _forked_thread, _n_users
     _after_fork()

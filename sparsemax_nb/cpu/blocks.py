@@ -86,7 +86,8 @@ def step_shapes(n_rows, n_inputs, n_labels, fan_in, chunk):
     }
 
 
-#: At most one workspace that no step is using, with its shapes. Fresh pages from the system would cost a tenth of a step.
+#: At most one workspace that no step is using, with its shapes. Fresh pages from the system would cost a tenth of a
+#: step.
 _free = []
 
 

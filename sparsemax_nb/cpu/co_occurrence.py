@@ -42,4 +42,6 @@ def rerank(scores, ids, pairs, weight, top_scores, top_ids):
                     if not taken[c]:
                         other = ids[b, c]
                         points, others = pairs.label_counts[label], pairs.label_counts[other]
-                        support[c] += factor * mutual_information(together(pairs, label, other), points, others, pairs.n_rows)
+                        support[c] += factor * mutual_information(
+                            together(pairs, label, other), points, others, pairs.n_rows
+                        )

@@ -22,7 +22,8 @@ ZERO, ONE, NAN = np.float32(0), np.float32(1), np.float32(np.nan)
 NOISE = rng.NOISE
 #: Rows of one expert that one thread takes.
 TILE = 512
-#: Of these, so many at a time are packed into panels, for so many rows of the batch: what exists for them fits the L2 cache.
+#: Of these, so many at a time are packed into panels, for so many rows of the batch: what exists for them fits the L2
+#: cache.
 WIDTH, ROWS = 64, 256
 
 
@@ -203,8 +204,9 @@ def _find(ids, wanted):
 def _row_loss(scores, value, held, wanted, n_classes, scale):
     """Loss of one row and the gradient by its gate value; the scores become their gradient.
 
-    Everything is counted from the best score: what the scores have in common cancels before anything is rounded. The loss of
-    a label is ``log(total) + (largest - logit)``, the logits being ``value (score - best) + shift + largest``, or 0.
+    Everything is counted from the best score: what the scores have in common cancels before anything is rounded. The
+    loss of a label is ``log(total) + (largest - logit)``, the logits being ``value (score - best) + shift + largest``,
+    or 0.
     """
     lanes, n_wanted, n_absent = np.empty(WIDE, np.float32), np.float32(wanted.size), np.float32(n_classes - held.size)
     best = _largest(scores, lanes) if held.size > 0 else ZERO

@@ -12,15 +12,37 @@ from numba import prange
 
 from ..core import backend, rng
 from .blocks import (
-    clear, list_shapes, merge_lists, new_blocks, pack, splits_of, step_shapes, unpack_sum, work_of_rows, workspace,
-)  # fmt: skip
+    clear,
+    list_shapes,
+    merge_lists,
+    new_blocks,
+    pack,
+    splits_of,
+    step_shapes,
+    unpack_sum,
+    work_of_rows,
+    workspace,
+)
 from .losses import losses_and_slopes
 from .optimizers import update_range
 from .top_k import LISTED, WORST, enters, insert, of_layer, shapes_of_layer
 from .vector import (
-    LANES, add, aligned, any_above, any_nonzero, dot, dots, fma, item, load, mul, prefetch_range, splat, store,
+    LANES,
+    add,
+    aligned,
+    any_above,
+    any_nonzero,
+    dot,
+    dots,
+    fma,
+    item,
+    load,
+    mul,
+    prefetch_range,
+    splat,
+    store,
     transpose,
-)  # fmt: skip
+)
 
 _r = backend.cpu_formulas(rng)
 random_word, below, symmetric = _r.random_word, _r.below, _r.symmetric
@@ -167,8 +189,8 @@ def _backward_of_inputs(layer, dscores, dblocks, b, s):
 
 @backend.njit_parallel(work=work_of_rows)
 def _backward(x, layer, dscores, dx, dvalues, dbias, blocks, dblocks):
-    # The parallel loops only call functions, not inlined ones: what a parallel loop's own body writes into the arrays of
-    # a tuple is lost (numba 0.68).
+    # The parallel loops only call functions, not inlined ones: what a parallel loop's own body writes into the arrays
+    # of a tuple is lost (numba 0.68).
     n_labels = layer.indices.shape[0]
     pack(x, blocks)
     for chunk in prange((n_labels + CHUNK - 1) // CHUNK):
@@ -278,9 +300,20 @@ def _step(x, layer, positives, loss, optimizer, rates, values_moments, bias_mome
         for part in prange((n + CHUNK - 1) // CHUNK):
             stop = min(n, (part + 1) * CHUNK)
             _step_of_labels(
-                x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, label_loss,
-                work, first, part * CHUNK, stop,
-            )  # fmt: skip
+                x,
+                layer,
+                positives,
+                loss,
+                optimizer,
+                rates,
+                values_moments,
+                bias_moments,
+                label_loss,
+                work,
+                first,
+                part * CHUNK,
+                stop,
+            )
         for part in prange(n_blocks * n_splits):
             _step_of_inputs(layer, work, part // n_splits, part % n_splits, first, n)
     unpack_sum(work.dblocks, dx)
@@ -291,8 +324,8 @@ def step(x, layer, positives, loss, optimizer, rates, values_moments, bias_momen
 
     Two turns: a range of labels is scored, differentiated and updated by its owner; then each block of rows collects dx
     from the gradients by these labels' scores and their old values. So the inputs and dx do not compete for the L2
-    cache. Where all gradients of a block of rows are zero (squared hinge: every score on the right side of its margin), a
-    label costs its scores only.
+    cache. Where all gradients of a block of rows are zero (squared hinge: every score on the right side of its margin),
+    a label costs its scores only.
     """
     with workspace(workspace_shapes(*x.shape, *layer.indices.shape)) as work:
         _step(x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, dx, label_loss, work)

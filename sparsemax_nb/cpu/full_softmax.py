@@ -60,7 +60,8 @@ def _n_equal(logits, score, counts):
 def rank(logits, targets, log_prob, rank):
     """log softmax(logits)[target] and the number of classes that beat the target, (B,): score higher, or equal with a lower id.
 
-    The logarithm is NaN where a logit of the row is not finite. A thread reads a row (L,) three times, twice from its cache.
+    The logarithm is NaN where a logit of the row is not finite. A thread reads a row (L,) three times, twice from its
+    cache.
     """
     bias = np.zeros(logits.shape[1], np.float32)
     for b in prange(logits.shape[0]):
@@ -139,7 +140,8 @@ def _gradient_of_tile(bias, first, labels, largest, total, scale, dbias, losses,
 def gradient_of_tile(logits, bias, first, labels, largest, total, scale, dbias, losses, dlogits):
     """``(n_labels p - [class is a label]) scale`` for a tile (B, T), ``p = exp(logit - largest) / total``.
 
-    Its sum over rows is added to dbias, ``log(total) + largest - logit`` of each label to losses (B,). `dlogits` may be `logits`.
+    Its sum over rows is added to dbias, ``log(total) + largest - logit`` of each label to losses (B,). `dlogits` may be
+    `logits`.
     """
     if dlogits is not logits:
         np.copyto(dlogits, logits)
@@ -154,6 +156,7 @@ def pack(w, bias):
 def top_k(h, w, bias, probabilities, ids):
     """The k largest of ``softmax(h @ w.T + bias)`` in each row and their classes, w and bias from `pack`.
 
-    For small k no logits are stored: a range of classes is scored for 64 rows, 512 classes at a time, which stay in the cache.
+    For small k no logits are stored: a range of classes is scored for 64 rows, 512 classes at a time, which stay in the
+    cache.
     """
     lists.top_k(h, w, bias, probabilities, ids)

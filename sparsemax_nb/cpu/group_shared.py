@@ -1,9 +1,9 @@
 """Group-shared fixed fan-in output layer on the CPU: groups of labels share their inputs, not their weights.
 
-Inputs lie in blocks of 16 rows (`blocks`). A group's scores for a block are a small dense product: each gathered line of
-inputs meets a weight of every label. Four sums of 16 rows side by side hide the latency of a multiply-add and fit the 16
-registers of AVX2; so all three products (scores, gradients by the weights, gradients by the inputs) are made of fours, and
-of ones for what is left over.
+Inputs lie in blocks of 16 rows (`blocks`). A group's scores for a block are a small dense product: each gathered line
+of inputs meets a weight of every label. Four sums of 16 rows side by side hide the latency of a multiply-add and fit
+the 16 registers of AVX2; so all three products (scores, gradients by the weights, gradients by the inputs) are made of
+fours, and of ones for what is left over.
 
 Weights in bfloat16 are widened where a thread takes up its labels, and rounded stochastically where it leaves them.
 Threads never share an output: results are bit-identical for any number of threads.
@@ -20,9 +20,27 @@ from .optimizers import update_range
 from .panels import pack_rows, padded
 from .top_k import LISTED, WORST, enters, insert, of_layer, shapes_of_layer
 from .vector import (
-    LANES, aligned, any_above, count_bits, dot, fmas, item, load, lowest_bit, mul, nonzero_lanes, prefetch,
-    prefetch_range, set_item, splat, store, stores, stream, transpose, transposed,
-)  # fmt: skip
+    LANES,
+    aligned,
+    any_above,
+    count_bits,
+    dot,
+    fmas,
+    item,
+    load,
+    lowest_bit,
+    mul,
+    nonzero_lanes,
+    prefetch,
+    prefetch_range,
+    set_item,
+    splat,
+    store,
+    stores,
+    stream,
+    transpose,
+    transposed,
+)
 
 ZERO, ONE = np.float32(0), np.float32(1)
 FOUR = 4
@@ -85,7 +103,8 @@ def _scores(block, indices, start, fan_in, values, at, bias, first, n, tile):
 def _by_weights(block, places, inputs, g, active, n_active, dvalues, place):
     """Row place + active[a] of dvalues += sum over 16 rows of g[a] times the inputs at `places`.
 
-    g and active are filled up to a four. dvalues is flat, its rows are as long as places; `inputs` is room for them, turned.
+    g and active are filled up to a four. dvalues is flat, its rows are as long as places; `inputs` is room for them,
+    turned.
     """
     width = places.size
     for k in range(0, width, LANES):
@@ -135,7 +154,7 @@ def _by_inputs(dblock, indices, start, following, fan_in, gradients, values, act
 @backend.njit
 def _rows_of_scores(
     block, indices, start, fan_in, following, turned, at, bias, label, scores, place, n_labels, is_streamed
-):  # fmt: skip
+):
     """Scores of 16 labels for 16 rows, from weights that are turned round: a vector holds those of one row.
 
     ``scores[place + n_labels q + j]`` is that of label + j for row q, stored past the caches with `is_streamed`.
@@ -177,9 +196,20 @@ def _forward_of_sixteens(layer, blocks, scores, first, stop, is_streamed):
             start, at = label // group_size * fan_in, (label - first) * fan_in
             following = (label + LANES) // group_size * fan_in
             _rows_of_scores(
-                block, indices, start, fan_in, following, turned, at, bias, label, flat, place + label, n_labels,
+                block,
+                indices,
+                start,
+                fan_in,
+                following,
+                turned,
+                at,
+                bias,
+                label,
+                flat,
+                place + label,
+                n_labels,
                 is_streamed,
-            )  # fmt: skip
+            )
 
 
 @backend.njit
@@ -226,9 +256,9 @@ def _forward(x, layer, scores, blocks, chunk, is_streamed):
 def forward(x, layer, scores):
     """``scores[b, l] = bias[l] + sum_k values[l, k] x[b, indices[l // G, k]]``.
 
-    Groups of a multiple of 16 labels are scored sixteen labels a vector, so that rows of scores are stored as they come;
-    others sixteen rows a vector, which are turned round. Scores too many for the caches go past them, where each row of
-    them begins with a cache line.
+    Groups of a multiple of 16 labels are scored sixteen labels a vector, so that rows of scores are stored as they
+    come; others sixteen rows a vector, which are turned round. Scores too many for the caches go past them, where each
+    row of them begins with a cache line.
     """
     is_streamed = scores.nbytes > STREAMED and scores.shape[1] % LANES == 0 and scores.ctypes.data % backend.LINE == 0
     _forward(x, layer, scores, new_blocks(x), _chunk(layer.group_size), is_streamed)
@@ -271,9 +301,24 @@ def _one_by_one(block, indices, start, fan_in, g, active, n_active, dvalues, pla
 
 @backend.njit
 def _by_scores(
-    block, indices, start, fan_in, slopes, n, packed, active, places, inputs, gradients, ids, kept, label, dvalues, dbias,
+    block,
+    indices,
+    start,
+    fan_in,
+    slopes,
+    n,
+    packed,
+    active,
+    places,
+    inputs,
+    gradients,
+    ids,
+    kept,
+    label,
+    dvalues,
+    dbias,
     place,
-):  # fmt: skip
+):
     """From the gradients by the scores of n labels, to those by their weights; n active labels.
 
     Theirs are kept for those by the inputs, from number `kept` of `gradients` and `ids` on. `label` is the first one's
@@ -331,9 +376,24 @@ def _gradients_of_block(x, layer, positives, loss, work, b, first, start, stop, 
         for i in range(n):
             store(slopes, i * LANES, mul(load(slopes, i * LANES), load(weights, 0)))
         n_active = _by_scores(
-            block, flat, group * fan_in, fan_in, slopes, n, packed, active, places, inputs, gradients, ids, kept, j,
-            dvalues, dbias, j - start,
-        )  # fmt: skip
+            block,
+            flat,
+            group * fan_in,
+            fan_in,
+            slopes,
+            n,
+            packed,
+            active,
+            places,
+            inputs,
+            gradients,
+            ids,
+            kept,
+            j,
+            dvalues,
+            dbias,
+            j - start,
+        )
         kept += n_active
         for a in range(n_active):
             i = item(active, a)
@@ -352,9 +412,21 @@ def _without_padding(rows, n, width):
 
 @backend.njit
 def _step_of_labels(
-    x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, rounding, label_loss, work, first, start,
+    x,
+    layer,
+    positives,
+    loss,
+    optimizer,
+    rates,
+    values_moments,
+    bias_moments,
+    rounding,
+    label_loss,
+    work,
+    first,
+    start,
     stop,
-):  # fmt: skip
+):
     """Losses, gradients and update of the labels first + start ... first + stop; their old values are kept."""
     n, fan_in, low, high = stop - start, layer.indices.shape[1], first + start, first + stop
     dvalues, dbias = np.zeros((n + 1) * padded(fan_in, LANES), np.float32), np.zeros(n + 1, np.float32)
@@ -406,9 +478,21 @@ def _step(
         for part in prange((n + chunk - 1) // chunk):
             stop = min(n, (part + 1) * chunk)
             _step_of_labels(
-                x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, rounding, label_loss,
-                work, first, part * chunk, stop,
-            )  # fmt: skip
+                x,
+                layer,
+                positives,
+                loss,
+                optimizer,
+                rates,
+                values_moments,
+                bias_moments,
+                rounding,
+                label_loss,
+                work,
+                first,
+                part * chunk,
+                stop,
+            )
         for part in prange(n_blocks * n_splits):
             _dx_of_labels(layer, work, part // n_splits, part % n_splits, first, n)
     unpack_sum(work.dblocks, dx)
@@ -447,9 +531,24 @@ def _backward_of_labels(layer, dscores, work, first, start, stop, dvalues, dbias
                 for q in range(LANES):
                     slopes[i * LANES + q] = dscores[b * LANES + q, label + i] if q < rows else ZERO
             kept += _by_scores(
-                block, flat, label // group_size * fan_in, fan_in, slopes, m, packed, active, places, inputs, gradients,
-                ids, kept, j, padded_dvalues, padded_dbias, j - start,
-            )  # fmt: skip
+                block,
+                flat,
+                label // group_size * fan_in,
+                fan_in,
+                slopes,
+                m,
+                packed,
+                active,
+                places,
+                inputs,
+                gradients,
+                ids,
+                kept,
+                j,
+                padded_dvalues,
+                padded_dbias,
+                j - start,
+            )
         work.n_active[b, start // _chunk(group_size)] = kept - start
     dvalues[low:high] = _without_padding(padded_dvalues, n, fan_in).reshape(n, fan_in)
     dbias[low:high] = padded_dbias[:n]

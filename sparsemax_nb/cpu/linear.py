@@ -1,8 +1,8 @@
 """A linear layer over sparse features on the CPU: rows share the threads while scores are read, labels while they change.
 
-Most postings of a row belong to few features, which nearly every label knows: these are stored as dense rows of weights,
-added 16 labels at a time where a list takes one by one. The bits do not depend
-on the number of threads: a label's weights are changed by one thread, rows ascending.
+Most postings of a row belong to few features, which nearly every label knows: these are stored as dense rows of
+weights, added 16 labels at a time where a list takes one by one. The bits do not depend on the number of threads: a
+label's weights are changed by one thread, rows ascending.
 """
 
 import numpy as np
@@ -18,11 +18,13 @@ ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
 ROWS = 16
 #: Chunks that the rows of a step are cut into, at most.
 CHUNKS = 16
-#: Owners that the labels are dealt out to, a cache line of labels at a time: one thread moves the weights of an owner's labels.
+#: Owners that the labels are dealt out to, a cache line of labels at a time: one thread moves the weights of an owner's
+#: labels.
 OWNERS = 16
 #: A score that stands for "looked at", and one of no label.
 MARKED, LOWEST = np.float32(3e38), np.float32(-3e38)
-#: Where the lists of a row hold fewer labels than this share of all, only these are looked at: the others score their bias.
+#: Where the lists of a row hold fewer labels than this share of all, only these are looked at: the others score their
+#: bias.
 FEW = 1 / 16
 
 
@@ -55,8 +57,8 @@ def _reset_listed(x, b, layer, scores):
 def _add_lists(x, b, layer, scores, starts, inputs):
     """Add the features of row b to scores after `_reset`, but for the dense ones, which go into `starts`, `inputs`.
 
-    Returns how many these are, and whether the labels of the lists are few. The head of the next list is on its way while one
-    is added.
+    Returns how many these are, and whether the labels of the lists are few. The head of the next list is on its way
+    while one is added.
     """
     n_dense, n_listed, stop = 0, 0, x.indptr[b + 1]
     for e in range(x.indptr[b], stop):
@@ -344,7 +346,16 @@ def _find_active(x, labels, duals, layer, threshold, largest_bias, active, entri
                 )
             for j in range(duals.indptr[b], duals.indptr[b + 1]):
                 n_pairs = _add_pair(
-                    duals.labels[j], duals.values[j], False, scores, threshold, place, first, n_pairs, pair_labels, pair_duals
+                    duals.labels[j],
+                    duals.values[j],
+                    False,
+                    scores,
+                    threshold,
+                    place,
+                    first,
+                    n_pairs,
+                    pair_labels,
+                    pair_duals,
                 )
             for j in range(labels.indptr[b], labels.indptr[b + 1]):
                 n_pairs = _add_pair(
@@ -372,7 +383,8 @@ def _active(x, labels, duals, layer, slack, room):
     """The `Active` pairs of a batch and their `Entries`, for `_update`: nothing changes.
 
     A pair is active where the score lies above ``slack - 1``, where the label is the row's own, and where it has a dual
-    variable. `room` is a list of the pairs and entries that a chunk of rows had room for, and grows where that is too small.
+    variable. `room` is a list of the pairs and entries that a chunk of rows had room for, and grows where that is too
+    small.
     """
     n_rows = len(x.indptr) - 1
     n_chunks, needed = min(CHUNKS, n_rows), np.zeros((min(CHUNKS, n_rows), 2), np.int64)
@@ -434,7 +446,9 @@ def _update(active, entries, bias, half, slack, values):
                 base = _begin(active.ends, b, 0, first_row)  # pairs are counted from the row's first
                 first, last = _begin(active.ends, b, owner, first_row), active.ends[b, owner]
                 begin, end = _begin(entries.ends, b, owner, first_row), entries.ends[b, owner]
-                _scores_of_pairs(labels, base, first, last, slots, pairs, inputs, begin, end, bias, values, scores, squares)
+                _scores_of_pairs(
+                    labels, base, first, last, slots, pairs, inputs, begin, end, bias, values, scores, squares
+                )
                 _move_duals(labels, duals, losses, base, first, last, slack, half, scores, squares)
                 for e in range(begin, end):
                     change = item(scores, item(pairs, e))

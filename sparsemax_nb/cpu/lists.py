@@ -1,8 +1,8 @@
 """Lists of the best classes and sums of exponentials, joined from ranges of classes; a range, or a block of rows, a thread.
 
-Ranges and blocks are cut by the shapes alone and joined in their order: the bits do not depend on the number of threads.
-A range leaves for each row a list of its best classes, its largest score m and the sum of ``exp(score - m)``: no
-(B, L) array exists.
+Ranges and blocks are cut by the shapes alone and joined in their order: the bits do not depend on the number of
+threads. A range leaves for each row a list of its best classes, its largest score m and the sum of ``exp(score - m)``:
+no (B, L) array exists.
 """
 
 from typing import NamedTuple

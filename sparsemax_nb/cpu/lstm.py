@@ -3,10 +3,10 @@
 The rows of a batch know nothing of each other. So a thread takes a block of rows through all steps, each a product with
 the recurrent matrix and the cells behind it: no thread waits for another before the end.
 
-A row of cells goes through a few flat loops, each compiled to vector code, and stays in the first-level cache meanwhile.
-A single loop over everything would not be vector code: at run time every array that is written must be checked for
-overlap with all others, and above eight checks the compiler gives up. The check fails where an output is also an input:
-so what may be the same array is copied first.
+A row of cells goes through a few flat loops, each compiled to vector code, and stays in the first-level cache
+meanwhile. A single loop over everything would not be vector code: at run time every array that is written must be
+checked for overlap with all others, and above eight checks the compiler gives up. The check fails where an output is
+also an input: so what may be the same array is copied first.
 """
 
 import numpy as np
@@ -156,7 +156,8 @@ def _backward(panels, gates, cells, dout, dpre, block):
 def backward(recurrent, gates, cells, dout, dpre, *, block=BLOCK):
     """dpre (T, B, 4H), the gradient by the sums that become gates, from dout (T, B, H), that by h as it comes from outside.
 
-    recurrent, gates and cells are as `forward` left them; dpre may be gates. By ``dpre_{t+1} recurrent'`` a step learns of those behind it.
+    recurrent, gates and cells are as `forward` left them; dpre may be gates. By ``dpre_{t+1} recurrent'`` a step learns
+    of those behind it.
     """
     if dout.size:
         _backward(pack(recurrent.T), gates, cells, dout, dpre, block)

@@ -2,8 +2,8 @@
 
 BLAS's own threads are not used, for two reasons. They cut a product differently for every number of threads, so that
 bits would depend on it; and after each product they spin for milliseconds on the cores that Numba's threads need next.
-So the result is cut into tiles by its shape alone, and Numba's threads call single-threaded BLAS on each. A small result
-of long sums is not cut, since every tile would read a whole matrix: its sums are.
+So the result is cut into tiles by its shape alone, and Numba's threads call single-threaded BLAS on each. A small
+result of long sums is not cut, since every tile would read a whole matrix: its sums are.
 """
 
 import math
@@ -20,8 +20,8 @@ FLOAT32, AS_IS, TURNED = np.int8(ord("s")), np.int8(ord("n")), np.int8(ord("t"))
 ITEM = 4
 #: Tiles of a product.
 PARTS = 16
-#: How many times as long as the result sums must be, for them to be cut. Tiles of a' b each copy parts of a that lie far
-#: apart: there it pays early.
+#: How many times as long as the result sums must be, for them to be cut. Tiles of a' b each copy parts of a that lie
+#: far apart: there it pays early.
 LONG, LONG_TURNED = PARTS, 2
 #: Numbers that the parts of sums may take: 16 MiB.
 ROOM = 1 << 22

@@ -28,8 +28,8 @@ SUMS = 1 << 24
 def assign(vectors, codewords, weights, codes, distance, sums, totals):
     """The nearest codeword of each vector (Euclidean; the first of equal ones), and the squared distance.
 
-    ``sums[k]`` (K, d) adds up the vectors of codeword k times their weights, ``totals[k]`` (K,) the weights (n,), of size
-    0 where all are 1; all in one pass over the vectors.
+    ``sums[k]`` (K, d) adds up the vectors of codeword k times their weights, ``totals[k]`` (K,) the weights (n,), of
+    size 0 where all are 1; all in one pass over the vectors.
     """
     (n, width), n_words = vectors.shape, len(codewords)
     rows = max(16, PRODUCTS // n_words)
@@ -49,8 +49,11 @@ def _assign(vectors, codewords, weights, half, products, scalars, codes, distanc
     n, width = vectors.shape
     n_parts, rows, n_words = products.shape
     alpha, at_vectors, at_words, at_products = (
-        scalars.ctypes.data, vectors.ctypes.data, codewords.ctypes.data, products.ctypes.data,
-    )  # fmt: skip
+        scalars.ctypes.data,
+        vectors.ctypes.data,
+        codewords.ctypes.data,
+        products.ctypes.data,
+    )
     find_blas(scalars)
     n_blocks = (n + rows - 1) // rows
     for part in prange(n_parts):
@@ -58,9 +61,21 @@ def _assign(vectors, codewords, weights, half, products, scalars, codes, distanc
             first = block * rows
             size = min(rows, n - first)
             gemm(
-                FLOAT32, TURNED, AS_IS, n_words, size, width, alpha, at_words, width, at_vectors + ITEM * first * width, width,
-                alpha + ITEM, at_products + ITEM * np.int64(part) * rows * n_words, n_words,
-            )  # fmt: skip
+                FLOAT32,
+                TURNED,
+                AS_IS,
+                n_words,
+                size,
+                width,
+                alpha,
+                at_words,
+                width,
+                at_vectors + ITEM * first * width,
+                width,
+                alpha + ITEM,
+                at_products + ITEM * np.int64(part) * rows * n_words,
+                n_words,
+            )
             for i in range(size):
                 found, best = _nearest(products[part, i], half)
                 vector = vectors[first + i]
@@ -126,9 +141,10 @@ def _weigh(r0, r1, weights):
 def _add_up(r0, r1, weights, e0, sums, cumulative, top):
     """For one query: cumulative sums of all weight, ``exp(r0[k] + top[k]) sums[k]`` up to a factor.
 
-    Returns b0, b1 and ``log Z - b0 - b1``, two scores as large as any pair's with weight: so large ones do not swallow the rest.
-    ``sums[k] = sum_j W[k, j] exp(r1[j] - top[k])``, where top is the largest r1 for all k; where all weight lies so far
-    below it that the sums vanish, it is the largest r1 of k's own cells that are not empty, and `sums` are made again.
+    Returns b0, b1 and ``log Z - b0 - b1``, two scores as large as any pair's with weight: so large ones do not swallow
+    the rest. ``sums[k] = sum_j W[k, j] exp(r1[j] - top[k])``, where top is the largest r1 for all k; where all weight
+    lies so far below it that the sums vanish, it is the largest r1 of k's own cells that are not empty, and `sums` are
+    made again.
     """
     largest0, largest1, total = r0.max(), r1.max(), ZERO
     for k in range(r0.size):

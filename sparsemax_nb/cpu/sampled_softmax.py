@@ -9,7 +9,8 @@ from ..core import backend
 from .vector import inner, prefetch_range
 
 ZERO, ONE = np.float32(0), np.float32(1)
-#: A row of classes is fetched so many draws before it is needed, the beginning of it: then the processor sees where it goes.
+#: A row of classes is fetched so many draws before it is needed, the beginning of it: then the processor sees where it
+#: goes.
 AHEAD, BEGINNING = 4, 256
 
 

@@ -10,9 +10,10 @@ from .vector import LANES
 _f = backend.cpu_formulas(formulas)
 enters, insert = _f.enters, _f.insert
 WORST = np.float32(-np.inf)
-#: Most entries of a row's list that is kept in order by insertion, whose cost grows with their square; and of lists of several
-#: ranges of labels, each of which fills up anew. `select` finds more from whole rows of scores, at a cost that hardly grows with
-#: k. From k = 10 (several lists) and 40 to 170 (one) on it is faster; but lists need no memory for the scores.
+#: Most entries of a row's list that is kept in order by insertion, whose cost grows with their square; and of lists of
+#: several ranges of labels, each of which fills up anew. `select` finds more from whole rows of scores, at a cost that
+#: hardly grows with k. From k = 10 (several lists) and 40 to 170 (one) on it is faster; but lists need no memory for
+#: the scores.
 INSERTED, LISTED = 64, 32
 #: Scores that exist at once where `select` is to find the best: 64 MiB.
 HELD = 1 << 24
@@ -59,8 +60,8 @@ def _sort_by_digit(keys, ids, shift, counts, sorted_keys, sorted_ids):
 def select(scores, top_scores, top_ids):
     """The best of a row of scores: score descending, then index ascending; NaN first; -infinity and -1 where there are fewer.
 
-    The highest digit tells which scores may be among the k best; these are sorted, digit by digit from the lowest, which keeps
-    equal ones in their order. Scratch: 4 bytes a score, 16 bytes for each one that is sorted.
+    The highest digit tells which scores may be among the k best; these are sorted, digit by digit from the lowest,
+    which keeps equal ones in their order. Scratch: 4 bytes a score, 16 bytes for each one that is sorted.
     """
     n, k, counts = scores.size, min(top_ids.size, scores.size), np.empty(BINS, np.int64)
     keys = np.empty(n, np.uint32)

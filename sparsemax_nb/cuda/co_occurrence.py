@@ -18,9 +18,10 @@ BLOCK = 32
 def rerank_kernel(scores, ids, pairs, weight, top_scores, top_ids):
     """A block owns one row, its thread c the candidate c of K <= 32: it searches the pairs of c and of each label that is chosen.
 
-    All threads read the K sums from shared memory (4 bytes a candidate) and find the same best one, so no second exchange is
-    needed; those chosen are bits of a register. Two barriers a place. Reads scores, ids (B, K) and, for each of the k places
-    but the last, K lists of pairs at random, side by side; writes top_scores, top_ids (B, k). Grid: rows on x. No atomics.
+    All threads read the K sums from shared memory (4 bytes a candidate) and find the same best one, so no second
+    exchange is needed; those chosen are bits of a register. Two barriers a place. Reads scores, ids (B, K) and, for
+    each of the k places but the last, K lists of pairs at random, side by side; writes top_scores, top_ids (B, k).
+    Grid: rows on x. No atomics.
     """
     shared = cuda.shared.array(0, float32)
     b, c = cuda.blockIdx.x, cuda.threadIdx.x

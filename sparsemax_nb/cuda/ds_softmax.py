@@ -78,8 +78,8 @@ def _choose(logits, shared, shared_ids):
 def gate_kernel(logits, probabilities, chosen, values):
     """A block owns one row of logits, probabilities (B, E), a thread its columns t, t + blockDim.x, ...; coalesced.
 
-    Writes chosen, values (B,) too. Maximum and sum are reduced in shared memory, 8 bytes a thread, always in the same order.
-    Grid: rows on x; block a power of two. No atomics.
+    Writes chosen, values (B,) too. Maximum and sum are reduced in shared memory, 8 bytes a thread, always in the same
+    order. Grid: rows on x; block a power of two. No atomics.
     """
     b, thread, n_threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
     shared, ids = cuda.shared.array(0, float32), cuda.shared.array(0, int32)
@@ -117,9 +117,10 @@ def _tile_of(starts, tile, size):
 def scores_kernel(h, groups, experts, out):
     """A block owns blockDim.x classes of one expert, one a thread side by side; it walks over the expert's rows of the batch.
 
-    So many rows at a time that each thread holds 4 sums: 4 blockDim.y of them. Their h (B, d) and the classes' rows (R, d) come
-    through shared memory, blockDim.x terms at a time, each number read once per tile. Writes out (flat), coalesced. Grid: tiles
-    of classes on x, rows stride over y. Shared memory: 4 blockDim.x (4 blockDim.y + blockDim.x + 1) bytes. No atomics.
+    So many rows at a time that each thread holds 4 sums: 4 blockDim.y of them. Their h (B, d) and the classes' rows (R,
+    d) come through shared memory, blockDim.x terms at a time, each number read once per tile. Writes out (flat),
+    coalesced. Grid: tiles of classes on x, rows stride over y. Shared memory: 4 blockDim.x (4 blockDim.y + blockDim.x +
+    1) bytes. No atomics.
     """
     tx, ty, nx, ny = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockDim.x, cuda.blockDim.y
     shared, n_rows = cuda.shared.array(0, float32), OWNED * ny
@@ -162,9 +163,9 @@ def scores_kernel(h, groups, experts, out):
 def scores_mma_kernel(h, rows, groups, experts, out):
     """`scores_kernel` on the tensor cores: a block owns 32 blockDim.z classes of one expert, and takes 32 blockDim.y rows at a time.
 
-    h (B, d) and rows (R, d) are a `Factor` each; what a block stages of them, and how, is said in `tensor_cores`. Writes out (flat), 16
-    classes side by side. Grid: tiles of classes on x, rows stride over y. Shared memory: two buffers of 3,072 (blockDim.y +
-    blockDim.z) bytes. No atomics.
+    h (B, d) and rows (R, d) are a `Factor` each; what a block stages of them, and how, is said in `tensor_cores`.
+    Writes out (flat), 16 classes side by side. Grid: tiles of classes on x, rows stride over y. Shared memory: two
+    buffers of 3,072 (blockDim.y + blockDim.z) bytes. No atomics.
     """
     n_rows = SIDE * cuda.blockDim.y
     first, stop, k = _tile_of(experts.starts, cuda.blockIdx.x, SIDE * cuda.blockDim.z)
@@ -209,9 +210,9 @@ def scores(h, groups, experts, out, *, block=(32, 8), tensor_cores=None):
 def gradient_of_rows_kernel(dscores, h, groups, experts, drows):
     """A block owns 4 blockDim.y classes of one expert and walks over their numbers, blockDim.x of d side by side, 4 a thread.
 
-    The sums run over the expert's rows of the batch: their dscores (flat) and h (B, d) come through shared memory, blockDim.x
-    rows at a time. Writes drows (R, d), coalesced. Grid: tiles of classes on x, of columns stride over y. Shared memory:
-    4 blockDim.x (4 blockDim.y + blockDim.x) bytes. No atomics.
+    The sums run over the expert's rows of the batch: their dscores (flat) and h (B, d) come through shared memory,
+    blockDim.x rows at a time. Writes drows (R, d), coalesced. Grid: tiles of classes on x, of columns stride over y.
+    Shared memory: 4 blockDim.x (4 blockDim.y + blockDim.x) bytes. No atomics.
     """
     tx, ty, nx, ny = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockDim.x, cuda.blockDim.y
     shared, n_classes = cuda.shared.array(0, float32), OWNED * ny
@@ -254,9 +255,9 @@ def gradient_of_rows_kernel(dscores, h, groups, experts, drows):
 def gradient_of_rows_mma_kernel(dscores, h, groups, experts, wide, drows):
     """`gradient_of_rows_kernel` on the tensor cores: a block owns 32 blockDim.y classes of one expert, 32 blockDim.z columns of d.
 
-    dscores (flat) are taken as they lie; of h (B, d), a `Factor` of its transpose. Writes drows (R d), flat, 16 bytes a lane where
-    `wide`. Grid: tiles of classes on x, of columns stride over y. Shared memory: two buffers of 3,072 (blockDim.y + blockDim.z)
-    bytes. No atomics.
+    dscores (flat) are taken as they lie; of h (B, d), a `Factor` of its transpose. Writes drows (R d), flat, 16 bytes a
+    lane where `wide`. Grid: tiles of classes on x, of columns stride over y. Shared memory: two buffers of 3,072
+    (blockDim.y + blockDim.z) bytes. No atomics.
     """
     first, stop, k = _tile_of(experts.starts, cuda.blockIdx.x, SIDE * cuda.blockDim.y)
     if k < 0:
@@ -312,9 +313,10 @@ def _find(ids, first, stop, wanted):
 def cross_entropy_kernel(scores, values, labels, groups, experts, n_classes, scale, loss, dvalues, dscores):
     """A block owns one row of the sorted batch, a thread its scores t, t + blockDim.x, ...; coalesced, read three times.
 
-    Reads values (B,) and the row's labels, which the threads share, each looking its own up among the expert's ids; writes
-    loss, dvalues (B,) and dscores, which may be scores. Everything is counted from the best score, as on the CPU. Maximum and sums are reduced in shared memory, 4 bytes a thread, always
-    in the same order. Grid: rows on x; block a power of two. No atomics.
+    Reads values (B,) and the row's labels, which the threads share, each looking its own up among the expert's ids;
+    writes loss, dvalues (B,) and dscores, which may be scores. Everything is counted from the best score, as on the
+    CPU. Maximum and sums are reduced in shared memory, 4 bytes a thread, always in the same order. Grid: rows on x;
+    block a power of two. No atomics.
     """
     place, thread, n_threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
     shared = cuda.shared.array(0, float32)
@@ -382,8 +384,8 @@ def cross_entropy(
 def balance_kernel(values, groups, load, dload):
     """Grid: one block. A thread owns the experts t, t + blockDim.x, ... of load, dload (E,), and walks over their rows of values (B,).
 
-    The sums over experts are reduced in shared memory, 4 bytes a thread, always in the same order. Block a power of two. No
-    atomics.
+    The sums over experts are reduced in shared memory, 4 bytes a thread, always in the same order. Block a power of
+    two. No atomics.
     """
     thread, n_threads = cuda.threadIdx.x, cuda.blockDim.x
     shared, total, square = cuda.shared.array(0, float32), ZERO, ZERO
@@ -443,8 +445,8 @@ def class_sums(squares, by_class, sums, *, block=launch.BLOCK):
 def update_kernel(gradient, ids, class_squares, penalties, rates, moments, rows, squares):
     """A block owns one row of rows, gradient, m, v (R, d), a thread its columns t, t + blockDim.x, ...; coalesced.
 
-    Reads ids, class_squares and the old squares (R,), writes the new ones: a sum in shared memory, 4 bytes a thread, always in
-    the same order. Each number is read and written once. Grid: rows on x; block a power of two. No atomics.
+    Reads ids, class_squares and the old squares (R,), writes the new ones: a sum in shared memory, 4 bytes a thread,
+    always in the same order. Each number is read and written once. Grid: rows on x; block a power of two. No atomics.
     """
     r, thread, n_threads, width = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x, rows.shape[1]
     shared = cuda.shared.array(0, float32)
@@ -500,8 +502,8 @@ def survivors(squares, by_class, least, keep, *, block=launch.BLOCK):
 def _best(scores, value, ids, first, probabilities, found, shared, shared_ids):
     """The best of one row's scores, one after the other: their softmax, times the gate value inside, and their classes.
 
-    By all threads of a block. A thread remembers the best of its own scores that is not yet taken; only the one whose score
-    was taken looks again.
+    By all threads of a block. A thread remembers the best of its own scores that is not yet taken; only the one whose
+    score was taken looks again.
     """
     thread, n_threads, k = cuda.threadIdx.x, cuda.blockDim.x, found.size
     best, place, total, largest = WORST, NOBODY, ZERO, ZERO
@@ -534,8 +536,8 @@ def _best(scores, value, ids, first, probabilities, found, shared, shared_ids):
 def _products(query, rows, first, stop, shared, line):
     """line[r - first] = the product of `query` and rows[r], for the rows first ... stop - 1; by all threads of a block.
 
-    A warp reads four rows together, coalesced. Its lanes' parts of 32 rows lie in shared memory, 33 numbers a row; then each lane
-    adds up those of one row, from the first lane's on. Ends behind a barrier. Threads: a multiple of four.
+    A warp reads four rows together, coalesced. Its lanes' parts of 32 rows lie in shared memory, 33 numbers a row; then
+    each lane adds up those of one row, from the first lane's on. Ends behind a barrier. Threads: a multiple of four.
     """
     thread, n_threads, width = cuda.threadIdx.x, cuda.blockDim.x, rows.shape[1]
     lanes = min(launch.WARP, n_threads)
@@ -573,10 +575,10 @@ def _products(query, rows, first, stop, shared, line):
 def answer_kernel(h, gate_rows, experts, scratch, probabilities, ids):
     """A block owns one query, from its gate to its answer; a warp four of the gate's rows, then of the expert's, at a time.
 
-    Reads the row of h (B, d), gate_rows (E, d), and rows and ids of one expert, all coalesced; writes probabilities, ids (B, k).
-    Logits and scores pass through scratch (B, max(E, largest expert)). The query lies in shared memory behind 33 numbers a thread,
-    for the parts of products and for the reductions, which always run in the same order. Grid: queries on x; block a power of two.
-    No atomics.
+    Reads the row of h (B, d), gate_rows (E, d), and rows and ids of one expert, all coalesced; writes probabilities,
+    ids (B, k). Logits and scores pass through scratch (B, max(E, largest expert)). The query lies in shared memory
+    behind 33 numbers a thread, for the parts of products and for the reductions, which always run in the same order.
+    Grid: queries on x; block a power of two. No atomics.
     """
     b, thread, n_threads, width = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x, h.shape[1]
     shared, places = cuda.shared.array(0, float32), cuda.shared.array(0, int32)
@@ -613,8 +615,8 @@ def answer(h, gate_rows, experts, probabilities, ids, *, block=launch.BLOCK):
 def select_kernel(scores, values, groups, experts, probabilities, ids):
     """A block owns one row of the sorted batch: the best of its scores (flat, which are spoiled), probabilities, ids (B, k).
 
-    Shared memory: 8 bytes a thread for the reductions, which always run in the same order. Grid: rows on x; block a power of
-    two. No atomics.
+    Shared memory: 8 bytes a thread for the reductions, which always run in the same order. Grid: rows on x; block a
+    power of two. No atomics.
     """
     place, n_threads = cuda.blockIdx.x, cuda.blockDim.x
     shared, places = cuda.shared.array(0, float32), cuda.shared.array(0, int32)

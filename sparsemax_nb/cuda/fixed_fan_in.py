@@ -2,8 +2,8 @@
 
 The inputs are transposed to ``xt (H, B)``: the 32 threads of a warp then read 32 neighbouring rows of one feature, a
 single 128-byte line, while index and weight of the connection are the same for the whole warp. Gradients by the inputs
-are collected in ``dxt (H, B)`` with atomic adds, again 32 neighbours at a time. The ``..._wide`` kernels load four rows a
-thread, 128 a warp; the plain ones show the idea, and run in the simulator.
+are collected in ``dxt (H, B)`` with atomic adds, again 32 neighbours at a time. The ``..._wide`` kernels load four rows
+a thread, 128 a warp; the plain ones show the idea, and run in the simulator.
 """
 
 import numpy as np
@@ -167,8 +167,8 @@ def _scores_of_four(xt, layer, label, place):
 def forward_wide_kernel(xt, layer, scores):
     """`forward_tiled_kernel` for tiles of 128 rows x 32 labels: a warp takes a label, a lane four rows, 16 bytes a load.
 
-    Grid: tiles of labels on x, tiles of rows stride over y; a block of (32, warps). Reads xt (H, B'), B' a multiple of 4;
-    writes scores (B, L) coalesced. Shared: 32 x 129 floats, four times 32 rows of a label. No atomics.
+    Grid: tiles of labels on x, tiles of rows stride over y; a block of (32, warps). Reads xt (H, B'), B' a multiple of
+    4; writes scores (B, L) coalesced. Shared: 32 x 129 floats, four times 32 rows of a label. No atomics.
     """
     tile = cuda.shared.array((TILE, ROWS_PITCH), float32)
     lane, first_label = cuda.threadIdx.x, cuda.blockIdx.x * TILE
@@ -307,8 +307,8 @@ def backward_wide_kernel(xt, layer, dscores_t, dxt, dvalues, dbias):
     """`backward_kernel` with a warp for each label, and for each lane four neighbouring rows: 16 bytes a load.
 
     Grid: labels on x; a block of (32, labels). Reads dscores_t (L, B'), xt (H, B'), B' a multiple of 4, zero beyond the
-    batch; writes dvalues (L, K), dbias (L,). Dynamic shared memory: for each warp K + 2 sums of its label, the gradients of
-    128 rows. dxt (H, B) by atomics: order of float sums varies.
+    batch; writes dvalues (L, K), dbias (L,). Dynamic shared memory: for each warp K + 2 sums of its label, the
+    gradients of 128 rows. dxt (H, B) by atomics: order of float sums varies.
     """
     shared = cuda.shared.array(0, float32)
     lane, warp = cuda.threadIdx.x, cuda.threadIdx.y
@@ -380,9 +380,9 @@ def step_kernel(xt, layer, positives, loss, update, values_moments, bias_moments
     """A block owns one label: scores of all rows, loss, gradients, update. Scores never leave the registers.
 
     Grid: labels on x. Reads xt (H, B), positives; updates the label's values, bias and moments; writes label_loss (L,).
-    Dynamic shared memory: gradient and loss of blockDim.x rows, then the K + 2 sums of the label (dvalues, dbias, loss).
-    dxt (H, B) by atomics: order of float sums varies; everything else is deterministic. Where no row has a gradient,
-    only the update is left to do.
+    Dynamic shared memory: gradient and loss of blockDim.x rows, then the K + 2 sums of the label (dvalues, dbias,
+    loss). dxt (H, B) by atomics: order of float sums varies; everything else is deterministic. Where no row has a
+    gradient, only the update is left to do.
     """
     shared = cuda.shared.array(0, float32)
     label, t, n_threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
@@ -436,12 +436,13 @@ def step_wide_kernel(xt, layer, positives, loss, update, values_moments, bias_mo
 
     Grid: labels on x; a block of (32, labels). Reads xt (H, B'), B' a multiple of 4, and positives; updates the labels'
     values, bias and moments; writes label_loss (L,). Dynamic shared memory: for each warp the K + 2 sums of its label
-    (dvalues, dbias, loss), then the gradients of 128 rows. dxt (H, B) by atomics: order of float sums varies; everything
-    else is deterministic.
+    (dvalues, dbias, loss), then the gradients of 128 rows. dxt (H, B) by atomics: order of float sums varies;
+    everything else is deterministic.
 
-    An index and a weight are loaded once for 128 rows, and index arithmetic done once: ``python -m bench.counted`` counts what
-    that saves `step_kernel`. A reverse index of the connections instead of atomics was tried and left out: it reads more sectors
-    than are added to by atomics, most of them from memory, and needs the gradients of all labels stored.
+    An index and a weight are loaded once for 128 rows, and index arithmetic done once: ``python -m bench.counted``
+    counts what that saves `step_kernel`. A reverse index of the connections instead of atomics was tried and left out:
+    it reads more sectors than are added to by atomics, most of them from memory, and needs the gradients of all labels
+    stored.
     """
     shared = cuda.shared.array(0, float32)
     lane, warp = cuda.threadIdx.x, cuda.threadIdx.y
@@ -474,9 +475,20 @@ def step_wide_kernel(xt, layer, positives, loss, update, values_moments, bias_mo
 
 
 def step(
-    x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, dx, label_loss, *,
-    block=launch.BLOCK, wide=None,
-):  # fmt: skip
+    x,
+    layer,
+    positives,
+    loss,
+    optimizer,
+    rates,
+    values_moments,
+    bias_moments,
+    dx,
+    label_loss,
+    *,
+    block=launch.BLOCK,
+    wide=None,
+):
     """Scores, loss, gradients and update in one pass over the labels, in place; no (B, L) array exists.
 
     By loads of four rows at once (`step_wide_kernel`), but not in the simulator; `wide` says so, or not.

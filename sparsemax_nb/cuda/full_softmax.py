@@ -26,8 +26,8 @@ HELD = 1 << 24
 def add_tile_kernel(logits, bias, largest, total):
     """A block owns one row of logits (B, T), a thread its columns t, t + blockDim.x, ...; coalesced, read twice.
 
-    Reads bias (T,); largest and total (B,) are updated in place. Maximum and sum are reduced in shared memory, 4 bytes a
-    thread, always in the same order. Grid: rows on x; block a power of two. No atomics.
+    Reads bias (T,); largest and total (B,) are updated in place. Maximum and sum are reduced in shared memory, 4 bytes
+    a thread, always in the same order. Grid: rows on x; block a power of two. No atomics.
     """
     b, thread, n_threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
     shared = cuda.shared.array(0, float32)
@@ -72,10 +72,10 @@ def _add_to_sums(values, biases, sums, row, part):
 def cross_entropy_mma_kernel(h, w, bias, sizes, wide, logits, sums):
     """A block computes a tile of logits h @ w.T on the tensor cores, as `matmul.mma_kernel`; what softmax needs of it is found on the way.
 
-    Grid: tiles of 32 blockDim.y rows by 32 blockDim.z classes on x, neighbours below each other. sizes = (B, T, d). A warp writes
-    the largest of its 32 columns and their sum of ``exp(logit - largest)`` to sums (B, 2, parts of 32), for each of its rows.
-    The logits (B T), flat, are written, without bias (T,), where there is room for them; else they never leave the registers.
-    Shared memory: two buffers of 3,072 (blockDim.y + blockDim.z) bytes. No atomics.
+    Grid: tiles of 32 blockDim.y rows by 32 blockDim.z classes on x, neighbours below each other. sizes = (B, T, d). A
+    warp writes the largest of its 32 columns and their sum of ``exp(logit - largest)`` to sums (B, 2, parts of 32), for
+    each of its rows. The logits (B T), flat, are written, without bias (T,), where there is room for them; else they
+    never leave the registers. Shared memory: two buffers of 3,072 (blockDim.y + blockDim.z) bytes. No atomics.
     """
     m, n, d = sizes
     n_rows = SIDE * cuda.blockDim.y
@@ -95,11 +95,15 @@ def cross_entropy_mma_kernel(h, w, bias, sizes, wide, logits, sums):
             store_row(logits, (row + 18) * n, c, n, wide, r3)
     if part < sums.shape[2]:
         biases = (
-            bias[c] if c < n else LOWEST, bias[c + 1] if c + 1 < n else LOWEST,
-            bias[c + 2] if c + 2 < n else LOWEST, bias[c + 3] if c + 3 < n else LOWEST,
-            bias[c + 16] if c + 16 < n else LOWEST, bias[c + 17] if c + 17 < n else LOWEST,
-            bias[c + 18] if c + 18 < n else LOWEST, bias[c + 19] if c + 19 < n else LOWEST,
-        )  # fmt: skip
+            bias[c] if c < n else LOWEST,
+            bias[c + 1] if c + 1 < n else LOWEST,
+            bias[c + 2] if c + 2 < n else LOWEST,
+            bias[c + 3] if c + 3 < n else LOWEST,
+            bias[c + 16] if c + 16 < n else LOWEST,
+            bias[c + 17] if c + 17 < n else LOWEST,
+            bias[c + 18] if c + 18 < n else LOWEST,
+            bias[c + 19] if c + 19 < n else LOWEST,
+        )
         _add_to_sums(r0, biases, sums, row, part)
         _add_to_sums(r1, biases, sums, row + 2, part)
         _add_to_sums(r2, biases, sums, row + 16, part)
@@ -110,8 +114,8 @@ def cross_entropy_mma_kernel(h, w, bias, sizes, wide, logits, sums):
 def add_sums_kernel(sums, largest, total):
     """A block owns one row: it joins the sums of its tile's parts.
 
-    Reads sums (B, 2, parts), twice, coalesced; largest and total (B,) are updated in place. Maximum and sum are reduced in
-    shared memory, 4 bytes a thread, always in the same order. Grid: rows on x; block a power of two. No atomics.
+    Reads sums (B, 2, parts), twice, coalesced; largest and total (B,) are updated in place. Maximum and sum are reduced
+    in shared memory, 4 bytes a thread, always in the same order. Grid: rows on x; block a power of two. No atomics.
     """
     b, thread, n_threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
     shared = cuda.shared.array(0, float32)
@@ -155,9 +159,9 @@ def add_product(h, w, bias, keep, logits, largest, total, *, block=launch.BLOCK,
 def gradient_of_tile_kernel(logits, bias, first, labels, sums, scale, losses, dlogits):
     """A block owns one row of logits, dlogits (B, T), a thread its columns t, t + blockDim.x, ...; coalesced.
 
-    sums = (largest, total), each (B,). The threads share the row's labels: first for losses (B,), while the logits still stand,
-    reduced in shared memory, 4 bytes a thread, always in the same order; behind a barrier for the gradient, each another place.
-    Grid: rows on x; block a power of two. No atomics.
+    sums = (largest, total), each (B,). The threads share the row's labels: first for losses (B,), while the logits
+    still stand, reduced in shared memory, 4 bytes a thread, always in the same order; behind a barrier for the
+    gradient, each another place. Grid: rows on x; block a power of two. No atomics.
     """
     b, thread, n_threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
     shared, loss = cuda.shared.array(0, float32), ZERO
@@ -182,7 +186,8 @@ def gradient_of_tile_kernel(logits, bias, first, labels, sums, scale, losses, dl
 def gradient_of_tile(logits, bias, first, labels, largest, total, scale, dbias, losses, dlogits, *, block=launch.BLOCK):
     """``(n_labels p - [class is a label]) scale`` for a tile (B, T), ``p = exp(logit - largest) / total``.
 
-    Its sum over rows is added to dbias, ``log(total) + largest - logit`` of each label to losses (B,). `dlogits` may be `logits`.
+    Its sum over rows is added to dbias, ``log(total) + largest - logit`` of each label to losses (B,). `dlogits` may be
+    `logits`.
     """
     n_rows = logits.shape[0]
     if n_rows:

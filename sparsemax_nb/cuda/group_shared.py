@@ -1,13 +1,14 @@
 """Group-shared fixed fan-in output layer on CUDA.
 
-A block owns one group. It gathers the group's inputs of some rows into shared memory once, from ``xt (H, B)`` with rows side
-by side; scores of all its labels, the loss' gradients, their products with inputs and weights are computed from there. A
-row's gradient by an input is summed over the group before it is added to ``dxt (H, B)``: one atomic add for G labels.
+A block owns one group. It gathers the group's inputs of some rows into shared memory once, from ``xt (H, B)`` with rows
+side by side; scores of all its labels, the loss' gradients, their products with inputs and weights are computed from
+there. A row's gradient by an input is summed over the group before it is added to ``dxt (H, B)``: one atomic add for G
+labels.
 
 On a device with tensor cores for bfloat16 the kernels of `group_shared_mma` do the same.
 
-Kernels take weights as integers, ``bits << shift`` being a float32: shift 0, or 16 for bfloat16 (`bits_of`). Shared memory
-holds them as float32; it is seen as integers, too, where bits are written.
+Kernels take weights as integers, ``bits << shift`` being a float32: shift 0, or 16 for bfloat16 (`bits_of`). Shared
+memory holds them as float32; it is seen as integers, too, where bits are written.
 """
 
 import functools
@@ -33,7 +34,7 @@ LISTS = 4
 
 def workspace_shapes(n_rows, n_inputs, n_labels, fan_in, group_size):
     """{name: (shape, dtype)} of what `step` allocates (`backward`: also dscores, transposed)."""
-    return {name: ((n_inputs, n_rows), np.float32) for name in ("xt", "dxt")}
+    return dict.fromkeys(("xt", "dxt"), ((n_inputs, n_rows), np.float32))
 
 
 def top_k_shapes(n_rows, n_inputs, n_labels, fan_in, group_size, k):
@@ -67,9 +68,9 @@ def _stage_weights(weights, at, shared, thread, n_threads, group):
 def forward_kernel(xt, weights, scores):
     """A block computes the scores of one group for tiles of 32 rows: a warp takes every blockDim.y-th label, a thread a row.
 
-    Grid: groups on x, tiles of rows stride over y. Reads xt (H, B) coalesced, once for the group, and the group's weights
-    once; writes scores (B, L), a group's labels side by side. Dynamic shared memory: K x 32 inputs, G x K weights, G x 33
-    scores. No atomics.
+    Grid: groups on x, tiles of rows stride over y. Reads xt (H, B) coalesced, once for the group, and the group's
+    weights once; writes scores (B, L), a group's labels side by side. Dynamic shared memory: K x 32 inputs, G x K
+    weights, G x 33 scores. No atomics.
     """
     shared, integers = cuda.shared.array(0, float32), cuda.shared.array(0, int32)
     indices, _, _, bias, group_size = weights
@@ -103,8 +104,8 @@ def _takes_tensor_cores(layer, tensor_cores):
 def forward(x, layer, scores, *, block=(32, 4), tensor_cores=None):
     """``scores[b, l] = bias[l] + sum_k values[l, k] x[b, indices[l // G, k]]``.
 
-    On tensor cores where the device has them for bfloat16 and K is a multiple of 16; `tensor_cores` says that it has them, or
-    not.
+    On tensor cores where the device has them for bfloat16 and K is a multiple of 16; `tensor_cores` says that it has
+    them, or not.
     """
     if _takes_tensor_cores(layer, tensor_cores):
         group_shared_mma.forward(x, layer, scores)
@@ -158,8 +159,8 @@ def backward_kernel(xt, weights, dscores_t, dxt, dvalues, dbias):
     """A block owns one group, a thread a row of each tile.
 
     Grid: groups on x. Reads dscores_t (L, B), xt (H, B) coalesced; writes dvalues (L, K), dbias (L,). Dynamic shared
-    memory: inputs and gradients of blockDim.x rows, weights and their sums. dxt (H, B) by atomics, one for each input and
-    row: order of float sums varies.
+    memory: inputs and gradients of blockDim.x rows, weights and their sums. dxt (H, B) by atomics, one for each input
+    and row: order of float sums varies.
     """
     shared, integers = cuda.shared.array(0, float32), cuda.shared.array(0, int32)
     indices, _, _, _, group_size = weights
@@ -212,10 +213,10 @@ def backward(x, layer, dscores, dx, dvalues, dbias, *, block=launch.BLOCK, tenso
 def step_kernel(xt, weights, positives, loss, update, values_moments, bias_moments, rounding, dxt, label_loss):
     """A block owns one group, a thread a row of each tile: scores of all labels, loss, gradients, update.
 
-    Grid: groups on x. Reads xt (H, B) coalesced and once, positives; updates the group's weights, bias and moments; writes
-    label_loss (L,). Dynamic shared memory: inputs, gradients and losses of blockDim.x rows, weights, their K + 2 sums
-    (dvalues, dbias, loss). dxt (H, B) by atomics, one for each input and row with a gradient: order of float sums varies;
-    everything else is deterministic. Where no row of a tile has a gradient, only its scores are computed.
+    Grid: groups on x. Reads xt (H, B) coalesced and once, positives; updates the group's weights, bias and moments;
+    writes label_loss (L,). Dynamic shared memory: inputs, gradients and losses of blockDim.x rows, weights, their K + 2
+    sums (dvalues, dbias, loss). dxt (H, B) by atomics, one for each input and row with a gradient: order of float sums
+    varies; everything else is deterministic. Where no row of a tile has a gradient, only its scores are computed.
     """
     shared, integers = cuda.shared.array(0, float32), cuda.shared.array(0, int32)
     indices, bits, shift, bias, group_size = weights
@@ -269,9 +270,21 @@ def step_kernel(xt, weights, positives, loss, update, values_moments, bias_momen
 
 
 def step(
-    x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, rounding, dx, label_loss, *,
-    block=launch.BLOCK, tensor_cores=None,
-):  # fmt: skip
+    x,
+    layer,
+    positives,
+    loss,
+    optimizer,
+    rates,
+    values_moments,
+    bias_moments,
+    rounding,
+    dx,
+    label_loss,
+    *,
+    block=launch.BLOCK,
+    tensor_cores=None,
+):
     """Scores, loss, gradients and update in one pass over the groups, in place; no (B, L) array exists.
 
     On tensor cores as `forward`.
@@ -288,9 +301,17 @@ def step(
         lambda threads: 4 * (fan_in * (threads + 1) + group_size * (2 * threads + 2 * fan_in + 2)), block
     )
     step_kernel[n_groups, block, 0, shared](
-        transposed(x), _kernel_inputs(layer), positives, loss, update, values_moments, bias_moments, rounding, dxt,
+        transposed(x),
+        _kernel_inputs(layer),
+        positives,
+        loss,
+        update,
+        values_moments,
+        bias_moments,
+        rounding,
+        dxt,
         label_loss,
-    )  # fmt: skip
+    )
     dx[:] = dxt.T
 
 
@@ -298,10 +319,10 @@ def step(
 def top_k_kernel(xt, weights, list_scores, list_ids):
     """A block searches ranges of groups for 32 rows; each thread keeps the best k of its labels for one row.
 
-    Grid: parts on x, tiles of rows stride over y. Thread (q, y) has row q and every blockDim.y-th label of a group, list
-    blockIdx.x blockDim.y + y. Reads xt (H, B) coalesced, once for a group, and the weights once; its list in list_scores,
-    list_ids (B, k, n_lists) is touched only where a label beats the k-th best so far, which a register holds. Dynamic
-    shared memory: K x 32 inputs, G x K weights. No atomics.
+    Grid: parts on x, tiles of rows stride over y. Thread (q, y) has row q and every blockDim.y-th label of a group,
+    list blockIdx.x blockDim.y + y. Reads xt (H, B) coalesced, once for a group, and the weights once; its list in
+    list_scores, list_ids (B, k, n_lists) is touched only where a label beats the k-th best so far, which a register
+    holds. Dynamic shared memory: K x 32 inputs, G x K weights. No atomics.
     """
     shared, integers = cuda.shared.array(0, float32), cuda.shared.array(0, int32)
     indices, _, _, bias, _ = weights

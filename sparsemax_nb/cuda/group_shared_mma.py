@@ -1,15 +1,16 @@
 """Group-shared fixed fan-in output layer on tensor cores: 16 labels of a group by 32 rows of the batch, a warp at a time.
 
-Each lane loads inputs of four neighbouring rows at once, 16 bytes of ``xt (H, B')``, B' being B filled up to tiles of 32 rows
-with zeros. Weights are
-float32, or bfloat16, whose products with split inputs take three of the six products: as precise as the plain kernels.
+Each lane loads inputs of four neighbouring rows at once, 16 bytes of ``xt (H, B')``, B' being B filled up to tiles of
+32 rows with zeros. Weights are float32, or bfloat16, whose products with split inputs take three of the six products:
+as precise as the plain kernels.
 
-Fragments of ``mma.sync.m16n8k16``: of lane 4 g + t, a holds rows g and g + 8, terms 2 t, 2 t + 1, 2 t + 8 and 2 t + 9; b the same
-terms of column g; c rows g and g + 8, columns 2 t and 2 t + 1. Of scores, rows are labels; column g of product number j, j < 4,
-is row 4 g + j of the tile.
+Fragments of ``mma.sync.m16n8k16``: of lane 4 g + t, a holds rows g and g + 8, terms 2 t, 2 t + 1, 2 t + 8 and 2 t + 9;
+b the same terms of column g; c rows g and g + 8, columns 2 t and 2 t + 1. Of scores, rows are labels; column g of
+product number j, j < 4, is row 4 g + j of the tile.
 
-Kernels take the layer as (indices (L / G, K), words, halves, shift, bias (L,), G), K a multiple of 16: words (L, K) are the bits
-of float32 weights, or (L, K / 2) pairs of bfloat16; halves (uint16) are the same memory; shift is 0, or 16 for bfloat16.
+Kernels take the layer as (indices (L / G, K), words, halves, shift, bias (L,), G), K a multiple of 16: words (L, K) are
+the bits of float32 weights, or (L, K / 2) pairs of bfloat16; halves (uint16) are the same memory; shift is 0, or 16 for
+bfloat16.
 """
 
 import numpy as np
@@ -126,9 +127,9 @@ def _store_fragment(scores, row, n_rows, label, stop, c):
 def forward_kernel(xt, weights, scores):
     """A warp computes 16 labels of one group for tiles of 32 rows.
 
-    Grid: sixteens of labels on x (each group filled up to whole ones), tiles of rows stride over y and over the warps of a
-    block (x: lanes). Reads xt (H, B') and weights; writes scores (B, L), 8 labels side by side, each 32-byte sector once. No
-    shared memory, no atomics.
+    Grid: sixteens of labels on x (each group filled up to whole ones), tiles of rows stride over y and over the warps
+    of a block (x: lanes). Reads xt (H, B') and weights; writes scores (B, L), 8 labels side by side, each 32-byte
+    sector once. No shared memory, no atomics.
     """
     lane, warp, n_warps = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockDim.y
     g, t, n_rows = lane // 4, lane % 4, scores.shape[0]
@@ -336,10 +337,10 @@ def _load_fragment(dscores, row, n_rows, label, stop):
 def backward_kernel(xt, weights, dscores, dxt, dvalues, dbias):
     """A block owns 16 labels of one group; a warp takes tiles of 32 rows, in turn.
 
-    Grid: sixteens of labels on x; a block of (32, 4). Reads xt (H, B'), dscores (B, L), 8 labels side by side, and weights; writes
-    dvalues (L, K), dbias (L,). Dynamic shared memory: for each warp the sums by weight (16, K), a tile (32, 17) of gradients and
-    its totals (16, 4). dxt (H, B) by atomics, one for each input and row of a tile with a gradient: order of float sums varies;
-    all else is deterministic.
+    Grid: sixteens of labels on x; a block of (32, 4). Reads xt (H, B'), dscores (B, L), 8 labels side by side, and
+    weights; writes dvalues (L, K), dbias (L,). Dynamic shared memory: for each warp the sums by weight (16, K), a tile
+    (32, 17) of gradients and its totals (16, 4). dxt (H, B) by atomics, one for each input and row of a tile with a
+    gradient: order of float sums varies; all else is deterministic.
     """
     shared = cuda.shared.array(0, float32)
     lane, warp, n_warps = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockDim.y
@@ -380,11 +381,11 @@ def backward(x, layer, dscores, dxt, dvalues, dbias):
 def step_kernel(xt, weights, positives, loss, update, values_moments, bias_moments, rounding, dxt, label_loss):
     """A block owns 16 labels of one group: scores, loss, gradients, update; a warp takes tiles of 32 rows, in turn.
 
-    Grid: sixteens of labels on x (each group filled up to whole ones); a block of (32, 4). Reads xt (H, B'), positives; updates
-    weights, bias and moments of its labels; writes label_loss (L,). Dynamic shared memory: for each warp the sums by weight
-    (16, K), the gradients of a tile (32, 17), totals of gradients and losses (16, 4, 2). dxt (H, B) by atomics, one for each
-    input and row of a tile with a gradient: order of float sums varies; all else is deterministic. A tile without one costs its
-    scores.
+    Grid: sixteens of labels on x (each group filled up to whole ones); a block of (32, 4). Reads xt (H, B'), positives;
+    updates weights, bias and moments of its labels; writes label_loss (L,). Dynamic shared memory: for each warp the
+    sums by weight (16, K), the gradients of a tile (32, 17), totals of gradients and losses (16, 4, 2). dxt (H, B) by
+    atomics, one for each input and row of a tile with a gradient: order of float sums varies; all else is
+    deterministic. A tile without one costs its scores.
     """
     shared = cuda.shared.array(0, float32)
     indices, words, halves, shift, bias, group_size = weights
@@ -448,9 +449,10 @@ def step(x, layer, inputs, dxt, label_loss):
 def top_k_kernel(xt, weights, list_scores, list_ids):
     """A warp searches a range of sixteens of labels for tiles of 32 rows; then each lane has a row, and keeps its best k.
 
-    Grid: parts on x, a list for each warp of a block: list blockIdx.x blockDim.y + threadIdx.y; tiles of rows stride over y.
-    Reads xt (H, B') and weights; its list in list_scores, list_ids (B, k, n_lists) is touched only where a label beats the k-th
-    best so far, which a register holds. Dynamic shared memory: a tile (32, 17) of scores for each warp. No atomics.
+    Grid: parts on x, a list for each warp of a block: list blockIdx.x blockDim.y + threadIdx.y; tiles of rows stride
+    over y. Reads xt (H, B') and weights; its list in list_scores, list_ids (B, k, n_lists) is touched only where a
+    label beats the k-th best so far, which a register holds. Dynamic shared memory: a tile (32, 17) of scores for each
+    warp. No atomics.
     """
     shared = cuda.shared.array(0, float32)
     lane, n_warps, n_rows, g = cuda.threadIdx.x, cuda.blockDim.y, list_scores.shape[0], cuda.threadIdx.x // 4

@@ -7,7 +7,8 @@ from ..core import backend, formulas
 from ..core.backend import cuda
 from ..core.connections import Duals
 from ..core.sparse import row_of_each_entry
-from . import launch, top_k as best
+from . import launch
+from . import top_k as best
 from .reduce import block_sum
 
 first_at_least = backend.cuda_formulas(formulas).first_at_least
@@ -21,8 +22,8 @@ def lists_kernel(x, layer, scores):
     """A block owns one row of scores (B, L), its threads the labels of a list, t, t + blockDim.x, ...: coalesced reads of it.
 
     One feature of the row after the other, a barrier between them, so that a score is always added in the same order; a
-    label occurs once in a list, so no atomics. Reads labels and values of the row's lists, reads and writes as many scores,
-    which lie apart. Grid: rows on x. No shared memory.
+    label occurs once in a list, so no atomics. Reads labels and values of the row's lists, reads and writes as many
+    scores, which lie apart. Grid: rows on x. No shared memory.
     """
     b, thread, n_threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
     for e in range(x.indptr[b], x.indptr[b + 1]):
@@ -81,8 +82,8 @@ def _slot(layer, feature, label):
 def update_kernel(x, starts, rows, labels, own, layer, half, slack, duals, losses):
     """A block owns one label: the pairs p of starts[i] to starts[i + 1], one after the other; a thread has features of the row.
 
-    Twice a pair its threads search the lists of the row's features: for the score and the square, which are added in shared
-    memory, 4 bytes a thread, always in the same order; and to change the weights, which no other block touches.
+    Twice a pair its threads search the lists of the row's features: for the score and the square, which are added in
+    shared memory, 4 bytes a thread, always in the same order; and to change the weights, which no other block touches.
     rows, labels, own, duals, losses (n,). Grid: labels that occur on x; block a power of two. No atomics.
     """
     shared = cuda.shared.array(0, float32)
@@ -117,7 +118,9 @@ def _update(x, starts, rows, labels, own, layer, c, slack, duals, losses, *, blo
     if starts.shape[0] > 1:
         grid, half = starts.shape[0] - 1, np.float32(1 / (2 * c))
         shared = launch.shared_bytes(4 * block)
-        update_kernel[grid, block, 0, shared](x, starts, rows, labels, own, layer, half, np.float32(slack), duals, losses)
+        update_kernel[grid, block, 0, shared](
+            x, starts, rows, labels, own, layer, half, np.float32(slack), duals, losses
+        )
 
 
 def _active(x, layer, threshold, n_rows):
@@ -147,11 +150,15 @@ def step(x, labels, duals, layer, c, slack, room=None):
     own, known = _keys(labels.indptr, labels.indices, n_rows), _keys(duals.indptr, duals.labels, n_rows)
     keys = xp.unique(xp.concatenate([_active(x, layer, np.float32(slack - 1), n_rows), own, known]))
     rows, found = (keys % n_rows).astype(np.int32), (keys // n_rows).astype(np.int32)
-    starts = xp.concatenate([xp.zeros(1, np.int64), xp.flatnonzero(found[1:] != found[:-1]) + 1, xp.full(1, len(found))])
+    starts = xp.concatenate(
+        [xp.zeros(1, np.int64), xp.flatnonzero(found[1:] != found[:-1]) + 1, xp.full(1, len(found))]
+    )
     is_own, values = xp.zeros(len(keys), bool), xp.zeros(len(keys), np.float32)
     is_own[xp.searchsorted(keys, own)] = True
     values[xp.searchsorted(keys, known)] = duals.values
-    arrays = [backend.asarray(a, "cuda") for a in (starts, rows, found, is_own, values, xp.zeros(len(keys), np.float32))]
+    arrays = [
+        backend.asarray(a, "cuda") for a in (starts, rows, found, is_own, values, xp.zeros(len(keys), np.float32))
+    ]
     if len(keys):
         _update(x, *arrays[:4], layer, c, slack, *arrays[4:])
     values, losses = arrays[4:]

@@ -14,7 +14,8 @@ ZERO, ONE = np.float32(0), np.float32(1)
 def multilabel_kernel(scores, positives, loss, scale, dscores, label_loss):
     """One thread owns one label: it walks down the rows and, beside them, its sorted list of positive rows.
 
-    Grid: labels on x. Reads scores, writes dscores (B, L), both coalesced; writes label_loss (L,). No shared, no atomics.
+    Grid: labels on x. Reads scores, writes dscores (B, L), both coalesced; writes label_loss (L,). No shared, no
+    atomics.
     """
     label = cuda.grid(1)
     if label < scores.shape[1]:

@@ -73,7 +73,8 @@ def cell_backward_kernel(dout, dcells_next, gates, previous, cells, dpre, dprevi
 def backward(recurrent, gates, cells, dout, dpre, *, block=launch.BLOCK):
     """dpre (T, B, 4H), the gradient by the sums that become gates, from dout (T, B, H), that by h as it comes from outside.
 
-    recurrent, gates and cells are as `forward` left them; dpre may be gates. By ``dpre_{t+1} recurrent'`` a step learns of those behind it.
+    recurrent, gates and cells are as `forward` left them; dpre may be gates. By ``dpre_{t+1} recurrent'`` a step learns
+    of those behind it.
     """
     n_steps, n_rows = dout.shape[:2]
     dcells, dh = (backend.zeros(dout.shape[1:], np.float32, "cuda") for _ in range(2))

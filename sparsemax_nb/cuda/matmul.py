@@ -1,7 +1,7 @@
 """Dense products on CUDA: cuBLAS through CuPy (NumPy in the simulator), and two kernels to learn from and to fall back on.
 
-`tiled_kernel` is what each multiprocessor can do since long ago: numbers are read once per tile and used from shared memory, in
-plain float32. `mma_kernel` gives the same sums to the tensor cores.
+`tiled_kernel` is what each multiprocessor can do since long ago: numbers are read once per tile and used from shared
+memory, in plain float32. `mma_kernel` gives the same sums to the tensor cores.
 """
 
 import numpy as np
@@ -58,9 +58,10 @@ def _store(sums, row, column, add, out):
 def tiled_kernel(a, b, n_terms, add, out):
     """A block owns 4 blockDim.y rows and 4 blockDim.x columns of out (m, n); a thread 4 by 4 of them, a block apart.
 
-    Grid: tiles of columns on x, of rows stride over y. Each number of the factors a (m, k), b (n, k) is read once per tile, 32
-    terms at a time, coalesced whichever way they lie, and used from shared memory by blockDim.x, blockDim.y threads: 16 products
-    for 8 numbers. Writes out, or adds to it, coalesced. Shared memory: 128 (4 blockDim.x + 4 blockDim.y + 2) bytes. No atomics.
+    Grid: tiles of columns on x, of rows stride over y. Each number of the factors a (m, k), b (n, k) is read once per
+    tile, 32 terms at a time, coalesced whichever way they lie, and used from shared memory by blockDim.x, blockDim.y
+    threads: 16 products for 8 numbers. Writes out, or adds to it, coalesced. Shared memory: 128 (4 blockDim.x + 4
+    blockDim.y + 2) bytes. No atomics.
     """
     tx, ty, nx, ny = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockDim.x, cuda.blockDim.y
     shared = cuda.shared.array(0, float32)
@@ -98,10 +99,10 @@ def _tiled(a, b, out, add, block):
 def mma_kernel(a, b, sizes, exact, wide, out):
     """A block computes 32 blockDim.y rows by 32 blockDim.z columns of a product, from a part of its terms, on the tensor cores.
 
-    Grid: tiles on x, neighbours below each other; parts on y. A warp of the block owns 32 x 32 results. The factors a (m, k), b
-    (n, k) come in steps of 16 terms, each number once per tile; they are split into bfloat16 while they are staged in one buffer,
-    and the other is multiplied. Writes out (parts m n), flat, 16 bytes a lane where `wide`; sizes = (m, n, k). Shared memory: two
-    buffers of 3,072 (blockDim.y + blockDim.z) bytes. No atomics.
+    Grid: tiles on x, neighbours below each other; parts on y. A warp of the block owns 32 x 32 results. The factors a
+    (m, k), b (n, k) come in steps of 16 terms, each number once per tile; they are split into bfloat16 while they are
+    staged in one buffer, and the other is multiplied. Writes out (parts m n), flat, 16 bytes a lane where `wide`; sizes
+    = (m, n, k). Shared memory: two buffers of 3,072 (blockDim.y + blockDim.z) bytes. No atomics.
     """
     m, n, k = sizes
     n_rows, n_columns = SIDE * cuda.blockDim.y, SIDE * cuda.blockDim.z
@@ -142,10 +143,11 @@ def _mma(a, b, out, add, exact):
 def matmul(a, b, out, *, add=False, kernel=None, block=(16, 16)):
     """``out = a @ b`` for float32 matrices, or ``out += a @ b``; out C-contiguous.
 
-    `kernel` None: cuBLAS, where something is added a slab of rows at a time. "tiled": float32, in any layout of a and b, with
-    `block` threads. "mma": tensor cores (compute capability 8.0); each factor is the sum of three bfloat16 numbers, as precise as
-    float32. "bfloat16": tensor cores; the factors are rounded to bfloat16, 8 bits (products are exact where they are such numbers),
-    the sums are the tensor core's, float32 cut off: a sixth of the products. Beyond out, what is added or cut into parts takes a matrix for each part.
+    `kernel` None: cuBLAS, where something is added a slab of rows at a time. "tiled": float32, in any layout of a and
+    b, with `block` threads. "mma": tensor cores (compute capability 8.0); each factor is the sum of three bfloat16
+    numbers, as precise as float32. "bfloat16": tensor cores; the factors are rounded to bfloat16, 8 bits (products are
+    exact where they are such numbers), the sums are the tensor core's, float32 cut off: a sixth of the products. Beyond
+    out, what is added or cut into parts takes a matrix for each part.
     """
     if kernel == "tiled":
         _tiled(a, b, out, add, block)

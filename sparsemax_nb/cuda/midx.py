@@ -45,8 +45,8 @@ def nearest_kernel(vectors, products, half, codes, distance):
 def assign(vectors, codewords, weights, codes, distance, sums, totals, *, block=launch.BLOCK):
     """The nearest codeword of each vector (Euclidean; the first of equal ones), and the squared distance.
 
-    ``sums[k]`` (K, d) adds up the vectors of codeword k times their weights, ``totals[k]`` (K,) the weights (n,), of size
-    0 where all are 1; in the order of the vectors.
+    ``sums[k]`` (K, d) adds up the vectors of codeword k times their weights, ``totals[k]`` (K,) the weights (n,), of
+    size 0 where all are 1; in the order of the vectors.
     """
     half = (codewords * codewords).sum(axis=1) * HALF
     for first in range(0, vectors.shape[0], CHUNK):
@@ -79,8 +79,8 @@ def _add_up(shared, n_words):
 @backend.cuda_device
 def _weigh(r0, r1, turned, shared):
     """For the query of this block: e1, sums, cumulative and top (see the CPU's `_add_up`), four lines of K numbers in
-    shared memory; returns b0, b1, ``log Z - b0 - b1`` and the largest r1. Thread k sums column k of the transposed weights, so a warp reads
-    whole lines; the first thread adds the K sums up.
+    shared memory; returns b0, b1, ``log Z - b0 - b1`` and the largest r1. Thread k sums column k of the transposed
+    weights, so a warp reads whole lines; the first thread adds the K sums up.
     """
     b, thread, n_threads, n_words = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x, r0.shape[1]
     largest0, largest1 = r0[b, 0], r1[b, 0]
@@ -148,8 +148,8 @@ def log_prob(r0, r1, index, ids, log_q, *, block=launch.BLOCK):
 @backend.cuda_jit
 def sample_kernel(r0, r1, index, seed, step, ids, log_q):
     """A block owns one row of ids, log_q (B, M), a thread the draws t, t + blockDim.x, ...: binary search over the K
-    cumulative sums for k0, a walk over line k0 of the weights (K, K) for k1, then one member, or one or two records of 16
-    bytes (one 32-byte sector each).
+    cumulative sums for k0, a walk over line k0 of the weights (K, K) for k1, then one member, or one or two records of
+    16 bytes (one 32-byte sector each).
 
     Shared memory: 16 K bytes. Grid: rows on x. No atomics.
     """

@@ -1,7 +1,7 @@
 """PTX instructions that Numba has no name for: wide loads, and products of small matrices on the tensor cores.
 
-An intrinsic gets values of LLVM and returns one; where LLVM has no instruction of its own, it writes the PTX down. Nothing of
-it runs in the simulator: a kernel that uses them has a plain twin.
+An intrinsic gets values of LLVM and returns one; where LLVM has no instruction of its own, it writes the PTX down.
+Nothing of it runs in the simulator: a kernel that uses them has a plain twin.
 """
 
 from llvmlite import ir

@@ -18,8 +18,8 @@ NEVER = np.float32(-np.inf)
 def scores_kernel(queries, classes, ids, out):
     """One thread owns one drawn class of a row: out (B, M) = queries (B, d) . classes[ids], a loop over d.
 
-    Grid: (row, draw) pairs on x, the draws of a row side by side: they share its query in the cache; each walks down its
-    own row of classes (L, d), sector by sector. No shared memory, no atomics.
+    Grid: (row, draw) pairs on x, the draws of a row side by side: they share its query in the cache; each walks down
+    its own row of classes (L, d), sector by sector. No shared memory, no atomics.
     """
     position = cuda.grid(1)
     if position < out.size:
@@ -50,8 +50,9 @@ def softmax_kernel(scores, ids, log_q, targets, labels, mask_hits, loss, dscores
     """A block owns one row of scores, dscores (B, M), a thread its columns t, t + blockDim.x, ...; coalesced.
 
     targets = (target_scores, log_q_targets), each (n,), like loss and dtargets; labels = (indptr, indices) says which
-    belong to the row: the block takes one after the other. The largest score and the sum of the exponentials are reduced
-    in shared memory, 4 bytes a thread, always in the same order. Grid: rows on x; block a power of two. No atomics.
+    belong to the row: the block takes one after the other. The largest score and the sum of the exponentials are
+    reduced in shared memory, 4 bytes a thread, always in the same order. Grid: rows on x; block a power of two. No
+    atomics.
     """
     target_scores, log_q_targets = targets
     b, thread, n_threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x

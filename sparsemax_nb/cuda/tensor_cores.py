@@ -1,16 +1,17 @@
 """Products of float32 matrices on the tensor cores: tiles that a block stages in shared memory, in bfloat16.
 
 A float32 number is the sum of three bfloat16 ones, to the last bit. Of the nine products of two such sums six are large
-enough for float32 to tell: they are computed, and added in float32. Where the factors are bfloat16 numbers, or are meant to
-be rounded to them, one product is enough.
+enough for float32 to tell: they are computed, and added in float32. Where the factors are bfloat16 numbers, or are
+meant to be rounded to them, one product is enough.
 
-A factor is a tuple that `factor` makes of a matrix: (flat array, stride of a row, stride of a term, whether four terms can be
-read at once). "Rows" are the rows of the first factor and the columns of the second, "terms" what the sums run over.
+A factor is a tuple that `factor` makes of a matrix: (flat array, stride of a row, stride of a term, whether four terms
+can be read at once). "Rows" are the rows of the first factor and the columns of the second, "terms" what the sums run
+over.
 
-Shared memory holds 16 rows by 16 terms as the lanes of a warp take them: each of the three parts is 32 times four words of two
-numbers, which a lane writes and reads at once, so there are no bank conflicts. Lane 4 g + t has the rows r = 4 (g // 2) + g % 2
-and r + 2, and the terms 4 t ... 4 t + 3; of the results it has the columns 4 t ... 4 t + 3. The order of terms is not that of
-the instruction's documentation: it is the same for both factors, and so of no account.
+Shared memory holds 16 rows by 16 terms as the lanes of a warp take them: each of the three parts is 32 times four words
+of two numbers, which a lane writes and reads at once, so there are no bank conflicts. Lane 4 g + t has the rows r = 4
+(g // 2) + g % 2 and r + 2, and the terms 4 t ... 4 t + 3; of the results it has the columns 4 t ... 4 t + 3. The order
+of terms is not that of the instruction's documentation: it is the same for both factors, and so of no account.
 """
 
 from typing import NamedTuple
@@ -135,8 +136,9 @@ def _add_rounded(shared, rows, columns, sums):
 def product_of_tile(a, b, rows, columns, terms, exact):
     """The block's rows of a times its columns of b: of the warp's 32 x 32 results what this lane has, eight columns of four rows.
 
-    a, b are (`Factor`, where it starts); rows, columns, terms (first, stop). Warp (y, z) has rows 32 y ... and columns 32 z ...
-    of the tile; the lane's are told by `place_of_lane`. All threads of the block must call it; it ends behind a barrier.
+    a, b are (`Factor`, where it starts); rows, columns, terms (first, stop). Warp (y, z) has rows 32 y ... and columns
+    32 z ... of the tile; the lane's are told by `place_of_lane`. All threads of the block must call it; it ends behind
+    a barrier.
     """
     shared = cuda.shared.array(0, uint32, 16)
     n_y, n_z = cuda.blockDim.y, cuda.blockDim.z

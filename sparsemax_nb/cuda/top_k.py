@@ -12,9 +12,11 @@ from .reduce import ALL_LANES, warp_max
 _f = backend.cuda_formulas(formulas)
 enters, insert = _f.enters, _f.insert
 WORST = np.float32(-np.inf)
-#: Most entries of the threads' lists, whose cost grows with their square; more of the best are found by a library's sort.
+#: Most entries of the threads' lists, whose cost grows with their square; more of the best are found by a library's
+#: sort.
 INSERTED = 128
-#: Scores that exist at once where they are sorted: 64 MiB; and those that are sorted at once, with 8 bytes each for key and copy.
+#: Scores that exist at once where they are sorted: 64 MiB; and those that are sorted at once, with 8 bytes each for key
+#: and copy.
 HELD, SORTED = 1 << 24, 1 << 22
 MAGNITUDE, INFINITY, WORD, BITS = np.int64(0x7FFFFFFF), np.int64(0x7F800000), np.int64(0xFFFFFFFF), np.int64(32)
 #: `_key` of an empty entry: minus infinity with the id -1.
@@ -111,10 +113,10 @@ def _write(words, ids, i, key):
 def merge_warps_kernel(list_words, list_ids, top_words, top_ids):
     """A block merges the lists of one row: each warp its share of them, then the first warp what the warps found.
 
-    Grid: rows on x; a block of (32, W). A lane keeps the best of every 32 W-th list that is not yet taken: the best of the
-    warp is found by shuffles, k times; then all lanes look for the next of those lists from which it came. Reads the first
-    entries of list_words (the bits of float32 scores), list_ids (B, k, n_lists) coalesced, of the others few; writes
-    top_words, top_ids (B, k). Dynamic shared memory where W > 1: 8 k bytes a warp. No atomics.
+    Grid: rows on x; a block of (32, W). A lane keeps the best of every 32 W-th list that is not yet taken: the best of
+    the warp is found by shuffles, k times; then all lanes look for the next of those lists from which it came. Reads
+    the first entries of list_words (the bits of float32 scores), list_ids (B, k, n_lists) coalesced, of the others few;
+    writes top_words, top_ids (B, k). Dynamic shared memory where W > 1: 8 k bytes a warp. No atomics.
     """
     lane, warp, n_warps = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockDim.y
     shared, row = cuda.shared.array(0, int64), cuda.blockIdx.x

@@ -15,9 +15,18 @@ from .readers import DataError, XCData
 
 #: What NumPy, SciPy and the zip format raise for files that are truncated, damaged or something else altogether.
 BROKEN = (
-    ValueError, TypeError, AttributeError, LookupError, EOFError, RuntimeError, ArithmeticError, SyntaxError,
-    tokenize.TokenError, zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    EOFError,
+    RuntimeError,
+    ArithmeticError,
+    SyntaxError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 #: The most bytes that deflate makes of one.
 DEFLATED = 1032
 

@@ -61,8 +61,8 @@ class XCData:
     Attributes
     ----------
     features : (n_points, n_features) float32
-        CSR: ids ascend in each row, none twice; int32 indptr and indices. Or a dense matrix in a file (`numpy.memmap`), which
-        `load` may give: read-only, C-contiguous.
+        CSR: ids ascend in each row, none twice; int32 indptr and indices. Or a dense matrix in a file (`numpy.memmap`),
+        which `load` may give: read-only, C-contiguous.
     labels : (n_points, n_labels) CSR float32
         1 where a point has the label; otherwise the same.
 
@@ -241,9 +241,9 @@ def check_csr(name, matrix):
 def read_lines(path):
     """Yield the lines of a text file as bytes, without their ends; to be closed, also where not all are read.
 
-    Its first bytes, not its name, say whether it is compressed. A byte-order mark of UTF-8 is dropped. DataError for what is
-    no text that can be read in reasonable time: UTF-16, lines that are too long, blank lines without end, a small compressed
-    file that unpacks to very much.
+    Its first bytes, not its name, say whether it is compressed. A byte-order mark of UTF-8 is dropped. DataError for
+    what is no text that can be read in reasonable time: UTF-16, lines that are too long, blank lines without end, a
+    small compressed file that unpacks to very much.
     """
     is_resource = isinstance(path, importlib.resources.abc.Traversable)  # one in a zip file is not PathLike
     path = path if is_resource else check.path("path", path)

@@ -47,8 +47,9 @@ def load_sequences(path, min_count=1, vocabulary=None):
     Parameters
     ----------
     path : str or path
-        A text file (UTF-8, plain or compressed by gzip or xz): each line holds the items of one sequence in their order, divided by blanks.
-        Or a directory with such a file, called sequences, as it stands or with .txt, .txt.gz or .txt.xz behind.
+        A text file (UTF-8, plain or compressed by gzip or xz): each line holds the items of one sequence in their
+        order, divided by blanks. Or a directory with such a file, called sequences, as it stands or with .txt, .txt.gz
+        or .txt.xz behind.
     min_count : int
         Items that occur less often are left out.
     vocabulary : Vocabulary, optional

@@ -103,12 +103,12 @@ def bag_of_words(n_rows, n_features, words_per_row, n_labels, labels_per_row, se
 def hierarchy(n_super, n_sub, n_points, width, seed):
     """Points of classes in two levels, as in the synthetic check of DS-Softmax: ``super-class + class + point`` of each row.
 
-    Class c belongs to super-class ``c // n_sub``; only the contexts tell. Every coordinate has variance 100 over the means of
-    the super-classes, 100 / 10 over the classes around them, 100 / 100 over the points around these; and everything is
-    divided by 10.
+    Class c belongs to super-class ``c // n_sub``; only the contexts tell. Every coordinate has variance 100 over the
+    means of the super-classes, 100 / 10 over the classes around them, 100 / 100 over the points around these; and
+    everything is divided by 10.
 
-    Row i is of class ``i % n_classes``: cut the rows where you like, to train and to test; both parts hold all classes. More
-    points are added at the end, and do not change those before.
+    Row i is of class ``i % n_classes``: cut the rows where you like, to train and to test; both parts hold all classes.
+    More points are added at the end, and do not change those before.
 
     Parameters
     ----------

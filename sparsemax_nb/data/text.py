@@ -20,7 +20,8 @@ UNKNOWN, END_OF_LINE = "<unk>", "<eos>"
 BUNDLED = ("wikitext-2",)
 #: Names of the files of a part, in the order in which they are tried: ours, those of the Penn Treebank and of WikiText.
 STEMS = {part: (part, f"ptb.{part}", f"wiki.{part}") for part in ("train", "valid", "test")}
-#: The name of the one file of a text that is not divided, and the share of its lines that are for validation, and for test.
+#: The name of the one file of a text that is not divided, and the share of its lines that are for validation, and for
+#: test.
 WHOLE, SHARE = "corpus", 100
 #: Zero-width (non-)joiners: they shape the letters of a word, or make one emoji of several.
 JOINERS = "\u200c\u200d"
@@ -72,9 +73,10 @@ def read_words(path, raw=False):
     path : str or path
         UTF-8, plain or compressed by gzip or xz; words are divided by blanks. A byte-order mark is dropped.
     raw : bool
-        The text is as people write it: every punctuation mark is a word of its own, too, and lines without a word are left out.
-        Combining marks (accents, the vowel signs of Hindi or Thai) and zero-width joiners stay with their word, and what
-        Unicode holds to be the same text is the same word (NFC): é is one letter, however the file spells it.
+        The text is as people write it: every punctuation mark is a word of its own, too, and lines without a word are
+        left out. Combining marks (accents, the vowel signs of Hindi or Thai) and zero-width joiners stay with their
+        word, and what Unicode holds to be the same text is the same word (NFC): é is one letter, however the file
+        spells it.
 
     Yields
     ------
@@ -196,8 +198,8 @@ class Vocabulary:
         min_count : int
             Words that occur less often become `<unk>`; where the lines are no text, they are left out.
         text : bool
-            Whether the lines are text. Then `<eos>` ends each of them, and `<unk>` is always part of the vocabulary; else
-            neither is.
+            Whether the lines are text. Then `<eos>` ends each of them, and `<unk>` is always part of the vocabulary;
+            else neither is.
 
         Returns
         -------
@@ -206,8 +208,8 @@ class Vocabulary:
         Raises
         ------
         TypeError, ValueError
-            A str in place of lines, or of the words of a line; min_count below 1; no line, or no word that occurs so often; a word called `<eos>` or `<unk>` where the lines are
-            no text.
+            A str in place of lines, or of the words of a line; min_count below 1; no line, or no word that occurs so
+            often; a word called `<eos>` or `<unk>` where the lines are no text.
         """
         _refuse_text("lines", lines, "use [text.split()]")
         check.flag("text", text)
@@ -228,8 +230,8 @@ class Vocabulary:
         min_count : int
             Words that occur less often become `<unk>`; where the lines are no text, they are left out.
         text : bool
-            Whether the lines are text. Then `<eos>` ends each of them, and `<unk>` is always part of the vocabulary; else
-            neither is.
+            Whether the lines are text. Then `<eos>` ends each of them, and `<unk>` is always part of the vocabulary;
+            else neither is.
         raw : bool
             Kept; see `read_words`.
 
@@ -392,10 +394,11 @@ def load_text(name_or_dir, min_count=1, vocabulary=None, raw=False):
     Parameters
     ----------
     name_or_dir : str or path
-        ``"wikitext-2"`` is bundled. Anything else is a directory with the files train, valid and test, also as ptb.train or
-        wiki.train and so on, as they stand or with .txt, .txt.gz, .txt.xz or .tokens behind: UTF-8, words divided by blanks.
-        Or, where it holds none of these, with one file, corpus: the last hundredth of its lines, rounded down, but one
-        line at least, is the test part, as many lines before them are the valid part, the others the train part.
+        ``"wikitext-2"`` is bundled. Anything else is a directory with the files train, valid and test, also as
+        ptb.train or wiki.train and so on, as they stand or with .txt, .txt.gz, .txt.xz or .tokens behind: UTF-8, words
+        divided by blanks. Or, where it holds none of these, with one file, corpus: the last hundredth of its lines,
+        rounded down, but one line at least, is the test part, as many lines before them are the valid part, the others
+        the train part.
     min_count : int
         Words that occur less often in the training part become `<unk>`.
     vocabulary : Vocabulary, optional

@@ -32,7 +32,8 @@ class Tfidf:
     The dense equivalent, where no row is empty, is
     ``W = np.where(C > 0, 1 + np.log(C), 0) * idf; W /= np.linalg.norm(W, axis=1, keepdims=True)``.
 
-    Source: G. Salton, C. Buckley, "Term-weighting approaches in automatic text retrieval", 1988; in the form of scikit-learn.
+    Source: G. Salton, C. Buckley, "Term-weighting approaches in automatic text retrieval", 1988; in the form of
+    scikit-learn.
 
     Examples
     --------
@@ -94,8 +95,8 @@ class Tfidf:
         Raises
         ------
         TypeError, ValueError
-            Not fitted yet; X is not CSR, of another width than in `fit`, not finite, negative somewhere, or (`sublinear`) holds
-            other numbers than counts.
+            Not fitted yet; X is not CSR, of another width than in `fit`, not finite, negative somewhere, or
+            (`sublinear`) holds other numbers than counts.
         """
         if not hasattr(self, "idf_"):
             raise ValueError("this Tfidf is not fitted; call fit first")

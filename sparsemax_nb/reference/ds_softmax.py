@@ -43,8 +43,8 @@ def scores(h, groups, experts):
 def cross_entropy(scores, values, labels, groups, experts, n_classes, scale):
     """Loss of each row (B,), and the gradients of ``scale sum(loss)`` by the gate's values (B,) and the scores (flat).
 
-    ``sum_labels(log(sum_c exp(g s_c) + n_absent) - g s_label)``: a class that the expert does not hold has logit 0, as a
-    pruned row of zeros would have; there are n_absent of them.
+    ``sum_labels(log(sum_c exp(g s_c) + n_absent) - g s_label)``: a class that the expert does not hold has logit 0, as
+    a pruned row of zeros would have; there are n_absent of them.
     """
     loss, dvalues, dscores = np.zeros(len(values)), np.zeros(len(values)), np.zeros(scores.size)
     for place, (b, k) in enumerate(zip(groups.order, groups.experts, strict=True)):
@@ -103,8 +103,8 @@ def class_sums(squares, by_class):
 def update(gradient, ids, class_squares, penalties, rates, moments, rows, squares):
     """Adam on the loss and two group lassos: new rows, m, v, and the sum of squares of each new row.
 
-    Added to the loss is ``class_lasso sum_r sqrt(mean(rows_r^2) + eps) + expert_lasso sum_c sqrt(mean_c + eps)``, mean_c
-    being the mean square over all experts of class c, those that do not hold it included.
+    Added to the loss is ``class_lasso sum_r sqrt(mean(rows_r^2) + eps) + expert_lasso sum_c sqrt(mean_c + eps)``,
+    mean_c being the mean square over all experts of class c, those that do not hold it included.
     """
     class_lasso, expert_lasso, n_experts, epsilon = (float(p) for p in penalties)
     rows, width = rows.astype(np.float64), rows.shape[1]

@@ -43,8 +43,9 @@ def add_tile(logits, bias, largest, total):
 def gradient_of_tile(logits, bias, first, labels, largest, total, scale, dbias, losses):
     """``(n_labels p - [class is a label]) scale`` for a tile (B, T) of the classes `first`, `first` + 1, ...
 
-    ``p = exp(logit - largest) / total``, with the row's largest logit and its sum of ``exp(logit - largest)``, (B,). Returns
-    dbias (T,) plus the sum over rows, losses (B,) plus ``log(total) + largest - logit`` of each label, and the gradient.
+    ``p = exp(logit - largest) / total``, with the row's largest logit and its sum of ``exp(logit - largest)``, (B,).
+    Returns dbias (T,) plus the sum over rows, losses (B,) plus ``log(total) + largest - logit`` of each label, and the
+    gradient.
     """
     below, hot = logits.astype(np.float64) + bias - largest[:, None], multi_hot(labels, first, logits.shape[1])
     p = np.exp(below) / total[:, None]

@@ -43,10 +43,10 @@ def top_k(x, layer, k):
 def step(x, labels, duals, layer, c, slack, *, active=None):
     """Dual coordinate descent label by label, rows ascending: the loss before it, new values (as in `layer`), new duals.
 
-    `labels` (bool) and `duals` are (B, L). If not given, `active` (B, L) are a row's own labels, those with a dual variable,
-    and those whose score lies above ``slack - 1`` before the step; the others are left alone. For y = 1 where the label is
-    the row's own, else -1, and z, the row's inputs that the label is connected to:
-    ``G = y s - 1 + (0 if y > 0 else slack) + a / (2 C); a <- max(0, a - G / (|z|^2 + 1 / (2 C))); w += change y z``.
+    `labels` (bool) and `duals` are (B, L). If not given, `active` (B, L) are a row's own labels, those with a dual
+    variable, and those whose score lies above ``slack - 1`` before the step; the others are left alone. For y = 1 where
+    the label is the row's own, else -1, and z, the row's inputs that the label is connected to: ``G = y s - 1 + (0 if y
+    > 0 else slack) + a / (2 C); a <- max(0, a - G / (|z|^2 + 1 / (2 C))); w += change y z``.
     """
     inputs, found = dense_inputs(x, len(layer.dense)), slots(layer)
     w, duals, loss = weights(layer), np.array(duals, np.float64), 0.0

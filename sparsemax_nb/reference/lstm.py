@@ -37,7 +37,8 @@ def cell_backward(dout, dcells_next, gates, previous, cells):
 def forward(recurrent, gates, cells, hidden):
     """All steps of an LSTM: gates (T, B, 4H), cells and hidden (T + 1, B, H), from what the inputs add to the gates.
 
-    ``gates_t, c_t, h_t = cell(gates_t + h_{t-1} recurrent, c_{t-1})``; c and h before the first step are cells[0], hidden[0].
+    ``gates_t, c_t, h_t = cell(gates_t + h_{t-1} recurrent, c_{t-1})``; c and h before the first step are cells[0],
+    hidden[0].
     """
     cells, hidden = [cells[0].astype(np.float64)], [hidden[0].astype(np.float64)]
     gates = gates.astype(np.float64)

@@ -33,50 +33,83 @@ ARCHITECTURES = "linear", "network"
 #: Parameters that only one of the architectures has.
 LINEAR_ONLY = "C", "slack", "frequency", "co_occurrence", "features_per_point", "min_features", "extra_features"
 NETWORK_ONLY = (
-    "output", "embedding", "intermediate", "bottleneck", "fan_in", "group_size", "grouping", "weight_dtype", "loss",
-    "sampler", "n_samples", "n_codewords", "residual", "index_every", "correction", "mask_hits", "dropout", "word_dropout",
-    "learning_rate", "embedding_rate", "intermediate_rate", "warm_up", "min_learning_rate", "patience", "stop_after",
-    "rewire_fraction", "rewire_every", "rewire_until", "batch_size",
-)  # fmt: skip
+    "output",
+    "embedding",
+    "intermediate",
+    "bottleneck",
+    "fan_in",
+    "group_size",
+    "grouping",
+    "weight_dtype",
+    "loss",
+    "sampler",
+    "n_samples",
+    "n_codewords",
+    "residual",
+    "index_every",
+    "correction",
+    "mask_hits",
+    "dropout",
+    "word_dropout",
+    "learning_rate",
+    "embedding_rate",
+    "intermediate_rate",
+    "warm_up",
+    "min_learning_rate",
+    "patience",
+    "stop_after",
+    "rewire_fraction",
+    "rewire_every",
+    "rewire_until",
+    "batch_size",
+)
 #: Passes over the data where `epochs` is not given.
 EPOCHS = {"linear": 5, "network": 10}
 #: What the file of a classifier says beside its arrays.
 DESCRIPTION = description.record(
-    architecture=description.text, C=description.optional(description.number(0)),
-    slack=description.optional(description.number(0)), frequency=description.optional(description.number(0)), params=description.record(), n_features=description.integer(1), n_labels=description.integer(1),
-    n_points=description.integer(0), is_dense=description.boolean,
-    label_names=description.optional(description.list_of(description.text)), tfidf=description.boolean,
-    feature_names=description.optional(description.list_of(description.text)), data=DATA,
-)  # fmt: skip
+    architecture=description.text,
+    C=description.optional(description.number(0)),
+    slack=description.optional(description.number(0)),
+    frequency=description.optional(description.number(0)),
+    params=description.record(),
+    n_features=description.integer(1),
+    n_labels=description.integer(1),
+    n_points=description.integer(0),
+    is_dense=description.boolean,
+    label_names=description.optional(description.list_of(description.text)),
+    tfidf=description.boolean,
+    feature_names=description.optional(description.list_of(description.text)),
+    data=DATA,
+)
 
 
 class Classifier(SampledEstimator):
     """Multi-label classification with many labels: a linear layer over sparse features, or a network.
 
-    Linear: TF-IDF -> `SparseLinear`, each label against the rest, exactly over all labels, by dual coordinate descent. There
-    is no learning rate; a fit takes seconds where a network takes minutes, and rare labels gain most.
-    Network, trained with hand-written gradients. Sparse features: TF-IDF -> embedding -> ReLU -> dropout [-> dense layer of
-    width `intermediate` -> ReLU] -> output. Dense features take the place of the embedding: dropout [-> dense layer -> ReLU]
-    -> output.
+    Linear: TF-IDF -> `SparseLinear`, each label against the rest, exactly over all labels, by dual coordinate descent.
+    There is no learning rate; a fit takes seconds where a network takes minutes, and rare labels gain most. Network,
+    trained with hand-written gradients. Sparse features: TF-IDF -> embedding -> ReLU -> dropout [-> dense layer of
+    width `intermediate` -> ReLU] -> output. Dense features take the place of the embedding: dropout [-> dense layer ->
+    ReLU] -> output.
 
     Parameters
     ----------
     architecture : 'auto', 'linear' or 'network'
-        'auto' takes 'linear' for sparse features and 'network' for dense ones. A parameter of the other architecture that
-        is not at its default is an error.
+        'auto' takes 'linear' for sparse features and 'network' for dense ones. A parameter of the other architecture
+        that is not at its default is an error.
     C : 'auto' or float
-        Of 'linear': what an error weighs against ``|w|^2 / 2``, above 0. 'auto' tries values from 1/16 to 4 on a fifth of
-        the labels (1,000 at least; all where there are fewer than 10,000 points), with all of their points but those held
-        back (or with `validation`), and takes that with the best nDCG@5, or what lies between it and a neighbour by the
-        parabola through their figures; see `trials_`.
+        Of 'linear': what an error weighs against ``|w|^2 / 2``, above 0. 'auto' tries values from 1/16 to 4 on a fifth
+        of the labels (1,000 at least; all where there are fewer than 10,000 points), with all of their points but those
+        held back (or with `validation`), and takes that with the best nDCG@5, or what lies between it and a neighbour
+        by the parabola through their figures; see `trials_`.
     slack : 'auto' or float
         Of 'linear': other labels than a point's own are asked for a score of ``slack - 1``, in [0, 2). 'auto' as for C.
     frequency : 'auto' or float
-        Of 'linear': what the answers add to a label's score for the logarithm of its number of points; 0 or more. It helps
-        where there are few points. 'auto' tries 0 to 0.1.
+        Of 'linear': what the answers add to a label's score for the logarithm of its number of points; 0 or more. It
+        helps where there are few points. 'auto' tries 0 to 0.1.
     co_occurrence : float
-        Of 'linear': the weight with which the best 20 labels are reranked by how often they share points, see `rerank`. 0
-        turns it off, and no pairs of labels are counted.
+        Of 'linear': the weight with which the best 20 labels are reranked by how often they share points, see `rerank`.
+        0 turns it off, and no pairs of labels are counted.
     features_per_point, min_features : float, int
         Of 'linear': a label is connected to so many features for each of its points, and to so many at least, where its
         points have them: to those that stand out most, see `SparseLinear.choose`.
@@ -84,9 +117,9 @@ class Classifier(SampledEstimator):
         Of 'linear': so many times as many features more, chosen after the first pass by what would have corrected the
         label's errors; 0 for none.
     output : 'fixed-fan-in', 'group-shared', 'unstructured', 'dense' or 'bottleneck'
-        The output layer: `fan_in` connections per label; the same, to inputs that a group of labels shares, which is faster;
-        as many, but anywhere in the layer (a rival: slower, and it stores all scores); all connections to the embedding;
-        all connections to a narrow layer of width `bottleneck`.
+        The output layer: `fan_in` connections per label; the same, to inputs that a group of labels shares, which is
+        faster; as many, but anywhere in the layer (a rival: slower, and it stores all scores); all connections to the
+        embedding; all connections to a narrow layer of width `bottleneck`.
     embedding : int
         Width of the embedding of sparse features.
     intermediate : int or None
@@ -98,18 +131,19 @@ class Classifier(SampledEstimator):
     group_size : int
         Labels that share their inputs in a group-shared output.
     grouping : 'similar', 'frequency' or 'random'
-        How its labels are grouped: by the features of their points (in memory for that long: the sum of each label's), by
-        the number of points, or at random. See `group_labels`.
+        How its labels are grouped: by the features of their points (in memory for that long: the sum of each label's),
+        by the number of points, or at random. See `group_labels`.
     weight_dtype : 'float32' or 'bfloat16'
-        What the weights of a group-shared output are stored in; bfloat16 ones are rounded at random, see `GroupSharedFanIn`.
+        What the weights of a group-shared output are stored in; bfloat16 ones are rounded at random, see
+        `GroupSharedFanIn`.
     loss : 'squared-hinge', 'bce' or 'softmax'
         The softmax loss, ``-log softmax(scores)`` summed over a row's labels, is for a dense output or a bottleneck.
     sampler : 'none', 'uniform', 'log-uniform', 'unigram', 'lsh', 'sphere', 'rff', 'midx-pq' or 'midx-rq'
-        'none' takes the softmax over all labels. The others draw negatives for each row, and compare each of its labels with
-        these alone: 'uniform'; 'log-uniform', by Zipf's law over the labels ranked by frequency; 'unigram', in proportion
-        to frequency; 'midx-rq' and 'midx-pq', from an inverted multi-index over the output weights, nearly in proportion
-        to ``exp(score)``; 'lsh', 'sphere' and 'rff', yardsticks for the CPU alone. A step then touches only those rows of
-        the output that occur. Predictions are always over all labels.
+        'none' takes the softmax over all labels. The others draw negatives for each row, and compare each of its labels
+        with these alone: 'uniform'; 'log-uniform', by Zipf's law over the labels ranked by frequency; 'unigram', in
+        proportion to frequency; 'midx-rq' and 'midx-pq', from an inverted multi-index over the output weights, nearly
+        in proportion to ``exp(score)``; 'lsh', 'sphere' and 'rff', yardsticks for the CPU alone. A step then touches
+        only those rows of the output that occur. Predictions are always over all labels.
     n_samples : int
         Negatives of a row.
     n_codewords : int
@@ -117,8 +151,8 @@ class Classifier(SampledEstimator):
     residual : 'uniform', 'popularity' or 'exact'
         How MIDX draws inside a cell; see `InvertedMultiIndex.build`.
     index_every : int or None
-        Steps between two updates of what midx, lsh, sphere and rff draw from, which follows the output weights; None: once
-        an epoch.
+        Steps between two updates of what midx, lsh, sphere and rff draw from, which follows the output weights; None:
+        once an epoch.
     correction : 'paper' or 'importance'
         Of `sampled_softmax`, which see.
     mask_hits : bool
@@ -140,8 +174,8 @@ class Classifier(SampledEstimator):
     min_learning_rate : float
         Below it the learning rate does not fall.
     patience : int
-        Where there is validation, the learning rate is halved, down to `min_learning_rate`, after every so many epochs in
-        a row that do not raise the best P@3.
+        Where there is validation, the learning rate is halved, down to `min_learning_rate`, after every so many epochs
+        in a row that do not raise the best P@3.
     stop_after : int
         Training stops after so many such epochs in a row.
     validation_fraction : float
@@ -160,9 +194,9 @@ class Classifier(SampledEstimator):
     budget_seconds : float or None
         Training stops after so many seconds even if epochs are left; neither compiling nor validation is counted.
     tfidf : 'auto', True or False
-        Whether sparse features are counts that become TF-IDF weights. False takes them as they are, as dense ones always
-        are. 'auto' does so where any of them is no count (a whole number of at least 0): then they are weights already.
-        With `progress`, `fit` says so on standard error.
+        Whether sparse features are counts that become TF-IDF weights. False takes them as they are, as dense ones
+        always are. 'auto' does so where any of them is no count (a whole number of at least 0): then they are weights
+        already. With `progress`, `fit` says so on standard error.
     memory_limit : int or None
         Bytes that training may take. Where it is given, `fit` says before it allocates what each array will take (with
         `progress`, on standard error), and refuses what does not fit.
@@ -190,8 +224,8 @@ class Classifier(SampledEstimator):
     device_ : str
     n_features_in_, n_labels_ : int
     feature_names_in_ : (F,) object array
-        Names of the columns, where `fit` was given a DataFrame whose columns all have strings for names. Columns with other
-        names, or in another order, are refused from then on.
+        Names of the columns, where `fit` was given a DataFrame whose columns all have strings for names. Columns with
+        other names, or in another order, are refused from then on.
     label_counts_ : (L,) int64
         Training points of each label.
     n_points_ : int
@@ -201,12 +235,12 @@ class Classifier(SampledEstimator):
 
     Notes
     -----
-    Labels that no training point has come last in every list, by id, with the score -1e30 (our choice): there is nothing
-    that a model could know of them.
+    Labels that no training point has come last in every list, by id, with the score -1e30 (our choice): there is
+    nothing that a model could know of them.
 
     Source: arXiv 2306.03725 (network, squared hinge, Adam halved on a P@3 plateau, rewiring of 10 % every 1000 steps;
-    that rewiring stops after 66 % of the training comes from later work on the same layer); arXiv 2501.08563 (MIDX; every
-    label of a row against the row's draws); defaults for narrower data are ours.
+    that rewiring stops after 66 % of the training comes from later work on the same layer); arXiv 2501.08563 (MIDX;
+    every label of a row against the row's draws); defaults for narrower data are ours.
 
     Examples
     --------
@@ -246,16 +280,54 @@ class Classifier(SampledEstimator):
     kind, classes, fit_call, epochs_may_be_none = "classifier", "labels", "fit(X, y)", True
 
     def __init__(
-        self, *, architecture="auto", C="auto", slack="auto", frequency="auto", co_occurrence=0.03, features_per_point=8.0, min_features=16, extra_features=0.5,  # noqa: N803
-        output="fixed-fan-in", embedding=256, intermediate=4096, bottleneck=64, fan_in=32, group_size=16,
-        grouping="similar", weight_dtype="float32", loss="squared-hinge",
-        sampler="none", n_samples=100, n_codewords=64, residual="uniform", index_every=100, correction="paper",
+        self,
+        *,
+        architecture="auto",
+        C="auto",
+        slack="auto",
+        frequency="auto",
+        co_occurrence=0.03,
+        features_per_point=8.0,
+        min_features=16,
+        extra_features=0.5,  # noqa: N803
+        output="fixed-fan-in",
+        embedding=256,
+        intermediate=4096,
+        bottleneck=64,
+        fan_in=32,
+        group_size=16,
+        grouping="similar",
+        weight_dtype="float32",
+        loss="squared-hinge",
+        sampler="none",
+        n_samples=100,
+        n_codewords=64,
+        residual="uniform",
+        index_every=100,
+        correction="paper",
         mask_hits=False,
-        dropout=0.1, word_dropout=0.0, learning_rate=5e-4, embedding_rate=10.0, intermediate_rate=0.1, warm_up=0,
-        min_learning_rate=1e-4, patience=1, stop_after=3,
-        validation_fraction=0.0, rewire_fraction=0.1, rewire_every=1000, rewire_until=0.66, batch_size=128, epochs=None,
-        budget_seconds=None, tfidf="auto", memory_limit=None, seed=0, device="auto", progress=True,
-    ):  # fmt: skip
+        dropout=0.1,
+        word_dropout=0.0,
+        learning_rate=5e-4,
+        embedding_rate=10.0,
+        intermediate_rate=0.1,
+        warm_up=0,
+        min_learning_rate=1e-4,
+        patience=1,
+        stop_after=3,
+        validation_fraction=0.0,
+        rewire_fraction=0.1,
+        rewire_every=1000,
+        rewire_until=0.66,
+        batch_size=128,
+        epochs=None,
+        budget_seconds=None,
+        tfidf="auto",
+        memory_limit=None,
+        seed=0,
+        device="auto",
+        progress=True,
+    ):
         self.set_params(**{name: value for name, value in locals().items() if name != "self"})
 
     def __sklearn_tags__(self):
@@ -263,9 +335,11 @@ class Classifier(SampledEstimator):
         from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
 
         return Tags(
-            estimator_type="classifier", target_tags=TargetTags(required=True, multi_output=True, single_output=False),
-            classifier_tags=ClassifierTags(multi_class=False, multi_label=True), input_tags=InputTags(sparse=True),
-        )  # fmt: skip
+            estimator_type="classifier",
+            target_tags=TargetTags(required=True, multi_output=True, single_output=False),
+            classifier_tags=ClassifierTags(multi_class=False, multi_label=True),
+            input_tags=InputTags(sparse=True),
+        )
 
     def _check_params(self):
         super()._check_params()
@@ -321,10 +395,17 @@ class Classifier(SampledEstimator):
         if self.output == "group-shared":
             check.integer("group_size", self.group_size, 1, n_labels, f" (n_labels = {n_labels})")
         return {
-            "n_features": n_features, "n_labels": n_labels, "embedding": embedding, "intermediate": intermediate,
-            "output": self.output, "fan_in": self.fan_in, "device": device, "loss": self.loss,
-            "group_size": self.group_size, "weight_dtype": self.weight_dtype,
-        }  # fmt: skip
+            "n_features": n_features,
+            "n_labels": n_labels,
+            "embedding": embedding,
+            "intermediate": intermediate,
+            "output": self.output,
+            "fan_in": self.fan_in,
+            "device": device,
+            "loss": self.loss,
+            "group_size": self.group_size,
+            "weight_dtype": self.weight_dtype,
+        }
 
     def _check_sampler(self, n_classes, width, device, counts):
         super()._check_sampler(n_classes, width, device)
@@ -407,10 +488,11 @@ class Classifier(SampledEstimator):
             whole. Rows without features are legal.
         y : (n, L) SciPy CSR matrix
             Entries that are not zero are positive (a dense 0/1 matrix will do). Rows without labels are legal. A single
-            column is a single label, not class ids: it holds 0 and 1, or two other numbers, the larger of which is the label.
+            column is a single label, not class ids: it holds 0 and 1, or two other numbers, the larger of which is the
+            label.
         validation : pair (X, y), optional
-            Of a linear layer it decides on C, slack and frequency. Of a network it decides on learning rate, early stop and
-            which epoch's weights are kept, by P@3.
+            Of a linear layer it decides on C, slack and frequency. Of a network it decides on learning rate, early stop
+            and which epoch's weights are kept, by P@3.
         checkpoint_path : path, optional
             A checkpoint is written there after every epoch, every `checkpoint_seconds`, and on Ctrl-C. A file that is
             there already is an error, but with `resume`.
@@ -418,8 +500,8 @@ class Classifier(SampledEstimator):
             The longest time between two checkpoints, in seconds, but for the step in hand.
         resume : bool
             Continue from `checkpoint_path` where there is one: the weights become, bit for bit, those of a run that was
-            not interrupted (on the CPU; on CUDA some sums vary in their last bits). Data and parameters must be the same,
-            but for budget_seconds, device, memory_limit, progress and, of a network without rewiring, epochs.
+            not interrupted (on the CPU; on CUDA some sums vary in their last bits). Data and parameters must be the
+            same, but for budget_seconds, device, memory_limit, progress and, of a network without rewiring, epochs.
         after_epoch : callable, optional
             ``after_epoch(epoch, history)`` is called after every epoch.
 
@@ -458,7 +540,9 @@ class Classifier(SampledEstimator):
         prepare = new._linear_training if new.architecture_ == "linear" else new._network_training
         self._check_checkpoint_path(checkpoint_path, resume)
         training = prepare(X, y, validation, rows)
-        save = self._checkpoints(training, checkpoint_path, resume, [(X, y)] if validation is None else [(X, y), validation])
+        save = self._checkpoints(
+            training, checkpoint_path, resume, [(X, y)] if validation is None else [(X, y), validation]
+        )
         new.history_, new.network_ = training.history, training.network
         with self._becoming(new):
             training.run(save=save, save_seconds=checkpoint_seconds, progress=self.progress, after_epoch=after_epoch)
@@ -468,10 +552,10 @@ class Classifier(SampledEstimator):
     def partial_fit(self, X, y, classes=None):  # noqa: N803
         """Go on with a fitted linear layer on new points, which may have new labels and need not be kept; the first call fits.
 
-        `epochs` passes over the new points, without a budget. What earlier points have taught stays in the weights, but can no longer be
-        weighed against: where old and new contradict each other, give old points again. Each label gets `features_per_point`
-        more features for each new point, those that stand out in them; TF-IDF, C, slack, frequency and co_occurrence stay. Names of the
-        labels are dropped where there are new labels.
+        `epochs` passes over the new points, without a budget. What earlier points have taught stays in the weights, but
+        can no longer be weighed against: where old and new contradict each other, give old points again. Each label
+        gets `features_per_point` more features for each new point, those that stand out in them; TF-IDF, C, slack,
+        frequency and co_occurrence stay. Names of the labels are dropped where there are new labels.
 
         Parameters
         ----------
@@ -489,8 +573,8 @@ class Classifier(SampledEstimator):
         Raises
         ------
         TypeError, ValueError
-            The model is a network; X of another width than in `fit`, or not finite; y with fewer labels or of other points.
-            Nothing has changed then.
+            The model is a network; X of another width than in `fit`, or not finite; y with fewer labels or of other
+            points. Nothing has changed then.
         AttributeError
             For architecture='network', which has no such method.
         """
@@ -516,7 +600,9 @@ class Classifier(SampledEstimator):
         lists = FeatureLists(*map(backend.to_numpy, model.layer.arrays))
         lists = extended_lists(lists, x, y, settings.features_per_point, settings.min_features, before)
         pairs = None if model.pairs is None else model.pairs.extended(y)
-        training = linear.DualTraining(x, y, settings, self.device_, lists=lists, n_points=new.label_counts_, pairs=pairs)
+        training = linear.DualTraining(
+            x, y, settings, self.device_, lists=lists, n_points=new.label_counts_, pairs=pairs
+        )
         new.history_, new.network_, new.data_ = training.history, training.network, None
         training.run(progress=self.progress)
         vars(self).update(vars(new))
@@ -525,10 +611,16 @@ class Classifier(SampledEstimator):
     def _linear_settings(self, c, slack, frequency):
         epochs = EPOCHS["linear"] if self.epochs is None else int(self.epochs)
         return linear.Settings(
-            float(c), float(slack), float(frequency), float(self.co_occurrence), float(self.features_per_point),
-            int(self.min_features), float(self.extra_features),
-            epochs, int(self.seed),
-        )  # fmt: skip
+            float(c),
+            float(slack),
+            float(frequency),
+            float(self.co_occurrence),
+            float(self.features_per_point),
+            int(self.min_features),
+            float(self.extra_features),
+            epochs,
+            int(self.seed),
+        )
 
     def _resolved_architecture(self, is_dense):
         """'linear' or 'network'; ValueError for parameters that the architecture does not have, or features it cannot take."""
@@ -564,17 +656,25 @@ class Classifier(SampledEstimator):
         y = y[rows]
         self._plan(
             memory.linear_plan(
-                n_rows=len(rows), n_features=X.shape[1], n_labels=y.shape[1], n_entries=X.nnz, points=self.label_counts_,
-                features_per_point=self.features_per_point, min_features=self.min_features,
-                extra_features=self.extra_features, n_pairs=most_pairs(y) if self.co_occurrence > 0 else 0,
+                n_rows=len(rows),
+                n_features=X.shape[1],
+                n_labels=y.shape[1],
+                n_entries=X.nnz,
+                points=self.label_counts_,
+                features_per_point=self.features_per_point,
+                min_features=self.min_features,
+                extra_features=self.extra_features,
+                n_pairs=most_pairs(y) if self.co_occurrence > 0 else 0,
             ),
             "features_per_point, min_features or extra_features, or co_occurrence=0",
-        )  # fmt: skip
+        )
         self.tfidf_ = self._fitted_tfidf(X[rows] if len(rows) < X.shape[0] else X, validation)
         x = self._all_batches(X, rows)
         wanted = [name for name in ("C", "slack", "frequency") if getattr(self, name) == "auto"]
         first = {"C": linear.FIRST[0], "slack": linear.FIRST[1], "frequency": 0.0}
-        settings = self._linear_settings(*(start if name in wanted else getattr(self, name) for name, start in first.items()))
+        settings = self._linear_settings(
+            *(start if name in wanted else getattr(self, name) for name, start in first.items())
+        )
         self.trials_ = []
         if wanted:
             held = None if validation is None else (self._all_batches(validation[0]), validation[1])
@@ -602,11 +702,15 @@ class Classifier(SampledEstimator):
         self._check_sampler(y.shape[1], width, self.device_, counts)
         self._plan(
             memory.plan(
-                **params, batch_size=min(self.batch_size, len(rows)), keep_best=validation is not None,
-                entries_per_row=0 if self.is_dense_ else X.nnz / X.shape[0], rewired=self.rewire_fraction,
-                sampling=self._sampling(), labels_per_row=y.nnz / y.shape[0],
+                **params,
+                batch_size=min(self.batch_size, len(rows)),
+                keep_best=validation is not None,
+                entries_per_row=0 if self.is_dense_ else X.nnz / X.shape[0],
+                rewired=self.rewire_fraction,
+                sampling=self._sampling(),
+                labels_per_row=y.nnz / y.shape[0],
             )
-        )  # fmt: skip
+        )
         self.tfidf_ = None
         if not self.is_dense_:
             self.tfidf_ = self._fitted_tfidf(X[rows] if len(rows) < X.shape[0] else X, validation)
@@ -628,11 +732,14 @@ class Classifier(SampledEstimator):
         if self.output in SPARSE_OUTPUTS and self.intermediate is not None:
             adam.scale_rate(network.hidden[-1].weights, self.intermediate_rate)
         return loop.Training(
-            network, adam, self._schedule(), len(rows),
+            network,
+            adam,
+            self._schedule(),
+            len(rows),
             batch=lambda some: (self._batch(X, rows[some]), y[rows[some]]),
             validate=None if validation is None else lambda: self._figures_of(network, *validation, ks),
             monitor=f"P@{max(k for k in ks if k <= 3)}",
-        )  # fmt: skip
+        )
 
     def _free_to_change(self, training):
         return FREE_TO_CHANGE if isinstance(training, linear.DualTraining) else super()._free_to_change(training)
@@ -656,8 +763,8 @@ class Classifier(SampledEstimator):
         Returns
         -------
         scores : (n, k) float32
-            Descending; NumPy. Of a linear layer those of `rerank`: a label that others have drawn up shares the score of
-            the one before it.
+            Descending; NumPy. Of a linear layer those of `rerank`: a label that others have drawn up shares the score
+            of the one before it.
         ids : (n, k) int32
             Labels, best first; NumPy.
 
@@ -749,7 +856,8 @@ class Classifier(SampledEstimator):
         Raises
         ------
         TypeError, ValueError
-            Not fitted yet; X of another kind or width than in `fit`, or not finite; y of another shape; a k out of range.
+            Not fitted yet; X of another kind or width than in `fit`, or not finite; y of another shape; a k out of
+            range.
         """
         self._check_fitted()
         if ks is None:
@@ -773,9 +881,10 @@ class Classifier(SampledEstimator):
         propensity = metrics.propensities(self.label_counts_, self.n_points_) if self.n_points_ > 2 else None
         for k in ks:
             figures |= {
-                f"P@{k}": metrics.precision_at_k(ids, y, k), f"nDCG@{k}": metrics.ndcg_at_k(ids, y, k),
+                f"P@{k}": metrics.precision_at_k(ids, y, k),
+                f"nDCG@{k}": metrics.ndcg_at_k(ids, y, k),
                 f"R@{k}": metrics.recall_at_k(ids, y, k),
-            }  # fmt: skip
+            }
             if propensity is not None:
                 figures[f"PSP@{k}"] = metrics.psp_at_k(ids, y, propensity, k)
         return figures | {"seconds": seconds}
@@ -841,13 +950,20 @@ class Classifier(SampledEstimator):
         if self.tfidf_ is not None:
             arrays["tfidf.idf"] = self.tfidf_.idf_
         about = {
-            "architecture": self.architecture_, "C": getattr(self, "C_", None), "slack": getattr(self, "slack_", None),
+            "architecture": self.architecture_,
+            "C": getattr(self, "C_", None),
+            "slack": getattr(self, "slack_", None),
             "frequency": getattr(self, "frequency_", None),
-            "params": self._fitted_params, "n_features": self.n_features_in_, "n_labels": self.n_labels_,
-            "n_points": self.n_points_, "is_dense": self.is_dense_, "tfidf": self.tfidf_ is not None,
+            "params": self._fitted_params,
+            "n_features": self.n_features_in_,
+            "n_labels": self.n_labels_,
+            "n_points": self.n_points_,
+            "is_dense": self.is_dense_,
+            "tfidf": self.tfidf_ is not None,
             "feature_names": list(self.feature_names_in_) if hasattr(self, "feature_names_in_") else None,
-            "label_names": names, "data": self.data_,
-        }  # fmt: skip
+            "label_names": names,
+            "data": self.data_,
+        }
         checkpoint.save(path, self.kind, arrays, about)
 
     @classmethod

@@ -29,14 +29,23 @@ KS = 1, 5, 10
 FIGURE, COUNT = description.figure, description.integer(0)
 #: What a checkpoint says of a run beside its arrays.
 DESCRIPTION = description.record(
-    n_classes=COUNT, steps=COUNT, epoch=COUNT,
+    n_classes=COUNT,
+    steps=COUNT,
+    epoch=COUNT,
     history=description.list_of(
         description.record(
-            epoch=COUNT, n_experts=COUNT, loss=FIGURE, rows=COUNT, removed=COUNT, smallest_share=FIGURE,
-            largest_share=FIGURE, seconds=FIGURE, **{"speed-up": FIGURE},
+            epoch=COUNT,
+            n_experts=COUNT,
+            loss=FIGURE,
+            rows=COUNT,
+            removed=COUNT,
+            smallest_share=FIGURE,
+            largest_share=FIGURE,
+            seconds=FIGURE,
+            **{"speed-up": FIGURE},
         )
     ),
-)  # fmt: skip
+)
 
 
 #: More are a mistake: each expert takes a row of the gate, and a stage of training twice as many as the one before.
@@ -46,9 +55,9 @@ MOST_EXPERTS = 1 << 20
 class DSSoftmax(Estimator):
     """A sparse mixture of sparse experts, fitted to contexts and their targets; answers top-k at a fraction of the cost.
 
-    Training starts with few experts that hold all classes. An epoch ends by removing the rows that two group lassos have made
-    small; after `epochs` of them every expert is cloned, until there are `n_experts`. So memory stays near that of a few full
-    layers. See `SparseExperts.step` for what is minimised.
+    Training starts with few experts that hold all classes. An epoch ends by removing the rows that two group lassos
+    have made small; after `epochs` of them every expert is cloned, until there are `n_experts`. So memory stays near
+    that of a few full layers. See `SparseExperts.step` for what is minimised.
 
     Parameters
     ----------
@@ -58,13 +67,13 @@ class DSSoftmax(Estimator):
     epochs : int
         Of each stage, that is, for each number of experts.
     prune_after : int
-        Epochs of the first stage before anything is pruned; its last epoch prunes in any case. The later stages start from
-        pruned experts and prune at once.
+        Epochs of the first stage before anything is pruned; its last epoch prunes in any case. The later stages start
+        from pruned experts and prune at once.
     threshold : float
         Rows with a smaller root mean square are pruned.
     class_lasso, expert_lasso, balance : float
-        Weights of the two lassos, and of the squared coefficient of variation of the experts' loads, beside the loss of one
-        target: where contexts have several labels, they are multiplied by the mean number of labels.
+        Weights of the two lassos, and of the squared coefficient of variation of the experts' loads, beside the loss of
+        one target: where contexts have several labels, they are multiplied by the mean number of labels.
     noise : float
         Standard deviation of the noise at the gate, in training.
     batch_size : int
@@ -80,15 +89,15 @@ class DSSoftmax(Estimator):
     ----------
     experts_ : SparseExperts
     history_ : list of dict
-        One for every epoch: number of experts, loss, rows that are left and were removed, largest and smallest share of the
-        queries, speed-up by FLOPs, seconds, and the figures of the validation.
+        One for every epoch: number of experts, loss, rows that are left and were removed, largest and smallest share of
+        the queries, speed-up by FLOPs, seconds, and the figures of the validation.
     n_classes_ : int
 
     Notes
     -----
-    Source: arXiv 1901.10668. The defaults are those that served the 33,278 words of WikiText-2 (bench.ds_softmax): threshold,
-    balance and learning rate are the authors'; the lassos are smaller than theirs (0.002), the batches larger, the learning
-    rate falls, which we chose.
+    Source: arXiv 1901.10668. The defaults are those that served the 33,278 words of WikiText-2 (bench.ds_softmax):
+    threshold, balance and learning rate are the authors'; the lassos are smaller than theirs (0.002), the batches
+    larger, the learning rate falls, which we chose.
 
     Examples
     --------
@@ -110,9 +119,22 @@ class DSSoftmax(Estimator):
     result = "experts_"
 
     def __init__(
-        self, n_experts=64, first_experts=2, epochs=2, prune_after=0, threshold=0.03, class_lasso=3e-4, expert_lasso=3e-4,
-        balance=10.0, noise=0.0, batch_size=1024, learning_rate=3e-3, seed=0, device="auto", progress=True,
-    ):  # fmt: skip
+        self,
+        n_experts=64,
+        first_experts=2,
+        epochs=2,
+        prune_after=0,
+        threshold=0.03,
+        class_lasso=3e-4,
+        expert_lasso=3e-4,
+        balance=10.0,
+        noise=0.0,
+        batch_size=1024,
+        learning_rate=3e-3,
+        seed=0,
+        device="auto",
+        progress=True,
+    ):
         self.set_params(**{name: value for name, value in locals().items() if name not in ("self", "__class__")})
 
     def _check_params(self):
@@ -136,9 +158,18 @@ class DSSoftmax(Estimator):
         check.integer("seed", self.seed, 0, 2**63)
 
     def fit(
-        self, contexts, targets, init=None, *, n_classes=None, validation=None, checkpoint_path=None, resume=False,
-        after_epoch=None, after_stage=None,
-    ):  # fmt: skip
+        self,
+        contexts,
+        targets,
+        init=None,
+        *,
+        n_classes=None,
+        validation=None,
+        checkpoint_path=None,
+        resume=False,
+        after_epoch=None,
+        after_stage=None,
+    ):
         """Train from the first experts to the last.
 
         Parameters
@@ -156,13 +187,13 @@ class DSSoftmax(Estimator):
         checkpoint_path : path, optional
             A checkpoint is written there after each epoch. A file that is there already is an error, but with `resume`.
         resume : bool
-            Continue from `checkpoint_path` where there is one, bit for bit as if the run had not been interrupted. Data and
-            parameters must be the same, but for device and progress.
+            Continue from `checkpoint_path` where there is one, bit for bit as if the run had not been interrupted. Data
+            and parameters must be the same, but for device and progress.
         after_epoch : callable, optional
             ``after_epoch(record)``, the record as in `history_`.
         after_stage : callable, optional
-            ``after_stage(n_experts, packed)`` at the end of each stage, with a `PackedDSSoftmax`. It and `after_epoch` are called
-            before the checkpoint is written: where one of them is interrupted, a resumed run calls it again.
+            ``after_stage(n_experts, packed)`` at the end of each stage, with a `PackedDSSoftmax`. It and `after_epoch`
+            are called before the checkpoint is written: where one of them is interrupted, a resumed run calls it again.
 
         Returns
         -------
@@ -174,7 +205,8 @@ class DSSoftmax(Estimator):
             Wrong types, shapes or parameters; targets out of range; `ModelFileError` for a checkpoint of other data,
             parameters or version, or a damaged one.
         TrainingError
-            Contexts that are not finite, or scores that overflow: the message names the step. The last checkpoint stays.
+            Contexts that are not finite, or scores that overflow: the message names the step. The last checkpoint
+            stays.
         KeyboardInterrupt
             Ctrl-C, after the step in hand (at the end of an epoch, after its checkpoint). The last checkpoint stays.
         """
@@ -224,8 +256,9 @@ class DSSoftmax(Estimator):
         Returns
         -------
         figures : dict
-            'top-1', 'top-5', 'top-10': the share of the targets among the best 1, 5, 10 classes - of several labels P@1, P@5,
-            P@10; 'held', the share of the targets that the chosen expert holds; 'speed-up' by FLOPs, the gate counted.
+            'top-1', 'top-5', 'top-10': the share of the targets among the best 1, 5, 10 classes - of several labels
+            P@1, P@5, P@10; 'held', the share of the targets that the chosen expert holds; 'speed-up' by FLOPs, the gate
+            counted.
 
         Raises
         ------
@@ -329,10 +362,16 @@ class _Run:
                 stacklevel=4,
             )
         record = {
-            "epoch": self.epoch, "n_experts": experts.n_experts, "loss": loss, "rows": experts.ids.shape[0],
-            "removed": removed, "smallest_share": float(used.min()), "largest_share": float(used.max()),
-            "speed-up": experts.speed_up_at(used), "seconds": seconds,
-        }  # fmt: skip
+            "epoch": self.epoch,
+            "n_experts": experts.n_experts,
+            "loss": loss,
+            "rows": experts.ids.shape[0],
+            "removed": removed,
+            "smallest_share": float(used.min()),
+            "largest_share": float(used.max()),
+            "speed-up": experts.speed_up_at(used),
+            "seconds": seconds,
+        }
         if self.validation is not None:
             with _named(last):
                 record["validation"] = figures(experts, *self.validation, of="validation ")

@@ -32,7 +32,9 @@ class AvailableIf:
         if instance is None:
             return self._method
         if not self._condition(instance):
-            raise AttributeError(f"{self._method.__name__} is for a linear layer, not for architecture={instance.architecture!r}")
+            raise AttributeError(
+                f"{self._method.__name__} is for a linear layer, not for architecture={instance.architecture!r}"
+            )
         return self._method.__get__(instance, owner)
 
 
@@ -47,7 +49,8 @@ class Estimator:
     fit_call = None
     #: The attribute that a fit makes.
     result = "network_"
-    #: {"name": ..., "fingerprint": ...} of the data that it was fitted to, where the command line did it; saved with it.
+    #: {"name": ..., "fingerprint": ...} of the data that it was fitted to, where the command line did it; saved with
+    #: it.
     data_ = None
 
     @classmethod
@@ -151,8 +154,8 @@ class Estimator:
     def _checkpoints(self, training, path, resume, parts):
         """Bring `training` to where the checkpoint `path` was written, if it is there; returns what writes the next one.
 
-        `training` has `state`, `restore` and `checkpoint_nbytes`; `parts` are the data, in pairs that `fingerprint` takes. ModelFileError for a
-        checkpoint of another run.
+        `training` has `state`, `restore` and `checkpoint_nbytes`; `parts` are the data, in pairs that `fingerprint`
+        takes. ModelFileError for a checkpoint of another run.
         """
         if path is None:
             return None

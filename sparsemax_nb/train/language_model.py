@@ -29,20 +29,24 @@ K = 10
 STEPS_READ = 64
 #: What the file of a language model says beside its arrays.
 DESCRIPTION = description.record(
-    params=description.record(), n_words=description.integer(1), raw=description.boolean,
-    words=description.optional(description.list_of(description.text)), data=DATA,
-)  # fmt: skip
+    params=description.record(),
+    n_words=description.integer(1),
+    raw=description.boolean,
+    words=description.optional(description.list_of(description.text)),
+    data=DATA,
+)
 
 
 class LanguageModel(SampledEstimator):
     """A language model with an output layer over very many words, trained with hand-written gradients.
 
-    Token -> embedding -> dropout -> (LSTM -> dropout) `n_layers` times -> softmax over all words. A word's first coordinate in
-    the output is its bias, which starts at the logarithm of its frequency: training starts from a unigram model (our choice).
+    Token -> embedding -> dropout -> (LSTM -> dropout) `n_layers` times -> softmax over all words. A word's first
+    coordinate in the output is its bias, which starts at the logarithm of its frequency: training starts from a unigram
+    model (our choice).
 
-    A text is read as `batch_size` streams side by side, `unroll` tokens at a step: the state is carried from step to step,
-    back-propagation through time stops at the beginning of a step. Separate sequences (`data.Sequences`: lines of items)
-    are read `batch_size` at a time, each from its beginning.
+    A text is read as `batch_size` streams side by side, `unroll` tokens at a step: the state is carried from step to
+    step, back-propagation through time stops at the beginning of a step. Separate sequences (`data.Sequences`: lines of
+    items) are read `batch_size` at a time, each from its beginning.
 
     Parameters
     ----------
@@ -67,8 +71,8 @@ class LanguageModel(SampledEstimator):
         Of Adam, at the start. Rows of embedding and output that a step does not touch are left alone (lazy Adam); under
         sampler='none' a step touches all rows of the output.
     decay : 'linear' or 'plateau'
-        The learning rate falls linearly in the steps, down to `min_learning_rate` at the end of the last epoch; or it is
-        halved after every `patience` epochs in a row that the validation does not improve.
+        The learning rate falls linearly in the steps, down to `min_learning_rate` at the end of the last epoch; or it
+        is halved after every `patience` epochs in a row that the validation does not improve.
     warm_up : int
         Steps over which the learning rate rises from 0, linearly.
     min_learning_rate : float
@@ -100,8 +104,8 @@ class LanguageModel(SampledEstimator):
     Notes
     -----
     Source: arXiv 2501.08563 and arXiv 1901.10668 (two layers of width 200, tied embeddings); W. Zaremba et al., arXiv
-    1409.2329 (where dropout sits); O. Press, L. Wolf, "Using the output embedding to improve language models", EACL 2017
-    (tied embeddings); optimiser, rates and schedule are ours.
+    1409.2329 (where dropout sits); O. Press, L. Wolf, "Using the output embedding to improve language models", EACL
+    2017 (tied embeddings); optimiser, rates and schedule are ours.
 
     Examples
     --------
@@ -136,11 +140,34 @@ class LanguageModel(SampledEstimator):
     kind, classes, fit_call = "language model", "words", "fit(tokens)"
 
     def __init__(
-        self, *, width=200, n_layers=2, tied=True, sampler="midx-rq", n_samples=100, n_codewords=64, residual="uniform",
-        index_every=100, correction="paper", mask_hits=False, dropout=0.3, clip=1.0, learning_rate=5e-3, decay="linear",
-        warm_up=0, min_learning_rate=1e-5, patience=1, stop_after=3, batch_size=64, unroll=35, epochs=6,
-        budget_seconds=None, seed=0, device="auto", progress=True,
-    ):  # fmt: skip
+        self,
+        *,
+        width=200,
+        n_layers=2,
+        tied=True,
+        sampler="midx-rq",
+        n_samples=100,
+        n_codewords=64,
+        residual="uniform",
+        index_every=100,
+        correction="paper",
+        mask_hits=False,
+        dropout=0.3,
+        clip=1.0,
+        learning_rate=5e-3,
+        decay="linear",
+        warm_up=0,
+        min_learning_rate=1e-5,
+        patience=1,
+        stop_after=3,
+        batch_size=64,
+        unroll=35,
+        epochs=6,
+        budget_seconds=None,
+        seed=0,
+        device="auto",
+        progress=True,
+    ):
         self.set_params(**{name: value for name, value in locals().items() if name not in ("self", "__class__")})
 
     def _check_params(self):
@@ -158,9 +185,17 @@ class LanguageModel(SampledEstimator):
         return LanguageNetwork(n_words, **{name: getattr(self, name) for name in names}, device=device)
 
     def fit(
-        self, tokens, *, vocabulary=None, n_words=None, validation=None, checkpoint_path=None, checkpoint_seconds=300.0,
-        resume=False, after_epoch=None,
-    ):  # fmt: skip
+        self,
+        tokens,
+        *,
+        vocabulary=None,
+        n_words=None,
+        validation=None,
+        checkpoint_path=None,
+        checkpoint_seconds=300.0,
+        resume=False,
+        after_epoch=None,
+    ):
         """Train on a text or on sequences.
 
         Parameters
@@ -172,8 +207,8 @@ class LanguageModel(SampledEstimator):
         n_words : int, optional
             Where there is no vocabulary: the number of words; if not given, the largest token + 1.
         validation : like tokens, optional
-            Measured after every epoch (see `evaluate`). The weights of the best epoch are kept: the largest likelihood of
-            a text, the best NDCG@10 for sequences.
+            Measured after every epoch (see `evaluate`). The weights of the best epoch are kept: the largest likelihood
+            of a text, the best NDCG@10 for sequences.
         checkpoint_path : path, optional
             See `Classifier.fit`, as for the next three.
         checkpoint_seconds : float
@@ -215,10 +250,15 @@ class LanguageModel(SampledEstimator):
             return chunk, text.targets(chunk)
 
         training = loop.Training(
-            network, Adam(self.learning_rate), self._schedule(loss="softmax", batch_size=text.rows_per_step), text.n_rows,
-            batch=batch, order=text.order, validate=None if other is None else lambda: _figures(network, other),
+            network,
+            Adam(self.learning_rate),
+            self._schedule(loss="softmax", batch_size=text.rows_per_step),
+            text.n_rows,
+            batch=batch,
+            order=text.order,
+            validate=None if other is None else lambda: _figures(network, other),
             monitor=f"NDCG@{K}" if isinstance(other, SeparateLines) else "log-likelihood",
-        )  # fmt: skip
+        )
         parts = [_parts(part) for part in (tokens, validation) if part is not None]
         save = self._checkpoints(training, checkpoint_path, resume, parts)
         new = copy.copy(self)  # a fit that is refused leaves `self` as it is
@@ -290,8 +330,8 @@ class LanguageModel(SampledEstimator):
         -------
         figures : dict
             'log-likelihood', the mean ``log p(token | those before)``; 'perplexity', ``exp`` of minus that; 'top-1' and
-            'top-5', the share of tokens among the 1 or 5 best words; 'Recall@10' and 'NDCG@10' of the ranking of all words;
-            'tokens', how many were predicted; 'seconds'.
+            'top-5', the share of tokens among the 1 or 5 best words; 'Recall@10' and 'NDCG@10' of the ranking of all
+            words; 'tokens', how many were predicted; 'seconds'.
 
         Raises
         ------
@@ -407,7 +447,8 @@ class LanguageModel(SampledEstimator):
         Raises
         ------
         TypeError, ValueError
-            Not fitted yet; an argument out of range; an empty prompt, or one without a known word; text without a vocabulary.
+            Not fitted yet; an argument out of range; an empty prompt, or one without a known word; text without a
+            vocabulary.
         FloatingPointError
             The scores overflow.
         """
@@ -482,8 +523,12 @@ class LanguageModel(SampledEstimator):
         arrays = {name: backend.to_numpy(array) for name, array in self.network_.parameters.items()}
         words, raw = (None, False) if self.vocabulary_ is None else (list(self.vocabulary_.words), self.vocabulary_.raw)
         about = {
-            "params": self._fitted_params, "n_words": self.n_words_, "words": words, "raw": raw, "data": self.data_,
-        }  # fmt: skip
+            "params": self._fitted_params,
+            "n_words": self.n_words_,
+            "words": words,
+            "raw": raw,
+            "data": self.data_,
+        }
         checkpoint.save(path, self.kind, arrays, about)
 
     @classmethod
@@ -560,7 +605,11 @@ def _figures(network, text):
     log_prob, ranks = map(np.concatenate, zip(*found, strict=True))
     mean = float(log_prob.mean(dtype=np.float64))
     return {
-        "log-likelihood": mean, "perplexity": math.exp(min(-mean, 700.0)), "tokens": len(ranks),
-        "top-1": float((ranks < 1).mean()), "top-5": float((ranks < 5).mean()), **metrics.figures_of_ranks(ranks, K),
+        "log-likelihood": mean,
+        "perplexity": math.exp(min(-mean, 700.0)),
+        "tokens": len(ranks),
+        "top-1": float((ranks < 1).mean()),
+        "top-5": float((ranks < 5).mean()),
+        **metrics.figures_of_ranks(ranks, K),
         "seconds": time.perf_counter() - start,
-    }  # fmt: skip
+    }

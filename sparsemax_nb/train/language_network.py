@@ -23,9 +23,9 @@ def parameter_shapes(n_words, width, n_layers, tied):
 class LanguageNetwork(Layers):
     """Token -> embedding -> dropout -> (LSTM -> dropout), once or more -> softmax over all words.
 
-    The first coordinate of a word in the output layer is its bias: the first output of the last LSTM layer is replaced by 1,
-    and of tied weights the first coordinate is 0 where they are the input. So a bias needs no place of its own in losses,
-    samplers and contexts.
+    The first coordinate of a word in the output layer is its bias: the first output of the last LSTM layer is replaced
+    by 1, and of tied weights the first coordinate is 0 where they are the input. So a bias needs no place of its own in
+    losses, samplers and contexts.
 
     Parameters
     ----------
@@ -107,8 +107,8 @@ class LanguageNetwork(Layers):
     def forward(self, chunk, state=None, training=False):
         """The input of the output layer behind every token of a `Chunk`, (T, B, width), and the state behind the last.
 
-        It goes on from `state`; from zeros where that is None, of another number of sequences, or the chunk is fresh. Nothing
-        of the network changes, but in training: then the layers keep what their backward pass needs.
+        It goes on from `state`; from zeros where that is None, of another number of sequences, or the chunk is fresh.
+        Nothing of the network changes, but in training: then the layers keep what their backward pass needs.
         """
         tokens, behind = backend.asarray(chunk.tokens, self.device), []
         if chunk.fresh or state is None or state[0][0].shape[0] != tokens.shape[1]:
@@ -167,8 +167,8 @@ class LanguageNetwork(Layers):
     def step(self, chunk, targets, loss, optimizer, norms=None):
         """One step of training: forward, backward, clipping, update of all parameters; returns the mean loss.
 
-        Where a dict `norms` is given, it gets the norm of the loss' gradient by the output of each hidden layer, and that
-        by all parameters together, before it is clipped.
+        Where a dict `norms` is given, it gets the norm of the loss' gradient by the output of each hidden layer, and
+        that by all parameters together, before it is clipped.
         """
         self.output_seconds = 0.0
         value, gradients = self.gradients(chunk, targets, norms)

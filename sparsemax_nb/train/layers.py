@@ -3,8 +3,8 @@
 Every layer has a `name` and lists its arrays in `parameters` (name -> array), hidden layers also their last output in
 `activations`; a layer passes back the gradient by its input *from before* the update, or None where nothing lies below.
 
-`forward` writes to the layer only with `keep`, in a step of training: then the layer keeps what `backward` needs. Without
-it nothing of the layer changes, so any number of threads may read one network at the same time.
+`forward` writes to the layer only with `keep`, in a step of training: then the layer keeps what `backward` needs.
+Without it nothing of the layer changes, so any number of threads may read one network at the same time.
 """
 
 import math
@@ -19,8 +19,8 @@ from .gradients import Gradient
 # Numbers of the layers in the random streams: no two layers draw from the same counters. `FixedFanIn.random` takes 0.
 EMBEDDING, DENSE = 1, 2
 NO_DROPOUT = rng.make_dropout(0.0, 0, 0, 0)
-#: The score of labels that no training point has: below any other, and a number that JSON knows. Losses and gradients of
-#: such a negative are exactly zero, so it stays what it is.
+#: The score of labels that no training point has: below any other, and a number that JSON knows. Losses and gradients
+#: of such a negative are exactly zero, so it stays what it is.
 LAST = np.float32(-1e30)
 
 
@@ -224,8 +224,8 @@ class RankedLast:
 class DenseOutput(RankedLast):
     """Dense output layer ``scores = x weights.T + bias``; weights (L, H). Stores scores and gradient, (B, L).
 
-    The weights of every output layer start at zero (our choice): random scores of 10^4 labels are noise that takes epochs
-    to unlearn, above all for rare labels.
+    The weights of every output layer start at zero (our choice): random scores of 10^4 labels are noise that takes
+    epochs to unlearn, above all for rare labels.
     """
 
     name = "output"
@@ -295,8 +295,8 @@ class FixedFanInOutput(RankedLast):
 class GroupSharedOutput(FixedFanInOutput):
     """`FixedFanInOutput` with inputs shared by groups of labels; labels keep their ids, `order` says who lies where.
 
-    ``order[place]`` is the label at a place of the layer; neighbours share their inputs. At first every label lies at its
-    id; set another order before the first step.
+    ``order[place]`` is the label at a place of the layer; neighbours share their inputs. At first every label lies at
+    its id; set another order before the first step.
     """
 
     def __init__(self, n_inputs, n_labels, fan_in, seed, group_size, weight_dtype, device):

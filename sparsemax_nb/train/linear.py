@@ -17,7 +17,8 @@ from . import loop, metrics
 from .layers import LAST
 from .loop import FIGURE, History, Run, TrainingError, peak_memory
 
-#: What a label's score gains for the logarithm of its number of points: where words say nothing, frequent labels come first.
+#: What a label's score gains for the logarithm of its number of points: where words say nothing, frequent labels come
+#: first.
 TIE = 1e-3
 #: Rows of a step, at most; smaller sets are cut into so many steps a pass, at least.
 BATCH, STEPS = 1024, 64
@@ -110,7 +111,9 @@ def pairs_of(arrays, n_labels, device):
     indptr = check.array("co_occurrence.indptr", arrays["co_occurrence.indptr"], np.int64, (n_labels + 1,))
     ids = check.array("co_occurrence.ids", arrays["co_occurrence.ids"], np.int32, ("n",))
     counts = check.array("co_occurrence.counts", arrays["co_occurrence.counts"], np.int32, ids.shape)
-    label_counts = check.array("co_occurrence.label_counts", arrays["co_occurrence.label_counts"], np.int32, (n_labels,))
+    label_counts = check.array(
+        "co_occurrence.label_counts", arrays["co_occurrence.label_counts"], np.int32, (n_labels,)
+    )
     n_rows = int(check.array("co_occurrence.n_rows", arrays["co_occurrence.n_rows"], np.int64, (1,))[0])
     check.below("co_occurrence.ids", ids, n_labels)
     check.integer("co_occurrence.n_rows", n_rows, 0, 2**31 - 1)
@@ -126,8 +129,13 @@ def pairs_of(arrays, n_labels, device):
 
 def arrays_of(pairs):
     """The arrays that `pairs_of` reads, NumPy, by name."""
-    arrays = {name: backend.to_numpy(getattr(pairs.arrays, name)) for name in ("indptr", "ids", "counts", "label_counts")}
-    return {f"co_occurrence.{name}": array for name, array in (arrays | {"n_rows": np.array([pairs.n_rows], np.int64)}).items()}
+    arrays = {
+        name: backend.to_numpy(getattr(pairs.arrays, name)) for name in ("indptr", "ids", "counts", "label_counts")
+    }
+    return {
+        f"co_occurrence.{name}": array
+        for name, array in (arrays | {"n_rows": np.array([pairs.n_rows], np.int64)}).items()
+    }
 
 
 def _checked_lists(indptr_name, indptr, ids_name, ids, n, whole):
@@ -188,14 +196,27 @@ class DualTraining(Run):
     n_points : (L,) integers or None
         Points of each label, if others were seen before these.
     pairs : CoOccurrence or None
-        Counts of the labels that occur together, if there were points before these; else those of `y`, where the settings
-        give them a weight.
+        Counts of the labels that occur together, if there were points before these; else those of `y`, where the
+        settings give them a weight.
     validate : callable or None
         ``validate() -> dict`` of figures, called after every epoch.
     budget_seconds : float or None
     """
 
-    def __init__(self, x, y, settings, device="cpu", *, dense=None, lists=None, n_points=None, pairs=None, validate=None, budget_seconds=None):  # fmt: skip
+    def __init__(
+        self,
+        x,
+        y,
+        settings,
+        device="cpu",
+        *,
+        dense=None,
+        lists=None,
+        n_points=None,
+        pairs=None,
+        validate=None,
+        budget_seconds=None,
+    ):
         self.settings, self.device, self.validate = settings, device, validate
         self._epochs, self._budget_seconds = settings.epochs, budget_seconds
         self.n_rows = x.shape[0]
@@ -245,7 +266,9 @@ class DualTraining(Run):
         if len(position.losses) != position.step or any(rows <= 0 for _, rows in position.losses):
             raise ValueError("position.losses must be those of the epoch's steps")
         layer = self.network.layer
-        parameters = {name.removeprefix("parameters/"): arrays[name] for name in arrays if name.startswith("parameters/")}
+        parameters = {
+            name.removeprefix("parameters/"): arrays[name] for name in arrays if name.startswith("parameters/")
+        }
         restored = layer_of(parameters, layer.n_features, layer.n_labels, self.device)
         indptr = check.array("duals/indptr", arrays["duals/indptr"], np.int64, (self.n_rows + len(self._batches),))
         labels = check.array("duals/labels", arrays["duals/labels"], np.int32, ("n",))
@@ -327,9 +350,13 @@ class DualTraining(Run):
         at, history = self._at, self.history
         sums, rows = np.array(at.losses).T
         record = {
-            "epoch": at.epoch, "steps": history.steps, "seconds": history.seconds,
-            "loss": float(sums.sum() / rows.sum()), "loss_std": float((sums / rows).std()), "gradient_norms": {},
-        }  # fmt: skip
+            "epoch": at.epoch,
+            "steps": history.steps,
+            "seconds": history.seconds,
+            "loss": float(sums.sum() / rows.sum()),
+            "loss_std": float((sums / rows).std()),
+            "gradient_norms": {},
+        }
         if self.validate is not None:
             record["validation"] = self.validate()
         history.epochs.append(record)
@@ -351,12 +378,14 @@ DESCRIPTION = description.record(
         epochs=description.list_of(
             description.record(epoch=_COUNT, steps=_COUNT, seconds=_SECONDS, loss=FIGURE, loss_std=FIGURE)
         ),
-        steps=_COUNT, seconds=_SECONDS, stopped=description.text,
+        steps=_COUNT,
+        seconds=_SECONDS,
+        stopped=description.text,
     ),
     position=description.record(
         epoch=_COUNT, step=_COUNT, losses=description.list_of(description.list_of(description.number(), 2))
     ),
-)  # fmt: skip
+)
 
 
 # ---------------------------------------------------------------- C, slack and frequency from the data
@@ -366,10 +395,11 @@ FIRST = 0.5, 0.2
 GRID_C, GRID_SLACK = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0), (0.05, 0.1, 0.2, 0.3, 0.4, 0.6)
 #: Values of frequency, and the answers of a row that each puts in its order.
 FREQUENCIES, REORDERED = (0.0, 0.01, 0.02, 0.05, 0.1), 20
-#: A value must be better by this share of its figure, and of C and slack by so many of the rows held back: less is noise, and a
-#: smaller slack takes longer.
+#: A value must be better by this share of its figure, and of C and slack by so many of the rows held back: less is
+#: noise, and a smaller slack takes longer.
 LEAST_GAIN, LEAST_ROWS = 2e-3, 2
-#: Share of the labels that the search looks at, and the least number of them; smaller sets than this are searched with all.
+#: Share of the labels that the search looks at, and the least number of them; smaller sets than this are searched with
+#: all.
 LABELS, LEAST_LABELS, SMALL = 0.2, 1000, 10_000
 #: Of their rows, the share that is held back, and the most; passes of a trial.
 HELD_BACK, MOST_HELD_BACK, PASSES = 0.2, 10_000, 3
@@ -380,11 +410,12 @@ ENOUGH, MOST_SPLITS = 2000, 5
 def choose_settings(x, y, settings, *, wanted, validation=None):
     """(Settings, trials): with values that have about the best nDCG@5 on rows that are held back.
 
-    Labels are independent of each other, so a part of the labels, with all of their points, is a problem of the same kind,
-    where a part of the rows would be one with fewer points a label. From those of `settings` on, C and slack move one after
-    the other, twice at most, to neighbours on the grid that are better by more than noise, each trial with the frequency that
-    suits it; at last C moves to the vertex of the parabola through its figure and those of its neighbours. `wanted` names what is to be chosen, of 'C',
-    'slack' and 'frequency'. With a `validation` (X, y) its rows take the place of what is held back.
+    Labels are independent of each other, so a part of the labels, with all of their points, is a problem of the same
+    kind, where a part of the rows would be one with fewer points a label. From those of `settings` on, C and slack move
+    one after the other, twice at most, to neighbours on the grid that are better by more than noise, each trial with
+    the frequency that suits it; at last C moves to the vertex of the parabola through its figure and those of its
+    neighbours. `wanted` names what is to be chosen, of 'C', 'slack' and 'frequency'. With a `validation` (X, y) its
+    rows take the place of what is held back.
     """
     parts = list(_trial_parts(x, y, settings.seed, validation))
     found, trials = {}, []
@@ -398,7 +429,14 @@ def choose_settings(x, y, settings, *, wanted, validation=None):
 
     def figure(c, slack):
         if (c, slack) not in found:
-            one = replace(settings, C=c, slack=slack, frequency=frequencies[0], co_occurrence=0.0, epochs=min(PASSES, settings.epochs))
+            one = replace(
+                settings,
+                C=c,
+                slack=slack,
+                frequency=frequencies[0],
+                co_occurrence=0.0,
+                epochs=min(PASSES, settings.epochs),
+            )
             figures = np.mean([_trial(*part, one, frequencies) for part in parts], axis=0)
             best = int(figures.argmax()) if figures.max() > (1 + LEAST_GAIN) * figures[0] else 0
             found[c, slack] = float(figures[best]), frequencies[best]

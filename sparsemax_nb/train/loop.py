@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 
 from ..core import backend, check, description
-from ..data.batches import batches, shuffled
+from ..data.batches import shuffled
 from .gradients import GradientError
 from .progress import Progress
 
@@ -30,7 +30,12 @@ DESCRIPTION = description.record(
     history=description.record(
         epochs=description.list_of(
             description.record(
-                epoch=COUNT, steps=COUNT, seconds=SECONDS, loss=FIGURE, loss_std=FIGURE, learning_rate=FIGURE,
+                epoch=COUNT,
+                steps=COUNT,
+                seconds=SECONDS,
+                loss=FIGURE,
+                loss_std=FIGURE,
+                learning_rate=FIGURE,
                 gradient_norms=description.dict_of(FIGURE),
             )
         ),
@@ -38,15 +43,23 @@ DESCRIPTION = description.record(
         index_updates=description.list_of(
             description.record(step=COUNT, share=description.optional(FIGURE), seconds=SECONDS)
         ),
-        steps=COUNT, seconds=SECONDS, output_seconds=SECONDS, first_step_seconds=SECONDS,
-        best_epoch=description.optional(COUNT), stopped=description.text,
+        steps=COUNT,
+        seconds=SECONDS,
+        output_seconds=SECONDS,
+        first_step_seconds=SECONDS,
+        best_epoch=description.optional(COUNT),
+        stopped=description.text,
     ),
     position=description.record(
-        epoch=COUNT, row=COUNT, learning_rate=description.number(0), best=description.optional(description.number()),
-        bad_epochs=COUNT, losses=description.list_of(description.list_of(description.number(), 2)),
+        epoch=COUNT,
+        row=COUNT,
+        learning_rate=description.number(0),
+        best=description.optional(description.number()),
+        bad_epochs=COUNT,
+        losses=description.list_of(description.list_of(description.number(), 2)),
         norms=description.list_of(description.dict_of(FIGURE)),
     ),
-)  # fmt: skip
+)
 
 
 class TrainingError(FloatingPointError):
@@ -99,8 +112,8 @@ class History:
     rewirings : list of dict
         Step and share of the connections that were replaced.
     index_updates : list of dict
-        Step at which what negatives are drawn from caught up with the weights; share of the labels whose cell changed, and
-        the seconds it took.
+        Step at which what negatives are drawn from caught up with the weights; share of the labels whose cell changed,
+        and the seconds it took.
     steps : int
     seconds : float
         Of training: without validation, and without the first step.
@@ -176,8 +189,8 @@ def ctrl_c_later(wanted, tell="the step is finished and a checkpoint written"):
 class Run:
     """One run of training, whatever is trained: steps and epochs, checkpoints, budget, Ctrl-C.
 
-    A subclass sets `history`, `_at` (where it stands; `epoch` is part of it), `_epochs`, `_total_steps`, `_budget_seconds`, and
-    has `_step`, `_epoch_ended`, `_end_epoch` and `_shown`.
+    A subclass sets `history`, `_at` (where it stands; `epoch` is part of it), `_epochs`, `_total_steps`,
+    `_budget_seconds`, and has `_step`, `_epoch_ended`, `_end_epoch` and `_shown`.
     """
 
     #: Seconds that the output layer took of the last step.
@@ -281,9 +294,13 @@ class Training(Run):
         arrays |= {f"best/{name}": array for name, array in self._best.items()}
         arrays |= self.network.carried
         about = {
-            "schedule": asdict(self.schedule), "history": asdict(self.history), "position": asdict(self._at),
-            "counts": counts, "steps": self.network.steps, "n_rows": self.n_rows,
-        }  # fmt: skip
+            "schedule": asdict(self.schedule),
+            "history": asdict(self.history),
+            "position": asdict(self._at),
+            "counts": counts,
+            "steps": self.network.steps,
+            "n_rows": self.n_rows,
+        }
         return {name: backend.to_numpy(array) for name, array in arrays.items()}, about
 
     @property
@@ -457,10 +474,14 @@ class Training(Run):
         sums, rows = np.array(at.losses).T
         layers = at.norms[0] if at.norms else ()
         record = {
-            "epoch": at.epoch, "steps": history.steps, "seconds": history.seconds, "loss": float(sums.sum() / rows.sum()),
-            "loss_std": float((sums / rows).std()), "learning_rate": self._rate(history.steps - 1),
+            "epoch": at.epoch,
+            "steps": history.steps,
+            "seconds": history.seconds,
+            "loss": float(sums.sum() / rows.sum()),
+            "loss_std": float((sums / rows).std()),
+            "learning_rate": self._rate(history.steps - 1),
             "gradient_norms": {layer: float(np.mean([norms[layer] for norms in at.norms])) for layer in layers},
-        }  # fmt: skip
+        }
         if self._validate is not None:
             try:
                 record["validation"] = self._validate()

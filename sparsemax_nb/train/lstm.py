@@ -22,8 +22,8 @@ class LSTM:
     n_inputs, width : int
         D and H.
     seed, number : int
-        Weights are uniform in ±1 / sqrt(H) from the stream of the seed and the layer's number, counted from 0; the bias is
-        zero, but one for the forget gate, which then forgets little at first.
+        Weights are uniform in ±1 / sqrt(H) from the stream of the seed and the layer's number, counted from 0; the bias
+        is zero, but one for the forget gate, which then forgets little at first.
     device : 'cpu' or 'cuda'
 
     Attributes
@@ -32,9 +32,9 @@ class LSTM:
     hidden, cells : (T + 1, B, H) float32
         h and c before the first step of the last `forward` with `keep`, and behind every step.
 
-    Source: S. Hochreiter, J. Schmidhuber, "Long short-term memory", Neural Computation 1997; F. Gers et al., "Learning to
-    forget", Neural Computation 2000 (forget gate); R. Jozefowicz et al., "An empirical exploration of recurrent network
-    architectures", ICML 2015 (its bias).
+    Source: S. Hochreiter, J. Schmidhuber, "Long short-term memory", Neural Computation 1997; F. Gers et al., "Learning
+    to forget", Neural Computation 2000 (forget gate); R. Jozefowicz et al., "An empirical exploration of recurrent
+    network architectures", ICML 2015 (its bias).
     """
 
     def __init__(self, n_inputs, width, seed, number, device):
@@ -64,8 +64,9 @@ class LSTM:
         """x (T, B, D) and the state (h, c) before it, (B, H) each: all h, (T, B, H), and the state behind it.
 
         With `keep` the layer keeps what `backward` needs: x, which is not copied; `hidden` and `cells`, of which the
-        results are views, and which each call makes anew; and the gates, which overwrite those of the last call if they are
-        as many: fresh memory costs time. Without it nothing of the layer changes: several threads may call it at once.
+        results are views, and which each call makes anew; and the gates, which overwrite those of the last call if they
+        are as many: fresh memory costs time. Without it nothing of the layer changes: several threads may call it at
+        once.
         """
         wing, matmul = backend.wing(self._device, "lstm"), backend.wing(self._device, "matmul").matmul
         (n_steps, n_rows, n_inputs), width = x.shape, self.recurrent.shape[0]
@@ -84,7 +85,8 @@ class LSTM:
         """The gradient by all h of the last `forward` with `keep`, (T, B, H), carried back to its first step.
 
         Returns the gradient by x and those by the parameters, {name: array}. The state before the first step counts as
-        given: back-propagation is truncated there. The gates become their own gradients: once after each such `forward`.
+        given: back-propagation is truncated there. The gates become their own gradients: once after each such
+        `forward`.
         """
         if self._x is None:
             raise RuntimeError(

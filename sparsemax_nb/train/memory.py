@@ -88,15 +88,31 @@ def require(plan, limit, smaller="intermediate layer, fan-in or batch"):
 
 
 def plan(
-    *, n_features, n_labels, embedding, intermediate, output, fan_in, device, batch_size, entries_per_row=0.0,
-    group_size=1, weight_dtype="float32", rewired=0.1, keep_best=False, k=5, loss="squared-hinge", sampling=None, labels_per_row=1.0,
-):  # fmt: skip
+    *,
+    n_features,
+    n_labels,
+    embedding,
+    intermediate,
+    output,
+    fan_in,
+    device,
+    batch_size,
+    entries_per_row=0.0,
+    group_size=1,
+    weight_dtype="float32",
+    rewired=0.1,
+    keep_best=False,
+    k=5,
+    loss="squared-hinge",
+    sampling=None,
+    labels_per_row=1.0,
+):
     """The `Plan` of training with Adam and predicting, both in batches of `batch_size` rows.
 
     Parameters are those of `Network`; `entries_per_row` is the mean number of sparse features of a row, `rewired` the
-    share of connections that a rewiring replaces; `keep_best` says whether the weights of the best epoch are kept beside;
-    `k` is that of the top-k; `sampling` is the `Sampling` of a softmax loss that draws negatives, `labels_per_row` the mean
-    number of labels of a row. The data, the code and the libraries themselves do not count.
+    share of connections that a rewiring replaces; `keep_best` says whether the weights of the best epoch are kept
+    beside; `k` is that of the top-k; `sampling` is the `Sampling` of a softmax loss that draws negatives,
+    `labels_per_row` the mean number of labels of a row. The data, the code and the libraries themselves do not count.
     """
     arrays, b = [], batch_size
 
@@ -153,13 +169,14 @@ def plan(
     return Plan(arrays)
 
 
-#: Dual variables above zero of a row, on average, at the most that was seen; pairs and entries of a step, in bytes a row.
+#: Dual variables above zero of a row, on average, at the most that was seen; pairs and entries of a step, in bytes a
+#: row.
 DUALS, PAIRS = 128, 32_768
 
 
 def linear_plan(
     *, n_rows, n_features, n_labels, n_entries, points, features_per_point, min_features, extra_features, n_pairs
-):  # fmt: skip
+):
     """The `Plan` of training a linear layer over sparse features; `points` (L,) are the training points of each label.
 
     `n_pairs` bounds the pairs of labels that occur together.

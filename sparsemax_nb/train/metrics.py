@@ -244,7 +244,8 @@ def psp_at_k(ids, labels, propensity, k):
     Raises
     ------
     TypeError, ValueError
-        Wrong dtype or shape; other numbers of rows in ids and labels; an id or k out of range; labels that are NaN; a propensity outside (0, 1].
+        Wrong dtype or shape; other numbers of rows in ids and labels; an id or k out of range; labels that are NaN; a
+        propensity outside (0, 1].
 
     Notes
     -----

@@ -29,8 +29,8 @@ WORDS = 1 << 15
 class Layers:
     """Layers one above the other: what a network is, whatever they are.
 
-    A subclass has `hidden`, layers with `parameters` and `activations`; `output`, the output layer; `device`; `steps`; and
-    sets `output_seconds` in every step.
+    A subclass has `hidden`, layers with `parameters` and `activations`; `output`, the output layer; `device`; `steps`;
+    and sets `output_seconds` in every step.
     """
 
     #: Seconds that the output layer took of the last step.
@@ -154,9 +154,22 @@ class Network(Layers):
     """
 
     def __init__(
-        self, n_features, n_labels, *, embedding, intermediate, output, fan_in, dropout, seed, device,
-        loss="squared-hinge", word_dropout=0.0, group_size=1, weight_dtype="float32",
-    ):  # fmt: skip
+        self,
+        n_features,
+        n_labels,
+        *,
+        embedding,
+        intermediate,
+        output,
+        fan_in,
+        dropout,
+        seed,
+        device,
+        loss="squared-hinge",
+        word_dropout=0.0,
+        group_size=1,
+        weight_dtype="float32",
+    ):
         self.device, self.seed, self.steps = device, seed, 0
         self.dropout, self.word_dropout = dropout, word_dropout
         self.is_dense = embedding is None

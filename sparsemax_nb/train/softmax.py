@@ -7,11 +7,12 @@ import numpy as np
 from ..core import backend, check, sparse
 from ..full_softmax import softmax_cross_entropy
 from ..midx import InvertedMultiIndex, sampled_softmax
-from ..samplers import LSHSampler, LogUniformSampler, RFFSampler, SphereSampler, UniformSampler, UnigramSampler
+from ..samplers import LogUniformSampler, LSHSampler, RFFSampler, SphereSampler, UniformSampler, UnigramSampler
 from .gradients import Gradient
 from .layers import LAST, top_k_of_scores
 
-#: By name on the command line. Those of the first line are made once; the others follow the weights as training moves them.
+#: By name on the command line. Those of the first line are made once; the others follow the weights as training moves
+#: them.
 FIXED_SAMPLERS = "uniform", "log-uniform", "unigram"
 YARDSTICKS = {"lsh": LSHSampler, "sphere": SphereSampler, "rff": RFFSampler}
 INDICES = {"midx-pq": "pq", "midx-rq": "rq"}
@@ -75,8 +76,8 @@ class Negatives:
     def update(self):
         """Catch up with the weights; returns the share of the labels whose cell of a MIDX index changed, else None.
 
-        An index whose codewords are all alike, as those of weights that were still zero, is no place to go on from: it is
-        built anew.
+        An index whose codewords are all alike, as those of weights that were still zero, is no place to go on from: it
+        is built anew.
         """
         if self.how.sampler in YARDSTICKS:
             self._seen = self._weights.copy()
@@ -86,9 +87,14 @@ class Negatives:
             return self.sampler.update(self._weights)
         how = self.how
         self.sampler = InvertedMultiIndex.build(
-            self._weights, how.n_codewords, INDICES[how.sampler], how.residual, self._seed, popularity=self._popularity,
+            self._weights,
+            how.n_codewords,
+            INDICES[how.sampler],
+            how.residual,
+            self._seed,
+            popularity=self._popularity,
             weights=self._counts,
-        )  # fmt: skip
+        )
         return 1.0
 
     @property
@@ -145,9 +151,9 @@ class Negatives:
 class SoftmaxOutput:
     """Output layer ``scores = x weights.T`` under the softmax loss, ``sum_p -log softmax(scores)_p`` over a row's positives.
 
-    weights (L, H) float32, without a bias, as the samplers take them; they start at zero, or are the array that is given
-    (tied: an embedding's). With `negatives` every positive meets the row's drawn negatives instead of all labels, and only
-    the rows that occur have a gradient (lazy Adam).
+    weights (L, H) float32, without a bias, as the samplers take them; they start at zero, or are the array that is
+    given (tied: an embedding's). With `negatives` every positive meets the row's drawn negatives instead of all labels,
+    and only the rows that occur have a gradient (lazy Adam).
     """
 
     name = "output"

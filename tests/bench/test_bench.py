@@ -24,8 +24,8 @@ from bench import (
     lstm,
     machine,
     memory_670k,
-    pecos,
     overview,
+    pecos,
     report,
     rows,
     sampling,
@@ -258,7 +258,15 @@ def test_closeness_of_a_model(tmp_path, capsys):
     points = data.bag_of_words(n_rows=90, n_features=30, words_per_row=4, n_labels=40, labels_per_row=2, seed=1)
     for part, some in ("train", slice(0, 60)), ("test", slice(60, 90)):
         data.write_xc(tmp_path / f"{part}_bow.txt", points.features[some], points.labels[some])
-    made = {"architecture": "network", "embedding": 8, "epochs": 2, "device": "cpu", "progress": False, "fan_in": 4, "intermediate": 16}
+    made = {
+        "architecture": "network",
+        "embedding": 8,
+        "epochs": 2,
+        "device": "cpu",
+        "progress": False,
+        "fan_in": 4,
+        "intermediate": 16,
+    }
     model = train.Classifier(output="dense", loss="softmax", **made).fit(points.features[:60], points.labels[:60])
     model.save(tmp_path / "dense.safetensors")
     classes, queries, counts, others = closeness.read(tmp_path / "dense.safetensors", 7, str(tmp_path))
@@ -327,7 +335,11 @@ def test_words_scale(tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert "| 1,000 | 1 |" in shown and "Not run: `python -m bench.words_scale 10000-labels-2-threads`" in shown
     x, y = words_scale.titles(50, 40, 30)
-    assert x.shape == (50, 40) and (x.sum(1) == words_scale.WORDS_PER_TITLE).all() and (y.sum(1) == words_scale.LABELS_PER_TITLE).all()
+    assert (
+        x.shape == (50, 40)
+        and (x.sum(1) == words_scale.WORDS_PER_TITLE).all()
+        and (y.sum(1) == words_scale.LABELS_PER_TITLE).all()
+    )
 
 
 def test_ingredients_have_a_table_of_their_own():
@@ -337,7 +349,11 @@ def test_ingredients_have_a_table_of_their_own():
     }  # fmt: skip
     assert words.ingredients("tate", {"linear": row}) is None
     other = row | {"environment": {"machine": {"cpu": "B"}}}
-    found = {"linear": row, "no-slack": other | {"settings": {"C": 1.0, "slack": 0.0, "frequency": 0.01}}, "2-passes": other}
+    found = {
+        "linear": row,
+        "no-slack": other | {"settings": {"C": 1.0, "slack": 0.0, "frequency": 0.01}},
+        "2-passes": other,
+    }
     made = words.ingredients("tate", found)
     assert [r[0] for r in made["table"]["rows"]] == ["linear", "no-slack", "2-passes"]
     assert "Measured on another machine, so that their times do not compare: linear." in made["notes"]
@@ -723,7 +739,11 @@ def test_f1_and_words_line():
     assert words.f1_at_k(ids, labels, 2) == pytest.approx((2 / 4 + 0) / 2)
     result = {"test": {"P@1": 0.5}, "train_seconds": 3.2, "environment": {"machine": {"cpu": "one"}}}
     all_rows = dict.fromkeys((overview.OURS, *overview.THEIRS), result)
-    of_data = {"a": all_rows, "b": {}, "c": all_rows | {"pecos": result | {"environment": {"machine": {"cpu": "another"}}}}}
+    of_data = {
+        "a": all_rows,
+        "b": {},
+        "c": all_rows | {"pecos": result | {"environment": {"machine": {"cpu": "another"}}}},
+    }
     scale = {"labels": 7000, "points": 20, "first_pass_seconds": 2.4, "bytes": 1 << 29}
     line = overview.words_line(of_data, [scale])
     assert line[0].endswith(" With 7,000 labels a pass over 20 titles takes 2 s and 0.50 GiB.")

@@ -3,10 +3,11 @@
     python -m tests.fuzz.calls                        # 500 calls of each name; minutes
     python -m tests.fuzz.calls --only rewire --at 17  # one call again, with what it was given and its traceback
 
-A call may be refused - by a TypeError, ValueError, FloatingPointError, RuntimeError or OSError that this package raises and
-whose message names an argument - with all arguments and the object as they were, byte for byte. Or it is accepted: then the
-arguments that it only reads are as they were, and the result is that of dense NumPy, or of the same call with plain arguments.
-Everything else is a failure: a crash, a hang, a warning, an error of NumPy, SciPy, Numba or Python itself.
+A call may be refused - by a TypeError, ValueError, FloatingPointError, RuntimeError or OSError that this package raises
+and whose message names an argument - with all arguments and the object as they were, byte for byte. Or it is accepted:
+then the arguments that it only reads are as they were, and the result is that of dense NumPy, or of the same call with
+plain arguments. Everything else is a failure: a crash, a hang, a warning, an error of NumPy, SciPy, Numba or Python
+itself.
 """
 
 import argparse

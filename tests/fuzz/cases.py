@@ -144,7 +144,9 @@ def _(r):
 def _(r):
     b, f, n, k = sizes(r)
     options = {"per_point": float(r.random() * 2), "at_least": k}
-    return Call(s.SparseLinear.choose, [abs(sparse_points(r, b, f)), matrix(r, b, n)], options, check=dense.linear_choice)
+    return Call(
+        s.SparseLinear.choose, [abs(sparse_points(r, b, f)), matrix(r, b, n)], options, check=dense.linear_choice
+    )
 
 
 @of("sparse_linear_forward")

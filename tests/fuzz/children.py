@@ -40,8 +40,9 @@ def work(records, numbers, case):
 def run(command, first, count):
     """{number: outcome} of the cases first, ..., first + count - 1, which the child does that `command` starts.
 
-    ``command(first, count, records)`` is the command line of a child that calls `work`. A child that dies is the outcome
-    ``{"died": signal or exit status, "stderr": its last words}`` of the case that it was at; another one goes on behind.
+    ``command(first, count, records)`` is the command line of a child that calls `work`. A child that dies is the
+    outcome ``{"died": signal or exit status, "stderr": its last words}`` of the case that it was at; another one goes
+    on behind.
     """
     outcomes, end = {}, first + count
     with tempfile.TemporaryDirectory() as folder:

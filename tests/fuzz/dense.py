@@ -148,7 +148,12 @@ def more_co_occurrence(before):
     """The check of `CoOccurrence.extended` of the counts of `before`."""
 
     def check(counts, more):
-        both = scipy.sparse.vstack([scipy.sparse.csr_matrix((before.data, before.indices, before.indptr), (before.shape[0], more.shape[1])), more])
+        both = scipy.sparse.vstack(
+            [
+                scipy.sparse.csr_matrix((before.data, before.indices, before.indptr), (before.shape[0], more.shape[1])),
+                more,
+            ]
+        )
         co_occurrence(counts, both)
 
     return check

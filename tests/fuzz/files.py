@@ -1,8 +1,8 @@
 """Damage every kind of file that the library reads, and read it: a clear error or a model that answers, nothing else.
 
-``python -m tests.fuzz.files`` damages each kind 2,000 times; ``--only KIND --first 17 -n 1`` repeats one case. A child process
-reads the files: a crash is seen, and so is a read that takes more than `CPU_SECONDS` of the processor, or `MOST_BYTES` more
-memory than the child had before. The test suite runs a short form.
+``python -m tests.fuzz.files`` damages each kind 2,000 times; ``--only KIND --first 17 -n 1`` repeats one case. A child
+process reads the files: a crash is seen, and so is a read that takes more than `CPU_SECONDS` of the processor, or
+`MOST_BYTES` more memory than the child had before. The test suite runs a short form.
 """
 
 import argparse
@@ -269,7 +269,16 @@ def damage_npz(content, rng):
 
 SMALL = {"epochs": 2, "batch_size": 16, "dropout": 0.1, "device": "cpu", "progress": False, "learning_rate": 0.01}
 NETWORK = SMALL | {"architecture": "network", "embedding": 8, "intermediate": 12, "fan_in": 3, "rewire_every": 3}
-LINEAR = {"C": 0.5, "slack": 0.2, "frequency": 0.05, "min_features": 3, "features_per_point": 0.0, "epochs": 2, "device": "cpu", "progress": False}
+LINEAR = {
+    "C": 0.5,
+    "slack": 0.2,
+    "frequency": 0.05,
+    "min_features": 3,
+    "features_per_point": 0.0,
+    "epochs": 2,
+    "device": "cpu",
+    "progress": False,
+}
 SHARED = NETWORK | {"output": "group-shared", "group_size": 4, "weight_dtype": "bfloat16"}
 SAMPLED = SMALL | {
     "architecture": "network", "embedding": 8, "output": "dense", "loss": "softmax", "sampler": "midx-rq", "n_samples": 3, "n_codewords": 4, "index_every": 3,

@@ -1,7 +1,7 @@
 """Threads, forks and processes, thousands of times: every result must have the bits that a single thread finds.
 
-``python -m tests.stress`` runs all parts, each threading layer in a process of its own; ``--parts forks --layers omp`` and
-``--groups layers softmax`` choose some. The exit code is 1 where anything went wrong.
+``python -m tests.stress`` runs all parts, each threading layer in a process of its own; ``--parts forks --layers omp``
+and ``--groups layers softmax`` choose some. The exit code is 1 where anything went wrong.
 """
 
 import argparse

@@ -1,8 +1,9 @@
 """What is called: for every public function and method, a few calls with other arguments each.
 
-A group is a function of a seed that makes objects and returns ``{name: [call, ...]}``. A call takes no arguments and returns
-what is compared, bit by bit. It leaves the group's objects as they are, so that many threads may share a group: what changes
-its object works on a copy. Sizes are such that kernels have several parts to share out, and a thousand calls take seconds.
+A group is a function of a seed that makes objects and returns ``{name: [call, ...]}``. A call takes no arguments and
+returns what is compared, bit by bit. It leaves the group's objects as they are, so that many threads may share a group:
+what changes its object works on a copy. Sizes are such that kernels have several parts to share out, and a thousand
+calls take seconds.
 """
 
 import copy
@@ -384,7 +385,9 @@ def linear(seed):
         "SparseLinear": [lambda: [*nb.SparseLinear(layer.weights, layer.bias).arrays]],
         "SparseLinear.choose": [lambda n=n: [*nb.SparseLinear.choose(x, labels, at_least=n).arrays] for n in (3, 20)],
         "sparse_linear_forward": [functools.partial(nb.sparse_linear_forward, part, layer) for part in parts],
-        "sparse_linear_top_k": [functools.partial(nb.sparse_linear_top_k, part, layer, k) for part in parts for k in (1, 5, 100)],
+        "sparse_linear_top_k": [
+            functools.partial(nb.sparse_linear_top_k, part, layer, k) for part in parts for k in (1, 5, 100)
+        ],
         "sparse_linear_step": [functools.partial(step, some) for some in (False, True)],
     }
 

@@ -96,8 +96,8 @@ def thread_counts():
 def storm(groups, n_threads=32, n_calls=1000, seed=0, say=print, n_seeds=4):
     """Every function of the groups on shared and on separate objects, then all of them mixed.
 
-    Separate objects are those of seed ``t % n_seeds`` for thread t. Returns (calls that were made, what went wrong); `say` is
-    told how far it is.
+    Separate objects are those of seed ``t % n_seeds`` for thread t. Returns (calls that were made, what went wrong);
+    `say` is told how far it is.
     """
     before, failures, total = thread_counts(), [], 0
     everything, of_everything = {}, {}

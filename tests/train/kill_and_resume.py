@@ -1,7 +1,7 @@
 """Kill a training run again and again (SIGKILL), resume it, compare with a run that was left alone.
 
-Every other kill comes at a random moment, the others while a checkpoint or the model is being written: the process is stopped,
-and killed if a temporary file is there, else it goes on.
+Every other kill comes at a random moment, the others while a checkpoint or the model is being written: the process is
+stopped, and killed if a temporary file is there, else it goes on.
 
 ``python -m tests.train.kill_and_resume --kills 20``; the test suite does the same.
 """

@@ -535,7 +535,15 @@ def test_columns_of_a_data_frame_are_those_of_the_fit(corpus, tmp_path):
 def test_scikit_learns_check_of_column_names():
     checks = pytest.importorskip("sklearn.utils.estimator_checks")
     pytest.importorskip("pandas", reason="pandas is not installed")
-    small = {"architecture": "network", "embedding": 8, "intermediate": 16, "fan_in": 4, "epochs": 1, "device": "cpu", "progress": False}
+    small = {
+        "architecture": "network",
+        "embedding": 8,
+        "intermediate": 16,
+        "fan_in": 4,
+        "epochs": 1,
+        "device": "cpu",
+        "progress": False,
+    }
     checks.check_dataframe_column_names_consistency("Classifier", train.Classifier(**small))
 
 
@@ -841,14 +849,7 @@ def test_rewiring_changes_the_connections_and_is_noted(corpus):
     assert 0.1 < (before != after).mean() < 0.7
 
 
-CHECKS_THAT_DO_NOT_APPLY = {
-    name: "predict gives ids of the best labels, not classes, and y is a matrix of labels"
-    for name in (
-        "check_classifiers_one_label", "check_classifiers_classes", "check_classifiers_train",
-        "check_classifiers_regression_target", "check_classifiers_multilabel_output_format_predict",
-        "check_classifier_not_supporting_multiclass",
-    )
-}  # fmt: skip
+CHECKS_THAT_DO_NOT_APPLY = dict.fromkeys(("check_classifiers_one_label", "check_classifiers_classes", "check_classifiers_train", "check_classifiers_regression_target", "check_classifiers_multilabel_output_format_predict", "check_classifier_not_supporting_multiclass"), "predict gives ids of the best labels, not classes, and y is a matrix of labels")  # fmt: skip
 
 
 def test_scikit_learns_checks():

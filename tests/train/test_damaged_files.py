@@ -8,7 +8,6 @@ import pytest
 from sparsemax_nb import data, train
 from sparsemax_nb.core import checkpoint
 from sparsemax_nb.train import language_network, network
-
 from tests.train.test_resume import SMALL, Stop
 
 POINTS = data.bag_of_words(n_rows=120, n_features=40, words_per_row=5, n_labels=50, labels_per_row=2, seed=1)

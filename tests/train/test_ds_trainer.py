@@ -13,7 +13,6 @@ from sparsemax_nb.core import backend as placement
 from sparsemax_nb.core import checkpoint
 from sparsemax_nb.data.batches import shuffled
 from sparsemax_nb.train import ds_trainer
-
 from tests.helpers import label_matrix, normal, threads
 
 N_CLASSES, WIDTH, N_ROWS = 20, 16, 1000

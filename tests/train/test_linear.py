@@ -11,7 +11,16 @@ from sparsemax_nb.core import checkpoint, sparse
 from sparsemax_nb.cpu import linear as cpu_linear
 from sparsemax_nb.train import linear
 
-SMALL = {"architecture": "linear", "C": 0.5, "slack": 0.2, "frequency": 0.05, "min_features": 5, "features_per_point": 0.0, "device": "cpu", "progress": False}
+SMALL = {
+    "architecture": "linear",
+    "C": 0.5,
+    "slack": 0.2,
+    "frequency": 0.05,
+    "min_features": 5,
+    "features_per_point": 0.0,
+    "device": "cpu",
+    "progress": False,
+}
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +81,11 @@ def test_answers_add_the_frequency_and_training_does_not(corpus):
     assert bits(without) == bits(model) and without.network_.prior is None
     (scores, ids), (more, others) = (m.top_k(corpus.features, 25) for m in (without, model))
     logs = 0.05 * np.log(model.label_counts_)
-    np.testing.assert_allclose(np.take_along_axis(more, np.argsort(others), 1), np.take_along_axis(scores, np.argsort(ids), 1) + logs, atol=1e-6)
+    np.testing.assert_allclose(
+        np.take_along_axis(more, np.argsort(others), 1),
+        np.take_along_axis(scores, np.argsort(ids), 1) + logs,
+        atol=1e-6,
+    )
     assert (ids != others).any()
 
 
@@ -214,7 +227,9 @@ def test_without_slack_only_labels_with_a_score_are_looked_at(corpus, slack, mon
     y = scipy.sparse.vstack([corpus.labels, scipy.sparse.csr_matrix((300, 25))]).tocsr()
     model = train.Classifier(**SMALL | {"slack": slack}).fit(empty, y)
     layer, rows = model.network_.layer, linear.rows_of(empty[300:])
-    active, _ = kernel(rows, sparse.Labels(*linear._part(y, slice(300, 600))[:2]), linear.no_duals(300), layer.arrays, slack, [16, 16])
+    active, _ = kernel(
+        rows, sparse.Labels(*linear._part(y, slice(300, 600))[:2]), linear.no_duals(300), layer.arrays, slack, [16, 16]
+    )
     assert looked and (active.ends == 0).all()
 
 
@@ -223,7 +238,9 @@ def test_the_command_line_trains_it_by_default(corpus, tmp_path, capsys):
         data.write_xc(tmp_path / f"{part}.txt", corpus.features[rows], corpus.labels[rows])
     files = ["--save", str(tmp_path / "m.st"), "--plot", str(tmp_path / "p.png"), "--json", str(tmp_path / "f.json")]
     for more in [], ["--validation", "none", "--C", "0.5", "--slack", "auto", "--epochs", "2"]:
-        assert cli.main(["train", "classifier", "--data", str(tmp_path), "--device", "cpu", "--quiet", *files, *more]) == 0
+        assert (
+            cli.main(["train", "classifier", "--data", str(tmp_path), "--device", "cpu", "--quiet", *files, *more]) == 0
+        )
     assert "loss" in capsys.readouterr().out and (tmp_path / "p.png").exists()
     assert train.Classifier.load(tmp_path / "m.st").C_ == 0.5
     assert cli.main(["train", "classifier", "--data", str(tmp_path), "--quiet", "--fan-in", "3"]) == 2
@@ -253,9 +270,14 @@ def test_bad_input(corpus):
         r"slack must lie in \[0, 1.999\], got 2": {"slack": 2},
         "min_features must be at least 1, got 0": {"min_features": 0},
         "architecture must be one of 'auto', 'linear', 'network', got 'tree'": {"architecture": "tree"},
-        "output, embedding are of architecture='network', but sparse features with architecture='linear'": {"embedding": 3, "output": "dense"},
+        "output, embedding are of architecture='network', but sparse features with architecture='linear'": {
+            "embedding": 3,
+            "output": "dense",
+        },
         r"co_occurrence must lie in \[0, 1000000.0\], got -1": {"co_occurrence": -1},
-        "C, slack, frequency, features_per_point, min_features are of architecture='linear', but sparse features": {"architecture": "network"},
+        "C, slack, frequency, features_per_point, min_features are of architecture='linear', but sparse features": {
+            "architecture": "network"
+        },
         "training needs .* MiB, memory_limit allows": {"memory_limit": 1000},
     }.items():
         with pytest.raises((TypeError, ValueError), match=message):
@@ -340,5 +362,7 @@ def test_on_cuda_as_on_the_cpu(corpus, backend):
 
 def test_features_whose_squares_overflow_are_refused(corpus):
     x = corpus.features.astype(np.float32) * np.float32(1e25)
-    with pytest.raises(ValueError, match="X must have squares that a float32 can hold, got .*; scale the features down"):
+    with pytest.raises(
+        ValueError, match="X must have squares that a float32 can hold, got .*; scale the features down"
+    ):
         train.Classifier(**SMALL | {"tfidf": False}).fit(x, corpus.labels)

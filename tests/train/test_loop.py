@@ -101,7 +101,14 @@ def test_rewiring_by_interval_until_its_share_of_the_training():
 def test_norms_of_gradients_are_those_of_the_network():
     d = data.bag_of_words(n_rows=60, n_features=30, words_per_row=4, n_labels=9, labels_per_row=2, seed=1)
     model = train.Classifier(
-        architecture="network", embedding=8, intermediate=16, fan_in=4, batch_size=30, epochs=1, device="cpu", progress=False
+        architecture="network",
+        embedding=8,
+        intermediate=16,
+        fan_in=4,
+        batch_size=30,
+        epochs=1,
+        device="cpu",
+        progress=False,
     )
     norms = model.fit(d.features, d.labels).history_.epochs[0]["gradient_norms"]
     assert set(norms) == {"embedding", "intermediate"} and all(0 < value < 100 for value in norms.values())

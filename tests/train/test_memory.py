@@ -60,7 +60,13 @@ def test_limit_is_kept_before_anything_is_allocated(monkeypatch, capsys):
     d, made = corpus(), []
     monkeypatch.setattr(train.Classifier, "_new_network", lambda self: made.append(1))
     model = train.Classifier(
-        architecture="network", embedding=8, intermediate=4096, fan_in=4, memory_limit=1 << 20, device="cpu", progress=False
+        architecture="network",
+        embedding=8,
+        intermediate=4096,
+        fan_in=4,
+        memory_limit=1 << 20,
+        device="cpu",
+        progress=False,
     )
     with pytest.raises(train.MemoryLimitError) as raised:
         model.fit(d.features, d.labels)

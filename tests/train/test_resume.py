@@ -13,7 +13,6 @@ import pytest
 from sparsemax_nb import data, train
 from sparsemax_nb.core import backend as placement
 from sparsemax_nb.core import checkpoint
-
 from tests.train.kill_and_resume import kill_and_resume
 
 SMALL = {
