@@ -9,8 +9,9 @@ from the rows that there are; ``--list`` names the rows.
 import sys
 
 from sparsemax_nb import FixedFanIn, train
+from sparsemax_nb.internals import memory
 
-from . import harness, machine, rows
+from . import machine, plotting, rows, tables
 
 COMMON = {
     "architecture": "network", "batch-size": 128, "embedding": 512, "dropout": 0.05, "epochs": 15, "seed": 0, "learning-rate": 2.5e-4,
@@ -56,7 +57,7 @@ RIVALS = {"accuracy": (PECOS,)}
 TABLES = {"accuracy": (COMMON, ROWS), "accuracy: softmax": (SOFTMAX, SAMPLERS)}
 OPTIONS = {name: common | own for common, of_table in TABLES.values() for name, own in of_table.items()}
 REWIRED, NOT_REWIRED = "fixed-fan-in-32-intermediate", "fixed-fan-in-32-intermediate-no-rewiring"
-FOLDER = harness.RESULTS / "accuracy"
+FOLDER = tables.RESULTS / "accuracy"
 PICTURE = machine.HERE / "rewiring.png"
 
 
@@ -94,7 +95,7 @@ def summary(benchmark, found):
     if "dense-512" in found:
         dense, width = found["dense-512"], SPARSE["intermediate"]
         labels, features = dense["n_labels"], dense["n_features"]
-        plan = train.memory.plan(
+        plan = memory.plan(
             n_features=features, n_labels=labels, embedding=COMMON["embedding"], intermediate=width, output="dense", fan_in=1,
             device="cpu", batch_size=COMMON["batch-size"], keep_best=True,
         )  # fmt: skip
@@ -141,7 +142,7 @@ def summary(benchmark, found):
 
 def picture(found, path):
     """Connections replaced, and P@1 on the dev part with and without rewiring, over the epochs."""
-    figure, (left, right) = harness.new_panels(2, 5.5, 4.4)
+    figure, (left, right) = plotting.new_panels(2, 5.5, 4.4)
     rewired = found[REWIRED]
     per_epoch = rewired["epochs"][0]["steps"]
     at = [r["step"] / per_epoch for r in rewired["rewirings"]]
@@ -162,7 +163,7 @@ def picture(found, path):
         right.plot(epochs, scores, marker=marker, color=colour, label=label)
     right.set(xlabel="epoch", ylabel="P@1 on the dev part (%)", title="Accuracy")
     right.legend(frameon=False, loc="lower right")
-    harness.write_picture(figure, path)
+    plotting.write_picture(figure, path)
 
 
 def draw(found):

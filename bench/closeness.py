@@ -22,7 +22,7 @@ from sparsemax_nb import (
     train,
 )
 
-from . import harness, machine
+from . import harness, machine, plotting, tables, timing
 
 ARRAYS = "classes", "queries", "counts"
 CODEWORDS = 16, 32, 64, 128, 256
@@ -98,7 +98,7 @@ def divergence(sampler, classes, queries):
         some = queries[first : first + AT_ONCE]
         log_p, log_q = softmax_of(classes, some), sampler.log_prob(some, everything).astype(np.float64)
         log_sum = np.logaddexp.reduce(log_q, axis=1, keepdims=True)
-        harness.require(np.abs(log_sum).max() < 1e-3, f"probabilities sum to {np.exp(log_sum).max():.4f}")
+        timing.require(np.abs(log_sum).max() < 1e-3, f"probabilities sum to {np.exp(log_sum).max():.4f}")
         total += (np.exp(log_p) * (log_p - log_q + log_sum)).sum()
     return total / len(queries)
 
@@ -246,7 +246,7 @@ def picture(row, path):
     axes.set_title(f"Distance from the softmax: {sizes['data']}, {sizes['classes']:,} classes", fontsize=15)
     axes.tick_params(labelsize=13)
     axes.spines[["top", "right"]].set_visible(False)
-    harness.write_picture(figure, path, dpi=120)
+    plotting.write_picture(figure, path, dpi=120)
 
 
 def main(argv=None):
@@ -267,7 +267,7 @@ def main(argv=None):
         classes, queries, counts, sample = read(args.file, args.queries, args.data)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    args.json = args.json or harness.RESULTS / "closeness-cpu.json"
+    args.json = args.json or tables.RESULTS / "closeness-cpu.json"
     row = row_of(args.file.stem, classes, queries, *measure(classes, queries, counts, sample, args.codewords))
     harness.publish(args, row)
     picture(row, args.picture or PICTURE)

@@ -1,25 +1,25 @@
 """What do the CUDA kernels of a training step read, write and compute? ``python -m bench.counted``: counted, not measured.
 
-No GPU is needed: the compiled kernels run in ptxsim (PTXSIM names its folder) for a sample of their blocks, and the
+No GPU is needed: the compiled kernels run in ptxsim for a sample of their blocks, and the
 counters are scaled to the whole grid. The floors are what these bytes and operations take at the published rates of an
 H200; latency, occupancy and the rate of atomics are left out. A time on a device can only be longer.
 """
 
-import contextlib
-import importlib
-import os
-import sys
-from pathlib import Path
-
 import ml_dtypes
 import numpy as np
 
-from sparsemax_nb.core import backend, formulas, rng
-from sparsemax_nb.core.connections import Connections, SharedConnections
-from sparsemax_nb.core.sparse import Positives
+import ptxsim
+from sparsemax_nb.internals import (
+    Connections,
+    Positives,
+    SharedConnections,
+    backend_of,
+    formulas,
+    intercepted_launches,
+    rng,
+)
 
-from . import harness, machine
-from .profiling import kernels
+from . import harness, machine, timing
 
 SIZES = {
     "rows": (128, 40), "inputs": (32_768, 64), "labels": (670_000, 320), "fan_in": (32, 16), "group_size": (16, 16),
@@ -37,42 +37,6 @@ CASES = {
     "group-shared, bfloat16": ("group_shared", True, {"tensor_cores": False}),
     "group-shared, bfloat16, tensor cores": ("group_shared", True, {"tensor_cores": True}),
 }
-
-
-def simulator():
-    """ptxsim, or an exit that says how to name it."""
-    folder = os.environ.get("PTXSIM")
-    if not folder:
-        raise SystemExit("bench.counted needs the PTX simulator: set PTXSIM to the folder of ptxsim")
-    sys.path.append(str(Path(folder).resolve().parent))
-    return importlib.import_module("ptxsim")
-
-
-@contextlib.contextmanager
-def without_a_device(receive):
-    """The CUDA wing on NumPy arrays; ``receive(name, kernel, grid, block, shared, args)`` takes the place of each launch."""
-    old = backend.xp, backend.asarray
-    backend.xp, backend.asarray = np, lambda x, device, dtype=None: np.ascontiguousarray(x, dtype)
-    originals = {
-        name: (module, attribute, getattr(module, attribute)) for name, (module, attribute) in kernels().items()
-    }
-
-    class Launcher:
-        def __init__(self, name, kernel):
-            self.name, self.kernel = name, kernel
-
-        def __getitem__(self, configuration):
-            grid, block, _, shared = (*configuration, 0, 0)[:4]
-            return lambda *args: receive(self.name, self.kernel, grid, block, shared, args)
-
-    try:
-        for name, (module, attribute, kernel) in originals.items():
-            setattr(module, attribute, Launcher(name, kernel))
-        yield
-    finally:
-        backend.xp, backend.asarray = old
-        for module, attribute, kernel in originals.values():
-            setattr(module, attribute, kernel)
 
 
 def arguments_of(args, shared, low):
@@ -97,27 +61,27 @@ def arguments_of(args, shared, low):
     return *inputs, np.empty_like(x), np.empty(n, np.float32)
 
 
-def count(ptxsim, args, case):
+def count(args, case):
     """Counters of the step's kernel, and what the whole of it would read and write once."""
     module, low, options = CASES[case]
-    wing, found = importlib.import_module(f"sparsemax_nb.cuda.{module}"), {}
+    found = {}
 
     def receive(name, kernel, grid, block, shared, launch_args):
         result = ptxsim.launch(
             kernel, grid, block, launch_args, dynamic_shared=shared, max_blocks=args.blocks, check=not args.smoke
         )
-        harness.require(not result.errors, f"{name}: {[str(error) for error in result.errors[:3]]}")
+        timing.require(not result.errors, f"{name}: {[str(error) for error in result.errors[:3]]}")
         found[name] = result
 
-    with without_a_device(receive):
-        wing.step(*arguments_of(args, module == "group_shared", low), **options)
+    with intercepted_launches(receive):
+        backend_of("cuda", module).step(*arguments_of(args, module == "group_shared", low), **options)
     ((name, result),) = found.items()
     return name, result
 
 
-def cells(ptxsim, args, case):
+def cells(args, case):
     """A line of the table."""
-    name, result = count(ptxsim, args, case)
+    name, result = count(args, case)
     c, bound = result.counters, ptxsim.lower_bound(result.counters, CHIP)
     atomics = sum(a["lanes"] for a in c.atomics.values())
     sectors = c.global_load.sectors + c.global_store.sectors
@@ -136,12 +100,11 @@ def cells(ptxsim, args, case):
 
 def main(argv=None):
     args = harness.arguments("counted", __doc__.partition("\n")[0], SIZES, argv)
-    ptxsim = simulator()
     header = [
         "step of", "kernel", "MB, each byte once", "L2 MB (sectors)", "shared loads (millions of warps)", "atomic adds (millions)",
         "GFLOP", "instructions (millions of warps)", "floor ms", "of",
     ]  # fmt: skip
-    rows = [cells(ptxsim, args, case) for case in CASES]
+    rows = [cells(args, case) for case in CASES]
     row = {
         "benchmark": "counted", "parameters": args.parameters | {"device": "cpu"},
         "table": {"header": header, "rows": rows},

@@ -6,9 +6,9 @@ import ml_dtypes
 import numpy as np
 
 from sparsemax_nb import softmax_cross_entropy
-from sparsemax_nb.core import backend
+from sparsemax_nb.internals import asarray, to_numpy
 
-from . import harness, machine
+from . import harness, machine, tables, timing
 from .peers import Unavailable, fused_losses, pytorch
 
 SIZES = {
@@ -84,17 +84,17 @@ def checker(h, w, bias, targets):
 def require_close(result, wanted, tolerance=EXACT):
     """Loss and gradients to the two tolerances; a gradient that is None was not asked for."""
     loss, want = result[0], wanted[0]
-    harness.require(abs(loss - want) <= tolerance[0] * abs(want), f"the loss is {loss}, not {want}")
+    timing.require(abs(loss - want) <= tolerance[0] * abs(want), f"the loss is {loss}, not {want}")
     for name, got, want in zip(NAMES, result[1:], wanted[1:], strict=True):
         if got is not None:
-            harness.require_close(name, got, want, tolerance[1])
+            timing.require_close(name, got, want, tolerance[1])
 
 
-def to_numpy(result):
+def on_host(result):
     """(loss, gradients as NumPy arrays), whoever computed them; None stays."""
     loss, *gradients = result
     gradients = [g.float().cpu() if hasattr(g, "cpu") else g for g in gradients]  # PyTorch's; NumPy knows no bfloat16
-    return float(loss), *(None if g is None else backend.to_numpy(g) for g in gradients)
+    return float(loss), *(None if g is None else to_numpy(g) for g in gradients)
 
 
 def rounded(a):
@@ -117,18 +117,18 @@ def inputs_of(arrays, is_narrow, has_bias):
 
 def contestants_of(arrays, check_of, device):
     """Ours, PyTorch and, on CUDA, their rivals; ``check_of(*kind)`` gives check(result, tolerance)."""
-    h, w, bias, targets = (backend.asarray(a, device) for a in arrays)
+    h, w, bias, targets = (asarray(a, device) for a in arrays)
 
     def checked(name, tolerance=EXACT):
-        return lambda result: check_of(*kind_of(name))(to_numpy(result), tolerance)
+        return lambda result: check_of(*kind_of(name))(on_host(result), tolerance)
 
     def ours(name, h, w, bias):
         run = functools.partial(softmax_cross_entropy, h, w, targets, bias)
-        return harness.Contestant(run, checked(name), f"inputs {h.dtype}, gradients float32")
+        return timing.Contestant(run, checked(name), f"inputs {h.dtype}, gradients float32")
 
     contestants, narrow = {"ours": ours("ours", h, w, bias)}, "ours, bfloat16"
     try:
-        inputs = [backend.asarray(a.astype(ml_dtypes.bfloat16), device) for a in arrays[:3]]
+        inputs = [asarray(a.astype(ml_dtypes.bfloat16), device) for a in arrays[:3]]
         contestants[narrow] = ours(narrow, *inputs)
     except (TypeError, ValueError) as problem:
         contestants[narrow] = Unavailable(f"no bfloat16 arrays on {device}: {problem}")  # an older CuPy
@@ -166,7 +166,7 @@ def row_of(args, sizes, contestants, **options):
         "multiply-adds of three products": (6 * n_rows * width * n_classes, "flops"),
         "memory: inputs read, gradients written": (8 * numbers, "dram_copy"),
     }
-    return harness.make_row(
+    return tables.make_row(
         "cross_entropy",
         dict(zip(("rows", "width", "classes"), sizes, strict=True)),
         contestants,
@@ -182,7 +182,7 @@ def accuracy_row(args, sizes, contestants, truth_of):
     rows, figures = [], {}
     for name, contestant in contestants.items():
         if not isinstance(contestant, Unavailable):
-            loss, *gradients = to_numpy(contestant.run())
+            loss, *gradients = on_host(contestant.run())
             want_loss, *wanted = truth_of(*kind_of(name))
             errors = {"loss": abs(loss / want_loss - 1)}
             for key, got, want in zip(NAMES, gradients, wanted, strict=True):

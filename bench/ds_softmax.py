@@ -20,11 +20,21 @@ import numba
 import numpy as np
 import scipy.sparse
 
-from sparsemax_nb import Adam, DSoftmax, DSSoftmax, FullSoftmax, PackedDSSoftmax, SparseExperts, SVDSoftmax, data, train
-from sparsemax_nb.core import checkpoint
-from sparsemax_nb.train import ds_trainer, metrics
+from sparsemax_nb import (
+    Adam,
+    DSoftmax,
+    DSSoftmax,
+    FullSoftmax,
+    PackedDSSoftmax,
+    SparseExperts,
+    SVDSoftmax,
+    data,
+    metrics,
+    train,
+)
+from sparsemax_nb.internals import checkpoint, ds_softmax_figures
 
-from . import harness, machine, report
+from . import machine, plotting, tables, timing
 from .peers import Unavailable, faiss, pytorch
 
 SHARED = {
@@ -152,7 +162,7 @@ def _stage(before, rows, h, targets, settings):
         experts.split(adam)
     for part in parts[1:]:
         experts.step(*part, adam)
-    ds_trainer.figures(experts, h, targets)
+    ds_softmax_figures(experts, h, targets)
     experts.prune(settings["threshold"], adam)
     experts.pack()
 
@@ -224,7 +234,7 @@ def check(name, method, h):
             (ids[: len(best)] >= 0).all() and (ids[len(best) :] == -1).all() and len(set(ids[: len(best)])) == len(best)
         )
         good = good and np.allclose(scores[ids[: len(best)]], best, rtol=0, atol=1e-4 * np.abs(best).max(initial=1))
-        harness.require(good, f"{name} does not find the best classes")
+        timing.require(good, f"{name} does not find the best classes")
 
 
 def accuracy(answer, h, targets):
@@ -252,12 +262,12 @@ def timed(answers, h, rounds):
             return [answer(part, 10) for part in parts]
 
         def whole(ids, size=size):
-            harness.require(all(i.shape == (size, 10) for i in ids), "ten answers a query")
+            timing.require(all(i.shape == (size, 10) for i in ids), "ten answers a query")
 
         contestants = {
-            name: harness.Contestant(functools.partial(run, answer), whole) for name, answer in answers.items()
+            name: timing.Contestant(functools.partial(run, answer), whole) for name, answer in answers.items()
         }
-        timings = harness.compare(contestants, rounds)
+        timings = timing.compare(contestants, rounds)
         found[size] = {name: (timing, calls) for name, timing in timings.items()}
     return found
 
@@ -356,11 +366,11 @@ def panel(axis, row, k, title=None):
 
 def picture(row, path):
     """`panel` of top-1 and of top-10."""
-    figure, axes = harness.new_panels(2, 5, 4.5, sharex=True)
+    figure, axes = plotting.new_panels(2, 5, 4.5, sharex=True)
     for axis, k in zip(axes, (1, 10), strict=True):
         panel(axis, row, k)
     axes[0].legend(frameon=False, fontsize=9)
-    harness.write_picture(figure, path)
+    plotting.write_picture(figure, path)
 
 
 def words(packed, counts, names, path, n_smallest=3):
@@ -372,7 +382,7 @@ def words(packed, counts, names, path, n_smallest=3):
         own = held[np.lexsort((-counts[held], packed.experts_per_class[held]))]  # first those that few others hold
         lines.append(f"Expert {k}, {len(held):,} words, its own first: {' '.join(names[i] for i in own[:60])}")
     seen = np.flatnonzero(counts > 0)
-    figure, (axes,) = harness.new_panels(1, 6, 4)
+    figure, (axes,) = plotting.new_panels(1, 6, 4)
     axes.plot(
         counts[seen], packed.experts_per_class[seen], ".", color="#0072B2", markersize=3, alpha=0.4, rasterized=True
     )
@@ -386,7 +396,7 @@ def words(packed, counts, names, path, n_smallest=3):
     axes.plot(middles, means, color="#D55E00", marker="o", label="mean")
     axes.set(xscale="log", xlabel="times the word occurs in the training text", ylabel="experts that hold it")
     axes.legend(frameon=False)
-    harness.write_picture(figure, path)
+    plotting.write_picture(figure, path)
     return lines
 
 
@@ -405,7 +415,7 @@ def main(argv=None):
     )
     parser.add_argument("--train-only", action="store_true", help="do not measure")
     parser.add_argument(
-        "--json", type=Path, default=harness.RESULTS / "ds_softmax-cpu.json", help="file to add the row to"
+        "--json", type=Path, default=tables.RESULTS / "ds_softmax-cpu.json", help="file to add the row to"
     )
     args = parser.parse_args(argv)
     numba.set_num_threads(args.threads)
@@ -424,8 +434,8 @@ def main(argv=None):
     if kind == train.LanguageModel.kind:
         row["notes"] += words(PackedDSSoftmax.load(files[max(files)], device="cpu"), counts, names, PICTURE_OF_WORDS)
         picture(row, PICTURE)
-    harness.write_rows(args.json, [row])
-    print(report.table(row))
+    tables.write_rows(args.json, [row])
+    print(tables.table(row))
     return 0
 
 

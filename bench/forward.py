@@ -4,9 +4,9 @@ import numba
 import numpy as np
 
 from sparsemax_nb import FixedFanIn, fixed_fan_in_forward
-from sparsemax_nb.core import backend
+from sparsemax_nb.internals import asarray, empty, to_numpy
 
-from . import harness, machine
+from . import harness, machine, tables, timing
 from .peers import pytorch, scipy_csr
 from .peers.scipy_csr import inputs_of
 
@@ -18,12 +18,12 @@ EPS = np.finfo(np.float32).eps
 def inputs(n_rows, n_inputs, device):
     """What a layer with ReLU hands on: half of it is zero."""
     x = np.random.default_rng(0).standard_normal((n_rows, n_inputs), np.float32)
-    return backend.asarray(np.maximum(x, 0), device)
+    return asarray(np.maximum(x, 0), device)
 
 
 def checker(x, layer):
     """check(scores): 1,000 labels against float64, and the sum of all scores of each row (so that none is left out)."""
-    x, indices, values = backend.to_numpy(x), inputs_of(layer), backend.to_numpy(layer.values).astype(np.float32)
+    x, indices, values = to_numpy(x), inputs_of(layer), to_numpy(layer.values).astype(np.float32)
     some = np.unique(np.linspace(0, len(values) - 1, 1000).astype(int))
     w = np.zeros((len(some), x.shape[1]))
     w[np.arange(len(some))[:, None], indices[some]] = values[some]
@@ -32,12 +32,12 @@ def checker(x, layer):
     sums = x @ np.bincount(indices.ravel(), values.ravel(), x.shape[1])
 
     def check(scores):
-        scores = backend.to_numpy(scores)
-        harness.require(scores.shape == (len(x), len(values)), f"scores have shape {scores.shape}")
+        scores = to_numpy(scores)
+        timing.require(scores.shape == (len(x), len(values)), f"scores have shape {scores.shape}")
         error = np.abs(scores[:, some] - expected).max()
-        harness.require(error <= 4 * EPS * layer.fan_in**0.5 * size, f"scores are off by {error:.3g}")
+        timing.require(error <= 4 * EPS * layer.fan_in**0.5 * size, f"scores are off by {error:.3g}")
         error = np.abs(scores.sum(axis=1, dtype=np.float64) - sums).max()
-        harness.require(error <= 4 * EPS * values.size**0.5 * size, f"a row's scores sum to {error:.3g} too much")
+        timing.require(error <= 4 * EPS * values.size**0.5 * size, f"a row's scores sum to {error:.3g} too much")
 
     return check
 
@@ -58,7 +58,7 @@ def main(argv=None):
     sizes = args.rows, args.inputs, args.labels, args.fan_in
     x = inputs(args.rows, args.inputs, args.device)
     layer = FixedFanIn.random(args.labels, args.inputs, args.fan_in, seed=0, device=args.device)
-    out = backend.empty((args.rows, args.labels), np.float32, args.device)
+    out = empty((args.rows, args.labels), np.float32, args.device)
     out[:] = np.nan
     check = checker(x, layer)
 
@@ -72,18 +72,18 @@ def main(argv=None):
         finally:
             numba.set_num_threads(args.threads)
 
-    contestants = {"ours": harness.Contestant(ours, check, "checks and packing of x included")}
+    contestants = {"ours": timing.Contestant(ours, check, "checks and packing of x included")}
     contestants["PyTorch CSR"] = harness.offer(check, pytorch.csr_forward, x, layer)
     contestants["PyTorch embedding_bag"] = harness.offer(check, pytorch.embedding_bag_forward, x, layer)
     if args.device == "cpu":
         contestants["SciPy CSR"] = harness.offer(check, scipy_csr.forward, x, layer)
-        contestants["ours, one thread"] = harness.Contestant(one_thread, check)
+        contestants["ours, one thread"] = timing.Contestant(one_thread, check)
     else:
         contestants["CuPy CSR"] = harness.offer(check, scipy_csr.forward_cuda, x, layer)
     timings = harness.race(contestants, args)
     with machine.memory_growth(args.device) as growth:
         ours()
-    row = harness.make_row(
+    row = tables.make_row(
         "forward",
         args.parameters,
         contestants,

@@ -19,9 +19,9 @@ import time
 import xml.etree.ElementTree
 from pathlib import Path
 
-from sparsemax_nb.core import backend
+from sparsemax_nb.internals import SIMULATOR, cuda_available, cuda_problem
 
-from . import harness, machine, report
+from . import machine, report, tables
 
 #: What else lies here; three need hours, ds_softmax a trained model, scaling, words, words_scale and pecos measure the
 #: CPU, counted and floors need no GPU.
@@ -109,12 +109,8 @@ def main(argv=None):
     if args.dry_run:
         print(*(" ".join(command) for command in parts(args.out, args.out, args.smoke).values()), sep="\n")
         return 0
-    if backend.SIMULATOR or not backend.cuda_available():
-        problem = (
-            "NUMBA_ENABLE_CUDASIM is set, which stands for a simulated device"
-            if backend.SIMULATOR
-            else backend.cuda_problem()
-        )
+    if SIMULATOR or not cuda_available():
+        problem = "NUMBA_ENABLE_CUDASIM is set, which stands for a simulated device" if SIMULATOR else cuda_problem()
         print(f"bench.gpu needs a real CUDA device: {problem}", file=sys.stderr)
         return 2
     out, start, lines, rows = args.out.resolve(), time.perf_counter(), [], []
@@ -129,7 +125,7 @@ def main(argv=None):
             lines[-1]["command"] = lines[-1]["command"].replace(f"{out}/", "").replace(f"{folder}/", "")
         for path in sorted(Path(folder).glob("*.json")):
             rows += json.loads(path.read_text())
-    harness.write_rows(out / "results.json", rows)
+    tables.write_rows(out / "results.json", rows)
     failed = [line["name"] for line in lines if line["rc"] != 0]
     summary = {"environment": machine.environment("cuda"), "parts": lines, "failed": failed}
     summary |= {"tests": junit_counts(out / "pytest.xml"), "seconds": round(time.perf_counter() - start, 1)}

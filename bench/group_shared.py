@@ -3,9 +3,9 @@
 import numpy as np
 
 from sparsemax_nb import FixedFanIn, GroupSharedFanIn, fixed_fan_in_forward
-from sparsemax_nb.core import backend
+from sparsemax_nb.internals import asarray, empty, to_numpy
 
-from . import forward, harness, step
+from . import forward, harness, step, tables, timing
 from .peers import pytorch
 from .peers.scipy_csr import inputs_of
 
@@ -55,9 +55,9 @@ def targets_of(args, row):
 
 def forward_row(args, ours, x, dense_x):
     """Scores of all labels into preallocated arrays."""
-    out, contestants = backend.empty((args.rows, args.labels), np.float32, args.device), {}
+    out, contestants = empty((args.rows, args.labels), np.float32, args.device), {}
     for name, layer in ours.items():
-        contestants[name] = harness.Contestant(
+        contestants[name] = timing.Contestant(
             lambda layer=layer: fixed_fan_in_forward(x, layer, out=out), forward.checker(x, layer), note(args, layer)
         )
     shared, check = ours["ours"], contestants["ours"].check
@@ -68,7 +68,7 @@ def forward_row(args, ours, x, dense_x):
     if args.device == "cuda":
         contestants["PyTorch dense, bfloat16"] = dense_forward(dense_x, args.labels, "bfloat16", 1e-2)
     timings, floor = harness.race(contestants, args), harness.floor(args, work(args, len(shared.indices)))
-    return harness.make_row(
+    return tables.make_row(
         "group-shared forward", args.parameters, contestants, timings, floor=floor,
         targets=targets_of(args, "forward"), device=args.device,
     )  # fmt: skip
@@ -80,14 +80,14 @@ def dense_forward(dense_x, n_labels, dtype, tolerance):
     def check(result, w):
         some = np.unique(np.linspace(0, n_labels - 1, 100).astype(int))
         got, w = (a.float().cpu().numpy() for a in (result[:, some], w[some]))
-        harness.require_close("the dense product", got, backend.to_numpy(dense_x) @ w.T.astype(np.float64), tolerance)
+        timing.require_close("the dense product", got, to_numpy(dense_x) @ w.T.astype(np.float64), tolerance)
 
     return harness.offer(check, pytorch.dense_forward, dense_x, n_labels, dtype)
 
 
 def expanded(layer):
     """The same weights as a plain layer: each label has its own copy of its group's inputs."""
-    return FixedFanIn(layer.n_inputs, backend.asarray(inputs_of(layer), layer.device), layer.values, layer.bias)
+    return FixedFanIn(layer.n_inputs, asarray(inputs_of(layer), layer.device), layer.values, layer.bias)
 
 
 def top_k_row(args, ours, x, dense_x):
@@ -97,7 +97,7 @@ def top_k_row(args, ours, x, dense_x):
     timings, amounts = harness.race(contestants, args), work(args, len(ours["ours"].indices))
     amounts = {what: amount for what, amount in amounts.items() if not what.startswith("memory")}
     amounts["memory: weights read"] = (4 * args.labels * args.fan_in, "dram_copy")
-    return harness.make_row(
+    return tables.make_row(
         "group-shared top_k", args.parameters, contestants, timings, floor=harness.floor(args, amounts),
         targets=targets_of(args, "top_k"), device=args.device,
     )  # fmt: skip
@@ -123,7 +123,7 @@ def step_row(args, x, dense_x, labels, loss, margin):
         },
     )
     targets = targets_of(args, "step") if margin == "1 %" else None
-    return harness.make_row(
+    return tables.make_row(
         "group-shared step", parameters, contestants, timings, floor=floor, targets=targets, device=args.device
     )
 

@@ -14,9 +14,9 @@ import numba
 import numpy as np
 
 from sparsemax_nb import Adam, DSSoftmax, data, softmax_cross_entropy
-from sparsemax_nb.core import backend
+from sparsemax_nb.internals import asarray, resolve_device, to_numpy
 
-from . import harness, machine
+from . import harness, machine, plotting, tables, timing
 
 #: The tasks, super-classes x classes in each: sizes, and what the constructor is told; "smoke" is that of --smoke.
 TASKS = {
@@ -52,14 +52,14 @@ def train_full(contexts, targets, n_classes, epochs, batch_size, seed, device):
     """Weights (n_classes, d) of a full softmax without bias; every batch gives one step of Adam."""
     random, n = np.random.default_rng(seed), len(contexts)
     w = random.standard_normal((n_classes, contexts.shape[1]), np.float32) / np.float32(np.sqrt(contexts.shape[1]))
-    w, rate, n_steps = backend.asarray(w, device), COMMON["learning_rate"], -(-n // batch_size)
+    w, rate, n_steps = asarray(w, device), COMMON["learning_rate"], -(-n // batch_size)
     optimizer = Adam(rate)
     for epoch in range(epochs):
         order = random.permutation(n)
         for i in range(n_steps):
             rows = order[i * batch_size : (i + 1) * batch_size]
             optimizer.learning_rate = rate * (1 - 0.9 * (epoch * n_steps + i) / (epochs * n_steps))
-            h, t = (backend.asarray(a[rows], device) for a in (contexts, targets))
+            h, t = (asarray(a[rows], device) for a in (contexts, targets))
             optimizer.step(w, softmax_cross_entropy(h, w, t)[2])
     return w
 
@@ -67,15 +67,15 @@ def train_full(contexts, targets, n_classes, epochs, batch_size, seed, device):
 def full_answers(w, contexts):
     """The best class of each context."""
     parts = np.split(contexts, range(AT_ONCE, len(contexts), AT_ONCE))
-    w = backend.to_numpy(w)
+    w = to_numpy(w)
     return np.concatenate([(part @ w.T).argmax(1) for part in parts])
 
 
 def answers(packed, contexts):
     """The best class of each context."""
     parts = np.split(contexts, range(AT_ONCE, len(contexts), AT_ONCE))
-    found = [packed.top_k(backend.asarray(part, packed.device), 1)[1] for part in parts]
-    return np.concatenate([backend.to_numpy(ids)[:, 0] for ids in found])
+    found = [packed.top_k(asarray(part, packed.device), 1)[1] for part in parts]
+    return np.concatenate([to_numpy(ids)[:, 0] for ids in found])
 
 
 # ---------------------------------------------------------------- what came out
@@ -84,7 +84,7 @@ def answers(packed, contexts):
 def held_by(packed):
     """(E, L) bool: which expert holds which class."""
     held = np.zeros((packed.n_experts, packed.n_classes), bool)
-    held[np.repeat(np.arange(packed.n_experts), packed.sizes), backend.to_numpy(packed.ids)] = True
+    held[np.repeat(np.arange(packed.n_experts), packed.sizes), to_numpy(packed.ids)] = True
     return held
 
 
@@ -110,7 +110,7 @@ def figures_of(packed, contexts, targets, n_super):
     return {
         "accuracy": float((answers(packed, contexts) == targets).mean()),
         "whole": int(wholly(held, n_super).sum()),
-        "speed-up": packed.speed_up(backend.asarray(contexts, packed.device)),
+        "speed-up": packed.speed_up(asarray(contexts, packed.device)),
         "rows": int(held.sum()),
         "smallest": int(held.sum(1).min()),
         "largest": int(held.sum(1).max()),
@@ -119,7 +119,7 @@ def figures_of(packed, contexts, targets, n_super):
 
 def exact_answers(packed, contexts):
     """The best class of each context and its expert, from the weights in float64; -1 where the expert is empty."""
-    gate, rows, ids, starts = (backend.to_numpy(a) for a in (packed.gate, packed.rows, packed.ids, packed.starts))
+    gate, rows, ids, starts = (to_numpy(a) for a in (packed.gate, packed.rows, packed.ids, packed.starts))
     chosen, best = (contexts.astype(np.float64) @ gate.T).argmax(1), np.full(len(contexts), -1)
     for k in np.flatnonzero(np.diff(starts)):
         of_expert, mine = slice(*starts[k : k + 2]), chosen == k
@@ -131,10 +131,10 @@ def check(packed, contexts, targets, figures, full_accuracy):
     """Stop where the figures are not those of the weights, or the accuracy is not that of the full softmax."""
     best, chosen = exact_answers(packed, contexts)
     accuracy, cost = (best == targets).mean(), packed.n_experts + packed.sizes[chosen].mean()
-    harness.require_close("accuracy", figures["accuracy"], accuracy, 1e-3)
-    harness.require_close("speed-up", figures["speed-up"], packed.n_classes / cost, 1e-3)
+    timing.require_close("accuracy", figures["accuracy"], accuracy, 1e-3)
+    timing.require_close("speed-up", figures["speed-up"], packed.n_classes / cost, 1e-3)
     apart = full_accuracy - accuracy
-    harness.require(apart <= LEAST, f"DS-Softmax is {apart:.2%} less accurate than the full softmax")
+    timing.require(apart <= LEAST, f"DS-Softmax is {apart:.2%} less accurate than the full softmax")
 
 
 # ---------------------------------------------------------------- a task
@@ -317,7 +317,7 @@ def picture(held, n_super, name, path):
     if number < n_super:
         axes.text(1, 1.02, f"{n_super - number} others", color=PART, ha="right", **label)
     axes.tick_params(labelsize=14)
-    harness.write_picture(figure, path, dpi=120)
+    plotting.write_picture(figure, path, dpi=120)
 
 
 def main(argv=None):
@@ -343,13 +343,13 @@ def main(argv=None):
     args = parser.parse_args(argv)
     numba.set_num_threads(args.threads)
     try:
-        args.device = backend.resolve_device(args.device)
+        args.device = resolve_device(args.device)
     except RuntimeError as error:
         parser.error(str(error))
     name = "smoke" if args.smoke else args.task
     args.points = args.points or TASKS[name]["points"]
     if args.json is None and not args.smoke:
-        args.json = harness.RESULTS / f"hierarchy-{args.device}.json"
+        args.json = tables.RESULTS / f"hierarchy-{args.device}.json"
         args.picture = args.picture or machine.HERE / f"hierarchy-{name}.png"
     if args.work:
         args.work.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ import sys
 
 from sparsemax_nb import train
 
-from . import harness, machine, rows
+from . import machine, plotting, rows, tables
 
 WIKITEXT = {
     "batch-size": 64, "unroll": 35, "epochs": 6, "seed": 0, "dropout": 0.3, "learning-rate": 5e-3,
@@ -46,7 +46,7 @@ TABLES = {
     "language: Latin Library": (LATIN, {"latin-midx-rq-100": {}}),
 }
 OPTIONS = {name: common | own for common, of_table in TABLES.values() for name, own in of_table.items()}
-FOLDER = harness.RESULTS / "language"
+FOLDER = tables.RESULTS / "language"
 PICTURE = machine.HERE / "perplexity.png"
 
 
@@ -124,10 +124,10 @@ def panel(axis, found, title):
 
 def picture(found, path):
     """`panel` as a picture of its own."""
-    figure, (axis,) = harness.new_panels(1, 8, 5)
+    figure, (axis,) = plotting.new_panels(1, 8, 5)
     panel(axis, found, "WikiText-2, 100 draws a word")
     axis.legend(frameon=False)
-    harness.write_picture(figure, path)
+    plotting.write_picture(figure, path)
 
 
 def draw(found):

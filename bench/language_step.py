@@ -5,12 +5,9 @@ import math
 import numpy as np
 
 from sparsemax_nb import Adam, Labels
-from sparsemax_nb.core import backend
-from sparsemax_nb.train.chunks import Chunk
-from sparsemax_nb.train.language_network import LanguageNetwork
-from sparsemax_nb.train.softmax import Negatives, Sampling
+from sparsemax_nb.internals import Chunk, LanguageNetwork, Negatives, Sampling, asarray, to_numpy
 
-from . import harness, machine
+from . import harness, machine, tables, timing
 from .peers import Unavailable, pytorch
 
 SIZES = {"steps": (35, 4), "rows": (64, 3), "width": (200, 8), "samples": (100, 5), "codewords": (128, 4)}
@@ -46,11 +43,9 @@ def text_like(counts, args, seed):
 def sampled_loss(network, chunk, targets):
     """The loss of the network's next step, in float64, from its own draws."""
     h = network.forward(chunk)[0].reshape(-1, network.width)
-    labels = Labels(
-        backend.asarray(np.arange(len(targets) + 1), network.device, np.int32), backend.asarray(targets, network.device)
-    )
+    labels = Labels(asarray(np.arange(len(targets) + 1), network.device, np.int32), asarray(targets, network.device))
     drawn = network.output.negatives.draw(h, labels, network.steps)
-    h, w, ids, log_q, log_q_targets = map(backend.to_numpy, (h, network.output.weights, *drawn))
+    h, w, ids, log_q, log_q_targets = map(to_numpy, (h, network.output.weights, *drawn))
     total = 0.0
     for row, target in enumerate(targets):
         q = h[row].astype(np.float64)
@@ -63,7 +58,7 @@ def measure(args, n_words, aim):
     """One row of results."""
     network, counts = network_of(n_words, args)
     chunk, targets = text_like(counts, args, 0)
-    layers = [tuple(backend.to_numpy(a) for a in lstm.parameters.values()) for lstm in network.lstms]
+    layers = [tuple(to_numpy(a) for a in lstm.parameters.values()) for lstm in network.lstms]
     exact = -float(network.evaluate(chunk, targets)[0].mean(dtype=np.float64))
     expected, adam, calls = sampled_loss(network, chunk, targets), Adam(RATE), []
 
@@ -74,17 +69,17 @@ def measure(args, n_words, aim):
         return calls[-1]
 
     def check(loss):
-        harness.require(math.isclose(loss, expected, rel_tol=1e-4), f"the loss is {loss}, not {expected}")
+        timing.require(math.isclose(loss, expected, rel_tol=1e-4), f"the loss is {loss}, not {expected}")
 
     def check_exact(loss):
-        harness.require(math.isclose(loss, exact, rel_tol=1e-4), f"the loss is {loss}, not {exact}")
+        timing.require(math.isclose(loss, exact, rel_tol=1e-4), f"the loss is {loss}, not {exact}")
 
     table = network.output.weights.copy()
     bias = table[:, 0].copy()
     table[:, 0] = 0  # ours holds the bias there
     shape = args.steps, args.rows
     contestants = {
-        "ours": harness.Contestant(run, check, f"midx-rq, {args.samples} draws a word, lazy Adam"),
+        "ours": timing.Contestant(run, check, f"midx-rq, {args.samples} draws a word, lazy Adam"),
         "PyTorch": harness.offer(
             check_exact, pytorch.language_step, chunk.tokens, targets.reshape(shape), table, bias, layers, CLIP, RATE
         ),
@@ -97,12 +92,12 @@ def measure(args, n_words, aim):
         "multiply-adds of the LSTM layers": (flops, "flops"),
         "rows of the draws, read for scores and gradients": (drawn, "l3_read" if in_cache else "dram_copy"),
     }
-    row = harness.make_row(
+    row = tables.make_row(
         "language_step", args.parameters | {"words": n_words, "layers": LAYERS}, contestants, timings,
         floor=harness.floor(args, work), targets={"PyTorch": (1, aim)} if args.device == "cpu" and aim else None,
         device=args.device,
     )  # fmt: skip
-    seconds = harness.measure("update", network.output.negatives.update, lambda _: None, repeats=3).seconds
+    seconds = timing.measure("update", network.output.negatives.update, lambda _: None, repeats=3).seconds
     each, n_tokens = float(np.median(seconds)), args.steps * args.rows
     rates = {
         name: n_tokens / row["contestants"][name]["median_s"]

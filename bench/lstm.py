@@ -2,10 +2,9 @@
 
 import numpy as np
 
-from sparsemax_nb.core import backend
-from sparsemax_nb.train.lstm import LSTM
+from sparsemax_nb.internals import LSTM, asarray, device_of, to_numpy, zeros
 
-from . import harness
+from . import harness, tables, timing
 from .peers import Unavailable, pytorch
 
 SIZES = {"steps": (35, 5), "rows": (64, 3), "width": (200, 8)}
@@ -64,21 +63,21 @@ def checker(truth):
 
     def check(result):
         for name, got, want in zip(("h", "dx", *parameters), result, truth, strict=True):
-            got = backend.to_numpy(got) if backend.device_of(got) else got.detach().cpu().numpy()
-            harness.require(got.shape == want.shape, f"{name} has shape {got.shape}")
-            harness.require_close(name, got, want, 1e-4)
+            got = to_numpy(got) if device_of(got) else got.detach().cpu().numpy()
+            timing.require(got.shape == want.shape, f"{name} has shape {got.shape}")
+            timing.require_close(name, got, want, 1e-4)
 
     return check
 
 
 def ours(x, dout, layers, device):
     """A function that goes once through our layers and back."""
-    x, dout = backend.asarray(x, device), backend.asarray(dout, device)
-    stack, zero = [], backend.zeros(x.shape[1:], np.float32, device)
+    x, dout = asarray(x, device), asarray(dout, device)
+    stack, zero = [], zeros(x.shape[1:], np.float32, device)
     for i, arrays in enumerate(layers):
         layer = LSTM(x.shape[2], x.shape[2], 0, i, device)
         for parameter, value in zip(layer.parameters.values(), arrays, strict=True):
-            parameter[...] = backend.asarray(value, device)
+            parameter[...] = asarray(value, device)
         stack.append(layer)
 
     def run():
@@ -98,13 +97,13 @@ def main(argv=None):
     x, dout, layers = problem(args.steps, args.rows, args.width)
     check = checker(exact(x, dout, layers))
     contestants = {
-        "ours": harness.Contestant(ours(x, dout, layers, args.device), check, "train.lstm.LSTM"),
+        "ours": timing.Contestant(ours(x, dout, layers, args.device), check, "train.lstm.LSTM"),
         "PyTorch": harness.offer(check, pytorch.lstm, x, dout, layers, args.device),
     }
     timings = harness.race(contestants, args)
     n_tokens, size = args.steps * args.rows, args.width * 4 * args.width
     work = {"multiply-adds of six products a layer": (LAYERS * 6 * 2 * n_tokens * size, "flops")}
-    row = harness.make_row(
+    row = tables.make_row(
         "lstm",
         args.parameters | {"layers": LAYERS},
         contestants,

@@ -18,7 +18,7 @@ import numpy as np
 from numba import prange
 
 import sparsemax_nb
-from sparsemax_nb.core import backend
+from sparsemax_nb.internals import SIMULATOR, synchronize, xp, zeros
 
 HERE = Path(__file__).parent
 #: {module: package} whose version counts where it took part.
@@ -47,8 +47,8 @@ def memory_growth(device="cpu"):
     so that it counts when it is used.
     """
     growth = {"bytes": None}
-    if device == "cuda" and not backend.SIMULATOR:
-        pool, torch = backend.xp.get_default_memory_pool(), sys.modules.get("torch")
+    if device == "cuda" and not SIMULATOR:
+        pool, torch = xp.get_default_memory_pool(), sys.modules.get("torch")
         theirs = torch.cuda if torch and torch.cuda.is_available() else None
         pool.free_all_blocks()
         before = pool.used_bytes()
@@ -200,12 +200,12 @@ def machine_limits(threads, device="cpu", smoke=False):
     """
     known, least_s = _limits.setdefault((threads, device), {}), 0 if smoke else 0.1
     if device == "cuda":
-        source = backend.zeros((1 << 12 if smoke else 1 << 28,), np.float32, "cuda")
-        target = backend.zeros(source.shape, np.float32, "cuda")
+        source = zeros((1 << 12 if smoke else 1 << 28,), np.float32, "cuda")
+        target = zeros(source.shape, np.float32, "cuda")
 
         def copy():
-            backend.xp.copyto(target, source)
-            backend.synchronize()
+            xp.copyto(target, source)
+            synchronize()
 
         _note(known, "dram_copy", 2 * source.nbytes, copy, least_s)
         return dict(known)
@@ -267,11 +267,11 @@ def environment(device="cpu"):
     present = [package for module, package in RIVALS.items() if sys.modules.get(module) is not None]
     versions |= {package: version for package in present if (version := _version(package))}
     machine = {"cpu": _cpu_name(), "cores": os.cpu_count(), "caches": cache_bytes()}
-    if device == "cuda" and backend.SIMULATOR:
+    if device == "cuda" and SIMULATOR:
         machine["gpu"] = "Numba's simulator"
     elif device == "cuda":
         query = _output_of("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
-        runtime = backend.xp.cuda.runtime
+        runtime = xp.cuda.runtime
         machine["gpu"] = runtime.getDeviceProperties(runtime.getDevice())["name"].decode()
         machine["driver"] = query.splitlines()[0].split(", ")[-1] if query else str(runtime.driverGetVersion())
         versions["cuda"] = str(runtime.runtimeGetVersion())

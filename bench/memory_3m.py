@@ -4,7 +4,7 @@ Group-shared layer, weights in bfloat16. As in `memory_670k`: a process of its o
 the training runs several times through its points, so that its loss can be seen to fall.
 """
 
-from . import harness
+from . import harness, timing
 from .memory_670k import in_its_own_process, measure, row_of
 
 SIZES = {
@@ -25,7 +25,7 @@ def main(argv=None):
     state = sum(
         a.nbytes for a in found["plan"].arrays if a.phase == "always" and a.name.startswith(("output.", "places"))
     )
-    harness.require(all(a > b for a, b in zip(losses, losses[1:], strict=False)), f"the loss does not fall: {losses}")
+    timing.require(all(a > b for a, b in zip(losses, losses[1:], strict=False)), f"the loss does not fall: {losses}")
     verdict = "met" if state <= STATE_LIMIT else "not met"
     row["notes"] += [
         f"Output layer with moments, connections and the order of its labels: {state / 2**20:,.0f} MiB; target 1,024 MiB: {verdict}.",

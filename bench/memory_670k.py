@@ -11,9 +11,9 @@ import numba
 import numpy as np
 
 from sparsemax_nb import data, train
-from sparsemax_nb.core import backend
+from sparsemax_nb.internals import SIMULATOR, xp
 
-from . import harness, machine
+from . import harness, machine, timing
 
 SIZES = {
     "labels": (670_000, 3_000), "inputs": (768, 16), "intermediate": (32_768, 64), "fan_in": (32, 8), "steps": (60, 4),
@@ -34,9 +34,9 @@ def fit(n_labels, n_inputs, intermediate, fan_in, batch, steps, limit, device, e
     with machine.memory_growth(device) as growth:
         model.fit(x, y)
         scores, ids = model.top_k(x[: 2 * batch], K)
-    harness.require(np.isfinite(model.history_.losses).all() and np.isfinite(scores).all(), "NaN or infinity")
-    harness.require(len(model.history_.rewirings) == 1, "the layer was not rewired once")
-    harness.require((np.diff(scores, axis=1) <= 0).all() and ((0 <= ids) & (ids < n_labels)).all(), "no top-k")
+    timing.require(np.isfinite(model.history_.losses).all() and np.isfinite(scores).all(), "NaN or infinity")
+    timing.require(len(model.history_.rewirings) == 1, "the layer was not rewired once")
+    timing.require((np.diff(scores, axis=1) <= 0).all() and ((0 <= ids) & (ids < n_labels)).all(), "no top-k")
     return growth["bytes"], model
 
 
@@ -45,8 +45,8 @@ def measure(queue, args, batch, more):
     numba.set_num_threads(args.threads)
     limit = args.limit_mib << 20
     fit(50, 8, 64, min(args.fan_in, 32), batch, 4, None, args.device, **more)
-    if args.device == "cuda" and not backend.SIMULATOR:
-        backend.xp.get_default_memory_pool().set_limit(size=limit)  # the pool then refuses, whatever we predicted
+    if args.device == "cuda" and not SIMULATOR:
+        xp.get_default_memory_pool().set_limit(size=limit)  # the pool then refuses, whatever we predicted
     sizes = args.labels, args.inputs, args.intermediate, args.fan_in
     measured, model = fit(*sizes, batch, args.steps, limit, args.device, **more)
     history = model.history_

@@ -1,10 +1,10 @@
 """What README.md shows: one picture, and one line of figures a method, from what lies in bench/results/."""
 
-from . import accuracy, ds_softmax, harness, language, machine, rows, scaling, words, words_scale
+from . import accuracy, ds_softmax, language, machine, plotting, rows, scaling, words, words_scale
 
 README, PICTURE = machine.HERE.parent / "README.md", machine.HERE / "overview.png"
 START, END = "<!-- figures: start -->", "<!-- figures: end -->"
-#: The number of labels at which a step is compared, and the dense layer's accuracy is the yardstick.
+#: The number of labels at which a step is compared, and the dense layer's accuracy is the baseline.
 N, DENSE, SPARSE = 1_000_000, "dense-512", "fixed-fan-in-32-intermediate"
 FULL, SAMPLED = "wikitext-full", "wikitext-midx-rq-100"
 OURS, THEIRS = "linear", {"omikuji": "omikuji", "omikuji-bonsai": "its Bonsai-like form", "pecos": "PECOS"}
@@ -92,13 +92,13 @@ def figures(found):
 def picture(found, path):
     """A panel a method."""
     growth, _, answers, _, _ = _sources(found)
-    figure, axes = harness.new_panels(3, 3.7, 4.2)
+    figure, axes = plotting.new_panels(3, 3.7, 4.2)
     scaling.panel(axes[0], growth, "step", "bytes", "Fixed fan-in: training", with_slopes=False)
     language.panel(axes[1], rows.finished(language.STYLES, language.FOLDER), "MIDX: WikiText-2, 100 draws")
     ds_softmax.panel(axes[2], answers, 10, "DS-Softmax: WikiText-2")
     for axis, place in zip(axes, ("lower right", "upper right", "lower right"), strict=True):
         axis.legend(frameon=False, fontsize=8, loc=place)
-    harness.write_picture(figure, path, dpi=170)
+    plotting.write_picture(figure, path, dpi=170)
 
 
 def readme(text, found):

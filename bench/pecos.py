@@ -9,8 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from sparsemax_nb import data
-from sparsemax_nb.train import metrics
+from sparsemax_nb import data, metrics
 
 from . import accuracy, machine, rows
 from .peers import Unavailable, pecos

@@ -7,20 +7,7 @@ The benchmark goes on until the kernel has been launched once to compile and che
 ends it.
 """
 
-import importlib
-import pkgutil
-
-import sparsemax_nb.cuda
-from sparsemax_nb.core import backend
-
-
-def kernels():
-    """{"module.kernel": (module, name)} of everything in the CUDA wing that is called ..._kernel."""
-    found = {}
-    for info in pkgutil.iter_modules(sparsemax_nb.cuda.__path__):
-        module = importlib.import_module(f"sparsemax_nb.cuda.{info.name}")
-        found |= {f"{info.name}.{name}": (module, name) for name in vars(module) if name.endswith("_kernel")}
-    return found
+from sparsemax_nb.internals import cuda_kernels, profiled
 
 
 class _Profiled:
@@ -36,7 +23,7 @@ class _Profiled:
             self._launches += 1
             if self._launches == 1:
                 return launch(*args)
-            with backend.profiled():
+            with profiled():
                 launch(*args)
             grid, block, *_, shared = (*configuration, 0, 0)[:4]
             print(f"profiled {self._name}: grid {grid}, block {block}, {shared} bytes of dynamic shared memory")
@@ -47,5 +34,5 @@ class _Profiled:
 
 def profile(name):
     """From now on, the second launch of the kernel `name` is profiled. KeyError where there is no such kernel."""
-    module, attribute = kernels()[name]
+    module, attribute = cuda_kernels()[name]
     setattr(module, attribute, _Profiled(getattr(module, attribute), name))

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numba
 
-from sparsemax_nb import cli
+from sparsemax_nb.internals import command_line
 
-from . import harness, machine, report
+from . import machine, tables
 
 
 def train(command, options, *, script, row, data, folder, work, threads, more=None):
@@ -28,7 +28,7 @@ def train(command, options, *, script, row, data, folder, work, threads, more=No
     options = [f"--{key}" if value is True else f"--{key}={value}" for key, value in options.items()]
     files = ["--save", str(model), "--resume", "--json", str(figures), "--plot", str(work / f"{row}.png")]
     if not (model.exists() and figures.exists()):  # else only what follows is left to do
-        code = cli.main(["train", command, "--data", str(data), *options, *files])
+        code = command_line(["train", command, "--data", str(data), *options, *files])
         if code:
             return code
     result = json.loads(figures.read_text())
@@ -75,7 +75,7 @@ def elsewhere_note(found):
 
 def tell_apart(table, found):
     """Give a table the machine and versions of most of its rows, and those measured elsewhere a mark and a note."""
-    places = {name: report.machine_of(result) for name, result in found.items()}
+    places = {name: tables.machine_of(result) for name, result in found.items()}
     (most, _), *others = collections.Counter(places.values()).most_common()
     some = next(result for name, result in found.items() if places[name] == most)
     table["environment"] |= {key: some["environment"][key] for key in ("machine", "threads", "versions")}
@@ -124,8 +124,8 @@ def main(
         made = [summary(benchmark, trained) for benchmark, trained in found.items() if trained]
         for row in made:
             tell_apart(row, found[row["benchmark"]])
-            print(report.table(row) + "\n")
-        harness.write_rows(harness.RESULTS / f"{script}-cpu.json", made, keep=False)
+            print(tables.table(row) + "\n")
+        tables.write_rows(tables.RESULTS / f"{script}-cpu.json", made, keep=False)
         draw(found)
         return 0
     if not (args.row and args.data):

@@ -13,9 +13,9 @@ from sparsemax_nb import (
     sampled_softmax,
     softmax_cross_entropy,
 )
-from sparsemax_nb.core import backend
+from sparsemax_nb.internals import asarray, synchronize, to_numpy
 
-from . import harness, machine
+from . import harness, machine, tables, timing
 from .peers import pytorch
 
 SIZES = {
@@ -35,7 +35,7 @@ def class_embeddings(n_classes, width, device):
     classes = centres[rng.integers(1000, size=n_classes)]
     classes += 0.7 * rng.standard_normal((n_classes, width), np.float32)
     classes *= np.float32(1.5 / np.sqrt(1.49 * width))
-    return backend.asarray(classes, device)
+    return asarray(classes, device)
 
 
 def popularity_of(n_classes):
@@ -44,7 +44,7 @@ def popularity_of(n_classes):
 
 
 def normal(n_rows, width, device):
-    return backend.asarray(np.random.default_rng(2).standard_normal((n_rows, width), np.float32), device)
+    return asarray(np.random.default_rng(2).standard_normal((n_rows, width), np.float32), device)
 
 
 # ---------------------------------------------------------------- a draw
@@ -54,8 +54,8 @@ def log_probabilities(sampler, popularity, query):
     """What the sampler promises for one query and all classes, from its codebooks alone; float64."""
     log_q = np.zeros(sampler.n_classes) if isinstance(sampler, UniformSampler) else np.log(popularity)
     if isinstance(sampler, InvertedMultiIndex):
-        codes = backend.to_numpy(sampler.codes)
-        words = [query.astype(np.float64) @ backend.to_numpy(codebook).T for codebook in sampler.codebooks]
+        codes = to_numpy(sampler.codes)
+        words = [query.astype(np.float64) @ to_numpy(codebook).T for codebook in sampler.codebooks]
         log_q = words[0][codes[:, 0]] + words[1][codes[:, 1]] + log_q * (sampler.residual == "popularity")
     return log_q - np.logaddexp.reduce(log_q)
 
@@ -64,14 +64,14 @@ def check_draws(sampler, popularity, queries):
     """check(ids, log_q): ids in range, log_q as `log_prob` says, and for three rows as float64 has it."""
 
     def check(result):
-        ids, log_q = map(backend.to_numpy, result)
-        harness.require(((0 <= ids) & (ids < sampler.n_classes)).all(), "ids out of range")
-        again = backend.to_numpy(sampler.log_prob(queries, result[0]))
-        harness.require(np.allclose(log_q, again, rtol=0, atol=1e-4), "log_q is not what log_prob says")
+        ids, log_q = map(to_numpy, result)
+        timing.require(((0 <= ids) & (ids < sampler.n_classes)).all(), "ids out of range")
+        again = to_numpy(sampler.log_prob(queries, result[0]))
+        timing.require(np.allclose(log_q, again, rtol=0, atol=1e-4), "log_q is not what log_prob says")
         for row in sorted({0, len(ids) // 2, len(ids) - 1}):
-            want = log_probabilities(sampler, popularity, backend.to_numpy(queries)[row])[ids[row]]
+            want = log_probabilities(sampler, popularity, to_numpy(queries)[row])[ids[row]]
             error = np.abs(log_q[row] - want).max()
-            harness.require(error <= 1e-4, f"a log-probability is off by {error:.3g}")
+            timing.require(error <= 1e-4, f"a log-probability is off by {error:.3g}")
 
     return check
 
@@ -96,13 +96,13 @@ def draws_row(args, n_classes_list, queries):
             def run(sampler=sampler, steps=steps):
                 return sampler.sample(queries, args.samples, 0, next(steps))
 
-            contestants[name, n_classes] = harness.Contestant(run, check_draws(sampler, popularity, queries))
+            contestants[name, n_classes] = timing.Contestant(run, check_draws(sampler, popularity, queries))
     timings = harness.race(contestants, args)
     first, last = n_classes_list[0], n_classes_list[-1]
     table, notes, figures = [], [], {}
     for name in dict.fromkeys(name for name, _ in timings):
         summaries = [timings[name, n].summary() for n in n_classes_list]
-        growth = harness.ratio(timings[name, last], timings[name, first])
+        growth = timing.ratio(timings[name, last], timings[name, first])
         cells = [f"{1e3 * s['median_s']:.2f} ({1e3 * s['min_s']:.2f})" for s in summaries]
         each = 1e9 * summaries[-1]["median_s"] / (args.rows * args.samples)
         spread = f"{growth['ratio_to_ours']:.2f} ({growth['ratio_q10']:.2f} - {growth['ratio_q90']:.2f})"
@@ -157,7 +157,7 @@ def step_row(args, classes, h, targets):
 
         def mark():
             if device == "cuda":
-                backend.synchronize()
+                synchronize()
             at.append(time.perf_counter())
 
         ids, log_q = index.sample(h, args.samples, 0, next(steps))
@@ -172,35 +172,33 @@ def step_row(args, classes, h, targets):
         return loss, dh, touched, dw, ids, log_q, log_q_targets
 
     def check(result):
-        loss, dh, touched, dw, ids, log_q, log_q_targets = (
-            r if isinstance(r, float) else backend.to_numpy(r) for r in result
-        )
-        before, now, queries, wanted = map(backend.to_numpy, (classes, w, h, targets))
+        loss, dh, touched, dw, ids, log_q, log_q_targets = (r if isinstance(r, float) else to_numpy(r) for r in result)
+        before, now, queries, wanted = map(to_numpy, (classes, w, h, targets))
         losses, weights = expected_loss(queries, before, wanted, ids, log_q, log_q_targets)
-        harness.require_close("loss", np.array(loss), losses.mean(), 1e-4)
+        timing.require_close("loss", np.array(loss), losses.mean(), 1e-4)
         weights /= len(queries)
         picked = np.exp(-losses) - 1  # the target's
         some = sorted({0, len(ids) // 2, len(ids) - 1})
         want = [weights[b] @ before[ids[b]] + picked[b] / len(queries) * before[wanted[b]] for b in some]
-        harness.require_close("dh", dh[some], np.array(want), 1e-3)
+        timing.require_close("dh", dh[some], np.array(want), 1e-3)
         for i in np.unique(np.linspace(0, len(touched) - 1, 10).astype(int)):
             rows, places = np.nonzero(ids == touched[i])
             want = weights[rows, places] @ queries[rows]
             want += (picked / len(queries))[wanted == touched[i]] @ queries[wanted == touched[i]]
-            harness.require_close("dw", dw[i], want, 1e-3)
+            timing.require_close("dw", dw[i], want, 1e-3)
             moved = before[touched[i]] - now[touched[i]]  # Adam's first step is as long as the rate
-            harness.require(
+            timing.require(
                 (np.abs(moved) <= 1.1 * LEARNING_RATE).all() and (moved * dw[i] >= 0).all(), "a wrong update"
             )
 
     full_loss, full_dh, *_ = softmax_cross_entropy(h, classes, targets)
 
     def check_full(result, _):
-        harness.require_close("loss", np.array(float(result[0])), full_loss, 1e-3)
-        harness.require_close("dh", backend.to_numpy(result[1]), backend.to_numpy(full_dh), 1e-2)
+        timing.require_close("loss", np.array(float(result[0])), full_loss, 1e-3)
+        timing.require_close("dh", to_numpy(result[1]), to_numpy(full_dh), 1e-2)
 
     note = f"{args.samples} draws a row by MIDX, {args.codewords} codewords; lazy Adam on the rows that occur"
-    contestants = {"ours": harness.Contestant(run, check, note)}
+    contestants = {"ours": timing.Contestant(run, check, note)}
     for name, kind in (SGD_RIVAL, "SGD"), (ADAM_RIVAL, "Adam"):
         contestants[name] = harness.offer(
             check_full, pytorch.full_softmax_step, h, classes, targets, kind, LEARNING_RATE
@@ -217,7 +215,7 @@ def step_row(args, classes, h, targets):
         memory[name] = {"held": held[name] + logits, "growth": growth["bytes"]}
     targets_wanted = None if args.smoke else {SGD_RIVAL: (20, 20), ADAM_RIVAL: (20, 20)}
     sizes = parameters(args, "step_classes", "step_width", "rows", "samples", "codewords")
-    row = harness.make_row(
+    row = tables.make_row(
         "sampling: step", sizes, contestants, timings, targets=targets_wanted, memory=memory, device=device
     )
     parts = {name: float(np.median(values[2:])) for name, values in seconds.items()}
@@ -240,13 +238,13 @@ def build_row(args, n_classes_list):
         for _ in range(min(args.repeats, ROUNDS)):
             start = time.perf_counter()
             index = InvertedMultiIndex.build(classes, args.codewords, residual="popularity", popularity=popularity)
-            backend.synchronize()
+            synchronize()
             built = time.perf_counter()
             share = index.update(moved)
-            backend.synchronize()
+            synchronize()
             seconds["build"].append(built - start)
             seconds["update"].append(time.perf_counter() - built)
-        harness.require(0 < share < 1, f"{share:.0%} of the classes have changed their cell")
+        timing.require(0 < share < 1, f"{share:.0%} of the classes have changed their cell")
         cells = [f"{np.median(s):.3f} ({min(s):.3f})" for s in seconds.values()]
         table.append([f"{n_classes:,}", *cells, f"{share:.0%}"])
         figures[f"{n_classes}"] = {name: float(np.median(s)) for name, s in seconds.items()}
@@ -269,7 +267,7 @@ def main(argv=None):
     classes = class_embeddings(args.step_classes, args.step_width, args.device)
     h = normal(args.rows, args.step_width, args.device)
     targets = np.random.default_rng(3).integers(args.step_classes, size=args.rows)
-    return [*rows, harness.publish(args, step_row(args, classes, h, backend.asarray(targets, args.device, np.int32)))]
+    return [*rows, harness.publish(args, step_row(args, classes, h, asarray(targets, args.device, np.int32)))]
 
 
 if __name__ == "__main__":

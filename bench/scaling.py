@@ -21,7 +21,7 @@ from sparsemax_nb import (
     fixed_fan_in_top_k,
 )
 
-from . import forward, harness, machine, step
+from . import forward, harness, machine, plotting, step
 from .memory_670k import in_its_own_process
 from .peers import Unavailable, pytorch
 
@@ -149,13 +149,13 @@ def panel(axis, row, question, value, title, with_slopes=True):
 
 def picture(row, path):
     """Time of a step, its memory, time of a query, over the number of labels."""
-    figure, axes = harness.new_panels(3, 5, 4.8)
+    figure, axes = plotting.new_panels(3, 5, 4.8)
     panel(axes[0], row, "step", "seconds", "Training step, batch of 128")
     panel(axes[1], row, "step", "bytes", "Memory of the output layer's training")
     panel(axes[2], row, "query", "seconds", "Top-5 of one query")
     for axis, place in zip(axes, ("lower right", "lower right", "upper left"), strict=True):
         axis.legend(frameon=False, fontsize=9, loc=place)
-    harness.write_picture(figure, path)
+    plotting.write_picture(figure, path)
 
 
 def main(argv=None):

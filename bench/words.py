@@ -16,10 +16,9 @@ import matplotlib
 import numba
 import numpy as np
 
-from sparsemax_nb import data, train
-from sparsemax_nb.train import metrics
+from sparsemax_nb import data, metrics, train
 
-from . import harness, machine, report, rows
+from . import machine, plotting, rows, tables
 from . import pecos as pecos_row
 from .peers import Unavailable, answered, fasttext, omikuji, pecos, scikit
 
@@ -44,7 +43,7 @@ INGREDIENTS = {
     "raw-counts": {"tfidf": False},
 }  # fmt: skip
 ROWS = *OURS, *omikuji.FORMS, "pecos", "fasttext", "centroids", "one-vs-rest"
-FOLDER = harness.RESULTS / "words"
+FOLDER = tables.RESULTS / "words"
 PICTURE = machine.HERE / "words.png"
 #: Data as the table shows it, in this order.
 DATA = "tib-gnd", "yso-fi", "gutenberg", "tate"
@@ -234,7 +233,7 @@ def picture(found, path):
             axis.spines[side].set_visible(False)
     figure.legend(drawn.values(), drawn, loc="outside lower center", ncols=len(drawn), frameon=False)
     axes[0, 0].set_ylabel("P@1 on the test part (%)")
-    harness.write_picture(figure, path)
+    plotting.write_picture(figure, path)
 
 
 def main(argv=None):
@@ -263,8 +262,8 @@ def main(argv=None):
         if not made:
             parser.error("no row has been measured yet")
         for row in made:
-            print(report.table(row) + "\n")
-        harness.write_rows(harness.RESULTS / "words-cpu.json", made, keep=False)
+            print(tables.table(row) + "\n")
+        tables.write_rows(tables.RESULTS / "words-cpu.json", made, keep=False)
         draw()
         return 0
     if not (args.row and args.data):
@@ -287,7 +286,7 @@ def main(argv=None):
         f" --points {args.points}" if args.points else ""
     )
     environment |= others
-    peak = figures.pop("peak_memory_bytes", None) or train.loop.peak_memory()
+    peak = figures.pop("peak_memory_bytes", None) or machine.peak_rss()
     test = pecos_row.figures_of(ids, corpus.test.labels, corpus.train.labels) | {
         "F1@5": f1_at_k(ids, corpus.test.labels, 5)
     }

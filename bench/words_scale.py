@@ -14,7 +14,7 @@ import scipy.sparse
 
 from sparsemax_nb import data, train
 
-from . import harness, machine, report, rows
+from . import machine, rows, tables, timing
 from .peers import answered
 
 #: Labels and threads of the rows.
@@ -25,7 +25,7 @@ ROWS = {
 POINTS, WORDS, ASKED = 490_449, 135_909, 10_000
 #: The size that should train within so many bytes beyond the data.
 MAIN, LIMIT = 670_000, 1 << 30
-FOLDER = harness.RESULTS / "words_scale"
+FOLDER = tables.RESULTS / "words_scale"
 WORDS_PER_TITLE, WORDS_PER_LABEL, LABELS_PER_TITLE, NOISE = 10, 4, 5, 0.25
 #: Label l is drawn with probability proportional to (l + 1)^-0.5, word w with 1 / (w + 10).
 LABEL_EXPONENT, FIRST_WORDS = 0.5, 10
@@ -67,7 +67,7 @@ def measure(n_labels, n_threads, n_points=POINTS, n_words=WORDS, n_asked=ASKED):
         _, times = answered(lambda some: model.predict(some, 5), held, min(1000, n_asked))
     found = model.evaluate(held, truth, ks=[1, 5])
     frequent = np.bincount(y.indices).max() / n_points  # P@1 of the most frequent label, given to all
-    harness.require(
+    timing.require(
         found["P@1"] > 2 * frequent, f"P@1 is {found['P@1']:.3f}, the most frequent label alone has {frequent:.3f}"
     )
     first, second = (epoch["seconds"] for epoch in model.history_.epochs)
@@ -140,8 +140,8 @@ def main(argv=None):
         found = rows.finished(ROWS, FOLDER)
         if not found:
             parser.error("no row has been measured yet")
-        print(report.table(summary(found)) + "\n")
-        harness.write_rows(harness.RESULTS / "words_scale-cpu.json", [summary(found)], keep=False)
+        print(tables.table(summary(found)) + "\n")
+        tables.write_rows(tables.RESULTS / "words_scale-cpu.json", [summary(found)], keep=False)
         return 0
     if not args.row:
         parser.error("name a row, or --list or --table")

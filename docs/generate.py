@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from bench import harness, report
-from sparsemax_nb import cli
+from sparsemax_nb.cli import main
 
 HERE = Path(__file__).parent
 OUT = HERE / "generated"
@@ -68,7 +68,7 @@ def command_line():
     """generated/parts/commands.md: the help of each command."""
     before, os.environ["COLUMNS"] = os.environ.get("COLUMNS"), WIDTH
     try:
-        parts = [f"## `{name}`\n\n```text\n{parser.format_help()}```\n" for name, parser in _commands(cli._parser())]
+        parts = [f"## `{name}`\n\n```text\n{parser.format_help()}```\n" for name, parser in _commands(main._parser())]
     finally:
         os.environ.pop("COLUMNS")
         os.environ.update({} if before is None else {"COLUMNS": before})

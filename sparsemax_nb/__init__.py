@@ -1,6 +1,7 @@
 """Output layers for hundreds of thousands of classes, by hand, in NumPy, Numba and numba.cuda."""
 
-from . import data, train
+from . import data, metrics, train
+from .baselines import DSoftmax, SVDSoftmax
 from .co_occurrence import CoOccurrence, rerank
 from .core.sparse import Labels
 from .ds_softmax import PackedDSSoftmax, SparseExperts
@@ -20,7 +21,6 @@ from .midx import InvertedMultiIndex, sampled_softmax
 from .optimizers import SGD, Adam
 from .samplers import LogUniformSampler, LSHSampler, RFFSampler, SphereSampler, UniformSampler, UnigramSampler
 from .train import DSSoftmax
-from .yardsticks import DSoftmax, SVDSoftmax
 
 __version__ = "0.1.0"
 
@@ -51,6 +51,7 @@ __all__ = [
     "fixed_fan_in_step",
     "fixed_fan_in_top_k",
     "group_labels",
+    "metrics",
     "rerank",
     "rewire",
     "sampled_softmax",

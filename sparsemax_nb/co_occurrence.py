@@ -3,8 +3,9 @@
 import numpy as np
 import scipy.sparse
 
-from .core import backend, check, sparse
+from .core import check, sparse
 from .core.connections import PairCounts
+from .core.device import asarray, backend_of, empty, module_of, to_numpy
 
 #: Points with more labels than this are not counted: they would add most of the pairs and say least about each.
 MOST_LABELS = 32
@@ -69,7 +70,7 @@ class CoOccurrence:
             pairs.data,
             label_counts.astype(np.int32),
         )
-        self.arrays = PairCounts(*(backend.asarray(a, device, a.dtype) for a in arrays), np.float32(max(1, n_rows)))
+        self.arrays = PairCounts(*(asarray(a, device, a.dtype) for a in arrays), np.float32(max(1, n_rows)))
 
     n_labels = property(lambda self: self.arrays.label_counts.shape[0], doc="L")
     n_pairs = property(lambda self: self.arrays.ids.shape[0], doc="Pairs of labels that are kept.")
@@ -86,7 +87,7 @@ class CoOccurrence:
 
     def _upper(self):
         """The pairs j < l as a SciPy CSR matrix."""
-        indptr, ids, counts = map(backend.to_numpy, self.arrays[:3])
+        indptr, ids, counts = map(to_numpy, self.arrays[:3])
         return scipy.sparse.csr_matrix((counts, ids, indptr), shape=(self.n_labels, self.n_labels))
 
     def extended(self, labels):
@@ -120,7 +121,7 @@ class CoOccurrence:
         pairs, label_counts, n_rows = _counted(_checked(labels, self.n_labels))
         before = self._upper()
         before.resize(pairs.shape)
-        label_counts[: self.n_labels] += backend.to_numpy(self.arrays.label_counts)
+        label_counts[: self.n_labels] += to_numpy(self.arrays.label_counts)
         return self._of(_kept([before + pairs])[0], label_counts, self.n_rows + n_rows, self.device)
 
 
@@ -242,7 +243,7 @@ def rerank(scores, ids, co_occurrence, k=None, *, weight=0.03):
     check.finite("scores", scores)
     if bool((scores[:, 1:] > scores[:, :-1]).any()):
         raise ValueError("scores must descend within a row, the best first")
-    sorted_ids = backend.module_of(device).sort(ids, axis=1)
+    sorted_ids = module_of(device).sort(ids, axis=1)
     if bool((sorted_ids[:, 1:] == sorted_ids[:, :-1]).any()):
         raise ValueError("ids must not repeat a label inside one row")
     return rerank_checked(scores, ids, co_occurrence, k, weight)
@@ -251,6 +252,6 @@ def rerank(scores, ids, co_occurrence, k=None, *, weight=0.03):
 def rerank_checked(scores, ids, co_occurrence, k, weight):
     """`rerank` of arguments that are known to be right."""
     shape, device = (scores.shape[0], k), co_occurrence.device
-    found = backend.empty(shape, np.float32, device), backend.empty(shape, np.int32, device)
-    backend.wing(device, "co_occurrence").rerank(scores, ids, co_occurrence.arrays, np.float32(weight), *found)
+    found = empty(shape, np.float32, device), empty(shape, np.int32, device)
+    backend_of(device, "co_occurrence").rerank(scores, ids, co_occurrence.arrays, np.float32(weight), *found)
     return found

@@ -11,7 +11,8 @@ import math
 
 import numpy as np
 
-from .core import backend, check, checkpoint, rng
+from .core import check, checkpoint, rng
+from .core.device import asarray, backend_of, empty, module_of, product, resolve_device, to_numpy
 from .core.experts import Experts, by_class, group
 from .core.sparse import as_targets
 from .optimizers import Adam
@@ -37,7 +38,7 @@ def _check_experts(gate, starts, ids, rows, n_classes):
     starts = check.integers("starts", starts, (n_experts + 1,))
     ids = check.integers("ids", ids, ("R",), n_classes)
     rows = check.array("rows", rows, np.float32, (ids.shape[0], width))
-    host_starts, host_ids = backend.to_numpy(starts), backend.to_numpy(ids)
+    host_starts, host_ids = to_numpy(starts), to_numpy(ids)
     if host_starts[0] != 0 or host_starts[-1] != len(host_ids) or (np.diff(host_starts) < 0).any():
         raise ValueError(f"starts must rise from 0 to {len(host_ids)}, the length of ids")
     falls = np.flatnonzero(np.diff(host_ids) <= 0) + 1
@@ -97,7 +98,7 @@ class PackedDSSoftmax:
         self._hold(experts)
 
     def _hold(self, experts):
-        self._experts, self._sizes = experts, np.diff(backend.to_numpy(experts.starts))
+        self._experts, self._sizes = experts, np.diff(to_numpy(experts.starts))
         self._at_once = max(1, HELD // max(int(self._sizes.max()), 1))  # queries
 
     starts = property(lambda self: self._experts.starts, doc="(E + 1,) int32")
@@ -116,7 +117,7 @@ class PackedDSSoftmax:
     @property
     def experts_per_class(self):
         """(L,) NumPy: by how many experts each class is held."""
-        return np.bincount(backend.to_numpy(self.ids), minlength=self.n_classes)
+        return np.bincount(to_numpy(self.ids), minlength=self.n_classes)
 
     def _queries(self, h):
         check.same_device(h=h, rows=self.rows)
@@ -145,9 +146,9 @@ class PackedDSSoftmax:
 
     def _route(self, h):
         """The expert of each query and the gate's value for it, (B,)."""
-        logits = backend.product(h, self.gate.T)
-        chosen, values = (backend.empty(h.shape[0], dtype, self.device) for dtype in (np.int32, np.float32))
-        backend.wing(self.device, "ds_softmax").gate(logits, logits, chosen, values)
+        logits = product(h, self.gate.T)
+        chosen, values = (empty(h.shape[0], dtype, self.device) for dtype in (np.int32, np.float32))
+        backend_of(self.device, "ds_softmax").gate(logits, logits, chosen, values)
         return chosen, values
 
     def utilisation(self, h):
@@ -177,7 +178,7 @@ class PackedDSSoftmax:
         >>> packed.utilisation(h).round(2).sum()
         np.float64(1.0)
         """
-        chosen = backend.to_numpy(self.choose(h))
+        chosen = to_numpy(self.choose(h))
         return np.bincount(chosen, minlength=self.n_experts) / max(len(chosen), 1)
 
     def speed_up(self, h):
@@ -266,12 +267,12 @@ class PackedDSSoftmax:
         h, k = self._queries(h), check.padded_k(k, self.n_classes)
         n_rows = h.shape[0]
         check.elements(rows=n_rows, k=k)
-        probabilities, ids = (backend.empty((n_rows, k), dtype, self.device) for dtype in (np.float32, np.int32))
+        probabilities, ids = (empty((n_rows, k), dtype, self.device) for dtype in (np.float32, np.int32))
         answer = self._answer_few if n_rows < ENOUGH_ROWS * self.n_experts else self._answer_many
         for first in range(0, n_rows, self._at_once):
             some = slice(first, first + self._at_once)
             answer(h[some], probabilities[some], ids[some])
-        if not bool(backend.module_of(self.device).isfinite(probabilities).all()):
+        if not bool(module_of(self.device).isfinite(probabilities).all()):
             for name, array in (("h", h), ("gate", self.gate), ("rows", self.rows)):
                 check.finite(name, array)
             raise FloatingPointError("the scores of the experts overflowed; scale h or the rows down")
@@ -279,14 +280,14 @@ class PackedDSSoftmax:
 
     def _answer_few(self, h, probabilities, ids):
         """Each query reads its expert for itself."""
-        backend.wing(self.device, "ds_softmax").answer(h, self.gate, self._experts, probabilities, ids)
+        backend_of(self.device, "ds_softmax").answer(h, self.gate, self._experts, probabilities, ids)
 
     def _answer_many(self, h, probabilities, ids):
         """The queries of an expert are multiplied at once."""
-        wing, device = backend.wing(self.device, "ds_softmax"), self.device
+        wing, device = backend_of(self.device, "ds_softmax"), self.device
         chosen, values = self._route(h)
         groups = group(chosen, self.starts)
-        scores = backend.empty(int(groups.offsets[-1]), np.float32, device)
+        scores = empty(int(groups.offsets[-1]), np.float32, device)
         wing.scores(h[groups.order], groups, self._experts, scores)
         wing.select(scores, values, groups, self._experts, probabilities, ids)
 
@@ -319,7 +320,7 @@ class PackedDSSoftmax:
         """
         check.path("path", path)
         arrays = {"gate": self.gate} | self._experts._asdict()
-        arrays = {name: backend.to_numpy(array) for name, array in arrays.items()}
+        arrays = {name: to_numpy(array) for name, array in arrays.items()}
         checkpoint.save(path, self.kind, arrays, {"n_classes": self.n_classes})
 
     @classmethod
@@ -362,12 +363,12 @@ class PackedDSSoftmax:
         PackedDSSoftmax(n_experts=2, n_classes=30, rows=60)
         """
         check.path("path", path)
-        device = backend.resolve_device(device)
+        device = resolve_device(device)
         arrays, description = checkpoint.load(path, cls.kind)
         with checkpoint.whole(path, "DS-Softmax"):
             # what steers a kernel's reads is never mapped: it stays as it was when it was checked
-            gate, starts, ids = (backend.asarray(arrays[name], device) for name in ("gate", "starts", "ids"))
-            rows = backend.asarray(arrays.mapped("rows") if mapped and device == "cpu" else arrays["rows"], device)
+            gate, starts, ids = (asarray(arrays[name], device) for name in ("gate", "starts", "ids"))
+            rows = asarray(arrays.mapped("rows") if mapped and device == "cpu" else arrays["rows"], device)
             packed = cls(gate, starts, ids, rows, description["n_classes"])
             for name, array in ({"gate": gate} | ({} if mapped else {"rows": rows})).items():
                 check.finite(name, array)
@@ -463,32 +464,32 @@ class SparseExperts(PackedDSSoftmax):
         n_classes, width = classes.shape
         check.integer("n_classes (the length of classes)", n_classes, 1)
         _check_rows(n_experts * n_classes)
-        xp = backend.module_of(device)
+        xp = module_of(device)
         gate = _random((n_experts, width), 1 / math.sqrt(max(width, 1)), seed, device)
-        ids = backend.asarray(xp.tile(xp.arange(n_classes, dtype=np.int32), n_experts), device)
-        starts = backend.asarray(xp.arange(n_experts + 1, dtype=np.int32) * n_classes, device, np.int32)
-        rows = backend.asarray(xp.tile(classes - classes.mean(axis=0), (n_experts, 1)), device, np.float32)
+        ids = asarray(xp.tile(xp.arange(n_classes, dtype=np.int32), n_experts), device)
+        starts = asarray(xp.arange(n_experts + 1, dtype=np.int32) * n_classes, device, np.int32)
+        rows = asarray(xp.tile(classes - classes.mean(axis=0), (n_experts, 1)), device, np.float32)
         return cls(gate, starts, ids, rows, n_classes)
 
     def _hold(self, experts):
         """Take over new arrays, with all that depends on which rows there are."""
-        xp = backend.module_of(self.device)
+        xp = module_of(self.device)
         with np.errstate(over="ignore"):
-            squares = backend.asarray((experts.rows**2).sum(axis=1), self.device, np.float32)
+            squares = asarray((experts.rows**2).sum(axis=1), self.device, np.float32)
         if not bool(xp.isfinite(squares).all()):
             check.finite("rows", experts.rows)
             raise ValueError("rows must have a sum of squares that float32 holds, got larger numbers; scale them down")
         super()._hold(experts)
         self._by_class = by_class(experts.ids, self.n_classes)
         self._squares = squares
-        self._class_squares = backend.empty(self.n_classes, np.float32, self.device)
-        self._drows, self._scores = None, backend.empty(0, np.float32, self.device)
+        self._class_squares = empty(self.n_classes, np.float32, self.device)
+        self._drows, self._scores = None, empty(0, np.float32, self.device)
 
     def _scores_for(self, n):
         """Room for n scores, kept for the next step: fresh memory has its price."""
         if self._scores.shape[0] < n:
             self._scores = None
-            self._scores = backend.empty(n, np.float32, self.device)
+            self._scores = empty(n, np.float32, self.device)
         return self._scores[:n]
 
     def step(self, h, targets, optimizer, *, class_lasso=0.0, expert_lasso=0.0, balance=0.0, noise=0.0, seed=0):
@@ -534,35 +535,35 @@ class SparseExperts(PackedDSSoftmax):
             check.number(name, weight, 0, math.inf)
         seed = np.uint64(check.integer("seed", seed, 0, 2**64 - 1))
         h, device = self._queries(h), self.device
-        n_rows, wing, experts = h.shape[0], backend.wing(device, "ds_softmax"), self._experts
+        n_rows, wing, experts = h.shape[0], backend_of(device, "ds_softmax"), self._experts
         labels = as_targets(targets, n_rows, device, self.n_classes)
         optimizer.check_writable(**{"experts.gate": self.gate, "experts.rows": self.rows})
         if not n_rows:
             return 0.0
-        logits = backend.product(h, self.gate.T)
+        logits = product(h, self.gate.T)
         if noise > 0:
             wing.add_noise(seed, np.uint64(self.steps), np.float32(noise), logits)
-        values, loss, dvalues = (backend.empty(n_rows, np.float32, device) for _ in range(3))
-        chosen = backend.empty(n_rows, np.int32, device)
+        values, loss, dvalues = (empty(n_rows, np.float32, device) for _ in range(3))
+        chosen = empty(n_rows, np.int32, device)
         wing.gate(logits, logits, chosen, values)
         groups = group(chosen, experts.starts)
         scores, sorted_h, scale = self._scores_for(int(groups.offsets[-1])), h[groups.order], np.float32(1 / n_rows)
         wing.scores(sorted_h, groups, experts, scores)
         wing.cross_entropy(scores, values, labels, groups, experts, self.n_classes, scale, loss, dvalues, scores)
         value = float(loss.sum(dtype=np.float64)) / n_rows
-        if not (math.isfinite(value) and bool(backend.module_of(device).isfinite(dvalues).all())):
+        if not (math.isfinite(value) and bool(module_of(device).isfinite(dvalues).all())):
             for name, array in (("h", h), ("gate", self.gate), ("rows", self.rows)):
                 check.finite(name, array)
             raise FloatingPointError("the scores of the experts overflowed; lower the learning rate")
         if self._drows is None:
-            self._drows = backend.empty(self.rows.shape, np.float32, device)
+            self._drows = empty(self.rows.shape, np.float32, device)
         wing.gradient_of_rows(scores, sorted_h, groups, experts, self._drows)
-        load, dload = (backend.empty(self.n_experts, np.float32, device) for _ in range(2))
+        load, dload = (empty(self.n_experts, np.float32, device) for _ in range(2))
         wing.balance(values, groups, load, dload)
         dload *= np.float32(balance)
-        dlogits = backend.empty(logits.shape, np.float32, device)
+        dlogits = empty(logits.shape, np.float32, device)
         wing.gate_backward(logits, chosen, dvalues, dload, dlogits)
-        optimizer.step(self.gate, backend.product(dlogits.T, h))
+        optimizer.step(self.gate, product(dlogits.T, h))
         wing.class_sums(self._squares, self._by_class, self._class_squares)
         _, rates, moments = optimizer.begin_step(self.rows)
         penalties = tuple(map(np.float32, (class_lasso, expert_lasso, self.n_experts, EPSILON)))
@@ -594,12 +595,12 @@ class SparseExperts(PackedDSSoftmax):
         threshold = check.number("threshold", threshold, 0, math.inf)
         if optimizer is not None:
             _check_optimizer(optimizer)
-        keep = backend.empty(self.ids.shape[0], np.uint8, self.device)
+        keep = empty(self.ids.shape[0], np.uint8, self.device)
         least = np.float32(min(threshold**2 * self.width, check.LARGEST))
-        backend.wing(self.device, "ds_softmax").survivors(self._squares, self._by_class, least, keep)
-        xp, kept = backend.module_of(self.device), keep.astype(bool)
+        backend_of(self.device, "ds_softmax").survivors(self._squares, self._by_class, least, keep)
+        xp, kept = module_of(self.device), keep.astype(bool)
         before = xp.concatenate([xp.zeros(1, np.int64), xp.cumsum(kept, dtype=np.int64)])
-        starts = backend.asarray(before[self.starts], self.device, np.int32)
+        starts = asarray(before[self.starts], self.device, np.int32)
         return self._take(starts, xp.flatnonzero(kept), optimizer)
 
     def split(self, optimizer=None, seed=0):
@@ -622,19 +623,19 @@ class SparseExperts(PackedDSSoftmax):
         if optimizer is not None:
             _check_optimizer(optimizer)
         _check_rows(2 * self.ids.shape[0])
-        xp, counts = backend.module_of(self.device), np.diff(backend.to_numpy(self.starts))
+        xp, counts = module_of(self.device), np.diff(to_numpy(self.starts))
         scale = PERTURBATION * math.sqrt(3 * float((self.gate**2).mean()))
         apart = _random(self.gate.shape, scale, seed, self.device)
-        gate = backend.empty((2 * self.n_experts, self.width), np.float32, self.device)
+        gate = empty((2 * self.n_experts, self.width), np.float32, self.device)
         gate[0::2], gate[1::2] = self.gate + apart, self.gate - apart
         twice = np.repeat(counts, 2)
         starts = np.concatenate([[0], np.cumsum(twice)])
-        firsts = np.repeat(backend.to_numpy(self.starts)[:-1], 2)
+        firsts = np.repeat(to_numpy(self.starts)[:-1], 2)
         places = np.arange(starts[-1]) + np.repeat(firsts - starts[:-1], twice)
         if optimizer is not None:
             optimizer.replace(self.gate, gate, lambda a: xp.repeat(a, 2, axis=0))
         self.gate = gate
-        self._take(*(backend.asarray(a, self.device, np.int32) for a in (starts, places)), optimizer)
+        self._take(*(asarray(a, self.device, np.int32) for a in (starts, places)), optimizer)
 
     def _take(self, starts, places, optimizer):
         """The experts become the rows `places` of what they were; returns how many fewer there are."""
@@ -670,6 +671,6 @@ def _check_rows(n):
 
 def _random(shape, scale, seed, device):
     """Uniform in [-scale, scale)."""
-    seed, out = np.uint64(check.integer("seed", seed, 0, 2**64 - 1)), backend.empty(shape, np.float32, device)
-    backend.wing(device, "fixed_fan_in").random_values(seed, rng.GATE, np.float32(scale), out.reshape(-1))
+    seed, out = np.uint64(check.integer("seed", seed, 0, 2**64 - 1)), empty(shape, np.float32, device)
+    backend_of(device, "fixed_fan_in").random_values(seed, rng.GATE, np.float32(scale), out.reshape(-1))
     return out

@@ -8,8 +8,9 @@ import math
 
 import numpy as np
 
-from .core import backend, check, rng
+from .core import check, rng
 from .core.connections import Connections
+from .core.device import backend_of, empty, module_of, resolve_device, to_numpy, zeros
 from .core.formulas import LOSSES, MAGNITUDE, Cut, Moments
 from .core.sparse import as_labels, by_label
 from .optimizers import SGD, Adam
@@ -79,7 +80,7 @@ class FixedFanIn:
         check.integer("fan-in (the width of indices)", indices.shape[1], 1, n_inputs, f" (n_inputs = {n_inputs})")
         check.below("indices", indices, n_inputs)
         for first in range(0, indices.shape[0], CHECKED_AT_ONCE):
-            ordered = backend.module_of(self.device).sort(indices[first : first + CHECKED_AT_ONCE], axis=1)
+            ordered = module_of(self.device).sort(indices[first : first + CHECKED_AT_ONCE], axis=1)
             if bool((ordered[:, 1:] == ordered[:, :-1]).any()):
                 raise ValueError(f"indices must not repeat an input inside one {self.row}")
         return indices
@@ -133,15 +134,15 @@ class FixedFanIn:
         fan_in = check.integer("fan_in", fan_in, 1, n_inputs, f" (n_inputs = {n_inputs})")
         check.elements(MOST_CONNECTIONS, n_labels=n_labels, fan_in=fan_in)
         seed = np.uint64(check.integer("seed", seed, 0, 2**64 - 1))
-        device = backend.resolve_device(check.choice("device", device, ("cpu", "cuda")))
-        wing = backend.wing(device, "fixed_fan_in")
-        indices = backend.empty((n_labels, fan_in), np.int32, device)
-        values = backend.empty((n_labels, fan_in), np.float32, device)
+        device = resolve_device(check.choice("device", device, ("cpu", "cuda")))
+        wing = backend_of(device, "fixed_fan_in")
+        indices = empty((n_labels, fan_in), np.int32, device)
+        values = empty((n_labels, fan_in), np.float32, device)
         wing.random_connections(seed, n_inputs, indices)
         wing.random_values(seed, rng.WEIGHTS, np.float32(1 / math.sqrt(fan_in)), values.reshape(-1))
         layer = cls.__new__(cls)  # legal by construction: no second look at the indices
         layer.n_inputs, layer.device = n_inputs, device
-        layer.arrays = Connections(indices, values, backend.zeros(n_labels, np.float32, device))
+        layer.arrays = Connections(indices, values, zeros(n_labels, np.float32, device))
         return layer
 
     def _magnitudes(self):
@@ -154,7 +155,7 @@ class FixedFanIn:
 
     def _redraw(self, seed, step, cut, offsets, bits, moments, slots):
         """New connections for the smallest slots; their values and moments become zero."""
-        wing = backend.wing(self.device, "rewiring")
+        wing = backend_of(self.device, "rewiring")
         wing.redraw(seed, step, self.n_inputs, cut, offsets, self.indices, bits, moments, slots)
 
     def to_dense(self):
@@ -172,8 +173,8 @@ class FixedFanIn:
         >>> FixedFanIn(4, np.array([[0, 2]], np.int32), np.array([[1, 10]], np.float32), np.zeros(1, np.float32)).to_dense()
         array([[ 1.,  0., 10.,  0.]], dtype=float32)
         """
-        dense = backend.zeros((self.n_labels, self.n_inputs), np.float32, self.device)
-        dense[backend.module_of(self.device).arange(self.n_labels)[:, None], self.indices] = self.values
+        dense = zeros((self.n_labels, self.n_inputs), np.float32, self.device)
+        dense[module_of(self.device).arange(self.n_labels)[:, None], self.indices] = self.values
         return dense
 
 
@@ -184,7 +185,7 @@ def _inputs(x, layer):
     device = check.same_device(x=x, layer=layer.values)
     x = check.array("x", x, np.float32, ("B", layer.n_inputs))
     check.finite("x", x)
-    return x, backend.wing(device, layer.wing)
+    return x, backend_of(device, layer.wing)
 
 
 def fixed_fan_in_forward(x, layer, *, out=None):
@@ -274,9 +275,9 @@ def fixed_fan_in_backward(x, layer, dscores):
     check.same_device(x=x, dscores=dscores)
     dscores = check.array("dscores", dscores, np.float32, (x.shape[0], layer.n_labels))
     check.finite("dscores", dscores)
-    dx = backend.empty(x.shape, np.float32, layer.device)
-    dvalues = backend.empty(layer.values.shape, np.float32, layer.device)
-    dbias = backend.empty(layer.bias.shape, np.float32, layer.device)
+    dx = empty(x.shape, np.float32, layer.device)
+    dvalues = empty(layer.values.shape, np.float32, layer.device)
+    dbias = empty(layer.bias.shape, np.float32, layer.device)
     wing.backward(x, layer.arrays, dscores, dx, dvalues, dbias)
     return dx, dvalues, dbias
 
@@ -321,10 +322,10 @@ def fixed_fan_in_top_k(x, layer, k):
     x, wing = _inputs(x, layer)
     k = check.integer("k", k, 1, layer.n_labels, f" (n_labels = {layer.n_labels})")
     check.elements(rows=x.shape[0], k=k)
-    top_scores = backend.empty((x.shape[0], k), np.float32, layer.device)
-    top_ids = backend.empty((x.shape[0], k), np.int32, layer.device)
+    top_scores = empty((x.shape[0], k), np.float32, layer.device)
+    top_ids = empty((x.shape[0], k), np.int32, layer.device)
     wing.top_k(x, layer.arrays, top_scores, top_ids)
-    if x.shape[0] and not bool(backend.module_of(layer.device).isfinite(top_scores).all()):
+    if x.shape[0] and not bool(module_of(layer.device).isfinite(top_scores).all()):
         raise ValueError("layer gives NaN scores: its values or bias hold NaN or infinity")
     return top_scores, top_ids
 
@@ -385,8 +386,8 @@ def fixed_fan_in_step(x, layer, labels, loss, optimizer):
     labels = as_labels(labels, x.shape[0], layer.device, layer.n_labels)
     positives = by_label(labels, layer.n_labels)
     optimizer.check_writable(**{"layer.values": layer.values, "layer.bias": layer.bias})
-    dx = backend.empty(x.shape, np.float32, layer.device)
-    label_loss = backend.empty(layer.n_labels, np.float32, layer.device)
+    dx = empty(x.shape, np.float32, layer.device)
+    label_loss = empty(layer.n_labels, np.float32, layer.device)
     kind, rates, values_moments = optimizer.begin_step(layer.values)
     _, _, bias_moments = optimizer.begin_step(layer.bias)
     inputs = x, layer.arrays, positives, LOSSES[loss], kind, rates, values_moments, bias_moments
@@ -408,11 +409,11 @@ _NOT_FINITE = 255 << 3
 
 def _threshold(bits, n, device):
     """The n-th smallest magnitude; how many slots with that magnitude are among the n smallest; how many there are."""
-    wing, prefix = backend.wing(device, "rewiring"), 0
+    wing, prefix = backend_of(device, "rewiring"), 0
     for shift, n_bins in _DIGITS:
-        counts = backend.empty(n_bins, np.int64, device)
+        counts = empty(n_bins, np.int64, device)
         wing.magnitude_histogram(bits, prefix, shift, counts)
-        counts = backend.to_numpy(counts)
+        counts = to_numpy(counts)
         if shift == _DIGITS[0][0] and counts[_NOT_FINITE:].any():
             raise ValueError("layer.values must be finite, got NaN or infinity; lower the learning rate")
         up_to = counts.cumsum()
@@ -425,10 +426,10 @@ def _threshold(bits, n, device):
 def _smallest(bits, n, device):
     """The `Cut` that leaves the n slots of smallest magnitude, and how many of them each label has, (L,) int32."""
     threshold, n_ties, all_ties = _threshold(bits.reshape(-1), n, device)
-    wing, fan_in = backend.wing(device, "rewiring"), bits.shape[1]
+    wing, fan_in = backend_of(device, "rewiring"), bits.shape[1]
 
     def count(last):
-        cut, counts = Cut(threshold, last), backend.empty(bits.shape[0], np.int32, device)
+        cut, counts = Cut(threshold, last), empty(bits.shape[0], np.int32, device)
         wing.count_smallest(bits, cut, counts)
         return cut, counts
 
@@ -440,7 +441,7 @@ def _smallest(bits, n, device):
     up_to = ties.cumsum(dtype=np.int64)
     label = int((up_to < n_ties).sum())  # here lies the last tie that goes
     rest = n_ties - int(up_to[label] - ties[label])
-    k = backend.to_numpy((bits[label] & MAGNITUDE) == threshold).nonzero()[0][rest - 1]
+    k = to_numpy((bits[label] & MAGNITUDE) == threshold).nonzero()[0][rest - 1]
     below[:label] += ties[:label]
     below[label] += rest
     return Cut(threshold, label * fan_in + int(k)), below
@@ -448,7 +449,7 @@ def _smallest(bits, n, device):
 
 def no_moments(device):
     """Moments where there are none."""
-    return Moments(*(backend.empty((0, 0), np.float32, device) for _ in range(2)))
+    return Moments(*(empty((0, 0), np.float32, device) for _ in range(2)))
 
 
 def rewire(layer, fraction, seed, optimizer=None, *, step=0):
@@ -523,7 +524,7 @@ def rewire(layer, fraction, seed, optimizer=None, *, step=0):
     if optimizer is not None:
         optimizer.check_writable(**{"layer.values": layer.values})
     n = math.floor(fraction * indices.size + 0.5)
-    slots = backend.empty((n, 2), np.int32, device)
+    slots = empty((n, 2), np.int32, device)
     if n == 0:
         return slots
     bits = layer._magnitudes()
@@ -534,7 +535,7 @@ def rewire(layer, fraction, seed, optimizer=None, *, step=0):
             f"fraction is too large: {layer.row} {label} would need {int(counts[label])} redraws and has {n_free} free "
             f"inputs (n_inputs = {layer.n_inputs}, fan-in = {layer.fan_in}); use a smaller fraction"
         )
-    offsets = backend.zeros(len(indices) + 1, np.int64, device)
+    offsets = zeros(len(indices) + 1, np.int64, device)
     offsets[1:] = counts.cumsum(dtype=np.int64)
     moments = no_moments(device) if optimizer is None else optimizer.state_of(layer.values).moments
     layer._redraw(seed, step, cut, offsets, bits, moments, slots)

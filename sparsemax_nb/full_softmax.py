@@ -1,4 +1,4 @@
-"""The yardstick: the softmax over all classes - cross-entropy, ranks, top-k - never storing all the logits of a large problem."""
+"""The baseline: the softmax over all classes - cross-entropy, ranks, top-k - never storing all the logits of a large problem."""
 
 import math
 from typing import NamedTuple
@@ -6,7 +6,8 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
-from .core import backend, check
+from .core import check
+from .core.device import as_native, backend_of, device_of, empty, module_of, zeros
 from .core.sparse import Labels, as_targets, holds_several
 
 #: Where the running maximum starts: finite, so that the difference of two of them is 0.
@@ -113,13 +114,13 @@ def softmax_cross_entropy(h, w, targets, bias=None, *, ignore_index=-1):
         raise ValueError(f"ignore_index must not be a class, one of [0, {n_classes}), got {ignore_index}")
     labels = as_targets(targets, n_rows, device, n_classes, ignore_index)
     n_counted = n_rows if holds_several(targets) else int(labels.indptr[-1])
-    bias = backend.zeros(n_classes, np.float32, device) if bias is None else _check_floats("bias", bias, (n_classes,))
+    bias = zeros(n_classes, np.float32, device) if bias is None else _check_floats("bias", bias, (n_classes,))
     h, bias = _widened(h), _widened(bias)
-    dh, dw, dbias = (backend.zeros(a.shape, np.float32, device) for a in (h, w, bias))
+    dh, dw, dbias = (zeros(a.shape, np.float32, device) for a in (h, w, bias))
     if not n_rows:
         return 0.0, dh, dw, dbias
     loss = _loss_and_gradients(h, w, bias, labels, n_counted, dh, dw, dbias, device)
-    if not (math.isfinite(loss) and bool(backend.module_of(device).isfinite(dh).all())):
+    if not (math.isfinite(loss) and bool(module_of(device).isfinite(dh).all())):
         for name, value in (("h", h), ("w", w), ("bias", bias)):
             check.finite(name, _widened(value))
         raise FloatingPointError("the logits h @ w.T + bias overflowed; lower the learning rate")
@@ -174,15 +175,15 @@ def target_ranks(h, w, targets):
     h = check.array("h", h, np.float32, ("B", width))
     n_rows = h.shape[0]
     targets = check.integers("targets", targets, (n_rows,), n_classes)
-    wing, matmul = backend.wing(device, "full_softmax"), backend.wing(device, "matmul").matmul
-    log_prob, rank = (backend.empty(n_rows, dtype, device) for dtype in (np.float32, np.int32))
+    wing, matmul = backend_of(device, "full_softmax"), backend_of(device, "matmul").matmul
+    log_prob, rank = (empty(n_rows, dtype, device) for dtype in (np.float32, np.int32))
     at_once = max(1, min(n_rows, HELD // n_classes))
-    buffer = backend.empty((at_once, n_classes), np.float32, device)
+    buffer = empty((at_once, n_classes), np.float32, device)
     for rows in _slices(n_rows, at_once):
         logits = buffer[: min(rows.stop, n_rows) - rows.start]
         matmul(h[rows], w.T, logits)
         wing.rank(logits, targets[rows], log_prob[rows], rank[rows])
-    if not bool(backend.module_of(device).isfinite(log_prob).all()):
+    if not bool(module_of(device).isfinite(log_prob).all()):
         check.finite("h", h)
         check.finite("w", w)
         raise FloatingPointError("the logits h @ w.T overflowed; lower the learning rate")
@@ -199,7 +200,7 @@ class SoftmaxLayer:
         self.width = check.integer("d (the width of w)", w.shape[1], 1)
         check.finite("w", w)
         if bias is None:
-            bias = backend.zeros(self.n_classes, np.float32, self.device)
+            bias = zeros(self.n_classes, np.float32, self.device)
         bias = check.array("bias", bias, np.float32, (self.n_classes,))
         check.finite("bias", bias)
         self._build(w, bias)
@@ -234,15 +235,15 @@ class SoftmaxLayer:
         device = check.same_device(h=h)
         if device != self.device:
             raise TypeError(
-                f"h must live on {self.device} like the layer, got h on {device}; move it with backend.asarray"
+                f"h must live on {self.device} like the layer, got h on {device}; move it with cupy.asarray or cupy.asnumpy"
             )
         h = check.array("h", h, np.float32, ("B", self.width))
         k = check.padded_k(k, self.n_classes)
         check.elements(rows=len(h), k=k)
         check.finite("h", h)
-        probabilities, ids = (backend.empty((len(h), k), dtype, device) for dtype in (np.float32, np.int32))
+        probabilities, ids = (empty((len(h), k), dtype, device) for dtype in (np.float32, np.int32))
         self._top_k(h, probabilities, ids)
-        if not bool(backend.module_of(device).isfinite(probabilities).all()):
+        if not bool(module_of(device).isfinite(probabilities).all()):
             raise FloatingPointError("the scores h @ w.T + bias overflowed; use smaller h, w or bias")
         return probabilities, ids
 
@@ -302,10 +303,10 @@ class FullSoftmax(SoftmaxLayer):
         super().__init__(w, bias)
 
     def _build(self, w, bias):
-        self._arrays = backend.wing(self.device, "full_softmax").pack(w, bias)
+        self._arrays = backend_of(self.device, "full_softmax").pack(w, bias)
 
     def _top_k(self, h, probabilities, ids):
-        backend.wing(self.device, "full_softmax").top_k(h, *self._arrays, probabilities, ids)
+        backend_of(self.device, "full_softmax").top_k(h, *self._arrays, probabilities, ids)
 
     @property
     def flops_per_query(self):
@@ -319,7 +320,7 @@ class FullSoftmax(SoftmaxLayer):
 def _check_floats(name, value, shape):
     """A float32 or bfloat16 array, checked."""
     check.same_device(**{name: value})
-    value = backend.as_native(value)
+    value = as_native(value)
     if value.dtype not in (np.float32, BFLOAT16):
         part = ".real" if value.dtype.kind == "c" else ""
         raise TypeError(f"{name} must be float32 or bfloat16, got {value.dtype}; use {name}{part}.astype(np.float32)")
@@ -330,26 +331,26 @@ def _widened(array, buffer=None):
     """`array` where it is float32; where it is bfloat16 its float32 numbers, at the start of `buffer` if that is given."""
     if array.dtype == np.float32:
         return array
-    device = backend.device_of(array)
-    out = backend.empty(array.size, np.float32, device) if buffer is None else buffer[: array.size]
-    backend.wing(device, "bfloat16").widen(array.view(np.uint16).reshape(-1), out)
+    device = device_of(array)
+    out = empty(array.size, np.float32, device) if buffer is None else buffer[: array.size]
+    backend_of(device, "bfloat16").widen(array.view(np.uint16).reshape(-1), out)
     return out.reshape(array.shape)
 
 
 def _loss_and_gradients(h, w, bias, labels, n_counted, dh, dw, dbias, device):
     """Adds the gradients to dh, dw and dbias; returns the loss, NaN as soon as something is not finite."""
-    wing, xp = backend.wing(device, "full_softmax"), backend.module_of(device)
-    matmul = backend.wing(device, "matmul").matmul
+    wing, xp = backend_of(device, "full_softmax"), module_of(device)
+    matmul = backend_of(device, "matmul").matmul
     n_rows, n_classes = h.shape[0], w.shape[0]
     at_once = WIDENED // max(h.shape[1], 1) if w.dtype == BFLOAT16 else n_classes
     plan = _plan(n_rows, n_classes, at_once)
-    buffer = backend.empty(plan.rows * (n_classes if plan.held else plan.classes), np.float32, device)
-    wide = backend.empty(plan.classes * h.shape[1] if w.dtype == BFLOAT16 else 0, np.float32, device)
+    buffer = empty(plan.rows * (n_classes if plan.held else plan.classes), np.float32, device)
+    wide = empty(plan.classes * h.shape[1] if w.dtype == BFLOAT16 else 0, np.float32, device)
     scale, loss = np.float32(1 / max(n_counted, 1)), 0.0
     for rows in _slices(n_rows, plan.rows):
         some_h, some_labels = h[rows], Labels(labels.indptr[rows.start : rows.stop + 1], labels.indices)
         n = len(some_h)
-        largest, total, losses = (backend.zeros(n, np.float32, device) for _ in range(3))
+        largest, total, losses = (zeros(n, np.float32, device) for _ in range(3))
         largest[...] = LOWEST
         tiles = []
         for part in _slices(n_classes, plan.classes):

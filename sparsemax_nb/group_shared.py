@@ -10,8 +10,9 @@ import math
 import ml_dtypes
 import numpy as np
 
-from .core import backend, check, rng
+from .core import check, rng
 from .core.connections import SharedConnections
+from .core.device import backend_of, empty, module_of, resolve_device, zeros
 from .fixed_fan_in import MOST_CONNECTIONS, FixedFanIn, no_moments
 
 #: What the weights can be stored in.
@@ -135,15 +136,15 @@ class GroupSharedFanIn(FixedFanIn):
         check.elements(MOST_CONNECTIONS, n_labels=n_labels, fan_in=fan_in)
         seed = check.integer("seed", seed, 0, 2**64 - 1)
         dtype = DTYPES[check.choice("dtype", dtype, tuple(DTYPES))]
-        device = backend.resolve_device(check.choice("device", device, ("cpu", "cuda")))
-        wing = backend.wing(device, "fixed_fan_in")
-        indices = backend.empty((-(-n_labels // group_size), fan_in), np.int32, device)
-        values = backend.empty((n_labels, fan_in), np.float32, device)
+        device = resolve_device(check.choice("device", device, ("cpu", "cuda")))
+        wing = backend_of(device, "fixed_fan_in")
+        indices = empty((-(-n_labels // group_size), fan_in), np.int32, device)
+        values = empty((n_labels, fan_in), np.float32, device)
         wing.random_connections(np.uint64(seed), n_inputs, indices)
         wing.random_values(np.uint64(seed), rng.WEIGHTS, np.float32(1 / math.sqrt(fan_in)), values.reshape(-1))
         layer = cls.__new__(cls)  # legal by construction: no second look at the indices
         layer.n_inputs, layer.device, layer.seed = n_inputs, device, seed
-        layer._hold(indices, values.astype(dtype, copy=False), backend.zeros(n_labels, np.float32, device), group_size)
+        layer._hold(indices, values.astype(dtype, copy=False), zeros(n_labels, np.float32, device), group_size)
         return layer
 
     def to_dense(self):
@@ -163,14 +164,14 @@ class GroupSharedFanIn(FixedFanIn):
         array([[ 1.,  0., 10.],
                [ 2.,  0., 20.]], dtype=float32)
         """
-        dense = backend.zeros((self.n_labels, self.n_inputs), np.float32, self.device)
-        labels = backend.module_of(self.device).arange(self.n_labels)[:, None]
+        dense = zeros((self.n_labels, self.n_inputs), np.float32, self.device)
+        labels = module_of(self.device).arange(self.n_labels)[:, None]
         dense[labels, self.indices[labels[:, 0] // self.group_size]] = self.values.astype(np.float32)
         return dense
 
     def _magnitudes(self):
-        means = backend.empty(self.indices.shape, np.float32, self.device)
-        backend.wing(self.device, "rewiring").magnitudes(self.arrays.values, self.group_size, means)
+        means = empty(self.indices.shape, np.float32, self.device)
+        backend_of(self.device, "rewiring").magnitudes(self.arrays.values, self.group_size, means)
         return means.view(np.int32)
 
     def _step_inputs(self, optimizer):
@@ -180,4 +181,4 @@ class GroupSharedFanIn(FixedFanIn):
         super()._redraw(seed, step, cut, offsets, bits, no_moments(self.device), slots)
         for array in (self.arrays.values, *moments):
             if array.size:
-                backend.wing(self.device, "rewiring").clear(slots, self.group_size, array)
+                backend_of(self.device, "rewiring").clear(slots, self.group_size, array)

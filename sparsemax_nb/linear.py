@@ -13,11 +13,12 @@ import math
 import numpy as np
 import scipy.sparse
 
-from .core import backend, check, sparse
+from .core import check, sparse
 from .core.connections import Duals, FeatureLists
+from .core.device import aligned, asarray, backend_of, device_of, empty, module_of, to_numpy
 from .cpu import feature_choice
 from .cpu.panels import padded
-from .cpu.vector import LANES
+from .cpu.simd import LANES
 
 #: A feature that more than this share of the labels has chosen is connected to all of them: its weights then need no
 #: list and are read in order.
@@ -70,7 +71,7 @@ class SparseLinear:
         check.integer("n_features (the width of weights)", n_features, 1, 2**31 - 1)
         if bias is None:
             bias = np.full(n_labels, BIAS, np.float32)
-        bias = check.array("bias", backend.to_numpy(bias), np.float32, (n_labels,))
+        bias = check.array("bias", to_numpy(bias), np.float32, (n_labels,))
         check.finite("bias", bias)
         entries = rows_of(weights)
         self._set(_lists(*entries, n_features, bias.copy(), _dense(entries.ids, n_labels, n_features)), device)
@@ -84,7 +85,7 @@ class SparseLinear:
 
     def _set(self, lists, device):
         self.device = device
-        self.arrays = FeatureLists(*(backend.asarray(a, device, a.dtype) for a in lists))
+        self.arrays = FeatureLists(*(asarray(a, device, a.dtype) for a in lists))
 
     bias = property(lambda self: self.arrays.bias, doc="(L,) float32")
     n_labels = property(lambda self: self.arrays.bias.shape[0], doc="L")
@@ -108,7 +109,7 @@ class SparseLinear:
     @property
     def weights(self):
         """(L, F) SciPy CSR matrix, float32: a copy, in which every connection is stored."""
-        indptr, ids, values = _by_label(FeatureLists(*map(backend.to_numpy, self.arrays)), 0, self.n_labels)
+        indptr, ids, values = _by_label(FeatureLists(*map(to_numpy, self.arrays)), 0, self.n_labels)
         matrix = scipy.sparse.csr_matrix((values, ids, indptr), shape=(self.n_labels, self.n_features))
         matrix.sort_indices()
         return matrix
@@ -219,7 +220,7 @@ def _empty_lists(lengths, dense, bias):
     first, width = padded(int(indptr[-1]), LANES), padded(len(bias), LANES)
     where = np.full(len(lengths), -1, np.int64)
     where[dense] = first + width * np.arange(len(dense))
-    values = backend.aligned(np.zeros, (first + len(dense) * width,))
+    values = aligned(np.zeros, (first + len(dense) * width,))
     return FeatureLists(indptr, np.empty(indptr[-1], np.int32), values, where, bias)
 
 
@@ -338,7 +339,7 @@ def check_squares(name, weights, indptr):
     """ValueError where the sum of the squares of a row may not be a float32: a step could not be divided by it."""
     if not weights.shape[0]:
         return
-    xp = backend.module_of(backend.device_of(weights))
+    xp = module_of(device_of(weights))
     largest, longest = float(xp.abs(weights).max()), int((indptr[1:] - indptr[:-1]).max())
     if largest**2 * longest > check.LARGEST:
         raise ValueError(f"{name} must have squares that a float32 can hold, got {largest:g}; scale the features down")
@@ -347,7 +348,7 @@ def check_squares(name, weights, indptr):
 def rows_of(x, device="cpu"):
     """A canonical CSR matrix as kernels take it: `SparseRows`, on the CPU around its arrays."""
     arrays = x.indptr.astype(np.int64), x.indices.astype(np.int32, copy=False), x.data
-    return sparse.SparseRows(*(backend.asarray(array, device) for array in arrays))
+    return sparse.SparseRows(*(asarray(array, device) for array in arrays))
 
 
 # ---------------------------------------------------------------- functions
@@ -379,7 +380,7 @@ def _rows(x, layer):
     n = ids.shape[0]
     if indptr.shape[0] < 1 or int(indptr[0]) != 0 or int(indptr[-1]) != n or bool((indptr[1:] < indptr[:-1]).any()):
         raise ValueError(f"x.indptr must rise from 0 to len(x.ids) = {n}")
-    xp = backend.module_of(layer.device)
+    xp = module_of(layer.device)
     keys = xp.sort(sparse.row_of_each_entry(indptr, n) * layer.n_features + ids)
     if bool((keys[1:] == keys[:-1]).any()):
         raise ValueError("x must not repeat a feature inside one row")
@@ -428,7 +429,7 @@ def sparse_linear_forward(x, layer, out=None):
     rows, n_rows = _rows(x, layer)
     check.elements(B=n_rows, L=layer.n_labels)
     scores = check.output("out", out, np.float32, (n_rows, layer.n_labels), layer.device, values=layer.arrays.values)
-    backend.wing(layer.device, "linear").forward(rows, layer.arrays, scores)
+    backend_of(layer.device, "linear").forward(rows, layer.arrays, scores)
     return scores
 
 
@@ -472,9 +473,9 @@ def sparse_linear_top_k(x, layer, k):
     k = check.integer("k", k, 1, layer.n_labels, f" (n_labels = {layer.n_labels})")
     rows, n_rows = _rows(x, layer)
     check.elements(B=n_rows, k=k)
-    scores = backend.empty((n_rows, k), np.float32, layer.device)
-    ids = backend.empty((n_rows, k), np.int32, layer.device)
-    backend.wing(layer.device, "linear").top_k(rows, layer.arrays, scores, ids)
+    scores = empty((n_rows, k), np.float32, layer.device)
+    ids = empty((n_rows, k), np.int32, layer.device)
+    backend_of(layer.device, "linear").top_k(rows, layer.arrays, scores, ids)
     return scores, ids
 
 
@@ -543,14 +544,14 @@ def sparse_linear_step(x, layer, labels, duals=None, *, C=0.5, slack=0.2):  # no
     labels = sparse.as_labels(labels, n_rows, layer.device, layer.n_labels)
     sparse.sorted_keys(labels, layer.n_labels)
     duals = _checked_duals(duals, n_rows, layer)
-    loss, new = backend.wing(layer.device, "linear").step(rows, labels, duals, layer.arrays, float(C), float(slack))
+    loss, new = backend_of(layer.device, "linear").step(rows, labels, duals, layer.arrays, float(C), float(slack))
     return float(loss), tuple(new)
 
 
 def no_duals(n_rows, device="cpu"):
     """`Duals` of rows that no step has seen."""
     arrays = np.zeros(n_rows + 1, np.int64), np.empty(0, np.int32), np.empty(0, np.float32)
-    return Duals(*(backend.asarray(a, device) for a in arrays))
+    return Duals(*(asarray(a, device) for a in arrays))
 
 
 def _checked_duals(duals, n_rows, layer):

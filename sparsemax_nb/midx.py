@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .core import backend, check, sparse
+from .core import check, sparse
 from .core.alias import alias_table
+from .core.device import asarray, backend_of, device_of, empty, module_of, product, to_numpy, zeros
 from .core.metric import score_metric
 from .samplers import check_draws, check_ids, log_prob_all, sample_all
 
@@ -48,25 +49,25 @@ def _records(members, alias, log_popularity):
 
 def _move(codewords, vectors, weights, distance, sums, totals):
     """Each codeword becomes the mean of its vectors, in place; one without vectors takes the worst served vector."""
-    device = backend.device_of(vectors)
-    xp = backend.module_of(device)
+    device = device_of(vectors)
+    xp = module_of(device)
     is_empty = totals == 0
     means = sums / xp.where(is_empty, np.float32(1), totals)[:, None]
     codewords[...] = xp.where(is_empty[:, None], codewords, means)
-    empty = np.flatnonzero(backend.to_numpy(is_empty))
-    if empty.size:
-        served = -backend.to_numpy(distance * weights if weights.size else distance)
-        worst = np.argsort(served, kind="stable")[: empty.size]
-        codewords[backend.asarray(empty, device)] = vectors[backend.asarray(worst, device)]
+    unused = np.flatnonzero(to_numpy(is_empty))
+    if unused.size:
+        served = -to_numpy(distance * weights if weights.size else distance)
+        worst = np.argsort(served, kind="stable")[: unused.size]
+        codewords[asarray(unused, device)] = vectors[asarray(worst, device)]
 
 
 def _k_means(vectors, codewords, weights, n_iterations):
     """Lloyd's iterations from `codewords`, which are overwritten; returns the code of each vector, (n,) int32."""
-    device = backend.device_of(vectors)
-    codes = backend.empty(vectors.shape[0], np.int32, device)
-    distance = backend.empty(vectors.shape[0], np.float32, device)
-    sums, totals = (backend.empty(shape, np.float32, device) for shape in (codewords.shape, len(codewords)))
-    wing = backend.wing(device, "midx")
+    device = device_of(vectors)
+    codes = empty(vectors.shape[0], np.int32, device)
+    distance = empty(vectors.shape[0], np.float32, device)
+    sums, totals = (empty(shape, np.float32, device) for shape in (codewords.shape, len(codewords)))
+    wing = backend_of(device, "midx")
     wing.assign(vectors, codewords, weights, codes, distance, sums, totals)
     for _ in range(n_iterations):
         before = codes.copy()
@@ -182,7 +183,7 @@ class InvertedMultiIndex:
             must be even.
         residual : 'uniform', 'popularity' or 'exact'
             How the class is drawn inside a cell. 'exact' draws by the softmax of what the codewords leave over, which
-            makes Q the softmax of ``queries @ classes.T`` itself; it touches all classes, and is a yardstick.
+            makes Q the softmax of ``queries @ classes.T`` itself; it touches all classes, and is a baseline.
         seed : int
             Of the first codewords, which are classes drawn without repetition.
         popularity : (L,) array
@@ -241,8 +242,8 @@ class InvertedMultiIndex:
         _popularity(popularity, residual, n_classes)  # before the work
         shares = _k_means_weights(weights, n_classes, device)
         metric = _metric(queries, kind, width)
-        first = backend.empty((2, n_codewords), np.int32, device)
-        backend.wing(device, "fixed_fan_in").random_connections(seed, n_classes, first)
+        first = empty((2, n_codewords), np.int32, device)
+        backend_of(device, "fixed_fan_in").random_connections(seed, n_classes, first)
         codebooks = [part[rows] for part, rows in zip(_parts(classes, kind), first, strict=True)]
         codes, codebooks = _quantise(classes, codebooks, shares, kind, n_iterations, metric, is_first=True)
         return cls(codebooks, codes, kind, residual, popularity, weights, classes, metric)
@@ -295,7 +296,7 @@ class InvertedMultiIndex:
     def _group(self, codes):
         """Sort the classes into cells."""
         device, n_cells = self.device, self.n_codewords**2
-        here = backend.to_numpy(codes).astype(np.int64)
+        here = to_numpy(codes).astype(np.int64)
         cell = here[:, 0] * self.n_codewords + here[:, 1]
         members = np.argsort(cell, kind="stable")
         counts = np.bincount(cell, minlength=n_cells)
@@ -307,11 +308,11 @@ class InvertedMultiIndex:
         records = np.zeros((0, 4), np.uint32)
         if popularity.size:
             records = _records(members, alias_table(popularity[members], indptr), log_popularity)
-        records = backend.asarray(records, device)
+        records = asarray(records, device)
         turned = weights.T if device == "cuda" else weights[:0]
         arrays = _Index(codes, indptr, members, records, records.view(np.float32), weights, turned, log_popularity)
         dtypes = _Index(np.int32, np.int32, np.int32, np.uint32, *[np.float32] * 4)
-        self._index = _Index(*map(backend.asarray, arrays, [device] * len(arrays), dtypes))
+        self._index = _Index(*map(asarray, arrays, [device] * len(arrays), dtypes))
 
     def _queries(self, queries):
         queries = check.array("queries", queries, np.float32, ("B", self._width))
@@ -321,15 +322,15 @@ class InvertedMultiIndex:
     def _scores(self, queries):
         """The function of a slice of rows that gives their scores of all classes."""
         queries = self._queries(queries)
-        return lambda rows: backend.product(queries[rows], self.classes.T)
+        return lambda rows: product(queries[rows], self.classes.T)
 
     def _logits(self, queries):
         """r0, r1 (B, K): finite, and so are the differences within a row, which is all that the kernels look at."""
         parts = zip(_parts(self._queries(queries), self.kind), self.codebooks, strict=True)
         with np.errstate(over="ignore", invalid="ignore"):
-            out = [backend.product(part, codebook.T) for part, codebook in parts]
+            out = [product(part, codebook.T) for part, codebook in parts]
             spread = sum(r.max(axis=1) - r.min(axis=1) for r in out)
-        if not bool(backend.module_of(self.device).isfinite(spread).all()):
+        if not bool(module_of(self.device).isfinite(spread).all()):
             raise FloatingPointError(
                 "the scores queries @ codebook.T overflowed, or lie too far apart for float32; lower the learning rate"
             )
@@ -365,10 +366,10 @@ class InvertedMultiIndex:
         if self.residual == "exact":
             return sample_all(self._scores(queries), shape[0], self.n_classes, device, shape, seed, step)
         r0, r1 = self._logits(queries)
-        ids, log_q = backend.empty(shape, np.int32, device), backend.empty(shape, np.float32, device)
+        ids, log_q = empty(shape, np.int32, device), empty(shape, np.float32, device)
         if not shape[0]:
             return ids, log_q
-        backend.wing(device, "midx").sample(r0, r1, self._index, seed, step, ids, log_q)
+        backend_of(device, "midx").sample(r0, r1, self._index, seed, step, ids, log_q)
         return ids, log_q
 
     def log_prob(self, queries, ids):
@@ -398,10 +399,8 @@ class InvertedMultiIndex:
         if self.residual == "exact":
             return log_prob_all(self._scores(queries), ids, queries.shape[0], self.n_classes, self.device)
         r0, r1 = self._logits(queries)
-        log_q = backend.empty((queries.shape[0], ids.shape[-1]), np.float32, self.device)
-        backend.wing(self.device, "midx").log_prob(
-            r0, r1, self._index, ids if len(ids.shape) == 2 else ids[None], log_q
-        )
+        log_q = empty((queries.shape[0], ids.shape[-1]), np.float32, self.device)
+        backend_of(self.device, "midx").log_prob(r0, r1, self._index, ids if len(ids.shape) == 2 else ids[None], log_q)
         return log_q
 
 
@@ -409,8 +408,8 @@ def _parts(vectors, kind):
     """What either codebook meets: the halves for "pq", the whole twice for "rq"."""
     if kind == "rq":
         return vectors, vectors
-    half, device = vectors.shape[1] // 2, backend.device_of(vectors)
-    return backend.asarray(vectors[:, :half], device), backend.asarray(vectors[:, half:], device)
+    half, device = vectors.shape[1] // 2, device_of(vectors)
+    return asarray(vectors[:, :half], device), asarray(vectors[:, half:], device)
 
 
 def _metric(queries, kind, width):
@@ -421,9 +420,9 @@ def _metric(queries, kind, width):
     queries = check.array("queries", queries, np.float32, ("n", width))
     check.integer("the number of queries", queries.shape[0], 1)
     check.finite("queries", queries)
-    device, parts = backend.device_of(queries), _parts(queries, kind)
-    pairs = [score_metric(backend.to_numpy(part)) for part in (parts[:1] if kind == "rq" else parts)]
-    pairs = [tuple(backend.asarray(matrix, device, np.float32) for matrix in pair) for pair in pairs]
+    device, parts = device_of(queries), _parts(queries, kind)
+    pairs = [score_metric(to_numpy(part)) for part in (parts[:1] if kind == "rq" else parts)]
+    pairs = [tuple(asarray(matrix, device, np.float32) for matrix in pair) for pair in pairs]
     return pairs * 2 if kind == "rq" else pairs
 
 
@@ -431,7 +430,7 @@ def _quantise(*arguments, **options):
     """`_codes_and_codebooks`; FloatingPointError where the embeddings are too large for it."""
     with np.errstate(over="ignore", invalid="ignore"):
         codes, codebooks = _codes_and_codebooks(*arguments, **options)
-    if not all(bool(backend.module_of(backend.device_of(c)).isfinite(c).all()) for c in codebooks):
+    if not all(bool(module_of(device_of(c)).isfinite(c).all()) for c in codebooks):
         raise FloatingPointError("the sums of the embeddings overflowed in k-means; scale the embeddings down")
     return codes, codebooks
 
@@ -443,21 +442,19 @@ def _codes_and_codebooks(classes, codebooks, weights, kind, n_iterations, metric
         codebooks = [codebook.copy() for codebook in codebooks]
     else:
         (factor, _), (other, _) = metric
-        codebooks = [backend.product(codebooks[0], factor), backend.product(codebooks[1], other)]
-        first, second = backend.product(first, factor), None if kind == "rq" else backend.product(second, other)
-    codes = backend.empty((first.shape[0], 2), np.int32, backend.device_of(first))
+        codebooks = [product(codebooks[0], factor), product(codebooks[1], other)]
+        first, second = product(first, factor), None if kind == "rq" else product(second, other)
+    codes = empty((first.shape[0], 2), np.int32, device_of(first))
     codes[:, 0] = _k_means(first, codebooks[0], weights, n_iterations)
     if kind == "rq":
         second = codebooks[0][codes[:, 0]]
-        backend.module_of(backend.device_of(first)).subtract(first, second, out=second)
+        module_of(device_of(first)).subtract(first, second, out=second)
         if is_first:
-            rows = backend.module_of(backend.device_of(first)).arange(len(codebooks[1]))
+            rows = module_of(device_of(first)).arange(len(codebooks[1]))
             codebooks[1] = second[rows * (len(second) // len(rows))].copy()
     codes[:, 1] = _k_means(second, codebooks[1], weights, n_iterations)
     if metric is not None:
-        codebooks = [
-            backend.product(codebook, inverse) for codebook, (_, inverse) in zip(codebooks, metric, strict=True)
-        ]
+        codebooks = [product(codebook, inverse) for codebook, (_, inverse) in zip(codebooks, metric, strict=True)]
     return codes, codebooks
 
 
@@ -481,7 +478,7 @@ def _held_classes(classes, n_classes, width, device):
     if classes is None:
         raise ValueError("residual='exact' needs classes, (L, d)")
     if check.same_device(classes=classes) != device:
-        raise TypeError(f"classes must live on {device} like the codes, got {backend.device_of(classes)}")
+        raise TypeError(f"classes must live on {device} like the codes, got {device_of(classes)}")
     classes = check.array("classes", classes, np.float32, (n_classes, width))
     check.finite("classes", classes)
     return classes
@@ -501,7 +498,7 @@ def _checked_metric(metric, width, device):
         for j, matrix in enumerate(pair):
             name = f"metric[{i}][{j}]"
             if check.same_device(**{name: matrix}) != device:
-                raise TypeError(f"{name} must live on {device} like the codes, got {backend.device_of(matrix)}")
+                raise TypeError(f"{name} must live on {device} like the codes, got {device_of(matrix)}")
             check.finite(name, check.array(name, matrix, np.float32, (width, width)))
     return [tuple(pair) for pair in metric]
 
@@ -520,7 +517,7 @@ def _popularity(popularity, residual, n_classes):
 def _k_means_weights(weights, n_classes, device):
     """Checked weights of k-means on `device`, the largest 1; of size 0 where all are alike."""
     weights = np.zeros(0) if weights is None else _shares("weights", weights, n_classes)
-    return backend.asarray(weights / weights.max(initial=0), device, np.float32)
+    return asarray(weights / weights.max(initial=0), device, np.float32)
 
 
 def _shares(name, value, n_classes):
@@ -619,15 +616,15 @@ def sampled_softmax(
     log_q = _log_probabilities("log_q", log_q, ids.shape)
     if correction == "importance":
         check.array("log_q_targets", log_q_targets, np.float32, (n_targets,))
-        log_q, log_q_targets = log_q + np.float32(math.log(n_samples)), backend.zeros(n_targets, np.float32, device)
+        log_q, log_q_targets = log_q + np.float32(math.log(n_samples)), zeros(n_targets, np.float32, device)
     else:
         log_q_targets = _log_probabilities("log_q_targets", log_q_targets, (n_targets,))
-    wing, embedding = backend.wing(device, "sampled_softmax"), backend.wing(device, "embedding")
-    matmul, is_shared = backend.wing(device, "matmul").matmul, len(ids.shape) == 1
-    xp = backend.module_of(device)
+    wing, embedding = backend_of(device, "sampled_softmax"), backend_of(device, "embedding")
+    matmul, is_shared = backend_of(device, "matmul").matmul, len(ids.shape) == 1
+    xp = module_of(device)
 
     def new(*shape):
-        return backend.empty(shape, np.float32, device)
+        return empty(shape, np.float32, device)
 
     target_scores, scores, dscores = new(n_targets, 1), new(n_rows, n_samples), new(n_rows, n_samples)
     row = sparse.row_of_each_entry(labels.indptr, n_targets)
@@ -664,7 +661,7 @@ def sampled_softmax(
     # each draw
     def rows_of(indptr, all_ids, weights):
         arrays = (indptr, np.int32), (all_ids, np.int32), (weights, np.float32)
-        return sparse.SparseRows(*(backend.asarray(a, device, dtype) for a, dtype in arrays))
+        return sparse.SparseRows(*(asarray(a, device, dtype) for a, dtype in arrays))
 
     n_more, per_row = (n_samples, 1) if is_shared else (n_rows, n_samples)
     indptr = xp.concatenate([labels.indptr, n_targets + per_row * xp.arange(1, n_more + 1)])
@@ -676,7 +673,7 @@ def sampled_softmax(
         matmul(dscores, drawn, dqueries)
         matmul(dscores.T, queries, ddrawn)
         embedding.forward(rows_of(labels.indptr, labels.indices, dtargets), classes, by_targets)
-        source = backend.asarray(xp.concatenate([queries, ddrawn]), device)
+        source = asarray(xp.concatenate([queries, ddrawn]), device)
     else:
         both, source = new(2 * n_rows, width), queries
         embedding.forward(entries, classes, both)

@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 
-from .core import backend, check
+from .core import check
+from .core.device import backend_of, device_of, module_of, zeros
 from .core.formulas import ADAM_KIND, SGD_KIND, Moments, Rates
 
 
@@ -260,7 +261,7 @@ class _Optimizer:
         self.check_writable(array=array)
         kind, rates, moments = self.begin_step(array)
         flat = Moments(moments.m.reshape(-1), moments.v.reshape(-1))
-        backend.wing(device, "optimizers").update(kind, array_.reshape(-1), gradient.reshape(-1), flat, rates)
+        backend_of(device, "optimizers").update(kind, array_.reshape(-1), gradient.reshape(-1), flat, rates)
         self.end_step(array)
 
     def step_rows(self, array, row_ids, gradient):
@@ -297,12 +298,12 @@ class _Optimizer:
         gradient = check.array("gradient", gradient, np.float32, (row_ids.shape[0], array.shape[1]))
         if row_ids.shape[0]:
             is_ascending = bool((row_ids[1:] > row_ids[:-1]).all())  # as `sampled_softmax` gives them
-            ordered = row_ids if is_ascending else backend.module_of(device).sort(row_ids)
+            ordered = row_ids if is_ascending else module_of(device).sort(row_ids)
             if int(ordered[0]) < 0 or int(ordered[-1]) >= array.shape[0] or bool((ordered[1:] == ordered[:-1]).any()):
                 raise ValueError(f"row_ids must be different rows of array, in [0, {array.shape[0]})")
         self.check_writable(array=array)
         kind, rates, moments = self.begin_step(array)
-        backend.wing(device, "optimizers").update_rows(kind, array_, row_ids, gradient, moments, rates)
+        backend_of(device, "optimizers").update_rows(kind, array_, row_ids, gradient, moments, rates)
         self.end_step(array)
 
 
@@ -345,8 +346,8 @@ class Adam(_Optimizer):
         self.epsilon = check.number("epsilon", epsilon, 0, math.inf, open_ends=True)
 
     def _new_moments(self, array):
-        device = backend.device_of(array)
-        return Moments(*(backend.zeros(array.shape, np.float32, device) for _ in range(2)))
+        device = device_of(array)
+        return Moments(*(zeros(array.shape, np.float32, device) for _ in range(2)))
 
     def _rates(self, learning_rate, count):
         correction1, correction2 = 1 - self.beta1**count, math.sqrt(1 - self.beta2**count)
@@ -380,8 +381,8 @@ class SGD(_Optimizer):
     kind = SGD_KIND
 
     def _new_moments(self, array):
-        device = backend.device_of(array)
-        return Moments(*(backend.zeros((0,) * array.ndim, np.float32, device) for _ in range(2)))
+        device = device_of(array)
+        return Moments(*(zeros((0,) * array.ndim, np.float32, device) for _ in range(2)))
 
     def _rates(self, learning_rate, _):
         return _as_rates(learning_rate, 0.0, 0.0, 0.0)

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .core import backend, check
+from .core import check
 from .core.alias import alias_table
+from .core.device import asarray, backend_of, device_of, empty, module_of, product, resolve_device
 from .core.rng import Alias
 
 
@@ -39,7 +40,7 @@ SCORES = 1 << 25
 
 def check_log_q(log_q):
     """Log-probabilities that were computed from finite queries; FloatingPointError where they are not finite."""
-    if not bool(backend.module_of(backend.device_of(log_q)).isfinite(log_q).all()):
+    if not bool(module_of(device_of(log_q)).isfinite(log_q).all()):
         raise FloatingPointError(
             "the scores of queries and classes overflowed, or lie too far apart for float32; scale queries or classes down"
         )
@@ -48,18 +49,18 @@ def check_log_q(log_q):
 
 def sample_all(scores, n_rows, n_classes, device, shape, seed, step):
     """Draws from the softmax of ``scores(rows)``, the (b, L) scores of a slice of rows, a few rows at a time."""
-    ids, log_q = backend.empty(shape, np.int32, device), backend.empty(shape, np.float32, device)
+    ids, log_q = empty(shape, np.int32, device), empty(shape, np.float32, device)
     at_once = max(1, SCORES // n_classes)
     for first in range(0, n_rows, at_once):
         rows = slice(first, min(first + at_once, n_rows))
         with np.errstate(over="ignore", invalid="ignore"):
-            backend.wing(device, "samplers").draw_softmax(scores(rows), first, seed, step, ids[rows], log_q[rows])
+            backend_of(device, "samplers").draw_softmax(scores(rows), first, seed, step, ids[rows], log_q[rows])
     return ids, check_log_q(log_q)
 
 
 def log_prob_all(scores, ids, n_rows, n_classes, device):
     """``log_softmax(scores)`` at ids (B, M) or (M,), a few rows at a time."""
-    xp, log_q = backend.module_of(device), backend.empty((n_rows, ids.shape[-1]), np.float32, device)
+    xp, log_q = module_of(device), empty((n_rows, ids.shape[-1]), np.float32, device)
     at_once = max(1, SCORES // n_classes)
     for first in range(0, n_rows, at_once):
         rows = slice(first, min(first + at_once, n_rows))
@@ -133,8 +134,8 @@ class UniformSampler:
             Wrong dtype, shape or device; n_samples, seed or step out of range.
         """
         device, shape, seed, step = check_draws(queries, n_samples, seed, step)
-        ids, log_q = backend.empty(shape, np.int32, device), backend.empty(shape, np.float32, device)
-        backend.wing(device, "samplers").draw_uniform(seed, step, self.n_classes, ids)
+        ids, log_q = empty(shape, np.int32, device), empty(shape, np.float32, device)
+        backend_of(device, "samplers").draw_uniform(seed, step, self.n_classes, ids)
         log_q[...] = self._log_p
         return ids, log_q
 
@@ -160,7 +161,7 @@ class UniformSampler:
         device = check.same_device(queries=queries, ids=ids)
         queries = check.array("queries", queries, np.float32, ("B", "d"))
         ids = check_ids(ids, self.n_classes, queries.shape[0])
-        log_q = backend.empty((queries.shape[0], ids.shape[-1]), np.float32, device)
+        log_q = empty((queries.shape[0], ids.shape[-1]), np.float32, device)
         log_q[...] = self._log_p
         return log_q
 
@@ -169,13 +170,13 @@ class _TableSampler:
     """Draws from fixed weights with alias tables, O(1) a draw; `log_weights` says what a tiny weight was before it became 0."""
 
     def __init__(self, weights, log_weights, device):
-        self.device = backend.resolve_device(check.choice("device", device, ("cpu", "cuda")))
+        self.device = resolve_device(check.choice("device", device, ("cpu", "cuda")))
         self.n_classes = len(weights)
         total = weights.sum()
         weights = weights / total
-        self._log_p = backend.asarray(log_weights - math.log(total), self.device, np.float32)
+        self._log_p = asarray(log_weights - math.log(total), self.device, np.float32)
         alias = alias_table(weights, np.array([0, len(weights)]))
-        self._alias = Alias(*(backend.asarray(table, self.device) for table in alias))
+        self._alias = Alias(*(asarray(table, self.device) for table in alias))
 
     def __repr__(self):
         return f"{type(self).__name__}(n_classes={self.n_classes}, device={self.device!r})"
@@ -206,8 +207,8 @@ class _TableSampler:
         """
         check.same_device(queries=queries, sampler=self._log_p)
         device, shape, seed, step = check_draws(queries, n_samples, seed, step)
-        ids, log_q = backend.empty(shape, np.int32, device), backend.empty(shape, np.float32, device)
-        backend.wing(device, "samplers").draw(seed, step, self._log_p, self._alias, ids, log_q)
+        ids, log_q = empty(shape, np.int32, device), empty(shape, np.float32, device)
+        backend_of(device, "samplers").draw(seed, step, self._log_p, self._alias, ids, log_q)
         return ids, log_q
 
     def log_prob(self, queries, ids):
@@ -233,7 +234,7 @@ class _TableSampler:
         check.same_device(queries=queries, ids=ids, sampler=self._log_p)
         queries = check.array("queries", queries, np.float32, ("B", "d"))
         ids, n_rows = check_ids(ids, self.n_classes, queries.shape[0]), queries.shape[0]
-        log_q = backend.empty((n_rows, ids.shape[-1]), np.float32, self.device)
+        log_q = empty((n_rows, ids.shape[-1]), np.float32, self.device)
         log_q[...] = self._log_p[ids]
         return log_q
 
@@ -338,7 +339,7 @@ class UnigramSampler(_TableSampler):
 
 
 class _ClassSampler:
-    """A yardstick that looks at the query and at the class embeddings; on the CPU alone."""
+    """A baseline that looks at the query and at the class embeddings; on the CPU alone."""
 
     def __init__(self, classes):
         if check.same_device(classes=classes) != "cpu":
@@ -462,7 +463,7 @@ class SphereSampler(_KernelSampler):
 
     def _log_weights(self, queries):
         """``log(alpha s^2 + 1)``; where the square overflows, the 1 does not count: ``log(alpha) + 2 log |s|``."""
-        scores = backend.product(queries, self._classes.T)
+        scores = product(queries, self._classes.T)
         log_weights = np.log1p(self._alpha * np.square(scores))
         large = ~np.isfinite(log_weights)
         if large.any():
@@ -516,7 +517,7 @@ class RFFSampler(_KernelSampler):
         random = np.random.default_rng(check.integer("seed", seed, 0, 2**64 - 1))
         self._directions = random.standard_normal((n_features, self._classes.shape[1])).astype(np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
-            exponents = backend.product(self._classes, self._directions.T)
+            exponents = product(self._classes, self._directions.T)
             exponents -= np.float32(0.5) * np.einsum("nd,nd->n", self._classes, self._classes)[:, None]
             self._features = np.exp(exponents - exponents.max()).T.copy()
         if not np.isfinite(self._features).all():
@@ -525,9 +526,9 @@ class RFFSampler(_KernelSampler):
             )
 
     def _log_weights(self, queries):
-        exponents = backend.product(queries, self._directions.T)
-        product = backend.product(np.exp(exponents - exponents.max(axis=1, keepdims=True)), self._features)
-        return np.log(np.maximum(product, np.finfo(np.float32).tiny))
+        exponents = product(queries, self._directions.T)
+        weighted = product(np.exp(exponents - exponents.max(axis=1, keepdims=True)), self._features)
+        return np.log(np.maximum(weighted, np.finfo(np.float32).tiny))
 
 
 class _Tables(NamedTuple):
@@ -598,17 +599,17 @@ class LSHSampler(_ClassSampler):
         if large.any():  # only signs count, and a power of two changes none: so the projections do not overflow
             vectors = vectors.copy()
             vectors[large] *= 1 / LARGE
-        backend.wing("cpu", "lsh").hash_codes(vectors, self._planes, codes)
+        backend_of("cpu", "lsh").hash_codes(vectors, self._planes, codes)
         return codes
 
     def _sample(self, queries, shape, seed, step):
         ids, log_q = np.empty(shape, np.int32), np.empty(shape, np.float32)
-        wing = backend.wing("cpu", "lsh")
+        wing = backend_of("cpu", "lsh")
         wing.sample(self._codes(queries), self._tables, self._uniform, seed, step, ids, log_q)
         return ids, log_q
 
     def _log_prob(self, queries, ids):
         ids = np.ascontiguousarray(np.broadcast_to(ids, (len(queries), ids.shape[-1])))
         log_q = np.empty(ids.shape, np.float32)
-        backend.wing("cpu", "lsh").log_prob(self._codes(queries), self._tables, self._uniform, ids, log_q)
+        backend_of("cpu", "lsh").log_prob(self._codes(queries), self._tables, self._uniform, ids, log_q)
         return log_q

@@ -21,11 +21,11 @@ import numpy as np
 import pytest
 
 import sparsemax_nb.cuda
-from sparsemax_nb.core import backend as placement
+from sparsemax_nb.core.device import SIMULATOR, asarray, backend_of, cuda_available, cuda_problem, to_numpy
 from sparsemax_nb.train import loop
 
 TESTS = Path(__file__).parent
-CUDA = "CUDA device" if placement.cuda_available() and not placement.SIMULATOR else "simulator"
+CUDA = "CUDA device" if cuda_available() and not SIMULATOR else "simulator"
 NETS = {
     "cpu": "net 1 twins (cpu)",
     "cuda": f"net 1 twins ({CUDA})",
@@ -44,22 +44,22 @@ class Backend:
 
     def array(self, a, dtype=None):
         """A copy of `a` on the device, C-contiguous."""
-        return placement.asarray(np.array(placement.to_numpy(a), dtype, order="C"), self.device)
+        return asarray(np.array(to_numpy(a), dtype, order="C"), self.device)
 
     def numpy(self, a):
         """A copy of `a` as a NumPy array."""
-        return np.array(placement.to_numpy(a))
+        return np.array(to_numpy(a))
 
-    def wing(self, name):
-        """The module `name` of the wing that computes on the device."""
-        return placement.wing(self.device, name)
+    def module(self, name):
+        """The module `name` of the backend that computes on the device."""
+        return backend_of(self.device, name)
 
 
 @pytest.fixture(params=["cpu", "cuda"])
 def backend(request):
     """The CPU; and CUDA, in the simulator where it is on, on a device where there is one."""
-    if request.param == "cuda" and placement.cuda_problem():
-        pytest.skip(placement.cuda_problem())
+    if request.param == "cuda" and cuda_problem():
+        pytest.skip(cuda_problem())
     return Backend(request.param)
 
 
@@ -73,7 +73,7 @@ def ticking(monkeypatch):
 @pytest.fixture(scope="session", autouse=True)
 def _small_blocks():
     """The simulator runs every thread as a thread of Python: shrink the blocks that kernels are launched with."""
-    if placement.SIMULATOR:
+    if SIMULATOR:
         for info in pkgutil.iter_modules(sparsemax_nb.cuda.__path__, "sparsemax_nb.cuda."):
             for function in vars(importlib.import_module(info.name)).values():
                 defaults = getattr(function, "__kwdefaults__", None) or {}
@@ -91,7 +91,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         folder = item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else ""
         net = folder if folder in NETS else "other"
-        if net != "other" and placement.SIMULATOR:
+        if net != "other" and SIMULATOR:
             item.add_marker(pytest.mark.skip(reason=NOT_IN_SIMULATOR))
         if item.get_closest_marker("twins") and hasattr(item, "callspec"):
             net = item.callspec.params.get("backend", net)

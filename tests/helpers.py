@@ -9,9 +9,9 @@ import pytest
 import scipy.sparse
 
 from sparsemax_nb import FixedFanIn, Labels, SparseLinear
-from sparsemax_nb.core import backend as placement
 from sparsemax_nb.core.connections import Connections as Layer  # the very type: kernels are compiled once for it
 from sparsemax_nb.core.connections import SharedConnections
+from sparsemax_nb.core.device import to_numpy
 from sparsemax_nb.core.sparse import SparseRows
 
 EPS = float(np.finfo(np.float32).eps)
@@ -115,7 +115,7 @@ def place_layer(backend, arrays, n_inputs):
 
 def copy_layer(layer):
     """The arrays of a `FixedFanIn` as NumPy copies."""
-    return Layer(*(np.array(placement.to_numpy(a)) for a in layer.arrays))
+    return Layer(*(np.array(to_numpy(a)) for a in layer.arrays))
 
 
 def label_matrix(n_rows, n_labels, seed=0, density=0.3):

@@ -21,12 +21,10 @@ import ml_dtypes
 import numpy as np
 import scipy.sparse
 
-from bench.counted import without_a_device
-from bench.profiling import kernels
 from sparsemax_nb import CoOccurrence
-from sparsemax_nb.core import backend as placement
 from sparsemax_nb.core import formulas, rng, sparse
 from sparsemax_nb.core.alias import alias_table
+from sparsemax_nb.core.device import SIMULATOR, asarray
 from sparsemax_nb.core.experts import Experts, by_class, group
 from sparsemax_nb.cuda import ds_softmax as cuda_experts
 from sparsemax_nb.cuda import fixed_fan_in as cuda_layer
@@ -36,6 +34,7 @@ from sparsemax_nb.cuda import launch
 from sparsemax_nb.cuda import linear as cuda_linear
 from sparsemax_nb.cuda import matmul as cuda_matmul
 from sparsemax_nb.cuda import top_k as cuda_top_k
+from sparsemax_nb.internals import cuda_kernels, intercepted_launches
 from sparsemax_nb.midx import _Index, _records
 from sparsemax_nb.reference import (
     activations,
@@ -110,12 +109,12 @@ class Budget(NamedTuple):
 
 def all_kernels():
     """{"module.name": kernel} of everything in the CUDA wing that is called ..._kernel."""
-    return {name: getattr(module, attribute) for name, (module, attribute) in kernels().items()}
+    return {name: getattr(module, attribute) for name, (module, attribute) in cuda_kernels().items()}
 
 
 def intercepted(receive):
     """The CUDA wing without a device: arrays are NumPy's, and each launch of a kernel becomes ``receive(Launch)``."""
-    return without_a_device(lambda name, *launch: receive(Launch(*launch)))
+    return intercepted_launches(lambda name, *launch: receive(Launch(*launch)))
 
 
 def recorded():
@@ -185,7 +184,7 @@ def make_forward(shape, **options):
 def launch_simple_forward(x, layer, scores, *, block=(32, 8)):
     """Launch `forward_kernel`, which no function of the wing calls: it is there to be read."""
     grid = launch.labels_by_rows(layer.indices.shape[0], x.shape[0], *block)
-    cuda_layer.forward_kernel[grid, block](placement.asarray(x.T, "cuda"), layer, scores)
+    cuda_layer.forward_kernel[grid, block](asarray(x.T, "cuda"), layer, scores)
 
 
 def make_backward(shape, **options):
@@ -1099,7 +1098,7 @@ def _operations():
         ((0, 3, 4, 2), (33, 32, 65, 32), (9, 20, 100, 20)),
     )  # (B, K, L, k)
     yield operation("co_occurrence.rerank", make_rerank, small, large)
-    update = functools.partial(cuda_linear._update, block=8) if placement.SIMULATOR else cuda_linear._update
+    update = functools.partial(cuda_linear._update, block=8) if SIMULATOR else cuda_linear._update
     small, large = ((1, 1, 1), (2, 5, 3)), ((9, 65, 19), (7, 40, 33))
     yield operation("linear.update", make_update_of_lists, small, large, update, None)
     for shift in (20, 10, 0):

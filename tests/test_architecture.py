@@ -30,7 +30,7 @@ NO_TWIN = {
     "panels",
     "blocks",
     "lists",
-    "yardsticks",
+    "baselines",
     "launch",
     "reduce",
     "ptx",
@@ -42,7 +42,7 @@ NO_TWIN = {
     "grouping",
     "feature_choice",
     "__init__",
-}  # lsh, grouping, feature_choice, yardsticks: on the CPU alone; group_shared_mma: launched by group_shared
+}  # lsh, grouping, feature_choice, baselines: on the CPU alone; group_shared_mma: launched by group_shared
 #: Used by several files of one wing, never called from outside it.
 WING_ONLY = {"merge", "bits_of"}
 #: What `reference` needs to know of an output that the wings are handed.

@@ -10,7 +10,7 @@ import pytest
 import scipy.sparse
 
 import sparsemax_nb as s
-from sparsemax_nb import data, train
+from sparsemax_nb import data, metrics, train
 from sparsemax_nb.core import check, sparse
 
 from .helpers import normal
@@ -61,10 +61,10 @@ TAKES_INTEGERS = {
     "LogUniformSampler": (lambda r: s.LogUniformSampler(L, ranks=r).log_prob(H, IDS), np.arange(L, dtype=np.int32)[::-1].copy()),
     "PackedDSSoftmax": (lambda *a: s.PackedDSSoftmax(H[:2], *a, W[:5], 9).top_k(H, 2), *PACKED),
     "step_rows": (rows, np.array([2, 0], np.int32)),
-    "precision_at_k": (lambda i: train.precision_at_k(i, scipy.sparse.csr_matrix(np.eye(B, L)), 2), IDS),
-    "figures_of_ranks": (lambda r: list(train.figures_of_ranks(r, 5).values()), TARGETS),
-    "ranks_by_popularity": (lambda t: train.ranks_by_popularity(np.arange(L), t), TARGETS),
-    "unigram_perplexity": (lambda t: train.unigram_perplexity(np.arange(L), t), TARGETS),
+    "precision_at_k": (lambda i: metrics.precision_at_k(i, scipy.sparse.csr_matrix(np.eye(B, L)), 2), IDS),
+    "ranking_metrics": (lambda r: list(metrics.ranking_metrics(r, 5).values()), TARGETS),
+    "popularity_ranks": (lambda t: metrics.popularity_ranks(np.arange(L), t), TARGETS),
+    "unigram_perplexity": (lambda t: metrics.unigram_perplexity(np.arange(L), t), TARGETS),
     "decode": (lambda i: data.Vocabulary(list("abcdefghi")).decode(i), TARGETS),
 }  # fmt: skip
 
@@ -154,10 +154,10 @@ MATRICES = {
     "SparseExperts.step": experts,
     "group_labels": lambda m: s.group_labels(H, m, 2),
     "group_labels, features": lambda m: s.group_labels(m, PLAIN, 2),
-    "precision_at_k": lambda m: train.precision_at_k(IDS, m, 2),
-    "ndcg_at_k": lambda m: train.ndcg_at_k(IDS, m, 2),
-    "recall_at_k": lambda m: train.recall_at_k(IDS, m, 2),
-    "psp_at_k": lambda m: train.psp_at_k(IDS, m, np.full(L, 0.5), 2),
+    "precision_at_k": lambda m: metrics.precision_at_k(IDS, m, 2),
+    "ndcg_at_k": lambda m: metrics.ndcg_at_k(IDS, m, 2),
+    "recall_at_k": lambda m: metrics.recall_at_k(IDS, m, 2),
+    "psp_at_k": lambda m: metrics.psp_at_k(IDS, m, np.full(L, 0.5), 2),
     "Tfidf": lambda m: data.Tfidf(sublinear=False).fit_transform(m).toarray(),
     "DSSoftmax.fit": lambda m: (
         train.DSSoftmax(n_experts=2, epochs=1, device="cpu", progress=False).fit(H, m).experts_.rows
@@ -467,11 +467,11 @@ def test_counts_and_ranks_of_the_wrong_kind():
     with pytest.raises(TypeError, match="^ranks must hold integers, got float64; use ranks.astype"):
         s.LogUniformSampler(3, ranks=np.array([0.0, 1, 2]))
     with pytest.raises(ValueError, match=r"^targets must lie in \[0, 3\), got 3"):
-        train.ranks_by_popularity(np.ones(3), np.array([3]))
+        metrics.popularity_ranks(np.ones(3), np.array([3]))
     with pytest.raises(ValueError, match=r"^tokens must lie in \[0, 3\), got -1"):
-        train.unigram_perplexity(np.ones(3), np.array([-1]))
+        metrics.unigram_perplexity(np.ones(3), np.array([-1]))
     with pytest.raises(ValueError, match="^a and b must give propensities above 0"):
-        train.propensities(np.array([1, 2]), 10, a=1e30)
+        metrics.propensities(np.array([1, 2]), 10, a=1e30)
 
 
 # ---------------------------------------------------------------- the helpers themselves

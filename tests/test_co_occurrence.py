@@ -6,7 +6,7 @@ import scipy.sparse
 
 from sparsemax_nb import CoOccurrence, rerank
 from sparsemax_nb import co_occurrence as module
-from sparsemax_nb.core import backend as placement
+from sparsemax_nb.core.device import SIMULATOR, to_numpy
 from sparsemax_nb.reference import co_occurrence
 
 from .helpers import assert_close, label_matrix, normal
@@ -60,15 +60,13 @@ def test_pairs_that_occur_least_are_left_out_where_there_are_too_many(monkeypatc
 
 def test_rerank_equals_reference(backend):
     counts = CoOccurrence(LABELS, device=backend.device)
-    for n_rows, n in (
-        ((1, 1), (3, 20)) if placement.SIMULATOR and backend.device == "cuda" else ((1, 1), (0, 5), (40, 30))
-    ):
+    for n_rows, n in ((1, 1), (3, 20)) if SIMULATOR and backend.device == "cuda" else ((1, 1), (0, 5), (40, 30)):
         scores, ids = candidates(n_rows, n)
         for k in {1, n}:
             got = rerank(backend.array(scores), backend.array(ids), counts, k, weight=0.3)
             want = co_occurrence.rerank(scores, ids, CoOccurrence(LABELS).arrays, 0.3, k)
-            np.testing.assert_array_equal(placement.to_numpy(got[1]), want[1])
-            assert_close(placement.to_numpy(got[0]), want[0], 4 * k, 5)
+            np.testing.assert_array_equal(to_numpy(got[1]), want[1])
+            assert_close(to_numpy(got[0]), want[0], 4 * k, 5)
 
 
 def test_fewer_places_are_the_first_of_more_and_the_first_candidate_stays():

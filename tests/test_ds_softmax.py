@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from sparsemax_nb import SGD, Adam, Labels, PackedDSSoftmax, SparseExperts, ds_softmax
-from sparsemax_nb.core import backend as placement
 from sparsemax_nb.core import checkpoint, formulas
+from sparsemax_nb.core.device import SIMULATOR
 from sparsemax_nb.core.experts import Experts, by_class, group
 from sparsemax_nb.core.sparse import as_targets
 from sparsemax_nb.reference import ds_softmax as reference
@@ -419,7 +419,7 @@ def test_rows_that_are_not_finite(backend):
 
 @pytest.mark.twins
 def test_scores_that_overflow(backend):
-    if backend.device == "cuda" and placement.SIMULATOR:
+    if backend.device == "cuda" and SIMULATOR:
         pytest.skip("NumPy warns of the overflow in the simulator's threads")
     gate, experts, h, targets = problem(n_rows=40)
     mixture = made(backend, gate, experts._replace(rows=experts.rows * np.float32(1e18)))

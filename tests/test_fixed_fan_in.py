@@ -17,8 +17,8 @@ from sparsemax_nb import (
     fixed_fan_in_step,
     fixed_fan_in_top_k,
 )
-from sparsemax_nb.core import backend as placement
 from sparsemax_nb.core import formulas, rng
+from sparsemax_nb.core.device import SIMULATOR, device_of
 from sparsemax_nb.core.sparse import as_labels, by_label
 from sparsemax_nb.cpu import blocks
 from sparsemax_nb.cpu import fixed_fan_in as cpu_wing
@@ -60,7 +60,7 @@ def shapes(only_small=False):
     """All shapes; in the simulator the CUDA side of a kernel with barriers gets the small ones only."""
     cases = []
     for device in ("cpu", "cuda"):
-        small = device == "cuda" and placement.SIMULATOR and only_small
+        small = device == "cuda" and SIMULATOR and only_small
         cases += [pytest.param(device, s, id=f"{device}-{s}") for s in (SMALL_SHAPES if small else SHAPES)]
     return pytest.mark.parametrize(("backend", "shape"), cases, indirect=["backend"])
 
@@ -156,7 +156,7 @@ def test_backward(backend, shape):
     most = np.bincount(backend.numpy(layer.indices).reshape(-1)).max()
     outputs = fixed_fan_in_backward(backend.array(x), layer, backend.array(dscores))
     for got, want, terms in zip(outputs, wanted, (most, n_rows, n_rows), strict=True):
-        assert placement.device_of(got) == backend.device
+        assert device_of(got) == backend.device
         assert_close(backend.numpy(got), want, terms)
 
 

@@ -19,8 +19,8 @@ from sparsemax_nb import (
     fixed_fan_in_top_k,
     rewire,
 )
-from sparsemax_nb.core import backend as placement
 from sparsemax_nb.core import formulas, rng
+from sparsemax_nb.core.device import device_of
 from sparsemax_nb.cpu import bfloat16 as cpu_wing
 from sparsemax_nb.reference import bfloat16, rewiring
 from sparsemax_nb.reference import fixed_fan_in as plain
@@ -342,4 +342,4 @@ def test_weights_that_are_not_finite_are_reported(backend, dtype):
     layer.values[0, 0] = np.nan
     with pytest.raises(ValueError, match=r"layer\.values must be finite"):
         rewire(layer, 0.2, seed=1)
-    assert placement.device_of(layer.values) == backend.device
+    assert device_of(layer.values) == backend.device

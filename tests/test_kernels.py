@@ -6,7 +6,7 @@ import numba
 import numpy as np
 import pytest
 
-from sparsemax_nb.core import backend as placement
+from sparsemax_nb.core.device import SIMULATOR
 
 from .helpers import threads
 from .kernels import BUDGETS, OPERATIONS, all_kernels, recorded, run_on
@@ -14,7 +14,7 @@ from .kernels import BUDGETS, OPERATIONS, all_kernels, recorded, run_on
 
 def _cases():
     for operation in OPERATIONS:
-        few = operation.small if placement.SIMULATOR else operation.shapes
+        few = operation.small if SIMULATOR else operation.shapes
         for device, shapes in ("cpu", operation.shapes if operation.twin else ()), ("cuda", few):
             for shape in shapes:
                 yield pytest.param(device, operation, shape, id=f"{operation.name}-{shape}-{device}")

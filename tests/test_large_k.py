@@ -15,8 +15,8 @@ from sparsemax_nb import (
     ds_softmax,
     fixed_fan_in_top_k,
 )
-from sparsemax_nb.core import backend as placement
-from sparsemax_nb.cpu import lists, yardsticks
+from sparsemax_nb.core.device import backend_of, to_numpy
+from sparsemax_nb.cpu import baselines, lists
 from sparsemax_nb.cpu import top_k as cpu_top_k
 from sparsemax_nb.cuda import top_k as cuda_top_k
 from sparsemax_nb.reference import full_softmax
@@ -46,7 +46,7 @@ def sparse_layer(backend, shared, n_labels=L):
 
 def scores_of(layer, h):
     """Dense scores of a sparse layer, exact."""
-    indices, values, bias = (placement.to_numpy(a) for a in (layer.indices, layer.values, layer.bias))
+    indices, values, bias = (to_numpy(a) for a in (layer.indices, layer.values, layer.bias))
     indices = np.repeat(indices, -(-len(bias) // len(indices)), axis=0)[: len(bias)]
     return (h[:, indices] * values).sum(-1) + bias
 
@@ -129,7 +129,7 @@ def test_some_rows_at_a_time(backend, monkeypatch):
         return [backend.numpy(a).tobytes() for pair in found for a in pair]
 
     want = answers()
-    for module in (cpu_top_k, lists, yardsticks):
+    for module in (cpu_top_k, lists, baselines):
         monkeypatch.setattr(module, "HELD", 17 * L)
     monkeypatch.setattr(cuda_top_k, "HELD", 3 * L)
     monkeypatch.setattr(cuda_top_k, "SORTED", 2 * L)
@@ -142,7 +142,7 @@ def test_some_rows_at_a_time(backend, monkeypatch):
 def test_memory_does_not_grow_with_k(backend, group):
     """Lists of k for each row would take 3 GiB for 5,000 rows and k = L = 80,000."""
     name = "group_shared" if group else "fixed_fan_in"
-    wing = placement.wing(backend.device, name)
+    wing = backend_of(backend.device, name)
     for n_rows in (1, 200, 5000):
         shapes = wing.top_k_shapes(n_rows, 64, 80_000, 8, *group, 80_000).values()
         inputs = 4 * 64 * (n_rows + 16)

@@ -6,8 +6,8 @@ import pytest
 import scipy.sparse
 
 from sparsemax_nb import Labels, SparseLinear, sparse_linear_forward, sparse_linear_step, sparse_linear_top_k
-from sparsemax_nb.core import backend as placement
 from sparsemax_nb.core.connections import Duals, FeatureLists
+from sparsemax_nb.core.device import SIMULATOR, to_numpy
 from sparsemax_nb.core.sparse import SparseRows
 from sparsemax_nb.cpu import feature_choice as cpu_choice
 from sparsemax_nb.cpu import linear as cpu_linear
@@ -27,11 +27,11 @@ def points(n_rows, n_features, n_labels, seed=0, density=0.3):
 
 
 def copied(layer):
-    return FeatureLists(*(np.array(placement.to_numpy(a)) for a in layer.arrays))
+    return FeatureLists(*(np.array(to_numpy(a)) for a in layer.arrays))
 
 
 def dense_duals(duals, shape):
-    indptr, labels, values = map(placement.to_numpy, duals)
+    indptr, labels, values = map(to_numpy, duals)
     return scipy.sparse.csr_matrix((values, labels, indptr), shape).toarray()
 
 
@@ -51,7 +51,7 @@ def run(x, labels, n_passes, batch=16, layer=None, losses=None, **params):
 
 @pytest.mark.parametrize("slack", [0.0, 0.3])
 def test_steps_equal_reference(backend, slack):
-    for shape in SIMULATED if backend.device == "cuda" and placement.SIMULATOR else SHAPES:
+    for shape in SIMULATED if backend.device == "cuda" and SIMULATOR else SHAPES:
         x, labels = points(*shape)
         layer = SparseLinear.choose(x, labels, per_point=1, at_least=3, device=backend.device)
         given, wanted, duals = (x, labels), np.zeros(labels.shape), None
@@ -61,7 +61,7 @@ def test_steps_equal_reference(backend, slack):
             before = copied(layer)
             loss, duals = sparse_linear_step(given[0], layer, given[1], duals, C=0.7, slack=slack)
             want_loss, values, wanted = linear.step(rows_of(x), labels.toarray() > 0, wanted, before, 0.7, slack)
-            np.testing.assert_allclose(placement.to_numpy(layer.arrays.values), values, atol=1e-5)
+            np.testing.assert_allclose(to_numpy(layer.arrays.values), values, atol=1e-5)
             np.testing.assert_allclose(dense_duals(duals, labels.shape), wanted, atol=1e-5)
             assert loss == pytest.approx(want_loss, rel=1e-5)
 
@@ -179,16 +179,16 @@ def test_label_shards_trained_apart_come_to_the_bits_of_the_whole():
 
 
 def test_forward_and_top_k(backend):
-    x, labels = points(*((4, 9, 7) if placement.SIMULATOR and backend.device == "cuda" else (40, 60, 90)))
+    x, labels = points(*((4, 9, 7) if SIMULATOR and backend.device == "cuda" else (40, 60, 90)))
     weights = scipy.sparse.csr_matrix(
         normal(1, labels.shape[1], x.shape[1]) * (normal(2, labels.shape[1], x.shape[1]) > 0.7)
     )
     layer = SparseLinear(weights, normal(3, labels.shape[1]), device=backend.device)
     given = x if backend.device == "cpu" else tuple(map(backend.array, rows_of(x)))
-    want = x.toarray().astype(np.float64) @ weights.toarray().T + placement.to_numpy(layer.bias)
-    assert_close(placement.to_numpy(sparse_linear_forward(given, layer)), want, x.shape[1])
+    want = x.toarray().astype(np.float64) @ weights.toarray().T + to_numpy(layer.bias)
+    assert_close(to_numpy(sparse_linear_forward(given, layer)), want, x.shape[1])
     for k in {1, 5, labels.shape[1]}:
-        scores, ids = map(placement.to_numpy, sparse_linear_top_k(given, layer, k))
+        scores, ids = map(to_numpy, sparse_linear_top_k(given, layer, k))
         np.testing.assert_array_equal(ids, np.argsort(-want, axis=1, kind="stable")[:, :k])
         assert_close(scores, np.take_along_axis(want, ids.astype(np.int64), 1), x.shape[1])
 

@@ -120,7 +120,7 @@ def sequence(n_steps, n_rows, n_units):
 
 def run(backend, arrays, dout, **options):
     """Both operations on copies of the arrays: gates, cells, hidden and the gradient by the sums behind the gates."""
-    wing, arrays, dout = backend.wing("lstm"), [backend.array(a, np.float32) for a in arrays], backend.array(dout)
+    wing, arrays, dout = backend.module("lstm"), [backend.array(a, np.float32) for a in arrays], backend.array(dout)
     recurrent, gates, cells, _ = arrays
     dpre = backend.array(np.full(gates.shape, np.nan, np.float32))
     wing.forward(*arrays, **options)
@@ -132,10 +132,10 @@ def run(backend, arrays, dout, **options):
 def test_inputs_stay_as_they_are(backend):
     arrays, dout = sequence(3, 2, 5)
     placed, placed_dout = [backend.array(a) for a in arrays], backend.array(dout)
-    backend.wing("lstm").forward(*placed)
+    backend.module("lstm").forward(*placed)
     kept = [placed[0], *placed[1:3], placed_dout]
     before = [backend.numpy(a) for a in kept]
-    backend.wing("lstm").backward(*kept, backend.array(np.zeros_like(arrays[1])))
+    backend.module("lstm").backward(*kept, backend.array(np.zeros_like(arrays[1])))
     for got, want in zip(kept, before, strict=True):
         np.testing.assert_array_equal(backend.numpy(got), want)
     for got, want in ((placed[0], arrays[0]), (placed[2][0], arrays[2][0]), (placed[3][0], arrays[3][0])):
@@ -177,7 +177,7 @@ def one_step(backend, pre, previous):
     """Gates, c and h of one row of one unit after one step; the product with h adds nothing."""
     arrays = np.zeros((1, 4)), np.reshape(pre, (1, 1, -1)), [[[previous]], [[-9]]], [[[0]], [[-9]]]
     arrays = [backend.array(a, np.float32) for a in arrays]
-    backend.wing("lstm").forward(*arrays)
+    backend.module("lstm").forward(*arrays)
     return [backend.numpy(a)[-1] for a in arrays[1:]]
 
 
@@ -190,7 +190,7 @@ def one_step_back(backend, dout, gates, previous, cells):
     )
     arrays = [backend.array(a, np.float32) for a in arrays]
     dpre = backend.array(np.full((1, 1, 4), -9, np.float32))
-    backend.wing("lstm").backward(*arrays, dpre)
+    backend.module("lstm").backward(*arrays, dpre)
     return backend.numpy(dpre)[0]
 
 
@@ -213,7 +213,7 @@ def test_what_a_cell_hands_back_in_time(backend):
     dout, recurrent = np.array([0, 2]).reshape(2, 1, 1), np.zeros((1, 4))
     arrays = [backend.array(a, np.float32) for a in (recurrent, gates, cells, dout)]
     dpre = backend.array(np.full(gates.shape, np.nan), np.float32)
-    backend.wing("lstm").backward(*arrays, dpre)
+    backend.module("lstm").backward(*arrays, dpre)
     dc = 2 * (1 - np.tanh(0.7) ** 2) * 0.5
     wanted = [dc * 0.75 * 0.25, dc * 0.5 * 0.25 * 0.75, dc * 0.5 * (1 - 0.75**2), 0]
     np.testing.assert_allclose(backend.numpy(dpre)[0, 0], wanted, rtol=8 * EPS, atol=1e-40)

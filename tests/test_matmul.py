@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sparsemax_nb.core import backend as placement
+from sparsemax_nb.core.device import asarray, backend_of, cuda_problem, to_numpy
 
 from .helpers import assert_close, normal
 
@@ -13,27 +13,27 @@ from .helpers import assert_close, normal
 def test_adds_to_its_output(backend, monkeypatch, shape, turned):
     m, n, k = shape
     if backend.device == "cuda":
-        monkeypatch.setattr(placement.wing("cuda", "matmul"), "SLAB", 4 * (n + k))  # four rows at once
+        monkeypatch.setattr(backend_of("cuda", "matmul"), "SLAB", 4 * (n + k))  # four rows at once
     a, b, before = normal(1, m, k), normal(2, k, n), normal(3, m, n)
     out, left = backend.array(before), backend.array(a.T).T if turned else backend.array(a)
-    placement.wing(backend.device, "matmul").matmul(left, backend.array(b), out, add=True)
+    backend_of(backend.device, "matmul").matmul(left, backend.array(b), out, add=True)
     assert_close(backend.numpy(out), before + a.astype(np.float64) @ b, k)
 
 
 def test_tiled_kernel_adds_to_its_output():
-    if placement.cuda_problem():
-        pytest.skip(placement.cuda_problem())
+    if cuda_problem():
+        pytest.skip(cuda_problem())
     a, b, before = normal(1, 9, 5), normal(2, 5, 7), normal(3, 9, 7)
-    out = placement.asarray(before.copy(), "cuda")
-    matmul = placement.wing("cuda", "matmul").matmul
-    matmul(placement.asarray(a, "cuda"), placement.asarray(b, "cuda"), out, add=True, kernel="tiled")
-    assert_close(placement.to_numpy(out), before + a.astype(np.float64) @ b, 5)
+    out = asarray(before.copy(), "cuda")
+    matmul = backend_of("cuda", "matmul").matmul
+    matmul(asarray(a, "cuda"), asarray(b, "cuda"), out, add=True, kernel="tiled")
+    assert_close(to_numpy(out), before + a.astype(np.float64) @ b, 5)
 
 
 @pytest.mark.parametrize("shape", [(7, 40, 80), (7, 40, 79), (40, 7, 200)])
 def test_long_sums_after_one_another(shape):
     """Sums that are cut share a scratch: what a larger product, and one full of NaN, left in it does no harm."""
-    (m, n, k), wing = shape, placement.wing("cpu", "matmul")
+    (m, n, k), wing = shape, backend_of("cpu", "matmul")
     a, b, out = normal(1, k, m), normal(2, k, n), np.full((m, n), np.nan, np.float32)
     large = np.full((400, 50), np.nan, np.float32)
     wing.matmul(large.T, large, np.empty((50, 50), np.float32))

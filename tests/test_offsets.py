@@ -20,7 +20,7 @@ from sparsemax_nb import (
     softmax_cross_entropy,
     target_ranks,
 )
-from sparsemax_nb.core import backend as placement
+from sparsemax_nb.core.device import SIMULATOR, backend_of
 from sparsemax_nb.core.experts import Experts, group
 
 from .helpers import EPS, integers, normal
@@ -55,7 +55,7 @@ def offset(request):
 @pytest.mark.parametrize("held", [1 << 24, 28], ids=["held", "computed again"])
 @pytest.mark.parametrize("several", [False, True], ids=["one label", "several"])
 def test_cross_entropy(backend, monkeypatch, offset, held, several):
-    if held == 28 and offset != 1e8 and backend.device == "cuda" and placement.SIMULATOR:
+    if held == 28 and offset != 1e8 and backend.device == "cuda" and SIMULATOR:
         pytest.skip("many small launches are slow in the simulator")
     monkeypatch.setattr(full_softmax, "HELD", held)
     monkeypatch.setattr(full_softmax, "FEWEST_ROWS", 4)
@@ -229,7 +229,7 @@ def test_loss_of_experts(backend, offset, n_held):
     _, experts = experts_of(w, n_held)
     logits = unit(offset) * integers(1, -1, 2, B, n_held) + np.float32(offset)
     indptr, ids = np.array([0, 2, 2, 3, 4, 5], np.int32), np.array([3, 5, 20, 7, 1], np.int32)
-    wing = placement.wing(backend.device, "ds_softmax")
+    wing = backend_of(backend.device, "ds_softmax")
 
     def run(scores):
         chosen, values = np.zeros(B, np.int32), np.full(B, 0.5, np.float32)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sparsemax_nb import SGD, Adam
-from sparsemax_nb.core import backend as placement
+from sparsemax_nb.core.device import device_of
 
 from .helpers import assert_close, normal, on_other_device
 
@@ -43,7 +43,7 @@ def test_adam_is_the_textbook_formula(backend, shape):
     assert_close(backend.numpy(state.moments.m), m, 4 * len(gradients))
     assert_close(backend.numpy(state.moments.v), v, 4 * len(gradients))
     assert state.count == 3
-    assert placement.device_of(state.moments.m) == backend.device
+    assert device_of(state.moments.m) == backend.device
 
 
 @pytest.mark.twins
@@ -107,7 +107,7 @@ def test_an_array_that_takes_the_place_of_another(backend):
     assert (state.count, state.factor, state.array is new) == (2, 0.5, True)
     for got, want in zip(state.moments, (m, v), strict=True):
         np.testing.assert_array_equal(backend.numpy(got), want[kept])
-        assert placement.device_of(got) == backend.device
+        assert device_of(got) == backend.device
     adam.step(new, backend.array(gradient[kept]))
     wanted = textbook(normal(0, 6, 3), [normal(1, 6, 3), normal(2, 6, 3), gradient], learning_rate=0.05)[0]
     assert_close(backend.numpy(new), wanted[kept], 12)

@@ -9,8 +9,8 @@ import pytest
 import scipy.stats
 
 from sparsemax_nb import SGD, Adam, FixedFanIn, fixed_fan_in_step, rewire
-from sparsemax_nb.core import backend as placement
 from sparsemax_nb.core import formulas
+from sparsemax_nb.core.device import device_of
 from sparsemax_nb.reference import rewiring as reference
 
 from .helpers import (
@@ -71,7 +71,7 @@ def test_equals_reference(backend, shape, kind, step):
     values = integers(5, -2, 3, n_labels, fan_in) if kind == "ties" else None
     it = trained(backend, n_labels, n_inputs, fan_in, values)
     slots = rewire(it.layer, fraction, 2**64 - 1, it.adam, step=step)
-    assert placement.device_of(slots) == backend.device
+    assert device_of(slots) == backend.device
     n = int(np.floor(fraction * n_labels * fan_in + 0.5))
     wanted = reference.rewire(2**64 - 1, step, n_inputs, n, Layer(*it.before[:3]), formulas.Moments(*it.before[3:]))
     indices, values, _, m, v = it.state()

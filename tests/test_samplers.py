@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 
 from sparsemax_nb import LogUniformSampler, LSHSampler, RFFSampler, SphereSampler, UniformSampler, UnigramSampler
-from sparsemax_nb.core import backend as placement
+from sparsemax_nb.core.device import device_of
 from sparsemax_nb.reference import lsh as reference
 
 from .helpers import ForeignArray, normal, on_other_device
@@ -139,14 +139,14 @@ def test_bad_requests(backend, name):
             sampler.log_prob(good, backend.array(np.array([3, bad], np.int32)))
     with pytest.raises(TypeError, match="one device"):
         sampler.log_prob(good, on_other_device(backend, np.array([3], np.int32)))
-    assert placement.device_of(sampler.sample(good, 2, 0)[0]) == backend.device
+    assert device_of(sampler.sample(good, 2, 0)[0]) == backend.device
 
 
-# ---------------------------------------------------------------- yardsticks: the query counts; on the CPU alone
+# ---------------------------------------------------------------- baselines: the query counts; on the CPU alone
 
 CLASSES, QUERIES = normal(1, N_CLASSES, 6), normal(2, 5, 6)
 IDS = np.arange(N_CLASSES, dtype=np.int32)
-YARDSTICKS = {
+BASELINES = {
     "lsh": lambda: LSHSampler(CLASSES),
     "lsh, empty buckets": lambda: LSHSampler(CLASSES, n_bits=12, n_tables=3),
     "sphere": lambda: SphereSampler(CLASSES),
@@ -154,9 +154,9 @@ YARDSTICKS = {
 }
 
 
-@pytest.mark.parametrize("name", YARDSTICKS)
-def test_yardsticks_draw_what_they_state(name):
-    sampler = YARDSTICKS[name]()
+@pytest.mark.parametrize("name", BASELINES)
+def test_baselines_draw_what_they_state(name):
+    sampler = BASELINES[name]()
     p = np.exp(sampler.log_prob(QUERIES, IDS).astype(np.float64))
     assert p.sum(1) == pytest.approx(1, abs=1e-5) and np.ptp(p, axis=0).max() > 1e-4, "the query counts"
     ids, log_q = sampler.sample(np.repeat(QUERIES[:1], 1000, axis=0), 1000, seed=1)
@@ -172,7 +172,7 @@ def test_yardsticks_draw_what_they_state(name):
     np.testing.assert_allclose(np.exp(log_p), np.take_along_axis(p, again.astype(np.int64), 1), rtol=1e-5)
 
 
-def test_formulas_of_the_yardsticks():
+def test_formulas_of_the_baselines():
     scores = QUERIES.astype(np.float64) @ CLASSES.T
     sphere = 100 * scores**2 + 1
     got = np.exp(SphereSampler(CLASSES).log_prob(QUERIES, IDS))
@@ -210,7 +210,7 @@ def test_lsh_equals_reference(n_bits):
         (lambda: LSHSampler(CLASSES).sample(ForeignArray(QUERIES), 2, 0), TypeError, "one device"),
     ],
 )
-def test_bad_yardsticks(make, error, message):
+def test_bad_baselines(make, error, message):
     with pytest.raises(error, match=message):
         make()
 

@@ -6,10 +6,10 @@ import pytest
 
 from sparsemax_nb import DSoftmax, FullSoftmax, SVDSoftmax
 from sparsemax_nb.core.low_rank import low_rank
+from sparsemax_nb.cpu import baselines as cpu
 from sparsemax_nb.cpu import lists
-from sparsemax_nb.cpu import yardsticks as cpu
 from sparsemax_nb.cuda import full_softmax as cuda
-from sparsemax_nb.reference import full_softmax, yardsticks
+from sparsemax_nb.reference import baselines, full_softmax
 
 from .helpers import ForeignArray, assert_close, integers, normal, on_other_device, threads
 
@@ -108,14 +108,14 @@ def test_svd_equals_reference(shape):
     preview, n = -(-width // 4), -(-n_classes // 5)
     layer = SVDSoftmax(w, bias, width=preview, n_candidates=n)
     plain = *low_rank(w, width), bias, preview
-    assert_probable(layer.top_k(h, k), yardsticks.svd_top_k(h, plain, n, k), width)
+    assert_probable(layer.top_k(h, k), baselines.svd_top_k(h, plain, n, k), width)
 
 
 def test_svd_takes_slabs_of_rows(monkeypatch):
     monkeypatch.setattr(cpu, "HELD", 1000)
     h, w, bias = problem((7, 9, 300, 4))
     got = SVDSoftmax(w, bias, width=3, share=0.1).top_k(h, 4)
-    assert_probable(got, yardsticks.svd_top_k(h, (*low_rank(w, 9), bias, 3), 30, 4), 9)
+    assert_probable(got, baselines.svd_top_k(h, (*low_rank(w, 9), bias, 3), 30, 4), 9)
 
 
 @EACH_SHAPE
@@ -167,7 +167,7 @@ def test_d_equals_reference(shape):
     counts, shares, widths = counts_of(n_classes), (0.2, 0.3, 0.5), (width, -(-width // 2), -(-width // 5))
     layer = DSoftmax(w, counts, bias, shares=shares, widths=widths)
     plain = list(bins_of(w, bias, counts, shares, widths))
-    assert_probable(layer.top_k(h, k), yardsticks.d_top_k(h, plain, k), width)
+    assert_probable(layer.top_k(h, k), baselines.d_top_k(h, plain, k), width)
 
 
 @EACH_SHAPE
@@ -266,10 +266,10 @@ def test_arrays_on_several_devices(backend):
 
 
 @pytest.mark.parametrize("kind", ["SVD", "D"])
-def test_yardsticks_compute_on_the_cpu_alone(monkeypatch, kind):
-    monkeypatch.setattr("sparsemax_nb.core.backend.cuda_available", lambda: True)
+def test_baselines_compute_on_the_cpu_alone(monkeypatch, kind):
+    monkeypatch.setattr("sparsemax_nb.core.device.cuda_available", lambda: True)
     w = ForeignArray(normal(1, 33, 5))
-    with pytest.raises(TypeError, match=f"{kind}Softmax is a yardstick that computes on the CPU alone"):
+    with pytest.raises(TypeError, match=f"{kind}Softmax is a baseline that computes on the CPU alone"):
         SVDSoftmax(w) if kind == "SVD" else DSoftmax(w, counts_of(33))
 
 

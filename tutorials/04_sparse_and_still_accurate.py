@@ -27,7 +27,7 @@ import numpy as np
 import scipy.sparse
 from lesson import BLUE, GREEN, GREY, ORANGE, VERMILION, check, plt, show, size
 
-from sparsemax_nb import Adam, FixedFanIn, data, fixed_fan_in_step, rewire, train
+from sparsemax_nb import Adam, FixedFanIn, data, fixed_fan_in_step, metrics, rewire, train
 
 random = np.random.default_rng(0)
 
@@ -103,7 +103,7 @@ base = np.asarray(subjects.mean(axis=0)).ravel()
 def precision(weights):
     """P@3 on the test works, of a dense matrix of weights (D, L)."""
     best = np.argsort(-(x_test @ weights + base), axis=1)[:, :3].astype(np.int32)
-    return 100 * train.precision_at_k(best, true_subjects, 3)
+    return 100 * metrics.precision_at_k(best, true_subjects, 3)
 
 
 def best_weights(seen):

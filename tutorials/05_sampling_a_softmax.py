@@ -27,7 +27,7 @@ import time
 import numpy as np
 from lesson import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, check, plt, show, size
 
-from sparsemax_nb import InvertedMultiIndex, UniformSampler, data, sampled_softmax, train
+from sparsemax_nb import InvertedMultiIndex, UniformSampler, data, metrics, sampled_softmax, train
 
 random = np.random.default_rng(0)
 
@@ -348,7 +348,7 @@ corpus = data.load_text("wikitext-2", min_count=size(5, 100))
 text, held_out = corpus.train[: size(80_000, 5_000)], corpus.valid[: size(10_000, 1_000)]
 n_words = len(corpus.vocabulary)
 word_counts = np.bincount(text, minlength=n_words)
-models, perplexities = {}, {"frequencies alone": train.unigram_perplexity(word_counts, held_out)}
+models, perplexities = {}, {"frequencies alone": metrics.unigram_perplexity(word_counts, held_out)}
 for sampler in ("uniform", "midx-rq"):
     model = train.LanguageModel(
         width=size(48, 16), n_layers=1, sampler=sampler, n_samples=20, n_codewords=32, dropout=0.1,

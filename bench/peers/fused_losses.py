@@ -5,14 +5,14 @@
 
 import importlib
 
-from sparsemax_nb.core import backend
+from sparsemax_nb.internals import SIMULATOR, device_of
 
 from . import Peer, Unavailable
 from .pytorch import differentiated
 
 
 def _package(module, package, device):
-    if device != "cuda" or backend.SIMULATOR:
+    if device != "cuda" or SIMULATOR:
         raise Unavailable("its Triton kernels need a GPU")
     try:
         return importlib.import_module(module)
@@ -34,7 +34,7 @@ def cut_cross_entropy(h, w, targets):
 
     Without a bias, which the package does not take; the gradient by it is None.
     """
-    device = backend.device_of(h)
+    device = device_of(h)
     loss = _package("cut_cross_entropy", "cut-cross-entropy", device).linear_cross_entropy
     run = differentiated(lambda h, w, classes: loss(h, w, classes), (h, w), targets, "bfloat16")
     return _peer(lambda: (*run(), None), "bfloat16, linear_cross_entropy; it takes no bias")
@@ -42,7 +42,7 @@ def cut_cross_entropy(h, w, targets):
 
 def liger(h, w, bias, targets, dtype):
     """`LigerFusedLinearCrossEntropyLoss` by default: some rows at a time, all gradients computed in the forward pass."""
-    device = backend.device_of(h)
+    device = device_of(h)
     loss = _package("liger_kernel.transformers", "liger-kernel", device).LigerFusedLinearCrossEntropyLoss()
     run = differentiated(lambda h, w, bias, classes: loss(w, h, classes, bias), (h, w, bias), targets, dtype)
     return _peer(run, f"{dtype}, LigerFusedLinearCrossEntropyLoss")

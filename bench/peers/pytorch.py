@@ -12,10 +12,10 @@ import numpy as np
 import scipy.sparse
 from tqdm import tqdm
 
-from sparsemax_nb.core import backend
+from sparsemax_nb.internals import SIMULATOR, device_of
 
-from ..harness import fastest
 from ..machine import free_memory
+from ..timing import fastest
 from . import Peer, Unavailable
 from .scipy_csr import matrix_of
 
@@ -25,7 +25,7 @@ def _torch(device):
         import torch
     except ImportError:
         raise Unavailable("PyTorch is not installed") from None
-    if device == "cuda" and (backend.SIMULATOR or not torch.cuda.is_available()):
+    if device == "cuda" and (SIMULATOR or not torch.cuda.is_available()):
         raise Unavailable("this PyTorch has no CUDA")
     torch.set_num_threads(numba.get_num_threads())
     return torch
@@ -85,7 +85,7 @@ def gather_forward(x, layer):
 
 def dense_forward(x, n_labels, dtype="float32"):
     """The product of a dense layer into a preallocated array, all of a `dtype`; `arrays` are the weights."""
-    device = backend.device_of(x)
+    device = device_of(x)
     torch = _torch(device)
     x = torch.as_tensor(x, device=device).to(getattr(torch, dtype))
     w, s = _dense(torch, x, n_labels)
@@ -104,7 +104,7 @@ def dense_step(x, labels, n_labels, loss, learning_rate):
     No bias and no autograd, both in its favour; the (B, L) scores become their own gradient in place.
     `arrays` are the weights and their gradient.
     """
-    device = backend.device_of(x)
+    device = device_of(x)
     torch = _torch(device)
     x = torch.as_tensor(x, device=device)
     w, s = _dense(torch, x, n_labels)
@@ -138,7 +138,7 @@ def dense_step(x, labels, n_labels, loss, learning_rate):
 
 def dense_top_k(x, n_labels, k):
     """Dense product into a preallocated array, then topk; `arrays` are the weights."""
-    device = backend.device_of(x)
+    device = device_of(x)
     torch = _torch(device)
     x = torch.as_tensor(x, device=device)
     w, s = _dense(torch, x, n_labels)
@@ -147,7 +147,7 @@ def dense_top_k(x, n_labels, k):
 
 def differentiated(loss_of, arrays, targets, dtype):
     """``run()`` gives ``loss_of(*leaves, targets)`` and, by autograd, its gradients by the leaves: copies of the arrays."""
-    device = backend.device_of(targets)
+    device = device_of(targets)
     torch = _torch(device)
     leaves = [torch.as_tensor(a, device=device).to(getattr(torch, dtype), copy=True).requires_grad_() for a in arrays]
     classes = torch.as_tensor(targets, device=device).long()
@@ -165,7 +165,7 @@ def differentiated(loss_of, arrays, targets, dtype):
 
 def cross_entropy(h, w, bias, targets, dtype="float32"):
     """``F.cross_entropy(F.linear(h, w, bias), targets)`` and its backward pass by autograd; returns loss and gradients."""
-    device = backend.device_of(h)
+    device = device_of(h)
     torch = _torch(device)
     needed = 3 * getattr(torch, dtype).itemsize * h.shape[0] * w.shape[0]  # logits, their log-softmax, the gradient
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else free_memory()
@@ -186,7 +186,7 @@ def full_softmax_step(h, w, targets, kind, learning_rate):
     The faster of two forms: autograd, and by hand in a preallocated (B, L) array, where the logits become their own
     gradient. w is copied. `run` gives the loss and the gradient by h.
     """
-    device = backend.device_of(h)
+    device = device_of(h)
     torch = _torch(device)
     h, w, targets = (torch.as_tensor(a, device=device).clone() for a in (h, w, targets))
     targets, rows, n_rows = targets.long(), torch.arange(len(h), device=device), len(h)
@@ -275,7 +275,7 @@ def language_step(tokens, targets, table, bias, layers, clip, learning_rate):
     rows at a time, 2^24 or 2^26 logits, whichever is faster, and freed memory is kept. `run` returns the loss before
     the step.
     """
-    device = backend.device_of(table)
+    device = device_of(table)
     torch = _torch(device)
     if device == "cpu":
         _keep_memory()

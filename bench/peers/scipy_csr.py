@@ -4,21 +4,21 @@ import numpy as np
 import scipy.sparse
 from scipy.sparse import _sparsetools
 
-from sparsemax_nb.core import backend
+from sparsemax_nb.internals import SIMULATOR, to_numpy, xp
 
-from ..harness import fastest
+from ..timing import fastest
 from . import Peer, Unavailable
 
 
 def inputs_of(layer):
     """The inputs of each label, (L, K), whether groups of labels share them or not; NumPy."""
-    indices, group_size = backend.to_numpy(layer.indices), getattr(layer, "group_size", 1)
+    indices, group_size = to_numpy(layer.indices), getattr(layer, "group_size", 1)
     return np.repeat(indices, group_size, axis=0)[: layer.n_labels] if group_size > 1 else indices
 
 
 def matrix_of(layer):
     """The layer's weights as a SciPy CSR matrix (L, H), copied; columns ascending inside a row."""
-    indices, values = inputs_of(layer), backend.to_numpy(layer.values).astype(np.float32)
+    indices, values = inputs_of(layer), to_numpy(layer.values).astype(np.float32)
     indptr = np.arange(0, indices.size + 1, indices.shape[1], dtype=np.int32)
     w = scipy.sparse.csr_matrix((values.ravel(), indices.ravel(), indptr), (len(indices), layer.n_inputs), copy=True)
     w.sort_indices()
@@ -30,7 +30,7 @@ def forward(x, layer):
 
     ``xt`` is made beforehand. csr_matvecs adds to its output: the zeroing is part of the time.
     """
-    w, xt = matrix_of(layer), np.ascontiguousarray(backend.to_numpy(x).T)
+    w, xt = matrix_of(layer), np.ascontiguousarray(to_numpy(x).T)
     out = np.zeros((w.shape[0], xt.shape[1]), np.float32)
 
     def into_out():
@@ -49,8 +49,8 @@ def forward_cuda(x, layer):
         import cupyx.scipy.sparse
     except ImportError:
         raise Unavailable("CuPy is not installed") from None
-    if backend.SIMULATOR:
+    if SIMULATOR:
         raise Unavailable("CuPy needs a real device, this is Numba's simulator")
     w = cupyx.scipy.sparse.csr_matrix(matrix_of(layer))
-    xt = backend.xp.ascontiguousarray(x.T)
+    xt = xp.ascontiguousarray(x.T)
     return Peer(lambda: (w @ xt).T, "w @ xt, allocates from the pool")

@@ -7,7 +7,7 @@ TSE 1991.
 
 import numpy as np
 
-from . import backend
+from .device import njit
 from .rng import Alias
 
 FULL = 2.0**32
@@ -31,7 +31,7 @@ def alias_table(weights, indptr):
     return alias
 
 
-@backend.njit
+@njit
 def _fill(weights, indptr, threshold, other):
     """Columns that are too small are filled up by one that is too large, which shrinks, until none is left."""
     longest = np.int64(0)

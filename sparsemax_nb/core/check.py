@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import backend
+from .device import SimArray, as_native, cuda_available, cuda_problem, device_of, empty, module_of, to_numpy
 
 #: The largest and the smallest normal float32: what kernels can take as a number.
 LARGEST, SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
@@ -40,7 +40,7 @@ def _device(name, value):
     for kind, fix in ((np.ma.MaskedArray, f"{name}.filled()"), (np.matrix, f"np.asarray({name})")):
         if isinstance(value, kind):
             raise TypeError(f"{name} must be a plain array, got a {type(value).__name__}; use {fix}")
-    device = backend.device_of(value)
+    device = device_of(value)
     if device is None:
         raise TypeError(f"{name} must be a NumPy or CUDA array, got {type(value).__name__}{_fix(name, value)}")
     return device
@@ -51,18 +51,20 @@ def same_device(**arrays):
     devices = {name: _device(name, a) for name, a in arrays.items()}
     if len(set(devices.values())) > 1:
         placed = ", ".join(f"{name} on {device}" for name, device in devices.items())
-        raise TypeError(f"all arrays must live on one device, got {placed}; move them with backend.asarray")
+        raise TypeError(
+            f"all arrays must live on one device, got {placed}; move them with cupy.asarray or cupy.asnumpy"
+        )
     device = next(iter(devices.values()))
-    if device == "cuda" and not backend.cuda_available():
-        raise RuntimeError(f"CUDA arrays can not be computed on: {backend.cuda_problem()}")
+    if device == "cuda" and not cuda_available():
+        raise RuntimeError(f"CUDA arrays can not be computed on: {cuda_problem()}")
     return device
 
 
 def _native(name, value):
     """An array as its backend sees it: a foreign CUDA array as CuPy's, a subclass of ndarray (a memmap) as an ndarray."""
     _device(name, value)
-    is_subclass = isinstance(value, np.ndarray) and type(value) not in (np.ndarray, backend.SimArray)
-    return value.view(np.ndarray) if is_subclass else backend.as_native(value)
+    is_subclass = isinstance(value, np.ndarray) and type(value) not in (np.ndarray, SimArray)
+    return value.view(np.ndarray) if is_subclass else as_native(value)
 
 
 def _layout(name, value, shape):
@@ -129,7 +131,7 @@ def on_host(name, value):
         except ValueError as error:
             raise ValueError(f"{name} must not be ragged, got sequences of different lengths") from error
     _device(name, value)
-    return backend.to_numpy(value)
+    return to_numpy(value)
 
 
 def amounts(name, value, n=None):
@@ -157,10 +159,10 @@ def elements(limit=MOST_ELEMENTS, **sizes):
 def output(name, out, dtype, shape, device, **inputs):
     """A preallocated output where one was given (checked, and apart from the `inputs`), else a new array."""
     if out is None:
-        return backend.empty(shape, dtype, device)
+        return empty(shape, dtype, device)
     out = array(name, out, dtype, shape, writeable=True)
-    if backend.device_of(out) != device:
-        raise TypeError(f"{name} must live on {device} like the inputs, got {backend.device_of(out)}")
+    if device_of(out) != device:
+        raise TypeError(f"{name} must live on {device} like the inputs, got {device_of(out)}")
     for other, value in inputs.items():
         if isinstance(out, np.ndarray) and np.may_share_memory(out, value):
             raise ValueError(f"{name} must not share memory with {other}; pass a new array")
@@ -169,9 +171,9 @@ def output(name, out, dtype, shape, device, **inputs):
 
 def finite(name, value):
     """ValueError where a float array holds NaN or infinity; says where the first one is."""
-    finite = backend.module_of(backend.device_of(value)).isfinite(value)
+    finite = module_of(device_of(value)).isfinite(value)
     if not bool(finite.all()):
-        place = np.unravel_index(int(np.argmin(backend.to_numpy(finite))), value.shape)
+        place = np.unravel_index(int(np.argmin(to_numpy(finite))), value.shape)
         where = ", ".join(str(int(p)) for p in place)
         raise ValueError(
             f"{name} must be finite, got {float(value[place])} at [{where}]; fix the data or lower the learning rate"

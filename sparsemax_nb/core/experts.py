@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import backend
+from .device import asarray, device_of, module_of
 
 
 class Experts(NamedTuple):
@@ -37,20 +37,20 @@ class ByClass(NamedTuple):
 
 def group(chosen, starts):
     """`Groups` of a batch whose rows chose the experts `chosen` (B,), from the experts' `starts` (E + 1,)."""
-    device = backend.device_of(chosen)
-    xp, n_experts = backend.module_of(device), starts.shape[0] - 1
+    device = device_of(chosen)
+    xp, n_experts = module_of(device), starts.shape[0] - 1
     order = xp.argsort(chosen, kind="stable")
     experts = chosen[order]
     firsts = xp.searchsorted(experts, xp.arange(n_experts + 1))
     offsets = xp.concatenate([xp.zeros(1, np.int64), xp.cumsum((starts[1:] - starts[:-1])[experts], dtype=np.int64)])
     dtypes = np.int32, np.int32, np.int32, np.int64
-    return Groups(*map(backend.asarray, (order, experts, firsts, offsets), [device] * 4, dtypes))
+    return Groups(*map(asarray, (order, experts, firsts, offsets), [device] * 4, dtypes))
 
 
 def by_class(ids, n_classes):
     """`ByClass` of the classes `ids` (R,) of all rows; in each class the rows keep their order."""
-    device = backend.device_of(ids)
-    xp = backend.module_of(device)
+    device = device_of(ids)
+    xp = module_of(device)
     rows = xp.argsort(ids, kind="stable")
     indptr = xp.searchsorted(ids[rows], xp.arange(n_classes + 1))
-    return ByClass(*(backend.asarray(a, device, np.int32) for a in (indptr, rows)))
+    return ByClass(*(asarray(a, device, np.int32) for a in (indptr, rows)))

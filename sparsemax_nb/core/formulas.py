@@ -1,6 +1,6 @@
 """Formulas written once and compiled for both processors: losses, LSTM cell, their derivatives, optimisers, lists.
 
-Undecorated on purpose (``core.backend`` compiles them). Constants are ``np.float32``: a literal ``1.0`` would turn
+Undecorated on purpose (``core.device`` compiles them). Constants are ``np.float32``: a literal ``1.0`` would turn
 float32 into float64 in compiled code.
 """
 

@@ -1,7 +1,7 @@
 """Counter-based random numbers: Philox4x32-10, a pure function of (seed, stream, step, position).
 
 The same words come out on every processor, whatever the number of threads or blocks. The functions are undecorated:
-NumPy arrays and Python run them as they are, ``core.backend`` compiles them for the CPU and for CUDA. All values are
+NumPy arrays and Python run them as they are, ``core.device`` compiles them for the CPU and for CUDA. All values are
 ``uint64`` that hold 32-bit words, because ``uint64 & literal`` would become ``int64`` in compiled code.
 
 Source: J. Salmon, M. Moraes, R. Dror, D. Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse
 
-from . import backend, check
+from . import check
+from .device import asarray, device_of, module_of, zeros
 
 
 class Labels(NamedTuple):
@@ -146,12 +147,12 @@ def as_ones(name, matrix):
 def as_rows(matrix, device):
     """A SciPy CSR matrix as `SparseRows` on `device`."""
     arrays = (matrix.indptr, np.int32), (matrix.indices, np.int32), (matrix.data, np.float32)
-    return SparseRows(*(backend.asarray(a, device, dtype) for a, dtype in arrays))
+    return SparseRows(*(asarray(a, device, dtype) for a, dtype in arrays))
 
 
 def row_of_each_entry(indptr, n):
     """(n,) int64: the row that each entry of a CSR structure lies in."""
-    xp = backend.module_of(backend.device_of(indptr))
+    xp = module_of(device_of(indptr))
     return xp.cumsum(xp.bincount(indptr[1:], minlength=n)[:n])
 
 
@@ -160,8 +161,8 @@ def by_column(rows):
 
     Id and position are sorted as one integer of 64 bits: NumPy sorts several times as fast as it finds an order.
     """
-    device = backend.device_of(rows.ids)
-    xp, n = backend.module_of(device), rows.ids.shape[0]
+    device = device_of(rows.ids)
+    xp, n = module_of(device), rows.ids.shape[0]
     bits, keys = n.bit_length(), rows.ids.astype(np.int64)
     keys <<= bits
     keys |= xp.arange(n)
@@ -172,7 +173,7 @@ def by_column(rows):
     indptr = xp.concatenate([starts, xp.full(1, n)])
     row = row_of_each_entry(rows.indptr, n)[order]
     arrays = (keys[starts], np.int32), (indptr, np.int32), (row, np.int32), (rows.weights[order], np.float32)
-    return SparseColumns(*(backend.asarray(a, device, dtype) for a, dtype in arrays))
+    return SparseColumns(*(asarray(a, device, dtype) for a, dtype in arrays))
 
 
 def as_labels(labels, n_rows, device, n_labels, name="labels"):
@@ -207,7 +208,7 @@ def sorted_keys(labels, n_labels, name="labels"):
 
     ValueError for ids out of range, repeated ids or a broken indptr; it calls the argument `name`.
     """
-    xp = backend.module_of(backend.device_of(labels.indptr))
+    xp = module_of(device_of(labels.indptr))
     n_rows, n = labels.indptr.shape[0] - 1, labels.indices.shape[0]
     counts = labels.indptr[1:] - labels.indptr[:-1]
     if int(labels.indptr[0]) != 0 or int(labels.indptr[-1]) != n or bool((counts < 0).any()):
@@ -237,23 +238,23 @@ def as_targets(targets, n_rows, device, n_classes, ignore_index=None):
         return labels
     targets = check.integers("targets", targets, (n_rows,), n_classes if ignore_index is None else None)
     if ignore_index is None:
-        return Labels(backend.asarray(backend.module_of(device).arange(n_rows + 1), device, np.int32), targets)
+        return Labels(asarray(module_of(device).arange(n_rows + 1), device, np.int32), targets)
     counted = targets != ignore_index
     wrong = counted & ((targets < 0) | (targets >= n_classes))
     if bool(wrong.any()):
         raise ValueError(f"targets must lie in [0, {n_classes}) or be {ignore_index}, got {int(targets[wrong][0])}")
-    indptr = backend.zeros(n_rows + 1, np.int32, device)
+    indptr = zeros(n_rows + 1, np.int32, device)
     indptr[1:] = counted.cumsum()
     return Labels(indptr, targets[counted])
 
 
 def by_label(labels, n_labels):
     """Turn `Labels` into `Positives`; ValueError for ids out of range, repeated ids or a broken indptr."""
-    device = backend.device_of(labels.indptr)
-    xp = backend.module_of(device)
+    device = device_of(labels.indptr)
+    xp = module_of(device)
     n_rows, keys = labels.indptr.shape[0] - 1, sorted_keys(labels, n_labels)
     if keys.shape[0] == 0:
-        return Positives(backend.zeros(n_labels + 1, np.int32, device), labels.indices)
-    indptr = backend.zeros(n_labels + 1, np.int32, device)
+        return Positives(zeros(n_labels + 1, np.int32, device), labels.indices)
+    indptr = zeros(n_labels + 1, np.int32, device)
     indptr[1:] = xp.cumsum(xp.bincount(labels.indices, minlength=n_labels))
-    return Positives(indptr, backend.asarray((keys % n_rows).astype(np.int32), device))
+    return Positives(indptr, asarray((keys % n_rows).astype(np.int32), device))

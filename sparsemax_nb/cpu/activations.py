@@ -3,14 +3,15 @@
 import numpy as np
 from numba import prange
 
-from ..core import backend, rng
+from ..core import rng
+from ..core.device import cpu_formulas, njit_parallel
 
-random_word = backend.cpu_formulas(rng).random_word
+random_word = cpu_formulas(rng).random_word
 ZERO = np.float32(0)
 NEVER = np.uint64(0)
 
 
-@backend.njit_parallel
+@njit_parallel
 def dropout(x, dropout, out):
     """``out = x mask scale``."""
     n_columns = x.shape[1]
@@ -20,7 +21,7 @@ def dropout(x, dropout, out):
             out[row, i] = x[row, i] * dropout.scale if word >= dropout.threshold else ZERO
 
 
-@backend.njit_parallel
+@njit_parallel
 def relu_dropout(z, bias, dropout, out):
     """``out = max(0, z + bias) mask scale``; `out` may be `z`."""
     n_columns = z.shape[1]
@@ -34,7 +35,7 @@ def relu_dropout(z, bias, dropout, out):
             out[row, i] = value
 
 
-@backend.njit_parallel
+@njit_parallel
 def relu_dropout_backward(dout, out, scale, dz, dbias):
     """Gradient by z and by the bias, summed over the rows in their order; `dz` may be `dout`."""
     n_columns, span = out.shape[1], 64

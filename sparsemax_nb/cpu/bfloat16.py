@@ -3,22 +3,23 @@
 import numpy as np
 from numba import prange
 
-from ..core import backend, formulas, rng
+from ..core import formulas, rng
+from ..core.device import cpu_formulas, njit, njit_parallel
 
-random_words, round_bits = backend.cpu_formulas(rng).random_words, backend.cpu_formulas(formulas).round_bits
+random_words, round_bits = cpu_formulas(rng).random_words, cpu_formulas(formulas).round_bits
 STREAM = rng.ROUNDING
 HALVES = 8  # of the four words of one draw: numbers that it rounds
 #: Numbers that a thread converts before it takes others.
 RUN = 1 << 14
 
 
-@backend.njit
+@njit
 def _widen_run(bits, out):
     for i in range(bits.size):
         out[i] = np.int32(bits[i]) << 16
 
 
-@backend.njit_parallel
+@njit_parallel
 def _widen(bits, out):
     n = bits.size
     for part in prange((n + RUN - 1) // RUN):
@@ -31,7 +32,7 @@ def widen(bits, out):
     _widen(bits, out.view(np.int32))
 
 
-@backend.njit
+@njit
 def as_float32(values):
     """float32 `values` themselves; of bfloat16 ones (uint16) the float32 numbers. One-dimensional."""
     if values.itemsize == 4:
@@ -41,7 +42,7 @@ def as_float32(values):
     return out
 
 
-@backend.njit
+@njit
 def _draw(rounding, first, halves):
     """Random 16-bit numbers for the positions from 8 `first` on; a flat loop, which is compiled to vector code."""
     words = halves.view(np.uint32)
@@ -50,7 +51,7 @@ def _draw(rounding, first, halves):
         words[4 * i], words[4 * i + 1], words[4 * i + 2], words[4 * i + 3] = a, b, c, d
 
 
-@backend.njit
+@njit
 def put(numbers, rounding, first, values):
     """``values[:] = numbers`` (float32); to bfloat16 (uint16) with stochastic rounding, `first` being the position of values[0].
 

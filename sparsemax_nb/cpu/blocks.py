@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from numba import prange
 
-from ..core import backend
+from ..core.device import njit_parallel
+from .simd import LANES, add, aligned, load, store, transpose
 from .top_k import enters, insert
-from .vector import LANES, add, aligned, load, store, transpose
 
 ZERO = np.float32(0)
 #: Numbers (16 MiB) that a step holds of the labels it works on at once: gradients by their scores, old values.
@@ -32,7 +32,7 @@ def work_of_rows(x, layer, *_):
     return -(-len(x) // LANES) * (layer.values.size + layer.indices.size)
 
 
-@backend.njit_parallel
+@njit_parallel
 def pack(x, blocks):
     """Fill the blocks from x; missing rows of the last block are zero."""
     n_rows, n_inputs = x.shape
@@ -108,7 +108,7 @@ def workspace(shapes):
     _free[:] = [(wanted, work)]
 
 
-@backend.njit_parallel
+@njit_parallel
 def clear(dblocks):
     """Zeros: (n_splits, n_blocks, 16 H)."""
     n_splits, n_blocks = dblocks.shape[:2]
@@ -116,7 +116,7 @@ def clear(dblocks):
         dblocks[part // n_blocks, part % n_blocks] = ZERO
 
 
-@backend.njit_parallel
+@njit_parallel
 def unpack_sum(dblocks, dx):
     """dx (B, H) from its packed parts (n_splits, n_blocks, 16 H), added in the order of the splits."""
     n_rows, n_inputs = dx.shape
@@ -152,7 +152,7 @@ def list_shapes(n_rows, n_inputs, k):
     return shapes | {"part_scores": (lists, np.float32), "part_ids": (lists, np.int32)}
 
 
-@backend.njit_parallel
+@njit_parallel
 def merge_lists(part_scores, part_ids, top_scores, top_ids):
     """The k best of each row, from those of its ranges of labels: lists (n_blocks, n_splits, 16, k) of rows in blocks."""
     n_rows, k = top_scores.shape

@@ -3,9 +3,10 @@
 import numpy as np
 from numba import prange
 
-from ..core import backend, formulas
+from ..core import formulas
+from ..core.device import cpu_formulas, njit_parallel
 
-_f = backend.cpu_formulas(formulas)
+_f = cpu_formulas(formulas)
 mutual_information, rough_probability, together = _f.mutual_information, _f.rough_probability, _f.together
 ZERO, INFINITY = np.float32(0), np.float32(np.inf)
 #: Rows that one thread orders, one after the other, in the same scratch memory.
@@ -17,7 +18,7 @@ def _work(scores, ids, pairs, weight, top_scores, top_ids):
     return 30 * scores.size * top_scores.shape[1]
 
 
-@backend.njit_parallel(work=_work)
+@njit_parallel(work=_work)
 def rerank(scores, ids, pairs, weight, top_scores, top_ids):
     """Greedy choice of the k best of K candidates, see `sparsemax_nb.rerank`; k is the width of the outputs."""
     n_rows, n = scores.shape

@@ -5,16 +5,17 @@ import math
 import numpy as np
 from numba import prange
 
-from ..core import backend, formulas, rng, threads
+from ..core import formulas, rng, threads
+from ..core.device import cpu_formulas, njit, njit_parallel
 from .exp import LANES as WIDE
 from .exp import exp, exp_nonpositive
 from .matmul import AS_IS, FLOAT32, ITEM, TURNED, find_blas, gemm
 from .panels import pack_rows, product
+from .simd import LANES, any_above, inner, load, splat
 from .top_k import INSERTED, WORST, enters, insert
 from .top_k import select as select_best
-from .vector import LANES, any_above, inner, load, splat
 
-_f, _r = backend.cpu_formulas(formulas), backend.cpu_formulas(rng)
+_f, _r = cpu_formulas(formulas), cpu_formulas(rng)
 adam, lasso = _f.adam, _f.lasso
 random_words, bell = _r.random_words, _r.bell
 
@@ -27,7 +28,7 @@ TILE = 512
 WIDTH, ROWS = 64, 256
 
 
-@backend.njit_parallel
+@njit_parallel
 def add_noise(seed, step, scale, logits):
     """Adds scale times nearly normal random numbers to the logits (B, E)."""
     n_rows, n_experts = logits.shape
@@ -37,7 +38,7 @@ def add_noise(seed, step, scale, logits):
             logits[b, k] += scale * bell(w0, w1, w2, w3)
 
 
-@backend.njit
+@njit
 def _choose(logits):
     """The place of the largest logit, the first of equal ones, and ``1 / sum(exp(logits - largest))``, its softmax."""
     place, largest, total = 0, logits[0], ZERO
@@ -49,7 +50,7 @@ def _choose(logits):
     return place, ONE / total
 
 
-@backend.njit_parallel
+@njit_parallel
 def gate(logits, probabilities, chosen, values):
     """softmax(logits) (B, E), the expert with the largest of each row, and that value; probabilities may be the logits."""
     for b in prange(logits.shape[0]):
@@ -61,7 +62,7 @@ def gate(logits, probabilities, chosen, values):
         chosen[b], values[b] = k, value
 
 
-@backend.njit
+@njit
 def _tiles(starts):
     """firsts, experts: the runs of at most TILE rows into which each expert's are cut, one behind the other."""
     n = 0
@@ -75,14 +76,14 @@ def _tiles(starts):
     return firsts, experts
 
 
-@backend.njit
+@njit
 def _extent(first, k, of_batch, of_experts):
     """Of the tile of expert k that begins at `first`: its rows; where the expert's begin, how many; the same of the batch's."""
     start, size, row = of_experts[k], of_experts[k + 1] - of_experts[k], of_batch[k]
     return min(TILE, start + size - first), start, size, row, of_batch[k + 1] - row
 
 
-@backend.njit
+@njit
 def _scores_of_tile(h, row, n_rows, rows, first, n, out, to, size, panels, scratch):
     """The products of n_rows rows of h, from number `row` on, with n <= WIDTH rows of `rows`; each row's `size` behind the last's."""
     terms = panels.shape[1]
@@ -96,7 +97,7 @@ def _scores_of_tile(h, row, n_rows, rows, first, n, out, to, size, panels, scrat
             out[place : place + n] = scratch[b * width : b * width + n]
 
 
-@backend.njit_parallel
+@njit_parallel
 def scores(h, groups, experts, out):
     """The products of each row of h (B, d) with all rows of its expert, flat; h lies in the order of the groups."""
     flat_h, flat_rows, terms = h.reshape(-1), experts.rows.reshape(-1), h.shape[1]
@@ -111,7 +112,7 @@ def scores(h, groups, experts, out):
                 _scores_of_tile(flat_h, row, n_rows, flat_rows, first, count, out, to, size, panels, scratch)
 
 
-@backend.njit_parallel
+@njit_parallel
 def _gradient_of_rows(dscores, h, groups, experts, drows, scalars):
     width = h.shape[1]
     alpha = scalars.ctypes.data
@@ -135,7 +136,7 @@ def gradient_of_rows(dscores, h, groups, experts, drows):
         _gradient_of_rows(dscores, h, groups, experts, drows, np.array([1, 0, 0], np.float32))
 
 
-@backend.njit
+@njit
 def _largest(scores, lanes):
     """The largest score, NaN left out; -inf of none. `lanes` (WIDE,) is scratch."""
     whole, largest = scores.size // WIDE * WIDE, WORST
@@ -151,7 +152,7 @@ def _largest(scores, lanes):
     return largest
 
 
-@backend.njit
+@njit
 def _sum_exp(scores, value, best, shift, lanes):
     """``sum(exp(value (scores - best) + shift))``, where no term exceeds 1; `lanes` (WIDE,) is scratch."""
     whole, total = scores.size // WIDE * WIDE, ZERO
@@ -166,7 +167,7 @@ def _sum_exp(scores, value, best, shift, lanes):
     return total
 
 
-@backend.njit
+@njit
 def _gradient(scores, value, best, shift, weight, lanes):
     """``dz = weight exp(value (scores - best) + shift)``; the scores become ``value dz``; returns ``sum((scores - best) dz)``."""
     whole, total = scores.size // WIDE * WIDE, ZERO
@@ -187,7 +188,7 @@ def _gradient(scores, value, best, shift, weight, lanes):
     return total
 
 
-@backend.njit
+@njit
 def _find(ids, wanted):
     """The place of `wanted` in ascending ids, -1 where it is not there."""
     low, high = 0, ids.size
@@ -200,7 +201,7 @@ def _find(ids, wanted):
     return low if low < ids.size and ids[low] == wanted else -1
 
 
-@backend.njit
+@njit
 def _row_loss(scores, value, held, wanted, n_classes, scale):
     """Loss of one row and the gradient by its gate value; the scores become their gradient.
 
@@ -234,7 +235,7 @@ def _row_loss(scores, value, held, wanted, n_classes, scale):
     return loss, dvalue
 
 
-@backend.njit_parallel
+@njit_parallel
 def _cross_entropy(values, labels, groups, experts, n_classes, scale, loss, dvalues, scores):
     indptr, offsets, starts = labels.indptr, groups.offsets, experts.starts
     for place in prange(values.size):
@@ -254,7 +255,7 @@ def cross_entropy(scores, values, labels, groups, experts, n_classes, scale, los
     _cross_entropy(values, labels, groups, experts, n_classes, scale, loss, dvalues, dscores)
 
 
-@backend.njit
+@njit
 def _balance(values, groups, load, dload):
     load[:] = ZERO
     for k in range(load.size):
@@ -273,7 +274,7 @@ def balance(values, groups, load, dload):
     _balance(values, groups, load, dload)
 
 
-@backend.njit_parallel
+@njit_parallel
 def gate_backward(probabilities, chosen, dvalues, dload, dlogits):
     """The gradient by the gate's logits (B, E), from that by the kept values (B,) and by the experts' loads (E,)."""
     for b in prange(chosen.size):
@@ -283,7 +284,7 @@ def gate_backward(probabilities, chosen, dvalues, dload, dlogits):
             dlogits[b, j] = upstream * ((ONE if j == k else ZERO) - probabilities[b, j])
 
 
-@backend.njit_parallel
+@njit_parallel
 def class_sums(squares, by_class, sums):
     """The sum of `squares` (R,) over the rows of each class, (L,)."""
     for c in prange(sums.size):
@@ -293,14 +294,14 @@ def class_sums(squares, by_class, sums):
         sums[c] = total
 
 
-@backend.njit(error_model="numpy")
+@njit(error_model="numpy")
 def _adam_of_row(row, gradient, m, v, factor, rates):
     """A flat loop, which is compiled to vector code."""
     for i in range(row.size):
         row[i], m[i], v[i] = adam(row[i], gradient[i] + factor * row[i], m[i], v[i], rates)
 
 
-@backend.njit_parallel
+@njit_parallel
 def update(gradient, ids, class_squares, penalties, rates, moments, rows, squares):
     """Adam on the loss and the two group lassos, in place; `squares` (R,) are the sums of squares of the rows."""
     m, v = moments.m, moments.v
@@ -314,7 +315,7 @@ def update(gradient, ids, class_squares, penalties, rates, moments, rows, square
         squares[r] = inner(flat, r * width, flat, r * width, width)
 
 
-@backend.njit_parallel
+@njit_parallel
 def survivors(squares, by_class, least, keep):
     """Which rows are kept, (R,) uint8: squares >= least, and of each class the largest one, the first of equal ones."""
     for c in prange(by_class.indptr.size - 1):
@@ -332,7 +333,7 @@ def survivors(squares, by_class, least, keep):
 # ---------------------------------------------------------------- answers
 
 
-@backend.njit
+@njit
 def _insert_all(scores, best, places):
     """The best scores and their places; of 16 scores, none is looked at where none beats the last of the list."""
     n, worst = scores.size, WORST
@@ -349,7 +350,7 @@ def _insert_all(scores, best, places):
             insert(best, places, scores[j], j)
 
 
-@backend.njit
+@njit
 def _best(scores, value, held, probabilities, ids, lanes):
     """The best of one row's scores: their softmax, times the gate value inside, and their classes."""
     k, n = ids.size, scores.size
@@ -367,7 +368,7 @@ def _best(scores, value, held, probabilities, ids, lanes):
     probabilities[n:] = ZERO * value  # NaN where the gate was not finite
 
 
-@backend.njit
+@njit
 def _answer(b, h, gate_rows, experts, probabilities, ids):
     """One query, from its gate to its answer."""
     width, n_experts, lanes = h.shape[1], gate_rows.shape[0], np.empty(WIDE, np.float32)
@@ -383,7 +384,7 @@ def _answer(b, h, gate_rows, experts, probabilities, ids):
     _best(scores, value, experts.ids[first:stop], probabilities[b], ids[b], lanes)
 
 
-@backend.njit
+@njit
 def _one_query(h, gate_rows, experts, probabilities, ids):
     _answer(0, h, gate_rows, experts, probabilities, ids)
 
@@ -393,7 +394,7 @@ def _work_of_few(h, gate_rows, experts, probabilities, ids):
     return h.shape[0] * (gate_rows.size + experts.rows.size // gate_rows.shape[0])
 
 
-@backend.njit_parallel(work=_work_of_few)
+@njit_parallel(work=_work_of_few)
 def _few_queries(h, gate_rows, experts, probabilities, ids):
     for b in prange(h.shape[0]):
         _answer(b, h, gate_rows, experts, probabilities, ids)
@@ -404,7 +405,7 @@ def answer(h, gate_rows, experts, probabilities, ids):
     (_one_query if len(h) == 1 else _few_queries)(h, gate_rows, experts, probabilities, ids)
 
 
-@backend.njit_parallel(work=lambda scores, values, groups, experts, probabilities, ids: scores.size)
+@njit_parallel(work=lambda scores, values, groups, experts, probabilities, ids: scores.size)
 def select(scores, values, groups, experts, probabilities, ids):
     """The same, (B, k), from the scores (flat) of a batch that is sorted by expert, and the gate's values (B,)."""
     starts, offsets = experts.starts, groups.offsets

@@ -3,12 +3,12 @@
 import numpy as np
 from numba import prange
 
-from ..core import backend
+from ..core.device import njit, njit_parallel
 
 ZERO = np.float32(0)
 
 
-@backend.njit
+@njit
 def _weighted_sum(indptr, ids, weights, source, i, out):
     """``out = sum_j weights[j] source[ids[j]]`` over the entries j of line i of a sparse structure."""
     out[:] = ZERO
@@ -18,14 +18,14 @@ def _weighted_sum(indptr, ids, weights, source, i, out):
             out[d] += weight * row[d]
 
 
-@backend.njit_parallel(work=lambda rows, table, out: rows.ids.size * table.shape[1])
+@njit_parallel(work=lambda rows, table, out: rows.ids.size * table.shape[1])
 def forward(rows, table, out):
     """``out[b] = sum_j weights[j] table[ids[j]]`` over the entries j of row b."""
     for b in prange(out.shape[0]):
         _weighted_sum(rows.indptr, rows.ids, rows.weights, table, b, out[b])
 
 
-@backend.njit_parallel
+@njit_parallel
 def backward(columns, dout, drows):
     """Gradient of the touched table rows: ``drows[i] = sum_j weights[j] dout[rows[j]]`` over column i."""
     for c in prange(drows.shape[0]):

@@ -6,8 +6,8 @@ function with ``error_model="numpy"``: the usual check for a division by zero wo
 
 import numpy as np
 
-from ..core import backend
-from .vector import power_of_two
+from ..core.device import njit, njit_inline
+from .simd import power_of_two
 
 ZERO, HALF, ONE, TWO, INFINITY = map(np.float32, (0, 0.5, 1, 2, np.inf))
 #: Sums and maxima run side by side, so that they become vector code; then they are joined in order.
@@ -27,13 +27,13 @@ TANH_TERMS = tuple(
 )
 
 
-@backend.njit_inline
+@njit_inline
 def polynomial(x, c0, c1, c2, c3, c4, c5):
     """``c0 x^5 + ... + c5``."""
     return ((((c0 * x + c1) * x + c2) * x + c3) * x + c4) * x + c5
 
 
-@backend.njit_inline
+@njit_inline
 def exp(x):
     """``e^x`` for a float32, 2 units in the last place at most; 0 below -87, infinity above 88, NaN comes through."""
     t = x if x >= LOWEST else LOWEST  # NaN becomes a number
@@ -46,7 +46,7 @@ def exp(x):
     return e if not x > HIGHEST else INFINITY
 
 
-@backend.njit_inline
+@njit_inline
 def exp_nonpositive(x):
     """`exp` for x <= 0, the same bits in fewer steps."""
     t = x if x >= LOWEST else LOWEST
@@ -57,13 +57,13 @@ def exp_nonpositive(x):
     return e if x >= LOWEST else (ZERO if x < LOWEST else x)
 
 
-@backend.njit_inline
+@njit_inline
 def sigmoid(x):
     """``1 / (1 + exp(-x))`` for a float32; 0 below -88, NaN comes through."""
     return ONE / (ONE + exp(-x))
 
 
-@backend.njit_inline
+@njit_inline
 def tanh(x):
     """``tanh(x)`` for a float32, of small relative error near 0 too; NaN comes through."""
     a, square, c = abs(x), x * x, TANH_TERMS
@@ -72,7 +72,7 @@ def tanh(x):
     return near if a < NEAR_ZERO else (far if x > ZERO else -far)
 
 
-@backend.njit
+@njit
 def largest_of(logits, bias, largest, lanes):
     """The largest of `largest` and ``logits + bias``, NaN left out; `lanes` (LANES,) is scratch."""
     n, whole = logits.size, logits.size // LANES * LANES
@@ -88,7 +88,7 @@ def largest_of(logits, bias, largest, lanes):
     return largest
 
 
-@backend.njit
+@njit
 def sum_exp(logits, bias, shift, lanes):
     """``sum(exp(logits + bias - shift))``, the shift being their largest or more; `lanes` (LANES,) is scratch."""
     n, whole, total = logits.size, logits.size // LANES * LANES, ZERO

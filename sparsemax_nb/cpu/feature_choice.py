@@ -3,16 +3,16 @@
 import numpy as np
 from numba import prange
 
-from ..core import backend
+from ..core.device import njit, njit_parallel
+from .simd import item, lowest_bit, set_item
 from .top_k import select
-from .vector import item, lowest_bit, set_item
 
 ZERO = np.float32(0)
 #: Parts that the labels are cut into; each has sums of its own.
 PARTS = 16
 
 
-@backend.njit
+@njit
 def _add_rows(points, label, x, sums, occurs):
     """Add the rows of a label's points to the sums; the bits of `occurs` say which features there are."""
     for p in range(points.indptr[label], points.indptr[label + 1]):
@@ -23,7 +23,7 @@ def _add_rows(points, label, x, sums, occurs):
             sums[feature] += coefficient * item(x.weights, e)
 
 
-@backend.njit
+@njit
 def _candidates(n_points, known, label, expected, by_magnitude, sums, occurs, ids, measures):
     """Features that occur and are not known, ascending, and what they are compared by; clears the bits. How many there are."""
     for j in range(known[0][label], known[0][label + 1]):
@@ -42,7 +42,7 @@ def _candidates(n_points, known, label, expected, by_magnitude, sums, occurs, id
     return n
 
 
-@backend.njit_parallel(work=lambda points, x, *_: 4 * len(points.ids) * (len(x.ids) // max(1, len(x.indptr) - 1)))
+@njit_parallel(work=lambda points, x, *_: 4 * len(points.ids) * (len(x.ids) // max(1, len(x.indptr) - 1)))
 def choose_features(points, x, expected, known, room, by_magnitude, chosen, sums):
     """For each label at most `room[l + 1] - room[l]` features that it does not know, those of the largest sums; see `reference`.
 
@@ -73,7 +73,7 @@ def choose_features(points, x, expected, known, room, by_magnitude, chosen, sums
                 total[ids[i]] = ZERO
 
 
-@backend.njit
+@njit
 def count(ids, first, counts):
     """Add to ``counts[i]`` how often the id ``first + i`` occurs."""
     for id_ in ids:
@@ -81,7 +81,7 @@ def count(ids, first, counts):
             counts[id_ - first] += 1
 
 
-@backend.njit
+@njit
 def place(indptr, ids, values, row, first, ends, rows, placed):
     """Write the entries of the columns from `first` on, of CSR rows that are numbered from `row` on, behind those of before.
 
@@ -97,7 +97,7 @@ def place(indptr, ids, values, row, first, ends, rows, placed):
                 set_item(ends, column, at + 1)
 
 
-@backend.njit
+@njit
 def sign(indptr, rows, values, own_indptr, own_rows):
     """Turn the sign of the values, by label, whose row is none of the label's own; rows ascend within a label."""
     for label in range(indptr.size - 1):
@@ -109,7 +109,7 @@ def sign(indptr, rows, values, own_indptr, own_rows):
                 values[j] = -values[j]
 
 
-@backend.njit
+@njit
 def spread(indptr, ids, values, ends, all_indptr, all_ids, all_values):
     """Copy each list to the beginning of its place in longer ones; `ends` becomes where it ends there."""
     for row in range(indptr.size - 1):
@@ -120,7 +120,7 @@ def spread(indptr, ids, values, ends, all_indptr, all_ids, all_values):
         ends[row] = at
 
 
-@backend.njit
+@njit
 def merge(indptr, middle, ids, values):
     """Bring each list into ascending order, of which the parts before and from `middle` on ascend."""
     for row in range(indptr.size - 1):

@@ -10,7 +10,8 @@ Threads never share an output: results are bit-identical for any number of threa
 import numpy as np
 from numba import prange
 
-from ..core import backend, rng
+from ..core import rng
+from ..core.device import cpu_formulas, njit, njit_inline, njit_parallel
 from .blocks import (
     clear,
     list_shapes,
@@ -25,8 +26,7 @@ from .blocks import (
 )
 from .losses import losses_and_slopes
 from .optimizers import update_range
-from .top_k import LISTED, WORST, enters, insert, of_layer, shapes_of_layer
-from .vector import (
+from .simd import (
     LANES,
     add,
     aligned,
@@ -43,8 +43,9 @@ from .vector import (
     store,
     transpose,
 )
+from .top_k import LISTED, WORST, enters, insert, of_layer, shapes_of_layer
 
-_r = backend.cpu_formulas(rng)
+_r = cpu_formulas(rng)
 random_word, below, symmetric = _r.random_word, _r.below, _r.symmetric
 
 ZERO, ONE = np.float32(0), np.float32(1)
@@ -59,7 +60,7 @@ GROUP = 16
 AHEAD = 8
 
 
-@backend.njit_parallel
+@njit_parallel
 def random_connections(seed, n_inputs, indices):
     """`fan_in` different inputs for each label, ascending: Floyd's sampling, one random word a connection."""
     n_labels, fan_in = indices.shape
@@ -78,14 +79,14 @@ def random_connections(seed, n_inputs, indices):
             indices[label, place] = t
 
 
-@backend.njit_parallel
+@njit_parallel
 def random_values(seed, stream, scale, values):
     """Uniform weights in [-scale, scale), `values` one-dimensional."""
     for i in prange(values.size):
         values[i] = symmetric(random_word(np.uint64(seed), np.uint64(stream), NO_STEP, np.uint64(i))) * scale
 
 
-@backend.njit_inline
+@njit_inline
 def _score(block, indices, values, start, fan_in, bias):
     """Scores of one label for the 16 rows of a block, as a vector. Four sums run side by side to hide the latency."""
     s0, s1, s2, s3 = splat(bias), splat(ZERO), splat(ZERO), splat(ZERO)
@@ -100,7 +101,7 @@ def _score(block, indices, values, start, fan_in, bias):
     return add(add(s0, s1), add(s2, s3))
 
 
-@backend.njit_parallel(work=work_of_rows)
+@njit_parallel(work=work_of_rows)
 def _forward(x, layer, scores, blocks):
     n_rows = x.shape[0]
     n_labels, fan_in = layer.indices.shape
@@ -130,7 +131,7 @@ def forward(x, layer, scores):
     _forward(x, layer, scores, new_blocks(x))
 
 
-@backend.njit_inline
+@njit_inline
 def _gather(block, indices, start, fan_in, g, dvalues, place):
     """For one label and the gradients `g` of 16 rows: dvalues[place:place + K] += g . block (gathered)."""
     whole = fan_in // LANES * LANES
@@ -140,7 +141,7 @@ def _gather(block, indices, start, fan_in, g, dvalues, place):
         dvalues[place + k] += dot(g, load(block, item(indices, start + k) * LANES))
 
 
-@backend.njit_inline
+@njit_inline
 def _scatter(dblock, indices, start, fan_in, g, values, place):
     """For one label and the gradients `g` of 16 rows: dblock += values[place:place + K] g (scattered)."""
     for k in range(fan_in):
@@ -153,14 +154,14 @@ def workspace_shapes(n_rows, n_inputs, n_labels, fan_in):
     return step_shapes(n_rows, n_inputs, n_labels, fan_in, CHUNK)
 
 
-@backend.njit_inline
+@njit_inline
 def _load_gradients(dscores, first_row, label, g):
     """g = dscores of 16 rows and one label; g is zero beyond the last row."""
     for q in range(min(LANES, dscores.shape[0] - first_row)):
         g[q] = dscores[first_row + q, label]
 
 
-@backend.njit
+@njit
 def _backward_of_labels(layer, dscores, blocks, start, stop, dvalues, dbias):
     """dvalues and dbias of the labels from `start` to `stop`, summed over the blocks of rows in their order."""
     fan_in = layer.indices.shape[1]
@@ -175,7 +176,7 @@ def _backward_of_labels(layer, dscores, blocks, start, stop, dvalues, dbias):
                 _gather(blocks[b], indices, label * fan_in, fan_in, load(g, 0), flat_dvalues, label * fan_in)
 
 
-@backend.njit
+@njit
 def _backward_of_inputs(layer, dscores, dblocks, b, s):
     """dx of a block of rows, from the s-th range of labels."""
     n_labels, fan_in = layer.indices.shape
@@ -187,7 +188,7 @@ def _backward_of_inputs(layer, dscores, dblocks, b, s):
             _scatter(dblocks[s, b], indices, label * fan_in, fan_in, load(g, 0), values, label * fan_in)
 
 
-@backend.njit_parallel(work=work_of_rows)
+@njit_parallel(work=work_of_rows)
 def _backward(x, layer, dscores, dx, dvalues, dbias, blocks, dblocks):
     # The parallel loops only call functions, not inlined ones: what a parallel loop's own body writes into the arrays
     # of a tuple is lost (numba 0.68).
@@ -209,7 +210,7 @@ def backward(x, layer, dscores, dx, dvalues, dbias):
     _backward(x, layer, dscores, dx, dvalues, dbias, blocks, dblocks)
 
 
-@backend.njit
+@njit
 def _gradients_of_block(x, layer, positives, loss, work, b, first, start, stop, dvalues, dbias, label_loss):
     """Scores and loss of 16 rows and the labels first + start ... first + stop; keeps their gradients by the scores.
 
@@ -253,7 +254,7 @@ def _gradients_of_block(x, layer, positives, loss, work, b, first, start, stop, 
     work.n_active[b, start // CHUNK] = kept - start
 
 
-@backend.njit
+@njit
 def _step_of_labels(
     x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, label_loss, work, first, start, stop
 ):
@@ -271,7 +272,7 @@ def _step_of_labels(
     update_range(optimizer, bias, dbias, bias_moments.m[low:high], bias_moments.v[low:high], rates, bias)
 
 
-@backend.njit
+@njit
 def _step_of_inputs(layer, work, b, s, first, n):
     """dx of a block of rows, from the s-th range of the chunks of the `n` labels from `first` on."""
     fan_in, n_splits, n_chunks = layer.indices.shape[1], work.dblocks.shape[0], (n + CHUNK - 1) // CHUNK
@@ -288,7 +289,7 @@ def _step_of_inputs(layer, work, b, s, first, n):
             _scatter(dblock, indices, (first + j) * fan_in, fan_in, g, work.values, j * fan_in)
 
 
-@backend.njit_parallel(work=work_of_rows)
+@njit_parallel(work=work_of_rows)
 def _step(x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, dx, label_loss, work):
     n_labels = layer.indices.shape[0]
     pack(x, work.blocks)
@@ -336,7 +337,7 @@ def top_k_shapes(n_rows, n_inputs, n_labels, fan_in, k):
     return list_shapes(n_rows, n_inputs, k) if k <= LISTED else shapes_of_layer(n_rows, n_inputs, n_labels)
 
 
-@backend.njit_parallel(work=work_of_rows)
+@njit_parallel(work=work_of_rows)
 def _top_k(x, layer, top_scores, top_ids, blocks, part_scores, part_ids):
     k = top_scores.shape[1]
     n_labels, fan_in = layer.indices.shape

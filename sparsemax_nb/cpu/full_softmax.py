@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numba import prange
 
-from ..core import backend
+from ..core.device import njit, njit_parallel
 from . import lists
 from .exp import LANES, exp, exp_nonpositive, largest_of, sum_exp
 from .matmul import matmul
@@ -15,7 +15,7 @@ ZERO = np.float32(0)
 PARTS = 16
 
 
-@backend.njit
+@njit
 def _compare(logits, score, counts, lanes, zeros):
     """How many logits exceed `score`; the largest, NaN left out; 0, or NaN where one is not finite.
 
@@ -41,7 +41,7 @@ def _compare(logits, score, counts, lanes, zeros):
     return count, largest, spoiled
 
 
-@backend.njit
+@njit
 def _n_equal(logits, score, counts):
     """How many logits are equal to `score`; `counts` (LANES,) int32 is scratch."""
     n, whole, count = logits.size, logits.size // LANES * LANES, 0
@@ -56,7 +56,7 @@ def _n_equal(logits, score, counts):
     return count
 
 
-@backend.njit_parallel
+@njit_parallel
 def rank(logits, targets, log_prob, rank):
     """log softmax(logits)[target] and the number of classes that beat the target, (B,): score higher, or equal with a lower id.
 
@@ -74,7 +74,7 @@ def rank(logits, targets, log_prob, rank):
         rank[b] = n_larger + _n_equal(row[:target], score, counts)
 
 
-@backend.njit_parallel
+@njit_parallel
 def add_tile(logits, bias, largest, total):
     """Running maximum and sum of ``exp(logit - maximum)``, (B,), in place, after one more tile (B, T)."""
     for b in prange(logits.shape[0]):
@@ -91,21 +91,21 @@ def add_product(h, w, bias, keep, logits, largest, total):
     add_tile(logits, bias, largest, total)
 
 
-@backend.njit
+@njit
 def _gradient(logits, bias, largest, weight):
     """``logits = exp(logits + bias - largest) weight``; written to another array it would not be vector code in place."""
     for j in range(logits.size):
         logits[j] = exp_nonpositive(logits[j] + bias[j] - largest) * weight
 
 
-@backend.njit
+@njit
 def _add(a, total):
     """``total += a``."""
     for j in range(total.size):
         total[j] += a[j]
 
 
-@backend.njit
+@njit
 def _loss(logits, bias, labels, first, largest, total):
     """The sum of ``log(total) + (largest - logit)`` over the labels in the tile: the difference is exact where it is small."""
     loss = ZERO
@@ -116,7 +116,7 @@ def _loss(logits, bias, labels, first, largest, total):
     return loss
 
 
-@backend.njit_parallel
+@njit_parallel
 def _gradient_of_tile(bias, first, labels, largest, total, scale, dbias, losses, logits):
     n_rows, n = logits.shape
     n_parts = min(PARTS, n_rows)

@@ -12,14 +12,13 @@ Threads never share an output: results are bit-identical for any number of threa
 import numpy as np
 from numba import prange
 
-from ..core import backend
+from ..core.device import LINE, njit, njit_inline, njit_parallel
 from .bfloat16 import as_float32, put
 from .blocks import clear, list_shapes, merge_lists, new_blocks, pack, step_shapes, unpack_sum, work_of_rows, workspace
 from .losses import losses_and_slopes
 from .optimizers import update_range
 from .panels import pack_rows, padded
-from .top_k import LISTED, WORST, enters, insert, of_layer, shapes_of_layer
-from .vector import (
+from .simd import (
     LANES,
     aligned,
     any_above,
@@ -41,6 +40,7 @@ from .vector import (
     transpose,
     transposed,
 )
+from .top_k import LISTED, WORST, enters, insert, of_layer, shapes_of_layer
 
 ZERO, ONE = np.float32(0), np.float32(1)
 FOUR = 4
@@ -54,7 +54,7 @@ AHEAD = 8
 FEW = 12
 
 
-@backend.njit
+@njit
 def _chunk(group_size):
     """Labels of whole groups, about CHUNK."""
     return max(1, CHUNK // group_size) * group_size
@@ -63,7 +63,7 @@ def _chunk(group_size):
 # ---------------------------------------------------------------- the products of one group and one block of rows
 
 
-@backend.njit_inline
+@njit_inline
 def _scores_of_some(block, indices, start, fan_in, values, at, sums):
     """sums[j] + the scores of neighbouring labels, whose weights begin at ``values[at + K j]``."""
     for k in range(fan_in):
@@ -72,7 +72,7 @@ def _scores_of_some(block, indices, start, fan_in, values, at, sums):
     return sums
 
 
-@backend.njit
+@njit
 def _prefetch(block, indices, start, fan_in, part, n_parts):
     """Begin to load one of n_parts parts of a group's lines: no prefetcher of the processor foresees them.
 
@@ -83,7 +83,7 @@ def _prefetch(block, indices, start, fan_in, part, n_parts):
         prefetch(block, item(indices, k) * LANES)
 
 
-@backend.njit
+@njit
 def _scores(block, indices, start, fan_in, values, at, bias, first, n, tile):
     """``tile[16 j + q]`` = score of label first + j, j < n, for row q of a block; fetches the next group's lines."""
     whole = n - n % FOUR
@@ -99,7 +99,7 @@ def _scores(block, indices, start, fan_in, values, at, bias, first, n, tile):
         stores(tile, j * LANES, one)
 
 
-@backend.njit
+@njit
 def _by_weights(block, places, inputs, g, active, n_active, dvalues, place):
     """Row place + active[a] of dvalues += sum over 16 rows of g[a] times the inputs at `places`.
 
@@ -122,7 +122,7 @@ def _by_weights(block, places, inputs, g, active, n_active, dvalues, place):
             store(dvalues, r3 + k, sums[3])
 
 
-@backend.njit
+@njit
 def _by_inputs(dblock, indices, start, following, fan_in, gradients, values, active, low, high):
     """Lines of dblock += sum over a from low to high of the weights of label ``active[a]`` times its gradients.
 
@@ -151,7 +151,7 @@ def _by_inputs(dblock, indices, start, following, fan_in, gradients, values, act
 # ---------------------------------------------------------------- forward
 
 
-@backend.njit
+@njit
 def _rows_of_scores(
     block, indices, start, fan_in, following, turned, at, bias, label, scores, place, n_labels, is_streamed
 ):
@@ -179,7 +179,7 @@ def _rows_of_scores(
             store(scores, to + 3 * n_labels, sums[3])
 
 
-@backend.njit
+@njit
 def _forward_of_sixteens(layer, blocks, scores, first, stop, is_streamed):
     """Scores of all whole blocks of rows and of the labels from `first` to `stop`, in groups of a multiple of 16."""
     n_rows, n_labels = scores.shape
@@ -212,7 +212,7 @@ def _forward_of_sixteens(layer, blocks, scores, first, stop, is_streamed):
             )
 
 
-@backend.njit
+@njit
 def _forward_of_labels(layer, blocks, scores, first, stop, first_block):
     """Scores of the rows from block number `first_block` on, and the labels of whole groups from `first` to `stop`."""
     n_rows, n_labels = scores.shape
@@ -233,7 +233,7 @@ def _forward_of_labels(layer, blocks, scores, first, stop, first_block):
                     scores[row + q, label + j] = tile[j * LANES + q]
 
 
-@backend.njit
+@njit
 def _forward_of_part(layer, blocks, scores, first, stop, is_streamed):
     whole = first
     if layer.group_size % LANES == 0:
@@ -245,7 +245,7 @@ def _forward_of_part(layer, blocks, scores, first, stop, is_streamed):
         _forward_of_labels(layer, blocks, scores, whole, stop, 0)
 
 
-@backend.njit_parallel(work=work_of_rows)
+@njit_parallel(work=work_of_rows)
 def _forward(x, layer, scores, blocks, chunk, is_streamed):
     n_labels = layer.values.shape[0]
     pack(x, blocks)
@@ -260,7 +260,7 @@ def forward(x, layer, scores):
     come; others sixteen rows a vector, which are turned round. Scores too many for the caches go past them, where each
     row of them begins with a cache line.
     """
-    is_streamed = scores.nbytes > STREAMED and scores.shape[1] % LANES == 0 and scores.ctypes.data % backend.LINE == 0
+    is_streamed = scores.nbytes > STREAMED and scores.shape[1] % LANES == 0 and scores.ctypes.data % LINE == 0
     _forward(x, layer, scores, new_blocks(x), _chunk(layer.group_size), is_streamed)
 
 
@@ -277,7 +277,7 @@ def _workspace(x, layer):
     return workspace(workspace_shapes(*x.shape, n_labels, fan_in, layer.group_size))
 
 
-@backend.njit
+@njit
 def _room(group_size, fan_in):
     """What a thread keeps for one group and one block: packed slopes, active labels, places, inputs turned round."""
     n, width = padded(group_size, FOUR) + 1, padded(fan_in, LANES)
@@ -285,7 +285,7 @@ def _room(group_size, fan_in):
     return packed, active, np.empty(width, np.int32), np.empty(width * LANES, np.float32)
 
 
-@backend.njit
+@njit
 def _one_by_one(block, indices, start, fan_in, g, active, n_active, dvalues, place, width):
     """Row place + active[a] of dvalues += the inputs of each row of the batch whose gradient is not zero, times it."""
     for a in range(n_active):
@@ -299,7 +299,7 @@ def _one_by_one(block, indices, start, fan_in, g, active, n_active, dvalues, pla
                 set_item(dvalues, at + k, item(dvalues, at + k) + slope * x)
 
 
-@backend.njit
+@njit
 def _by_scores(
     block,
     indices,
@@ -349,7 +349,7 @@ def _by_scores(
     return n_active
 
 
-@backend.njit
+@njit
 def _gradients_of_block(x, layer, positives, loss, work, b, first, start, stop, room, dvalues, dbias, label_loss):
     """Scores and loss of 16 rows and the labels first + start ... first + stop; keeps their gradients by the scores.
 
@@ -401,7 +401,7 @@ def _gradients_of_block(x, layer, positives, loss, work, b, first, start, stop, 
     work.n_active[b, start // _chunk(group_size)] = kept - start
 
 
-@backend.njit
+@njit
 def _without_padding(rows, n, width):
     """The first `width` numbers of each of n equally long rows; flat."""
     length = rows.size // (n + 1)
@@ -410,7 +410,7 @@ def _without_padding(rows, n, width):
     return rows.reshape(n + 1, length)[:n, :width].copy().reshape(-1)
 
 
-@backend.njit
+@njit
 def _step_of_labels(
     x,
     layer,
@@ -444,7 +444,7 @@ def _step_of_labels(
     update_range(optimizer, bias, dbias, m, v, rates, bias)
 
 
-@backend.njit
+@njit
 def _dx_of_labels(layer, work, b, s, first, n):
     """dx of a block of rows, from the s-th range of the chunks of the `n` labels from `first` on."""
     group_size, fan_in, n_splits = layer.group_size, layer.indices.shape[1], work.dblocks.shape[0]
@@ -464,7 +464,7 @@ def _dx_of_labels(layer, work, b, s, first, n):
             low = high
 
 
-@backend.njit_parallel(work=work_of_rows)
+@njit_parallel(work=work_of_rows)
 def _step(
     x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, rounding, dx, label_loss, work, chunk
 ):
@@ -508,7 +508,7 @@ def step(x, layer, positives, loss, optimizer, rates, values_moments, bias_momen
         _step(*inputs, dx, label_loss, work, _chunk(layer.group_size))
 
 
-@backend.njit
+@njit
 def _backward_of_labels(layer, dscores, work, first, start, stop, dvalues, dbias):
     """dvalues and dbias of the labels first + start ... first + stop; their values and slopes are kept."""
     n, group_size, fan_in, low, high = (
@@ -554,7 +554,7 @@ def _backward_of_labels(layer, dscores, work, first, start, stop, dvalues, dbias
     dbias[low:high] = padded_dbias[:n]
 
 
-@backend.njit_parallel(work=work_of_rows)
+@njit_parallel(work=work_of_rows)
 def _backward(x, layer, dscores, dx, dvalues, dbias, work, chunk):
     n_labels = layer.values.shape[0]
     pack(x, work.blocks)
@@ -584,7 +584,7 @@ def top_k_shapes(n_rows, n_inputs, n_labels, fan_in, group_size, k):
     return list_shapes(n_rows, n_inputs, k) if k <= LISTED else shapes_of_layer(n_rows, n_inputs, n_labels)
 
 
-@backend.njit
+@njit
 def _best_of_labels(layer, block, first, stop, best, best_ids):
     """The best of the labels of whole groups from `first` to `stop`, for each of 16 rows: lists (16, k)."""
     group_size, fan_in = layer.group_size, layer.indices.shape[1]
@@ -606,7 +606,7 @@ def _best_of_labels(layer, block, first, stop, best, best_ids):
                             worst[q] = best[q, k - 1]
 
 
-@backend.njit_parallel(work=work_of_rows)
+@njit_parallel(work=work_of_rows)
 def _top_k(x, layer, top_scores, top_ids, blocks, part_scores, part_ids):
     n_labels, group_size = layer.values.shape[0], layer.group_size
     n_groups = layer.indices.shape[0]

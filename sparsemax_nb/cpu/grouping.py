@@ -2,16 +2,17 @@
 
 import numpy as np
 
-from ..core import backend, rng
+from ..core import rng
+from ..core.device import cpu_formulas, njit
 
-_r = backend.cpu_formulas(rng)
+_r = cpu_formulas(rng)
 random_words, below = _r.random_words, _r.below
 STREAM = rng.GROUPING
 #: Rounds of 2-means in each split.
 ROUNDS = 8
 
 
-@backend.njit
+@njit
 def _draw(seed, start, stop):
     """Two different places in [start, stop)."""
     position = np.uint64(start) * np.uint64(1 << 32) + np.uint64(stop)
@@ -21,7 +22,7 @@ def _draw(seed, start, stop):
     return one, two + (two >= one)
 
 
-@backend.njit
+@njit
 def _sum(rows, some, total):
     """total = the normed sum of some rows; it must be zero where none of them is not."""
     indptr, indices, weights = rows
@@ -33,7 +34,7 @@ def _sum(rows, some, total):
         total /= norm
 
 
-@backend.njit
+@njit
 def _order(rows, n_features, group_size, seed, found):
     indptr, indices, weights = rows
     n = found.size

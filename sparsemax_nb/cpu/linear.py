@@ -8,10 +8,10 @@ label's weights are changed by one thread, rows ascending.
 import numpy as np
 from numba import prange
 
-from ..core import backend
 from ..core.connections import Active, Duals, Entries
+from ..core.device import njit, njit_parallel
+from .simd import LANES, any_above, fma, item, load, prefetch, set_item, splat, store
 from .top_k import INSERTED, WORST, enters, insert, select
-from .vector import LANES, any_above, fma, item, load, prefetch, set_item, splat, store
 
 ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
 #: Rows that one thread reads the scores of, one after the other.
@@ -28,7 +28,7 @@ MARKED, LOWEST = np.float32(3e38), np.float32(-3e38)
 FEW = 1 / 16
 
 
-@backend.njit
+@njit
 def _longest(indptr):
     longest = 0
     for b in range(indptr.size - 1):
@@ -36,14 +36,14 @@ def _longest(indptr):
     return longest
 
 
-@backend.njit
+@njit
 def _reset(layer, scores):
     """The scores of a row without features; labels that fill up the last vector get the lowest score."""
     scores[: layer.bias.size] = layer.bias
     scores[layer.bias.size :] = LOWEST
 
 
-@backend.njit
+@njit
 def _reset_listed(x, b, layer, scores):
     """The same where only the lists of row b have been added."""
     for e in range(x.indptr[b], x.indptr[b + 1]):
@@ -53,7 +53,7 @@ def _reset_listed(x, b, layer, scores):
             set_item(scores, label, item(layer.bias, label))
 
 
-@backend.njit
+@njit
 def _add_lists(x, b, layer, scores, starts, inputs):
     """Add the features of row b to scores after `_reset`, but for the dense ones, which go into `starts`, `inputs`.
 
@@ -77,7 +77,7 @@ def _add_lists(x, b, layer, scores, starts, inputs):
     return n_dense, n_dense == 0 and n_listed < FEW * layer.bias.size
 
 
-@backend.njit
+@njit
 def _with_dense(scores, i, values, starts, inputs, n_dense):
     """The scores of labels i to i + 15, with the dense features of the row."""
     v = load(scores, i)
@@ -86,7 +86,7 @@ def _with_dense(scores, i, values, starts, inputs, n_dense):
     return v
 
 
-@backend.njit
+@njit
 def _add_dense(scores, values, starts, inputs, n_dense):
     """Add the dense features of the row to all scores."""
     for i in range(0, scores.size, LANES):
@@ -98,7 +98,7 @@ def _work(x, layer, *_):
     return len(x.indptr) * len(layer.bias) // LANES + len(x.ids) * (len(layer.values) // max(1, len(layer.dense)))
 
 
-@backend.njit_parallel(work=_work)
+@njit_parallel(work=_work)
 def forward(x, layer, scores):
     """``scores[b, l] = bias[l] + sum_f weights[l, f] x[b, f]``; x `SparseRows`, layer `FeatureLists`."""
     n_rows, n_labels, longest = scores.shape[0], layer.bias.size, _longest(x.indptr)
@@ -112,7 +112,7 @@ def forward(x, layer, scores):
             scores[b] = some[:n_labels]
 
 
-@backend.njit
+@njit
 def _insert_listed(x, b, layer, scores, top_scores, top_ids):
     """The best of the labels of the row's lists; each is looked at once, and has the worst score then."""
     top_scores[:], top_ids[:] = WORST, -1
@@ -128,7 +128,7 @@ def _insert_listed(x, b, layer, scores, top_scores, top_ids):
                 worst = top_scores[top_scores.size - 1]
 
 
-@backend.njit
+@njit
 def _insert_all(scores, layer, starts, inputs, n_dense, top_scores, top_ids):
     """Of 16 labels none is looked at where none beats the last of the list."""
     top_scores[:], top_ids[:] = WORST, -1
@@ -143,7 +143,7 @@ def _insert_all(scores, layer, starts, inputs, n_dense, top_scores, top_ids):
                     worst = top_scores[top_scores.size - 1]
 
 
-@backend.njit_parallel(work=_work)
+@njit_parallel(work=_work)
 def _top_k(x, layer, largest_bias, top_scores, top_ids):
     n_rows, n_labels, longest = top_ids.shape[0], layer.bias.size, _longest(x.indptr)
     width, k = (n_labels + LANES - 1) // LANES * LANES, top_ids.shape[1]
@@ -174,19 +174,19 @@ def top_k(x, layer, top_scores, top_ids):
 # ---------------------------------------------------------------- training
 
 
-@backend.njit
+@njit
 def _label_of(pair):
     """The label that `Active.labels` holds, whether it is one of the row's own or not."""
     return np.int64(-1 - pair if pair < 0 else pair)
 
 
-@backend.njit
+@njit
 def _owner(pair):
     """Who owns the label of a pair."""
     return _label_of(pair) // LANES % OWNERS
 
 
-@backend.njit
+@njit
 def _note(label, dual, own, n, active_labels, active_duals):
     """Write the n-th pair where there is room."""
     if n < active_labels.size:
@@ -194,7 +194,7 @@ def _note(label, dual, own, n, active_labels, active_duals):
         active_duals[n] = dual
 
 
-@backend.njit
+@njit
 def _find_pairs(scores, width, layer, starts, inputs, n_dense, threshold, place, n, labels, duals):
     """Note the labels above the threshold from the n-th pair on: their `place` in the row; returns the pairs' number.
 
@@ -213,7 +213,7 @@ def _find_pairs(scores, width, layer, starts, inputs, n_dense, threshold, place,
     return n
 
 
-@backend.njit
+@njit
 def _find_listed_pairs(x, b, layer, scores, threshold, place, n, labels, duals):
     """The same, among the labels of the row's lists alone; those that have a `place` have been noted."""
     first = n
@@ -228,7 +228,7 @@ def _find_listed_pairs(x, b, layer, scores, threshold, place, n, labels, duals):
     return n
 
 
-@backend.njit
+@njit
 def _add_pair(label, dual, own, scores, threshold, place, first, n, labels, duals):
     """Note a pair that must be looked at, once; returns the pairs' number."""
     if scores[label] > threshold:
@@ -243,7 +243,7 @@ def _add_pair(label, dual, own, scores, threshold, place, first, n, labels, dual
     return n + 1
 
 
-@backend.njit
+@njit
 def _find_entries(x, b, layer, scores, threshold, place, n, slots, pairs, weights):
     """Note the weights of the marked labels for the row's features; returns the entries' number.
 
@@ -260,7 +260,7 @@ def _find_entries(x, b, layer, scores, threshold, place, n, slots, pairs, weight
     return n
 
 
-@backend.njit
+@njit
 def _deal_pairs(first, last, labels, duals, place, ends, some_labels, some_duals):
     """Bring the pairs of a row from `first` to `last` into the order of their owners; `ends` of each, and the new `place`."""
     ends[:] = 0
@@ -275,7 +275,7 @@ def _deal_pairs(first, last, labels, duals, place, ends, some_labels, some_duals
         ends[owner] = at + 1
 
 
-@backend.njit
+@njit
 def _deal_entries(first, last, labels, slots, pairs, weights, ends, some_slots, some_pairs, some_weights):
     """Bring the entries of a row from `first` to `last` into the order of their pairs' owners; `ends` of each.
 
@@ -300,14 +300,14 @@ def _deal_entries(first, last, labels, slots, pairs, weights, ends, some_slots, 
         set_item(ends, owner, at + 1)
 
 
-@backend.njit
+@njit
 def _starts(first, counts):
     """Where each owner's part begins, from `first` on, in the place of its length."""
     for owner in range(OWNERS):
         first, counts[owner] = first + counts[owner], first
 
 
-@backend.njit
+@njit
 def _forget(x, b, layer, few, scores, place, labels):
     """Scores and places as they were before row b, whose pairs have these labels."""
     for pair in labels:
@@ -318,7 +318,7 @@ def _forget(x, b, layer, few, scores, place, labels):
         _reset(layer, scores)
 
 
-@backend.njit_parallel(work=lambda x, labels, duals, layer, *_: _work(x, layer))
+@njit_parallel(work=lambda x, labels, duals, layer, *_: _work(x, layer))
 def _find_active(x, labels, duals, layer, threshold, largest_bias, active, entries, needed):
     n_rows, n_labels, longest = x.indptr.size - 1, layer.bias.size, _longest(x.indptr)
     width, n_chunks = (n_labels + LANES - 1) // LANES * LANES, active.labels.shape[0]
@@ -400,7 +400,7 @@ def _active(x, labels, duals, layer, slack, room):
         room[:] = [max(have, int(1.25 * need)) for have, need in zip(room, most, strict=True)]
 
 
-@backend.njit
+@njit
 def _begin(ends, b, owner, first_row):
     """Where the owner's part of row b begins: behind that of the owner before it, or of the row before it."""
     if owner > 0:
@@ -408,7 +408,7 @@ def _begin(ends, b, owner, first_row):
     return ends[b - 1, OWNERS - 1] if b > first_row else 0
 
 
-@backend.njit
+@njit
 def _scores_of_pairs(labels, base, first, last, slots, pairs, inputs, begin, end, bias, values, scores, squares):
     """Score and squared norm of an owner's pairs of a row, from the values as they are now."""
     for i in range(first, last):
@@ -419,7 +419,7 @@ def _scores_of_pairs(labels, base, first, last, slots, pairs, inputs, begin, end
         set_item(squares, i, item(squares, i) + input_ * input_)
 
 
-@backend.njit
+@njit
 def _move_duals(labels, duals, losses, base, first, last, slack, half, scores, squares):
     """New dual variables of these pairs, and the squared hinge before; `scores` becomes the change of the dual times y."""
     for j in range(first, last):
@@ -432,7 +432,7 @@ def _move_duals(labels, duals, losses, base, first, last, slack, half, scores, s
         scores[i] = new - old if own else old - new
 
 
-@backend.njit_parallel(work=lambda active, entries, *_: 4 * entries.slots.size)
+@njit_parallel(work=lambda active, entries, *_: 4 * entries.slots.size)
 def _update(active, entries, bias, half, slack, values):
     n_rows, n_chunks = active.ends.shape[0], active.labels.shape[0]
     for owner in prange(OWNERS):
@@ -457,7 +457,7 @@ def _update(active, entries, bias, half, slack, values):
                         set_item(values, slot, item(values, slot) + change * item(inputs, e))
 
 
-@backend.njit
+@njit
 def _above_zero(active):
     """The loss of all pairs, added in their order, and the `Duals` where they are above zero."""
     n_rows, n_chunks, n, loss = active.ends.shape[0], active.labels.shape[0], 0, 0.0

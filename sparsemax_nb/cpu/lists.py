@@ -10,12 +10,12 @@ from typing import NamedTuple
 import numpy as np
 from numba import prange
 
-from ..core import backend
+from ..core.device import empty, njit, njit_parallel
 from .exp import LANES as SIDE_BY_SIDE
 from .exp import exp, exp_nonpositive, largest_of, sum_exp
 from .panels import ROWS, pack, padded, product
+from .simd import LANES, add, any_above, load, splat
 from .top_k import HELD, LISTED, WORST, enters, insert, select
-from .vector import LANES, add, any_above, load, splat
 
 LOWEST, ZERO = np.finfo(np.float32).min, np.float32(0)
 #: Rows of a block, and panels whose scores for them exist at a time: 128 KiB, in the L2 cache.
@@ -52,19 +52,19 @@ def n_ranges(n_blocks, n_panels, k):
     return max(1, min(-(-PARTS // max(1, n_blocks)), n_panels, n_panels * LANES // (8 * k)))
 
 
-def empty(n_ranges, n_rows, k):
+def empty_lists(n_ranges, n_rows, k):
     """Lists that are still to be written."""
     shape = n_ranges, n_rows
     return Lists(np.empty((*shape, k), np.float32), np.empty((*shape, k), np.int32), np.empty((*shape, 2), np.float32))
 
 
-@backend.njit
+@njit
 def _clear(best, ids, sums):
     best[:], ids[:] = WORST, -1
     sums[0], sums[1] = LOWEST, ZERO
 
 
-@backend.njit
+@njit
 def _take(scores, bias, first, best, ids, sums, lanes):
     """Take scores + bias of the classes first, first + 1, ... (a multiple of 16) into a row's list and its sum.
 
@@ -83,7 +83,7 @@ def _take(scores, bias, first, best, ids, sums, lanes):
                     worst = best[best.size - 1]
 
 
-@backend.njit
+@njit
 def _of_range(x, panels, bias, first_row, n_rows, start, stop, best, ids, sums):
     """The lists of some rows and the panels from `start` to `stop`; x is flat."""
     scores, lanes = np.empty(padded(n_rows, ROWS) * CHUNK * LANES, np.float32), np.empty(SIDE_BY_SIDE, np.float32)
@@ -99,7 +99,7 @@ def _of_range(x, panels, bias, first_row, n_rows, start, stop, best, ids, sums):
             _take(some, bias[p * LANES : q * LANES], p * LANES, best[row], ids[row], sums[row], lanes)
 
 
-@backend.njit_parallel(work=lambda x, panels, *_: panels.size * -(-len(x) // LANES))
+@njit_parallel(work=lambda x, panels, *_: panels.size * -(-len(x) // LANES))
 def of_panels(x, panels, bias, scores, ids, sums):
     """The lists of ``x @ matrix + bias``, x (B, K); bias (N,) is -infinity where the last panel is filled up."""
     n_rows, n_ranges, n_panels, flat = x.shape[0], scores.shape[0], panels.shape[0], x.reshape(-1)
@@ -110,7 +110,7 @@ def of_panels(x, panels, bias, scores, ids, sums):
         _of_range(flat, panels, bias, first, n, start, stop, scores[s], ids[s], sums[s])
 
 
-@backend.njit
+@njit
 def _of_row(row, start, stop, best, ids, sums):
     _clear(best, ids, sums)
     lanes, bias = np.empty(SIDE_BY_SIDE, np.float32), np.zeros(CHUNK * LANES, np.float32)
@@ -119,7 +119,7 @@ def _of_row(row, start, stop, best, ids, sums):
         _take(some, bias[: some.size], i, best, ids, sums, lanes)
 
 
-@backend.njit_parallel
+@njit_parallel
 def of_scores(rows, scores, ids, sums):
     """The lists of score rows (B, N), N a multiple of 16; a number that stands for no class is -infinity."""
     n_ranges, n_panels = scores.shape[0], rows.shape[1] // LANES
@@ -129,7 +129,7 @@ def of_scores(rows, scores, ids, sums):
         _of_row(rows[b], start, stop, scores[s, b], ids[s, b], sums[s, b])
 
 
-@backend.njit
+@njit
 def _join_row(scores, ids, sums, probabilities, top_ids):
     probabilities[:], top_ids[:] = WORST, -1
     most, total = LOWEST, ZERO
@@ -145,7 +145,7 @@ def _join_row(scores, ids, sums, probabilities, top_ids):
         probabilities[i] = exp_nonpositive(probabilities[i] - most) / total
 
 
-@backend.njit_parallel
+@njit_parallel
 def join(scores, ids, sums, probabilities, top_ids):
     """The best of all lists of each row, and their probabilities: (S, B, k) -> (B, k)."""
     for b in prange(top_ids.shape[0]):
@@ -155,13 +155,13 @@ def join(scores, ids, sums, probabilities, top_ids):
 # ---------------------------------------------------------------- many of the best, from rows of scores
 
 
-@backend.njit
+@njit
 def _sum(a, b, out):
     for j in range(out.size):
         out[j] = a[j] + b[j]
 
 
-@backend.njit
+@njit
 def _affine_of_range(x, panels, bias, first, n_rows, start, stop, out):
     width, n_terms = (stop - start) * LANES, panels.shape[1]
     sums = np.empty(padded(n_rows, ROWS) * width, np.float32)
@@ -171,7 +171,7 @@ def _affine_of_range(x, panels, bias, first, n_rows, start, stop, out):
         _sum(sums[i * width : (i + 1) * width], bias[left:right], out[first + i, left:right])
 
 
-@backend.njit_parallel(work=lambda x, panels, *_: panels.size * -(-len(x) // LANES))
+@njit_parallel(work=lambda x, panels, *_: panels.size * -(-len(x) // LANES))
 def affine(x, panels, bias, out):
     """``out = x @ matrix + bias`` from the panels of a matrix; its last columns may be left out."""
     n_rows, n_panels, flat = x.shape[0], panels.shape[0], x.reshape(-1)
@@ -182,7 +182,7 @@ def affine(x, panels, bias, out):
         _affine_of_range(flat, panels, bias, first, n, start, stop, out)
 
 
-@backend.njit
+@njit
 def _best_of_row(row, bias, probabilities, top_ids):
     lanes = np.empty(SIDE_BY_SIDE, np.float32)
     select(row, probabilities, top_ids)
@@ -192,7 +192,7 @@ def _best_of_row(row, bias, probabilities, top_ids):
         probabilities[i] = exp_nonpositive(probabilities[i] - most) / total
 
 
-@backend.njit_parallel
+@njit_parallel
 def best_of_rows(rows, probabilities, top_ids):
     """The k best of score rows (B, N), by sorting, and their probabilities, (B, k); as `of_scores` and `join` for any k."""
     bias = np.zeros(rows.shape[1], np.float32)
@@ -207,12 +207,12 @@ def top_k(x, panels, bias, probabilities, top_ids):
     """
     n_rows, k = top_ids.shape
     if k <= LISTED:
-        parts = empty(n_ranges(n_blocks(n_rows), len(panels), k), n_rows, k)
+        parts = empty_lists(n_ranges(n_blocks(n_rows), len(panels), k), n_rows, k)
         of_panels(x, panels, bias, *parts)
         join(*parts, probabilities, top_ids)
         return
     at_once = max(1, min(n_rows, HELD // len(bias)))
-    scores = backend.empty((at_once, len(bias)), np.float32, "cpu")
+    scores = empty((at_once, len(bias)), np.float32, "cpu")
     for first in range(0, n_rows, at_once):
         some = slice(first, first + at_once)
         rows = scores[: len(x[some])]

@@ -3,10 +3,11 @@
 import numpy as np
 from numba import prange
 
-from ..core import backend, formulas
+from ..core import formulas
+from ..core.device import cpu_formulas, njit, njit_inline, njit_parallel
 from .exp import exp, polynomial
 
-_f = backend.cpu_formulas(formulas)
+_f = cpu_formulas(formulas)
 loss_and_gradient, squared_hinge = _f.loss_and_gradient, _f.squared_hinge
 ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
 SQUARED_HINGE = formulas.SQUARED_HINGE
@@ -15,7 +16,7 @@ SPAN = 64
 ATANH_TERMS = tuple(np.float32(1 / n) for n in (15, 13, 11, 9, 7, 5, 3, 1))
 
 
-@backend.njit_parallel
+@njit_parallel
 def multilabel(scores, positives, loss, dscores, label_loss):
     """Loss of every label, averaged over the rows, and its gradient by the scores; `dscores` may be `scores`."""
     n_rows, n_labels = scores.shape
@@ -46,7 +47,7 @@ def multilabel(scores, positives, loss, dscores, label_loss):
         label_loss[first : first + n] = total[:n]
 
 
-@backend.njit_inline
+@njit_inline
 def _binary_cross_entropy(score, sign):
     """The formula of ``core.formulas`` without calls of math.exp and log1p, so that a loop over it becomes vector code."""
     z = sign * score
@@ -60,7 +61,7 @@ def _binary_cross_entropy(score, sign):
     return log + (ZERO if z >= ZERO else -z), -sign * wrong
 
 
-@backend.njit(error_model="numpy")
+@njit(error_model="numpy")
 def losses_and_slopes(loss, scores, signs, losses, slopes):
     """Losses and their derivatives by the scores, for a few labels at once: flat loops, compiled to vector code."""
     if loss == SQUARED_HINGE:

@@ -5,11 +5,12 @@ import math
 import numpy as np
 from numba import prange
 
-from ..core import backend, rng
+from ..core import rng
+from ..core.device import cpu_formulas, njit, njit_parallel
 from .matmul import matmul
 from .samplers import DRAW
 
-_rng = backend.cpu_formulas(rng)
+_rng = cpu_formulas(rng)
 random_words, below, unit = _rng.random_words, _rng.below, _rng.unit
 SAMPLING, ZERO, ONE = rng.SAMPLING, np.float32(0), np.float32(1)
 
@@ -22,7 +23,7 @@ def hash_codes(vectors, planes, codes):
     _codes(products.reshape(-1, n_tables, n_bits), codes)
 
 
-@backend.njit_parallel
+@njit_parallel
 def _codes(products, codes):
     for i in prange(products.shape[0]):
         for t in range(products.shape[1]):
@@ -32,7 +33,7 @@ def _codes(products, codes):
             codes[i, t] = code
 
 
-@backend.njit
+@njit
 def _log_prob(codes, tables, uniform, i):
     """The log-probability of class i for one query."""
     n_tables, n_classes = tables.indptr.shape[0], np.float32(tables.codes.shape[0])
@@ -46,7 +47,7 @@ def _log_prob(codes, tables, uniform, i):
     return math.log(uniform / n_classes + (ONE - uniform) * share / np.float32(n_tables))
 
 
-@backend.njit_parallel(work=lambda codes, tables, uniform, ids, log_q: DRAW * ids.size)
+@njit_parallel(work=lambda codes, tables, uniform, ids, log_q: DRAW * ids.size)
 def log_prob(codes, tables, uniform, ids, log_q):
     """``log(u / L + (1 - u) / T sum_t [same bucket] / |bucket|)`` of ids (B, M); an empty bucket counts as uniform."""
     for b in prange(ids.shape[0]):
@@ -54,7 +55,7 @@ def log_prob(codes, tables, uniform, ids, log_q):
             log_q[b, m] = _log_prob(codes[b], tables, uniform, ids[b, m])
 
 
-@backend.njit_parallel(work=lambda codes, tables, uniform, seed, step, ids, log_q: DRAW * ids.size)
+@njit_parallel(work=lambda codes, tables, uniform, seed, step, ids, log_q: DRAW * ids.size)
 def sample(codes, tables, uniform, seed, step, ids, log_q):
     """Draws (B, M) for queries with hash codes (B, T), and their log-probabilities."""
     n_tables, n_classes, n_samples = tables.indptr.shape[0], tables.codes.shape[0], ids.shape[1]

@@ -12,11 +12,12 @@ also an input: so what may be the same array is copied first.
 import numpy as np
 from numba import prange
 
-from ..core import backend, formulas
+from ..core import formulas
+from ..core.device import cpu_formulas, njit, njit_parallel
 from .exp import sigmoid, tanh
 from .panels import LANES, ROWS, pack, padded, product
 
-_formulas = backend.cpu_formulas(formulas)
+_formulas = cpu_formulas(formulas)
 lstm_cell = _formulas.lstm_cell
 output_backward = _formulas.lstm_output_backward
 input_backward = _formulas.lstm_input_backward
@@ -26,46 +27,46 @@ forget_backward = _formulas.lstm_forget_backward
 BLOCK = 8
 
 
-@backend.njit
+@njit
 def _copy(x, out):
     for j in range(x.size):
         out[j] = x[j]
 
 
-@backend.njit
+@njit
 def _add(x, out):
     """``out += x``; x may be longer."""
     for j in range(out.size):
         out[j] += x[j]
 
 
-@backend.njit(error_model="numpy")
+@njit(error_model="numpy")
 def _sigmoid(x):
     """In place."""
     for j in range(x.size):
         x[j] = sigmoid(x[j])
 
 
-@backend.njit(error_model="numpy")
+@njit(error_model="numpy")
 def _tanh(x):
     """In place."""
     for j in range(x.size):
         x[j] = tanh(x[j])
 
 
-@backend.njit
+@njit
 def _cells(i, f, g, previous, cells):
     for h in range(cells.size):
         cells[h] = lstm_cell(i[h], f[h], g[h], previous[h])
 
 
-@backend.njit(error_model="numpy")
+@njit(error_model="numpy")
 def _out(o, cells, out):
     for h in range(out.size):
         out[h] = o[h] * tanh(cells[h])
 
 
-@backend.njit
+@njit
 def _cell(row, previous, cells, out):
     """A row of a step: pre-activations (4H,) become gates."""
     n = previous.size
@@ -77,7 +78,7 @@ def _cell(row, previous, cells, out):
     _out(o, cells, out)
 
 
-@backend.njit_parallel(work=lambda panels, gates, *_: gates.shape[0] * gates.shape[1] * panels.size // LANES)
+@njit_parallel(work=lambda panels, gates, *_: gates.shape[0] * gates.shape[1] * panels.size // LANES)
 def _forward(panels, gates, cells, hidden, block):
     n_steps, n_rows, n = gates.shape[0], cells.shape[1], cells.shape[2]
     width, flat = panels.shape[0] * LANES, hidden.reshape(-1)
@@ -103,27 +104,27 @@ def forward(recurrent, gates, cells, hidden, *, block=BLOCK):
         _forward(pack(recurrent), gates, cells, hidden, block)
 
 
-@backend.njit(error_model="numpy")
+@njit(error_model="numpy")
 def _output_backward(dout, o, cells, do, dcells):
     """`dcells` is that of step t + 1 before, and the whole gradient by c_t after."""
     for h in range(dout.size):
         do[h], dcells[h] = output_backward(dout[h], dcells[h], o[h], tanh(cells[h]))
 
 
-@backend.njit
+@njit
 def _input_backward(dcells, i, g, di, dg):
     for h in range(dcells.size):
         di[h], dg[h] = input_backward(dcells[h], i[h], g[h])
 
 
-@backend.njit
+@njit
 def _forget_backward(f, previous, df, dcells):
     """`dcells` is the gradient by c_t before and by c_{t-1} after."""
     for h in range(dcells.size):
         df[h], dcells[h] = forget_backward(dcells[h], f[h], previous[h])
 
 
-@backend.njit
+@njit
 def _cell_backward(dout, dcells, gates, previous, cells, dpre):
     """A row of a step; `dcells` is the gradient by c_t that comes from step t + 1 before, and that by c_{t-1} after."""
     n = previous.size
@@ -134,7 +135,7 @@ def _cell_backward(dout, dcells, gates, previous, cells, dpre):
     _forget_backward(f, previous, df, dcells)
 
 
-@backend.njit_parallel(work=lambda panels, gates, *_: gates.shape[0] * gates.shape[1] * panels.size // LANES)
+@njit_parallel(work=lambda panels, gates, *_: gates.shape[0] * gates.shape[1] * panels.size // LANES)
 def _backward(panels, gates, cells, dout, dpre, block):
     n_steps, n_rows, n = dout.shape
     width, flat = panels.shape[0] * LANES, dpre.reshape(-1)

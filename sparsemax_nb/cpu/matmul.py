@@ -12,7 +12,8 @@ import threading
 import numpy as np
 from numba import prange, types
 
-from ..core import backend, threads
+from ..core import threads
+from ..core.device import njit, njit_parallel
 
 # Numba's door to BLAS: gemm(kind, transa, transb, m, n, k, &alpha, a, lda, b, ldb, &beta, c, ldc), column-major.
 gemm = types.ExternalFunction("numba_xxgemm", types.intc(*[types.char] * 3, *[types.intp] * 11))
@@ -28,7 +29,7 @@ ROOM = 1 << 22
 _kept = threading.local()
 
 
-@backend.njit
+@njit
 def find_blas(scalars):
     """A product of nothing: the first call looks BLAS up under the interpreter's lock, and must not lie in a parallel loop."""
     alpha = scalars.ctypes.data
@@ -40,7 +41,7 @@ def _work(turn_a, turn_b, a, b, out, *_):
     return max(threads.n_numbers((a, b, out)), out.size * a.shape[0 if turn_a else 1] // 16)
 
 
-@backend.njit_parallel(work=_work)
+@njit_parallel(work=_work)
 def _tiled(turn_a, turn_b, a, b, out, scalars):
     """out = op(a) op(b) + beta out, all C-contiguous; scalars = [1, beta, 0].
 
@@ -69,7 +70,7 @@ def _tiled(turn_a, turn_b, a, b, out, scalars):
         gemm(FLOAT32, op_b, op_a, n_columns, n_rows, k, alpha, tile_b, ldb, tile_a, lda, beta, tile_out, n)
 
 
-@backend.njit_parallel(work=_work)
+@njit_parallel(work=_work)
 def _summed(turn_a, turn_b, a, b, out, scalars, parts):
     """The same where each thread adds up some of the k terms: parts (PARTS, m, n), then their sum."""
     m, n = out.shape

@@ -5,13 +5,14 @@ import math
 import numpy as np
 from numba import prange
 
-from ..core import backend, rng, threads
+from ..core import rng, threads
+from ..core.device import cpu_formulas, njit, njit_parallel
 from .exp import exp
 from .matmul import AS_IS, FLOAT32, ITEM, TURNED, find_blas, gemm, matmul
 from .samplers import DRAW
-from .vector import prefetch
+from .simd import prefetch
 
-_rng = backend.cpu_formulas(rng)
+_rng = cpu_formulas(rng)
 random_words, unit, below = _rng.random_words, _rng.unit, _rng.below
 SAMPLING = rng.SAMPLING
 ZERO, HALF, ONE, TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
@@ -43,7 +44,7 @@ def assign(vectors, codewords, weights, codes, distance, sums, totals):
     sums[:], totals[:] = part_sums.sum(axis=0), part_totals.sum(axis=0)
 
 
-@backend.njit_parallel
+@njit_parallel
 def _assign(vectors, codewords, weights, half, products, scalars, codes, distance, part_sums, part_totals):
     """Addresses are taken of arguments only: Numba frees an array of its own behind the last use of its name."""
     n, width = vectors.shape
@@ -85,7 +86,7 @@ def _assign(vectors, codewords, weights, half, products, scalars, codes, distanc
                 part_totals[part, found] += weight
 
 
-@backend.njit(error_model="numpy", fastmath={"nnan", "nsz"})
+@njit(error_model="numpy", fastmath={"nnan", "nsz"})
 def _largest(products, half):
     best = LOWEST
     for k in range(products.size):
@@ -93,7 +94,7 @@ def _largest(products, half):
     return best
 
 
-@backend.njit(error_model="numpy")
+@njit(error_model="numpy")
 def _nearest(products, half):
     """|v - c|^2 = |v|^2 - 2 (v . c - |c|^2 / 2): the nearest has the largest bracket. Returns its number and the bracket."""
     best, found = _largest(products, half), np.int32(products.size - 1)
@@ -102,7 +103,7 @@ def _nearest(products, half):
     return found, best
 
 
-@backend.njit(error_model="numpy", fastmath={"reassoc", "contract"})
+@njit(error_model="numpy", fastmath={"reassoc", "contract"})
 def _square(vector):
     total = ZERO
     for d in range(vector.size):
@@ -110,19 +111,19 @@ def _square(vector):
     return total
 
 
-@backend.njit(error_model="numpy")
+@njit(error_model="numpy")
 def _add(sums, weight, vector):
     for d in range(vector.size):
         sums[d] += weight * vector[d]
 
 
-@backend.njit(error_model="numpy")
+@njit(error_model="numpy")
 def _exponentials(r, largest, e):
     for k in range(r.size):
         e[k] = exp(r[k] - largest)
 
 
-@backend.njit_parallel
+@njit_parallel
 def _exponentials_of_rows(r0, r1, e0, e1):
     for b in prange(r0.shape[0]):
         _exponentials(r0[b], r0[b].max(), e0[b])
@@ -137,7 +138,7 @@ def _weigh(r0, r1, weights):
     return e0, e1, sums
 
 
-@backend.njit
+@njit
 def _add_up(r0, r1, weights, e0, sums, cumulative, top):
     """For one query: cumulative sums of all weight, ``exp(r0[k] + top[k]) sums[k]`` up to a factor.
 
@@ -177,7 +178,7 @@ def log_prob(r0, r1, index, ids, log_q):
     _log_prob(r0, r1, e0, sums, index, ids, log_q)
 
 
-@backend.njit_parallel(work=lambda r0, r1, e0, sums, index, ids, log_q: DRAW * (r0.shape[0] * ids.shape[1] + r0.size))
+@njit_parallel(work=lambda r0, r1, e0, sums, index, ids, log_q: DRAW * (r0.shape[0] * ids.shape[1] + r0.size))
 def _log_prob(r0, r1, e0, sums, index, ids, log_q):
     n_words = r0.shape[1]
     shared, is_weighted = ids.shape[0] != r0.shape[0], index.log_popularity.size > 0
@@ -192,14 +193,14 @@ def _log_prob(r0, r1, e0, sums, index, ids, log_q):
                 log_q[b, m] += index.log_popularity[i]
 
 
-@backend.njit(error_model="numpy")
+@njit(error_model="numpy")
 def _draw_words(seed, step, first, words):
     """The four random words of draws first, first + 1, ...; a loop of its own is compiled to vector code."""
     for m in range(words.shape[1]):
         words[0, m], words[1, m], words[2, m], words[3, m] = random_words(seed, SAMPLING, step, np.uint64(first + m))
 
 
-@backend.njit(error_model="numpy")
+@njit(error_model="numpy")
 def _count(sums, wanted):
     """How many cumulative sums do not exceed `wanted`: the place of the first that does. Compiled to vector code."""
     n = np.int32(0)
@@ -208,7 +209,7 @@ def _count(sums, wanted):
     return n
 
 
-@backend.njit(error_model="numpy")
+@njit(error_model="numpy")
 def _cumulate(weights, e1, r1, top, is_shared, line):
     """Cumulative sums of ``weights exp(r1 - top)`` in `line`, whose size is a multiple of 4: four chains, then joined.
 
@@ -238,7 +239,7 @@ def _cumulate(weights, e1, r1, top, is_shared, line):
         line[3 * n + k] += c
 
 
-@backend.njit
+@njit
 def _by_first_word(k0, n_words, order):
     """The draws ordered by their first codeword (a counting sort), so that each line of weights is summed up once."""
     place = np.zeros(n_words + 1, np.int32)
@@ -256,7 +257,7 @@ def sample(r0, r1, index, seed, step, ids, log_q):
     _sample(r0, r1, *_weigh(r0, r1, index.weights), index, seed, step, ids, log_q)
 
 
-@backend.njit_parallel(work=lambda r0, r1, e0, e1, sums, index, seed, step, ids, log_q: DRAW * (ids.size + r0.size))
+@njit_parallel(work=lambda r0, r1, e0, e1, sums, index, seed, step, ids, log_q: DRAW * (ids.size + r0.size))
 def _sample(r0, r1, e0, e1, sums, index, seed, step, ids, log_q):
     """The arrays of L entries miss the cache: each entry is asked for as soon as its place is known, and read later.
 

@@ -5,14 +5,15 @@ The moments are taken out of their tuple first: numba drops what a parallel loop
 
 from numba import prange
 
-from ..core import backend, formulas
+from ..core import formulas
+from ..core.device import cpu_formulas, njit, njit_parallel
 
-_f = backend.cpu_formulas(formulas)
+_f = cpu_formulas(formulas)
 adam, sgd = _f.adam, _f.sgd
 ADAM = formulas.ADAM_KIND
 
 
-@backend.njit_parallel
+@njit_parallel
 def update(kind, parameter, gradient, moments, rates):
     """One step of SGD or Adam, in place; all arrays one-dimensional."""
     m = moments.m
@@ -25,7 +26,7 @@ def update(kind, parameter, gradient, moments, rates):
             parameter[i] = sgd(parameter[i], gradient[i], rates)
 
 
-@backend.njit(error_model="numpy")
+@njit(error_model="numpy")
 def update_range(kind, parameter, gradient, m, v, rates, updated):
     """`update` of a range of parameters in one thread, into `updated`; a flat loop, which is compiled to vector code."""
     if kind == ADAM:
@@ -36,7 +37,7 @@ def update_range(kind, parameter, gradient, m, v, rates, updated):
             updated[i] = sgd(parameter[i], gradient[i], rates)
 
 
-@backend.njit_parallel(work=lambda kind, parameter, row_ids, gradient, moments, rates: 4 * gradient.size)
+@njit_parallel(work=lambda kind, parameter, row_ids, gradient, moments, rates: 4 * gradient.size)
 def update_rows(kind, parameter, row_ids, gradient, moments, rates):
     """`update` of the rows `row_ids` of a matrix only."""
     m = moments.m

@@ -9,14 +9,14 @@ the number of rows.
 import numpy as np
 from numba import prange
 
-from ..core import backend
-from .vector import LANES, aligned, fma, item, load, splat, store, transpose
+from ..core.device import njit, njit_parallel
+from .simd import LANES, aligned, fma, item, load, splat, store, transpose
 
 ROWS = 4
 ZERO = np.float32(0)
 
 
-@backend.njit_parallel
+@njit_parallel
 def _pack(matrix, panels):
     n_terms, n_columns = matrix.shape
     for p in prange(panels.shape[0]):
@@ -34,7 +34,7 @@ def pack(matrix):
     return panels
 
 
-@backend.njit
+@njit
 def pack_rows(rows, first, n_rows, panels):
     """Writes the panels (n_rows / 16 rounded up, K, 16) of rows^T; the first row begins at number `first` of rows, which is flat."""
     n_panels, n_terms, _ = panels.shape
@@ -51,13 +51,13 @@ def pack_rows(rows, first, n_rows, panels):
                     flat[at + k * LANES + j] = rows[row + j * n_terms + k] if j < n else ZERO
 
 
-@backend.njit
+@njit
 def padded(n, size):
     """n, rounded up to a multiple of size."""
     return (n + size - 1) // size * size
 
 
-@backend.njit
+@njit
 def _four_rows(x, i, j, k, l, panels, at, n_terms, out, to, width):
     """16 columns of out, four rows from `to` on, = rows of x that begin at i, j, k, l times the panel that begins at `at`."""
     a = splat(ZERO)
@@ -74,7 +74,7 @@ def _four_rows(x, i, j, k, l, panels, at, n_terms, out, to, width):
     store(out, to + 3 * width, d)
 
 
-@backend.njit
+@njit
 def _one_row(x, i, panels, at, n_terms, out, to):
     """The same for one row, to the last bit."""
     a = splat(ZERO)
@@ -83,7 +83,7 @@ def _one_row(x, i, panels, at, n_terms, out, to):
     store(out, to, a)
 
 
-@backend.njit
+@njit
 def product(x, first, n_rows, panels, out):
     """``out = x @ matrix`` for `n_rows` >= 1 rows, of which the first begins at number `first` of x; x, out are flat.
 

@@ -7,11 +7,12 @@ digit (radix selection), so that no copy of the weights is needed; every pass re
 import numpy as np
 from numba import prange
 
-from ..core import backend, formulas, rng
+from ..core import formulas, rng
+from ..core.device import cpu_formulas, njit, njit_parallel
 from .bfloat16 import as_float32
 
-_f = backend.cpu_formulas(formulas)
-_r = backend.cpu_formulas(rng)
+_f = cpu_formulas(formulas)
+_r = cpu_formulas(rng)
 digit, is_smallest, free_input = _f.digit, _f.is_smallest, _f.free_input
 random_word, below = _r.random_word, _r.below
 
@@ -20,7 +21,7 @@ STREAM = rng.REWIRING
 PARTS = 16
 
 
-@backend.njit_parallel
+@njit_parallel
 def magnitudes(values, group_size, means):
     """Mean |value| of every slot over the labels of its group (values float32 or bits of bfloat16, (L, K)), in float32."""
     n_groups, fan_in = means.shape
@@ -35,7 +36,7 @@ def magnitudes(values, group_size, means):
             total[k] /= np.float32(stop - first)
 
 
-@backend.njit_parallel
+@njit_parallel
 def clear(slots, group_size, array):
     """Zeros for the slots (n, 2) = (group, k), different ones, in every label of their groups: array (L, K)."""
     for i in prange(len(slots)):
@@ -43,7 +44,7 @@ def clear(slots, group_size, array):
         array[group * group_size : (group + 1) * group_size, k] = 0
 
 
-@backend.njit
+@njit
 def _count_digits(bits, prefix, shift, counts):
     n_bins = counts.size
     for i in range(bits.size):
@@ -52,7 +53,7 @@ def _count_digits(bits, prefix, shift, counts):
             counts[d] += 1
 
 
-@backend.njit_parallel
+@njit_parallel
 def magnitude_histogram(bits, prefix, shift, counts):
     """How many magnitudes of `bits` (n,) have which digit at `shift`, of those whose higher bits equal `prefix`."""
     parts = np.zeros((PARTS, counts.size), np.int64)
@@ -62,7 +63,7 @@ def magnitude_histogram(bits, prefix, shift, counts):
     counts[:] = parts.sum(0)
 
 
-@backend.njit_parallel
+@njit_parallel
 def count_smallest(bits, cut, counts):
     """How many of each label's slots are among the smallest."""
     n_labels, fan_in = bits.shape
@@ -73,7 +74,7 @@ def count_smallest(bits, cut, counts):
         counts[label] = count
 
 
-@backend.njit_parallel
+@njit_parallel
 def redraw(seed, step, n_inputs, cut, offsets, indices, bits, moments, slots):
     """New connections for the smallest slots, in place: value and moments 0; `slots` (n, 2) = (label, k) of each.
 

@@ -5,8 +5,8 @@ import math
 import numpy as np
 from numba import prange
 
-from ..core import backend
-from .vector import inner, prefetch_range
+from ..core.device import njit_parallel
+from .simd import inner, prefetch_range
 
 ZERO, ONE = np.float32(0), np.float32(1)
 #: A row of classes is fetched so many draws before it is needed, the beginning of it: then the processor sees where it
@@ -14,7 +14,7 @@ ZERO, ONE = np.float32(0), np.float32(1)
 AHEAD, BEGINNING = 4, 256
 
 
-@backend.njit_parallel(work=lambda queries, classes, ids, out: ids.size * classes.shape[1])
+@njit_parallel(work=lambda queries, classes, ids, out: ids.size * classes.shape[1])
 def scores(queries, classes, ids, out):
     """``out[b, m] = queries[b] . classes[ids[b, m]]``: each class that is drawn is read once, a row of d numbers."""
     width, n_samples = queries.shape[1], ids.shape[1]
@@ -26,7 +26,7 @@ def scores(queries, classes, ids, out):
             out[b, m] = inner(q, b * width, c, np.int64(ids[b, m]) * width, width)
 
 
-@backend.njit_parallel
+@njit_parallel
 def softmax(scores, ids, log_q, target_scores, labels, log_q_targets, mask_hits, loss, dscores, dtargets):
     """Each target of a row against the row's draws: loss and derivative of each target, (n,), derivative by the scores."""
     n_samples, shared = scores.shape[1], ids.shape[0] != scores.shape[0]

@@ -5,17 +5,18 @@ import math
 import numpy as np
 from numba import prange
 
-from ..core import backend, rng
+from ..core import rng
 from ..core.alias import BLOCK
+from ..core.device import cpu_formulas, njit, njit_parallel
 
-_rng = backend.cpu_formulas(rng)
+_rng = cpu_formulas(rng)
 random_words, below, alias_draw, unit = _rng.random_words, _rng.below, _rng.alias_draw, _rng.unit
 SAMPLING, ZERO = rng.SAMPLING, np.float32(0)
 #: A draw takes about as long as so many numbers that are read one after the other.
 DRAW = 32
 
 
-@backend.njit_parallel(work=lambda seed, step, n_classes, ids: DRAW * ids.size)
+@njit_parallel(work=lambda seed, step, n_classes, ids: DRAW * ids.size)
 def draw_uniform(seed, step, n_classes, ids):
     """Ids (B, M), each class as likely as the other."""
     n_samples = ids.shape[1]
@@ -25,7 +26,7 @@ def draw_uniform(seed, step, n_classes, ids):
             ids[row, m] = below(word, np.uint64(n_classes))
 
 
-@backend.njit_parallel(work=lambda seed, step, log_p, alias, ids, log_q: DRAW * ids.size)
+@njit_parallel(work=lambda seed, step, log_p, alias, ids, log_q: DRAW * ids.size)
 def draw(seed, step, log_p, alias, ids, log_q):
     """Ids (B, M) from the alias tables of ``exp(log_p)``, and their log-probabilities."""
     n_samples = ids.shape[1]
@@ -37,7 +38,7 @@ def draw(seed, step, log_p, alias, ids, log_q):
             log_q[row, m] = log_p[i]
 
 
-@backend.njit
+@njit
 def _pick(weights, wanted):
     """The first place where the running sum of the weights exceeds `wanted`; the last one with weight where none does."""
     total, place = ZERO, 0
@@ -50,7 +51,7 @@ def _pick(weights, wanted):
     return place
 
 
-@backend.njit_parallel
+@njit_parallel
 def draw_softmax(scores, first_row, seed, step, ids, log_q):
     """Ids (B, M) from the softmax of each row of scores (B, L), which become exponentials; and the log-probabilities.
 

@@ -4,10 +4,11 @@ import numba
 import numpy as np
 from numba import prange
 
-from ..core import backend, formulas
-from .vector import LANES
+from ..core import formulas
+from ..core.device import cpu_formulas, empty, njit, njit_parallel
+from .simd import LANES
 
-_f = backend.cpu_formulas(formulas)
+_f = cpu_formulas(formulas)
 enters, insert = _f.enters, _f.insert
 WORST = np.float32(-np.inf)
 #: Most entries of a row's list that is kept in order by insertion, whose cost grows with their square; and of lists of
@@ -24,7 +25,7 @@ MASK, MINUS, SIGN, NAN_KEY = np.uint32(BINS - 1), np.uint32(0xFFFFFFFF), np.uint
 HIGH, LOW = np.uint32(2 * DIGIT), np.uint32(DIGIT)
 
 
-@backend.njit
+@njit
 def _keys(scores, keys):
     """For each score an integer that ascends from the best to the worst: NaN 0, +infinity the next; 0 and -0 are equal."""
     bits = scores.view(np.uint32)
@@ -34,14 +35,14 @@ def _keys(scores, keys):
         keys[i] = NAN_KEY if scores[i] != scores[i] else descending
 
 
-@backend.njit
+@njit
 def _count(keys, shift, counts):
     counts[:] = 0
     for i in range(keys.size):
         counts[(keys[i] >> shift) & MASK] += 1
 
 
-@backend.njit
+@njit
 def _sort_by_digit(keys, ids, shift, counts, sorted_keys, sorted_ids):
     """One pass: by the digit at `shift`; what is equal in it keeps its order. `counts` are those of the digit, and spoiled."""
     start = 0
@@ -56,7 +57,7 @@ def _sort_by_digit(keys, ids, shift, counts, sorted_keys, sorted_ids):
         sorted_keys[place], sorted_ids[place] = keys[i], ids[i]
 
 
-@backend.njit
+@njit
 def select(scores, top_scores, top_ids):
     """The best of a row of scores: score descending, then index ascending; NaN first; -infinity and -1 where there are fewer.
 
@@ -87,7 +88,7 @@ def select(scores, top_scores, top_ids):
     top_scores[k:], top_ids[k:] = WORST, -1
 
 
-@backend.njit
+@njit
 def _insert_all(scores, top_scores, top_ids):
     top_scores[:], top_ids[:] = WORST, -1
     worst = WORST
@@ -97,7 +98,7 @@ def _insert_all(scores, top_scores, top_ids):
             worst = top_scores[top_scores.size - 1]
 
 
-@backend.njit_parallel
+@njit_parallel
 def top_k(scores, top_scores, top_ids):
     """The k largest scores of each row (B, L) and their columns; k is the width of the outputs."""
     few = top_scores.shape[1] <= INSERTED
@@ -118,7 +119,7 @@ def of_layer(forward, x, layer, top_scores, top_ids):
     """The k largest of the scores that ``forward(x, layer, scores)`` gives, and their labels; some rows at a time."""
     n_rows, n_labels = len(x), len(layer.bias)
     at_once = rows_at_once(n_rows, n_labels)
-    scores = backend.empty((at_once, n_labels), np.float32, "cpu")
+    scores = empty((at_once, n_labels), np.float32, "cpu")
     for first in range(0, n_rows, at_once):
         some = slice(first, first + at_once)
         part = scores[: len(x[some])]

@@ -1,16 +1,16 @@
-"""Unstructured sparse output layer (a yardstick) on the CPU: what SciPy does not offer."""
+"""Unstructured sparse output layer (a baseline) on the CPU: what SciPy does not offer."""
 
 import numpy as np
 from numba import prange
 
-from ..core import backend
-from .vector import LANES, dot, load
+from ..core.device import njit_parallel
+from .simd import LANES, dot, load
 
 ZERO = np.float32(0)
 SPAN = 256
 
 
-@backend.njit_parallel
+@njit_parallel
 def _gradient_of_values(xt, dscores_t, rows, columns, dvalues):
     n_rows = xt.shape[1]
     whole = n_rows // LANES * LANES

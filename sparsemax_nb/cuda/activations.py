@@ -2,16 +2,16 @@
 
 import numpy as np
 
-from ..core import backend, rng
-from ..core.backend import cuda
+from ..core import rng
+from ..core.device import cuda, cuda_formulas, cuda_jit
 from . import launch
 
-random_word = backend.cuda_formulas(rng).random_word
+random_word = cuda_formulas(rng).random_word
 ZERO = np.float32(0)
 NEVER = np.uint64(0)
 
 
-@backend.cuda_jit
+@cuda_jit
 def dropout_kernel(x, dropout, out):
     """A block owns one row of x, out (B, D), a thread its columns t, t + blockDim.x, ...; coalesced.
 
@@ -29,7 +29,7 @@ def dropout(x, dropout, out, *, block=launch.BLOCK):
         dropout_kernel[x.shape[0], block](x, dropout, out)
 
 
-@backend.cuda_jit
+@cuda_jit
 def relu_dropout_kernel(z, bias, dropout, out):
     """A block owns one row of z, out (B, D), a thread its columns t, t + blockDim.x, ...; coalesced.
 
@@ -51,7 +51,7 @@ def relu_dropout(z, bias, dropout, out, *, block=launch.BLOCK):
         relu_dropout_kernel[z.shape[0], block](z, bias, dropout, out)
 
 
-@backend.cuda_jit
+@cuda_jit
 def relu_dropout_backward_kernel(dout, out, scale, dz, dbias):
     """One thread owns one column of dout, out, dz (B, D) and sums dbias (D,) over the rows in their order; coalesced.
 

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from ..core import backend, rng
-from ..core.backend import cuda
+from ..core import rng
+from ..core.device import cuda, cuda_device, cuda_formulas, cuda_jit
 from . import launch
 
-random_words = backend.cuda_formulas(rng).random_words
+random_words = cuda_formulas(rng).random_words
 STREAM = rng.ROUNDING
 HALVES = np.uint64(8)
 
@@ -16,7 +16,7 @@ def bits_of(values):
     return (values, np.int32(16)) if values.dtype == np.uint16 else (values.view(np.int32), np.int32(0))
 
 
-@backend.cuda_device
+@cuda_device
 def random_half(rounding, position):
     """The 16 random bits for the weight at `position`."""
     a, b, c, d = random_words(rounding.seed, STREAM, rounding.step, position // HALVES)
@@ -31,7 +31,7 @@ def random_half(rounding, position):
     return np.uint32(word >> np.uint64(16)) if place % 2 else np.uint32(word & np.uint64(0xFFFF))
 
 
-@backend.cuda_jit
+@cuda_jit
 def widen_kernel(bits, out):
     """A thread owns one number: bits (n,) uint16, out (n,) int32, the bits of a float32; coalesced.
 

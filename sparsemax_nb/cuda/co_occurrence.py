@@ -3,18 +3,18 @@
 import numpy as np
 from numba import float32
 
-from ..core import backend, formulas
-from ..core.backend import cuda
+from ..core import formulas
+from ..core.device import cuda, cuda_formulas, cuda_jit
 from . import launch
 
-_f = backend.cuda_formulas(formulas)
+_f = cuda_formulas(formulas)
 mutual_information, rough_probability, together = _f.mutual_information, _f.rough_probability, _f.together
 ZERO, INFINITY, ONE, NONE = np.float32(0), np.float32(np.inf), np.uint32(1), np.uint32(0)
 #: Threads of a block: one for each candidate that there may be.
 BLOCK = 32
 
 
-@backend.cuda_jit
+@cuda_jit
 def rerank_kernel(scores, ids, pairs, weight, top_scores, top_ids):
     """A block owns one row, its thread c the candidate c of K <= 32: it searches the pairs of c and of each label that is chosen.
 

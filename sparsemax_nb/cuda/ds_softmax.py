@@ -5,8 +5,8 @@ import math
 import numpy as np
 from numba import float32, int32
 
-from ..core import backend, formulas, rng
-from ..core.backend import cuda
+from ..core import formulas, rng
+from ..core.device import address, asarray, cuda, cuda_device, cuda_formulas, cuda_jit, empty, has_tensor_cores, xp
 from ..core.experts import group
 from . import launch
 from .matmul import matmul
@@ -14,7 +14,7 @@ from .reduce import block_max, block_sum
 from .tensor_cores import SIDE, Factor, factor, place_of_lane, product_of_tile, shared_bytes_of, store_row
 from .top_k import INSERTED, SORTED, top_k
 
-_f, _r = backend.cuda_formulas(formulas), backend.cuda_formulas(rng)
+_f, _r = cuda_formulas(formulas), cuda_formulas(rng)
 adam, first_at_least, lasso = _f.adam, _f.first_at_least, _f.lasso
 random_words, bell = _r.random_words, _r.bell
 
@@ -27,7 +27,7 @@ OWNED = 4
 MMA_BLOCK = (32, 1, 4)
 
 
-@backend.cuda_jit
+@cuda_jit
 def add_noise_kernel(seed, step, scale, logits):
     """One thread owns one of the logits (B, E), updated in place. Grid: elements on x. No shared memory, no atomics."""
     i = cuda.grid(1)
@@ -41,7 +41,7 @@ def add_noise(seed, step, scale, logits, *, block=launch.BLOCK):
     add_noise_kernel[launch.flat(logits.size, block)](seed, step, scale, logits)
 
 
-@backend.cuda_device
+@cuda_device
 def _block_best(shared, shared_ids, score, place):
     """The largest `score` of the block's threads and its `place`, the lowest of equal ones; shared: 8 bytes a thread."""
     thread, half = cuda.threadIdx.x, cuda.blockDim.x // 2
@@ -59,7 +59,7 @@ def _block_best(shared, shared_ids, score, place):
     return score, place
 
 
-@backend.cuda_device
+@cuda_device
 def _choose(logits, shared, shared_ids):
     """The place of a row's largest logit, the first of equal ones, its value, and its softmax; by all threads of a block."""
     thread, n_threads = cuda.threadIdx.x, cuda.blockDim.x
@@ -74,7 +74,7 @@ def _choose(logits, shared, shared_ids):
     return place, best, ONE / block_sum(shared, total)
 
 
-@backend.cuda_jit
+@cuda_jit
 def gate_kernel(logits, probabilities, chosen, values):
     """A block owns one row of logits, probabilities (B, E), a thread its columns t, t + blockDim.x, ...; coalesced.
 
@@ -98,7 +98,7 @@ def gate(logits, probabilities, chosen, values, *, block=launch.BLOCK):
         gate_kernel[logits.shape[0], block, 0, launch.shared_bytes(8 * block)](logits, probabilities, chosen, values)
 
 
-@backend.cuda_device
+@cuda_device
 def _tile_of(starts, tile, size):
     """first, stop, expert: the run of at most `size` rows that is number `tile` where each expert's are cut apart.
 
@@ -113,7 +113,7 @@ def _tile_of(starts, tile, size):
     return 0, 0, -1
 
 
-@backend.cuda_jit
+@cuda_jit
 def scores_kernel(h, groups, experts, out):
     """A block owns blockDim.x classes of one expert, one a thread side by side; it walks over the expert's rows of the batch.
 
@@ -159,7 +159,7 @@ def scores_kernel(h, groups, experts, out):
                 out[groups.offsets[row + ty + 3 * ny] + place] = s3
 
 
-@backend.cuda_jit
+@cuda_jit
 def scores_mma_kernel(h, rows, groups, experts, out):
     """`scores_kernel` on the tensor cores: a block owns 32 blockDim.z classes of one expert, and takes 32 blockDim.y rows at a time.
 
@@ -195,7 +195,7 @@ def scores(h, groups, experts, out, *, block=(32, 8), tensor_cores=None):
     """
     n_experts, n_classes = experts.starts.shape[0] - 1, experts.ids.shape[0]
     rows_of_one = launch.divide_up(2 * h.shape[0], n_experts)  # an expert that gets more of them takes longer
-    if backend.has_tensor_cores(tensor_cores):
+    if has_tensor_cores(tensor_cores):
         _, y, z = MMA_BLOCK
         grid = launch.tiles_of_groups(n_classes, n_experts, SIDE * z, rows_of_one, SIDE * y)
         shared = launch.shared_bytes(shared_bytes_of(MMA_BLOCK))
@@ -206,7 +206,7 @@ def scores(h, groups, experts, out, *, block=(32, 8), tensor_cores=None):
     scores_kernel[grid, block, 0, shared](h, groups, experts, out)
 
 
-@backend.cuda_jit
+@cuda_jit
 def gradient_of_rows_kernel(dscores, h, groups, experts, drows):
     """A block owns 4 blockDim.y classes of one expert and walks over their numbers, blockDim.x of d side by side, 4 a thread.
 
@@ -251,7 +251,7 @@ def gradient_of_rows_kernel(dscores, h, groups, experts, drows):
                 drows[first + ty + 3 * ny, column + tx] = s3
 
 
-@backend.cuda_jit
+@cuda_jit
 def gradient_of_rows_mma_kernel(dscores, h, groups, experts, wide, drows):
     """`gradient_of_rows_kernel` on the tensor cores: a block owns 32 blockDim.y classes of one expert, 32 blockDim.z columns of d.
 
@@ -289,10 +289,10 @@ def gradient_of_rows(dscores, h, groups, experts, drows, *, block=(32, 8), tenso
     On tensor cores as `scores`.
     """
     (n_rows, width), n_experts = drows.shape, experts.starts.shape[0] - 1
-    if backend.has_tensor_cores(tensor_cores):
+    if has_tensor_cores(tensor_cores):
         _, y, z = MMA_BLOCK
         grid = launch.tiles_of_groups(n_rows, n_experts, SIDE * y, width, SIDE * z)
-        wide = np.int32(width % 4 == 0 and backend.address(drows) % 16 == 0)
+        wide = np.int32(width % 4 == 0 and address(drows) % 16 == 0)
         gradient_of_rows_mma_kernel[grid, MMA_BLOCK, 0, launch.shared_bytes(shared_bytes_of(MMA_BLOCK))](
             dscores, factor(h.T), groups, experts, wide, drows.reshape(-1)
         )
@@ -302,14 +302,14 @@ def gradient_of_rows(dscores, h, groups, experts, drows, *, block=(32, 8), tenso
     gradient_of_rows_kernel[grid, block, 0, shared](dscores, h, groups, experts, drows)
 
 
-@backend.cuda_device
+@cuda_device
 def _find(ids, first, stop, wanted):
     """The place of `wanted` in ids[first:stop], which ascend; -1 where it is not there."""
     at = first_at_least(ids, first, stop, wanted)
     return at - first if at < stop and ids[at] == wanted else -1
 
 
-@backend.cuda_jit
+@cuda_jit
 def cross_entropy_kernel(scores, values, labels, groups, experts, n_classes, scale, loss, dvalues, dscores):
     """A block owns one row of the sorted batch, a thread its scores t, t + blockDim.x, ...; coalesced, read three times.
 
@@ -380,7 +380,7 @@ def cross_entropy(
         )
 
 
-@backend.cuda_jit
+@cuda_jit
 def balance_kernel(values, groups, load, dload):
     """Grid: one block. A thread owns the experts t, t + blockDim.x, ... of load, dload (E,), and walks over their rows of values (B,).
 
@@ -406,7 +406,7 @@ def balance(values, groups, load, dload, *, block=launch.BLOCK):
     balance_kernel[1, block, 0, launch.shared_bytes(4 * block)](values, groups, load, dload)
 
 
-@backend.cuda_jit
+@cuda_jit
 def gate_backward_kernel(probabilities, chosen, dvalues, dload, dlogits):
     """One thread owns one of dlogits (B, E); coalesced. Grid: elements on x. No shared memory, no atomics.
 
@@ -425,7 +425,7 @@ def gate_backward(probabilities, chosen, dvalues, dload, dlogits, *, block=launc
     gate_backward_kernel[launch.flat(dlogits.size, block)](probabilities, chosen, dvalues, dload, dlogits)
 
 
-@backend.cuda_jit
+@cuda_jit
 def class_sums_kernel(squares, by_class, sums):
     """One thread owns one class of sums (L,) and walks over its rows of squares (R,). Grid: classes on x. No atomics."""
     c = cuda.grid(1)
@@ -441,7 +441,7 @@ def class_sums(squares, by_class, sums, *, block=launch.BLOCK):
     class_sums_kernel[launch.flat(sums.shape[0], block)](squares, by_class, sums)
 
 
-@backend.cuda_jit
+@cuda_jit
 def update_kernel(gradient, ids, class_squares, penalties, rates, moments, rows, squares):
     """A block owns one row of rows, gradient, m, v (R, d), a thread its columns t, t + blockDim.x, ...; coalesced.
 
@@ -474,7 +474,7 @@ def update(gradient, ids, class_squares, penalties, rates, moments, rows, square
         )
 
 
-@backend.cuda_jit
+@cuda_jit
 def survivors_kernel(squares, by_class, least, keep):
     """One thread owns one class and writes keep (R,) of its rows. Grid: classes on x. No shared memory, no atomics."""
     c = cuda.grid(1)
@@ -498,7 +498,7 @@ def survivors(squares, by_class, least, keep, *, block=launch.BLOCK):
 # ---------------------------------------------------------------- answers
 
 
-@backend.cuda_device
+@cuda_device
 def _best(scores, value, ids, first, probabilities, found, shared, shared_ids):
     """The best of one row's scores, one after the other: their softmax, times the gate value inside, and their classes.
 
@@ -532,7 +532,7 @@ def _best(scores, value, ids, first, probabilities, found, shared, shared_ids):
         found[i] = -1
 
 
-@backend.cuda_device
+@cuda_device
 def _products(query, rows, first, stop, shared, line):
     """line[r - first] = the product of `query` and rows[r], for the rows first ... stop - 1; by all threads of a block.
 
@@ -571,7 +571,7 @@ def _products(query, rows, first, stop, shared, line):
         cuda.syncthreads()
 
 
-@backend.cuda_jit
+@cuda_jit
 def answer_kernel(h, gate_rows, experts, scratch, probabilities, ids):
     """A block owns one query, from its gate to its answer; a warp four of the gate's rows, then of the expert's, at a time.
 
@@ -596,22 +596,22 @@ def answer_kernel(h, gate_rows, experts, scratch, probabilities, ids):
 def answer(h, gate_rows, experts, probabilities, ids, *, block=launch.BLOCK):
     """The best classes of the expert that the gate picks: their probabilities in its softmax, and ids, (B, k); row by row."""
     if h.shape[0] and ids.shape[1] > INSERTED:
-        logits = backend.empty((h.shape[0], gate_rows.shape[0]), np.float32, "cuda")
-        chosen, values = (backend.empty(h.shape[0], dtype, "cuda") for dtype in (np.int32, np.float32))
+        logits = empty((h.shape[0], gate_rows.shape[0]), np.float32, "cuda")
+        chosen, values = (empty(h.shape[0], dtype, "cuda") for dtype in (np.int32, np.float32))
         matmul(h, gate_rows.T, logits)
         gate(logits, logits, chosen, values)
         groups = group(chosen, experts.starts)
-        flat = backend.empty(int(groups.offsets[-1]), np.float32, "cuda")
+        flat = empty(int(groups.offsets[-1]), np.float32, "cuda")
         scores(h[groups.order], groups, experts, flat)
         select(flat, values, groups, experts, probabilities, ids)
     elif h.shape[0]:
         most = int((experts.starts[1:] - experts.starts[:-1]).max())
-        scratch = backend.empty((h.shape[0], max(gate_rows.shape[0], most)), np.float32, "cuda")
+        scratch = empty((h.shape[0], max(gate_rows.shape[0], most)), np.float32, "cuda")
         shared = launch.shared_bytes(4 * ((launch.WARP + 1) * block + h.shape[1]))
         answer_kernel[h.shape[0], block, 0, shared](h, gate_rows, experts, scratch, probabilities, ids)
 
 
-@backend.cuda_jit
+@cuda_jit
 def select_kernel(scores, values, groups, experts, probabilities, ids):
     """A block owns one row of the sorted batch: the best of its scores (flat, which are spoiled), probabilities, ids (B, k).
 
@@ -627,7 +627,7 @@ def select_kernel(scores, values, groups, experts, probabilities, ids):
 
 def _select_many(scores, values, groups, experts, probabilities, ids):
     """`select` of many: by sorting the scores, filled up to a row for each query; some rows at a time."""
-    xp, n_rows = backend.xp, values.shape[0]
+    n_rows = values.shape[0]
     sizes, starts = groups.offsets[1:] - groups.offsets[:-1], experts.starts[groups.experts]
     most = max(1, int(sizes.max()))
     place = xp.arange(most)
@@ -635,8 +635,8 @@ def _select_many(scores, values, groups, experts, probabilities, ids):
         some = slice(first, min(first + max(1, SORTED // most), n_rows))
         held = place < sizes[some, None]
         index = xp.where(held, groups.offsets[:-1][some, None] + place, 0)
-        rows = backend.asarray(xp.where(held, scores[index] if scores.size else WORST, WORST), "cuda", np.float32)
-        best, at = (backend.empty((rows.shape[0], ids.shape[1]), dtype, "cuda") for dtype in (np.float32, np.int32))
+        rows = asarray(xp.where(held, scores[index] if scores.size else WORST, WORST), "cuda", np.float32)
+        best, at = (empty((rows.shape[0], ids.shape[1]), dtype, "cuda") for dtype in (np.float32, np.int32))
         top_k(rows, best, at)
         order, value = groups.order[some], values[groups.order[some]][:, None]
         with np.errstate(invalid="ignore"):

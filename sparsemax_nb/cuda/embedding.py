@@ -2,14 +2,13 @@
 
 import numpy as np
 
-from ..core import backend
-from ..core.backend import cuda
+from ..core.device import cuda, cuda_device, cuda_jit
 from . import launch
 
 ZERO = np.float32(0)
 
 
-@backend.cuda_device
+@cuda_device
 def _weighted_sum(indptr, ids, weights, source, out):
     """``out[b] = sum_j weights[j] source[ids[j]]`` for the row b of this block; its threads share the columns."""
     b = cuda.blockIdx.x
@@ -20,7 +19,7 @@ def _weighted_sum(indptr, ids, weights, source, out):
         out[b, i] = total
 
 
-@backend.cuda_jit
+@cuda_jit
 def forward_kernel(rows, table, out):
     """A block owns one row of out (B, D), a thread its columns t, t + blockDim.x, ...; reads table (F, D) coalesced.
 
@@ -35,7 +34,7 @@ def forward(rows, table, out, *, block=launch.BLOCK):
         forward_kernel[out.shape[0], block](rows, table, out)
 
 
-@backend.cuda_jit
+@cuda_jit
 def backward_kernel(columns, dout, drows):
     """A block owns one row of drows (U, D), a thread its columns t, t + blockDim.x, ...; reads dout (B, D) coalesced.
 

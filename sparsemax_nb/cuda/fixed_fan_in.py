@@ -9,8 +9,8 @@ a thread, 128 a warp; the plain ones show the idea, and run in the simulator.
 import numpy as np
 from numba import float32
 
-from ..core import backend, formulas, rng
-from ..core.backend import cuda
+from ..core import formulas, rng
+from ..core.device import cuda, cuda_device, cuda_formulas, cuda_jit, empty, runs_ptx
 from . import launch
 from .layout import padded, transposed, zeros_like_inputs
 from .optimizers import updated
@@ -18,8 +18,8 @@ from .ptx import load4
 from .reduce import ALL_LANES, warp_sum
 from .top_k import INSERTED, WORST, clear, enters, insert, merge, of_layer, shapes_of_layer
 
-_f = backend.cuda_formulas(formulas)
-_r = backend.cuda_formulas(rng)
+_f = cuda_formulas(formulas)
+_r = cuda_formulas(rng)
 loss_and_gradient = _f.loss_and_gradient
 random_word, below, symmetric = _r.random_word, _r.below, _r.symmetric
 
@@ -50,7 +50,7 @@ def top_k_shapes(n_rows, n_inputs, n_labels, fan_in, k):
     return shapes | {"list_scores": (lists, np.float32), "list_ids": (lists, np.int32)}
 
 
-@backend.cuda_device
+@cuda_device
 def _score(xt, layer, label, row):
     """Score of one label for one row. Unsigned indices spare Numba's test for negative ones."""
     label, row = np.uint32(label), np.uint32(row)
@@ -61,7 +61,7 @@ def _score(xt, layer, label, row):
     return score
 
 
-@backend.cuda_device
+@cuda_device
 def _scatter(dxt, layer, label, row, g):
     """Adds the gradient `g` of one score to the inputs of its label, by atomics."""
     label, row = np.uint32(label), np.uint32(row)
@@ -70,7 +70,7 @@ def _scatter(dxt, layer, label, row, g):
         cuda.atomic.add(dxt, (np.uint32(layer.indices[label, k]), row), layer.values[label, k] * g)
 
 
-@backend.cuda_jit
+@cuda_jit
 def random_connections_kernel(seed, n_inputs, indices):
     """One thread draws the connections of one label. Grid: labels on x. Writes indices (L, K). No shared, no atomics."""
     label = cuda.grid(1)
@@ -96,7 +96,7 @@ def random_connections(seed, n_inputs, indices, *, block=launch.BLOCK):
     random_connections_kernel[launch.flat(indices.shape[0], block)](seed, n_inputs, indices)
 
 
-@backend.cuda_jit
+@cuda_jit
 def random_values_kernel(seed, stream, scale, values):
     """One thread draws one weight. Grid: elements on x. Writes values (n,). No shared, no atomics."""
     i = cuda.grid(1)
@@ -109,7 +109,7 @@ def random_values(seed, stream, scale, values, *, block=launch.BLOCK):
     random_values_kernel[launch.flat(values.size, block)](seed, stream, scale, values)
 
 
-@backend.cuda_jit
+@cuda_jit
 def forward_kernel(xt, layer, scores):
     """First version: one thread computes one score; x is the row, y the label; rows stride over grid y.
 
@@ -124,7 +124,7 @@ def forward_kernel(xt, layer, scores):
             scores[row, label] = _score(xt, layer, label, row)
 
 
-@backend.cuda_jit
+@cuda_jit
 def forward_tiled_kernel(xt, layer, scores):
     """A block computes a tile of 32 rows x 32 labels, turns it in shared memory and writes whole lines.
 
@@ -147,7 +147,7 @@ def forward_tiled_kernel(xt, layer, scores):
         cuda.syncthreads()
 
 
-@backend.cuda_device
+@cuda_device
 def _scores_of_four(xt, layer, label, place):
     """Scores of one label for the rows place ... place + 3. A loop over unsigned numbers costs less than `range`."""
     indices, values = layer.indices[label], layer.values[label]
@@ -163,7 +163,7 @@ def _scores_of_four(xt, layer, label, place):
     return a, b, c, d
 
 
-@backend.cuda_jit
+@cuda_jit
 def forward_wide_kernel(xt, layer, scores):
     """`forward_tiled_kernel` for tiles of 128 rows x 32 labels: a warp takes a label, a lane four rows, 16 bytes a load.
 
@@ -190,14 +190,12 @@ def forward_wide_kernel(xt, layer, scores):
 
 def forward(x, layer, scores, *, block=(32, 8), wide=None):
     """``scores[b, l] = bias[l] + sum_k values[l, k] x[b, indices[l, k]]``. By wide loads as `step`."""
-    kernel, rows, multiple = (
-        (forward_wide_kernel, ROWS, 4) if backend.runs_ptx(wide) else (forward_tiled_kernel, TILE, 1)
-    )
+    kernel, rows, multiple = (forward_wide_kernel, ROWS, 4) if runs_ptx(wide) else (forward_tiled_kernel, TILE, 1)
     grid = launch.labels_by_rows(layer.indices.shape[0], x.shape[0], rows, TILE)
     kernel[grid, block](transposed(x, multiple), layer, scores)
 
 
-@backend.cuda_jit
+@cuda_jit
 def backward_kernel(xt, layer, dscores_t, dxt, dvalues, dbias):
     """A block owns one label. Its threads first share the rows (dx), then the connections (dvalues, dbias).
 
@@ -225,13 +223,13 @@ def backward_kernel(xt, layer, dscores_t, dxt, dvalues, dbias):
             dbias[label] = total
 
 
-@backend.cuda_device
+@cuda_device
 def _lanes_with(g):
     """How many lanes of the warp have a `g` that is not zero."""
     return cuda.popc(cuda.ballot_sync(ALL_LANES, g != ZERO))
 
 
-@backend.cuda_device
+@cuda_device
 def _add_many(xt, layer, dxt, shared, sums, slopes, label, row, place, g):
     """`_add_tile` where many rows have a gradient: all lanes take one connection after the other.
 
@@ -259,7 +257,7 @@ def _add_many(xt, layer, dxt, shared, sums, slopes, label, row, place, g):
         k += np.uint64(1)
 
 
-@backend.cuda_device
+@cuda_device
 def _add_few(xt, layer, dxt, shared, sums, slopes, label, first_row):
     """`_add_tile` for 32 rows, few of which have a gradient: a lane takes a connection, and these rows one by one."""
     lane = cuda.threadIdx.x
@@ -278,7 +276,7 @@ def _add_few(xt, layer, dxt, shared, sums, slopes, label, first_row):
             shared[sums + k] += total
 
 
-@backend.cuda_device
+@cuda_device
 def _add_tile(xt, layer, dxt, shared, sums, label, first_row, place, g):
     """What follows from a warp's gradients of 128 rows, `g` of the lane's four: its sums by weight, and dxt by atomics.
 
@@ -302,7 +300,7 @@ def _add_tile(xt, layer, dxt, shared, sums, label, first_row, place, g):
         cuda.syncwarp()
 
 
-@backend.cuda_jit
+@cuda_jit
 def backward_wide_kernel(xt, layer, dscores_t, dxt, dvalues, dbias):
     """`backward_kernel` with a warp for each label, and for each lane four neighbouring rows: 16 bytes a load.
 
@@ -346,7 +344,7 @@ def backward(x, layer, dscores, dx, dvalues, dbias, *, block=launch.BLOCK, wide=
     By wide loads as `step`.
     """
     dxt, outputs = zeros_like_inputs(x), (dvalues, dbias)
-    if backend.runs_ptx(wide):
+    if runs_ptx(wide):
         grid, block, shared = _launch_of_warps(layer, block)
         backward_wide_kernel[grid, block, 0, shared](transposed(x, 4), layer, transposed(dscores, 4), dxt, *outputs)
     else:
@@ -354,14 +352,14 @@ def backward(x, layer, dscores, dx, dvalues, dbias, *, block=launch.BLOCK, wide=
     dx[:] = dxt.T
 
 
-@backend.cuda_device
+@cuda_device
 def _slope(loss, scale, score, is_positive):
     """Gradient of one score, and its loss, both times `scale`."""
     value, g = loss_and_gradient(loss, score, ONE if is_positive else -ONE)
     return g * scale, value * scale
 
 
-@backend.cuda_device
+@cuda_device
 def _update(layer, update, values_moments, bias_moments, label_loss, shared, sums, label, thread, n_threads):
     """One step of the optimiser for a label, by the K + 2 sums from number `sums` on: by values and bias, and the loss."""
     optimizer, rates, _ = update
@@ -375,7 +373,7 @@ def _update(layer, update, values_moments, bias_moments, label_loss, shared, sum
         label_loss[label] = shared[sums + fan_in + 1]
 
 
-@backend.cuda_jit
+@cuda_jit
 def step_kernel(xt, layer, positives, loss, update, values_moments, bias_moments, dxt, label_loss):
     """A block owns one label: scores of all rows, loss, gradients, update. Scores never leave the registers.
 
@@ -419,7 +417,7 @@ def step_kernel(xt, layer, positives, loss, update, values_moments, bias_moments
     _update(layer, update, values_moments, bias_moments, label_loss, shared, sums, label, t, n_threads)
 
 
-@backend.cuda_device
+@cuda_device
 def _positives_of_four(positives, label, first_row):
     """Bit j is set where row first_row + j, j < 4, is one of a label's positives."""
     mask = np.uint32(0)
@@ -430,7 +428,7 @@ def _positives_of_four(positives, label, first_row):
     return mask
 
 
-@backend.cuda_jit
+@cuda_jit
 def step_wide_kernel(xt, layer, positives, loss, update, values_moments, bias_moments, dxt, label_loss):
     """`step_kernel` with a warp for each label, and for each lane four neighbouring rows: 16 bytes a load.
 
@@ -497,7 +495,7 @@ def step(
     update = (optimizer, rates, np.float32(1 / max(x.shape[0], 1)))
     dxt = zeros_like_inputs(x)
     inputs = layer, positives, loss, update, values_moments, bias_moments, dxt, label_loss
-    if backend.runs_ptx(wide):
+    if runs_ptx(wide):
         grid, block, shared = _launch_of_warps(layer, block)
         step_wide_kernel[grid, block, 0, shared](transposed(x, 4), *inputs)
     else:
@@ -506,7 +504,7 @@ def step(
     dx[:] = dxt.T
 
 
-@backend.cuda_device
+@cuda_device
 def _keep(list_scores, list_ids, row, part, score, label, worst):
     """Offers a label to a list whose k-th best score is `worst`; returns what it is then."""
     if not score <= worst:
@@ -517,7 +515,7 @@ def _keep(list_scores, list_ids, row, part, score, label, worst):
     return worst
 
 
-@backend.cuda_jit
+@cuda_jit
 def top_k_kernel(xt, layer, list_scores, list_ids):
     """One thread keeps the best k of one range of labels for one row: x is the row, y the range.
 
@@ -537,7 +535,7 @@ def top_k_kernel(xt, layer, list_scores, list_ids):
                 worst = _keep(list_scores, list_ids, row, part, _score(xt, layer, label, row), label, worst)
 
 
-@backend.cuda_device
+@cuda_device
 def _worst_of_four(list_scores, row, n, part):
     """The k-th best scores of `n` rows from `row` on; infinity, which no score beats, for what is missing to four."""
     last = list_scores.shape[1] - 1
@@ -548,7 +546,7 @@ def _worst_of_four(list_scores, row, n, part):
     return a, b, c, d
 
 
-@backend.cuda_jit
+@cuda_jit
 def top_k_wide_kernel(xt, layer, list_scores, list_ids):
     """`top_k_kernel` with four neighbouring rows a thread, and their four lists: 16 bytes a load.
 
@@ -585,11 +583,11 @@ def top_k(x, layer, top_scores, top_ids, *, block=None, wide=None):
     if k > INSERTED:
         of_layer(forward, x, layer, top_scores, top_ids)
         return
-    wide = backend.runs_ptx() and n_rows > 3 if wide is None else wide
+    wide = runs_ptx() and n_rows > 3 if wide is None else wide
     kernel, multiple = (top_k_wide_kernel, 4) if wide else (top_k_kernel, 1)
     block = launch.rows_side_by_side(launch.divide_up(n_rows, multiple)) if block is None else block
     _, grid = launch.lists_by_rows(layer.indices.shape[0], n_rows, k, multiple * block[0], block[1])
     shapes = top_k_shapes(*x.shape, *layer.indices.shape, k)
-    list_scores, list_ids = (backend.empty(*shapes[name], "cuda") for name in ("list_scores", "list_ids"))
+    list_scores, list_ids = (empty(*shapes[name], "cuda") for name in ("list_scores", "list_ids"))
     kernel[grid, block](transposed(x, multiple), layer, list_scores, list_ids)
     merge(list_scores, list_ids, top_scores, top_ids)

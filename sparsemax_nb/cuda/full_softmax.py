@@ -5,8 +5,7 @@ import math
 import numpy as np
 from numba import float32, int32
 
-from ..core import backend
-from ..core.backend import cuda
+from ..core.device import address, cuda, cuda_device, cuda_jit, empty, has_tensor_cores, xp
 from . import launch
 from .matmul import matmul
 from .reduce import ALL_LANES, block_max, block_sum
@@ -22,7 +21,7 @@ MMA_BLOCK = (32, 4, 2)
 HELD = 1 << 24
 
 
-@backend.cuda_jit
+@cuda_jit
 def add_tile_kernel(logits, bias, largest, total):
     """A block owns one row of logits (B, T), a thread its columns t, t + blockDim.x, ...; coalesced, read twice.
 
@@ -50,7 +49,7 @@ def add_tile(logits, bias, largest, total, *, block=launch.BLOCK):
         add_tile_kernel[logits.shape[0], block, 0, launch.shared_bytes(4 * block)](logits, bias, largest, total)
 
 
-@backend.cuda_device
+@cuda_device
 def _add_to_sums(values, biases, sums, row, part):
     """Largest logit of a row's 32 columns and the sum of ``exp(logit - largest)``: four lanes have eight each."""
     v, b = values, biases
@@ -68,7 +67,7 @@ def _add_to_sums(values, biases, sums, row, part):
         sums[row, 1, part] = total
 
 
-@backend.cuda_jit
+@cuda_jit
 def cross_entropy_mma_kernel(h, w, bias, sizes, wide, logits, sums):
     """A block computes a tile of logits h @ w.T on the tensor cores, as `matmul.mma_kernel`; what softmax needs of it is found on the way.
 
@@ -110,7 +109,7 @@ def cross_entropy_mma_kernel(h, w, bias, sizes, wide, logits, sums):
         _add_to_sums(r3, biases, sums, row + 18, part)
 
 
-@backend.cuda_jit
+@cuda_jit
 def add_sums_kernel(sums, largest, total):
     """A block owns one row: it joins the sums of its tile's parts.
 
@@ -134,8 +133,8 @@ def add_sums_kernel(sums, largest, total):
 def _add_product_mma(h, w, bias, logits, largest, total, block):
     sizes = (*h.shape[:1], *w.shape)
     _, grid = launch.tiles_of_product(*sizes[:2], 0, SIDE * MMA_BLOCK[1], SIDE * MMA_BLOCK[2])
-    sums = backend.empty((sizes[0], 2, launch.divide_up(sizes[1], SIDE)), np.float32, "cuda")
-    wide = np.int32(sizes[1] % 4 == 0 and backend.address(logits) % 16 == 0)
+    sums = empty((sizes[0], 2, launch.divide_up(sizes[1], SIDE)), np.float32, "cuda")
+    wide = np.int32(sizes[1] % 4 == 0 and address(logits) % 16 == 0)
     cross_entropy_mma_kernel[grid, MMA_BLOCK, 0, launch.shared_bytes(shared_bytes_of(MMA_BLOCK))](
         factor(h), factor(w), bias, tuple(map(np.int64, sizes)), wide, logits.reshape(-1), sums
     )
@@ -147,7 +146,7 @@ def add_product(h, w, bias, keep, logits, largest, total, *, block=launch.BLOCK,
 
     On tensor cores where the device has them, as precise as float32; `tensor_cores` says that it has them, or not.
     """
-    if backend.has_tensor_cores(tensor_cores):
+    if has_tensor_cores(tensor_cores):
         if h.shape[0]:
             _add_product_mma(h, w, bias, logits if keep else logits[:0], largest, total, block)
         return
@@ -155,7 +154,7 @@ def add_product(h, w, bias, keep, logits, largest, total, *, block=launch.BLOCK,
     add_tile(logits, bias, largest, total, block=block)
 
 
-@backend.cuda_jit
+@cuda_jit
 def gradient_of_tile_kernel(logits, bias, first, labels, sums, scale, losses, dlogits):
     """A block owns one row of logits, dlogits (B, T), a thread its columns t, t + blockDim.x, ...; coalesced.
 
@@ -194,12 +193,12 @@ def gradient_of_tile(logits, bias, first, labels, largest, total, scale, dbias, 
         gradient_of_tile_kernel[n_rows, block, 0, launch.shared_bytes(4 * block)](
             logits, bias, first, labels, (largest, total), scale, losses, dlogits
         )
-        ones = backend.empty((1, n_rows), np.float32, "cuda")
+        ones = empty((1, n_rows), np.float32, "cuda")
         ones[...] = 1
         matmul(ones, dlogits, dbias.reshape(1, -1), add=True)
 
 
-@backend.cuda_jit
+@cuda_jit
 def rank_kernel(logits, targets, log_prob, rank):
     """A block owns one row of logits (B, L), a thread its columns t, t + blockDim.x, ...; coalesced, read twice.
 
@@ -234,7 +233,7 @@ def rank(logits, targets, log_prob, rank, *, block=launch.BLOCK):
         rank_kernel[logits.shape[0], block, 0, launch.shared_bytes(4 * block)](logits, targets, log_prob, rank)
 
 
-@backend.cuda_jit
+@cuda_jit
 def softmax_lists_kernel(logits, bias, list_scores, list_ids, list_sums):
     """One thread keeps the best k of every n_lists-th class of one row, and their sum: x is the list, so a warp reads whole lines.
 
@@ -264,7 +263,7 @@ def softmax_lists_kernel(logits, bias, list_scores, list_ids, list_sums):
             list_sums[row, 1, part] = total
 
 
-@backend.cuda_jit
+@cuda_jit
 def probabilities_kernel(list_sums, probabilities):
     """A block owns one row: it joins the sums of its lists and turns its k best scores into probabilities.
 
@@ -295,8 +294,8 @@ def _sorted_probabilities(logits, bias, probabilities, ids):
     logits += bias
     largest = logits.max(axis=1, keepdims=True)
     top_k_of_scores(logits, probabilities, ids)
-    total = backend.xp.exp(logits - largest).sum(axis=1, keepdims=True)
-    probabilities[...] = backend.xp.exp(probabilities - largest) / total
+    total = xp.exp(logits - largest).sum(axis=1, keepdims=True)
+    probabilities[...] = xp.exp(probabilities - largest) / total
 
 
 def top_k(h, w, bias, probabilities, ids, *, block=launch.BLOCK):
@@ -306,7 +305,7 @@ def top_k(h, w, bias, probabilities, ids, *, block=launch.BLOCK):
     """
     (n_rows, k), n_classes = ids.shape, len(w)
     at_once = max(1, min(n_rows, HELD // n_classes))
-    buffer, shared = backend.empty((at_once, n_classes), np.float32, "cuda"), launch.shared_bytes(4 * block)
+    buffer, shared = empty((at_once, n_classes), np.float32, "cuda"), launch.shared_bytes(4 * block)
     for first in range(0, n_rows, at_once):
         some = slice(first, min(first + at_once, n_rows))
         n = some.stop - first
@@ -316,9 +315,9 @@ def top_k(h, w, bias, probabilities, ids, *, block=launch.BLOCK):
             _sorted_probabilities(logits, bias, probabilities[some], ids[some])
             continue
         n_lists, grid = launch.lists_per_row(n_classes, n, k, block)
-        list_scores = backend.empty((n, k, n_lists), np.float32, "cuda")
-        list_ids = backend.empty((n, k, n_lists), np.int32, "cuda")
-        list_sums = backend.empty((n, 2, n_lists), np.float32, "cuda")
+        list_scores = empty((n, k, n_lists), np.float32, "cuda")
+        list_ids = empty((n, k, n_lists), np.int32, "cuda")
+        list_sums = empty((n, 2, n_lists), np.float32, "cuda")
         softmax_lists_kernel[grid, block](logits, bias, list_scores, list_ids, list_sums)
         merge(list_scores, list_ids, probabilities[some], ids[some], block=block)
         probabilities_kernel[n, block, 0, shared](list_sums, probabilities[some])

@@ -16,15 +16,15 @@ import functools
 import numpy as np
 from numba import float32, int32
 
-from ..core import backend, formulas
-from ..core.backend import cuda
+from ..core import formulas
+from ..core.device import cuda, cuda_device, cuda_formulas, cuda_jit, empty, has_tensor_cores
 from . import group_shared_mma, launch
 from .bfloat16 import bits_of, random_half
 from .layout import transposed, zeros_like_inputs
 from .optimizers import updated
 from .top_k import INSERTED, WORST, clear, enters, insert, merge, of_layer, shapes_of_layer
 
-_f = backend.cuda_formulas(formulas)
+_f = cuda_formulas(formulas)
 loss_and_gradient, round_bits = _f.loss_and_gradient, _f.round_bits
 
 ZERO, ONE = np.float32(0), np.float32(1)
@@ -52,7 +52,7 @@ def _kernel_inputs(layer):
     return (layer.indices, *bits_of(layer.values), layer.bias, layer.group_size)
 
 
-@backend.cuda_device
+@cuda_device
 def _stage_weights(weights, at, shared, thread, n_threads, group):
     """Weights of a group to shared memory, from number `at` on, label by label; returns first label and their number."""
     indices, bits, shift, _, group_size = weights
@@ -64,7 +64,7 @@ def _stage_weights(weights, at, shared, thread, n_threads, group):
     return first, n
 
 
-@backend.cuda_jit
+@cuda_jit
 def forward_kernel(xt, weights, scores):
     """A block computes the scores of one group for tiles of 32 rows: a warp takes every blockDim.y-th label, a thread a row.
 
@@ -98,7 +98,7 @@ def forward_kernel(xt, weights, scores):
 
 def _takes_tensor_cores(layer, tensor_cores):
     """Connections in whole sixteens, on a device that has tensor cores for bfloat16, or is said to have."""
-    return layer.indices.shape[1] % 16 == 0 and backend.has_tensor_cores(tensor_cores)
+    return layer.indices.shape[1] % 16 == 0 and has_tensor_cores(tensor_cores)
 
 
 def forward(x, layer, scores, *, block=(32, 4), tensor_cores=None):
@@ -116,7 +116,7 @@ def forward(x, layer, scores, *, block=(32, 4), tensor_cores=None):
     forward_kernel[grid, block, 0, shared](transposed(x), _kernel_inputs(layer), scores)
 
 
-@backend.cuda_device
+@cuda_device
 def _add_sums(xt, indices, dxt, shared, places, sizes, group, row):
     """What follows from the gradients of a tile of rows, one a thread: sums by weight, and dxt by atomics.
 
@@ -147,14 +147,14 @@ def _add_sums(xt, indices, dxt, shared, places, sizes, group, row):
         shared[sums + i] += total
 
 
-@backend.cuda_device
+@cuda_device
 def _gather(xt, indices, shared, group, row):
     """The group's inputs of one row, a thread's own, to shared memory: column threadIdx.x of (K, blockDim.x + 1)."""
     for k in range(indices.shape[1]):
         shared[k * (cuda.blockDim.x + 1) + cuda.threadIdx.x] = xt[np.uint32(indices[group, k]), row]
 
 
-@backend.cuda_jit
+@cuda_jit
 def backward_kernel(xt, weights, dscores_t, dxt, dvalues, dbias):
     """A block owns one group, a thread a row of each tile.
 
@@ -209,7 +209,7 @@ def backward(x, layer, dscores, dx, dvalues, dbias, *, block=launch.BLOCK, tenso
     dx[:] = dxt.T
 
 
-@backend.cuda_jit
+@cuda_jit
 def step_kernel(xt, weights, positives, loss, update, values_moments, bias_moments, rounding, dxt, label_loss):
     """A block owns one group, a thread a row of each tile: scores of all labels, loss, gradients, update.
 
@@ -315,7 +315,7 @@ def step(
     dx[:] = dxt.T
 
 
-@backend.cuda_jit
+@cuda_jit
 def top_k_kernel(xt, weights, list_scores, list_ids):
     """A block searches ranges of groups for 32 rows; each thread keeps the best k of its labels for one row.
 
@@ -363,7 +363,7 @@ def top_k(x, layer, top_scores, top_ids, *, block=(ROWS, LISTS), tensor_cores=No
     (n_groups, fan_in), group_size = layer.indices.shape, layer.group_size
     n_parts, grid = launch.parts_by_rows(n_groups, n_rows, k, group_size, *block)
     lists = n_rows, k, n_parts * block[1]
-    list_scores, list_ids = backend.empty(lists, np.float32, "cuda"), backend.empty(lists, np.int32, "cuda")
+    list_scores, list_ids = empty(lists, np.float32, "cuda"), empty(lists, np.int32, "cuda")
     if _takes_tensor_cores(layer, tensor_cores):
         group_shared_mma.top_k(x, layer, list_scores, list_ids, grid)
     else:

@@ -16,8 +16,8 @@ bfloat16.
 import numpy as np
 from numba import float32
 
-from ..core import backend, formulas
-from ..core.backend import cuda
+from ..core import formulas
+from ..core.device import cuda, cuda_device, cuda_formulas, cuda_jit
 from . import launch
 from .bfloat16 import random_half
 from .layout import transposed
@@ -26,7 +26,7 @@ from .ptx import as_bits, as_float, load4, mma, mma_exact, split
 from .reduce import ALL_LANES
 from .top_k import WORST, clear, enters, insert
 
-_f = backend.cuda_formulas(formulas)
+_f = cuda_formulas(formulas)
 loss_and_gradient, round_bits = _f.loss_and_gradient, _f.round_bits
 
 ZERO, ONE = np.float32(0), np.float32(1)
@@ -51,7 +51,7 @@ def _sixteens(layer):
     return layer.indices.shape[0] * launch.divide_up(layer.group_size, 16)
 
 
-@backend.cuda_device
+@cuda_device
 def _place_of(sixteen, n_labels, group_size):
     """group, first, stop: the labels of a sixteen."""
     by_group = (group_size + 15) // 16
@@ -60,7 +60,7 @@ def _place_of(sixteen, n_labels, group_size):
     return group, first, min(n_labels, (group + 1) * group_size, first + 16)
 
 
-@backend.cuda_device
+@cuda_device
 def _weights_of(weights, label, k):
     """Weights k, k + 1, k + 8 and k + 9 of a label, split in three: bfloat16 has nothing in the second and third part."""
     _, words, _, shift, _, _ = weights
@@ -70,20 +70,20 @@ def _weights_of(weights, label, k):
     return split((p, q, as_float(words[label, k + 8]), as_float(words[label, k + 9])))
 
 
-@backend.cuda_device
+@cuda_device
 def _rows_of(low, high):
     """The words of a: those of row g and of row g + 8."""
     return low[0], high[0], low[1], high[1]
 
 
-@backend.cuda_device
+@cuda_device
 def _product(low, high, b, c):
     """c + a b for float32 a and b, split in three; a: row g, and row g + 8."""
     a = _rows_of(low[0], high[0]), _rows_of(low[1], high[1]), _rows_of(low[2], high[2])
     return mma_exact(a, b, c)
 
 
-@backend.cuda_device
+@cuda_device
 def _weights_by_inputs(shift, low, high, b, c):
     """c + a b for weights a and split inputs b."""
     if shift:
@@ -92,7 +92,7 @@ def _weights_by_inputs(shift, low, high, b, c):
     return _product(low, high, b, c)
 
 
-@backend.cuda_device
+@cuda_device
 def _scores_of_tile(xt, weights, group, labels, place):
     """Four fragments of scores: of the two `labels` of this lane, and rows place ... place + 3 of its column."""
     (indices, _, _, shift, bias, _), (low, high) = weights, labels
@@ -108,7 +108,7 @@ def _scores_of_tile(xt, weights, group, labels, place):
     return c0, c1, c2, c3
 
 
-@backend.cuda_device
+@cuda_device
 def _store_fragment(scores, row, n_rows, label, stop, c):
     """Scores of the labels `label` and label + 8, for a row and the row four below."""
     if label < stop:
@@ -123,7 +123,7 @@ def _store_fragment(scores, row, n_rows, label, stop, c):
             scores[row + 4, label + 8] = c[3]
 
 
-@backend.cuda_jit
+@cuda_jit
 def forward_kernel(xt, weights, scores):
     """A warp computes 16 labels of one group for tiles of 32 rows.
 
@@ -150,7 +150,7 @@ def forward(x, layer, scores):
     forward_kernel[grid, (ROWS, WARPS)](transposed(x, ROWS), _weights(layer), scores)
 
 
-@backend.cuda_device
+@cuda_device
 def _slopes_of_fragment(loss, scale, c, number, left, are_valid, masks):
     """Gradients by the four scores of fragment `number`, and the losses of its two labels.
 
@@ -171,7 +171,7 @@ def _slopes_of_fragment(loss, scale, c, number, left, are_valid, masks):
     return slopes, value_0 * w_0 + value_1 * w_1, value_2 * w_2 + value_3 * w_3
 
 
-@backend.cuda_device
+@cuda_device
 def _mask_of(positives, label, first_row):
     """Bit q is set where row first_row + q, q < 32, is one of a label's positives."""
     mask = np.uint32(0)
@@ -182,12 +182,12 @@ def _mask_of(positives, label, first_row):
     return mask
 
 
-@backend.cuda_device
+@cuda_device
 def _is_any(c):
     return c[0] != ZERO or c[1] != ZERO or c[2] != ZERO or c[3] != ZERO
 
 
-@backend.cuda_device
+@cuda_device
 def _keep_fragment(shared, at, c):
     """A fragment to the tile (32, 17) of rows and labels, from number `at` on."""
     shared[at] = c[0]
@@ -196,7 +196,7 @@ def _keep_fragment(shared, at, c):
     shared[at + 4 * PITCH + 8] = c[3]
 
 
-@backend.cuda_device
+@cuda_device
 def _keep_tile(shared, at, c0, c1, c2, c3):
     """The four fragments of a tile to shared memory: (32, 17), rows by labels, from number `at` on."""
     g, t = cuda.threadIdx.x // 4, cuda.threadIdx.x % 4
@@ -207,7 +207,7 @@ def _keep_tile(shared, at, c0, c1, c2, c3):
     _keep_fragment(shared, at + 3 * PITCH, c3)
 
 
-@backend.cuda_device
+@cuda_device
 def _add_by_weights(xt, indices, shared, sums, group, place, slopes):
     """Adds to the warp's sums (16, K) what a tile of rows gives: gradients times inputs, eight connections at a time."""
     (c0, c1, c2, c3), fan_in = slopes, indices.shape[1]
@@ -227,7 +227,7 @@ def _add_by_weights(xt, indices, shared, sums, group, place, slopes):
         shared[at + 8 * fan_in + 1] += d[3]
 
 
-@backend.cuda_device
+@cuda_device
 def _weights_across(weights, labels, k):
     """Weight k of four labels, split in three, as `_weights_of`."""
     (_, words, halves, shift, _, _), (l0, l1, l2, l3) = weights, labels
@@ -237,7 +237,7 @@ def _weights_across(weights, labels, k):
     return split((as_float(words[l0, k]), as_float(words[l1, k]), as_float(words[l2, k]), as_float(words[l3, k])))
 
 
-@backend.cuda_device
+@cuda_device
 def _slopes_by_weights(shift, low, high, b):
     """a b for split gradients a and weights b."""
     if shift:
@@ -246,13 +246,13 @@ def _slopes_by_weights(shift, low, high, b):
     return _product(low, high, b, NOTHING)
 
 
-@backend.cuda_device
+@cuda_device
 def _add_if_any(dxt, i, row, n_rows, value):
     if row < n_rows and value != ZERO:
         cuda.atomic.add(dxt, (i, row), value)
 
 
-@backend.cuda_device
+@cuda_device
 def _add_by_inputs(weights, dxt, shared, tile, group, labels, first_row):
     """Adds to dxt what a tile of rows gives: gradients times weights, sixteen rows and eight connections at a time."""
     indices, n_rows, shift = weights[0], dxt.shape[1], weights[3]
@@ -273,7 +273,7 @@ def _add_by_inputs(weights, dxt, shared, tile, group, labels, first_row):
             _add_if_any(dxt, j, row + 8, n_rows, c[3])
 
 
-@backend.cuda_device
+@cuda_device
 def _add_tile(xt, weights, dxt, shared, places, group, labels, first_row, slopes):
     """What follows from the gradients of a warp's tile: its sums by weight, and dxt by atomics. Nothing where all are zero."""
     (sums, tile), (c0, c1, c2, c3) = places, slopes
@@ -285,7 +285,7 @@ def _add_tile(xt, weights, dxt, shared, places, group, labels, first_row, slopes
         cuda.syncwarp()
 
 
-@backend.cuda_device
+@cuda_device
 def _places(fan_in):
     """Where in shared memory the warp's sums by weight (16, K), its tile (32, 17) and all warps' totals begin; sums are cleared."""
     shared = cuda.shared.array(0, float32)
@@ -297,7 +297,7 @@ def _places(fan_in):
     return sums, tiles + warp * ROWS * PITCH, tiles + n_warps * ROWS * PITCH
 
 
-@backend.cuda_device
+@cuda_device
 def _sum_of(shared, i, step, n):
     """shared[i] + shared[i + step] + ..., n numbers."""
     total = ZERO
@@ -306,13 +306,13 @@ def _sum_of(shared, i, step, n):
     return total
 
 
-@backend.cuda_device
+@cuda_device
 def _low_sum(c0, c1, c2, c3):
     """The sum of a tile's fragments over this lane's rows, of its first label."""
     return ((c0[0] + c0[1]) + (c1[0] + c1[1])) + ((c2[0] + c2[1]) + (c3[0] + c3[1]))
 
 
-@backend.cuda_device
+@cuda_device
 def _high_sum(c0, c1, c2, c3):
     """And of its second label."""
     return ((c0[2] + c0[3]) + (c1[2] + c1[3])) + ((c2[2] + c2[3]) + (c3[2] + c3[3]))
@@ -323,7 +323,7 @@ def _shared_bytes(fan_in, n_totals):
     return launch.shared_bytes(4 * WARPS * (16 * fan_in + ROWS * PITCH + 64 * n_totals))
 
 
-@backend.cuda_device
+@cuda_device
 def _load_fragment(dscores, row, n_rows, label, stop):
     """Gradients of the labels `label` and label + 8, for a row and the row four below; zero outside."""
     c0 = dscores[row, label] if row < n_rows and label < stop else ZERO
@@ -333,7 +333,7 @@ def _load_fragment(dscores, row, n_rows, label, stop):
     return c0, c1, c2, c3
 
 
-@backend.cuda_jit
+@cuda_jit
 def backward_kernel(xt, weights, dscores, dxt, dvalues, dbias):
     """A block owns 16 labels of one group; a warp takes tiles of 32 rows, in turn.
 
@@ -377,7 +377,7 @@ def backward(x, layer, dscores, dxt, dvalues, dbias):
     backward_kernel[grid, (ROWS, WARPS), 0, shared](transposed(x, ROWS), _weights(layer), dscores, dxt, dvalues, dbias)
 
 
-@backend.cuda_jit
+@cuda_jit
 def step_kernel(xt, weights, positives, loss, update, values_moments, bias_moments, rounding, dxt, label_loss):
     """A block owns 16 labels of one group: scores, loss, gradients, update; a warp takes tiles of 32 rows, in turn.
 
@@ -445,7 +445,7 @@ def step(x, layer, inputs, dxt, label_loss):
     )
 
 
-@backend.cuda_jit
+@cuda_jit
 def top_k_kernel(xt, weights, list_scores, list_ids):
     """A warp searches a range of sixteens of labels for tiles of 32 rows; then each lane has a row, and keeps its best k.
 

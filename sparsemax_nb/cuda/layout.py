@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..core import backend
+from ..core.device import empty, zeros
 
 
 def padded(n, multiple):
@@ -13,7 +13,7 @@ def padded(n, multiple):
 def transposed(array, multiple=1):
     """array (B, H) as a new (H, B'), B' being B filled up with zeros to a multiple."""
     n_rows, width = array.shape
-    make = backend.zeros if n_rows % multiple else backend.empty
+    make = zeros if n_rows % multiple else empty
     out = make((width, padded(n_rows, multiple)), np.float32, "cuda")
     out[:, :n_rows] = array.T
     return out
@@ -21,4 +21,4 @@ def transposed(array, multiple=1):
 
 def zeros_like_inputs(x):
     """dxt (H, B) for inputs x (B, H): zeros."""
-    return backend.zeros(x.shape[::-1], np.float32, "cuda")
+    return zeros(x.shape[::-1], np.float32, "cuda")

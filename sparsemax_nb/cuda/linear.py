@@ -3,21 +3,21 @@
 import numpy as np
 from numba import float32
 
-from ..core import backend, formulas
-from ..core.backend import cuda
+from ..core import formulas
 from ..core.connections import Duals
+from ..core.device import asarray, cuda, cuda_device, cuda_formulas, cuda_jit, empty, xp
 from ..core.sparse import row_of_each_entry
 from . import launch
 from . import top_k as best
 from .reduce import block_sum
 
-first_at_least = backend.cuda_formulas(formulas).first_at_least
+first_at_least = cuda_formulas(formulas).first_at_least
 ZERO, ONE = np.float32(0), np.float32(1)
 #: Threads of a block that walks down the lists of a row: most lists are short.
 BLOCK = 64
 
 
-@backend.cuda_jit
+@cuda_jit
 def lists_kernel(x, layer, scores):
     """A block owns one row of scores (B, L), its threads the labels of a list, t, t + blockDim.x, ...: coalesced reads of it.
 
@@ -57,7 +57,7 @@ def top_k(x, layer, top_scores, top_ids):
     n_labels = layer.bias.shape[0]
     for first, part in _parts(x, n_labels):
         some = slice(first, first + part.indptr.shape[0] - 1)
-        scores = backend.empty((some.stop - first, n_labels), np.float32, "cuda")
+        scores = empty((some.stop - first, n_labels), np.float32, "cuda")
         forward(part, layer, scores)
         best.top_k(scores, top_scores[some], top_ids[some])
 
@@ -65,7 +65,7 @@ def top_k(x, layer, top_scores, top_ids):
 # ---------------------------------------------------------------- training
 
 
-@backend.cuda_device
+@cuda_device
 def _slot(layer, feature, label):
     """Where the weight of a label and a feature lies, or -1: a binary search in the feature's list."""
     start = layer.dense[feature]
@@ -78,7 +78,7 @@ def _slot(layer, feature, label):
     return at - at - 1  # a literal would have another type
 
 
-@backend.cuda_jit
+@cuda_jit
 def update_kernel(x, starts, rows, labels, own, layer, half, slack, duals, losses):
     """A block owns one label: the pairs p of starts[i] to starts[i + 1], one after the other; a thread has features of the row.
 
@@ -125,9 +125,9 @@ def _update(x, starts, rows, labels, own, layer, c, slack, duals, losses, *, blo
 
 def _active(x, layer, threshold, n_rows):
     """``label * n_rows + row`` (int64) where the score lies above the threshold."""
-    xp, found = backend.xp, []
+    found = []
     for first, part in _parts(x, layer.bias.shape[0]):
-        scores = backend.empty((part.indptr.shape[0] - 1, layer.bias.shape[0]), np.float32, "cuda")
+        scores = empty((part.indptr.shape[0] - 1, layer.bias.shape[0]), np.float32, "cuda")
         forward(part, layer, scores)
         rows, labels = xp.nonzero(scores > threshold)
         found.append(labels.astype(np.int64) * n_rows + rows + first)
@@ -144,7 +144,7 @@ def step(x, labels, duals, layer, c, slack, room=None):
 
     Each label visits its active rows in their order. `values` of the layer change in place. `room` is of no use here.
     """
-    xp, n_rows = backend.xp, x.indptr.shape[0] - 1
+    n_rows = x.indptr.shape[0] - 1
     if not n_rows:
         return 0.0, duals
     own, known = _keys(labels.indptr, labels.indices, n_rows), _keys(duals.indptr, duals.labels, n_rows)
@@ -156,14 +156,12 @@ def step(x, labels, duals, layer, c, slack, room=None):
     is_own, values = xp.zeros(len(keys), bool), xp.zeros(len(keys), np.float32)
     is_own[xp.searchsorted(keys, own)] = True
     values[xp.searchsorted(keys, known)] = duals.values
-    arrays = [
-        backend.asarray(a, "cuda") for a in (starts, rows, found, is_own, values, xp.zeros(len(keys), np.float32))
-    ]
+    arrays = [asarray(a, "cuda") for a in (starts, rows, found, is_own, values, xp.zeros(len(keys), np.float32))]
     if len(keys):
         _update(x, *arrays[:4], layer, c, slack, *arrays[4:])
     values, losses = arrays[4:]
     kept = xp.flatnonzero(values > 0)
     order = kept[xp.argsort(rows[kept].astype(np.int64) * layer.bias.shape[0] + found[kept])]
     indptr = xp.concatenate([xp.zeros(1, np.int64), xp.cumsum(xp.bincount(rows[kept], minlength=n_rows))])
-    new = Duals(*(backend.asarray(a, "cuda") for a in (indptr.astype(np.int64), found[order], values[order])))
+    new = Duals(*(asarray(a, "cuda") for a in (indptr.astype(np.int64), found[order], values[order])))
     return float(losses.sum()), new

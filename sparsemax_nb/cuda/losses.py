@@ -2,15 +2,15 @@
 
 import numpy as np
 
-from ..core import backend, formulas
-from ..core.backend import cuda
+from ..core import formulas
+from ..core.device import cuda, cuda_formulas, cuda_jit
 from . import launch
 
-loss_and_gradient = backend.cuda_formulas(formulas).loss_and_gradient
+loss_and_gradient = cuda_formulas(formulas).loss_and_gradient
 ZERO, ONE = np.float32(0), np.float32(1)
 
 
-@backend.cuda_jit
+@cuda_jit
 def multilabel_kernel(scores, positives, loss, scale, dscores, label_loss):
     """One thread owns one label: it walks down the rows and, beside them, its sorted list of positive rows.
 

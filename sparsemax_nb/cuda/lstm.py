@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 
-from ..core import backend, formulas
-from ..core.backend import cuda
+from ..core import formulas
+from ..core.device import cuda, cuda_device, cuda_formulas, cuda_jit, zeros
 from . import launch
 from .matmul import matmul
 
-_formulas = backend.cuda_formulas(formulas)
+_formulas = cuda_formulas(formulas)
 lstm_cell = _formulas.lstm_cell
 output_backward = _formulas.lstm_output_backward
 input_backward = _formulas.lstm_input_backward
@@ -17,14 +17,14 @@ forget_backward = _formulas.lstm_forget_backward
 ZERO, ONE = np.float32(0), np.float32(1)
 
 
-@backend.cuda_device
+@cuda_device
 def _sigmoid(x):
     """``1 / (1 + exp(-x))``; never overflows."""
     e = math.exp(-abs(x))
     return (ONE if x >= ZERO else e) / (ONE + e)
 
 
-@backend.cuda_jit
+@cuda_jit
 def cell_kernel(pre, previous, gates, cells, out):
     """A block owns one row, a thread the units t, t + blockDim.x, ... of it, each with its four gates; coalesced.
 
@@ -54,7 +54,7 @@ def forward(recurrent, gates, cells, hidden, *, block=launch.BLOCK):
         cell_kernel[n_rows, block](gates[t], cells[t], gates[t], cells[t + 1], hidden[t + 1])
 
 
-@backend.cuda_jit
+@cuda_jit
 def cell_backward_kernel(dout, dcells_next, gates, previous, cells, dpre, dprevious):
     """A block owns one row, a thread the units t, t + blockDim.x, ... of it, each with its four gates; coalesced.
 
@@ -77,7 +77,7 @@ def backward(recurrent, gates, cells, dout, dpre, *, block=launch.BLOCK):
     of those behind it.
     """
     n_steps, n_rows = dout.shape[:2]
-    dcells, dh = (backend.zeros(dout.shape[1:], np.float32, "cuda") for _ in range(2))
+    dcells, dh = (zeros(dout.shape[1:], np.float32, "cuda") for _ in range(2))
     for t in reversed(range(n_steps if n_rows else 0)):
         dh[...] = dout[t]
         if t + 1 < n_steps:

@@ -7,8 +7,7 @@ memory, in plain float32. `mma_kernel` gives the same sums to the tensor cores.
 import numpy as np
 from numba import float32
 
-from ..core import backend
-from ..core.backend import cuda
+from ..core.device import address, cuda, cuda_device, cuda_jit, empty, xp
 from . import launch
 from .tensor_cores import SIDE, SIXTEEN, factor, place_of_lane, product_of_tile, shared_bytes_of, store_row
 
@@ -21,7 +20,7 @@ OWNED, TERMS = 4, 32
 BLOCK, BLOCK_OF_FEW = (32, 4, 2), (32, 1, 4)
 
 
-@backend.cuda_device
+@cuda_device
 def _stage(matrix, first, stop, term, n_terms, n_rows, shared, at):
     """All threads write n_rows rows from `first` on, 32 terms from `term` on, term by term, as they lie side by side."""
     i, n_threads = cuda.threadIdx.y * cuda.blockDim.x + cuda.threadIdx.x, cuda.blockDim.x * cuda.blockDim.y
@@ -38,12 +37,12 @@ def _stage(matrix, first, stop, term, n_terms, n_rows, shared, at):
         i += n_threads
 
 
-@backend.cuda_device
+@cuda_device
 def _add(sums, x, w):
     return sums[0] + x * w[0], sums[1] + x * w[1], sums[2] + x * w[2], sums[3] + x * w[3]
 
 
-@backend.cuda_device
+@cuda_device
 def _store(sums, row, column, add, out):
     """Four results of a row, blockDim.x apart."""
     nx = cuda.blockDim.x
@@ -54,7 +53,7 @@ def _store(sums, row, column, add, out):
                 out[row, column + j * nx] = old + sums[j]
 
 
-@backend.cuda_jit
+@cuda_jit
 def tiled_kernel(a, b, n_terms, add, out):
     """A block owns 4 blockDim.y rows and 4 blockDim.x columns of out (m, n); a thread 4 by 4 of them, a block apart.
 
@@ -95,7 +94,7 @@ def _tiled(a, b, out, add, block):
     tiled_kernel[grid, block, 0, shared](factor(a), factor(b.T), np.int64(a.shape[1]), np.int32(add), out)
 
 
-@backend.cuda_jit
+@cuda_jit
 def mma_kernel(a, b, sizes, exact, wide, out):
     """A block computes 32 blockDim.y rows by 32 blockDim.z columns of a product, from a part of its terms, on the tensor cores.
 
@@ -130,8 +129,8 @@ def _mma(a, b, out, add, exact):
     block = BLOCK if m > SIDE else BLOCK_OF_FEW
     n_parts, grid = launch.tiles_of_product(m, n, k, SIDE * block[1], SIDE * block[2])
     direct = n_parts == 1 and not add
-    parts = out if direct else backend.empty((n_parts, m, n), np.float32, "cuda")
-    wide = np.int32(n % 4 == 0 and backend.address(parts) % 16 == 0)
+    parts = out if direct else empty((n_parts, m, n), np.float32, "cuda")
+    wide = np.int32(n % 4 == 0 and address(parts) % 16 == 0)
     sizes, shared = (np.int64(m), np.int64(n), np.int64(k)), launch.shared_bytes(shared_bytes_of(block))
     mma_kernel[grid, block, 0, shared](factor(a), factor(b.T), sizes, np.int32(exact), wide, parts.reshape(-1))
     if add:
@@ -154,8 +153,8 @@ def matmul(a, b, out, *, add=False, kernel=None, block=(16, 16)):
     elif kernel is not None:
         _mma(a, b, out, add, exact={"mma": True, "bfloat16": False}[kernel])
     elif not add:
-        backend.xp.matmul(a, b, out=out)
+        xp.matmul(a, b, out=out)
     else:
         step = max(1, SLAB // max(1, sum(b.shape)))
         for first in range(0, out.shape[0], step):
-            out[first : first + step] += backend.xp.matmul(a[first : first + step], b)
+            out[first : first + step] += xp.matmul(a[first : first + step], b)

@@ -5,12 +5,12 @@ import math
 import numpy as np
 from numba import float32
 
-from ..core import backend, rng, sparse
-from ..core.backend import cuda
+from ..core import rng, sparse
+from ..core.device import asarray, cuda, cuda_device, cuda_formulas, cuda_jit, device_of, empty, module_of
 from . import embedding, launch
 from .matmul import matmul
 
-_rng = backend.cuda_formulas(rng)
+_rng = cuda_formulas(rng)
 random_words, unit, below = _rng.random_words, _rng.unit, _rng.below
 SAMPLING = rng.SAMPLING
 ZERO, HALF, TWO = np.float32(0), np.float32(0.5), np.float32(2)
@@ -21,7 +21,7 @@ VANISHING = np.float32(1e-20)
 CHUNK = 1 << 17
 
 
-@backend.cuda_jit
+@cuda_jit
 def nearest_kernel(vectors, products, half, codes, distance):
     """One thread owns one vector: it walks over its products (n, K) and, for the distance, over itself (n, d).
 
@@ -52,21 +52,21 @@ def assign(vectors, codewords, weights, codes, distance, sums, totals, *, block=
     for first in range(0, vectors.shape[0], CHUNK):
         part = slice(first, first + CHUNK)
         some = vectors[part]
-        products = backend.empty((some.shape[0], codewords.shape[0]), np.float32, "cuda")
+        products = empty((some.shape[0], codewords.shape[0]), np.float32, "cuda")
         matmul(some, codewords.T, products)
         nearest_kernel[launch.flat(some.shape[0], block)](some, products, half, codes[part], distance[part])
-    xp, n = backend.module_of(backend.device_of(codes)), vectors.shape[0]
+    xp, n = module_of(device_of(codes)), vectors.shape[0]
     ones = xp.ones((n, 1), np.float32)
     arrays = (xp.arange(n + 1), np.int32), (codes, np.int32), (weights if weights.size else ones[:, 0], np.float32)
-    groups = sparse.by_column(sparse.SparseRows(*(backend.asarray(a, "cuda", dtype) for a, dtype in arrays)))
+    groups = sparse.by_column(sparse.SparseRows(*(asarray(a, "cuda", dtype) for a, dtype in arrays)))
     sums[:], totals[:] = 0, 0
-    for source, out in (vectors, sums), (backend.asarray(ones, "cuda"), totals.reshape(-1, 1)):
-        found = backend.empty((groups.ids.shape[0], source.shape[1]), np.float32, "cuda")
+    for source, out in (vectors, sums), (asarray(ones, "cuda"), totals.reshape(-1, 1)):
+        found = empty((groups.ids.shape[0], source.shape[1]), np.float32, "cuda")
         embedding.backward(groups, source, found, block=block)
         out[groups.ids] = found
 
 
-@backend.cuda_device
+@cuda_device
 def _add_up(shared, n_words):
     """Cumulative sums of the third of the four lines, by the first thread. Begins and ends behind a barrier."""
     cuda.syncthreads()
@@ -76,7 +76,7 @@ def _add_up(shared, n_words):
     cuda.syncthreads()
 
 
-@backend.cuda_device
+@cuda_device
 def _weigh(r0, r1, turned, shared):
     """For the query of this block: e1, sums, cumulative and top (see the CPU's `_add_up`), four lines of K numbers in
     shared memory; returns b0, b1, ``log Z - b0 - b1`` and the largest r1. Thread k sums column k of the transposed
@@ -122,7 +122,7 @@ def _weigh(r0, r1, turned, shared):
     return best0, best1, math.log(shared[3 * n_words - 1]), largest1
 
 
-@backend.cuda_jit
+@cuda_jit
 def log_prob_kernel(r0, r1, index, ids, log_q):
     """A block owns one row of log_q (B, M), a thread its columns t, t + blockDim.x, ...; ids (B, M) or (1, M).
 
@@ -145,7 +145,7 @@ def log_prob(r0, r1, index, ids, log_q, *, block=launch.BLOCK):
         log_prob_kernel[r0.shape[0], block, 0, shared](r0, r1, index, ids, log_q)
 
 
-@backend.cuda_jit
+@cuda_jit
 def sample_kernel(r0, r1, index, seed, step, ids, log_q):
     """A block owns one row of ids, log_q (B, M), a thread the draws t, t + blockDim.x, ...: binary search over the K
     cumulative sums for k0, a walk over line k0 of the weights (K, K) for k1, then one member, or one or two records of

@@ -1,15 +1,15 @@
 """Parameter updates on CUDA."""
 
-from ..core import backend, formulas
-from ..core.backend import cuda
+from ..core import formulas
+from ..core.device import cuda, cuda_device, cuda_formulas, cuda_jit
 from . import launch
 
-_f = backend.cuda_formulas(formulas)
+_f = cuda_formulas(formulas)
 adam, sgd = _f.adam, _f.sgd
 ADAM = formulas.ADAM_KIND
 
 
-@backend.cuda_device
+@cuda_device
 def updated(kind, value, gradient, moments, place, rates):
     """One number after a step of SGD or Adam; its moments, at `place`, are updated."""
     if kind == ADAM:
@@ -20,7 +20,7 @@ def updated(kind, value, gradient, moments, place, rates):
     return sgd(value, gradient, rates)
 
 
-@backend.cuda_jit
+@cuda_jit
 def update_kernel(kind, parameter, gradient, moments, rates):
     """One thread updates one element. Grid: elements on x. Reads and writes parameter, m, v (n,). No shared, no atomics."""
     i = cuda.grid(1)
@@ -33,7 +33,7 @@ def update(kind, parameter, gradient, moments, rates, *, block=launch.BLOCK):
     update_kernel[launch.flat(parameter.size, block)](kind, parameter, gradient, moments, rates)
 
 
-@backend.cuda_jit
+@cuda_jit
 def update_rows_kernel(kind, parameter, row_ids, gradient, moments, rates):
     """A block updates one row of the matrix `parameter` (F, D), its threads share the columns. Grid: row_ids (n,) on x.
 

@@ -7,7 +7,7 @@ Nothing of it runs in the simulator: a kernel that uses them has a plain twin.
 from llvmlite import ir
 from numba import types
 
-from ..core.backend import cuda_intrinsic
+from ..core.device import cuda_intrinsic
 
 _FLOAT, _I32, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _FOUR = types.UniTuple(types.float32, 4)

@@ -2,13 +2,12 @@
 
 import numpy as np
 
-from ..core import backend
-from ..core.backend import cuda
+from ..core.device import cuda, cuda_device
 
 ALL_LANES = np.uint32(0xFFFFFFFF)
 
 
-@backend.cuda_device
+@cuda_device
 def warp_max(value):
     """The largest `value` of a warp's lanes, in all of them."""
     for distance in (16, 8, 4, 2, 1):
@@ -16,7 +15,7 @@ def warp_max(value):
     return value
 
 
-@backend.cuda_device
+@cuda_device
 def warp_sum(value):
     """The sum of the `value` of a warp's lanes, in all of them."""
     for distance in (16, 8, 4, 2, 1):
@@ -24,7 +23,7 @@ def warp_sum(value):
     return value
 
 
-@backend.cuda_device
+@cuda_device
 def block_max(shared, value):
     """The largest `value` of the block's threads; shared: 4 bytes a thread. Ends behind a barrier."""
     thread, half = cuda.threadIdx.x, cuda.blockDim.x // 2
@@ -40,7 +39,7 @@ def block_max(shared, value):
     return largest
 
 
-@backend.cuda_device
+@cuda_device
 def block_sum(shared, value):
     """The sum of the `value` of the block's threads; shared: 4 bytes a thread. Ends behind a barrier."""
     thread, half = cuda.threadIdx.x, cuda.blockDim.x // 2

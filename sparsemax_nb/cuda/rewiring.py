@@ -8,13 +8,13 @@ in whatever order atomics add them, the result is the same.
 import numpy as np
 from numba import float32, int32
 
-from ..core import backend, formulas, rng
-from ..core.backend import cuda
+from ..core import formulas, rng
+from ..core.device import cuda, cuda_formulas, cuda_jit
 from . import launch
 from .bfloat16 import bits_of
 
-_f = backend.cuda_formulas(formulas)
-_r = backend.cuda_formulas(rng)
+_f = cuda_formulas(formulas)
+_r = cuda_formulas(rng)
 digit, is_smallest, free_input = _f.digit, _f.is_smallest, _f.free_input
 random_word, below = _r.random_word, _r.below
 
@@ -24,7 +24,7 @@ MAX_BINS = 2048
 LABELS = 32  # of a block of count_smallest_kernel
 
 
-@backend.cuda_jit
+@cuda_jit
 def magnitudes_kernel(bits, shift, group_size, means):
     """A thread owns one slot of a group: the mean of |value| over its labels, added in their order.
 
@@ -49,7 +49,7 @@ def magnitudes(values, group_size, means, *, block=launch.BLOCK):
     magnitudes_kernel[grid, block, 0, 4 * block](*bits_of(values), group_size, means)
 
 
-@backend.cuda_jit
+@cuda_jit
 def clear_kernel(slots, group_size, array):
     """A thread owns one slot: zeros in every label of its group. Grid: slots on x. Writes array (L, K). No shared, no atomics."""
     i = cuda.grid(1)
@@ -64,7 +64,7 @@ def clear(slots, group_size, array, *, block=launch.BLOCK):
     clear_kernel[launch.flat(slots.shape[0], block)](slots, group_size, array)
 
 
-@backend.cuda_jit
+@cuda_jit
 def magnitude_histogram_kernel(bits, prefix, shift, counts):
     """A block counts its share of the weights in shared memory, then adds what it found to counts (n_bins,) int64.
 
@@ -92,7 +92,7 @@ def magnitude_histogram(bits, prefix, shift, counts, *, block=2 * launch.BLOCK):
     magnitude_histogram_kernel[launch.tables(bits.size, block)](bits, prefix, shift, counts)
 
 
-@backend.cuda_jit
+@cuda_jit
 def count_smallest_kernel(bits, fan_in, cut, counts):
     """A block counts for 32 labels: its threads share their slots, so that the weights are read coalesced.
 
@@ -120,7 +120,7 @@ def count_smallest(bits, cut, counts, *, block=launch.BLOCK):
     count_smallest_kernel[launch.flat(n_labels, LABELS)[0], block](bits.reshape(-1), fan_in, cut, counts)
 
 
-@backend.cuda_jit
+@cuda_jit
 def redraw_kernel(seed, step, n_inputs, cut, offsets, indices, bits, moments, slots):
     """One thread rewires one label: draws ranks, turns them into inputs, puts these into the slots that are dropped.
 

@@ -5,8 +5,7 @@ import math
 import numpy as np
 from numba import float32
 
-from ..core import backend
-from ..core.backend import cuda
+from ..core.device import cuda, cuda_device, cuda_jit
 from . import launch
 from .reduce import block_max, block_sum
 
@@ -14,7 +13,7 @@ ZERO, ONE = np.float32(0), np.float32(1)
 NEVER = np.float32(-np.inf)
 
 
-@backend.cuda_jit
+@cuda_jit
 def scores_kernel(queries, classes, ids, out):
     """One thread owns one drawn class of a row: out (B, M) = queries (B, d) . classes[ids], a loop over d.
 
@@ -35,7 +34,7 @@ def scores(queries, classes, ids, out, *, block=launch.BLOCK):
     scores_kernel[launch.flat(out.size, block)](queries, classes, ids, out)
 
 
-@backend.cuda_device
+@cuda_device
 def _corrected(scores, shift, ids, log_q, b, m, target, mask_hits):
     """The score of a draw less `shift` and its log-probability; -inf where it hits the target and hits are left out.
 
@@ -45,7 +44,7 @@ def _corrected(scores, shift, ids, log_q, b, m, target, mask_hits):
     return NEVER if mask_hits and ids[line, m] == target else scores[b, m] - shift - log_q[line, m]
 
 
-@backend.cuda_jit
+@cuda_jit
 def softmax_kernel(scores, ids, log_q, targets, labels, mask_hits, loss, dscores, dtargets):
     """A block owns one row of scores, dscores (B, M), a thread its columns t, t + blockDim.x, ...; coalesced.
 

@@ -5,18 +5,18 @@ import math
 import numpy as np
 from numba import float32
 
-from ..core import backend, rng
+from ..core import rng
 from ..core.alias import BLOCK
-from ..core.backend import cuda
+from ..core.device import cuda, cuda_device, cuda_formulas, cuda_jit, empty
 from . import launch
 from .reduce import block_max
 
-_rng = backend.cuda_formulas(rng)
+_rng = cuda_formulas(rng)
 random_words, below, alias_draw, unit = _rng.random_words, _rng.below, _rng.alias_draw, _rng.unit
 SAMPLING, ZERO = rng.SAMPLING, np.float32(0)
 
 
-@backend.cuda_jit
+@cuda_jit
 def draw_uniform_kernel(seed, step, n_classes, ids):
     """One thread owns one draw of ids (B, M): no reads, one coalesced write. Grid: draws on x. No shared, no atomics."""
     position = cuda.grid(1)
@@ -30,7 +30,7 @@ def draw_uniform(seed, step, n_classes, ids, *, block=launch.BLOCK):
     draw_uniform_kernel[launch.flat(ids.size, block)](seed, step, n_classes, ids)
 
 
-@backend.cuda_jit
+@cuda_jit
 def draw_kernel(seed, step, log_p, alias, ids, log_q):
     """One thread owns one draw: two looks into the tables (n,), one into log_p (n,); writes ids, log_q (B, M) coalesced.
 
@@ -50,7 +50,7 @@ def draw(seed, step, log_p, alias, ids, log_q, *, block=launch.BLOCK):
     draw_kernel[launch.flat(ids.size, block)](seed, step, log_p, alias, ids, log_q)
 
 
-@backend.cuda_device
+@cuda_device
 def _pick(weights, b, first, stop, wanted):
     """The first place of row b where the running sum from `first` exceeds `wanted`; the last one with weight where none."""
     total, place = ZERO, first
@@ -63,7 +63,7 @@ def _pick(weights, b, first, stop, wanted):
     return place
 
 
-@backend.cuda_jit
+@cuda_jit
 def exponentials_kernel(scores, sums):
     """A block owns one row of scores (B, L) and makes it exponentials, relative to its maximum; sums (B, n) of its parts.
 
@@ -85,7 +85,7 @@ def exponentials_kernel(scores, sums):
         sums[b, part] = total
 
 
-@backend.cuda_jit
+@cuda_jit
 def draw_softmax_kernel(weights, sums, first_row, seed, step, ids, log_q):
     """One thread owns one draw of ids, log_q (B, M): it walks over the n sums of its row, then over `BLOCK` weights.
 
@@ -112,6 +112,6 @@ def draw_softmax(scores, first_row, seed, step, ids, log_q, *, block=launch.BLOC
     """
     n_rows, n_classes = scores.shape
     if n_rows:
-        sums = backend.empty((n_rows, launch.divide_up(n_classes, BLOCK)), np.float32, "cuda")
+        sums = empty((n_rows, launch.divide_up(n_classes, BLOCK)), np.float32, "cuda")
         exponentials_kernel[n_rows, block, 0, launch.shared_bytes(4 * block)](scores, sums)
         draw_softmax_kernel[launch.flat(ids.size, block)](scores, sums, first_row, seed, step, ids, log_q)

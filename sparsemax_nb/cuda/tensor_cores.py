@@ -19,8 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import uint32
 
-from ..core import backend
-from ..core.backend import cuda
+from ..core.device import address, asarray, cuda, cuda_device
 from .ptx import add_product, load_vector, mma, split, store_vector, to_bfloat16
 
 ZERO = np.float32(0)
@@ -45,9 +44,9 @@ class Factor(NamedTuple):
 def factor(matrix):
     """`Factor` of a matrix (rows, terms) float32; it is copied where neither it nor its transpose is C-contiguous."""
     turned = not matrix.flags.c_contiguous and matrix.T.flags.c_contiguous
-    flat = (matrix.T if turned else backend.asarray(matrix, "cuda")).reshape(-1)
+    flat = (matrix.T if turned else asarray(matrix, "cuda")).reshape(-1)
     n_rows, n_terms = matrix.shape
-    wide = not turned and n_terms % 4 == 0 and backend.address(flat) % 16 == 0
+    wide = not turned and n_terms % 4 == 0 and address(flat) % 16 == 0
     row, term = (1, n_rows) if turned else (n_terms, 1)
     return Factor(flat, np.int64(row), np.int64(term), np.int32(wide))
 
@@ -57,7 +56,7 @@ def shared_bytes_of(block):
     return 2 * 4 * PANEL * 2 * (block[1] + block[2])
 
 
-@backend.cuda_device
+@cuda_device
 def _four_terms(matrix, at, n):
     """The first n of four terms, zero for the others; n may be negative."""
     if matrix.wide:
@@ -71,7 +70,7 @@ def _four_terms(matrix, at, n):
     )
 
 
-@backend.cuda_device
+@cuda_device
 def _eight_terms(matrix, row, stop, term, n_terms):
     """Four terms of a row, and of the second next; zero beyond the last row or term. matrix = (`Factor`, start)."""
     factor, start = matrix
@@ -82,7 +81,7 @@ def _eight_terms(matrix, row, stop, term, n_terms):
     )
 
 
-@backend.cuda_device
+@cuda_device
 def _stage(a, b, rows, columns, term, n_terms, exact, shared, buffer):
     """The block writes its panels of both factors, sixteen terms from `term` on; a = (`Factor`, start), rows = (first, stop)."""
     lane, n_y, n_z = cuda.threadIdx.x, cuda.blockDim.y, cuda.blockDim.z
@@ -109,7 +108,7 @@ def _stage(a, b, rows, columns, term, n_terms, exact, shared, buffer):
         panel += n_y * n_z
 
 
-@backend.cuda_device
+@cuda_device
 def _add_exact(shared, rows, columns, sums):
     """Adds to four fragments (16 x 32) the product of a panel of rows and two of columns."""
     a = load_vector(shared, rows), load_vector(shared, rows + PART), load_vector(shared, rows + 2 * PART)
@@ -123,7 +122,7 @@ def _add_exact(shared, rows, columns, sums):
     return c0, c1, c2, c3
 
 
-@backend.cuda_device
+@cuda_device
 def _add_rounded(shared, rows, columns, sums):
     """The same from the first parts alone."""
     a, x, y = load_vector(shared, rows), load_vector(shared, columns), load_vector(shared, columns + PANEL)
@@ -132,7 +131,7 @@ def _add_rounded(shared, rows, columns, sums):
     return c0, c1, c2, c3
 
 
-@backend.cuda_device
+@cuda_device
 def product_of_tile(a, b, rows, columns, terms, exact):
     """The block's rows of a times its columns of b: of the warp's 32 x 32 results what this lane has, eight columns of four rows.
 
@@ -165,7 +164,7 @@ def product_of_tile(a, b, rows, columns, terms, exact):
     return _rows_of(upper) + _rows_of(lower)
 
 
-@backend.cuda_device
+@cuda_device
 def _rows_of(c):
     """Four fragments as two rows of eight columns."""
     c0, c1, c2, c3 = c
@@ -175,7 +174,7 @@ def _rows_of(c):
     )
 
 
-@backend.cuda_device
+@cuda_device
 def place_of_lane():
     """(row, column) in the tile of this lane's first result: it has the rows + 0, 2, 16, 18, the columns + 0...3, 16...19."""
     lane = cuda.threadIdx.x
@@ -183,7 +182,7 @@ def place_of_lane():
     return SIDE * cuda.threadIdx.y + 4 * (g // 2) + g % 2, SIDE * cuda.threadIdx.z + 4 * t
 
 
-@backend.cuda_device
+@cuda_device
 def store_row(out, start, column, stop, wide, values):
     """Eight results of a row to the flat array `out`, whose row begins at `start`: at once where they can be."""
     for half in range(2):

@@ -3,13 +3,13 @@
 import numpy as np
 from numba import int64
 
-from ..core import backend, formulas
-from ..core.backend import cuda
+from ..core import formulas
+from ..core.device import cuda, cuda_device, cuda_formulas, cuda_jit, empty, runs_ptx, xp
 from . import launch
 from .layout import padded
 from .reduce import ALL_LANES, warp_max
 
-_f = backend.cuda_formulas(formulas)
+_f = cuda_formulas(formulas)
 enters, insert = _f.enters, _f.insert
 WORST = np.float32(-np.inf)
 #: Most entries of the threads' lists, whose cost grows with their square; more of the best are found by a library's
@@ -23,7 +23,7 @@ MAGNITUDE, INFINITY, WORD, BITS = np.int64(0x7FFFFFFF), np.int64(0x7F800000), np
 EMPTY = np.int64((-INFINITY - 1) << BITS)
 
 
-@backend.cuda_device
+@cuda_device
 def clear(scores, ids):
     """Empty a list."""
     for i in range(scores.size):
@@ -31,7 +31,7 @@ def clear(scores, ids):
         ids[i] = -1
 
 
-@backend.cuda_jit
+@cuda_jit
 def lists_kernel(scores, list_scores, list_ids):
     """One thread keeps the best k of every n_lists-th column of one row: x is the list, so a warp reads whole lines.
 
@@ -53,7 +53,7 @@ def lists_kernel(scores, list_scores, list_ids):
                     worst = best[best.size - 1]
 
 
-@backend.cuda_jit
+@cuda_jit
 def merge_kernel(list_scores, list_ids, top_scores, top_ids):
     """One thread merges the lists of one row. Grid: rows on x. No shared memory, no atomics.
 
@@ -71,13 +71,13 @@ def merge_kernel(list_scores, list_ids, top_scores, top_ids):
                     insert(best, ids, score, column)
 
 
-@backend.cuda_device
+@cuda_device
 def _turned(word):
     """The bits of a float32 as an integer that orders like the number (below zero: all but the sign turned over), and back."""
     return word ^ ((word >> BITS) & MAGNITUDE)
 
 
-@backend.cuda_device
+@cuda_device
 def _key(words, ids, i, part):
     """An entry as one integer, the larger the better: NaN, then score descending (-0 is 0), then id ascending, -1 last."""
     i, part = np.uint32(i), np.uint32(part)  # unsigned indices spare Numba's test for negative ones
@@ -90,7 +90,7 @@ def _key(words, ids, i, part):
     return (order << BITS) | (~np.int64(ids[i, part]) & WORD)
 
 
-@backend.cuda_device
+@cuda_device
 def _after(words, ids, part, taken, key):
     """The first key of a list that comes after `key`; at most `taken` of the list's do not."""
     low, high = 0, taken
@@ -103,13 +103,13 @@ def _after(words, ids, part, taken, key):
     return _key(words, ids, low, part) if low < words.shape[0] else EMPTY
 
 
-@backend.cuda_device
+@cuda_device
 def _write(words, ids, i, key):
     words[i] = np.int32(_turned(key >> BITS))
     ids[i] = np.int32(~key)
 
 
-@backend.cuda_jit
+@cuda_jit
 def merge_warps_kernel(list_words, list_ids, top_words, top_ids):
     """A block merges the lists of one row: each warp its share of them, then the first warp what the warps found.
 
@@ -160,7 +160,7 @@ def merge_warps_kernel(list_words, list_ids, top_words, top_ids):
 def merge(list_scores, list_ids, top_scores, top_ids, *, block=launch.BLOCK, shuffles=None):
     """The best of all lists of each row: (B, k, n_lists) -> (B, k); NaN comes first. By shuffles but in the simulator."""
     n_rows, k, n_lists = list_scores.shape
-    if n_rows and backend.runs_ptx(shuffles):
+    if n_rows and runs_ptx(shuffles):
         words = list_scores.view(np.int32), list_ids, top_scores.view(np.int32), top_ids
         merge_warps_kernel[launch.merged_rows(n_rows, n_lists, k)](*words)
     else:
@@ -169,7 +169,7 @@ def merge(list_scores, list_ids, top_scores, top_ids, *, block=launch.BLOCK, shu
 
 def _sort(scores, top_scores, top_ids):
     """The best of rows of scores, in the order of the lists, by the library's sort of integers: the score, then its column."""
-    xp, n, k = backend.xp, scores.shape[1], min(top_ids.shape[1], scores.shape[1])
+    n, k = scores.shape[1], min(top_ids.shape[1], scores.shape[1])
     words = scores.view(np.int32)
     order = words ^ ((words >> 31) & np.int32(MAGNITUDE))  # integers that ascend with the numbers
     order = xp.where(scores == 0, np.int32(0), order)  # -0 is 0
@@ -191,7 +191,7 @@ def of_layer(forward, x, layer, top_scores, top_ids):
     """The k largest of the scores that ``forward(x, layer, scores)`` gives, and their labels; some rows at a time."""
     n_rows, n_labels = x.shape[0], layer.bias.shape[0]
     at_once = rows_at_once(n_rows, n_labels)
-    scores = backend.empty((at_once, n_labels), np.float32, "cuda")
+    scores = empty((at_once, n_labels), np.float32, "cuda")
     for first in range(0, n_rows, at_once):
         some = slice(first, min(first + at_once, n_rows))
         part = scores[: some.stop - first]
@@ -219,7 +219,7 @@ def top_k(scores, top_scores, top_ids, *, block=launch.BLOCK):
             _sort(scores[some], top_scores[some], top_ids[some])
         return
     n_lists, grid = launch.lists_per_row(scores.shape[1], n_rows, k, block)
-    list_scores = backend.empty((n_rows, k, n_lists), np.float32, "cuda")
-    list_ids = backend.empty((n_rows, k, n_lists), np.int32, "cuda")
+    list_scores = empty((n_rows, k, n_lists), np.float32, "cuda")
+    list_ids = empty((n_rows, k, n_lists), np.int32, "cuda")
     lists_kernel[grid, block](scores, list_scores, list_ids)
     merge(list_scores, list_ids, top_scores, top_ids, block=block)

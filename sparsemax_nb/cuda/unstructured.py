@@ -1,15 +1,14 @@
-"""Unstructured sparse output layer (a yardstick) on CUDA: what cuSPARSE's products do not cover."""
+"""Unstructured sparse output layer (a baseline) on CUDA: what cuSPARSE's products do not cover."""
 
 import numpy as np
 
-from ..core import backend
-from ..core.backend import cuda
+from ..core.device import cuda, cuda_jit
 from . import launch
 
 ZERO = np.float32(0)
 
 
-@backend.cuda_jit
+@cuda_jit
 def gradient_of_values_kernel(xt, dscores_t, rows, columns, dvalues):
     """One thread sums the gradient of one weight over the batch. Grid: weights on x. No shared memory, no atomics.
 

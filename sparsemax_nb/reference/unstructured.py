@@ -1,4 +1,4 @@
-"""Unstructured sparse output layer (a yardstick): what SciPy and cuSPARSE do not offer."""
+"""Unstructured sparse output layer (a baseline): what SciPy and cuSPARSE do not offer."""
 
 import numpy as np
 

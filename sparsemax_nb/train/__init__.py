@@ -2,20 +2,10 @@
 
 from ..core.checkpoint import ModelFileError
 from .classifier import Classifier
-from .ds_trainer import DSSoftmax
+from .ds_softmax import DSSoftmax
 from .language_model import LanguageModel
 from .loop import TrainingError
 from .memory import MemoryLimitError
-from .metrics import (
-    figures_of_ranks,
-    ndcg_at_k,
-    precision_at_k,
-    propensities,
-    psp_at_k,
-    ranks_by_popularity,
-    recall_at_k,
-    unigram_perplexity,
-)
 
 __all__ = [
     "Classifier",
@@ -24,12 +14,4 @@ __all__ = [
     "MemoryLimitError",
     "ModelFileError",
     "TrainingError",
-    "figures_of_ranks",
-    "ndcg_at_k",
-    "precision_at_k",
-    "propensities",
-    "psp_at_k",
-    "ranks_by_popularity",
-    "recall_at_k",
-    "unigram_perplexity",
 ]

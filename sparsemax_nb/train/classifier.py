@@ -11,9 +11,11 @@ from dataclasses import replace
 import numpy as np
 import scipy.sparse
 
+from .. import metrics
 from ..co_occurrence import most_pairs
-from ..core import backend, check, checkpoint, description, sparse
+from ..core import check, checkpoint, description, sparse
 from ..core.connections import FeatureLists
+from ..core.device import asarray, device_of, resolve_device, to_numpy
 from ..data import Tfidf
 from ..data.batches import shuffled
 from ..data.tfidf import first_non_count
@@ -21,10 +23,10 @@ from ..group_shared import DTYPES
 from ..grouping import GROUPINGS, group_labels
 from ..linear import extended_lists
 from ..optimizers import Adam
-from . import linear, loop, memory, metrics
+from . import linear, loop, memory
 from .estimator import DATA, FREE_TO_CHANGE, MOST_WIDTH, AvailableIf, SampledEstimator
+from .negatives import INDICES, Negatives
 from .network import LOSSES, OUTPUTS, SPARSE_OUTPUTS, Network, parameter_shapes
-from .softmax import INDICES, Negatives
 
 KS = (1, 3, 5)
 #: The "epoch" whose order chooses the rows set aside: no run gets that far.
@@ -142,7 +144,7 @@ class Classifier(SampledEstimator):
         'none' takes the softmax over all labels. The others draw negatives for each row, and compare each of its labels
         with these alone: 'uniform'; 'log-uniform', by Zipf's law over the labels ranked by frequency; 'unigram', in
         proportion to frequency; 'midx-rq' and 'midx-pq', from an inverted multi-index over the output weights, nearly
-        in proportion to ``exp(score)``; 'lsh', 'sphere' and 'rff', yardsticks for the CPU alone. A step then touches
+        in proportion to ``exp(score)``; 'lsh', 'sphere' and 'rff', baselines for the CPU alone. A step then touches
         only those rows of the output that occur. Predictions are always over all labels.
     n_samples : int
         Negatives of a row.
@@ -527,7 +529,7 @@ class Classifier(SampledEstimator):
             raise ValueError(f"validation: {_other_names(set(names), set(others))}")
         X, y = _features("X", X), _labels("y", y, two_classes=True)  # noqa: N806
         X, y, validation, rows = _validation_split(X, y, validation, self.validation_fraction, self.seed)  # noqa: N806
-        is_dense, device = not scipy.sparse.issparse(X), backend.resolve_device(self.device)
+        is_dense, device = not scipy.sparse.issparse(X), resolve_device(self.device)
         new = copy.copy(self)  # a fit that is refused leaves `self` as it is
         new.architecture_, new._fitted_params = self._resolved_architecture(is_dense), self._plain_params()
         new.n_features_in_, new.n_labels_, new.is_dense_, new.device_ = X.shape[1], y.shape[1], is_dense, device
@@ -597,7 +599,7 @@ class Classifier(SampledEstimator):
         x, model = self._all_batches(X), self.network_
         settings = self._linear_settings(self.C_, self.slack_, self.frequency_)
         settings = replace(settings, extra_features=0.0, co_occurrence=model.weight)
-        lists = FeatureLists(*map(backend.to_numpy, model.layer.arrays))
+        lists = FeatureLists(*map(to_numpy, model.layer.arrays))
         lists = extended_lists(lists, x, y, settings.features_per_point, settings.min_features, before)
         pairs = None if model.pairs is None else model.pairs.extended(y)
         training = linear.DualTraining(
@@ -943,7 +945,7 @@ class Classifier(SampledEstimator):
         names = None if label_names is None else list(map(str, label_names))
         if names is not None and len(names) != self.n_labels_:
             raise ValueError(f"label_names must hold one name for each of {self.n_labels_} labels, got {len(names)}")
-        arrays = {name: backend.to_numpy(array) for name, array in self.network_.parameters.items()}
+        arrays = {name: to_numpy(array) for name, array in self.network_.parameters.items()}
         arrays["label_counts"] = self.label_counts_
         if (pairs := getattr(self.network_, "pairs", None)) is not None:
             arrays |= linear.arrays_of(pairs)
@@ -986,7 +988,7 @@ class Classifier(SampledEstimator):
             No such file; truncated, damaged, foreign, of another kind or version.
         """
         check.path("path", path)
-        device = backend.resolve_device(device)
+        device = resolve_device(device)
         arrays, about = checkpoint.load(path, cls.kind)
         with checkpoint.whole(path, "Classifier"):
             DESCRIPTION("description", about)
@@ -1163,4 +1165,4 @@ def _initial_bias(bias, counts, n_points, loss):
         bias[:] = -1
         return
     odds = (counts + 0.5) / (n_points - counts + 0.5)
-    bias[:] = backend.asarray(np.log(odds), backend.device_of(bias), np.float32)
+    bias[:] = asarray(np.log(odds), device_of(bias), np.float32)

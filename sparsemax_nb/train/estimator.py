@@ -11,7 +11,7 @@ from ..core import check, checkpoint, description, files
 from ..data import fingerprint
 from ..midx import CORRECTIONS, MAX_CODEWORDS, RESIDUALS
 from . import loop
-from .softmax import INDICES, SAMPLERS, YARDSTICKS, Sampling
+from .negatives import BASELINES, INDICES, SAMPLERS, Sampling
 
 #: Parameters that may differ when a run is resumed: they do not change what a step computes.
 FREE_TO_CHANGE = {"budget_seconds", "device", "memory_limit", "progress"}
@@ -225,8 +225,8 @@ class SampledEstimator(Estimator):
 
     def _check_sampler(self, n_classes, width, device):
         """What sampler and number of classes, output width or device do not go together; before a fit."""
-        if self.sampler in YARDSTICKS and device != "cpu":
-            raise ValueError(f"sampler={self.sampler!r} is a yardstick for the CPU alone; use device='cpu'")
+        if self.sampler in BASELINES and device != "cpu":
+            raise ValueError(f"sampler={self.sampler!r} is a baseline for the CPU alone; use device='cpu'")
         if self.sampler in INDICES:
             hint = f" (there are {n_classes} {self.classes})"
             check.integer("n_codewords", self.n_codewords, 1, min(n_classes, MAX_CODEWORDS), hint)
@@ -241,7 +241,7 @@ class SampledEstimator(Estimator):
         """The `Schedule` of the parameters that it shares with the estimator, and of `more`."""
         names = inspect.signature(loop.Schedule).parameters
         params = {name: getattr(self, name) for name in names if hasattr(self, name)} | more
-        if self.sampler not in (*YARDSTICKS, *INDICES):
+        if self.sampler not in (*BASELINES, *INDICES):
             params["index_every"] = 0
         return loop.Schedule(**params)
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core import backend
+from ..core.device import asarray, device_of, module_of
 
 #: Numbers that are squared at once.
 AT_ONCE = 1 << 12
@@ -37,7 +37,7 @@ def _sum_of_squares(values):
     """In float32 over runs of AT_ONCE numbers, whose sums are added up in float64."""
     flat = values.reshape(-1)
     n = flat.size // AT_ONCE * AT_ONCE
-    xp, total = backend.module_of(backend.device_of(values)), 0.0
+    xp, total = module_of(device_of(values)), 0.0
     for lines in (flat[:n].reshape(-1, AT_ONCE), flat[n:].reshape(1, -1)):
         total += float(xp.einsum("ij,ij->i", lines, lines).sum(dtype=np.float64))
     return total
@@ -68,13 +68,13 @@ def add_rows(gradient, other):
     if gradient.rows is None:
         gradient.values[other.rows] += other.values
         return gradient
-    xp, n = backend.module_of(backend.device_of(gradient.rows)), len(gradient.rows)
+    xp, n = module_of(device_of(gradient.rows)), len(gradient.rows)
     places = xp.searchsorted(gradient.rows, other.rows)
     places[places == n] = 0
     found = gradient.rows[places] == other.rows if n else xp.zeros(len(places), bool)
     gradient.values[places[found]] += other.values[found]
     values, rows = (
-        backend.asarray(xp.concatenate([a, b[~found]]), backend.device_of(gradient.rows))
+        asarray(xp.concatenate([a, b[~found]]), device_of(gradient.rows))
         for a, b in ((gradient.values, other.values), (gradient.rows, other.rows))
     )
     return Gradient(gradient.array, values, rows)

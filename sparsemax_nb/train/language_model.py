@@ -8,17 +8,19 @@ import time
 
 import numpy as np
 
-from ..core import backend, check, checkpoint, description, rng
+from .. import metrics
+from ..core import check, checkpoint, description, rng
+from ..core.device import asarray, device_of, product, resolve_device, to_numpy
 from ..data import Vocabulary
 from ..data.arrays import write_float16
 from ..data.batches import batches
 from ..data.text import END_OF_LINE, UNKNOWN
 from ..optimizers import Adam
-from . import loop, metrics
+from . import loop
 from .chunks import Chunk, RunningText, SeparateLines
 from .estimator import DATA, MOST_WIDTH, SampledEstimator
 from .language_network import LanguageNetwork, parameter_shapes
-from .softmax import Negatives
+from .negatives import Negatives
 
 DECAYS = "plateau", "linear"
 #: Of LSTM layers; more are a mistake.
@@ -230,7 +232,7 @@ class LanguageModel(SampledEstimator):
             Ctrl-C, after the step in hand and the checkpoint.
         """
         self._check_params()
-        device = backend.resolve_device(self.device)
+        device = resolve_device(self.device)
         tokens, validation = _plain(tokens), None if validation is None else _plain(validation)
         vocabulary = getattr(tokens, "vocabulary", None) if vocabulary is None else vocabulary
         n_words = self._count_words(tokens, vocabulary, n_words)
@@ -286,7 +288,7 @@ class LanguageModel(SampledEstimator):
         What is read has the last item of each sequence to be predicted, or `every` one that training would predict.
         """
         tokens = _plain(tokens)
-        if backend.device_of(_items(tokens)) == "cuda":
+        if device_of(_items(tokens)) == "cuda":
             raise TypeError(
                 f"{name} must be a NumPy array, got one on cuda: a text stays on the host; use cupy.asnumpy"
             )
@@ -487,8 +489,8 @@ class LanguageModel(SampledEstimator):
         text = RunningText(np.append(tokens, 0).astype(np.int32), 1, len(tokens))
         h, state = network.contexts(text.chunk(text.rows_in_order()))
         for n in range(n_words):
-            scores = backend.product(backend.asarray(h[-1:], self.device_), network.output.weights.T)[0]
-            scores = backend.to_numpy(scores).astype(np.float64)
+            scores = product(asarray(h[-1:], self.device_), network.output.weights.T)[0]
+            scores = to_numpy(scores).astype(np.float64)
             if not np.isfinite(scores).all():
                 raise FloatingPointError(
                     "the scores of the next word are not finite: weights of the model are too large"
@@ -520,7 +522,7 @@ class LanguageModel(SampledEstimator):
         """
         self._check_fitted()
         check.path("path", path)
-        arrays = {name: backend.to_numpy(array) for name, array in self.network_.parameters.items()}
+        arrays = {name: to_numpy(array) for name, array in self.network_.parameters.items()}
         words, raw = (None, False) if self.vocabulary_ is None else (list(self.vocabulary_.words), self.vocabulary_.raw)
         about = {
             "params": self._fitted_params,
@@ -551,7 +553,7 @@ class LanguageModel(SampledEstimator):
             No such file; truncated, damaged, foreign, of another kind or version.
         """
         check.path("path", path)
-        device = backend.resolve_device(device)
+        device = resolve_device(device)
         arrays, about = checkpoint.load(path, cls.kind)
         with checkpoint.whole(path, "LanguageModel"):
             DESCRIPTION("description", about)
@@ -572,7 +574,7 @@ class LanguageModel(SampledEstimator):
 
 def _plain(tokens):
     """What is no array but can become one, such as a pandas Series, as an array; anything else as it is."""
-    can_become_one = hasattr(tokens, "__array__") and backend.device_of(tokens) is None
+    can_become_one = hasattr(tokens, "__array__") and device_of(tokens) is None
     return np.asarray(tokens) if can_become_one else tokens
 
 
@@ -610,6 +612,6 @@ def _figures(network, text):
         "tokens": len(ranks),
         "top-1": float((ranks < 1).mean()),
         "top-5": float((ranks < 5).mean()),
-        **metrics.figures_of_ranks(ranks, K),
+        **metrics.ranking_metrics(ranks, K),
         "seconds": time.perf_counter() - start,
     }

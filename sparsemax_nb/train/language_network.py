@@ -2,13 +2,14 @@
 
 import numpy as np
 
-from ..core import backend, check, rng
+from ..core import check, rng
+from ..core.device import asarray, backend_of, empty, to_numpy, zeros
 from ..full_softmax import target_ranks
 from .gradients import Gradient, add_rows, clip
 from .layers import TokenEmbedding
 from .lstm import LSTM
+from .negatives import SoftmaxOutput
 from .network import Layers
-from .softmax import SoftmaxOutput
 
 
 def parameter_shapes(n_words, width, n_layers, tied):
@@ -62,7 +63,7 @@ class LanguageNetwork(Layers):
     def start_from(self, counts):
         """Make each word's bias the logarithm of how often it occurs, counts (L,): the network starts as a unigram model."""
         bias = np.log(counts + 1.0)
-        self.output.weights[:, 0] = backend.asarray(bias - bias.mean(), self.device, np.float32)
+        self.output.weights[:, 0] = asarray(bias - bias.mean(), self.device, np.float32)
 
     @property
     def parameters(self):
@@ -76,7 +77,7 @@ class LanguageNetwork(Layers):
     def carried(self):
         """What a checkpoint needs beside parameters and moments: what negatives are drawn from, and the state."""
         pairs = enumerate(self.state or ())
-        return super().carried | {f"state/{n}": np.stack([*map(backend.to_numpy, pair)]) for n, pair in pairs}
+        return super().carried | {f"state/{n}": np.stack([*map(to_numpy, pair)]) for n, pair in pairs}
 
     def restore_carried(self, arrays):
         """Go on from what `carried` held, among other arrays; KeyError, TypeError or ValueError where it does not fit."""
@@ -88,20 +89,20 @@ class LanguageNetwork(Layers):
             pairs = [check.array(name, arrays[name], np.float32, (2, n_rows, self.width)) for name in names]
             for name, pair in zip(names, pairs, strict=True):
                 check.finite(name, pair)
-            self.state = [tuple(backend.asarray(part, self.device) for part in pair) for pair in pairs]
+            self.state = [tuple(asarray(part, self.device) for part in pair) for pair in pairs]
 
     def _start(self, n_rows):
         """All states zero."""
-        zeros = backend.zeros((n_rows, self.width), np.float32, self.device)
-        return [(zeros, zeros)] * len(self.lstms)
+        initial = zeros((n_rows, self.width), np.float32, self.device)
+        return [(initial, initial)] * len(self.lstms)
 
     def _drop(self, x, number, training):
         """Dropout number `number` (0 behind the embedding) of x (T, B, D): a new array; its own gradient, too."""
         if not training or self.dropout == 0:
             return x
         dropout = rng.make_dropout(self.dropout, self.seed, number, self.steps)
-        out, lines = backend.empty(x.shape, np.float32, self.device), (-1, x.shape[-1])
-        backend.wing(self.device, "activations").dropout(x.reshape(lines), dropout, out.reshape(lines))
+        out, lines = empty(x.shape, np.float32, self.device), (-1, x.shape[-1])
+        backend_of(self.device, "activations").dropout(x.reshape(lines), dropout, out.reshape(lines))
         return out
 
     def forward(self, chunk, state=None, training=False):
@@ -110,7 +111,7 @@ class LanguageNetwork(Layers):
         It goes on from `state`; from zeros where that is None, of another number of sequences, or the chunk is fresh.
         Nothing of the network changes, but in training: then the layers keep what their backward pass needs.
         """
-        tokens, behind = backend.asarray(chunk.tokens, self.device), []
+        tokens, behind = asarray(chunk.tokens, self.device), []
         if chunk.fresh or state is None or state[0][0].shape[0] != tokens.shape[1]:
             state = self._start(tokens.shape[1])
         x = self._drop(self.embedding.forward(tokens, keep=training), 0, training)
@@ -130,8 +131,8 @@ class LanguageNetwork(Layers):
         h, rows = h.reshape(-1, self.width), np.flatnonzero(chunk.places.reshape(-1) >= 0)
         if len(rows) == len(h):
             return h, None
-        rows = backend.asarray(rows, self.device)
-        return backend.asarray(h[rows], self.device), rows
+        rows = asarray(rows, self.device)
+        return asarray(h[rows], self.device), rows
 
     def gradients(self, chunk, targets, norms=None):
         """Mean loss of a chunk over its targets, (n,) int32 in the order of its places, and every `Gradient`, one a parameter.
@@ -141,12 +142,10 @@ class LanguageNetwork(Layers):
         h, self.state = self.forward(chunk, self.state, training=True)
         counted, rows = self._counted(h, chunk)
         with self._timing_output():
-            value, dh, of_output = self.output.gradients(
-                counted, backend.asarray(targets, self.device, np.int32), self.steps
-            )
+            value, dh, of_output = self.output.gradients(counted, asarray(targets, self.device, np.int32), self.steps)
         gradient = dh
         if rows is not None:
-            gradient = backend.zeros((h.shape[0] * h.shape[1], self.width), np.float32, self.device)
+            gradient = zeros((h.shape[0] * h.shape[1], self.width), np.float32, self.device)
             gradient[rows] = dh
         gradient, found = gradient.reshape(h.shape), []
         gradient[..., 0] = 0
@@ -186,11 +185,11 @@ class LanguageNetwork(Layers):
     def evaluate(self, chunk, targets, state=None):
         """log p and rank of each target of a chunk by the full softmax, (n,) float32, (n,) int32, NumPy; and `forward`'s state."""
         h, state = self.forward(chunk, state)
-        targets = backend.asarray(targets, self.device, np.int32)
+        targets = asarray(targets, self.device, np.int32)
         log_prob, rank = target_ranks(self._counted(h, chunk)[0], self.output.weights, targets)
-        return backend.to_numpy(log_prob), backend.to_numpy(rank), state
+        return to_numpy(log_prob), to_numpy(rank), state
 
     def contexts(self, chunk, state=None):
         """The input of the output layer before each target of a chunk, (n, width), NumPy; and `forward`'s state."""
         h, state = self.forward(chunk, state)
-        return backend.to_numpy(self._counted(h, chunk)[0]), state
+        return to_numpy(self._counted(h, chunk)[0]), state

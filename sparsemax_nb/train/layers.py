@@ -11,7 +11,8 @@ import math
 
 import numpy as np
 
-from ..core import backend, check, formulas, rng, sparse
+from ..core import check, formulas, rng, sparse
+from ..core.device import asarray, backend_of, device_of, empty, module_of, product, to_numpy, zeros
 from ..fixed_fan_in import FixedFanIn, fixed_fan_in_step, fixed_fan_in_top_k, rewire
 from ..group_shared import GroupSharedFanIn
 from .gradients import Gradient
@@ -26,8 +27,8 @@ LAST = np.float32(-1e30)
 
 def uniform(shape, scale, seed, layer, device):
     """Weights uniform in [-scale, scale) from the counter-based stream of `seed` for layer number `layer`."""
-    values = backend.empty(shape, np.float32, device)
-    wing = backend.wing(device, "fixed_fan_in")
+    values = empty(shape, np.float32, device)
+    wing = backend_of(device, "fixed_fan_in")
     wing.random_values(np.uint64(seed), rng.WEIGHTS + np.uint64(layer), np.float32(scale), values.reshape(-1))
     return values
 
@@ -36,21 +37,21 @@ class _ReluDropout:
     """Bias, ReLU and dropout behind a product; keeps its output, which is all that the gradient needs."""
 
     def __init__(self, width, device):
-        self.bias = backend.zeros(width, np.float32, device)
-        self.out = backend.zeros((0, width), np.float32, device)
+        self.bias = zeros(width, np.float32, device)
+        self.out = zeros((0, width), np.float32, device)
         self._device = device
 
     def forward(self, z, dropout, keep):
         """``max(0, z + bias)``, dropped out where `dropout` is given; overwrites z."""
         if keep:
             self.out, self._scale = z, (dropout or NO_DROPOUT).scale
-        backend.wing(self._device, "activations").relu_dropout(z, self.bias, dropout or NO_DROPOUT, z)
+        backend_of(self._device, "activations").relu_dropout(z, self.bias, dropout or NO_DROPOUT, z)
         return z
 
     def backward(self, dout, optimizer):
         """Gradient by z; overwrites dout. Updates the bias."""
-        dbias = backend.empty(self.bias.shape, np.float32, backend.device_of(self.bias))
-        backend.wing(self._device, "activations").relu_dropout_backward(dout, self.out, self._scale, dout, dbias)
+        dbias = empty(self.bias.shape, np.float32, device_of(self.bias))
+        backend_of(self._device, "activations").relu_dropout_backward(dout, self.out, self._scale, dout, dbias)
         optimizer.step(self.bias, dbias)
         return dout
 
@@ -63,7 +64,7 @@ class Inputs:
 
     def __init__(self, n_features, device):
         self._device = device
-        self.out = backend.zeros((0, n_features), np.float32, device)
+        self.out = zeros((0, n_features), np.float32, device)
 
     @property
     def activations(self):
@@ -73,8 +74,8 @@ class Inputs:
         """(B, F) -> (B, F)."""
         out = x
         if dropout is not None:
-            out = backend.empty(x.shape, np.float32, self._device)
-            backend.wing(self._device, "activations").dropout(x, dropout, out)
+            out = empty(x.shape, np.float32, self._device)
+            backend_of(self._device, "activations").dropout(x, dropout, out)
         if keep:
             self.out = out
         return out
@@ -85,9 +86,9 @@ class Inputs:
 
 def gradient_of_rows(table, rows, dout):
     """`Gradient` by the rows of an embedding's table that `rows` (SparseRows) touches, from that by their sums, (B, D)."""
-    device, columns = backend.device_of(table), sparse.by_column(rows)
-    drows = backend.empty((columns.ids.shape[0], table.shape[1]), np.float32, device)
-    backend.wing(device, "embedding").backward(columns, dout, drows)
+    device, columns = device_of(table), sparse.by_column(rows)
+    drows = empty((columns.ids.shape[0], table.shape[1]), np.float32, device)
+    backend_of(device, "embedding").backward(columns, dout, drows)
     return Gradient(table, drows, columns.ids)
 
 
@@ -117,8 +118,8 @@ class Embedding:
         """SparseRows -> (B, D)."""
         if keep:
             self._rows = rows
-        z = backend.empty((rows.indptr.shape[0] - 1, self.table.shape[1]), np.float32, self._device)
-        backend.wing(self._device, "embedding").forward(rows, self.table, z)
+        z = empty((rows.indptr.shape[0] - 1, self.table.shape[1]), np.float32, self._device)
+        backend_of(self._device, "embedding").forward(rows, self.table, z)
         return self._relu.forward(z, dropout, keep)
 
     def backward(self, dout, optimizer):
@@ -142,11 +143,11 @@ class TokenEmbedding:
 
     def forward(self, tokens, keep=False):
         """(T, B) int32 -> (T, B, D)."""
-        n, xp = tokens.size, backend.module_of(self._device)
+        n, xp = tokens.size, module_of(self._device)
         arrays = (xp.arange(n + 1), np.int32), (tokens.reshape(-1), np.int32), (xp.ones(n), np.float32)
-        rows = sparse.SparseRows(*(backend.asarray(array, self._device, dtype) for array, dtype in arrays))
-        out = backend.empty((n, self.table.shape[1]), np.float32, self._device)
-        backend.wing(self._device, "embedding").forward(rows, self.table, out)
+        rows = sparse.SparseRows(*(asarray(array, self._device, dtype) for array, dtype in arrays))
+        out = empty((n, self.table.shape[1]), np.float32, self._device)
+        backend_of(self._device, "embedding").forward(rows, self.table, out)
         if keep:
             self._rows = rows
         return out.reshape(*tokens.shape, -1)
@@ -181,22 +182,22 @@ class Dense:
         """(B, D) -> (B, H)."""
         if keep:
             self._x = x
-        return self._relu.forward(backend.product(x, self.weights), dropout, keep)
+        return self._relu.forward(product(x, self.weights), dropout, keep)
 
     def backward(self, dout, optimizer):
         """Gradient by x; overwrites dout."""
         dz = self._relu.backward(dout, optimizer)
-        dx = None if self._first else backend.product(dz, self.weights.T)
-        optimizer.step(self.weights, backend.product(self._x.T, dz))
+        dx = None if self._first else product(dz, self.weights.T)
+        optimizer.step(self.weights, product(self._x.T, dz))
         return dx
 
 
 def multilabel_loss(scores, labels, loss):
     """Loss of a batch and its gradient by the scores (B, L), which are overwritten; FloatingPointError if not finite."""
-    device, n_labels = backend.device_of(scores), scores.shape[1]
+    device, n_labels = device_of(scores), scores.shape[1]
     positives = sparse.by_label(sparse.as_labels(labels, len(scores), device, n_labels), n_labels)
-    label_loss = backend.empty(n_labels, np.float32, device)
-    backend.wing(device, "losses").multilabel(scores, positives, formulas.LOSSES[loss], scores, label_loss)
+    label_loss = empty(n_labels, np.float32, device)
+    backend_of(device, "losses").multilabel(scores, positives, formulas.LOSSES[loss], scores, label_loss)
     value = float(label_loss.sum(dtype=np.float64))
     if not math.isfinite(value):
         raise FloatingPointError(f"the loss is {value}")
@@ -205,11 +206,11 @@ def multilabel_loss(scores, labels, loss):
 
 def top_k_of_scores(scores, k):
     """The k best labels of each row of scores (B, L): scores (B, k), ids (B, k) int32."""
-    device, n_labels = backend.device_of(scores), scores.shape[1]
+    device, n_labels = device_of(scores), scores.shape[1]
     k = check.integer("k", k, 1, n_labels, f" (n_labels = {n_labels})")
-    top_scores = backend.empty((len(scores), k), np.float32, device)
-    top_ids = backend.empty((len(scores), k), np.int32, device)
-    backend.wing(device, "top_k").top_k(scores, top_scores, top_ids)
+    top_scores = empty((len(scores), k), np.float32, device)
+    top_ids = empty((len(scores), k), np.int32, device)
+    backend_of(device, "top_k").top_k(scores, top_scores, top_ids)
     return top_scores, top_ids
 
 
@@ -218,7 +219,7 @@ class RankedLast:
 
     def rank_last(self, ids):
         """Give the labels `ids` (NumPy) the score LAST; their weights have to be zero."""
-        self.bias[backend.asarray(ids, backend.device_of(self.bias))] = LAST
+        self.bias[asarray(ids, device_of(self.bias))] = LAST
 
 
 class DenseOutput(RankedLast):
@@ -231,8 +232,8 @@ class DenseOutput(RankedLast):
     name = "output"
 
     def __init__(self, n_inputs, n_labels, device):
-        self.weights = backend.zeros((n_labels, n_inputs), np.float32, device)
-        self.bias = backend.zeros(n_labels, np.float32, device)
+        self.weights = zeros((n_labels, n_inputs), np.float32, device)
+        self.bias = zeros(n_labels, np.float32, device)
         self._device = device
 
     @property
@@ -240,15 +241,15 @@ class DenseOutput(RankedLast):
         return {"output.weights": self.weights, "output.bias": self.bias}
 
     def _scores(self, x):
-        scores = backend.product(x, self.weights.T)
+        scores = product(x, self.weights.T)
         scores += self.bias
         return scores
 
     def step(self, x, labels, loss, optimizer):
         """Loss of a batch and gradient by x; updates weights and bias."""
         value, dscores = multilabel_loss(self._scores(x), labels, loss)
-        dx = backend.product(dscores, self.weights)
-        optimizer.step(self.weights, backend.product(dscores.T, x))
+        dx = product(dscores, self.weights)
+        optimizer.step(self.weights, product(dscores.T, x))
         optimizer.step(self.bias, dscores.sum(axis=0))
         return value, dx
 
@@ -305,7 +306,7 @@ class GroupSharedOutput(FixedFanInOutput):
         )
         self.layer.values[...] = 0
         self.values, self.bias = self.layer.values, self.layer.bias
-        self.order = backend.asarray(backend.module_of(device).arange(n_labels), device, np.int32)
+        self.order = asarray(module_of(device).arange(n_labels), device, np.int32)
         self._places = self.order.copy()  # of each label
 
     @property
@@ -314,18 +315,18 @@ class GroupSharedOutput(FixedFanInOutput):
 
     def rank_last(self, ids):
         """As in `RankedLast`: the bias is that of the labels' places."""
-        super().rank_last(backend.to_numpy(self._places)[ids])
+        super().rank_last(to_numpy(self._places)[ids])
 
     def set_order(self, order):
         """Lay the labels in the order that `group_labels` gives."""
-        self.order[...] = backend.asarray(order, self.layer.device, np.int32)
+        self.order[...] = asarray(order, self.layer.device, np.int32)
         self.check_connections()
 
     def check_connections(self):
         """ValueError where parameters that were overwritten hold connections, or an order, that can not be."""
-        layer, xp = self.layer, backend.module_of(self.layer.device)
+        layer, xp = self.layer, module_of(self.layer.device)
         GroupSharedFanIn(layer.n_inputs, layer.indices, layer.values, layer.bias, layer.group_size)
-        every_label = backend.asarray(xp.arange(layer.n_labels), layer.device, np.int32)
+        every_label = asarray(xp.arange(layer.n_labels), layer.device, np.int32)
         if not bool((xp.sort(self.order) == every_label).all()):
             raise ValueError("output.order must be a permutation of the labels")
         self._places[self.order] = every_label

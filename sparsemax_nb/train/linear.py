@@ -6,14 +6,16 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 import scipy.sparse
 
+from .. import metrics
 from ..co_occurrence import CoOccurrence, rerank_checked
-from ..core import backend, check, description, sparse
+from ..core import check, description, sparse
 from ..core.connections import Duals, FeatureLists
+from ..core.device import asarray, backend_of, empty, module_of, to_numpy
 from ..cpu.panels import padded
-from ..cpu.vector import LANES
+from ..cpu.simd import LANES
 from ..data.batches import shuffled
 from ..linear import SparseLinear, check_squares, choose_lists, more_features, no_duals, rows_of
-from . import loop, metrics
+from . import loop
 from .layers import LAST
 from .loop import FIGURE, History, Run, TrainingError, peak_memory
 
@@ -81,11 +83,11 @@ class LinearModel:
             arrays = arrays._replace(bias=arrays.bias + self.prior)
         n, is_plain = min(CANDIDATES, self.layer.n_labels), self.pairs is None or k == 1  # the best one stays the best
         shape = x.shape[0], k if is_plain else max(k, n)
-        scores, ids = backend.empty(shape, np.float32, self.device), backend.empty(shape, np.int32, self.device)
-        backend.wing(self.device, "linear").top_k(rows, arrays, scores, ids)
+        scores, ids = empty(shape, np.float32, self.device), empty(shape, np.int32, self.device)
+        backend_of(self.device, "linear").top_k(rows, arrays, scores, ids)
         if is_plain:
             return scores, ids
-        best = (backend.module_of(self.device).ascontiguousarray(a[:, :n]) for a in (scores, ids))
+        best = (module_of(self.device).ascontiguousarray(a[:, :n]) for a in (scores, ids))
         best = rerank_checked(*best, self.pairs, min(k, n), self.weight)
         if k <= n:
             return best
@@ -97,7 +99,7 @@ def prior_of(frequency, n_points, device="cpu"):
     """(L,) float32, ``frequency`` times the logarithm of the labels' numbers of points; None where that is 0 for all."""
     if frequency == 0:
         return None
-    return backend.asarray((frequency * np.log(np.maximum(n_points, 1))).astype(np.float32), device)
+    return asarray((frequency * np.log(np.maximum(n_points, 1))).astype(np.float32), device)
 
 
 def layer_of(arrays, n_features, n_labels, device):
@@ -129,9 +131,7 @@ def pairs_of(arrays, n_labels, device):
 
 def arrays_of(pairs):
     """The arrays that `pairs_of` reads, NumPy, by name."""
-    arrays = {
-        name: backend.to_numpy(getattr(pairs.arrays, name)) for name in ("indptr", "ids", "counts", "label_counts")
-    }
+    arrays = {name: to_numpy(getattr(pairs.arrays, name)) for name in ("indptr", "ids", "counts", "label_counts")}
     return {
         f"co_occurrence.{name}": array
         for name, array in (arrays | {"n_rows": np.array([pairs.n_rows], np.int64)}).items()
@@ -247,9 +247,9 @@ class DualTraining(Run):
         """(arrays, description) for a checkpoint: the run continues from it bit for bit."""
         arrays = {f"parameters/{name}": array for name, array in self.network.parameters.items()}
         for name in Duals._fields:
-            arrays[f"duals/{name}"] = np.concatenate([backend.to_numpy(getattr(d, name)) for d in self._duals])
+            arrays[f"duals/{name}"] = np.concatenate([to_numpy(getattr(d, name)) for d in self._duals])
         about = {"history": asdict(self.history), "position": asdict(self._at), "n_rows": self.n_rows}
-        return {name: backend.to_numpy(array) for name, array in arrays.items()}, about
+        return {name: to_numpy(array) for name, array in arrays.items()}, about
 
     @property
     def checkpoint_nbytes(self):
@@ -286,7 +286,7 @@ class DualTraining(Run):
             if part[0] != 0 or (part[1:] < part[:-1]).any() or done > len(labels):
                 raise ValueError("duals/indptr must rise from 0 in every batch")
             sparse.sorted_keys(sparse.Labels(part, labels[some]), layer.n_labels, "duals")
-            duals.append(Duals(*(backend.asarray(a, self.device) for a in (part, labels[some], values[some]))))
+            duals.append(Duals(*(asarray(a, self.device) for a in (part, labels[some], values[some]))))
         if done != len(labels):
             raise ValueError("duals/indptr must end with the number of duals/labels")
         self.network.layer, self._duals = restored, duals
@@ -322,9 +322,9 @@ class DualTraining(Run):
             self._order = shuffled(len(self._batches), self.settings.seed, self._at.epoch + 1)
         number = self._order[self._at.step]
         rows, settings, layer = self._batches[number], self.settings, self.network.layer
-        x = sparse.SparseRows(*(backend.asarray(a, self.device) for a in _part(self._x, rows)))
-        labels = sparse.Labels(*(backend.asarray(a, self.device) for a in _part(self._y, rows)[:2]))
-        step = backend.wing(self.device, "linear").step
+        x = sparse.SparseRows(*(asarray(a, self.device) for a in _part(self._x, rows)))
+        labels = sparse.Labels(*(asarray(a, self.device) for a in _part(self._y, rows)[:2]))
+        step = backend_of(self.device, "linear").step
         loss, self._duals[number] = step(
             x, labels, self._duals[number], layer.arrays, settings.C, settings.slack, self._room
         )
@@ -338,8 +338,8 @@ class DualTraining(Run):
 
     def _add_features(self):
         """Give each label more features, from its errors so far."""
-        arrays = FeatureLists(*map(backend.to_numpy, self.network.layer.arrays))
-        duals = [Duals(*map(backend.to_numpy, some)) for some in self._duals]
+        arrays = FeatureLists(*map(to_numpy, self.network.layer.arrays))
+        duals = [Duals(*map(to_numpy, some)) for some in self._duals]
         lists = more_features(arrays, self._x, self._y, duals, self.settings.extra_features)
         self.network.layer = SparseLinear._of(lists, self.device)
 

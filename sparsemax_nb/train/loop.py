@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from ..core import backend, check, description
+from ..core import check, description
+from ..core.device import asarray, device_of, to_numpy
 from ..data.batches import shuffled
 from .gradients import GradientError
 from .progress import Progress
@@ -301,7 +302,7 @@ class Training(Run):
             "steps": self.network.steps,
             "n_rows": self.n_rows,
         }
-        return {name: backend.to_numpy(array) for name, array in arrays.items()}, about
+        return {name: to_numpy(array) for name, array in arrays.items()}, about
 
     @property
     def checkpoint_nbytes(self):
@@ -334,7 +335,7 @@ class Training(Run):
                 check.finite(f"{part}/{name}", stored)
                 if part == "v" and stored.size and stored.min() < 0:
                     raise ValueError(f"v/{name} must not be negative, got {stored.min()}")
-                moment[...] = backend.asarray(stored, backend.device_of(moment))
+                moment[...] = asarray(stored, device_of(moment))
             state.count = check.integer(f"counts.{name}", counts[name], 0, history.steps)
         self.network.restore_carried(arrays)
         self.network.steps = history.steps
@@ -491,7 +492,7 @@ class Training(Run):
             if at.best is None or value > at.best:
                 at.best, at.bad_epochs, history.best_epoch = value, 0, at.epoch
                 for name, array in self.network.parameters.items():
-                    host = backend.to_numpy(array)
+                    host = to_numpy(array)
                     np.copyto(self._best.setdefault(name, np.empty_like(host)), host)
             else:
                 at.bad_epochs += 1
@@ -510,7 +511,7 @@ def top_k(network, n_rows, batch, k, batch_size):
     for first in range(0, n_rows, batch_size):
         rows = slice(first, min(first + batch_size, n_rows))
         for out, array in zip((scores, ids), network.top_k(batch(rows), k), strict=True):
-            out[rows] = backend.to_numpy(array)
+            out[rows] = to_numpy(array)
     return scores, ids
 
 
@@ -518,4 +519,4 @@ def contexts(network, n_rows, batch, batch_size, out):
     """The input of the output layer for every row, into `out` (n, H); `batch` as in `top_k`."""
     for first in range(0, n_rows, batch_size):
         rows = slice(first, min(first + batch_size, n_rows))
-        out[rows] = backend.to_numpy(network.forward(batch(rows)))
+        out[rows] = to_numpy(network.forward(batch(rows)))

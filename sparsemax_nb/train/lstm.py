@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from ..core import backend
+from ..core.device import backend_of, empty, product, zeros
 from .layers import uniform
 
 #: Number of the first layer's weights in the random streams (`layers.EMBEDDING` and DENSE come before); two a layer.
@@ -41,7 +41,7 @@ class LSTM:
         self.name, self._device, scale = f"lstm{number}", device, 1 / math.sqrt(width)
         self.weights = uniform((n_inputs, 4 * width), scale, seed, FIRST + 2 * number, device)
         self.recurrent = uniform((width, 4 * width), scale, seed, FIRST + 2 * number + 1, device)
-        self.bias = backend.zeros(4 * width, np.float32, device)
+        self.bias = zeros(4 * width, np.float32, device)
         self.bias[width : 2 * width] = 1
         self._x, self._gates = None, self._new(0, 0, 4 * width)
         self.hidden = self.cells = self._new(1, 0, width)
@@ -58,7 +58,7 @@ class LSTM:
         return {f"{self.name}.cells": self.cells}
 
     def _new(self, *shape):
-        return backend.empty(shape, np.float32, self._device)
+        return empty(shape, np.float32, self._device)
 
     def forward(self, x, state, keep=False):
         """x (T, B, D) and the state (h, c) before it, (B, H) each: all h, (T, B, H), and the state behind it.
@@ -68,7 +68,7 @@ class LSTM:
         are as many: fresh memory costs time. Without it nothing of the layer changes: several threads may call it at
         once.
         """
-        wing, matmul = backend.wing(self._device, "lstm"), backend.wing(self._device, "matmul").matmul
+        wing, matmul = backend_of(self._device, "lstm"), backend_of(self._device, "matmul").matmul
         (n_steps, n_rows, n_inputs), width = x.shape, self.recurrent.shape[0]
         is_kept = keep and self._gates.shape[:2] == (n_steps, n_rows)
         gates = self._gates if is_kept else self._new(n_steps, n_rows, 4 * width)
@@ -93,8 +93,8 @@ class LSTM:
                 "backward needs the gates that forward leaves, and has used them; call forward before, with keep=True"
             )
         shape, arrays, self._x = self._x.shape, (self._x, self.hidden[:-1], self._gates), None
-        backend.wing(self._device, "lstm").backward(self.recurrent, self._gates, self.cells, dout, self._gates)
+        backend_of(self._device, "lstm").backward(self.recurrent, self._gates, self.cells, dout, self._gates)
         x, before, dpre = (a.reshape(-1, a.shape[2]) for a in arrays)
-        dx = backend.product(dpre, self.weights.T).reshape(shape)
-        gradients = backend.product(x.T, dpre), backend.product(before.T, dpre), dpre.sum(axis=0)
+        dx = product(dpre, self.weights.T).reshape(shape)
+        gradients = product(x.T, dpre), product(before.T, dpre), dpre.sum(axis=0)
         return dx, dict(zip(self.parameters, gradients, strict=True))

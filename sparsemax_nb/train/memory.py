@@ -9,15 +9,15 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from ..core import backend
+from ..core.device import backend_of
 from ..cpu.linear import CHUNKS
 from ..cpu.midx import PARTS, SUMS
 from ..full_softmax import HELD
 from ..group_shared import DTYPES
 from ..linear import AT_ONCE
 from ..samplers import SCORES
+from .negatives import BASELINES, INDICES
 from .network import SPARSE_OUTPUTS
-from .softmax import INDICES, YARDSTICKS
 
 #: Numbers of four bytes that a draw takes until its gradient is known: id, log Q, score and gradient, places and keys.
 ENTRY = 16
@@ -161,7 +161,7 @@ def plan(
     add("prediction", "hidden layers' outputs", b, width)
     if output in FIXED:
         group = (group_size,) if output == "group-shared" else ()
-        shapes = backend.wing(device, FIXED[output]).top_k_shapes(b, width, n_labels, fan_in, *group, k)
+        shapes = backend_of(device, FIXED[output]).top_k_shapes(b, width, n_labels, fan_in, *group, k)
         for name, (shape, dtype) in shapes.items():
             add("prediction", f"top-k: {name}", *shape, item=np.dtype(dtype).itemsize)
     else:
@@ -220,7 +220,7 @@ def _add_softmax(add, parameter, b, width, n_labels, sampling, labels_per_row, d
     add(phase, "draws, their scores and gradients, sorted by label", drawn + positives, ENTRY)
     add(phase, "inputs of the positives", positives, width)
     add(phase, "output.weights: gradient of its rows", min(n_labels, drawn + positives), width)
-    if sampling.sampler in YARDSTICKS:
+    if sampling.sampler in BASELINES:
         add("always", f"{sampling.sampler}: weights as last seen", n_labels, width)
     elif sampling.sampler in INDICES:
         n_words, halves = sampling.n_codewords, 2 if INDICES[sampling.sampler] == "pq" else 1
@@ -234,7 +234,7 @@ def _add_softmax(add, parameter, b, width, n_labels, sampling, labels_per_row, d
         add("index: update", "distances, codes, their order", n_labels, 12 + 12 * has_records)
     elif sampling.sampler != "uniform":
         add("always", f"{sampling.sampler}: tables", 3, n_labels)
-    if sampling.sampler in YARDSTICKS or (sampling.sampler in INDICES and sampling.residual == "exact"):
+    if sampling.sampler in BASELINES or (sampling.sampler in INDICES and sampling.residual == "exact"):
         add(phase, "scores of all labels", 4, min(SCORES, b * n_labels))
 
 
@@ -248,7 +248,7 @@ def _add_output(add, parameter, output, b, width, n_labels, fan_in, device, grou
         if group:
             parameter("output.order", n_labels, learns=False)
             add("always", "places of the labels", n_labels)
-        shapes = backend.wing(device, FIXED[output]).workspace_shapes(b, width, n_labels, fan_in, *group)
+        shapes = backend_of(device, FIXED[output]).workspace_shapes(b, width, n_labels, fan_in, *group)
         for name, (shape, dtype) in shapes.items():  # the CPU keeps them for the next step
             add("always" if device == "cpu" else phase, f"step: {name}", *shape, item=np.dtype(dtype).itemsize)
     elif output in SPARSE_OUTPUTS:

@@ -7,9 +7,10 @@ import time
 import numpy as np
 import scipy.sparse
 
-from ..core import backend, check, checkpoint, formulas, rng, sparse
+from ..core import check, checkpoint, formulas, rng, sparse
+from ..core.device import asarray, backend_of, empty, module_of, synchronize
 from .layers import Dense, DenseOutput, Embedding, FixedFanInOutput, GroupSharedOutput, Inputs
-from .softmax import SoftmaxOutput
+from .negatives import SoftmaxOutput
 from .unstructured import UnstructuredOutput
 
 #: Output layers by name; the sparse ones are made from a fan-in and a seed, too.
@@ -59,7 +60,7 @@ class Layers:
             stored = check.array(name, checkpoint.bits(arrays[prefix + name]), target.dtype, array.shape)
             if array.dtype.kind != "i":
                 check.finite(name, stored.view(array.dtype))
-            target[...] = backend.asarray(stored, self.device)
+            target[...] = asarray(stored, self.device)
         self.output.check_connections()
 
     @property
@@ -79,11 +80,11 @@ class Layers:
     def _timing_output(self):
         """The seconds inside count as the output layer's; on CUDA they are those of the device."""
         if self.device == "cuda":
-            backend.synchronize()
+            synchronize()
         start = time.perf_counter()
         yield
         if self.device == "cuda":
-            backend.synchronize()
+            synchronize()
         self.output_seconds += time.perf_counter() - start
 
     @staticmethod
@@ -97,7 +98,7 @@ class Layers:
         """Name of the first array that holds NaN or infinity, or None: parameters, then what the layers kept of a step."""
         activations = {name: array for layer in self.hidden for name, array in layer.activations.items()}
         for name, array in (self.parameters | activations).items():
-            if not bool(backend.module_of(self.device).isfinite(array).all()):
+            if not bool(module_of(self.device).isfinite(array).all()):
                 return name
         return None
 
@@ -196,7 +197,7 @@ class Network(Layers):
             if training and self.word_dropout > 0:
                 h = self._drop_words(h)
         else:
-            h = backend.asarray(x, self.device, np.float32)
+            h = asarray(x, self.device, np.float32)
             check.finite("X", h)
         for number, layer in enumerate(self.hidden):
             drop = training and number == 0 and self.dropout > 0
@@ -207,8 +208,8 @@ class Network(Layers):
     def _drop_words(self, rows):
         """Some entries of the rows become zero, the others grow: their expectation stays."""
         dropout = rng.make_dropout(self.word_dropout, self.seed, WORDS, self.steps)
-        weights = backend.empty((1, rows.weights.shape[0]), np.float32, self.device)
-        backend.wing(self.device, "activations").dropout(rows.weights.reshape(1, -1), dropout, weights)
+        weights = empty((1, rows.weights.shape[0]), np.float32, self.device)
+        backend_of(self.device, "activations").dropout(rows.weights.reshape(1, -1), dropout, weights)
         return rows._replace(weights=weights.reshape(-1))
 
     def step(self, x, labels, loss, optimizer, norms=None):
@@ -219,7 +220,7 @@ class Network(Layers):
         h = self.forward(x, training=True)
         if self.device == "cuda":
             arrays = labels.indptr, labels.indices
-            labels = sparse.Labels(*(backend.asarray(a, self.device, np.int32) for a in arrays))
+            labels = sparse.Labels(*(asarray(a, self.device, np.int32) for a in arrays))
         self.output_seconds = 0.0
         with self._timing_output():
             value, gradient = self.output.step(h, labels, loss, optimizer)

@@ -9,7 +9,8 @@ import math
 import numpy as np
 import scipy.sparse
 
-from ..core import backend, check, rng, sparse
+from ..core import check, rng, sparse
+from ..core.device import SIMULATOR, asarray, backend_of, csr_matrix, empty, to_numpy, zeros
 from .layers import RankedLast, multilabel_loss, top_k_of_scores
 
 
@@ -26,11 +27,11 @@ class UnstructuredOutput(RankedLast):
         n = n_labels * fan_in
         check.integer("connections", n, 1, 2**31 - 1)
         self._shape, self._device = (n_labels, n_inputs), device
-        self._indptr = backend.zeros(n_labels + 1, np.int32, device)
-        self._indices, self._rows = (backend.empty(n, np.int32, device) for _ in range(2))
+        self._indptr = zeros(n_labels + 1, np.int32, device)
+        self._indices, self._rows = (empty(n, np.int32, device) for _ in range(2))
         self._place(np.sort(self._draw(np.empty(0, np.int64), n, seed, rng.CONNECTIONS, 0)))
-        self.values = backend.zeros(n, np.float32, device)
-        self.bias = backend.zeros(n_labels, np.float32, device)
+        self.values = zeros(n, np.float32, device)
+        self.bias = zeros(n_labels, np.float32, device)
 
     @property
     def parameters(self):
@@ -39,9 +40,7 @@ class UnstructuredOutput(RankedLast):
 
     def check_connections(self):
         """ValueError where parameters that were overwritten hold connections that can not be: kernels trust them."""
-        matrix = scipy.sparse.csr_matrix(
-            tuple(map(backend.to_numpy, (self.values, self._indices, self._indptr))), self._shape
-        )
+        matrix = scipy.sparse.csr_matrix(tuple(map(to_numpy, (self.values, self._indices, self._indptr))), self._shape)
         sparse.check_structure(matrix)
         if not matrix.has_canonical_format:
             raise ValueError("output.indices must ascend inside each label")
@@ -69,18 +68,18 @@ class UnstructuredOutput(RankedLast):
     def _place(self, places):
         """Set the connections to `places`, ascending."""
         row = places // self._shape[1]
-        self._rows[:] = backend.asarray(row, self._device, np.int32)
-        self._indices[:] = backend.asarray(places % self._shape[1], self._device, np.int32)
+        self._rows[:] = asarray(row, self._device, np.int32)
+        self._indices[:] = asarray(places % self._shape[1], self._device, np.int32)
         counts = np.bincount(row, minlength=self._shape[0])
-        self._indptr[1:] = backend.asarray(np.cumsum(counts), self._device, np.int32)
+        self._indptr[1:] = asarray(np.cumsum(counts), self._device, np.int32)
 
     def _matrix(self):
-        return backend.csr_matrix(self.values, self._indices, self._indptr, self._shape)
+        return csr_matrix(self.values, self._indices, self._indptr, self._shape)
 
     def _product(self, matrix, x):
         """``(matrix @ x.T).T``, C-contiguous on the device of x."""
-        x = backend.to_numpy(x) if backend.SIMULATOR else x
-        return backend.asarray((matrix @ x.T).T, self._device)
+        x = to_numpy(x) if SIMULATOR else x
+        return asarray((matrix @ x.T).T, self._device)
 
     def _scores(self, x):
         scores = self._product(self._matrix(), x)
@@ -91,9 +90,9 @@ class UnstructuredOutput(RankedLast):
         """Loss of a batch and gradient by x; updates values and bias."""
         value, dscores = multilabel_loss(self._scores(x), labels, loss)
         dx = self._product(self._matrix().T, dscores)
-        xt, dscores_t = (backend.asarray(a.T, self._device) for a in (x, dscores))
-        dvalues = backend.empty(self.values.shape, np.float32, self._device)
-        wing = backend.wing(self._device, "unstructured")
+        xt, dscores_t = (asarray(a.T, self._device) for a in (x, dscores))
+        dvalues = empty(self.values.shape, np.float32, self._device)
+        wing = backend_of(self._device, "unstructured")
         wing.gradient_of_values(xt, dscores_t, self._rows, self._indices, dvalues)
         optimizer.step(self.values, dvalues)
         optimizer.step(self.bias, dscores.sum(axis=0))
@@ -108,7 +107,7 @@ class UnstructuredOutput(RankedLast):
 
         New places are drawn from all that W has and had no connection; new weights and their moments are zero.
         """
-        values, rows, columns = map(backend.to_numpy, (self.values, self._rows, self._indices))
+        values, rows, columns = map(to_numpy, (self.values, self._rows, self._indices))
         n, free = math.floor(fraction * values.size + 0.5), math.prod(self._shape) - values.size
         if n > free:
             raise ValueError(f"fraction {fraction} asks for {n} redraws, but only {free} places of the layer are free")
@@ -119,7 +118,7 @@ class UnstructuredOutput(RankedLast):
         self._place(places[order])
         for array in (self.values, *optimizer.state_of(self.values).moments):
             if array.size:
-                host = backend.to_numpy(array).copy()
+                host = to_numpy(array).copy()
                 host[dropped] = 0
-                array[:] = backend.asarray(host[order], self._device)
+                array[:] = asarray(host[order], self._device)
         return n / values.size

@@ -31,12 +31,14 @@ from bench import (
     sampling,
     scaling,
     step,
+    tables,
+    timing,
     words,
     words_scale,
 )
 from bench.peers import Peer, Unavailable, fused_losses, pytorch
 from bench.peers import pecos as pecos_peer
-from sparsemax_nb import PackedDSSoftmax, data, train
+from sparsemax_nb import PackedDSSoftmax, data, metrics, train
 from tests.helpers import threads
 
 
@@ -403,10 +405,10 @@ def test_a_wrong_result_is_not_timed():
     calls = []
 
     def check(result):
-        harness.require(result == 2, f"got {result}, not 2")
+        timing.require(result == 2, f"got {result}, not 2")
 
     with pytest.raises(AssertionError, match="got 1, not 2"):
-        harness.measure("wrong", lambda: calls.append(0) or 1, check, repeats=5)
+        timing.measure("wrong", lambda: calls.append(0) or 1, check, repeats=5)
     assert len(calls) == 1
     scores = np.zeros((2, 300), np.float32)
     layer = forward.FixedFanIn.random(300, 16, 4, seed=0)
@@ -416,14 +418,14 @@ def test_a_wrong_result_is_not_timed():
 
 def test_turns_and_arithmetic():
     calls = []
-    contestants = {n: harness.Contestant(lambda n=n: calls.append(n), lambda _: None) for n in "ab"}
-    timings = harness.compare(contestants, 2, pause=0)
+    contestants = {n: timing.Contestant(lambda n=n: calls.append(n), lambda _: None) for n in "ab"}
+    timings = timing.compare(contestants, 2, pause=0)
     assert "".join(calls) == "aabb" + "abab"
     assert [len(t.seconds) for t in timings.values()] == [2, 2]
-    ours, rival = harness.Timing("ours", 9.0, [1.0, 2.0, 4.0]), harness.Timing("rival", 9.0, [3.0, 4.0, 4.0])
+    ours, rival = timing.Timing("ours", 9.0, [1.0, 2.0, 4.0]), timing.Timing("rival", 9.0, [3.0, 4.0, 4.0])
     assert ours.summary()["median_s"] == 2 and ours.summary()["min_s"] == 1 and ours.summary()["first_call_s"] == 9
     assert ours.summary()["q90_s"] == pytest.approx(2 + 0.8 * 2)
-    assert harness.ratio(rival, ours)["ratio_to_ours"] == 2  # of 3, 2, 1: round by round, not of the medians
+    assert timing.ratio(rival, ours)["ratio_to_ours"] == 2  # of 3, 2, 1: round by round, not of the medians
 
 
 def test_memory_growth():
@@ -436,29 +438,29 @@ def test_memory_growth():
 
 def sample_row(cpu="Processor A", n_labels=10, seconds=0.002):
     contestants = {
-        "ours": harness.Contestant(None, None, "fast"),
-        "rival": harness.Contestant(None, None),
+        "ours": timing.Contestant(None, None, "fast"),
+        "rival": timing.Contestant(None, None),
         "absent": Unavailable("not installed"),
     }
-    timings = {"ours": harness.Timing("ours", 1.0, [seconds]), "rival": harness.Timing("rival", 1.0, [0.006])}
+    timings = {"ours": timing.Timing("ours", 1.0, [seconds]), "rival": timing.Timing("rival", 1.0, [0.006])}
     parts = {"bytes stored": {"amount": 1e6, "unit": "B", "limit": 1e9}}
     floor, targets = {"seconds": 0.001, "bound": "bytes stored", "parts": parts}, {"rival": (2, 4), "absent": (2, 4)}
-    row = harness.make_row("demo", {"labels": n_labels}, contestants, timings, floor=floor, targets=targets)
+    row = tables.make_row("demo", {"labels": n_labels}, contestants, timings, floor=floor, targets=targets)
     row["environment"]["machine"]["cpu"] = cpu
     return row
 
 
 def test_rows_are_replaced_and_written_atomically(tmp_path, monkeypatch):
     path = tmp_path / "results" / "demo-cpu.json"
-    harness.write_rows(path, [sample_row(), sample_row(n_labels=20)])
-    harness.write_rows(path, [sample_row(seconds=0.001), sample_row("Processor B")])
+    tables.write_rows(path, [sample_row(), sample_row(n_labels=20)])
+    tables.write_rows(path, [sample_row(seconds=0.001), sample_row("Processor B")])
     rows = json.loads(path.read_text())
     found = sorted((r["environment"]["machine"]["cpu"], r["parameters"]["labels"]) for r in rows)
     assert found == [("Processor A", 10), ("Processor A", 20), ("Processor B", 10)]
     assert {r["contestants"]["ours"]["median_s"] for r in rows} == {0.001, 0.002}
 
     with pytest.raises(TypeError):
-        harness.write_rows(path, [sample_row() | {"floor": object()}])
+        tables.write_rows(path, [sample_row() | {"floor": object()}])
     assert json.loads(path.read_text()) == rows and len(list(path.parent.iterdir())) == 1
 
 
@@ -484,7 +486,7 @@ def test_report(tmp_path, monkeypatch):
 
 def test_readmes_and_pictures_come_from_the_results(monkeypatch, tmp_path):
     """Both README.md are what the command makes; the pictures are drawn from rows that were read from files."""
-    rows = [row for path in sorted(harness.RESULTS.glob("*.json")) for row in json.loads(path.read_text())]
+    rows = [row for path in sorted(tables.RESULTS.glob("*.json")) for row in json.loads(path.read_text())]
     assert report.README.read_text() == report.readme(rows), "run python -m bench.report, and edit prose.md"
     text = overview.README.read_text()
     assert text == overview.readme(text, rows), "run python -m bench.report"
@@ -519,7 +521,7 @@ def test_gpu_needs_a_device_and_survives_failing_parts(tmp_path, capsys, monkeyp
     assert gpu.limit_of("tests", ["a cuda", "b cpu"], 570) == gpu.TESTS_LIMIT
     assert gpu.limit_of("a cuda", ["b cuda", "c cpu"], 570) == gpu.BENCHMARK_LIMIT
     assert gpu.limit_of("a cuda", ["b cuda", "c cpu"], 60) == gpu.limit_of("c cpu", [], 30) == 30
-    monkeypatch.setattr(gpu.backend, "cuda_available", lambda: False)
+    monkeypatch.setattr(gpu, "cuda_available", lambda: False)
     assert gpu.main(["--out", str(tmp_path / "out")]) == 2
     assert not (tmp_path / "out").exists() and "needs a real CUDA device" in capsys.readouterr().err
     with open(tmp_path / "log.txt", "w") as log:
@@ -532,10 +534,10 @@ def test_gpu_needs_a_device_and_survives_failing_parts(tmp_path, capsys, monkeyp
 
 
 def test_fastest_and_peers():
-    assert harness.fastest({"slow": lambda: np.ones(1 << 22).sum(), "fast": lambda: None}) == "fast"
+    assert timing.fastest({"slow": lambda: np.ones(1 << 22).sum(), "fast": lambda: None}) == "fast"
     assert harness.offer(None, lambda: Peer(lambda: 3)).run() == 3
     checked = harness.offer(
-        lambda result, extra: harness.require(result == extra, "no"), lambda: Peer(lambda: 3, "", (3,))
+        lambda result, extra: timing.require(result == extra, "no"), lambda: Peer(lambda: 3, "", (3,))
     )
     checked.check(3)
 
@@ -576,7 +578,7 @@ def test_ds_softmax(tmp_path, monkeypatch, capsys):
     assert {"ours: full softmax", "SVD-softmax-5", "D-softmax", "DS-2", "DS-4"} <= figures.keys()
     assert figures["ours: full softmax"]["accuracy"]["1"] > 0.1 and figures["DS-4"]["ms, batch 1"] > 0
     assert (tmp_path / "a.png").stat().st_size > 9000 and (tmp_path / "b.png").stat().st_size > 9000
-    assert "| DS-4 |" in report.table(row) and any(note.startswith("Expert ") for note in row["notes"])
+    assert "| DS-4 |" in tables.table(row) and any(note.startswith("Expert ") for note in row["notes"])
     assert row["memory"].keys() == {"2", "4"} and all(n is None or n >= 0 for n in row["memory"].values())
     wrong = ds_softmax.Method(lambda h, k: np.tile(np.arange(k), (len(h), 1)), exact=lambda h: np.arange(40.0))
     with pytest.raises(AssertionError, match="does not find the best classes"):
@@ -721,7 +723,7 @@ def test_rows_of_words(tmp_path, monkeypatch, capsys):
     found = words.finished()[tmp_path.name]
     assert found.keys() == {"linear", "centroids"}
     ids = train.Classifier(progress=False).fit(points.features[:60], points.labels[:60]).predict(points.features[60:])
-    assert found["linear"]["test"]["P@1"] == train.precision_at_k(ids, points.labels[60:], 1)
+    assert found["linear"]["test"]["P@1"] == metrics.precision_at_k(ids, points.labels[60:], 1)
     assert words.main(["--table"]) == 0
     assert "| linear |" in capsys.readouterr().out and (tmp_path / "words.png").exists()
     path = tmp_path / "words" / tmp_path.name / "centroids.json"

@@ -2,14 +2,12 @@
 
 import contextlib
 import importlib
-import json
-import os
 
 import pytest
 
-from bench import counted, forward, group_shared, scaling, step
-from sparsemax_nb import cli, cli_bench
-from sparsemax_nb.core import backend as placement
+import bench.__main__
+from bench import forward, group_shared, scaling, step
+from sparsemax_nb.core.device import SIMULATOR, cuda_available
 
 
 def test_group_shared_at_smoke_size(capsys):
@@ -55,18 +53,10 @@ def test_slope_is_the_exponent():
     assert scaling.slope(points, "seconds") == pytest.approx(0.5)
 
 
-def test_command_lists_and_runs_benchmarks(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert cli.main(["bench"]) == 0
-    shown = capsys.readouterr().out
-    assert "group_shared   What do labels gain that share their inputs?" in shown
-    assert "harness" not in shown
-    assert cli.main(["bench", "group_shared", "--smoke", "--device", "cpu", "--json", str(tmp_path / "rows.json")]) == 0
-    assert len(json.loads((tmp_path / "rows.json").read_text())) == 5
-    assert cli.main(["bench", "nothing"]) == 2
-    assert "there is no benchmark 'nothing'; there are accuracy," in capsys.readouterr().err
-    with pytest.raises(FileNotFoundError, match="part of the source tree, not of the installed package"):
-        cli_bench.scripts(tmp_path)
+def test_every_benchmark_asks_a_question():
+    questions = bench.__main__.questions()
+    assert questions["group_shared"].startswith("What do labels gain")
+    assert "harness" not in questions and all(question.endswith("?") for question in questions.values())
 
 
 def test_profile_needs_cuda_and_a_kernel_that_there_is(capsys):
@@ -82,7 +72,7 @@ def test_profile_needs_cuda_and_a_kernel_that_there_is(capsys):
         assert message in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not placement.cuda_available(), reason="needs CUDA, or its simulator")
+@pytest.mark.skipif(not cuda_available(), reason="needs CUDA, or its simulator")
 def test_second_launch_is_profiled_and_the_last(monkeypatch, capsys):
     """The first launch compiles and is checked; kernels launched before it are not touched."""
     events, module = [], importlib.import_module("sparsemax_nb.cuda.fixed_fan_in")
@@ -93,8 +83,8 @@ def test_second_launch_is_profiled_and_the_last(monkeypatch, capsys):
         yield
         events.append("stop")
 
-    monkeypatch.setattr(placement, "profiled", profiled)
-    kernel = "forward_tiled_kernel" if placement.SIMULATOR else "forward_wide_kernel"
+    monkeypatch.setattr("bench.profiling.profiled", profiled)
+    kernel = "forward_tiled_kernel" if SIMULATOR else "forward_wide_kernel"
     monkeypatch.setattr(module, kernel, getattr(module, kernel))  # put back at the end
     sizes = ["--rows", "3", "--inputs", "5", "--labels", "7", "--fan-in", "2"]
     with pytest.raises(SystemExit) as ended:
@@ -102,18 +92,3 @@ def test_second_launch_is_profiled_and_the_last(monkeypatch, capsys):
     assert ended.value.code == 0
     assert events == ["start", "stop"]
     assert f"profiled fixed_fan_in.{kernel}: grid (1, 1)" in capsys.readouterr().out
-
-
-@pytest.mark.skipif(not os.environ.get("PTXSIM") or placement.SIMULATOR, reason="needs ptxsim and compiled code")
-def test_counted_at_smoke_size():
-    (row,) = counted.main(["--smoke", "--device", "cpu"])
-    assert [cells[0] for cells in row["table"]["rows"]] == list(counted.CASES)
-    assert "Computed, not measured" in row["notes"][0]
-    kernel = importlib.import_module("sparsemax_nb.cuda.fixed_fan_in").step_kernel
-    assert hasattr(kernel, "py_func"), "the kernels are back in their modules"
-
-
-def test_counted_says_what_it_needs(monkeypatch):
-    monkeypatch.delenv("PTXSIM", raising=False)
-    with pytest.raises(SystemExit, match="set PTXSIM to the folder of ptxsim"):
-        counted.main(["--smoke", "--device", "cpu"])

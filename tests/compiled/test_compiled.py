@@ -1,25 +1,13 @@
-"""Net 3: the compiled kernels executed on the CPU by ptxsim, launched as the CUDA wing launches them.
-
-The environment variable PTXSIM names the folder of the `ptxsim` package.
-"""
-
-import os
-import sys
-from pathlib import Path
+"""Net 3: the compiled kernels executed on the CPU by ptxsim, launched as the CUDA backend launches them."""
 
 import numpy as np
 import pytest
 
+import ptxsim
 from sparsemax_nb.cuda import launch as launches
 from sparsemax_nb.reference import rewiring
 from tests.core import philox
 from tests.kernels import OPERATIONS, intercepted
-
-if os.environ.get("PTXSIM"):
-    sys.path.append(str(Path(os.environ["PTXSIM"]).resolve().parent))
-    import ptxsim
-
-pytestmark = pytest.mark.skipif(not os.environ.get("PTXSIM"), reason="PTXSIM is not set to the folder of ptxsim")
 
 
 def _cases():

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from sparsemax_nb.core import backend, rng
-from sparsemax_nb.core.backend import cuda
+from sparsemax_nb.core import rng
+from sparsemax_nb.core.device import cuda, cuda_formulas
 
 VECTORS = [  # counter, key, words
     ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
@@ -14,7 +14,7 @@ COUNTERS, KEYS, WORDS = (
     np.array([[int(word, 16) for word in row[column].split()] for row in VECTORS], np.uint64) for column in range(3)
 )
 
-_philox = backend.cuda_formulas(rng).philox
+_philox = cuda_formulas(rng).philox
 
 
 @cuda.jit
@@ -26,7 +26,7 @@ def kernel(counters, keys, words):
         words[i, 0], words[i, 1], words[i, 2], words[i, 3] = _philox(c[0], c[1], c[2], c[3], k[0], k[1])
 
 
-_bell = backend.cuda_formulas(rng).bell
+_bell = cuda_formulas(rng).bell
 
 
 @cuda.jit

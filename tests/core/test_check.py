@@ -91,10 +91,10 @@ def test_accepted(call, result):
 
 
 def test_new_outputs_live_with_the_inputs(backend):
-    from sparsemax_nb.core import backend as placement
+    from sparsemax_nb.core.device import device_of
 
     out = check.output("out", None, np.float32, (2, 3), backend.device)
-    assert (placement.device_of(out), out.shape) == (backend.device, (2, 3))
+    assert (device_of(out), out.shape) == (backend.device, (2, 3))
 
 
 def test_finite_on_any_device(backend):

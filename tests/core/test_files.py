@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from sparsemax_nb import cli, data
+from sparsemax_nb import data
+from sparsemax_nb.cli import main
 from sparsemax_nb.core import checkpoint, files
 from sparsemax_nb.data.arrays import write_float16
 from sparsemax_nb.train import curves
@@ -88,7 +89,7 @@ def test_devices_are_written_to(terminal):
 def test_json_to_standard_output(capfd, path):
     """Which is a file here, as where a shell redirects it: what was printed before comes first and stays."""
     print("printed")
-    cli._write_json(path, {"figure": 1})
+    main._write_json(path, {"figure": 1})
     print("after")
     assert capfd.readouterr().out == 'printed\n{\n  "figure": 1\n}\nafter\n'
 
@@ -153,7 +154,7 @@ def test_several_writers_of_one_path(tmp_path):
 
 
 def _json(path):
-    cli._write_json(path, list(range(20000)))
+    main._write_json(path, list(range(20000)))
 
 
 def _model(path):
@@ -265,7 +266,7 @@ def test_read_only_files_and_folders(tmp_path):
 def test_one_file_is_not_named_twice(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     Path("L").symlink_to("X.png")
-    assert cli.main(arguments) == 2
+    assert main.main(arguments) == 2
     assert message in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["L"]
 

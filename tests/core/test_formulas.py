@@ -4,10 +4,10 @@ import numba
 import numpy as np
 import pytest
 
-from sparsemax_nb.core import backend as placement
 from sparsemax_nb.core import formulas
+from sparsemax_nb.core.device import cpu_formulas
 
-COMPILED = placement.cpu_formulas(formulas)  # float64 in, float64 out; plain Python would round to float32 on the way
+COMPILED = cpu_formulas(formulas)  # float64 in, float64 out; plain Python would round to float32 on the way
 LOSSES = {"squared-hinge": COMPILED.squared_hinge, "bce": COMPILED.binary_cross_entropy}
 EACH_LOSS = pytest.mark.parametrize("loss", LOSSES)
 SIGNS = pytest.mark.parametrize("sign", [1, -1])

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import sparsemax_nb
-from sparsemax_nb.core import backend, kernel_cache
+from sparsemax_nb.core import kernel_cache
+from sparsemax_nb.core.device import njit
 
 PACKAGE = Path(sparsemax_nb.__file__).parent
 
@@ -24,7 +25,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def new_kernel():
-    @backend.njit
+    @njit
     def twice(x):
         return x + x
 
@@ -41,7 +42,7 @@ def hits(kernel):
 
 def test_the_sources_of_a_kernel_are_its_own_file_and_all_that_it_imports():
     found = {path.relative_to(PACKAGE).as_posix() for path in kernel_cache.sources(PACKAGE / "cpu" / "fixed_fan_in.py")}
-    assert {"cpu/fixed_fan_in.py", "cpu/vector.py", "cpu/blocks.py", "core/formulas.py", "core/backend.py"} <= found
+    assert {"cpu/fixed_fan_in.py", "cpu/simd.py", "cpu/blocks.py", "core/formulas.py", "core/py"} <= found
     assert "core/rng.py" in found and not {"cpu/midx.py", "core/checkpoint.py", "fixed_fan_in.py"} & found
 
 

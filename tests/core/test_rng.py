@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from sparsemax_nb.core import backend as placement
 from sparsemax_nb.core import rng
+from sparsemax_nb.core.device import cpu_formulas
 
 from . import philox
 
@@ -24,7 +24,7 @@ def test_published_vectors_in_python_and_numpy():
 
 
 def test_published_vectors_compiled_for_the_cpu():
-    compiled = placement.cpu_formulas(rng).philox
+    compiled = cpu_formulas(rng).philox
     for counter, key, want in zip(philox.COUNTERS, philox.KEYS, philox.WORDS, strict=True):
         assert compiled(*counter, *key) == tuple(want)
 
@@ -44,7 +44,7 @@ def test_random_word_places_its_arguments():
     want = rng.philox(*map(np.uint64, counter), np.uint64(0x89ABCDEF), np.uint64(0x01234567))[0]
     arguments = tuple(map(np.uint64, (seed, stream, step, position)))
     assert rng.random_word(*arguments) == want
-    compiled = placement.cpu_formulas(rng)
+    compiled = cpu_formulas(rng)
     assert compiled.random_word(*arguments) == want
     drawn = {
         int(rng.random_word(*(np.uint64(a ^ (i == j)) for j, a in enumerate(map(int, arguments))))) for i in range(5)
@@ -78,7 +78,7 @@ def test_symmetric_is_exact_and_half_open():
     drawn = rng.symmetric(WORDS)
     assert drawn.dtype == np.float32
     assert drawn.tolist() == [-1, -1, 0, 1 - 2.0**-23]
-    compiled, many = placement.cpu_formulas(rng).symmetric, words(1000)
+    compiled, many = cpu_formulas(rng).symmetric, words(1000)
     assert [compiled(word) for word in many] == rng.symmetric(many).tolist()
     assert compiled.nopython_signatures[0].return_type == numba.float32
 
@@ -103,7 +103,7 @@ def test_bell_is_nearly_normal():
 
 
 def test_bell_is_the_same_compiled_for_the_cpu():
-    compiled, many = placement.cpu_formulas(rng).bell, four_words(1000)
+    compiled, many = cpu_formulas(rng).bell, four_words(1000)
     wanted = rng.bell(*many)
     assert wanted.dtype == np.float32 and np.ptp(wanted) > 4
     assert [compiled(*words) for words in zip(*many, strict=True)] == wanted.tolist()

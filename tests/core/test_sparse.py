@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from sparsemax_nb.core import backend as placement
 from sparsemax_nb.core import sparse
+from sparsemax_nb.core.device import device_of
 
 from ..helpers import label_matrix, normal, place_labels
 
@@ -26,7 +26,7 @@ def test_by_label_is_the_transpose(backend, shape):
     positives = sparse.by_label(labels, shape[1])
     turned = matrix.tocsc()
     for got, want in zip(positives, (turned.indptr, turned.indices), strict=True):
-        assert (placement.device_of(got), got.dtype) == (backend.device, np.int32)
+        assert (device_of(got), got.dtype) == (backend.device, np.int32)
         np.testing.assert_array_equal(backend.numpy(got), want)
 
 
@@ -65,7 +65,7 @@ def test_rows_and_columns(backend, shape):
     matrix = matrix_of(shape)
     rows = sparse.as_rows(matrix, backend.device)
     for got, want in zip(rows, (matrix.indptr, matrix.indices, matrix.data), strict=True):
-        assert placement.device_of(got) == backend.device
+        assert device_of(got) == backend.device
         np.testing.assert_array_equal(backend.numpy(got), want)
     columns = sparse.by_column(rows)
     assert [a.dtype for a in columns] == [np.int32, np.int32, np.int32, np.float32]

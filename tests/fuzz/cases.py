@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse
 
 import sparsemax_nb as s
-from sparsemax_nb import data, train
+from sparsemax_nb import data, metrics, train
 
 from . import dense
 
@@ -629,22 +629,22 @@ def _(r, name):
 
 @of("propensities")
 def _(r):
-    return Call(train.propensities, [r.integers(0, 50, 6), 50, 0.55, 1.5], check=dense.propensity)
+    return Call(metrics.propensities, [r.integers(0, 50, 6), 50, 0.55, 1.5], check=dense.propensity)
 
 
-@of("figures_of_ranks")
+@of("ranking_metrics")
 def _(r):
-    return Call(train.figures_of_ranks, [ids(r, 30, int(r.integers(0, 9))), 10], check=dense.rank_figures)
+    return Call(metrics.ranking_metrics, [ids(r, 30, int(r.integers(0, 9))), 10], check=dense.rank_figures)
 
 
-@of("ranks_by_popularity")
+@of("popularity_ranks")
 def _(r):
-    return Call(train.ranks_by_popularity, [r.integers(0, 9, 6), ids(r, 6, 4)], check=dense.popularity)
+    return Call(metrics.popularity_ranks, [r.integers(0, 9, 6), ids(r, 6, 4)], check=dense.popularity)
 
 
 @of("unigram_perplexity")
 def _(r):
-    return Call(train.unigram_perplexity, [r.integers(0, 9, 6), ids(r, 6, 4)], check=dense.unigram)
+    return Call(metrics.unigram_perplexity, [r.integers(0, 9, 6), ids(r, 6, 4)], check=dense.unigram)
 
 
 # ---------------------------------------------------------------- data

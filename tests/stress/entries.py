@@ -555,17 +555,17 @@ def metrics(seed):
     y = label_matrix(seed, 300, 80)
     ids = np.argsort(normal(seed, 300, 80), axis=1, kind="stable")[:, :6].astype(np.int32)
     counts, ranks = np.bincount(y.indices, minlength=80), targets_of(seed, 300, 80)
-    propensity = train.propensities(counts, 300)
+    propensity = metrics.propensities(counts, 300)
     found = {
         f"train.{name}": [functools.partial(getattr(train, name), ids, y, k) for k in (1, 5)]
         for name in ("precision_at_k", "ndcg_at_k", "recall_at_k")
     }
     return found | {
-        "train.psp_at_k": [functools.partial(train.psp_at_k, ids, y, propensity, k) for k in (1, 5)],
-        "train.propensities": [functools.partial(train.propensities, counts, 300)],
-        "train.figures_of_ranks": [functools.partial(train.figures_of_ranks, ranks, 10)],
-        "train.ranks_by_popularity": [functools.partial(train.ranks_by_popularity, counts, ranks)],
-        "train.unigram_perplexity": [functools.partial(train.unigram_perplexity, counts, ranks)],
+        "metrics.psp_at_k": [functools.partial(metrics.psp_at_k, ids, y, propensity, k) for k in (1, 5)],
+        "metrics.propensities": [functools.partial(metrics.propensities, counts, 300)],
+        "metrics.ranking_metrics": [functools.partial(metrics.ranking_metrics, ranks, 10)],
+        "metrics.popularity_ranks": [functools.partial(metrics.popularity_ranks, counts, ranks)],
+        "metrics.unigram_perplexity": [functools.partial(metrics.unigram_perplexity, counts, ranks)],
     }
 
 

@@ -11,11 +11,11 @@ import pytest
 import scipy.sparse
 
 from sparsemax_nb import data, train
-from sparsemax_nb.core import backend as placement
 from sparsemax_nb.core import checkpoint
+from sparsemax_nb.core.device import cuda_problem, to_numpy
 from sparsemax_nb.grouping import GROUPINGS
 from sparsemax_nb.train import TrainingError
-from sparsemax_nb.train.softmax import INDICES, SAMPLERS, YARDSTICKS
+from sparsemax_nb.train.negatives import BASELINES, INDICES, SAMPLERS
 
 SMALL = {
     "architecture": "network",
@@ -39,7 +39,7 @@ def fitted(corpus, **changes):
 
 
 def weights(model):
-    return {name: placement.to_numpy(a) for name, a in model.network_.parameters.items()}
+    return {name: to_numpy(a) for name, a in model.network_.parameters.items()}
 
 
 def same_bits(a, b):
@@ -118,7 +118,7 @@ def test_learns_by_the_softmax(corpus, sampler):
     assert result["P@1"] > 0.8 and result["nDCG@2"] > 0.7
     assert list(model.network_.output.parameters) == ["output.weights"]
     updates = model.history_.index_updates
-    assert [u["step"] for u in updates] == ([*range(0, 300, 7)] if sampler in (*INDICES, *YARDSTICKS) else [])
+    assert [u["step"] for u in updates] == ([*range(0, 300, 7)] if sampler in (*INDICES, *BASELINES) else [])
     if sampler in INDICES:
         assert updates[0]["share"] == 1 and 0 < updates[1]["share"] <= 1 and updates[-1]["share"] < 0.5
 
@@ -192,8 +192,8 @@ def test_seed_decides(corpus):
 )
 def test_trains_on_cuda(corpus, more):
     """The loop, whole, through the CUDA path (in the simulator: a few rows)."""
-    if placement.cuda_problem():
-        pytest.skip(placement.cuda_problem())
+    if cuda_problem():
+        pytest.skip(cuda_problem())
     small = {"embedding": 4, "intermediate": 6, "fan_in": 3, "batch_size": 4, "epochs": 1, "seed": 5}
     features, labels = corpus.features[:12], corpus.labels[:12, :9]
     models = [train.Classifier(**SMALL | small | more | {"device": d}).fit(features, labels) for d in ("cpu", "cuda")]
@@ -480,8 +480,8 @@ def test_labels_without_a_point_come_last(corpus, tmp_path, more):
 
 @pytest.mark.parametrize("more", [{}, GROUPED | {"group_size": 2}, SOFTMAX | {"sampler": "uniform", "n_samples": 3}])
 def test_labels_without_a_point_come_last_on_cuda(corpus, more):
-    if placement.cuda_problem():
-        pytest.skip(placement.cuda_problem())
+    if cuda_problem():
+        pytest.skip(cuda_problem())
     small = {"embedding": 4, "intermediate": 6, "fan_in": 3, "batch_size": 6, "epochs": 1, "device": "cuda"}
     labels = corpus.labels[:12, :9].tolil()
     labels[:, [0, 3]] = 0
@@ -576,12 +576,12 @@ def test_a_sampler_that_counts_labels_wants_some(corpus, sampler):
 
 
 def test_a_model_loads_where_its_sampler_can_not_draw(corpus, tmp_path):
-    if placement.cuda_problem():
-        pytest.skip(placement.cuda_problem())
+    if cuda_problem():
+        pytest.skip(cuda_problem())
     fitted(corpus, **SOFTMAX, sampler="sphere", epochs=1).save(tmp_path / "model")
     loaded = train.Classifier.load(tmp_path / "model", device="cuda")
     assert loaded.device_ == "cuda"
-    with pytest.raises(ValueError, match="sampler='sphere' is a yardstick for the CPU alone; use device='cpu'"):
+    with pytest.raises(ValueError, match="sampler='sphere' is a baseline for the CPU alone; use device='cpu'"):
         loaded.fit(corpus.features, corpus.labels)
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from sparsemax_nb import data, train
-from sparsemax_nb.core import backend as placement
 from sparsemax_nb.core import checkpoint
+from sparsemax_nb.core.device import cuda_problem, to_numpy
 from tests.helpers import ForeignArray, assert_close, threads
 
 
@@ -53,7 +53,7 @@ def broken(indptr):
 
 
 def bits(model):
-    return {name: placement.to_numpy(a).tobytes() for name, a in model.network_.parameters.items()}
+    return {name: to_numpy(a).tobytes() for name, a in model.network_.parameters.items()}
 
 
 @pytest.fixture(scope="module")
@@ -287,8 +287,8 @@ def test_same_seed_same_bits_with_any_number_of_threads():
 
 @pytest.mark.parametrize("changes", [{"sampler": "midx-rq"}, {"sampler": "none", "tied": False, "n_layers": 1}])
 def test_three_steps_on_cuda(changes):
-    if placement.cuda_problem():
-        pytest.skip(placement.cuda_problem())
+    if cuda_problem():
+        pytest.skip(cuda_problem())
     few, small = TEXT[:36], {"width": 4, "batch_size": 2, "unroll": 6, "epochs": 1, "clip": 0.1}
     models = [fit(few, changes=small | changes | {"device": device}) for device in ("cpu", "cuda")]
     assert models[1].history_.steps == 3 and models[1].device_ == "cuda"
@@ -296,7 +296,7 @@ def test_three_steps_on_cuda(changes):
     start = fit(few, changes=small | changes | {"learning_rate": 1e-30, "min_learning_rate": 0.0})
     for name, array in models[0].network_.parameters.items():
         moved = array.astype(np.float64) - start.network_.parameters[name]
-        on_cuda = placement.to_numpy(models[1].network_.parameters[name])
+        on_cuda = to_numpy(models[1].network_.parameters[name])
         assert np.abs(moved).max() > 1e-3 and np.abs(on_cuda - array).max() < 1e-3 * np.abs(moved).max() + 1e-6, name
     assert models[1].perplexity(few) == pytest.approx(models[0].perplexity(few), rel=1e-4)
     prompt = few[:3]

@@ -8,7 +8,7 @@ from sparsemax_nb.core import rng
 from sparsemax_nb.reference import full_softmax, sampled_softmax
 from sparsemax_nb.train.chunks import Chunk
 from sparsemax_nb.train.language_network import LanguageNetwork
-from sparsemax_nb.train.softmax import Negatives, Sampling
+from sparsemax_nb.train.negatives import Negatives, Sampling
 from tests.helpers import assert_close, close_to_derivative, normal
 from tests.test_lstm import Layer, layer_backward, layer_forward
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from sparsemax_nb import CoOccurrence, cli, data, rerank, train
+from sparsemax_nb import CoOccurrence, data, rerank, train
+from sparsemax_nb.cli import main
 from sparsemax_nb.core import checkpoint, sparse
 from sparsemax_nb.cpu import linear as cpu_linear
 from sparsemax_nb.train import linear
@@ -239,11 +240,12 @@ def test_the_command_line_trains_it_by_default(corpus, tmp_path, capsys):
     files = ["--save", str(tmp_path / "m.st"), "--plot", str(tmp_path / "p.png"), "--json", str(tmp_path / "f.json")]
     for more in [], ["--validation", "none", "--C", "0.5", "--slack", "auto", "--epochs", "2"]:
         assert (
-            cli.main(["train", "classifier", "--data", str(tmp_path), "--device", "cpu", "--quiet", *files, *more]) == 0
+            main.main(["train", "classifier", "--data", str(tmp_path), "--device", "cpu", "--quiet", *files, *more])
+            == 0
         )
     assert "loss" in capsys.readouterr().out and (tmp_path / "p.png").exists()
     assert train.Classifier.load(tmp_path / "m.st").C_ == 0.5
-    assert cli.main(["train", "classifier", "--data", str(tmp_path), "--quiet", "--fan-in", "3"]) == 2
+    assert main.main(["train", "classifier", "--data", str(tmp_path), "--quiet", "--fan-in", "3"]) == 2
     assert "fan_in is of architecture='network'" in capsys.readouterr().err
 
 

@@ -5,8 +5,8 @@ import pytest
 
 from sparsemax_nb import Adam, data, train
 from sparsemax_nb.train import memory
+from sparsemax_nb.train.negatives import INDICES, SAMPLERS, Negatives, Sampling
 from sparsemax_nb.train.network import OUTPUTS, Network
-from sparsemax_nb.train.softmax import INDICES, SAMPLERS, Negatives, Sampling
 
 SIZES = {"n_features": 50, "n_labels": 40, "embedding": 12, "intermediate": 20, "fan_in": 5, "device": "cpu"}
 

@@ -5,8 +5,8 @@ import pytest
 import scipy.sparse
 
 from sparsemax_nb import SGD, Adam, reference
-from sparsemax_nb.core import backend as placement
 from sparsemax_nb.core import formulas, rng, sparse
+from sparsemax_nb.core.device import asarray, cuda_problem, to_numpy
 from sparsemax_nb.reference import activations, embedding, fixed_fan_in, losses  # noqa: F401  makes them attributes
 from sparsemax_nb.train.network import LOSSES, OUTPUTS, WORDS, Network
 
@@ -35,12 +35,12 @@ def make(device, **changes):
     for name, array in network.parameters.items():  # what is not zero takes part in the check
         if name.endswith("bias") or name in ("output.values", "output.weights"):  # these start at zero
             noise = np.random.default_rng(len(name)).normal(size=array.shape).astype(np.float32)
-            array[:] = placement.asarray(noise, device)
+            array[:] = asarray(noise, device)
     return network
 
 
 def host(network):
-    return {name: placement.to_numpy(array).copy() for name, array in network.parameters.items()}
+    return {name: to_numpy(array).copy() for name, array in network.parameters.items()}
 
 
 def loss64(p, x, y, loss, dropout, words=None):
@@ -128,14 +128,14 @@ def test_three_steps_and_prediction(backend, output):
     optimizer = Adam(learning_rate=0.05)
     values = [network.step(x, y, "squared-hinge", optimizer) for _ in range(3)]
     assert values[0] > values[1] > values[2]
-    scores, ids = (placement.to_numpy(a) for a in network.top_k(x, 2))
+    scores, ids = (to_numpy(a) for a in network.top_k(x, 2))
     assert scores.shape == ids.shape == (N_ROWS, 2) and (scores[:, 0] >= scores[:, 1]).all()
     assert np.all((ids >= 0) & (ids < N_LABELS))
 
 
 def test_cpu_and_cuda_train_alike():
-    if placement.cuda_problem():
-        pytest.skip(placement.cuda_problem())
+    if cuda_problem():
+        pytest.skip(cuda_problem())
     x, y = batch()
     results = []
     for device in ("cpu", "cuda"):

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from sparsemax_nb import data, train
-from sparsemax_nb.core import backend as placement
 from sparsemax_nb.core import checkpoint
+from sparsemax_nb.core.device import SIMULATOR, cuda_problem, to_numpy
 from tests.train.kill_and_resume import kill_and_resume
 
 SMALL = {
@@ -50,7 +50,7 @@ def fit(corpus, path=None, stop_after_epoch=None, resume=False, validated=True, 
 
 
 def bits(model):
-    return {name: placement.to_numpy(a).tobytes() for name, a in model.network_.parameters.items()}
+    return {name: to_numpy(a).tobytes() for name, a in model.network_.parameters.items()}
 
 
 def test_killed_runs_end_in_the_same_bits(tmp_path):
@@ -121,8 +121,8 @@ def test_checkpoints_with_a_damaged_index(corpus, tmp_path, name, change, messag
 
 @pytest.mark.parametrize("softmax", [False, True])
 def test_resume_on_cuda(corpus, tmp_path, softmax):
-    if placement.cuda_problem():
-        pytest.skip(placement.cuda_problem())
+    if cuda_problem():
+        pytest.skip(cuda_problem())
     few = data.XCData(corpus.features[:12], corpus.labels[:12, :9])
 
     def run(**more):
@@ -138,7 +138,7 @@ def test_resume_on_cuda(corpus, tmp_path, softmax):
         run(checkpoint_path=tmp_path / "c", after_epoch=stop, checkpoint_seconds=0)
     again = run(checkpoint_path=tmp_path / "c", resume=True)
     assert again.history_.steps == 6
-    if placement.SIMULATOR:  # on a device atomics may add in another order
+    if SIMULATOR:  # on a device atomics may add in another order
         assert bits(again) == bits(run())
 
 

@@ -1,9 +1,20 @@
-"""Ranking metrics of multi-label prediction."""
+"""Ranking metrics of multi-label and next-item prediction."""
 
 import numpy as np
 
-from ..core import check
-from ..core.sparse import as_ones
+from .core import check
+from .core.sparse import as_ones
+
+__all__ = [
+    "ndcg_at_k",
+    "popularity_ranks",
+    "precision_at_k",
+    "propensities",
+    "psp_at_k",
+    "ranking_metrics",
+    "recall_at_k",
+    "unigram_perplexity",
+]
 
 
 def _checked(ids, labels, k):
@@ -66,7 +77,7 @@ def precision_at_k(ids, labels, k):
     Examples
     --------
     >>> import numpy as np, scipy.sparse
-    >>> from sparsemax_nb.train import precision_at_k
+    >>> from sparsemax_nb.metrics import precision_at_k
     >>> precision_at_k(np.array([[2, 0], [1, 2]], np.int32), scipy.sparse.csr_matrix([[0, 0, 1], [0, 1, 1]]), k=2)
     0.75
     """
@@ -103,7 +114,7 @@ def ndcg_at_k(ids, labels, k):
     Examples
     --------
     >>> import numpy as np, scipy.sparse
-    >>> from sparsemax_nb.train import ndcg_at_k
+    >>> from sparsemax_nb.metrics import ndcg_at_k
     >>> ndcg_at_k(np.array([[2, 0]], np.int32), scipy.sparse.csr_matrix([[0, 0, 1]]), k=2)
     1.0
     """
@@ -146,7 +157,7 @@ def recall_at_k(ids, labels, k):
     Examples
     --------
     >>> import numpy as np, scipy.sparse
-    >>> from sparsemax_nb.train import recall_at_k
+    >>> from sparsemax_nb.metrics import recall_at_k
     >>> recall_at_k(np.array([[2, 0], [1, 0]], np.int32), scipy.sparse.csr_matrix([[0, 0, 1], [0, 1, 1]]), k=2)
     0.75
     """
@@ -193,7 +204,7 @@ def propensities(label_counts, n_points, a=0.55, b=1.5):
     Examples
     --------
     >>> import numpy as np
-    >>> from sparsemax_nb.train import propensities
+    >>> from sparsemax_nb.metrics import propensities
     >>> propensities(np.array([0, 10, 1000]), n_points=1000).round(3)
     array([0.113, 0.282, 0.821])
     """
@@ -254,7 +265,7 @@ def psp_at_k(ids, labels, propensity, k):
     Examples
     --------
     >>> import numpy as np, scipy.sparse
-    >>> from sparsemax_nb.train import psp_at_k
+    >>> from sparsemax_nb.metrics import psp_at_k
     >>> truth = scipy.sparse.csr_matrix([[1, 1, 0], [1, 0, 0]])
     >>> psp_at_k(np.array([[0], [0]], np.int32), truth, np.array([0.5, 0.25, 0.1]), k=1)  # (2 + 2) / (4 + 2)
     0.6666666666666666
@@ -272,7 +283,7 @@ def psp_at_k(ids, labels, propensity, k):
     return float(found / best) if best > 0 else 0.0
 
 
-def figures_of_ranks(ranks, k):
+def ranking_metrics(ranks, k):
     """``Recall@k = mean [rank < k]`` and ``NDCG@k = mean [rank < k] / log2(rank + 2)``, one true item a row.
 
     Parameters
@@ -295,8 +306,8 @@ def figures_of_ranks(ranks, k):
     Examples
     --------
     >>> import numpy as np
-    >>> from sparsemax_nb.train import figures_of_ranks
-    >>> figures_of_ranks(np.array([0, 2, 30], np.int32), k=10)
+    >>> from sparsemax_nb.metrics import ranking_metrics
+    >>> ranking_metrics(np.array([0, 2, 30], np.int32), k=10)
     {'Recall@10': 0.6666666666666666, 'NDCG@10': 0.5}
     """
     check.integer("k", k, 1)
@@ -309,7 +320,7 @@ def figures_of_ranks(ranks, k):
     }
 
 
-def ranks_by_popularity(counts, targets):
+def popularity_ranks(counts, targets):
     """The rank of each target among all items by how often they occur; equally frequent ones by number.
 
     What a recommendation of the most popular items reaches, for everyone the same.
@@ -334,8 +345,8 @@ def ranks_by_popularity(counts, targets):
     Examples
     --------
     >>> import numpy as np
-    >>> from sparsemax_nb.train import ranks_by_popularity
-    >>> ranks_by_popularity(np.array([5, 9, 5]), np.array([0, 1, 2], np.int32))
+    >>> from sparsemax_nb.metrics import popularity_ranks
+    >>> popularity_ranks(np.array([5, 9, 5]), np.array([0, 1, 2], np.int32))
     array([1, 0, 2], dtype=int32)
     """
     counts = check.amounts("counts", counts)
@@ -373,7 +384,7 @@ def unigram_perplexity(counts, tokens):
     Examples
     --------
     >>> import numpy as np
-    >>> from sparsemax_nb.train import unigram_perplexity
+    >>> from sparsemax_nb.metrics import unigram_perplexity
     >>> round(unigram_perplexity(np.array([3, 3, 3, 3]), np.array([0, 1, 2], np.int32)), 6)
     4.0
     """

@@ -8,23 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from . import PackedDSSoftmax, data, demo, train
-from .cli_train import (
-    PARTS,
-    check_same_data,
-    checked_files,
-    count_or_none,
-    data_of,
-    file_options,
-    options_of,
-    percent,
-    texts_of,
-)
-from .core import backend, checkpoint
-from .data.arrays import open_npy, write_float16
-from .data.batches import batches
-from .train.ds_trainer import KS, figures
-from .train.network import SPARSE_OUTPUTS
+from .. import PackedDSSoftmax, data, train
+from ..core import checkpoint
+from ..core.device import asarray, to_numpy
+from ..data.arrays import open_npy, write_float16
+from ..data.batches import batches
+from ..train.ds_softmax import KS, figures
+from ..train.network import SPARSE_OUTPUTS
+from . import common
 
 TOPS = tuple(f"top-{k}" for k in KS)
 POINTS_AT_ONCE = 4096
@@ -32,14 +23,14 @@ POINTS_AT_ONCE = 4096
 
 def ds_softmax(options):
     """Train a DS-Softmax on what the output layer of a saved model sees, compare its stages with the full softmax."""
-    start, path = time.perf_counter(), checked_files(options)
+    start, path = time.perf_counter(), common.checked_files(options)
     params = {name: getattr(options, name) for name in train.DSSoftmax._names() if hasattr(options, name)}
     model = train.DSSoftmax(**params, progress=not options.quiet)
     model._check_params()  # before minutes of work, not after
     model._check_checkpoint_path(path, options.resume)
     about, rows, parts = _of_language_model(options) if _is_language_model(options.model) else _of_classifier(options)
     n_contexts = parts["train"][0].shape[0]
-    print(f"{about}; {n_contexts:,} contexts to learn from; {demo.where(options.device)}", flush=True)
+    print(f"{about}; {n_contexts:,} contexts to learn from; {common.device_line(options.device)}", flush=True)
     stem, _ = os.path.splitext(options.save)
     files = {part: f"{stem}.contexts-{part}.npy" for part in parts}
     is_resumed = options.resume and os.path.exists(path)
@@ -115,7 +106,7 @@ def _is_language_model(file):
 def _of_language_model(options):
     """A line about the model; its output rows; and of each part of the data, targets and what writes contexts to a path."""
     model = train.LanguageModel.load(options.model, device=options.device)
-    _, _, parts, _ = texts_of(model, options.model, options.data)
+    _, _, parts, _ = common.texts_of(model, options.model, options.data)
     if options.contexts is not None:
         parts["train"] = _first(parts["train"], options.contexts, model.unroll)
 
@@ -126,9 +117,9 @@ def _of_language_model(options):
             lambda path: model.contexts(parts[part], out=path, every=every)[0],
         )
 
-    rows = backend.to_numpy(model.network_.output.weights)
+    rows = to_numpy(model.network_.output.weights)
     about = f"{options.model}: {model.n_words_:,} words, contexts of width {model.width}"
-    return about, rows, {part: of_part(part) for part in PARTS}
+    return about, rows, {part: of_part(part) for part in common.PARTS}
 
 
 def _first(tokens, n, longest):
@@ -149,7 +140,7 @@ def _of_classifier(options):
             f"{options.model} has a sparse output layer ({model.output}), which has no dense rows to start from; "
             "--model takes a classifier with --output dense or bottleneck, or a language model"
         )
-    where = data_of(model, options.model, options.data, data.corpora.BUNDLED, "the folder of the points")
+    where = common.data_of(model, options.model, options.data, data.corpora.BUNDLED, "the folder of the points")
     corpus, layer, width = data.load(where), model.network_.output, model.network_.width
     points = {"train": corpus.train, "valid": corpus.dev, "test": corpus.test}
     for part in points.values():
@@ -157,10 +148,10 @@ def _of_classifier(options):
             raise ValueError(
                 f"{corpus.name} has {part.labels.shape[1]:,} labels, {options.model} was trained with {model.n_labels_:,}"
             )
-    check_same_data(model, options.model, corpus.name, corpus.train.features, corpus.train.labels)
-    rows, bias = backend.to_numpy(layer.weights), getattr(layer, "bias", None)
+    common.check_same_data(model, options.model, corpus.name, corpus.train.features, corpus.train.labels)
+    rows, bias = to_numpy(layer.weights), getattr(layer, "bias", None)
     if bias is not None:
-        bias, has_points = backend.to_numpy(bias), model.label_counts_ > 0
+        bias, has_points = to_numpy(bias), model.label_counts_ > 0
         lowest = (
             bias[has_points].min() if has_points.any() else 0
         )  # of the others it is -1e30, too far off to learn from
@@ -178,7 +169,7 @@ def _of_classifier(options):
         return labels, lambda path: write_float16(path, (features.shape[0], rows.shape[1]), fill)
 
     about = f"{options.model}: {model.n_labels_:,} labels, contexts of width {rows.shape[1]}"
-    return about, rows, {part: of_part(part) for part in PARTS if points[part] is not None}
+    return about, rows, {part: of_part(part) for part in common.PARTS if points[part] is not None}
 
 
 def _contexts(path, targets, write, rows, is_resumed):
@@ -205,14 +196,16 @@ def _remove(paths):
 def _epoch_line(record):
     line = f"epoch {record['epoch'] + 1:3d}  {record['seconds']:7.1f} s  {record['n_experts']:3d} experts"
     line += f"  loss {record['loss']:.4f}  {record['rows']:,} rows  speed-up {record['speed-up']:.2f}"
-    return line + ("  valid  " + percent(record["validation"], (*TOPS, "held")) if "validation" in record else "")
+    return line + (
+        "  valid  " + common.percent(record["validation"], (*TOPS, "held")) if "validation" in record else ""
+    )
 
 
 def _full(rows, device):
     """The full softmax as one expert that holds all classes: the gate gives it the value 1."""
     n_classes, width = rows.shape
     arrays = np.zeros((1, width), np.float32), np.int32([0, n_classes]), np.arange(n_classes, dtype=np.int32), rows
-    return PackedDSSoftmax(*(backend.asarray(array, device) for array in arrays), n_classes)
+    return PackedDSSoftmax(*(asarray(array, device) for array in arrays), n_classes)
 
 
 def _line_of_table(name, packed, contexts, targets):
@@ -238,9 +231,9 @@ def ds_softmax_options(sub, device):
     data_help = "what the model was trained on; need not be given where that is bundled"
     sub.add_argument("--data", metavar="DIR-or-NAME", help=data_help)
     first = "learn from the first N tokens, items or points of the train part, 0: all"
-    sub.add_argument("--contexts", type=count_or_none, default=None, metavar="N", help=first)
+    sub.add_argument("--contexts", type=common.count_or_none, default=None, metavar="N", help=first)
     default = train.DSSoftmax().get_params()
-    option = options_of(sub, default)
+    option = common.options_of(sub, default)
     option("n_experts", int, "N", "at the end: --first-experts times a power of two")
     option("first_experts", int, "N", "at the beginning, each with all classes")
     option("epochs", int, "N", "for each number of experts")
@@ -253,4 +246,4 @@ def ds_softmax_options(sub, device):
     option("batch_size", int, "B", "contexts of a step")
     option("learning_rate", float, "LR", "of Adam, at the start of each stage")
     option("seed", int, "N", "of gate, order, noise and mitosis")
-    file_options(sub, required=True)
+    common.file_options(sub, required=True)

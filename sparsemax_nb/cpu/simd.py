@@ -12,7 +12,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
-from ..core.backend import LINE, aligned, njit  # noqa: F401  where the kernels look for it
+from ..core.device import LINE, aligned, njit  # noqa: F401  where the kernels look for it
 
 LANES = 16
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)

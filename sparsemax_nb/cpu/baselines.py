@@ -6,11 +6,11 @@ from typing import NamedTuple
 import numpy as np
 from numba import prange
 
-from ..core import backend
+from ..core.device import njit, njit_parallel
 from . import lists
 from .exp import LANES as SIDE_BY_SIDE
 from .panels import pack
-from .vector import LANES, add, aligned, dot, load, mul, prefetch_range, splat
+from .simd import LANES, add, aligned, dot, load, mul, prefetch_range, splat
 
 ZERO, WORST = np.float32(0), np.float32(-np.inf)
 #: Numbers that the score rows worked on together hold: 16 MiB.
@@ -43,7 +43,7 @@ def pack_svd(coordinates, axes, bias, width):
     return SVDLayer(pack(axes), *lists.pack_classes(coordinates[:, :width], bias), rows)
 
 
-@backend.njit
+@njit
 def _n_above(scores, bound, counts):
     """How many scores (a multiple of 16) exceed `bound`; `counts` (64,) int32 is scratch."""
     n, whole, count = scores.size, scores.size // SIDE_BY_SIDE * SIDE_BY_SIDE, 0
@@ -58,13 +58,13 @@ def _n_above(scores, bound, counts):
     return count
 
 
-@backend.njit
+@njit
 def _number(key):
     """The float32 with a place in the order of all: bits of positive ones ascend, those of negative ones descend."""
     return np.int32(key if key >= 0 else key ^ MAGNITUDE).view(np.float32)
 
 
-@backend.njit
+@njit
 def _bound(scores, n, counts):
     """The n-th best score; how many of those that are equal to it are among the n best.
 
@@ -82,7 +82,7 @@ def _bound(scores, n, counts):
     return _number(high), n - above
 
 
-@backend.njit
+@njit
 def _above(scores, floor, values, places):
     """Lists, without a branch, the scores above `floor` and their places; returns how many they are."""
     n = 0
@@ -92,7 +92,7 @@ def _above(scores, floor, values, places):
     return n
 
 
-@backend.njit
+@njit
 def _select(scores, n, chosen):
     """The n best scores (ties: the first), ascending places in chosen[:n]; chosen has room for one more.
 
@@ -120,13 +120,13 @@ def _select(scores, n, chosen):
     chosen[found:n] = 0  # where scores are NaN
 
 
-@backend.njit_parallel
+@njit_parallel
 def _candidates(scores, n, chosen):
     for b in prange(scores.shape[0]):
         _select(scores[b], n, chosen[b])
 
 
-@backend.njit
+@njit
 def _exact(q, rows, bias, chosen, start, stop, scores):
     """Scores from all coordinates, for the classes chosen[start:stop] of one row."""
     width, flat = rows.shape[1], rows.reshape(-1)
@@ -139,7 +139,7 @@ def _exact(q, rows, bias, chosen, start, stop, scores):
         scores[chosen[c]] = dot(total, splat(np.float32(1))) + bias[chosen[c]]
 
 
-@backend.njit_parallel(work=lambda q, rows, bias, chosen, n, scores: len(scores) * n * rows.shape[1])
+@njit_parallel(work=lambda q, rows, bias, chosen, n, scores: len(scores) * n * rows.shape[1])
 def _score_candidates(q, rows, bias, chosen, n, scores):
     n_ranges = (n + CANDIDATES - 1) // CANDIDATES
     for part in prange(scores.shape[0] * n_ranges):
@@ -168,7 +168,7 @@ def svd_top_k(h, layer, n_candidates, probabilities, ids):
         if k > lists.LISTED:
             lists.best_of_rows(scores, probabilities[some], ids[some])
             continue
-        parts = lists.empty(lists.n_ranges(len(scores), n_panels, k), len(scores), k)
+        parts = lists.empty_lists(lists.n_ranges(len(scores), n_panels, k), len(scores), k)
         lists.of_scores(scores, *parts)
         lists.join(*parts, probabilities[some], ids[some])
 
@@ -222,7 +222,7 @@ def d_top_k(h, layer, probabilities, ids):
     of_bins = []
     for part in layer:
         n_panels, q = len(part.rows), _on_axes(h, part)
-        found = lists.empty(lists.n_ranges(lists.n_blocks(n_rows), n_panels, k), n_rows, k)
+        found = lists.empty_lists(lists.n_ranges(lists.n_blocks(n_rows), n_panels, k), n_rows, k)
         lists.of_panels(q, part.rows, part.bias, *found)
         found.ids[...] = np.where(found.ids < 0, -1, part.classes[found.ids])
         of_bins.append(found)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from sparsemax_nb import cli
+from sparsemax_nb.cli import main
 
 TRAIN = [
     "train", "language-model", "--device", "cpu", "--quiet", "--width", "8", "--batch-size", "4", "--unroll", "5",
@@ -28,14 +28,14 @@ def folder(tmp_path_factory):
 def model(folder, tmp_path_factory):
     """A model file."""
     path = str(tmp_path_factory.mktemp("model") / "model.safetensors")
-    assert cli.main([*TRAIN, "--data", folder, "--min-count", "2", "--save", path]) == 0
+    assert main.main([*TRAIN, "--data", folder, "--min-count", "2", "--save", path]) == 0
     return path
 
 
 def test_train_on_penn_treebanks_format(folder, tmp_path, capsys):
     figures = tmp_path / "figures.json"
     more = ["--plot", str(tmp_path / "curves.png"), "--save", str(tmp_path / "m.safetensors"), "--json", str(figures)]
-    assert cli.main([*TRAIN, "--data", folder, "--min-count", "2", *more]) == 0
+    assert main.main([*TRAIN, "--data", folder, "--min-count", "2", *more]) == 0
     result, shown = json.loads(figures.read_text()), capsys.readouterr().out
     assert (
         "333 tokens, 11 words; out of vocabulary: train 0.60%, valid 0.00%, test 3.85%" in shown and "on cpu" in shown
@@ -50,7 +50,7 @@ def test_train_on_penn_treebanks_format(folder, tmp_path, capsys):
 def test_a_run_of_one_step(tmp_path):
     for part in ("train", "valid", "test"):
         (tmp_path / f"{part}.txt").write_text("a b c d e f\n" * 3)
-    assert cli.main([*TRAIN, "--data", str(tmp_path), "--epochs", "1", "--json", str(tmp_path / "f.json")]) == 0
+    assert main.main([*TRAIN, "--data", str(tmp_path), "--epochs", "1", "--json", str(tmp_path / "f.json")]) == 0
     assert json.loads((tmp_path / "f.json").read_text())["steps"] == 1
 
 
@@ -58,21 +58,21 @@ def test_validation_may_be_cut_short_or_left_out(folder, tmp_path):
     for n, wanted in (("0", None), ("12", 11)):
         figures = tmp_path / f"{n}.json"
         command = [*TRAIN, "--data", folder, "--validation-tokens", n, "--json", str(figures), "--sampler", "unigram"]
-        assert cli.main(command) == 0
+        assert main.main(command) == 0
         validation = json.loads(figures.read_text())["epochs"][0].get("validation")
         assert (validation and validation["tokens"]) == wanted
 
 
 def test_evaluate_and_generate(folder, model, tmp_path, capsys):
-    assert cli.main(["evaluate", model, "--data", folder, "--device", "cpu", "--json", str(tmp_path / "e.json")]) == 0
+    assert main.main(["evaluate", model, "--data", folder, "--device", "cpu", "--json", str(tmp_path / "e.json")]) == 0
     shown, figures = capsys.readouterr().out, json.loads((tmp_path / "e.json").read_text())
     assert "test  3.85% of the tokens are not in the model's vocabulary" in shown and figures["tokens"] == 25
     assert f"test  perplexity {figures['perplexity']:.2f}" in shown
     command = ["generate", model, "the cat", "--words", "3", "--temperature", "0", "--device", "cpu"]
-    assert cli.main([*command, "--json", str(tmp_path / "g.json")]) == 0
+    assert main.main([*command, "--json", str(tmp_path / "g.json")]) == 0
     text = json.loads((tmp_path / "g.json").read_text())["text"]
     assert capsys.readouterr().out == f"the cat {text}\n"
-    assert cli.main(["generate", model, "xyz", "--device", "cpu"]) == 2
+    assert main.main(["generate", model, "xyz", "--device", "cpu"]) == 2
     assert "none of ['xyz'] is in it" in capsys.readouterr().err
 
 
@@ -82,20 +82,20 @@ def test_next_item(tmp_path, capsys):
     (tmp_path / "sequences.txt").write_text("\n".join(lines) + "\n")
     model, figures = str(tmp_path / "m.safetensors"), tmp_path / "f.json"
     next_item = ["--task", "next-item", "--data", str(tmp_path)]
-    assert cli.main([*TRAIN, *next_item, "--save", model, "--json", str(figures)]) == 0
+    assert main.main([*TRAIN, *next_item, "--save", model, "--json", str(figures)]) == 0
     result, shown = json.loads(figures.read_text()), capsys.readouterr().out
     assert "29 sequences, 9 items" in shown and "(18 sequences)" in shown
     assert result["test"]["Recall@10"] == 1 and 0 < result["test"]["NDCG@10"] < 1
     assert result["baseline"]["NDCG@10"] == pytest.approx(np.mean([1 / np.log2(rank + 2) for rank in range(9)]))
     assert f"the most popular items  Recall@10 100.00  NDCG@10 {100 * result['baseline']['NDCG@10']:.2f}" in shown
-    assert cli.main(["evaluate", model, "--data", str(tmp_path), "--device", "cpu"]) == 0
+    assert main.main(["evaluate", model, "--data", str(tmp_path), "--device", "cpu"]) == 0
     assert f"NDCG@10 {100 * result['test']['NDCG@10']:.2f}  (18 sequences)" in capsys.readouterr().out
-    assert cli.main(["evaluate", model, "--device", "cpu"]) == 2
+    assert main.main(["evaluate", model, "--device", "cpu"]) == 2
     assert "--data is needed" in capsys.readouterr().err
-    assert cli.main([*TRAIN, *next_item, "--validation-tokens", "5"]) == 2
+    assert main.main([*TRAIN, *next_item, "--validation-tokens", "5"]) == 2
     assert "--validation-tokens cuts a text" in capsys.readouterr().err
     (tmp_path / "sequences.txt").write_text("i1\ni2\n")
-    assert cli.main([*TRAIN, *next_item]) == 2
+    assert main.main([*TRAIN, *next_item]) == 2
     assert "a sequence of two items or more" in capsys.readouterr().err
 
 
@@ -113,7 +113,7 @@ def test_bad_data(tmp_path, capsys, name, content, message):
     for part in ("train", "valid", "test"):
         (tmp_path / f"ptb.{part}.txt").write_text("a b c d e f g h i j k l m n o p q r s t u v\n" * 2)
     (tmp_path / name).unlink() if content is None else (tmp_path / name).write_bytes(content)
-    assert cli.main([*TRAIN, "--data", str(tmp_path)]) == 2
+    assert main.main([*TRAIN, "--data", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -123,6 +123,6 @@ def test_a_line_longer_than_memory_would_like(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(readers, "LONGEST", 1000)
     for part in ("train", "valid", "test"):
         (tmp_path / f"{part}.txt").write_text("word " * 300)
-    assert cli.main([*TRAIN, "--data", str(tmp_path)]) == 2
+    assert main.main([*TRAIN, "--data", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert "train.txt, line 1" in error and "longer than" in error

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from sparsemax_nb import cli, cli_train, data
-from sparsemax_nb.core import backend
+from sparsemax_nb import data, train
+from sparsemax_nb.cli import common, demo, main
+from sparsemax_nb.core import checkpoint
+from sparsemax_nb.core.device import resolve_device
 
 TRAIN = [
     "train",
@@ -47,12 +49,12 @@ def folder(tmp_path_factory):
 def test_train_and_predict(folder, tmp_path, capsys):
     model, figures = str(tmp_path / "model.safetensors"), tmp_path / "figures.json"
     save = ["--data", str(folder), "--epochs", "2", "--save", model, "--json", str(figures)]
-    assert cli.main([*TRAIN, *save]) == 0
+    assert main.main([*TRAIN, *save]) == 0
     result, shown = json.loads(figures.read_text()), capsys.readouterr().out
     assert result["steps"] == 2 and f"test  P@1 {100 * result['test']['P@1']:.2f}" in shown and "on cpu" in shown
     points, answers = str(folder / "test_bow.txt"), tmp_path / "answers.json"
     assert (
-        cli.main(["predict", model, points, "-k", "3", "--rows", "4", "--device", "cpu", "--json", str(answers)]) == 0
+        main.main(["predict", model, points, "-k", "3", "--rows", "4", "--device", "cpu", "--json", str(answers)]) == 0
     )
     lines, answers = capsys.readouterr().out.splitlines(), json.loads(answers.read_text())
     assert lines[0] == "row\trank\tlabel\tname\tscore" and len(lines) == 13 and len(answers) == 4
@@ -80,7 +82,7 @@ def test_predictions_can_be_read_whatever_the_names_hold(folder, tmp_path, monke
         "\x00",
         "z",
     ]
-    model = cli.train.Classifier(
+    model = train.Classifier(
         architecture="network", embedding=8, intermediate=16, fan_in=4, epochs=1, device="cpu", progress=False
     )
     points = data.load(folder).train
@@ -96,7 +98,7 @@ def test_predictions_can_be_read_whatever_the_names_hold(folder, tmp_path, monke
         "--device",
         "cpu",
     ]
-    assert cli.main(command) == 0
+    assert main.main(command) == 0
     shown = capsys.readouterr().out
     table = [line.split("\t") for line in shown.splitlines()]
     assert len(table) == 25 and all(len(fields) == 5 for fields in table) and shown.count("\n") == 25
@@ -116,7 +118,7 @@ def test_output_that_can_not_encode_names_costs_nothing(folder, tmp_path, monkey
     def run(*command):
         written = io.BytesIO()
         monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding))
-        assert cli.main([*command]) == 0
+        assert main.main([*command]) == 0
         return written.getvalue().decode(encoding)
 
     train = [*TRAIN, "--data", str(corpus), "--epochs", "1", "--save", model, "--json", str(tmp_path / "r.json")]
@@ -147,7 +149,7 @@ def test_train_with_the_softmax_loss(folder, tmp_path, capsys, sampler):
         "--epochs",
         "3",
     ]
-    assert cli.main([*TRAIN, "--data", str(folder), *more, "--json", str(figures)]) == 0
+    assert main.main([*TRAIN, "--data", str(folder), *more, "--json", str(figures)]) == 0
     result, shown = json.loads(figures.read_text()), capsys.readouterr().out
     assert result["params"]["mask_hits"] and result["params"]["index_every"] is None
     assert len(result["index_updates"]) == (3 if sampler in ("lsh", "midx-pq") else 0)
@@ -156,17 +158,17 @@ def test_train_with_the_softmax_loss(folder, tmp_path, capsys, sampler):
 
 
 def test_info(capsys, tmp_path):
-    assert cli.main(["info", "--json", str(tmp_path / "info.json")]) == 0
+    assert main.main(["info", "--json", str(tmp_path / "info.json")]) == 0
     result, shown = json.loads((tmp_path / "info.json").read_text()), capsys.readouterr().out
     assert result["libraries"]["numpy"] == np.__version__
-    assert f"--device auto computes on {backend.resolve_device('auto')}" in shown
+    assert f"--device auto computes on {resolve_device('auto')}" in shown
     assert f"threads ({numba.threading_layer()})" in shown
 
 
 def test_demo_at_small_size(capsys, tmp_path, ticking):
     out, figures = tmp_path / "out", tmp_path / "demo.json"
     assert (
-        cli.main(["demo", "--seconds", "0.5", "--device", "cpu", "--quiet", "--out", str(out), "--json", str(figures)])
+        main.main(["demo", "--seconds", "0.5", "--device", "cpu", "--quiet", "--out", str(out), "--json", str(figures)])
         == 0
     )
     result, shown = json.loads(figures.read_text()), capsys.readouterr().out
@@ -199,39 +201,39 @@ def test_demo_at_small_size(capsys, tmp_path, ticking):
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message, capsys, monkeypatch):
     if "cuda" in arguments:
-        monkeypatch.setattr("sparsemax_nb.core.backend.cuda_problem", lambda: "no device")
-    assert cli.main(arguments) == 2
+        monkeypatch.setattr("sparsemax_nb.core.device.cuda_problem", lambda: "no device")
+    assert main.main(arguments) == 2
     error = capsys.readouterr().err
     assert message in error and error.startswith("sparsemax-nb: ") and len(error.splitlines()) == 1
 
 
 def test_evaluate_and_predict_from_arrays(folder, tmp_path, capsys):
     model, figures = str(tmp_path / "model.safetensors"), tmp_path / "figures.json"
-    assert cli.main([*TRAIN, "--data", str(folder), "--epochs", "1", "--save", model, "--validation", "0.2"]) == 0
+    assert main.main([*TRAIN, "--data", str(folder), "--epochs", "1", "--save", model, "--validation", "0.2"]) == 0
     trained = capsys.readouterr().out
     assert "epoch   1" in trained and "kept the weights of epoch 1" in trained
-    assert cli.main(["evaluate", model, "--data", str(folder), "--device", "cpu", "--json", str(figures)]) == 0
+    assert main.main(["evaluate", model, "--data", str(folder), "--device", "cpu", "--json", str(figures)]) == 0
     shown, result = capsys.readouterr().out, json.loads(figures.read_text())
     assert result["part"] == "test" and f"PSP@5 {100 * result['PSP@5']:.2f}" in shown and "R@3" in shown
-    assert cli.main(["evaluate", model, "--data", str(folder), "--part", "dev"]) == 2
+    assert main.main(["evaluate", model, "--data", str(folder), "--part", "dev"]) == 2
     assert "has no dev part" in capsys.readouterr().err
-    assert cli.main(["evaluate", model]) == 2
+    assert main.main(["evaluate", model]) == 2
     assert (
         f"--data is needed: .*; {model} was trained on '{folder.name}'".replace(
             ".*", "the folder of the points to measure it on"
         )
         in capsys.readouterr().err
     )
-    assert cli.main(["evaluate", model, "--data", "tate"]) == 2
+    assert main.main(["evaluate", model, "--data", "tate"]) == 2
     assert f"{model} takes 30 features, tate has 12310; --data names what" in capsys.readouterr().err
     for file, problem in (folder, "it is a folder; name a file of points in it"), ("no.txt", "there is no such file"):
-        assert cli.main(["predict", model, str(file)]) == 2
+        assert main.main(["predict", model, str(file)]) == 2
         assert f"{file} can not be read: {problem}" in capsys.readouterr().err
     points = data.load(folder).test.features
     scipy.sparse.save_npz(tmp_path / "points.npz", points)
     answers = []
     for file in (folder / "test_bow.txt", tmp_path / "points.npz"):
-        assert cli.main(["predict", model, str(file), "-k", "2", "--device", "cpu"]) == 0
+        assert main.main(["predict", model, str(file), "-k", "2", "--device", "cpu"]) == 0
         answers.append(capsys.readouterr().out)
     assert answers[0] == answers[1] and len(answers[0].splitlines()) == 1 + 20 * 2
 
@@ -243,27 +245,26 @@ def test_a_model_knows_what_it_was_trained_on(folder, tmp_path, capsys):
     points = data.bag_of_words(n_rows=90, n_features=30, words_per_row=4, n_labels=12, labels_per_row=2, seed=2)
     for part in "train", "test":
         data.write_xc(other / f"{part}.txt", points.features, points.labels)
-    assert cli.main([*TRAIN, "--data", str(folder), "--epochs", "1", "--save", model]) == 0
+    assert main.main([*TRAIN, "--data", str(folder), "--epochs", "1", "--save", model]) == 0
     for _ in range(2):
-        assert cli.main(["evaluate", model, "--data", str(folder), "--device", "cpu"]) == 0
+        assert main.main(["evaluate", model, "--data", str(folder), "--device", "cpu"]) == 0
         capsys.readouterr()
-        assert cli.main(["evaluate", model, "--data", str(other), "--device", "cpu"]) == 2
+        assert main.main(["evaluate", model, "--data", str(other), "--device", "cpu"]) == 2
         wanted = f"{model} was trained on '{folder.name}', but 'other' has another training part; check --data"
         assert wanted in capsys.readouterr().err
-        assert cli.main(["evaluate", model, "--data", str(other), "--device", "cpu", "--any-data"]) == 0
-        cli.train.Classifier.load(model, device="cpu").save(model)
-    again = cli.train.Classifier.load(model, device="cpu")
+        assert main.main(["evaluate", model, "--data", str(other), "--device", "cpu", "--any-data"]) == 0
+        train.Classifier.load(model, device="cpu").save(model)
+    again = train.Classifier.load(model, device="cpu")
     assert again.data_["name"] == folder.name
     again.set_params(epochs=1, progress=False).fit(points.features, points.labels).save(model)
-    assert again.data_ is None and cli.main(["evaluate", model]) == 2
+    assert again.data_ is None and main.main(["evaluate", model]) == 2
     assert f"{model} does not say what it was trained on" in capsys.readouterr().err
-    assert cli.main(["evaluate", model, "--data", str(other), "--device", "cpu"]) == 0
-    checkpoint_ = cli.checkpoint
-    arrays, description = checkpoint_.load(model, "classifier")
+    assert main.main(["evaluate", model, "--data", str(other), "--device", "cpu"]) == 0
+    arrays, description = checkpoint.load(model, "classifier")
     for bad in {"name": 3, "fingerprint": ""}, [], {"name": "x"}:
-        checkpoint_.save(tmp_path / "bad", "classifier", dict(arrays), description | {"data": bad})
-        with pytest.raises(checkpoint_.ModelFileError, match="description.data.* must "):
-            cli.train.Classifier.load(tmp_path / "bad")
+        checkpoint.save(tmp_path / "bad", "classifier", dict(arrays), description | {"data": bad})
+        with pytest.raises(checkpoint.ModelFileError, match="description.data.* must "):
+            train.Classifier.load(tmp_path / "bad")
 
 
 def test_bundled_data_need_not_be_named(folder, tmp_path, capsys, monkeypatch):
@@ -271,8 +272,8 @@ def test_bundled_data_need_not_be_named(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
         data, "load", lambda name: dataclasses.replace(load(folder), name="tate") if name == "tate" else load(name)
     )
-    assert cli.main([*TRAIN, "--epochs", "1", "--save", model]) == 0
-    assert cli.main(["evaluate", model, "--device", "cpu", "--json", str(tmp_path / "e.json")]) == 0
+    assert main.main([*TRAIN, "--epochs", "1", "--save", model]) == 0
+    assert main.main(["evaluate", model, "--device", "cpu", "--json", str(tmp_path / "e.json")]) == 0
     assert json.loads((tmp_path / "e.json").read_text())["data"] == "tate"
 
 
@@ -296,7 +297,7 @@ def test_tfidf_on_the_command_line(folder, tmp_path, capsys):
             "--json",
             str(figures),
         ]
-        assert cli.main(command) == code
+        assert main.main(command) == code
         shown = capsys.readouterr().err
         assert ("X holds weights, not counts" in shown) == (how == "auto")
         assert weighed is None or json.loads(figures.read_text())["tfidf"] is weighed
@@ -306,19 +307,19 @@ def test_tfidf_on_the_command_line(folder, tmp_path, capsys):
 def test_a_spent_budget_says_what_is_left(folder, tmp_path, capsys, ticking):
     model, again = tmp_path / "model.safetensors", ["--data", str(folder), "--epochs", "5"]
     again += ["--save", str(model), "--checkpoint-seconds", "0", "--budget-seconds"]
-    assert cli.main([*TRAIN, *again, "0.5"]) == 0
+    assert main.main([*TRAIN, *again, "0.5"]) == 0
     left = str(tmp_path / "model.checkpoint.safetensors")
     said = capsys.readouterr().out
     assert f"the budget is spent; --resume with a larger one continues from {left}" in said
     assert "no dev part: every epoch is run" in said
-    assert cli.main([*TRAIN, *again, "1"]) == 2
+    assert main.main([*TRAIN, *again, "1"]) == 2
     assert f"{left} is there already: resume continues from it" in capsys.readouterr().err
 
 
 def test_help_shows_defaults_but_none(capsys):
     for command in ["predict"], ["train", "classifier"]:
         with pytest.raises(SystemExit):
-            cli.main([*command, "--help"])
+            main.main([*command, "--help"])
     shown = capsys.readouterr().out
     assert "(default: None)" not in shown and "(default: False)" not in shown and "(default: auto)" in shown
     assert "(default: 0)" in shown  # of --seed
@@ -331,17 +332,17 @@ def test_dense_features_from_files(tmp_path, capsys):
         scipy.sparse.save_npz(tmp_path / f"{part}_labels.npz", points.labels[rows])
     model = str(tmp_path / "model.safetensors")
     save = ["--data", str(tmp_path), "--epochs", "2", "--save", model, "--memory-limit", "64MiB"]
-    assert cli.main([*TRAIN, *save]) == 0
-    assert cli.main(["predict", model, str(tmp_path / "test.npy"), "-k", "1", "--rows", "3", "--device", "cpu"]) == 0
+    assert main.main([*TRAIN, *save]) == 0
+    assert main.main(["predict", model, str(tmp_path / "test.npy"), "-k", "1", "--rows", "3", "--device", "cpu"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("2\t1\t")
-    assert cli.main([*TRAIN, "--data", str(tmp_path), "--memory-limit", "4k"]) == 2
+    assert main.main([*TRAIN, "--data", str(tmp_path), "--memory-limit", "4k"]) == 2
     error = capsys.readouterr().err
     assert "training needs 0.1 MiB, memory_limit allows 0.0 MiB" in error and "output.values" in error
 
 
 @pytest.mark.parametrize("size, wanted", [("1GiB", 2**30), ("1.5 MiB", 3 * 2**19), ("64k", 65536), ("100", 100)])
 def test_sizes(size, wanted):
-    assert cli_train._size(size) == wanted
+    assert common.size(size) == wanted
 
 
 @pytest.mark.parametrize(
@@ -361,7 +362,7 @@ def test_sizes(size, wanted):
 )
 def test_options_that_can_not_be_read(bad, capsys):
     with pytest.raises(SystemExit) as exit_:
-        cli.main([*TRAIN, *bad])
+        main.main([*TRAIN, *bad])
     error = capsys.readouterr().err.splitlines()[-1]
     assert exit_.value.code == 2 and f"error: argument {bad[0]}: " in error and "_size" not in error
 
@@ -370,8 +371,8 @@ def test_ctrl_c(monkeypatch, capsys):
     def interrupt(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.demo, "run", interrupt)
-    assert cli.main(["demo"]) == 130
+    monkeypatch.setattr(demo, "demo", interrupt)
+    assert main.main(["demo"]) == 130
 
 
 def test_runs_as_a_module_with_help():

@@ -6,7 +6,8 @@ import signal
 import numpy as np
 import pytest
 
-from sparsemax_nb import PackedDSSoftmax, SparseExperts, cli, cli_ds, data, train
+from sparsemax_nb import PackedDSSoftmax, SparseExperts, data, train
+from sparsemax_nb.cli import ds_softmax, main
 from sparsemax_nb.core import checkpoint
 
 DS = [
@@ -32,7 +33,7 @@ def text(tmp_path_factory):
         "train", "language-model", "--device", "cpu", "--quiet", "--width", "8", "--batch-size", "4", "--unroll", "5",
         "--sampler", "none", "--epochs", "12", "--learning-rate", "0.03", "--dropout", "0", "--min-count", "2", "--data", str(folder), "--save", str(folder / "m.st"),
     ]  # fmt: skip
-    assert cli.main(command) == 0
+    assert main.main(command) == 0
     return folder
 
 
@@ -46,7 +47,7 @@ def items(tmp_path_factory):
         "train", "language-model", "--task", "next-item", "--device", "cpu", "--quiet", "--width", "8", "--batch-size", "4",
         "--sampler", "none", "--epochs", "2", "--unroll", "3", "--data", str(folder), "--save", str(folder / "m.st"),
     ]  # fmt: skip
-    assert cli.main(command) == 0
+    assert main.main(command) == 0
     return folder
 
 
@@ -63,7 +64,7 @@ def corpus(tmp_path_factory):
 def run(folder, tmp_path, *more, wanted=0):
     """Run the command on a folder with data and model; returns the figures, if it ends well."""
     figures, arguments = tmp_path / "figures.json", [*DS, "--model", str(folder / "m.st"), "--data", str(folder)]
-    assert cli.main([*arguments, "--save", str(tmp_path / "ds.st"), "--json", str(figures), *more]) == wanted
+    assert main.main([*arguments, "--save", str(tmp_path / "ds.st"), "--json", str(figures), *more]) == wanted
     return None if wanted else json.loads(figures.read_text())
 
 
@@ -148,7 +149,7 @@ def test_of_a_classifier(corpus, tmp_path, options, width):
         ["--device", "cpu", "--quiet", "--architecture", "network", "--embedding", "16", "--data", str(corpus)],
     )
     rest = ["--epochs", "8", "--learning-rate", "0.02", "--batch-size", "20", "--save", str(model)]
-    assert cli.main(["train", "classifier", *given, *options, *rest]) == 0
+    assert main.main(["train", "classifier", *given, *options, *rest]) == 0
     folder = tmp_path / "out"
     folder.mkdir()
     result = run(corpus, folder, "--model", str(model))
@@ -267,15 +268,15 @@ def test_bad_input(text, items, corpus, tmp_path, capsys):
         "--fan-in",
         "4",
     ]
-    assert cli.main([*sparse, "--data", str(corpus), "--epochs", "1", "--save", str(other)]) == 0
+    assert main.main([*sparse, "--data", str(corpus), "--epochs", "1", "--save", str(other)]) == 0
     refused("has a sparse output layer (fixed-fan-in), which has no dense rows", corpus, "--model", str(other))
     dense = [*sparse[:8], "8", "--output", "dense", "--data", str(corpus), "--epochs", "1", "--save", str(other)]
-    assert cli.main(dense) == 0
+    assert main.main(dense) == 0
     refused("tate has 15,810 labels", corpus, "--model", str(other), "--data", "tate")
     with pytest.raises(SystemExit):
-        cli.main([*DS, "--model", str(text / "m.st")])
+        main.main([*DS, "--model", str(text / "m.st")])
     assert "--save" in capsys.readouterr().err
-    assert cli.main([*DS, "--model", str(items / "m.st"), "--save", str(tmp_path / "ds.st")]) == 2
+    assert main.main([*DS, "--model", str(items / "m.st"), "--save", str(tmp_path / "ds.st")]) == 2
     error = capsys.readouterr().err
     assert (
         f"--data is needed: the file of sequences, or its folder; {items / 'm.st'} was trained on '{items.name}'"
@@ -283,7 +284,7 @@ def test_bad_input(text, items, corpus, tmp_path, capsys):
     )
     for folder in text, corpus:  # what was trained on something else is not taken for what is bundled
         model = str(other) if folder is corpus else str(text / "m.st")
-        assert cli.main([*DS, "--model", model, "--save", str(tmp_path / "ds.st")]) == 2
+        assert main.main([*DS, "--model", model, "--save", str(tmp_path / "ds.st")]) == 2
         error = capsys.readouterr().err
         assert "--data is needed: the folder of the " in error and f"{model} was trained on '{folder.name}'" in error
     (tmp_path / "words").mkdir()
@@ -317,4 +318,4 @@ def test_labels_without_a_point_do_not_upset_it(corpus, tmp_path):
 
 
 def test_names_of_stages():
-    assert cli_ds.stage_file("a.b/ds.safetensors", 16) == "a.b/ds-16.safetensors"
+    assert ds_softmax.stage_file("a.b/ds.safetensors", 16) == "a.b/ds-16.safetensors"

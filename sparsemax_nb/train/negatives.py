@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core import backend, check, sparse
+from ..core import check, sparse
+from ..core.device import asarray, device_of, module_of, product, zeros
 from ..full_softmax import softmax_cross_entropy
 from ..midx import InvertedMultiIndex, sampled_softmax
 from ..samplers import LogUniformSampler, LSHSampler, RFFSampler, SphereSampler, UniformSampler, UnigramSampler
@@ -14,9 +15,9 @@ from .layers import LAST, top_k_of_scores
 #: By name on the command line. Those of the first line are made once; the others follow the weights as training moves
 #: them.
 FIXED_SAMPLERS = "uniform", "log-uniform", "unigram"
-YARDSTICKS = {"lsh": LSHSampler, "sphere": SphereSampler, "rff": RFFSampler}
+BASELINES = {"lsh": LSHSampler, "sphere": SphereSampler, "rff": RFFSampler}
 INDICES = {"midx-pq": "pq", "midx-rq": "rq"}
-SAMPLERS = "none", *FIXED_SAMPLERS, *YARDSTICKS, *INDICES
+SAMPLERS = "none", *FIXED_SAMPLERS, *BASELINES, *INDICES
 
 
 class Sampling(NamedTuple):
@@ -46,7 +47,7 @@ class Negatives:
 
     def __init__(self, how, weights, counts, seed):
         self.how, self._weights, self._counts, self._seed = how, weights, counts, seed
-        self._device = backend.device_of(weights)
+        self._device = device_of(weights)
         #: What the negatives are drawn from; None before the first `update` where that follows the weights.
         self.sampler, self._seen = None, None
         if how.sampler in FIXED_SAMPLERS:
@@ -65,8 +66,8 @@ class Negatives:
         ranks = np.argsort(np.argsort(-self._counts, kind="stable"))
         return LogUniformSampler(len(ranks), ranks=ranks, device=self._device)
 
-    def _yardstick(self):
-        make, seeds = YARDSTICKS[self.how.sampler], {} if self.how.sampler == "sphere" else {"seed": self._seed}
+    def _baseline(self):
+        make, seeds = BASELINES[self.how.sampler], {} if self.how.sampler == "sphere" else {"seed": self._seed}
         return make(self._seen, **seeds)
 
     @property
@@ -79,9 +80,9 @@ class Negatives:
         An index whose codewords are all alike, as those of weights that were still zero, is no place to go on from: it
         is built anew.
         """
-        if self.how.sampler in YARDSTICKS:
+        if self.how.sampler in BASELINES:
             self._seen = self._weights.copy()
-            self.sampler = self._yardstick()
+            self.sampler = self._baseline()
             return None
         if self.sampler is not None and not self._is_blank:
             return self.sampler.update(self._weights)
@@ -105,10 +106,10 @@ class Negatives:
     def draw(self, x, labels, step):
         """ids, log_q (B, M) of each row's negatives, and log_q (n,) of its positives (labels (B, L), n in all)."""
         ids, log_q = self.sampler.sample(x, self.how.n_samples, self._seed, step)
-        n, xp = labels.indices.shape[0], backend.module_of(self._device)
+        n, xp = labels.indices.shape[0], module_of(self._device)
         row, counts = sparse.row_of_each_entry(labels.indptr, n), labels.indptr[1:] - labels.indptr[:-1]
         place = xp.arange(n) - labels.indptr[row]
-        positives = backend.zeros((len(x), int(counts.max()) if n else 0), np.int32, self._device)  # label 0 fills up
+        positives = zeros((len(x), int(counts.max()) if n else 0), np.int32, self._device)  # label 0 fills up
         positives[row, place] = labels.indices
         return ids, log_q, self.sampler.log_prob(x, positives)[row, place]
 
@@ -117,7 +118,7 @@ class Negatives:
         """What a checkpoint has to hold, by name."""
         if self.sampler is None or not self.follows_weights:
             return {}
-        if self.how.sampler in YARDSTICKS:
+        if self.how.sampler in BASELINES:
             return {"weights": self._seen}
         return {
             "codes": self.sampler.codes,
@@ -130,10 +131,10 @@ class Negatives:
         if not self.follows_weights:
             return
         n_labels, width = self._weights.shape
-        if self.how.sampler in YARDSTICKS:
+        if self.how.sampler in BASELINES:
             self._seen = check.array("sampler/weights", arrays["weights"], np.float32, (n_labels, width))
             check.finite("sampler/weights", self._seen)
-            self.sampler = self._yardstick()
+            self.sampler = self._baseline()
             return
         kind = INDICES[self.how.sampler]
         codes = check.array("sampler/codes", arrays["codes"], np.int32, (n_labels, 2))
@@ -142,7 +143,7 @@ class Negatives:
         codebooks = [check.array(name, arrays[name], np.float32, shape) for name in ("codebook_0", "codebook_1")]
         for name, codebook in zip(("sampler/codebook_0", "sampler/codebook_1"), codebooks, strict=True):
             check.finite(name, codebook)
-        codes, *codebooks = (backend.asarray(array, self._device) for array in (codes, *codebooks))
+        codes, *codebooks = (asarray(array, self._device) for array in (codes, *codebooks))
         self.sampler = InvertedMultiIndex(
             codebooks, codes, kind, self.how.residual, self._popularity, self._counts, self._weights
         )
@@ -159,7 +160,7 @@ class SoftmaxOutput:
     name = "output"
 
     def __init__(self, n_inputs, n_labels, device, weights=None):
-        self.weights = backend.zeros((n_labels, n_inputs), np.float32, device) if weights is None else weights
+        self.weights = zeros((n_labels, n_inputs), np.float32, device) if weights is None else weights
         #: `Negatives`, or None for the exact loss.
         self.negatives = None
         self._last = None
@@ -176,7 +177,7 @@ class SoftmaxOutput:
         if self.negatives is None:
             value, dx, dweights, _ = softmax_cross_entropy(x, self.weights, labels)
             return value, dx, Gradient(self.weights, dweights)
-        labels = sparse.as_targets(labels, len(x), backend.device_of(x), len(self.weights))
+        labels = sparse.as_targets(labels, len(x), device_of(x), len(self.weights))
         ids, log_q, log_q_targets = self.negatives.draw(x, labels, step)
         how = self.negatives.how
         value, dx, (rows, drows) = sampled_softmax(
@@ -195,11 +196,11 @@ class SoftmaxOutput:
 
     def rank_last(self, ids):
         """Let the labels `ids` (NumPy) come last in every list, with the score LAST. There is no bias that could say so."""
-        self._last = backend.asarray(ids, backend.device_of(self.weights)) if len(ids) else None
+        self._last = asarray(ids, device_of(self.weights)) if len(ids) else None
 
     def top_k(self, x, k):
         """The k best labels of each row, of all labels: scores (B, k), ids (B, k) int32."""
-        scores = backend.product(x, self.weights.T)
+        scores = product(x, self.weights.T)
         if self._last is not None:
             scores[:, self._last] = LAST
         return top_k_of_scores(scores, k)

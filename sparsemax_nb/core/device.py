@@ -214,7 +214,7 @@ def zeros(shape, dtype, device):
 
 
 @functools.cache
-def wing(device, name):
+def backend_of(device, name):
     """The module `name` of the wing that computes on `device`: ``sparsemax_nb.cpu.NAME`` or ``sparsemax_nb.cuda.NAME``."""
     return importlib.import_module(f"{__package__.rpartition('.')[0]}.{device}.{name}")
 
@@ -223,7 +223,7 @@ def product(a, b):
     """``a @ b``, float32 matrices on one device: a new array."""
     device = device_of(a)
     out = empty((a.shape[0], b.shape[1]), np.float32, device)
-    wing(device, "matmul").matmul(a, b, out)
+    backend_of(device, "matmul").matmul(a, b, out)
     return out
 
 

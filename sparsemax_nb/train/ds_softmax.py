@@ -8,14 +8,15 @@ import warnings
 import numpy as np
 import scipy.sparse
 
-from ..core import backend, check, description
+from ..core import check, description
+from ..core.device import asarray, device_of, resolve_device, to_numpy
 from ..core.sparse import Labels, as_ones
 from ..data.batches import batches, shuffled
 from ..ds_softmax import PackedDSSoftmax, SparseExperts
+from ..metrics import hits_at_k
 from ..optimizers import Adam
 from .estimator import Estimator
 from .loop import TrainingError, ctrl_c_later
-from .metrics import hits_at_k
 from .progress import Progress
 
 #: Contexts that are looked at for utilisation and speed-up, spread over all.
@@ -211,7 +212,7 @@ class DSSoftmax(Estimator):
             Ctrl-C, after the step in hand (at the end of an epoch, after its checkpoint). The last checkpoint stays.
         """
         self._check_params()
-        device = backend.resolve_device(self.device)
+        device = resolve_device(self.device)
         contexts, targets = _checked_data("", contexts, targets)
         n_classes = _n_classes(init, targets, n_classes)
         if init is not None:
@@ -311,7 +312,7 @@ class _Run:
             width = contexts.shape[1]
             init = np.random.default_rng(model.seed).standard_normal((n_classes, width), np.float32)
             init /= np.float32(math.sqrt(max(width, 1)))
-        self.experts = SparseExperts.dense(backend.asarray(init, device), model.first_experts, model.seed)
+        self.experts = SparseExperts.dense(asarray(init, device), model.first_experts, model.seed)
 
     def go(self, save, after_epoch, after_stage):
         """All epochs that are left."""
@@ -412,7 +413,7 @@ class _Run:
             "epoch": self.epoch,
             "history": self.history,
         }
-        return {name: backend.to_numpy(array) for name, array in arrays.items()}, about
+        return {name: to_numpy(array) for name, array in arrays.items()}, about
 
     @property
     def checkpoint_nbytes(self):
@@ -432,7 +433,7 @@ class _Run:
         n_experts = model.first_experts << (epoch - 1) // model.epochs
         check.array("gate", arrays["gate"], np.float32, (n_experts, width))
         names = "gate", "starts", "ids", "rows"
-        experts = SparseExperts(*(backend.asarray(arrays[name], self.device) for name in names), n_classes)
+        experts = SparseExperts(*(asarray(arrays[name], self.device) for name in names), n_classes)
         experts.steps = check.integer("steps", about["steps"], epoch * self.n_steps, epoch * self.n_steps)
         for name in ("gate", "rows"):
             array = getattr(experts, name)
@@ -443,7 +444,7 @@ class _Run:
                 check.finite(f"{part}/{name}", stored)
                 if part == "v" and stored.size and stored.min() < 0:
                     raise ValueError(f"v/{name} must not be negative, got {stored.min()}")
-                moment[...] = backend.asarray(stored, self.device)
+                moment[...] = asarray(stored, self.device)
             state.count = experts.steps
         self.experts, self.epoch, self.history = experts, epoch, about["history"]
 
@@ -468,7 +469,7 @@ def _named(step):
 
 def _on_the_host(name, array):
     """`array`, or TypeError where it is not NumPy's."""
-    is_array = backend.device_of(array) is not None  # other words than those of `check` for what is none, or elsewhere
+    is_array = device_of(array) is not None  # other words than those of `check` for what is none, or elsewhere
     if not is_array or check.same_device(**{name: array}) != "cpu":
         raise TypeError(f"{name} must be a NumPy array (batches are moved to the device), got {type(array).__name__}")
     return array
@@ -520,15 +521,15 @@ def _contexts(name, contexts, rows, device):
     if not finite.all():
         row = rows[int(np.argmin(finite.all(axis=1)))]
         raise ValueError(f"{name} must be finite, got NaN or infinity in row {row}; fix the data")
-    return backend.asarray(some, device)
+    return asarray(some, device)
 
 
 def _targets(targets, rows, device):
     """The targets of some rows as `SparseExperts.step` takes them, on the device."""
     some = targets[rows]
     if scipy.sparse.issparse(some):
-        return Labels(*(backend.asarray(a, device, np.int32) for a in (some.indptr, some.indices)))
-    return backend.asarray(some, device)
+        return Labels(*(asarray(a, device, np.int32) for a in (some.indptr, some.indices)))
+    return asarray(some, device)
 
 
 def figures(experts, contexts, targets, *, of=""):
@@ -537,11 +538,11 @@ def figures(experts, contexts, targets, *, of=""):
     n_rows, n_classes, most, several = len(contexts), experts.n_classes, max(KS), scipy.sparse.issparse(targets)
     # which expert holds which class: numbers that ascend, to be searched for
     holds = np.repeat(np.arange(experts.n_experts), experts.sizes) * np.int64(n_classes)
-    holds += backend.to_numpy(experts.ids)
+    holds += to_numpy(experts.ids)
     found, used, held, n_targets = np.zeros(most), np.zeros(experts.n_experts), 0, 0
     for rows in batches(np.arange(n_rows), AT_ONCE):
         h, some = _contexts(f"{of}contexts", contexts, rows, experts.device), targets[rows]
-        ids, chosen = (backend.to_numpy(a) for a in (experts.top_k(h, most)[1], experts.choose(h)))
+        ids, chosen = (to_numpy(a) for a in (experts.top_k(h, most)[1], experts.choose(h)))
         used += np.bincount(chosen, minlength=experts.n_experts)
         found += (hits_at_k(ids, some, most) if several else ids == some[:, None]).sum(axis=0)
         classes, counts = (some.indices, np.diff(some.indptr)) if several else (some, 1)

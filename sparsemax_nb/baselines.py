@@ -4,18 +4,19 @@ import math
 
 import numpy as np
 
-from .core import backend, check
+from .core import check
+from .core.device import backend_of
 from .core.low_rank import low_rank
 from .full_softmax import SoftmaxLayer
 
 
 class _CPULayer(SoftmaxLayer):
-    """A yardstick, on the CPU alone."""
+    """A baseline, on the CPU alone."""
 
     def __init__(self, w, bias):
         if check.same_device(w=w) != "cpu":
             raise TypeError(
-                f"{type(self).__name__} is a yardstick that computes on the CPU alone, got w on cuda; pass NumPy arrays"
+                f"{type(self).__name__} is a baseline that computes on the CPU alone, got w on cuda; pass NumPy arrays"
             )
         super().__init__(w, bias)
 
@@ -81,11 +82,11 @@ class SVDSoftmax(_CPULayer):
         if n_candidates is None:
             n_candidates = math.ceil(_positive("share", share) * self.n_classes)
         self.n_candidates = check.integer("n_candidates", n_candidates, 1, self.n_classes, " (the number of classes)")
-        pack = backend.wing("cpu", "yardsticks").pack_svd
+        pack = backend_of("cpu", "baselines").pack_svd
         self._layer = pack(*low_rank(w, self.width), bias, self.preview_width)
 
     def _top_k(self, h, probabilities, ids):
-        backend.wing("cpu", "yardsticks").svd_top_k(h, self._layer, self.n_candidates, probabilities, ids)
+        backend_of("cpu", "baselines").svd_top_k(h, self._layer, self.n_candidates, probabilities, ids)
 
     @property
     def flops_per_query(self):
@@ -161,7 +162,7 @@ class DSoftmax(_CPULayer):
         if len(widths) != len(shares):
             raise ValueError(f"widths must be as many as shares, {len(shares)}, got {len(widths)}")
         self.widths = tuple(check.integer("widths", r, 1, self.width, " (the width of w)") for r in widths)
-        pack = backend.wing("cpu", "yardsticks").pack_bin
+        pack = backend_of("cpu", "baselines").pack_bin
         self._bins = []
         for classes, r in zip(_bins(counts, shares, self.n_classes), self.widths, strict=True):
             if classes.size:
@@ -169,7 +170,7 @@ class DSoftmax(_CPULayer):
                 self._bins.append(pack(classes, coordinates, axes, bias[classes]))
 
     def _top_k(self, h, probabilities, ids):
-        backend.wing("cpu", "yardsticks").d_top_k(h, self._bins, probabilities, ids)
+        backend_of("cpu", "baselines").d_top_k(h, self._bins, probabilities, ids)
 
     @property
     def flops_per_query(self):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from sparsemax_nb import train
-from sparsemax_nb.train import ndcg_at_k, precision_at_k, propensities, psp_at_k, recall_at_k
+from sparsemax_nb import metrics
+from sparsemax_nb.metrics import ndcg_at_k, precision_at_k, propensities, psp_at_k, recall_at_k
 
 IDS = np.array([[2, 0, 1], [3, 1, -1], [0, 1, 2]], np.int32)
 TRUTH = scipy.sparse.csr_matrix([[1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]])
@@ -152,18 +152,18 @@ def test_edges(metric):
         metric(IDS.astype(float), TRUTH, 1)
 
 
-def test_figures_of_ranks():
-    figures = train.figures_of_ranks(np.array([0, 1, 4, 5, 99], np.int32), 5)
+def test_ranking_metrics():
+    figures = metrics.ranking_metrics(np.array([0, 1, 4, 5, 99], np.int32), 5)
     assert figures["Recall@5"] == pytest.approx(3 / 5)
     assert figures["NDCG@5"] == pytest.approx((1 + 1 / np.log2(3) + 1 / np.log2(6)) / 5)
-    assert train.figures_of_ranks(np.zeros(0, np.int32), 5) == {"Recall@5": 0.0, "NDCG@5": 0.0}
+    assert metrics.ranking_metrics(np.zeros(0, np.int32), 5) == {"Recall@5": 0.0, "NDCG@5": 0.0}
     with pytest.raises(ValueError, match="k must be at least 1"):
-        train.figures_of_ranks(np.zeros(1, np.int32), 0)
+        metrics.ranking_metrics(np.zeros(1, np.int32), 0)
 
 
 def test_what_frequencies_alone_reach():
     counts = np.array([5, 0, 9, 5])
-    assert train.ranks_by_popularity(counts, np.array([2, 0, 3, 1])).tolist() == [0, 1, 2, 3]
-    assert train.unigram_perplexity(np.zeros(7, int), np.array([1, 2])) == pytest.approx(7)
+    assert metrics.popularity_ranks(counts, np.array([2, 0, 3, 1])).tolist() == [0, 1, 2, 3]
+    assert metrics.unigram_perplexity(np.zeros(7, int), np.array([1, 2])) == pytest.approx(7)
     wanted = np.exp(-(np.log(6 / 23) + np.log(1 / 23)) / 2)
-    assert train.unigram_perplexity(counts, np.array([0, 1])) == pytest.approx(wanted)
+    assert metrics.unigram_perplexity(counts, np.array([0, 1])) == pytest.approx(wanted)

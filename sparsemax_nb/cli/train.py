@@ -1,114 +1,31 @@
 """The commands `train classifier` and `train language-model`, and what the other commands share with them."""
 
 import argparse
-import math
 import os
-import re
 import sys
 import time
 
 import numpy as np
 
-from . import data, demo, train
-from .group_shared import DTYPES
-from .grouping import GROUPINGS
-from .midx import CORRECTIONS, RESIDUALS
-from .train import curves
-from .train.classifier import ARCHITECTURES
-from .train.language_model import DECAYS, _parts
-from .train.network import LOSSES, OUTPUTS
-from .train.softmax import SAMPLERS
-
-PARTS = "train", "valid", "test"  # of a text
-
-
-def _size(text):
-    """Bytes from '1GiB', '500 MiB', '64k' or a plain number."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+) *([kmgt]?)(i?b)?", text.strip().lower())
-    size = float(match[1]) * 1024 ** " kmgt".index(match[2] or " ") if match else math.inf
-    if not 1 <= size < 2**63:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 1GiB, 500MiB or a number of bytes")
-    return int(size)
-
-
-def _seconds(text):
-    """A time of at least 0, as a float."""
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds, 0 or more")
-    return seconds
-
-
-def _number_or_auto(text):
-    """A number, or 'auto'."""
-    if text == "auto":
-        return text
-    try:
-        return float(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor 'auto'") from error
-
-
-def _choice(text):
-    """'auto', True or False of 'auto', 'yes' or 'no'."""
-    choices = {"auto": "auto", "yes": True, "no": False}
-    if text not in choices:
-        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(choices)}")
-    return choices[text]
-
-
-def _validation(text):
-    """'dev', 'none' or a share of the training points."""
-    if text in ("dev", "none"):
-        return text
-    if not re.fullmatch(r"0?\.[0-9]+", text) or float(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither 'dev', 'none' nor a share between 0 and 1")
-    return float(text)
-
-
-def count(text):
-    """An integer of at least 0."""
-    if not re.fullmatch("[0-9]{1,18}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 0 and below 10^18")
-    return int(text)
-
-
-def count_or_none(text):
-    """An integer of at least 1; None for 0."""
-    return count(text) or None
-
-
-def checkpoint_of(path):
-    """Where the checkpoint of a model file lies: beside it."""
-    stem, ending = os.path.splitext(path)
-    return f"{stem}.checkpoint{ending}"
-
-
-def percent(figures, names):
-    return "  ".join(f"{name} {100 * figures[name]:.2f}" for name in names if name in figures)
+from .. import data, metrics, train
+from ..group_shared import DTYPES
+from ..grouping import GROUPINGS
+from ..midx import CORRECTIONS, RESIDUALS
+from ..train import curves
+from ..train.classifier import ARCHITECTURES
+from ..train.language_model import DECAYS, _parts
+from ..train.negatives import SAMPLERS
+from ..train.network import LOSSES, OUTPUTS
+from . import common
 
 
 def _epoch_line(record):
     line = f"epoch {record['epoch'] + 1:3d}  {record['seconds']:7.1f} s  loss {record['loss']:.4f}  "
     line += f"lr {record['learning_rate']:.1e}  " if "learning_rate" in record else ""
     figures = record.get("validation", {})
-    return line + (_language_line(figures) if "perplexity" in figures else percent(figures, ("P@1", "P@3", "P@5")))
-
-
-def checked_files(options):
-    """The path of the checkpoint, or None; ValueError for files that do not go together."""
-    path = checkpoint_of(options.save) if options.save else None
-    if options.resume and not path:
-        raise ValueError("--resume needs --save FILE: the checkpoint lies beside it")
-    if options.resume and os.path.exists(options.save) and not os.path.exists(path):
-        raise ValueError(f"{options.save} is complete, there is no checkpoint to resume; remove it to train anew")
-    plot = getattr(options, "plot", None)
-    if plot and not plot.endswith((".png", ".svg", ".pdf")):
-        raise ValueError(f"--plot {plot} must end in .png, .svg or .pdf")
-    return path
+    return line + (
+        common.language_line(figures) if "perplexity" in figures else common.percent(figures, ("P@1", "P@3", "P@5"))
+    )
 
 
 def _fit(model, path, options, *data_arguments, **more):
@@ -179,7 +96,7 @@ def _write_out(model, path, options, *more):
 
 def classifier(options):
     """Train on a corpus, report P@k and its kin on its test set, save the model."""
-    path = checked_files(options)
+    path = common.checked_files(options)
     corpus = data.load(options.data)
     params = {name: getattr(options, name) for name in train.Classifier._names() if hasattr(options, name)}
     model, validation = train.Classifier(**params, progress=not options.quiet), None
@@ -190,7 +107,7 @@ def classifier(options):
     n, n_features = corpus.train.features.shape
     print(
         f"{corpus.name}: {n:,} points, {n_features:,} features, {corpus.train.labels.shape[1]:,} labels; "
-        f"{demo.where(options.device)}",
+        f"{common.device_line(options.device)}",
         flush=True,
     )
     if validation is None and options.validation == "dev":
@@ -199,7 +116,7 @@ def classifier(options):
         )
     result = _fit(model, path, options, corpus.train.features, corpus.train.labels, validation=validation)
     if options.save:
-        remember(model, corpus.name, corpus.train.features, corpus.train.labels)
+        common.remember(model, corpus.name, corpus.train.features, corpus.train.labels)
     result |= {
         "n_labels": model.n_labels_,
         "n_features": model.n_features_in_,
@@ -207,7 +124,7 @@ def classifier(options):
         "tfidf": model.tfidf_ is not None,
         "test": model.evaluate(corpus.test.features, corpus.test.labels),
     }
-    print_figures("test", result["test"])
+    common.print_figures("test", result["test"])
     _write_out(model, path, options, corpus.label_names)
     return result
 
@@ -236,18 +153,18 @@ def _texts(options):
 
 def language_model(options):
     """Train on a text or on sequences of items, report how well the next word or last item is predicted, save the model."""
-    path = checked_files(options)
+    path = common.checked_files(options)
     if options.task == "next-item" and options.validation_tokens:
         raise ValueError("--validation-tokens cuts a text; for next-item it may be 0 only: no validation")
     training, validation, test, vocabulary, name, about = _texts(options)
     params = {name: getattr(options, name) for name in train.LanguageModel._names() if hasattr(options, name)}
     model = train.LanguageModel(**params, progress=not options.quiet)
-    print(f"{about}; {demo.where(options.device)}", flush=True)
+    print(f"{about}; {common.device_line(options.device)}", flush=True)
     if options.validation_tokens is not None:
         validation = validation[: options.validation_tokens] if options.validation_tokens else None
     result = _fit(model, path, options, training, vocabulary=vocabulary, validation=validation)
     if options.save:
-        remember(model, name, *_parts(training))
+        common.remember(model, name, *_parts(training))
     _write_out(model, path, options)
     result |= {
         "about": about,
@@ -258,102 +175,30 @@ def language_model(options):
         "baseline": _baseline(options.task, training, test, len(vocabulary)),
     }
     print(f"{result['output_share']:.0%} of the time went into the output layer")
-    print_language_figures("test", result["test"], options.task)
+    common.print_language_figures("test", result["test"], options.task)
     name = "a unigram model" if options.task == "next-word" else "the most popular items"
-    print(f"to compare: {name}  {_language_line(result['baseline'])}")
+    print(f"to compare: {name}  {common.language_line(result['baseline'])}")
     return result
 
 
 def _baseline(task, training, test, n_words):
     """What is reached by knowing how frequent each word or item is, and nothing else."""
     if task == "next-word":
-        return {"perplexity": train.unigram_perplexity(np.bincount(training, minlength=n_words), test[1:])}
+        return {"perplexity": metrics.unigram_perplexity(np.bincount(training, minlength=n_words), test[1:])}
     counts, last = (
         np.bincount(training.items, minlength=n_words),
         test.items[test.indptr[1:][np.diff(test.indptr) > 1] - 1],
     )
-    return train.figures_of_ranks(train.ranks_by_popularity(counts, last), 10)
+    return metrics.ranking_metrics(metrics.popularity_ranks(counts, last), 10)
 
 
 # ------------------------------------------------------------ what a saved model was trained on
 
 
-def remember(model, name, *training):
-    """Note in a model what it was trained on: the name of the data, and the fingerprint of its training part, a pair."""
-    model.data_ = {"name": name, "fingerprint": data.fingerprint(*training)}
-
-
-def data_of(model, file, given, bundled, what):
-    """The --data of a command that is given the model `file`: what is `given`, else the bundled data that it was trained on.
-
-    ValueError that says `what` is to be given, where it was trained on other data, or does not say on which.
-    """
-    known = model.data_
-    if given is None and (known is None or known["name"] not in bundled):
-        about = "does not say what it was trained on" if known is None else f"was trained on {known['name']!r}"
-        raise ValueError(f"--data is needed: {what}; {file} {about}")
-    return known["name"] if given is None else given
-
-
-def check_same_data(model, file, name, *training):
-    """ValueError unless the training part, a pair, is what the model `file` was trained on, where it says so."""
-    known = model.data_
-    if known is not None and known["fingerprint"] != data.fingerprint(*training):
-        raise ValueError(
-            f"{file} was trained on {known['name']!r}, but {name!r} has another training part; check --data"
-        )
-
-
-def texts_of(model, file, name_or_dir, any_data=False):
-    """What the language model in `file` is measured on: task, name, part -> tokens, and the share of unknown words or None.
-
-    With `any_data` also what it was not trained on.
-    """
-    if model.vocabulary_ is None:
-        raise ValueError(f"{file} was saved without a vocabulary")
-    if data.text.END_OF_LINE in model.vocabulary_:
-        where = data_of(model, file, name_or_dir, data.text.BUNDLED, "the folder of the text")
-        corpus = data.load_text(where, vocabulary=model.vocabulary_)
-        task, parts, unknown = "next-word", {part: getattr(corpus, part) for part in PARTS}, corpus.unknown
-    else:
-        where = data_of(model, file, name_or_dir, (), "the file of sequences, or its folder")
-        corpus = data.load_sequences(where, vocabulary=model.vocabulary_)
-        task, parts, unknown = "next-item", dict(zip(PARTS, data.leave_last_out(corpus), strict=True)), None
-    if not any_data:
-        check_same_data(model, file, corpus.name, *_parts(parts["train"]))
-    return task, where, parts, unknown
-
-
 # ------------------------------------------------------------ figures
 
 
-def _language_line(figures):
-    shares = percent(figures, ("top-1", "top-5", "Recall@10", "NDCG@10"))
-    return (f"perplexity {figures['perplexity']:.2f}  " if "perplexity" in figures else "") + shares
-
-
-def print_language_figures(part, figures, task):
-    print(
-        f"{part}  {_language_line(figures)}  ({figures['tokens']:,} {'words' if task == 'next-word' else 'sequences'})"
-    )
-
-
-def print_figures(part, figures):
-    for measure in ("P", "nDCG", "R", "PSP"):
-        print(f"{part}  " + percent(figures, [f"{measure}@{k}" for k in (1, 3, 5)]))
-
-
 # ------------------------------------------------------------ options
-
-
-def options_of(sub, default):
-    """A function that adds the option of a parameter: name, type, metavar, help."""
-
-    def option(name, kind, metavar, text):
-        flag = "--" + name.replace("_", "-")
-        sub.add_argument(flag, type=kind, default=default.get(name), metavar=metavar, help=text)
-
-    return option
 
 
 def _sampler_options(sub, option, default, what):
@@ -365,22 +210,13 @@ def _sampler_options(sub, option, default, what):
     option("n_samples", int, "M", "negatives drawn for a row")
     option("n_codewords", int, "K", "of each codebook of a MIDX index")
     every = "steps between two updates of a MIDX index (or lsh, sphere, rff), 0: an epoch"
-    option("index_every", count_or_none, "N", every)
-
-
-def file_options(sub, **more):
-    """--save, --resume and --quiet."""
-    model = "write the model (safetensors); while training, a checkpoint beside it"
-    sub.add_argument("--save", metavar="FILE", help=model, **more)
-    resume = "continue from the checkpoint beside --save, if there is one"
-    sub.add_argument("--resume", action="store_true", help=resume)
-    sub.add_argument("--quiet", action="store_true", help="no progress bar")
+    option("index_every", common.count_or_none, "N", every)
 
 
 def _more_file_options(sub):
-    file_options(sub)
+    common.file_options(sub)
     between = "between two checkpoints inside an epoch"
-    sub.add_argument("--checkpoint-seconds", type=_seconds, default=300, metavar="S", help=between)
+    sub.add_argument("--checkpoint-seconds", type=common.seconds, default=300, metavar="S", help=between)
     sub.add_argument("--plot", metavar="FILE", help="draw the curves of the run")
 
 
@@ -397,11 +233,16 @@ def classifier_options(parser, device):
     parser.add_argument(
         "--architecture", choices=("auto", *ARCHITECTURES), default=default["architecture"], help=architecture
     )
-    option = options_of(parser.add_argument_group("the linear layer"), default)
-    option("C", _number_or_auto, "C|auto", "how much an error weighs; auto: tried on a part of the labels")
-    option("slack", _number_or_auto, "S|auto", "other labels than a point's own are asked for a score of S - 1 only")
+    option = common.options_of(parser.add_argument_group("the linear layer"), default)
+    option("C", common.number_or_auto, "C|auto", "how much an error weighs; auto: tried on a part of the labels")
     option(
-        "frequency", _number_or_auto, "F|auto", "what a label's score gains for the logarithm of its number of points"
+        "slack", common.number_or_auto, "S|auto", "other labels than a point's own are asked for a score of S - 1 only"
+    )
+    option(
+        "frequency",
+        common.number_or_auto,
+        "F|auto",
+        "what a label's score gains for the logarithm of its number of points",
     )
     option(
         "co_occurrence",
@@ -415,12 +256,12 @@ def classifier_options(parser, device):
         "extra_features", float, "X", "so many times as many more after the first pass, chosen by the label's errors"
     )
     sub = parser.add_argument_group("the network")
-    option = options_of(sub, default)
+    option = common.options_of(sub, default)
     sub.add_argument("--output", choices=tuple(OUTPUTS), default=default["output"], help="the output layer")
     sub.add_argument("--loss", choices=LOSSES, default=default["loss"], help="summed over the labels")
     _sampler_options(sub, option, default, "draws negatives for the softmax loss; none: exact")
     option("embedding", int, "D", "width of the embedding of sparse features")
-    option("intermediate", count_or_none, "H", "width of the dense layer below a sparse output, 0 for none")
+    option("intermediate", common.count_or_none, "H", "width of the dense layer below a sparse output, 0 for none")
     option("bottleneck", int, "H", "width of the bottleneck")
     option("fan_in", int, "K", "connections per label")
     option("group_size", int, "G", "labels that share their inputs in a group-shared output")
@@ -430,7 +271,7 @@ def classifier_options(parser, device):
     sub.add_argument("--weight-dtype", choices=tuple(DTYPES), default=default["weight_dtype"], help=stored)
     option("batch_size", int, "B", "rows of a step")
     weigh = "whether sparse features are counts that become TF-IDF weights; auto: unless any of them is no whole number"
-    parser.add_argument("--tfidf", type=_choice, default="auto", metavar="auto|yes|no", help=weigh)
+    parser.add_argument("--tfidf", type=common.auto_or_flag, default="auto", metavar="auto|yes|no", help=weigh)
     option("dropout", float, "P", "rate behind the embedding, or of dense features")
     option("word_dropout", float, "P", "rate at which the entries of sparse features are dropped")
     option("learning_rate", float, "LR", "of Adam, at the start")
@@ -442,7 +283,7 @@ def classifier_options(parser, device):
     option("stop_after", int, "N", "epochs without a better P@3 after which training stops")
     parser.add_argument(
         "--validation",
-        type=_validation,
+        type=common.validation_part,
         default="dev",
         metavar="dev|none|SHARE",
         help="what C, slack and frequency, or rate and end of the training, are chosen by: the data's dev part (where there is one), "
@@ -451,10 +292,10 @@ def classifier_options(parser, device):
     option("rewire_fraction", float, "P", "share of the connections that a rewiring replaces, 0 for none")
     option("rewire_every", int, "N", "steps between two rewirings")
     option("rewire_until", float, "P", "share of the training after which rewiring ends")
-    option = options_of(parser, default)
+    option = common.options_of(parser, default)
     option("epochs", int, "N", "passes over the data, at most (default: 5 for the linear layer, 10 for a network)")
     option("budget_seconds", float, "S", "stop training after S seconds")
-    option("memory_limit", _size, "SIZE", "refuse, before allocating, what needs more memory; e.g. 1GiB")
+    option("memory_limit", common.size, "SIZE", "refuse, before allocating, what needs more memory; e.g. 1GiB")
     option("seed", int, "N", "of weights, order, dropout and rewiring")
     _more_file_options(parser)
 
@@ -463,7 +304,7 @@ def language_model_options(sub, device):
     """The options of `train language-model`."""
     device(sub)
     default = train.LanguageModel().get_params()
-    option = options_of(sub, default)
+    option = common.options_of(sub, default)
     task = "a text in parts train, valid and test; or lines of items, whose last is to be predicted from those before"
     sub.add_argument("--task", choices=("next-word", "next-item"), default="next-word", help=task)
     where = (
@@ -489,7 +330,7 @@ def language_model_options(sub, device):
     option("patience", int, "N", "epochs without a better validation after which --decay plateau halves the rate")
     option("stop_after", int, "N", "epochs without a better validation after which training stops")
     fewer = "validate with so many tokens of the valid part of a text; 0: no validation (default: all)"
-    sub.add_argument("--validation-tokens", type=count, default=None, metavar="N", help=fewer)
+    sub.add_argument("--validation-tokens", type=common.count, default=None, metavar="N", help=fewer)
     option("batch_size", int, "B", "streams of a text, or sequences of a step")
     option("unroll", int, "T", "tokens of each stream in a step, or items of a sequence that count")
     option("epochs", int, "N", "at most")

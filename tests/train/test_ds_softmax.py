@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from sparsemax_nb import PackedDSSoftmax, SparseExperts, train
-from sparsemax_nb.core import backend as placement
+from sparsemax_nb import PackedDSSoftmax, SparseExperts, metrics, train
 from sparsemax_nb.core import checkpoint
+from sparsemax_nb.core.device import SimArray, cuda_problem, device_of, to_numpy
 from sparsemax_nb.data.batches import shuffled
-from sparsemax_nb.train import ds_trainer
+from sparsemax_nb.train import ds_softmax
 from tests.helpers import label_matrix, normal, threads
 
 N_CLASSES, WIDTH, N_ROWS = 20, 16, 1000
@@ -67,7 +67,7 @@ def short(points, stop_after=None, changes=None, **arguments):
 
 def bits(model):
     experts = model.experts_
-    return {name: placement.to_numpy(getattr(experts, name)).tobytes() for name in ("gate", "starts", "ids", "rows")}
+    return {name: to_numpy(getattr(experts, name)).tobytes() for name in ("gate", "starts", "ids", "rows")}
 
 
 def without_seconds(history):
@@ -209,7 +209,7 @@ def test_penalties_of_several_labels(points, monkeypatch):
 
 def test_figures_of_several_labels(points, monkeypatch):
     """Top-k are P@k of the answers; 'held' is counted by hand. Stored zeros and rows without labels are legal."""
-    monkeypatch.setattr(ds_trainer, "AT_ONCE", 130)
+    monkeypatch.setattr(ds_softmax, "AT_ONCE", 130)
     labels = label_matrix(N_ROWS, N_CLASSES, density=0.15)
     assert (np.diff(labels.indptr) == 0).any()
     zeros = scipy.sparse.csr_matrix(labels)
@@ -223,7 +223,7 @@ def test_figures_of_several_labels(points, monkeypatch):
     ids = packed.top_k(points[0], 10)[1]
     assert (ids == -1).any(), "an expert holds fewer than ten classes"
     for k in (1, 5, 10):
-        assert figures[f"top-{k}"] == pytest.approx(train.precision_at_k(ids, labels, k))
+        assert figures[f"top-{k}"] == pytest.approx(metrics.precision_at_k(ids, labels, k))
     chosen = packed.choose(points[0])
     held = [c in packed.ids[packed.starts[e] : packed.starts[e + 1]] for e, row in zip(chosen, labels, strict=True)
             for c in row.indices]  # fmt: skip
@@ -232,11 +232,11 @@ def test_figures_of_several_labels(points, monkeypatch):
 
 
 def test_figures_of_one_target_a_row(points, monkeypatch):
-    monkeypatch.setattr(ds_trainer, "AT_ONCE", 130)
+    monkeypatch.setattr(ds_softmax, "AT_ONCE", 130)
     contexts, targets = points
     packed = short(points).pack()
     targets = np.roll(targets, 1)  # mostly wrong, often not even held
-    figures, ids = ds_trainer.figures(packed, contexts, targets), packed.top_k(contexts, 10)[1]
+    figures, ids = ds_softmax.figures(packed, contexts, targets), packed.top_k(contexts, 10)[1]
     for k in (1, 5, 10):
         assert figures[f"top-{k}"] == pytest.approx((ids[:, :k] == targets[:, None]).any(1).mean())
     chosen = packed.choose(contexts)
@@ -422,8 +422,8 @@ def test_same_bits_with_one_thread_and_two(points):
 @pytest.mark.parametrize("several", [False, True])
 def test_a_few_steps_on_cuda(tmp_path, several):
     """As on the CPU; one of them by a checkpoint from which the run goes on; all arrays are on the device."""
-    if placement.cuda_problem():
-        pytest.skip(placement.cuda_problem())
+    if cuda_problem():
+        pytest.skip(cuda_problem())
     contexts, init = normal(1, 4, 2), normal(2, 3, 2)
     targets = label_matrix(4, 3, density=0.5) if several else np.int32([0, 1, 2, 2])
     params = {"n_experts": 2, "first_experts": 1, "epochs": 1, "batch_size": 2, "prune_after": 0, "threshold": 0.5}
@@ -444,12 +444,12 @@ def test_a_few_steps_on_cuda(tmp_path, several):
                 run("cuda", checkpoint_path=tmp_path / "c", after_epoch=stop)
             more = {"checkpoint_path": tmp_path / "c", "resume": True}
         cuda = run("cuda", **more)
-    assert placement.device_of(cuda.experts_.rows) == "cuda" and cuda.experts_.n_experts == 2
+    assert device_of(cuda.experts_.rows) == "cuda" and cuda.experts_.n_experts == 2
     assert any(record["removed"] for record in cuda.history_), "something was pruned"
     for name in ("starts", "ids"):
-        np.testing.assert_array_equal(*(placement.to_numpy(getattr(m.experts_, name)) for m in (cuda, cpu)))
+        np.testing.assert_array_equal(*(to_numpy(getattr(m.experts_, name)) for m in (cuda, cpu)))
     for name in ("gate", "rows"):
-        got, want = (placement.to_numpy(getattr(m.experts_, name)) for m in (cuda, cpu))
+        got, want = (to_numpy(getattr(m.experts_, name)) for m in (cuda, cpu))
         np.testing.assert_allclose(got, want, atol=1e-4)
     for got, want in zip(cuda.history_, cpu.history_, strict=True):
         assert got["loss"] == pytest.approx(want["loss"], rel=1e-5) and got["rows"] == want["rows"]
@@ -517,7 +517,7 @@ LABELS = label_matrix(6, 5)
     [
         ({"contexts": CONTEXTS.astype(np.float64)}, TypeError, "contexts must be float32 or float16, got float64; use "),
         ({"contexts": CONTEXTS.tolist()}, TypeError, "contexts must be a NumPy array .*, got list"),
-        ({"contexts": placement.SimArray((6, 4), np.float32)}, TypeError, "contexts must be a NumPy array .*, got SimArray"),
+        ({"contexts": SimArray((6, 4), np.float32)}, TypeError, "contexts must be a NumPy array .*, got SimArray"),
         ({"contexts": CONTEXTS[0]}, ValueError, r"contexts must have shape \(N, d\), got \(4,\)"),
         ({"contexts": CONTEXTS[:0], "targets": TARGETS[:0]}, ValueError, "the number of contexts must be at least 1"),
         ({"contexts": np.asfortranarray(CONTEXTS)}, ValueError, "contexts must be C-contiguous"),

@@ -1,16 +1,17 @@
 """The demo: output layers of three kinds over 15,810 labels, the same time for each, in a table, words and a picture."""
 
 import os
-import platform
 import sys
 import textwrap
 import time
 
 import numpy as np
 
-from . import data, train
-from .core import backend, files
-from .train import curves
+from .. import data, train
+from ..core import files
+from ..core.device import resolve_device
+from ..train import curves
+from . import common
 
 #: What is compared: name, parameters of the Classifier. Same embedding, loss, optimiser and budget for all. At each
 #: size a bottleneck and a fixed fan-in layer take the same memory: a connection is a weight and an index.
@@ -23,22 +24,6 @@ CONTESTANTS = {
 }
 SHOWN_IN_WORDS = "fixed fan-in 32"
 N_ARTWORKS = 5
-
-
-def cpu_name():
-    """The processor's name as the system gives it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def where(device):
-    """'on cpu (NAME)' or 'on cuda (NAME)'; where 'auto' did not find CUDA, why not."""
-    chosen, problem = backend.resolve_device(device), backend.cuda_problem()
-    name = cpu_name() if chosen == "cpu" else backend.cuda_description()
-    return f"on {chosen} ({name})" + (f"; {problem}" if device == "auto" and problem else "")
 
 
 def _train(name, params, corpus, options):
@@ -163,17 +148,17 @@ def _picture(results, path):
     plt.close(figure)
 
 
-def run(options):
+def demo(options):
     """The whole demo; returns all its figures."""
     start = time.perf_counter()
     os.makedirs(options.out, exist_ok=True)
     picture = os.path.join(options.out, "accuracy_against_memory.png")
     files.check_writable(picture)
-    device = backend.resolve_device(options.device)
+    device = resolve_device(options.device)
     corpus = data.load("tate")
     n, n_labels = corpus.train.labels.shape
     print(f"Subjects of artworks (Tate Collection): {n:,} to learn from, {n_labels:,} subjects")
-    print(f"Computing {where(options.device)}")
+    print(f"Computing {common.device_line(options.device)}")
     models, results = {}, {}
     for name, params in CONTESTANTS.items():
         models[name], results[name] = _train(name, params, corpus, options)
@@ -183,4 +168,19 @@ def run(options):
     _picture(results, picture)
     seconds = time.perf_counter() - start
     print(f"\npicture: {picture}; the demo took {seconds:.0f} s", file=sys.stdout)
-    return {"device": device, "cpu": cpu_name(), "contestants": results, "artworks": artworks, "seconds": seconds}
+    return {
+        "device": device,
+        "cpu": common.cpu_name(),
+        "contestants": results,
+        "artworks": artworks,
+        "seconds": seconds,
+    }
+
+
+def demo_options(sub, device):
+    """The options of `demo`."""
+    device(sub)
+    sub.add_argument("--seconds", type=float, default=30, help="training time of each layer")
+    sub.add_argument("--out", default="demo_output", metavar="DIR", help="folder for the picture")
+    sub.add_argument("--seed", type=int, default=0, help="of weights, order and dropout")
+    sub.add_argument("--quiet", action="store_true", help="no progress bars")

@@ -6,7 +6,7 @@ import numba
 import numpy as np
 import pytest
 
-from sparsemax_nb.core import backend as placement
+from sparsemax_nb.core import device as placement
 from sparsemax_nb.core import formulas, rng
 
 from ..helpers import ForeignArray
@@ -117,7 +117,7 @@ def test_unknown_device(device):
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_wing_is_the_module_that_computes_there(device):
-    assert placement.wing(device, "fixed_fan_in").__name__ == f"sparsemax_nb.{device}.fixed_fan_in"
+    assert placement.backend(device, "fixed_fan_in").__name__ == f"sparsemax_nb.{device}.fixed_fan_in"
 
 
 # ---------------------------------------------------------------- formulas compiled for both processors

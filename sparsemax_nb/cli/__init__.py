@@ -1,0 +1,1 @@
+"""The command line: ``sparsemax-nb``, one file for each group of commands."""

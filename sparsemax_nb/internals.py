@@ -1,0 +1,115 @@
+"""What benchmarks, and tests of whole systems, use of the package's inside. Nothing here is a public name.
+
+`cuda_kernels` names every CUDA kernel, `intercepted_launches` runs the CUDA backend without a device and hands over each
+launch; the rest are the modules and functions that ``bench/`` needs beside the public names.
+"""
+
+import contextlib
+import importlib
+import pkgutil
+import sys
+
+import numpy as np
+
+from . import cuda
+from .cli.main import main as command_line
+from .core import checkpoint, device, formulas, rng
+from .core.connections import Connections, SharedConnections
+from .core.device import (
+    SIMULATOR,
+    asarray,
+    backend_of,
+    cuda_available,
+    cuda_problem,
+    device_of,
+    empty,
+    module_of,
+    profiled,
+    resolve_device,
+    synchronize,
+    to_numpy,
+    xp,
+    zeros,
+)
+from .core.sparse import Positives
+from .train import memory
+from .train.chunks import Chunk
+from .train.ds_softmax import figures as ds_softmax_figures
+from .train.language_network import LanguageNetwork
+from .train.lstm import LSTM
+from .train.negatives import Negatives, Sampling
+
+__all__ = [
+    "Chunk",
+    "Connections",
+    "LSTM",
+    "LanguageNetwork",
+    "Negatives",
+    "Positives",
+    "SIMULATOR",
+    "Sampling",
+    "SharedConnections",
+    "asarray",
+    "backend_of",
+    "checkpoint",
+    "command_line",
+    "cuda_available",
+    "cuda_kernels",
+    "cuda_problem",
+    "device_of",
+    "ds_softmax_figures",
+    "empty",
+    "formulas",
+    "intercepted_launches",
+    "memory",
+    "module_of",
+    "profiled",
+    "resolve_device",
+    "rng",
+    "synchronize",
+    "to_numpy",
+    "xp",
+    "zeros",
+]
+
+
+def cuda_kernels():
+    """Every CUDA kernel (a module-level name that ends in ``_kernel``): ``{"module.kernel": (module, name)}``."""
+    found = {}
+    for info in pkgutil.iter_modules(cuda.__path__):
+        module = importlib.import_module(f"{cuda.__name__}.{info.name}")
+        found |= {f"{info.name}.{name}": (module, name) for name in vars(module) if name.endswith("_kernel")}
+    return found
+
+
+class _Intercepted:
+    """Stands in a module in place of a kernel, and hands over its launches."""
+
+    def __init__(self, name, kernel, receive):
+        self._name, self._kernel, self._receive = name, kernel, receive
+
+    def __getitem__(self, configuration):
+        grid, block, _, shared = (*configuration, 0, 0)[:4]
+        return lambda *args: self._receive(self._name, self._kernel, grid, block, shared, args)
+
+
+@contextlib.contextmanager
+def intercepted_launches(receive):
+    """Run the CUDA backend on NumPy arrays, without a device.
+
+    Inside the block, ``receive(name, kernel, grid, block, shared, args)`` is called for every launch instead of the
+    kernel.
+    """
+    replaced = [(*found, _Intercepted(name, getattr(*found), receive)) for name, found in cuda_kernels().items()]
+    in_package = [module for name, module in sys.modules.items() if name.startswith(f"{__package__}.")]
+    for name, value in ("xp", np), ("asarray", lambda x, device, dtype=None: np.ascontiguousarray(x, dtype)):
+        original = getattr(device, name)
+        replaced += [(module, name, value) for module in in_package if getattr(module, name, None) is original]
+    originals = [getattr(module, name) for module, name, _ in replaced]
+    try:
+        for module, name, value in replaced:
+            setattr(module, name, value)
+        yield
+    finally:
+        for (module, name, _), value in zip(replaced, originals, strict=True):
+            setattr(module, name, value)
