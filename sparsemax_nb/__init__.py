@@ -1,25 +1,27 @@
 """Output layers for hundreds of thousands of classes, by hand, in NumPy, Numba and numba.cuda."""
 
 from . import data, metrics, train
-from .baselines import DSoftmax, SVDSoftmax
+from .baselines import DSoftmax, LSHSampler, RFFSampler, SphereSampler, SVDSoftmax
 from .co_occurrence import CoOccurrence, rerank
 from .core.sparse import Labels
-from .ds_softmax import PackedDSSoftmax, SparseExperts
+from .ds_softmax import PackedDSSoftmax
 from .fixed_fan_in import (
     FixedFanIn,
     fixed_fan_in_backward,
     fixed_fan_in_forward,
     fixed_fan_in_step,
     fixed_fan_in_top_k,
-    rewire,
 )
 from .full_softmax import FullSoftmax, softmax_cross_entropy, target_ranks
 from .group_shared import GroupSharedFanIn
 from .grouping import group_labels
 from .linear import SparseLinear, sparse_linear_forward, sparse_linear_step, sparse_linear_top_k
-from .midx import InvertedMultiIndex, sampled_softmax
+from .midx import InvertedMultiIndex
 from .optimizers import SGD, Adam
-from .samplers import LogUniformSampler, LSHSampler, RFFSampler, SphereSampler, UniformSampler, UnigramSampler
+from .rewiring import rewire
+from .sampled_softmax import sampled_softmax
+from .samplers import LogUniformSampler, UniformSampler, UnigramSampler
+from .sparse_experts import SparseExperts
 from .train import DSSoftmax
 
 __version__ = "0.1.0"

@@ -1,13 +1,15 @@
 """Approximations of the softmax over all classes that others are compared with: SVD-softmax, D-softmax; on the CPU alone."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
 from .core import check
-from .core.device import backend_of
+from .core.device import backend_of, product
 from .core.low_rank import low_rank
 from .full_softmax import SoftmaxLayer
+from .samplers import LARGE, check_draws, check_ids, log_prob_all, sample_all
 
 
 class _CPULayer(SoftmaxLayer):
@@ -200,3 +202,281 @@ def _bins(counts, shares, n_classes):
     order = np.argsort(-counts.astype(np.float64), kind="stable").astype(np.int32)
     cuts = np.rint(np.cumsum(shares)[:-1] * n_classes).astype(int)
     return [np.sort(classes) for classes in np.split(order, cuts)]
+
+
+class _ClassSampler:
+    """A baseline that looks at the query and at the class embeddings; on the CPU alone."""
+
+    def __init__(self, classes):
+        if check.same_device(classes=classes) != "cpu":
+            raise TypeError(f"{type(self).__name__} computes on the CPU alone, got classes on cuda; pass a NumPy array")
+        self._classes = check.array("classes", classes, np.float32, ("L", "d"))
+        check.finite("classes", self._classes)
+        self.n_classes = check.integer("the number of classes", len(self._classes), 1, 2**31 - 1)
+
+    def __repr__(self):
+        return f"{type(self).__name__}(n_classes={self.n_classes})"
+
+    def _queries(self, queries):
+        check.same_device(queries=queries, classes=self._classes)
+        queries = check.array("queries", queries, np.float32, ("B", self._classes.shape[1]))
+        check.finite("queries", queries)
+        return queries
+
+    def sample(self, queries, n_samples, seed, step=0):
+        """Draw classes for each query.
+
+        Parameters
+        ----------
+        queries : (B, d) float32
+            Finite; NumPy.
+        n_samples : int
+            M, at least 1; B M at most 2^31 - 1.
+        seed, step : int
+            In [0, 2^64) and [0, 2^32): the same pair gives the same draws.
+
+        Returns
+        -------
+        ids : (B, M) int32
+            Classes, drawn with replacement.
+        log_q : (B, M) float32
+            ``log Q`` of each.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Wrong dtype, shape or device; queries that are not finite; n_samples, seed or step out of range.
+        FloatingPointError
+            The scores of queries and classes overflow.
+        """
+        queries = self._queries(queries)
+        _, shape, seed, step = check_draws(queries, n_samples, seed, step)
+        return self._sample(queries, shape, seed, step)
+
+    def log_prob(self, queries, ids):
+        """``log Q(ids | queries)``, whatever was drawn.
+
+        Parameters
+        ----------
+        queries : (B, d) float32
+        ids : (B, M) or (M,) int32, or other integers
+            Classes of each row, or those of all rows.
+
+        Returns
+        -------
+        log_q : (B, M) float32
+
+        Raises
+        ------
+        TypeError, ValueError
+            Wrong dtype, shape or device; queries that are not finite; ids out of range.
+        FloatingPointError
+            The scores of queries and classes overflow.
+        """
+        queries = self._queries(queries)
+        check.same_device(queries=queries, ids=ids)
+        return self._log_prob(queries, check_ids(ids, self.n_classes, len(queries)))
+
+
+class _KernelSampler(_ClassSampler):
+    """Draws by ``_log_weights(queries)``, (b, L): touches all classes, for a draw and for a probability."""
+
+    def _scores(self, queries):
+        return lambda rows: self._log_weights(queries[rows])
+
+    def _sample(self, queries, shape, seed, step):
+        return sample_all(self._scores(queries), len(queries), self.n_classes, "cpu", shape, seed, step)
+
+    def _log_prob(self, queries, ids):
+        return log_prob_all(self._scores(queries), ids, len(queries), self.n_classes, "cpu")
+
+
+class SphereSampler(_KernelSampler):
+    """Draws by a quadratic kernel of query and class; CPU.
+
+    ``Q(i | q) ~ alpha (q . c_i)^2 + 1``. Here it touches all classes.
+
+    Parameters
+    ----------
+    classes : (L, d) float32
+        Held, not copied.
+    alpha : float
+        Not negative, and a finite float32.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Wrong dtype, shape or device; classes that are not finite; alpha negative.
+
+    Notes
+    -----
+    Source: G. Blanc, S. Rendle, "Adaptive sampled softmax with kernel based sampling", ICML 2018 (with a tree, which
+    would make a draw logarithmic).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sparsemax_nb import SphereSampler
+    >>> classes = np.random.default_rng(0).standard_normal((100, 8), dtype=np.float32)
+    >>> ids, log_q = SphereSampler(classes).sample(classes[:2], n_samples=5, seed=0)
+    >>> ids.shape
+    (2, 5)
+    """
+
+    def __init__(self, classes, alpha=100.0):
+        super().__init__(classes)
+        self._alpha = np.float32(check.number("alpha", alpha, 0, float(np.finfo(np.float32).max)))
+
+    def _log_weights(self, queries):
+        """``log(alpha s^2 + 1)``; where the square overflows, the 1 does not count: ``log(alpha) + 2 log |s|``."""
+        scores = product(queries, self._classes.T)
+        log_weights = np.log1p(self._alpha * np.square(scores))
+        large = ~np.isfinite(log_weights)
+        if large.any():
+            with np.errstate(divide="ignore"):  # alpha = 0
+                log_weights[large] = np.maximum(np.log(self._alpha) + 2 * np.log(np.abs(scores[large])), 0)
+        return log_weights
+
+
+class RFFSampler(_KernelSampler):
+    """Draws by positive random features of the exponential kernel; CPU.
+
+    ``Q(i | q) ~ phi(q) . phi(c_i)``, ``phi_j(x) = exp(w_j . x - |x|^2 / 2)`` with w_j standard normal: the
+    expectation of the product is ``exp(q . c)``; the query's own norm cancels in Q. It touches all classes. (Fourier
+    features, after which the sampler is named, can make a kernel negative.)
+
+    Parameters
+    ----------
+    classes : (L, d) float32
+        Held, not copied.
+    n_features : int
+        D.
+    seed : int
+        Of the features.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Wrong dtype, shape or device; classes that are not finite; n_features below 1.
+    FloatingPointError
+        Classes so large that their features overflow.
+
+    Notes
+    -----
+    Source: A. Rawat et al., "Sampled softmax with random Fourier features", NeurIPS 2019; K. Choromanski et al.,
+    "Rethinking attention with performers", ICLR 2021 (positive features).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sparsemax_nb import RFFSampler
+    >>> classes = np.random.default_rng(0).standard_normal((100, 8), dtype=np.float32)
+    >>> ids, log_q = RFFSampler(classes).sample(classes[:2], n_samples=5, seed=0)
+    >>> ids.shape
+    (2, 5)
+    """
+
+    def __init__(self, classes, n_features=32, seed=0):
+        super().__init__(classes)
+        n_features = check.integer("n_features", n_features, 1)
+        check.elements(n_features=n_features, width_or_classes=max(self._classes.shape))
+        random = np.random.default_rng(check.integer("seed", seed, 0, 2**64 - 1))
+        self._directions = random.standard_normal((n_features, self._classes.shape[1])).astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            exponents = product(self._classes, self._directions.T)
+            exponents -= np.float32(0.5) * np.einsum("nd,nd->n", self._classes, self._classes)[:, None]
+            self._features = np.exp(exponents - exponents.max()).T.copy()
+        if not np.isfinite(self._features).all():
+            raise FloatingPointError(
+                "the features of the classes overflowed: w . c - |c|^2 / 2; scale the classes down"
+            )
+
+    def _log_weights(self, queries):
+        exponents = product(queries, self._directions.T)
+        weighted = product(np.exp(exponents - exponents.max(axis=1, keepdims=True)), self._features)
+        return np.log(np.maximum(weighted, np.finfo(np.float32).tiny))
+
+
+class _Tables(NamedTuple):
+    """Hash tables, as kernels take them."""
+
+    codes: np.ndarray  # (L, T) int32: the bucket of each class in each table
+    indptr: np.ndarray  # (T, 2^n_bits + 1) int32: bucket c of table t holds members[t, indptr[t, c]:indptr[t, c + 1]]
+    members: np.ndarray  # (T, L) int32
+
+
+class LSHSampler(_ClassSampler):
+    """Draws classes that a hash table puts into the query's bucket, mixed with a little uniform; CPU.
+
+    ``Q(i | q) = u / L + (1 - u) / T sum_t [h_t(i) = h_t(q)] / |bucket|``; an empty bucket counts as uniform. Hashes are
+    the signs of random projections (SimHash). A draw costs O(T), whatever the number of classes.
+
+    Parameters
+    ----------
+    classes : (L, d) float32
+        Held, not copied.
+    n_bits, n_tables : int
+        Bits of a hash, in [1, 16]; T.
+    uniform : float
+        u, in (0, 1]: without it most classes would have probability 0.
+    seed : int
+        Of the projections.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Wrong dtype, shape or device; classes that are not finite; n_bits, n_tables or uniform out of range.
+
+    Notes
+    -----
+    Source: S. Vijayanarasimhan et al., "Deep networks with large output spaces", ICLR 2015; the mixture is ours.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sparsemax_nb import LSHSampler
+    >>> classes = np.random.default_rng(0).standard_normal((100, 8), dtype=np.float32)
+    >>> sampler = LSHSampler(classes)
+    >>> ids, log_q = sampler.sample(classes[:2], n_samples=5, seed=0)
+    >>> bool(np.allclose(sampler.log_prob(classes[:2], ids), log_q))
+    True
+    """
+
+    def __init__(self, classes, n_bits=4, n_tables=16, uniform=0.1, seed=0):
+        super().__init__(classes)
+        n_bits, n_tables = check.integer("n_bits", n_bits, 1, 16), check.integer("n_tables", n_tables, 1)
+        check.elements(n_tables=n_tables, size=max(self.n_classes, n_bits * self._classes.shape[1], 2**n_bits + 1))
+        check.number("uniform", uniform, 0, 1)
+        if uniform == 0:
+            raise ValueError("uniform must be above 0: without it most classes would have probability 0")
+        self._uniform = np.float32(uniform)
+        random = np.random.default_rng(check.integer("seed", seed, 0, 2**64 - 1))
+        self._planes = random.standard_normal((n_tables, n_bits, self._classes.shape[1])).astype(np.float32)
+        codes, n_buckets = self._codes(self._classes), 2**n_bits
+        indptr = np.zeros((n_tables, n_buckets + 1), np.int32)
+        for t in range(n_tables):
+            indptr[t, 1:] = np.cumsum(np.bincount(codes[:, t], minlength=n_buckets))
+        members = np.ascontiguousarray(np.argsort(codes, axis=0, kind="stable").T, np.int32)
+        self._tables = _Tables(codes, indptr, members)
+
+    def _codes(self, vectors):
+        codes = np.empty((len(vectors), len(self._planes)), np.int32)
+        large = np.abs(vectors).max(axis=1, initial=0) > LARGE
+        if large.any():  # only signs count, and a power of two changes none: so the projections do not overflow
+            vectors = vectors.copy()
+            vectors[large] *= 1 / LARGE
+        backend_of("cpu", "baselines").hash_codes(vectors, self._planes, codes)
+        return codes
+
+    def _sample(self, queries, shape, seed, step):
+        ids, log_q = np.empty(shape, np.int32), np.empty(shape, np.float32)
+        draw = backend_of("cpu", "baselines").lsh_sample
+        draw(self._codes(queries), self._tables, self._uniform, seed, step, ids, log_q)
+        return ids, log_q
+
+    def _log_prob(self, queries, ids):
+        ids = np.ascontiguousarray(np.broadcast_to(ids, (len(queries), ids.shape[-1])))
+        log_q = np.empty(ids.shape, np.float32)
+        log_prob = backend_of("cpu", "baselines").lsh_log_prob
+        log_prob(self._codes(queries), self._tables, self._uniform, ids, log_q)
+        return log_q

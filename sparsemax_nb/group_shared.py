@@ -13,7 +13,8 @@ import numpy as np
 from .core import check, rng
 from .core.connections import SharedConnections
 from .core.device import backend_of, empty, module_of, resolve_device, zeros
-from .fixed_fan_in import MOST_CONNECTIONS, FixedFanIn, no_moments
+from .fixed_fan_in import MOST_CONNECTIONS, FixedFanIn
+from .rewiring import no_moments
 
 #: What the weights can be stored in.
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}

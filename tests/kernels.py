@@ -33,6 +33,7 @@ from sparsemax_nb.cuda import group_shared as cuda_groups
 from sparsemax_nb.cuda import launch
 from sparsemax_nb.cuda import linear as cuda_linear
 from sparsemax_nb.cuda import matmul as cuda_matmul
+from sparsemax_nb.cuda import sparse_experts as cuda_training
 from sparsemax_nb.cuda import top_k as cuda_top_k
 from sparsemax_nb.internals import cuda_kernels, intercepted_launches
 from sparsemax_nb.midx import _Index, _records
@@ -54,6 +55,7 @@ from sparsemax_nb.reference import (
     rewiring,
     sampled_softmax,
     samplers,
+    sparse_experts,
     top_k,
     unstructured,
 )
@@ -740,7 +742,7 @@ def make_batch(shape):
 
 def make_noise(shape):
     logits, scale = normal(1, *shape), np.float32(0.5)
-    wanted = ds_softmax.add_noise(SEED, np.uint64(3), scale, logits)
+    wanted = sparse_experts.add_noise(SEED, np.uint64(3), scale, logits)
     return Task((SEED, np.uint64(3), scale, logits), lambda: assert_close(logits, wanted, 4))
 
 
@@ -767,7 +769,7 @@ def make_expert_scores(shape):
 def make_gradient_of_rows(shape):
     h, groups, experts = make_batch(shape)
     dscores, drows = normal(3, groups.offsets[-1]), unwritten(*experts.rows.shape)
-    wanted = ds_softmax.gradient_of_rows(dscores, h, groups, experts)
+    wanted = sparse_experts.gradient_of_rows(dscores, h, groups, experts)
     return Task((dscores, h, groups, experts, drows), lambda: assert_close(drows, wanted, max(shape[0], 1)))
 
 
@@ -782,7 +784,7 @@ def make_expert_loss(shape, several=False, in_place=False):
     labels = sparse.as_labels(labels, n_rows, "cpu", n_classes)
     values, scale = np.abs(normal(5, n_rows)) % np.float32(1), np.float32(1 / max(n_rows, 1))
     dscores, outputs = scores if in_place else unwritten(scores.size), (unwritten(n_rows), unwritten(n_rows))
-    wanted = ds_softmax.cross_entropy(scores, values, labels, groups, experts, n_classes, scale)
+    wanted = sparse_experts.cross_entropy(scores, values, labels, groups, experts, n_classes, scale)
     terms = n_classes * max(np.diff(labels.indptr), default=1)
 
     def check():
@@ -796,7 +798,7 @@ def make_balance(shape):
     n_rows, n_experts = shape
     values, chosen = np.abs(normal(1, n_rows)), integers(2, 0, n_experts, n_rows).astype(np.int32)
     groups = group(chosen, np.zeros(n_experts + 1, np.int32))
-    outputs, wanted = (unwritten(n_experts), unwritten(n_experts)), ds_softmax.balance(values, groups)
+    outputs, wanted = (unwritten(n_experts), unwritten(n_experts)), sparse_experts.balance(values, groups)
 
     def check():
         for got, want in zip(outputs, wanted, strict=True):
@@ -810,14 +812,14 @@ def make_gate_backward(shape):
     probabilities, chosen, _ = ds_softmax.gate(normal(1, *shape))
     probabilities, out = probabilities.astype(np.float32), unwritten(*shape)
     dvalues, dload = normal(2, n_rows), normal(3, n_experts)
-    wanted = ds_softmax.gate_backward(probabilities, chosen, dvalues, dload)
+    wanted = sparse_experts.gate_backward(probabilities, chosen, dvalues, dload)
     return Task((probabilities, chosen, dvalues, dload, out), lambda: assert_close(out, wanted, 8, 4))
 
 
 def make_class_sums(shape):
     experts = make_experts(*shape)
     squares, sums, table = np.abs(normal(1, len(experts.ids))), unwritten(shape[1]), by_class(experts.ids, shape[1])
-    wanted = ds_softmax.class_sums(squares, table)
+    wanted = sparse_experts.class_sums(squares, table)
     return Task((squares, table, sums), lambda: assert_close(sums, wanted, shape[0]))
 
 
@@ -827,10 +829,10 @@ def make_expert_update(shape):
     rows, ids = experts.rows, experts.ids
     moments, gradient = make_moments(formulas.ADAM_KIND, rows), normal(4, *rows.shape)
     squares = (rows**2).sum(1)
-    class_squares = ds_softmax.class_sums(squares, by_class(ids, n_classes)).astype(np.float32)
+    class_squares = sparse_experts.class_sums(squares, by_class(ids, n_classes)).astype(np.float32)
     penalties = tuple(map(np.float32, (2, 3, n_experts, 1e-8)))
     args = gradient, ids, class_squares, penalties, RATES
-    wanted = ds_softmax.update(*args, copy.deepcopy(moments), rows.copy(), squares.copy())
+    wanted = sparse_experts.update(*args, copy.deepcopy(moments), rows.copy(), squares.copy())
 
     def check():
         for got, want in zip((rows, *moments, squares), wanted, strict=True):
@@ -844,7 +846,7 @@ def make_survivors(shape):
     experts = make_experts(*shape)
     squares, table = integers(1, 0, 4, len(experts.ids)), by_class(experts.ids, shape[1])
     keep, least = np.full(len(squares), 9, np.uint8), np.float32(2)
-    wanted = ds_softmax.survivors(squares, table, least)
+    wanted = sparse_experts.survivors(squares, table, least)
     return Task((squares, table, least, keep), lambda: np.testing.assert_array_equal(keep, wanted))
 
 
@@ -1181,25 +1183,31 @@ def _operations():
         ((1, 1, 1, 3), (3, 2, 67, 3), (5, 3, 9, 9), (0, 2, 3, 1)), ((33, 5, 331, 4), (5, 3, 300, 310), (9, 7, 3000, 40)), twin=None,
     )  # fmt: skip
     pairs = ((1, 1), (3, 7), (7, 3)), ((33, 65), (300, 16))  # (B, E)
-    yield operation("ds_softmax.add_noise", make_noise, *pairs)
+    yield operation("sparse_experts.add_noise", make_noise, *pairs)
     yield operation("ds_softmax.gate", make_gate, *pairs)
     yield operation("ds_softmax.gate in place", make_gate, pairs[0][1:2], pairs[1], in_place=True)
-    yield operation("ds_softmax.balance", make_balance, *pairs)
-    yield operation("ds_softmax.gate_backward", make_gate_backward, *pairs)
+    yield operation("sparse_experts.balance", make_balance, *pairs)
+    yield operation("sparse_experts.gate_backward", make_gate_backward, *pairs)
     mixtures = ((1, 1, 1, 1), (5, 2, 7, 3), (9, 4, 9, 5)), ((65, 5, 130, 33), (70, 3, 300, 70))  # (B, E, L, d)
     yield operation("ds_softmax.scores", make_expert_scores, *mixtures)
-    yield operation("ds_softmax.gradient_of_rows", make_gradient_of_rows, *mixtures)
-    for function, make in (("scores", make_expert_scores), ("gradient_of_rows", make_gradient_of_rows)):
-        yield operation(
-            f"ds_softmax.{function} tensor cores", make, (), (*mixtures[0], *mixtures[1], (150, 2, 150, 36)),
-            functools.partial(getattr(cuda_experts, function), tensor_cores=True), None,
-        )  # fmt: skip
-    yield operation("ds_softmax.cross_entropy", make_expert_loss, *mixtures)
-    yield operation("ds_softmax.cross_entropy of several", make_expert_loss, *(m[1:2] for m in mixtures), several=True)
-    yield operation("ds_softmax.cross_entropy in place", make_expert_loss, *(m[1:2] for m in mixtures), in_place=True)
+    yield operation("sparse_experts.gradient_of_rows", make_gradient_of_rows, *mixtures)
+    for name, function, make in (
+        ("ds_softmax.scores", cuda_experts.scores, make_expert_scores),
+        ("sparse_experts.gradient_of_rows", cuda_training.gradient_of_rows, make_gradient_of_rows),
+    ):
+        on_tensor_cores = functools.partial(function, tensor_cores=True)
+        large = (*mixtures[0], *mixtures[1], (150, 2, 150, 36))
+        yield operation(f"{name} tensor cores", make, (), large, on_tensor_cores, None)
+    yield operation("sparse_experts.cross_entropy", make_expert_loss, *mixtures)
+    yield operation(
+        "sparse_experts.cross_entropy of several", make_expert_loss, *(m[1:2] for m in mixtures), several=True
+    )
+    yield operation(
+        "sparse_experts.cross_entropy in place", make_expert_loss, *(m[1:2] for m in mixtures), in_place=True
+    )
     held = ((1, 1, 1), (3, 7, 5)), ((5, 300, 33), (3, 1000, 130))  # (E, L, d)
     for name, make in (("class_sums", make_class_sums), ("update", make_expert_update), ("survivors", make_survivors)):
-        yield operation(f"ds_softmax.{name}", make, *held)
+        yield operation(f"sparse_experts.{name}", make, *held)
     asked = ((1, 1, 1, 1, 1), (2, 3, 9, 4, 7), (9, 2, 9, 3, 3)), ((9, 7, 300, 33, 10), (70, 3, 65, 17, 40))
     yield operation("ds_softmax.answer", make_answers, *asked)
     yield operation("ds_softmax.select", make_answers, *asked, sort=True)
@@ -1244,20 +1252,20 @@ BUDGETS = {
     "activations.relu_dropout_backward_kernel": Budget(40),
     "activations.relu_dropout_kernel": Budget(48),
     "bfloat16.widen_kernel": Budget(16),
-    "ds_softmax.add_noise_kernel": Budget(24),
+    "sparse_experts.add_noise_kernel": Budget(24),
     "ds_softmax.answer_kernel": Budget(96),
-    "ds_softmax.balance_kernel": Budget(56),
-    "ds_softmax.class_sums_kernel": Budget(32),
-    "ds_softmax.cross_entropy_kernel": Budget(56),  # what it counts from the best score stays in registers
-    "ds_softmax.gate_backward_kernel": Budget(32),
+    "sparse_experts.balance_kernel": Budget(56),
+    "sparse_experts.class_sums_kernel": Budget(32),
+    "sparse_experts.cross_entropy_kernel": Budget(56),  # what it counts from the best score stays in registers
+    "sparse_experts.gate_backward_kernel": Budget(32),
     "ds_softmax.gate_kernel": Budget(40),
-    "ds_softmax.gradient_of_rows_kernel": Budget(88),
-    "ds_softmax.gradient_of_rows_mma_kernel": Budget(136, holds=("mma.sync.aligned.m16n8k16",), since=(8, 0)),
+    "sparse_experts.gradient_of_rows_kernel": Budget(88),
+    "sparse_experts.gradient_of_rows_mma_kernel": Budget(136, holds=("mma.sync.aligned.m16n8k16",), since=(8, 0)),
     "ds_softmax.scores_kernel": Budget(80),
     "ds_softmax.scores_mma_kernel": Budget(136, holds=("mma.sync.aligned.m16n8k16", "ld.global.v4.f32"), since=(8, 0)),
     "ds_softmax.select_kernel": Budget(56),
-    "ds_softmax.survivors_kernel": Budget(32),
-    "ds_softmax.update_kernel": Budget(56),
+    "sparse_experts.survivors_kernel": Budget(32),
+    "sparse_experts.update_kernel": Budget(56),
     "co_occurrence.rerank_kernel": Budget(64),
     "embedding.backward_kernel": Budget(48),
     "embedding.forward_kernel": Budget(48),

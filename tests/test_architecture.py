@@ -22,10 +22,10 @@ MAY_IMPORT = {
     "methods": {"methods", "reference", "cpu", "cuda", "core"},
     "train": {"train", "data", "methods", "reference", "cpu", "cuda", "core"},
 }
-TOP = {"__init__", "__main__", "cli", "cli_bench", "cli_ds", "cli_train", "demo"}
+TOP = {"__init__", "__main__", "cli", "internals"}
 FRAMEWORKS = {"torch", "jax", "tensorflow", "triton"}
 NO_TWIN = {
-    "vector",
+    "simd",
     "exp",
     "panels",
     "blocks",
@@ -38,11 +38,10 @@ NO_TWIN = {
     "layout",
     "group_shared_mma",
     "matmul",
-    "lsh",
     "grouping",
     "feature_choice",
     "__init__",
-}  # lsh, grouping, feature_choice, baselines: on the CPU alone; group_shared_mma: launched by group_shared
+}  # grouping, feature_choice, baselines: on the CPU alone; group_shared_mma: launched by group_shared
 #: Used by several files of one wing, never called from outside it.
 WING_ONLY = {"merge", "bits_of"}
 #: What `reference` needs to know of an output that the wings are handed.
@@ -99,7 +98,7 @@ def test_imports_go_one_way(path):
 def test_only_the_backend_imports_cuda_and_nobody_a_framework(path):
     targets = list(imports_of(path, TREES[path]))
     assert not FRAMEWORKS & {target[0] for target in targets}
-    if path != PACKAGE / "core" / "backend.py":
+    if path != PACKAGE / "core" / "device.py":
         assert not [t for t in targets if t[0] in ("cupy", "cupyx") or t[:2] == ("numba", "cuda")]
         reached = [node for node in ast.walk(TREES[path]) if isinstance(node, ast.Attribute) and node.attr == "cuda"]
         assert not [node for node in reached if isinstance(node.value, ast.Name) and node.value.id == "numba"]
@@ -126,7 +125,7 @@ def is_operation(function):
     if function.name.startswith("_") or function.name.endswith("_kernel") or function.name in WING_ONLY:
         return False
     return not any(
-        ast.unparse(d).partition("(")[0] in ("backend.njit", "backend.cuda_device", "intrinsic")
+        ast.unparse(d).partition("(")[0] in ("njit", "cuda_device", "intrinsic")
         for d in function.decorator_list
     )
 

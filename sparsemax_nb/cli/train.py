@@ -10,7 +10,8 @@ import numpy as np
 from .. import data, metrics, train
 from ..group_shared import DTYPES
 from ..grouping import GROUPINGS
-from ..midx import CORRECTIONS, RESIDUALS
+from ..midx import RESIDUALS
+from ..sampled_softmax import CORRECTIONS
 from ..train import curves
 from ..train.classifier import ARCHITECTURES
 from ..train.language_model import DECAYS, _parts

@@ -12,9 +12,10 @@ from ..core import check, description
 from ..core.device import asarray, device_of, resolve_device, to_numpy
 from ..core.sparse import Labels, as_ones
 from ..data.batches import batches, shuffled
-from ..ds_softmax import PackedDSSoftmax, SparseExperts
+from ..ds_softmax import PackedDSSoftmax
 from ..metrics import hits_at_k
 from ..optimizers import Adam
+from ..sparse_experts import SparseExperts
 from .estimator import Estimator
 from .loop import TrainingError, ctrl_c_later
 from .progress import Progress

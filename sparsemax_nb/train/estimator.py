@@ -9,7 +9,8 @@ import numpy as np
 
 from ..core import check, checkpoint, description, files
 from ..data import fingerprint
-from ..midx import CORRECTIONS, MAX_CODEWORDS, RESIDUALS
+from ..midx import MAX_CODEWORDS, RESIDUALS
+from ..sampled_softmax import CORRECTIONS
 from . import loop
 from .negatives import BASELINES, INDICES, SAMPLERS, Sampling
 

@@ -13,8 +13,9 @@ import numpy as np
 
 from ..core import check, formulas, rng, sparse
 from ..core.device import asarray, backend_of, device_of, empty, module_of, product, to_numpy, zeros
-from ..fixed_fan_in import FixedFanIn, fixed_fan_in_step, fixed_fan_in_top_k, rewire
+from ..fixed_fan_in import FixedFanIn, fixed_fan_in_step, fixed_fan_in_top_k
 from ..group_shared import GroupSharedFanIn
+from ..rewiring import rewire
 from .gradients import Gradient
 
 # Numbers of the layers in the random streams: no two layers draw from the same counters. `FixedFanIn.random` takes 0.

@@ -4,11 +4,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..baselines import LSHSampler, RFFSampler, SphereSampler
 from ..core import check, sparse
 from ..core.device import asarray, device_of, module_of, product, zeros
 from ..full_softmax import softmax_cross_entropy
-from ..midx import InvertedMultiIndex, sampled_softmax
-from ..samplers import LogUniformSampler, LSHSampler, RFFSampler, SphereSampler, UniformSampler, UnigramSampler
+from ..midx import InvertedMultiIndex
+from ..sampled_softmax import sampled_softmax
+from ..samplers import LogUniformSampler, UniformSampler, UnigramSampler
 from .gradients import Gradient
 from .layers import LAST, top_k_of_scores
 

@@ -21,7 +21,7 @@ READ_ONLY.flags.writeable = False
         (lambda: check.same_device(a=F32, b=[1]), TypeError, "b must be a NumPy or CUDA array, got list; use np.as"),
         (
             lambda: check.same_device(a=F32, b=FOREIGN, c=F32), TypeError,
-            "all arrays must live on one device, got a on cpu, b on cuda, c on cpu; move them with backend.asarray",
+            "all arrays must live on one device, got a on cpu, b on cuda, c on cpu; move them with cupy.asarray",
         ),
         (
             lambda: check.array("a", F32, np.int32, (3, 4)), TypeError,

@@ -1,0 +1,312 @@
+"""Training a sparse mixture of sparse experts (method 3, DS-Softmax): steps, pruning, mitosis."""
+
+import math
+
+import numpy as np
+
+from .core import check, rng
+from .core.device import asarray, backend_of, empty, module_of, product, to_numpy
+from .core.experts import Experts, by_class, group
+from .core.sparse import as_targets
+from .ds_softmax import PackedDSSoftmax, _check_rows
+from .optimizers import Adam
+
+#: Inside the square root of a group lasso.
+EPSILON = 1e-8
+#: What is added to the gate's rows when experts are split, relative to their root mean square.
+PERTURBATION = 0.1
+
+
+class SparseExperts(PackedDSSoftmax):
+    """A sparse mixture of sparse experts in training: memory follows the rows that pruning has left.
+
+    Rows, their two moments and their gradient; and for a batch as many scores as its rows have classes to choose from,
+    in the beginning B x L.
+
+    Parameters
+    ----------
+    gate : (E, d) float32
+        Updated in place, like `rows`.
+    starts : (E + 1,) int32, or other integers
+        Expert k holds the rows ``starts[k] : starts[k + 1]`` of `ids` and `rows`.
+    ids : (R,) int32, or other integers
+        Classes, ascending inside an expert.
+    rows : (R, d) float32
+        Their output embeddings.
+    n_classes : int
+        L, of all experts together.
+
+    Attributes
+    ----------
+    steps : int
+        Steps so far; it counts in the noise's random numbers.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Wrong dtype, shape or device; read-only arrays; starts or ids that are not in order.
+
+    Notes
+    -----
+    Source: arXiv 1901.10668.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sparsemax_nb import Adam, SparseExperts
+    >>> random = np.random.default_rng(0)
+    >>> classes, targets = random.standard_normal((30, 8), dtype=np.float32), np.arange(30, dtype=np.int32)
+    >>> experts, adam = SparseExperts.dense(0.1 * classes, n_experts=2, seed=0), Adam(0.03)
+    >>> losses = [experts.step(classes, targets, adam, class_lasso=1e-3, balance=1) for _ in range(200)]
+    >>> losses[-1] < 0.1
+    True
+    >>> removed = experts.prune(0.03, adam)
+    >>> experts.split(adam, seed=1)
+    >>> experts
+    SparseExperts(n_experts=4, n_classes=30, rows=...)
+    >>> experts.pack()
+    PackedDSSoftmax(n_experts=4, n_classes=30, rows=...)
+    """
+
+    def __init__(self, gate, starts, ids, rows, n_classes):
+        super().__init__(gate, starts, ids, rows, n_classes)
+        for name in ("gate", "rows"):
+            check.writable(name, getattr(self, name))
+        self.steps = 0
+
+    @classmethod
+    def dense(cls, classes, n_experts, seed=0):
+        """Experts that hold all classes, each the rows of `classes` less their mean, behind a random gate.
+
+        The softmax does not change with what is taken from all rows alike; but then the classes that say least have the
+        smallest rows, and zero stands for a class like most.
+
+        Parameters
+        ----------
+        classes : (L, d) float32
+            A trained output layer's rows, or random ones; copied.
+        n_experts : int
+            E.
+        seed : int
+            Of the gate, in [0, 2^64).
+
+        Returns
+        -------
+        experts : SparseExperts
+
+        Raises
+        ------
+        TypeError, ValueError
+            Wrong dtype or shape; classes that are not finite; more than 2^31 - 1 rows of all experts together.
+        """
+        device = check.same_device(classes=classes)
+        classes = check.array("classes", classes, np.float32, ("L", "d"))
+        check.finite("classes", classes)
+        n_experts = check.integer("n_experts", n_experts, 1)
+        n_classes, width = classes.shape
+        check.integer("n_classes (the length of classes)", n_classes, 1)
+        _check_rows(n_experts * n_classes)
+        xp = module_of(device)
+        gate = _random((n_experts, width), 1 / math.sqrt(max(width, 1)), seed, device)
+        ids = asarray(xp.tile(xp.arange(n_classes, dtype=np.int32), n_experts), device)
+        starts = asarray(xp.arange(n_experts + 1, dtype=np.int32) * n_classes, device, np.int32)
+        rows = asarray(xp.tile(classes - classes.mean(axis=0), (n_experts, 1)), device, np.float32)
+        return cls(gate, starts, ids, rows, n_classes)
+
+    def _hold(self, experts):
+        """Take over new arrays, with all that depends on which rows there are."""
+        xp = module_of(self.device)
+        with np.errstate(over="ignore"):
+            squares = asarray((experts.rows**2).sum(axis=1), self.device, np.float32)
+        if not bool(xp.isfinite(squares).all()):
+            check.finite("rows", experts.rows)
+            raise ValueError("rows must have a sum of squares that float32 holds, got larger numbers; scale them down")
+        super()._hold(experts)
+        self._by_class = by_class(experts.ids, self.n_classes)
+        self._squares = squares
+        self._class_squares = empty(self.n_classes, np.float32, self.device)
+        self._drows, self._scores = None, empty(0, np.float32, self.device)
+
+    def _scores_for(self, n):
+        """Room for n scores, kept for the next step: fresh memory has its price."""
+        if self._scores.shape[0] < n:
+            self._scores = None
+            self._scores = empty(n, np.float32, self.device)
+        return self._scores[:n]
+
+    def step(self, h, targets, optimizer, *, class_lasso=0.0, expert_lasso=0.0, balance=0.0, noise=0.0, seed=0):
+        """One step of training: forward, backward and update of gate and experts.
+
+        What is made small is ``cross-entropy + class_lasso sum_k sum_c rms(rows_kc) + expert_lasso sum_c rms_c
+        + balance CV^2``: rms is a root mean square, rms_c that of class c over all experts (absent ones count as zero),
+        CV the coefficient of variation of the gate values that the experts get from the batch. A class that the chosen
+        expert does not hold counts with the logit 0, which a pruned row of zeros would have: so pruning a small row
+        hardly changes the loss, and an expert without the target has a loss to learn from (we chose; the paper is
+        silent).
+
+        Parameters
+        ----------
+        h : (B, d) float32
+            Contexts, finite.
+        targets : (B,) int32, or SciPy CSR matrix (B, L), or Labels(indptr, indices)
+            As for `softmax_cross_entropy`.
+        optimizer : Adam
+            Its moments of gate and rows are updated in place.
+        class_lasso, expert_lasso, balance : float
+            Weights of the penalties; not negative.
+        noise : float
+            Standard deviation of what is added to the gate's logits, a sum of uniform numbers that is nearly normal.
+        seed : int
+            Of the noise.
+
+        Returns
+        -------
+        loss : float
+            The mean cross-entropy, from before the update; 0 for no rows.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Wrong dtype, shape or device; targets out of range; contexts that are not finite; read-only arrays.
+        FloatingPointError
+            The scores overflow. Nothing has changed by then.
+        """
+        _check_optimizer(optimizer)
+        weights = {"class_lasso": class_lasso, "expert_lasso": expert_lasso, "balance": balance, "noise": noise}
+        for name, weight in weights.items():
+            check.number(name, weight, 0, math.inf)
+        seed = np.uint64(check.integer("seed", seed, 0, 2**64 - 1))
+        h, device = self._queries(h), self.device
+        n_rows, experts = h.shape[0], self._experts
+        forward, training = backend_of(device, "ds_softmax"), backend_of(device, "sparse_experts")
+        labels = as_targets(targets, n_rows, device, self.n_classes)
+        optimizer.check_writable(**{"experts.gate": self.gate, "experts.rows": self.rows})
+        if not n_rows:
+            return 0.0
+        logits = product(h, self.gate.T)
+        if noise > 0:
+            training.add_noise(seed, np.uint64(self.steps), np.float32(noise), logits)
+        values, loss, dvalues = (empty(n_rows, np.float32, device) for _ in range(3))
+        chosen = empty(n_rows, np.int32, device)
+        forward.gate(logits, logits, chosen, values)
+        groups = group(chosen, experts.starts)
+        scores, sorted_h, scale = self._scores_for(int(groups.offsets[-1])), h[groups.order], np.float32(1 / n_rows)
+        forward.scores(sorted_h, groups, experts, scores)
+        training.cross_entropy(scores, values, labels, groups, experts, self.n_classes, scale, loss, dvalues, scores)
+        value = float(loss.sum(dtype=np.float64)) / n_rows
+        if not (math.isfinite(value) and bool(module_of(device).isfinite(dvalues).all())):
+            for name, array in (("h", h), ("gate", self.gate), ("rows", self.rows)):
+                check.finite(name, array)
+            raise FloatingPointError("the scores of the experts overflowed; lower the learning rate")
+        if self._drows is None:
+            self._drows = empty(self.rows.shape, np.float32, device)
+        training.gradient_of_rows(scores, sorted_h, groups, experts, self._drows)
+        load, dload = (empty(self.n_experts, np.float32, device) for _ in range(2))
+        training.balance(values, groups, load, dload)
+        dload *= np.float32(balance)
+        dlogits = empty(logits.shape, np.float32, device)
+        training.gate_backward(logits, chosen, dvalues, dload, dlogits)
+        optimizer.step(self.gate, product(dlogits.T, h))
+        training.class_sums(self._squares, self._by_class, self._class_squares)
+        _, rates, moments = optimizer.begin_step(self.rows)
+        penalties = tuple(map(np.float32, (class_lasso, expert_lasso, self.n_experts, EPSILON)))
+        training.update(self._drows, self.ids, self._class_squares, penalties, rates, moments, self.rows, self._squares)
+        optimizer.end_step(self.rows)
+        self.steps += 1
+        return value
+
+    def prune(self, threshold, optimizer=None):
+        """Remove every row whose root mean square is below `threshold`, but the largest of a class.
+
+        Parameters
+        ----------
+        threshold : float
+            Not negative.
+        optimizer : Adam, optional
+            The one that trains: its moments of the rows follow.
+
+        Returns
+        -------
+        removed : int
+            How many rows.
+
+        Raises
+        ------
+        TypeError, ValueError
+            threshold is no number, negative or not finite; optimizer is no `Adam`.
+        """
+        threshold = check.number("threshold", threshold, 0, math.inf)
+        if optimizer is not None:
+            _check_optimizer(optimizer)
+        keep = empty(self.ids.shape[0], np.uint8, self.device)
+        least = np.float32(min(threshold**2 * self.width, check.LARGEST))
+        backend_of(self.device, "sparse_experts").survivors(self._squares, self._by_class, least, keep)
+        xp, kept = module_of(self.device), keep.astype(bool)
+        before = xp.concatenate([xp.zeros(1, np.int64), xp.cumsum(kept, dtype=np.int64)])
+        starts = asarray(before[self.starts], self.device, np.int32)
+        return self._take(starts, xp.flatnonzero(kept), optimizer)
+
+    def split(self, optimizer=None, seed=0):
+        """Mitosis: two experts of each, 2 k and 2 k + 1 of expert k, with the same rows and moments.
+
+        The gate's rows of the two are told apart by a random vector, added to one and taken from the other.
+
+        Parameters
+        ----------
+        optimizer : Adam, optional
+            The one that trains: its moments of gate and rows follow.
+        seed : int
+            Of the random vectors, in [0, 2^64).
+
+        Raises
+        ------
+        TypeError, ValueError
+            seed out of range; more than 2^31 - 1 rows of all experts together; optimizer is no `Adam`.
+        """
+        if optimizer is not None:
+            _check_optimizer(optimizer)
+        _check_rows(2 * self.ids.shape[0])
+        xp, counts = module_of(self.device), np.diff(to_numpy(self.starts))
+        scale = PERTURBATION * math.sqrt(3 * float((self.gate**2).mean()))
+        apart = _random(self.gate.shape, scale, seed, self.device)
+        gate = empty((2 * self.n_experts, self.width), np.float32, self.device)
+        gate[0::2], gate[1::2] = self.gate + apart, self.gate - apart
+        twice = np.repeat(counts, 2)
+        starts = np.concatenate([[0], np.cumsum(twice)])
+        firsts = np.repeat(to_numpy(self.starts)[:-1], 2)
+        places = np.arange(starts[-1]) + np.repeat(firsts - starts[:-1], twice)
+        if optimizer is not None:
+            optimizer.replace(self.gate, gate, lambda a: xp.repeat(a, 2, axis=0))
+        self.gate = gate
+        self._take(*(asarray(a, self.device, np.int32) for a in (starts, places)), optimizer)
+
+    def _take(self, starts, places, optimizer):
+        """The experts become the rows `places` of what they were; returns how many fewer there are."""
+        old, self._drows = self.rows, None
+        experts = Experts(starts, self.ids[places], old[places])
+        if optimizer is not None:
+            optimizer.replace(old, experts.rows, lambda a: a[places])
+        self._hold(experts)
+        return old.shape[0] - experts.ids.shape[0]
+
+    def pack(self):
+        """What answers, with the present weights.
+
+        Returns
+        -------
+        packed : PackedDSSoftmax
+            Of copies.
+        """
+        return PackedDSSoftmax(self.gate.copy(), *(a.copy() for a in self._experts), self.n_classes)
+
+
+def _check_optimizer(optimizer):
+    if not isinstance(optimizer, Adam):
+        raise TypeError(f"optimizer must be Adam, got {type(optimizer).__name__}")
+
+
+def _random(shape, scale, seed, device):
+    """Uniform in [-scale, scale)."""
+    seed, out = np.uint64(check.integer("seed", seed, 0, 2**64 - 1)), empty(shape, np.float32, device)
+    backend_of(device, "fixed_fan_in").random_values(seed, rng.GATE, np.float32(scale), out.reshape(-1))
+    return out
