@@ -9,19 +9,19 @@ from the rows that there are; ``--list`` names the rows.
 import sys
 
 from sparsemax_nb import FixedFanIn, train
-from sparsemax_nb.internals import memory
+from sparsemax_nb.internals import Network
 
 from . import machine, plotting, rows, tables
 
 COMMON = {
     "architecture": "network", "batch-size": 128, "embedding": 512, "dropout": 0.05, "epochs": 15, "seed": 0, "learning-rate": 2.5e-4,
-    "embedding-rate": 16, "min-learning-rate": 2e-5,
+    "embedding-lr-multiplier": 16, "min-learning-rate": 2e-5,
 }  # fmt: skip
-SPARSE = {"output": "fixed-fan-in", "intermediate": 16384, "fan-in": 32, "intermediate-rate": 0.1}
+SPARSE = {"output": "fixed-fan-in", "intermediate": 16384, "fan-in": 32, "intermediate-lr-multiplier": 0.1}
 GROUPS = {"output": "group-shared", "group-size": 16, "grouping": "similar"}
 ROWS = {
     # sixteen times the weights a label: a smaller rate and more dropout serve it better; the embedding's rate stays
-    "dense-512": {"output": "dense", "dropout": 0.1, "learning-rate": 1e-4, "embedding-rate": 40},
+    "dense-512": {"output": "dense", "dropout": 0.1, "learning-rate": 1e-4, "embedding-lr-multiplier": 40},
     "bottleneck-64": {"output": "bottleneck", "bottleneck": 64},
     "fixed-fan-in-32": SPARSE | {"intermediate": 0},
     "fixed-fan-in-64": SPARSE | {"intermediate": 0, "fan-in": 64},
@@ -34,13 +34,13 @@ ROWS = {
     "group-shared-32-intermediate-random": SPARSE | GROUPS | {"grouping": "random"},
     "group-shared-32-intermediate-random-8": SPARSE
     | GROUPS
-    | {"grouping": "random", "group-size": 8, "intermediate-rate": 0.3},
+    | {"grouping": "random", "group-size": 8, "intermediate-lr-multiplier": 0.3},
     "group-shared-32-intermediate-frequency": SPARSE | GROUPS | {"grouping": "frequency"},
     "group-shared-32-intermediate-bfloat16": SPARSE | GROUPS | {"weight-dtype": "bfloat16"},
 }
 #: Samplers under the softmax loss: same network, same rates, same epochs; exact Adam without, lazy Adam with negatives.
 SOFTMAX = {
-    "architecture": "network", "batch-size": 128, "embedding": 512, "dropout": 0.5, "epochs": 10, "seed": 0, "learning-rate": 1e-3, "embedding-rate": 10,
+    "architecture": "network", "batch-size": 128, "embedding": 512, "dropout": 0.5, "epochs": 10, "seed": 0, "learning-rate": 1e-3, "embedding-lr-multiplier": 10,
     "output": "dense", "loss": "softmax", "n-samples": 100, "n-codewords": 256,
 }  # fmt: skip
 SAMPLERS = {
@@ -95,7 +95,7 @@ def summary(benchmark, found):
     if "dense-512" in found:
         dense, width = found["dense-512"], SPARSE["intermediate"]
         labels, features = dense["n_labels"], dense["n_features"]
-        plan = memory.plan(
+        plan = Network.memory(
             n_features=features, n_labels=labels, embedding=COMMON["embedding"], intermediate=width, output="dense", fan_in=1,
             device="cpu", batch_size=COMMON["batch-size"], keep_best=True,
         )  # fmt: skip
@@ -117,7 +117,9 @@ def summary(benchmark, found):
     ]
     for name in [name for name in found if name != PECOS]:
         own = [
-            f"--{key} {value:g}" for key, value in all_rows[name].items() if key in common or key == "intermediate-rate"
+            f"--{key} {value:g}"
+            for key, value in all_rows[name].items()
+            if key in common or key == "intermediate-lr-multiplier"
         ]
         notes += [f"{name}: {' '.join(own)}."] if own else []
         if updates := found[name].get("index_updates"):

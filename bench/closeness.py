@@ -45,7 +45,7 @@ def of_model(path, name):
     model = train.Classifier.load(path, device="cpu")
     if not hasattr(model.network_.output, "weights"):
         raise ValueError(f"{path} must have a dense output or a bottleneck, got output={model.output!r}")
-    queries = model.contexts(data.load(name).test.features)
+    queries = model.encode(data.load(name).test.features)
     return {"classes": model.network_.output.weights, "queries": queries, "counts": model.label_counts_}
 
 

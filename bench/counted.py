@@ -11,7 +11,7 @@ import numpy as np
 import ptxsim
 from sparsemax_nb.internals import (
     Connections,
-    Positives,
+    LabelRows,
     SharedConnections,
     backend_of,
     formulas,
@@ -23,7 +23,7 @@ from . import harness, machine, timing
 
 SIZES = {
     "rows": (128, 40), "inputs": (32_768, 64), "labels": (670_000, 320), "fan_in": (32, 16), "group_size": (16, 16),
-    "blocks": (48, 4), "positives": (5, 2),
+    "blocks": (48, 4), "label_rows": (5, 2),
 }  # fmt: skip
 CHIP = "H200"
 #: Warps that issue an instruction in a second: 132 multiprocessors, four schedulers each, 1.98 GHz (published).
@@ -51,13 +51,13 @@ def arguments_of(args, shared, low):
         values = values.astype(ml_dtypes.bfloat16).view(np.uint16)
     layer = SharedConnections(indices, values, bias, args.group_size) if shared else Connections(indices, values, bias)
     indptr = np.zeros(n + 1, np.int32)
-    chosen = np.sort(random.choice(n, args.rows * args.positives, replace=False))
+    chosen = np.sort(random.choice(n, args.rows * args.label_rows, replace=False))
     indptr[1:] = np.cumsum(np.bincount(chosen, minlength=n))
-    positives = Positives(indptr, random.integers(0, args.rows, len(chosen), np.int32))
+    label_rows = LabelRows(indptr, random.integers(0, args.rows, len(chosen), np.int32))
     moments = [formulas.Moments(np.zeros(a.shape, np.float32), np.ones(a.shape, np.float32)) for a in (values, bias)]
     rates = formulas.Rates(*map(np.float32, (1e-3, 0.9, 0.999, 1e-8)))
     rounding = (rng.Rounding(np.uint64(1), np.uint64(1)),) if shared else ()
-    inputs = x, layer, positives, formulas.SQUARED_HINGE, formulas.ADAM_KIND, rates, *moments, *rounding
+    inputs = x, layer, label_rows, formulas.SQUARED_HINGE, formulas.ADAM_KIND, rates, *moments, *rounding
     return *inputs, np.empty_like(x), np.empty(n, np.float32)
 
 

@@ -73,7 +73,7 @@ def contexts(args, name):
                 f"{args.model} must be a classifier with --output dense --loss softmax: its scores are products alone"
             )
         parts = {"train": corpus.train, "valid": corpus.dev or corpus.test, "test": corpus.test}
-        found = {part: (model.contexts(points.features), points.labels) for part, points in parts.items()}
+        found = {part: (model.encode(points.features), points.labels) for part, points in parts.items()}
         counts, names = np.asarray(corpus.train.labels.sum(0)).reshape(-1), model.label_names_
     else:
         model, corpus = train.LanguageModel.load(args.model, device="cpu"), data.load_text(args.data)
@@ -84,7 +84,7 @@ def contexts(args, name):
             if path.exists():
                 found[part] = np.load(path, mmap_mode="r"), tokens[1:]
             else:
-                found[part] = model.contexts(tokens, out=path)
+                found[part] = model.encode(tokens, out=path)
         names = corpus.vocabulary.words
     return found, np.ascontiguousarray(model.network_.output.weights), counts, names
 
@@ -146,7 +146,7 @@ def memory(found, rows, files, settings):
         with machine.memory_growth("cpu") as growth:
             _stage(before, rows, h, targets, settings)
         grown[n], packed = growth["bytes"], PackedDSSoftmax.load(path, device="cpu")
-        before = [np.array(a) for a in (packed.gate, packed.starts, packed.ids, packed.rows)]
+        before = [np.array(a) for a in (packed.gate, packed.starts, packed.ids, packed.weights)]
     return grown
 
 

@@ -132,7 +132,7 @@ def main(argv=None):
     args = harness.arguments("group_shared", __doc__, SIZES, argv)
     x = forward.inputs(args.rows, args.inputs, args.device)
     dense_x = forward.inputs(args.rows, args.dense_width, args.device)
-    labels = step.targets_of(args.rows, args.labels, args.positives, args.device)
+    labels = step.targets_of(args.rows, args.labels, args.label_rows, args.device)
     ours = layers(args)
     rows = [harness.publish(args, row(args, ours, x, dense_x)) for row in (forward_row, top_k_row)]
     for loss, margin in (("squared-hinge", "1 %"), ("squared-hinge", "all"), ("bce", "all")):

@@ -119,7 +119,7 @@ def figures_of(packed, contexts, targets, n_super):
 
 def exact_answers(packed, contexts):
     """The best class of each context and its expert, from the weights in float64; -1 where the expert is empty."""
-    gate, rows, ids, starts = (to_numpy(a) for a in (packed.gate, packed.rows, packed.ids, packed.starts))
+    gate, rows, ids, starts = (to_numpy(a) for a in (packed.gate, packed.weights, packed.ids, packed.starts))
     chosen, best = (contexts.astype(np.float64) @ gate.T).argmax(1), np.full(len(contexts), -1)
     for k in np.flatnonzero(np.diff(starts)):
         of_expert, mine = slice(*starts[k : k + 2]), chosen == k

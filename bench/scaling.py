@@ -27,7 +27,7 @@ from .peers import Unavailable, pytorch
 
 SIZES = {
     "rows": (128, 20), "inputs": (16_384, 64), "fan_in": (32, 8), "group_size": (16, 8), "dense_width": (512, 16), "k": (5, 5),
-    "width": (200, 16), "experts": (64, 4), "share": (32, 2), "positives": (5, 2), "largest": (10_000_000, 1_000),
+    "width": (200, 16), "experts": (64, 4), "share": (32, 2), "label_rows": (5, 2), "largest": (10_000_000, 1_000),
 }  # fmt: skip
 #: {line of the plot: (question, colour, marker)}.
 LINES = {
@@ -64,7 +64,7 @@ def prepared(line, n, args):
     random = np.random.default_rng(0)
     x = forward.inputs(args.rows, args.inputs, "cpu")
     if line == "PyTorch dense":
-        labels = step.targets_of(args.rows, n, args.positives, "cpu")
+        labels = step.targets_of(args.rows, n, args.label_rows, "cpu")
         return pytorch.dense_step(
             forward.inputs(args.rows, args.dense_width, "cpu"), labels, n, "squared-hinge", step.LEARNING_RATE
         ).run
@@ -78,7 +78,7 @@ def prepared(line, n, args):
     if line.endswith("top-k"):
         one = x[:1]
         return lambda: fixed_fan_in_top_k(one, layer, args.k)
-    labels, adam = step.targets_of(args.rows, n, args.positives, "cpu"), Adam(step.LEARNING_RATE)
+    labels, adam = step.targets_of(args.rows, n, args.label_rows, "cpu"), Adam(step.LEARNING_RATE)
     layer.bias[:] = -1 - np.quantile(fixed_fan_in_scores(x, layer), 0.99)  # about 1 % of the scores have a gradient
     return lambda: fixed_fan_in_step(x, layer, labels, "squared-hinge", adam)
 

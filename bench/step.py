@@ -8,7 +8,7 @@ from sparsemax_nb.internals import asarray, module_of, to_numpy
 from . import forward, harness, machine, tables, timing
 from .peers import pytorch, scipy_csr
 
-SIZES = forward.SIZES | {"dense_width": (512, 16), "positives": (5, 2), "k": (5, 5)}
+SIZES = forward.SIZES | {"dense_width": (512, 16), "label_rows": (5, 2), "k": (5, 5)}
 LEARNING_RATE = 1e-6  # small, so that the share of active scores stays what it is while the step is repeated
 BLOCK = 16  # rows that our CPU kernel skips together
 
@@ -179,7 +179,7 @@ def main(argv=None):
     args = harness.arguments("step", __doc__, SIZES, argv)
     x = forward.inputs(args.rows, args.inputs, args.device)
     dense_x = forward.inputs(args.rows, args.dense_width, args.device)
-    labels = targets_of(args.rows, args.labels, args.positives, args.device)
+    labels = targets_of(args.rows, args.labels, args.label_rows, args.device)
     cases = (("squared-hinge", "1 %"), ("squared-hinge", "all"), ("bce", "all"))
     rows = [harness.publish(args, step_row(args, x, dense_x, labels, loss, margin)) for loss, margin in cases]
     return [*rows, harness.publish(args, top_k_row(args, x, dense_x))]

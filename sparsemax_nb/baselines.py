@@ -15,24 +15,24 @@ from .samplers import LARGE, check_draws, check_ids, log_prob_all, sample_all
 class _CPULayer(SoftmaxLayer):
     """A baseline, on the CPU alone."""
 
-    def __init__(self, w, bias):
-        if check.same_device(w=w) != "cpu":
+    def __init__(self, weights, bias):
+        if check.same_device(weights=weights) != "cpu":
             raise TypeError(
                 f"{type(self).__name__} is a baseline that computes on the CPU alone, got w on cuda; pass NumPy arrays"
             )
-        super().__init__(w, bias)
+        super().__init__(weights, bias)
 
 
 class SVDSoftmax(_CPULayer):
     """Top-k by a preview of all classes in a few dimensions and exact scores for the best of it; CPU.
 
-    With ``w = U S V.T``, ``b = U S`` and ``q = h @ V``: the preview is ``q[:, :width] @ b[:, :width].T + bias``; the
+    With ``weights = U S V.T``, ``b = U S`` and ``q = h @ V``: the preview is ``q[:, :width] @ b[:, :width].T + bias``; the
     n_candidates best classes of a row (of equal ones, those with the lower id) get the exact ``q @ b.T + bias``.
     Probabilities are the softmax over all classes, of the exact scores where there are any, else of the preview.
 
     Parameters
     ----------
-    w : (L, d) float32
+    weights : (L, d) float32
         C-contiguous and finite; copied. NumPy.
     bias : (L,) float32, optional
         Finite. 0 by default.
@@ -65,27 +65,27 @@ class SVDSoftmax(_CPULayer):
     >>> import numpy as np
     >>> from sparsemax_nb import SVDSoftmax
     >>> random = np.random.default_rng(0)
-    >>> w = (random.standard_normal((1000, 4)) @ random.standard_normal((4, 32))).astype(np.float32)  # of rank 4
-    >>> layer = SVDSoftmax(w, width=4, share=0.01)
-    >>> probabilities, ids = layer.top_k(w[:3], k=2)
-    >>> (ids == np.argsort(-w[:3] @ w.T)[:, :2]).all()
+    >>> weights = (random.standard_normal((1000, 4)) @ random.standard_normal((4, 32))).astype(np.float32)  # of rank 4
+    >>> layer = SVDSoftmax(weights, width=4, share=0.01)
+    >>> probabilities, ids = layer.top_k(weights[:3], k=2)
+    >>> (ids == np.argsort(-weights[:3] @ weights.T)[:, :2]).all()
     np.True_
     >>> layer.n_candidates, layer.flops_per_query
     (10, 5344.0)
     """
 
-    def __init__(self, w, bias=None, *, width=16, n_candidates=None, share=0.05):
+    def __init__(self, weights, bias=None, *, width=16, n_candidates=None, share=0.05):
         self._options = width, n_candidates, share
-        super().__init__(w, bias)
+        super().__init__(weights, bias)
 
-    def _build(self, w, bias):
+    def _build(self, weights, bias):
         width, n_candidates, share = self._options
-        self.preview_width = check.integer("width", width, 1, self.width, " (the width of w)")
+        self.preview_width = check.integer("width", width, 1, self.width, " (the width of weights)")
         if n_candidates is None:
             n_candidates = math.ceil(_positive("share", share) * self.n_classes)
         self.n_candidates = check.integer("n_candidates", n_candidates, 1, self.n_classes, " (the number of classes)")
         pack = backend_of("cpu", "baselines").pack_svd
-        self._layer = pack(*low_rank(w, self.width), bias, self.preview_width)
+        self._layer = pack(*low_rank(weights, self.width), bias, self.preview_width)
 
     def _top_k(self, h, probabilities, ids):
         backend_of("cpu", "baselines").svd_top_k(h, self._layer, self.n_candidates, probabilities, ids)
@@ -108,7 +108,7 @@ class DSoftmax(_CPULayer):
 
     Parameters
     ----------
-    w : (L, d) float32
+    weights : (L, d) float32
         C-contiguous and finite; copied. NumPy.
     counts : (L,) array, NumPy
         How often each class occurs, not negative. Of equal counts, the lower id counts as more frequent.
@@ -141,18 +141,18 @@ class DSoftmax(_CPULayer):
     --------
     >>> import numpy as np
     >>> from sparsemax_nb import DSoftmax
-    >>> w = np.eye(8, dtype=np.float32)
-    >>> layer = DSoftmax(w, counts=np.array([9, 1, 8, 1, 3, 1, 4, 1]))
-    >>> probabilities, ids = layer.top_k(w[[0, 2]], k=1)
+    >>> weights = np.eye(8, dtype=np.float32)
+    >>> layer = DSoftmax(weights, counts=np.array([9, 1, 8, 1, 3, 1, 4, 1]))
+    >>> probabilities, ids = layer.top_k(weights[[0, 2]], k=1)
     >>> ids.ravel(), layer.widths, layer.flops_per_query
     (array([0, 2], dtype=int32), (8, 4, 2), 80.0)
     """
 
-    def __init__(self, w, counts, bias=None, *, shares=(0.25, 0.25, 0.5), widths=None):
+    def __init__(self, weights, counts, bias=None, *, shares=(0.25, 0.25, 0.5), widths=None):
         self._options = counts, shares, widths
-        super().__init__(w, bias)
+        super().__init__(weights, bias)
 
-    def _build(self, w, bias):
+    def _build(self, weights, bias):
         counts, shares, widths = self._options
         del self._options
         shares = [_positive("shares", share) for share in check.sequence("shares", shares, "numbers")]
@@ -163,12 +163,12 @@ class DSoftmax(_CPULayer):
         widths = check.sequence("widths", widths, "integers")
         if len(widths) != len(shares):
             raise ValueError(f"widths must be as many as shares, {len(shares)}, got {len(widths)}")
-        self.widths = tuple(check.integer("widths", r, 1, self.width, " (the width of w)") for r in widths)
+        self.widths = tuple(check.integer("widths", r, 1, self.width, " (the width of weights)") for r in widths)
         pack = backend_of("cpu", "baselines").pack_bin
         self._bins = []
         for classes, r in zip(_bins(counts, shares, self.n_classes), self.widths, strict=True):
             if classes.size:
-                coordinates, axes = low_rank(w[classes], r) if r < self.width else (w[classes], None)
+                coordinates, axes = low_rank(weights[classes], r) if r < self.width else (weights[classes], None)
                 self._bins.append(pack(classes, coordinates, axes, bias[classes]))
 
     def _top_k(self, h, probabilities, ids):
@@ -207,28 +207,28 @@ def _bins(counts, shares, n_classes):
 class _ClassSampler:
     """A baseline that looks at the query and at the class embeddings; on the CPU alone."""
 
-    def __init__(self, classes):
-        if check.same_device(classes=classes) != "cpu":
+    def __init__(self, weights):
+        if check.same_device(weights=weights) != "cpu":
             raise TypeError(f"{type(self).__name__} computes on the CPU alone, got classes on cuda; pass a NumPy array")
-        self._classes = check.array("classes", classes, np.float32, ("L", "d"))
-        check.finite("classes", self._classes)
-        self.n_classes = check.integer("the number of classes", len(self._classes), 1, 2**31 - 1)
+        self._weights = check.array("weights", weights, np.float32, ("L", "d"))
+        check.finite("weights", self._weights)
+        self.n_classes = check.integer("the number of classes", len(self._weights), 1, 2**31 - 1)
 
     def __repr__(self):
         return f"{type(self).__name__}(n_classes={self.n_classes})"
 
-    def _queries(self, queries):
-        check.same_device(queries=queries, classes=self._classes)
-        queries = check.array("queries", queries, np.float32, ("B", self._classes.shape[1]))
-        check.finite("queries", queries)
-        return queries
+    def _queries(self, h):
+        check.same_device(h=h, weights=self._weights)
+        h = check.array("h", h, np.float32, ("B", self._weights.shape[1]))
+        check.finite("h", h)
+        return h
 
-    def sample(self, queries, n_samples, seed, step=0):
+    def sample(self, h, n_samples, seed, step=0):
         """Draw classes for each query.
 
         Parameters
         ----------
-        queries : (B, d) float32
+        h : (B, d) float32
             Finite; NumPy.
         n_samples : int
             M, at least 1; B M at most 2^31 - 1.
@@ -245,20 +245,20 @@ class _ClassSampler:
         Raises
         ------
         TypeError, ValueError
-            Wrong dtype, shape or device; queries that are not finite; n_samples, seed or step out of range.
+            Wrong dtype, shape or device; h that is not finite; n_samples, seed or step out of range.
         FloatingPointError
-            The scores of queries and classes overflow.
+            The scores h @ weights.T overflow.
         """
-        queries = self._queries(queries)
-        _, shape, seed, step = check_draws(queries, n_samples, seed, step)
-        return self._sample(queries, shape, seed, step)
+        h = self._queries(h)
+        _, shape, seed, step = check_draws(h, n_samples, seed, step)
+        return self._sample(h, shape, seed, step)
 
-    def log_prob(self, queries, ids):
-        """``log Q(ids | queries)``, whatever was drawn.
+    def log_prob(self, h, ids):
+        """``log Q(ids | h)``, whatever was drawn.
 
         Parameters
         ----------
-        queries : (B, d) float32
+        h : (B, d) float32
         ids : (B, M) or (M,) int32, or other integers
             Classes of each row, or those of all rows.
 
@@ -269,26 +269,26 @@ class _ClassSampler:
         Raises
         ------
         TypeError, ValueError
-            Wrong dtype, shape or device; queries that are not finite; ids out of range.
+            Wrong dtype, shape or device; h that is not finite; ids out of range.
         FloatingPointError
-            The scores of queries and classes overflow.
+            The scores h @ weights.T overflow.
         """
-        queries = self._queries(queries)
-        check.same_device(queries=queries, ids=ids)
-        return self._log_prob(queries, check_ids(ids, self.n_classes, len(queries)))
+        h = self._queries(h)
+        check.same_device(h=h, ids=ids)
+        return self._log_prob(h, check_ids(ids, self.n_classes, len(h)))
 
 
 class _KernelSampler(_ClassSampler):
-    """Draws by ``_log_weights(queries)``, (b, L): touches all classes, for a draw and for a probability."""
+    """Draws by ``_log_weights(h)``, (b, L): touches all classes, for a draw and for a probability."""
 
-    def _scores(self, queries):
-        return lambda rows: self._log_weights(queries[rows])
+    def _scores(self, h):
+        return lambda rows: self._log_weights(h[rows])
 
-    def _sample(self, queries, shape, seed, step):
-        return sample_all(self._scores(queries), len(queries), self.n_classes, "cpu", shape, seed, step)
+    def _sample(self, h, shape, seed, step):
+        return sample_all(self._scores(h), len(h), self.n_classes, "cpu", shape, seed, step)
 
-    def _log_prob(self, queries, ids):
-        return log_prob_all(self._scores(queries), ids, len(queries), self.n_classes, "cpu")
+    def _log_prob(self, h, ids):
+        return log_prob_all(self._scores(h), ids, len(h), self.n_classes, "cpu")
 
 
 class SphereSampler(_KernelSampler):
@@ -298,7 +298,7 @@ class SphereSampler(_KernelSampler):
 
     Parameters
     ----------
-    classes : (L, d) float32
+    weights : (L, d) float32
         Held, not copied.
     alpha : float
         Not negative, and a finite float32.
@@ -317,19 +317,19 @@ class SphereSampler(_KernelSampler):
     --------
     >>> import numpy as np
     >>> from sparsemax_nb import SphereSampler
-    >>> classes = np.random.default_rng(0).standard_normal((100, 8), dtype=np.float32)
-    >>> ids, log_q = SphereSampler(classes).sample(classes[:2], n_samples=5, seed=0)
+    >>> weights = np.random.default_rng(0).standard_normal((100, 8), dtype=np.float32)
+    >>> ids, log_q = SphereSampler(weights).sample(weights[:2], n_samples=5, seed=0)
     >>> ids.shape
     (2, 5)
     """
 
-    def __init__(self, classes, alpha=100.0):
-        super().__init__(classes)
+    def __init__(self, weights, alpha=100.0):
+        super().__init__(weights)
         self._alpha = np.float32(check.number("alpha", alpha, 0, float(np.finfo(np.float32).max)))
 
-    def _log_weights(self, queries):
+    def _log_weights(self, h):
         """``log(alpha s^2 + 1)``; where the square overflows, the 1 does not count: ``log(alpha) + 2 log |s|``."""
-        scores = product(queries, self._classes.T)
+        scores = product(h, self._weights.T)
         log_weights = np.log1p(self._alpha * np.square(scores))
         large = ~np.isfinite(log_weights)
         if large.any():
@@ -347,7 +347,7 @@ class RFFSampler(_KernelSampler):
 
     Parameters
     ----------
-    classes : (L, d) float32
+    weights : (L, d) float32
         Held, not copied.
     n_features : int
         D.
@@ -370,29 +370,29 @@ class RFFSampler(_KernelSampler):
     --------
     >>> import numpy as np
     >>> from sparsemax_nb import RFFSampler
-    >>> classes = np.random.default_rng(0).standard_normal((100, 8), dtype=np.float32)
-    >>> ids, log_q = RFFSampler(classes).sample(classes[:2], n_samples=5, seed=0)
+    >>> weights = np.random.default_rng(0).standard_normal((100, 8), dtype=np.float32)
+    >>> ids, log_q = RFFSampler(weights).sample(weights[:2], n_samples=5, seed=0)
     >>> ids.shape
     (2, 5)
     """
 
-    def __init__(self, classes, n_features=32, seed=0):
-        super().__init__(classes)
+    def __init__(self, weights, n_features=32, seed=0):
+        super().__init__(weights)
         n_features = check.integer("n_features", n_features, 1)
-        check.elements(n_features=n_features, width_or_classes=max(self._classes.shape))
+        check.elements(n_features=n_features, width_or_classes=max(self._weights.shape))
         random = np.random.default_rng(check.integer("seed", seed, 0, 2**64 - 1))
-        self._directions = random.standard_normal((n_features, self._classes.shape[1])).astype(np.float32)
+        self._directions = random.standard_normal((n_features, self._weights.shape[1])).astype(np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
-            exponents = product(self._classes, self._directions.T)
-            exponents -= np.float32(0.5) * np.einsum("nd,nd->n", self._classes, self._classes)[:, None]
+            exponents = product(self._weights, self._directions.T)
+            exponents -= np.float32(0.5) * np.einsum("nd,nd->n", self._weights, self._weights)[:, None]
             self._features = np.exp(exponents - exponents.max()).T.copy()
         if not np.isfinite(self._features).all():
             raise FloatingPointError(
                 "the features of the classes overflowed: w . c - |c|^2 / 2; scale the classes down"
             )
 
-    def _log_weights(self, queries):
-        exponents = product(queries, self._directions.T)
+    def _log_weights(self, h):
+        exponents = product(h, self._directions.T)
         weighted = product(np.exp(exponents - exponents.max(axis=1, keepdims=True)), self._features)
         return np.log(np.maximum(weighted, np.finfo(np.float32).tiny))
 
@@ -413,7 +413,7 @@ class LSHSampler(_ClassSampler):
 
     Parameters
     ----------
-    classes : (L, d) float32
+    weights : (L, d) float32
         Held, not copied.
     n_bits, n_tables : int
         Bits of a hash, in [1, 16]; T.
@@ -435,24 +435,24 @@ class LSHSampler(_ClassSampler):
     --------
     >>> import numpy as np
     >>> from sparsemax_nb import LSHSampler
-    >>> classes = np.random.default_rng(0).standard_normal((100, 8), dtype=np.float32)
-    >>> sampler = LSHSampler(classes)
-    >>> ids, log_q = sampler.sample(classes[:2], n_samples=5, seed=0)
-    >>> bool(np.allclose(sampler.log_prob(classes[:2], ids), log_q))
+    >>> weights = np.random.default_rng(0).standard_normal((100, 8), dtype=np.float32)
+    >>> sampler = LSHSampler(weights)
+    >>> ids, log_q = sampler.sample(weights[:2], n_samples=5, seed=0)
+    >>> bool(np.allclose(sampler.log_prob(weights[:2], ids), log_q))
     True
     """
 
-    def __init__(self, classes, n_bits=4, n_tables=16, uniform=0.1, seed=0):
-        super().__init__(classes)
+    def __init__(self, weights, n_bits=4, n_tables=16, uniform=0.1, seed=0):
+        super().__init__(weights)
         n_bits, n_tables = check.integer("n_bits", n_bits, 1, 16), check.integer("n_tables", n_tables, 1)
-        check.elements(n_tables=n_tables, size=max(self.n_classes, n_bits * self._classes.shape[1], 2**n_bits + 1))
+        check.elements(n_tables=n_tables, size=max(self.n_classes, n_bits * self._weights.shape[1], 2**n_bits + 1))
         check.number("uniform", uniform, 0, 1)
         if uniform == 0:
             raise ValueError("uniform must be above 0: without it most classes would have probability 0")
         self._uniform = np.float32(uniform)
         random = np.random.default_rng(check.integer("seed", seed, 0, 2**64 - 1))
-        self._planes = random.standard_normal((n_tables, n_bits, self._classes.shape[1])).astype(np.float32)
-        codes, n_buckets = self._codes(self._classes), 2**n_bits
+        self._planes = random.standard_normal((n_tables, n_bits, self._weights.shape[1])).astype(np.float32)
+        codes, n_buckets = self._codes(self._weights), 2**n_bits
         indptr = np.zeros((n_tables, n_buckets + 1), np.int32)
         for t in range(n_tables):
             indptr[t, 1:] = np.cumsum(np.bincount(codes[:, t], minlength=n_buckets))
@@ -468,15 +468,15 @@ class LSHSampler(_ClassSampler):
         backend_of("cpu", "baselines").hash_codes(vectors, self._planes, codes)
         return codes
 
-    def _sample(self, queries, shape, seed, step):
+    def _sample(self, h, shape, seed, step):
         ids, log_q = np.empty(shape, np.int32), np.empty(shape, np.float32)
         draw = backend_of("cpu", "baselines").lsh_sample
-        draw(self._codes(queries), self._tables, self._uniform, seed, step, ids, log_q)
+        draw(self._codes(h), self._tables, self._uniform, seed, step, ids, log_q)
         return ids, log_q
 
-    def _log_prob(self, queries, ids):
-        ids = np.ascontiguousarray(np.broadcast_to(ids, (len(queries), ids.shape[-1])))
+    def _log_prob(self, h, ids):
+        ids = np.ascontiguousarray(np.broadcast_to(ids, (len(h), ids.shape[-1])))
         log_q = np.empty(ids.shape, np.float32)
         log_prob = backend_of("cpu", "baselines").lsh_log_prob
-        log_prob(self._codes(queries), self._tables, self._uniform, ids, log_q)
+        log_prob(self._codes(h), self._tables, self._uniform, ids, log_q)
         return log_q

@@ -1,6 +1,6 @@
 """DS-Softmax: a gate sends each query to one small expert, so that it meets a fraction of the classes.
 
-``g = softmax(gate h);  k = argmax g;  logits = g_k rows h`` for the classes that expert k holds; the others are absent. The
+``g = softmax(gate h);  k = argmax g;  logits = g_k weights h`` for the classes that expert k holds; the others are absent. The
 value g_k is not normalised to 1: it is the inverse temperature of the expert's softmax, and the way by which the gate learns.
 
 Source: S. Liao, T. Chen, T. Lin, D. Zhou, C. Wang, "Doubly sparse: sparse mixture of sparse experts for efficient
@@ -14,29 +14,29 @@ from .core.device import asarray, backend_of, empty, module_of, product, resolve
 from .core.experts import Experts, group
 
 #: Scores that are held at once when queries are answered: 64 MiB.
-HELD = 1 << 24
+MAX_ELEMENTS = 1 << 24
 #: Queries for each expert, on average, from which those of an expert are multiplied at once.
 ENOUGH_ROWS = 8
 #: Rows that all experts together may have: their places are int32.
 MOST_ROWS = 2**31 - 1
 
 
-def _check_experts(gate, starts, ids, rows, n_classes):
+def _check_experts(gate, starts, ids, weights, n_classes):
     """The gate and `Experts`, checked."""
-    device = check.same_device(gate=gate, starts=starts, ids=ids, rows=rows)
+    device = check.same_device(gate=gate, starts=starts, ids=ids, weights=weights)
     gate = check.array("gate", gate, np.float32, ("E", "d"))
     n_experts, width = gate.shape
     check.integer("n_experts (the length of gate)", n_experts, 1)
     starts = check.integers("starts", starts, (n_experts + 1,))
     ids = check.integers("ids", ids, ("R",), n_classes)
-    rows = check.array("rows", rows, np.float32, (ids.shape[0], width))
+    weights = check.array("weights", weights, np.float32, (ids.shape[0], width))
     host_starts, host_ids = to_numpy(starts), to_numpy(ids)
     if host_starts[0] != 0 or host_starts[-1] != len(host_ids) or (np.diff(host_starts) < 0).any():
         raise ValueError(f"starts must rise from 0 to {len(host_ids)}, the length of ids")
     falls = np.flatnonzero(np.diff(host_ids) <= 0) + 1
     if not np.isin(falls, host_starts).all():
         raise ValueError("ids must be ascending inside each expert")
-    return device, gate, Experts(starts, ids, rows)
+    return device, gate, Experts(starts, ids, weights)
 
 
 class PackedDSSoftmax:
@@ -47,10 +47,10 @@ class PackedDSSoftmax:
     gate : (E, d) float32
         A row for each expert.
     starts : (E + 1,) int32, or other integers
-        Expert k holds the rows ``starts[k] : starts[k + 1]`` of `ids` and `rows`.
+        Expert k holds the rows ``starts[k] : starts[k + 1]`` of `ids` and `weights`.
     ids : (R,) int32, or other integers
         Classes, ascending inside an expert.
-    rows : (R, d) float32
+    weights : (R, d) float32
         Their output embeddings.
     n_classes : int
         L, of all experts together.
@@ -72,8 +72,8 @@ class PackedDSSoftmax:
     >>> from sparsemax_nb import PackedDSSoftmax
     >>> gate = np.array([[9, 0], [-9, 0]], np.float32)
     >>> starts, ids = np.array([0, 2, 5], np.int32), np.array([0, 1, 1, 2, 3], np.int32)
-    >>> rows = np.array([[0, 1], [0, 2], [0, 1], [0, 3], [0, 2]], np.float32)
-    >>> packed = PackedDSSoftmax(gate, starts, ids, rows, n_classes=4)
+    >>> weights = np.array([[0, 1], [0, 2], [0, 1], [0, 3], [0, 2]], np.float32)
+    >>> packed = PackedDSSoftmax(gate, starts, ids, weights, n_classes=4)
     >>> probabilities, found = packed.top_k(np.array([[1, 1], [-1, 1]], np.float32), k=2)
     >>> found.tolist(), probabilities.astype(float).round(2).tolist()
     ([[1, 0], [2, 3]], [[0.73, 0.27], [0.67, 0.24]])
@@ -84,18 +84,18 @@ class PackedDSSoftmax:
     #: What the files of `save` say that they hold.
     kind = "ds-softmax"
 
-    def __init__(self, gate, starts, ids, rows, n_classes):
+    def __init__(self, gate, starts, ids, weights, n_classes):
         self.n_classes = check.integer("n_classes", n_classes, 1, MOST_ROWS)
-        self.device, self.gate, experts = _check_experts(gate, starts, ids, rows, self.n_classes)
+        self.device, self.gate, experts = _check_experts(gate, starts, ids, weights, self.n_classes)
         self._hold(experts)
 
     def _hold(self, experts):
         self._experts, self._sizes = experts, np.diff(to_numpy(experts.starts))
-        self._at_once = max(1, HELD // max(int(self._sizes.max()), 1))  # queries
+        self._at_once = max(1, MAX_ELEMENTS // max(int(self._sizes.max()), 1))  # queries
 
     starts = property(lambda self: self._experts.starts, doc="(E + 1,) int32")
     ids = property(lambda self: self._experts.ids, doc="(R,) int32")
-    rows = property(lambda self: self._experts.rows, doc="(R, d) float32")
+    weights = property(lambda self: self._experts.weights, doc="(R, d) float32")
     n_experts = property(lambda self: self.gate.shape[0], doc="E")
     width = property(lambda self: self.gate.shape[1], doc="d")
     sizes = property(lambda self: self._sizes, doc="(E,) NumPy: how many classes each expert holds")
@@ -112,7 +112,7 @@ class PackedDSSoftmax:
         return np.bincount(to_numpy(self.ids), minlength=self.n_classes)
 
     def _queries(self, h):
-        check.same_device(h=h, rows=self.rows)
+        check.same_device(h=h, weights=self.weights)
         return check.array("h", h, np.float32, ("B", self.width))
 
     def choose(self, h):
@@ -243,7 +243,7 @@ class PackedDSSoftmax:
         Returns
         -------
         probabilities : (B, k) float32
-            ``softmax(g_k rows h)`` over the classes of the chosen expert alone: how likely a class is, given that it is
+            ``softmax(g_k weights h)`` over the classes of the chosen expert alone: how likely a class is, given that it is
             one of these. A class that the expert does not hold has none, though it may be more likely.
         ids : (B, k) int32
             Probability descending, of equal ones the lower id first. Where the expert holds fewer than k classes: id
@@ -252,7 +252,7 @@ class PackedDSSoftmax:
         Raises
         ------
         TypeError, ValueError
-            Wrong dtype, shape or device; queries that are not finite; k out of range.
+            Wrong dtype, shape or device; h that is not finite; k out of range.
         FloatingPointError
             The scores overflow.
         """
@@ -260,28 +260,28 @@ class PackedDSSoftmax:
         n_rows = h.shape[0]
         check.elements(rows=n_rows, k=k)
         probabilities, ids = (empty((n_rows, k), dtype, self.device) for dtype in (np.float32, np.int32))
-        answer = self._answer_few if n_rows < ENOUGH_ROWS * self.n_experts else self._answer_many
+        answer = self._top_k_of_few if n_rows < ENOUGH_ROWS * self.n_experts else self._top_k_of_many
         for first in range(0, n_rows, self._at_once):
             some = slice(first, first + self._at_once)
             answer(h[some], probabilities[some], ids[some])
         if not bool(module_of(self.device).isfinite(probabilities).all()):
-            for name, array in (("h", h), ("gate", self.gate), ("rows", self.rows)):
+            for name, array in (("h", h), ("gate", self.gate), ("weights", self.weights)):
                 check.finite(name, array)
-            raise FloatingPointError("the scores of the experts overflowed; scale h or the rows down")
+            raise FloatingPointError("the scores of the experts overflowed; scale h or the weights down")
         return probabilities, ids
 
-    def _answer_few(self, h, probabilities, ids):
+    def _top_k_of_few(self, h, probabilities, ids):
         """Each query reads its expert for itself."""
         backend_of(self.device, "ds_softmax").answer(h, self.gate, self._experts, probabilities, ids)
 
-    def _answer_many(self, h, probabilities, ids):
+    def _top_k_of_many(self, h, probabilities, ids):
         """The queries of an expert are multiplied at once."""
-        wing, device = backend_of(self.device, "ds_softmax"), self.device
+        kernels, device = backend_of(self.device, "ds_softmax"), self.device
         chosen, values = self._route(h)
         groups = group(chosen, self.starts)
         scores = empty(int(groups.offsets[-1]), np.float32, device)
-        wing.scores(h[groups.order], groups, self._experts, scores)
-        wing.select(scores, values, groups, self._experts, probabilities, ids)
+        kernels.scores(h[groups.order], groups, self._experts, scores)
+        kernels.select(scores, values, groups, self._experts, probabilities, ids)
 
     def save(self, path):
         """Write gate and experts (safetensors); the file appears, or is replaced, once it is complete.
@@ -360,9 +360,9 @@ class PackedDSSoftmax:
         with checkpoint.whole(path, "DS-Softmax"):
             # what steers a kernel's reads is never mapped: it stays as it was when it was checked
             gate, starts, ids = (asarray(arrays[name], device) for name in ("gate", "starts", "ids"))
-            rows = asarray(arrays.mapped("rows") if mapped and device == "cpu" else arrays["rows"], device)
-            packed = cls(gate, starts, ids, rows, description["n_classes"])
-            for name, array in ({"gate": gate} | ({} if mapped else {"rows": rows})).items():
+            weights = asarray(arrays.mapped("weights") if mapped and device == "cpu" else arrays["weights"], device)
+            packed = cls(gate, starts, ids, weights, description["n_classes"])
+            for name, array in ({"gate": gate} | ({} if mapped else {"weights": weights})).items():
                 check.finite(name, array)
         return packed
 

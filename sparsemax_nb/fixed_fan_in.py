@@ -24,7 +24,7 @@ MOST_CONNECTIONS = 2**40
 class FixedFanIn:
     """The arrays of a sparse output layer in which every label is connected to exactly K of the H inputs.
 
-    ``scores[b, l] = bias[l] + sum_k values[l, k] x[b, indices[l, k]]``; dense equivalent: ``x @ layer.to_dense().T +
+    ``scores[b, l] = bias[l] + sum_k values[l, k] h[b, indices[l, k]]``; dense equivalent: ``h @ layer.to_dense().T +
     bias``.
 
     Parameters
@@ -59,7 +59,7 @@ class FixedFanIn:
     array([[31.]], dtype=float32)
     """
 
-    wing = "fixed_fan_in"  # the file of each wing that computes with such a layer
+    operations = "fixed_fan_in"  # the file of each wing that computes with such a layer
     row = "label"  # what a row of indices belongs to
 
     def __init__(self, n_inputs, indices, values, bias):
@@ -135,11 +135,11 @@ class FixedFanIn:
         check.elements(MOST_CONNECTIONS, n_labels=n_labels, fan_in=fan_in)
         seed = np.uint64(check.integer("seed", seed, 0, 2**64 - 1))
         device = resolve_device(check.choice("device", device, ("cpu", "cuda")))
-        wing = backend_of(device, "fixed_fan_in")
+        kernels = backend_of(device, "fixed_fan_in")
         indices = empty((n_labels, fan_in), np.int32, device)
         values = empty((n_labels, fan_in), np.float32, device)
-        wing.random_connections(seed, n_inputs, indices)
-        wing.random_values(seed, rng.WEIGHTS, np.float32(1 / math.sqrt(fan_in)), values.reshape(-1))
+        kernels.random_connections(seed, n_inputs, indices)
+        kernels.random_values(seed, rng.WEIGHTS, np.float32(1 / math.sqrt(fan_in)), values.reshape(-1))
         layer = cls.__new__(cls)  # legal by construction: no second look at the indices
         layer.n_inputs, layer.device = n_inputs, device
         layer.arrays = Connections(indices, values, zeros(n_labels, np.float32, device))
@@ -155,8 +155,8 @@ class FixedFanIn:
 
     def _redraw(self, seed, step, cut, offsets, bits, moments, slots):
         """New connections for the smallest slots; their values and moments become zero."""
-        wing = backend_of(self.device, "rewiring")
-        wing.redraw(seed, step, self.n_inputs, cut, offsets, self.indices, bits, moments, slots)
+        kernels = backend_of(self.device, "rewiring")
+        kernels.redraw(seed, step, self.n_inputs, cut, offsets, self.indices, bits, moments, slots)
 
     def to_dense(self):
         """The dense weight matrix; for small layers and tests.
@@ -178,27 +178,27 @@ class FixedFanIn:
         return dense
 
 
-def _inputs(x, layer):
-    """Check x and the layer against each other; returns x and the wing that computes."""
+def _inputs(h, layer):
+    """Check h and the layer against each other; returns h and the wing that computes."""
     if not isinstance(layer, FixedFanIn):
         raise TypeError(f"layer must be a FixedFanIn, got {type(layer).__name__}")
-    device = check.same_device(x=x, layer=layer.values)
-    x = check.array("x", x, np.float32, ("B", layer.n_inputs))
-    check.finite("x", x)
-    return x, backend_of(device, layer.wing)
+    device = check.same_device(h=h, layer=layer.values)
+    h = check.array("h", h, np.float32, ("B", layer.n_inputs))
+    check.finite("h", h)
+    return h, backend_of(device, layer.operations)
 
 
-def fixed_fan_in_forward(x, layer, *, out=None):
-    """Scores of all labels: ``scores[b, l] = bias[l] + sum_k values[l, k] x[b, indices[l, k]]``.
+def fixed_fan_in_forward(h, layer, *, out=None):
+    """Scores of all labels: ``scores[b, l] = bias[l] + sum_k values[l, k] h[b, indices[l, k]]``.
 
-    Dense equivalent: ``x @ layer.to_dense().T + layer.bias``.
+    Dense equivalent: ``h @ layer.to_dense().T + layer.bias``.
 
     Parameters
     ----------
-    x : (B, H) float32
+    h : (B, H) float32
         Inputs, finite; B may be 0.
     layer : FixedFanIn
-        On the device of x.
+        On the device of h.
     out : (B, L) float32, optional
         Overwritten and returned; allocated where not given.
 
@@ -209,7 +209,7 @@ def fixed_fan_in_forward(x, layer, *, out=None):
     Raises
     ------
     TypeError, ValueError
-        Wrong dtype, device, shape or layout; x not finite.
+        Wrong dtype, device, shape or layout; h not finite.
 
     Notes
     -----
@@ -220,28 +220,28 @@ def fixed_fan_in_forward(x, layer, *, out=None):
     >>> import numpy as np
     >>> from sparsemax_nb import FixedFanIn, fixed_fan_in_forward
     >>> layer = FixedFanIn.random(n_labels=5, n_inputs=16, fan_in=4, seed=1)
-    >>> x = np.ones((2, 16), np.float32)
-    >>> np.allclose(fixed_fan_in_forward(x, layer), x @ layer.to_dense().T + layer.bias, atol=1e-6)
+    >>> h = np.ones((2, 16), np.float32)
+    >>> np.allclose(fixed_fan_in_forward(h, layer), h @ layer.to_dense().T + layer.bias, atol=1e-6)
     True
     """
-    x, wing = _inputs(x, layer)
-    check.elements(rows=x.shape[0], n_labels=layer.n_labels)
-    inputs = {"x": x, "layer.indices": layer.indices, "layer.values": layer.values, "layer.bias": layer.bias}
-    scores = check.output("out", out, np.float32, (x.shape[0], layer.n_labels), layer.device, **inputs)
-    wing.forward(x, layer.arrays, scores)
+    h, kernels = _inputs(h, layer)
+    check.elements(rows=h.shape[0], n_labels=layer.n_labels)
+    inputs = {"h": h, "layer.indices": layer.indices, "layer.values": layer.values, "layer.bias": layer.bias}
+    scores = check.output("out", out, np.float32, (h.shape[0], layer.n_labels), layer.device, **inputs)
+    kernels.forward(h, layer.arrays, scores)
     return scores
 
 
-def fixed_fan_in_backward(x, layer, dscores):
+def fixed_fan_in_backward(h, layer, dscores):
     """Gradients of ``sum(dscores * scores)`` by the inputs, the weights and the bias.
 
-    ``dx[b, i] = sum over (l, k) with indices[l, k] = i of dscores[b, l] values[l, k]``;
-    ``dvalues[l, k] = sum_b dscores[b, l] x[b, indices[l, k]]``; ``dbias[l] = sum_b dscores[b, l]``.
-    Dense equivalent: ``dx = dscores @ layer.to_dense()``.
+    ``dh[b, i] = sum over (l, k) with indices[l, k] = i of dscores[b, l] values[l, k]``;
+    ``dvalues[l, k] = sum_b dscores[b, l] h[b, indices[l, k]]``; ``dbias[l] = sum_b dscores[b, l]``.
+    Dense equivalent: ``dh = dscores @ layer.to_dense()``.
 
     Parameters
     ----------
-    x : (B, H) float32
+    h : (B, H) float32
         The inputs of the forward pass.
     layer : FixedFanIn
     dscores : (B, L) float32
@@ -249,47 +249,47 @@ def fixed_fan_in_backward(x, layer, dscores):
 
     Returns
     -------
-    dx : (B, H) float32
+    dh : (B, H) float32
     dvalues : (L, K) float32
     dbias : (L,) float32
 
     Raises
     ------
     TypeError, ValueError
-        Wrong dtype, device, shape or layout; x or dscores not finite.
+        Wrong dtype, device, shape or layout; h or dscores not finite.
 
     Notes
     -----
-    On CUDA dx is summed with atomics: the order of its float sums varies. Source: arXiv 2306.03725, section 3.
+    On CUDA dh is summed with atomics: the order of its float sums varies. Source: arXiv 2306.03725, section 3.
 
     Examples
     --------
     >>> import numpy as np
     >>> from sparsemax_nb import FixedFanIn, fixed_fan_in_backward
     >>> layer = FixedFanIn.random(n_labels=5, n_inputs=16, fan_in=4, seed=1)
-    >>> dx, dvalues, dbias = fixed_fan_in_backward(np.ones((2, 16), np.float32), layer, np.ones((2, 5), np.float32))
-    >>> dx.shape, dvalues.shape, dbias
+    >>> dh, dvalues, dbias = fixed_fan_in_backward(np.ones((2, 16), np.float32), layer, np.ones((2, 5), np.float32))
+    >>> dh.shape, dvalues.shape, dbias
     ((2, 16), (5, 4), array([2., 2., 2., 2., 2.], dtype=float32))
     """
-    x, wing = _inputs(x, layer)
-    check.same_device(x=x, dscores=dscores)
-    dscores = check.array("dscores", dscores, np.float32, (x.shape[0], layer.n_labels))
+    h, kernels = _inputs(h, layer)
+    check.same_device(h=h, dscores=dscores)
+    dscores = check.array("dscores", dscores, np.float32, (h.shape[0], layer.n_labels))
     check.finite("dscores", dscores)
-    dx = empty(x.shape, np.float32, layer.device)
+    dh = empty(h.shape, np.float32, layer.device)
     dvalues = empty(layer.values.shape, np.float32, layer.device)
     dbias = empty(layer.bias.shape, np.float32, layer.device)
-    wing.backward(x, layer.arrays, dscores, dx, dvalues, dbias)
-    return dx, dvalues, dbias
+    kernels.backward(h, layer.arrays, dscores, dh, dvalues, dbias)
+    return dh, dvalues, dbias
 
 
-def fixed_fan_in_top_k(x, layer, k):
+def fixed_fan_in_top_k(h, layer, k):
     """The k best labels of each row, without a (B, L) array: for large k at most 64 MiB of the scores exist at a time, or one row.
 
     Dense equivalent: ``np.argsort(-scores, axis=1, kind="stable")[:, :k]``.
 
     Parameters
     ----------
-    x : (B, H) float32
+    h : (B, H) float32
     layer : FixedFanIn
     k : int
         1 <= k <= L.
@@ -304,7 +304,7 @@ def fixed_fan_in_top_k(x, layer, k):
     Raises
     ------
     TypeError, ValueError
-        Wrong dtype, device, shape or layout; k out of range; x not finite; weights that give NaN scores.
+        Wrong dtype, device, shape or layout; k out of range; h not finite; weights that give NaN scores.
 
     Notes
     -----
@@ -319,18 +319,18 @@ def fixed_fan_in_top_k(x, layer, k):
     >>> scores, ids
     (array([[3., 2.]], dtype=float32), array([[1, 2]], dtype=int32))
     """
-    x, wing = _inputs(x, layer)
+    h, kernels = _inputs(h, layer)
     k = check.integer("k", k, 1, layer.n_labels, f" (n_labels = {layer.n_labels})")
-    check.elements(rows=x.shape[0], k=k)
-    top_scores = empty((x.shape[0], k), np.float32, layer.device)
-    top_ids = empty((x.shape[0], k), np.int32, layer.device)
-    wing.top_k(x, layer.arrays, top_scores, top_ids)
-    if x.shape[0] and not bool(module_of(layer.device).isfinite(top_scores).all()):
+    check.elements(rows=h.shape[0], k=k)
+    top_scores = empty((h.shape[0], k), np.float32, layer.device)
+    top_ids = empty((h.shape[0], k), np.int32, layer.device)
+    kernels.top_k(h, layer.arrays, top_scores, top_ids)
+    if h.shape[0] and not bool(module_of(layer.device).isfinite(top_scores).all()):
         raise ValueError("layer gives NaN scores: its values or bias hold NaN or infinity")
     return top_scores, top_ids
 
 
-def fixed_fan_in_step(x, layer, labels, loss, optimizer):
+def fixed_fan_in_step(h, layer, labels, loss, optimizer):
     """Forward, loss, backward and update in one pass over the labels; no (B, L) array exists.
 
     ``loss = 1/B sum_b sum_l f(y[b, l] scores[b, l])``, y = +1 for positive labels, else -1; f(z) = max(0, 1 - z)^2
@@ -339,7 +339,7 @@ def fixed_fan_in_step(x, layer, labels, loss, optimizer):
 
     Parameters
     ----------
-    x : (B, H) float32
+    h : (B, H) float32
     layer : FixedFanIn
         values and bias are updated in place.
     labels : SciPy CSR matrix (B, L) or Labels(indptr, indices) of integers
@@ -353,13 +353,13 @@ def fixed_fan_in_step(x, layer, labels, loss, optimizer):
     -------
     loss : float
         From before the update.
-    dx : (B, H) float32
+    dh : (B, H) float32
         Gradient by the inputs, from the values before the update.
 
     Raises
     ------
     TypeError, ValueError
-        Wrong dtype, device, shape or layout; labels out of range, repeated or NaN; x not finite; values, bias or
+        Wrong dtype, device, shape or layout; labels out of range, repeated or NaN; h not finite; values, bias or
         moments that are read-only. Nothing has changed.
     FloatingPointError
         The loss is NaN or infinite: the layer's values or bias were not finite, or overflowed. The step has been taken
@@ -367,35 +367,35 @@ def fixed_fan_in_step(x, layer, labels, loss, optimizer):
 
     Notes
     -----
-    On CUDA dx is summed with atomics: the order of its float sums varies. Source: arXiv 2306.03725, sections 3 and 4.
+    On CUDA dh is summed with atomics: the order of its float sums varies. Source: arXiv 2306.03725, sections 3 and 4.
 
     Examples
     --------
     >>> import numpy as np, scipy.sparse
     >>> from sparsemax_nb import Adam, FixedFanIn, fixed_fan_in_step
     >>> layer, adam = FixedFanIn.random(n_labels=5, n_inputs=16, fan_in=4, seed=1), Adam(learning_rate=0.1)
-    >>> x, labels = np.ones((2, 16), np.float32), scipy.sparse.csr_matrix([[0, 1, 0, 0, 0], [0, 1, 0, 0, 1]])
-    >>> losses = [fixed_fan_in_step(x, layer, labels, "squared-hinge", adam)[0] for _ in range(50)]
+    >>> h, labels = np.ones((2, 16), np.float32), scipy.sparse.csr_matrix([[0, 1, 0, 0, 0], [0, 1, 0, 0, 1]])
+    >>> losses = [fixed_fan_in_step(h, layer, labels, "squared-hinge", adam)[0] for _ in range(50)]
     >>> losses[0] > 3 * losses[-1]
     True
     """
-    x, wing = _inputs(x, layer)
+    h, kernels = _inputs(h, layer)
     check.choice("loss", loss, tuple(LOSSES))
     if not isinstance(optimizer, (Adam, SGD)):
         raise TypeError(f"optimizer must be Adam or SGD, got {type(optimizer).__name__}")
-    labels = as_labels(labels, x.shape[0], layer.device, layer.n_labels)
-    positives = by_label(labels, layer.n_labels)
+    labels = as_labels(labels, h.shape[0], layer.device, layer.n_labels)
+    label_rows = by_label(labels, layer.n_labels)
     optimizer.check_writable(**{"layer.values": layer.values, "layer.bias": layer.bias})
-    dx = empty(x.shape, np.float32, layer.device)
+    dh = empty(h.shape, np.float32, layer.device)
     label_loss = empty(layer.n_labels, np.float32, layer.device)
     kind, rates, values_moments = optimizer.begin_step(layer.values)
     _, _, bias_moments = optimizer.begin_step(layer.bias)
-    inputs = x, layer.arrays, positives, LOSSES[loss], kind, rates, values_moments, bias_moments
-    wing.step(*inputs, *layer._step_inputs(optimizer), dx, label_loss)
+    inputs = h, layer.arrays, label_rows, LOSSES[loss], kind, rates, values_moments, bias_moments
+    kernels.step(*inputs, *layer._step_inputs(optimizer), dh, label_loss)
     optimizer.end_step(layer.values, layer.bias)
     value = float(label_loss.sum(dtype=np.float64))
     if not math.isfinite(value):
         raise FloatingPointError(
             f"the loss is {value}: the layer's values or bias are not finite; lower the learning rate"
         )
-    return value, dx
+    return value, dh

@@ -13,7 +13,7 @@ from .core.sparse import Labels, as_targets, holds_several
 #: Where the running maximum starts: finite, so that the difference of two of them is 0.
 LOWEST = np.finfo(np.float32).min
 #: Logits that are held at once: 64 MiB.
-HELD = 1 << 24
+MAX_ELEMENTS = 1 << 24
 #: Rows that are worked on together. With fewer, reading and writing dw costs more than a fourth product.
 MOST_ROWS, FEWEST_ROWS = 512, 64
 #: Weights that are widened to float32 at once, where they are bfloat16: 16 MiB.
@@ -30,17 +30,17 @@ class _Plan(NamedTuple):
 
 
 def _plan(n_rows, n_classes, most_classes):
-    rows = min(n_rows, MOST_ROWS, HELD // n_classes)
+    rows = min(n_rows, MOST_ROWS, MAX_ELEMENTS // n_classes)
     held = rows >= min(n_rows, FEWEST_ROWS)
     rows = rows if held else min(n_rows, MOST_ROWS)
-    return _Plan(rows, max(1, min(n_classes, HELD // max(rows, FEWEST_ROWS), most_classes)), held)
+    return _Plan(rows, max(1, min(n_classes, MAX_ELEMENTS // max(rows, FEWEST_ROWS), most_classes)), held)
 
 
 def _slices(n, size):
     return [slice(first, min(first + size, n)) for first in range(0, n, size)]
 
 
-def softmax_cross_entropy(h, w, targets, bias=None, *, ignore_index=-1):
+def softmax_cross_entropy(h, weights, targets, bias=None, *, ignore_index=-1):
     """Exact cross-entropy ``mean_b(sum_{t in targets of b} log sum_c exp(s_bc) - s_bt)``, s = h @ w.T + bias; its gradients.
 
     At most 64 MiB of the (B, L) logits exist at a time: some rows pass over the classes, once for the sums, once for
@@ -53,7 +53,7 @@ def softmax_cross_entropy(h, w, targets, bias=None, *, ignore_index=-1):
     h : (B, d) float32 or bfloat16
         bfloat16 (``ml_dtypes.bfloat16``, in NumPy and in CuPy 14) is widened to float32, which is exact: h at once, w
         some classes at a time. Everything is computed in float32, the gradients are float32.
-    w : (L, d) like h
+    weights : (L, d) like h
     targets : (B,) int32 or other integers, or SciPy CSR matrix (B, L), or Labels(indptr, indices)
         One class for each row, in [0, L), or `ignore_index`: then the row does not count. Or any number of positive
         labels for each row; every one counts. On CUDA `Labels`, not a SciPy matrix.
@@ -66,7 +66,7 @@ def softmax_cross_entropy(h, w, targets, bias=None, *, ignore_index=-1):
     loss : float
         The mean over the rows, those apart that are ignored; 0 where none is left.
     dh : (B, d) float32
-    dw : (L, d) float32
+    dweights : (L, d) float32
     dbias : (L,) float32
         Also where no bias was given.
 
@@ -85,30 +85,32 @@ def softmax_cross_entropy(h, w, targets, bias=None, *, ignore_index=-1):
     --------
     >>> import numpy as np
     >>> from sparsemax_nb import Labels, softmax_cross_entropy
-    >>> h, w = np.eye(2, 3, dtype=np.float32), np.eye(4, 3, dtype=np.float32)
-    >>> loss, dh, dw, dbias = softmax_cross_entropy(h, w, np.array([0, 2], np.int32))
-    >>> round(loss, 4), dh.shape, dw.shape, dbias.shape
+    >>> h, weights = np.eye(2, 3, dtype=np.float32), np.eye(4, 3, dtype=np.float32)
+    >>> loss, dh, dweights, dbias = softmax_cross_entropy(h, weights, np.array([0, 2], np.int32))
+    >>> round(loss, 4), dh.shape, dweights.shape, dbias.shape
     (1.2437, (2, 3), (4, 3), (4,))
 
     The first row has two labels, the second none:
 
     >>> labels = Labels(np.array([0, 2, 2], np.int32), np.array([0, 3], np.int32))
-    >>> round(softmax_cross_entropy(h, w, labels)[0], 4)
+    >>> round(softmax_cross_entropy(h, weights, labels)[0], 4)
     1.2437
     """
     arrays = (
-        {"h": h, "w": w}
+        {"h": h, "weights": weights}
         | ({} if holds_several(targets) else {"targets": targets})
         | ({} if bias is None else {"bias": bias})
     )
     device = check.same_device(**arrays)
-    w = _check_floats("w", w, ("L", "d"))
-    n_classes, width = w.shape
-    check.integer("n_classes (the length of w)", n_classes, 1)
+    weights = _check_floats("weights", weights, ("L", "d"))
+    n_classes, width = weights.shape
+    check.integer("n_classes (the length of weights)", n_classes, 1)
     h = _check_floats("h", h, ("B", width))
     n_rows = h.shape[0]
-    if h.dtype != w.dtype:
-        raise TypeError(f"h and w must have the same dtype, got {h.dtype} and {w.dtype}; use h.astype(w.dtype)")
+    if h.dtype != weights.dtype:
+        raise TypeError(
+            f"h and weights must have the same dtype, got {h.dtype} and {weights.dtype}; use h.astype(w.dtype)"
+        )
     ignore_index = check.integer("ignore_index", ignore_index, -(2**31), 2**31 - 1)
     if 0 <= ignore_index < n_classes:
         raise ValueError(f"ignore_index must not be a class, one of [0, {n_classes}), got {ignore_index}")
@@ -116,26 +118,26 @@ def softmax_cross_entropy(h, w, targets, bias=None, *, ignore_index=-1):
     n_counted = n_rows if holds_several(targets) else int(labels.indptr[-1])
     bias = zeros(n_classes, np.float32, device) if bias is None else _check_floats("bias", bias, (n_classes,))
     h, bias = _widened(h), _widened(bias)
-    dh, dw, dbias = (zeros(a.shape, np.float32, device) for a in (h, w, bias))
+    dh, dweights, dbias = (zeros(a.shape, np.float32, device) for a in (h, weights, bias))
     if not n_rows:
-        return 0.0, dh, dw, dbias
-    loss = _loss_and_gradients(h, w, bias, labels, n_counted, dh, dw, dbias, device)
+        return 0.0, dh, dweights, dbias
+    loss = _loss_and_gradients(h, weights, bias, labels, n_counted, dh, dweights, dbias, device)
     if not (math.isfinite(loss) and bool(module_of(device).isfinite(dh).all())):
-        for name, value in (("h", h), ("w", w), ("bias", bias)):
+        for name, value in (("h", h), ("weights", weights), ("bias", bias)):
             check.finite(name, _widened(value))
         raise FloatingPointError("the logits h @ w.T + bias overflowed; lower the learning rate")
-    return loss, dh, dw, dbias
+    return loss, dh, dweights, dbias
 
 
-def target_ranks(h, w, targets):
-    """``log softmax(h @ w.T)[target]`` and the rank of each target among all classes, 0 for the best.
+def target_ranks(h, weights, targets):
+    """``log softmax(h @ weights.T)[target]`` and the rank of each target among all classes, 0 for the best.
 
     At most 64 MiB of the (B, L) logits exist at a time, or one row where that is more; each is computed once.
 
     Parameters
     ----------
     h : (B, d) float32
-    w : (L, d) float32
+    weights : (L, d) float32
     targets : (B,) int32 or other integers
         One class for each row, in [0, L).
 
@@ -163,29 +165,29 @@ def target_ranks(h, w, targets):
     --------
     >>> import numpy as np
     >>> from sparsemax_nb import target_ranks
-    >>> h, w = np.eye(2, 3, dtype=np.float32), np.eye(4, 3, dtype=np.float32)
-    >>> log_prob, rank = target_ranks(h, w, np.array([0, 3], np.int32))
+    >>> h, weights = np.eye(2, 3, dtype=np.float32), np.eye(4, 3, dtype=np.float32)
+    >>> log_prob, rank = target_ranks(h, weights, np.array([0, 3], np.int32))
     >>> log_prob.round(4), rank
     (array([-0.7437, -1.7437], dtype=float32), array([0, 3], dtype=int32))
     """
-    device = check.same_device(h=h, w=w, targets=targets)
-    w = check.array("w", w, np.float32, ("L", "d"))
-    n_classes, width = w.shape
-    check.integer("n_classes (the length of w)", n_classes, 1)
+    device = check.same_device(h=h, weights=weights, targets=targets)
+    weights = check.array("weights", weights, np.float32, ("L", "d"))
+    n_classes, width = weights.shape
+    check.integer("n_classes (the length of weights)", n_classes, 1)
     h = check.array("h", h, np.float32, ("B", width))
     n_rows = h.shape[0]
     targets = check.integers("targets", targets, (n_rows,), n_classes)
-    wing, matmul = backend_of(device, "full_softmax"), backend_of(device, "matmul").matmul
+    kernels, matmul = backend_of(device, "full_softmax"), backend_of(device, "matmul").matmul
     log_prob, rank = (empty(n_rows, dtype, device) for dtype in (np.float32, np.int32))
-    at_once = max(1, min(n_rows, HELD // n_classes))
+    at_once = max(1, min(n_rows, MAX_ELEMENTS // n_classes))
     buffer = empty((at_once, n_classes), np.float32, device)
     for rows in _slices(n_rows, at_once):
         logits = buffer[: min(rows.stop, n_rows) - rows.start]
-        matmul(h[rows], w.T, logits)
-        wing.rank(logits, targets[rows], log_prob[rows], rank[rows])
+        matmul(h[rows], weights.T, logits)
+        kernels.rank(logits, targets[rows], log_prob[rows], rank[rows])
     if not bool(module_of(device).isfinite(log_prob).all()):
         check.finite("h", h)
-        check.finite("w", w)
+        check.finite("weights", weights)
         raise FloatingPointError("the logits h @ w.T overflowed; lower the learning rate")
     return log_prob, rank
 
@@ -193,17 +195,19 @@ def target_ranks(h, w, targets):
 class SoftmaxLayer:
     """What output layers with a `top_k` share: checked weights, queries and results."""
 
-    def __init__(self, w, bias):
-        self.device = check.same_device(**({"w": w} if bias is None else {"w": w, "bias": bias}))
-        w = check.array("w", w, np.float32, ("L", "d"))
-        self.n_classes = check.integer("n_classes (the length of w)", w.shape[0], 1, 2**31 - 1)
-        self.width = check.integer("d (the width of w)", w.shape[1], 1)
-        check.finite("w", w)
+    def __init__(self, weights, bias):
+        self.device = check.same_device(
+            **({"weights": weights} if bias is None else {"weights": weights, "bias": bias})
+        )
+        weights = check.array("weights", weights, np.float32, ("L", "d"))
+        self.n_classes = check.integer("n_classes (the length of weights)", weights.shape[0], 1, 2**31 - 1)
+        self.width = check.integer("d (the width of weights)", weights.shape[1], 1)
+        check.finite("weights", weights)
         if bias is None:
             bias = zeros(self.n_classes, np.float32, self.device)
         bias = check.array("bias", bias, np.float32, (self.n_classes,))
         check.finite("bias", bias)
-        self._build(w, bias)
+        self._build(weights, bias)
 
     def __repr__(self):
         return f"{type(self).__name__}(n_classes={self.n_classes}, d={self.width}, device={self.device!r})"
@@ -249,7 +253,7 @@ class SoftmaxLayer:
 
 
 class FullSoftmax(SoftmaxLayer):
-    """The exact softmax over all classes, ``p = softmax(h @ w.T + bias)``: its k best.
+    """The exact softmax over all classes, ``p = softmax(h @ weights.T + bias)``: its k best.
 
     What others are compared with.
 
@@ -259,7 +263,7 @@ class FullSoftmax(SoftmaxLayer):
 
     Parameters
     ----------
-    w : (L, d) float32
+    weights : (L, d) float32
         C-contiguous and finite. Copied on the CPU; on CUDA held as it is.
     bias : (L,) float32, optional
         Finite. 0 by default.
@@ -295,15 +299,15 @@ class FullSoftmax(SoftmaxLayer):
     >>> layer.flops_per_query
     8.0
 
-    The dense equivalent: ``p = scipy.special.softmax(h @ w.T + bias, axis=1); ids = np.argsort(-p, kind="stable")[:,
+    The dense equivalent: ``p = scipy.special.softmax(h @ weights.T + bias, axis=1); ids = np.argsort(-p, kind="stable")[:,
     :k]``.
     """
 
-    def __init__(self, w, bias=None):
-        super().__init__(w, bias)
+    def __init__(self, weights, bias=None):
+        super().__init__(weights, bias)
 
-    def _build(self, w, bias):
-        self._arrays = backend_of(self.device, "full_softmax").pack(w, bias)
+    def _build(self, weights, bias):
+        self._arrays = backend_of(self.device, "full_softmax").pack(weights, bias)
 
     def _top_k(self, h, probabilities, ids):
         backend_of(self.device, "full_softmax").top_k(h, *self._arrays, probabilities, ids)
@@ -337,15 +341,15 @@ def _widened(array, buffer=None):
     return out.reshape(array.shape)
 
 
-def _loss_and_gradients(h, w, bias, labels, n_counted, dh, dw, dbias, device):
-    """Adds the gradients to dh, dw and dbias; returns the loss, NaN as soon as something is not finite."""
-    wing, xp = backend_of(device, "full_softmax"), module_of(device)
+def _loss_and_gradients(h, weights, bias, labels, n_counted, dh, dweights, dbias, device):
+    """Adds the gradients to dh, dweights and dbias; returns the loss, NaN as soon as something is not finite."""
+    kernels, xp = backend_of(device, "full_softmax"), module_of(device)
     matmul = backend_of(device, "matmul").matmul
-    n_rows, n_classes = h.shape[0], w.shape[0]
-    at_once = WIDENED // max(h.shape[1], 1) if w.dtype == BFLOAT16 else n_classes
+    n_rows, n_classes = h.shape[0], weights.shape[0]
+    at_once = WIDENED // max(h.shape[1], 1) if weights.dtype == BFLOAT16 else n_classes
     plan = _plan(n_rows, n_classes, at_once)
     buffer = empty(plan.rows * (n_classes if plan.held else plan.classes), np.float32, device)
-    wide = empty(plan.classes * h.shape[1] if w.dtype == BFLOAT16 else 0, np.float32, device)
+    wide = empty(plan.classes * h.shape[1] if weights.dtype == BFLOAT16 else 0, np.float32, device)
     scale, loss = np.float32(1 / max(n_counted, 1)), 0.0
     for rows in _slices(n_rows, plan.rows):
         some_h, some_labels = h[rows], Labels(labels.indptr[rows.start : rows.stop + 1], labels.indices)
@@ -356,18 +360,18 @@ def _loss_and_gradients(h, w, bias, labels, n_counted, dh, dw, dbias, device):
         for part in _slices(n_classes, plan.classes):
             start = n * part.start if plan.held else 0
             logits = buffer[start : start + n * (part.stop - part.start)].reshape(n, -1)
-            wing.add_product(some_h, _widened(w[part], wide), bias[part], plan.held, logits, largest, total)
+            kernels.add_product(some_h, _widened(weights[part], wide), bias[part], plan.held, logits, largest, total)
             tiles.append((part, logits))
         with np.errstate(divide="ignore"):
             if not bool(xp.isfinite(xp.log(total) + largest).all()):
                 return math.nan
         for part, logits in tiles:
-            some_w = _widened(w[part], wide)
+            some_w = _widened(weights[part], wide)
             if not plan.held:
                 matmul(some_h, some_w.T, logits)
             sums = largest, total, scale, dbias[part], losses
-            wing.gradient_of_tile(logits, bias[part], part.start, some_labels, *sums, logits)
+            kernels.gradient_of_tile(logits, bias[part], part.start, some_labels, *sums, logits)
             matmul(logits, some_w, dh[rows], add=True)
-            matmul(logits.T, some_h, dw[part], add=True)
+            matmul(logits.T, some_h, dweights[part], add=True)
         loss += float(losses.sum(dtype=np.float64))
     return loss / max(n_counted, 1)

@@ -23,8 +23,8 @@ DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat
 class GroupSharedFanIn(FixedFanIn):
     """A fixed fan-in layer in which G neighbouring labels share their K inputs, not their weights.
 
-    ``scores[b, l] = bias[l] + sum_k values[l, k] x[b, indices[l // G, k]]``; dense equivalent:
-    ``x @ layer.to_dense().T + bias``. The gathered inputs of a group serve G labels, and a group's scores are a small
+    ``scores[b, l] = bias[l] + sum_k values[l, k] h[b, indices[l // G, k]]``; dense equivalent:
+    ``h @ layer.to_dense().T + bias``. The gathered inputs of a group serve G labels, and a group's scores are a small
     dense product. It is as accurate as the plain layer only where the labels of a group are similar: `group_labels`
     orders them.
 
@@ -65,7 +65,7 @@ class GroupSharedFanIn(FixedFanIn):
     array([[31., 62.]], dtype=float32)
     """
 
-    wing = "group_shared"
+    operations = "group_shared"
     row = "group"
 
     def __init__(self, n_inputs, indices, values, bias, group_size, *, seed=0):
@@ -138,11 +138,11 @@ class GroupSharedFanIn(FixedFanIn):
         seed = check.integer("seed", seed, 0, 2**64 - 1)
         dtype = DTYPES[check.choice("dtype", dtype, tuple(DTYPES))]
         device = resolve_device(check.choice("device", device, ("cpu", "cuda")))
-        wing = backend_of(device, "fixed_fan_in")
+        kernels = backend_of(device, "fixed_fan_in")
         indices = empty((-(-n_labels // group_size), fan_in), np.int32, device)
         values = empty((n_labels, fan_in), np.float32, device)
-        wing.random_connections(np.uint64(seed), n_inputs, indices)
-        wing.random_values(np.uint64(seed), rng.WEIGHTS, np.float32(1 / math.sqrt(fan_in)), values.reshape(-1))
+        kernels.random_connections(np.uint64(seed), n_inputs, indices)
+        kernels.random_values(np.uint64(seed), rng.WEIGHTS, np.float32(1 / math.sqrt(fan_in)), values.reshape(-1))
         layer = cls.__new__(cls)  # legal by construction: no second look at the indices
         layer.n_inputs, layer.device, layer.seed = n_inputs, device, seed
         layer._hold(indices, values.astype(dtype, copy=False), zeros(n_labels, np.float32, device), group_size)

@@ -26,13 +26,13 @@ def _features(features):
     return features
 
 
-def _sums(features, positives):
+def _sums(features, label_rows):
     """For each label, the sum of the features of its points: (L, F) CSR."""
-    sums = scipy.sparse.csr_matrix((positives.shape[1], features.shape[1]), dtype=np.float32)
+    sums = scipy.sparse.csr_matrix((label_rows.shape[1], features.shape[1]), dtype=np.float32)
     for start in range(0, features.shape[0], POINTS):
         part = scipy.sparse.csr_matrix(features[start : start + POINTS])
         check.finite("features", part.data)
-        sums = sums + (positives[start : start + POINTS].T.astype(np.float32) @ part).tocsr()
+        sums = sums + (label_rows[start : start + POINTS].T.astype(np.float32) @ part).tocsr()
     return sums
 
 
@@ -80,12 +80,12 @@ def group_labels(features, labels, group_size, by="similar", seed=0):
     >>> sorted(map(sorted, group_labels(features, labels, group_size=2).reshape(2, 2).tolist()))
     [[0, 2], [1, 3]]
     """
-    positives = sparse.as_ones("labels", labels)
-    n_points, n_labels = positives.shape
+    label_rows = sparse.as_ones("labels", labels)
+    n_points, n_labels = label_rows.shape
     group_size = check.integer("group_size", group_size, 1, n_labels, f" (n_labels = {n_labels})")
     check.choice("by", by, GROUPINGS)
     seed = check.integer("seed", seed, 0, 2**64 - 1)
-    counts = np.bincount(positives.indices, minlength=n_labels)
+    counts = np.bincount(label_rows.indices, minlength=n_labels)
     if by == "frequency":
         return np.argsort(-counts, kind="stable").astype(np.int32)
     if by == "random":
@@ -97,7 +97,7 @@ def group_labels(features, labels, group_size, by="similar", seed=0):
     if features.shape[0] != n_points:
         raise ValueError(f"features must have as many rows as labels, {n_points}, got {features.shape[0]}")
     used, unused = np.flatnonzero(counts), np.flatnonzero(counts == 0)
-    sums = _sums(features, positives[:, used])
+    sums = _sums(features, label_rows[:, used])
     norms = np.sqrt(np.asarray(sums.multiply(sums).sum(axis=1), np.float64)).ravel()
     sums.data /= np.repeat(np.where(norms > 0, norms, 1), np.diff(sums.indptr)).astype(sums.dtype)
     placed = used[grouping.order(sums, group_size, seed)] if len(used) else used

@@ -31,13 +31,13 @@ from .core.device import (
     xp,
     zeros,
 )
-from .core.sparse import Positives
-from .train import memory
+from .core.sparse import LabelRows
 from .train.chunks import Chunk
 from .train.ds_softmax import figures as ds_softmax_figures
 from .train.language_network import LanguageNetwork
 from .train.lstm import LSTM
 from .train.negatives import Negatives, Sampling
+from .train.network import Network
 
 __all__ = [
     "Chunk",
@@ -45,7 +45,8 @@ __all__ = [
     "LSTM",
     "LanguageNetwork",
     "Negatives",
-    "Positives",
+    "Network",
+    "LabelRows",
     "SIMULATOR",
     "Sampling",
     "SharedConnections",
@@ -61,7 +62,6 @@ __all__ = [
     "empty",
     "formulas",
     "intercepted_launches",
-    "memory",
     "module_of",
     "profiled",
     "resolve_device",

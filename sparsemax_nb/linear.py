@@ -32,7 +32,7 @@ AT_ONCE = 1 << 21
 class SparseLinear:
     """A linear layer over sparse features, in which each label is connected to a few features of its own choice.
 
-    ``scores[b, l] = bias[l] + sum_f weights[l, f] x[b, f]``; dense equivalent: ``x @ weights.T + bias``.
+    ``scores[b, l] = bias[l] + sum_f weights[l, f] features[b, f]``; dense equivalent: ``features @ weights.T + bias``.
 
     Parameters
     ----------
@@ -115,15 +115,15 @@ class SparseLinear:
         return matrix
 
     @classmethod
-    def choose(cls, x, labels, *, per_point=8.0, at_least=16, dense=None, device="cpu"):
+    def choose(cls, features, labels, *, per_point=8.0, at_least=16, dense=None, device="cpu"):
         """A layer with zero weights, in which each label is connected to the features that stand out in its points.
 
-        Those of the largest ``sum_i x[i, f] - n mean(x[:, f])``, i over the n points of the label: what its points have
+        Those of the largest ``sum_i features[i, f] - n mean(features[:, f])``, i over the n points of the label: what its points have
         more of than chance would give. Only features of its points are taken.
 
         Parameters
         ----------
-        x : (N, F) SciPy sparse matrix
+        features : (N, F) SciPy sparse matrix
             All points.
         labels : (N, L) SciPy sparse matrix
             Entries that are not zero are positive.
@@ -150,41 +150,41 @@ class SparseLinear:
         --------
         >>> import numpy as np, scipy.sparse
         >>> from sparsemax_nb import SparseLinear
-        >>> x = scipy.sparse.csr_matrix(np.array([[1, 0, 1], [1, 0, 0], [0, 1, 1]], np.float32))
+        >>> features = scipy.sparse.csr_matrix(np.array([[1, 0, 1], [1, 0, 0], [0, 1, 1]], np.float32))
         >>> labels = scipy.sparse.csr_matrix(np.array([[1, 0], [1, 0], [0, 1]]))
         >>> nowhere = np.empty(0, np.int32)
-        >>> SparseLinear.choose(x, labels, per_point=0, at_least=1, dense=nowhere).weights.indices
+        >>> SparseLinear.choose(features, labels, per_point=0, at_least=1, dense=nowhere).weights.indices
         array([0, 1], dtype=int32)
         """
         check.choice("device", device, ("cpu", "cuda"))
-        x, labels = canonical("x", x), sparse.as_ones("labels", labels)
-        if x.shape[0] != labels.shape[0]:
+        features, labels = canonical("features", features), sparse.as_ones("labels", labels)
+        if features.shape[0] != labels.shape[0]:
             raise ValueError(
-                f"x and labels must have as many rows as each other, got {x.shape[0]} and {labels.shape[0]}"
+                f"features and labels must have as many rows as each other, got {features.shape[0]} and {labels.shape[0]}"
             )
-        check_squares("x", x.data, x.indptr)
+        check_squares("features", features.data, features.indptr)
         check.number("per_point", per_point, 0, 1e6)
         check.integer("at_least", at_least, 1)
         if dense is not None:
-            dense = np.unique(check.integers("dense", check.on_host("dense", dense), ("D",), x.shape[1]))
-        return cls._of(choose_lists(x, labels, per_point, at_least, dense), device)
+            dense = np.unique(check.integers("dense", check.on_host("dense", dense), ("D",), features.shape[1]))
+        return cls._of(choose_lists(features, labels, per_point, at_least, dense), device)
 
 
 # ---------------------------------------------------------------- how features are chosen
 
 
-def canonical(name, x):
+def canonical(name, features):
     """A SciPy sparse matrix as finite CSR, float32, with no entry twice; errors as for `sparse.valid_csr`."""
-    x = sparse.valid_csr(name, x)
-    if not x.has_canonical_format:
-        x = x.copy()
-        x.sum_duplicates()
-    if x.dtype != np.float32:
+    features = sparse.valid_csr(name, features)
+    if not features.has_canonical_format:
+        features = features.copy()
+        features.sum_duplicates()
+    if features.dtype != np.float32:
         with np.errstate(over="ignore"):
-            x = x.astype(np.float32)
-        if not np.isfinite(x.data).all():
+            features = features.astype(np.float32)
+        if not np.isfinite(features.data).all():
             raise ValueError(f"{name} must be finite as float32")
-    return x
+    return features
 
 
 def _dense(ids, n_labels, n_features):
@@ -274,7 +274,7 @@ def _room(n_of_label):
     return indptr, np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
 
 
-def _outstanding(x, labels, per_point, at_least, known, n_known_points=0):
+def _outstanding(features, labels, per_point, at_least, known, n_known_points=0):
     """(indptr, ids, zeros) by label of the features that stand out in a label's points, beside those that are `known`.
 
     `per_point` for each point, and so many that with the known ones there are `at_least`, and `per_point` for each of
@@ -283,42 +283,46 @@ def _outstanding(x, labels, per_point, at_least, known, n_known_points=0):
     points = sparse.SparseRows(*_columns_of([rows_of(labels)], 0, labels.shape[1]))
     n_points = np.diff(points.indptr)
     wanted = np.maximum(at_least, per_point * (n_points + n_known_points)) - np.diff(known[0])
-    there = labels.T @ np.diff(x.indptr)  # no more than its points have
-    n_of_label = np.minimum(np.maximum(per_point * n_points, wanted), np.minimum(there, x.shape[1])).astype(np.int64)
-    expected = np.bincount(x.indices, x.data, minlength=x.shape[1]) / max(1, x.shape[0])
+    there = labels.T @ np.diff(features.indptr)  # no more than its points have
+    n_of_label = np.minimum(np.maximum(per_point * n_points, wanted), np.minimum(there, features.shape[1])).astype(
+        np.int64
+    )
+    expected = np.bincount(features.indices, features.data, minlength=features.shape[1]) / max(1, features.shape[0])
     room, ids, sums = _room(n_of_label)
-    feature_choice.choose_features(points, rows_of(x), expected.astype(np.float32), known, room, False, ids, sums)
+    feature_choice.choose_features(
+        points, rows_of(features), expected.astype(np.float32), known, room, False, ids, sums
+    )
     sums[:] = 0
     return room, ids, sums
 
 
-def choose_lists(x, labels, per_point, at_least, dense=None):
+def choose_lists(features, labels, per_point, at_least, dense=None):
     """`FeatureLists` with zero weights: see `SparseLinear.choose`."""
-    n_labels, n_features = labels.shape[1], x.shape[1]
+    n_labels, n_features = labels.shape[1], features.shape[1]
     nothing = np.zeros(n_labels + 1, np.int64), np.empty(0, np.int32)
-    indptr, ids, zeros = _outstanding(x, labels, per_point, at_least, nothing)
+    indptr, ids, zeros = _outstanding(features, labels, per_point, at_least, nothing)
     dense = _dense(ids, n_labels, n_features) if dense is None else dense
     return _lists(indptr, ids, zeros, n_features, np.full(n_labels, BIAS, np.float32), dense)
 
 
-def extended_lists(lists, x, labels, per_point, at_least, n_known_points):
+def extended_lists(lists, features, labels, per_point, at_least, n_known_points):
     """`FeatureLists` with the labels and features that new points bring: what was known keeps its weights, the rest is 0."""
     n_labels, known = labels.shape[1], _by_label(lists, 0, len(lists.bias))
     indptr = np.concatenate([known[0], np.full(n_labels - len(lists.bias), known[0][-1])])
-    indptr, ids, zeros = _outstanding(x, labels, per_point, at_least, (indptr, known[1]), n_known_points)
+    indptr, ids, zeros = _outstanding(features, labels, per_point, at_least, (indptr, known[1]), n_known_points)
     ids[lists.dense[ids] >= 0] = -1  # there already
     return _extended(lists, (indptr, ids, zeros), np.full(n_labels, BIAS, np.float32))
 
 
-def more_features(lists, x, labels, duals, share):
+def more_features(lists, features, labels, duals, share):
     """`FeatureLists` with more features for each label: `share` times as many as it has, and at least one.
 
-    Those with the largest gradients: the magnitude of ``sum_i a_i y_i x[i, f]`` over the points i with a dual variable
+    Those with the largest gradients: the magnitude of ``sum_i a_i y_i features[i, f]`` over the points i with a dual variable
     a_i, which is the weight that the feature would have, and has from now on. `labels` is the (N, L) CSR matrix of the
     rows' own, and `duals` are those of all rows, some rows each. The features that are connected to all labels stay the
     same. Some labels are dealt with at a time: no array by label holds all dual variables.
     """
-    n_labels, nothing, rows = len(lists.bias), np.zeros(x.shape[1], np.float32), rows_of(x)
+    n_labels, nothing, rows = len(lists.bias), np.zeros(features.shape[1], np.float32), rows_of(features)
     n = _counts([lists], 0, n_labels) + np.count_nonzero(lists.dense >= 0)
     n_duals = _counts(duals, 0, n_labels)
     n_of_label = np.where((n > 0) & (n_duals > 0), np.maximum(1, share * n), 0).astype(np.int64)
@@ -345,9 +349,9 @@ def check_squares(name, weights, indptr):
         raise ValueError(f"{name} must have squares that a float32 can hold, got {largest:g}; scale the features down")
 
 
-def rows_of(x, device="cpu"):
+def rows_of(features, device="cpu"):
     """A canonical CSR matrix as kernels take it: `SparseRows`, on the CPU around its arrays."""
-    arrays = x.indptr.astype(np.int64), x.indices.astype(np.int32, copy=False), x.data
+    arrays = features.indptr.astype(np.int64), features.indices.astype(np.int32, copy=False), features.data
     return sparse.SparseRows(*(asarray(array, device) for array in arrays))
 
 
@@ -361,29 +365,35 @@ def _check_place(name, fields, arrays, layer):
         raise TypeError(f"{name} must live on {layer.device} like the layer, got {device}")
 
 
-def _rows(x, layer):
-    """Checked `SparseRows` of what the functions take as x, on the layer's device, and their number."""
-    if scipy.sparse.issparse(x):
+def _rows(features, layer):
+    """Checked `SparseRows` of what the functions take as features, on the layer's device, and their number."""
+    if scipy.sparse.issparse(features):
         if layer.device == "cuda":
-            raise TypeError("x is a SciPy matrix on cpu, layer lives on cuda; pass (indptr, ids, weights) on cuda")
-        x = canonical("x", x)
-        if x.shape[1] != layer.n_features:
-            raise ValueError(f"x must have {layer.n_features} features as the layer has, got {x.shape[1]}")
-        return rows_of(x), x.shape[0]
-    if not (isinstance(x, tuple) and len(x) == 3):
-        raise TypeError(f"x must be a SciPy sparse matrix or a tuple (indptr, ids, weights), got {type(x).__name__}")
-    _check_place("x", ("indptr", "ids", "weights"), x, layer)
-    indptr = check.integers("x.indptr", x[0], ("n",), dtype=np.int64)
-    ids = check.integers("x.ids", x[1], ("m",), layer.n_features)
-    weights = check.array("x.weights", x[2], np.float32, ids.shape)
-    check.finite("x.weights", weights)
+            raise TypeError(
+                "features is a SciPy matrix on cpu, layer lives on cuda; pass (indptr, ids, weights) on cuda"
+            )
+        features = canonical("features", features)
+        if features.shape[1] != layer.n_features:
+            raise ValueError(
+                f"features must have {layer.n_features} features as the layer has, got {features.shape[1]}"
+            )
+        return rows_of(features), features.shape[0]
+    if not (isinstance(features, tuple) and len(features) == 3):
+        raise TypeError(
+            f"features must be a SciPy sparse matrix or a tuple (indptr, ids, weights), got {type(features).__name__}"
+        )
+    _check_place("features", ("indptr", "ids", "weights"), features, layer)
+    indptr = check.integers("features.indptr", features[0], ("n",), dtype=np.int64)
+    ids = check.integers("features.ids", features[1], ("m",), layer.n_features)
+    weights = check.array("features.weights", features[2], np.float32, ids.shape)
+    check.finite("features.weights", weights)
     n = ids.shape[0]
     if indptr.shape[0] < 1 or int(indptr[0]) != 0 or int(indptr[-1]) != n or bool((indptr[1:] < indptr[:-1]).any()):
-        raise ValueError(f"x.indptr must rise from 0 to len(x.ids) = {n}")
+        raise ValueError(f"features.indptr must rise from 0 to len(features.ids) = {n}")
     xp = module_of(layer.device)
     keys = xp.sort(sparse.row_of_each_entry(indptr, n) * layer.n_features + ids)
     if bool((keys[1:] == keys[:-1]).any()):
-        raise ValueError("x must not repeat a feature inside one row")
+        raise ValueError("features must not repeat a feature inside one row")
     return sparse.SparseRows(indptr, ids, weights), indptr.shape[0] - 1
 
 
@@ -392,12 +402,12 @@ def _check_layer(layer):
         raise TypeError(f"layer must be a SparseLinear, got {type(layer).__name__}")
 
 
-def sparse_linear_forward(x, layer, out=None):
-    """``scores[b, l] = bias[l] + sum_f weights[l, f] x[b, f]``; dense equivalent: ``x @ layer.weights.T + layer.bias``.
+def sparse_linear_forward(features, layer, out=None):
+    """``scores[b, l] = bias[l] + sum_f weights[l, f] features[b, f]``; dense equivalent: ``features @ layer.weights.T + layer.bias``.
 
     Parameters
     ----------
-    x : (B, F) SciPy sparse matrix
+    features : (B, F) SciPy sparse matrix
         On CUDA a tuple (indptr, ids, weights) of CSR arrays there: (B + 1,) integers, (n,) integers, (n,) float32.
     layer : SparseLinear
     out : (B, L) float32, optional
@@ -410,7 +420,7 @@ def sparse_linear_forward(x, layer, out=None):
     Raises
     ------
     TypeError, ValueError
-        Other types, devices or shapes; x not finite; more than 2^31 - 1 scores.
+        Other types, devices or shapes; features not finite; more than 2^31 - 1 scores.
 
     Notes
     -----
@@ -426,22 +436,22 @@ def sparse_linear_forward(x, layer, out=None):
            [-1., -1.]], dtype=float32)
     """
     _check_layer(layer)
-    rows, n_rows = _rows(x, layer)
+    rows, n_rows = _rows(features, layer)
     check.elements(B=n_rows, L=layer.n_labels)
     scores = check.output("out", out, np.float32, (n_rows, layer.n_labels), layer.device, values=layer.arrays.values)
     backend_of(layer.device, "linear").forward(rows, layer.arrays, scores)
     return scores
 
 
-def sparse_linear_top_k(x, layer, k):
+def sparse_linear_top_k(features, layer, k):
     """The k labels with the largest scores in each row: score descending, then label ascending.
 
-    Dense equivalent: ``np.argsort(-(x @ layer.weights.T + layer.bias), axis=1, kind="stable")[:, :k]``. On the CPU no
+    Dense equivalent: ``np.argsort(-(features @ layer.weights.T + layer.bias), axis=1, kind="stable")[:, :k]``. On the CPU no
     (B, L) array exists.
 
     Parameters
     ----------
-    x : (B, F) SciPy sparse matrix
+    features : (B, F) SciPy sparse matrix
         On CUDA a tuple, see `sparse_linear_forward`.
     layer : SparseLinear
     k : int
@@ -455,7 +465,7 @@ def sparse_linear_top_k(x, layer, k):
     Raises
     ------
     TypeError, ValueError
-        Other types, devices or shapes; x not finite; k out of range.
+        Other types, devices or shapes; features not finite; k out of range.
 
     Notes
     -----
@@ -471,7 +481,7 @@ def sparse_linear_top_k(x, layer, k):
     """
     _check_layer(layer)
     k = check.integer("k", k, 1, layer.n_labels, f" (n_labels = {layer.n_labels})")
-    rows, n_rows = _rows(x, layer)
+    rows, n_rows = _rows(features, layer)
     check.elements(B=n_rows, k=k)
     scores = empty((n_rows, k), np.float32, layer.device)
     ids = empty((n_rows, k), np.int32, layer.device)
@@ -479,7 +489,7 @@ def sparse_linear_top_k(x, layer, k):
     return scores, ids
 
 
-def sparse_linear_step(x, layer, labels, duals=None, *, C=0.5, slack=0.2):  # noqa: N803
+def sparse_linear_step(features, layer, labels, duals=None, *, C=0.5, slack=0.2):  # noqa: N803
     """Dual coordinate descent over a batch, one label against the rest; the layer's weights change in place.
 
     It goes towards the minimum, over the connected weights w of every label, of
@@ -493,7 +503,7 @@ def sparse_linear_step(x, layer, labels, duals=None, *, C=0.5, slack=0.2):  # no
 
     Parameters
     ----------
-    x : (B, F) SciPy sparse matrix
+    features : (B, F) SciPy sparse matrix
         On CUDA a tuple, see `sparse_linear_forward`.
     layer : SparseLinear
     labels : (B, L) SciPy sparse matrix or `Labels`
@@ -515,7 +525,7 @@ def sparse_linear_step(x, layer, labels, duals=None, *, C=0.5, slack=0.2):  # no
     Raises
     ------
     TypeError, ValueError
-        Other types, devices or shapes; x or duals not finite, duals negative; C or slack out of range. Nothing has
+        Other types, devices or shapes; features or duals not finite, duals negative; C or slack out of range. Nothing has
         changed then.
 
     Notes
@@ -527,11 +537,11 @@ def sparse_linear_step(x, layer, labels, duals=None, *, C=0.5, slack=0.2):  # no
     --------
     >>> import numpy as np, scipy.sparse
     >>> from sparsemax_nb import SparseLinear, sparse_linear_forward, sparse_linear_step
-    >>> x, labels = scipy.sparse.eye(2, 3, format="csr", dtype=np.float32), scipy.sparse.eye(2, format="csr")
-    >>> layer, duals = SparseLinear.choose(x, labels), None
+    >>> features, labels = scipy.sparse.eye(2, 3, format="csr", dtype=np.float32), scipy.sparse.eye(2, format="csr")
+    >>> layer, duals = SparseLinear.choose(features, labels), None
     >>> for _ in range(3):
-    ...     loss, duals = sparse_linear_step(x, layer, labels, duals, C=10)
-    >>> sparse_linear_forward(x, layer).round(2)
+    ...     loss, duals = sparse_linear_step(features, layer, labels, duals, C=10)
+    >>> sparse_linear_forward(features, layer).round(2)
     array([[ 0.9, -1. ],
            [-1. ,  0.9]], dtype=float32)
     """
@@ -539,8 +549,8 @@ def sparse_linear_step(x, layer, labels, duals=None, *, C=0.5, slack=0.2):  # no
     check.writable("layer.values", layer.arrays.values)
     check.number("C", C, 0, math.inf, open_ends=True)
     check.number("slack", slack, 0, 1.999)
-    rows, n_rows = _rows(x, layer)
-    check_squares("x", rows.weights, rows.indptr)
+    rows, n_rows = _rows(features, layer)
+    check_squares("features", rows.weights, rows.indptr)
     labels = sparse.as_labels(labels, n_rows, layer.device, layer.n_labels)
     sparse.sorted_keys(labels, layer.n_labels)
     duals = _checked_duals(duals, n_rows, layer)

@@ -27,8 +27,8 @@ class _Index(NamedTuple):
     members: np.ndarray  # (L,) int32, ascending inside a cell
     records: np.ndarray  # (L, 4) uint32 beside members, or (0, 4) where all classes are alike: see `_records`
     values: np.ndarray  # the same memory as float32
-    weights: np.ndarray  # (K, K) float32: the cell's number of classes, or their total popularity
-    turned: np.ndarray  # (K, K) float32: weights, transposed, on CUDA (a warp sums 32 lines at a time); else (0, K)
+    cell_weights: np.ndarray  # (K, K) float32: the cell's number of classes, or their total popularity
+    transposed: np.ndarray  # (K, K) float32: cell_weights.T on CUDA (a warp sums 32 rows at a time); else (0, K)
     log_popularity: np.ndarray  # (L,) float32, by class; of size 0 where all are alike
 
 
@@ -45,7 +45,7 @@ def _records(members, alias, log_popularity):
     return records
 
 
-def _move(codewords, vectors, weights, distance, sums, totals):
+def _move(codewords, vectors, class_weights, distance, sums, totals):
     """Each codeword becomes the mean of its vectors, in place; one without vectors takes the worst served vector."""
     device = device_of(vectors)
     xp = module_of(device)
@@ -54,23 +54,23 @@ def _move(codewords, vectors, weights, distance, sums, totals):
     codewords[...] = xp.where(is_empty[:, None], codewords, means)
     unused = np.flatnonzero(to_numpy(is_empty))
     if unused.size:
-        served = -to_numpy(distance * weights if weights.size else distance)
+        served = -to_numpy(distance * class_weights if class_weights.size else distance)
         worst = np.argsort(served, kind="stable")[: unused.size]
         codewords[asarray(unused, device)] = vectors[asarray(worst, device)]
 
 
-def _k_means(vectors, codewords, weights, n_iterations):
+def _k_means(vectors, codewords, class_weights, n_iterations):
     """Lloyd's iterations from `codewords`, which are overwritten; returns the code of each vector, (n,) int32."""
     device = device_of(vectors)
     codes = empty(vectors.shape[0], np.int32, device)
     distance = empty(vectors.shape[0], np.float32, device)
     sums, totals = (empty(shape, np.float32, device) for shape in (codewords.shape, len(codewords)))
-    wing = backend_of(device, "midx")
-    wing.assign(vectors, codewords, weights, codes, distance, sums, totals)
+    kernels = backend_of(device, "midx")
+    kernels.assign(vectors, codewords, class_weights, codes, distance, sums, totals)
     for _ in range(n_iterations):
         before = codes.copy()
-        _move(codewords, vectors, weights, distance, sums, totals)
-        wing.assign(vectors, codewords, weights, codes, distance, sums, totals)
+        _move(codewords, vectors, class_weights, distance, sums, totals)
+        kernels.assign(vectors, codewords, class_weights, codes, distance, sums, totals)
         if not bool((codes != before).any()):
             break
     return codes
@@ -93,11 +93,11 @@ class InvertedMultiIndex:
         The codewords of each class, in [0, K), on the device of the codebooks.
     kind, residual : str
         See `build`, as for the rest.
-    popularity, weights : (L,) float, or None
-    classes : (L, d) float32, or None
+    popularity, class_weights : (L,) float, or None
+    weights : (L, d) float32, or None
         Held where residual='exact', which needs them.
     metric : two pairs of (d, d) float32, or None
-        What the queries of `build` have become.
+        What `h` of `build` has become.
 
     Raises
     ------
@@ -114,20 +114,20 @@ class InvertedMultiIndex:
     >>> import numpy as np
     >>> from sparsemax_nb import InvertedMultiIndex
     >>> random = np.random.default_rng(0)
-    >>> classes, queries = (random.standard_normal((n, 16), dtype=np.float32) for n in (1000, 2))
-    >>> index = InvertedMultiIndex.build(classes, n_codewords=8)
-    >>> ids, log_q = index.sample(queries, n_samples=5, seed=0)
-    >>> bool(np.array_equal(index.log_prob(queries, ids), log_q))
+    >>> weights, h = (random.standard_normal((n, 16), dtype=np.float32) for n in (1000, 2))
+    >>> index = InvertedMultiIndex.build(weights, n_codewords=8)
+    >>> ids, log_q = index.sample(h, n_samples=5, seed=0)
+    >>> bool(np.array_equal(index.log_prob(h, ids), log_q))
     True
 
     Training moves the embeddings, and the index follows:
 
-    >>> share = index.update(classes + 0.1 * random.standard_normal((1000, 16), dtype=np.float32))
+    >>> share = index.update(weights + 0.1 * random.standard_normal((1000, 16), dtype=np.float32))
     >>> 0 < share < 1
     True
     """
 
-    def __init__(self, codebooks, codes, kind, residual, popularity, weights, classes, metric=None):
+    def __init__(self, codebooks, codes, kind, residual, popularity, class_weights, weights, metric=None):
         self.kind, self.residual = check.choice("kind", kind, KINDS), check.choice("residual", residual, RESIDUALS)
         self.codebooks = _codebooks(codebooks)
         self.n_codewords = self.codebooks[0].shape[0]
@@ -135,16 +135,18 @@ class InvertedMultiIndex:
         codes = check.integers("codes", codes, ("L", 2), self.n_codewords)
         n_classes = check.integer("the number of classes (the length of codes)", codes.shape[0], 1, 2**31 - 1)
         #: With residual='exact', the embeddings themselves (not a copy); else None.
-        self.classes = _held_classes(classes, n_classes, self._width, self.device) if residual == "exact" else None
+        self.weights = _held_classes(weights, n_classes, self._width, self.device) if residual == "exact" else None
         self._popularity = _popularity(popularity, residual, n_classes)
-        self._weights = _k_means_weights(weights, n_classes, self.device)
+        self._class_weights = _k_means_weights(class_weights, n_classes, self.device)
         self._metric = None if metric is None else _checked_metric(metric, self.codebooks[0].shape[1], self.device)
         self._group(codes)
 
     codes = property(lambda self: self._index.codes, doc="(L, 2) int32: the two codewords of each class")
     n_classes = property(lambda self: self._index.codes.shape[0], doc="L")
     nbytes = property(
-        lambda self: sum(a.nbytes for a in (*self.codebooks, self._weights, *self._index)) - self._index.values.nbytes,
+        lambda self: (
+            sum(a.nbytes for a in (*self.codebooks, self._class_weights, *self._index)) - self._index.values.nbytes
+        ),
         doc="bytes of all arrays",
     )
 
@@ -157,22 +159,22 @@ class InvertedMultiIndex:
     @classmethod
     def build(
         cls,
-        classes,
+        weights,
         n_codewords,
         kind="rq",
         residual="uniform",
         seed=0,
         *,
         popularity=None,
-        weights=None,
-        queries=None,
+        class_weights=None,
+        h=None,
         n_iterations=10,
     ):
         """Quantise the class embeddings by k-means and group the classes by cell.
 
         Parameters
         ----------
-        classes : (L, d) float32
+        weights : (L, d) float32
             The output embeddings; the index lives on their device.
         n_codewords : int
             K, in [1, L].
@@ -181,15 +183,15 @@ class InvertedMultiIndex:
             must be even.
         residual : 'uniform', 'popularity' or 'exact'
             How the class is drawn inside a cell. 'exact' draws by the softmax of what the codewords leave over, which
-            makes Q the softmax of ``queries @ classes.T`` itself; it touches all classes, and is a baseline.
+            makes Q the softmax of ``h @ weights.T`` itself; it touches all classes, and is a baseline.
         seed : int
             Of the first codewords, which are classes drawn without repetition.
         popularity : (L,) array
             For residual='popularity': not negative, not all zero. A class of popularity 0 is never drawn.
-        weights : (L,) array
+        class_weights : (L,) array
             How much each class counts when k-means places the codewords: not negative, not all zero; all alike by
             default. With the numbers of their training points, the classes that matter most are served best.
-        queries : (n, d) float32, on the device of the classes
+        h : (n, d) float32, on the device of the classes
             A sample of what will be asked. k-means then makes the error of the scores small, ``mean_q (q . (x -
             x'))^2`` with x' the codewords' sum, instead of ``|x - x'|^2`` (our choice, after R. Guo et al., AISTATS
             2016).
@@ -213,21 +215,21 @@ class InvertedMultiIndex:
         >>> import numpy as np
         >>> from sparsemax_nb import InvertedMultiIndex
         >>> random = np.random.default_rng(0)
-        >>> classes, queries = (random.standard_normal((n, 16)).astype(np.float32) for n in (1000, 2))
-        >>> index = InvertedMultiIndex.build(classes, n_codewords=8)
+        >>> weights, h = (random.standard_normal((n, 16)).astype(np.float32) for n in (1000, 2))
+        >>> index = InvertedMultiIndex.build(weights, n_codewords=8)
         >>> index
         InvertedMultiIndex(n_classes=1000, n_codewords=8, kind='rq', residual='uniform', device='cpu')
-        >>> ids, log_q = index.sample(queries, n_samples=5, seed=0)
+        >>> ids, log_q = index.sample(h, n_samples=5, seed=0)
         >>> everything = np.arange(1000, dtype=np.int32)
-        >>> np.exp(index.log_prob(queries, everything)).sum(axis=1).round(4)
+        >>> np.exp(index.log_prob(h, everything)).sum(axis=1).round(4)
         array([1., 1.], dtype=float32)
         """
         check.choice("kind", kind, KINDS)
         check.choice("residual", residual, RESIDUALS)
-        device = check.same_device(classes=classes, **({} if queries is None else {"queries": queries}))
-        classes = check.array("classes", classes, np.float32, ("L", "d"))
-        check.finite("classes", classes)
-        n_classes, width = classes.shape
+        device = check.same_device(weights=weights, **({} if h is None else {"h": h}))
+        weights = check.array("weights", weights, np.float32, ("L", "d"))
+        check.finite("weights", weights)
+        n_classes, width = weights.shape
         check.integer("the number of classes", n_classes, 1, 2**31 - 1)
         check.integer("the width of classes", width, 1)
         n_codewords = check.integer(
@@ -238,24 +240,24 @@ class InvertedMultiIndex:
             raise ValueError(f"kind='pq' halves the embeddings: their width must be even, got {width}; use kind='rq'")
         seed = np.uint64(check.integer("seed", seed, 0, 2**64 - 1))
         _popularity(popularity, residual, n_classes)  # before the work
-        shares = _k_means_weights(weights, n_classes, device)
-        metric = _metric(queries, kind, width)
+        shares = _k_means_weights(class_weights, n_classes, device)
+        metric = _metric(h, kind, width)
         first = empty((2, n_codewords), np.int32, device)
         backend_of(device, "fixed_fan_in").random_connections(seed, n_classes, first)
-        codebooks = [part[rows] for part, rows in zip(_parts(classes, kind), first, strict=True)]
-        codes, codebooks = _quantise(classes, codebooks, shares, kind, n_iterations, metric, is_first=True)
-        return cls(codebooks, codes, kind, residual, popularity, weights, classes, metric)
+        codebooks = [part[rows] for part, rows in zip(_parts(weights, kind), first, strict=True)]
+        codes, codebooks = _quantise(weights, codebooks, shares, kind, n_iterations, metric, is_first=True)
+        return cls(codebooks, codes, kind, residual, popularity, class_weights, weights, metric)
 
-    def update(self, classes, n_iterations=3, *, queries=None):
+    def update(self, weights, n_iterations=3, *, h=None):
         """Quantise again after the embeddings have moved, from the codebooks that there are.
 
         Parameters
         ----------
-        classes : (L, d) float32, on the index' device
+        weights : (L, d) float32, on the index' device
             As many as in `build`, as wide.
         n_iterations : int
             Of k-means, at most.
-        queries : (n, d) float32, on the index' device
+        h : (n, d) float32, on the index' device
             As in `build`; if not given, the last ones count.
 
         Returns
@@ -271,20 +273,22 @@ class InvertedMultiIndex:
         FloatingPointError
             Embeddings so large that the sums of k-means overflow; the index stays as it was.
         """
-        check.same_device(classes=classes, index=self.codes, **({} if queries is None else {"queries": queries}))
-        classes = check.array("classes", classes, np.float32, ("L", self._width))
-        if classes.shape[0] != self.n_classes:
-            raise ValueError(f"classes must be {self.n_classes} as in build, got {classes.shape[0]}; build a new index")
-        check.finite("classes", classes)
+        check.same_device(weights=weights, index=self.codes, **({} if h is None else {"h": h}))
+        weights = check.array("weights", weights, np.float32, ("L", self._width))
+        if weights.shape[0] != self.n_classes:
+            raise ValueError(
+                f"weights must have {self.n_classes} rows as in build, got {weights.shape[0]}; build a new index"
+            )
+        check.finite("weights", weights)
         check.integer("n_iterations", n_iterations, 0)
-        metric = self._metric if queries is None else _metric(queries, self.kind, self._width)
+        metric = self._metric if h is None else _metric(h, self.kind, self._width)
         before = self.codes
         codes, codebooks = _quantise(
-            classes, self.codebooks, self._weights, self.kind, n_iterations, metric, is_first=False
+            weights, self.codebooks, self._class_weights, self.kind, n_iterations, metric, is_first=False
         )
         self.codebooks, self._metric = codebooks, metric
         self._group(codes)
-        self.classes = classes if self.residual == "exact" else None
+        self.weights = weights if self.residual == "exact" else None
         return float((codes != before).any(axis=1).mean())
 
     @property
@@ -300,46 +304,48 @@ class InvertedMultiIndex:
         counts = np.bincount(cell, minlength=n_cells)
         indptr = np.concatenate([[0], np.cumsum(counts)])
         popularity = np.zeros(0) if self._popularity is None else self._popularity
-        weights = np.bincount(cell, self._popularity, n_cells).reshape(self.n_codewords, -1)
+        cell_weights = np.bincount(cell, self._popularity, n_cells).reshape(self.n_codewords, -1)
         with np.errstate(divide="ignore"):
             log_popularity = np.log(popularity).astype(np.float32)
         records = np.zeros((0, 4), np.uint32)
         if popularity.size:
             records = _records(members, alias_table(popularity[members], indptr), log_popularity)
         records = asarray(records, device)
-        turned = weights.T if device == "cuda" else weights[:0]
-        arrays = _Index(codes, indptr, members, records, records.view(np.float32), weights, turned, log_popularity)
+        transposed = cell_weights.T if device == "cuda" else cell_weights[:0]
+        arrays = _Index(
+            codes, indptr, members, records, records.view(np.float32), cell_weights, transposed, log_popularity
+        )
         dtypes = _Index(np.int32, np.int32, np.int32, np.uint32, *[np.float32] * 4)
         self._index = _Index(*map(asarray, arrays, [device] * len(arrays), dtypes))
 
-    def _queries(self, queries):
-        queries = check.array("queries", queries, np.float32, ("B", self._width))
-        check.finite("queries", queries)
-        return queries
+    def _queries(self, h):
+        h = check.array("h", h, np.float32, ("B", self._width))
+        check.finite("h", h)
+        return h
 
-    def _scores(self, queries):
+    def _scores(self, h):
         """The function of a slice of rows that gives their scores of all classes."""
-        queries = self._queries(queries)
-        return lambda rows: product(queries[rows], self.classes.T)
+        h = self._queries(h)
+        return lambda rows: product(h[rows], self.weights.T)
 
-    def _logits(self, queries):
+    def _logits(self, h):
         """r0, r1 (B, K): finite, and so are the differences within a row, which is all that the kernels look at."""
-        parts = zip(_parts(self._queries(queries), self.kind), self.codebooks, strict=True)
+        parts = zip(_parts(self._queries(h), self.kind), self.codebooks, strict=True)
         with np.errstate(over="ignore", invalid="ignore"):
             out = [product(part, codebook.T) for part, codebook in parts]
             spread = sum(r.max(axis=1) - r.min(axis=1) for r in out)
         if not bool(module_of(self.device).isfinite(spread).all()):
             raise FloatingPointError(
-                "the scores queries @ codebook.T overflowed, or lie too far apart for float32; lower the learning rate"
+                "the scores h @ codebook.T overflowed, or lie too far apart for float32; lower the learning rate"
             )
         return out
 
-    def sample(self, queries, n_samples, seed, step=0):
+    def sample(self, h, n_samples, seed, step=0):
         """Draw classes for each query.
 
         Parameters
         ----------
-        queries : (B, d) float32, on the index' device
+        h : (B, d) float32, on the index' device
         n_samples : int
             M, at least 1; B M at most 2^31 - 1.
         seed, step : int
@@ -355,27 +361,27 @@ class InvertedMultiIndex:
         Raises
         ------
         TypeError, ValueError
-            Wrong dtype, shape or device; queries that are not finite; n_samples, seed or step out of range.
+            Wrong dtype, shape or device; h that is not finite; n_samples, seed or step out of range.
         FloatingPointError
             The scores of the codewords overflow, or those of the classes under residual='exact'.
         """
-        check.same_device(queries=queries, index=self.codes)
-        device, shape, seed, step = check_draws(queries, n_samples, seed, step)
+        check.same_device(h=h, index=self.codes)
+        device, shape, seed, step = check_draws(h, n_samples, seed, step)
         if self.residual == "exact":
-            return sample_all(self._scores(queries), shape[0], self.n_classes, device, shape, seed, step)
-        r0, r1 = self._logits(queries)
+            return sample_all(self._scores(h), shape[0], self.n_classes, device, shape, seed, step)
+        r0, r1 = self._logits(h)
         ids, log_q = empty(shape, np.int32, device), empty(shape, np.float32, device)
         if not shape[0]:
             return ids, log_q
         backend_of(device, "midx").sample(r0, r1, self._index, seed, step, ids, log_q)
         return ids, log_q
 
-    def log_prob(self, queries, ids):
-        """``log Q(ids | queries)``, whatever was drawn.
+    def log_prob(self, h, ids):
+        """``log Q(ids | h)``, whatever was drawn.
 
         Parameters
         ----------
-        queries : (B, d) float32
+        h : (B, d) float32
         ids : (B, M) or (M,) int32, or other integers
             Classes of each row, or those of all rows.
 
@@ -387,17 +393,17 @@ class InvertedMultiIndex:
         Raises
         ------
         TypeError, ValueError
-            Wrong dtype, shape or device; queries that are not finite; ids out of range.
+            Wrong dtype, shape or device; h that is not finite; ids out of range.
         FloatingPointError
             The scores of the codewords overflow, or those of the classes under residual='exact'.
         """
-        check.same_device(queries=queries, ids=ids, index=self.codes)
-        queries = check.array("queries", queries, np.float32, ("B", self._width))
-        ids = check_ids(ids, self.n_classes, queries.shape[0])
+        check.same_device(h=h, ids=ids, index=self.codes)
+        h = check.array("h", h, np.float32, ("B", self._width))
+        ids = check_ids(ids, self.n_classes, h.shape[0])
         if self.residual == "exact":
-            return log_prob_all(self._scores(queries), ids, queries.shape[0], self.n_classes, self.device)
-        r0, r1 = self._logits(queries)
-        log_q = empty((queries.shape[0], ids.shape[-1]), np.float32, self.device)
+            return log_prob_all(self._scores(h), ids, h.shape[0], self.n_classes, self.device)
+        r0, r1 = self._logits(h)
+        log_q = empty((h.shape[0], ids.shape[-1]), np.float32, self.device)
         backend_of(self.device, "midx").log_prob(r0, r1, self._index, ids if len(ids.shape) == 2 else ids[None], log_q)
         return log_q
 
@@ -410,15 +416,15 @@ def _parts(vectors, kind):
     return asarray(vectors[:, :half], device), asarray(vectors[:, half:], device)
 
 
-def _metric(queries, kind, width):
+def _metric(h, kind, width):
     """What `_parts` of the classes are multiplied with before k-means, and the inverses: two pairs (or one twice) of square
-    matrices; None without queries."""
-    if queries is None:
+    matrices; None without h."""
+    if h is None:
         return None
-    queries = check.array("queries", queries, np.float32, ("n", width))
-    check.integer("the number of queries", queries.shape[0], 1)
-    check.finite("queries", queries)
-    device, parts = device_of(queries), _parts(queries, kind)
+    h = check.array("h", h, np.float32, ("n", width))
+    check.integer("the number of rows of h", h.shape[0], 1)
+    check.finite("h", h)
+    device, parts = device_of(h), _parts(h, kind)
     pairs = [score_metric(to_numpy(part)) for part in (parts[:1] if kind == "rq" else parts)]
     pairs = [tuple(asarray(matrix, device, np.float32) for matrix in pair) for pair in pairs]
     return pairs * 2 if kind == "rq" else pairs
@@ -433,9 +439,9 @@ def _quantise(*arguments, **options):
     return codes, codebooks
 
 
-def _codes_and_codebooks(classes, codebooks, weights, kind, n_iterations, metric, is_first):
+def _codes_and_codebooks(weights, codebooks, class_weights, kind, n_iterations, metric, is_first):
     """Codes (L, 2) and the two codebooks by k-means from `codebooks` (for the first time, "rq" starts from residuals)."""
-    first, second = _parts(classes, kind)
+    first, second = _parts(weights, kind)
     if metric is None:
         codebooks = [codebook.copy() for codebook in codebooks]
     else:
@@ -443,14 +449,14 @@ def _codes_and_codebooks(classes, codebooks, weights, kind, n_iterations, metric
         codebooks = [product(codebooks[0], factor), product(codebooks[1], other)]
         first, second = product(first, factor), None if kind == "rq" else product(second, other)
     codes = empty((first.shape[0], 2), np.int32, device_of(first))
-    codes[:, 0] = _k_means(first, codebooks[0], weights, n_iterations)
+    codes[:, 0] = _k_means(first, codebooks[0], class_weights, n_iterations)
     if kind == "rq":
         second = codebooks[0][codes[:, 0]]
         module_of(device_of(first)).subtract(first, second, out=second)
         if is_first:
             rows = module_of(device_of(first)).arange(len(codebooks[1]))
             codebooks[1] = second[rows * (len(second) // len(rows))].copy()
-    codes[:, 1] = _k_means(second, codebooks[1], weights, n_iterations)
+    codes[:, 1] = _k_means(second, codebooks[1], class_weights, n_iterations)
     if metric is not None:
         codebooks = [product(codebook, inverse) for codebook, (_, inverse) in zip(codebooks, metric, strict=True)]
     return codes, codebooks
@@ -471,15 +477,15 @@ def _codebooks(codebooks):
     return codebooks
 
 
-def _held_classes(classes, n_classes, width, device):
+def _held_classes(weights, n_classes, width, device):
     """Checked embeddings, which residual='exact' draws by."""
-    if classes is None:
+    if weights is None:
         raise ValueError("residual='exact' needs classes, (L, d)")
-    if check.same_device(classes=classes) != device:
-        raise TypeError(f"classes must live on {device} like the codes, got {device_of(classes)}")
-    classes = check.array("classes", classes, np.float32, (n_classes, width))
-    check.finite("classes", classes)
-    return classes
+    if check.same_device(weights=weights) != device:
+        raise TypeError(f"weights must live on {device} like the codes, got {device_of(weights)}")
+    weights = check.array("weights", weights, np.float32, (n_classes, width))
+    check.finite("weights", weights)
+    return weights
 
 
 def _checked_metric(metric, width, device):
@@ -512,10 +518,10 @@ def _popularity(popularity, residual, n_classes):
     return _shares("popularity", popularity, n_classes)
 
 
-def _k_means_weights(weights, n_classes, device):
+def _k_means_weights(class_weights, n_classes, device):
     """Checked weights of k-means on `device`, the largest 1; of size 0 where all are alike."""
-    weights = np.zeros(0) if weights is None else _shares("weights", weights, n_classes)
-    return asarray(weights / weights.max(initial=0), device, np.float32)
+    class_weights = np.zeros(0) if class_weights is None else _shares("class_weights", class_weights, n_classes)
+    return asarray(class_weights / class_weights.max(initial=0), device, np.float32)
 
 
 def _shares(name, value, n_classes):

@@ -6,7 +6,7 @@ import numpy as np
 
 from .core import check
 from .core.device import backend_of, empty, to_numpy, zeros
-from .core.formulas import MAGNITUDE, Cut, Moments
+from .core.formulas import MAGNITUDE, Moments, Threshold
 from .fixed_fan_in import FixedFanIn
 from .optimizers import SGD, Adam
 
@@ -18,10 +18,10 @@ _NOT_FINITE = 255 << 3
 
 def _threshold(bits, n, device):
     """The n-th smallest magnitude; how many slots with that magnitude are among the n smallest; how many there are."""
-    wing, prefix = backend_of(device, "rewiring"), 0
+    kernels, prefix = backend_of(device, "rewiring"), 0
     for shift, n_bins in _DIGITS:
         counts = empty(n_bins, np.int64, device)
-        wing.magnitude_histogram(bits, prefix, shift, counts)
+        kernels.magnitude_histogram(bits, prefix, shift, counts)
         counts = to_numpy(counts)
         if shift == _DIGITS[0][0] and counts[_NOT_FINITE:].any():
             raise ValueError("layer.values must be finite, got NaN or infinity; lower the learning rate")
@@ -33,13 +33,13 @@ def _threshold(bits, n, device):
 
 
 def _smallest(bits, n, device):
-    """The `Cut` that leaves the n slots of smallest magnitude, and how many of them each label has, (L,) int32."""
+    """The `Threshold` that leaves the n slots of smallest magnitude, and how many of them each label has, (L,) int32."""
     threshold, n_ties, all_ties = _threshold(bits.reshape(-1), n, device)
-    wing, fan_in = backend_of(device, "rewiring"), bits.shape[1]
+    kernels, fan_in = backend_of(device, "rewiring"), bits.shape[1]
 
     def count(last):
-        cut, counts = Cut(threshold, last), empty(bits.shape[0], np.int32, device)
-        wing.count_smallest(bits, cut, counts)
+        cut, counts = Threshold(threshold, last), empty(bits.shape[0], np.int32, device)
+        kernels.count_smallest(bits, cut, counts)
         return cut, counts
 
     cut, counts = count(bits.size - 1)
@@ -53,7 +53,7 @@ def _smallest(bits, n, device):
     k = to_numpy((bits[label] & MAGNITUDE) == threshold).nonzero()[0][rest - 1]
     below[:label] += ties[:label]
     below[label] += rest
-    return Cut(threshold, label * fan_in + int(k)), below
+    return Threshold(threshold, label * fan_in + int(k)), below
 
 
 def no_moments(device):

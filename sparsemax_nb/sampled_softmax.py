@@ -18,7 +18,7 @@ def _log_probabilities(name, value, shape):
 
 
 def sampled_softmax(
-    queries, classes, targets, ids, log_q, log_q_targets, *, correction="paper", mask_hits=False, reduction="mean"
+    h, weights, targets, ids, log_q, log_q_targets, *, correction="paper", mask_hits=False, reduction="mean"
 ):
     """Cross-entropy of each target against M drawn classes; its gradients touch only the classes that occur.
 
@@ -28,8 +28,8 @@ def sampled_softmax(
 
     Parameters
     ----------
-    queries : (B, d) float32
-    classes : (L, d) float32
+    h : (B, d) float32
+    weights : (L, d) float32
         The output embeddings.
     targets : (B,) int32 or other integers, SciPy CSR matrix (B, L) or Labels(indptr, indices)
         One target a row, in [0, L); or the positive labels of each row, each of which meets the same draws.
@@ -73,23 +73,23 @@ def sampled_softmax(
     >>> import numpy as np
     >>> from sparsemax_nb import UniformSampler, sampled_softmax
     >>> random = np.random.default_rng(0)
-    >>> queries, classes = (random.standard_normal((n, 8)).astype(np.float32) for n in (2, 1000))
+    >>> h, weights = (random.standard_normal((n, 8)).astype(np.float32) for n in (2, 1000))
     >>> targets, sampler = np.array([3, 5], np.int32), UniformSampler(1000)
-    >>> ids, log_q = sampler.sample(queries, n_samples=20, seed=0)
-    >>> log_q_targets = sampler.log_prob(queries, targets.reshape(-1, 1)).reshape(-1)
-    >>> loss, dqueries, (touched, dclasses) = sampled_softmax(queries, classes, targets, ids, log_q, log_q_targets)
+    >>> ids, log_q = sampler.sample(h, n_samples=20, seed=0)
+    >>> log_q_targets = sampler.log_prob(h, targets.reshape(-1, 1)).reshape(-1)
+    >>> loss, dqueries, (touched, dclasses) = sampled_softmax(h, weights, targets, ids, log_q, log_q_targets)
     >>> dqueries.shape, dclasses.shape == (len(touched), 8)
     ((2, 8), True)
     """
     check.choice("correction", correction, CORRECTIONS)
     check.choice("reduction", reduction, ("mean", "sum"))
     mask_hits = check.flag("mask_hits", mask_hits)
-    arrays = {"queries": queries, "classes": classes, "ids": ids, "log_q": log_q, "log_q_targets": log_q_targets}
+    arrays = {"h": h, "weights": weights, "ids": ids, "log_q": log_q, "log_q_targets": log_q_targets}
     device = check.same_device(**arrays, **({} if sparse.holds_several(targets) else {"targets": targets}))
-    classes = check.array("classes", classes, np.float32, ("L", "d"))
-    n_classes, width = classes.shape
-    queries = check.array("queries", queries, np.float32, ("B", width))
-    n_rows = queries.shape[0]
+    weights = check.array("weights", weights, np.float32, ("L", "d"))
+    n_classes, width = weights.shape
+    h = check.array("h", h, np.float32, ("B", width))
+    n_rows = h.shape[0]
     labels = sparse.as_targets(targets, n_rows, device, n_classes)
     n_targets = labels.indices.shape[0]
     ids = check_ids(ids, n_classes, n_rows)
@@ -101,7 +101,7 @@ def sampled_softmax(
         log_q, log_q_targets = log_q + np.float32(math.log(n_samples)), zeros(n_targets, np.float32, device)
     else:
         log_q_targets = _log_probabilities("log_q_targets", log_q_targets, (n_targets,))
-    wing, embedding = backend_of(device, "sampled_softmax"), backend_of(device, "embedding")
+    kernels, embedding = backend_of(device, "sampled_softmax"), backend_of(device, "embedding")
     matmul, is_shared = backend_of(device, "matmul").matmul, len(ids.shape) == 1
     xp = module_of(device)
 
@@ -110,14 +110,14 @@ def sampled_softmax(
 
     target_scores, scores, dscores = new(n_targets, 1), new(n_rows, n_samples), new(n_rows, n_samples)
     row = sparse.row_of_each_entry(labels.indptr, n_targets)
-    wing.scores(queries[row], classes, labels.indices.reshape(-1, 1), target_scores)
+    kernels.scores(h[row], weights, labels.indices.reshape(-1, 1), target_scores)
     if is_shared:
-        drawn = classes[ids]
-        matmul(queries, drawn.T, scores)
+        drawn = weights[ids]
+        matmul(h, drawn.T, scores)
     else:
-        wing.scores(queries, classes, ids, scores)
+        kernels.scores(h, weights, ids, scores)
     losses, dtargets, lines = new(n_targets), new(n_targets), (-1, n_samples)
-    wing.softmax(
+    kernels.softmax(
         scores,
         ids.reshape(lines),
         log_q.reshape(lines),
@@ -131,37 +131,38 @@ def sampled_softmax(
     )
     loss = float(losses.sum(dtype=np.float64))
     if not math.isfinite(loss):
-        for name, value in (("queries", queries), ("classes", classes[ids]), ("classes", classes[labels.indices])):
+        for name, value in (("h", h), ("weights", weights[ids]), ("weights", weights[labels.indices])):
             check.finite(name, value)
-        raise FloatingPointError("the scores queries @ classes.T overflowed; lower the learning rate")
+        raise FloatingPointError("the scores h @ weights.T overflowed; lower the learning rate")
     if reduction == "mean":
         scale = np.float32(1 / max(n_rows, 1))
         loss, dscores, dtargets = loss / max(n_rows, 1), dscores * scale, dtargets * scale
 
-    # the gradient by the scores is a sparse matrix (B, L): its products with classes and queries are those of an
+    # the gradient by the scores is a sparse matrix (B, L): its products with weights and h are those of an
     # embedding. Below the rows of the targets lie those of the draws: as many, or, where the draws are shared, one for
     # each draw
-    def rows_of(indptr, all_ids, weights):
-        arrays = (indptr, np.int32), (all_ids, np.int32), (weights, np.float32)
+    def rows_of(indptr, all_ids, coefficients):
+        arrays = (indptr, np.int32), (all_ids, np.int32), (coefficients, np.float32)
         return sparse.SparseRows(*(asarray(a, device, dtype) for a, dtype in arrays))
 
     n_more, per_row = (n_samples, 1) if is_shared else (n_rows, n_samples)
     indptr = xp.concatenate([labels.indptr, n_targets + per_row * xp.arange(1, n_more + 1)])
-    weights = xp.ones(n_samples, np.float32) if is_shared else dscores.reshape(-1)
-    entries = rows_of(indptr, xp.concatenate([labels.indices, ids.reshape(-1)]), xp.concatenate([dtargets, weights]))
+    coefficients = xp.ones(n_samples, np.float32) if is_shared else dscores.reshape(-1)
+    all_ids = xp.concatenate([labels.indices, ids.reshape(-1)])
+    entries = rows_of(indptr, all_ids, xp.concatenate([dtargets, coefficients]))
     columns = sparse.by_column(entries)
     if is_shared:
-        dqueries, by_targets, ddrawn = new(n_rows, width), new(n_rows, width), new(n_samples, width)
-        matmul(dscores, drawn, dqueries)
-        matmul(dscores.T, queries, ddrawn)
-        embedding.forward(rows_of(labels.indptr, labels.indices, dtargets), classes, by_targets)
-        source = asarray(xp.concatenate([queries, ddrawn]), device)
+        dh, by_targets, ddrawn = new(n_rows, width), new(n_rows, width), new(n_samples, width)
+        matmul(dscores, drawn, dh)
+        matmul(dscores.T, h, ddrawn)
+        embedding.forward(rows_of(labels.indptr, labels.indices, dtargets), weights, by_targets)
+        source = asarray(xp.concatenate([h, ddrawn]), device)
     else:
-        both, source = new(2 * n_rows, width), queries
-        embedding.forward(entries, classes, both)
-        dqueries, by_targets = both[n_rows:], both[:n_rows]
+        both, source = new(2 * n_rows, width), h
+        embedding.forward(entries, weights, both)
+        dh, by_targets = both[n_rows:], both[:n_rows]
         columns = columns._replace(rows=columns.rows % np.int32(max(n_rows, 1)))
-    dqueries += by_targets
-    dclasses = new(columns.ids.shape[0], width)
-    embedding.backward(columns, source, dclasses)
-    return loss, dqueries, (columns.ids, dclasses)
+    dh += by_targets
+    dweights = new(columns.ids.shape[0], width)
+    embedding.backward(columns, source, dweights)
+    return loss, dh, (columns.ids, dweights)

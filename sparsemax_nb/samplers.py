@@ -1,6 +1,6 @@
 """The plain samplers: they propose classes for sampled softmax without looking at the query.
 
-All samplers have the same two methods, ``sample(queries, n_samples, seed, step)`` and ``log_prob(queries, ids)``; draws
+All samplers have the same two methods, ``sample(h, n_samples, seed, step)`` and ``log_prob(h, ids)``; draws
 are with replacement, from one counter-based stream: the same ids on every processor.
 """
 
@@ -14,11 +14,11 @@ from .core.device import asarray, backend_of, device_of, empty, module_of, resol
 from .core.rng import Alias
 
 
-def check_draws(queries, n_samples, seed, step):
+def check_draws(h, n_samples, seed, step):
     """Checked arguments of `sample`: device, (B, M), seed and step as kernels take them."""
-    device = check.same_device(queries=queries)
-    queries = check.array("queries", queries, np.float32, ("B", "d"))
-    shape = queries.shape[0], check.integer("n_samples", n_samples, 1, 2**31 - 1)
+    device = check.same_device(h=h)
+    h = check.array("h", h, np.float32, ("B", "d"))
+    shape = h.shape[0], check.integer("n_samples", n_samples, 1, 2**31 - 1)
     check.elements(rows=shape[0], n_samples=shape[1])
     seed = np.uint64(check.integer("seed", seed, 0, 2**64 - 1))
     return device, shape, seed, np.uint64(check.integer("step", step, 0, 2**32 - 1))
@@ -38,10 +38,10 @@ SCORES = 1 << 25
 
 
 def check_log_q(log_q):
-    """Log-probabilities that were computed from finite queries; FloatingPointError where they are not finite."""
+    """Log-probabilities that were computed from finite h; FloatingPointError where they are not finite."""
     if not bool(module_of(device_of(log_q)).isfinite(log_q).all()):
         raise FloatingPointError(
-            "the scores of queries and classes overflowed, or lie too far apart for float32; scale queries or classes down"
+            "the scores h @ weights.T overflowed, or lie too far apart for float32; scale h or the weights down"
         )
     return log_q
 
@@ -93,11 +93,11 @@ class UniformSampler:
     --------
     >>> import numpy as np
     >>> from sparsemax_nb import UniformSampler
-    >>> sampler, queries = UniformSampler(1000), np.zeros((2, 8), np.float32)
-    >>> ids, log_q = sampler.sample(queries, n_samples=3, seed=0)
+    >>> sampler, h = UniformSampler(1000), np.zeros((2, 8), np.float32)
+    >>> ids, log_q = sampler.sample(h, n_samples=3, seed=0)
     >>> ids.shape, ids.dtype, round(float(np.exp(log_q[0, 0])), 6)
     ((2, 3), dtype('int32'), 0.001)
-    >>> bool((sampler.log_prob(queries, ids) == log_q).all())
+    >>> bool((sampler.log_prob(h, ids) == log_q).all())
     True
     """
 
@@ -108,12 +108,12 @@ class UniformSampler:
     def __repr__(self):
         return f"UniformSampler(n_classes={self.n_classes})"
 
-    def sample(self, queries, n_samples, seed, step=0):
-        """Draw classes for each row of the queries.
+    def sample(self, h, n_samples, seed, step=0):
+        """Draw classes for each row of h.
 
         Parameters
         ----------
-        queries : (B, d) float32
+        h : (B, d) float32
             Only their number and device matter.
         n_samples : int
             M, at least 1; B M at most 2^31 - 1.
@@ -132,18 +132,18 @@ class UniformSampler:
         TypeError, ValueError
             Wrong dtype, shape or device; n_samples, seed or step out of range.
         """
-        device, shape, seed, step = check_draws(queries, n_samples, seed, step)
+        device, shape, seed, step = check_draws(h, n_samples, seed, step)
         ids, log_q = empty(shape, np.int32, device), empty(shape, np.float32, device)
         backend_of(device, "samplers").draw_uniform(seed, step, self.n_classes, ids)
         log_q[...] = self._log_p
         return ids, log_q
 
-    def log_prob(self, queries, ids):
+    def log_prob(self, h, ids):
         """``log Q(ids)``, whatever was drawn.
 
         Parameters
         ----------
-        queries : (B, d) float32
+        h : (B, d) float32
             Only their number and device matter.
         ids : (B, M) or (M,) int32, or other integers
             Classes of each row, or those of all rows.
@@ -157,10 +157,10 @@ class UniformSampler:
         TypeError, ValueError
             Wrong dtype, shape or device; ids out of range.
         """
-        device = check.same_device(queries=queries, ids=ids)
-        queries = check.array("queries", queries, np.float32, ("B", "d"))
-        ids = check_ids(ids, self.n_classes, queries.shape[0])
-        log_q = empty((queries.shape[0], ids.shape[-1]), np.float32, device)
+        device = check.same_device(h=h, ids=ids)
+        h = check.array("h", h, np.float32, ("B", "d"))
+        ids = check_ids(ids, self.n_classes, h.shape[0])
+        log_q = empty((h.shape[0], ids.shape[-1]), np.float32, device)
         log_q[...] = self._log_p
         return log_q
 
@@ -180,12 +180,12 @@ class _TableSampler:
     def __repr__(self):
         return f"{type(self).__name__}(n_classes={self.n_classes}, device={self.device!r})"
 
-    def sample(self, queries, n_samples, seed, step=0):
-        """Draw classes for each row of the queries.
+    def sample(self, h, n_samples, seed, step=0):
+        """Draw classes for each row of h.
 
         Parameters
         ----------
-        queries : (B, d) float32
+        h : (B, d) float32
             On the sampler's device. Only their number matters.
         n_samples : int
             M, at least 1; B M at most 2^31 - 1.
@@ -204,18 +204,18 @@ class _TableSampler:
         TypeError, ValueError
             Wrong dtype, shape or device; n_samples, seed or step out of range.
         """
-        check.same_device(queries=queries, sampler=self._log_p)
-        device, shape, seed, step = check_draws(queries, n_samples, seed, step)
+        check.same_device(h=h, sampler=self._log_p)
+        device, shape, seed, step = check_draws(h, n_samples, seed, step)
         ids, log_q = empty(shape, np.int32, device), empty(shape, np.float32, device)
         backend_of(device, "samplers").draw(seed, step, self._log_p, self._alias, ids, log_q)
         return ids, log_q
 
-    def log_prob(self, queries, ids):
+    def log_prob(self, h, ids):
         """``log Q(ids)``, whatever was drawn.
 
         Parameters
         ----------
-        queries : (B, d) float32
+        h : (B, d) float32
             Only their number and device matter.
         ids : (B, M) or (M,) int32, or other integers
             Classes of each row, or those of all rows.
@@ -230,9 +230,9 @@ class _TableSampler:
         TypeError, ValueError
             Wrong dtype, shape or device; ids out of range.
         """
-        check.same_device(queries=queries, ids=ids, sampler=self._log_p)
-        queries = check.array("queries", queries, np.float32, ("B", "d"))
-        ids, n_rows = check_ids(ids, self.n_classes, queries.shape[0]), queries.shape[0]
+        check.same_device(h=h, ids=ids, sampler=self._log_p)
+        h = check.array("h", h, np.float32, ("B", "d"))
+        ids, n_rows = check_ids(ids, self.n_classes, h.shape[0]), h.shape[0]
         log_q = empty((n_rows, ids.shape[-1]), np.float32, self.device)
         log_q[...] = self._log_p[ids]
         return log_q
@@ -264,10 +264,10 @@ class LogUniformSampler(_TableSampler):
     --------
     >>> import numpy as np
     >>> from sparsemax_nb import LogUniformSampler
-    >>> sampler, queries = LogUniformSampler(1000), np.zeros((1, 8), np.float32)
-    >>> np.exp(sampler.log_prob(queries, np.array([0, 999], np.int32))).round(6)
+    >>> sampler, h = LogUniformSampler(1000), np.zeros((1, 8), np.float32)
+    >>> np.exp(sampler.log_prob(h, np.array([0, 999], np.int32))).round(6)
     array([[0.100329, 0.000145]], dtype=float32)
-    >>> ids, log_q = sampler.sample(queries, n_samples=1000, seed=0)
+    >>> ids, log_q = sampler.sample(h, n_samples=1000, seed=0)
     >>> bool((ids < 100).mean() > 0.5)
     True
     """

@@ -26,12 +26,12 @@ class SparseExperts(PackedDSSoftmax):
     Parameters
     ----------
     gate : (E, d) float32
-        Updated in place, like `rows`.
+        Updated in place, like `weights`.
     starts : (E + 1,) int32, or other integers
-        Expert k holds the rows ``starts[k] : starts[k + 1]`` of `ids` and `rows`.
+        Expert k holds the rows ``starts[k] : starts[k + 1]`` of `ids` and `weights`.
     ids : (R,) int32, or other integers
         Classes, ascending inside an expert.
-    rows : (R, d) float32
+    weights : (R, d) float32
         Their output embeddings.
     n_classes : int
         L, of all experts together.
@@ -55,9 +55,9 @@ class SparseExperts(PackedDSSoftmax):
     >>> import numpy as np
     >>> from sparsemax_nb import Adam, SparseExperts
     >>> random = np.random.default_rng(0)
-    >>> classes, targets = random.standard_normal((30, 8), dtype=np.float32), np.arange(30, dtype=np.int32)
-    >>> experts, adam = SparseExperts.dense(0.1 * classes, n_experts=2, seed=0), Adam(0.03)
-    >>> losses = [experts.step(classes, targets, adam, class_lasso=1e-3, balance=1) for _ in range(200)]
+    >>> weights, targets = random.standard_normal((30, 8), dtype=np.float32), np.arange(30, dtype=np.int32)
+    >>> experts, adam = SparseExperts.dense(0.1 * weights, n_experts=2, seed=0), Adam(0.03)
+    >>> losses = [experts.step(weights, targets, adam, class_lasso=1e-3, balance=1) for _ in range(200)]
     >>> losses[-1] < 0.1
     True
     >>> removed = experts.prune(0.03, adam)
@@ -68,22 +68,22 @@ class SparseExperts(PackedDSSoftmax):
     PackedDSSoftmax(n_experts=4, n_classes=30, rows=...)
     """
 
-    def __init__(self, gate, starts, ids, rows, n_classes):
-        super().__init__(gate, starts, ids, rows, n_classes)
-        for name in ("gate", "rows"):
+    def __init__(self, gate, starts, ids, weights, n_classes):
+        super().__init__(gate, starts, ids, weights, n_classes)
+        for name in ("gate", "weights"):
             check.writable(name, getattr(self, name))
         self.steps = 0
 
     @classmethod
-    def dense(cls, classes, n_experts, seed=0):
-        """Experts that hold all classes, each the rows of `classes` less their mean, behind a random gate.
+    def dense(cls, weights, n_experts, seed=0):
+        """Experts that hold all classes, each the rows of `weights` less their mean, behind a random gate.
 
         The softmax does not change with what is taken from all rows alike; but then the classes that say least have the
         smallest rows, and zero stands for a class like most.
 
         Parameters
         ----------
-        classes : (L, d) float32
+        weights : (L, d) float32
             A trained output layer's rows, or random ones; copied.
         n_experts : int
             E.
@@ -97,35 +97,37 @@ class SparseExperts(PackedDSSoftmax):
         Raises
         ------
         TypeError, ValueError
-            Wrong dtype or shape; classes that are not finite; more than 2^31 - 1 rows of all experts together.
+            Wrong dtype or shape; weights that are not finite; more than 2^31 - 1 rows of all experts together.
         """
-        device = check.same_device(classes=classes)
-        classes = check.array("classes", classes, np.float32, ("L", "d"))
-        check.finite("classes", classes)
+        device = check.same_device(weights=weights)
+        weights = check.array("weights", weights, np.float32, ("L", "d"))
+        check.finite("weights", weights)
         n_experts = check.integer("n_experts", n_experts, 1)
-        n_classes, width = classes.shape
-        check.integer("n_classes (the length of classes)", n_classes, 1)
+        n_classes, width = weights.shape
+        check.integer("n_classes (the length of weights)", n_classes, 1)
         _check_rows(n_experts * n_classes)
         xp = module_of(device)
         gate = _random((n_experts, width), 1 / math.sqrt(max(width, 1)), seed, device)
         ids = asarray(xp.tile(xp.arange(n_classes, dtype=np.int32), n_experts), device)
         starts = asarray(xp.arange(n_experts + 1, dtype=np.int32) * n_classes, device, np.int32)
-        rows = asarray(xp.tile(classes - classes.mean(axis=0), (n_experts, 1)), device, np.float32)
-        return cls(gate, starts, ids, rows, n_classes)
+        experts = asarray(xp.tile(weights - weights.mean(axis=0), (n_experts, 1)), device, np.float32)
+        return cls(gate, starts, ids, experts, n_classes)
 
     def _hold(self, experts):
         """Take over new arrays, with all that depends on which rows there are."""
         xp = module_of(self.device)
         with np.errstate(over="ignore"):
-            squares = asarray((experts.rows**2).sum(axis=1), self.device, np.float32)
+            squares = asarray((experts.weights**2).sum(axis=1), self.device, np.float32)
         if not bool(xp.isfinite(squares).all()):
-            check.finite("rows", experts.rows)
-            raise ValueError("rows must have a sum of squares that float32 holds, got larger numbers; scale them down")
+            check.finite("weights", experts.weights)
+            raise ValueError(
+                "weights must have a sum of squares that float32 holds, got larger numbers; scale them down"
+            )
         super()._hold(experts)
         self._by_class = by_class(experts.ids, self.n_classes)
         self._squares = squares
         self._class_squares = empty(self.n_classes, np.float32, self.device)
-        self._drows, self._scores = None, empty(0, np.float32, self.device)
+        self._dweights, self._scores = None, empty(0, np.float32, self.device)
 
     def _scores_for(self, n):
         """Room for n scores, kept for the next step: fresh memory has its price."""
@@ -167,7 +169,7 @@ class SparseExperts(PackedDSSoftmax):
         Raises
         ------
         TypeError, ValueError
-            Wrong dtype, shape or device; targets out of range; contexts that are not finite; read-only arrays.
+            Wrong dtype, shape or device; targets out of range; h that is not finite; read-only arrays.
         FloatingPointError
             The scores overflow. Nothing has changed by then.
         """
@@ -180,7 +182,7 @@ class SparseExperts(PackedDSSoftmax):
         n_rows, experts = h.shape[0], self._experts
         forward, training = backend_of(device, "ds_softmax"), backend_of(device, "sparse_experts")
         labels = as_targets(targets, n_rows, device, self.n_classes)
-        optimizer.check_writable(**{"experts.gate": self.gate, "experts.rows": self.rows})
+        optimizer.check_writable(**{"experts.gate": self.gate, "experts.weights": self.weights})
         if not n_rows:
             return 0.0
         logits = product(h, self.gate.T)
@@ -195,12 +197,12 @@ class SparseExperts(PackedDSSoftmax):
         training.cross_entropy(scores, values, labels, groups, experts, self.n_classes, scale, loss, dvalues, scores)
         value = float(loss.sum(dtype=np.float64)) / n_rows
         if not (math.isfinite(value) and bool(module_of(device).isfinite(dvalues).all())):
-            for name, array in (("h", h), ("gate", self.gate), ("rows", self.rows)):
+            for name, array in (("h", h), ("gate", self.gate), ("weights", self.weights)):
                 check.finite(name, array)
             raise FloatingPointError("the scores of the experts overflowed; lower the learning rate")
-        if self._drows is None:
-            self._drows = empty(self.rows.shape, np.float32, device)
-        training.gradient_of_rows(scores, sorted_h, groups, experts, self._drows)
+        if self._dweights is None:
+            self._dweights = empty(self.weights.shape, np.float32, device)
+        training.gradient_of_rows(scores, sorted_h, groups, experts, self._dweights)
         load, dload = (empty(self.n_experts, np.float32, device) for _ in range(2))
         training.balance(values, groups, load, dload)
         dload *= np.float32(balance)
@@ -208,10 +210,12 @@ class SparseExperts(PackedDSSoftmax):
         training.gate_backward(logits, chosen, dvalues, dload, dlogits)
         optimizer.step(self.gate, product(dlogits.T, h))
         training.class_sums(self._squares, self._by_class, self._class_squares)
-        _, rates, moments = optimizer.begin_step(self.rows)
+        _, rates, moments = optimizer.begin_step(self.weights)
         penalties = tuple(map(np.float32, (class_lasso, expert_lasso, self.n_experts, EPSILON)))
-        training.update(self._drows, self.ids, self._class_squares, penalties, rates, moments, self.rows, self._squares)
-        optimizer.end_step(self.rows)
+        training.update(
+            self._dweights, self.ids, self._class_squares, penalties, rates, moments, self.weights, self._squares
+        )
+        optimizer.end_step(self.weights)
         self.steps += 1
         return value
 
@@ -282,10 +286,10 @@ class SparseExperts(PackedDSSoftmax):
 
     def _take(self, starts, places, optimizer):
         """The experts become the rows `places` of what they were; returns how many fewer there are."""
-        old, self._drows = self.rows, None
+        old, self._dweights = self.weights, None
         experts = Experts(starts, self.ids[places], old[places])
         if optimizer is not None:
-            optimizer.replace(old, experts.rows, lambda a: a[places])
+            optimizer.replace(old, experts.weights, lambda a: a[places])
         self._hold(experts)
         return old.shape[0] - experts.ids.shape[0]
 

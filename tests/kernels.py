@@ -142,8 +142,8 @@ def run_on(backend, function, task):
     def place(value):
         if isinstance(value, np.ndarray):
             if id(value) not in placed:
-                turned = not value.flags.c_contiguous
-                placed[id(value)] = value, backend.array(value.T).T if turned else backend.array(value)
+                transposed = not value.flags.c_contiguous
+                placed[id(value)] = value, backend.array(value.T).T if transposed else backend.array(value)
             return placed[id(value)][1]
         if isinstance(value, tuple):
             items = map(place, value)
@@ -212,14 +212,14 @@ def make_step(shape, loss, kind, **options):
     n_rows, n_inputs, n_labels, fan_in = shape[:4]
     (layer, reference), x = layer_of(shape, **options), normal(1, n_rows, n_inputs)
     matrix = label_matrix(n_rows, n_labels)
-    positives = sparse.by_label(sparse.as_labels(matrix, n_rows, "cpu", n_labels), n_labels)
+    label_rows = sparse.by_label(sparse.as_labels(matrix, n_rows, "cpu", n_labels), n_labels)
     moments = [make_moments(kind, array) for array in (layer.values, layer.bias)]
     dx, label_loss = unwritten(n_rows, n_inputs), unwritten(n_labels)
     before, rounding = copy.deepcopy((layer, *moments)), (ROUNDING,) if shape[4:] else ()
 
     def check():
         old, *old_moments = before
-        want_dx, want_loss, *wanted = reference.step(x, old, positives, loss, kind, RATES, *old_moments, *rounding)
+        want_dx, want_loss, *wanted = reference.step(x, old, label_rows, loss, kind, RATES, *old_moments, *rounding)
         assert_close(dx, want_dx, uses_of(layer.indices, *shape[4:]) * (fan_in + 1))
         assert_close(label_loss, want_loss, n_rows * (fan_in + 1))
         for array, moment, want in zip((layer.values, layer.bias), moments, wanted, strict=True):
@@ -229,7 +229,7 @@ def make_step(shape, loss, kind, **options):
                 else:
                     assert_close(got, wanted_array, 4 * max(n_rows, 1) * (fan_in + 1))
 
-    return Task((x, layer, positives, loss, kind, RATES, *moments, *rounding, dx, label_loss), check)
+    return Task((x, layer, label_rows, loss, kind, RATES, *moments, *rounding, dx, label_loss), check)
 
 
 def check_rounded(got, want):
@@ -358,7 +358,7 @@ def make_cut(values, share):
     chosen = rewiring.smallest(values, max(1, int(share * values.size)))
     threshold = np.abs(values).reshape(-1)[chosen].max()
     last = chosen[np.abs(values).reshape(-1)[chosen] == threshold].max()
-    return formulas.Cut(int(threshold.view(np.int32)), int(last)), chosen
+    return formulas.Threshold(int(threshold.view(np.int32)), int(last)), chosen
 
 
 def make_count(shape):
@@ -443,15 +443,15 @@ def check_update(outputs, wanted):
 def make_multilabel(shape, loss):
     scores = normal(1, *shape) * 3
     matrix = label_matrix(*shape)
-    positives = sparse.by_label(sparse.as_labels(matrix, shape[0], "cpu", shape[1]), shape[1])
+    label_rows = sparse.by_label(sparse.as_labels(matrix, shape[0], "cpu", shape[1]), shape[1])
     dscores, label_loss = unwritten(*shape), unwritten(shape[1])
 
     def check():
-        want_loss, want_dscores = losses.multilabel(scores, positives, loss)
+        want_loss, want_dscores = losses.multilabel(scores, label_rows, loss)
         assert_close(label_loss, want_loss, shape[0])
         assert_close(dscores, want_dscores, min(shape[0], 1))
 
-    return Task((scores, positives, loss, dscores, label_loss), check)
+    return Task((scores, label_rows, loss, dscores, label_loss), check)
 
 
 def make_top_k(shape):
@@ -588,14 +588,14 @@ def make_embedding_backward(shape):
     return Task((columns, dout, drows), lambda: assert_close(drows, embedding.backward(columns, dout), terms))
 
 
-def make_matmul(shape, turn_a=False, turn_b=False, low=False):
+def make_matmul(shape, transpose_a=False, transpose_b=False, low=False):
     """`low`: of numbers that are bfloat16."""
     m, n, k = shape
     a, b, out = normal(1, m, k), normal(2, k, n), unwritten(m, n)
     if low:
         a, b = (x.astype(ml_dtypes.bfloat16).astype(np.float32) for x in (a, b))
-    a = np.ascontiguousarray(a.T).T if turn_a else a
-    b = np.ascontiguousarray(b.T).T if turn_b else b
+    a = np.ascontiguousarray(a.T).T if transpose_a else a
+    b = np.ascontiguousarray(b.T).T if transpose_b else b
     return Task((a, b, out), lambda: assert_close(out, matmul.matmul(a, b), k))
 
 
@@ -768,7 +768,7 @@ def make_expert_scores(shape):
 
 def make_gradient_of_rows(shape):
     h, groups, experts = make_batch(shape)
-    dscores, drows = normal(3, groups.offsets[-1]), unwritten(*experts.rows.shape)
+    dscores, drows = normal(3, groups.offsets[-1]), unwritten(*experts.weights.shape)
     wanted = sparse_experts.gradient_of_rows(dscores, h, groups, experts)
     return Task((dscores, h, groups, experts, drows), lambda: assert_close(drows, wanted, max(shape[0], 1)))
 
@@ -826,7 +826,7 @@ def make_class_sums(shape):
 def make_expert_update(shape):
     n_experts, n_classes, width = shape
     experts, moments = make_experts(*shape), make_moments(formulas.ADAM_KIND, np.empty((0, 0), np.float32))
-    rows, ids = experts.rows, experts.ids
+    rows, ids = experts.weights, experts.ids
     moments, gradient = make_moments(formulas.ADAM_KIND, rows), normal(4, *rows.shape)
     squares = (rows**2).sum(1)
     class_squares = sparse_experts.class_sums(squares, by_class(ids, n_classes)).astype(np.float32)
@@ -861,7 +861,7 @@ def make_answers(shape, sort=False):
         args, wanted = (scores, values, groups, experts), ds_softmax.select(scores.copy(), values, groups, experts, k)
     else:
         h, gate_rows = integers(3, -1, 2, n_rows, width), integers(4, -1, 2, n_experts, width)
-        experts = experts._replace(rows=integers(2, -1, 2, *experts.rows.shape))
+        experts = experts._replace(rows=integers(2, -1, 2, *experts.weights.shape))
         args, wanted = (h, gate_rows, experts), ds_softmax.answer(h, gate_rows, experts, k)
 
     def check():
@@ -908,8 +908,8 @@ def make_index(n_words, n_classes, weighted):
         with np.errstate(divide="ignore"):
             log_popularity = np.log(popularity).astype(np.float32)
         records = _records(members, alias_table(popularity[members], indptr), log_popularity)
-    turned = np.ascontiguousarray(weights.T)
-    return _Index(codes, indptr, members, records, records.view(np.float32), weights, turned, log_popularity)
+    transposed = np.ascontiguousarray(weights.T)
+    return _Index(codes, indptr, members, records, records.view(np.float32), weights, transposed, log_popularity)
 
 
 def make_index_sample(shape, weighted, scale=1):
@@ -1228,17 +1228,17 @@ def _operations():
     yield operation(
         "samplers.draw_softmax", make_draw_softmax, ((1, 1, 1), (3, 5, 7), (0, 3, 2)), ((33, 20, 1300),), first_row=5
     )
-    for turned in ({}, {"turn_a": True}, {"turn_b": True}):
+    for transposed in ({}, {"transpose_a": True}, {"transpose_b": True}):
         small, large = ((1, 1, 1), (3, 7, 5), (0, 3, 2), (3, 2, 0)), ((65, 33, 19), (33, 300, 7), (3, 5, 200))
-        yield operation(f"matmul.matmul {' '.join(turned)}".strip(), make_matmul, small, large, **turned)
+        yield operation(f"matmul.matmul {' '.join(transposed)}".strip(), make_matmul, small, large, **transposed)
         tiled, mma, rounded = (functools.partial(cuda_matmul.matmul, kernel=k) for k in ("tiled", "mma", "bfloat16"))
-        name = " ".join(turned)
-        yield operation(f"matmul.matmul tiled {name}", make_matmul, small, large[:2], tiled, None, **turned)
-        parts = () if turned else ((33, 20, 530),)  # sums in two parts
+        name = " ".join(transposed)
+        yield operation(f"matmul.matmul tiled {name}", make_matmul, small, large[:2], tiled, None, **transposed)
+        parts = () if transposed else ((33, 20, 530),)  # sums in two parts
         large = ((1, 1, 1), (33, 65, 19), (130, 68, 48), *parts, (0, 3, 2), (3, 2, 0))
-        yield operation(f"matmul.matmul mma {name}", make_matmul, (), large, mma, None, **turned)
+        yield operation(f"matmul.matmul mma {name}", make_matmul, (), large, mma, None, **transposed)
         yield operation(
-            f"matmul.matmul bfloat16 {name}", make_matmul, (), large[:3], rounded, None, low=True, **turned
+            f"matmul.matmul bfloat16 {name}", make_matmul, (), large[:3], rounded, None, low=True, **transposed
         )  # fmt: skip
 
 

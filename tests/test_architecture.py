@@ -125,19 +125,18 @@ def is_operation(function):
     if function.name.startswith("_") or function.name.endswith("_kernel") or function.name in WING_ONLY:
         return False
     return not any(
-        ast.unparse(d).partition("(")[0] in ("njit", "cuda_device", "intrinsic")
-        for d in function.decorator_list
+        ast.unparse(d).partition("(")[0] in ("njit", "cuda_device", "intrinsic") for d in function.decorator_list
     )
 
 
-def operations(wing, module):
+def operations(kernels, module):
     """{name: positional arguments} of the operations of a wing."""
-    path = PACKAGE / wing / f"{module}.py"
+    path = PACKAGE / kernels / f"{module}.py"
     functions = functions_of(TREES[path]) if path.exists() else []
     return {function.name: positional(function) for function in functions if is_operation(function)}
 
 
-MODULES = sorted({path.stem for wing in ("cpu", "cuda") for path in (PACKAGE / wing).glob("*.py")})
+MODULES = sorted({path.stem for kernels in ("cpu", "cuda") for path in (PACKAGE / kernels).glob("*.py")})
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -153,12 +152,12 @@ def test_twins_have_the_same_arguments(module):
 def test_reference_takes_the_same_inputs(module):
     """Inputs first, outputs last: without sizes of outputs, the arguments of `reference` begin those of the twins."""
     reference = operations("reference", module)
-    for wing in ("cpu", "cuda"):
-        for name, arguments in operations(wing, module).items():
+    for kernels in ("cpu", "cuda"):
+        for name, arguments in operations(kernels, module).items():
             if name in reference:
                 inputs = [a for a in reference[name] if a in arguments or a not in SIZES]
-                assert inputs == arguments[: len(inputs)], f"{wing}.{module}.{name}"
-                assert inputs, f"{wing}.{module}.{name}"
+                assert inputs == arguments[: len(inputs)], f"{kernels}.{module}.{name}"
+                assert inputs, f"{kernels}.{module}.{name}"
 
 
 # ---------------------------------------------------------------- kernels and docstrings
@@ -183,9 +182,9 @@ def test_kernels_are_documented_and_short_of_arguments(name):
     assert "atomics" in docstring
 
 
-@pytest.mark.parametrize("wing", ["cpu", "cuda", "reference"])
-def test_every_operation_has_a_docstring(wing):
-    for path in (PACKAGE / wing).glob("*.py"):
+@pytest.mark.parametrize("kernels", ["cpu", "cuda", "reference"])
+def test_every_operation_has_a_docstring(kernels):
+    for path in (PACKAGE / kernels).glob("*.py"):
         assert ast.get_docstring(TREES[path]), path.name
         for function in functions_of(TREES[path]):
             assert ast.get_docstring(function) or function.name.startswith("_"), f"{path.name}: {function.name}"

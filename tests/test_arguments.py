@@ -160,7 +160,7 @@ MATRICES = {
     "psp_at_k": lambda m: metrics.psp_at_k(IDS, m, np.full(L, 0.5), 2),
     "Tfidf": lambda m: data.Tfidf(sublinear=False).fit_transform(m).toarray(),
     "DSSoftmax.fit": lambda m: (
-        train.DSSoftmax(n_experts=2, epochs=1, device="cpu", progress=False).fit(H, m).experts_.rows
+        train.DSSoftmax(n_experts=2, epochs=1, device="cpu", progress=False).fit(H, m).experts_.weights
     ),
 }
 

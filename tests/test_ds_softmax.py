@@ -24,7 +24,7 @@ PENALTIES = {"class_lasso": 0.02, "expert_lasso": 0.03, "balance": 0.5}
 def problem(n_experts=3, n_rows=9, several=False):
     """Gate, experts (the second holds nothing), contexts, and targets, some of which no expert holds."""
     experts = make_experts(n_experts, N_CLASSES, WIDTH)
-    experts = experts._replace(rows=experts.rows / 2)
+    experts = experts._replace(rows=experts.weights / 2)
     targets = integers(5, 0, N_CLASSES, n_rows).astype(np.int32)
     if several:
         matrix = label_matrix(n_rows, N_CLASSES)
@@ -67,12 +67,12 @@ def gradients(gate, experts, h, targets, class_lasso, expert_lasso, balance):
     drows = reference.gradient_of_rows(dscores, h[groups.order], groups, experts)
     _, dload = reference.balance(values, groups)
     dlogits = reference.gate_backward(probabilities, chosen, dvalues, balance * dload)
-    squares = (experts.rows.astype(np.float64) ** 2).sum(1)
+    squares = (experts.weights.astype(np.float64) ** 2).sum(1)
     of_classes = reference.class_sums(squares, by_class(experts.ids, N_CLASSES))
     still = formulas.Rates(0.0, 0.0, 0.0, 1.0)  # m becomes the gradient
-    moments = formulas.Moments(np.zeros(experts.rows.shape), np.zeros(experts.rows.shape))
+    moments = formulas.Moments(np.zeros(experts.weights.shape), np.zeros(experts.weights.shape))
     penalties = class_lasso, expert_lasso, n_experts, ds_softmax.EPSILON
-    _, m, _, _ = reference.update(drows, experts.ids, of_classes, penalties, still, moments, experts.rows, squares)
+    _, m, _, _ = reference.update(drows, experts.ids, of_classes, penalties, still, moments, experts.weights, squares)
     return dlogits.T @ h, m, loss.mean()
 
 
@@ -83,18 +83,18 @@ def test_gradients_are_those_of_the_objective(several):
     gate, h, experts = (
         gate.astype(np.float64),
         h.astype(np.float64),
-        experts._replace(rows=experts.rows.astype(np.float64)),
+        experts._replace(rows=experts.weights.astype(np.float64)),
     )
     _, chosen, _ = reference.gate(h @ gate.T)
     assert len(set(chosen.tolist())) > 1
     dgate, drows, _ = gradients(gate, experts, h, targets, **PENALTIES)
-    for array, gradient in ((gate, dgate), (experts.rows, drows)):
+    for array, gradient in ((gate, dgate), (experts.weights, drows)):
         found = np.zeros(array.shape)
         for place in np.ndindex(array.shape):
             before, values = array[place], []
             for step in (1e-5, -1e-5):
                 array[place] = before + step
-                values.append(objective(gate, experts.rows, experts, h, targets, chosen, **PENALTIES))
+                values.append(objective(gate, experts.weights, experts, h, targets, chosen, **PENALTIES))
             array[place] = before
             found[place] = (values[0] - values[1]) / 2e-5
         assert np.abs(found - gradient).max() < 1e-6 * max(1, np.abs(gradient).max())
@@ -106,7 +106,7 @@ def test_step(backend, several):
     """Loss, gate and rows after two steps of Adam are those of the reference."""
     gate, experts, h, targets = problem(several=several)
     mixture, adam = made(backend, gate, experts), Adam(0.01)
-    wanted_gate, wanted_rows = gate.astype(np.float64), experts.rows.astype(np.float64)
+    wanted_gate, wanted_rows = gate.astype(np.float64), experts.weights.astype(np.float64)
     moments = {name: [np.zeros(a.shape)] * 2 for name, a in (("gate", gate), ("rows", wanted_rows))}
     for step in range(2):
         loss = mixture.step(on(backend, h), on(backend, targets), adam, **PENALTIES)
@@ -122,10 +122,10 @@ def test_step(backend, several):
             new.append(array - rates.step_size * m / (np.sqrt(v) + rates.epsilon))
         wanted_gate, wanted_rows = new
     # Adam divides by the gradient's size: where that is tiny, so is what float32 knows of it
-    for got, want in ((mixture.gate, wanted_gate), (mixture.rows, wanted_rows)):
+    for got, want in ((mixture.gate, wanted_gate), (mixture.weights, wanted_rows)):
         difference = np.abs(backend.numpy(got) - want)
         assert difference.max() < 1e-3 and np.median(difference) < 1e-6
-    assert mixture.steps == 2 and adam.state_of(mixture.rows).count == 2
+    assert mixture.steps == 2 and adam.state_of(mixture.weights).count == 2
 
 
 @pytest.mark.twins
@@ -158,15 +158,15 @@ def test_prune(backend):
     starts, ids = np.array([0, 3, 3, 6], np.int32), np.array([0, 1, 2, 0, 1, 3], np.int32)
     rows = np.repeat(np.array([[0.5], [0.01], [0.02], [0.4], [0.005], [0.001]], np.float32), WIDTH, 1)
     mixture, adam = made(backend, normal(1, 3, WIDTH), Experts(starts, ids, rows)), Adam()
-    m, v = adam.state_of(mixture.rows).moments
+    m, v = adam.state_of(mixture.weights).moments
     m[...], v[...] = on(backend, rows + 1), on(backend, rows + 2)
-    adam.state_of(mixture.rows).count = 5
+    adam.state_of(mixture.weights).count = 5
     assert mixture.prune(0.03, adam) == 1
     kept = [0, 1, 2, 3, 5]  # of class 1 the larger row stays, though it is small
     assert backend.numpy(mixture.ids).tolist() == ids[kept].tolist()
     assert backend.numpy(mixture.starts).tolist() == [0, 3, 3, 5]
-    np.testing.assert_array_equal(backend.numpy(mixture.rows), rows[kept])
-    state = adam.state_of(mixture.rows)
+    np.testing.assert_array_equal(backend.numpy(mixture.weights), rows[kept])
+    state = adam.state_of(mixture.weights)
     assert state.count == 5
     np.testing.assert_array_equal(backend.numpy(state.moments.m), rows[kept] + 1)
     np.testing.assert_array_equal(backend.numpy(state.moments.v), rows[kept] + 2)
@@ -179,7 +179,7 @@ def test_split(backend):
     """Two of each expert, alike but for the gate, which answers like before where it was sure."""
     gate, experts, h, _ = problem(n_experts=3)
     mixture, adam = made(backend, gate, experts), Adam()
-    adam.state_of(mixture.rows).moments.m[...] = on(backend, 2 * experts.rows)
+    adam.state_of(mixture.weights).moments.m[...] = on(backend, 2 * experts.weights)
     adam.state_of(mixture.gate).moments.v[...] = on(backend, gate**2)
     mixture.split(adam, seed=3)
     assert mixture.n_experts == 6
@@ -190,8 +190,10 @@ def test_split(backend):
     for k in range(6):
         old, new = slice(*experts.starts[k // 2 : k // 2 + 2]), slice(*starts[k : k + 2])
         np.testing.assert_array_equal(backend.numpy(mixture.ids)[new], experts.ids[old])
-        np.testing.assert_array_equal(backend.numpy(mixture.rows)[new], experts.rows[old])
-        np.testing.assert_array_equal(backend.numpy(adam.state_of(mixture.rows).moments.m)[new], 2 * experts.rows[old])
+        np.testing.assert_array_equal(backend.numpy(mixture.weights)[new], experts.weights[old])
+        np.testing.assert_array_equal(
+            backend.numpy(adam.state_of(mixture.weights).moments.m)[new], 2 * experts.weights[old]
+        )
     np.testing.assert_array_equal(backend.numpy(adam.state_of(mixture.gate).moments.v), np.repeat(gate**2, 2, 0))
     again = made(backend, gate, experts)
     again.split(seed=3)
@@ -208,8 +210,8 @@ def test_an_expert_without_rows_of_the_batch_only_shrinks(backend):
     assert mixture.utilisation(on(backend, h)).tolist() == [1, 0]
     mixture.step(on(backend, h), on(backend, targets), Adam(0.001), class_lasso=1.0)
     other = slice(*experts.starts[1:3])
-    moved = backend.numpy(mixture.rows)[other] - experts.rows[other]
-    np.testing.assert_allclose(moved, -0.001 * np.sign(experts.rows[other]), atol=1e-5)
+    moved = backend.numpy(mixture.weights)[other] - experts.weights[other]
+    np.testing.assert_allclose(moved, -0.001 * np.sign(experts.weights[other]), atol=1e-5)
 
 
 # ---------------------------------------------------------------- answers
@@ -236,7 +238,7 @@ def test_many_queries_in_parts(monkeypatch):
     gate, experts, _, _ = problem()
     h, packed = normal(9, 50, WIDTH), PackedDSSoftmax(gate, *experts, N_CLASSES)
     whole = packed.top_k(h, 4)
-    monkeypatch.setattr(ds_softmax, "HELD", 20 * N_CLASSES)
+    monkeypatch.setattr(ds_softmax, "MAX_ELEMENTS", 20 * N_CLASSES)
     packed = PackedDSSoftmax(gate, *experts, N_CLASSES)
     for part, one in zip(packed.top_k(h, 4), whole, strict=True):
         np.testing.assert_allclose(part, one, atol=1e-6)
@@ -349,7 +351,7 @@ def test_files_that_are_overwritten_in_place(tmp_path, mapped):
 def test_rows_that_are_not_finite_and_too_many_classes(tmp_path):
     gate, experts, _, _ = problem()
     path = tmp_path / "ds.safetensors"
-    wild = experts.rows.copy()
+    wild = experts.weights.copy()
     wild[3, 2] = np.inf
     arrays = {"gate": gate} | experts._asdict()
     for changed, n_classes, message in (
@@ -409,7 +411,7 @@ def test_bad_queries(backend):
 def test_rows_that_are_not_finite(backend):
     gate, experts, h, targets = problem(n_rows=14)
     mixture = made(backend, gate, experts)
-    mixture.rows[...] = np.nan
+    mixture.weights[...] = np.nan
     for rows in (slice(None), slice(0, 3)):
         with pytest.raises(ValueError, match="rows must be finite, got nan"):
             mixture.top_k(on(backend, h[rows]), 3)
@@ -422,7 +424,7 @@ def test_scores_that_overflow(backend):
     if backend.device == "cuda" and SIMULATOR:
         pytest.skip("NumPy warns of the overflow in the simulator's threads")
     gate, experts, h, targets = problem(n_rows=40)
-    mixture = made(backend, gate, experts._replace(rows=experts.rows * np.float32(1e18)))
+    mixture = made(backend, gate, experts._replace(rows=experts.weights * np.float32(1e18)))
     for call in (lambda x: mixture.top_k(x, 3), lambda x: mixture.step(x, on(backend, targets), Adam())):
         with pytest.raises(FloatingPointError, match="scores of the experts overflowed"):
             call(on(backend, h * np.float32(1e21)))
@@ -431,7 +433,7 @@ def test_scores_that_overflow(backend):
 @pytest.mark.twins
 def test_bad_targets(backend):
     gate, experts, h, targets = problem()
-    mixture, before = made(backend, gate, experts), experts.rows.copy()
+    mixture, before = made(backend, gate, experts), experts.weights.copy()
     for wrong in (-1, N_CLASSES):
         targets[3] = wrong
         with pytest.raises(ValueError, match=rf"targets must lie in \[0, {N_CLASSES}\), got {wrong}"):
@@ -439,7 +441,7 @@ def test_bad_targets(backend):
     h[2, 1] = np.nan
     with pytest.raises(ValueError, match="h must be finite"):
         mixture.step(on(backend, h), on(backend, np.zeros(len(h), np.int32)), Adam())
-    np.testing.assert_array_equal(backend.numpy(mixture.rows), before)
+    np.testing.assert_array_equal(backend.numpy(mixture.weights), before)
     assert mixture.step(on(backend, h[:0]), on(backend, targets[:0]), Adam()) == 0
 
 
@@ -461,7 +463,7 @@ def test_bad_options_of_a_step(backend):
 
 def test_rows_that_can_not_be_written_to():
     gate, experts, _, _ = problem()
-    experts.rows.flags.writeable = False
+    experts.weights.flags.writeable = False
     PackedDSSoftmax(gate, *experts, N_CLASSES)  # to answer is all right
     with pytest.raises(ValueError, match="rows is written to but is read-only"):
         SparseExperts(gate, *experts, N_CLASSES)

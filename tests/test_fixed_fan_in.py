@@ -97,12 +97,12 @@ def test_reference_gradients_by_finite_differences(loss):
     layer = Layer(
         *(a.astype(np.float64) if a.dtype == np.float32 else a for a in layer_arrays(n_labels, n_inputs, fan_in))
     )
-    positives, kind = positives_of(label_matrix(n_rows, n_labels)), formulas.LOSSES[loss]
+    label_rows, kind = positives_of(label_matrix(n_rows, n_labels)), formulas.LOSSES[loss]
     nothing = formulas.Moments(np.zeros(0), np.zeros(0))
     rates = formulas.Rates(1.0, 0.0, 0.0, 0.0)  # a step of size 1: the gradient is old minus new
 
     def step(x, layer):
-        return reference.step(x, layer, positives, kind, formulas.SGD_KIND, rates, nothing, nothing)
+        return reference.step(x, layer, label_rows, kind, formulas.SGD_KIND, rates, nothing, nothing)
 
     def total(x, layer):
         return step(x, layer)[1].sum()
@@ -260,14 +260,14 @@ def test_step_gives_the_same_bits_in_many_ranges_of_labels(group, monkeypatch):
     x, matrix = normal(1, n_rows, n_inputs), label_matrix(n_rows, n_labels, density=0.01)
 
     def run(held):
-        monkeypatch.setattr(blocks, "HELD", held)
+        monkeypatch.setattr(blocks, "MAX_ELEMENTS", held)
         kind, adam = GroupSharedFanIn if group else FixedFanIn, make_adam()
         layer = kind.random(n_labels, n_inputs, fan_in, *group, seed=5)
         results = [fixed_fan_in_step(x, layer, matrix, "squared-hinge", adam) for _ in range(2)]
         return [a.tobytes() for a in (layer.values, layer.bias, *(np.asarray(r) for pair in results for r in pair))]
 
     assert cpu_wing.workspace_shapes(n_rows, n_inputs, n_labels, fan_in)["active"][0] == (9, n_labels)
-    at_once = run(blocks.HELD)
+    at_once = run(blocks.MAX_ELEMENTS)
     assert run(1) == at_once
     assert cpu_wing.workspace_shapes(n_rows, n_inputs, n_labels, fan_in)["active"][0] == (9, cpu_wing.CHUNK)
 

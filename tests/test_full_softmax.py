@@ -53,7 +53,7 @@ def expected(h, w, targets, bias):
 def test_equals_reference(backend, monkeypatch, cuts, plan, multi_label):
     if plan[1] == 1 and backend.device == "cuda" and SIMULATOR:
         pytest.skip("a launch for each class is slow in the simulator")
-    for name, value in zip(("HELD", "MOST_ROWS", "FEWEST_ROWS"), cuts, strict=True):
+    for name, value in zip(("MAX_ELEMENTS", "MOST_ROWS", "FEWEST_ROWS"), cuts, strict=True):
         monkeypatch.setattr(full_softmax, name, value)
     assert full_softmax._plan(7, 23, 23) == plan
     h, w, targets, bias = problem()
@@ -162,7 +162,7 @@ def test_bfloat16(backend, monkeypatch, cuts, plan):
     """Computed from the very numbers that the inputs are; the gradients are float32."""
     if plan[1] == 1 and backend.device == "cuda" and SIMULATOR:
         pytest.skip("a launch for each class is slow in the simulator")
-    for name, value in zip(("HELD", "WIDENED", "FEWEST_ROWS"), (*cuts, 5), strict=True):
+    for name, value in zip(("MAX_ELEMENTS", "WIDENED", "FEWEST_ROWS"), (*cuts, 5), strict=True):
         monkeypatch.setattr(full_softmax, name, value)
     assert full_softmax._plan(7, 23, cuts[1] // 5) == plan
     h, w, targets, bias = problem()
@@ -189,14 +189,14 @@ def test_bfloat16_is_no_other_result(backend):
 def test_neither_logits_nor_widened_weights_are_stored(monkeypatch, dtype):
     h, w, targets, bias = problem(n_rows=24, n_classes=40_000, width=64)
     h, w = h.astype(dtype), w.astype(dtype)
-    for name, value in (("HELD", 1 << 18), ("FEWEST_ROWS", 4), ("WIDENED", 1 << 19)):
+    for name, value in (("MAX_ELEMENTS", 1 << 18), ("FEWEST_ROWS", 4), ("WIDENED", 1 << 19)):
         monkeypatch.setattr(full_softmax, name, value)
     softmax_cross_entropy(h, w, targets, bias)  # compile
     tracemalloc.start()
     _, *gradients = softmax_cross_entropy(h, w, targets, bias)
     peak = tracemalloc.get_traced_memory()[1] - sum(a.nbytes for a in gradients)
     tracemalloc.stop()
-    assert 4 * (full_softmax.HELD + (dtype != np.float32) * full_softmax.WIDENED) < peak < 9 << 19
+    assert 4 * (full_softmax.MAX_ELEMENTS + (dtype != np.float32) * full_softmax.WIDENED) < peak < 9 << 19
     assert w.size * 4 > 9 << 20  # a copy of the widened weights; the logits: 3.7 MiB
 
 
@@ -285,7 +285,7 @@ def sorted_ranks(logits, targets):
 @pytest.mark.parametrize("held", [1 << 24, 70, 23, 1])  # all rows at once, three, one; fewer than the classes
 @pytest.mark.parametrize("ties", [False, True])
 def test_ranks_equal_reference(backend, monkeypatch, held, ties):
-    monkeypatch.setattr(full_softmax, "HELD", held)
+    monkeypatch.setattr(full_softmax, "MAX_ELEMENTS", held)
     h, w, targets, _ = problem()
     if ties:
         h, w = integers(1, -1, 2, 7, 5), integers(2, -1, 2, 23, 5)
@@ -331,7 +331,7 @@ def test_few_rows_and_one_class(backend, n_rows):
 
 def test_ranks_hold_few_logits(monkeypatch):
     h, w, targets, _ = problem(n_rows=24, n_classes=40_000, width=64)
-    monkeypatch.setattr(full_softmax, "HELD", 1 << 17)
+    monkeypatch.setattr(full_softmax, "MAX_ELEMENTS", 1 << 17)
     targets = abs(targets)
     target_ranks(h, w, targets)  # compile
     tracemalloc.start()
@@ -343,7 +343,7 @@ def test_ranks_hold_few_logits(monkeypatch):
 
 @pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="needs two threads")
 def test_ranks_are_the_same_bits_with_one_thread_and_two(monkeypatch):
-    monkeypatch.setattr(full_softmax, "HELD", 1 << 14)
+    monkeypatch.setattr(full_softmax, "MAX_ELEMENTS", 1 << 14)
     h, w, targets, _ = problem(n_rows=33, n_classes=1000)
 
     def bits(n_threads):

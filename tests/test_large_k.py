@@ -21,7 +21,7 @@ from sparsemax_nb.cpu import top_k as cpu_top_k
 from sparsemax_nb.cuda import top_k as cuda_top_k
 from sparsemax_nb.reference import full_softmax
 from sparsemax_nb.reference import top_k as reference
-from sparsemax_nb.train.layers import top_k_of_scores
+from sparsemax_nb.train.outputs import top_k_of_scores
 
 from .helpers import integers, layer_arrays, normal, place_layer, shared_arrays, threads
 
@@ -130,8 +130,8 @@ def test_some_rows_at_a_time(backend, monkeypatch):
 
     want = answers()
     for module in (cpu_top_k, lists, baselines):
-        monkeypatch.setattr(module, "HELD", 17 * L)
-    monkeypatch.setattr(cuda_top_k, "HELD", 3 * L)
+        monkeypatch.setattr(module, "MAX_ELEMENTS", 17 * L)
+    monkeypatch.setattr(cuda_top_k, "MAX_ELEMENTS", 3 * L)
     monkeypatch.setattr(cuda_top_k, "SORTED", 2 * L)
     assert cpu_top_k.rows_at_once(19, L) == 16
     with threads(1):
@@ -142,9 +142,9 @@ def test_some_rows_at_a_time(backend, monkeypatch):
 def test_memory_does_not_grow_with_k(backend, group):
     """Lists of k for each row would take 3 GiB for 5,000 rows and k = L = 80,000."""
     name = "group_shared" if group else "fixed_fan_in"
-    wing = backend_of(backend.device, name)
+    kernels = backend_of(backend.device, name)
     for n_rows in (1, 200, 5000):
-        shapes = wing.top_k_shapes(n_rows, 64, 80_000, 8, *group, 80_000).values()
+        shapes = kernels.top_k_shapes(n_rows, 64, 80_000, 8, *group, 80_000).values()
         inputs = 4 * 64 * (n_rows + 16)
         assert sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in shapes) < inputs + (3 << 26)
 

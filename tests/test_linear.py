@@ -218,9 +218,11 @@ def chosen(points, x, expected, known, n_of_label, by_magnitude):
 def test_features_are_those_of_the_largest_sums(by_magnitude):
     x, labels = points(50, 130, 9, seed=2)
     x.data[:] = np.round(2 * x.data) + 1  # sums are exact, many are equal
-    turned = labels.T.tocsr()
-    signs = np.where(normal(4, turned.nnz) > 0, 1, -1).astype(np.float32)
-    by_label = SparseRows(turned.indptr.astype(np.int64), turned.indices, signs if by_magnitude else turned.data)
+    transposed = labels.T.tocsr()
+    signs = np.where(normal(4, transposed.nnz) > 0, 1, -1).astype(np.float32)
+    by_label = SparseRows(
+        transposed.indptr.astype(np.int64), transposed.indices, signs if by_magnitude else transposed.data
+    )
     expected = np.zeros(130, np.float32) if by_magnitude else np.float32(np.arange(130) % 3 / 4)
     known = np.arange(10) * 5, np.tile(np.arange(0, 130, 26, dtype=np.int32), 9)
     room = np.arange(9) * 4
@@ -246,8 +248,11 @@ def test_features_from_errors_are_those_of_the_largest_gradients(monkeypatch, at
     signed = np.concatenate([dense_duals(d, (len(d.indptr) - 1, 30)) for d in duals]) * np.where(
         labels.toarray() > 0, 1, -1
     )
-    turned = scipy.sparse.csr_matrix(signed.T)
-    by_label, known = SparseRows(turned.indptr, turned.indices, turned.data), linear.slots(layer.arrays) >= 0
+    transposed = scipy.sparse.csr_matrix(signed.T)
+    by_label, known = (
+        SparseRows(transposed.indptr, transposed.indices, transposed.data),
+        linear.slots(layer.arrays) >= 0,
+    )
     ids = scipy.sparse.csr_matrix(known)
     room = np.maximum(1, 0.5 * known.sum(1)).astype(int)
     wanted = feature_choice.choose_features(

@@ -57,7 +57,7 @@ def offset(request):
 def test_cross_entropy(backend, monkeypatch, offset, held, several):
     if held == 28 and offset != 1e8 and backend.device == "cuda" and SIMULATOR:
         pytest.skip("many small launches are slow in the simulator")
-    monkeypatch.setattr(full_softmax, "HELD", held)
+    monkeypatch.setattr(full_softmax, "MAX_ELEMENTS", held)
     monkeypatch.setattr(full_softmax, "FEWEST_ROWS", 4)
     targets = np.array([3, 0, 22, 7, 7], np.int32)
     if several:
@@ -229,7 +229,7 @@ def test_loss_of_experts(backend, offset, n_held):
     _, experts = experts_of(w, n_held)
     logits = unit(offset) * integers(1, -1, 2, B, n_held) + np.float32(offset)
     indptr, ids = np.array([0, 2, 2, 3, 4, 5], np.int32), np.array([3, 5, 20, 7, 1], np.int32)
-    wing = backend_of(backend.device, "ds_softmax")
+    kernels = backend_of(backend.device, "ds_softmax")
 
     def run(scores):
         chosen, values = np.zeros(B, np.int32), np.full(B, 0.5, np.float32)
@@ -238,7 +238,7 @@ def test_loss_of_experts(backend, offset, n_held):
         loss, dvalues, dscores = (backend.array(np.empty(n, np.float32)) for n in (B, B, flat.size))
         labels = Labels(backend.array(indptr), backend.array(ids))
         placed = Experts(*map(backend.array, experts))
-        wing.cross_entropy(
+        kernels.cross_entropy(
             flat, backend.array(values), labels, groups, placed, L, np.float32(1), loss, dvalues, dscores
         )
         return [backend.numpy(a) for a in (loss, dvalues, dscores)]

@@ -68,7 +68,7 @@ def test_full_joins_many_ranges_and_blocks(n_rows):
 
 
 def test_full_takes_slabs_of_rows(backend, monkeypatch):
-    monkeypatch.setattr(cuda, "HELD", 100)
+    monkeypatch.setattr(cuda, "MAX_ELEMENTS", 100)
     h, w, bias = problem((7, 5, 33, 4))
     got = FullSoftmax(*map(backend.array, (w, bias))).top_k(backend.array(h), 4)
     assert_probable(map(backend.numpy, got), full_softmax.top_k(h, w, bias, 4), 5)
@@ -112,7 +112,7 @@ def test_svd_equals_reference(shape):
 
 
 def test_svd_takes_slabs_of_rows(monkeypatch):
-    monkeypatch.setattr(cpu, "HELD", 1000)
+    monkeypatch.setattr(cpu, "MAX_ELEMENTS", 1000)
     h, w, bias = problem((7, 9, 300, 4))
     got = SVDSoftmax(w, bias, width=3, share=0.1).top_k(h, 4)
     assert_probable(got, baselines.svd_top_k(h, (*low_rank(w, 9), bias, 3), 30, 4), 9)

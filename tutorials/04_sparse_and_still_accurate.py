@@ -292,8 +292,8 @@ common = {
 }
 contestants = {
     "sparse": {"intermediate": None},
-    "sparse, wide layer frozen": {"intermediate": hidden, "intermediate_rate": 1e-9},
-    "sparse, wide layer learns": {"intermediate": hidden, "intermediate_rate": 1.0},
+    "sparse, wide layer frozen": {"intermediate": hidden, "intermediate_lr_multiplier": 1e-9},
+    "sparse, wide layer learns": {"intermediate": hidden, "intermediate_lr_multiplier": 1.0},
     f"bottleneck of {2 * K}": {"output": "bottleneck", "bottleneck": 2 * K},
     "dense": {"output": "dense"},
 }

@@ -23,14 +23,14 @@ def nearest_centroids(x, y, test_x, *, k=5, alone=1000):
     centroids = (y.T @ x).tocsr()
     norms = np.sqrt(np.asarray(centroids.multiply(centroids).sum(1)).reshape(-1))
     centroids = scipy.sparse.diags(1 / np.maximum(norms, 1e-12)).astype(np.float32) @ centroids
-    turned = centroids.T.tocsr()
+    transposed = centroids.T.tocsr()
     seconds = time.perf_counter() - start
 
     def ask(rows):
-        parts = [_best((rows[i : i + ROWS] @ turned).toarray(), k) for i in range(0, rows.shape[0], ROWS)]
+        parts = [_best((rows[i : i + ROWS] @ transposed).toarray(), k) for i in range(0, rows.shape[0], ROWS)]
         return np.concatenate(parts)
 
-    size = turned.data.nbytes + turned.indices.nbytes + turned.indptr.nbytes
+    size = transposed.data.nbytes + transposed.indices.nbytes + transposed.indptr.nbytes
     ids, times = answered(ask, test_x, alone)
     return ids, {"train_seconds": seconds, "model_bytes": size} | times
 

@@ -114,7 +114,7 @@ def _of_language_model(options):
         every = part == "train"
         return (
             model.targets(parts[part], every=every),
-            lambda path: model.contexts(parts[part], out=path, every=every)[0],
+            lambda path: model.encode(parts[part], out=path, every=every)[0],
         )
 
     rows = to_numpy(model.network_.output.weights)
@@ -163,7 +163,7 @@ def _of_classifier(options):
 
         def fill(h):
             for some in batches(np.arange(h.shape[0]), POINTS_AT_ONCE):
-                h[some, :width] = model.contexts(features[some])
+                h[some, :width] = model.encode(features[some])
             h[:, width:] = 1
 
         return labels, lambda path: write_float16(path, (features.shape[0], rows.shape[1]), fill)
@@ -209,7 +209,9 @@ def _full(rows, device):
 
 
 def _line_of_table(name, packed, contexts, targets):
-    return {"name": name} | figures(packed, contexts, targets) | {"rows": len(packed.ids), "bytes": packed.rows.nbytes}
+    return (
+        {"name": name} | figures(packed, contexts, targets) | {"rows": len(packed.ids), "bytes": packed.weights.nbytes}
+    )
 
 
 def _print_table(table):

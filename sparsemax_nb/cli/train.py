@@ -276,8 +276,14 @@ def classifier_options(parser, device):
     option("dropout", float, "P", "rate behind the embedding, or of dense features")
     option("word_dropout", float, "P", "rate at which the entries of sparse features are dropped")
     option("learning_rate", float, "LR", "of Adam, at the start")
-    option("embedding_rate", float, "X", "the embedding learns at X times the learning rate")
-    option("intermediate_rate", float, "X", "the wide layer below a sparse output learns at X times the learning rate")
+    option("embedding_lr_multiplier", float, "X", "the embedding learns at X times the learning rate")
+    option(
+        "intermediate_lr_multiplier",
+        float,
+        "X",
+        "the wide layer below a sparse output learns at X times the learning rate",
+    )
+    option("clip", float, "X", "largest norm of the gradient; not given: gradients are not clipped")
     option("warm_up", int, "N", "steps over which the learning rate rises from 0")
     option("min_learning_rate", float, "LR", "the learning rate is not halved below it")
     option("patience", int, "N", "epochs without a better P@3 after which the learning rate is halved")

@@ -8,11 +8,11 @@ from .device import asarray, device_of, module_of
 
 
 class Experts(NamedTuple):
-    """Experts one behind the other: expert k holds ``rows[starts[k]:starts[k + 1]]``, of the classes `ids` there."""
+    """Experts one behind the other: expert k holds ``weights[starts[k]:starts[k + 1]]``, of the classes `ids` there."""
 
     starts: np.ndarray  # (E + 1,) int32
     ids: np.ndarray  # (R,) int32, ascending inside an expert
-    rows: np.ndarray  # (R, d) float32
+    weights: np.ndarray  # (R, d) float32
 
 
 class Groups(NamedTuple):

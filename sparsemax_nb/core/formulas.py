@@ -44,7 +44,7 @@ class Moments(NamedTuple):
     v: np.ndarray
 
 
-class Cut(NamedTuple):
+class Threshold(NamedTuple):
     """Which slots are the smallest: magnitude below `threshold`, or equal to it and flat index up to `last`."""
 
     threshold: np.int64
@@ -187,7 +187,7 @@ def digit(bits, prefix, shift, n_bins):
 
 
 def is_smallest(bits, flat_index, cut):
-    """Is a slot, by the bits of its value, among the smallest (see `Cut`)? Without branches; also for arrays."""
+    """Is a slot, by the bits of its value, among the smallest (see `Threshold`)? Without branches; also for arrays."""
     magnitude = bits & MAGNITUDE
     return (magnitude < cut.threshold) | ((magnitude == cut.threshold) & (flat_index <= cut.last))
 

@@ -34,7 +34,7 @@ class Labels(NamedTuple):
     indices: np.ndarray
 
 
-class Positives(NamedTuple):
+class LabelRows(NamedTuple):
     """The same turned round: label l is positive in ``rows[indptr[l]:indptr[l + 1]]``, ascending (both int32)."""
 
     indptr: np.ndarray
@@ -116,7 +116,7 @@ def valid_csr(name, matrix):
     return matrix
 
 
-def _structure_of_positives(name, matrix, keep_order):
+def _nonzero_structure(name, matrix, keep_order):
     """(indices, indptr) of the entries of a SciPy sparse matrix that are not zero, those stored twice being summed first.
 
     Nothing is written to the arrays of `matrix`. With `keep_order`, ids that no row stores twice stay in the order in
@@ -139,7 +139,7 @@ def as_ones(name, matrix):
 
     Entries that are stored twice are summed first. Nothing is written to the arrays of `matrix`.
     """
-    indices, indptr = _structure_of_positives(name, matrix, keep_order=False)
+    indices, indptr = _nonzero_structure(name, matrix, keep_order=False)
     kind = scipy.sparse.csr_array if isinstance(matrix, scipy.sparse.sparray) else scipy.sparse.csr_matrix
     return kind((np.ones(int(indptr[-1]), np.float32), indices, indptr), shape=matrix.shape)
 
@@ -188,7 +188,7 @@ def as_labels(labels, n_rows, device, n_labels, name="labels"):
             raise TypeError(
                 f"{name} is a SciPy matrix on cpu, the other arrays live on cuda; pass Labels(indptr, indices) on cuda"
             )
-        indices, indptr = _structure_of_positives(name, labels, keep_order=True)
+        indices, indptr = _nonzero_structure(name, labels, keep_order=True)
         labels = Labels(indptr, indices)
     if not (isinstance(labels, tuple) and len(labels) == 2):
         raise TypeError(
@@ -249,12 +249,12 @@ def as_targets(targets, n_rows, device, n_classes, ignore_index=None):
 
 
 def by_label(labels, n_labels):
-    """Turn `Labels` into `Positives`; ValueError for ids out of range, repeated ids or a broken indptr."""
+    """Turn `Labels` into `LabelRows`; ValueError for ids out of range, repeated ids or a broken indptr."""
     device = device_of(labels.indptr)
     xp = module_of(device)
     n_rows, keys = labels.indptr.shape[0] - 1, sorted_keys(labels, n_labels)
     if keys.shape[0] == 0:
-        return Positives(zeros(n_labels + 1, np.int32, device), labels.indices)
+        return LabelRows(zeros(n_labels + 1, np.int32, device), labels.indices)
     indptr = zeros(n_labels + 1, np.int32, device)
     indptr[1:] = xp.cumsum(xp.bincount(labels.indices, minlength=n_labels))
-    return Positives(indptr, asarray((keys % n_rows).astype(np.int32), device))
+    return LabelRows(indptr, asarray((keys % n_rows).astype(np.int32), device))

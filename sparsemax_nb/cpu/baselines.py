@@ -17,7 +17,7 @@ from .simd import LANES, add, aligned, dot, load, mul, prefetch_range, splat
 
 ZERO, WORST = np.float32(0), np.float32(-np.inf)
 #: Numbers that the score rows worked on together hold: 16 MiB.
-HELD = 1 << 22
+MAX_ELEMENTS = 1 << 22
 #: Candidates that one thread scores before the next row or range, and how early it asks for the row of one.
 CANDIDATES, AHEAD = 256, 8
 #: Of so many scores one is looked at first.
@@ -164,7 +164,7 @@ def svd_top_k(h, layer, n_candidates, probabilities, ids):
     n_panels, width, _ = layer.preview.shape
     q = np.empty((n_rows, layer.rows.shape[1]), np.float32)
     lists.affine(h, layer.turn, np.zeros(q.shape[1], np.float32), q)
-    at_once = max(1, min(n_rows, HELD // (n_panels * LANES)))
+    at_once = max(1, min(n_rows, MAX_ELEMENTS // (n_panels * LANES)))
     buffer = aligned(np.empty, (at_once, n_panels * LANES))
     chosen = np.empty((at_once, n_candidates + 1), np.int32)
     for first in range(0, n_rows, at_once):
@@ -216,7 +216,7 @@ def d_top_k(h, layer, probabilities, ids):
     n_rows, k = ids.shape
     if k > lists.LISTED:
         n_classes = sum(len(part.classes) for part in layer)
-        at_once = max(1, min(n_rows, HELD // n_classes))
+        at_once = max(1, min(n_rows, MAX_ELEMENTS // n_classes))
         scores = np.empty((at_once, n_classes), np.float32)
         for first in range(0, n_rows, at_once):
             some = slice(first, first + at_once)

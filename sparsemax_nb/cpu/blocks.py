@@ -16,7 +16,7 @@ from .top_k import enters, insert
 
 ZERO = np.float32(0)
 #: Numbers (16 MiB) that a step holds of the labels it works on at once: gradients by their scores, old values.
-HELD = 1 << 22
+MAX_ELEMENTS = 1 << 22
 #: Work is cut into at least this many parts (blocks of rows x ranges of labels) where a label's gradient is needed.
 PARTS = 8
 
@@ -74,7 +74,7 @@ def step_shapes(n_rows, n_inputs, n_labels, fan_in, chunk):
     """
     n_blocks = -(-n_rows // LANES)
     dblocks = splits_of(n_blocks), n_blocks, n_inputs * LANES
-    chunks = max(1, HELD // (chunk * (n_blocks * LANES + fan_in)))
+    chunks = max(1, MAX_ELEMENTS // (chunk * (n_blocks * LANES + fan_in)))
     n = min(n_labels, chunks * chunk)
     return {
         "blocks": ((n_blocks, n_inputs * LANES), np.float32),

@@ -83,7 +83,7 @@ def _scores_of_tile(h, row, n_rows, rows, first, n, out, to, size, panels, scrat
 @njit_parallel
 def scores(h, groups, experts, out):
     """The products of each row of h (B, d) with all rows of its expert, flat; h lies in the order of the groups."""
-    flat_h, flat_rows, terms = h.reshape(-1), experts.rows.reshape(-1), h.shape[1]
+    flat_h, flat_rows, terms = h.reshape(-1), experts.weights.reshape(-1), h.shape[1]
     firsts, of = tiles(experts.starts)
     for tile in prange(firsts.size):
         n, start, size, row, n_rows = extent(firsts[tile], of[tile], groups.starts, experts.starts)
@@ -137,7 +137,7 @@ def _best(scores, value, held, probabilities, ids, lanes):
 def _answer(b, h, gate_rows, experts, probabilities, ids):
     """One query, from its gate to its answer."""
     width, n_experts, lanes = h.shape[1], gate_rows.shape[0], np.empty(WIDE, np.float32)
-    flat_h, flat_gate, flat_rows = h.reshape(-1), gate_rows.reshape(-1), experts.rows.reshape(-1)
+    flat_h, flat_gate, flat_rows = h.reshape(-1), gate_rows.reshape(-1), experts.weights.reshape(-1)
     logits = np.empty(n_experts, np.float32)
     for k in range(n_experts):
         logits[k] = inner(flat_h, b * width, flat_gate, k * width, width)
@@ -156,7 +156,7 @@ def _one_query(h, gate_rows, experts, probabilities, ids):
 
 def _work_of_few(h, gate_rows, experts, probabilities, ids):
     """A query meets the gate and one expert of so many."""
-    return h.shape[0] * (gate_rows.size + experts.rows.size // gate_rows.shape[0])
+    return h.shape[0] * (gate_rows.size + experts.weights.size // gate_rows.shape[0])
 
 
 @njit_parallel(work=_work_of_few)

@@ -1,6 +1,6 @@
 """Fixed fan-in output layer on the CPU.
 
-The inputs are packed into blocks of 16 rows, features first: ``block[16 i + q] = x[16 block + q, i]``. One connection
+The inputs are packed into blocks of 16 rows, features first: ``block[16 i + q] = h[16 block + q, i]``. One connection
 then is one vector multiply-add for 16 rows, and a block of 16,384 inputs (1 MiB) stays in a core's L2 cache while the
 labels pass by. A plain label-by-label loop over all rows would read its inputs from the L3 cache instead.
 
@@ -56,7 +56,7 @@ NO_STEP = np.uint64(0)
 CHUNK = 512
 #: Labels that are scored before their gradients are looked at: with 32 connections, 32 KiB of inputs, for the L1 cache.
 GROUP = 16
-#: Labels that the collection of dx looks ahead.
+#: Labels that the collection of dh looks ahead.
 AHEAD = 8
 
 
@@ -102,10 +102,10 @@ def _score(block, indices, values, start, fan_in, bias):
 
 
 @njit_parallel(work=work_of_rows)
-def _forward(x, layer, scores, blocks):
-    n_rows = x.shape[0]
+def _forward(h, layer, scores, blocks):
+    n_rows = h.shape[0]
     n_labels, fan_in = layer.indices.shape
-    pack(x, blocks)
+    pack(h, blocks)
     indices, values, flat_scores = layer.indices.reshape(-1), layer.values.reshape(-1), scores.reshape(-1)
     for chunk in prange((n_labels + CHUNK - 1) // CHUNK):
         tile = np.empty(LANES * LANES, np.float32)
@@ -126,9 +126,9 @@ def _forward(x, layer, scores, blocks):
                             scores[first_row + q, first + j] = tile[j * LANES + q]
 
 
-def forward(x, layer, scores):
-    """``scores[b, l] = bias[l] + sum_k values[l, k] x[b, indices[l, k]]``."""
-    _forward(x, layer, scores, new_blocks(x))
+def forward(h, layer, scores):
+    """``scores[b, l] = bias[l] + sum_k values[l, k] h[b, indices[l, k]]``."""
+    _forward(h, layer, scores, new_blocks(h))
 
 
 @njit_inline
@@ -178,7 +178,7 @@ def _backward_of_labels(layer, dscores, blocks, start, stop, dvalues, dbias):
 
 @njit
 def _backward_of_inputs(layer, dscores, dblocks, b, s):
-    """dx of a block of rows, from the s-th range of labels."""
+    """dh of a block of rows, from the s-th range of labels."""
     n_labels, fan_in = layer.indices.shape
     n_splits = dblocks.shape[0]
     indices, values, g = layer.indices.reshape(-1), layer.values.reshape(-1), np.zeros(LANES, np.float32)
@@ -189,29 +189,29 @@ def _backward_of_inputs(layer, dscores, dblocks, b, s):
 
 
 @njit_parallel(work=work_of_rows)
-def _backward(x, layer, dscores, dx, dvalues, dbias, blocks, dblocks):
+def _backward(h, layer, dscores, dh, dvalues, dbias, blocks, dblocks):
     # The parallel loops only call functions, not inlined ones: what a parallel loop's own body writes into the arrays
     # of a tuple is lost (numba 0.68).
     n_labels = layer.indices.shape[0]
-    pack(x, blocks)
+    pack(h, blocks)
     for chunk in prange((n_labels + CHUNK - 1) // CHUNK):
         stop = min(n_labels, (chunk + 1) * CHUNK)
         _backward_of_labels(layer, dscores, blocks, chunk * CHUNK, stop, dvalues, dbias)
     n_splits, n_blocks = dblocks.shape[:2]
     for part in prange(n_blocks * n_splits):
         _backward_of_inputs(layer, dscores, dblocks, part // n_splits, part % n_splits)
-    unpack_sum(dblocks, dx)
+    unpack_sum(dblocks, dh)
 
 
-def backward(x, layer, dscores, dx, dvalues, dbias):
+def backward(h, layer, dscores, dh, dvalues, dbias):
     """Gradients of ``sum(dscores * scores)``: dx (scattered), dvalues and dbias; all three are overwritten."""
-    blocks = new_blocks(x)
+    blocks = new_blocks(h)
     dblocks = aligned(np.zeros, (splits_of(len(blocks)), *blocks.shape))
-    _backward(x, layer, dscores, dx, dvalues, dbias, blocks, dblocks)
+    _backward(h, layer, dscores, dh, dvalues, dbias, blocks, dblocks)
 
 
 @njit
-def _gradients_of_block(x, layer, positives, loss, work, b, first, start, stop, dvalues, dbias, label_loss):
+def _gradients_of_block(h, layer, label_rows, loss, work, b, first, start, stop, dvalues, dbias, label_loss):
     """Scores and loss of 16 rows and the labels first + start ... first + stop; keeps their gradients by the scores.
 
     Adds to dvalues and dbias (of these labels) and label_loss (of all). A few labels are scored before their gradients
@@ -223,7 +223,7 @@ def _gradients_of_block(x, layer, positives, loss, work, b, first, start, stop, 
     size, active = GROUP * LANES, np.empty(GROUP, np.int64)
     scores, signs = np.zeros(size, np.float32), np.empty(size, np.float32)
     losses, slopes, weights = np.empty(size, np.float32), np.empty(size, np.float32), np.zeros(LANES, np.float32)
-    weights[: min(LANES, x.shape[0] - b * LANES)] = ONE / np.float32(x.shape[0])
+    weights[: min(LANES, h.shape[0] - b * LANES)] = ONE / np.float32(h.shape[0])
     for group in range(start, stop, GROUP):
         n = min(GROUP, stop - group)
         signs[:] = -ONE
@@ -231,8 +231,8 @@ def _gradients_of_block(x, layer, positives, loss, work, b, first, start, stop, 
             label = first + group + i
             score = _score(block, indices, values, label * fan_in, fan_in, item(layer.bias, label))
             store(scores, i * LANES, score)
-            for p in range(item(positives.indptr, label), item(positives.indptr, label + 1)):
-                q = positives.rows[p] - b * LANES
+            for p in range(item(label_rows.indptr, label), item(label_rows.indptr, label + 1)):
+                q = label_rows.rows[p] - b * LANES
                 if 0 <= q < LANES:
                     signs[i * LANES + q] = ONE
         losses_and_slopes(loss, scores, signs, losses, slopes)
@@ -256,14 +256,14 @@ def _gradients_of_block(x, layer, positives, loss, work, b, first, start, stop, 
 
 @njit
 def _step_of_labels(
-    x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, label_loss, work, first, start, stop
+    h, layer, label_rows, loss, optimizer, rates, values_moments, bias_moments, label_loss, work, first, start, stop
 ):
     """Losses, gradients and update of the labels first + start ... first + stop; their old values are kept."""
     fan_in = layer.indices.shape[1]
     dvalues, dbias = np.zeros((stop - start) * fan_in, np.float32), np.zeros(stop - start, np.float32)
     label_loss[first + start : first + stop] = ZERO
     for b in range(work.blocks.shape[0]):
-        _gradients_of_block(x, layer, positives, loss, work, b, first, start, stop, dvalues, dbias, label_loss)
+        _gradients_of_block(h, layer, label_rows, loss, work, b, first, start, stop, dvalues, dbias, label_loss)
     low, high = first + start, first + stop
     values, m, v = layer.values[low:high], values_moments.m[low:high], values_moments.v[low:high]
     work.values[start * fan_in : stop * fan_in] = values.reshape(-1)
@@ -274,7 +274,7 @@ def _step_of_labels(
 
 @njit
 def _step_of_inputs(layer, work, b, s, first, n):
-    """dx of a block of rows, from the s-th range of the chunks of the `n` labels from `first` on."""
+    """dh of a block of rows, from the s-th range of the chunks of the `n` labels from `first` on."""
     fan_in, n_splits, n_chunks = layer.indices.shape[1], work.dblocks.shape[0], (n + CHUNK - 1) // CHUNK
     dblock, gradients, active = work.dblocks[s, b], work.gradients[b], work.active[b]
     indices = layer.indices.reshape(-1)
@@ -290,9 +290,9 @@ def _step_of_inputs(layer, work, b, s, first, n):
 
 
 @njit_parallel(work=work_of_rows)
-def _step(x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, dx, label_loss, work):
+def _step(h, layer, label_rows, loss, optimizer, rates, values_moments, bias_moments, dh, label_loss, work):
     n_labels = layer.indices.shape[0]
-    pack(x, work.blocks)
+    pack(h, work.blocks)
     clear(work.dblocks)
     n_splits, n_blocks = work.dblocks.shape[:2]
     at_once = work.active.shape[1]
@@ -301,9 +301,9 @@ def _step(x, layer, positives, loss, optimizer, rates, values_moments, bias_mome
         for part in prange((n + CHUNK - 1) // CHUNK):
             stop = min(n, (part + 1) * CHUNK)
             _step_of_labels(
-                x,
+                h,
                 layer,
-                positives,
+                label_rows,
                 loss,
                 optimizer,
                 rates,
@@ -317,10 +317,10 @@ def _step(x, layer, positives, loss, optimizer, rates, values_moments, bias_mome
             )
         for part in prange(n_blocks * n_splits):
             _step_of_inputs(layer, work, part // n_splits, part % n_splits, first, n)
-    unpack_sum(work.dblocks, dx)
+    unpack_sum(work.dblocks, dh)
 
 
-def step(x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, dx, label_loss):
+def step(h, layer, label_rows, loss, optimizer, rates, values_moments, bias_moments, dh, label_loss):
     """Scores, loss, gradients and update in one pass over the labels, in place; no (B, L) array exists.
 
     Two turns: a range of labels is scored, differentiated and updated by its owner; then each block of rows collects dx
@@ -328,8 +328,8 @@ def step(x, layer, positives, loss, optimizer, rates, values_moments, bias_momen
     cache. Where all gradients of a block of rows are zero (squared hinge: every score on the right side of its margin),
     a label costs its scores only.
     """
-    with workspace(workspace_shapes(*x.shape, *layer.indices.shape)) as work:
-        _step(x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, dx, label_loss, work)
+    with workspace(workspace_shapes(*h.shape, *layer.indices.shape)) as work:
+        _step(h, layer, label_rows, loss, optimizer, rates, values_moments, bias_moments, dh, label_loss, work)
 
 
 def top_k_shapes(n_rows, n_inputs, n_labels, fan_in, k):
@@ -338,10 +338,10 @@ def top_k_shapes(n_rows, n_inputs, n_labels, fan_in, k):
 
 
 @njit_parallel(work=work_of_rows)
-def _top_k(x, layer, top_scores, top_ids, blocks, part_scores, part_ids):
+def _top_k(h, layer, top_scores, top_ids, blocks, part_scores, part_ids):
     k = top_scores.shape[1]
     n_labels, fan_in = layer.indices.shape
-    pack(x, blocks)
+    pack(h, blocks)
     n_blocks, n_splits = part_scores.shape[:2]
     indices, values = layer.indices.reshape(-1), layer.values.reshape(-1)
     for part in prange(n_blocks * n_splits):
@@ -360,13 +360,13 @@ def _top_k(x, layer, top_scores, top_ids, blocks, part_scores, part_ids):
     merge_lists(part_scores, part_ids, top_scores, top_ids)
 
 
-def top_k(x, layer, top_scores, top_ids):
+def top_k(h, layer, top_scores, top_ids):
     """The k best labels of each row. Of few only k scores a row are kept: a label enters where it beats the k-th best so far.
 
     Many are sorted from all scores of some rows, at most 64 MiB, or one row where that is more.
     """
     if top_ids.shape[1] > LISTED:
-        of_layer(forward, x, layer, top_scores, top_ids)
+        of_layer(forward, h, layer, top_scores, top_ids)
         return
-    shapes = top_k_shapes(*x.shape, *layer.indices.shape, top_ids.shape[1])
-    _top_k(x, layer, top_scores, top_ids, *(aligned(np.empty, *shape) for shape in shapes.values()))
+    shapes = top_k_shapes(*h.shape, *layer.indices.shape, top_ids.shape[1])
+    _top_k(h, layer, top_scores, top_ids, *(aligned(np.empty, *shape) for shape in shapes.values()))

@@ -85,9 +85,9 @@ def add_tile(logits, bias, largest, total):
         largest[b] = new
 
 
-def add_product(h, w, bias, keep, logits, largest, total):
-    """`add_tile` of the tile ``h @ w.T`` (B, T), for h (B, d), w (T, d); it lies in `logits`, whether to `keep` or not."""
-    matmul(h, w.T, logits)
+def add_product(h, weights, bias, keep, logits, largest, total):
+    """`add_tile` of the tile ``h @ weights.T`` (B, T), for h (B, d), weights (T, d); it lies in `logits`, whether to `keep` or not."""
+    matmul(h, weights.T, logits)
     add_tile(logits, bias, largest, total)
 
 
@@ -148,15 +148,15 @@ def gradient_of_tile(logits, bias, first, labels, largest, total, scale, dbias, 
     _gradient_of_tile(bias, first, labels, largest, total, scale, dbias, losses, dlogits)
 
 
-def pack(w, bias):
-    """w (L, d) and bias (L,) as `top_k` takes them: copied into panels of 16 classes."""
-    return lists.pack_classes(w, bias)
+def pack(weights, bias):
+    """weights (L, d) and bias (L,) as `top_k` takes them: copied into panels of 16 classes."""
+    return lists.pack_classes(weights, bias)
 
 
-def top_k(h, w, bias, probabilities, ids):
-    """The k largest of ``softmax(h @ w.T + bias)`` in each row and their classes, w and bias from `pack`.
+def top_k(h, weights, bias, probabilities, ids):
+    """The k largest of ``softmax(h @ weights.T + bias)`` in each row and their classes, weights and bias from `pack`.
 
     For small k no logits are stored: a range of classes is scored for 64 rows, 512 classes at a time, which stay in the
     cache.
     """
-    lists.top_k(h, w, bias, probabilities, ids)
+    lists.top_k(h, weights, bias, probabilities, ids)

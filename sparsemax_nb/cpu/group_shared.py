@@ -48,7 +48,7 @@ FOUR = 4
 CHUNK = 512
 #: Bytes of scores above which they are not kept in the caches.
 STREAMED = 1 << 24
-#: Labels that the collection of dx looks ahead.
+#: Labels that the collection of dh looks ahead.
 AHEAD = 8
 #: Gradients of a group and block of rows that are taken one by one, not as a product: with 32 connections as fast.
 FEW = 12
@@ -153,7 +153,7 @@ def _by_inputs(dblock, indices, start, following, fan_in, gradients, values, act
 
 @njit
 def _rows_of_scores(
-    block, indices, start, fan_in, following, turned, at, bias, label, scores, place, n_labels, is_streamed
+    block, indices, start, fan_in, following, transposed, at, bias, label, scores, place, n_labels, is_streamed
 ):
     """Scores of 16 labels for 16 rows, from weights that are turned round: a vector holds those of one row.
 
@@ -165,7 +165,7 @@ def _rows_of_scores(
         _prefetch(block, indices, following, fan_in, q // FOUR, FOUR)
         sums = b, b, b, b
         for k in range(fan_in):
-            sums = fmas(block, item(indices, start + k) * LANES + q, 1, load(turned, at + k * LANES), sums)
+            sums = fmas(block, item(indices, start + k) * LANES + q, 1, load(transposed, at + k * LANES), sums)
         to = place + q * n_labels
         if is_streamed:
             stream(scores, to, sums[0])
@@ -187,7 +187,7 @@ def _forward_of_sixteens(layer, blocks, scores, first, stop, is_streamed):
     indices, flat, bias = layer.indices.reshape(-1), scores.reshape(-1), layer.bias
     panels, values = np.empty(((stop - first) // LANES, fan_in, LANES), np.float32), layer.values.reshape(-1)
     pack_rows(as_float32(values[first * fan_in : stop * fan_in]), 0, stop - first, panels)
-    turned, n_blocks = panels.reshape(-1), n_rows // LANES
+    transposed, n_blocks = panels.reshape(-1), n_rows // LANES
     for b in range(n_blocks):
         block, place = blocks[b], b * LANES * n_labels
         for label in range(first, stop, LANES):
@@ -201,7 +201,7 @@ def _forward_of_sixteens(layer, blocks, scores, first, stop, is_streamed):
                 start,
                 fan_in,
                 following,
-                turned,
+                transposed,
                 at,
                 bias,
                 label,
@@ -246,22 +246,22 @@ def _forward_of_part(layer, blocks, scores, first, stop, is_streamed):
 
 
 @njit_parallel(work=work_of_rows)
-def _forward(x, layer, scores, blocks, chunk, is_streamed):
+def _forward(h, layer, scores, blocks, chunk, is_streamed):
     n_labels = layer.values.shape[0]
-    pack(x, blocks)
+    pack(h, blocks)
     for part in prange((n_labels + chunk - 1) // chunk):
         _forward_of_part(layer, blocks, scores, part * chunk, min(n_labels, (part + 1) * chunk), is_streamed)
 
 
-def forward(x, layer, scores):
-    """``scores[b, l] = bias[l] + sum_k values[l, k] x[b, indices[l // G, k]]``.
+def forward(h, layer, scores):
+    """``scores[b, l] = bias[l] + sum_k values[l, k] h[b, indices[l // G, k]]``.
 
     Groups of a multiple of 16 labels are scored sixteen labels a vector, so that rows of scores are stored as they
     come; others sixteen rows a vector, which are turned round. Scores too many for the caches go past them, where each
     row of them begins with a cache line.
     """
     is_streamed = scores.nbytes > STREAMED and scores.shape[1] % LANES == 0 and scores.ctypes.data % LINE == 0
-    _forward(x, layer, scores, new_blocks(x), _chunk(layer.group_size), is_streamed)
+    _forward(h, layer, scores, new_blocks(h), _chunk(layer.group_size), is_streamed)
 
 
 # ---------------------------------------------------------------- backward and step
@@ -272,9 +272,9 @@ def workspace_shapes(n_rows, n_inputs, n_labels, fan_in, group_size):
     return step_shapes(n_rows, n_inputs, n_labels, fan_in, _chunk(group_size))
 
 
-def _workspace(x, layer):
+def _workspace(h, layer):
     n_labels, fan_in = layer.values.shape
-    return workspace(workspace_shapes(*x.shape, n_labels, fan_in, layer.group_size))
+    return workspace(workspace_shapes(*h.shape, n_labels, fan_in, layer.group_size))
 
 
 @njit
@@ -295,8 +295,8 @@ def _one_by_one(block, indices, start, fan_in, g, active, n_active, dvalues, pla
             lanes &= lanes - 1
             slope = item(g, a * LANES + q)
             for k in range(fan_in):
-                x = item(block, item(indices, start + k) * LANES + q)
-                set_item(dvalues, at + k, item(dvalues, at + k) + slope * x)
+                h = item(block, item(indices, start + k) * LANES + q)
+                set_item(dvalues, at + k, item(dvalues, at + k) + slope * h)
 
 
 @njit
@@ -350,18 +350,18 @@ def _by_scores(
 
 
 @njit
-def _gradients_of_block(x, layer, positives, loss, work, b, first, start, stop, room, dvalues, dbias, label_loss):
+def _gradients_of_block(h, layer, label_rows, loss, work, b, first, start, stop, room, dvalues, dbias, label_loss):
     """Scores and loss of 16 rows and the labels first + start ... first + stop; keeps their gradients by the scores.
 
     Adds to dvalues and dbias (of these labels) and label_loss (of all).
     """
     group_size, fan_in, flat = layer.group_size, layer.indices.shape[1], layer.indices.reshape(-1)
     block, gradients, ids, values, kept = work.blocks[b], work.gradients[b], work.active[b], work.values, start
-    bias, indptr, rows, size = layer.bias, positives.indptr, positives.rows, group_size * LANES
+    bias, indptr, rows, size = layer.bias, label_rows.indptr, label_rows.rows, group_size * LANES
     packed, active, places, inputs = room
     scores, signs = np.zeros(size, np.float32), np.empty(size, np.float32)
     losses, slopes, weights = np.empty(size, np.float32), np.empty(size, np.float32), np.zeros(LANES, np.float32)
-    weights[: min(LANES, x.shape[0] - b * LANES)] = ONE / np.float32(x.shape[0])
+    weights[: min(LANES, h.shape[0] - b * LANES)] = ONE / np.float32(h.shape[0])
     for j in range(start, stop, group_size):
         label, n = first + j, min(group_size, stop - j)
         group = label // group_size
@@ -412,9 +412,9 @@ def _without_padding(rows, n, width):
 
 @njit
 def _step_of_labels(
-    x,
+    h,
     layer,
-    positives,
+    label_rows,
     loss,
     optimizer,
     rates,
@@ -435,7 +435,7 @@ def _step_of_labels(
     label_loss[low:high] = ZERO
     room = _room(layer.group_size, fan_in)
     for b in range(work.blocks.shape[0]):
-        _gradients_of_block(x, layer, positives, loss, work, b, first, start, stop, room, dvalues, dbias, label_loss)
+        _gradients_of_block(h, layer, label_rows, loss, work, b, first, start, stop, room, dvalues, dbias, label_loss)
     new = np.empty(n * fan_in, np.float32)
     m, v = values_moments.m[low:high].reshape(-1), values_moments.v[low:high].reshape(-1)
     update_range(optimizer, old, _without_padding(dvalues, n, fan_in), m, v, rates, new)
@@ -446,7 +446,7 @@ def _step_of_labels(
 
 @njit
 def _dx_of_labels(layer, work, b, s, first, n):
-    """dx of a block of rows, from the s-th range of the chunks of the `n` labels from `first` on."""
+    """dh of a block of rows, from the s-th range of the chunks of the `n` labels from `first` on."""
     group_size, fan_in, n_splits = layer.group_size, layer.indices.shape[1], work.dblocks.shape[0]
     dblock, gradients, active = work.dblocks[s, b], work.gradients[b], work.active[b]
     indices, size = layer.indices.reshape(-1), _chunk(group_size)
@@ -466,10 +466,10 @@ def _dx_of_labels(layer, work, b, s, first, n):
 
 @njit_parallel(work=work_of_rows)
 def _step(
-    x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, rounding, dx, label_loss, work, chunk
+    h, layer, label_rows, loss, optimizer, rates, values_moments, bias_moments, rounding, dh, label_loss, work, chunk
 ):
     n_labels = layer.values.shape[0]
-    pack(x, work.blocks)
+    pack(h, work.blocks)
     clear(work.dblocks)
     n_splits, n_blocks = work.dblocks.shape[:2]
     at_once = work.active.shape[1]
@@ -478,9 +478,9 @@ def _step(
         for part in prange((n + chunk - 1) // chunk):
             stop = min(n, (part + 1) * chunk)
             _step_of_labels(
-                x,
+                h,
                 layer,
-                positives,
+                label_rows,
                 loss,
                 optimizer,
                 rates,
@@ -495,17 +495,17 @@ def _step(
             )
         for part in prange(n_blocks * n_splits):
             _dx_of_labels(layer, work, part // n_splits, part % n_splits, first, n)
-    unpack_sum(work.dblocks, dx)
+    unpack_sum(work.dblocks, dh)
 
 
-def step(x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, rounding, dx, label_loss):
+def step(h, layer, label_rows, loss, optimizer, rates, values_moments, bias_moments, rounding, dh, label_loss):
     """Scores, loss, gradients and update in one pass over the groups, in place; no (B, L) array exists.
 
     Two turns, as in `fixed_fan_in.step`. A label without a gradient in a block of rows costs its scores only.
     """
-    inputs = x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, rounding
-    with _workspace(x, layer) as work:
-        _step(*inputs, dx, label_loss, work, _chunk(layer.group_size))
+    inputs = h, layer, label_rows, loss, optimizer, rates, values_moments, bias_moments, rounding
+    with _workspace(h, layer) as work:
+        _step(*inputs, dh, label_loss, work, _chunk(layer.group_size))
 
 
 @njit
@@ -555,9 +555,9 @@ def _backward_of_labels(layer, dscores, work, first, start, stop, dvalues, dbias
 
 
 @njit_parallel(work=work_of_rows)
-def _backward(x, layer, dscores, dx, dvalues, dbias, work, chunk):
+def _backward(h, layer, dscores, dh, dvalues, dbias, work, chunk):
     n_labels = layer.values.shape[0]
-    pack(x, work.blocks)
+    pack(h, work.blocks)
     clear(work.dblocks)
     n_splits, n_blocks = work.dblocks.shape[:2]
     at_once = work.active.shape[1]
@@ -567,13 +567,13 @@ def _backward(x, layer, dscores, dx, dvalues, dbias, work, chunk):
             _backward_of_labels(layer, dscores, work, first, part * chunk, min(n, (part + 1) * chunk), dvalues, dbias)
         for part in prange(n_blocks * n_splits):
             _dx_of_labels(layer, work, part // n_splits, part % n_splits, first, n)
-    unpack_sum(work.dblocks, dx)
+    unpack_sum(work.dblocks, dh)
 
 
-def backward(x, layer, dscores, dx, dvalues, dbias):
+def backward(h, layer, dscores, dh, dvalues, dbias):
     """Gradients of ``sum(dscores * scores)``: dx (scattered), dvalues (float32) and dbias; all three are overwritten."""
-    with _workspace(x, layer) as work:
-        _backward(x, layer, dscores, dx, dvalues, dbias, work, _chunk(layer.group_size))
+    with _workspace(h, layer) as work:
+        _backward(h, layer, dscores, dh, dvalues, dbias, work, _chunk(layer.group_size))
 
 
 # ---------------------------------------------------------------- top-k
@@ -607,10 +607,10 @@ def _best_of_labels(layer, block, first, stop, best, best_ids):
 
 
 @njit_parallel(work=work_of_rows)
-def _top_k(x, layer, top_scores, top_ids, blocks, part_scores, part_ids):
+def _top_k(h, layer, top_scores, top_ids, blocks, part_scores, part_ids):
     n_labels, group_size = layer.values.shape[0], layer.group_size
     n_groups = layer.indices.shape[0]
-    pack(x, blocks)
+    pack(h, blocks)
     n_blocks, n_splits = part_scores.shape[:2]
     for part in prange(n_blocks * n_splits):
         b, s = part // n_splits, part % n_splits
@@ -619,13 +619,13 @@ def _top_k(x, layer, top_scores, top_ids, blocks, part_scores, part_ids):
     merge_lists(part_scores, part_ids, top_scores, top_ids)
 
 
-def top_k(x, layer, top_scores, top_ids):
+def top_k(h, layer, top_scores, top_ids):
     """The k best labels of each row. Of few only k scores a row are kept: a label enters where it beats the k-th best so far.
 
     Many are sorted from all scores of some rows, at most 64 MiB, or one row where that is more.
     """
     if top_ids.shape[1] > LISTED:
-        of_layer(forward, x, layer, top_scores, top_ids)
+        of_layer(forward, h, layer, top_scores, top_ids)
         return
-    shapes = list_shapes(*x.shape, top_ids.shape[1])
-    _top_k(x, layer, top_scores, top_ids, *(aligned(np.empty, *shape) for shape in shapes.values()))
+    shapes = list_shapes(*h.shape, top_ids.shape[1])
+    _top_k(h, layer, top_scores, top_ids, *(aligned(np.empty, *shape) for shape in shapes.values()))

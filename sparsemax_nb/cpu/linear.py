@@ -44,29 +44,29 @@ def _reset(layer, scores):
 
 
 @njit
-def _reset_listed(x, b, layer, scores):
+def _reset_listed(features, b, layer, scores):
     """The same where only the lists of row b have been added."""
-    for e in range(x.indptr[b], x.indptr[b + 1]):
-        feature = np.int64(item(x.ids, e))
+    for e in range(features.indptr[b], features.indptr[b + 1]):
+        feature = np.int64(item(features.ids, e))
         for j in range(layer.indptr[feature], layer.indptr[feature + 1]):
             label = np.int64(item(layer.labels, j))
             set_item(scores, label, item(layer.bias, label))
 
 
 @njit
-def _add_lists(x, b, layer, scores, starts, inputs):
+def _add_lists(features, b, layer, scores, starts, inputs):
     """Add the features of row b to scores after `_reset`, but for the dense ones, which go into `starts`, `inputs`.
 
     Returns how many these are, and whether the labels of the lists are few. The head of the next list is on its way
     while one is added.
     """
-    n_dense, n_listed, stop = 0, 0, x.indptr[b + 1]
-    for e in range(x.indptr[b], stop):
+    n_dense, n_listed, stop = 0, 0, features.indptr[b + 1]
+    for e in range(features.indptr[b], stop):
         if e + 1 < stop:
-            following = layer.indptr[item(x.ids, e + 1)]
+            following = layer.indptr[item(features.ids, e + 1)]
             prefetch(layer.labels, following)
             prefetch(layer.values, following)
-        feature, input_ = np.int64(item(x.ids, e)), item(x.weights, e)
+        feature, input_ = np.int64(item(features.ids, e)), item(features.weights, e)
         if layer.dense[feature] >= 0:
             starts[n_dense], inputs[n_dense] = layer.dense[feature], input_
             n_dense += 1
@@ -93,32 +93,34 @@ def _add_dense(scores, values, starts, inputs, n_dense):
         store(scores, i, _with_dense(scores, i, values, starts, inputs, n_dense))
 
 
-def _work(x, layer, *_):
+def _work(features, layer, *_):
     """Rows times labels, the look at the scores, and the lists of the row's features, as long as they are on average."""
-    return len(x.indptr) * len(layer.bias) // LANES + len(x.ids) * (len(layer.values) // max(1, len(layer.dense)))
+    return len(features.indptr) * len(layer.bias) // LANES + len(features.ids) * (
+        len(layer.values) // max(1, len(layer.dense))
+    )
 
 
 @njit_parallel(work=_work)
-def forward(x, layer, scores):
-    """``scores[b, l] = bias[l] + sum_f weights[l, f] x[b, f]``; x `SparseRows`, layer `FeatureLists`."""
-    n_rows, n_labels, longest = scores.shape[0], layer.bias.size, _longest(x.indptr)
+def forward(features, layer, scores):
+    """``scores[b, l] = bias[l] + sum_f weights[l, f] features[b, f]``; features `SparseRows`, layer `FeatureLists`."""
+    n_rows, n_labels, longest = scores.shape[0], layer.bias.size, _longest(features.indptr)
     width = (n_labels + LANES - 1) // LANES * LANES
     for part in prange((n_rows + ROWS - 1) // ROWS):
         some, starts, inputs = np.empty(width, np.float32), np.empty(longest, np.int64), np.empty(longest, np.float32)
         for b in range(part * ROWS, min((part + 1) * ROWS, n_rows)):
             _reset(layer, some)
-            n_dense, _ = _add_lists(x, b, layer, some, starts, inputs)
+            n_dense, _ = _add_lists(features, b, layer, some, starts, inputs)
             _add_dense(some, layer.values, starts, inputs, n_dense)
             scores[b] = some[:n_labels]
 
 
 @njit
-def _insert_listed(x, b, layer, scores, top_scores, top_ids):
+def _insert_listed(features, b, layer, scores, top_scores, top_ids):
     """The best of the labels of the row's lists; each is looked at once, and has the worst score then."""
     top_scores[:], top_ids[:] = WORST, -1
     worst = WORST
-    for e in range(x.indptr[b], x.indptr[b + 1]):
-        feature = np.int64(item(x.ids, e))
+    for e in range(features.indptr[b], features.indptr[b + 1]):
+        feature = np.int64(item(features.ids, e))
         for j in range(layer.indptr[feature], layer.indptr[feature + 1]):
             label = np.int64(item(layer.labels, j))
             score = item(scores, label)
@@ -144,20 +146,20 @@ def _insert_all(scores, layer, starts, inputs, n_dense, top_scores, top_ids):
 
 
 @njit_parallel(work=_work)
-def _top_k(x, layer, largest_bias, top_scores, top_ids):
-    n_rows, n_labels, longest = top_ids.shape[0], layer.bias.size, _longest(x.indptr)
+def _top_k(features, layer, largest_bias, top_scores, top_ids):
+    n_rows, n_labels, longest = top_ids.shape[0], layer.bias.size, _longest(features.indptr)
     width, k = (n_labels + LANES - 1) // LANES * LANES, top_ids.shape[1]
     for part in prange((n_rows + ROWS - 1) // ROWS):
         scores, starts, inputs = np.empty(width, np.float32), np.empty(longest, np.int64), np.empty(longest, np.float32)
         _reset(layer, scores)
         for b in range(part * ROWS, min((part + 1) * ROWS, n_rows)):
-            n_dense, few = _add_lists(x, b, layer, scores, starts, inputs)
+            n_dense, few = _add_lists(features, b, layer, scores, starts, inputs)
             if few and k <= INSERTED:
-                _insert_listed(x, b, layer, scores, top_scores[b], top_ids[b])
-                _reset_listed(x, b, layer, scores)
+                _insert_listed(features, b, layer, scores, top_scores[b], top_ids[b])
+                _reset_listed(features, b, layer, scores)
                 if top_scores[b, k - 1] > largest_bias:  # no other label can be among them
                     continue
-                _add_lists(x, b, layer, scores, starts, inputs)
+                _add_lists(features, b, layer, scores, starts, inputs)
             if k <= INSERTED:
                 _insert_all(scores, layer, starts, inputs, n_dense, top_scores[b], top_ids[b])
             else:
@@ -166,9 +168,9 @@ def _top_k(x, layer, largest_bias, top_scores, top_ids):
             _reset(layer, scores)
 
 
-def top_k(x, layer, top_scores, top_ids):
+def top_k(features, layer, top_scores, top_ids):
     """The k largest scores of each row and their labels; k is the width of the outputs. No (B, L) array exists."""
-    _top_k(x, layer, layer.bias.max(), top_scores, top_ids)
+    _top_k(features, layer, layer.bias.max(), top_scores, top_ids)
 
 
 # ---------------------------------------------------------------- training
@@ -214,11 +216,11 @@ def _find_pairs(scores, width, layer, starts, inputs, n_dense, threshold, place,
 
 
 @njit
-def _find_listed_pairs(x, b, layer, scores, threshold, place, n, labels, duals):
+def _find_listed_pairs(features, b, layer, scores, threshold, place, n, labels, duals):
     """The same, among the labels of the row's lists alone; those that have a `place` have been noted."""
     first = n
-    for e in range(x.indptr[b], x.indptr[b + 1]):
-        feature = np.int64(item(x.ids, e))
+    for e in range(features.indptr[b], features.indptr[b + 1]):
+        feature = np.int64(item(features.ids, e))
         for j in range(layer.indptr[feature], layer.indptr[feature + 1]):
             label = np.int64(item(layer.labels, j))
             if item(scores, label) > threshold and item(place, label) < 0:
@@ -244,13 +246,13 @@ def _add_pair(label, dual, own, scores, threshold, place, first, n, labels, dual
 
 
 @njit
-def _find_entries(x, b, layer, scores, threshold, place, n, slots, pairs, weights):
+def _find_entries(features, b, layer, scores, threshold, place, n, slots, pairs, weights):
     """Note the weights of the marked labels for the row's features; returns the entries' number.
 
     The lists are read a second time, in order, where searching each label's own features would jump about.
     """
-    for e in range(x.indptr[b], x.indptr[b + 1]):
-        feature, input_ = np.int64(item(x.ids, e)), item(x.weights, e)
+    for e in range(features.indptr[b], features.indptr[b + 1]):
+        feature, input_ = np.int64(item(features.ids, e)), item(features.weights, e)
         for j in range(layer.indptr[feature], layer.indptr[feature + 1]):
             label = np.int64(item(layer.labels, j))
             if item(scores, label) > threshold:
@@ -308,19 +310,19 @@ def _starts(first, counts):
 
 
 @njit
-def _forget(x, b, layer, few, scores, place, labels):
+def _forget(features, b, layer, few, scores, place, labels):
     """Scores and places as they were before row b, whose pairs have these labels."""
     for pair in labels:
         place[_label_of(pair)], scores[_label_of(pair)] = -1, layer.bias[_label_of(pair)]
     if few:
-        _reset_listed(x, b, layer, scores)
+        _reset_listed(features, b, layer, scores)
     else:
         _reset(layer, scores)
 
 
-@njit_parallel(work=lambda x, labels, duals, layer, *_: _work(x, layer))
-def _find_active(x, labels, duals, layer, threshold, largest_bias, active, entries, needed):
-    n_rows, n_labels, longest = x.indptr.size - 1, layer.bias.size, _longest(x.indptr)
+@njit_parallel(work=lambda features, labels, duals, layer, *_: _work(features, layer))
+def _find_active(features, labels, duals, layer, threshold, largest_bias, active, entries, needed):
+    n_rows, n_labels, longest = features.indptr.size - 1, layer.bias.size, _longest(features.indptr)
     width, n_chunks = (n_labels + LANES - 1) // LANES * LANES, active.labels.shape[0]
     pair_ends = active.ends
     entry_ends = entries.ends
@@ -336,10 +338,12 @@ def _find_active(x, labels, duals, layer, threshold, largest_bias, active, entri
         place[:] = -1
         for b in range(n_rows * chunk // n_chunks, n_rows * (chunk + 1) // n_chunks):
             first, begin = n_pairs, n_entries
-            n_dense, few = _add_lists(x, b, layer, scores, starts, inputs)
+            n_dense, few = _add_lists(features, b, layer, scores, starts, inputs)
             few = few and largest_bias <= threshold
             if few:
-                n_pairs = _find_listed_pairs(x, b, layer, scores, threshold, place, n_pairs, pair_labels, pair_duals)
+                n_pairs = _find_listed_pairs(
+                    features, b, layer, scores, threshold, place, n_pairs, pair_labels, pair_duals
+                )
             else:
                 n_pairs = _find_pairs(
                     scores, width, layer, starts, inputs, n_dense, threshold, place, n_pairs, pair_labels, pair_duals
@@ -369,31 +373,31 @@ def _find_active(x, labels, duals, layer, threshold, largest_bias, active, entri
                     if n_entries < slots.size:
                         slots[n_entries], pairs[n_entries], weights[n_entries] = starts[d] + label, i - first, inputs[d]
                     n_entries += 1
-            n_entries = _find_entries(x, b, layer, scores, threshold, place, n_entries, slots, pairs, weights)
+            n_entries = _find_entries(features, b, layer, scores, threshold, place, n_entries, slots, pairs, weights)
             if n_pairs <= pair_labels.size and n_entries <= slots.size:
                 own = pair_labels[first:n_pairs]
                 _deal_entries(
                     begin, n_entries, own, slots, pairs, weights, entry_ends[b], some_slots, some_pairs, some_weights
                 )
-            _forget(x, b, layer, few, scores, place, pair_labels[first:n_pairs])
+            _forget(features, b, layer, few, scores, place, pair_labels[first:n_pairs])
         needed[chunk, 0], needed[chunk, 1] = n_pairs, n_entries
 
 
-def _active(x, labels, duals, layer, slack, room):
+def _active(features, labels, duals, layer, slack, room):
     """The `Active` pairs of a batch and their `Entries`, for `_update`: nothing changes.
 
     A pair is active where the score lies above ``slack - 1``, where the label is the row's own, and where it has a dual
     variable. `room` is a list of the pairs and entries that a chunk of rows had room for, and grows where that is too
     small.
     """
-    n_rows = len(x.indptr) - 1
+    n_rows = len(features.indptr) - 1
     n_chunks, needed = min(CHUNKS, n_rows), np.zeros((min(CHUNKS, n_rows), 2), np.int64)
     while True:
         pairs, some = (n_chunks, room[0]), (n_chunks, room[1])
         ends = np.empty((2, n_rows, OWNERS), np.int64)
         active = Active(ends[0], np.empty(pairs, np.int32), np.empty(pairs, np.float32), np.empty(pairs, np.float32))
         entries = Entries(ends[1], np.empty(some, np.int64), np.empty(some, np.int32), np.empty(some, np.float32))
-        _find_active(x, labels, duals, layer, np.float32(slack - 1), layer.bias.max(), active, entries, needed)
+        _find_active(features, labels, duals, layer, np.float32(slack - 1), layer.bias.max(), active, entries, needed)
         most = needed.max(0, initial=0)
         if (most <= room).all():
             return active, entries
@@ -483,12 +487,12 @@ def _above_zero(active):
     return loss, indptr, labels, values
 
 
-def step(x, labels, duals, layer, c, slack, room=None):
+def step(features, labels, duals, layer, c, slack, room=None):
     """Dual coordinate descent over the active pairs of a batch; returns the loss before it, and the new `Duals`.
 
     Each label visits its active rows in their order. `values` of the layer change in place. `room`: see `_active`.
     """
-    active, entries = _active(x, labels, duals, layer, slack, [1 << 10, 1 << 13] if room is None else room)
+    active, entries = _active(features, labels, duals, layer, slack, [1 << 10, 1 << 13] if room is None else room)
     _update(active, entries, layer.bias, np.float32(1 / (2 * c)), np.float32(slack), layer.values)
     loss, *new = _above_zero(active)
     return loss, Duals(*new)

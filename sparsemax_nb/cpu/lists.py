@@ -15,7 +15,7 @@ from .exp import LANES as SIDE_BY_SIDE
 from .exp import exp, exp_nonpositive, largest_of, sum_exp
 from .panels import ROWS, pack, padded, product
 from .simd import LANES, add, any_above, load, splat
-from .top_k import HELD, LISTED, WORST, enters, insert, select
+from .top_k import LISTED, MAX_ELEMENTS, WORST, enters, insert, select
 
 LOWEST, ZERO = np.finfo(np.float32).min, np.float32(0)
 #: Rows of a block, and panels whose scores for them exist at a time: 128 KiB, in the L2 cache.
@@ -211,7 +211,7 @@ def top_k(x, panels, bias, probabilities, top_ids):
         of_panels(x, panels, bias, *parts)
         join(*parts, probabilities, top_ids)
         return
-    at_once = max(1, min(n_rows, HELD // len(bias)))
+    at_once = max(1, min(n_rows, MAX_ELEMENTS // len(bias)))
     scores = empty((at_once, len(bias)), np.float32, "cpu")
     for first in range(0, n_rows, at_once):
         some = slice(first, first + at_once)

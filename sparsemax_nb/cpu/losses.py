@@ -17,7 +17,7 @@ ATANH_TERMS = tuple(np.float32(1 / n) for n in (15, 13, 11, 9, 7, 5, 3, 1))
 
 
 @njit_parallel
-def multilabel(scores, positives, loss, dscores, label_loss):
+def multilabel(scores, label_rows, loss, dscores, label_loss):
     """Loss of every label, averaged over the rows, and its gradient by the scores; `dscores` may be `scores`."""
     n_rows, n_labels = scores.shape
     scale = ONE / np.float32(max(n_rows, 1))
@@ -27,9 +27,9 @@ def multilabel(scores, positives, loss, dscores, label_loss):
         cursor = np.empty(SPAN, np.int64)
         next_row = np.full(SPAN, -1, np.int64)  # the next row in which each label is positive
         for j in range(n):
-            cursor[j] = positives.indptr[first + j]
-            if cursor[j] < positives.indptr[first + j + 1]:
-                next_row[j] = positives.rows[cursor[j]]
+            cursor[j] = label_rows.indptr[first + j]
+            if cursor[j] < label_rows.indptr[first + j + 1]:
+                next_row[j] = label_rows.rows[cursor[j]]
         for row in range(n_rows):
             hits = 0
             for j in range(n):
@@ -42,8 +42,8 @@ def multilabel(scores, positives, loss, dscores, label_loss):
                 for j in range(n):
                     if next_row[j] == row:
                         cursor[j] += 1
-                        more = cursor[j] < positives.indptr[first + j + 1]
-                        next_row[j] = positives.rows[cursor[j]] if more else -1
+                        more = cursor[j] < label_rows.indptr[first + j + 1]
+                        next_row[j] = label_rows.rows[cursor[j]] if more else -1
         label_loss[first : first + n] = total[:n]
 
 

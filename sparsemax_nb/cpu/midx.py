@@ -8,7 +8,7 @@ from numba import prange
 from ..core import rng, threads
 from ..core.device import cpu_formulas, njit, njit_parallel
 from .exp import exp
-from .matmul import AS_IS, FLOAT32, ITEM, TURNED, find_blas, gemm, matmul
+from .matmul import FLOAT32, ITEM, NOT_TRANSPOSED, TRANSPOSED, find_blas, gemm, matmul
 from .samplers import DRAW
 from .simd import prefetch
 
@@ -63,8 +63,8 @@ def _assign(vectors, codewords, weights, half, products, scalars, codes, distanc
             size = min(rows, n - first)
             gemm(
                 FLOAT32,
-                TURNED,
-                AS_IS,
+                TRANSPOSED,
+                NOT_TRANSPOSED,
                 n_words,
                 size,
                 width,
@@ -174,7 +174,7 @@ def _add_up(r0, r1, weights, e0, sums, cumulative, top):
 
 def log_prob(r0, r1, index, ids, log_q):
     """``log Q(i | q) = r0[k0(i)] + r1[k1(i)] + log pop(i) - log Z(q)`` of ids (B, M) or (1, M), for all rows."""
-    e0, _, sums = _weigh(r0, r1, index.weights)
+    e0, _, sums = _weigh(r0, r1, index.cell_weights)
     _log_prob(r0, r1, e0, sums, index, ids, log_q)
 
 
@@ -184,7 +184,7 @@ def _log_prob(r0, r1, e0, sums, index, ids, log_q):
     shared, is_weighted = ids.shape[0] != r0.shape[0], index.log_popularity.size > 0
     for b in prange(r0.shape[0]):
         buffer = np.empty((2, n_words), np.float32)
-        best0, best1, log_z = _add_up(r0[b], r1[b], index.weights, e0[b], sums[b], buffer[0], buffer[1])
+        best0, best1, log_z = _add_up(r0[b], r1[b], index.cell_weights, e0[b], sums[b], buffer[0], buffer[1])
         line = 0 if shared else np.int64(b)
         for m in range(ids.shape[1]):
             i = ids[line, m]
@@ -254,7 +254,7 @@ def _by_first_word(k0, n_words, order):
 
 def sample(r0, r1, index, seed, step, ids, log_q):
     """Draws (B, M): k0, then k1 given k0, then the class inside the cell; and the log-probabilities."""
-    _sample(r0, r1, *_weigh(r0, r1, index.weights), index, seed, step, ids, log_q)
+    _sample(r0, r1, *_weigh(r0, r1, index.cell_weights), index, seed, step, ids, log_q)
 
 
 @njit_parallel(work=lambda r0, r1, e0, e1, sums, index, seed, step, ids, log_q: DRAW * (ids.size + r0.size))
@@ -264,7 +264,7 @@ def _sample(r0, r1, e0, e1, sums, index, seed, step, ids, log_q):
     So what a draw costs hardly depends on L. With popularity, all that a draw needs lies in one record of 16 bytes.
     """
     n_words, n_samples = r0.shape[1], ids.shape[1]
-    weights, members, records, values = index.weights, index.members, index.records, index.values
+    weights, members, records, values = index.cell_weights, index.members, index.records, index.values
     flat = values.reshape(-1)
     is_weighted = records.shape[0] > 0
     for b in prange(r0.shape[0]):

@@ -14,11 +14,11 @@ ZERO, ONE = np.float32(0), np.float32(1)
 AHEAD, BEGINNING = 4, 256
 
 
-@njit_parallel(work=lambda queries, classes, ids, out: ids.size * classes.shape[1])
-def scores(queries, classes, ids, out):
-    """``out[b, m] = queries[b] . classes[ids[b, m]]``: each class that is drawn is read once, a row of d numbers."""
-    width, n_samples = queries.shape[1], ids.shape[1]
-    q, c = queries.reshape(-1), classes.reshape(-1)
+@njit_parallel(work=lambda h, weights, ids, out: ids.size * weights.shape[1])
+def scores(h, weights, ids, out):
+    """``out[b, m] = h[b] . weights[ids[b, m]]``: each class that is drawn is read once, a row of d numbers."""
+    width, n_samples = h.shape[1], ids.shape[1]
+    q, c = h.reshape(-1), weights.reshape(-1)
     for b in prange(ids.shape[0]):
         for m in range(n_samples):
             if m + AHEAD < n_samples:

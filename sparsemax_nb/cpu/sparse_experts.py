@@ -9,7 +9,7 @@ from ..core import formulas, rng, threads
 from ..core.device import cpu_formulas, njit, njit_parallel
 from .ds_softmax import NAN, ONE, WIDE, ZERO, extent, largest_score, sum_exp, tiles
 from .exp import exp, exp_nonpositive
-from .matmul import AS_IS, FLOAT32, ITEM, TURNED, find_blas, gemm
+from .matmul import FLOAT32, ITEM, NOT_TRANSPOSED, TRANSPOSED, find_blas, gemm
 from .simd import inner
 from .top_k import WORST
 
@@ -30,10 +30,10 @@ def add_noise(seed, step, scale, logits):
 
 
 @njit_parallel
-def _gradient_of_rows(dscores, h, groups, experts, drows, scalars):
+def _gradient_of_rows(dscores, h, groups, experts, dweights, scalars):
     width = h.shape[1]
     alpha = scalars.ctypes.data
-    beta, at_h, at_drows, at_dscores = alpha + ITEM, h.ctypes.data, drows.ctypes.data, dscores.ctypes.data
+    beta, at_h, at_dweights, at_dscores = alpha + ITEM, h.ctypes.data, dweights.ctypes.data, dscores.ctypes.data
     find_blas(scalars)
     firsts, of = tiles(experts.starts)
     for tile in prange(firsts.size):
@@ -41,16 +41,16 @@ def _gradient_of_rows(dscores, h, groups, experts, drows, scalars):
         n, start, size, row, n_rows = extent(first, of[tile], groups.starts, experts.starts)
         if n_rows > 0:
             b, a = at_dscores + ITEM * (groups.offsets[row] + first - start), at_h + ITEM * row * width
-            to = at_drows + ITEM * first * width
-            gemm(FLOAT32, AS_IS, TURNED, width, n, n_rows, alpha, a, width, b, size, beta, to, width)
+            to = at_dweights + ITEM * first * width
+            gemm(FLOAT32, NOT_TRANSPOSED, TRANSPOSED, width, n, n_rows, alpha, a, width, b, size, beta, to, width)
         else:
-            drows[first : first + n] = ZERO
+            dweights[first : first + n] = ZERO
 
 
-def gradient_of_rows(dscores, h, groups, experts, drows):
+def gradient_of_rows(dscores, h, groups, experts, dweights):
     """The gradient by the experts' rows, (R, d): of expert k, its matrix of dscores, transposed, times its rows of h."""
     with threads.one_blas_thread():
-        _gradient_of_rows(dscores, h, groups, experts, drows, np.array([1, 0, 0], np.float32))
+        _gradient_of_rows(dscores, h, groups, experts, dweights, np.array([1, 0, 0], np.float32))
 
 
 @njit
@@ -188,16 +188,16 @@ def _adam_of_row(row, gradient, m, v, factor, rates):
 
 
 @njit_parallel
-def update(gradient, ids, class_squares, penalties, rates, moments, rows, squares):
+def update(gradient, ids, class_squares, penalties, rates, moments, weights, squares):
     """Adam on the loss and the two group lassos, in place; `squares` (R,) are the sums of squares of the rows."""
     m, v = moments.m, moments.v
     class_lasso, expert_lasso, n_experts, epsilon = penalties
-    flat, width = rows.reshape(-1), rows.shape[1]
+    flat, width = weights.reshape(-1), weights.shape[1]
     n = np.float32(width)
-    for r in prange(rows.shape[0]):
+    for r in prange(weights.shape[0]):
         factor = lasso(class_lasso, squares[r], n, epsilon)
         factor += lasso(expert_lasso, class_squares[ids[r]], n_experts * n, epsilon)
-        _adam_of_row(rows[r], gradient[r], m[r], v[r], factor, rates)
+        _adam_of_row(weights[r], gradient[r], m[r], v[r], factor, rates)
         squares[r] = inner(flat, r * width, flat, r * width, width)
 
 

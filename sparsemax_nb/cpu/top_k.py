@@ -17,7 +17,7 @@ WORST = np.float32(-np.inf)
 #: the scores.
 INSERTED, LISTED = 64, 32
 #: Scores that exist at once where `select` is to find the best: 64 MiB.
-HELD = 1 << 24
+MAX_ELEMENTS = 1 << 24
 #: Bits of a digit of the radix sort: its counts, 8 KiB, stay in the L1 cache. Three digits make 32 bits.
 DIGIT = 11
 BINS = 1 << DIGIT
@@ -111,7 +111,7 @@ def top_k(scores, top_scores, top_ids):
 
 def rows_at_once(n_rows, n_labels):
     """How many rows of scores exist at once: 64 MiB, whole blocks of 16 rows where these fit."""
-    n = max(1, min(n_rows, HELD // n_labels))
+    n = max(1, min(n_rows, MAX_ELEMENTS // n_labels))
     return n if n in (1, n_rows) or n < LANES else n // LANES * LANES
 
 

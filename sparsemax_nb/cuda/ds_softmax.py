@@ -14,7 +14,7 @@ from .tensor_cores import SIDE, factor, place_of_lane, product_of_tile, shared_b
 from .top_k import INSERTED, SORTED, top_k
 
 ZERO, ONE = np.float32(0), np.float32(1)
-WORST, NAN, NOBODY = np.float32(-np.inf), np.float32(np.nan), np.int32(2**31 - 1)
+WORST, NAN, NO_CLASS = np.float32(-np.inf), np.float32(np.nan), np.int32(2**31 - 1)
 #: Rows of its tile that one thread of a product owns.
 OWNED = 4
 #: Threads of a block on tensor cores: tiles of 32 by 128, since an expert gets few rows.
@@ -43,12 +43,12 @@ def _block_best(shared, shared_ids, score, place):
 def _choose(logits, shared, shared_ids):
     """The place of a row's largest logit, the first of equal ones, its value, and its softmax; by all threads of a block."""
     thread, n_threads = cuda.threadIdx.x, cuda.blockDim.x
-    best, place, total = WORST, NOBODY, ZERO
+    best, place, total = WORST, NO_CLASS, ZERO
     for j in range(thread, logits.size, n_threads):
         if logits[j] > best:
             best, place = logits[j], np.int32(j)
     best, place = _block_best(shared, shared_ids, best, place)
-    place = np.int32(0) if place == NOBODY else place  # no logit is a number: the scores will not be either
+    place = np.int32(0) if place == NO_CLASS else place  # no logit is a number: the scores will not be either
     for j in range(thread, logits.size, n_threads):
         total += math.exp(logits[j] - best)
     return place, best, ONE / block_sum(shared, total)
@@ -117,7 +117,7 @@ def scores_kernel(h, groups, experts, out):
                 shared[mine + i * nx + tx] = h[row + i, term + tx] if inside and row + i < end else ZERO
             for i in range(ty, nx, ny):
                 shared[theirs + i * pad + tx] = (
-                    experts.rows[first + i, term + tx] if inside and first + i < stop else ZERO
+                    experts.weights[first + i, term + tx] if inside and first + i < stop else ZERO
                 )
             cuda.syncthreads()
             for t in range(nx):
@@ -140,10 +140,10 @@ def scores_kernel(h, groups, experts, out):
 
 
 @cuda_jit
-def scores_mma_kernel(h, rows, groups, experts, out):
+def scores_mma_kernel(h, weights, groups, experts, out):
     """`scores_kernel` on the tensor cores: a block owns 32 blockDim.z classes of one expert, and takes 32 blockDim.y rows at a time.
 
-    h (B, d) and rows (R, d) are a `Factor` each; what a block stages of them, and how, is said in `tensor_cores`.
+    h (B, d) and weights (R, d) are a `Factor` each; what a block stages of them, and how, is said in `tensor_cores`.
     Writes out (flat), 16 classes side by side. Grid: tiles of classes on x, rows stride over y. Shared memory: two
     buffers of 3,072 (blockDim.y + blockDim.z) bytes. No atomics.
     """
@@ -155,8 +155,8 @@ def scores_mma_kernel(h, rows, groups, experts, out):
     y, x = place_of_lane()
     place = first - experts.starts[k] + x
     for row in range(begin + cuda.blockIdx.y * n_rows, end, cuda.gridDim.y * n_rows):
-        terms = 0, experts.rows.shape[1]
-        r0, r1, r2, r3 = product_of_tile((h, 0), (rows, 0), (row, end), (first, stop), terms, True)
+        terms = 0, experts.weights.shape[1]
+        r0, r1, r2, r3 = product_of_tile((h, 0), (weights, 0), (row, end), (first, stop), terms, True)
         i = row + y
         if i < end:
             store_row(out, groups.offsets[i], place, size, False, r0)
@@ -179,7 +179,7 @@ def scores(h, groups, experts, out, *, block=(32, 8), tensor_cores=None):
         _, y, z = MMA_BLOCK
         grid = launch.tiles_of_groups(n_classes, n_experts, SIDE * z, rows_of_one, SIDE * y)
         shared = launch.shared_bytes(shared_bytes_of(MMA_BLOCK))
-        scores_mma_kernel[grid, MMA_BLOCK, 0, shared](factor(h), factor(experts.rows), groups, experts, out)
+        scores_mma_kernel[grid, MMA_BLOCK, 0, shared](factor(h), factor(experts.weights), groups, experts, out)
         return
     shared = launch.shared_bytes(4 * block[0] * (OWNED * block[1] + block[0] + 1))
     grid = launch.tiles_of_groups(n_classes, n_experts, block[0], rows_of_one, OWNED * block[1])
@@ -197,7 +197,7 @@ def _best(scores, value, ids, first, probabilities, found, shared, shared_ids):
     score was taken looks again.
     """
     thread, n_threads, k = cuda.threadIdx.x, cuda.blockDim.x, found.size
-    best, place, total, largest = WORST, NOBODY, ZERO, ZERO
+    best, place, total, largest = WORST, NO_CLASS, ZERO, ZERO
     for j in range(thread, scores.size, n_threads):
         if scores[j] > best:
             best, place = scores[j], np.int32(j)
@@ -208,13 +208,13 @@ def _best(scores, value, ids, first, probabilities, found, shared, shared_ids):
             for j in range(thread, scores.size, n_threads):
                 total += math.exp(value * (scores[j] - largest))
             total = block_sum(shared, total)
-        if at == NOBODY:  # no score is a number
+        if at == NO_CLASS:  # no score is a number
             probabilities[i], found[i] = NAN, -1
         elif at == place:
             scores[at] = WORST
             probabilities[i] = math.exp(value * (score - largest)) / total
             found[i] = ids[first + at]
-            best, place = WORST, NOBODY
+            best, place = WORST, NO_CLASS
             for j in range(thread, scores.size, n_threads):
                 if scores[j] > best:
                     best, place = scores[j], np.int32(j)
@@ -280,7 +280,7 @@ def answer_kernel(h, gate_rows, experts, scratch, probabilities, ids):
     _products(query, gate_rows, 0, gate_rows.shape[0], shared, line)
     k, _, value = _choose(line[: gate_rows.shape[0]], shared, shared_ids)
     first, stop = experts.starts[k], experts.starts[k + 1]
-    _products(query, experts.rows, first, stop, shared, line)
+    _products(query, experts.weights, first, stop, shared, line)
     _best(line[: stop - first], value, experts.ids, first, probabilities[b], ids[b], shared, shared_ids)
 
 

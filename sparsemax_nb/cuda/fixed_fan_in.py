@@ -1,8 +1,8 @@
 """Fixed fan-in output layer on CUDA.
 
-The inputs are transposed to ``xt (H, B)``: the 32 threads of a warp then read 32 neighbouring rows of one feature, a
+The inputs are transposed to ``ht (H, B)``: the 32 threads of a warp then read 32 neighbouring rows of one feature, a
 single 128-byte line, while index and weight of the connection are the same for the whole warp. Gradients by the inputs
-are collected in ``dxt (H, B)`` with atomic adds, again 32 neighbours at a time. The ``..._wide`` kernels load four rows
+are collected in ``dht (H, B)`` with atomic adds, again 32 neighbours at a time. The ``..._wide`` kernels load four rows
 a thread, 128 a warp; the plain ones show the idea, and run in the simulator.
 """
 
@@ -37,7 +37,7 @@ FEW = 16
 
 def workspace_shapes(n_rows, n_inputs, n_labels, fan_in):
     """{name: (shape, dtype)} of what `step` allocates (`backward`: also dscores, transposed)."""
-    return {"xt": ((n_inputs, padded(n_rows, 4)), np.float32), "dxt": ((n_inputs, n_rows), np.float32)}
+    return {"ht": ((n_inputs, padded(n_rows, 4)), np.float32), "dht": ((n_inputs, n_rows), np.float32)}
 
 
 def top_k_shapes(n_rows, n_inputs, n_labels, fan_in, k):
@@ -46,28 +46,28 @@ def top_k_shapes(n_rows, n_inputs, n_labels, fan_in, k):
         return shapes_of_layer(n_rows, n_inputs, n_labels)
     n_lists, _ = launch.lists_by_rows(n_labels, n_rows, k)
     lists = n_rows, k, n_lists
-    shapes = {"xt": ((n_inputs, padded(n_rows, 4)), np.float32)}
+    shapes = {"ht": ((n_inputs, padded(n_rows, 4)), np.float32)}
     return shapes | {"list_scores": (lists, np.float32), "list_ids": (lists, np.int32)}
 
 
 @cuda_device
-def _score(xt, layer, label, row):
+def _score(ht, layer, label, row):
     """Score of one label for one row. Unsigned indices spare Numba's test for negative ones."""
     label, row = np.uint32(label), np.uint32(row)
     score = layer.bias[label]
     for k in range(layer.indices.shape[1]):
         k = np.uint32(k)
-        score += layer.values[label, k] * xt[np.uint32(layer.indices[label, k]), row]
+        score += layer.values[label, k] * ht[np.uint32(layer.indices[label, k]), row]
     return score
 
 
 @cuda_device
-def _scatter(dxt, layer, label, row, g):
+def _scatter(dht, layer, label, row, g):
     """Adds the gradient `g` of one score to the inputs of its label, by atomics."""
     label, row = np.uint32(label), np.uint32(row)
     for k in range(layer.indices.shape[1]):
         k = np.uint32(k)
-        cuda.atomic.add(dxt, (np.uint32(layer.indices[label, k]), row), layer.values[label, k] * g)
+        cuda.atomic.add(dht, (np.uint32(layer.indices[label, k]), row), layer.values[label, k] * g)
 
 
 @cuda_jit
@@ -110,36 +110,36 @@ def random_values(seed, stream, scale, values, *, block=launch.BLOCK):
 
 
 @cuda_jit
-def forward_kernel(xt, layer, scores):
+def forward_kernel(ht, layer, scores):
     """First version: one thread computes one score; x is the row, y the label; rows stride over grid y.
 
-    Reads xt (H, B) coalesced, writes scores (B, L) with a whole 32-byte sector a thread, since neighbouring threads are
+    Reads ht (H, B) coalesced, writes scores (B, L) with a whole 32-byte sector a thread, since neighbouring threads are
     neighbouring rows: `forward_tiled_kernel` mends that. No shared memory, no atomics.
     """
     label = cuda.blockIdx.x * cuda.blockDim.y + cuda.threadIdx.y
     if label < layer.indices.shape[0]:
         for row in range(
-            cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x, xt.shape[1], cuda.gridDim.y * cuda.blockDim.x
+            cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x, ht.shape[1], cuda.gridDim.y * cuda.blockDim.x
         ):
-            scores[row, label] = _score(xt, layer, label, row)
+            scores[row, label] = _score(ht, layer, label, row)
 
 
 @cuda_jit
-def forward_tiled_kernel(xt, layer, scores):
+def forward_tiled_kernel(ht, layer, scores):
     """A block computes a tile of 32 rows x 32 labels, turns it in shared memory and writes whole lines.
 
     Grid: tiles of labels on x, tiles of rows stride over y; a block of any size works through its tile. Reads
-    xt (H, B) coalesced, writes scores (B, L) coalesced: 4 sectors a warp instead of 32. Shared: 32 x 33 floats (the
+    ht (H, B) coalesced, writes scores (B, L) coalesced: 4 sectors a warp instead of 32. Shared: 32 x 33 floats (the
     column of padding keeps the turned access free of bank conflicts). No atomics.
     """
     tile = cuda.shared.array((TILE, TILE_PITCH), float32)
     first_label = cuda.blockIdx.x * TILE
-    n_labels, n_rows = layer.indices.shape[0], xt.shape[1]
+    n_labels, n_rows = layer.indices.shape[0], ht.shape[1]
     for first_row in range(cuda.blockIdx.y * TILE, n_rows, cuda.gridDim.y * TILE):
         for j in range(cuda.threadIdx.y, min(TILE, n_labels - first_label), cuda.blockDim.y):
             label = first_label + j
             for q in range(cuda.threadIdx.x, min(TILE, n_rows - first_row), cuda.blockDim.x):
-                tile[j, q] = _score(xt, layer, label, first_row + q)
+                tile[j, q] = _score(ht, layer, label, first_row + q)
         cuda.syncthreads()
         for q in range(cuda.threadIdx.y, min(TILE, n_rows - first_row), cuda.blockDim.y):
             for j in range(cuda.threadIdx.x, min(TILE, n_labels - first_label), cuda.blockDim.x):
@@ -148,26 +148,26 @@ def forward_tiled_kernel(xt, layer, scores):
 
 
 @cuda_device
-def _scores_of_four(xt, layer, label, place):
+def _scores_of_four(ht, layer, label, place):
     """Scores of one label for the rows place ... place + 3. A loop over unsigned numbers costs less than `range`."""
     indices, values = layer.indices[label], layer.values[label]
     a = b = c = d = layer.bias[label]
     k, fan_in = np.uint64(0), np.uint64(indices.size)
     while k < fan_in:
-        weight, x = values[k], load4(xt, indices[k], place)
-        a += weight * x[0]
-        b += weight * x[1]
-        c += weight * x[2]
-        d += weight * x[3]
+        weight, h = values[k], load4(ht, indices[k], place)
+        a += weight * h[0]
+        b += weight * h[1]
+        c += weight * h[2]
+        d += weight * h[3]
         k += np.uint64(1)
     return a, b, c, d
 
 
 @cuda_jit
-def forward_wide_kernel(xt, layer, scores):
+def forward_wide_kernel(ht, layer, scores):
     """`forward_tiled_kernel` for tiles of 128 rows x 32 labels: a warp takes a label, a lane four rows, 16 bytes a load.
 
-    Grid: tiles of labels on x, tiles of rows stride over y; a block of (32, warps). Reads xt (H, B'), B' a multiple of
+    Grid: tiles of labels on x, tiles of rows stride over y; a block of (32, warps). Reads ht (H, B'), B' a multiple of
     4; writes scores (B, L) coalesced. Shared: 32 x 129 floats, four times 32 rows of a label. No atomics.
     """
     tile = cuda.shared.array((TILE, ROWS_PITCH), float32)
@@ -175,8 +175,8 @@ def forward_wide_kernel(xt, layer, scores):
     n_labels, n_rows = layer.indices.shape[0], scores.shape[0]
     for first_row in range(cuda.blockIdx.y * ROWS, n_rows, cuda.gridDim.y * ROWS):
         for j in range(cuda.threadIdx.y, min(TILE, n_labels - first_label), cuda.blockDim.y):
-            place = min(first_row + 4 * lane, xt.shape[1] - 4)
-            a, b, c, d = _scores_of_four(xt, layer, first_label + j, place)
+            place = min(first_row + 4 * lane, ht.shape[1] - 4)
+            a, b, c, d = _scores_of_four(ht, layer, first_label + j, place)
             tile[j, lane] = a
             tile[j, lane + 32] = b
             tile[j, lane + 64] = c
@@ -188,33 +188,33 @@ def forward_wide_kernel(xt, layer, scores):
         cuda.syncthreads()
 
 
-def forward(x, layer, scores, *, block=(32, 8), wide=None):
-    """``scores[b, l] = bias[l] + sum_k values[l, k] x[b, indices[l, k]]``. By wide loads as `step`."""
+def forward(h, layer, scores, *, block=(32, 8), wide=None):
+    """``scores[b, l] = bias[l] + sum_k values[l, k] h[b, indices[l, k]]``. By wide loads as `step`."""
     kernel, rows, multiple = (forward_wide_kernel, ROWS, 4) if runs_ptx(wide) else (forward_tiled_kernel, TILE, 1)
-    grid = launch.labels_by_rows(layer.indices.shape[0], x.shape[0], rows, TILE)
-    kernel[grid, block](transposed(x, multiple), layer, scores)
+    grid = launch.labels_by_rows(layer.indices.shape[0], h.shape[0], rows, TILE)
+    kernel[grid, block](transposed(h, multiple), layer, scores)
 
 
 @cuda_jit
-def backward_kernel(xt, layer, dscores_t, dxt, dvalues, dbias):
+def backward_kernel(ht, layer, dscores_t, dht, dvalues, dbias):
     """A block owns one label. Its threads first share the rows (dx), then the connections (dvalues, dbias).
 
-    Grid: labels on x. Reads dscores_t (L, B), xt (H, B); writes dvalues (L, K), dbias (L,). No shared memory.
-    dxt (H, B) by atomics: order of float sums varies. Rows whose gradient is zero are skipped.
+    Grid: labels on x. Reads dscores_t (L, B), ht (H, B); writes dvalues (L, K), dbias (L,). No shared memory.
+    dht (H, B) by atomics: order of float sums varies. Rows whose gradient is zero are skipped.
     """
     label = cuda.blockIdx.x
-    n_rows, fan_in = xt.shape[1], layer.indices.shape[1]
+    n_rows, fan_in = ht.shape[1], layer.indices.shape[1]
     for row in range(cuda.threadIdx.x, n_rows, cuda.blockDim.x):
         g = dscores_t[label, row]
         if g != ZERO:
-            _scatter(dxt, layer, label, row, g)
+            _scatter(dht, layer, label, row, g)
     for k in range(cuda.threadIdx.x, fan_in + 1, cuda.blockDim.x):
         total = ZERO
         for row in range(n_rows):
             g = dscores_t[label, row]
             if g != ZERO:
                 if k < fan_in:
-                    total += g * xt[layer.indices[label, k], row]
+                    total += g * ht[layer.indices[label, k], row]
                 else:
                     total += g
         if k < fan_in:
@@ -230,10 +230,10 @@ def _lanes_with(g):
 
 
 @cuda_device
-def _add_many(xt, layer, dxt, shared, sums, slopes, label, row, place, g):
+def _add_many(ht, layer, dht, shared, sums, slopes, label, row, place, g):
     """`_add_tile` where many rows have a gradient: all lanes take one connection after the other.
 
-    A lane adds to dxt for `row` + 0, 32, 64, 96: a warp touches whole lines.
+    A lane adds to dht for `row` + 0, 32, 64, 96: a warp touches whole lines.
     """
     lane = cuda.threadIdx.x
     at, row, sums = slopes + lane, np.uint64(row), np.uint64(sums)
@@ -243,22 +243,22 @@ def _add_many(xt, layer, dxt, shared, sums, slopes, label, row, place, g):
     while k < fan_in:
         i, weight = np.uint32(indices[k]), values[k]
         if p != ZERO:
-            cuda.atomic.add(dxt, (i, row), weight * p)
+            cuda.atomic.add(dht, (i, row), weight * p)
         if q != ZERO:
-            cuda.atomic.add(dxt, (i, row + np.uint64(32)), weight * q)
+            cuda.atomic.add(dht, (i, row + np.uint64(32)), weight * q)
         if r != ZERO:
-            cuda.atomic.add(dxt, (i, row + np.uint64(64)), weight * r)
+            cuda.atomic.add(dht, (i, row + np.uint64(64)), weight * r)
         if s != ZERO:
-            cuda.atomic.add(dxt, (i, row + np.uint64(96)), weight * s)
-        x = load4(xt, i, place)
-        total = warp_sum((g[0] * x[0] + g[1] * x[1]) + (g[2] * x[2] + g[3] * x[3]))
+            cuda.atomic.add(dht, (i, row + np.uint64(96)), weight * s)
+        h = load4(ht, i, place)
+        total = warp_sum((g[0] * h[0] + g[1] * h[1]) + (g[2] * h[2] + g[3] * h[3]))
         if lane == 0:
             shared[sums + k] += total
         k += np.uint64(1)
 
 
 @cuda_device
-def _add_few(xt, layer, dxt, shared, sums, slopes, label, first_row):
+def _add_few(ht, layer, dht, shared, sums, slopes, label, first_row):
     """`_add_tile` for 32 rows, few of which have a gradient: a lane takes a connection, and these rows one by one."""
     lane = cuda.threadIdx.x
     label, slopes = np.uint32(label), np.uint64(slopes)
@@ -271,14 +271,14 @@ def _add_few(xt, layer, dxt, shared, sums, slopes, label, first_row):
                 q = cuda.ffs(left) - 1
                 left &= left - np.uint32(1)
                 g, row = shared[slopes + np.uint64(q)], np.uint32(first_row + q)
-                total += g * xt[i, row]
-                cuda.atomic.add(dxt, (i, row), weight * g)
+                total += g * ht[i, row]
+                cuda.atomic.add(dht, (i, row), weight * g)
             shared[sums + k] += total
 
 
 @cuda_device
-def _add_tile(xt, layer, dxt, shared, sums, label, first_row, place, g):
-    """What follows from a warp's gradients of 128 rows, `g` of the lane's four: its sums by weight, and dxt by atomics.
+def _add_tile(ht, layer, dht, shared, sums, label, first_row, place, g):
+    """What follows from a warp's gradients of 128 rows, `g` of the lane's four: its sums by weight, and dht by atomics.
 
     `place`: the lane's first row in xt. Shared memory: K + 2 sums from number `sums` on, then 128 gradients.
     """
@@ -293,20 +293,20 @@ def _add_tile(xt, layer, dxt, shared, sums, label, first_row, place, g):
         shared[at + 3] = g[3]
         cuda.syncwarp()
         if n_active > FEW:
-            _add_many(xt, layer, dxt, shared, sums, slopes, label, first_row + lane, place, g)
+            _add_many(ht, layer, dht, shared, sums, slopes, label, first_row + lane, place, g)
         else:
             for q in range(0, ROWS, 32):
-                _add_few(xt, layer, dxt, shared, sums, slopes + q, label, first_row + q)
+                _add_few(ht, layer, dht, shared, sums, slopes + q, label, first_row + q)
         cuda.syncwarp()
 
 
 @cuda_jit
-def backward_wide_kernel(xt, layer, dscores_t, dxt, dvalues, dbias):
+def backward_wide_kernel(ht, layer, dscores_t, dht, dvalues, dbias):
     """`backward_kernel` with a warp for each label, and for each lane four neighbouring rows: 16 bytes a load.
 
-    Grid: labels on x; a block of (32, labels). Reads dscores_t (L, B'), xt (H, B'), B' a multiple of 4, zero beyond the
+    Grid: labels on x; a block of (32, labels). Reads dscores_t (L, B'), ht (H, B'), B' a multiple of 4, zero beyond the
     batch; writes dvalues (L, K), dbias (L,). Dynamic shared memory: for each warp K + 2 sums of its label, the
-    gradients of 128 rows. dxt (H, B) by atomics: order of float sums varies.
+    gradients of 128 rows. dht (H, B) by atomics: order of float sums varies.
     """
     shared = cuda.shared.array(0, float32)
     lane, warp = cuda.threadIdx.x, cuda.threadIdx.y
@@ -317,14 +317,14 @@ def backward_wide_kernel(xt, layer, dscores_t, dxt, dvalues, dbias):
         for k in range(lane, fan_in, 32):
             shared[sums + k] = ZERO
         total = ZERO
-        for first_row in range(0, xt.shape[1], ROWS):
+        for first_row in range(0, ht.shape[1], ROWS):
             row = first_row + 4 * lane
-            place = min(row, xt.shape[1] - 4)
+            place = min(row, ht.shape[1] - 4)
             a = b = c = d = ZERO
             if row == place:
                 a, b, c, d = load4(dscores_t, label, place)
             total += (a + b) + (c + d)
-            _add_tile(xt, layer, dxt, shared, sums, label, first_row, place, (a, b, c, d))
+            _add_tile(ht, layer, dht, shared, sums, label, first_row, place, (a, b, c, d))
         total = warp_sum(total)
         for k in range(lane, fan_in, 32):
             dvalues[label, k] = shared[sums + k]
@@ -338,18 +338,18 @@ def _launch_of_warps(layer, block):
     return launch.labels_by_warps(n_labels, 4 * (fan_in + 2 + ROWS), block)
 
 
-def backward(x, layer, dscores, dx, dvalues, dbias, *, block=launch.BLOCK, wide=None):
+def backward(h, layer, dscores, dh, dvalues, dbias, *, block=launch.BLOCK, wide=None):
     """Gradients of ``sum(dscores * scores)``: dx (scattered), dvalues and dbias; all three are overwritten.
 
     By wide loads as `step`.
     """
-    dxt, outputs = zeros_like_inputs(x), (dvalues, dbias)
+    dht, outputs = zeros_like_inputs(h), (dvalues, dbias)
     if runs_ptx(wide):
         grid, block, shared = _launch_of_warps(layer, block)
-        backward_wide_kernel[grid, block, 0, shared](transposed(x, 4), layer, transposed(dscores, 4), dxt, *outputs)
+        backward_wide_kernel[grid, block, 0, shared](transposed(h, 4), layer, transposed(dscores, 4), dht, *outputs)
     else:
-        backward_kernel[layer.indices.shape[0], block](transposed(x), layer, transposed(dscores), dxt, *outputs)
-    dx[:] = dxt.T
+        backward_kernel[layer.indices.shape[0], block](transposed(h), layer, transposed(dscores), dht, *outputs)
+    dh[:] = dht.T
 
 
 @cuda_device
@@ -374,17 +374,17 @@ def _update(layer, update, values_moments, bias_moments, label_loss, shared, sum
 
 
 @cuda_jit
-def step_kernel(xt, layer, positives, loss, update, values_moments, bias_moments, dxt, label_loss):
+def step_kernel(ht, layer, label_rows, loss, update, values_moments, bias_moments, dht, label_loss):
     """A block owns one label: scores of all rows, loss, gradients, update. Scores never leave the registers.
 
-    Grid: labels on x. Reads xt (H, B), positives; updates the label's values, bias and moments; writes label_loss (L,).
+    Grid: labels on x. Reads ht (H, B), positives; updates the label's values, bias and moments; writes label_loss (L,).
     Dynamic shared memory: gradient and loss of blockDim.x rows, then the K + 2 sums of the label (dvalues, dbias,
-    loss). dxt (H, B) by atomics: order of float sums varies; everything else is deterministic. Where no row has a
+    loss). dht (H, B) by atomics: order of float sums varies; everything else is deterministic. Where no row has a
     gradient, only the update is left to do.
     """
     shared = cuda.shared.array(0, float32)
     label, t, n_threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
-    n_rows, fan_in = xt.shape[1], layer.indices.shape[1]
+    n_rows, fan_in = ht.shape[1], layer.indices.shape[1]
     sums = 2 * n_threads
     for k in range(t, fan_in + 2, n_threads):
         shared[sums + k] = ZERO
@@ -393,23 +393,23 @@ def step_kernel(xt, layer, positives, loss, update, values_moments, bias_moments
         row = first_row + t
         g = value = ZERO
         if row < n_rows:
-            score = _score(xt, layer, label, row)
+            score = _score(ht, layer, label, row)
             is_positive = False
-            for p in range(positives.indptr[label], positives.indptr[label + 1]):
-                is_positive |= positives.rows[p] == row
+            for p in range(label_rows.indptr[label], label_rows.indptr[label + 1]):
+                is_positive |= label_rows.rows[p] == row
             g, value = _slope(loss, update[2], score, is_positive)
         shared[t] = g
         shared[n_threads + t] = value
         if cuda.syncthreads_or(np.int32(value != ZERO)):
             if g != ZERO:
-                _scatter(dxt, layer, label, row, g)
+                _scatter(dht, layer, label, row, g)
             rows = min(n_threads, n_rows - first_row)
             for k in range(t, fan_in + 2, n_threads):
                 total = ZERO
                 for q in range(rows):
                     if k < fan_in:
                         if shared[q] != ZERO:
-                            total += shared[q] * xt[layer.indices[label, k], first_row + q]
+                            total += shared[q] * ht[layer.indices[label, k], first_row + q]
                     else:
                         total += shared[(k - fan_in) * n_threads + q]
                 shared[sums + k] += total
@@ -418,23 +418,23 @@ def step_kernel(xt, layer, positives, loss, update, values_moments, bias_moments
 
 
 @cuda_device
-def _positives_of_four(positives, label, first_row):
+def _positives_of_four(label_rows, label, first_row):
     """Bit j is set where row first_row + j, j < 4, is one of a label's positives."""
     mask = np.uint32(0)
-    for p in range(positives.indptr[label], positives.indptr[label + 1]):
-        j = positives.rows[p] - first_row
+    for p in range(label_rows.indptr[label], label_rows.indptr[label + 1]):
+        j = label_rows.rows[p] - first_row
         if 0 <= j < 4:
             mask |= np.uint32(1) << np.uint32(j)
     return mask
 
 
 @cuda_jit
-def step_wide_kernel(xt, layer, positives, loss, update, values_moments, bias_moments, dxt, label_loss):
+def step_wide_kernel(ht, layer, label_rows, loss, update, values_moments, bias_moments, dht, label_loss):
     """`step_kernel` with a warp for each label, and for each lane four neighbouring rows: 16 bytes a load.
 
-    Grid: labels on x; a block of (32, labels). Reads xt (H, B'), B' a multiple of 4, and positives; updates the labels'
+    Grid: labels on x; a block of (32, labels). Reads ht (H, B'), B' a multiple of 4, and positives; updates the labels'
     values, bias and moments; writes label_loss (L,). Dynamic shared memory: for each warp the K + 2 sums of its label
-    (dvalues, dbias, loss), then the gradients of 128 rows. dxt (H, B) by atomics: order of float sums varies;
+    (dvalues, dbias, loss), then the gradients of 128 rows. dht (H, B) by atomics: order of float sums varies;
     everything else is deterministic.
 
     An index and a weight are loaded once for 128 rows, and index arithmetic done once: ``python -m bench.counted``
@@ -446,7 +446,7 @@ def step_wide_kernel(xt, layer, positives, loss, update, values_moments, bias_mo
     lane, warp = cuda.threadIdx.x, cuda.threadIdx.y
     label = cuda.blockIdx.x * cuda.blockDim.y + warp
     n_labels, fan_in = layer.indices.shape
-    n_rows, scale = dxt.shape[1], update[2]
+    n_rows, scale = dht.shape[1], update[2]
     sums = warp * (fan_in + 2 + ROWS)
     if label < n_labels:
         for k in range(lane, fan_in, 32):
@@ -454,16 +454,16 @@ def step_wide_kernel(xt, layer, positives, loss, update, values_moments, bias_mo
         total = slope = ZERO
         for first_row in range(0, n_rows, ROWS):
             row = first_row + 4 * lane
-            place = min(row, xt.shape[1] - 4)
-            a, b, c, d = _scores_of_four(xt, layer, label, place)
-            mask = _positives_of_four(positives, label, row)
+            place = min(row, ht.shape[1] - 4)
+            a, b, c, d = _scores_of_four(ht, layer, label, place)
+            mask = _positives_of_four(label_rows, label, row)
             a, a_loss = _slope(loss, scale if row < n_rows else ZERO, a, mask & 1)
             b, b_loss = _slope(loss, scale if row + 1 < n_rows else ZERO, b, mask & 2)
             c, c_loss = _slope(loss, scale if row + 2 < n_rows else ZERO, c, mask & 4)
             d, d_loss = _slope(loss, scale if row + 3 < n_rows else ZERO, d, mask & 8)
             total += (a_loss + b_loss) + (c_loss + d_loss)
             slope += (a + b) + (c + d)
-            _add_tile(xt, layer, dxt, shared, sums, label, first_row, place, (a, b, c, d))
+            _add_tile(ht, layer, dht, shared, sums, label, first_row, place, (a, b, c, d))
         total, slope = warp_sum(total), warp_sum(slope)
         if lane == 0:
             shared[sums + fan_in] = slope
@@ -473,15 +473,15 @@ def step_wide_kernel(xt, layer, positives, loss, update, values_moments, bias_mo
 
 
 def step(
-    x,
+    h,
     layer,
-    positives,
+    label_rows,
     loss,
     optimizer,
     rates,
     values_moments,
     bias_moments,
-    dx,
+    dh,
     label_loss,
     *,
     block=launch.BLOCK,
@@ -492,16 +492,16 @@ def step(
     By loads of four rows at once (`step_wide_kernel`), but not in the simulator; `wide` says so, or not.
     """
     n_labels, fan_in = layer.indices.shape
-    update = (optimizer, rates, np.float32(1 / max(x.shape[0], 1)))
-    dxt = zeros_like_inputs(x)
-    inputs = layer, positives, loss, update, values_moments, bias_moments, dxt, label_loss
+    update = (optimizer, rates, np.float32(1 / max(h.shape[0], 1)))
+    dht = zeros_like_inputs(h)
+    inputs = layer, label_rows, loss, update, values_moments, bias_moments, dht, label_loss
     if runs_ptx(wide):
         grid, block, shared = _launch_of_warps(layer, block)
-        step_wide_kernel[grid, block, 0, shared](transposed(x, 4), *inputs)
+        step_wide_kernel[grid, block, 0, shared](transposed(h, 4), *inputs)
     else:
         shared = launch.shared_bytes(4 * (2 * block + fan_in + 2))
-        step_kernel[n_labels, block, 0, shared](transposed(x), *inputs)
-    dx[:] = dxt.T
+        step_kernel[n_labels, block, 0, shared](transposed(h), *inputs)
+    dh[:] = dht.T
 
 
 @cuda_device
@@ -516,10 +516,10 @@ def _keep(list_scores, list_ids, row, part, score, label, worst):
 
 
 @cuda_jit
-def top_k_kernel(xt, layer, list_scores, list_ids):
+def top_k_kernel(ht, layer, list_scores, list_ids):
     """One thread keeps the best k of one range of labels for one row: x is the row, y the range.
 
-    Grid: ranges on x, rows stride over y. Reads xt (H, B) coalesced; its list in list_scores, list_ids (B, k, n_lists)
+    Grid: ranges on x, rows stride over y. Reads ht (H, B) coalesced; its list in list_scores, list_ids (B, k, n_lists)
     is touched only where a label beats the k-th best so far, which a register holds. No shared memory, no atomics.
     """
     part = cuda.blockIdx.x * cuda.blockDim.y + cuda.threadIdx.y
@@ -532,7 +532,7 @@ def top_k_kernel(xt, layer, list_scores, list_ids):
             clear(list_scores[row, :, part], list_ids[row, :, part])
             worst = WORST
             for label in range(n_labels * part // n_lists, n_labels * (part + 1) // n_lists):
-                worst = _keep(list_scores, list_ids, row, part, _score(xt, layer, label, row), label, worst)
+                worst = _keep(list_scores, list_ids, row, part, _score(ht, layer, label, row), label, worst)
 
 
 @cuda_device
@@ -547,10 +547,10 @@ def _worst_of_four(list_scores, row, n, part):
 
 
 @cuda_jit
-def top_k_wide_kernel(xt, layer, list_scores, list_ids):
+def top_k_wide_kernel(ht, layer, list_scores, list_ids):
     """`top_k_kernel` with four neighbouring rows a thread, and their four lists: 16 bytes a load.
 
-    Grid: ranges on x, fours of rows stride over y. Reads xt (H, B'), B' a multiple of 4; list_scores, list_ids
+    Grid: ranges on x, fours of rows stride over y. Reads ht (H, B'), B' a multiple of 4; list_scores, list_ids
     (B, k, n_lists) as there. No shared memory, no atomics.
     """
     part = cuda.blockIdx.x * cuda.blockDim.y + cuda.threadIdx.y
@@ -558,7 +558,7 @@ def top_k_wide_kernel(xt, layer, list_scores, list_ids):
     n_rows, _, n_lists = list_scores.shape
     if part < n_lists:
         for four in range(
-            cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x, xt.shape[1] // 4, cuda.gridDim.y * cuda.blockDim.x
+            cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x, ht.shape[1] // 4, cuda.gridDim.y * cuda.blockDim.x
         ):
             row = 4 * four
             n = min(4, n_rows - row)
@@ -566,7 +566,7 @@ def top_k_wide_kernel(xt, layer, list_scores, list_ids):
                 clear(list_scores[row + j, :, part], list_ids[row + j, :, part])
             p, q, r, s = _worst_of_four(list_scores, row, n, part)
             for label in range(n_labels * part // n_lists, n_labels * (part + 1) // n_lists):
-                a, b, c, d = _scores_of_four(xt, layer, label, row)
+                a, b, c, d = _scores_of_four(ht, layer, label, row)
                 if not (a <= p and b <= q and c <= r and d <= s):
                     for j in range(n):
                         score = (a, b, c, d)[j]
@@ -574,20 +574,20 @@ def top_k_wide_kernel(xt, layer, list_scores, list_ids):
                     p, q, r, s = _worst_of_four(list_scores, row, n, part)
 
 
-def top_k(x, layer, top_scores, top_ids, *, block=None, wide=None):
+def top_k(h, layer, top_scores, top_ids, *, block=None, wide=None):
     """The k best labels of each row; only k scores a row and range of labels are kept. By wide loads as `step`, from four rows on.
 
     Few rows: more ranges in a block. Large k: sorted from all scores of some rows, at most 64 MiB, or one row.
     """
     n_rows, k = top_scores.shape
     if k > INSERTED:
-        of_layer(forward, x, layer, top_scores, top_ids)
+        of_layer(forward, h, layer, top_scores, top_ids)
         return
     wide = runs_ptx() and n_rows > 3 if wide is None else wide
     kernel, multiple = (top_k_wide_kernel, 4) if wide else (top_k_kernel, 1)
     block = launch.rows_side_by_side(launch.divide_up(n_rows, multiple)) if block is None else block
     _, grid = launch.lists_by_rows(layer.indices.shape[0], n_rows, k, multiple * block[0], block[1])
-    shapes = top_k_shapes(*x.shape, *layer.indices.shape, k)
+    shapes = top_k_shapes(*h.shape, *layer.indices.shape, k)
     list_scores, list_ids = (empty(*shapes[name], "cuda") for name in ("list_scores", "list_ids"))
-    kernel[grid, block](transposed(x, multiple), layer, list_scores, list_ids)
+    kernel[grid, block](transposed(h, multiple), layer, list_scores, list_ids)
     merge(list_scores, list_ids, top_scores, top_ids)

@@ -18,7 +18,7 @@ WORST = np.float32(-np.inf)
 #: Threads of a block on tensor cores: a tile of 128 rows and 64 classes.
 MMA_BLOCK = (32, 4, 2)
 #: Logits that exist at once for top-k: 64 MiB.
-HELD = 1 << 24
+MAX_ELEMENTS = 1 << 24
 
 
 @cuda_jit
@@ -68,7 +68,7 @@ def _add_to_sums(values, biases, sums, row, part):
 
 
 @cuda_jit
-def cross_entropy_mma_kernel(h, w, bias, sizes, wide, logits, sums):
+def cross_entropy_mma_kernel(h, weights, bias, sizes, wide, logits, sums):
     """A block computes a tile of logits h @ w.T on the tensor cores, as `matmul.mma_kernel`; what softmax needs of it is found on the way.
 
     Grid: tiles of 32 blockDim.y rows by 32 blockDim.z classes on x, neighbours below each other. sizes = (B, T, d). A
@@ -80,7 +80,7 @@ def cross_entropy_mma_kernel(h, w, bias, sizes, wide, logits, sums):
     n_rows = SIDE * cuda.blockDim.y
     down = (m + n_rows - 1) // n_rows
     first_row, first = cuda.blockIdx.x % down * n_rows, cuda.blockIdx.x // down * SIDE * cuda.blockDim.z
-    r0, r1, r2, r3 = product_of_tile((h, 0), (w, 0), (first_row, m), (first, n), (0, d), True)
+    r0, r1, r2, r3 = product_of_tile((h, 0), (weights, 0), (first_row, m), (first, n), (0, d), True)
     y, x = place_of_lane()
     row, c, part = first_row + y, first + x, first // SIDE + cuda.threadIdx.z
     if logits.shape[0] > 0:
@@ -130,27 +130,27 @@ def add_sums_kernel(sums, largest, total):
         largest[b] = new
 
 
-def _add_product_mma(h, w, bias, logits, largest, total, block):
-    sizes = (*h.shape[:1], *w.shape)
+def _add_product_mma(h, weights, bias, logits, largest, total, block):
+    sizes = (*h.shape[:1], *weights.shape)
     _, grid = launch.tiles_of_product(*sizes[:2], 0, SIDE * MMA_BLOCK[1], SIDE * MMA_BLOCK[2])
     sums = empty((sizes[0], 2, launch.divide_up(sizes[1], SIDE)), np.float32, "cuda")
     wide = np.int32(sizes[1] % 4 == 0 and address(logits) % 16 == 0)
     cross_entropy_mma_kernel[grid, MMA_BLOCK, 0, launch.shared_bytes(shared_bytes_of(MMA_BLOCK))](
-        factor(h), factor(w), bias, tuple(map(np.int64, sizes)), wide, logits.reshape(-1), sums
+        factor(h), factor(weights), bias, tuple(map(np.int64, sizes)), wide, logits.reshape(-1), sums
     )
     add_sums_kernel[sizes[0], block, 0, launch.shared_bytes(4 * block)](sums, largest, total)
 
 
-def add_product(h, w, bias, keep, logits, largest, total, *, block=launch.BLOCK, tensor_cores=None):
-    """`add_tile` of the tile ``h @ w.T`` (B, T), for h (B, d), w (T, d); it lies in `logits` where that is to be kept.
+def add_product(h, weights, bias, keep, logits, largest, total, *, block=launch.BLOCK, tensor_cores=None):
+    """`add_tile` of the tile ``h @ weights.T`` (B, T), for h (B, d), weights (T, d); it lies in `logits` where that is to be kept.
 
     On tensor cores where the device has them, as precise as float32; `tensor_cores` says that it has them, or not.
     """
     if has_tensor_cores(tensor_cores):
         if h.shape[0]:
-            _add_product_mma(h, w, bias, logits if keep else logits[:0], largest, total, block)
+            _add_product_mma(h, weights, bias, logits if keep else logits[:0], largest, total, block)
         return
-    matmul(h, w.T, logits)
+    matmul(h, weights.T, logits)
     add_tile(logits, bias, largest, total, block=block)
 
 
@@ -284,9 +284,9 @@ def probabilities_kernel(list_sums, probabilities):
         probabilities[b, i] = math.exp(probabilities[b, i] - largest) / total
 
 
-def pack(w, bias):
-    """w (L, d) and bias (L,) as `top_k` takes them: as they are."""
-    return w, bias
+def pack(weights, bias):
+    """weights (L, d) and bias (L,) as `top_k` takes them: as they are."""
+    return weights, bias
 
 
 def _sorted_probabilities(logits, bias, probabilities, ids):
@@ -298,19 +298,19 @@ def _sorted_probabilities(logits, bias, probabilities, ids):
     probabilities[...] = xp.exp(probabilities - largest) / total
 
 
-def top_k(h, w, bias, probabilities, ids, *, block=launch.BLOCK):
-    """The k largest of ``softmax(h @ w.T + bias)`` in each row and their classes, w and bias from `pack`.
+def top_k(h, weights, bias, probabilities, ids, *, block=launch.BLOCK):
+    """The k largest of ``softmax(h @ weights.T + bias)`` in each row and their classes, weights and bias from `pack`.
 
     At most 64 MiB of the logits exist at a time, or one row where that is more.
     """
-    (n_rows, k), n_classes = ids.shape, len(w)
-    at_once = max(1, min(n_rows, HELD // n_classes))
+    (n_rows, k), n_classes = ids.shape, len(weights)
+    at_once = max(1, min(n_rows, MAX_ELEMENTS // n_classes))
     buffer, shared = empty((at_once, n_classes), np.float32, "cuda"), launch.shared_bytes(4 * block)
     for first in range(0, n_rows, at_once):
         some = slice(first, min(first + at_once, n_rows))
         n = some.stop - first
         logits = buffer[:n]
-        matmul(h[some], w.T, logits)
+        matmul(h[some], weights.T, logits)
         if k > INSERTED:
             _sorted_probabilities(logits, bias, probabilities[some], ids[some])
             continue

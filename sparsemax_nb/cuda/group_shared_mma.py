@@ -1,6 +1,6 @@
 """Group-shared fixed fan-in output layer on tensor cores: 16 labels of a group by 32 rows of the batch, a warp at a time.
 
-Each lane loads inputs of four neighbouring rows at once, 16 bytes of ``xt (H, B')``, B' being B filled up to tiles of
+Each lane loads inputs of four neighbouring rows at once, 16 bytes of ``ht (H, B')``, B' being B filled up to tiles of
 32 rows with zeros. Weights are float32, or bfloat16, whose products with split inputs take three of the six products:
 as precise as the plain kernels.
 
@@ -93,14 +93,14 @@ def _weights_by_inputs(shift, low, high, b, c):
 
 
 @cuda_device
-def _scores_of_tile(xt, weights, group, labels, place):
+def _scores_of_tile(ht, weights, group, labels, place):
     """Four fragments of scores: of the two `labels` of this lane, and rows place ... place + 3 of its column."""
     (indices, _, _, shift, bias, _), (low, high) = weights, labels
     c0 = c1 = c2 = c3 = (bias[low], bias[low], bias[high], bias[high])
     for k in range(2 * (cuda.threadIdx.x % 4), indices.shape[1], 16):
         a, b = _weights_of(weights, low, k), _weights_of(weights, high, k)
-        p, q = load4(xt, indices[group, k], place), load4(xt, indices[group, k + 1], place)
-        r, s = load4(xt, indices[group, k + 8], place), load4(xt, indices[group, k + 9], place)
+        p, q = load4(ht, indices[group, k], place), load4(ht, indices[group, k + 1], place)
+        r, s = load4(ht, indices[group, k + 8], place), load4(ht, indices[group, k + 9], place)
         c0 = _weights_by_inputs(shift, a, b, split((p[0], q[0], r[0], s[0])), c0)
         c1 = _weights_by_inputs(shift, a, b, split((p[1], q[1], r[1], s[1])), c1)
         c2 = _weights_by_inputs(shift, a, b, split((p[2], q[2], r[2], s[2])), c2)
@@ -124,19 +124,19 @@ def _store_fragment(scores, row, n_rows, label, stop, c):
 
 
 @cuda_jit
-def forward_kernel(xt, weights, scores):
+def forward_kernel(ht, weights, scores):
     """A warp computes 16 labels of one group for tiles of 32 rows.
 
     Grid: sixteens of labels on x (each group filled up to whole ones), tiles of rows stride over y and over the warps
-    of a block (x: lanes). Reads xt (H, B') and weights; writes scores (B, L), 8 labels side by side, each 32-byte
+    of a block (x: lanes). Reads ht (H, B') and weights; writes scores (B, L), 8 labels side by side, each 32-byte
     sector once. No shared memory, no atomics.
     """
     lane, warp, n_warps = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockDim.y
     g, t, n_rows = lane // 4, lane % 4, scores.shape[0]
     group, first, stop = _place_of(cuda.blockIdx.x, scores.shape[1], weights[5])
     labels = min(first + g, stop - 1), min(first + g + 8, stop - 1)
-    for tile in range(cuda.blockIdx.y * n_warps + warp, xt.shape[1] // ROWS, cuda.gridDim.y * n_warps):
-        c0, c1, c2, c3 = _scores_of_tile(xt, weights, group, labels, tile * ROWS + 4 * g)
+    for tile in range(cuda.blockIdx.y * n_warps + warp, ht.shape[1] // ROWS, cuda.gridDim.y * n_warps):
+        c0, c1, c2, c3 = _scores_of_tile(ht, weights, group, labels, tile * ROWS + 4 * g)
         row = tile * ROWS + 8 * t
         _store_fragment(scores, row, n_rows, first + g, stop, c0)
         _store_fragment(scores, row + 1, n_rows, first + g, stop, c1)
@@ -144,10 +144,10 @@ def forward_kernel(xt, weights, scores):
         _store_fragment(scores, row + 3, n_rows, first + g, stop, c3)
 
 
-def forward(x, layer, scores):
+def forward(h, layer, scores):
     """Launch `forward_kernel`."""
-    grid = launch.labels_by_rows(_sixteens(layer), x.shape[0], ROWS * WARPS, 1)
-    forward_kernel[grid, (ROWS, WARPS)](transposed(x, ROWS), _weights(layer), scores)
+    grid = launch.labels_by_rows(_sixteens(layer), h.shape[0], ROWS * WARPS, 1)
+    forward_kernel[grid, (ROWS, WARPS)](transposed(h, ROWS), _weights(layer), scores)
 
 
 @cuda_device
@@ -172,11 +172,11 @@ def _slopes_of_fragment(loss, scale, c, number, left, are_valid, masks):
 
 
 @cuda_device
-def _mask_of(positives, label, first_row):
+def _mask_of(label_rows, label, first_row):
     """Bit q is set where row first_row + q, q < 32, is one of a label's positives."""
     mask = np.uint32(0)
-    for p in range(positives.indptr[label], positives.indptr[label + 1]):
-        q = positives.rows[p] - first_row
+    for p in range(label_rows.indptr[label], label_rows.indptr[label + 1]):
+        q = label_rows.rows[p] - first_row
         if 0 <= q < ROWS:
             mask |= np.uint32(1) << np.uint32(q)
     return mask
@@ -208,7 +208,7 @@ def _keep_tile(shared, at, c0, c1, c2, c3):
 
 
 @cuda_device
-def _add_by_weights(xt, indices, shared, sums, group, place, slopes):
+def _add_by_weights(ht, indices, shared, sums, group, place, slopes):
     """Adds to the warp's sums (16, K) what a tile of rows gives: gradients times inputs, eight connections at a time."""
     (c0, c1, c2, c3), fan_in = slopes, indices.shape[1]
     g, t = cuda.threadIdx.x // 4, cuda.threadIdx.x % 4
@@ -216,7 +216,7 @@ def _add_by_weights(xt, indices, shared, sums, group, place, slopes):
     low_b, high_b = split((c2[0], c2[1], c3[0], c3[1])), split((c2[2], c2[3], c3[2], c3[3]))
     for k in range(0, fan_in, 8):
         i = indices[group, k + g]
-        p, q = load4(xt, i, place), load4(xt, i, place + 4)
+        p, q = load4(ht, i, place), load4(ht, i, place + 4)
         d = NOTHING
         d = _product(low_a, high_a, split((p[0], q[0], p[1], q[1])), d)
         d = _product(low_b, high_b, split((p[2], q[2], p[3], q[3])), d)
@@ -247,15 +247,15 @@ def _slopes_by_weights(shift, low, high, b):
 
 
 @cuda_device
-def _add_if_any(dxt, i, row, n_rows, value):
+def _add_if_any(dht, i, row, n_rows, value):
     if row < n_rows and value != ZERO:
-        cuda.atomic.add(dxt, (i, row), value)
+        cuda.atomic.add(dht, (i, row), value)
 
 
 @cuda_device
-def _add_by_inputs(weights, dxt, shared, tile, group, labels, first_row):
-    """Adds to dxt what a tile of rows gives: gradients times weights, sixteen rows and eight connections at a time."""
-    indices, n_rows, shift = weights[0], dxt.shape[1], weights[3]
+def _add_by_inputs(weights, dht, shared, tile, group, labels, first_row):
+    """Adds to dht what a tile of rows gives: gradients times weights, sixteen rows and eight connections at a time."""
+    indices, n_rows, shift = weights[0], dht.shape[1], weights[3]
     g, t, (first, stop) = cuda.threadIdx.x // 4, cuda.threadIdx.x % 4, labels
     l0, last = first + 2 * t, stop - 1
     mine = min(l0, last), min(l0 + 1, last), min(l0 + 8, last), min(l0 + 9, last)
@@ -267,21 +267,21 @@ def _add_by_inputs(weights, dxt, shared, tile, group, labels, first_row):
         for k in range(0, indices.shape[1], 8):
             c = _slopes_by_weights(shift, low, high, _weights_across(weights, mine, k + g))
             i, j = np.uint32(indices[group, k + 2 * t]), np.uint32(indices[group, k + 2 * t + 1])
-            _add_if_any(dxt, i, row, n_rows, c[0])
-            _add_if_any(dxt, j, row, n_rows, c[1])
-            _add_if_any(dxt, i, row + 8, n_rows, c[2])
-            _add_if_any(dxt, j, row + 8, n_rows, c[3])
+            _add_if_any(dht, i, row, n_rows, c[0])
+            _add_if_any(dht, j, row, n_rows, c[1])
+            _add_if_any(dht, i, row + 8, n_rows, c[2])
+            _add_if_any(dht, j, row + 8, n_rows, c[3])
 
 
 @cuda_device
-def _add_tile(xt, weights, dxt, shared, places, group, labels, first_row, slopes):
-    """What follows from the gradients of a warp's tile: its sums by weight, and dxt by atomics. Nothing where all are zero."""
+def _add_tile(ht, weights, dht, shared, places, group, labels, first_row, slopes):
+    """What follows from the gradients of a warp's tile: its sums by weight, and dht by atomics. Nothing where all are zero."""
     (sums, tile), (c0, c1, c2, c3) = places, slopes
     if cuda.any_sync(ALL_LANES, _is_any(c0) or _is_any(c1) or _is_any(c2) or _is_any(c3)):
-        _add_by_weights(xt, weights[0], shared, sums, group, first_row + 8 * (cuda.threadIdx.x % 4), slopes)
+        _add_by_weights(ht, weights[0], shared, sums, group, first_row + 8 * (cuda.threadIdx.x % 4), slopes)
         _keep_tile(shared, tile, c0, c1, c2, c3)
         cuda.syncwarp()
-        _add_by_inputs(weights, dxt, shared, tile, group, labels, first_row)
+        _add_by_inputs(weights, dht, shared, tile, group, labels, first_row)
         cuda.syncwarp()
 
 
@@ -334,12 +334,12 @@ def _load_fragment(dscores, row, n_rows, label, stop):
 
 
 @cuda_jit
-def backward_kernel(xt, weights, dscores, dxt, dvalues, dbias):
+def backward_kernel(ht, weights, dscores, dht, dvalues, dbias):
     """A block owns 16 labels of one group; a warp takes tiles of 32 rows, in turn.
 
-    Grid: sixteens of labels on x; a block of (32, 4). Reads xt (H, B'), dscores (B, L), 8 labels side by side, and
+    Grid: sixteens of labels on x; a block of (32, 4). Reads ht (H, B'), dscores (B, L), 8 labels side by side, and
     weights; writes dvalues (L, K), dbias (L,). Dynamic shared memory: for each warp the sums by weight (16, K), a tile
-    (32, 17) of gradients and its totals (16, 4). dxt (H, B) by atomics, one for each input and row of a tile with a
+    (32, 17) of gradients and its totals (16, 4). dht (H, B) by atomics, one for each input and row of a tile with a
     gradient: order of float sums varies; all else is deterministic.
     """
     shared = cuda.shared.array(0, float32)
@@ -348,7 +348,7 @@ def backward_kernel(xt, weights, dscores, dxt, dvalues, dbias):
     group, first, stop = _place_of(cuda.blockIdx.x, dscores.shape[1], weights[5])
     sums, tile_at, totals = _places(fan_in)
     low = high = ZERO
-    for tile in range(warp, xt.shape[1] // ROWS, n_warps):
+    for tile in range(warp, ht.shape[1] // ROWS, n_warps):
         row = tile * ROWS + 8 * t
         c0 = _load_fragment(dscores, row, n_rows, first + g, stop)
         c1 = _load_fragment(dscores, row + 1, n_rows, first + g, stop)
@@ -356,7 +356,7 @@ def backward_kernel(xt, weights, dscores, dxt, dvalues, dbias):
         c3 = _load_fragment(dscores, row + 3, n_rows, first + g, stop)
         low += _low_sum(c0, c1, c2, c3)
         high += _high_sum(c0, c1, c2, c3)
-        _add_tile(xt, weights, dxt, shared, (sums, tile_at), group, (first, stop), tile * ROWS, (c0, c1, c2, c3))
+        _add_tile(ht, weights, dht, shared, (sums, tile_at), group, (first, stop), tile * ROWS, (c0, c1, c2, c3))
     at = totals + (warp * 16 + g) * 4 + t
     shared[at] = low
     shared[at + 32] = high
@@ -371,36 +371,36 @@ def backward_kernel(xt, weights, dscores, dxt, dvalues, dbias):
         dbias[first + j] = total
 
 
-def backward(x, layer, dscores, dxt, dvalues, dbias):
-    """Launch `backward_kernel`; dxt (H, B) is added to."""
+def backward(h, layer, dscores, dht, dvalues, dbias):
+    """Launch `backward_kernel`; dht (H, B) is added to."""
     grid, shared = max(1, _sixteens(layer)), _shared_bytes(layer.indices.shape[1], 1)
-    backward_kernel[grid, (ROWS, WARPS), 0, shared](transposed(x, ROWS), _weights(layer), dscores, dxt, dvalues, dbias)
+    backward_kernel[grid, (ROWS, WARPS), 0, shared](transposed(h, ROWS), _weights(layer), dscores, dht, dvalues, dbias)
 
 
 @cuda_jit
-def step_kernel(xt, weights, positives, loss, update, values_moments, bias_moments, rounding, dxt, label_loss):
+def step_kernel(ht, weights, label_rows, loss, update, values_moments, bias_moments, rounding, dht, label_loss):
     """A block owns 16 labels of one group: scores, loss, gradients, update; a warp takes tiles of 32 rows, in turn.
 
-    Grid: sixteens of labels on x (each group filled up to whole ones); a block of (32, 4). Reads xt (H, B'), positives;
+    Grid: sixteens of labels on x (each group filled up to whole ones); a block of (32, 4). Reads ht (H, B'), positives;
     updates weights, bias and moments of its labels; writes label_loss (L,). Dynamic shared memory: for each warp the
-    sums by weight (16, K), the gradients of a tile (32, 17), totals of gradients and losses (16, 4, 2). dxt (H, B) by
+    sums by weight (16, K), the gradients of a tile (32, 17), totals of gradients and losses (16, 4, 2). dht (H, B) by
     atomics, one for each input and row of a tile with a gradient: order of float sums varies; all else is
     deterministic. A tile without one costs its scores.
     """
     shared = cuda.shared.array(0, float32)
     indices, words, halves, shift, bias, group_size = weights
     lane, warp, n_warps = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockDim.y
-    g, t, fan_in, n_rows = lane // 4, lane % 4, indices.shape[1], dxt.shape[1]
+    g, t, fan_in, n_rows = lane // 4, lane % 4, indices.shape[1], dht.shape[1]
     optimizer, rates, scale = update
     group, first, stop = _place_of(cuda.blockIdx.x, bias.shape[0], group_size)
     labels = min(first + g, stop - 1), min(first + g + 8, stop - 1)
     are_valid = first + g < stop, first + g + 8 < stop
     sums, tile_at, totals = _places(fan_in)
     low_loss = high_loss = low_slope = high_slope = ZERO
-    for tile in range(warp, xt.shape[1] // ROWS, n_warps):
+    for tile in range(warp, ht.shape[1] // ROWS, n_warps):
         first_row = tile * ROWS
-        c0, c1, c2, c3 = _scores_of_tile(xt, weights, group, labels, first_row + 4 * g)
-        masks = _mask_of(positives, labels[0], first_row), _mask_of(positives, labels[1], first_row)
+        c0, c1, c2, c3 = _scores_of_tile(ht, weights, group, labels, first_row + 4 * g)
+        masks = _mask_of(label_rows, labels[0], first_row), _mask_of(label_rows, labels[1], first_row)
         left = n_rows - first_row - 8 * t  # rows from this lane's first on
         c0, l0, h0 = _slopes_of_fragment(loss, scale, c0, 0, left, are_valid, masks)
         c1, l1, h1 = _slopes_of_fragment(loss, scale, c1, 1, left, are_valid, masks)
@@ -410,7 +410,7 @@ def step_kernel(xt, weights, positives, loss, update, values_moments, bias_momen
         high_loss += (h0 + h1) + (h2 + h3)
         low_slope += _low_sum(c0, c1, c2, c3)
         high_slope += _high_sum(c0, c1, c2, c3)
-        _add_tile(xt, weights, dxt, shared, (sums, tile_at), group, (first, stop), first_row, (c0, c1, c2, c3))
+        _add_tile(ht, weights, dht, shared, (sums, tile_at), group, (first, stop), first_row, (c0, c1, c2, c3))
     at = totals + (warp * 16 + g) * 8 + 2 * t
     shared[at] = low_slope
     shared[at + 1] = low_loss
@@ -437,20 +437,20 @@ def step_kernel(xt, weights, positives, loss, update, values_moments, bias_momen
         label_loss[first + j] = total
 
 
-def step(x, layer, inputs, dxt, label_loss):
-    """Launch `step_kernel`; `inputs` are its arguments from the positives to the rounding; dxt (H, B) is added to."""
+def step(h, layer, inputs, dht, label_loss):
+    """Launch `step_kernel`; `inputs` are its arguments from the positives to the rounding; dht (H, B) is added to."""
     shared = _shared_bytes(layer.indices.shape[1], 2)
     step_kernel[_sixteens(layer), (ROWS, WARPS), 0, shared](
-        transposed(x, ROWS), _weights(layer), *inputs, dxt, label_loss
+        transposed(h, ROWS), _weights(layer), *inputs, dht, label_loss
     )
 
 
 @cuda_jit
-def top_k_kernel(xt, weights, list_scores, list_ids):
+def top_k_kernel(ht, weights, list_scores, list_ids):
     """A warp searches a range of sixteens of labels for tiles of 32 rows; then each lane has a row, and keeps its best k.
 
     Grid: parts on x, a list for each warp of a block: list blockIdx.x blockDim.y + threadIdx.y; tiles of rows stride
-    over y. Reads xt (H, B') and weights; its list in list_scores, list_ids (B, k, n_lists) is touched only where a
+    over y. Reads ht (H, B') and weights; its list in list_scores, list_ids (B, k, n_lists) is touched only where a
     label beats the k-th best so far, which a register holds. Dynamic shared memory: a tile (32, 17) of scores for each
     warp. No atomics.
     """
@@ -472,7 +472,7 @@ def top_k_kernel(xt, weights, list_scores, list_ids):
         for sixteen in range(n_sixteens * part // n_parts, n_sixteens * (part + 1) // n_parts):
             group, first, stop = _place_of(sixteen, n_labels, group_size)
             labels = min(first + g, stop - 1), min(first + g + 8, stop - 1)
-            c0, c1, c2, c3 = _scores_of_tile(xt, weights, group, labels, first_row + 4 * g)
+            c0, c1, c2, c3 = _scores_of_tile(ht, weights, group, labels, first_row + 4 * g)
             _keep_tile(shared, at, c0, c1, c2, c3)
             cuda.syncwarp()
             for j in range(stop - first):
@@ -483,7 +483,7 @@ def top_k_kernel(xt, weights, list_scores, list_ids):
             cuda.syncwarp()
 
 
-def top_k(x, layer, list_scores, list_ids, grid):
+def top_k(h, layer, list_scores, list_ids, grid):
     """Launch `top_k_kernel` on a grid of as many blocks on x as there are fours of lists."""
     shared = launch.shared_bytes(4 * WARPS * ROWS * PITCH)
-    top_k_kernel[grid, (ROWS, WARPS), 0, shared](transposed(x, ROWS), _weights(layer), list_scores, list_ids)
+    top_k_kernel[grid, (ROWS, WARPS), 0, shared](transposed(h, ROWS), _weights(layer), list_scores, list_ids)

@@ -18,7 +18,7 @@ BLOCK = 64
 
 
 @cuda_jit
-def lists_kernel(x, layer, scores):
+def lists_kernel(features, layer, scores):
     """A block owns one row of scores (B, L), its threads the labels of a list, t, t + blockDim.x, ...: coalesced reads of it.
 
     One feature of the row after the other, a barrier between them, so that a score is always added in the same order; a
@@ -26,8 +26,8 @@ def lists_kernel(x, layer, scores):
     scores, which lie apart. Grid: rows on x. No shared memory.
     """
     b, thread, n_threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
-    for e in range(x.indptr[b], x.indptr[b + 1]):
-        feature, weight = x.ids[e], x.weights[e]
+    for e in range(features.indptr[b], features.indptr[b + 1]):
+        feature, weight = features.ids[e], features.weights[e]
         start = layer.dense[feature]
         if start >= 0:
             for label in range(thread, scores.shape[1], n_threads):
@@ -37,25 +37,25 @@ def lists_kernel(x, layer, scores):
         cuda.syncthreads()
 
 
-def forward(x, layer, scores, *, block=BLOCK):
-    """``scores[b, l] = bias[l] + sum_f weights[l, f] x[b, f]``; x `SparseRows`, layer `FeatureLists`."""
+def forward(features, layer, scores, *, block=BLOCK):
+    """``scores[b, l] = bias[l] + sum_f weights[l, f] features[b, f]``; x `SparseRows`, layer `FeatureLists`."""
     scores[...] = layer.bias
     if scores.shape[0]:
-        lists_kernel[scores.shape[0], block](x, layer, scores)
+        lists_kernel[scores.shape[0], block](features, layer, scores)
 
 
-def _parts(x, n_labels):
+def _parts(features, n_labels):
     """(first row, `SparseRows`) of as many rows as scores may exist for at once."""
-    n_rows = x.indptr.shape[0] - 1
+    n_rows = features.indptr.shape[0] - 1
     at_once = best.rows_at_once(n_rows, n_labels)
     for first in range(0, n_rows, at_once):
-        yield first, x._replace(indptr=x.indptr[first : min(first + at_once, n_rows) + 1])
+        yield first, features._replace(indptr=features.indptr[first : min(first + at_once, n_rows) + 1])
 
 
-def top_k(x, layer, top_scores, top_ids):
+def top_k(features, layer, top_scores, top_ids):
     """The k largest scores of each row and their labels; k is the width of the outputs. 64 MiB of scores exist at once."""
     n_labels = layer.bias.shape[0]
-    for first, part in _parts(x, n_labels):
+    for first, part in _parts(features, n_labels):
         some = slice(first, first + part.indptr.shape[0] - 1)
         scores = empty((some.stop - first, n_labels), np.float32, "cuda")
         forward(part, layer, scores)
@@ -79,7 +79,7 @@ def _slot(layer, feature, label):
 
 
 @cuda_jit
-def update_kernel(x, starts, rows, labels, own, layer, half, slack, duals, losses):
+def update_kernel(features, starts, rows, labels, own, layer, half, slack, duals, losses):
     """A block owns one label: the pairs p of starts[i] to starts[i + 1], one after the other; a thread has features of the row.
 
     Twice a pair its threads search the lists of the row's features: for the score and the square, which are added in
@@ -90,12 +90,12 @@ def update_kernel(x, starts, rows, labels, own, layer, half, slack, duals, losse
     i, thread, n_threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
     for p in range(starts[i], starts[i + 1]):
         label, score, square = labels[p], ZERO, ZERO
-        first, stop = x.indptr[rows[p]] + thread, x.indptr[rows[p] + 1]
+        first, stop = features.indptr[rows[p]] + thread, features.indptr[rows[p] + 1]
         for e in range(first, stop, n_threads):
-            slot = _slot(layer, x.ids[e], label)
+            slot = _slot(layer, features.ids[e], label)
             if slot >= 0:
-                score += x.weights[e] * layer.values[slot]
-                square += x.weights[e] * x.weights[e]
+                score += features.weights[e] * layer.values[slot]
+                square += features.weights[e] * features.weights[e]
         score, square = block_sum(shared, score) + layer.bias[label], block_sum(shared, square)
         old, new = duals[p], ZERO
         gradient = score - ONE if own[p] else slack - ONE - score
@@ -104,29 +104,29 @@ def update_kernel(x, starts, rows, labels, own, layer, half, slack, duals, losse
         change = new - old if own[p] else old - new
         if change != ZERO:
             for e in range(first, stop, n_threads):
-                slot = _slot(layer, x.ids[e], label)
+                slot = _slot(layer, features.ids[e], label)
                 if slot >= 0:
-                    layer.values[slot] += change * x.weights[e]
+                    layer.values[slot] += change * features.weights[e]
         cuda.syncthreads()  # the next row's score is read by other threads
         if thread == 0:
             duals[p] = new
             losses[p] = gradient * gradient if gradient < ZERO else ZERO
 
 
-def _update(x, starts, rows, labels, own, layer, c, slack, duals, losses, *, block=64):
+def _update(features, starts, rows, labels, own, layer, c, slack, duals, losses, *, block=64):
     """Move the dual variables of pairs that are sorted by label, then row; weights, duals and losses are overwritten."""
     if starts.shape[0] > 1:
         grid, half = starts.shape[0] - 1, np.float32(1 / (2 * c))
         shared = launch.shared_bytes(4 * block)
         update_kernel[grid, block, 0, shared](
-            x, starts, rows, labels, own, layer, half, np.float32(slack), duals, losses
+            features, starts, rows, labels, own, layer, half, np.float32(slack), duals, losses
         )
 
 
-def _active(x, layer, threshold, n_rows):
+def _active(features, layer, threshold, n_rows):
     """``label * n_rows + row`` (int64) where the score lies above the threshold."""
     found = []
-    for first, part in _parts(x, layer.bias.shape[0]):
+    for first, part in _parts(features, layer.bias.shape[0]):
         scores = empty((part.indptr.shape[0] - 1, layer.bias.shape[0]), np.float32, "cuda")
         forward(part, layer, scores)
         rows, labels = xp.nonzero(scores > threshold)
@@ -139,16 +139,16 @@ def _keys(indptr, labels, n_rows):
     return labels.astype(np.int64) * n_rows + row_of_each_entry(indptr, labels.shape[0])
 
 
-def step(x, labels, duals, layer, c, slack, room=None):
+def step(features, labels, duals, layer, c, slack, room=None):
     """Dual coordinate descent over the active pairs of a batch; returns the loss before it, and the new `Duals`.
 
     Each label visits its active rows in their order. `values` of the layer change in place. `room` is of no use here.
     """
-    n_rows = x.indptr.shape[0] - 1
+    n_rows = features.indptr.shape[0] - 1
     if not n_rows:
         return 0.0, duals
     own, known = _keys(labels.indptr, labels.indices, n_rows), _keys(duals.indptr, duals.labels, n_rows)
-    keys = xp.unique(xp.concatenate([_active(x, layer, np.float32(slack - 1), n_rows), own, known]))
+    keys = xp.unique(xp.concatenate([_active(features, layer, np.float32(slack - 1), n_rows), own, known]))
     rows, found = (keys % n_rows).astype(np.int32), (keys // n_rows).astype(np.int32)
     starts = xp.concatenate(
         [xp.zeros(1, np.int64), xp.flatnonzero(found[1:] != found[:-1]) + 1, xp.full(1, len(found))]
@@ -158,7 +158,7 @@ def step(x, labels, duals, layer, c, slack, room=None):
     values[xp.searchsorted(keys, known)] = duals.values
     arrays = [asarray(a, "cuda") for a in (starts, rows, found, is_own, values, xp.zeros(len(keys), np.float32))]
     if len(keys):
-        _update(x, *arrays[:4], layer, c, slack, *arrays[4:])
+        _update(features, *arrays[:4], layer, c, slack, *arrays[4:])
     values, losses = arrays[4:]
     kept = xp.flatnonzero(values > 0)
     order = kept[xp.argsort(rows[kept].astype(np.int64) * layer.bias.shape[0] + found[kept])]

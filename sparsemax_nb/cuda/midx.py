@@ -77,7 +77,7 @@ def _add_up(shared, n_words):
 
 
 @cuda_device
-def _weigh(r0, r1, turned, shared):
+def _weigh(r0, r1, transposed, shared):
     """For the query of this block: e1, sums, cumulative and top (see the CPU's `_add_up`), four lines of K numbers in
     shared memory; returns b0, b1, ``log Z - b0 - b1`` and the largest r1. Thread k sums column k of the transposed
     weights, so a warp reads whole lines; the first thread adds the K sums up.
@@ -92,7 +92,7 @@ def _weigh(r0, r1, turned, shared):
     for k in range(thread, n_words, n_threads):
         part = ZERO
         for j in range(n_words):
-            part += turned[j, k] * shared[j]
+            part += transposed[j, k] * shared[j]
         shared[n_words + k] = part
         shared[2 * n_words + k] = math.exp(r0[b, k] - largest0) * part
         shared[3 * n_words + k] = largest1
@@ -103,11 +103,11 @@ def _weigh(r0, r1, turned, shared):
         for k in range(thread, n_words, n_threads):
             top, part = LOWEST, ZERO
             for j in range(n_words):
-                if turned[j, k] > ZERO:
+                if transposed[j, k] > ZERO:
                     top = max(top, r1[b, j])
             for j in range(n_words):
-                if turned[j, k] > ZERO:
-                    part += turned[j, k] * math.exp(r1[b, j] - top)
+                if transposed[j, k] > ZERO:
+                    part += transposed[j, k] * math.exp(r1[b, j] - top)
             shared[n_words + k], shared[3 * n_words + k] = part, top
         cuda.syncthreads()
         best0, best1 = r0[b, 0], LOWEST
@@ -130,7 +130,7 @@ def log_prob_kernel(r0, r1, index, ids, log_q):
     Grid: rows on x. No atomics.
     """
     b, shared = cuda.blockIdx.x, cuda.shared.array(0, float32)
-    best0, best1, log_z, _ = _weigh(r0, r1, index.turned, shared)
+    best0, best1, log_z, _ = _weigh(r0, r1, index.transposed, shared)
     line = 0 if ids.shape[0] != r0.shape[0] else b
     for m in range(cuda.threadIdx.x, ids.shape[1], cuda.blockDim.x):
         i = ids[line, m]
@@ -154,7 +154,7 @@ def sample_kernel(r0, r1, index, seed, step, ids, log_q):
     Shared memory: 16 K bytes. Grid: rows on x. No atomics.
     """
     b, shared, n_words = cuda.blockIdx.x, cuda.shared.array(0, float32), r0.shape[1]
-    best0, best1, log_z, largest1 = _weigh(r0, r1, index.turned, shared)
+    best0, best1, log_z, largest1 = _weigh(r0, r1, index.transposed, shared)
     for m in range(cuda.threadIdx.x, ids.shape[1], cuda.blockDim.x):
         w0, w1, w2, w3 = random_words(seed, SAMPLING, step, np.uint64(b * ids.shape[1] + m))
         wanted = unit(w0) * shared[3 * n_words - 1]
@@ -170,7 +170,7 @@ def sample_kernel(r0, r1, index, seed, step, ids, log_q):
             k0 -= 1
         wanted, part, k1, top = unit(w1) * shared[n_words + k0], ZERO, 0, shared[3 * n_words + k0]
         for k in range(n_words):
-            weight = index.weights[k0, k]
+            weight = index.cell_weights[k0, k]
             if weight > ZERO:
                 k1 = k
                 e1 = shared[k] if top == largest1 else math.exp(r1[b, k] - top)

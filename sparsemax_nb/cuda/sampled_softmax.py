@@ -14,24 +14,24 @@ NEVER = np.float32(-np.inf)
 
 
 @cuda_jit
-def scores_kernel(queries, classes, ids, out):
-    """One thread owns one drawn class of a row: out (B, M) = queries (B, d) . classes[ids], a loop over d.
+def scores_kernel(h, weights, ids, out):
+    """One thread owns one drawn class of a row: out (B, M) = h (B, d) . classes[ids], a loop over d.
 
     Grid: (row, draw) pairs on x, the draws of a row side by side: they share its query in the cache; each walks down
-    its own row of classes (L, d), sector by sector. No shared memory, no atomics.
+    its own row of weights (L, d), sector by sector. No shared memory, no atomics.
     """
     position = cuda.grid(1)
     if position < out.size:
         b, m = position // out.shape[1], position % out.shape[1]
         i, total = ids[b, m], ZERO
-        for d in range(queries.shape[1]):
-            total += queries[b, d] * classes[i, d]
+        for d in range(h.shape[1]):
+            total += h[b, d] * weights[i, d]
         out[b, m] = total
 
 
-def scores(queries, classes, ids, out, *, block=launch.BLOCK):
-    """``out[b, m] = queries[b] . classes[ids[b, m]]``."""
-    scores_kernel[launch.flat(out.size, block)](queries, classes, ids, out)
+def scores(h, weights, ids, out, *, block=launch.BLOCK):
+    """``out[b, m] = h[b] . weights[ids[b, m]]``."""
+    scores_kernel[launch.flat(out.size, block)](h, weights, ids, out)
 
 
 @cuda_device

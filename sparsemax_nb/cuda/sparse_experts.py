@@ -33,11 +33,11 @@ def add_noise(seed, step, scale, logits, *, block=launch.BLOCK):
 
 
 @cuda_jit
-def gradient_of_rows_kernel(dscores, h, groups, experts, drows):
+def gradient_of_rows_kernel(dscores, h, groups, experts, dweights):
     """A block owns 4 blockDim.y classes of one expert and walks over their numbers, blockDim.x of d side by side, 4 a thread.
 
     The sums run over the expert's rows of the batch: their dscores (flat) and h (B, d) come through shared memory,
-    blockDim.x rows at a time. Writes drows (R, d), coalesced. Grid: tiles of classes on x, of columns stride over y.
+    blockDim.x rows at a time. Writes dweights (R, d), coalesced. Grid: tiles of classes on x, of columns stride over y.
     Shared memory: 4 blockDim.x (4 blockDim.y + blockDim.x) bytes. No atomics.
     """
     tx, ty, nx, ny = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockDim.x, cuda.blockDim.y
@@ -68,27 +68,27 @@ def gradient_of_rows_kernel(dscores, h, groups, experts, drows):
             cuda.syncthreads()
         if column + tx < width:
             if first + ty < stop:
-                drows[first + ty, column + tx] = s0
+                dweights[first + ty, column + tx] = s0
             if first + ty + ny < stop:
-                drows[first + ty + ny, column + tx] = s1
+                dweights[first + ty + ny, column + tx] = s1
             if first + ty + 2 * ny < stop:
-                drows[first + ty + 2 * ny, column + tx] = s2
+                dweights[first + ty + 2 * ny, column + tx] = s2
             if first + ty + 3 * ny < stop:
-                drows[first + ty + 3 * ny, column + tx] = s3
+                dweights[first + ty + 3 * ny, column + tx] = s3
 
 
 @cuda_jit
-def gradient_of_rows_mma_kernel(dscores, h, groups, experts, wide, drows):
+def gradient_of_rows_mma_kernel(dscores, h, groups, experts, wide, dweights):
     """`gradient_of_rows_kernel` on the tensor cores: a block owns 32 blockDim.y classes of one expert, 32 blockDim.z columns of d.
 
-    dscores (flat) are taken as they lie; of h (B, d), a `Factor` of its transpose. Writes drows (R d), flat, 16 bytes a
+    dscores (flat) are taken as they lie; of h (B, d), a `Factor` of its transpose. Writes dweights (R d), flat, 16 bytes a
     lane where `wide`. Grid: tiles of classes on x, of columns stride over y. Shared memory: two buffers of 3,072
     (blockDim.y + blockDim.z) bytes. No atomics.
     """
     first, stop, k = tile_of(experts.starts, cuda.blockIdx.x, SIDE * cuda.blockDim.y)
     if k < 0:
         return
-    n_columns, width = SIDE * cuda.blockDim.z, experts.rows.shape[1]
+    n_columns, width = SIDE * cuda.blockDim.z, experts.weights.shape[1]
     begin, end, start = groups.starts[k], groups.starts[k + 1], experts.starts[k]
     slopes = Factor(dscores, np.int64(1), np.int64(experts.starts[k + 1] - start), np.int32(0))
     at = groups.offsets[begin] - start  # of class 0, were there one
@@ -99,33 +99,33 @@ def gradient_of_rows_mma_kernel(dscores, h, groups, experts, wide, drows):
         r0, r1, r2, r3 = product_of_tile((slopes, at), inputs, (first, stop), columns, terms, True)
         row = np.int64(first + y)
         if row < stop:
-            store_row(drows, row * width, column + x, width, wide, r0)
+            store_row(dweights, row * width, column + x, width, wide, r0)
         if row + 2 < stop:
-            store_row(drows, (row + 2) * width, column + x, width, wide, r1)
+            store_row(dweights, (row + 2) * width, column + x, width, wide, r1)
         if row + 16 < stop:
-            store_row(drows, (row + 16) * width, column + x, width, wide, r2)
+            store_row(dweights, (row + 16) * width, column + x, width, wide, r2)
         if row + 18 < stop:
-            store_row(drows, (row + 18) * width, column + x, width, wide, r3)
+            store_row(dweights, (row + 18) * width, column + x, width, wide, r3)
         column += cuda.gridDim.y * n_columns
 
 
-def gradient_of_rows(dscores, h, groups, experts, drows, *, block=(32, 8), tensor_cores=None):
+def gradient_of_rows(dscores, h, groups, experts, dweights, *, block=(32, 8), tensor_cores=None):
     """The gradient by the experts' rows, (R, d): of expert k, its matrix of dscores, transposed, times its rows of h.
 
     On tensor cores as `scores`.
     """
-    (n_rows, width), n_experts = drows.shape, experts.starts.shape[0] - 1
+    (n_rows, width), n_experts = dweights.shape, experts.starts.shape[0] - 1
     if has_tensor_cores(tensor_cores):
         _, y, z = MMA_BLOCK
         grid = launch.tiles_of_groups(n_rows, n_experts, SIDE * y, width, SIDE * z)
-        wide = np.int32(width % 4 == 0 and address(drows) % 16 == 0)
+        wide = np.int32(width % 4 == 0 and address(dweights) % 16 == 0)
         gradient_of_rows_mma_kernel[grid, MMA_BLOCK, 0, launch.shared_bytes(shared_bytes_of(MMA_BLOCK))](
-            dscores, factor(h.T), groups, experts, wide, drows.reshape(-1)
+            dscores, factor(h.T), groups, experts, wide, dweights.reshape(-1)
         )
         return
     shared = launch.shared_bytes(4 * block[0] * (OWNED * block[1] + block[0]))
     grid = launch.tiles_of_groups(n_rows, n_experts, OWNED * block[1], width, block[0])
-    gradient_of_rows_kernel[grid, block, 0, shared](dscores, h, groups, experts, drows)
+    gradient_of_rows_kernel[grid, block, 0, shared](dscores, h, groups, experts, dweights)
 
 
 @cuda_device
@@ -268,22 +268,22 @@ def class_sums(squares, by_class, sums, *, block=launch.BLOCK):
 
 
 @cuda_jit
-def update_kernel(gradient, ids, class_squares, penalties, rates, moments, rows, squares):
-    """A block owns one row of rows, gradient, m, v (R, d), a thread its columns t, t + blockDim.x, ...; coalesced.
+def update_kernel(gradient, ids, class_squares, penalties, rates, moments, weights, squares):
+    """A block owns one row of weights, gradient, m, v (R, d), a thread its columns t, t + blockDim.x, ...; coalesced.
 
     Reads ids, class_squares and the old squares (R,), writes the new ones: a sum in shared memory, 4 bytes a thread,
     always in the same order. Each number is read and written once. Grid: rows on x; block a power of two. No atomics.
     """
-    r, thread, n_threads, width = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x, rows.shape[1]
+    r, thread, n_threads, width = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x, weights.shape[1]
     shared = cuda.shared.array(0, float32)
     class_lasso, expert_lasso, n_experts, epsilon = penalties
     n, square = np.float32(width), ZERO
     factor = lasso(class_lasso, squares[r], n, epsilon)
     factor += lasso(expert_lasso, class_squares[ids[r]], n_experts * n, epsilon)
     for i in range(thread, width, n_threads):
-        w = rows[r, i]
+        w = weights[r, i]
         w, m, v = adam(w, gradient[r, i] + factor * w, moments.m[r, i], moments.v[r, i], rates)
-        rows[r, i] = w
+        weights[r, i] = w
         moments.m[r, i] = m
         moments.v[r, i] = v
         square += w * w
@@ -292,11 +292,11 @@ def update_kernel(gradient, ids, class_squares, penalties, rates, moments, rows,
         squares[r] = square
 
 
-def update(gradient, ids, class_squares, penalties, rates, moments, rows, squares, *, block=launch.BLOCK):
+def update(gradient, ids, class_squares, penalties, rates, moments, weights, squares, *, block=launch.BLOCK):
     """Adam on the loss and the two group lassos, in place; `squares` (R,) are the sums of squares of the rows."""
-    if rows.shape[0]:
-        update_kernel[rows.shape[0], block, 0, launch.shared_bytes(4 * block)](
-            gradient, ids, class_squares, penalties, rates, moments, rows, squares
+    if weights.shape[0]:
+        update_kernel[weights.shape[0], block, 0, launch.shared_bytes(4 * block)](
+            gradient, ids, class_squares, penalties, rates, moments, weights, squares
         )
 
 

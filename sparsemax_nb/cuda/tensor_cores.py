@@ -43,11 +43,11 @@ class Factor(NamedTuple):
 
 def factor(matrix):
     """`Factor` of a matrix (rows, terms) float32; it is copied where neither it nor its transpose is C-contiguous."""
-    turned = not matrix.flags.c_contiguous and matrix.T.flags.c_contiguous
-    flat = (matrix.T if turned else asarray(matrix, "cuda")).reshape(-1)
+    transposed = not matrix.flags.c_contiguous and matrix.T.flags.c_contiguous
+    flat = (matrix.T if transposed else asarray(matrix, "cuda")).reshape(-1)
     n_rows, n_terms = matrix.shape
-    wide = not turned and n_terms % 4 == 0 and address(flat) % 16 == 0
-    row, term = (1, n_rows) if turned else (n_terms, 1)
+    wide = not transposed and n_terms % 4 == 0 and address(flat) % 16 == 0
+    row, term = (1, n_rows) if transposed else (n_terms, 1)
     return Factor(flat, np.int64(row), np.int64(term), np.int32(wide))
 
 

@@ -17,7 +17,7 @@ WORST = np.float32(-np.inf)
 INSERTED = 128
 #: Scores that exist at once where they are sorted: 64 MiB; and those that are sorted at once, with 8 bytes each for key
 #: and copy.
-HELD, SORTED = 1 << 24, 1 << 22
+MAX_ELEMENTS, SORTED = 1 << 24, 1 << 22
 MAGNITUDE, INFINITY, WORD, BITS = np.int64(0x7FFFFFFF), np.int64(0x7F800000), np.int64(0xFFFFFFFF), np.int64(32)
 #: `_key` of an empty entry: minus infinity with the id -1.
 EMPTY = np.int64((-INFINITY - 1) << BITS)
@@ -72,7 +72,7 @@ def merge_kernel(list_scores, list_ids, top_scores, top_ids):
 
 
 @cuda_device
-def _turned(word):
+def _sortable(word):
     """The bits of a float32 as an integer that orders like the number (below zero: all but the sign turned over), and back."""
     return word ^ ((word >> BITS) & MAGNITUDE)
 
@@ -82,7 +82,7 @@ def _key(words, ids, i, part):
     """An entry as one integer, the larger the better: NaN, then score descending (-0 is 0), then id ascending, -1 last."""
     i, part = np.uint32(i), np.uint32(part)  # unsigned indices spare Numba's test for negative ones
     word = np.int64(words[i, part])
-    order = _turned(word)
+    order = _sortable(word)
     if order == np.int64(-1):
         order = np.int64(0)
     if (word & MAGNITUDE) > INFINITY:
@@ -105,7 +105,7 @@ def _after(words, ids, part, taken, key):
 
 @cuda_device
 def _write(words, ids, i, key):
-    words[i] = np.int32(_turned(key >> BITS))
+    words[i] = np.int32(_sortable(key >> BITS))
     ids[i] = np.int32(~key)
 
 
@@ -184,7 +184,7 @@ def _sort(scores, top_scores, top_ids):
 
 def rows_at_once(n_rows, n_labels):
     """How many rows of scores exist at once: 64 MiB."""
-    return max(1, min(n_rows, HELD // n_labels))
+    return max(1, min(n_rows, MAX_ELEMENTS // n_labels))
 
 
 def of_layer(forward, x, layer, top_scores, top_ids):

@@ -9,21 +9,21 @@ ZERO = np.float32(0)
 
 
 @cuda_jit
-def gradient_of_values_kernel(xt, dscores_t, rows, columns, dvalues):
+def gradient_of_values_kernel(ht, dscores_t, rows, columns, dvalues):
     """One thread sums the gradient of one weight over the batch. Grid: weights on x. No shared memory, no atomics.
 
-    Reads a line of xt (H, B) and one of dscores_t (L, B) from end to end, which neighbouring threads of the same label
+    Reads a line of ht (H, B) and one of dscores_t (L, B) from end to end, which neighbouring threads of the same label
     share; writes dvalues (n,) coalesced.
     """
     j = cuda.grid(1)
     if j < dvalues.size:
         row, column = rows[j], columns[j]
         total = ZERO
-        for b in range(xt.shape[1]):
-            total += dscores_t[row, b] * xt[column, b]
+        for b in range(ht.shape[1]):
+            total += dscores_t[row, b] * ht[column, b]
         dvalues[j] = total
 
 
-def gradient_of_values(xt, dscores_t, rows, columns, dvalues, *, block=launch.BLOCK):
-    """``dvalues[j] = sum_b dscores_t[rows[j], b] xt[columns[j], b]``: a sampled product of two dense matrices."""
-    gradient_of_values_kernel[launch.flat(dvalues.size, block)](xt, dscores_t, rows, columns, dvalues)
+def gradient_of_values(ht, dscores_t, rows, columns, dvalues, *, block=launch.BLOCK):
+    """``dvalues[j] = sum_b dscores_t[rows[j], b] ht[columns[j], b]``: a sampled product of two dense matrices."""
+    gradient_of_values_kernel[launch.flat(dvalues.size, block)](ht, dscores_t, rows, columns, dvalues)

@@ -10,7 +10,7 @@ from .samplers import draw_words
 def svd_top_k(h, layer, n_candidates, k):
     """The k largest probabilities of each row and their classes: a preview for all, exact scores for the best of it.
 
-    layer = (coordinates (L, d), axes (d, d), bias (L,), width): ``w = coordinates @ axes.T``.
+    layer = (coordinates (L, d), axes (d, d), bias (L,), width): ``weights = coordinates @ axes.T``.
     """
     coordinates, axes, bias, width = layer
     q = h.astype(np.float64) @ axes

@@ -27,7 +27,7 @@ def slices(groups, experts):
 def scores(h, groups, experts):
     """The products of each row of h with all rows of its expert, flat."""
     parts = [
-        (h[batch].astype(np.float64) @ experts.rows[classes].T).reshape(-1)
+        (h[batch].astype(np.float64) @ experts.weights[classes].T).reshape(-1)
         for batch, classes in slices(groups, experts)
     ]
     return np.concatenate(parts)
@@ -56,7 +56,7 @@ def answer(h, gate_rows, experts, k):
     """
     _, chosen, values = gate(h.astype(np.float64) @ gate_rows.T)
     held = [slice(*experts.starts[expert : expert + 2]) for expert in chosen]
-    scores = [experts.rows[rows].astype(np.float64) @ query for rows, query in zip(held, h, strict=True)]
+    scores = [experts.weights[rows].astype(np.float64) @ query for rows, query in zip(held, h, strict=True)]
     return _stacked([_best(*row, experts.ids[rows], k) for *row, rows in zip(scores, values, held, strict=True)], k)
 
 

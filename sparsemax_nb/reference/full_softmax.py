@@ -21,13 +21,13 @@ def log_softmax(logits):
     return below - np.log(np.exp(below).sum(axis=1, keepdims=True))
 
 
-def cross_entropy(h, w, bias, labels, n):
-    """``sum_b sum_{p in labels of b} (log Z_b - logit_bp) / n``; its gradients by h, w and bias."""
-    h, w = h.astype(np.float64), w.astype(np.float64)
-    log_p = log_softmax(h @ w.T + bias)
-    hot = multi_hot(labels, 0, len(w))
+def cross_entropy(h, weights, bias, labels, n):
+    """``sum_b sum_{p in labels of b} (log Z_b - logit_bp) / n``; its gradients by h, weights and bias."""
+    h, weights = h.astype(np.float64), weights.astype(np.float64)
+    log_p = log_softmax(h @ weights.T + bias)
+    hot = multi_hot(labels, 0, len(weights))
     dlogits = (hot.sum(1, keepdims=True) * np.exp(log_p) - hot) / n
-    return -(hot * log_p).sum() / n, dlogits @ w, dlogits.T @ h, dlogits.sum(0)
+    return -(hot * log_p).sum() / n, dlogits @ weights, dlogits.T @ h, dlogits.sum(0)
 
 
 def add_tile(logits, bias, largest, total):
@@ -74,6 +74,6 @@ def most_probable(logits, k):
     return np.pad(np.take_along_axis(p, ids, 1), pad), np.pad(ids, pad, constant_values=-1)
 
 
-def top_k(h, w, bias, k):
-    """The k largest of ``softmax(h @ w.T + bias)`` in each row and their classes; where there are fewer, 0 and -1."""
-    return most_probable(h.astype(np.float64) @ w.T + bias, k)
+def top_k(h, weights, bias, k):
+    """The k largest of ``softmax(h @ weights.T + bias)`` in each row and their classes; where there are fewer, 0 and -1."""
+    return most_probable(h.astype(np.float64) @ weights.T + bias, k)

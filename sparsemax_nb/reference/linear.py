@@ -5,11 +5,11 @@ import numpy as np
 from .top_k import top_k as top_k_of_scores
 
 
-def dense_inputs(x, n_features):
+def dense_inputs(features, n_features):
     """(B, F) float64 of `SparseRows`."""
-    rows = np.repeat(np.arange(len(x.indptr) - 1), np.diff(x.indptr))
-    inputs = np.zeros((len(x.indptr) - 1, n_features))
-    np.add.at(inputs, (rows, x.ids), x.weights)
+    rows = np.repeat(np.arange(len(features.indptr) - 1), np.diff(features.indptr))
+    inputs = np.zeros((len(features.indptr) - 1, n_features))
+    np.add.at(inputs, (rows, features.ids), features.weights)
     return inputs
 
 
@@ -30,17 +30,17 @@ def weights(layer):
     return np.where(found < 0, 0.0, np.append(layer.values, 0).astype(np.float64)[found])
 
 
-def forward(x, layer):
-    """``scores[b, l] = bias[l] + sum_f weights[l, f] x[b, f]``."""
-    return layer.bias + dense_inputs(x, len(layer.dense)) @ weights(layer).T
+def forward(features, layer):
+    """``scores[b, l] = bias[l] + sum_f weights[l, f] features[b, f]``."""
+    return layer.bias + dense_inputs(features, len(layer.dense)) @ weights(layer).T
 
 
-def top_k(x, layer, k):
+def top_k(features, layer, k):
     """The k largest scores of each row and their labels: score descending, then label ascending."""
-    return top_k_of_scores(forward(x, layer), k)
+    return top_k_of_scores(forward(features, layer), k)
 
 
-def step(x, labels, duals, layer, c, slack, *, active=None):
+def step(features, labels, duals, layer, c, slack, *, active=None):
     """Dual coordinate descent label by label, rows ascending: the loss before it, new values (as in `layer`), new duals.
 
     `labels` (bool) and `duals` are (B, L). If not given, `active` (B, L) are a row's own labels, those with a dual
@@ -48,9 +48,9 @@ def step(x, labels, duals, layer, c, slack, *, active=None):
     the label is the row's own, else -1, and z, the row's inputs that the label is connected to: ``G = y s - 1 + (0 if y
     > 0 else slack) + a / (2 C); a <- max(0, a - G / (|z|^2 + 1 / (2 C))); w += change y z``.
     """
-    inputs, found = dense_inputs(x, len(layer.dense)), slots(layer)
+    inputs, found = dense_inputs(features, len(layer.dense)), slots(layer)
     w, duals, loss = weights(layer), np.array(duals, np.float64), 0.0
-    active = labels | (duals > 0) | (forward(x, layer) > slack - 1) if active is None else active
+    active = labels | (duals > 0) | (forward(features, layer) > slack - 1) if active is None else active
     for label in range(len(layer.bias)):
         for row in np.flatnonzero(active[:, label]):
             z = np.where(found[label] >= 0, inputs[row], 0)

@@ -22,7 +22,7 @@ def cell_probabilities(r0, r1, index):
     """``P(k0, k1 | q) ~ W[k0, k1] exp(r0[k0] + r1[k1])``, (B, K, K), and log Z, (B,)."""
     logits = r0[:, :, None] + r1[:, None, :]
     with np.errstate(divide="ignore"):
-        logits = logits + np.log(index.weights.astype(np.float64))
+        logits = logits + np.log(index.cell_weights.astype(np.float64))
     largest = logits.max((1, 2), keepdims=True)
     p = np.exp(logits - largest)
     total = p.sum((1, 2), keepdims=True)
@@ -46,7 +46,7 @@ def log_prob(r0, r1, index, ids):
 def sample(r0, r1, index, seed, step, n_samples):
     """Draws (B, M): k0, then k1 given k0, then the class inside the cell; and the log-probabilities.
 
-    Also returned, as a third: how near (0..1) a uniform number came to another answer, (B, M); there, rounding decides.
+    Also retransposed, as a third: how near (0..1) a uniform number came to another answer, (B, M); there, rounding decides.
     """
     shape = len(r0), n_samples
     words = draw_words(seed, step, shape)

@@ -5,9 +5,9 @@ import numpy as np
 from .full_softmax import log_softmax
 
 
-def scores(queries, classes, ids):
-    """``scores[b, m] = queries[b] . classes[ids[b, m]]``, with (B, d), (L, d), (B, M) -> (B, M)."""
-    return np.einsum("bd,bmd->bm", queries, classes[ids], dtype=np.float64)
+def scores(h, weights, ids):
+    """``scores[b, m] = h[b] . weights[ids[b, m]]``, with (B, d), (L, d), (B, M) -> (B, M)."""
+    return np.einsum("bd,bmd->bm", h, weights[ids], dtype=np.float64)
 
 
 def softmax(scores, ids, log_q, target_scores, labels, log_q_targets, mask_hits):

@@ -38,11 +38,11 @@ def cross_entropy(scores, values, labels, groups, experts, n_classes, scale):
 
 def gradient_of_rows(dscores, h, groups, experts):
     """The gradient by the experts' rows: of expert k, its matrix of dscores, transposed, times its rows of h."""
-    drows = np.zeros(experts.rows.shape)
+    dweights = np.zeros(experts.weights.shape)
     for batch, classes in slices(groups, experts):
         of_expert = dscores[groups.offsets[batch.start] : groups.offsets[batch.stop]].astype(np.float64)
-        drows[classes] = of_expert.reshape(batch.stop - batch.start, classes.stop - classes.start).T @ h[batch]
-    return drows
+        dweights[classes] = of_expert.reshape(batch.stop - batch.start, classes.stop - classes.start).T @ h[batch]
+    return dweights
 
 
 def balance(values, groups):
@@ -73,22 +73,22 @@ def class_sums(squares, by_class):
     )
 
 
-def update(gradient, ids, class_squares, penalties, rates, moments, rows, squares):
-    """Adam on the loss and two group lassos: new rows, m, v, and the sum of squares of each new row.
+def update(gradient, ids, class_squares, penalties, rates, moments, weights, squares):
+    """Adam on the loss and two group lassos: new weights, m, v, and the sum of squares of each new row.
 
     Added to the loss is ``class_lasso sum_r sqrt(mean(rows_r^2) + eps) + expert_lasso sum_c sqrt(mean_c + eps)``,
     mean_c being the mean square over all experts of class c, those that do not hold it included.
     """
     class_lasso, expert_lasso, n_experts, epsilon = (float(p) for p in penalties)
-    rows, width = rows.astype(np.float64), rows.shape[1]
+    weights, width = weights.astype(np.float64), weights.shape[1]
     own = class_lasso / (width * np.sqrt(squares / width + epsilon))
     shared = n_experts * width
     all_experts = expert_lasso / (shared * np.sqrt(class_squares / shared + epsilon))
-    g = gradient + (own + all_experts[ids])[:, None] * rows
+    g = gradient + (own + all_experts[ids])[:, None] * weights
     m = rates.beta1 * moments.m.astype(np.float64) + (1 - np.float64(rates.beta1)) * g
     v = rates.beta2 * moments.v.astype(np.float64) + (1 - np.float64(rates.beta2)) * g**2
-    rows = rows - rates.step_size * m / (np.sqrt(v) + rates.epsilon)
-    return rows, m, v, (rows**2).sum(1)
+    weights = weights - rates.step_size * m / (np.sqrt(v) + rates.epsilon)
+    return weights, m, v, (weights**2).sum(1)
 
 
 def survivors(squares, by_class, least):

@@ -17,7 +17,7 @@ from ..metrics import hits_at_k
 from ..optimizers import Adam
 from ..sparse_experts import SparseExperts
 from .estimator import Estimator
-from .loop import TrainingError, ctrl_c_later
+from .loop import TrainingError, deferred_interrupt
 from .progress import Progress
 
 #: Contexts that are looked at for utilisation and speed-up, spread over all.
@@ -55,7 +55,7 @@ MOST_EXPERTS = 1 << 20
 
 
 class DSSoftmax(Estimator):
-    """A sparse mixture of sparse experts, fitted to contexts and their targets; answers top-k at a fraction of the cost.
+    """A sparse mixture of sparse experts, fitted to the hidden activations h of a model and their targets; answers top-k at a fraction of the cost.
 
     Training starts with few experts that hold all classes. An epoch ends by removing the rows that two group lassos
     have made small; after `epochs` of them every expert is cloned, until there are `n_experts`. So memory stays near
@@ -75,7 +75,7 @@ class DSSoftmax(Estimator):
         Rows with a smaller root mean square are pruned.
     class_lasso, expert_lasso, balance : float
         Weights of the two lassos, and of the squared coefficient of variation of the experts' loads, beside the loss of
-        one target: where contexts have several labels, they are multiplied by the mean number of labels.
+        one target: where rows have several labels, they are multiplied by the mean number of labels.
     noise : float
         Standard deviation of the noise at the gate, in training.
     batch_size : int
@@ -107,17 +107,17 @@ class DSSoftmax(Estimator):
     >>> from sparsemax_nb import DSSoftmax
     >>> random = np.random.default_rng(0)
     >>> centres, targets = random.standard_normal((20, 16)), random.integers(0, 20, 2000).astype(np.int32)
-    >>> contexts = (centres[targets] + 0.1 * random.standard_normal((2000, 16))).astype(np.float32)
-    >>> model = DSSoftmax(n_experts=4, batch_size=50, epochs=8, prune_after=4, progress=False).fit(contexts, targets)
-    >>> model.evaluate(contexts, targets)["top-1"] > 0.98
+    >>> h = (centres[targets] + 0.1 * random.standard_normal((2000, 16))).astype(np.float32)
+    >>> model = DSSoftmax(n_experts=4, batch_size=50, epochs=8, prune_after=4, progress=False).fit(h, targets)
+    >>> model.evaluate(h, targets)["top-1"] > 0.98
     True
-    >>> probabilities, ids = model.pack().top_k(contexts[:3], k=2)
+    >>> probabilities, ids = model.pack().top_k(h[:3], k=2)
     >>> ids.shape
     (3, 2)
     """
 
     kind = PackedDSSoftmax.kind
-    fit_call = "fit(contexts, targets)"
+    fit_call = "fit(h, targets)"
     result = "experts_"
 
     def __init__(
@@ -161,9 +161,9 @@ class DSSoftmax(Estimator):
 
     def fit(
         self,
-        contexts,
+        h,
         targets,
-        init=None,
+        weights=None,
         *,
         n_classes=None,
         validation=None,
@@ -176,15 +176,15 @@ class DSSoftmax(Estimator):
 
         Parameters
         ----------
-        contexts : (N, d) float32 or float16 NumPy array
+        h : (N, d) float32 or float16 NumPy array
             May be memory-mapped: a batch is read when its turn comes.
         targets : (N,) int32 or other integers, or SciPy CSR matrix (N, L)
             One class, or any number of labels, for each context.
-        init : (L, d) float32 NumPy array, optional
+        weights : (L, d) float32 NumPy array, optional
             Rows of a trained output layer, which every expert starts with; else they are random, and small.
         n_classes : int, optional
-            L, where neither `init` nor a matrix of targets says it; else one more than the largest target.
-        validation : (contexts, targets), optional
+            L, where neither `weights` nor a matrix of targets says it; else one more than the largest target.
+        validation : (h, targets), optional
             Evaluated after each epoch.
         checkpoint_path : path, optional
             A checkpoint is written there after each epoch. A file that is there already is an error, but with `resume`.
@@ -214,17 +214,17 @@ class DSSoftmax(Estimator):
         """
         self._check_params()
         device = resolve_device(self.device)
-        contexts, targets = _checked_data("", contexts, targets)
-        n_classes = _n_classes(init, targets, n_classes)
-        if init is not None:
-            init = check.array("init", _on_the_host("init", init), np.float32, (n_classes, contexts.shape[1]))
-            check.finite("init", init)
+        h, targets = _checked_data("", h, targets)
+        n_classes = _n_classes(weights, targets, n_classes)
+        if weights is not None:
+            weights = check.array("weights", _on_the_host("weights", weights), np.float32, (n_classes, h.shape[1]))
+            check.finite("weights", weights)
         if validation is not None:
-            pair = check.pair("validation", validation, "(contexts, targets)")
-            validation = _checked_data("validation ", *pair, contexts.shape[1], n_classes)
+            pair = check.pair("validation", validation, "(h, targets)")
+            validation = _checked_data("validation ", *pair, h.shape[1], n_classes)
         self._check_checkpoint_path(checkpoint_path, resume)
-        run = _Run(self, contexts, targets, init, n_classes, validation, device)
-        parts = [(contexts, targets)] if init is None else [(contexts, targets), (init, np.zeros(0))]
+        run = _Run(self, h, targets, weights, n_classes, validation, device)
+        parts = [(h, targets)] if weights is None else [(h, targets), (weights, np.zeros(0))]
         run.go(self._checkpoints(run, checkpoint_path, resume, parts), after_epoch, after_stage)
         self.experts_, self.history_, self.n_classes_ = run.experts, run.history, n_classes
         return self
@@ -245,12 +245,12 @@ class DSSoftmax(Estimator):
         self._check_fitted()
         return self.experts_.pack()
 
-    def evaluate(self, contexts, targets):
+    def evaluate(self, h, targets):
         """How good the answers are, and what they cost.
 
         Parameters
         ----------
-        contexts : (N, d) float32 or float16
+        h : (N, d) float32 or float16
             NumPy; may be memory-mapped.
         targets : (N,) int32 or other integers, or SciPy CSR matrix (N, L)
             As for `fit`.
@@ -265,10 +265,10 @@ class DSSoftmax(Estimator):
         Raises
         ------
         TypeError, ValueError
-            Not fitted yet; wrong dtype or shape; targets out of range; contexts that are not finite.
+            Not fitted yet; wrong dtype or shape; targets out of range; h that is not finite.
         """
         self._check_fitted()
-        return figures(self.experts_, contexts, targets)
+        return figures(self.experts_, h, targets)
 
     def save(self, path):
         """Write the experts as `PackedDSSoftmax.load` reads them.
@@ -289,8 +289,8 @@ class DSSoftmax(Estimator):
         >>> from pathlib import Path
         >>> import numpy as np
         >>> from sparsemax_nb import DSSoftmax, PackedDSSoftmax
-        >>> contexts = np.eye(8, dtype=np.float32)
-        >>> model = DSSoftmax(n_experts=2, epochs=1, device="cpu", progress=False).fit(contexts, np.arange(8, dtype=np.int32))
+        >>> h = np.eye(8, dtype=np.float32)
+        >>> model = DSSoftmax(n_experts=2, epochs=1, device="cpu", progress=False).fit(h, np.arange(8, dtype=np.int32))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     model.save(Path(folder, "ds.safetensors"))
         ...     packed = PackedDSSoftmax.load(Path(folder, "ds.safetensors"), device="cpu")
@@ -303,23 +303,23 @@ class DSSoftmax(Estimator):
 class _Run:
     """A run of `DSSoftmax.fit`: what it trains, and where it stands."""
 
-    def __init__(self, model, contexts, targets, init, n_classes, validation, device):
-        self.model, self.contexts, self.targets, self.validation = model, contexts, targets, validation
+    def __init__(self, model, h, targets, weights, n_classes, validation, device):
+        self.model, self.h, self.targets, self.validation = model, h, targets, validation
         self.device, self.optimizer, self.history, self.epoch = device, Adam(model.learning_rate), [], 0
-        self.n_labels = max(targets.nnz / len(contexts), 1.0) if scipy.sparse.issparse(targets) else 1.0  # of a context
-        self.n_steps = -(-len(contexts) // model.batch_size)  # of an epoch
+        self.n_labels = max(targets.nnz / len(h), 1.0) if scipy.sparse.issparse(targets) else 1.0  # of a context
+        self.n_steps = -(-len(h) // model.batch_size)  # of an epoch
         self.n_epochs = model.epochs * int(model.n_experts // model.first_experts).bit_length()  # of all stages
-        if init is None:
-            width = contexts.shape[1]
-            init = np.random.default_rng(model.seed).standard_normal((n_classes, width), np.float32)
-            init /= np.float32(math.sqrt(max(width, 1)))
-        self.experts = SparseExperts.dense(asarray(init, device), model.first_experts, model.seed)
+        if weights is None:
+            width = h.shape[1]
+            weights = np.random.default_rng(model.seed).standard_normal((n_classes, width), np.float32)
+            weights /= np.float32(math.sqrt(max(width, 1)))
+        self.experts = SparseExperts.dense(asarray(weights, device), model.first_experts, model.seed)
 
     def go(self, save, after_epoch, after_stage):
         """All epochs that are left."""
         model, tell = self.model, "the step is finished; the checkpoint of the last whole epoch stays"
         bar = Progress(self.n_epochs * self.n_steps, self.epoch * self.n_steps, model.progress)
-        with bar, ctrl_c_later(save is not None, tell) as interrupted:
+        with bar, deferred_interrupt(save is not None, tell) as interrupted:
             while self.epoch < self.n_epochs:
                 stage, number = divmod(self.epoch, model.epochs)
                 if number == 0 and stage > 0:
@@ -347,14 +347,14 @@ class _Run:
         loss = self._steps(number, bar, interrupted)
         last = (self.epoch + 1) * self.n_steps - 1
         with _named(last):
-            for name in ("gate", "rows"):  # numbers that are not are not written over a checkpoint that is whole
+            for name in ("gate", "weights"):  # numbers that are not are not written over a checkpoint that is whole
                 check.finite(name, getattr(experts, name))
             is_due = stage > 0 or number >= model.prune_after or number == model.epochs - 1
             # at 0 nothing goes, but what depends on the rows is computed anew: as where a run is resumed
             removed = experts.prune(model.threshold if is_due else 0.0, self.optimizer)
         seconds = time.perf_counter() - start
-        sample = np.arange(0, len(self.contexts), max(1, len(self.contexts) // SAMPLE))
-        h = _contexts("contexts", self.contexts, sample, self.device)
+        sample = np.arange(0, len(self.h), max(1, len(self.h) // SAMPLE))
+        h = _rows_on_device("h", self.h, sample, self.device)
         used = experts.utilisation(h)
         if experts.n_experts > 1 and used.max() > COLLAPSED:
             warnings.warn(
@@ -384,17 +384,17 @@ class _Run:
         model, experts, losses = self.model, self.experts, []
         options = {name: getattr(model, name) * self.n_labels for name in ("class_lasso", "expert_lasso", "balance")}
         options |= {"noise": model.noise, "seed": model.seed}
-        order = shuffled(len(self.contexts), model.seed, self.epoch)
+        order = shuffled(len(self.h), model.seed, self.epoch)
         for i, rows in enumerate(batches(order, model.batch_size)):
             if interrupted:
                 self._stop()
             done = (number * self.n_steps + i) / (model.epochs * self.n_steps)
             self.optimizer.learning_rate = model.learning_rate * (1 - 0.9 * done)
             with _named(self.epoch * self.n_steps + i):
-                h = _contexts("contexts", self.contexts, rows, self.device)
+                h = _rows_on_device("h", self.h, rows, self.device)
                 loss = experts.step(h, _targets(self.targets, rows, self.device), self.optimizer, **options)
             losses.append([loss * len(rows), len(rows)])
-            bar.step(lambda: _shown(experts, losses))
+            bar.step(lambda: _progress_text(experts, losses))
         total, counted = np.sum(losses, axis=0)
         return float(total / counted)
 
@@ -403,7 +403,7 @@ class _Run:
     def state(self):
         """(arrays, description) for a checkpoint: the run continues from it bit for bit."""
         experts, arrays = self.experts, {}
-        for name in ("gate", "rows"):
+        for name in ("gate", "weights"):
             array = getattr(experts, name)
             moments = self.optimizer.state_of(array).moments
             arrays |= {name: array, f"m/{name}": moments.m, f"v/{name}": moments.v}
@@ -420,7 +420,7 @@ class _Run:
     def checkpoint_nbytes(self):
         """Bytes of the arrays of a checkpoint before anything is pruned."""
         experts = self.experts
-        return 3 * (experts.gate.nbytes + experts.rows.nbytes) + experts.starts.nbytes + experts.ids.nbytes
+        return 3 * (experts.gate.nbytes + experts.weights.nbytes) + experts.starts.nbytes + experts.ids.nbytes
 
     def restore(self, arrays, about):
         """Continue where `state` was taken; KeyError, TypeError or ValueError for a state that does not fit."""
@@ -433,10 +433,10 @@ class _Run:
             raise ValueError(f"history must be that of {epoch} epochs, got {len(about['history'])}")
         n_experts = model.first_experts << (epoch - 1) // model.epochs
         check.array("gate", arrays["gate"], np.float32, (n_experts, width))
-        names = "gate", "starts", "ids", "rows"
+        names = "gate", "starts", "ids", "weights"
         experts = SparseExperts(*(asarray(arrays[name], self.device) for name in names), n_classes)
         experts.steps = check.integer("steps", about["steps"], epoch * self.n_steps, epoch * self.n_steps)
-        for name in ("gate", "rows"):
+        for name in ("gate", "weights"):
             array = getattr(experts, name)
             check.finite(name, array)
             state = self.optimizer.state_of(array)
@@ -450,7 +450,7 @@ class _Run:
         self.experts, self.epoch, self.history = experts, epoch, about["history"]
 
 
-def _shown(experts, losses):
+def _progress_text(experts, losses):
     """What is shown of the progress, beside the number of the step."""
     total, counted = np.sum(losses[-100:], axis=0)
     return {"experts": experts.n_experts, "rows": experts.ids.shape[0], "loss": f"{total / counted:.3f}"}
@@ -476,32 +476,30 @@ def _on_the_host(name, array):
     return array
 
 
-def _checked_data(of, contexts, targets, width="d", n_classes=None):
-    """Contexts and targets, checked; errors call them ``{of}contexts`` and ``{of}targets``."""
-    contexts = _on_the_host(f"{of}contexts", contexts)
-    if contexts.dtype not in (np.float16, np.float32):
-        raise TypeError(
-            f"{of}contexts must be float32 or float16, got {contexts.dtype}; use contexts.astype(np.float32)"
-        )
-    contexts = check.array(f"{of}contexts", contexts, contexts.dtype, ("N", width))
-    n_rows = check.integer(f"the number of {of}contexts", contexts.shape[0], 1)
+def _checked_data(of, h, targets, width="d", n_classes=None):
+    """Contexts and targets, checked; errors call them ``{of}h`` and ``{of}targets``."""
+    h = _on_the_host(f"{of}h", h)
+    if h.dtype not in (np.float16, np.float32):
+        raise TypeError(f"{of}h must be float32 or float16, got {h.dtype}; use h.astype(np.float32)")
+    h = check.array(f"{of}h", h, h.dtype, ("N", width))
+    n_rows = check.integer(f"the number of rows of {of}h", h.shape[0], 1)
     if scipy.sparse.issparse(targets):
         if targets.ndim != 2:
             raise ValueError(f"{of}targets must be a matrix, got shape {targets.shape}")
         shape = n_rows, targets.shape[1] if n_classes is None else n_classes
         if targets.shape != shape:
-            raise ValueError(f"{of}targets must have shape {shape} like the contexts, got {targets.shape}")
-        return contexts, as_ones(f"{of}targets", targets)
+            raise ValueError(f"{of}targets must have shape {shape} like h, got {targets.shape}")
+        return h, as_ones(f"{of}targets", targets)
     targets = check.integers(f"{of}targets", _on_the_host(f"{of}targets", targets), (n_rows,), n_classes)
-    return contexts, targets
+    return h, targets
 
 
-def _n_classes(init, targets, n_classes):
+def _n_classes(weights, targets, n_classes):
     """How many classes there are: what all that says it must agree on."""
     known = {}
-    if init is not None:
-        check.array("init", _on_the_host("init", init), np.float32, ("L", "d"))
-        known["init"] = init.shape[0]
+    if weights is not None:
+        check.array("weights", _on_the_host("weights", weights), np.float32, ("L", "d"))
+        known["weights"] = weights.shape[0]
     if scipy.sparse.issparse(targets):
         known["targets"] = targets.shape[1]
     if n_classes is not None:
@@ -515,9 +513,9 @@ def _n_classes(init, targets, n_classes):
     return n_classes
 
 
-def _contexts(name, contexts, rows, device):
-    """Some contexts, float32, on the device; ValueError where they are not finite."""
-    some = np.ascontiguousarray(contexts[rows], np.float32)
+def _rows_on_device(name, h, rows, device):
+    """Some rows of h, float32, on the device; ValueError where they are not finite."""
+    some = np.ascontiguousarray(h[rows], np.float32)
     finite = np.isfinite(some)
     if not finite.all():
         row = rows[int(np.argmin(finite.all(axis=1)))]
@@ -533,17 +531,17 @@ def _targets(targets, rows, device):
     return asarray(some, device)
 
 
-def figures(experts, contexts, targets, *, of=""):
-    """What `DSSoftmax.evaluate` says, of any `PackedDSSoftmax`; errors call the data ``{of}contexts`` and ``{of}targets``."""
-    contexts, targets = _checked_data(of, contexts, targets, experts.width, experts.n_classes)
-    n_rows, n_classes, most, several = len(contexts), experts.n_classes, max(KS), scipy.sparse.issparse(targets)
+def figures(experts, h, targets, *, of=""):
+    """What `DSSoftmax.evaluate` says, of any `PackedDSSoftmax`; errors call the data ``{of}h`` and ``{of}targets``."""
+    h, targets = _checked_data(of, h, targets, experts.width, experts.n_classes)
+    n_rows, n_classes, most, several = len(h), experts.n_classes, max(KS), scipy.sparse.issparse(targets)
     # which expert holds which class: numbers that ascend, to be searched for
     holds = np.repeat(np.arange(experts.n_experts), experts.sizes) * np.int64(n_classes)
     holds += to_numpy(experts.ids)
     found, used, held, n_targets = np.zeros(most), np.zeros(experts.n_experts), 0, 0
     for rows in batches(np.arange(n_rows), AT_ONCE):
-        h, some = _contexts(f"{of}contexts", contexts, rows, experts.device), targets[rows]
-        ids, chosen = (to_numpy(a) for a in (experts.top_k(h, most)[1], experts.choose(h)))
+        batch, some = _rows_on_device(f"{of}h", h, rows, experts.device), targets[rows]
+        ids, chosen = (to_numpy(a) for a in (experts.top_k(batch, most)[1], experts.choose(batch)))
         used += np.bincount(chosen, minlength=experts.n_experts)
         found += (hits_at_k(ids, some, most) if several else ids == some[:, None]).sum(axis=0)
         classes, counts = (some.indices, np.diff(some.indptr)) if several else (some, 1)

@@ -8,6 +8,7 @@ import os
 import numpy as np
 
 from ..core import check, checkpoint, description, files
+from ..core.device import resolve_device, to_numpy
 from ..data import fingerprint
 from ..midx import MAX_CODEWORDS, RESIDUALS
 from ..sampled_softmax import CORRECTIONS
@@ -200,6 +201,48 @@ class SampledEstimator(Estimator):
 
     #: Does None stand for a number of epochs?
     epochs_may_be_none = False
+
+    #: Checks the description in a model file, see `description`.
+    file_description = None
+
+    # ------------------------------------------------------------ files
+
+    def _write(self, path, **more):
+        """Write a model file: the network's parameters, what `_state` adds to them, and what `more` replaces of it."""
+        check.path("path", path)
+        arrays, about = self._state()
+        arrays |= {name: to_numpy(array) for name, array in self.network_.parameters.items()}
+        checkpoint.save(path, self.kind, arrays, {"params": self._fitted_params, "data": self.data_} | about | more)
+
+    @classmethod
+    def load(cls, path, device="auto"):
+        """Read a model that `save` wrote.
+
+        Parameters
+        ----------
+        path : str or path
+        device : 'auto', 'cpu' or 'cuda'
+            'auto' takes a CUDA device where there is one.
+
+        Returns
+        -------
+        model : the estimator, fitted
+
+        Raises
+        ------
+        FileNotFoundError, ModelFileError
+            No such file; a file that is truncated, damaged, foreign, or of another kind or version.
+        """
+        check.path("path", path)
+        device = resolve_device(device)
+        arrays, about = checkpoint.load(path, cls.kind)
+        with checkpoint.whole(path, cls.__name__):
+            cls.file_description("description", about)
+            model = cls(**about["params"]).set_params(device=device)
+            model._check_params()
+            model._fitted_params, model.device_, model.data_ = about["params"], device, about["data"]
+            model._restore(arrays, about, device)
+        return model
 
     # ------------------------------------------------------------ parameters
 

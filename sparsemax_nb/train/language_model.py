@@ -9,7 +9,7 @@ import time
 import numpy as np
 
 from .. import metrics
-from ..core import check, checkpoint, description, rng
+from ..core import check, description, rng
 from ..core.device import asarray, device_of, product, resolve_device, to_numpy
 from ..data import Vocabulary
 from ..data.arrays import write_float16
@@ -124,7 +124,7 @@ class LanguageModel(SampledEstimator):
     [4, 5, 6, 0, 1]
     >>> model.evaluate(text)["top-1"] > 0.9
     True
-    >>> h, targets = model.contexts(text)
+    >>> h, targets = model.encode(text)
     >>> h.shape, bool((targets == model.targets(text)).all())
     ((1999, 16), True)
 
@@ -140,6 +140,7 @@ class LanguageModel(SampledEstimator):
     """
 
     kind, classes, fit_call = "language model", "words", "fit(tokens)"
+    file_description = DESCRIPTION
 
     def __init__(
         self,
@@ -362,7 +363,7 @@ class LanguageModel(SampledEstimator):
         """
         return self.evaluate(tokens)["perplexity"]
 
-    def contexts(self, tokens, out=None, *, every=False):
+    def encode(self, tokens, out=None, *, every=False):
         """What the output layer sees before each token that is predicted, and that token, in the order of the text.
 
         Parameters
@@ -397,7 +398,7 @@ class LanguageModel(SampledEstimator):
         return h, text.tokens[text.all_places]
 
     def targets(self, tokens, *, every=False):
-        """The tokens that are predicted: those that `contexts` returns, without its work.
+        """The tokens that are predicted: those that `encode` returns, without its work.
 
         Parameters
         ----------
@@ -422,7 +423,7 @@ class LanguageModel(SampledEstimator):
     def _write_contexts(self, text, h):
         places, state = text.all_places, None
         for chunk in _chunks(text):
-            some, state = self.network_.contexts(chunk, state)
+            some, state = self.network_.encode(chunk, state)
             h[np.searchsorted(places, chunk.places[chunk.places >= 0])] = some
 
     def generate(self, prompt, n_words=50, *, temperature=1.0, top_k=None, seed=0):
@@ -487,7 +488,7 @@ class LanguageModel(SampledEstimator):
             raise ValueError(f"no word can be drawn: the vocabulary holds {UNKNOWN!r} alone")
         network, drawn = self.network_, np.empty(n_words, np.int32)
         text = RunningText(np.append(tokens, 0).astype(np.int32), 1, len(tokens))
-        h, state = network.contexts(text.chunk(text.rows_in_order()))
+        h, state = network.encode(text.chunk(text.rows_in_order()))
         for n in range(n_words):
             scores = product(asarray(h[-1:], self.device_), network.output.weights.T)[0]
             scores = to_numpy(scores).astype(np.float64)
@@ -503,7 +504,7 @@ class LanguageModel(SampledEstimator):
                 word = rng.random_word(np.uint64(seed), rng.GENERATION, np.uint64(0), np.uint64(n))
                 best = best[np.searchsorted(np.cumsum(p), rng.unit(word) * p.sum(), side="right") :]
             drawn[n] = best[0]
-            h, state = network.contexts(Chunk(drawn[n : n + 1, None], np.ones((1, 1), np.int64), False), state)
+            h, state = network.encode(Chunk(drawn[n : n + 1, None], np.ones((1, 1), np.int64), False), state)
         return drawn
 
     def save(self, path):
@@ -521,55 +522,21 @@ class LanguageModel(SampledEstimator):
             No such folder, no room on disk, or another reason; a file that is there stays as it was.
         """
         self._check_fitted()
-        check.path("path", path)
-        arrays = {name: to_numpy(array) for name, array in self.network_.parameters.items()}
+        self._write(path)
+
+    def _state(self):
         words, raw = (None, False) if self.vocabulary_ is None else (list(self.vocabulary_.words), self.vocabulary_.raw)
-        about = {
-            "params": self._fitted_params,
-            "n_words": self.n_words_,
-            "words": words,
-            "raw": raw,
-            "data": self.data_,
-        }
-        checkpoint.save(path, self.kind, arrays, about)
+        return {}, {"n_words": self.n_words_, "words": words, "raw": raw}
 
-    @classmethod
-    def load(cls, path, device="auto"):
-        """Read a model that `save` wrote.
-
-        Parameters
-        ----------
-        path : str or path
-        device : 'auto', 'cpu' or 'cuda'
-            'auto' takes a CUDA device where there is one.
-
-        Returns
-        -------
-        model : LanguageModel
-
-        Raises
-        ------
-        FileNotFoundError, ModelFileError
-            No such file; truncated, damaged, foreign, of another kind or version.
-        """
-        check.path("path", path)
-        device = resolve_device(device)
-        arrays, about = checkpoint.load(path, cls.kind)
-        with checkpoint.whole(path, "LanguageModel"):
-            DESCRIPTION("description", about)
-            model = cls(**about["params"]).set_params(device=device)
-            model._check_params()
-            model._fitted_params = about["params"]
-            model.n_words_, model.device_, words = about["n_words"], device, about["words"]
-            if words is not None and len(words) != model.n_words_:
-                raise ValueError(f"a vocabulary of {len(words)} for {model.n_words_} words")
-            model.vocabulary_ = None if words is None else Vocabulary(words, about["raw"])
-            check.integer("n_layers", model.n_layers, 1, len(arrays))
-            arrays.check_shapes(parameter_shapes(model.n_words_, model.width, model.n_layers, model.tied))
-            model.network_ = model._new_network(model.n_words_, device)
-            model.network_.set_parameters(arrays)
-            model.data_ = about["data"]
-        return model
+    def _restore(self, arrays, about, device):
+        self.n_words_, words = about["n_words"], about["words"]
+        if words is not None and len(words) != self.n_words_:
+            raise ValueError(f"a vocabulary of {len(words)} for {self.n_words_} words")
+        self.vocabulary_ = None if words is None else Vocabulary(words, about["raw"])
+        check.integer("n_layers", self.n_layers, 1, len(arrays))
+        arrays.check_shapes(parameter_shapes(self.n_words_, self.width, self.n_layers, self.tied))
+        self.network_ = self._new_network(self.n_words_, device)
+        self.network_.set_parameters(arrays)
 
 
 def _plain(tokens):

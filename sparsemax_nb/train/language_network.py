@@ -5,11 +5,11 @@ import numpy as np
 from ..core import check, rng
 from ..core.device import asarray, backend_of, empty, to_numpy, zeros
 from ..full_softmax import target_ranks
-from .gradients import Gradient, add_rows, clip
+from .gradients import add_rows, clip
 from .layers import TokenEmbedding
 from .lstm import LSTM
-from .negatives import SoftmaxOutput
 from .network import Layers
+from .outputs import SoftmaxOutput
 
 
 def parameter_shapes(n_words, width, n_layers, tied):
@@ -74,14 +74,14 @@ class LanguageNetwork(Layers):
         return arrays
 
     @property
-    def carried(self):
+    def sampler_state(self):
         """What a checkpoint needs beside parameters and moments: what negatives are drawn from, and the state."""
         pairs = enumerate(self.state or ())
-        return super().carried | {f"state/{n}": np.stack([*map(to_numpy, pair)]) for n, pair in pairs}
+        return super().sampler_state | {f"state/{n}": np.stack([*map(to_numpy, pair)]) for n, pair in pairs}
 
-    def restore_carried(self, arrays):
-        """Go on from what `carried` held, among other arrays; KeyError, TypeError or ValueError where it does not fit."""
-        super().restore_carried(arrays)
+    def restore_sampler(self, arrays):
+        """Go on from what `sampler_state` held, among other arrays; KeyError, TypeError or ValueError where it does not fit."""
+        super().restore_sampler(arrays)
         self.state = None
         names = [f"state/{number}" for number in range(len(self.lstms))]
         if any(name in arrays for name in names):
@@ -142,7 +142,8 @@ class LanguageNetwork(Layers):
         h, self.state = self.forward(chunk, self.state, training=True)
         counted, rows = self._counted(h, chunk)
         with self._timing_output():
-            value, dh, of_output = self.output.gradients(counted, asarray(targets, self.device, np.int32), self.steps)
+            targets = asarray(targets, self.device, np.int32)
+            value, dh, (of_output,) = self.output.gradients(counted, targets, "softmax", self.steps)
         gradient = dh
         if rows is not None:
             gradient = zeros((h.shape[0] * h.shape[1], self.width), np.float32, self.device)
@@ -153,12 +154,12 @@ class LanguageNetwork(Layers):
             lstm, gradient = self.lstms[number], self._drop(gradient, number + 1, True)
             self._note_norm(norms, lstm, gradient)
             gradient, of_lstm = lstm.backward(gradient)
-            found += [Gradient(lstm.parameters[name], values) for name, values in of_lstm.items()]
+            found += of_lstm
         gradient = self._drop(gradient, 0, True)
         if self.tied:
             gradient[..., 0] = 0
         self._note_norm(norms, self.embedding, gradient)
-        of_embedding = self.embedding.gradient(gradient)
+        _, (of_embedding,) = self.embedding.backward(gradient)
         if self.tied:
             return value, [*found, add_rows(of_output, of_embedding)]
         return value, [*found, of_embedding, of_output]
@@ -189,7 +190,7 @@ class LanguageNetwork(Layers):
         log_prob, rank = target_ranks(self._counted(h, chunk)[0], self.output.weights, targets)
         return to_numpy(log_prob), to_numpy(rank), state
 
-    def contexts(self, chunk, state=None):
+    def encode(self, chunk, state=None):
         """The input of the output layer before each target of a chunk, (n, width), NumPy; and `forward`'s state."""
         h, state = self.forward(chunk, state)
         return to_numpy(self._counted(h, chunk)[0]), state

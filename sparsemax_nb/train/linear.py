@@ -1,23 +1,25 @@
 """Training of the linear layer over sparse features: passes of dual coordinate descent, and the choice of its settings."""
 
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 
+import numba
 import numpy as np
 import scipy.sparse
 
-from .. import metrics
 from ..co_occurrence import CoOccurrence, rerank_checked
 from ..core import check, description, sparse
 from ..core.connections import Duals, FeatureLists
 from ..core.device import asarray, backend_of, empty, module_of, to_numpy
+from ..cpu.linear import CHUNKS
 from ..cpu.panels import padded
 from ..cpu.simd import LANES
 from ..data.batches import shuffled
-from ..linear import SparseLinear, check_squares, choose_lists, more_features, no_duals, rows_of
+from ..linear import AT_ONCE, SparseLinear, check_squares, choose_lists, more_features, no_duals, rows_of
 from . import loop
-from .layers import LAST
 from .loop import FIGURE, History, Run, TrainingError, peak_memory
+from .memory import Plan, array
+from .outputs import LAST
 
 #: What a label's score gains for the logarithm of its number of points: where words say nothing, frequent labels come
 #: first.
@@ -237,7 +239,7 @@ class DualTraining(Run):
         self._duals = [no_duals(rows.stop - rows.start, device) for rows in self._batches]
         self._total_steps = settings.epochs * len(self._batches)
         self._room = [1 << 12, 1 << 14]  # pairs and entries of a chunk of rows, as the kernels need them
-        self.history, self._at = History(), _Position()
+        self.history, self._position = History(), _Position()
         self._order = None  # this epoch's order of the batches
         self.history.first_step_seconds = loop.clock() - start  # it may compile
 
@@ -248,7 +250,7 @@ class DualTraining(Run):
         arrays = {f"parameters/{name}": array for name, array in self.network.parameters.items()}
         for name in Duals._fields:
             arrays[f"duals/{name}"] = np.concatenate([to_numpy(getattr(d, name)) for d in self._duals])
-        about = {"history": asdict(self.history), "position": asdict(self._at), "n_rows": self.n_rows}
+        about = {"history": asdict(self.history), "position": asdict(self._position), "n_rows": self.n_rows}
         return {name: to_numpy(array) for name, array in arrays.items()}, about
 
     @property
@@ -290,7 +292,7 @@ class DualTraining(Run):
         if done != len(labels):
             raise ValueError("duals/indptr must end with the number of duals/labels")
         self.network.layer, self._duals = restored, duals
-        self.history, self._at = History(**about["history"]), position
+        self.history, self._position = History(**about["history"]), position
 
     # ------------------------------------------------------------ the loop
 
@@ -309,18 +311,18 @@ class DualTraining(Run):
             self.network.pairs = CoOccurrence(self._y, device=self.device)
 
     def _epoch_ended(self):
-        return self._at.step == len(self._batches)
+        return self._position.step == len(self._batches)
 
-    def _shown(self):
-        total, rows = np.sum(self._at.losses[-200:], axis=0) if self._at.losses else (0, 1)
-        shown = {"epoch": self._at.epoch + 1, "loss": f"{total / rows:.3f}"}
+    def _progress_text(self):
+        total, rows = np.sum(self._position.losses[-200:], axis=0) if self._position.losses else (0, 1)
+        shown = {"epoch": self._position.epoch + 1, "loss": f"{total / rows:.3f}"}
         return shown | {"GiB": f"{peak_memory() / 2**30:.2f}"}
 
     def _step(self):
         """One step over the batch whose turn it is; after the first epoch each label gets more features."""
-        if self._at.step == 0 or self._order is None:
-            self._order = shuffled(len(self._batches), self.settings.seed, self._at.epoch + 1)
-        number = self._order[self._at.step]
+        if self._position.step == 0 or self._order is None:
+            self._order = shuffled(len(self._batches), self.settings.seed, self._position.epoch + 1)
+        number = self._order[self._position.step]
         rows, settings, layer = self._batches[number], self.settings, self.network.layer
         x = sparse.SparseRows(*(asarray(a, self.device) for a in _part(self._x, rows)))
         labels = sparse.Labels(*(asarray(a, self.device) for a in _part(self._y, rows)[:2]))
@@ -330,10 +332,10 @@ class DualTraining(Run):
         )
         if not math.isfinite(loss):
             raise TrainingError(f"step {self.history.steps}: the scores overflowed; scale the features down")
-        self._at.losses.append([float(loss), rows.stop - rows.start])
-        self._at.step += 1
+        self._position.losses.append([float(loss), rows.stop - rows.start])
+        self._position.step += 1
         self.history.steps += 1
-        if self._epoch_ended() and self._at.epoch == 0 and settings.extra_features > 0 and settings.epochs > 1:
+        if self._epoch_ended() and self._position.epoch == 0 and settings.extra_features > 0 and settings.epochs > 1:
             self._add_features()
 
     def _add_features(self):
@@ -347,7 +349,7 @@ class DualTraining(Run):
         """Take down the epoch's figures."""
         if self._answers_between:
             self._count_pairs()
-        at, history = self._at, self.history
+        at, history = self._position, self.history
         sums, rows = np.array(at.losses).T
         record = {
             "epoch": at.epoch,
@@ -361,6 +363,44 @@ class DualTraining(Run):
             record["validation"] = self.validate()
         history.epochs.append(record)
         at.epoch, at.step, at.losses = at.epoch + 1, 0, []
+
+
+#: Dual variables above zero of a row, on average, at the most that was seen; pairs and entries of a step, in bytes a
+#: row.
+DUALS, PAIRS = 128, 32_768
+
+
+def memory(
+    *, n_rows, n_features, n_labels, n_entries, points, features_per_point, min_features, extra_features, n_pairs
+):
+    """The `Plan` of training a linear layer over sparse features; `points` (L,) are the training points of each label.
+
+    `n_pairs` bounds the pairs of labels that occur together.
+    """
+    arrays, mean, threads = [], n_entries / max(1, n_rows), numba.config.NUMBA_NUM_THREADS
+
+    def add(phase, name, *shape, item=4):
+        arrays.append(array(phase, name, *shape, item=item))
+
+    chosen = np.minimum(np.maximum(min_features, features_per_point * points), n_features)
+    n = int(np.minimum(chosen, mean * points).sum() * (1 + extra_features))  # a label can not have more than its points
+    add("always", "features: ids, weights, in the order of training", 2, 2, n_entries)
+    add("always", "features, labels: ends of the rows", 2, 2, n_rows)
+    add("always", "labels of the rows, in the order of training", 2, 2, int(points.sum()))
+    add("always", "layer: lists of labels, weights", 2, n)
+    add("always", "layer: bias, starts of the lists", n_labels + 4 * n_features)
+    add("always", "dual variables: labels, values", 2 * DUALS, n_rows)
+    add("always", "pairs of labels that occur together: ids, counts", 2, n_pairs)
+    add("counting of pairs", "all of them once more", 2, n_pairs)
+    add("counting of pairs", "labels, twice", 4, int(points.sum()))
+    add("choice of features", "rows by label", 2, int(points.sum()) + 3 * n_labels)
+    add("choice of features", "lists before, and what is added", 2, n)
+    add("choice of features", "dual variables and features by label", 4, min(AT_ONCE, n + DUALS * n_rows))
+    add("choice of features", "sums of all features", 16 * 4, n_features)
+    add("step", "pairs and entries", 1024, PAIRS, item=1)
+    add("step", "scores of a row, places of its pairs", 2 * min(CHUNKS, threads), n_labels)
+    add("prediction", "scores of a row", threads, n_labels)
+    return Plan(arrays)
 
 
 def _part(matrix, rows):
@@ -389,132 +429,6 @@ DESCRIPTION = description.record(
 
 
 # ---------------------------------------------------------------- C, slack and frequency from the data
-
-#: Where the search begins, and the values that it may take.
-FIRST = 0.5, 0.2
-GRID_C, GRID_SLACK = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0), (0.05, 0.1, 0.2, 0.3, 0.4, 0.6)
-#: Values of frequency, and the answers of a row that each puts in its order.
-FREQUENCIES, REORDERED = (0.0, 0.01, 0.02, 0.05, 0.1), 20
-#: A value must be better by this share of its figure, and of C and slack by so many of the rows held back: less is
-#: noise, and a smaller slack takes longer.
-LEAST_GAIN, LEAST_ROWS = 2e-3, 2
-#: Share of the labels that the search looks at, and the least number of them; smaller sets than this are searched with
-#: all.
-LABELS, LEAST_LABELS, SMALL = 0.2, 1000, 10_000
-#: Of their rows, the share that is held back, and the most; passes of a trial.
-HELD_BACK, MOST_HELD_BACK, PASSES = 0.2, 10_000, 3
-#: Rows held back that a figure should rest on: smaller sets are split several times.
-ENOUGH, MOST_SPLITS = 2000, 5
-
-
-def choose_settings(x, y, settings, *, wanted, validation=None):
-    """(Settings, trials): with values that have about the best nDCG@5 on rows that are held back.
-
-    Labels are independent of each other, so a part of the labels, with all of their points, is a problem of the same
-    kind, where a part of the rows would be one with fewer points a label. From those of `settings` on, C and slack move
-    one after the other, twice at most, to neighbours on the grid that are better by more than noise, each trial with
-    the frequency that suits it; at last C moves to the vertex of the parabola through its figure and those of its
-    neighbours. `wanted` names what is to be chosen, of 'C', 'slack' and 'frequency'. With a `validation` (X, y) its
-    rows take the place of what is held back.
-    """
-    parts = list(_trial_parts(x, y, settings.seed, validation))
-    found, trials = {}, []
-    if not parts:
-        return settings, trials
-    frequencies = FREQUENCIES if "frequency" in wanted else (settings.frequency,)
-    n_held = sum(held_x.shape[0] for _, _, held_x, _ in parts)
-
-    def beats(one, other):
-        return one > (1 + LEAST_GAIN) * other + LEAST_ROWS / n_held
-
-    def figure(c, slack):
-        if (c, slack) not in found:
-            one = replace(
-                settings,
-                C=c,
-                slack=slack,
-                frequency=frequencies[0],
-                co_occurrence=0.0,
-                epochs=min(PASSES, settings.epochs),
-            )
-            figures = np.mean([_trial(*part, one, frequencies) for part in parts], axis=0)
-            best = int(figures.argmax()) if figures.max() > (1 + LEAST_GAIN) * figures[0] else 0
-            found[c, slack] = float(figures[best]), frequencies[best]
-            trials.append({"C": c, "slack": slack, "frequency": frequencies[best], "nDCG@5": float(figures[best])})
-        return found[c, slack][0]
-
-    c, slack = settings.C, settings.slack
-    for _ in range(2):
-        before = c, slack
-        if "C" in wanted:
-            c = _climb(GRID_C, c, lambda value: figure(value, slack), beats)
-        if "slack" in wanted:
-            slack = _climb(GRID_SLACK, slack, lambda value: figure(c, value), beats)
-        if (c, slack) == before:
-            break
-    figure(c, slack)
-    frequency = found[c, slack][1]
-    if "C" in wanted:
-        c *= 2 ** _vertex(*(found.get((neighbour, slack), (None,))[0] for neighbour in (c / 2, c, 2 * c)))
-    return replace(settings, C=c, slack=slack, frequency=frequency), trials
-
-
-def _vertex(below, best, above):
-    """Where the parabola through figures at -1, 0 and 1 is highest, between -1/2 and 1/2; 0 where one is missing.
-
-    `best`, at 0, is the largest, or falls short of it by no more than noise.
-    """
-    if below is None or above is None or below + above >= 2 * best:
-        return 0.0
-    return min(max((above - below) / (2 * (2 * best - below - above)), -0.5), 0.5)
-
-
-def _climb(grid, value, figure, beats):
-    """The value of the grid, from `value` on, that none of its neighbours beats by its figure."""
-    at = grid.index(value)
-    for direction in (-1, 1):
-        moved = False
-        while 0 <= at + direction < len(grid) and beats(figure(grid[at + direction]), figure(grid[at])):
-            at, moved = at + direction, True
-        if moved:
-            break
-    return grid[at]
-
-
-def _trial_parts(x, y, seed, validation):
-    """(x, y, held-back x, y) of each trial."""
-    n_points = np.bincount(y.indices, minlength=y.shape[1])
-    seen = np.flatnonzero(n_points)
-    n = len(seen) if x.shape[0] < SMALL else min(len(seen), max(LEAST_LABELS, round(LABELS * len(seen))))
-    labels = np.sort(seen[shuffled(len(seen), seed, 1)[:n]])
-    y = y.tocsc()[:, labels].tocsr()
-    rows = np.flatnonzero(np.diff(y.indptr))
-    if validation is not None:
-        other_x, other_y = validation
-        other_y = other_y.tocsc()[:, labels].tocsr()
-        others = np.flatnonzero(np.diff(other_y.indptr))
-        if len(others):
-            yield x[rows], y[rows], other_x[others[:MOST_HELD_BACK]], other_y[others[:MOST_HELD_BACK]]
-            return
-    n_held = min(MOST_HELD_BACK, max(1, round(HELD_BACK * len(rows))))
-    for split in range(max(1, min(MOST_SPLITS, ENOUGH // n_held))):
-        order = rows[shuffled(len(rows), seed, 2 + split)]
-        held, others = order[:n_held], np.sort(order[n_held:])
-        if len(others):
-            yield x[others], y[others], x[held], y[held]
-
-
-def _trial(x, y, held_x, held_y, settings, frequencies):
-    """nDCG@5 on what is held back, with each of the frequencies: among a row's best with that of `settings`."""
-    training = DualTraining(x, y, settings)
-    training.run(progress=False)
-    scores, ids = training.network.top_k(held_x, min(REORDERED, y.shape[1]))
-    logs, figures = np.log(np.maximum(np.bincount(y.indices, minlength=y.shape[1]), 1)), []
-    for frequency in frequencies:
-        moved = scores + (frequency - settings.frequency) * logs[ids]
-        order = np.argsort(-moved, axis=1, kind="stable")[:, : min(5, y.shape[1])]
-        figures.append(metrics.ndcg_at_k(np.take_along_axis(ids, order, 1), held_y, order.shape[1]))
-    return figures
 
 
 def weighed(batch, n_rows, n_features, n_entries):

@@ -70,12 +70,12 @@ class TrainingError(FloatingPointError):
     --------
     >>> import numpy as np
     >>> from sparsemax_nb.train import DSSoftmax, TrainingError
-    >>> contexts, targets = np.full((2, 4), np.inf, np.float32), np.zeros(2, np.int32)
+    >>> h, targets = np.full((2, 4), np.inf, np.float32), np.zeros(2, np.int32)
     >>> try:
-    ...     DSSoftmax(n_experts=2, device="cpu", progress=False).fit(contexts, targets)
+    ...     DSSoftmax(n_experts=2, device="cpu", progress=False).fit(h, targets)
     ... except TrainingError as error:
     ...     print(error)
-    step 0: contexts must be finite, got NaN or infinity in row 0; fix the data
+    step 0: h must be finite, got NaN or infinity in row 0; fix the data
     """
 
 
@@ -164,7 +164,7 @@ def peak_memory():
 
 
 @contextlib.contextmanager
-def ctrl_c_later(wanted, tell="the step is finished and a checkpoint written"):
+def deferred_interrupt(wanted, tell="the step is finished and a checkpoint written"):
     """A list that is empty until Ctrl-C is pressed: so a step is never cut in two. A second Ctrl-C interrupts at once.
 
     Where it is not `wanted`, Ctrl-C interrupts as ever. `tell` is what the first one will lead to.
@@ -190,8 +190,8 @@ def ctrl_c_later(wanted, tell="the step is finished and a checkpoint written"):
 class Run:
     """One run of training, whatever is trained: steps and epochs, checkpoints, budget, Ctrl-C.
 
-    A subclass sets `history`, `_at` (where it stands; `epoch` is part of it), `_epochs`, `_total_steps`,
-    `_budget_seconds`, and has `_step`, `_epoch_ended`, `_end_epoch` and `_shown`.
+    A subclass sets `history`, `_position` (where it stands; `epoch` is part of it), `_epochs`, `_total_steps`,
+    `_budget_seconds`, and has `_step`, `_epoch_ended`, `_end_epoch` and `_progress_text`.
     """
 
     #: Seconds that the output layer took of the last step.
@@ -204,8 +204,8 @@ class Run:
         raises KeyboardInterrupt. `after_epoch(epoch, history)` is called after every epoch; its time does not count.
         """
         bar = Progress(self._total_steps, self.history.steps, progress)
-        self.history.stopped = self._end()
-        with bar, ctrl_c_later(save is not None) as interrupted:
+        self.history.stopped = self._stop_reason()
+        with bar, deferred_interrupt(save is not None) as interrupted:
             first, saved = True, clock()
             while not self.history.stopped:
                 start = clock()
@@ -217,7 +217,7 @@ class Run:
                     self.history.seconds += seconds
                     self.history.output_seconds += self._output_seconds
                 first = False
-                bar.step(self._shown)
+                bar.step(self._progress_text)
                 ended, over = self._epoch_ended(), self._over_budget()
                 if over and not ended and save is not None:
                     self._check_finite()
@@ -225,8 +225,8 @@ class Run:
                 if ended or over:
                     self._end_epoch()
                     if after_epoch is not None:
-                        after_epoch(self._at.epoch - 1, self.history)
-                self.history.stopped = self._end()
+                        after_epoch(self._position.epoch - 1, self.history)
+                self.history.stopped = self._stop_reason()
                 due = ended or interrupted or clock() - saved >= save_seconds
                 if self.history.stopped or (save is not None and due):
                     self._check_finite()
@@ -243,9 +243,9 @@ class Run:
     def _over_budget(self):
         return self._budget_seconds is not None and self.history.seconds >= self._budget_seconds
 
-    def _end(self):
+    def _stop_reason(self):
         """Why the run is over, or ''."""
-        if self._at.epoch >= self._epochs:
+        if self._position.epoch >= self._epochs:
             return "epochs"
         return "budget" if self._over_budget() else ""
 
@@ -274,7 +274,7 @@ class Training(Run):
         self.network, self.optimizer, self.schedule, self.n_rows = network, optimizer, schedule, n_rows
         self._order_of = order or (lambda epoch: shuffled(n_rows, schedule.seed, epoch))
         self._batch, self._validate, self._monitor = batch, validate, monitor
-        self.history, self._at = History(), _Position(learning_rate=schedule.learning_rate)
+        self.history, self._position = History(), _Position(learning_rate=schedule.learning_rate)
         self._best = {}  # the best epoch's parameters, NumPy
         self._order = None  # this epoch's order of the rows
         self._steps_per_epoch = -(-n_rows // schedule.batch_size)
@@ -293,11 +293,11 @@ class Training(Run):
                 arrays[f"m/{name}"], arrays[f"v/{name}"] = state.moments
                 counts[name] = state.count
         arrays |= {f"best/{name}": array for name, array in self._best.items()}
-        arrays |= self.network.carried
+        arrays |= self.network.sampler_state
         about = {
             "schedule": asdict(self.schedule),
             "history": asdict(self.history),
-            "position": asdict(self._at),
+            "position": asdict(self._position),
             "counts": counts,
             "steps": self.network.steps,
             "n_rows": self.n_rows,
@@ -337,9 +337,9 @@ class Training(Run):
                     raise ValueError(f"v/{name} must not be negative, got {stored.min()}")
                 moment[...] = asarray(stored, device_of(moment))
             state.count = check.integer(f"counts.{name}", counts[name], 0, history.steps)
-        self.network.restore_carried(arrays)
+        self.network.restore_sampler(arrays)
         self.network.steps = history.steps
-        self.history, self._at = history, position
+        self.history, self._position = history, position
 
     def _check_position(self, history, position, about):
         """ValueError where the parts of a checkpoint's description do not agree with each other, or with this run."""
@@ -380,30 +380,34 @@ class Training(Run):
             self.network.set_parameters(self._best)
         return self.history
 
-    def _end(self):
-        stands_still = self._validate and self._at.bad_epochs >= self.schedule.stop_after
-        return super()._end() or ("plateau" if stands_still else "")
+    def _stop_reason(self):
+        stands_still = self._validate and self._position.bad_epochs >= self.schedule.stop_after
+        return super()._stop_reason() or ("plateau" if stands_still else "")
 
     def _epoch_ended(self):
-        return self._at.row >= self.n_rows
+        return self._position.row >= self.n_rows
 
-    def _shown(self):
+    def _progress_text(self):
         """What is shown of the progress, beside the number of the step."""
-        total, rows = np.sum(self._at.losses[-200:], axis=0) if self._at.losses else (0, 1)
-        shown = {"epoch": self._at.epoch + 1, "loss": f"{total / rows:.3f}", "lr": f"{self._at.learning_rate:.1e}"}
+        total, rows = np.sum(self._position.losses[-200:], axis=0) if self._position.losses else (0, 1)
+        shown = {
+            "epoch": self._position.epoch + 1,
+            "loss": f"{total / rows:.3f}",
+            "lr": f"{self._at.learning_rate:.1e}",
+        }
         if self._validate and self.history.epochs:
             shown[self._monitor] = f"{self.history.epochs[-1]['validation'][self._monitor]:.4f}"
         return shown | {"GiB": f"{peak_memory() / 2**30:.2f}"}
 
     def _rows(self):
         """The rows of the next batch."""
-        if self._at.row == 0 or self._order is None:
-            self._order = self._order_of(self._at.epoch)
-        return self._order[self._at.row : self._at.row + self.schedule.batch_size]
+        if self._position.row == 0 or self._order is None:
+            self._order = self._order_of(self._position.epoch)
+        return self._order[self._position.row : self._position.row + self.schedule.batch_size]
 
     def _rate(self, number):
         """The learning rate of step `number`."""
-        schedule, rate = self.schedule, self._at.learning_rate
+        schedule, rate = self.schedule, self._position.learning_rate
         if schedule.decay == "linear":
             rate = max(rate * (1 - number / self._total_steps), min(schedule.min_learning_rate, rate))
         return rate * min(1.0, (number + 1) / max(schedule.warm_up, 1))
@@ -419,10 +423,10 @@ class Training(Run):
         except (FloatingPointError, ValueError) as error:
             self._raise_named(number, error)
         if norms:
-            self._at.norms.append(norms)
+            self._position.norms.append(norms)
         self._output_seconds = network.output_seconds + update_seconds
-        self._at.losses.append([value * len(rows), len(rows)])
-        self._at.row += len(rows)
+        self._position.losses.append([value * len(rows), len(rows)])
+        self._position.row += len(rows)
         self.history.steps += 1
         last = schedule.rewire_until * schedule.epochs * self._steps_per_epoch
         if (
@@ -471,7 +475,7 @@ class Training(Run):
 
     def _end_epoch(self):
         """Take down the epoch's figures; validate, and move the learning rate."""
-        at, schedule, history = self._at, self.schedule, self.history
+        at, schedule, history = self._position, self.schedule, self.history
         sums, rows = np.array(at.losses).T
         layers = at.norms[0] if at.norms else ()
         record = {
@@ -515,7 +519,7 @@ def top_k(network, n_rows, batch, k, batch_size):
     return scores, ids
 
 
-def contexts(network, n_rows, batch, batch_size, out):
+def encode(network, n_rows, batch, batch_size, out):
     """The input of the output layer for every row, into `out` (n, H); `batch` as in `top_k`."""
     for first in range(0, n_rows, batch_size):
         rows = slice(first, min(first + batch_size, n_rows))

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from ..core.device import backend_of, empty, product, zeros
+from .gradients import Gradient
 from .layers import uniform
 
 #: Number of the first layer's weights in the random streams (`layers.EMBEDDING` and DENSE come before); two a layer.
@@ -68,7 +69,7 @@ class LSTM:
         are as many: fresh memory costs time. Without it nothing of the layer changes: several threads may call it at
         once.
         """
-        wing, matmul = backend_of(self._device, "lstm"), backend_of(self._device, "matmul").matmul
+        kernels, matmul = backend_of(self._device, "lstm"), backend_of(self._device, "matmul").matmul
         (n_steps, n_rows, n_inputs), width = x.shape, self.recurrent.shape[0]
         is_kept = keep and self._gates.shape[:2] == (n_steps, n_rows)
         gates = self._gates if is_kept else self._new(n_steps, n_rows, 4 * width)
@@ -76,7 +77,7 @@ class LSTM:
         hidden[0], cells[0] = state
         gates[...] = self.bias
         matmul(x.reshape(-1, n_inputs), self.weights, gates.reshape(-1, 4 * width), add=True)
-        wing.forward(self.recurrent, gates, cells, hidden)
+        kernels.forward(self.recurrent, gates, cells, hidden)
         if keep:
             self._x, self._gates, self.hidden, self.cells = x, gates, hidden, cells
         return hidden[1:], (hidden[-1], cells[-1])
@@ -84,7 +85,7 @@ class LSTM:
     def backward(self, dout):
         """The gradient by all h of the last `forward` with `keep`, (T, B, H), carried back to its first step.
 
-        Returns the gradient by x and those by the parameters, {name: array}. The state before the first step counts as
+        Returns dx and a `Gradient` for each parameter. The state before the first step counts as
         given: back-propagation is truncated there. The gates become their own gradients: once after each such
         `forward`.
         """
@@ -97,4 +98,4 @@ class LSTM:
         x, before, dpre = (a.reshape(-1, a.shape[2]) for a in arrays)
         dx = product(dpre, self.weights.T).reshape(shape)
         gradients = product(x.T, dpre), product(before.T, dpre), dpre.sum(axis=0)
-        return dx, dict(zip(self.parameters, gradients, strict=True))
+        return dx, list(map(Gradient, self.parameters.values(), gradients))

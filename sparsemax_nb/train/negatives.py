@@ -6,13 +6,11 @@ import numpy as np
 
 from ..baselines import LSHSampler, RFFSampler, SphereSampler
 from ..core import check, sparse
-from ..core.device import asarray, device_of, module_of, product, zeros
-from ..full_softmax import softmax_cross_entropy
+from ..core.device import asarray, device_of, module_of, zeros
+from ..cpu.midx import PARTS, SUMS
 from ..midx import InvertedMultiIndex
-from ..sampled_softmax import sampled_softmax
-from ..samplers import LogUniformSampler, UniformSampler, UnigramSampler
-from .gradients import Gradient
-from .layers import LAST, top_k_of_scores
+from ..samplers import SCORES, LogUniformSampler, UniformSampler, UnigramSampler
+from .memory import array
 
 #: By name on the command line. Those of the first line are made once; the others follow the weights as training moves
 #: them.
@@ -55,6 +53,27 @@ class Negatives:
         if how.sampler in FIXED_SAMPLERS:
             self.sampler = self._fixed()
 
+    @staticmethod
+    def memory(how, batch_size, n_inputs, n_labels, device):
+        """What drawing takes of memory, as a layer's `memory`."""
+        found, all_scores = [], array("output: step", "scores of all labels", 4, min(SCORES, batch_size * n_labels))
+        if how.sampler in BASELINES:
+            return [array("always", f"{how.sampler}: weights as last seen", n_labels, n_inputs), all_scores]
+        if how.sampler in INDICES:
+            n_words, halves = how.n_codewords, 2 if INDICES[how.sampler] == "pq" else 1
+            has_records = how.residual == "popularity"
+            found = [
+                array("always", "index: codebooks", 2, n_words, n_inputs // halves),
+                array("always", "index: codes, members, weights of k-means", 4, n_labels),
+                array("always", "index: cells, their weights", 3 if device == "cuda" else 2, n_words**2),
+                array("always", "index: popularity, records", 7 * has_records, n_labels),
+                array("index: update", "residuals or halves", n_labels, n_inputs),
+                array("index: update", "sums of the codewords", min(SUMS, PARTS * n_words * n_inputs // halves)),
+                array("index: update", "distances, codes, their order", n_labels, 12 + 12 * has_records),
+            ]
+            return [*found, all_scores] if how.residual == "exact" else found
+        return [] if how.sampler == "uniform" else [array("always", f"{how.sampler}: tables", 3, n_labels)]
+
     @property
     def follows_weights(self):
         """True where `update` has something to do."""
@@ -96,7 +115,7 @@ class Negatives:
             how.residual,
             self._seed,
             popularity=self._popularity,
-            weights=self._counts,
+            class_weights=self._counts,
         )
         return 1.0
 
@@ -111,9 +130,9 @@ class Negatives:
         n, xp = labels.indices.shape[0], module_of(self._device)
         row, counts = sparse.row_of_each_entry(labels.indptr, n), labels.indptr[1:] - labels.indptr[:-1]
         place = xp.arange(n) - labels.indptr[row]
-        positives = zeros((len(x), int(counts.max()) if n else 0), np.int32, self._device)  # label 0 fills up
-        positives[row, place] = labels.indices
-        return ids, log_q, self.sampler.log_prob(x, positives)[row, place]
+        label_rows = zeros((len(x), int(counts.max()) if n else 0), np.int32, self._device)  # label 0 fills up
+        label_rows[row, place] = labels.indices
+        return ids, log_q, self.sampler.log_prob(x, label_rows)[row, place]
 
     @property
     def arrays(self):
@@ -149,60 +168,3 @@ class Negatives:
         self.sampler = InvertedMultiIndex(
             codebooks, codes, kind, self.how.residual, self._popularity, self._counts, self._weights
         )
-
-
-class SoftmaxOutput:
-    """Output layer ``scores = x weights.T`` under the softmax loss, ``sum_p -log softmax(scores)_p`` over a row's positives.
-
-    weights (L, H) float32, without a bias, as the samplers take them; they start at zero, or are the array that is
-    given (tied: an embedding's). With `negatives` every positive meets the row's drawn negatives instead of all labels,
-    and only the rows that occur have a gradient (lazy Adam).
-    """
-
-    name = "output"
-
-    def __init__(self, n_inputs, n_labels, device, weights=None):
-        self.weights = zeros((n_labels, n_inputs), np.float32, device) if weights is None else weights
-        #: `Negatives`, or None for the exact loss.
-        self.negatives = None
-        self._last = None
-
-    @property
-    def parameters(self):
-        return {"output.weights": self.weights}
-
-    def gradients(self, x, labels, step):
-        """Loss of a batch, gradient by x, and `Gradient` by the weights; labels as `softmax_cross_entropy` takes them.
-
-        `step` numbers the draws of negatives.
-        """
-        if self.negatives is None:
-            value, dx, dweights, _ = softmax_cross_entropy(x, self.weights, labels)
-            return value, dx, Gradient(self.weights, dweights)
-        labels = sparse.as_targets(labels, len(x), device_of(x), len(self.weights))
-        ids, log_q, log_q_targets = self.negatives.draw(x, labels, step)
-        how = self.negatives.how
-        value, dx, (rows, drows) = sampled_softmax(
-            x, self.weights, labels, ids, log_q, log_q_targets, correction=how.correction, mask_hits=how.mask_hits
-        )
-        return value, dx, Gradient(self.weights, drows, rows)
-
-    def step(self, x, labels, loss, optimizer):
-        """Loss of a batch and gradient by x; updates the weights."""
-        value, dx, gradient = self.gradients(x, labels, optimizer.state_of(self.weights).count)
-        gradient.apply(optimizer)
-        return value, dx
-
-    def check_connections(self):
-        """All inputs are connected to all labels: nothing to check."""
-
-    def rank_last(self, ids):
-        """Let the labels `ids` (NumPy) come last in every list, with the score LAST. There is no bias that could say so."""
-        self._last = asarray(ids, device_of(self.weights)) if len(ids) else None
-
-    def top_k(self, x, k):
-        """The k best labels of each row, of all labels: scores (B, k), ids (B, k) int32."""
-        scores = product(x, self.weights.T)
-        if self._last is not None:
-            scores[:, self._last] = LAST
-        return top_k_of_scores(scores, k)

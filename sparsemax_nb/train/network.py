@@ -9,9 +9,10 @@ import scipy.sparse
 
 from ..core import check, checkpoint, formulas, rng, sparse
 from ..core.device import asarray, backend_of, empty, module_of, synchronize
-from .layers import Dense, DenseOutput, Embedding, FixedFanInOutput, GroupSharedOutput, Inputs
-from .negatives import SoftmaxOutput
-from .unstructured import UnstructuredOutput
+from . import memory
+from .gradients import clip
+from .layers import Dense, Embedding, Inputs
+from .outputs import DenseOutput, FixedFanInOutput, GroupSharedOutput, SoftmaxOutput, UnstructuredOutput
 
 #: Output layers by name; the sparse ones are made from a fan-in and a seed, too.
 OUTPUTS = {
@@ -64,13 +65,13 @@ class Layers:
         self.output.check_connections()
 
     @property
-    def carried(self):
+    def sampler_state(self):
         """What a checkpoint needs beside parameters and moments, by name: what negatives are drawn from; most have none."""
         negatives = getattr(self.output, "negatives", None)
         return {} if negatives is None else {f"sampler/{name}": array for name, array in negatives.arrays.items()}
 
-    def restore_carried(self, arrays):
-        """Go on from what `carried` held, among other arrays; KeyError, TypeError or ValueError where it does not fit."""
+    def restore_sampler(self, arrays):
+        """Go on from what `sampler_state` held, among other arrays; KeyError, TypeError or ValueError where it does not fit."""
         if getattr(self.output, "negatives", None) is not None:
             prefix = "sampler/"
             names = (name for name in arrays if name.startswith(prefix))
@@ -103,29 +104,6 @@ class Layers:
         return None
 
 
-def parameter_shapes(*, n_features, n_labels, embedding, intermediate, output, fan_in, loss, group_size, **_):
-    """{name: shape} of the parameters of a `Network` with these arguments, which is not made."""
-    shapes, width = {}, n_features
-    if embedding is not None:
-        shapes |= {"embedding.table": (width, embedding), "embedding.bias": (embedding,)}
-        width = embedding
-    if intermediate is not None:
-        shapes |= {"intermediate.weights": (width, intermediate), "intermediate.bias": (intermediate,)}
-        width = intermediate
-    if loss == "softmax":
-        return shapes | {"output.weights": (n_labels, width)}
-    shapes["output.bias"] = (n_labels,)
-    if output == "unstructured":
-        n = n_labels * fan_in
-        return shapes | {"output.indptr": (n_labels + 1,), "output.indices": (n,), "output.values": (n,)}
-    if output not in SPARSE_OUTPUTS:
-        return shapes | {"output.weights": (n_labels, width)}
-    if output == "group-shared":
-        shapes["output.order"] = (n_labels,)
-    n_rows = -(-n_labels // group_size) if output == "group-shared" else n_labels
-    return shapes | {"output.indices": (n_rows, fan_in), "output.values": (n_labels, fan_in)}
-
-
 class Network(Layers):
     """Sparse bag of words -> embedding -> ReLU -> dropout [-> dense -> ReLU] -> output layer.
 
@@ -152,6 +130,8 @@ class Network(Layers):
     group_size : int
     weight_dtype : 'float32' or 'bfloat16'
         Labels that share their inputs, and what the weights are stored in, of a group-shared output.
+    clip : float or None
+        Largest norm of the gradient of all parameters together; None: gradients are not clipped.
     """
 
     def __init__(
@@ -170,7 +150,9 @@ class Network(Layers):
         word_dropout=0.0,
         group_size=1,
         weight_dtype="float32",
+        clip=None,
     ):
+        self.clip = clip
         self.device, self.seed, self.steps = device, seed, 0
         self.dropout, self.word_dropout = dropout, word_dropout
         self.is_dense = embedding is None
@@ -186,6 +168,64 @@ class Network(Layers):
         more = (fan_in, seed) if output in SPARSE_OUTPUTS else ()
         more += (group_size, weight_dtype) if output == "group-shared" else ()
         self.output = (SoftmaxOutput if loss == "softmax" else OUTPUTS[output])(width, n_labels, *more, device)
+
+    @staticmethod
+    def memory(
+        *,
+        n_features,
+        n_labels,
+        embedding,
+        intermediate,
+        output,
+        fan_in,
+        device,
+        batch_size=1,
+        entries_per_row=0.0,
+        group_size=1,
+        weight_dtype="float32",
+        rewired=0.1,
+        keep_best=False,
+        k=5,
+        loss="squared-hinge",
+        sampling=None,
+        labels_per_row=1.0,
+        clip=None,
+    ):
+        """The `Plan` of training such a network with Adam and predicting, both in batches of `batch_size` rows.
+
+        Beside the parameters of `Network`: `entries_per_row` is the mean number of sparse features of a row, `rewired`
+        the share of connections that a rewiring replaces; `keep_best` says whether the weights of the best epoch are
+        kept, too; `k` is that of the top-k; `sampling` is the `Sampling` of a softmax loss that draws negatives,
+        `labels_per_row` the mean number of labels of a row. Data, code and libraries do not count.
+        """
+        width, arrays = n_features, []
+        if embedding is None:
+            arrays += Inputs.memory(batch_size, n_features)
+        else:
+            arrays += Embedding.memory(batch_size, n_features, embedding, entries_per_row)
+            width = embedding
+        if intermediate is not None:
+            arrays += Dense.memory(batch_size, width, intermediate, first=embedding is None)
+            width = intermediate
+        arrays += (SoftmaxOutput if loss == "softmax" else OUTPUTS[output]).memory(
+            batch_size,
+            width,
+            n_labels,
+            device=device,
+            fan_in=fan_in,
+            group_size=group_size if output == "group-shared" else None,
+            weight_dtype=weight_dtype if output == "group-shared" else "float32",
+            rewired=rewired,
+            clipped=clip is not None,
+            k=k,
+            sampling=sampling,
+            labels_per_row=labels_per_row,
+        )
+        arrays.append(memory.array("prediction", "hidden layers' outputs", batch_size, width))
+        if keep_best and device == "cpu":  # of a CUDA network they lie in the host's memory
+            kept = [array for array in arrays if array.shape is not None]
+            arrays += [memory.Array("always", f"{a.name}: of the best epoch", a.nbytes) for a in kept]
+        return memory.Plan(arrays)
 
     def forward(self, x, training=False):
         """Contexts h (B, H) of a SciPy CSR matrix or dense array (B, F): the input of the output layer.
@@ -223,13 +263,29 @@ class Network(Layers):
             labels = sparse.Labels(*(asarray(a, self.device, np.int32) for a in arrays))
         self.output_seconds = 0.0
         with self._timing_output():
-            value, gradient = self.output.step(h, labels, loss, optimizer)
+            if self.clip is None:
+                value, gradient = self.output.step(h, labels, loss, optimizer, self.steps)
+            else:
+                value, gradient, gradients = self.output.gradients(h, labels, loss, self.steps)
         for layer in reversed(self.hidden):
-            if gradient is not None:
-                self._note_norm(norms, layer, gradient)
-            gradient = layer.backward(gradient, optimizer)
+            if gradient is None:
+                break
+            self._note_norm(norms, layer, gradient)
+            gradient, of_layer = layer.backward(gradient)
+            if self.clip is None:
+                self._apply(of_layer, optimizer)
+            else:
+                gradients += of_layer
+        if self.clip is not None:
+            clip(gradients, self.clip)
+            self._apply(gradients, optimizer)
         self.steps += 1
         return value
+
+    @staticmethod
+    def _apply(gradients, optimizer):
+        for gradient in gradients:
+            gradient.apply(optimizer)
 
     def rewire(self, fraction, optimizer):
         """Replace the share `fraction` of the output layer's connections; returns the share that it came to."""

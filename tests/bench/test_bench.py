@@ -273,7 +273,7 @@ def test_closeness_of_a_model(tmp_path, capsys):
     model.save(tmp_path / "dense.safetensors")
     classes, queries, counts, others = closeness.read(tmp_path / "dense.safetensors", 7, str(tmp_path))
     assert (classes == model.network_.output.weights).all() and counts.sum() == points.labels[:60].nnz
-    np.testing.assert_array_equal(queries[0], model.contexts(points.features[60:61])[0])
+    np.testing.assert_array_equal(queries[0], model.encode(points.features[60:61])[0])
     assert queries.shape == (7, 8) and others.shape == (23, 8)
     train.Classifier(**made).fit(points.features[:60], points.labels[:60]).save(tmp_path / "sparse.safetensors")
     for arguments, message in (

@@ -71,7 +71,7 @@ def run(folder, tmp_path, *more, wanted=0):
 def bits(path):
     """The arrays of a packed model; the order in a file's header varies."""
     packed = PackedDSSoftmax.load(path, device="cpu")
-    return [array.tobytes() for array in (packed.gate, packed.starts, packed.ids, packed.rows)]
+    return [array.tobytes() for array in (packed.gate, packed.starts, packed.ids, packed.weights)]
 
 
 def check_stages(result, tmp_path):
@@ -82,7 +82,7 @@ def check_stages(result, tmp_path):
     assert [line["name"] for line in table] == ["full softmax", "DS-2", "DS-4"]
     for line, n_experts in zip(table[1:], (2, 4), strict=True):
         packed = PackedDSSoftmax.load(tmp_path / f"ds-{n_experts}.st", device="cpu")
-        assert (packed.n_experts, len(packed.ids), packed.rows.nbytes) == (n_experts, line["rows"], line["bytes"])
+        assert (packed.n_experts, len(packed.ids), packed.weights.nbytes) == (n_experts, line["rows"], line["bytes"])
     assert table[0]["held"] == table[0]["speed-up"] == 1
 
 
@@ -97,7 +97,7 @@ def test_of_a_text(text, tmp_path, capsys):
     for name, other in (("top-1", "top-1"), ("top-5", "top-5"), ("top-10", "Recall@10")):
         assert table[0][name] == pytest.approx(wanted[other], abs=1e-9)
     assert table[0]["rows"] == model.n_words_ == 11 and table[0]["bytes"] == 11 * 8 * 4
-    h, targets = model.contexts(corpus.test)
+    h, targets = model.encode(corpus.test)
     packed = PackedDSSoftmax.load(tmp_path / "ds.st", device="cpu")
     ids = packed.top_k(h.astype(np.float16).astype(np.float32), 5)[1]
     assert table[2]["top-1"] == pytest.approx((ids[:, 0] == targets).mean())

@@ -44,13 +44,13 @@ def test_arrays_are_made_where_they_should_be(backend):
 
 
 def test_asarray_makes_contiguous_and_converts(backend):
-    turned = np.arange(6, dtype=np.int64).reshape(2, 3).T
-    placed = placement.asarray(turned, backend.device, np.float32)
+    transposed = np.arange(6, dtype=np.int64).reshape(2, 3).T
+    placed = placement.asarray(transposed, backend.device, np.float32)
     assert placed.flags.c_contiguous
     assert placed.dtype == np.float32
     back = placement.to_numpy(placed)
     assert type(back) is np.ndarray
-    np.testing.assert_array_equal(back, turned)
+    np.testing.assert_array_equal(back, transposed)
     assert placement.device_of(placement.asarray(placed, backend.device)) == backend.device
     assert placement.device_of(placement.asarray(placed, "cpu")) == "cpu"
 
@@ -131,7 +131,7 @@ def test_formulas_stay_plain_and_compile_once():
     assert compiled is not placement.cpu_formulas(rng)
     assert compiled.adam.__doc__ == formulas.adam.__doc__
     names = {name for name, value in vars(formulas).items() if getattr(value, "__module__", "") == formulas.__name__}
-    names -= {"Cut", "Moments", "Rates"}
+    names -= {"Threshold", "Moments", "Rates"}
     assert set(vars(compiled)) == set(vars(placement.cuda_formulas(formulas))) == names
 
 

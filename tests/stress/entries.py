@@ -312,10 +312,10 @@ def experts(seed):
     dense = nb.SparseExperts.dense(classes, 4, seed)
     dense.prune(0.9)
     packed = dense.pack()
-    arrays = packed.gate, packed.starts, packed.ids, packed.rows
+    arrays = packed.gate, packed.starts, packed.ids, packed.weights
 
     def state(experts):
-        return experts.gate, experts.starts, experts.ids, experts.rows, experts.sizes, experts.experts_per_class
+        return experts.gate, experts.starts, experts.ids, experts.weights, experts.sizes, experts.experts_per_class
 
     def step(h, **options):
         trained, optimizer = copy.deepcopy(dense), adam()
@@ -530,7 +530,7 @@ def ds_softmax(seed):
     labels = label_matrix(seed, len(contexts), 20, 2)
 
     def state(experts):
-        return experts.gate, experts.starts, experts.ids, experts.rows
+        return experts.gate, experts.starts, experts.ids, experts.weights
 
     def fit(targets):
         again = nb.DSSoftmax(**model.get_params()).fit(contexts, targets, validation=(contexts[:30], targets[:30]))

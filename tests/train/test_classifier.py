@@ -134,15 +134,15 @@ def test_options_of_the_sampler_arrive(corpus, changes):
 def test_only_the_rows_that_occur_are_updated(corpus):
     few = SMALL | SOFTMAX | {"sampler": "uniform", "n_samples": 3, "epochs": 1}
     model = train.Classifier(**few).fit(corpus.features[:2], corpus.labels[:2])
-    moved, positives = np.flatnonzero(weights(model)["output.weights"].any(axis=1)), corpus.labels[:2].indices
-    assert model.history_.steps == 1 and set(positives) < set(moved) and len(moved) <= len(positives) + 6 < 25
+    moved, label_rows = np.flatnonzero(weights(model)["output.weights"].any(axis=1)), corpus.labels[:2].indices
+    assert model.history_.steps == 1 and set(label_rows) < set(moved) and len(moved) <= len(label_rows) + 6 < 25
 
 
 @pytest.mark.parametrize("more", [{}, SOFTMAX])
 def test_contexts_are_what_the_output_layer_sees(corpus, more):
     model, (features, _) = fitted(corpus, epochs=2, **more), (corpus.features, corpus.labels)
-    h, out = model.contexts(features), np.empty((300, model.network_.width), np.float32)
-    assert model.contexts(features, out=out) is out and h.shape == (300, 16 if more else 32) and (h == out).all()
+    h, out = model.encode(features), np.empty((300, model.network_.width), np.float32)
+    assert model.encode(features, out=out) is out and h.shape == (300, 16 if more else 32) and (h == out).all()
     layer = model.network_.output
     dense = layer.weights if more else np.zeros((25, 32), np.float32)
     if not more:
@@ -150,9 +150,9 @@ def test_contexts_are_what_the_output_layer_sees(corpus, more):
     scores, ids = model.top_k(features, 3)
     want = h @ dense.T + (0 if more else layer.bias)
     np.testing.assert_allclose(scores, np.take_along_axis(want, ids.astype(int), 1), rtol=1e-4, atol=1e-5)
-    assert np.abs(scores).max() > 0.01 and model.contexts(features[:0]).shape == (0, h.shape[1])
+    assert np.abs(scores).max() > 0.01 and model.encode(features[:0]).shape == (0, h.shape[1])
     with pytest.raises(ValueError, match="out must have shape"):
-        model.contexts(features, out=out[:5])
+        model.encode(features, out=out[:5])
 
 
 def test_index_is_updated_once_an_epoch(corpus):
@@ -297,8 +297,8 @@ def test_rows_without_features_or_labels(corpus):
             ValueError,
             "weight_dtype='bfloat16' is for output='group-shared', got 'fixed-fan-in'",
         ),
-        ({"embedding_rate": 0}, ValueError, "embedding_rate must lie in"),
-        ({"intermediate_rate": -1}, ValueError, "intermediate_rate must lie in"),
+        ({"embedding_lr_multiplier": 0}, ValueError, "embedding_lr_multiplier must lie in"),
+        ({"intermediate_lr_multiplier": -1}, ValueError, "intermediate_lr_multiplier must lie in"),
         ({"loss": "softmax"}, ValueError, "loss='softmax' needs output='dense' or 'bottleneck', got 'fixed-fan-in'"),
         (
             {"sampler": "uniform"},
@@ -815,10 +815,10 @@ def test_numbers_too_large_for_float32_are_said(corpus):
 @pytest.mark.parametrize(
     ("rate", "output", "name"),
     [
-        ("intermediate_rate", "fixed-fan-in", "intermediate.weights"),
-        ("intermediate_rate", "unstructured", "intermediate.weights"),
-        ("embedding_rate", "fixed-fan-in", "embedding.table"),
-        ("embedding_rate", "dense", "embedding.table"),
+        ("intermediate_lr_multiplier", "fixed-fan-in", "intermediate.weights"),
+        ("intermediate_lr_multiplier", "unstructured", "intermediate.weights"),
+        ("embedding_lr_multiplier", "fixed-fan-in", "embedding.table"),
+        ("embedding_lr_multiplier", "dense", "embedding.table"),
     ],
 )
 def test_a_layer_learns_at_its_own_rate(corpus, rate, output, name):
@@ -837,7 +837,7 @@ def test_a_layer_learns_at_its_own_rate(corpus, rate, output, name):
 
 
 def test_a_bottleneck_learns_at_the_learning_rate(corpus):
-    slow, fast = (weights(fitted(corpus, output="bottleneck", intermediate_rate=rate)) for rate in (0.1, 1.0))
+    slow, fast = (weights(fitted(corpus, output="bottleneck", intermediate_lr_multiplier=rate)) for rate in (0.1, 1.0))
     assert same_bits(slow, fast)
 
 

@@ -289,7 +289,7 @@ def test_shapes_of_a_network_that_is_not_made(params, dense):
     model = train.Classifier(**SMALL | params)
     arguments = model._network_params(40, 50, dense, "cpu")
     made = {name: array.shape for name, array in model._new_network(arguments).parameters.items()}
-    assert network.parameter_shapes(**arguments) == made
+    assert network.Network.memory(**arguments).parameter_shapes == made
 
 
 @pytest.mark.parametrize("tied", [False, True])

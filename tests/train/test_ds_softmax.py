@@ -110,7 +110,7 @@ def test_history(fitted):
     assert [call for call in called if call not in stages] == list(range(2 * epochs))
     assert [n for n, _ in stages] == [2, 4] == [packed.n_experts for _, packed in stages]
     assert called.index(stages[0]) == epochs  # the first stage's between its last epoch and the next one
-    assert (stages[1][1].rows == model.experts_.rows).all() and type(stages[0][1]) is PackedDSSoftmax
+    assert (stages[1][1].rows == model.experts_.weights).all() and type(stages[0][1]) is PackedDSSoftmax
 
 
 def test_init_is_where_every_expert_starts(points):
@@ -120,7 +120,7 @@ def test_init_is_where_every_expert_starts(points):
         pass
 
     def step(experts, *_, **__):
-        seen.append(experts.rows.copy())
+        seen.append(experts.weights.copy())
         raise Spy
 
     with pytest.MonkeyPatch.context() as patch:
@@ -444,7 +444,7 @@ def test_a_few_steps_on_cuda(tmp_path, several):
                 run("cuda", checkpoint_path=tmp_path / "c", after_epoch=stop)
             more = {"checkpoint_path": tmp_path / "c", "resume": True}
         cuda = run("cuda", **more)
-    assert device_of(cuda.experts_.rows) == "cuda" and cuda.experts_.n_experts == 2
+    assert device_of(cuda.experts_.weights) == "cuda" and cuda.experts_.n_experts == 2
     assert any(record["removed"] for record in cuda.history_), "something was pruned"
     for name in ("starts", "ids"):
         np.testing.assert_array_equal(*(to_numpy(getattr(m.experts_, name)) for m in (cuda, cpu)))

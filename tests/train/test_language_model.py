@@ -85,13 +85,13 @@ def test_learns_the_next_item():
     figures = model.evaluate(parts[2])
     assert figures["tokens"] == 81 and figures["top-1"] > 0.9 and figures["Recall@10"] == 1.0
     assert figures["NDCG@10"] > 0.9 and model.vocabulary_ is cycles.vocabulary
-    h, targets = model.contexts(parts[2])
+    h, targets = model.encode(parts[2])
     assert h.shape == (81, 8) and (targets == parts[2].items[parts[2].indptr[1:] - 1]).all()
 
 
 def test_evaluation_is_that_of_the_definition(cycle_model):
     """One stream: the context of a token is everything before it."""
-    h, targets = cycle_model.contexts(TEXT[:60] % 7)
+    h, targets = cycle_model.encode(TEXT[:60] % 7)
     assert (targets == (TEXT[1:60] % 7)).all()
     scores = h.astype(np.float64) @ cycle_model.network_.output.weights.astype(np.float64).T
     log_p = (scores - np.logaddexp.reduce(scores, axis=1, keepdims=True))[np.arange(59), targets]
@@ -118,31 +118,31 @@ def test_linear_decay():
 
 
 def test_contexts_into_a_file(cycle_model, tmp_path):
-    whole, targets = cycle_model.contexts(CYCLE)
-    h, same = cycle_model.contexts(CYCLE, out=tmp_path / "h.npy")
+    whole, targets = cycle_model.encode(CYCLE)
+    h, same = cycle_model.encode(CYCLE, out=tmp_path / "h.npy")
     assert isinstance(h, np.memmap) and h.dtype == np.float16 and (same == targets).all()
     np.testing.assert_array_equal(h, whole.astype(np.float16))
     assert [p.name for p in tmp_path.iterdir()] == ["h.npy"]
     out = np.empty(whole.shape, np.float16)
-    assert cycle_model.contexts(CYCLE, out=out)[0] is out and (out == h).all()
+    assert cycle_model.encode(CYCLE, out=out)[0] is out and (out == h).all()
     with pytest.raises(ValueError, match=r"out must have shape \(399, 8\)"):
-        cycle_model.contexts(CYCLE, out=out[:5])
+        cycle_model.encode(CYCLE, out=out[:5])
 
 
 def test_contexts_of_every_item():
     """Those that training predicts, at most `unroll` = 6 a line; the last of each line as without `every`."""
     some = lines([1, 2, 3], [4], [5, 6, 7, 8, 0, 1, 2, 3, 4], [0, 1])
     model = fit(some, changes={"epochs": 1})
-    h, targets = model.contexts(some, every=True)
+    h, targets = model.encode(some, every=True)
     assert targets.tolist() == [2, 3, 8, 0, 1, 2, 3, 4, 1]
     assert (model.targets(some, every=True) == targets).all() and h.shape == (9, 8)
-    last, of_last = model.contexts(some)
+    last, of_last = model.encode(some)
     assert of_last.tolist() == [3, 4, 1] == model.targets(some).tolist()
     np.testing.assert_allclose(h[[1, 7, 8]], last, atol=1e-6)
-    shorter, _ = model.contexts(lines([1, 2], [0, 1]))
+    shorter, _ = model.encode(lines([1, 2], [0, 1]))
     np.testing.assert_allclose(h[[0, 8]], shorter, atol=1e-6)
     for tokens in (TEXT[:30] % 7, CYCLE):
-        got, want = model.contexts(tokens, every=True), model.contexts(tokens)
+        got, want = model.encode(tokens, every=True), model.encode(tokens)
         assert (got[0] == want[0]).all() and (got[1] == want[1]).all() and (model.targets(tokens) == want[1]).all()
 
 
@@ -162,7 +162,7 @@ def test_generate(cycle_model):
 
 def test_drawn_words_follow_their_probabilities(cycle_model):
     prompt = np.array([0], np.int32)
-    h = cycle_model.contexts(np.array([0, 0], np.int32))[0].astype(np.float64)
+    h = cycle_model.encode(np.array([0, 0], np.int32))[0].astype(np.float64)
     scores = (h @ cycle_model.network_.output.weights.T)[0] / 2.5
     p = np.exp(scores - np.logaddexp.reduce(scores))
     drawn = [cycle_model.generate(prompt, 1, temperature=2.5, seed=seed)[0] for seed in range(2000)]
@@ -393,7 +393,7 @@ def test_gradients_of_float32_and_float64_agree_after_training(cycle_model):
         weights = (p[f"lstm{number}.{name}"] for name in ("weights", "recurrent", "bias"))
         x = layer_forward(Layer(x, *weights, zero, zero))[0]
     x[..., 0] = 1
-    assert_close(cycle_model.contexts(CYCLE[:21])[0], x[:, 0], 500)
+    assert_close(cycle_model.encode(CYCLE[:21])[0], x[:, 0], 500)
 
 
 def test_tokens_in_a_series():

@@ -288,7 +288,7 @@ def test_bad_input(corpus):
         train.Classifier(**SMALL).fit(x.toarray(), y)
     model = fitted(corpus)
     with pytest.raises(ValueError, match="architecture='linear' has none"):
-        model.contexts(x)
+        model.encode(x)
     with pytest.raises(ValueError, match="X must be finite|X must hold counts"):
         model.fit(x * np.nan, y)
     assert model.network_.layer.n_labels == 25  # as before

@@ -17,7 +17,7 @@ def test_parameters_and_moments_are_predicted_to_the_byte(output, changes):
     sizes = SIZES | changes | {"output": output}
     sizes |= {"group_size": 16, "weight_dtype": "bfloat16"} if output == "group-shared" else {}
     network, adam = Network(**sizes, dropout=0.0, seed=0), Adam()
-    plan = memory.plan(**sizes, batch_size=8, keep_best=True)
+    plan = Network.memory(**sizes, batch_size=8, keep_best=True)
     predicted = {array.name: array.nbytes for array in plan.arrays if array.phase == "always"}
     for name, array in network.parameters.items():
         assert predicted[name] == predicted[f"{name}: of the best epoch"] == array.nbytes
@@ -31,7 +31,7 @@ def test_what_a_softmax_holds_is_predicted(sampler, residual):
     sizes = SIZES | {"output": "dense", "intermediate": None, "loss": "softmax", "n_labels": 1000}
     network, adam = Network(**sizes, dropout=0.0, seed=0), Adam()
     sampling = None if sampler == "none" else Sampling(sampler, 5, 4, residual, "paper", False)
-    plan = memory.plan(**sizes, batch_size=8, sampling=sampling, labels_per_row=2.0)
+    plan = Network.memory(**sizes, batch_size=8, sampling=sampling, labels_per_row=2.0)
     predicted = {array.name: array.nbytes for array in plan.arrays if array.phase == "always"}
     for name, array in network.parameters.items():
         assert predicted[name] == array.nbytes

@@ -5,7 +5,8 @@ import pytest
 import scipy.sparse
 
 from sparsemax_nb import Adam, InvertedMultiIndex, Labels, softmax_cross_entropy
-from sparsemax_nb.train.negatives import INDICES, SAMPLERS, Negatives, Sampling, SoftmaxOutput
+from sparsemax_nb.train.negatives import INDICES, SAMPLERS, Negatives, Sampling
+from sparsemax_nb.train.outputs import SoftmaxOutput
 from tests.helpers import normal
 
 N_LABELS, WIDTH = 30, 8

@@ -69,8 +69,8 @@ def loss64(p, x, y, loss, dropout, words=None):
     if loss == "softmax":
         y = y.toarray() != 0
         return (y.sum(1) * np.logaddexp.reduce(scores, axis=1) - (y * scores).sum(1)).sum() / len(scores)
-    positives = sparse.by_label(sparse.as_labels(y, *y.shape[:1], "cpu", y.shape[1]), y.shape[1])
-    return reference.losses.multilabel(scores, positives, formulas.LOSSES[loss])[0].sum()
+    label_rows = sparse.by_label(sparse.as_labels(y, *y.shape[:1], "cpu", y.shape[1]), y.shape[1])
+    return reference.losses.multilabel(scores, label_rows, formulas.LOSSES[loss])[0].sum()
 
 
 @pytest.mark.twins
