@@ -125,8 +125,7 @@ def is_operation(function):
     if function.name.startswith("_") or function.name.endswith("_kernel") or function.name in WING_ONLY:
         return False
     return not any(
-        ast.unparse(d).partition("(")[0] in ("njit", "cuda_device", "intrinsic")
-        for d in function.decorator_list
+        ast.unparse(d).partition("(")[0] in ("njit", "cuda_device", "intrinsic") for d in function.decorator_list
     )
 
 

@@ -447,9 +447,9 @@ def choose_settings(x, y, settings, *, wanted, validation=None):
     for _ in range(2):
         before = c, slack
         if "C" in wanted:
-            c = _climb(GRID_C, c, lambda value: figure(value, slack), beats)
+            c = _climb(GRID_C, c, lambda value, slack=slack: figure(value, slack), beats)
         if "slack" in wanted:
-            slack = _climb(GRID_SLACK, slack, lambda value: figure(c, value), beats)
+            slack = _climb(GRID_SLACK, slack, lambda value, c=c: figure(c, value), beats)
         if (c, slack) == before:
             break
     figure(c, slack)
