@@ -158,7 +158,7 @@ def main(argv=None):
         print(
             f"There are no results of this type of machine in {folder}: {cpu['cpu']}, {cpu['cores']} cores, "
             f"caches {cpu['caches']}, {args.threads} threads.\n"
-            f"Nothing was measured. Run python -m bench.{names[0]} on a commit that you trust: it adds rows to {folder}."
+            f"Nothing was measured. Run python -m bench.{names[0]} on a commit that you trust: it adds rows there."
         )
         return 2
     fresh, failed = [], []

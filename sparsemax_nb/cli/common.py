@@ -84,7 +84,7 @@ def percent(figures, names):
 
 
 def checked_files(options):
-    """The path of the checkpoint, or None; ValueError for files that do not go together, ImportError for plots without matplotlib."""
+    """The path of the checkpoint, or None; ValueError for files that do not go together, ImportError without matplotlib."""
     path = checkpoint_of(options.save) if options.save else None
     if options.resume and not path:
         raise ValueError("--resume needs --save FILE: the checkpoint lies beside it")
