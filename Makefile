@@ -1,4 +1,5 @@
 # make demo    install into .venv, train output layers of three kinds on 15,810 labels, compare them (5 minutes)
+# make check   install into .venv, lint, check types, run the quick tests (a minute): before every commit
 # make test    install into .venv, run all tests that need no GPU, and the tutorials (15 minutes)
 # make docs    install into .venv, run the tutorials, build the site: docs/_build/html/index.html
 PYTHON ?= python3
@@ -10,6 +11,26 @@ PY := $(VENV)/bin/python
 demo: $(VENV)/demo.done
 	$(PY) -m sparsemax_nb demo
 
+.PHONY: check lint package regression
+
+lint: $(VENV)/dev.done
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+check: lint
+	NUMBA_ENABLE_CUDASIM=1 $(PY) -m pytest -q -n 2 -m quick tests
+
+# The source archive and the wheel, in dist/.
+package: $(VENV)/dev.done
+	rm -rf dist
+	$(PY) -m build --outdir dist
+	$(PY) -m twine check --strict dist/*
+
+# Has our code become slower since the last results of this type of machine? Takes minutes; nothing else should run.
+regression: $(VENV)/demo.done
+	$(PY) -m bench.regression
+
 # Two runs, because one process can not both simulate CUDA and compile for it.
 test: test-simulator test-compiled test-tutorials
 
@@ -18,7 +39,7 @@ test-simulator: $(VENV)/test.done
 	$(PY) -m pytest -q --doctest-modules --doctest-glob='*.md' sparsemax_nb README.md docs/tour.md
 
 test-compiled: $(VENV)/test.done
-	$(PY) -m pytest -q -n 2 --dist loadfile tests/contracts tests/compiled
+	$(PY) -m pytest -q -n 2 --dist loadfile tests/contracts tests/compiled ptxsim
 
 test-tutorials: $(VENV)/test.done
 	$(PY) -m pytest -q -n 2 tutorials
@@ -59,11 +80,15 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/demo.done: setup.cfg | $(VENV)/bin/python
-	$(PY) -m pip install --quiet --disable-pip-version-check -e .
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[plot]'
 	touch $@
 
 $(VENV)/test.done: setup.cfg | $(VENV)/bin/python
 	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	touch $@
+
+$(VENV)/dev.done: setup.cfg | $(VENV)/bin/python
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
 $(VENV)/docs.done: setup.cfg | $(VENV)/bin/python
@@ -71,5 +96,5 @@ $(VENV)/docs.done: setup.cfg | $(VENV)/bin/python
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo_output gpu_output docs/_build docs/generated notebooks build *.egg-info
+	rm -rf $(VENV) demo_output gpu_output docs/_build docs/generated notebooks build dist *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -199,10 +199,7 @@ def _spread(heights, least):
 
 def picture(row, path):
     """Divergence (logarithmic) against codewords; the samplers without codewords are level lines. Labels, no legend."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    plt = plotting.pyplot()
     from matplotlib.ticker import NullFormatter
 
     lines, curves = row["figures"]["lines"], row["figures"]["curves"]

@@ -268,7 +268,7 @@ def timed(answers, h, rounds):
             name: timing.Contestant(functools.partial(run, answer), whole) for name, answer in answers.items()
         }
         timings = timing.compare(contestants, rounds)
-        found[size] = {name: (timing, calls) for name, timing in timings.items()}
+        found[size] = {name: (taken, calls) for name, taken in timings.items()}
     return found
 
 

@@ -24,10 +24,10 @@ from sparsemax_nb.internals import SIMULATOR, cuda_available, cuda_problem
 from . import machine, report, tables
 
 #: What else lies here; three need hours, ds_softmax a trained model, scaling, words, words_scale and pecos measure the
-#: CPU, counted and floors need no GPU.
+#: CPU, counted and floors need no GPU, regression runs others.
 NOT_BENCHMARKS = {
-    "__init__", "harness", "machine", "report", "gpu", "rows", "profiling", "accuracy", "closeness", "language", "ds_softmax",
-    "scaling", "words", "words_scale", "pecos", "counted", "floors", "overview",
+    "__init__", "harness", "machine", "report", "gpu", "rows", "profiling", "accuracy", "closeness", "language",
+    "ds_softmax", "scaling", "words", "words_scale", "pecos", "counted", "floors", "overview", "regression",
 }  # fmt: skip
 TESTS_LIMIT, BENCHMARK_LIMIT = 300, 90  # seconds
 #: What takes minutes at its full size, on CUDA for the sake of its check in NumPy; and all that runs on the CPU.

@@ -284,10 +284,7 @@ def arranged(held, n_super):
 
 def picture(held, n_super, name, path):
     """Which expert holds which class: experts down, classes across."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    plt = plotting.pyplot()
     from matplotlib.colors import ListedColormap
 
     n_experts, n_classes = held.shape

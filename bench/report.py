@@ -74,9 +74,12 @@ def main(argv=None):
         add(path)
     rows = [row for path in sorted(tables.RESULTS.glob("*.json")) for row in json.loads(path.read_text())]
     README.write_text(readme(rows))
-    draw(rows)
     overview.write(rows)
     print(f"{len(rows)} rows of results in {README.name}")
+    try:
+        draw(rows)
+    except ImportError as error:  # a machine with a GPU need not have matplotlib
+        print(f"the pictures are left as they were: {error}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import sys
 import time
 from pathlib import Path
 
-import matplotlib
 import numba
 import numpy as np
 
@@ -197,8 +196,7 @@ def draw():
 
 def picture(found, path):
     """Accuracy over seconds of training, a panel for each data set."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    plt = plotting.pyplot()
     from matplotlib import ticker
 
     colours = dict(

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from bench import harness, report
+from bench import report, tables
 from sparsemax_nb.cli import main
 
 HERE = Path(__file__).parent
@@ -47,7 +47,7 @@ def _rendered(row):
 def results():
     """generated/parts/BENCHMARK.md: of each set of parameters, the newest row."""
     newest = {}
-    rows = [row for path in sorted(harness.RESULTS.glob("*.json")) for row in json.loads(path.read_text())]
+    rows = [row for path in sorted(tables.RESULTS.glob("*.json")) for row in json.loads(path.read_text())]
     for row in sorted(rows, key=lambda row: row["environment"]["date_utc"]):
         sizes = {name: value for name, value in row["parameters"].items() if name != "repeats"}
         newest.setdefault(_slug(row["benchmark"]), {})[json.dumps(sizes, sort_keys=True)] = row

@@ -33,6 +33,7 @@ from .core.device import (
 )
 from .core.sparse import LabelRows
 from .train.chunks import Chunk
+from .train.curves import pyplot
 from .train.ds_softmax import figures as ds_softmax_figures
 from .train.language_network import LanguageNetwork
 from .train.lstm import LSTM
@@ -64,6 +65,7 @@ __all__ = [
     "intercepted_launches",
     "module_of",
     "profiled",
+    "pyplot",
     "resolve_device",
     "rng",
     "synchronize",

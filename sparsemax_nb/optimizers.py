@@ -29,7 +29,7 @@ def _as_rates(*rates):
 class _Optimizer:
     """State by array: each array counts its own steps, so layers may be updated in any order."""
 
-    kind = None
+    kind: int | None = None
 
     def __init__(self, learning_rate):
         self.learning_rate = check.number("learning_rate", learning_rate, 0, math.inf, open_ends=True)

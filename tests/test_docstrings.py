@@ -50,7 +50,7 @@ def methods(cls):
 
 
 PUBLIC = list(public())
-EACH = pytest.mark.parametrize("name, thing, owner", PUBLIC, ids=[name for name, _, _ in PUBLIC])
+EACH = pytest.mark.parametrize(("name", "thing", "owner"), PUBLIC, ids=[name for name, _, _ in PUBLIC])
 
 
 def sections(thing):

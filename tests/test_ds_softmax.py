@@ -369,7 +369,7 @@ def test_rows_that_are_not_finite_and_too_many_classes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    ("change", "message"),
     [
         ({"gate": np.zeros((3, WIDTH))}, "gate must be float32, got float64"),
         ({"gate": np.zeros((0, WIDTH), np.float32)}, "n_experts .* must be at least 1"),

@@ -6,10 +6,14 @@ import shutil
 import sys
 from pathlib import Path
 
-import matplotlib
 import numba
 import threadpoolctl
 from cuda.pathfinder import DynamicLibNotFoundError, load_nvidia_dynamic_lib
+
+try:
+    import matplotlib
+except ImportError as error:
+    raise ImportError("the tutorials need matplotlib; install it with pip install 'sparsemax-nb[plot]'") from error
 
 IN_NOTEBOOK = "ipykernel" in sys.modules
 #: TUTORIAL_SMOKE=1 runs a tutorial in seconds, on sizes at which its figures say little: that is what the tests do.
@@ -23,7 +27,7 @@ BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW, GREY = (
 
 if not IN_NOTEBOOK:
     matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 plt.rcParams.update(
     {

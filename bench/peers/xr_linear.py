@@ -42,7 +42,8 @@ def train(folder, threads, tree, solver):
 def best(scores):
     """(n, K) ids of the largest scores of each row."""
     ids = np.full((scores.shape[0], K), -1, np.int32)
-    for row, (first, last) in zip(ids, zip(scores.indptr, scores.indptr[1:])):
+    for i, row in enumerate(ids):
+        first, last = scores.indptr[i : i + 2]
         order = np.argsort(-scores.data[first:last], kind="stable")[:K]
         row[: len(order)] = scores.indices[first:last][order]
     return ids

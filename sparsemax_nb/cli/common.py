@@ -8,6 +8,7 @@ import re
 
 from .. import data
 from ..core.device import cuda_description, cuda_problem, resolve_device
+from ..train import curves
 from ..train.language_model import _parts
 
 PARTS = "train", "valid", "test"  # of a text
@@ -83,7 +84,7 @@ def percent(figures, names):
 
 
 def checked_files(options):
-    """The path of the checkpoint, or None; ValueError for files that do not go together."""
+    """The path of the checkpoint, or None; ValueError for files that do not go together, ImportError without matplotlib."""
     path = checkpoint_of(options.save) if options.save else None
     if options.resume and not path:
         raise ValueError("--resume needs --save FILE: the checkpoint lies beside it")
@@ -92,6 +93,8 @@ def checked_files(options):
     plot = getattr(options, "plot", None)
     if plot and not plot.endswith((".png", ".svg", ".pdf")):
         raise ValueError(f"--plot {plot} must end in .png, .svg or .pdf")
+    if plot:
+        curves.pyplot()  # ImportError before hours of training, not after them
     return path
 
 

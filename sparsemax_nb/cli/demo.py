@@ -105,11 +105,7 @@ def _artworks(model, corpus, seed):
 
 def _picture(results, path):
     """Accuracy against memory of the output layer (P@1 and P@5), and against training time."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = curves.pyplot()
     looks = {  # Okabe and Ito's colours: told apart by colour-blind readers
         "dense": ("#0072B2", "s"),
         "bottleneck": ("#E69F00", "D"),
@@ -151,6 +147,7 @@ def _picture(results, path):
 def demo(options):
     """The whole demo; returns all its figures."""
     start = time.perf_counter()
+    curves.pyplot()  # fails before the training, not after it
     os.makedirs(options.out, exist_ok=True)
     picture = os.path.join(options.out, "accuracy_against_memory.png")
     files.check_writable(picture)

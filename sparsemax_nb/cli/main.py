@@ -131,7 +131,7 @@ def main(argv=None):
     except BrokenPipeError:  # who read what we print, as `head` does, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (OSError, TypeError, ValueError, RuntimeError, ArithmeticError, MemoryError) as error:
+    except (OSError, ImportError, TypeError, ValueError, RuntimeError, ArithmeticError, MemoryError) as error:
         print(f"sparsemax-nb: {error or 'not enough memory'}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:

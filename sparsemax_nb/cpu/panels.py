@@ -58,8 +58,8 @@ def padded(n, size):
 
 
 @njit
-def _four_rows(x, i, j, k, l, panels, at, n_terms, out, to, width):
-    """16 columns of out, four rows from `to` on, = rows of x that begin at i, j, k, l times the panel that begins at `at`."""
+def _four_rows(x, i, j, k, m, panels, at, n_terms, out, to, width):
+    """16 columns of out, four rows from `to` on, = rows of x that begin at i, j, k, m times the panel that begins at `at`."""
     a = splat(ZERO)
     b, c, d = a, a, a
     for term in range(n_terms):
@@ -67,7 +67,7 @@ def _four_rows(x, i, j, k, l, panels, at, n_terms, out, to, width):
         a = fma(item(x, i + term), v, a)
         b = fma(item(x, j + term), v, b)
         c = fma(item(x, k + term), v, c)
-        d = fma(item(x, l + term), v, d)
+        d = fma(item(x, m + term), v, d)
     store(out, to, a)
     store(out, to + width, b)
     store(out, to + 2 * width, c)
@@ -98,5 +98,5 @@ def product(x, first, n_rows, panels, out):
             if i == last:
                 _one_row(x, i, flat, at, n_terms, out, to)
             else:
-                j, k, l = min(i + n_terms, last), min(i + 2 * n_terms, last), min(i + 3 * n_terms, last)
-                _four_rows(x, i, j, k, l, flat, at, n_terms, out, to, width)
+                j, k, m = min(i + n_terms, last), min(i + 2 * n_terms, last), min(i + 3 * n_terms, last)
+                _four_rows(x, i, j, k, m, flat, at, n_terms, out, to, width)

@@ -1,5 +1,7 @@
 """Training a sparse mixture of sparse experts (method 3), the definition: noise, loss, gradients, penalties, pruning."""
 
+import itertools
+
 import numpy as np
 
 from ..core import rng
@@ -68,9 +70,7 @@ def gate_backward(probabilities, chosen, dvalues, dload):
 
 def class_sums(squares, by_class):
     """The sum of `squares` (R,) over the rows of each class, (L,)."""
-    return np.array(
-        [squares[by_class.rows[a:b]].sum(dtype=np.float64) for a, b in zip(by_class.indptr, by_class.indptr[1:])]
-    )
+    return np.array([squares[by_class.rows[a:b]].sum(dtype=np.float64) for a, b in itertools.pairwise(by_class.indptr)])
 
 
 def update(gradient, ids, class_squares, penalties, rates, moments, weights, squares):
@@ -94,7 +94,7 @@ def update(gradient, ids, class_squares, penalties, rates, moments, weights, squ
 def survivors(squares, by_class, least):
     """Which rows are kept, (R,) uint8: those with squares >= least, and of each class the largest, the first of equal ones."""
     keep = (squares >= least).astype(np.uint8)
-    for first, stop in zip(by_class.indptr, by_class.indptr[1:]):
+    for first, stop in itertools.pairwise(by_class.indptr):
         rows = by_class.rows[first:stop]
         if len(rows):
             keep[rows[squares[rows].argmax()]] = 1

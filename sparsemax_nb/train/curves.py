@@ -11,13 +11,21 @@ BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#
 SHARES = ("P@1", "P@3", "P@5"), ("top-1", "top-5", "Recall@10")
 
 
-def plot(history, path):
-    """Draw a `History` into the file `path` (PNG, SVG or PDF by its ending), which is replaced once it is complete."""
-    import matplotlib
-
+def pyplot():
+    """matplotlib's pyplot, set to draw into files; ImportError that says how to install it where it is missing."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError("plots need matplotlib; install it with pip install 'sparsemax-nb[plot]'") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
+    return plt
+
+
+def plot(history, path):
+    """Draw a `History` into the file `path` (PNG, SVG or PDF by its ending), which is replaced once it is complete."""
+    plt = pyplot()
     epochs = [record["epoch"] + 1 for record in history.epochs]
     steps_per_epoch = history.epochs[0]["steps"] if history.epochs else 1
     figure, axes = plt.subplots(2, 2, figsize=(11, 7), layout="constrained", sharex=True)

@@ -44,11 +44,11 @@ class Estimator:
     """Parameters as constructor arguments, with scikit-learn's manners."""
 
     #: What the files of `save` say that they hold.
-    kind = None
+    kind: str | None = None
     #: What the classes of the output layer are called.
     classes = "classes"
     #: How it is fitted, for the error of what was not.
-    fit_call = None
+    fit_call: str | None = None
     #: The attribute that a fit makes.
     result = "network_"
     #: {"name": ..., "fingerprint": ...} of the data that it was fitted to, where the command line did it; saved with

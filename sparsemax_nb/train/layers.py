@@ -56,7 +56,7 @@ class Inputs:
     """First layer over dense features: they pass as they are, but for dropout. No parameters."""
 
     name = "inputs"
-    parameters = {}
+    parameters: dict = {}
 
     def __init__(self, n_features, device):
         self._device = device
@@ -146,7 +146,7 @@ class TokenEmbedding:
     """First layer over tokens: each becomes its row of `table`, (L, D) float32, uniform in ±0.1 at first."""
 
     name = "embedding"
-    activations = {}
+    activations: dict = {}
 
     def __init__(self, n_words, width, seed, device):
         self.table = uniform((n_words, width), 0.1, seed, EMBEDDING, device)

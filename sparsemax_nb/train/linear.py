@@ -428,9 +428,6 @@ DESCRIPTION = description.record(
 )
 
 
-# ---------------------------------------------------------------- C, slack and frequency from the data
-
-
 def weighed(batch, n_rows, n_features, n_entries):
     """(N, F) canonical CSR, float32, of what ``batch(rows)`` gives, some rows at a time."""
     indptr, at = np.zeros(n_rows + 1, np.int64), 0

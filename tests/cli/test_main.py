@@ -182,7 +182,7 @@ def test_demo_at_small_size(capsys, tmp_path, ticking):
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    ("arguments", "message"),
     [
         (["predict", "nothing.safetensors", "x.txt"], "no model file nothing.safetensors"),
         ([*TRAIN, "--data", "nowhere"], "nowhere"),
@@ -340,7 +340,7 @@ def test_dense_features_from_files(tmp_path, capsys):
     assert "training needs 0.1 MiB, memory_limit allows 0.0 MiB" in error and "output.values" in error
 
 
-@pytest.mark.parametrize("size, wanted", [("1GiB", 2**30), ("1.5 MiB", 3 * 2**19), ("64k", 65536), ("100", 100)])
+@pytest.mark.parametrize(("size", "wanted"), [("1GiB", 2**30), ("1.5 MiB", 3 * 2**19), ("64k", 65536), ("100", 100)])
 def test_sizes(size, wanted):
     assert common.size(size) == wanted
 

@@ -116,7 +116,7 @@ def test_unsorted_rows_and_wide_indices(tmp_path, index):
     check_csr(load(tmp_path).train.features, x)
 
 
-@pytest.mark.parametrize("n_rows, n_features", [(0, N_FEATURES), (0, 0), (4, 0)])
+@pytest.mark.parametrize(("n_rows", "n_features"), [(0, N_FEATURES), (0, 0), (4, 0)])
 def test_nothing(tmp_path, n_rows, n_features):
     for part in ("train", "test"):
         np.save(tmp_path / f"{part}.npy", np.empty((n_rows, n_features), np.float32))

@@ -44,10 +44,15 @@ def test_as_scikit_learn(sublinear, dtype):
 def test_output():
     X = counts(50, 20, seed=3)
     before = X.copy()
-    W = Tfidf().fit_transform(X)
-    assert W.format == "csr" and W.dtype == np.float32 and W.indices.dtype == np.int32 and W.shape == X.shape
-    np.testing.assert_array_equal(W.indptr, X.indptr)
-    lengths = np.sqrt(W.multiply(W).sum(axis=1)).A1
+    weighted = Tfidf().fit_transform(X)
+    assert (
+        weighted.format == "csr"
+        and weighted.dtype == np.float32
+        and weighted.indices.dtype == np.int32
+        and weighted.shape == X.shape
+    )
+    np.testing.assert_array_equal(weighted.indptr, X.indptr)
+    lengths = np.sqrt(weighted.multiply(weighted).sum(axis=1)).A1
     np.testing.assert_allclose(lengths, np.diff(X.indptr) > 0, rtol=1e-6)
     assert np.diff(X.indptr).min() == 0
     np.testing.assert_array_equal(X.toarray(), before.toarray())
@@ -101,9 +106,9 @@ def test_unused_space_behind_the_entries():
 
 def test_result_shares_no_memory():
     X = counts(20, 8, seed=10)
-    W = Tfidf().fit_transform(X)
+    weighted = Tfidf().fit_transform(X)
     for name in ("data", "indices", "indptr"):
-        assert not np.shares_memory(getattr(X, name), getattr(W, name))
+        assert not np.shares_memory(getattr(X, name), getattr(weighted, name))
 
 
 def test_no_rows():

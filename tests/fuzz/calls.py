@@ -166,8 +166,8 @@ def _read_only_parts(call, before, after):
     """{argument: (state before, state behind)} of what the call may not write to."""
     names = list(inspect.signature(call.function).parameters)
     parts = {} if "self" in call.writes else {"self": (before[0], after[0])}
-    parts |= {n: pair for n, pair in zip(names, zip(before[1], after[1], strict=True), strict=False)}
-    parts |= {n: pair for n, pair in zip(call.kwargs, zip(before[2], after[2], strict=True), strict=True)}
+    parts |= dict(zip(names, zip(before[1], after[1], strict=True), strict=False))
+    parts |= dict(zip(call.kwargs, zip(before[2], after[2], strict=True), strict=True))
     return {n: pair for n, pair in parts.items() if n not in call.writes}
 
 

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import warnings
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 
 import numba
 import numpy as np
@@ -248,7 +249,7 @@ def test_rows_without_features_or_labels(corpus):
 
 
 @pytest.mark.parametrize(
-    "params, error, message",
+    ("params", "error", "message"),
     [
         (
             {"output": "wide"},
@@ -353,7 +354,7 @@ def outside(matrix):
 
 
 @pytest.mark.parametrize(
-    "change, error, message",
+    ("change", "error", "message"),
     [
         (lambda x, y: (x.toarray()[0], y), ValueError, r"X must be a matrix, got shape \(60,\)"),
         (lambda x, y: (x.toarray() * 1j, y), ValueError, "Complex data not supported: X is complex"),
@@ -510,7 +511,7 @@ def test_columns_of_a_data_frame_are_those_of_the_fit(corpus, tmp_path):
     y = corpus.labels
     for fitted_ in model, train.Classifier.load(tmp_path / "model", device="cpu"):
         assert (fitted_.predict(x) == model.predict(x)).all()
-        for call in fitted_.predict, fitted_.contexts, lambda x: fitted_.evaluate(x, y), lambda x: fitted_.score(x, y):
+        for call in fitted_.predict, fitted_.contexts, partial(fitted_.evaluate, y=y), partial(fitted_.score, y=y):
             with pytest.raises(
                 ValueError, match="names should match those .* during fit.\nFeature names must be in the same"
             ):
@@ -644,7 +645,7 @@ def test_bad_model_files(corpus, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, place, value, message",
+    ("name", "place", "value", "message"),
     [
         ("output.indices", (3, 2), 32, r"indices must lie in \[0, 32\), got 32"),
         ("output.indices", (3, slice(None)), 5, "indices must not repeat an input"),

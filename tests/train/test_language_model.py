@@ -100,7 +100,7 @@ def test_evaluation_is_that_of_the_definition(cycle_model):
 
 def test_measuring_between_two_steps_changes_nothing():
     seen = fit(validation=TEXT[:100], changes={"stop_after": 9, "decay": "linear"})
-    last = {name: a for name, a in bits(fit(changes={"decay": "linear"})).items()}
+    last = dict(bits(fit(changes={"decay": "linear"})).items())
     if seen.history_.best_epoch == 2:
         assert bits(seen) == last
     state = seen.network_.state
