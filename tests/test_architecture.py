@@ -43,7 +43,7 @@ NO_TWIN = {
     "__init__",
 }  # grouping, feature_choice, baselines: on the CPU alone; group_shared_mma: launched by group_shared
 #: Used by several files of one wing, never called from outside it.
-WING_ONLY = {"merge", "bits_of"}
+BACKEND_ONLY = {"merge", "bits_of"}
 #: What `reference` needs to know of an output that the wings are handed.
 SIZES = {"k", "shape", "n_bins", "n_labels", "n_inputs", "fan_in", "n_samples", "n_rows", "n_experts", "n_features"}
 
@@ -122,7 +122,7 @@ def test_the_walk_sees_all_forms_of_import():
 
 def is_operation(function):
     """Called from outside its wing: neither private, nor a kernel, nor compiled only to be called by kernels."""
-    if function.name.startswith("_") or function.name.endswith("_kernel") or function.name in WING_ONLY:
+    if function.name.startswith("_") or function.name.endswith("_kernel") or function.name in BACKEND_ONLY:
         return False
     return not any(
         ast.unparse(d).partition("(")[0] in ("njit", "cuda_device", "intrinsic")
