@@ -1,8 +1,9 @@
-"""The one `backend` fixture, and a count of the tests by net at the end of a run.
+"""The one `backend` fixture, which tests are collected where, and a count of the tests by tier at the end of a run.
 
-Two runs make the whole suite, because one process can not be both: `pytest tests` in Numba's simulator
-(NUMBA_ENABLE_CUDASIM=1), and `pytest tests/contracts tests/compiled` without it. On a machine with a CUDA device one
-run without the simulator does everything.
+Two runs make the whole suite, because one process cannot both simulate CUDA and compile for it: `pytest tests` in
+Numba's simulator (NUMBA_ENABLE_CUDASIM=1), which leaves out the contracts and the executed code; and these two folders,
+`pytest tests/contracts tests/compiled`, without it. On a machine with a CUDA device one run of `pytest tests` without
+the simulator does everything; without a device, it leaves out what needs one.
 """
 
 import collections
@@ -25,15 +26,18 @@ from sparsemax_nb.core.device import SIMULATOR, asarray, backend_of, cuda_availa
 from sparsemax_nb.train import loop
 
 TESTS = Path(__file__).parent
+DEVICES = ("cpu", "cuda") if cuda_available() else ("cpu",)
 CUDA = "CUDA device" if cuda_available() and not SIMULATOR else "simulator"
-NETS = {
-    "cpu": "net 1 twins (cpu)",
-    "cuda": f"net 1 twins ({CUDA})",
-    "contracts": "net 2 contracts",
-    "compiled": "net 3 compiled code executed",
+#: One process either simulates CUDA or compiles for it: these need the compiler.
+FOLDERS = {"contracts": TESTS / "contracts", "compiled": TESTS / "compiled", "ptxsim": TESTS.parent / "ptxsim"}
+TIERS = {
+    "cpu": "tier 1 twins (cpu)",
+    "cuda": f"tier 1 twins ({CUDA})",
+    "contracts": "tier 2 contracts",
+    "compiled": "tier 3 compiled code executed",
+    "ptxsim": "what executes it: ptxsim",
     "other": "other",
 }
-NOT_IN_SIMULATOR = "real compiled code: run it without NUMBA_ENABLE_CUDASIM"
 
 
 class Backend:
@@ -55,11 +59,9 @@ class Backend:
         return backend_of(self.device, name)
 
 
-@pytest.fixture(params=["cpu", "cuda"])
+@pytest.fixture(params=DEVICES)
 def backend(request):
     """The CPU; and CUDA, in the simulator where it is on, on a device where there is one."""
-    if request.param == "cuda" and cuda_problem():
-        pytest.skip(cuda_problem())
     return Backend(request.param)
 
 
@@ -82,28 +84,41 @@ def _small_blocks():
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "twins: compares a wing with the reference (net 1)")
+    config.addinivalue_line("markers", "twins: compares a backend with the reference (tier 1)")
+    config.addinivalue_line("markers", "quick: of `make check`")
+    config.addinivalue_line("markers", "cuda: needs CUDA, a device or the simulator")
     if hasattr(config, "workerinput"):  # one of several processes: a core each
         numba.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(items):
+def pytest_ignore_collect(collection_path):
+    return True if SIMULATOR and collection_path in FOLDERS.values() else None
+
+
+def pytest_collection_modifyitems(config, items):
+    if not cuda_available():
+        without = [item for item in items if item.get_closest_marker("cuda")]
+        config.hook.pytest_deselected(items=without)
+        items[:] = [item for item in items if item not in without]
     for item in items:
-        folder = item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else ""
-        net = folder if folder in NETS else "other"
-        if net != "other" and SIMULATOR:
-            item.add_marker(pytest.mark.skip(reason=NOT_IN_SIMULATOR))
+        tier = next((tier for tier, folder in FOLDERS.items() if folder in item.path.parents), "other")
+        if SIMULATOR and tier != "other":
+            raise pytest.UsageError(f"{FOLDERS[tier]} needs the compiler: run it without NUMBA_ENABLE_CUDASIM")
         if item.get_closest_marker("twins") and hasattr(item, "callspec"):
-            net = item.callspec.params.get("backend", net)
-        item.user_properties.append(("net", net))
+            tier = item.callspec.params.get("backend", tier)
+        item.user_properties.append(("tier", tier))
 
 
 def pytest_terminal_summary(terminalreporter):
-    counts = {net: collections.Counter() for net in NETS}
+    counts = {tier: collections.Counter() for tier in TIERS}
     for outcome in ("passed", "failed", "error", "skipped"):
         for report in terminalreporter.stats.get(outcome, ()):
-            counts[dict(getattr(report, "user_properties", ())).get("net", "other")][outcome] += 1
-    terminalreporter.section("tests by net")
-    for net, name in NETS.items():
-        others = "".join(f", {n} {outcome}" for outcome, n in counts[net].items() if outcome != "passed")
-        terminalreporter.write_line(f"{name}: {counts[net]['passed']} passed{others}")
+            counts[dict(getattr(report, "user_properties", ())).get("tier", "other")][outcome] += 1
+    terminalreporter.section("tests by tier")
+    for tier, name in TIERS.items():
+        others = "".join(f", {n} {outcome}" for outcome, n in counts[tier].items() if outcome != "passed")
+        terminalreporter.write_line(f"{name}: {counts[tier]['passed']} passed{others}")
+    if SIMULATOR:
+        terminalreporter.write_line("tiers 2 and 3 need a run without NUMBA_ENABLE_CUDASIM")
+    elif cuda_problem():
+        terminalreporter.write_line(f"no twins on CUDA: {cuda_problem()}; NUMBA_ENABLE_CUDASIM=1 simulates one")

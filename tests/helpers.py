@@ -17,6 +17,12 @@ from sparsemax_nb.core.sparse import SparseRows
 EPS = float(np.finfo(np.float32).eps)
 
 
+def assert_none(culprits):
+    """No sentence about a culprit comes; all that come are told at once."""
+    found = list(culprits)
+    assert not found, "\n".join([f"{len(found)} found:", *found])
+
+
 @contextlib.contextmanager
 def threads(n):
     """Numba's parallel functions use `n` threads inside the block."""

@@ -7,10 +7,13 @@ import pytest
 
 import sparsemax_nb
 
+from .helpers import assert_none
+
+pytestmark = pytest.mark.quick
+
 PACKAGE = Path(sparsemax_nb.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text()) for path in FILES}
-EACH_FILE = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 
 #: Whom each room may import. Files beside the package's `__init__` are the methods, but for the top.
 MAY_IMPORT = {
@@ -42,9 +45,9 @@ NO_TWIN = {
     "feature_choice",
     "__init__",
 }  # grouping, feature_choice, baselines: on the CPU alone; group_shared_mma: launched by group_shared
-#: Used by several files of one wing, never called from outside it.
-WING_ONLY = {"merge", "bits_of"}
-#: What `reference` needs to know of an output that the wings are handed.
+#: Used by several files of one backend, never called from outside it.
+BACKEND_ONLY = {"merge", "bits_of"}
+#: What `reference` needs to know of an output that the backends are handed.
 SIZES = {"k", "shape", "n_bins", "n_labels", "n_inputs", "fan_in", "n_samples", "n_rows", "n_experts", "n_features"}
 
 
@@ -83,29 +86,43 @@ def positional(function):
 # ---------------------------------------------------------------- imports
 
 
-@EACH_FILE
-def test_imports_go_one_way(path):
+def wrong_ways(path, tree):
+    """What a file imports that its room must not."""
     room = room_of(module_parts(path))
-    if room == "top":
+    for target in imports_of(path, tree) if room != "top" else ():
+        if target[0] == PACKAGE.name and room_of(target[1:]) not in MAY_IMPORT[room]:
+            yield f"{path.relative_to(PACKAGE)}: {room} must not import {'.'.join(target)}"
+
+
+def forbidden(path, tree):
+    """A framework; or CUDA, outside `core/device.py`."""
+    where, targets = path.relative_to(PACKAGE), list(imports_of(path, tree))
+    yield from (f"{where}: {'.'.join(t)} is a framework" for t in targets if t[0] in FRAMEWORKS)
+    if where == Path("core", "device.py"):
         return
-    for target in imports_of(path, TREES[path]):
-        if target[0] == PACKAGE.name:
-            found = room_of(target[1:])
-            assert found in MAY_IMPORT[room], f"{room} must not import {found}: {'.'.join(target)}"
+    cuda = [t for t in targets if t[0] in ("cupy", "cupyx") or t[:2] == ("numba", "cuda")]
+    yield from (f"{where}: {'.'.join(t)} belongs into core/device.py" for t in cuda)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "numba.cuda":
+            yield f"{where}, line {node.lineno}: numba.cuda belongs into core/device.py"
 
 
-@EACH_FILE
-def test_only_the_backend_imports_cuda_and_nobody_a_framework(path):
-    targets = list(imports_of(path, TREES[path]))
-    assert not FRAMEWORKS & {target[0] for target in targets}
-    if path != PACKAGE / "core" / "device.py":
-        assert not [t for t in targets if t[0] in ("cupy", "cupyx") or t[:2] == ("numba", "cuda")]
-        reached = [node for node in ast.walk(TREES[path]) if isinstance(node, ast.Attribute) and node.attr == "cuda"]
-        assert not [node for node in reached if isinstance(node.value, ast.Name) and node.value.id == "numba"]
+@pytest.mark.parametrize("rule", [wrong_ways, forbidden], ids=lambda rule: rule.__name__)
+def test_imports(rule):
+    assert len(FILES) > 100
+    assert_none(problem for path in FILES for problem in rule(path, TREES[path]))
+
+
+def test_imports_that_must_not_be_are_seen():
+    source = "import torch\nfrom ..train import loop\nimport cupy\nfrom numba import cuda\nx = numba.cuda.jit"
+    path, tree = PACKAGE / "cpu" / "z.py", ast.parse(source)
+    assert [len(list(rule(path, tree))) for rule in (wrong_ways, forbidden)] == [1, 4]
+    assert not list(wrong_ways(PACKAGE / "cli" / "z.py", tree))
+    assert len(list(forbidden(PACKAGE / "core" / "device.py", tree))) == 1
 
 
 def test_the_walk_sees_all_forms_of_import():
-    """The two tests above are blind where this one fails."""
+    """The tests above are blind where this one fails."""
     source = (
         "import numba.cuda as c\nfrom numba import cuda\nfrom . import a\nfrom .. import b\nfrom ..core.x import y\n"
     )
@@ -121,43 +138,62 @@ def test_the_walk_sees_all_forms_of_import():
 
 
 def is_operation(function):
-    """Called from outside its wing: neither private, nor a kernel, nor compiled only to be called by kernels."""
-    if function.name.startswith("_") or function.name.endswith("_kernel") or function.name in WING_ONLY:
+    """Called from outside its backend: neither private, nor a kernel, nor compiled only to be called by kernels."""
+    if function.name.startswith("_") or function.name.endswith("_kernel") or function.name in BACKEND_ONLY:
         return False
     return not any(
         ast.unparse(d).partition("(")[0] in ("njit", "cuda_device", "intrinsic") for d in function.decorator_list
     )
 
 
-def operations(kernels, module):
-    """{name: positional arguments} of the operations of a wing."""
-    path = PACKAGE / kernels / f"{module}.py"
+def operations(backend, module):
+    """{name: positional arguments} of the operations of a backend."""
+    path = PACKAGE / backend / f"{module}.py"
     functions = functions_of(TREES[path]) if path.exists() else []
     return {function.name: positional(function) for function in functions if is_operation(function)}
 
 
-MODULES = sorted({path.stem for kernels in ("cpu", "cuda") for path in (PACKAGE / kernels).glob("*.py")})
+MODULES = sorted({path.stem for backend in ("cpu", "cuda") for path in (PACKAGE / backend).glob("*.py")})
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_twins_have_the_same_arguments(module):
-    cpu, cuda = operations("cpu", module), operations("cuda", module)
+def unlike_twins(module, cpu, cuda):
+    """Operations that one backend lacks, or that take other arguments there."""
     if module not in NO_TWIN:
-        assert cpu.keys() == cuda.keys() != set()
+        if not cpu:
+            yield f"{module}: no operation on the CPU"
+        yield from (f"{module}.{name}: on one backend alone" for name in cpu.keys() ^ cuda.keys())
     for name in cpu.keys() & cuda.keys():
-        assert cpu[name] == cuda[name], name
+        if cpu[name] != cuda[name]:
+            yield f"{module}.{name}: {cpu[name]} on the CPU, {cuda[name]} on CUDA"
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_reference_takes_the_same_inputs(module):
+def unlike_reference(module, reference, twin):
     """Inputs first, outputs last: without sizes of outputs, the arguments of `reference` begin those of the twins."""
-    reference = operations("reference", module)
-    for kernels in ("cpu", "cuda"):
-        for name, arguments in operations(kernels, module).items():
-            if name in reference:
-                inputs = [a for a in reference[name] if a in arguments or a not in SIZES]
-                assert inputs == arguments[: len(inputs)], f"{kernels}.{module}.{name}"
-                assert inputs, f"{kernels}.{module}.{name}"
+    for name in reference.keys() & twin.keys():
+        inputs = [a for a in reference[name] if a in twin[name] or a not in SIZES]
+        if not inputs or inputs != twin[name][: len(inputs)]:
+            yield f"{module}.{name}: the reference takes {inputs}, its twin {twin[name]}"
+
+
+def test_twins_have_the_same_arguments():
+    assert len(MODULES) > 30
+    assert_none(p for m in MODULES for p in unlike_twins(m, operations("cpu", m), operations("cuda", m)))
+
+
+def test_reference_takes_the_same_inputs():
+    compared = [(m, operations("reference", m), operations(b, m)) for m in MODULES for b in ("cpu", "cuda")]
+    assert sum(len(reference.keys() & twin.keys()) for _, reference, twin in compared) > 50
+    assert_none(problem for case in compared for problem in unlike_reference(*case))
+
+
+def test_unlike_twins_are_seen():
+    assert len(list(unlike_twins("m", {"f": ["a"], "g": ["a"]}, {"g": ["b"], "h": ["a"]}))) == 3
+    assert len(list(unlike_twins("m", {}, {}))) == 1
+    assert not list(unlike_twins("m", {"f": ["a"]}, {"f": ["a"]}))
+    twin = {"f": ["a", "b", "out"], "g": ["b", "a", "out"], "h": ["out"]}
+    reference = {"f": ["a", "b", "k"], "g": ["a", "b"], "h": ["k"]}
+    found = list(unlike_reference("m", reference, twin))
+    assert sorted(problem[:3] for problem in found) == ["m.g", "m.h"]
 
 
 # ---------------------------------------------------------------- kernels and docstrings
@@ -171,44 +207,67 @@ KERNELS = {
 }
 
 
-@pytest.mark.parametrize("name", KERNELS)
-def test_kernels_are_documented_and_short_of_arguments(name):
-    function = KERNELS[name]
-    assert function.name.endswith("_kernel")
-    assert len(positional(function)) <= 10
-    docstring = ast.get_docstring(function)
-    assert docstring
-    assert "Grid" in docstring or "First version" in docstring
-    assert "atomics" in docstring
+def flaws_of_kernel(name, function):
+    docstring = ast.get_docstring(function) or ""
+    if not function.name.endswith("_kernel"):
+        yield f"{name}: the name of a kernel ends in _kernel"
+    if len(positional(function)) > 10:
+        yield f"{name}: {len(positional(function))} arguments"
+    if "Grid" not in docstring and "First version" not in docstring:
+        yield f"{name}: the docstring says nothing of its Grid"
+    if "atomics" not in docstring:
+        yield f"{name}: the docstring says nothing of atomics"
 
 
-@pytest.mark.parametrize("kernels", ["cpu", "cuda", "reference"])
-def test_every_operation_has_a_docstring(kernels):
-    for path in (PACKAGE / kernels).glob("*.py"):
-        assert ast.get_docstring(TREES[path]), path.name
-        for function in functions_of(TREES[path]):
-            assert ast.get_docstring(function) or function.name.startswith("_"), f"{path.name}: {function.name}"
+def without_docstring(where, tree):
+    if not ast.get_docstring(tree):
+        yield f"{where}: the file has no docstring"
+    for function in functions_of(tree):
+        if not ast.get_docstring(function) and not function.name.startswith("_"):
+            yield f"{where}: {function.name} has no docstring"
 
 
-@pytest.mark.parametrize("name", sparsemax_nb.__all__)
-def test_public_names_have_a_docstring(name):
-    value = getattr(sparsemax_nb, name)
-    assert value.__doc__
-    assert len(value.__doc__) > 40
+def test_kernels_are_documented_and_short_of_arguments():
+    assert len(KERNELS) > 50
+    assert_none(flaw for kernel in KERNELS.items() for flaw in flaws_of_kernel(*kernel))
+
+
+def test_every_operation_has_a_docstring():
+    files = [path for path in FILES if path.parent.name in ("cpu", "cuda", "reference")]
+    assert len(files) > 60
+    assert_none(flaw for path in files for flaw in without_docstring(path.relative_to(PACKAGE), TREES[path]))
+
+
+def test_public_names_have_a_docstring():
+    values = {name: getattr(sparsemax_nb, name) for name in sparsemax_nb.__all__}
+    assert_none(name for name, value in values.items() if len(value.__doc__ or "") <= 40)
+
+
+def test_missing_documentation_is_seen():
+    (kernel,) = functions_of(ast.parse(f"def f({', '.join(f'a{i}' for i in range(11))}): pass"))
+    assert len(list(flaws_of_kernel("m.f", kernel))) == 4
+    assert len(list(without_docstring("m", ast.parse("def f(): pass\ndef _g(): pass")))) == 2
 
 
 # ---------------------------------------------------------------- a trap of the compiler
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path.parent.name == "cpu"], ids=lambda path: path.stem)
-def test_parallel_functions_do_not_write_through_named_tuples(path):
+def writes_through_named_tuples(where, tree):
     """``moments.m[i] = ...`` in a function with parallel=True is dropped without a word (numba issues 5872, 7135).
 
     Take the array out first (``m = moments.m``; not ``m, v = moments``), or write in a function that is not parallel.
     """
-    for function in functions_of(TREES[path]):
-        if not any("parallel" in ast.unparse(d) for d in function.decorator_list):
-            continue
-        for node in ast.walk(function):
-            if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
-                assert not isinstance(node.value, ast.Attribute), f"{function.name}, line {node.lineno}"
+    for function in functions_of(tree):
+        if any("parallel" in ast.unparse(d) for d in function.decorator_list):
+            for node in ast.walk(function):
+                if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
+                    if isinstance(node.value, ast.Attribute):
+                        yield f"{where}, line {node.lineno}: {function.name} writes through {ast.unparse(node.value)}"
+
+
+def test_parallel_functions_do_not_write_through_named_tuples():
+    files = [path for path in FILES if path.parent.name == "cpu"]
+    assert len(files) > 20
+    assert_none(problem for path in files for problem in writes_through_named_tuples(path.stem, TREES[path]))
+    source = "@njit_parallel\ndef f(moments):\n    moments.m[0] = 1\n    m = moments.m\n    m[0] = 1"
+    assert len(list(writes_through_named_tuples("here", ast.parse(source)))) == 1

@@ -12,6 +12,8 @@ import pytest
 
 import sparsemax_nb
 
+from .helpers import assert_none
+
 PACKAGES = sparsemax_nb, sparsemax_nb.train, sparsemax_nb.data
 SECTIONS = "Parameters", "Attributes", "Returns", "Yields", "Raises", "Notes", "Examples"
 ENTRIES = {  # how an entry begins, at the margin of its section
@@ -50,7 +52,6 @@ def methods(cls):
 
 
 PUBLIC = list(public())
-EACH = pytest.mark.parametrize(("name", "thing", "owner"), PUBLIC, ids=[name for name, _, _ in PUBLIC])
 
 
 def sections(thing):
@@ -141,86 +142,105 @@ def returns(tree):
     )
 
 
-@EACH
-def test_the_summary_is_one_sentence(name, thing, owner):
+# ---------------------------------------------------------------- the rules: each yields what breaks it
+
+
+def summary_is_one_sentence(name, thing, owner):
     summary = "\n".join(sections(thing)[""]).strip().split("\n\n")[0]
-    assert summary, "no docstring"
-    assert summary.endswith(".")
+    if not summary.endswith("."):
+        yield f"no sentence: {summary!r}"
     words = re.sub(r"``.*?``|`.*?`|\(.*?\)|\"[^\"]*\"", "", summary, flags=re.DOTALL)
-    assert not re.search(r"[.?!]\s+[A-Z]", words), summary
+    if re.search(r"[.?!]\s+[A-Z]", words):
+        yield f"several sentences: {summary}"
 
 
-@EACH
-def test_sections_are_known_ordered_and_well_formed(name, thing, owner):
+def sections_are_known_ordered_and_well_formed(name, thing, owner):
     found = sections(thing)
     names = [section for section in found if section]
-    assert names == [section for section in SECTIONS if section in names]
+    if names != [section for section in SECTIONS if section in names]:
+        yield f"sections {names}"
     for section, pattern in ENTRIES.items():
         for line in entries(found.get(section, [])):
-            assert re.fullmatch(pattern, line), f"{section}: {line}"
+            if not re.fullmatch(pattern, line):
+                yield f"{section}: {line}"
 
 
-@EACH
-def test_every_argument_is_named_with_its_type(name, thing, owner):
+def every_argument_is_named_with_its_type(name, thing, owner):
     found = sections(thing)
     described = dict(named(found.get("Attributes" if dataclasses.is_dataclass(thing) else "Parameters", [])))
-    assert set(described) == set(arguments(thing))
+    if set(described) != set(arguments(thing)):
+        yield f"describes {sorted(described)}, takes {sorted(arguments(thing))}"
     for argument, kind in described.items():
-        assert kind, f"{argument} has no type"
-        if re.search(r"\barray\b|float32|int32|float64|CSR", re.sub("'.*?'", "", kind)):
-            assert "(" in kind, f"{argument} : {kind} has no shape"
+        if not kind:
+            yield f"{argument} has no type"
+        is_array = re.search(r"\barray\b|float32|int32|float64|CSR", re.sub("'.*?'", "", kind))
+        if is_array and "(" not in kind:
+            yield f"{argument} : {kind} has no shape"
 
 
-@EACH
-def test_what_is_returned_and_refused_is_said(name, thing, owner):
+def what_is_returned_and_refused_is_said(name, thing, owner):
     tree, found = body(thing), sections(thing)
     if tree is None:
         return
-    if inspect.isfunction(thing):
-        assert returns(tree) == ("Returns" in found or "Yields" in found)
+    if inspect.isfunction(thing) and returns(tree) != ("Returns" in found or "Yields" in found):
+        yield "it returns something" if returns(tree) else "it returns nothing"
     function = thing.__init__ if inspect.isclass(thing) else thing
-    if refuses(tree, function.__module__):
-        assert entries(found.get("Raises", [])), "it raises or checks its arguments"
+    if refuses(tree, function.__module__) and not entries(found.get("Raises", [])):
+        yield "it raises or checks its arguments"
 
 
-@EACH
-def test_a_method_has_a_source(name, thing, owner):
+def method_has_a_source(name, thing, owner):
     if owner is None and name in {*sparsemax_nb.__all__, *METRICS} - WITHOUT_SOURCE:
-        notes = " ".join(sections(thing).get("Notes", []))
-        assert re.search(r"Source: \S", notes)
+        if not re.search(r"Source: \S", " ".join(sections(thing).get("Notes", []))):
+            yield "no source"
 
 
-@EACH
-def test_everything_occurs_in_an_example(name, thing, owner):
+def everything_occurs_in_an_example(name, thing, owner):
     """In its own, or for a method in its class's."""
     text = "\n".join(sections(thing).get("Examples", []))
     if owner is not None and ">>>" not in text:
         text = "\n".join(sections(owner).get("Examples", []))
-    assert ">>> " in text
-    assert re.search(rf"\b{name.split('.')[-1]}\b", text)
+    if ">>> " not in text or not re.search(rf"\b{name.split('.')[-1]}\b", text):
+        yield "in no example"
 
 
-def test_the_tests_see_what_they_look_for():
-    def wrong(x, y):
-        """Two sentences. Here they are.
+RULES = (
+    summary_is_one_sentence,
+    sections_are_known_ordered_and_well_formed,
+    every_argument_is_named_with_its_type,
+    what_is_returned_and_refused_is_said,
+    method_has_a_source,
+    everything_occurs_in_an_example,
+)
 
-        Parameters
-        ----------
-        x : array
-        Loose text.
-        """
-        if x:
-            raise ValueError
-        return y
 
-    for test in (
-        test_the_summary_is_one_sentence,
-        test_sections_are_known_ordered_and_well_formed,
-        test_every_argument_is_named_with_its_type,
-        test_everything_occurs_in_an_example,
-    ):
-        with pytest.raises(AssertionError):
-            test("wrong", wrong, None)
-    tree = ast.parse(textwrap.dedent(inspect.getsource(wrong))).body[0]
-    assert returns(tree) and refuses(tree, __name__)
+@pytest.mark.quick
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_every_public_name(rule):
     assert len(PUBLIC) > 100
+    assert_none(f"{name}: {problem}" for name, thing, owner in PUBLIC for problem in rule(name, thing, owner))
+
+
+def wrong(x, y):
+    """Two sentences. Here they are.
+
+    Parameters
+    ----------
+    x : array
+    Loose text.
+    """
+    if x:
+        raise ValueError
+    return y
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_rules_see_what_they_look_for(rule, monkeypatch):
+    monkeypatch.setattr(wrong, "__module__", "sparsemax_nb.wrong")
+    monkeypatch.setitem(sys.modules, "sparsemax_nb.wrong", sys.modules[__name__])
+    monkeypatch.setattr(sparsemax_nb, "__all__", ["wrong"])
+    assert list(rule("wrong", wrong, None))
+    tree = ast.parse(textwrap.dedent(inspect.getsource(wrong))).body[0]
+    assert returns(tree)
+    assert refuses(tree, __name__)

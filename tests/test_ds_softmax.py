@@ -14,8 +14,8 @@ from sparsemax_nb.core.experts import Experts, by_class, group
 from sparsemax_nb.core.sparse import as_targets
 from sparsemax_nb.reference import ds_softmax as reference
 
+from .catalogue.ds_softmax import make_experts
 from .helpers import assert_close, integers, label_matrix, normal, on_other_device, threads
-from .kernels import make_experts
 
 N_CLASSES, WIDTH = 23, 7
 PENALTIES = {"class_lasso": 0.02, "expert_lasso": 0.03, "balance": 0.5}
@@ -58,7 +58,7 @@ def objective(gate, rows, experts, h, targets, chosen, class_lasso, expert_lasso
 
 
 def gradients(gate, experts, h, targets, class_lasso, expert_lasso, balance):
-    """The gradients of `objective` by gate and rows as the wings put them together, in float64; and the loss' mean."""
+    """The gradients of `objective` by gate and rows as the backends put them together, in float64; and the loss' mean."""
     labels, n_experts = as_targets(targets, len(h), "cpu", N_CLASSES), len(gate)
     probabilities, chosen, values = reference.gate(h @ gate.T)
     groups = group(chosen, experts.starts)

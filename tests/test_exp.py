@@ -1,4 +1,4 @@
-"""The CPU wing's exp, sigmoid and tanh: as exact as promised, and vector code where it matters."""
+"""The CPU backend's exp, sigmoid and tanh: as exact as promised, and vector code where it matters."""
 
 import platform
 import re
@@ -7,7 +7,7 @@ import numba
 import numpy as np
 import pytest
 
-from sparsemax_nb.cpu import exp as exp_wing
+from sparsemax_nb.cpu import exp as compiled
 from sparsemax_nb.cpu import full_softmax, lstm
 from sparsemax_nb.cpu.exp import exp, exp_nonpositive
 from sparsemax_nb.reference.lstm import sigmoid
@@ -82,8 +82,8 @@ VECTOR, SCALAR = numba.float32[::1], numba.float32
 @pytest.mark.parametrize(
     ("function", "types"),
     [
-        (exp_wing.largest_of, (VECTOR, VECTOR, SCALAR, VECTOR)),
-        (exp_wing.sum_exp, (VECTOR, VECTOR, SCALAR, VECTOR)),
+        (compiled.largest_of, (VECTOR, VECTOR, SCALAR, VECTOR)),
+        (compiled.sum_exp, (VECTOR, VECTOR, SCALAR, VECTOR)),
         (full_softmax._gradient, (VECTOR, VECTOR, SCALAR, SCALAR)),
         (lstm._sigmoid, (VECTOR,)),
         (lstm._tanh, (VECTOR,)),
@@ -104,7 +104,7 @@ def test_loops_are_vector_code(function, types):
 def test_the_maximum_is_stored_whole():
     """Stores under a mask take five times as long on some processors."""
     types = VECTOR, VECTOR, SCALAR, VECTOR
-    assert "maskmov" not in numba.njit(types)(exp_wing.largest_of.py_func).inspect_asm(types)
+    assert "maskmov" not in numba.njit(types)(compiled.largest_of.py_func).inspect_asm(types)
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="looks for instructions of x86-64")

@@ -21,11 +21,12 @@ from sparsemax_nb.core import formulas, rng
 from sparsemax_nb.core.device import SIMULATOR, device_of
 from sparsemax_nb.core.sparse import as_labels, by_label
 from sparsemax_nb.cpu import blocks
-from sparsemax_nb.cpu import fixed_fan_in as cpu_wing
+from sparsemax_nb.cpu import fixed_fan_in as cpu_backend
 from sparsemax_nb.cpu.losses import losses_and_slopes
-from sparsemax_nb.cuda import fixed_fan_in as cuda_wing
+from sparsemax_nb.cuda import fixed_fan_in as cuda_backend
 from sparsemax_nb.reference import fixed_fan_in as reference
 
+from .conftest import DEVICES
 from .helpers import (
     Layer,
     assert_close,
@@ -59,7 +60,7 @@ LOSSES = pytest.mark.parametrize("loss", formulas.LOSSES)
 def shapes(only_small=False):
     """All shapes; in the simulator the CUDA side of a kernel with barriers gets the small ones only."""
     cases = []
-    for device in ("cpu", "cuda"):
+    for device in DEVICES:
         small = device == "cuda" and SIMULATOR and only_small
         cases += [pytest.param(device, s, id=f"{device}-{s}") for s in (SMALL_SHAPES if small else SHAPES)]
     return pytest.mark.parametrize(("backend", "shape"), cases, indirect=["backend"])
@@ -266,10 +267,10 @@ def test_step_gives_the_same_bits_in_many_ranges_of_labels(group, monkeypatch):
         results = [fixed_fan_in_step(x, layer, matrix, "squared-hinge", adam) for _ in range(2)]
         return [a.tobytes() for a in (layer.values, layer.bias, *(np.asarray(r) for pair in results for r in pair))]
 
-    assert cpu_wing.workspace_shapes(n_rows, n_inputs, n_labels, fan_in)["active"][0] == (9, n_labels)
+    assert cpu_backend.workspace_shapes(n_rows, n_inputs, n_labels, fan_in)["active"][0] == (9, n_labels)
     at_once = run(blocks.MAX_ELEMENTS)
     assert run(1) == at_once
-    assert cpu_wing.workspace_shapes(n_rows, n_inputs, n_labels, fan_in)["active"][0] == (9, cpu_wing.CHUNK)
+    assert cpu_backend.workspace_shapes(n_rows, n_inputs, n_labels, fan_in)["active"][0] == (9, cpu_backend.CHUNK)
 
 
 def test_cross_entropy_as_vector_code():
@@ -297,7 +298,7 @@ def n_bytes(shapes):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_working_arrays_are_what_their_shapes_say(shape):
     n_rows, n_inputs, n_labels, fan_in = shape
-    want = cpu_wing.workspace_shapes(*shape)
+    want = cpu_backend.workspace_shapes(*shape)
     with blocks.workspace(want) as work, blocks.workspace(want) as other:
         assert {name: (a.shape, a.dtype) for name, a in work._asdict().items()} == want
         assert all(a.ctypes.data % 64 == 0 for a in work if a.size)
@@ -309,10 +310,10 @@ def test_working_arrays_are_what_their_shapes_say(shape):
 def test_working_arrays_stay_small():
     """670,000 labels, 128 rows of 32,768 inputs: one matrix of scores alone would take 327 MiB."""
     sizes = 128, 32768, 670_000, 32
-    assert n_bytes(cpu_wing.workspace_shapes(*sizes)) < 50 << 20
-    assert n_bytes(cpu_wing.top_k_shapes(*sizes, 5)) < 20 << 20
-    assert n_bytes(cuda_wing.workspace_shapes(*sizes)) == 32 << 20
-    assert n_bytes(cuda_wing.top_k_shapes(*sizes, 5)) < 32 << 20
+    assert n_bytes(cpu_backend.workspace_shapes(*sizes)) < 50 << 20
+    assert n_bytes(cpu_backend.top_k_shapes(*sizes, 5)) < 20 << 20
+    assert n_bytes(cuda_backend.workspace_shapes(*sizes)) == 32 << 20
+    assert n_bytes(cuda_backend.top_k_shapes(*sizes, 5)) < 32 << 20
 
 
 # ---------------------------------------------------------------- top-k

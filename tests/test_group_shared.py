@@ -21,7 +21,7 @@ from sparsemax_nb import (
 )
 from sparsemax_nb.core import formulas, rng
 from sparsemax_nb.core.device import device_of
-from sparsemax_nb.cpu import bfloat16 as cpu_wing
+from sparsemax_nb.cpu import bfloat16 as cpu_backend
 from sparsemax_nb.reference import bfloat16, rewiring
 from sparsemax_nb.reference import fixed_fan_in as plain
 
@@ -145,10 +145,10 @@ def test_rounding_is_right_on_average(backend):
     assert set(values) == {low, high}
     assert (values == high).mean() == pytest.approx(0.3, abs=0.01)
     out = np.zeros(1 << 16, np.uint16)
-    cpu_wing.put(np.full(1 << 16, number), rng.Rounding(np.uint64(3), np.uint64(1)), 0, out)
+    cpu_backend.put(np.full(1 << 16, number), rng.Rounding(np.uint64(3), np.uint64(1)), 0, out)
     np.testing.assert_array_equal(out, rounded)
     part = np.zeros(100, np.uint16)  # as a thread does that begins in the middle of a draw
-    cpu_wing.put(np.full(100, number), rng.Rounding(np.uint64(3), np.uint64(1)), 1003, part)
+    cpu_backend.put(np.full(100, number), rng.Rounding(np.uint64(3), np.uint64(1)), 1003, part)
     np.testing.assert_array_equal(part, rounded[1003:1103])
 
 

@@ -1,4 +1,4 @@
-"""Groups of similar labels: the CPU wing against `reference`, what the order promises, bad input."""
+"""Groups of similar labels: the CPU backend against `reference`, what the order promises, bad input."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import scipy.sparse
 
 from sparsemax_nb import group_labels
 from sparsemax_nb import grouping as module
-from sparsemax_nb.cpu import grouping as cpu_wing
+from sparsemax_nb.cpu import grouping as cpu_backend
 from sparsemax_nb.reference import grouping as reference
 
 from .helpers import label_matrix, normal
@@ -21,7 +21,7 @@ def rows_of(n_rows, n_features, seed):
 @pytest.mark.parametrize(("n_labels", "group_size"), [(6, 1), (7, 7), (9, 2), (65, 8), (130, 3)])
 def test_order_equals_reference(n_labels, group_size):
     rows = rows_of(n_labels, 17, n_labels)
-    order = cpu_wing.order(rows, group_size, 2**64 - 1)
+    order = cpu_backend.order(rows, group_size, 2**64 - 1)
     np.testing.assert_array_equal(order, reference.order(rows, group_size, 2**64 - 1))
     np.testing.assert_array_equal(np.sort(order), np.arange(n_labels))
 

@@ -21,7 +21,7 @@ from sparsemax_nb.cpu import top_k as cpu_top_k
 from sparsemax_nb.cuda import top_k as cuda_top_k
 from sparsemax_nb.reference import full_softmax
 from sparsemax_nb.reference import top_k as reference
-from sparsemax_nb.train.outputs import top_k_of_scores
+from sparsemax_nb.train.layers import top_k_of_scores
 
 from .helpers import integers, layer_arrays, normal, place_layer, shared_arrays, threads
 
@@ -142,9 +142,9 @@ def test_some_rows_at_a_time(backend, monkeypatch):
 def test_memory_does_not_grow_with_k(backend, group):
     """Lists of k for each row would take 3 GiB for 5,000 rows and k = L = 80,000."""
     name = "group_shared" if group else "fixed_fan_in"
-    kernels = backend_of(backend.device, name)
+    module = backend_of(backend.device, name)
     for n_rows in (1, 200, 5000):
-        shapes = kernels.top_k_shapes(n_rows, 64, 80_000, 8, *group, 80_000).values()
+        shapes = module.top_k_shapes(n_rows, 64, 80_000, 8, *group, 80_000).values()
         inputs = 4 * 64 * (n_rows + 16)
         assert sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in shapes) < inputs + (3 << 26)
 

@@ -1,4 +1,4 @@
-"""The LSTM: a whole layer by hand, backwards through time, against finite differences and PyTorch; the wings against it."""
+"""The LSTM: a whole layer by hand, backwards through time, against finite differences and PyTorch; the backends against it."""
 
 from typing import NamedTuple
 
@@ -120,12 +120,12 @@ def sequence(n_steps, n_rows, n_units):
 
 def run(backend, arrays, dout, **options):
     """Both operations on copies of the arrays: gates, cells, hidden and the gradient by the sums behind the gates."""
-    kernels, arrays, dout = backend.module("lstm"), [backend.array(a, np.float32) for a in arrays], backend.array(dout)
+    module, arrays, dout = backend.module("lstm"), [backend.array(a, np.float32) for a in arrays], backend.array(dout)
     recurrent, gates, cells, _ = arrays
     dpre = backend.array(np.full(gates.shape, np.nan, np.float32))
-    kernels.forward(*arrays, **options)
+    module.forward(*arrays, **options)
     outputs = [backend.numpy(a) for a in arrays[1:]]
-    kernels.backward(recurrent, gates, cells, dout, dpre, **options)
+    module.backward(recurrent, gates, cells, dout, dpre, **options)
     return *outputs, backend.numpy(dpre)
 
 

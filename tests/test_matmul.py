@@ -1,9 +1,9 @@
-"""Dense products that are added to what is there (tests/kernels.py holds the plain ones)."""
+"""Dense products that are added to what is there (tests/catalogue/matmul.py holds the plain ones)."""
 
 import numpy as np
 import pytest
 
-from sparsemax_nb.core.device import asarray, backend_of, cuda_problem, to_numpy
+from sparsemax_nb.core.device import asarray, backend_of, to_numpy
 
 from .helpers import assert_close, normal
 
@@ -20,9 +20,8 @@ def test_adds_to_its_output(backend, monkeypatch, shape, transposed):
     assert_close(backend.numpy(out), before + a.astype(np.float64) @ b, k)
 
 
+@pytest.mark.cuda
 def test_tiled_kernel_adds_to_its_output():
-    if cuda_problem():
-        pytest.skip(cuda_problem())
     a, b, before = normal(1, 9, 5), normal(2, 5, 7), normal(3, 9, 7)
     out = asarray(before.copy(), "cuda")
     matmul = backend_of("cuda", "matmul").matmul
@@ -33,9 +32,9 @@ def test_tiled_kernel_adds_to_its_output():
 @pytest.mark.parametrize("shape", [(7, 40, 80), (7, 40, 79), (40, 7, 200)])
 def test_long_sums_after_one_another(shape):
     """Sums that are cut share a scratch: what a larger product, and one full of NaN, left in it does no harm."""
-    (m, n, k), kernels = shape, backend_of("cpu", "matmul")
+    (m, n, k), module = shape, backend_of("cpu", "matmul")
     a, b, out = normal(1, k, m), normal(2, k, n), np.full((m, n), np.nan, np.float32)
     large = np.full((400, 50), np.nan, np.float32)
-    kernels.matmul(large.T, large, np.empty((50, 50), np.float32))
-    kernels.matmul(a.T, b, out)
+    module.matmul(large.T, large, np.empty((50, 50), np.float32))
+    module.matmul(a.T, b, out)
     assert_close(out, a.T.astype(np.float64) @ b, k)

@@ -7,7 +7,7 @@ import pytest
 
 import bench.__main__
 from bench import forward, group_shared, scaling, step
-from sparsemax_nb.core.device import SIMULATOR, cuda_available
+from sparsemax_nb.core.device import SIMULATOR
 
 
 def test_group_shared_at_smoke_size(capsys):
@@ -72,7 +72,7 @@ def test_profile_needs_cuda_and_a_kernel_that_there_is(capsys):
         assert message in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not cuda_available(), reason="needs CUDA, or its simulator")
+@pytest.mark.cuda
 def test_second_launch_is_profiled_and_the_last(monkeypatch, capsys):
     """The first launch compiles and is checked; kernels launched before it are not touched."""
     events, module = [], importlib.import_module("sparsemax_nb.cuda.fixed_fan_in")

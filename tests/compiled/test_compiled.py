@@ -1,4 +1,4 @@
-"""Net 3: the compiled kernels executed on the CPU by ptxsim, launched as the CUDA backend launches them."""
+"""Tier 3: the compiled kernels executed on the CPU by ptxsim, launched as the CUDA backend launches them."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,8 @@ import pytest
 import ptxsim
 from sparsemax_nb.cuda import launch as launches
 from sparsemax_nb.reference import rewiring
+from tests.catalogue import OPERATIONS, intercepted
 from tests.core import philox
-from tests.kernels import OPERATIONS, intercepted
 
 
 def _cases():

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numba import typeof
 
-from tests.kernels import BUDGETS, recorded
+from tests.catalogue import BUDGETS, recorded
 
 #: Published limits of a multiprocessor by compute capability: warps, blocks, bytes of shared memory.
 LIMITS = {(7, 5): (32, 16, 64 << 10), (8, 0): (64, 32, 164 << 10), (9, 0): (64, 32, 228 << 10)}

@@ -1,11 +1,11 @@
-"""Net 2: what each kernel becomes when it is compiled, without a GPU."""
+"""Tier 2: what each kernel becomes when it is compiled, without a GPU."""
 
 import json
 import sys
 
 import pytest
 
-from tests.kernels import BUDGETS
+from tests.catalogue import BUDGETS
 
 from . import table
 

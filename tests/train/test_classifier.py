@@ -13,7 +13,7 @@ import scipy.sparse
 
 from sparsemax_nb import data, train
 from sparsemax_nb.core import checkpoint
-from sparsemax_nb.core.device import cuda_problem, to_numpy
+from sparsemax_nb.core.device import to_numpy
 from sparsemax_nb.grouping import GROUPINGS
 from sparsemax_nb.train import TrainingError
 from sparsemax_nb.train.negatives import BASELINES, INDICES, SAMPLERS
@@ -191,10 +191,9 @@ def test_seed_decides(corpus):
 @pytest.mark.parametrize(
     "more", [{}, SOFTMAX | {"sampler": "none"}, SOFTMAX | {"sampler": "midx-rq", "index_every": 2}]
 )
+@pytest.mark.cuda
 def test_trains_on_cuda(corpus, more):
     """The loop, whole, through the CUDA path (in the simulator: a few rows)."""
-    if cuda_problem():
-        pytest.skip(cuda_problem())
     small = {"embedding": 4, "intermediate": 6, "fan_in": 3, "batch_size": 4, "epochs": 1, "seed": 5}
     features, labels = corpus.features[:12], corpus.labels[:12, :9]
     models = [train.Classifier(**SMALL | small | more | {"device": d}).fit(features, labels) for d in ("cpu", "cuda")]
@@ -480,9 +479,8 @@ def test_labels_without_a_point_come_last(corpus, tmp_path, more):
 
 
 @pytest.mark.parametrize("more", [{}, GROUPED | {"group_size": 2}, SOFTMAX | {"sampler": "uniform", "n_samples": 3}])
+@pytest.mark.cuda
 def test_labels_without_a_point_come_last_on_cuda(corpus, more):
-    if cuda_problem():
-        pytest.skip(cuda_problem())
     small = {"embedding": 4, "intermediate": 6, "fan_in": 3, "batch_size": 6, "epochs": 1, "device": "cuda"}
     labels = corpus.labels[:12, :9].tolil()
     labels[:, [0, 3]] = 0
@@ -576,9 +574,8 @@ def test_a_sampler_that_counts_labels_wants_some(corpus, sampler):
     assert model.network_ is before
 
 
+@pytest.mark.cuda
 def test_a_model_loads_where_its_sampler_can_not_draw(corpus, tmp_path):
-    if cuda_problem():
-        pytest.skip(cuda_problem())
     fitted(corpus, **SOFTMAX, sampler="sphere", epochs=1).save(tmp_path / "model")
     loaded = train.Classifier.load(tmp_path / "model", device="cuda")
     assert loaded.device_ == "cuda"

@@ -10,7 +10,7 @@ import scipy.sparse
 
 from sparsemax_nb import PackedDSSoftmax, SparseExperts, metrics, train
 from sparsemax_nb.core import checkpoint
-from sparsemax_nb.core.device import SimArray, cuda_problem, device_of, to_numpy
+from sparsemax_nb.core.device import SimArray, device_of, to_numpy
 from sparsemax_nb.data.batches import shuffled
 from sparsemax_nb.train import ds_softmax
 from tests.helpers import label_matrix, normal, threads
@@ -420,10 +420,9 @@ def test_same_bits_with_one_thread_and_two(points):
 
 
 @pytest.mark.parametrize("several", [False, True])
+@pytest.mark.cuda
 def test_a_few_steps_on_cuda(tmp_path, several):
     """As on the CPU; one of them by a checkpoint from which the run goes on; all arrays are on the device."""
-    if cuda_problem():
-        pytest.skip(cuda_problem())
     contexts, init = normal(1, 4, 2), normal(2, 3, 2)
     targets = label_matrix(4, 3, density=0.5) if several else np.int32([0, 1, 2, 2])
     params = {"n_experts": 2, "first_experts": 1, "epochs": 1, "batch_size": 2, "prune_after": 0, "threshold": 0.5}

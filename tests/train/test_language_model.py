@@ -8,7 +8,7 @@ import pytest
 
 from sparsemax_nb import data, train
 from sparsemax_nb.core import checkpoint
-from sparsemax_nb.core.device import cuda_problem, to_numpy
+from sparsemax_nb.core.device import to_numpy
 from tests.helpers import ForeignArray, assert_close, threads
 
 
@@ -286,9 +286,8 @@ def test_same_seed_same_bits_with_any_number_of_threads():
 
 
 @pytest.mark.parametrize("changes", [{"sampler": "midx-rq"}, {"sampler": "none", "tied": False, "n_layers": 1}])
+@pytest.mark.cuda
 def test_three_steps_on_cuda(changes):
-    if cuda_problem():
-        pytest.skip(cuda_problem())
     few, small = TEXT[:36], {"width": 4, "batch_size": 2, "unroll": 6, "epochs": 1, "clip": 0.1}
     models = [fit(few, changes=small | changes | {"device": device}) for device in ("cpu", "cuda")]
     assert models[1].history_.steps == 3 and models[1].device_ == "cuda"

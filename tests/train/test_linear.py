@@ -350,10 +350,9 @@ def test_bad_partial_fits(corpus):
     assert bits(model) == before and model.n_labels_ == 25
 
 
-def test_on_cuda_as_on_the_cpu(corpus, backend):
+@pytest.mark.cuda
+def test_on_cuda_as_on_the_cpu(corpus):
     """A few points: the same active pairs, so nearly the same weights."""
-    if backend.device == "cpu":
-        pytest.skip("what it is compared with")
     some = corpus.features[:24], corpus.labels[:24]
     few = SMALL | {"epochs": 2, "min_features": 2}
     models = [train.Classifier(**few | {"device": device}).fit(*some) for device in ("cpu", "cuda")]

@@ -6,7 +6,7 @@ import scipy.sparse
 
 from sparsemax_nb import SGD, Adam, reference
 from sparsemax_nb.core import formulas, rng, sparse
-from sparsemax_nb.core.device import asarray, cuda_problem, to_numpy
+from sparsemax_nb.core.device import asarray, to_numpy
 from sparsemax_nb.reference import activations, embedding, fixed_fan_in, losses  # noqa: F401  makes them attributes
 from sparsemax_nb.train.network import LOSSES, OUTPUTS, WORDS, Network
 
@@ -133,9 +133,8 @@ def test_three_steps_and_prediction(backend, output):
     assert np.all((ids >= 0) & (ids < N_LABELS))
 
 
+@pytest.mark.cuda
 def test_cpu_and_cuda_train_alike():
-    if cuda_problem():
-        pytest.skip(cuda_problem())
     x, y = batch()
     results = []
     for device in ("cpu", "cuda"):

@@ -12,7 +12,7 @@ import pytest
 
 from sparsemax_nb import data, train
 from sparsemax_nb.core import checkpoint
-from sparsemax_nb.core.device import SIMULATOR, cuda_problem, to_numpy
+from sparsemax_nb.core.device import SIMULATOR, to_numpy
 from tests.train.kill_and_resume import kill_and_resume
 
 SMALL = {
@@ -120,9 +120,8 @@ def test_checkpoints_with_a_damaged_index(corpus, tmp_path, name, change, messag
 
 
 @pytest.mark.parametrize("softmax", [False, True])
+@pytest.mark.cuda
 def test_resume_on_cuda(corpus, tmp_path, softmax):
-    if cuda_problem():
-        pytest.skip(cuda_problem())
     few = data.XCData(corpus.features[:12], corpus.labels[:12, :9])
 
     def run(**more):
