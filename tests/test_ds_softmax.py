@@ -492,7 +492,7 @@ def test_queries_that_are_not_finite_meet_an_empty_expert(backend, n_rows):
 
 
 def test_dense_checks_its_classes():
-    with pytest.raises(ValueError, match="classes must be finite"):
+    with pytest.raises(ValueError, match="weights must be finite"):
         SparseExperts.dense(np.full((3, 2), np.nan, np.float32), 2)
     with pytest.raises(ValueError, match="n_experts must be at least 1"):
         SparseExperts.dense(np.zeros((3, 2), np.float32), 0)

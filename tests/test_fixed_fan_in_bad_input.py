@@ -33,11 +33,11 @@ CALLS = {
 def good(backend):
     """Arguments that all functions accept, on the device of `backend`; an optimizer that has taken a step."""
     layer, adam = make_layer(backend, L, H, K), Adam()
-    x, labels = backend.array(normal(1, B, H)), place_labels(backend, label_matrix(B, L))
+    h, labels = backend.array(normal(1, B, H)), place_labels(backend, label_matrix(B, L))
     dscores = backend.array(normal(2, B, L))
-    fixed_fan_in_step(x, layer, labels, "bce", adam)
+    fixed_fan_in_step(h, layer, labels, "bce", adam)
     return SimpleNamespace(
-        backend=backend, layer=layer, x=x, dscores=dscores, labels=labels, k=2, loss="bce", optimizer=adam, out=None
+        backend=backend, layer=layer, h=h, dscores=dscores, labels=labels, k=2, loss="bce", optimizer=adam, out=None
     )
 
 
@@ -109,7 +109,7 @@ BAD_NUMBERS = {
     ),
     "inf": (lambda a, b: with_entry(a, (2, 0), -np.inf), ValueError, r"^{0} must be finite, got -inf at \[2, 0\]"),
 }
-SHAPES = {"x": f"B, {H}", "dscores": f"{B}, {L}", "out": f"{B}, {L}"}
+SHAPES = {"h": f"B, {H}", "dscores": f"{B}, {L}", "out": f"{B}, {L}"}
 
 
 def each(*tables):
@@ -127,7 +127,7 @@ def check_array(good, call, name, wrong):
 @pytest.mark.parametrize("call", CALLS)
 @each(BAD_ARRAYS, NOT_ARRAYS, BAD_NUMBERS)
 def test_x(good, call, wrong):
-    check_array(good, call, "x", wrong)
+    check_array(good, call, "h", wrong)
 
 
 @each(BAD_ARRAYS, NOT_ARRAYS, BAD_NUMBERS)

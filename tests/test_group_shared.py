@@ -316,7 +316,7 @@ def test_bad_calls_leave_the_layer_alone(backend):
     before = backend.numpy(layer.arrays.values)
     cases = [
         (lambda: fixed_fan_in_forward(on_other_device(backend, x), layer), TypeError, "one device"),
-        (lambda: fixed_fan_in_forward(backend.array(normal(1, B, H + 1)), layer), ValueError, "x must have shape"),
+        (lambda: fixed_fan_in_forward(backend.array(normal(1, B, H + 1)), layer), ValueError, "h must have shape"),
         (lambda: fixed_fan_in_top_k(x, layer, L + 1), ValueError, "k must be between 1 and 14"),
         (lambda: fixed_fan_in_step(x, layer, labels, "softmax", Adam()), ValueError, "loss must be one of"),
         (lambda: fixed_fan_in_step(x, layer, labels, "bce", "adam"), TypeError, "optimizer must be Adam or SGD"),

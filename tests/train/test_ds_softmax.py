@@ -126,7 +126,7 @@ def test_init_is_where_every_expert_starts(points):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SparseExperts, "step", step)
         with pytest.raises(Spy):
-            short(points, init=init)
+            short(points, weights=init)
     np.testing.assert_array_equal(seen[0], np.tile(init - init.mean(0), (2, 1)))
 
 
@@ -314,7 +314,7 @@ def test_contexts_that_are_not_finite(points, tmp_path):
 
     model = train.DSSoftmax(**SHORT)
     with pytest.raises(
-        train.TrainingError, match=r"^step [45]\d: contexts must be finite, got NaN or inf.* in row 905; fix"
+        train.TrainingError, match=r"^step [45]\d: h must be finite, got NaN or inf.* in row 905; fix"
     ):
         model.fit(contexts, points[1], checkpoint_path=path, after_epoch=spoil)
     assert checkpoint.load(path, "ds-softmax checkpoint")[1]["epoch"] == 2
@@ -322,9 +322,9 @@ def test_contexts_that_are_not_finite(points, tmp_path):
     model.fit(contexts, points[1], checkpoint_path=path, resume=True)
     assert bits(model) == bits(short(points))
     contexts[907] = np.inf
-    with pytest.raises(ValueError, match="^contexts must be finite, got NaN or infinity in row 907"):
+    with pytest.raises(ValueError, match="^h must be finite, got NaN or infinity in row 907"):
         model.evaluate(contexts, points[1])
-    with pytest.raises(train.TrainingError, match="^step 19: validation contexts must be finite.* in row 907"):
+    with pytest.raises(train.TrainingError, match="^step 19: validation h must be finite.* in row 907"):
         short(points, validation=(contexts, points[1]))
 
 
@@ -362,7 +362,7 @@ def test_checkpoints_of_another_run(points, tmp_path):
     refused("written for other data", (contexts[:-1], targets[:-1]))
     refused("written for other data", (contexts, np.roll(targets, 1)))
     refused("written for other data", (contexts.astype(np.float16), targets))
-    refused("written for other data", init=normal(1, N_CLASSES, WIDTH))
+    refused("written for other data", weights=normal(1, N_CLASSES, WIDTH))
     refused("n_classes was 20, not 21", n_classes=21)
     path.unlink()
     labels = label_matrix(N_ROWS, N_CLASSES, density=0.15)
@@ -514,12 +514,12 @@ LABELS = label_matrix(6, 5)
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"contexts": CONTEXTS.astype(np.float64)}, TypeError, "contexts must be float32 or float16, got float64; use "),
-        ({"contexts": CONTEXTS.tolist()}, TypeError, "contexts must be a NumPy array .*, got list"),
-        ({"contexts": SimArray((6, 4), np.float32)}, TypeError, "contexts must be a NumPy array .*, got SimArray"),
-        ({"contexts": CONTEXTS[0]}, ValueError, r"contexts must have shape \(N, d\), got \(4,\)"),
-        ({"contexts": CONTEXTS[:0], "targets": TARGETS[:0]}, ValueError, "the number of contexts must be at least 1"),
-        ({"contexts": np.asfortranarray(CONTEXTS)}, ValueError, "contexts must be C-contiguous"),
+        ({"h": CONTEXTS.astype(np.float64)}, TypeError, "h must be float32 or float16, got float64; use "),
+        ({"h": CONTEXTS.tolist()}, TypeError, "h must be a NumPy array .*, got list"),
+        ({"h": SimArray((6, 4), np.float32)}, TypeError, "h must be a NumPy array .*, got SimArray"),
+        ({"h": CONTEXTS[0]}, ValueError, r"h must have shape \(N, d\), got \(4,\)"),
+        ({"h": CONTEXTS[:0], "targets": TARGETS[:0]}, ValueError, "the number of rows of h must be at least 1"),
+        ({"h": np.asfortranarray(CONTEXTS)}, ValueError, "h must be C-contiguous"),
         ({"targets": TARGETS.astype(float)}, TypeError, "targets must hold integers, got float64; use targets.astype"),
         ({"targets": TARGETS.tolist()}, TypeError, "targets must be a NumPy array .*, got list"),
         ({"targets": TARGETS[:5]}, ValueError, r"targets must have shape \(6,\), got \(5,\)"),
@@ -528,21 +528,21 @@ LABELS = label_matrix(6, 5)
         ({"n_classes": 0}, ValueError, "n_classes must be at least 1"),
         ({"targets": LABELS[:5]}, ValueError, r"targets must have shape \(6, 5\) like the contexts, got \(5, 5\)"),
         ({"targets": LABELS, "n_classes": 6}, ValueError, "agree on the number of classes, got .'targets': 5, 'n_classes': 6"),
-        ({"init": normal(2, 3, 5)}, ValueError, r"init must have shape \(3, 4\), got \(3, 5\)"),
-        ({"init": normal(2, 3, 4).tolist()}, TypeError, "init must be a NumPy array .*, got list"),
-        ({"init": np.zeros((3, 4))}, TypeError, "init must be float32, got float64"),
-        ({"init": np.full((3, 4), np.nan, np.float32)}, ValueError, "init must be finite"),
-        ({"init": normal(2, 2, 4)}, ValueError, r"targets must lie in \[0, 2\), got 2"),
-        ({"init": normal(2, 3, 4), "n_classes": 4}, ValueError, "must agree on the number of classes"),
-        ({"init": normal(2, 3, 4), "targets": LABELS}, ValueError, "got {'init': 3, 'targets': 5}"),
-        ({"validation": (CONTEXTS[:, :3].copy(), TARGETS)}, ValueError, r"validation contexts must have shape \(N, 4\)"),
+        ({"weights": normal(2, 3, 5)}, ValueError, r"weights must have shape \(3, 4\), got \(3, 5\)"),
+        ({"weights": normal(2, 3, 4).tolist()}, TypeError, "weights must be a NumPy array .*, got list"),
+        ({"weights": np.zeros((3, 4))}, TypeError, "weights must be float32, got float64"),
+        ({"weights": np.full((3, 4), np.nan, np.float32)}, ValueError, "weights must be finite"),
+        ({"weights": normal(2, 2, 4)}, ValueError, r"targets must lie in \[0, 2\), got 2"),
+        ({"weights": normal(2, 3, 4), "n_classes": 4}, ValueError, "must agree on the number of classes"),
+        ({"weights": normal(2, 3, 4), "targets": LABELS}, ValueError, "got {'init': 3, 'targets': 5}"),
+        ({"validation": (CONTEXTS[:, :3].copy(), TARGETS)}, ValueError, r"validation h must have shape \(N, 4\)"),
         ({"validation": (CONTEXTS, TARGETS + 1)}, ValueError, r"validation targets must lie in \[0, 3\), got 3"),
         ({"validation": (CONTEXTS, LABELS)}, ValueError, r"validation targets must have shape \(6, 3\)"),
         ({"validation": (CONTEXTS, TARGETS[:5])}, ValueError, r"validation targets must have shape \(6,\)"),
     ],
 )  # fmt: skip
 def test_bad_data(change, error, message):
-    arguments = {"contexts": CONTEXTS, "targets": TARGETS} | change
+    arguments = {"h": CONTEXTS, "targets": TARGETS} | change
     with pytest.raises(error, match=message):
         train.DSSoftmax(**SHORT).fit(**arguments)
 
@@ -556,7 +556,7 @@ def test_bad_labels():
 
 def test_evaluate_checks_its_data(fitted, points):
     model, (contexts, targets) = fitted[0], points
-    with pytest.raises(ValueError, match=r"contexts must have shape \(N, 16\), got \(1000, 15\)"):
+    with pytest.raises(ValueError, match=r"h must have shape \(N, 16\), got \(1000, 15\)"):
         model.evaluate(contexts[:, :15].copy(), targets)
     with pytest.raises(ValueError, match=r"targets must lie in \[0, 20\), got 20"):
         model.evaluate(contexts, targets + 1)
