@@ -1,7 +1,8 @@
-# make demo    install into .venv, train output layers of three kinds on 15,810 labels, compare them (5 minutes)
-# make check   install into .venv, lint, check types, run the quick tests (a minute): before every commit
-# make test    install into .venv, run all tests that need no GPU, and the tutorials (15 minutes)
-# make docs    install into .venv, run the tutorials, build the site: docs/_build/html/index.html
+# Each target installs what it needs into .venv.
+# make demo    train three kinds of output layers with 15,810 labels and compare them (5 minutes)
+# make check   lint, check types, run the quick tests (a minute); run it before every commit
+# make test    run all tests that need no GPU, and the tutorials (15 minutes)
+# make docs    run the tutorials and build the site: docs/_build/html/index.html
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
@@ -21,17 +22,17 @@ lint: $(VENV)/dev.done
 check: lint
 	NUMBA_ENABLE_CUDASIM=1 $(PY) -m pytest -q -n 2 -m quick tests
 
-# The source archive and the wheel, in dist/.
+# Build and check the source archive and the wheel, in dist/.
 package: $(VENV)/dev.done
 	rm -rf dist
 	$(PY) -m build --outdir dist
 	$(PY) -m twine check --strict dist/*
 
-# Has our code become slower since the last results of this type of machine? Takes minutes; nothing else should run.
+# Compare our times with the last results from this type of machine. Takes minutes; run nothing else meanwhile.
 regression: $(VENV)/demo.done
 	$(PY) -m bench.regression
 
-# Two runs, because one process can not both simulate CUDA and compile for it.
+# pytest runs twice, because one process cannot both simulate CUDA and compile for it.
 test: test-simulator test-compiled test-tutorials
 
 test-simulator: $(VENV)/test.done
@@ -44,15 +45,15 @@ test-compiled: $(VENV)/test.done
 test-tutorials: $(VENV)/test.done
 	$(PY) -m pytest -q -n 2 tutorials
 
-# Threads, forks and processes, thousands of times, against the bits of a single thread; not a part of `make test`.
+# Call everything from many threads and processes and compare the bits with one thread; not part of `make test`.
 stress: $(VENV)/test.done
 	$(PY) -m tests.stress
 
-# Registers, shared memory, spills and occupancy of every CUDA kernel, compiled here: needs no GPU.
+# Print registers, shared memory, spills and occupancy of every CUDA kernel. Compiles them; needs no GPU.
 contracts: $(VENV)/test.done
 	$(PY) -m tests.contracts.table
 
-# On a machine with a GPU, with the packages that it has: the suite on CUDA and every benchmark, results in gpu_output/.
+# On a machine with a GPU, with its installed packages: run all tests and benchmarks on CUDA, results in gpu_output/.
 gpu:
 	$(PYTHON) -m bench.gpu
 
@@ -63,12 +64,12 @@ bench: $(VENV)/demo.done
 	$(PY) -m bench.sampling
 	$(PY) -m bench.memory_670k
 
-# The site; tutorials run at full size, or in seconds with TUTORIAL_SMOKE=1.
+# Build the site. Tutorials run at full size, or in seconds with TUTORIAL_SMOKE=1.
 docs: $(VENV)/docs.done
 	$(PY) -m sphinx -W --keep-going -q docs docs/_build/html
 	@echo docs/_build/html/index.html
 
-# The tutorials as notebooks, without outputs, in notebooks/.
+# Convert the tutorials to notebooks without outputs, in notebooks/.
 notebooks: $(VENV)/docs.done
 	mkdir -p notebooks
 	cp tutorials/lesson.py notebooks/

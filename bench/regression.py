@@ -1,8 +1,8 @@
-"""Has our code become slower since the last results of this type of machine? ``python -m bench.regression``.
+"""Has our code become slower since the last results on this type of machine? ``python -m bench.regression``.
 
-Runs short benchmarks on the CPU and compares each time of ours with the newest row in bench/results/ that has the same
-benchmark, parameters, machine and number of threads. Nothing is written. Exit status: 0 where no time is more than
---tolerance times the earlier one, 1 where one is, or where a benchmark fails, 2 where there is nothing to compare with.
+Runs short benchmarks on the CPU. Each time of our code is compared with the newest row in bench/results/ that has the
+same benchmark, parameters, machine and number of threads. Nothing is written. Exit status: 0 if no time is more than
+--tolerance times the earlier one; 1 if one is, or if a benchmark fails; 2 if there is no earlier result.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import numba
 
 from . import machine, tables
 
-#: {benchmark: options}; the large size of cross_entropy takes minutes.
+#: {benchmark: options}. The large size of cross_entropy is skipped because it takes minutes.
 BENCHMARKS = {
     "forward": [],
     "step": [],
@@ -25,14 +25,14 @@ BENCHMARKS = {
     "sampling": [],
     "lstm": [],
 }
-#: Parameters that are measured, or do not change what a call computes.
-NOT_COMPARED = {"repeats", "active_scores_percent", "active_blocks_percent"}
-#: How much longer than before a median may be: other work on a machine easily costs a tenth.
+#: Parameters that are measured, or that do not change what a call computes: rows may differ in them.
+IGNORED_PARAMETERS = {"repeats", "active_scores_percent", "active_blocks_percent"}
+#: Maximum ratio of a median to the earlier one. Other work on the machine can easily cost 10 %.
 TOLERANCE = 1.25
 
 
 class Comparison(NamedTuple):
-    """One time of ours now, and the earlier one (seconds; None where there is none) with its date."""
+    """A time of our code now, and the earlier one (seconds; None if there is none) with its date."""
 
     benchmark: str
     what: str
@@ -42,12 +42,12 @@ class Comparison(NamedTuple):
 
     @property
     def ratio(self):
-        """How many times as long as before it takes."""
+        """The time relative to the earlier one."""
         return None if self.before is None else self.now / self.before
 
 
 def times(row):
-    """{what: median seconds} of what is ours in a row: its contestants, the samplers of `sampling`, their builds."""
+    """{name: median seconds} of our code in a row: contestants, the samplers of `sampling`, and their builds."""
     if "contestants" in row:
         entries = {name: entry for name, entry in row["contestants"].items() if name.partition(",")[0] == "ours"}
         return {name: entry["median_s"] for name, entry in entries.items() if "median_s" in entry}
@@ -55,7 +55,7 @@ def times(row):
     if row["benchmark"] == "sampling":
         sizes = [column.partition(" classes")[0] for column in row["table"]["header"][1:]]
         for sampler, figures in row["figures"].items():
-            medians = zip(sizes, figures["median_s"], strict=False)  # columns that are no sizes come last
+            medians = zip(sizes, figures["median_s"], strict=False)  # the last columns are not sizes
             found |= {f"{sampler}, {size} classes": seconds for size, seconds in medians}
     elif row["benchmark"] == "sampling: index":
         for size, figures in row["figures"].items():
@@ -63,28 +63,30 @@ def times(row):
     return found
 
 
-def place(row):
-    """What two rows must share to have been measured on the same type of machine."""
+def machine_and_threads(row):
+    """Two rows are comparable if this is equal."""
     return row["environment"]["machine"], row["environment"]["threads"]
 
 
 def _case(row):
-    """Which benchmark it is, and its parameters, as text that can be looked up."""
-    parameters = {name: value for name, value in row["parameters"].items() if name not in NOT_COMPARED}
+    """The benchmark and its parameters as a string, to look up rows."""
+    parameters = {name: value for name, value in row["parameters"].items() if name not in IGNORED_PARAMETERS}
     return json.dumps([row["benchmark"], parameters], sort_keys=True)
 
 
 def label(row):
-    """The benchmark, and what tells its rows apart."""
+    """The benchmark, and the parameters in which its rows differ."""
     parts = [f"{name} {row['parameters'][name]}" for name in ("loss", "inside_margin") if name in row["parameters"]]
     return ", ".join([row["benchmark"], *parts])
 
 
 def compare(fresh, stored):
-    """A `Comparison` for each time of ours in the rows `fresh`, with the newest of the rows `stored` that matches."""
+    """Compare each time of our code in the rows `fresh` with the newest matching row of `stored`."""
     comparisons = []
     for row in fresh:
-        same = [old for old in stored if place(old) == place(row) and _case(old) == _case(row)]
+        same = [
+            old for old in stored if machine_and_threads(old) == machine_and_threads(row) and _case(old) == _case(row)
+        ]
         for what, now in times(row).items():
             known = [old for old in same if what in times(old)]
             last = max(known, key=lambda old: old["environment"]["date_utc"], default=None)
@@ -110,7 +112,7 @@ def table(comparisons, tolerance):
 
 
 def verdict(comparisons, tolerance):
-    """The exit status, and a line that says why."""
+    """The exit status, and a line with the reason."""
     known = [c for c in comparisons if c.before is not None]
     if not known:
         return 2, "Nothing to compare with: no earlier result has these parameters on this type of machine."
@@ -123,13 +125,13 @@ def verdict(comparisons, tolerance):
 
 
 def stored_rows(names):
-    """All rows in bench/results/ that the benchmarks `names` have written on the CPU."""
+    """All rows in bench/results/ that the benchmarks `names` wrote on the CPU."""
     paths = (tables.RESULTS / f"{name}-cpu.json" for name in names)
     return [row for path in paths if path.exists() for row in json.loads(path.read_text())]
 
 
 def run(name, args):
-    """The rows of one benchmark, run in a process of its own, as they were before; raises where it fails."""
+    """Run one benchmark in a separate process and return its rows; raises CalledProcessError if it fails."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"{name}.json"
         command = [sys.executable, "-m", f"bench.{name}", "--device", "cpu", "--threads", str(args.threads)]
@@ -141,24 +143,26 @@ def run(name, args):
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m bench.regression", description=__doc__.partition("(")[0])
     cores = numba.config.NUMBA_NUM_THREADS
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)} (default: all)")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"one or more of {', '.join(BENCHMARKS)} (default: all)"
+    )
     parser.add_argument("--threads", type=int, default=min(2, cores), help="threads of Numba and PyTorch (default: 2)")
     parser.add_argument("--repeats", type=int, default=7, help="timed rounds (default: 7)")
     parser.add_argument(
-        "--tolerance", type=float, default=TOLERANCE, help=f"how much longer a time may be (default: {TOLERANCE})"
+        "--tolerance", type=float, default=TOLERANCE, help=f"maximum ratio to the earlier time (default: {TOLERANCE})"
     )
     args = parser.parse_args(argv)
     names = args.names or list(BENCHMARKS)
     if unknown := sorted(set(names) - set(BENCHMARKS)):
-        parser.error(f"unknown benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
+        parser.error(f"unknown benchmark {unknown[0]!r}; choose from {', '.join(BENCHMARKS)}")
     here = machine.environment("cpu")["machine"], args.threads
-    stored = [row for row in stored_rows(names) if place(row) == here]
+    stored = [row for row in stored_rows(names) if machine_and_threads(row) == here]
     if not stored:
         cpu, folder = here[0], f"bench/{tables.RESULTS.name}/"
         print(
-            f"There are no results of this type of machine in {folder}: {cpu['cpu']}, {cpu['cores']} cores, "
-            f"caches {cpu['caches']}, {args.threads} threads.\n"
-            f"Nothing was measured. Run python -m bench.{names[0]} on a commit that you trust: it adds rows there."
+            f"No results of this type of machine in {folder}: {cpu['cpu']}, {cpu['cores']} cores, caches "
+            f"{cpu['caches']}, {args.threads} threads.\nNothing was measured. Check out a commit that you trust and "
+            f"run python -m bench.{names[0]} to add results."
         )
         return 2
     fresh, failed = [], []
@@ -173,7 +177,10 @@ def main(argv=None):
     status, line = verdict(comparisons, args.tolerance)
     print("\n" + table(comparisons, args.tolerance) + "\n")
     if machine.is_disturbed(disturbed):
-        print(f"Other processes kept {disturbed['other_cores']} cores busy meanwhile: run it again on a quiet machine.")
+        print(
+            f"Other processes used {disturbed['other_cores']} cores during the measurement: repeat it on an idle "
+            "machine."
+        )
     print(*failed, line, sep="\n")
     return 1 if failed else status
 

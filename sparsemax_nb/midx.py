@@ -1,42 +1,44 @@
-"""MIDX (method 2): the inverted multi-index and sampled softmax. The public functions check, allocate and call the twin.
+"""MIDX (method 2): a sampler with an inverted multi-index. The public functions check, allocate and call the backend.
 
 Source: "Adaptive sampled softmax with inverted multi-index: methods, theory and applications", arXiv 2501.08563.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 
 from .core import check
 from .core.alias import alias_table
+from .core.annotations import Array
 from .core.device import asarray, backend_of, device_of, empty, module_of, product, to_numpy
 from .core.metric import score_metric
 from .samplers import check_draws, check_ids, log_prob_all, sample_all
 
 KINDS = "rq", "pq"
 RESIDUALS = "uniform", "popularity", "exact"
-#: The kernels keep four numbers a codeword in 48 KiB of shared memory.
+#: The CUDA kernels keep four numbers per codeword in 48 KiB of shared memory.
 MAX_CODEWORDS = 3072
 
 
 class _Index(NamedTuple):
-    """The arrays of an index, as kernels take them; cell (k0, k1) has number ``k0 K + k1``."""
+    """The arrays of an index, as the kernels take them; cell (k0, k1) has the number ``k0 K + k1``."""
 
     codes: np.ndarray  # (L, 2) int32
-    indptr: np.ndarray  # (K K + 1,) int32: cell c holds members[indptr[c]:indptr[c + 1]]
-    members: np.ndarray  # (L,) int32, ascending inside a cell
-    records: np.ndarray  # (L, 4) uint32 beside members, or (0, 4) where all classes are alike: see `_records`
-    values: np.ndarray  # the same memory as float32
-    cell_weights: np.ndarray  # (K, K) float32: the cell's number of classes, or their total popularity
-    transposed: np.ndarray  # (K, K) float32: cell_weights.T on CUDA (a warp sums 32 rows at a time); else (0, K)
-    log_popularity: np.ndarray  # (L,) float32, by class; of size 0 where all are alike
+    indptr: np.ndarray  # (K K + 1,) int32: the classes of cell c are members[indptr[c]:indptr[c + 1]]
+    members: np.ndarray  # (L,) int32, ascending within a cell
+    records: np.ndarray  # (L, 4) uint32, parallel to members; (0, 4) without popularity; see `_records`
+    values: np.ndarray  # the memory of records as float32
+    cell_weights: np.ndarray  # (K, K) float32: the number of classes in the cell, or their total popularity
+    transposed: np.ndarray  # (K, K) float32: cell_weights.T on CUDA, where a warp sums 32 rows at a time; else (0, K)
+    log_popularity: np.ndarray  # (L,) float32, by class; size 0 without popularity
 
 
 def _records(members, alias, log_popularity):
-    """All that a draw inside a cell needs of a column j, in 16 bytes of one cache line, (L, 4) uint32.
+    """Everything that a draw within a cell reads about position j, in 16 bytes of one cache line, (L, 4) uint32.
 
-    The alias table (`rng.Alias`): ``threshold[j]``, ``members[j]``, ``other[j]``; and ``log_popularity[members[j]]``,
-    the bits of a float32.
+    The alias table (`rng.Alias`), ``threshold[j]``, ``members[j]``, ``other[j]``, and the bits of the float32
+    ``log_popularity[members[j]]``.
     """
     records = np.empty((len(members), 4), np.uint32)
     for column, values in enumerate((alias.threshold, members, alias.other)):
@@ -45,8 +47,8 @@ def _records(members, alias, log_popularity):
     return records
 
 
-def _move(codewords, vectors, class_weights, distance, sums, totals):
-    """Each codeword becomes the mean of its vectors, in place; one without vectors takes the worst served vector."""
+def _update_codewords(codewords, vectors, class_weights, distance, sums, totals):
+    """Each codeword becomes the mean of its vectors, in place. Unused ones take the vectors of largest error."""
     device = device_of(vectors)
     xp = module_of(device)
     is_empty = totals == 0
@@ -54,13 +56,13 @@ def _move(codewords, vectors, class_weights, distance, sums, totals):
     codewords[...] = xp.where(is_empty[:, None], codewords, means)
     unused = np.flatnonzero(to_numpy(is_empty))
     if unused.size:
-        served = -to_numpy(distance * class_weights if class_weights.size else distance)
-        worst = np.argsort(served, kind="stable")[: unused.size]
+        error = to_numpy(distance * class_weights if class_weights.size else distance)
+        worst = np.argsort(-error, kind="stable")[: unused.size]
         codewords[asarray(unused, device)] = vectors[asarray(worst, device)]
 
 
 def _k_means(vectors, codewords, class_weights, n_iterations):
-    """Lloyd's iterations from `codewords`, which are overwritten; returns the code of each vector, (n,) int32."""
+    """Lloyd's algorithm from `codewords`, which are overwritten; returns the code of each vector, (n,) int32."""
     device = device_of(vectors)
     codes = empty(vectors.shape[0], np.int32, device)
     distance = empty(vectors.shape[0], np.float32, device)
@@ -69,7 +71,7 @@ def _k_means(vectors, codewords, class_weights, n_iterations):
     kernels.assign(vectors, codewords, class_weights, codes, distance, sums, totals)
     for _ in range(n_iterations):
         before = codes.copy()
-        _move(codewords, vectors, class_weights, distance, sums, totals)
+        _update_codewords(codewords, vectors, class_weights, distance, sums, totals)
         kernels.assign(vectors, codewords, class_weights, codes, distance, sums, totals)
         if not bool((codes != before).any()):
             break
@@ -77,33 +79,35 @@ def _k_means(vectors, codewords, class_weights, n_iterations):
 
 
 class InvertedMultiIndex:
-    """MIDX sampler: draws classes from the softmax of quantised logits, at a cost that does not grow with their number.
+    """MIDX sampler: draws classes from the softmax of quantised logits, at a cost independent of their number.
 
-    With two codebooks of K codewords, ``r0 = q0 C0.T``, ``r1 = q1 C1.T`` and W[k0, k1] the number (or total popularity)
-    of the classes in cell (k0, k1): ``Q(i | q) = exp(r0[k0(i)] + r1[k1(i)]) pop(i) / Z(q)``, with
-    ``Z(q) = sum W[k0, k1] exp(r0[k0] + r1[k1])``. A query costs K d for the products, K^2 for Z, and a draw at most K.
+    With two codebooks C0, C1 of K codewords, ``r0 = h0 C0.T`` and ``r1 = h1 C1.T``, and W[k0, k1] the number (or total
+    popularity) of the classes in cell (k0, k1): ``Q(i | h) = exp(r0[k0(i)] + r1[k1(i)]) pop(i) / Z(h)``, with
+    ``Z(h) = sum W[k0, k1] exp(r0[k0] + r1[k1])``. h0 and h1 are the halves of h for "pq", and both h for "rq". A row of
+    h costs K d for the products and K^2 for Z; a draw costs at most K.
 
-    Make one with `build`.
+    Use `build` to create an index.
 
     Parameters
     ----------
     codebooks : two (K, d) float32
-        For "pq" (K, d / 2); held.
+        (K, d / 2) for "pq". Kept, not copied.
     codes : (L, 2) int32, or other integers
         The codewords of each class, in [0, K), on the device of the codebooks.
     kind, residual : str
-        See `build`, as for the rest.
+        See `build`.
     popularity, class_weights : (L,) float, or None
+        See `build`.
     weights : (L, d) float32, or None
-        Held where residual='exact', which needs them.
+        The output embeddings. Needed, and kept, only for residual='exact'.
     metric : two pairs of (d, d) float32, or None
-        What `h` of `build` has become.
+        What `build` computes from its argument `h`.
 
     Raises
     ------
     TypeError, ValueError
         Wrong dtype, shape or device; numbers that are not finite; codes out of range; an unknown kind or residual;
-        popularity or weights of the wrong shape, negative or all zero, or popularity where it is not used.
+        popularity or weights of the wrong shape, negative or all zero; popularity with another residual.
 
     Notes
     -----
@@ -120,26 +124,36 @@ class InvertedMultiIndex:
     >>> bool(np.array_equal(index.log_prob(h, ids), log_q))
     True
 
-    Training moves the embeddings, and the index follows:
+    Training changes the embeddings; `update` adapts the index:
 
     >>> share = index.update(weights + 0.1 * random.standard_normal((1000, 16), dtype=np.float32))
     >>> 0 < share < 1
     True
     """
 
-    def __init__(self, codebooks, codes, kind, residual, popularity, class_weights, weights, metric=None):
+    def __init__(
+        self,
+        codebooks: Sequence[Array],
+        codes: Array,
+        kind: Literal["rq", "pq"],
+        residual: Literal["uniform", "popularity", "exact"],
+        popularity: Array | None,
+        class_weights: Array | None,
+        weights: Array | None,
+        metric: Sequence[tuple[Array, Array]] | None = None,
+    ) -> None:
         self.kind, self.residual = check.choice("kind", kind, KINDS), check.choice("residual", residual, RESIDUALS)
-        self.codebooks = _codebooks(codebooks)
+        self.codebooks = _checked_codebooks(codebooks)
         self.n_codewords = self.codebooks[0].shape[0]
         self.device = check.same_device(codebooks=self.codebooks[0], codes=codes)
         codes = check.integers("codes", codes, ("L", 2), self.n_codewords)
         n_classes = check.integer("the number of classes (the length of codes)", codes.shape[0], 1, 2**31 - 1)
         #: With residual='exact', the embeddings themselves (not a copy); else None.
-        self.weights = _held_classes(weights, n_classes, self._width, self.device) if residual == "exact" else None
-        self._popularity = _popularity(popularity, residual, n_classes)
+        self.weights = _checked_weights(weights, n_classes, self._width, self.device) if residual == "exact" else None
+        self._popularity = _checked_popularity(popularity, residual, n_classes)
         self._class_weights = _k_means_weights(class_weights, n_classes, self.device)
         self._metric = None if metric is None else _checked_metric(metric, self.codebooks[0].shape[1], self.device)
-        self._group(codes)
+        self._set_cells(codes)
 
     codes = property(lambda self: self._index.codes, doc="(L, 2) int32: the two codewords of each class")
     n_classes = property(lambda self: self._index.codes.shape[0], doc="L")
@@ -159,42 +173,42 @@ class InvertedMultiIndex:
     @classmethod
     def build(
         cls,
-        weights,
-        n_codewords,
-        kind="rq",
-        residual="uniform",
-        seed=0,
+        weights: Array,
+        n_codewords: int,
+        kind: Literal["rq", "pq"] = "rq",
+        residual: Literal["uniform", "popularity", "exact"] = "uniform",
+        seed: int = 0,
         *,
-        popularity=None,
-        class_weights=None,
-        h=None,
-        n_iterations=10,
-    ):
+        popularity: Array | None = None,
+        class_weights: Array | None = None,
+        h: Array | None = None,
+        n_iterations: int = 10,
+    ) -> Self:
         """Quantise the class embeddings by k-means and group the classes by cell.
 
         Parameters
         ----------
         weights : (L, d) float32
-            The output embeddings; the index lives on their device.
+            The output embeddings. The index is on their device.
         n_codewords : int
             K, in [1, L].
         kind : 'rq' or 'pq'
-            Residual: k-means on the vectors, then on what is left of them. Product: k-means on either half of them; d
-            must be even.
+            Residual quantisation: k-means on the embeddings, then on the residuals. Product quantisation: k-means on
+            each half of the embeddings; d must be even.
         residual : 'uniform', 'popularity' or 'exact'
-            How the class is drawn inside a cell. 'exact' draws by the softmax of what the codewords leave over, which
-            makes Q the softmax of ``h @ weights.T`` itself; it touches all classes, and is a baseline.
+            How a class is drawn within a cell. 'exact' draws by the softmax of the residual scores, so that Q is the
+            softmax of ``h @ weights.T`` itself; it scores all classes, and is a baseline.
         seed : int
-            Of the first codewords, which are classes drawn without repetition.
+            Of the initial codewords, which are classes drawn without repetition.
         popularity : (L,) array
             For residual='popularity': not negative, not all zero. A class of popularity 0 is never drawn.
         class_weights : (L,) array
-            How much each class counts when k-means places the codewords: not negative, not all zero; all alike by
-            default. With the numbers of their training points, the classes that matter most are served best.
-        h : (n, d) float32, on the device of the classes
-            A sample of what will be asked. k-means then makes the error of the scores small, ``mean_q (q . (x -
-            x'))^2`` with x' the codewords' sum, instead of ``|x - x'|^2`` (our choice, after R. Guo et al., AISTATS
-            2016).
+            Weight of each class in k-means: not negative, not all zero; equal weights if not given. With the classes'
+            numbers of training points, frequent classes are quantised with smaller errors.
+        h : (n, d) float32, on the device of the weights
+            A sample of hidden activations. If given, k-means minimizes the error of the scores, ``mean_h (h . (w -
+            w'))^2`` with w' the sum of w's codewords, instead of ``|w - w'|^2`` (our choice, after R. Guo et al.,
+            AISTATS 2016).
         n_iterations : int
             Of k-means, at most.
 
@@ -220,15 +234,14 @@ class InvertedMultiIndex:
         >>> index
         InvertedMultiIndex(n_classes=1000, n_codewords=8, kind='rq', residual='uniform', device='cpu')
         >>> ids, log_q = index.sample(h, n_samples=5, seed=0)
-        >>> everything = np.arange(1000, dtype=np.int32)
-        >>> np.exp(index.log_prob(h, everything)).sum(axis=1).round(4)
+        >>> all_classes = np.arange(1000, dtype=np.int32)
+        >>> np.exp(index.log_prob(h, all_classes)).sum(axis=1).round(4)
         array([1., 1.], dtype=float32)
         """
         check.choice("kind", kind, KINDS)
         check.choice("residual", residual, RESIDUALS)
         device = check.same_device(weights=weights, **({} if h is None else {"h": h}))
-        weights = check.array("weights", weights, np.float32, ("L", "d"))
-        check.finite("weights", weights)
+        weights = check.array("weights", weights, np.float32, ("L", "d"), finite=True)
         n_classes, width = weights.shape
         check.integer("the number of classes", n_classes, 1, 2**31 - 1)
         check.integer("the width of classes", width, 1)
@@ -238,48 +251,47 @@ class InvertedMultiIndex:
         check.integer("n_iterations", n_iterations, 0)
         if kind == "pq" and width % 2:
             raise ValueError(f"kind='pq' halves the embeddings: their width must be even, got {width}; use kind='rq'")
-        seed = np.uint64(check.integer("seed", seed, 0, 2**64 - 1))
-        _popularity(popularity, residual, n_classes)  # before the work
+        key = np.uint64(check.integer("seed", seed, 0, 2**64 - 1))
+        _checked_popularity(popularity, residual, n_classes)  # errors before the expensive part
         shares = _k_means_weights(class_weights, n_classes, device)
         metric = _metric(h, kind, width)
         first = empty((2, n_codewords), np.int32, device)
-        backend_of(device, "fixed_fan_in").random_connections(seed, n_classes, first)
+        backend_of(device, "fixed_fan_in").random_connections(key, n_classes, first)
         codebooks = [part[rows] for part, rows in zip(_parts(weights, kind), first, strict=True)]
         codes, codebooks = _quantise(weights, codebooks, shares, kind, n_iterations, metric, is_first=True)
         return cls(codebooks, codes, kind, residual, popularity, class_weights, weights, metric)
 
-    def update(self, weights, n_iterations=3, *, h=None):
-        """Quantise again after the embeddings have moved, from the codebooks that there are.
+    def update(self, weights: Array, n_iterations: int = 3, *, h: Array | None = None) -> float:
+        """Quantise the embeddings again after they have changed, starting from the present codebooks.
 
         Parameters
         ----------
-        weights : (L, d) float32, on the index' device
-            As many as in `build`, as wide.
+        weights : (L, d) float32, on the device of the index
+            Of the same shape as in `build`.
         n_iterations : int
             Of k-means, at most.
-        h : (n, d) float32, on the index' device
-            As in `build`; if not given, the last ones count.
+        h : (n, d) float32, on the device of the index
+            As in `build`. If not given, the last sample is used again.
 
         Returns
         -------
         share : float
-            Of the classes: those whose cell is another one than before.
+            Share of the classes whose cell has changed.
 
         Raises
         ------
         TypeError, ValueError
-            Wrong dtype, shape or device; classes of another number or width than in `build`; numbers that are not
+            Wrong dtype, shape or device; another number or width of classes than in `build`; numbers that are not
             finite.
         FloatingPointError
-            Embeddings so large that the sums of k-means overflow; the index stays as it was.
+            Embeddings so large that the sums of k-means overflow. The index has not changed.
         """
         check.same_device(weights=weights, index=self.codes, **({} if h is None else {"h": h}))
-        weights = check.array("weights", weights, np.float32, ("L", self._width))
+        weights = check.array("weights", weights, np.float32, ("L", self._width), finite=True)
         if weights.shape[0] != self.n_classes:
             raise ValueError(
                 f"weights must have {self.n_classes} rows as in build, got {weights.shape[0]}; build a new index"
             )
-        check.finite("weights", weights)
         check.integer("n_iterations", n_iterations, 0)
         metric = self._metric if h is None else _metric(h, self.kind, self._width)
         before = self.codes
@@ -287,7 +299,7 @@ class InvertedMultiIndex:
             weights, self.codebooks, self._class_weights, self.kind, n_iterations, metric, is_first=False
         )
         self.codebooks, self._metric = codebooks, metric
-        self._group(codes)
+        self._set_cells(codes)
         self.weights = weights if self.residual == "exact" else None
         return float((codes != before).any(axis=1).mean())
 
@@ -295,11 +307,11 @@ class InvertedMultiIndex:
     def _width(self):
         return self.codebooks[0].shape[1] * (2 if self.kind == "pq" else 1)
 
-    def _group(self, codes):
-        """Sort the classes into cells."""
+    def _set_cells(self, codes):
+        """Sort the classes by cell and set the arrays of the kernels."""
         device, n_cells = self.device, self.n_codewords**2
-        here = to_numpy(codes).astype(np.int64)
-        cell = here[:, 0] * self.n_codewords + here[:, 1]
+        host_codes = to_numpy(codes).astype(np.int64)
+        cell = host_codes[:, 0] * self.n_codewords + host_codes[:, 1]
         members = np.argsort(cell, kind="stable")
         counts = np.bincount(cell, minlength=n_cells)
         indptr = np.concatenate([[0], np.cumsum(counts)])
@@ -318,55 +330,53 @@ class InvertedMultiIndex:
         dtypes = _Index(np.int32, np.int32, np.int32, np.uint32, *[np.float32] * 4)
         self._index = _Index(*map(asarray, arrays, [device] * len(arrays), dtypes))
 
-    def _queries(self, h):
-        h = check.array("h", h, np.float32, ("B", self._width))
-        check.finite("h", h)
-        return h
+    def _checked_h(self, h):
+        return check.array("h", h, np.float32, ("B", self._width), finite=True)
 
     def _scores(self, h):
-        """The function of a slice of rows that gives their scores of all classes."""
-        h = self._queries(h)
+        """A function that returns the scores of all classes for a slice of the rows of checked h."""
         return lambda rows: product(h[rows], self.weights.T)
 
     def _logits(self, h):
-        """r0, r1 (B, K): finite, and so are the differences within a row, which is all that the kernels look at."""
-        parts = zip(_parts(self._queries(h), self.kind), self.codebooks, strict=True)
+        """r0, r1 (B, K) of checked h. The differences within a row, which the kernels compute with, are finite."""
+        parts = zip(_parts(h, self.kind), self.codebooks, strict=True)
         with np.errstate(over="ignore", invalid="ignore"):
             out = [product(part, codebook.T) for part, codebook in parts]
             spread = sum(r.max(axis=1) - r.min(axis=1) for r in out)
         if not bool(module_of(self.device).isfinite(spread).all()):
             raise FloatingPointError(
-                "the scores h @ codebook.T overflowed, or lie too far apart for float32; lower the learning rate"
+                "the scores h @ codebook.T overflowed, or differ too much for float32; lower the learning rate"
             )
         return out
 
-    def sample(self, h, n_samples, seed, step=0):
-        """Draw classes for each query.
+    def sample(self, h: Array, n_samples: int, seed: int, step: int = 0) -> tuple[Array, Array]:
+        """Draw classes for each row of h.
 
         Parameters
         ----------
-        h : (B, d) float32, on the index' device
+        h : (B, d) float32, on the device of the index
         n_samples : int
             M, at least 1; B M at most 2^31 - 1.
         seed, step : int
-            In [0, 2^64) and [0, 2^32): the same pair gives the same draws.
+            In [0, 2^64) and [0, 2^32). The same pair gives the same draws.
 
         Returns
         -------
         ids : (B, M) int32
             Classes, drawn with replacement.
         log_q : (B, M) float32
-            ``log Q`` of each.
+            ``log Q`` of each draw.
 
         Raises
         ------
         TypeError, ValueError
             Wrong dtype, shape or device; h that is not finite; n_samples, seed or step out of range.
         FloatingPointError
-            The scores of the codewords overflow, or those of the classes under residual='exact'.
+            The scores of the codewords overflow, or those of the classes with residual='exact'.
         """
         check.same_device(h=h, index=self.codes)
-        device, shape, seed, step = check_draws(h, n_samples, seed, step)
+        h, device = self._checked_h(h), self.device
+        shape, seed, step = check_draws(h.shape[0], n_samples, seed, step)
         if self.residual == "exact":
             return sample_all(self._scores(h), shape[0], self.n_classes, device, shape, seed, step)
         r0, r1 = self._logits(h)
@@ -376,14 +386,14 @@ class InvertedMultiIndex:
         backend_of(device, "midx").sample(r0, r1, self._index, seed, step, ids, log_q)
         return ids, log_q
 
-    def log_prob(self, h, ids):
-        """``log Q(ids | h)``, whatever was drawn.
+    def log_prob(self, h: Array, ids: Array) -> Array:
+        """``log Q(ids | h)`` of any classes.
 
         Parameters
         ----------
         h : (B, d) float32
         ids : (B, M) or (M,) int32, or other integers
-            Classes of each row, or those of all rows.
+            Classes of each row, or shared by all rows.
 
         Returns
         -------
@@ -395,10 +405,10 @@ class InvertedMultiIndex:
         TypeError, ValueError
             Wrong dtype, shape or device; h that is not finite; ids out of range.
         FloatingPointError
-            The scores of the codewords overflow, or those of the classes under residual='exact'.
+            The scores of the codewords overflow, or those of the classes with residual='exact'.
         """
         check.same_device(h=h, ids=ids, index=self.codes)
-        h = check.array("h", h, np.float32, ("B", self._width))
+        h = self._checked_h(h)
         ids = check_ids(ids, self.n_classes, h.shape[0])
         if self.residual == "exact":
             return log_prob_all(self._scores(h), ids, h.shape[0], self.n_classes, self.device)
@@ -409,7 +419,7 @@ class InvertedMultiIndex:
 
 
 def _parts(vectors, kind):
-    """What either codebook meets: the halves for "pq", the whole twice for "rq"."""
+    """The vectors that each of the two codebooks quantises: the halves for "pq", the whole vectors twice for "rq"."""
     if kind == "rq":
         return vectors, vectors
     half, device = vectors.shape[1] // 2, device_of(vectors)
@@ -417,13 +427,14 @@ def _parts(vectors, kind):
 
 
 def _metric(h, kind, width):
-    """What `_parts` of the classes are multiplied with before k-means, and the inverses: two pairs (or one twice) of square
-    matrices; None without h."""
+    """For each of the two `_parts` of the embeddings, the matrix that k-means transforms it by, and the inverse.
+
+    For "rq" both pairs are the same. None without h.
+    """
     if h is None:
         return None
-    h = check.array("h", h, np.float32, ("n", width))
+    h = check.array("h", h, np.float32, ("n", width), finite=True)
     check.integer("the number of rows of h", h.shape[0], 1)
-    check.finite("h", h)
     device, parts = device_of(h), _parts(h, kind)
     pairs = [score_metric(to_numpy(part)) for part in (parts[:1] if kind == "rq" else parts)]
     pairs = [tuple(asarray(matrix, device, np.float32) for matrix in pair) for pair in pairs]
@@ -431,7 +442,7 @@ def _metric(h, kind, width):
 
 
 def _quantise(*arguments, **options):
-    """`_codes_and_codebooks`; FloatingPointError where the embeddings are too large for it."""
+    """`_codes_and_codebooks`; FloatingPointError if the embeddings are too large."""
     with np.errstate(over="ignore", invalid="ignore"):
         codes, codebooks = _codes_and_codebooks(*arguments, **options)
     if not all(bool(module_of(device_of(c)).isfinite(c).all()) for c in codebooks):
@@ -440,7 +451,10 @@ def _quantise(*arguments, **options):
 
 
 def _codes_and_codebooks(weights, codebooks, class_weights, kind, n_iterations, metric, is_first):
-    """Codes (L, 2) and the two codebooks by k-means from `codebooks` (for the first time, "rq" starts from residuals)."""
+    """Codes (L, 2) and the two codebooks by k-means that starts from `codebooks`, which are not changed.
+
+    If it is the first time, the second k-means of "rq" starts from some of the residuals instead.
+    """
     first, second = _parts(weights, kind)
     if metric is None:
         codebooks = [codebook.copy() for codebook in codebooks]
@@ -462,34 +476,29 @@ def _codes_and_codebooks(weights, codebooks, class_weights, kind, n_iterations, 
     return codes, codebooks
 
 
-def _codebooks(codebooks):
-    """Two checked codebooks of one shape."""
+def _checked_codebooks(codebooks):
+    """Two checked codebooks of the same shape."""
     if not isinstance(codebooks, (list, tuple)) or len(codebooks) != 2:
         raise TypeError(f"codebooks must be two arrays, got {type(codebooks).__name__}; use [codebook0, codebook1]")
     names = [f"codebooks[{i}]" for i in range(2)]
     check.same_device(**dict(zip(names, codebooks, strict=True)))
-    first = check.array(names[0], codebooks[0], np.float32, ("K", "d"))
+    first = check.array(names[0], codebooks[0], np.float32, ("K", "d"), finite=True)
     check.integer("n_codewords (the length of codebooks[0])", first.shape[0], 1, MAX_CODEWORDS)
     check.integer("the width of codebooks[0]", first.shape[1], 1)
-    codebooks = [first, check.array(names[1], codebooks[1], np.float32, first.shape)]
-    for name, codebook in zip(names, codebooks, strict=True):
-        check.finite(name, codebook)
-    return codebooks
+    return [first, check.array(names[1], codebooks[1], np.float32, first.shape, finite=True)]
 
 
-def _held_classes(weights, n_classes, width, device):
-    """Checked embeddings, which residual='exact' draws by."""
+def _checked_weights(weights, n_classes, width, device):
+    """Checked embeddings for residual='exact'."""
     if weights is None:
-        raise ValueError("residual='exact' needs classes, (L, d)")
+        raise ValueError("residual='exact' needs weights, (L, d)")
     if check.same_device(weights=weights) != device:
         raise TypeError(f"weights must live on {device} like the codes, got {device_of(weights)}")
-    weights = check.array("weights", weights, np.float32, (n_classes, width))
-    check.finite("weights", weights)
-    return weights
+    return check.array("weights", weights, np.float32, (n_classes, width), finite=True)
 
 
 def _checked_metric(metric, width, device):
-    """What `_metric` makes, checked: a factor and its inverse for either part of the embeddings."""
+    """A checked result of `_metric`: a matrix and its inverse for each of the two parts of the embeddings."""
 
     def is_pair(value):
         return isinstance(value, (list, tuple)) and len(value) == 2
@@ -503,31 +512,31 @@ def _checked_metric(metric, width, device):
             name = f"metric[{i}][{j}]"
             if check.same_device(**{name: matrix}) != device:
                 raise TypeError(f"{name} must live on {device} like the codes, got {device_of(matrix)}")
-            check.finite(name, check.array(name, matrix, np.float32, (width, width)))
+            check.array(name, matrix, np.float32, (width, width), finite=True)
     return [tuple(pair) for pair in metric]
 
 
-def _popularity(popularity, residual, n_classes):
-    """Checked popularity, NumPy float64; None for residual='uniform'."""
+def _checked_popularity(popularity, residual, n_classes):
+    """Checked and normalized popularity, NumPy float64; None if `residual` does not use it."""
     if residual != "popularity":
         if popularity is not None:
             raise ValueError("popularity is used with residual='popularity' only")
         return None
     if popularity is None:
         raise ValueError("residual='popularity' needs popularity, (L,)")
-    return _shares("popularity", popularity, n_classes)
+    return _normalized("popularity", popularity, n_classes)
 
 
 def _k_means_weights(class_weights, n_classes, device):
-    """Checked weights of k-means on `device`, the largest 1; of size 0 where all are alike."""
-    class_weights = np.zeros(0) if class_weights is None else _shares("class_weights", class_weights, n_classes)
+    """Checked weights of k-means on `device`, the largest being 1; size 0 if all are equal."""
+    class_weights = np.zeros(0) if class_weights is None else _normalized("class_weights", class_weights, n_classes)
     return asarray(class_weights / class_weights.max(initial=0), device, np.float32)
 
 
-def _shares(name, value, n_classes):
-    """A checked number for each class, divided by their sum; NumPy float64."""
-    value = check.amounts(name, value, n_classes)
+def _normalized(name, value, n_classes):
+    """Checked numbers, one per class, divided by their sum; NumPy float64."""
+    value = check.nonnegative(name, value, n_classes)
     if not value.any():
-        raise ValueError(f"{name} must not be negative anywhere, nor zero everywhere")
-    value = value / value.max()  # so that the sum is finite
+        raise ValueError(f"{name} must not be all zero")
+    value = value / value.max()  # so that the sum does not overflow
     return value / value.sum()

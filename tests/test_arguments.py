@@ -210,7 +210,7 @@ def test_labels_that_are_no_labels(name):
             MATRICES[name](spoil(PLAIN))
     broken = PLAIN.copy()
     broken.indices[1] = 1000
-    with pytest.raises(ValueError, match="is no valid CSR matrix"):
+    with pytest.raises(ValueError, match="is not a valid CSR matrix"):
         MATRICES[name](broken)
 
 
@@ -236,7 +236,7 @@ BAD_INDICES = {  # arguments of InvertedMultiIndex, error, message
     "books differ": ({"codebooks": [BOOKS[0], BOOKS[0][:3]]}, ValueError, r"codebooks\[1\] must have shape \(4, 8\)"),
     "NaN": ({"codebooks": [BOOKS[0], BOOKS[0] * np.nan]}, ValueError, r"codebooks\[1\] must be finite"),
     "float64": ({"codebooks": [BOOKS[0].astype(float)] * 2}, TypeError, r"codebooks\[0\] must be float32"),
-    "no classes": ({"residual": "exact"}, ValueError, "residual='exact' needs classes"),
+    "no classes": ({"residual": "exact"}, ValueError, "residual='exact' needs weights"),
     "classes": ({"residual": "exact", "classes": np.ones((10, 7), np.float32)}, ValueError, "classes must have shape"),
     "popularity": ({"residual": "popularity", "popularity": np.ones(9)}, ValueError, "popularity must have shape"),
     "weights": ({"weights": -np.ones(10)}, ValueError, "weights must not be negative"),
@@ -286,7 +286,7 @@ def test_sizes_are_bounded_before_anything_is_allocated(name):
 
 def test_a_result_of_many_rows_is_bounded():
     h = np.zeros((40_000, D), np.float32)
-    message = "rows = 40000 x {} = {} must make at most 2147483647 numbers at once, got {}; ask for fewer"
+    message = "rows = 40000 x {} = {} must be at most 2147483647 elements, got {}; reduce one of them"
     with pytest.raises(ValueError, match=message.format("k", 60000, 2400000000)):
         s.FullSoftmax(W).top_k(h, 60_000)
     with pytest.raises(ValueError, match=message.format("n_samples", 10**9, 40000 * 10**9)):
@@ -347,7 +347,7 @@ ODD_ARRAYS = {
     "complex": (lambda a: a.astype(np.complex64), TypeError, r"h must be float32(?: or bfloat16)?, got complex64; use h.real.astype"),
     "object": (lambda a: a.astype(object), TypeError, "h must be float32(?: or bfloat16)?, got object"),
     "big-endian": (lambda a: a.astype(">f4"), TypeError, "h must be float32(?: or bfloat16)?, got >f4"),
-    "unaligned": (lambda a: np.frombuffer(b"x" + a.tobytes(), np.float32, offset=1).reshape(a.shape), ValueError, "h must begin at a multiple"),
+    "unaligned": (lambda a: np.frombuffer(b"x" + a.tobytes(), np.float32, offset=1).reshape(a.shape), ValueError, "h must be aligned"),
     "backwards": (lambda a: a[::-1], ValueError, "h must be C-contiguous"),
     "list": (lambda a: a.tolist(), TypeError, r"h must be a NumPy or CUDA array, got list; use np.asarray\(h\)"),
     "sparse": (scipy.sparse.csr_matrix, TypeError, r"h must be a NumPy or CUDA array, got csr_matrix; use h.toarray\(\)"),

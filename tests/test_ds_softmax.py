@@ -24,7 +24,7 @@ PENALTIES = {"class_lasso": 0.02, "expert_lasso": 0.03, "balance": 0.5}
 def problem(n_experts=3, n_rows=9, several=False):
     """Gate, experts (the second holds nothing), contexts, and targets, some of which no expert holds."""
     experts = make_experts(n_experts, N_CLASSES, WIDTH)
-    experts = experts._replace(rows=experts.weights / 2)
+    experts = experts._replace(weights=experts.weights / 2)
     targets = integers(5, 0, N_CLASSES, n_rows).astype(np.int32)
     if several:
         matrix = label_matrix(n_rows, N_CLASSES)
@@ -44,7 +44,7 @@ def made(backend, gate, experts, kind=SparseExperts):
 def objective(gate, rows, experts, h, targets, chosen, class_lasso, expert_lasso, balance):
     """What `step` makes small, in float64, for a choice of experts that is given."""
     labels = as_targets(targets, len(h), "cpu", N_CLASSES)
-    experts, n_experts = experts._replace(rows=rows), len(gate)
+    experts, n_experts = experts._replace(weights=rows), len(gate)
     probabilities, _, _ = reference.gate(h @ gate.T)
     values, groups = probabilities[np.arange(len(h)), chosen], group(chosen, experts.starts)
     scores = reference.scores(h[groups.order], groups, experts)
@@ -83,7 +83,7 @@ def test_gradients_are_those_of_the_objective(several):
     gate, h, experts = (
         gate.astype(np.float64),
         h.astype(np.float64),
-        experts._replace(rows=experts.weights.astype(np.float64)),
+        experts._replace(weights=experts.weights.astype(np.float64)),
     )
     _, chosen, _ = reference.gate(h @ gate.T)
     assert len(set(chosen.tolist())) > 1
@@ -110,7 +110,7 @@ def test_step(backend, several):
     moments = {name: [np.zeros(a.shape)] * 2 for name, a in (("gate", gate), ("rows", wanted_rows))}
     for step in range(2):
         loss = mixture.step(on(backend, h), on(backend, targets), adam, **PENALTIES)
-        now = experts._replace(rows=wanted_rows)
+        now = experts._replace(weights=wanted_rows)
         dgate, drows, wanted = gradients(wanted_gate, now, h.astype(np.float64), targets, **PENALTIES)
         assert abs(loss - wanted) < 1e-5 * wanted
         rates = Adam(0.01)._rates(0.01, step + 1)
@@ -310,17 +310,17 @@ def test_files_that_can_not_be_loaded(tmp_path, monkeypatch):
     packed.save(path)
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
-    with pytest.raises(checkpoint.ModelFileError, match="truncated or no safetensors"):
+    with pytest.raises(checkpoint.ModelFileError, match="truncated or not a safetensors"):
         PackedDSSoftmax.load(path)
     arrays = {"gate": gate} | experts._asdict()
     checkpoint.save(path, "classifier", arrays, {})
-    with pytest.raises(checkpoint.ModelFileError, match="holds a 'classifier' model, not 'ds-softmax'"):
+    with pytest.raises(checkpoint.ModelFileError, match="contains a 'classifier' model, not 'ds-softmax'"):
         PackedDSSoftmax.load(path)
     checkpoint.save(path, "ds-softmax", arrays | {"gate": gate.astype(np.float64)}, {"n_classes": N_CLASSES})
-    with pytest.raises(checkpoint.ModelFileError, match="does not hold a whole DS-Softmax .*float64"):
+    with pytest.raises(checkpoint.ModelFileError, match="does not contain a complete DS-Softmax .*float64"):
         PackedDSSoftmax.load(path, device="cpu")
     checkpoint.save(path, "ds-softmax", arrays | {"ids": experts.ids[::-1]}, {"n_classes": N_CLASSES})
-    with pytest.raises(checkpoint.ModelFileError, match="does not hold a whole DS-Softmax .*ascending"):
+    with pytest.raises(checkpoint.ModelFileError, match="does not contain a complete DS-Softmax .*ascending"):
         PackedDSSoftmax.load(path, device="cpu")
     monkeypatch.setattr(checkpoint, "VERSION", 99)
     packed.save(path)
@@ -361,7 +361,7 @@ def test_rows_that_are_not_finite_and_too_many_classes(tmp_path):
         ({}, "5", "n_classes must be an integer"),
     ):
         checkpoint.save(path, "ds-softmax", arrays | changed, {"n_classes": n_classes})
-        with pytest.raises(checkpoint.ModelFileError, match=f"does not hold a whole DS-Softmax .*{message}"):
+        with pytest.raises(checkpoint.ModelFileError, match=f"does not contain a complete DS-Softmax .*{message}"):
             PackedDSSoftmax.load(path, device="cpu")
 
 
@@ -424,7 +424,7 @@ def test_scores_that_overflow(backend):
     if backend.device == "cuda" and SIMULATOR:
         pytest.skip("NumPy warns of the overflow in the simulator's threads")
     gate, experts, h, targets = problem(n_rows=40)
-    mixture = made(backend, gate, experts._replace(rows=experts.weights * np.float32(1e18)))
+    mixture = made(backend, gate, experts._replace(weights=experts.weights * np.float32(1e18)))
     for call in (lambda x: mixture.top_k(x, 3), lambda x: mixture.step(x, on(backend, targets), Adam())):
         with pytest.raises(FloatingPointError, match="scores of the experts overflowed"):
             call(on(backend, h * np.float32(1e21)))
@@ -501,7 +501,7 @@ def test_dense_checks_its_classes():
 
 
 def test_more_rows_than_int32_counts(monkeypatch):
-    monkeypatch.setattr("sparsemax_nb.ds_softmax.MOST_ROWS", 11)
+    monkeypatch.setattr("sparsemax_nb.ds_softmax.MAX_ROWS", 11)
     mixture = SparseExperts.dense(normal(1, 3, 2), 2)
     with pytest.raises(ValueError, match="the experts would have 12 rows together, more than 11"):
         mixture.split()

@@ -307,7 +307,7 @@ def test_top_k_notices_nan_in_the_layer(good, where, labels, k):
     """Also where enough other labels have good scores: a label that is NaN must not vanish from all results."""
     getattr(good.layer, where)[labels] = np.nan
     good.k = k
-    refuses(good, "top_k", ValueError, "^layer gives NaN scores: its values or bias hold NaN or infinity$")
+    refuses(good, "top_k", ValueError, "^layer gives NaN scores: its values or bias contain NaN or infinity$")
 
 
 @pytest.mark.parametrize("bad", [0, 20, 33, 34, 66])
@@ -345,7 +345,7 @@ BAD_LAYERS = {  # n_inputs, changes, error, message
     ),
     "repeated index": (
         7, {"indices": lambda a: with_entry(a, (1, 1), 5)}, ValueError,
-        "^indices must not repeat an input inside one label"
+        "^indices must not repeat an input within one label"
     ),
     "fan-in above inputs": (1, {}, ValueError, FAN_IN.format(1, 1, 2)),
     "no connections": (
@@ -405,7 +405,7 @@ def test_layer_that_can_not_be_trained(name):
         (
             {"n_labels": 2**31 - 1, "n_inputs": 2**20, "fan_in": 2**20},
             ValueError,
-            "^n_labels = 2147483647 x fan_in = 1048576 must make at most 1099511627776 numbers at once, got ",
+            "^n_labels = 2147483647 x fan_in = 1048576 must be at most 1099511627776 elements, got ",
         ),
         ({"n_labels": 1.5}, TypeError, "^n_labels must be an integer, got float 1.5"),
         ({"n_inputs": 0}, ValueError, "^n_inputs must be between 1 and"),

@@ -234,7 +234,9 @@ def test_rewire_replaces_the_weakest_slots_of_groups(backend, dtype):
 def test_rewire_refuses_what_a_group_can_not_give():
     layer = GroupSharedFanIn.random(8, 6, 4, 4, seed=1)
     before = layer.indices.copy()
-    with pytest.raises(ValueError, match=r"fraction is too large: group \d would need 4 redraws and has 2 free inputs"):
+    with pytest.raises(
+        ValueError, match=r"fraction is too large: group \d would need 4 new inputs and has 2 free ones"
+    ):
         rewire(layer, 1.0, seed=1)
     np.testing.assert_array_equal(layer.indices, before)
 
@@ -276,12 +278,12 @@ def test_layer_holds_the_arrays_it_was_given():
         ({"group_size": L + 1}, ValueError, rf"group_size must be between 1 and {L} \(n_labels = {L}\), got {L + 1}"),
         ({"group_size": 0}, ValueError, "group_size must be between 1"),
         ({"group_size": 2.0}, TypeError, "group_size must be an integer"),
-        ({"group_size": 5}, ValueError, "indices must have a row for each group, 3 for 14 labels in groups of 5, got 4"),
+        ({"group_size": 5}, ValueError, "indices must have one row per group, 3 for 14 labels in groups of 5, got 4"),
         ({"values": np.zeros((L, K), np.float64)}, TypeError, "values must be float32, got float64"),
         ({"values": np.zeros((L, K), np.float16)}, TypeError, "values must be float32, got float16"),
         ({"values": np.zeros((L, K + 1), np.float32)}, ValueError, "values must have shape"),
         ({"bias": np.zeros(L - 1, np.float32)}, ValueError, "bias must have shape"),
-        ({"indices": np.zeros((4, K), np.int32)}, ValueError, "must not repeat an input inside one group"),
+        ({"indices": np.zeros((4, K), np.int32)}, ValueError, "must not repeat an input within one group"),
         ({"indices": np.full((4, K), H, np.int32)}, ValueError, rf"indices must lie in \[0, {H}\)"),
         ({"n_inputs": K - 1}, ValueError, "fan-in"),
         ({"seed": -1}, ValueError, "seed must be"),

@@ -50,7 +50,7 @@ def test_finds_planted_topics(dense, monkeypatch):
     random = topics[group_labels(features, labels, 8, by="random")].reshape(-1, 8)
     assert (random[:, :, None] == random[:, None, :]).mean() < 0.3
     if dense:
-        monkeypatch.setattr(module, "POINTS", 100)
+        monkeypatch.setattr(module, "POINTS_PER_CHUNK", 100)
         np.testing.assert_array_equal(group_labels(features.toarray(), labels, 8), order)
 
 

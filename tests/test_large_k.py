@@ -21,7 +21,7 @@ from sparsemax_nb.cpu import top_k as cpu_top_k
 from sparsemax_nb.cuda import top_k as cuda_top_k
 from sparsemax_nb.reference import full_softmax
 from sparsemax_nb.reference import top_k as reference
-from sparsemax_nb.train.layers import top_k_of_scores
+from sparsemax_nb.train.outputs import top_k_of_scores
 
 from .helpers import integers, layer_arrays, normal, place_layer, shared_arrays, threads
 
@@ -87,7 +87,7 @@ def test_softmax_layers(backend, k):
 @pytest.mark.parametrize("k", [140, L + 10])
 def test_experts(backend, monkeypatch, at_once, k):
     """The second of two experts holds fewer classes than k: the rest is padding."""
-    monkeypatch.setattr(ds_softmax, "ENOUGH_ROWS", 1 if at_once else 9)
+    monkeypatch.setattr(ds_softmax, "MIN_ROWS_PER_EXPERT", 1 if at_once else 9)
     n_rows = 3
     h, rows = queries(n_rows), integers(2, -2, 3, L + 9, D)
     gate = np.array([[9], [-9]], np.float32) * (np.arange(D) == 0).astype(np.float32)
@@ -113,7 +113,7 @@ def test_numbers_of_every_kind(backend, k):
     for row, found, best in zip(scores, ids, got, strict=True):
         order = np.lexsort((np.arange(200), -row, ~np.isnan(row)))[:k]
         n_nan = np.isnan(row[order]).sum()
-        if k <= cuda_top_k.INSERTED:  # merged lists on CUDA leave the order of NaN open
+        if k <= cuda_top_k.MAX_INSERTED:  # merged lists on CUDA leave the order of NaN open
             found[:n_nan].sort()
         np.testing.assert_array_equal(found, np.where(row[order] == -np.inf, -1, order))
         np.testing.assert_array_equal(best, row[order])
@@ -132,7 +132,7 @@ def test_some_rows_at_a_time(backend, monkeypatch):
     for module in (cpu_top_k, lists, baselines):
         monkeypatch.setattr(module, "MAX_ELEMENTS", 17 * L)
     monkeypatch.setattr(cuda_top_k, "MAX_ELEMENTS", 3 * L)
-    monkeypatch.setattr(cuda_top_k, "SORTED", 2 * L)
+    monkeypatch.setattr(cuda_top_k, "MAX_SORTED", 2 * L)
     assert cpu_top_k.rows_at_once(19, L) == 16
     with threads(1):
         assert answers() == want

@@ -13,7 +13,7 @@ from .helpers import assert_close, normal
 def test_adds_to_its_output(backend, monkeypatch, shape, transposed):
     m, n, k = shape
     if backend.device == "cuda":
-        monkeypatch.setattr(backend_of("cuda", "matmul"), "SLAB", 4 * (n + k))  # four rows at once
+        monkeypatch.setattr(backend_of("cuda", "matmul"), "MAX_SCRATCH", 4 * (n + k))  # four rows at once
     a, b, before = normal(1, m, k), normal(2, k, n), normal(3, m, n)
     out, left = backend.array(before), backend.array(a.T).T if transposed else backend.array(a)
     backend_of(backend.device, "matmul").matmul(left, backend.array(b), out, add=True)

@@ -96,8 +96,18 @@ def test_a_draw_needs_one_record(backend, residual):
     n = N_CLASSES if residual == "popularity" else 0
     assert index.records.shape == index.values.shape == (n, 4)
     np.testing.assert_array_equal(index.records.view(np.float32), index.values)
-    np.testing.assert_array_equal(index.transposed, index.weights.T if backend.device == "cuda" else index.weights[:0])
-    arrays = index.codes, index.indptr, index.members, index.records, index.weights, index.transposed, index.log_popularity
+    np.testing.assert_array_equal(
+        index.transposed, index.cell_weights.T if backend.device == "cuda" else index.cell_weights[:0]
+    )
+    arrays = (
+        index.codes,
+        index.indptr,
+        index.members,
+        index.records,
+        index.cell_weights,
+        index.transposed,
+        index.log_popularity,
+    )
     assert built.nbytes == sum(a.nbytes for a in (*arrays, *map(backend.numpy, built.codebooks))), (
         "no other array twice"
     )
@@ -114,7 +124,7 @@ def test_a_draw_needs_one_record(backend, residual):
 
 
 def test_exact_is_the_softmax(backend, monkeypatch):
-    monkeypatch.setattr(samplers, "SCORES", 2 * N_CLASSES)  # two rows at a time
+    monkeypatch.setattr(samplers, "SCORES_PER_CHUNK", 2 * N_CLASSES)  # two rows at a time
     index, queries = build(backend.array, residual="exact", n_iterations=1), normal(5, 5, WIDTH)
     logits = queries.astype(np.float64) @ embeddings().T
     p = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
@@ -255,12 +265,12 @@ def test_scores_that_are_far_apart_do_not_overflow():
         ({"residual": "none"}, ValueError, "residual must be one of"),
         ({"residual": "popularity"}, ValueError, "needs popularity"),
         ({"popularity": np.ones(N_CLASSES)}, ValueError, "popularity is used with residual='popularity' only"),
-        ({"residual": "popularity", "popularity": np.zeros(N_CLASSES)}, ValueError, "nor zero everywhere"),
+        ({"residual": "popularity", "popularity": np.zeros(N_CLASSES)}, ValueError, "must not be all zero"),
         ({"residual": "popularity", "popularity": -np.ones(N_CLASSES)}, ValueError, "must not be negative"),
         ({"residual": "popularity", "popularity": np.ones(3)}, ValueError, "popularity must have shape"),
         ({"class_weights": np.ones(3)}, ValueError, "class_weights must have shape"),
         ({"class_weights": -np.ones(N_CLASSES)}, ValueError, "class_weights must not be negative"),
-        ({"class_weights": np.zeros(N_CLASSES)}, ValueError, "nor zero everywhere"),
+        ({"class_weights": np.zeros(N_CLASSES)}, ValueError, "must not be all zero"),
         ({"class_weights": np.full(N_CLASSES, np.nan)}, ValueError, "class_weights must be finite"),
         ({"weights": np.full((9, 4), np.nan, np.float32)}, ValueError, "weights must be finite"),
         ({"weights": np.full((9, 4), np.inf, np.float32)}, ValueError, "weights must be finite"),
@@ -306,7 +316,7 @@ def test_scores_that_overflow_are_refused(backend):
         lambda: index.sample(queries, 5, 0),
         lambda: index.log_prob(queries, backend.array(np.zeros(1, np.int32))),
     ):
-        with pytest.raises(FloatingPointError, match="the scores queries @ codebook.T overflowed"):
+        with pytest.raises(FloatingPointError, match="the scores h @ codebook.T overflowed"):
             call()
 
 
@@ -317,7 +327,7 @@ def test_finite_scores_too_far_apart_are_refused(backend, residual):
     classes = np.array([[1, 0], [-1, 0], [0, 1], [0, -1]], np.float32)
     index = InvertedMultiIndex.build(backend.array(classes), 4, residual=residual)
     queries = backend.array(np.full((2, 2), 3e38, np.float32))
-    with pytest.raises(FloatingPointError, match="overflowed, or lie too far apart for float32"):
+    with pytest.raises(FloatingPointError, match="overflowed, or differ too much for float32"):
         index.log_prob(queries, backend.array(np.arange(4, dtype=np.int32)))
     exact = InvertedMultiIndex.build(backend.array(np.float32(1e9) * classes), 4, residual=residual)
     with pytest.raises(FloatingPointError, match="overflowed"):
@@ -332,9 +342,7 @@ def test_embeddings_too_large_for_k_means(backend):
     index = build(backend.array, n_iterations=1)
     before, codes = [backend.numpy(c).copy() for c in index.codebooks], backend.numpy(index.codes).copy()
     with pytest.raises(FloatingPointError, match="sums of the embeddings overflowed in k-means"):
-        index.update(
-            backend.array(np.full((N_CLASSES, WIDTH), 3e38, np.float32)), h=backend.array(normal(1, 9, WIDTH))
-        )
+        index.update(backend.array(np.full((N_CLASSES, WIDTH), 3e38, np.float32)), h=backend.array(normal(1, 9, WIDTH)))
     assert all((backend.numpy(c) == b).all() for c, b in zip(index.codebooks, before, strict=True))
     assert (backend.numpy(index.codes) == codes).all() and index._metric is None
 

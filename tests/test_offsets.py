@@ -58,7 +58,7 @@ def test_cross_entropy(backend, monkeypatch, offset, held, several):
     if held == 28 and offset != 1e8 and backend.device == "cuda" and SIMULATOR:
         pytest.skip("many small launches are slow in the simulator")
     monkeypatch.setattr(full_softmax, "MAX_ELEMENTS", held)
-    monkeypatch.setattr(full_softmax, "FEWEST_ROWS", 4)
+    monkeypatch.setattr(full_softmax, "MIN_ROWS", 4)
     targets = np.array([3, 0, 22, 7, 7], np.int32)
     if several:
         indptr = np.array([0, 3, 3, 4, 5, 7], np.int32)
@@ -209,7 +209,7 @@ def experts_of(w, n_held):
 
 @pytest.mark.parametrize("at_once", [False, True])
 def test_answers_of_experts(backend, monkeypatch, offset, at_once):
-    monkeypatch.setattr(ds_softmax, "ENOUGH_ROWS", 1 if at_once else 9)
+    monkeypatch.setattr(ds_softmax, "MIN_ROWS_PER_EXPERT", 1 if at_once else 9)
     h, w = problem(offset, 2)
     gate, experts = experts_of(w, L)
     packed = PackedDSSoftmax(backend.array(gate), *map(backend.array, experts), L)

@@ -8,7 +8,7 @@ from .top_k import top_k as top_k_of_scores
 
 
 def random_connections(seed, n_inputs, n_labels, fan_in):
-    """`fan_in` different inputs for each label, ascending: Floyd's sampling, one random word a connection."""
+    """`fan_in` distinct inputs per label, ascending: Floyd's sampling, one random word per connection."""
     indices = np.empty((n_labels, fan_in), np.int32)
     with np.errstate(over="ignore"):
         for label in range(n_labels):
@@ -36,7 +36,7 @@ def forward(h, layer):
 
 
 def backward(h, layer, dscores):
-    """Gradients of ``sum(dscores * forward(h, layer))`` by h, values and bias."""
+    """Gradients of ``sum(dscores * forward(h, layer))`` with respect to h, values and bias."""
     h, dscores = np.asarray(h, np.float64), np.asarray(dscores, np.float64)
     dh = np.zeros(h.shape)
     for b in range(len(h)):
@@ -46,12 +46,12 @@ def backward(h, layer, dscores):
 
 
 def top_k(h, layer, k):
-    """The k largest scores of each row and their labels: score descending, then label ascending."""
+    """The k largest scores per row and their labels: score descending, then label ascending."""
     return top_k_of_scores(forward(h, layer), k)
 
 
 def step(h, layer, label_rows, loss, optimizer, rates, values_moments, bias_moments):
-    """Forward, loss, backward and update; returns (dh, per-label loss, new values and moments, new bias and moments).
+    """Forward, loss, backward and update; returns (dh, loss per label, new values and moments, new bias and moments).
 
     The loss is summed over labels and averaged over rows; dh uses the values from before the update.
     """

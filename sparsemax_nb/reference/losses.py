@@ -6,7 +6,7 @@ from ..core import formulas
 
 
 def signs(label_rows, shape):
-    """(B, L) array: +1 where the label is positive in the row, else -1."""
+    """(B, L): +1 for the labels of each row, else -1."""
     y = -np.ones(shape)
     label = np.repeat(np.arange(shape[1]), np.diff(label_rows.indptr))
     y[label_rows.rows, label] = 1
@@ -14,7 +14,7 @@ def signs(label_rows, shape):
 
 
 def multilabel(scores, label_rows, loss):
-    """Loss of every label, averaged over the B rows, (L,); and its gradient by the scores, (B, L).
+    """The loss per label, averaged over the B rows, (L,), and its gradient with respect to the scores, (B, L).
 
     Squared hinge: ``max(0, 1 - y s)^2``; binary cross-entropy: ``log(1 + exp(-y s))``; y = +1 or -1.
     """

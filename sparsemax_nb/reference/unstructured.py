@@ -1,4 +1,4 @@
-"""Unstructured sparse output layer (a baseline): what SciPy and cuSPARSE do not offer."""
+"""Unstructured sparse output layer (a baseline): the operation that SciPy and cuSPARSE lack."""
 
 import numpy as np
 

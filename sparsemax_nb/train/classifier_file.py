@@ -1,14 +1,14 @@
-"""What the file of a `Classifier` holds beside the parameters of its network."""
+"""The model file of a `Classifier`, apart from the parameters of its network."""
 
 import numpy as np
 
 from ..core import check, description
 from ..data import Tfidf
 from . import linear
-from .estimator import DATA
+from .estimator import DATA_DESCRIPTION
 
 ARCHITECTURES = "linear", "network"
-#: What the file of a classifier says beside its arrays.
+#: Description in the model file of a classifier.
 DESCRIPTION = description.record(
     architecture=description.text,
     C=description.optional(description.number(0)),
@@ -22,17 +22,18 @@ DESCRIPTION = description.record(
     label_names=description.optional(description.list_of(description.text)),
     tfidf=description.boolean,
     feature_names=description.optional(description.list_of(description.text)),
-    data=DATA,
+    data=DATA_DESCRIPTION,
 )
 
 
 class ClassifierFile:
-    """How `Classifier` is written to a file and read back; the parameters of the network are written by the estimator."""
+    """Mixin of `Classifier` that converts the fitted model to and from the contents of a file."""
 
     def _state(self):
+        """(arrays, description) of the model without its network's parameters, which the estimator adds."""
         arrays = {"label_counts": self.label_counts_}
         if (pairs := getattr(self.network_, "pairs", None)) is not None:
-            arrays |= linear.arrays_of(pairs)
+            arrays |= linear.pairs_to_arrays(pairs)
         if self.tfidf_ is not None:
             arrays["tfidf.idf"] = self.tfidf_.idf_
         about = {name: getattr(self, f"{name}_", None) for name in ("architecture", "C", "slack", "frequency")}
@@ -48,16 +49,18 @@ class ClassifierFile:
         return arrays, about
 
     def _restore(self, arrays, about, device):
+        """Set the fitted attributes from the contents of a file; TypeError or ValueError where they do not fit."""
         self.n_features_in_, self.n_labels_ = about["n_features"], about["n_labels"]
-        self.n_points_, self.is_dense_, self.label_names_ = about["n_points"], about["is_dense"], about["label_names"]
+        self.n_points_, self.is_dense_ = about["n_points"], about["is_dense"]
+        self.label_names_ = about["label_names"]
         if self.label_names_ is not None and len(self.label_names_) != self.n_labels_:
-            raise ValueError(f"{len(self.label_names_)} label names for {self.n_labels_} labels")
+            raise ValueError(f"label_names must have {self.n_labels_} names, got {len(self.label_names_)}")
         self.label_counts_ = check.array("label_counts", arrays["label_counts"], np.int64, (self.n_labels_,))
-        check.below("label_counts", self.label_counts_, self.n_points_ + 1)
+        check.in_range("label_counts", self.label_counts_, self.n_points_ + 1)
         names, self.tfidf_ = about["feature_names"], None
         if names is not None:
             if len(names) != self.n_features_in_:
-                raise ValueError(f"feature_names must be {self.n_features_in_} strings")
+                raise ValueError(f"feature_names must have {self.n_features_in_} names, got {len(names)}")
             self.feature_names_in_ = np.array(names, object)
         if about["tfidf"]:
             self.tfidf_ = Tfidf()

@@ -1,4 +1,4 @@
-"""Checks of what `Classifier` is given: features, labels, names of the columns."""
+"""Input checks of `Classifier`: features, labels, column names."""
 
 import sys
 import warnings
@@ -12,7 +12,7 @@ from ..data.tfidf import first_non_count
 
 
 def feature_names(x):
-    """Names of the columns of a DataFrame, (F,) objects, where all are strings, or None; TypeError where only some are."""
+    """Column names of a DataFrame, (F,) objects, if all are strings, else None; TypeError if only some are strings."""
     if scipy.sparse.issparse(x) or not hasattr(x, "columns"):
         return None
     names = np.array(list(x.columns), object)
@@ -26,22 +26,24 @@ def feature_names(x):
 
 
 def names_differ_message(known, names):
-    """scikit-learn's message for columns that are not those of the fit."""
+    """scikit-learn's message for columns that differ from those of the fit."""
 
-    def listed(title, some):
-        some = sorted(some)
+    def listing(title, differing):
+        differing = sorted(differing)
         return "".join(
-            [f"{title}:\n", *(f"- {name}\n" for name in some[:5]), "- ...\n" * (len(some) > 5)] if some else []
+            [f"{title}:\n", *(f"- {name}\n" for name in differing[:5]), "- ...\n" * (len(differing) > 5)]
+            if differing
+            else []
         )
 
-    message = listed("Feature names unseen at fit time", names - known)
-    message += listed("Feature names seen at fit time, yet now missing", known - names)
+    message = listing("Feature names unseen at fit time", names - known)
+    message += listing("Feature names seen at fit time, yet now missing", known - names)
     rule = "The feature names should match those that were passed during fit.\n"
     return rule + (message or "Feature names must be in the same order as they were in fit.\n")
 
 
 def checked_features(name, x):
-    """(n, F) features: CSR, or a dense array of floats. Neither is copied; a dense one is looked through as it is used."""
+    """(n, F) features: CSR, or a dense float array. Neither is copied; dense values are checked batch by batch."""
     if isinstance(x, (list, tuple, np.ma.MaskedArray, np.matrix)):
         x = check.on_host(name, x)
     x = x if scipy.sparse.issparse(x) or isinstance(x, np.ndarray) else np.asarray(x)
@@ -59,9 +61,10 @@ def checked_features(name, x):
 
 
 def checked_labels(name, y, two_classes=False):
-    """(n, L) labels as canonical CSR: float32 ones where an entry is not zero.
+    """(n, L) labels as canonical CSR, with float32 ones where an entry is nonzero.
 
-    Of one column, class ids are no labels. With `two_classes` it may hold two numbers: the larger one is the label.
+    Class ids in a single column are refused. With `two_classes` it may have two numbers, the larger of which is the
+    label.
     """
     if y is None:
         raise ValueError("Classifier requires y to be passed, but the target y is None")
@@ -70,8 +73,8 @@ def checked_labels(name, y, two_classes=False):
         raise ValueError(f"{name} must be a matrix, got shape {y.shape}")
     if is_sparse and y.shape[1] != 1:
         return sparse.as_ones(name, y)
-    rule = f"{name} must be a SciPy sparse matrix, or a 0/1 matrix of n rows and one column a label"
-    fix = "lists of label ids become one with scikit-learn's MultiLabelBinarizer(sparse_output=True)"
+    rule = f"{name} must be a SciPy sparse matrix, or a 0/1 matrix with one row per point and one column per label"
+    fix = "convert lists of label ids with scikit-learn's MultiLabelBinarizer(sparse_output=True)"
     try:
         y = sparse.valid_csr(name, y).toarray() if is_sparse else np.asarray(y)
         if y.ndim != 2:
@@ -81,7 +84,7 @@ def checked_labels(name, y, two_classes=False):
         y = y.astype(np.float32)
         other = y[(y != 0) & (y != 1)]
         if other.size and y.shape[1] == 1:
-            fix = "one class id per row becomes one with scikit-learn's LabelBinarizer(sparse_output=True)"
+            fix = "convert one class id per row with scikit-learn's LabelBinarizer(sparse_output=True)"
             numbers = np.unique(y)
             if two_classes and len(numbers) == 2:
                 return scipy.sparse.csr_matrix(y == numbers[1], dtype=np.float32)
@@ -94,10 +97,10 @@ def checked_labels(name, y, two_classes=False):
 
 
 class ClassifierInputs:
-    """How `Classifier` takes features: checked, named, weighted by TF-IDF, batch by batch."""
+    """Mixin of `Classifier` that checks features, and converts them to batches for the model."""
 
     def _features(self, x):
-        """Checked features: CSR or a dense array, as they were in the fit. Not copied where they are CSR or dense already."""
+        """Checked features, CSR or a dense array; TypeError or ValueError unless they are like those of the fit."""
         names, x = feature_names(x), checked_features("X", x)
         if hasattr(self, "n_features_in_"):
             self._check_feature_names(names)
@@ -106,26 +109,26 @@ class ClassifierInputs:
                     f"X has {x.shape[1]} features, but Classifier is expecting {self.n_features_in_} features as input"
                 )
             if self.is_dense_ == scipy.sparse.issparse(x):
-                kind, mend = (
+                kind, fix = (
                     ("a dense array", "X.toarray()")
                     if self.is_dense_
                     else ("a SciPy sparse matrix", "scipy.sparse.csr_matrix(X)")
                 )
-                raise TypeError(f"X must be {kind} as in fit, got {type(x).__name__}; use {mend}")
+                raise TypeError(f"X must be {kind} as in fit, got {type(x).__name__}; use {fix}")
         return x
 
     def _check_feature_names(self, names):
-        """ValueError where a DataFrame's columns are not those of the fit, in their order; the rules are scikit-learn's."""
+        """ValueError unless a DataFrame has the columns of the fit, in the same order; the rules are scikit-learn's."""
         known = getattr(self, "feature_names_in_", None)
         if (known is None) != (names is None):
-            came, fitted = ("does not have valid", "with") if names is None else ("has", "without")
-            message = f"X {came} feature names, but Classifier was fitted {fitted} feature names"
+            now, fitted = ("does not have valid", "with") if names is None else ("has", "without")
+            message = f"X {now} feature names, but Classifier was fitted {fitted} feature names"
             warnings.warn(message, UserWarning, stacklevel=4)
         elif known is not None and list(names) != list(known):
             raise ValueError(names_differ_message(set(known), set(names)))
 
     def _fitted_tfidf(self, x, validation):
-        """What weighs the features: a `Tfidf` of the training rows `x`, or None where they are taken as they are.
+        """A `Tfidf` fitted to the training rows `x`, or None if features are used as they are.
 
         `validation` is a pair of features and labels, or None.
         """
@@ -134,25 +137,25 @@ class ClassifierInputs:
         if isinstance(self.tfidf, str) and (other := first_non_count(x)) is not None:
             if self.progress:
                 print(
-                    f"sparsemax-nb: X holds weights, not counts (one is {other:g}): they are taken as they are; "
-                    "tfidf=True or False decides otherwise",
+                    f"sparsemax-nb: X has weights, not counts (one is {other:g}), which are used as they are; "
+                    "set tfidf=True or False to decide otherwise",
                     file=sys.stderr,
                 )
             return None
         if validation is not None and (other := first_non_count(validation[0])) is not None:
-            raise ValueError(f"validation X must hold counts like X, got {other:g}; use tfidf=False for weights")
+            raise ValueError(f"validation X must have counts like X, got {other:g}; use tfidf=False for weights")
         return Tfidf().fit(x)
 
     def _batch(self, x, rows):
-        """Rows of the features, a slice or ids, as the model takes them; only they are copied."""
+        """The features of some rows (a slice or ids) as the model takes them; only these rows are copied."""
         part = x if isinstance(rows, slice) and rows == slice(0, x.shape[0]) else x[rows]
-        with np.errstate(over="ignore"):  # of numbers too large for float32, which are found below
+        with np.errstate(over="ignore"):  # numbers too large for float32 are reported below
             if self.is_dense_:
                 part = np.ascontiguousarray(part, np.float32)
             else:
                 part = part.astype(np.float32, copy=False) if self.tfidf_ is None else self.tfidf_._weights(part)
         if not np.isfinite(part if self.is_dense_ else part.data).all():
             ids = np.arange(x.shape[0])[rows]
-            bad = next(row for row, one in zip(ids, part, strict=True) if not np.isfinite(one.sum()))
+            bad = next(row for row, values in zip(ids, part, strict=True) if not np.isfinite(values.sum()))
             raise ValueError(f"X must be finite as float32, got NaN or infinity in row {bad}")
         return part

@@ -1,4 +1,6 @@
-"""The network architecture of `Classifier`: how the network is made and trained, its part of a file."""
+"""The network architecture of `Classifier`: construction, training, and its part of a model file."""
+
+from typing import Any
 
 import numpy as np
 
@@ -7,11 +9,12 @@ from ..core.device import asarray, device_of
 from ..grouping import group_labels
 from ..optimizers import Adam
 from . import linear, loop
-from .estimator import FREE_TO_CHANGE
-from .negatives import INDICES, Negatives
+from .estimator import CHANGEABLE_ON_RESUME, SampledEstimator
+from .negatives import MIDX_KINDS, Negatives
 from .network import SPARSE_OUTPUTS, Network
 from .validation import possible_ks
 
+#: Parameters that the linear architecture does not have.
 NETWORK_ONLY = (
     "output",
     "embedding",
@@ -44,22 +47,25 @@ NETWORK_ONLY = (
     "rewire_until",
     "batch_size",
 )
-#: Passes over the data where `epochs` is not given.
+#: Passes over the data if `epochs` is None.
 EPOCHS = {"linear": 5, "network": 10}
 
 
 class _Rows:
-    """Rows of the features as the network takes them, made as slices ask for them."""
+    """Training features with the indexing that `group_labels` needs; slices are converted on demand."""
 
     def __init__(self, batch, x, rows):
-        self._batch, self._x, self._rows, self.shape = batch, x, rows, (len(rows), x.shape[1])
+        self._batch = batch
+        self._x = x
+        self._rows = rows
+        self.shape = len(rows), x.shape[1]
 
-    def __getitem__(self, some):
-        return self._batch(self._x, self._rows[some])
+    def __getitem__(self, part):
+        return self._batch(self._x, self._rows[part])
 
 
 def _initial_bias(bias, counts, n_points, loss):
-    """Start where nearly every label is rightly off (our choice): squared hinge -1, its margin; bce the label's log-odds."""
+    """Set the bias so that nearly all labels start off (our choice): squared hinge -1, its margin; bce the log-odds."""
     if loss == "squared-hinge":
         bias[:] = -1
         return
@@ -67,11 +73,11 @@ def _initial_bias(bias, counts, n_points, loss):
     bias[:] = asarray(np.log(odds), device_of(bias), np.float32)
 
 
-class NetworkArchitecture:
-    """The methods of `Classifier` for architecture='network'."""
+class NetworkArchitecture(SampledEstimator):
+    """Mixin of `Classifier` with the methods for architecture='network'."""
 
     def _network_params(self, n_features, n_labels, is_dense, device):
-        """What `Network` and the prediction of its memory are made from; ValueError for a fan-in that is too large."""
+        """Arguments that `Network` and `Network.memory` share; ValueError if the fan-in is too large."""
         embedding = None if is_dense else self.embedding
         intermediate = {"dense": None, "bottleneck": self.bottleneck}.get(self.output, self.intermediate)
         if self.output in SPARSE_OUTPUTS:
@@ -79,8 +85,9 @@ class NetworkArchitecture:
             check.integer("fan_in", self.fan_in, 1, width, f" (the width of the layer below is {width})")
             if 2 * self.fan_in > width and (self.rewire_fraction > 0 or self.output == "unstructured"):
                 raise ValueError(
-                    f"fan_in must be at most half the width of the layer below, {width // 2}, got {self.fan_in}: a label may "
-                    "need more redraws than it has free inputs; use rewire_fraction=0 with output='fixed-fan-in'"
+                    f"fan_in must be at most half the width of the layer below, {width // 2}, got {self.fan_in}: a "
+                    "label may need more redraws than it has free inputs; use rewire_fraction=0 with "
+                    "output='fixed-fan-in'"
                 )
         if self.output == "group-shared":
             check.integer("group_size", self.group_size, 1, n_labels, f" (n_labels = {n_labels})")
@@ -98,20 +105,20 @@ class NetworkArchitecture:
             "clip": self.clip,
         }
 
-    def _check_sampler(self, n_classes, width, device, counts):
-        super()._check_sampler(n_classes, width, device)
-        if self.sampler in ("unigram", *INDICES) and not counts.any():
-            raise ValueError(f"y must have labels in the rows to train on: sampler={self.sampler!r} counts them")
+    def _check_network_sampler(self, n_classes, width, device, counts):
+        self._check_sampler(n_classes, width, device)
+        if self.sampler in ("unigram", *MIDX_KINDS) and not counts.any():
+            raise ValueError(f"y must have labels in the training rows: sampler={self.sampler!r} needs their counts")
 
     def _new_network(self, params):
         return Network(**params, dropout=self.dropout, word_dropout=self.word_dropout, seed=self.seed)
 
     def _network_training(self, X, y, validation, rows):  # noqa: N803
-        """The run of a network."""
+        """The `Training` of a new network."""
         params = self._network_params(X.shape[1], y.shape[1], self.is_dense_, self.device_)
         width = params["intermediate"] or params["embedding"] or X.shape[1]
         counts = self.label_counts_
-        self._check_sampler(y.shape[1], width, self.device_, counts)
+        self._check_network_sampler(y.shape[1], width, self.device_, counts)
         self._plan(
             Network.memory(
                 **params,
@@ -130,7 +137,7 @@ class NetworkArchitecture:
         if self.output == "group-shared":
             order = group_labels(_Rows(self._batch, X, rows), y[rows], self.group_size, self.grouping, self.seed)
             unseen = counts[order] == 0
-            order[unseen] = np.sort(order[unseen])  # equal scores go by place, and these are equal
+            order[unseen] = np.sort(order[unseen])  # their scores are equal: positions break ties, so order them by id
             network.output.set_order(order)
             counts = counts[order]
         if self.loss != "softmax":
@@ -146,39 +153,41 @@ class NetworkArchitecture:
         return loop.Training(
             network,
             adam,
-            self._schedule(),
+            self._network_schedule(),
             len(rows),
-            batch=lambda some: (self._batch(X, rows[some]), y[rows[some]]),
-            validate=None if validation is None else lambda: self._figures_of(network, *validation, ks),
+            batch=lambda ids: (self._batch(X, rows[ids]), y[rows[ids]]),
+            validate=None if validation is None else lambda: self._evaluate_with(network, *validation, ks),
             monitor=f"P@{max(k for k in ks if k <= 3)}",
         )
 
-    def _free_to_change(self, training):
-        return FREE_TO_CHANGE if isinstance(training, linear.DualTraining) else super()._free_to_change(training)
+    def _changeable_on_resume(self, training):
+        is_linear = isinstance(training, linear.DualTraining)
+        return CHANGEABLE_ON_RESUME if is_linear else super()._changeable_on_resume(training)
 
-    def _schedule(self):
-        more = {} if self.output in SPARSE_OUTPUTS else {"rewire_fraction": 0.0}
-        return super()._schedule(**more, epochs=EPOCHS["network"] if self.epochs is None else self.epochs)
+    def _network_schedule(self):
+        rewiring = {} if self.output in SPARSE_OUTPUTS else {"rewire_fraction": 0.0}
+        return self._schedule(**rewiring, epochs=EPOCHS["network"] if self.epochs is None else self.epochs)
 
-    def encode(self, X, out=None):  # noqa: N803
-        """What the output layer sees of each row.
+    def encode(self, X: Any, out: np.ndarray | None = None) -> np.ndarray:
+        """Return the input of the output layer for each row.
 
         Parameters
         ----------
         X : (n, F) SciPy CSR matrix or dense array
             As in `fit`.
         out : (n, H) float32, optional
-            Overwritten and returned; NumPy, may be memory-mapped.
+            NumPy array, may be memory-mapped; overwritten and returned.
 
         Returns
         -------
         h : (n, H) float32
-            H is the width of the layer below the output; NumPy.
+            NumPy; H is the width of the layer below the output.
 
         Raises
         ------
         TypeError, ValueError
-            Not fitted yet; X of another kind or width than in `fit`, or not finite; out of the wrong dtype or shape.
+            The model is not fitted yet, or linear; X of another kind or width than in `fit`, or not finite; out of the
+            wrong dtype or shape.
         """
         self._check_fitted()
         if self.architecture_ == "linear":

@@ -1,11 +1,11 @@
 """Hidden layers with forward and backward pass written out.
 
-Every layer has a `name`, lists its arrays in `parameters` (name -> array) and its last output in `activations`.
-``backward(dout)`` returns the gradient with respect to its input (None where no layer lies below) and a list with a
-`Gradient` for each parameter; it may overwrite dout. The network applies them with its optimiser.
+Every layer has a `name`, its arrays in `parameters` (name -> array), and its last output in `activations`.
+``backward(dout)`` may overwrite dout. It returns the gradient with respect to the input, or None in a first layer, and
+a list with a `Gradient` per parameter. The network applies them with its optimizer.
 
-`forward` stores what `backward` needs only with `keep`, in a step of training. Without it nothing of the layer changes,
-so any number of threads may use one network at the same time.
+`forward` stores what `backward` needs only with `keep`, in a training step. Without it no layer changes, so that any
+number of threads may use the same network.
 """
 
 import math
@@ -17,21 +17,22 @@ from ..core.device import asarray, backend_of, device_of, empty, module_of, prod
 from .gradients import Gradient
 from .memory import array, parameter
 
-# Numbers of the layers in the random streams: no two layers draw from the same counters. `FixedFanIn.random` takes 0.
-EMBEDDING, DENSE = 1, 2
+# Numbers of the layers in the random streams: no two layers share a stream. `FixedFanIn.random` uses stream 0.
+EMBEDDING_STREAM = 1
+DENSE_STREAM = 2
 NO_DROPOUT = rng.make_dropout(0.0, 0, 0, 0)
 
 
-def uniform(shape, scale, seed, layer, device):
-    """Weights uniform in [-scale, scale) from the counter-based stream of `seed` for layer number `layer`."""
+def uniform(shape, scale, seed, stream, device):
+    """Weights uniform in [-scale, scale) from the counter-based random stream number `stream` of `seed`."""
     values = empty(shape, np.float32, device)
     kernels = backend_of(device, "fixed_fan_in")
-    kernels.random_values(np.uint64(seed), rng.WEIGHTS + np.uint64(layer), np.float32(scale), values.reshape(-1))
+    kernels.random_values(np.uint64(seed), rng.WEIGHTS + np.uint64(stream), np.float32(scale), values.reshape(-1))
     return values
 
 
 class _ReluDropout:
-    """Bias, ReLU and dropout behind a product; keeps its output, which is all that the gradient needs."""
+    """Bias, ReLU and dropout after a matrix product; keeps only its output, from which the gradient follows."""
 
     def __init__(self, width, device):
         self.bias = zeros(width, np.float32, device)
@@ -39,7 +40,7 @@ class _ReluDropout:
         self._device = device
 
     def forward(self, z, dropout, keep):
-        """``max(0, z + bias)``, dropped out where `dropout` is given; overwrites z."""
+        """``dropout(max(0, z + bias))``, without dropout if it is None; overwrites z."""
         if keep:
             self.out, self._scale = z, (dropout or NO_DROPOUT).scale
         backend_of(self._device, "activations").relu_dropout(z, self.bias, dropout or NO_DROPOUT, z)
@@ -53,7 +54,7 @@ class _ReluDropout:
 
 
 class Inputs:
-    """First layer over dense features: they pass as they are, but for dropout. No parameters."""
+    """First layer over dense features: only dropout, no parameters."""
 
     name = "inputs"
     parameters: dict = {}
@@ -64,7 +65,7 @@ class Inputs:
 
     @staticmethod
     def memory(batch_size, n_features):
-        """The arrays of training, see `memory`."""
+        """The arrays of training, see `train.memory`."""
         return [array("always", "inputs", 2, batch_size, n_features)]
 
     @property
@@ -82,12 +83,12 @@ class Inputs:
         return out
 
     def backward(self, dout):
-        """No parameters, and no layer below."""
+        """No gradients: there are no parameters, and there is no layer below."""
         return None, []
 
 
 def gradient_of_rows(table, rows, dout):
-    """`Gradient` by the rows of an embedding's table that `rows` (SparseRows) touches, from that by their sums, (B, D)."""
+    """`Gradient` of an embedding's table, for the rows in `rows` (SparseRows); dout (B, D) belongs to their sums."""
     device, columns = device_of(table), sparse.by_column(rows)
     drows = empty((columns.ids.shape[0], table.shape[1]), np.float32, device)
     backend_of(device, "embedding").backward(columns, dout, drows)
@@ -103,14 +104,14 @@ class Embedding:
     name = "embedding"
 
     def __init__(self, n_features, width, seed, device):
-        # a row of TF-IDF weights has norm 1: with weights uniform in ±sqrt(6) its sum has the variance that ReLU keeps
-        self.table = uniform((n_features, width), math.sqrt(6 / width), seed, EMBEDDING, device)
+        # Rows of TF-IDF weights have norm 1: scaled by sqrt(6), their sums have the variance that ReLU preserves.
+        self.table = uniform((n_features, width), math.sqrt(6 / width), seed, EMBEDDING_STREAM, device)
         self._relu = _ReluDropout(width, device)
         self._device = device
 
     @staticmethod
     def memory(batch_size, n_features, width, entries_per_row):
-        """The arrays of training, see `memory`; `entries_per_row` is the mean number of features of a row."""
+        """The arrays of training, see `train.memory`; `entries_per_row` is the mean number of features per row."""
         phase, touched = "embedding: gradient", min(n_features, math.ceil(batch_size * entries_per_row))
         return [
             *parameter("embedding.table", n_features, width),
@@ -137,19 +138,19 @@ class Embedding:
         return self._relu.forward(z, dropout, keep)
 
     def backward(self, dout):
-        """The gradients of bias and table. There is no layer below."""
+        """The gradients of bias and table; there is no layer below."""
         dz, of_bias = self._relu.backward(dout)
         return None, [of_bias, gradient_of_rows(self.table, self._rows, dz)]
 
 
 class TokenEmbedding:
-    """First layer over tokens: each becomes its row of `table`, (L, D) float32, uniform in ±0.1 at first."""
+    """First layer over tokens: each becomes its row of `table`, (L, D) float32, initially uniform in [-0.1, 0.1)."""
 
     name = "embedding"
     activations: dict = {}
 
     def __init__(self, n_words, width, seed, device):
-        self.table = uniform((n_words, width), 0.1, seed, EMBEDDING, device)
+        self.table = uniform((n_words, width), 0.1, seed, EMBEDDING_STREAM, device)
         self._device = device
 
     @property
@@ -168,26 +169,26 @@ class TokenEmbedding:
         return out.reshape(*tokens.shape, -1)
 
     def backward(self, dout):
-        """The gradient of the table's rows that occurred, from dout (T, B, D). There is no layer below."""
+        """The gradient of the table's rows that occurred, from dout (T, B, D); there is no layer below."""
         return None, [gradient_of_rows(self.table, self._rows, dout.reshape(-1, dout.shape[-1]))]
 
 
 class Dense:
     """Hidden layer ``relu(x weights + bias)``, then dropout; weights (D, H) float32.
 
-    With `first` nothing that learns lies below, and the gradient by the input is not computed.
+    With `first` no trainable layer is below, and the gradient with respect to the input is not computed.
     """
 
     name = "intermediate"
 
     def __init__(self, n_inputs, width, seed, device, first=False):
         self._first = first
-        self.weights = uniform((n_inputs, width), math.sqrt(6 / n_inputs), seed, DENSE, device)
+        self.weights = uniform((n_inputs, width), math.sqrt(6 / n_inputs), seed, DENSE_STREAM, device)
         self._relu = _ReluDropout(width, device)
 
     @staticmethod
     def memory(batch_size, n_inputs, width, first=False):
-        """The arrays of training, see `memory`."""
+        """The arrays of training, see `train.memory`."""
         phase = "intermediate: gradient"
         return [
             *parameter("intermediate.weights", n_inputs, width),

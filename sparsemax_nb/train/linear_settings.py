@@ -1,4 +1,4 @@
-"""The choice of C, slack and frequency for a linear layer: trials on a part of the labels."""
+"""Choice of C, slack and frequency for a linear layer, by trials on some of the labels."""
 
 from dataclasses import replace
 
@@ -8,128 +8,141 @@ from .. import metrics
 from ..data.batches import shuffled
 from .linear import DualTraining
 
-#: Where the search begins, and the values that it may take.
+#: Values of C and slack that the search starts from.
 FIRST = 0.5, 0.2
-GRID_C, GRID_SLACK = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0), (0.05, 0.1, 0.2, 0.3, 0.4, 0.6)
-#: Values of frequency, and the answers of a row that each puts in its order.
-FREQUENCIES, REORDERED = (0.0, 0.01, 0.02, 0.05, 0.1), 20
-#: A value must be better by this share of its figure, and of C and slack by so many of the rows held back: less is
-#: noise, and a smaller slack takes longer.
-LEAST_GAIN, LEAST_ROWS = 2e-3, 2
-#: Share of the labels that the search looks at, and the least number of them; smaller sets than this are searched with
-#: all.
-LABELS, LEAST_LABELS, SMALL = 0.2, 1000, 10_000
-#: Of their rows, the share that is held back, and the most; passes of a trial.
-HELD_BACK, MOST_HELD_BACK, PASSES = 0.2, 10_000, 3
-#: Rows held back that a figure should rest on: smaller sets are split several times.
-ENOUGH, MOST_SPLITS = 2000, 5
+#: Values of C and slack that the search tries.
+GRID_C = 0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0
+GRID_SLACK = 0.05, 0.1, 0.2, 0.3, 0.4, 0.6
+#: Values of frequency that each trial tries.
+FREQUENCIES = 0.0, 0.01, 0.02, 0.05, 0.1
+#: Number of each row's best labels that a value of frequency may reorder.
+REORDERED = 20
+#: A value replaces the current one only if its nDCG@5 is better by this share, and for C and slack also by this many of
+#: the held-out rows. Smaller gains are noise, and a smaller slack makes training slower.
+MIN_GAIN = 2e-3
+MIN_GAIN_ROWS = 2
+#: Trials use this share of the labels, but at least MIN_LABELS. Training sets of fewer rows than SMALL_SET use all.
+LABEL_SHARE = 0.2
+MIN_LABELS = 1000
+SMALL_SET = 10_000
+#: Trials hold out this share of the rows of their labels, but at most MAX_HELD_OUT, which is enough for the metric.
+HELD_OUT_SHARE = 0.2
+MAX_HELD_OUT = 10_000
+#: Epochs of a trial.
+TRIAL_EPOCHS = 3
+#: Held-out rows that a comparison should rest on. Smaller sets are split up to MAX_SPLITS times.
+MIN_HELD_OUT = 2000
+MAX_SPLITS = 5
 
 
 def choose_settings(x, y, settings, *, wanted, validation=None):
-    """(Settings, trials): with values that have about the best nDCG@5 on rows that are held back.
+    """(Settings, trials): settings with about the best nDCG@5 on held-out rows.
 
-    Labels are independent of each other, so a part of the labels, with all of their points, is a problem of the same
-    kind, where a part of the rows would be one with fewer points a label. From those of `settings` on, C and slack move
-    one after the other, twice at most, to neighbours on the grid that are better by more than noise, each trial with
-    the frequency that suits it; at last C moves to the vertex of the parabola through its figure and those of its
-    neighbours. `wanted` names what is to be chosen, of 'C', 'slack' and 'frequency'. With a `validation` (X, y) its
-    rows take the place of what is held back.
+    `wanted` names the settings to choose: 'C', 'slack', 'frequency'. The rows of a `validation` (X, y) replace the
+    held-out rows.
+
+    A linear layer trains its labels independently. Hence some of the labels, with all their points, are a smaller
+    problem of the same kind; some of the rows would be a problem with fewer points per label. C and slack take turns,
+    two at most, in moving from their values in `settings` along the grid, as long as a neighbour is better by more than
+    noise. Each trial uses its best frequency. Finally C moves to the vertex of the parabola through the metrics of its
+    value and its neighbours.
     """
-    parts = list(_trial_parts(x, y, settings.seed, validation))
-    found, trials = {}, []
-    if not parts:
+    splits = list(_trial_splits(x, y, settings.seed, validation))
+    results, trials = {}, []
+    if not splits:
         return settings, trials
     frequencies = FREQUENCIES if "frequency" in wanted else (settings.frequency,)
-    n_held = sum(held_x.shape[0] for _, _, held_x, _ in parts)
+    n_held_out = sum(held_out_x.shape[0] for _, _, held_out_x, _ in splits)
 
-    def beats(one, other):
-        return one > (1 + LEAST_GAIN) * other + LEAST_ROWS / n_held
+    def is_better(new, old):
+        return new > (1 + MIN_GAIN) * old + MIN_GAIN_ROWS / n_held_out
 
-    def figure(c, slack):
-        if (c, slack) not in found:
-            one = replace(
+    def score(c, slack):
+        if (c, slack) not in results:
+            trial_settings = replace(
                 settings,
                 C=c,
                 slack=slack,
                 frequency=frequencies[0],
                 co_occurrence=0.0,
-                epochs=min(PASSES, settings.epochs),
+                epochs=min(TRIAL_EPOCHS, settings.epochs),
             )
-            figures = np.mean([_trial(*part, one, frequencies) for part in parts], axis=0)
-            best = int(figures.argmax()) if figures.max() > (1 + LEAST_GAIN) * figures[0] else 0
-            found[c, slack] = float(figures[best]), frequencies[best]
-            trials.append({"C": c, "slack": slack, "frequency": frequencies[best], "nDCG@5": float(figures[best])})
-        return found[c, slack][0]
+            ndcgs = np.mean([_trial(*split, trial_settings, frequencies) for split in splits], axis=0)
+            best = int(ndcgs.argmax()) if ndcgs.max() > (1 + MIN_GAIN) * ndcgs[0] else 0
+            results[c, slack] = float(ndcgs[best]), frequencies[best]
+            trials.append({"C": c, "slack": slack, "frequency": frequencies[best], "nDCG@5": float(ndcgs[best])})
+        return results[c, slack][0]
 
     c, slack = settings.C, settings.slack
     for _ in range(2):
-        before = c, slack
+        previous = c, slack
         if "C" in wanted:
-            c = _climb(GRID_C, c, lambda value: figure(value, slack), beats)
+            c = _climb(GRID_C, c, lambda value, slack=slack: score(value, slack), is_better)
         if "slack" in wanted:
-            slack = _climb(GRID_SLACK, slack, lambda value: figure(c, value), beats)
-        if (c, slack) == before:
+            slack = _climb(GRID_SLACK, slack, lambda value, c=c: score(c, value), is_better)
+        if (c, slack) == previous:
             break
-    figure(c, slack)
-    frequency = found[c, slack][1]
+    score(c, slack)
+    frequency = results[c, slack][1]
     if "C" in wanted:
-        c *= 2 ** _vertex(*(found.get((neighbour, slack), (None,))[0] for neighbour in (c / 2, c, 2 * c)))
+        c *= 2 ** _vertex(*(results.get((neighbour, slack), (None,))[0] for neighbour in (c / 2, c, 2 * c)))
     return replace(settings, C=c, slack=slack, frequency=frequency), trials
 
 
 def _vertex(below, best, above):
-    """Where the parabola through figures at -1, 0 and 1 is highest, between -1/2 and 1/2; 0 where one is missing.
+    """Vertex of the parabola through values at -1, 0 and 1, clipped to [-1/2, 1/2]; 0 if a neighbour is None.
 
-    `best`, at 0, is the largest, or falls short of it by no more than noise.
+    `best`, at 0, is the largest of the three, up to noise.
     """
     if below is None or above is None or below + above >= 2 * best:
         return 0.0
     return min(max((above - below) / (2 * (2 * best - below - above)), -0.5), 0.5)
 
 
-def _climb(grid, value, figure, beats):
-    """The value of the grid, from `value` on, that none of its neighbours beats by its figure."""
-    at = grid.index(value)
+def _climb(grid, value, score, is_better):
+    """Climb from `value` along the grid, first down, else up, until no neighbour has a better score."""
+    index = grid.index(value)
     for direction in (-1, 1):
         moved = False
-        while 0 <= at + direction < len(grid) and beats(figure(grid[at + direction]), figure(grid[at])):
-            at, moved = at + direction, True
+        while 0 <= index + direction < len(grid) and is_better(score(grid[index + direction]), score(grid[index])):
+            index, moved = index + direction, True
         if moved:
             break
-    return grid[at]
+    return grid[index]
 
 
-def _trial_parts(x, y, seed, validation):
-    """(x, y, held-back x, y) of each trial."""
+def _trial_splits(x, y, seed, validation):
+    """(x, y, held-out x, held-out y) of each trial."""
     n_points = np.bincount(y.indices, minlength=y.shape[1])
     seen = np.flatnonzero(n_points)
-    n = len(seen) if x.shape[0] < SMALL else min(len(seen), max(LEAST_LABELS, round(LABELS * len(seen))))
+    n = len(seen) if x.shape[0] < SMALL_SET else min(len(seen), max(MIN_LABELS, round(LABEL_SHARE * len(seen))))
     labels = np.sort(seen[shuffled(len(seen), seed, 1)[:n]])
     y = y.tocsc()[:, labels].tocsr()
     rows = np.flatnonzero(np.diff(y.indptr))
     if validation is not None:
-        other_x, other_y = validation
-        other_y = other_y.tocsc()[:, labels].tocsr()
-        others = np.flatnonzero(np.diff(other_y.indptr))
-        if len(others):
-            yield x[rows], y[rows], other_x[others[:MOST_HELD_BACK]], other_y[others[:MOST_HELD_BACK]]
+        validation_x, validation_y = validation
+        validation_y = validation_y.tocsc()[:, labels].tocsr()
+        held_out = np.flatnonzero(np.diff(validation_y.indptr))
+        if len(held_out):
+            yield x[rows], y[rows], validation_x[held_out[:MAX_HELD_OUT]], validation_y[held_out[:MAX_HELD_OUT]]
             return
-    n_held = min(MOST_HELD_BACK, max(1, round(HELD_BACK * len(rows))))
-    for split in range(max(1, min(MOST_SPLITS, ENOUGH // n_held))):
+    n_held_out = min(MAX_HELD_OUT, max(1, round(HELD_OUT_SHARE * len(rows))))
+    for split in range(max(1, min(MAX_SPLITS, MIN_HELD_OUT // n_held_out))):
         order = rows[shuffled(len(rows), seed, 2 + split)]
-        held, others = order[:n_held], np.sort(order[n_held:])
-        if len(others):
-            yield x[others], y[others], x[held], y[held]
+        held_out, kept = order[:n_held_out], np.sort(order[n_held_out:])
+        if len(kept):
+            yield x[kept], y[kept], x[held_out], y[held_out]
 
 
-def _trial(x, y, held_x, held_y, settings, frequencies):
-    """nDCG@5 on what is held back, with each of the frequencies: among a row's best with that of `settings`."""
+def _trial(x, y, held_out_x, held_out_y, settings, frequencies):
+    """nDCG@5 on the held-out rows for each frequency, which reorders the best labels found with that of `settings`."""
     training = DualTraining(x, y, settings)
     training.run(progress=False)
-    scores, ids = training.network.top_k(held_x, min(REORDERED, y.shape[1]))
-    logs, figures = np.log(np.maximum(np.bincount(y.indices, minlength=y.shape[1]), 1)), []
+    scores, ids = training.network.top_k(held_out_x, min(REORDERED, y.shape[1]))
+    log_counts = np.log(np.maximum(np.bincount(y.indices, minlength=y.shape[1]), 1))
+    ndcgs = []
     for frequency in frequencies:
-        moved = scores + (frequency - settings.frequency) * logs[ids]
+        moved = scores + (frequency - settings.frequency) * log_counts[ids]
         order = np.argsort(-moved, axis=1, kind="stable")[:, : min(5, y.shape[1])]
-        figures.append(metrics.ndcg_at_k(np.take_along_axis(ids, order, 1), held_y, order.shape[1]))
-    return figures
+        ndcgs.append(metrics.ndcg_at_k(np.take_along_axis(ids, order, 1), held_out_y, order.shape[1]))
+    return ndcgs

@@ -1,7 +1,7 @@
-"""The memory of a training run, array by array, before anything is allocated.
+"""Memory plan of a training run: all its arrays, predicted before anything is allocated.
 
-Each layer states its arrays in a static method `memory`; a network adds them up to a `Plan`. Measured peaks lie a few
-per cent above: small arrays, and what libraries hold.
+Each layer lists its arrays in a static method `memory`; a network combines them to a `Plan`. Measured peaks are a few
+per cent higher: small arrays, and memory held by libraries, are not counted.
 """
 
 import math
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class MemoryLimitError(ValueError):
-    """A network that does not fit into the memory that it may take; the message says how much it needs.
+    """Training would need more memory than it may use; the message says how much.
 
     Examples
     --------
@@ -25,28 +25,28 @@ class MemoryLimitError(ValueError):
 
 
 class Array(NamedTuple):
-    """An array of a plan. Those of the phase 'always' are held; of the other phases only the largest counts."""
+    """An array of a plan. Those of the phase 'always' exist all the time; of other phases only the largest counts."""
 
     phase: str
     name: str
     nbytes: int
-    #: Of a parameter: its shape, which its part of a model file has, too.
+    #: Shape of a parameter in the model file; None for other arrays.
     shape: tuple | None = None
 
 
 def array(phase, name, *shape, item=4):
-    """An `Array` of this shape; `item` is the size of an entry in bytes."""
+    """An `Array` of this shape; `item` is the size of an element in bytes."""
     return Array(phase, name, math.prod(shape) * item)
 
 
 def parameter(name, *shape, item=4, learns=True):
-    """A parameter, which is held always, and with `learns` the two float32 moments that Adam keeps of it."""
-    held = [Array("always", name, math.prod(shape) * item, shape)]
-    return [*held, array("always", f"{name}: Adam's two moments", 2, *shape)] if learns else held
+    """A parameter, as a list of `Array`; with `learns` it includes the two float32 moments of Adam."""
+    arrays = [Array("always", name, math.prod(shape) * item, shape)]
+    return [*arrays, array("always", f"{name}: Adam's two moments", 2, *shape)] if learns else arrays
 
 
 class Plan(NamedTuple):
-    """Every array of a training run, and the sum that counts."""
+    """All arrays of a training run; `print` shows them as a table."""
 
     arrays: list
 
@@ -59,7 +59,7 @@ class Plan(NamedTuple):
 
     @property
     def nbytes(self):
-        """What is held always, and the largest of the other phases."""
+        """Bytes of the phase 'always' plus those of the largest other phase."""
         phases = self.phases
         return phases.pop("always") + max(phases.values())
 
@@ -77,7 +77,7 @@ class Plan(NamedTuple):
 
 
 def require(plan, limit, smaller="intermediate layer, fan-in or batch"):
-    """MemoryLimitError, with the whole plan and what could be `smaller`, where it needs more than `limit` bytes."""
+    """MemoryLimitError if the plan needs more than `limit` bytes; it shows the plan, and what could be `smaller`."""
     if plan.nbytes > limit:
         raise MemoryLimitError(
             f"training needs {plan.nbytes / 2**20:,.1f} MiB, memory_limit allows {limit / 2**20:,.1f} MiB; "

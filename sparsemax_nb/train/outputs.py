@@ -1,8 +1,8 @@
 """Output layers: loss, gradients and top-k over the classes.
 
-Every output layer has ``gradients(h, labels, loss, step)``, which returns the loss, dh and a `Gradient` for each
-parameter; ``step(h, labels, loss, optimizer)`` applies them. The sparse layers have a `step` of their own, fused into one
-pass over the labels, which never stores all scores; dh is always from before the update.
+Every output layer has ``gradients(h, labels, loss, step)``, which returns the loss, dh and a `Gradient` per parameter;
+``step(h, labels, loss, optimizer, step)`` also applies them. Sparse layers override `step` with one fused pass over the
+labels, which never stores all scores. dh is always computed from the weights before the update.
 """
 
 import math
@@ -33,24 +33,24 @@ from ..fixed_fan_in import (
 from ..full_softmax import MAX_ELEMENTS, softmax_cross_entropy
 from ..group_shared import DTYPES, GroupSharedFanIn
 from ..rewiring import rewire
-from ..sampled_softmax import sampled_softmax
+from ..sampled_softmax import _sampled_softmax
 from .gradients import Gradient
 from .memory import array, parameter
 from .negatives import Negatives
 
-#: The score of labels that no training point has: below any other, and a number that JSON knows. Losses and gradients
-#: of such a negative are exactly zero, so it stays what it is.
-LAST = np.float32(-1e30)
-#: The phase of a step in a memory plan.
+#: Score of labels without training points: lower than any other score, and valid in JSON. The losses and gradients of
+#: such a negative are exactly zero, so that training does not change it.
+UNSEEN_SCORE = np.float32(-1e30)
+#: Name of a training step's phase in a memory plan.
 STEP = "output: step"
-#: Numbers of four bytes that a draw takes until its gradient is known: id, log Q, score and gradient, indices and keys.
-ENTRY = 16
-#: Bytes for each connection while an unstructured layer draws or redraws them (measured).
-DRAWN_BYTES = 130
+#: Four-byte numbers per sampled negative until its gradient is known: id, log Q, score, gradient, indices, sort keys.
+NUMBERS_PER_NEGATIVE = 16
+#: Bytes per connection while an unstructured layer draws or redraws connections (measured).
+BYTES_PER_DRAWN_CONNECTION = 130
 
 
 def multilabel_loss(scores, labels, loss):
-    """Loss of a batch and its gradient by the scores (B, L), which are overwritten; FloatingPointError if not finite."""
+    """Loss of a batch, and its gradient, which overwrites scores (B, L); FloatingPointError if it is not finite."""
     device, n_labels = device_of(scores), scores.shape[1]
     label_rows = sparse.by_label(sparse.as_labels(labels, len(scores), device, n_labels), n_labels)
     label_loss = empty(n_labels, np.float32, device)
@@ -72,12 +72,12 @@ def top_k_of_scores(scores, k):
 
 
 class Output:
-    """What the output layers share; each has ``gradients(h, labels, loss, step)`` and ``top_k(h, k)``."""
+    """Base class of the output layers; each has ``gradients(h, labels, loss, step)`` and ``top_k(h, k)``."""
 
     name = "output"
 
     def step(self, h, labels, loss, optimizer, step):
-        """Loss of a batch and dh; updates the parameters. `step` is the number of the training step, which seeds draws."""
+        """Loss of a batch and dh; updates the parameters. `step` is the number of the training step, for samplers."""
         value, dh, gradients = self.gradients(h, labels, loss, step)
         for gradient in gradients:
             gradient.apply(optimizer)
@@ -85,7 +85,7 @@ class Output:
 
     @staticmethod
     def _step_memory(batch_size, n_inputs, n_labels):
-        """What the step of every layer with a bias allocates."""
+        """Arrays of a training step that all layers with a bias allocate."""
         return [
             array(STEP, "gradient of the layer below", batch_size, n_inputs),
             array(STEP, "rows of each label", n_labels, 5),
@@ -93,21 +93,21 @@ class Output:
         ]
 
     def rank_last(self, ids):
-        """Labels without a training point come last in every list: the bias of `ids` (NumPy) becomes LAST.
+        """Make the labels `ids` (NumPy), which have no training points, rank last: their bias becomes UNSEEN_SCORE.
 
-        Their weights have to be zero.
+        Their weights must be zero.
         """
-        self.bias[asarray(ids, device_of(self.bias))] = LAST
+        self.bias[asarray(ids, device_of(self.bias))] = UNSEEN_SCORE
 
     def check_connections(self):
-        """ValueError where parameters that were overwritten are no valid connections; dense layers have none."""
+        """ValueError if overwritten parameters are no valid connections; dense layers have none."""
 
 
 class DenseOutput(Output):
     """Dense output layer ``scores = h weights.T + bias``; weights (L, H). Stores scores and gradient, (B, L).
 
     The weights of every output layer start at zero (our choice): random scores of 10^4 labels are noise that takes
-    epochs to unlearn, above all for rare labels.
+    epochs to unlearn, especially for rare labels.
     """
 
     def __init__(self, n_inputs, n_labels, device):
@@ -117,7 +117,7 @@ class DenseOutput(Output):
 
     @classmethod
     def memory(cls, batch_size, n_inputs, n_labels, **_):
-        """The arrays of training and prediction, see `memory`."""
+        """The arrays of training and prediction, see `train.memory`."""
         return [
             *parameter("output.weights", n_labels, n_inputs),
             *parameter("output.bias", n_labels),
@@ -148,9 +148,9 @@ class DenseOutput(Output):
 
 
 class FixedFanInOutput(Output):
-    """Sparse output layer: `FixedFanIn` and its fused step; no (B, L) array exists. The values start at zero."""
+    """Sparse output layer: `FixedFanIn` with its fused step, so that no (B, L) array exists. Values start at zero."""
 
-    backend = "fixed_fan_in"  # its file in cpu/ and cuda/
+    backend = "fixed_fan_in"  # its module in cpu/ and cuda/
 
     def __init__(self, n_inputs, n_labels, fan_in, seed, device):
         self.layer = FixedFanIn.random(n_labels, n_inputs, fan_in, seed, device=device)
@@ -161,7 +161,7 @@ class FixedFanInOutput(Output):
     def memory(
         cls, batch_size, n_inputs, n_labels, *, device, fan_in, group_size, weight_dtype, rewired, clipped, k, **_
     ):
-        """The arrays of training and prediction, see `memory`."""
+        """The arrays of training and prediction, see `train.memory`."""
         group = () if group_size is None else (group_size,)
         n_rows, values = -(-n_labels // (group_size or 1)), DTYPES[weight_dtype].itemsize
         kernels = backend_of(device, cls.backend)
@@ -176,7 +176,7 @@ class FixedFanInOutput(Output):
             found.append(array(STEP, "output.values: gradient", n_labels, fan_in))
         else:
             workspace = kernels.workspace_shapes(batch_size, n_inputs, n_labels, fan_in, *group)
-            for name, (shape, dtype) in workspace.items():  # the CPU keeps them for the next step
+            for name, (shape, dtype) in workspace.items():  # the CPU backend keeps them for the next step
                 phase = "always" if device == "cpu" else STEP
                 found.append(array(phase, f"step: {name}", *shape, item=np.dtype(dtype).itemsize))
         if rewired:
@@ -202,7 +202,7 @@ class FixedFanInOutput(Output):
         return fixed_fan_in_step(h, self.layer, labels, loss, optimizer)
 
     def check_connections(self):
-        """ValueError where parameters that were overwritten hold connections that can not be: kernels trust them."""
+        """ValueError if overwritten parameters are no valid connections, which kernels do not check."""
         FixedFanIn(self.layer.n_inputs, *self.layer.arrays)
 
     def top_k(self, h, k):
@@ -210,15 +210,15 @@ class FixedFanInOutput(Output):
         return fixed_fan_in_top_k(h, self.layer, k)
 
     def rewire(self, fraction, seed, step, optimizer):
-        """Replace the share `fraction` of the connections, those with the smallest weights; returns what it came to."""
+        """Replace the share `fraction` of the connections, those with the smallest weights; returns the real share."""
         return len(rewire(self.layer, fraction, seed, optimizer, step=step)) / self.layer.indices.size
 
 
 class GroupSharedOutput(FixedFanInOutput):
-    """`FixedFanInOutput` with inputs shared by groups of labels; labels keep their ids.
+    """`FixedFanInOutput` in which groups of labels share their inputs.
 
-    ``order[i]`` is the label at position i of the layer; neighbours share their inputs. At first the position of a label
-    is its id; set another order before the first step.
+    ``order[i]`` is the label at position i of the layer; labels in adjacent positions share inputs. Initially the
+    position of a label is its id; another order must be set before the first step. Callers only see label ids.
     """
 
     backend = "group_shared"
@@ -230,11 +230,11 @@ class GroupSharedOutput(FixedFanInOutput):
         self.layer.values[...] = 0
         self.values, self.bias = self.layer.values, self.layer.bias
         self.order = asarray(module_of(device).arange(n_labels), device, np.int32)
-        self._positions = self.order.copy()  # of each label
+        self._positions = self.order.copy()  # position of each label
 
     @classmethod
     def memory(cls, batch_size, n_inputs, n_labels, **sizes):
-        """The arrays of training and prediction, see `memory`."""
+        """The arrays of training and prediction, see `train.memory`."""
         found = super().memory(batch_size, n_inputs, n_labels, **sizes)
         found += parameter("output.order", n_labels, learns=False)
         found.append(array("always", "positions of the labels", n_labels))
@@ -248,16 +248,16 @@ class GroupSharedOutput(FixedFanInOutput):
         return super().parameters | {"output.order": self.order}
 
     def rank_last(self, ids):
-        """As in `RankedLast`: the bias lies in the order of the positions."""
+        """As in `Output`; the bias is in the order of the positions."""
         super().rank_last(to_numpy(self._positions)[ids])
 
     def set_order(self, order):
-        """Set the order of the labels, as `group_labels` gives it."""
+        """Set the order of the labels, a result of `group_labels`."""
         self.order[...] = asarray(order, self.layer.device, np.int32)
         self.check_connections()
 
     def check_connections(self):
-        """ValueError where parameters that were overwritten hold connections, or an order, that can not be."""
+        """ValueError if overwritten parameters are no valid connections, or no valid order."""
         layer, xp = self.layer, module_of(self.layer.device)
         GroupSharedFanIn(layer.n_inputs, layer.indices, layer.values, layer.bias, layer.group_size)
         every_label = asarray(xp.arange(layer.n_labels), layer.device, np.int32)
@@ -266,7 +266,7 @@ class GroupSharedOutput(FixedFanInOutput):
         self._positions[self.order] = every_label
 
     def _reordered(self, labels, n_rows):
-        """Labels by their positions in the layer."""
+        """Labels replaced by their positions in the layer."""
         labels = sparse.as_labels(labels, n_rows, self.layer.device, self.layer.n_labels)
         return labels._replace(indices=self._positions[labels.indices])
 
@@ -279,28 +279,28 @@ class GroupSharedOutput(FixedFanInOutput):
         return super().step(h, self._reordered(labels, len(h)), loss, optimizer, step)
 
     def top_k(self, h, k):
-        """The k best labels of each row: scores (B, k), ids (B, k) int32; equal scores by their position in the layer."""
+        """The k best labels of each row: scores (B, k), ids (B, k) int32; ties break by position in the layer."""
         scores, positions = super().top_k(h, k)
         return scores, self.order[positions]
 
 
 class SoftmaxOutput(Output):
-    """Output layer ``scores = h weights.T`` under the softmax loss, ``sum_p -log softmax(scores)_p`` over a row's labels.
+    """Output layer ``scores = h weights.T`` with the softmax loss, ``-log softmax(scores)`` summed over a row's labels.
 
-    weights (L, H) float32, without a bias, as the samplers take them; they start at zero, or are the array that is
-    given (tied: an embedding's). With `negatives` every label is compared with the negatives drawn for its row instead of all labels,
-    and only the rows that occur have a gradient (lazy Adam).
+    weights (L, H) float32, without a bias, because the samplers take weights only. They start at zero, or are the array
+    that is given (tied to an embedding). With `negatives` each label is compared with the negatives of its row instead
+    of all labels, and only the rows that occur have a gradient (lazy Adam).
     """
 
     def __init__(self, n_inputs, n_labels, device, weights=None):
         self.weights = zeros((n_labels, n_inputs), np.float32, device) if weights is None else weights
         #: `Negatives`, or None for the exact loss.
         self.negatives = None
-        self._last = None
+        self._unseen = None  # ids that rank last
 
     @staticmethod
     def memory(batch_size, n_inputs, n_labels, *, device, sampling, labels_per_row, **_):
-        """The arrays of training and prediction, see `memory`."""
+        """The arrays of training and prediction, see `train.memory`."""
         found = [
             *parameter("output.weights", n_labels, n_inputs),
             array(STEP, "gradient of the layer below", 2, batch_size, n_inputs),
@@ -311,7 +311,9 @@ class SoftmaxOutput(Output):
             found.append(array(STEP, "output.weights: gradient", n_labels, n_inputs))
             return found
         drawn, label_rows = batch_size * sampling.n_samples, math.ceil(batch_size * labels_per_row)
-        found.append(array(STEP, "draws, their scores and gradients, sorted by label", drawn + label_rows, ENTRY))
+        found.append(
+            array(STEP, "draws, their scores and gradients, sorted by label", drawn + label_rows, NUMBERS_PER_NEGATIVE)
+        )
         found.append(array(STEP, "h of each label", label_rows, n_inputs))
         found.append(array(STEP, "output.weights: gradient of its rows", min(n_labels, drawn + label_rows), n_inputs))
         return found + Negatives.memory(sampling, batch_size, n_inputs, n_labels, device)
@@ -321,27 +323,34 @@ class SoftmaxOutput(Output):
         return {"output.weights": self.weights}
 
     def gradients(self, h, labels, loss, step):
-        """Loss of a batch, dh, and the gradient of the weights; labels as `softmax_cross_entropy` takes them."""
+        """Loss of a batch, dh, and the gradient of the weights; `labels` as in `softmax_cross_entropy`."""
         if self.negatives is None:
             value, dh, dweights, _ = softmax_cross_entropy(h, self.weights, labels)
             return value, dh, [Gradient(self.weights, dweights)]
         labels = sparse.as_targets(labels, len(h), device_of(h), len(self.weights))
         ids, log_q, log_q_targets = self.negatives.draw(h, labels, step)
-        how = self.negatives.how
-        value, dh, (rows, drows) = sampled_softmax(
-            h, self.weights, labels, ids, log_q, log_q_targets, correction=how.correction, mask_hits=how.mask_hits
+        sampling = self.negatives.sampling
+        value, dh, (rows, drows) = _sampled_softmax(
+            h,
+            self.weights,
+            labels,
+            ids,
+            log_q,
+            log_q_targets,
+            correction=sampling.correction,
+            mask_hits=sampling.mask_hits,
         )
         return value, dh, [Gradient(self.weights, drows, rows)]
 
     def rank_last(self, ids):
-        """Let the labels `ids` (NumPy) come last in every list, with the score LAST. There is no bias that could say so."""
-        self._last = asarray(ids, device_of(self.weights)) if len(ids) else None
+        """Make the labels `ids` (NumPy) rank last, with UNSEEN_SCORE; there is no bias to set."""
+        self._unseen = asarray(ids, device_of(self.weights)) if len(ids) else None
 
     def top_k(self, h, k):
-        """The k best labels of each row, of all labels: scores (B, k), ids (B, k) int32."""
+        """The k best labels of each row, over all labels: scores (B, k), ids (B, k) int32."""
         scores = product(h, self.weights.T)
-        if self._last is not None:
-            scores[:, self._last] = LAST
+        if self._unseen is not None:
+            scores[:, self._unseen] = UNSEEN_SCORE
         return top_k_of_scores(scores, k)
 
 
@@ -349,10 +358,10 @@ class UnstructuredOutput(Output):
     """Unstructured sparse layer, a baseline: ``scores = h W.T + bias``, W (L, H) with `fan_in` L connections anywhere.
 
     Products are SciPy's on the CPU and cuSPARSE's (through CuPy) on CUDA; only the gradient of the weights, a sampled
-    dense product, is a kernel of ours. Scores and their gradient are whole (B, L) arrays.
+    dense product, is our kernel. Scores and their gradient are stored as (B, L) arrays.
 
-    Drawn once and kept as CSR: indptr (L + 1,) int32, indices, values (n,). Rewired by the same rule as a fixed fan-in
-    layer, but dropped connections come back anywhere in W, as in SET (Mocanu et al. 2018).
+    The connections are drawn at random and stored as CSR: indptr (L + 1,) int32, indices, values (n,). Rewiring follows
+    the rule of a fixed fan-in layer, but new connections may be anywhere in W, as in SET (Mocanu et al. 2018).
     """
 
     def __init__(self, n_inputs, n_labels, fan_in, seed, device):
@@ -361,13 +370,13 @@ class UnstructuredOutput(Output):
         self._shape, self._device = (n_labels, n_inputs), device
         self._indptr = zeros(n_labels + 1, np.int32, device)
         self._indices, self._rows = (empty(n, np.int32, device) for _ in range(2))
-        self._place(np.sort(self._draw(np.empty(0, np.int64), n, seed, rng.CONNECTIONS, 0)))
+        self._set_connections(np.sort(self._draw(np.empty(0, np.int64), n, seed, rng.CONNECTIONS, 0)))
         self.values = zeros(n, np.float32, device)
         self.bias = zeros(n_labels, np.float32, device)
 
     @classmethod
     def memory(cls, batch_size, n_inputs, n_labels, *, fan_in, **_):
-        """The arrays of training and prediction, see `memory`."""
+        """The arrays of training and prediction, see `train.memory`."""
         n = n_labels * fan_in
         return [
             *parameter("output.indptr", n_labels + 1, learns=False),
@@ -378,7 +387,7 @@ class UnstructuredOutput(Output):
             array(STEP, "output.values: gradient", n),
             array(STEP, "scores, their gradient, both transposed", 3, batch_size, n_labels),
             *cls._step_memory(batch_size, n_inputs, n_labels),
-            array("drawing connections", "random words, positions, their order", n, DRAWN_BYTES, item=1),
+            array("drawing connections", "random words, positions, order", n, BYTES_PER_DRAWN_CONNECTION, item=1),
             array("prediction", "scores", batch_size, n_labels),
         ]
 
@@ -388,37 +397,37 @@ class UnstructuredOutput(Output):
         return dict(zip(names, (self._indptr, self._indices, self.values, self.bias), strict=True))
 
     def check_connections(self):
-        """ValueError where parameters that were overwritten hold connections that can not be: kernels trust them."""
+        """ValueError if overwritten parameters are no valid connections, which kernels do not check."""
         matrix = scipy.sparse.csr_matrix(tuple(map(to_numpy, (self.values, self._indices, self._indptr))), self._shape)
         sparse.check_structure(matrix)
         if not matrix.has_canonical_format:
-            raise ValueError("output.indices must ascend inside each label")
+            raise ValueError("output.indices must ascend within each label")
         self._rows[:] = sparse.row_of_each_entry(self._indptr, self._indices.size)
 
     def _draw(self, taken, n, seed, stream, step):
-        """`n` different places (row H + column, int64) of W that are not among the sorted `taken`, in order of drawing."""
-        new, position = np.empty(0, np.int64), 0
-        while len(new) < n:
-            wanted = n - len(new)
-            counter = np.arange(position, position + 2 * wanted, dtype=np.uint64)
+        """`n` distinct positions (row H + column, int64) of W that are not in the sorted `taken`, in drawing order."""
+        drawn, counter_start = np.empty(0, np.int64), 0
+        while len(drawn) < n:
+            missing = n - len(drawn)
+            counter = np.arange(counter_start, counter_start + 2 * missing, dtype=np.uint64)
             with np.errstate(over="ignore"):
                 words = rng.random_word(np.uint64(seed), stream, np.uint64(step), counter)
                 row, column = (
                     rng.below(w, np.uint64(s)) for w, s in zip((words[::2], words[1::2]), self._shape, strict=True)
                 )
-            places = np.append(new, row.astype(np.int64) * self._shape[1] + column.astype(np.int64))
-            _, first = np.unique(places, return_index=True)
-            places = places[np.sort(first)]
-            near = np.minimum(np.searchsorted(taken, places), max(len(taken) - 1, 0))
-            new = places[taken[near] != places] if len(taken) else places
-            position += 2 * wanted
-        return new
+            positions = np.append(drawn, row.astype(np.int64) * self._shape[1] + column.astype(np.int64))
+            _, first = np.unique(positions, return_index=True)
+            positions = positions[np.sort(first)]
+            nearest = np.minimum(np.searchsorted(taken, positions), max(len(taken) - 1, 0))
+            drawn = positions[taken[nearest] != positions] if len(taken) else positions
+            counter_start += 2 * missing
+        return drawn
 
-    def _place(self, places):
-        """Set the connections to `places`, ascending."""
-        row = places // self._shape[1]
+    def _set_connections(self, positions):
+        """Set the connections to `positions`, ascending."""
+        row = positions // self._shape[1]
         self._rows[:] = asarray(row, self._device, np.int32)
-        self._indices[:] = asarray(places % self._shape[1], self._device, np.int32)
+        self._indices[:] = asarray(positions % self._shape[1], self._device, np.int32)
         counts = np.bincount(row, minlength=self._shape[0])
         self._indptr[1:] = asarray(np.cumsum(counts), self._device, np.int32)
 
@@ -426,7 +435,7 @@ class UnstructuredOutput(Output):
         return csr_matrix(self.values, self._indices, self._indptr, self._shape)
 
     def _product(self, matrix, h):
-        """``(matrix @ h.T).T``, C-contiguous on the device of h."""
+        """``(matrix @ h.T).T``, C-contiguous, on the device of h."""
         h = to_numpy(h) if SIMULATOR else h
         return asarray((matrix @ h.T).T, self._device)
 
@@ -450,19 +459,19 @@ class UnstructuredOutput(Output):
         return top_k_of_scores(self._scores(h), k)
 
     def rewire(self, fraction, seed, step, optimizer):
-        """Replace the share `fraction` of the connections, those with the smallest weights; returns what it came to.
+        """Replace the share `fraction` of the connections, those with the smallest weights; returns the actual share.
 
-        New places are drawn from all that W has and had no connection; new weights and their moments are zero.
+        New positions are drawn from those of W without a connection; new weights and their moments are zero.
         """
         values, rows, columns = map(to_numpy, (self.values, self._rows, self._indices))
         n, free = math.floor(fraction * values.size + 0.5), math.prod(self._shape) - values.size
         if n > free:
-            raise ValueError(f"fraction {fraction} asks for {n} redraws, but only {free} places of the layer are free")
-        places = rows.astype(np.int64) * self._shape[1] + columns
+            raise ValueError(f"fraction {fraction} needs {n} redraws, but only {free} positions of the layer are free")
+        positions = rows.astype(np.int64) * self._shape[1] + columns
         dropped = np.argsort(np.abs(values), kind="stable")[:n]
-        places[dropped] = self._draw(places, n, seed, rng.REWIRING, step)
-        order = np.argsort(places)
-        self._place(places[order])
+        positions[dropped] = self._draw(positions, n, seed, rng.REWIRING, step)
+        order = np.argsort(positions)
+        self._set_connections(positions[order])
         for weights in (self.values, *optimizer.state_of(self.values).moments):
             if weights.size:
                 host = to_numpy(weights).copy()

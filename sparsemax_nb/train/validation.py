@@ -1,4 +1,4 @@
-"""Validation: the points set aside, and the figures by which epochs are compared."""
+"""Validation of a classifier: held-out points, and the metrics that compare epochs."""
 
 import numpy as np
 import scipy.sparse
@@ -7,48 +7,50 @@ from .. import metrics
 from ..data.batches import shuffled
 from .classifier_inputs import checked_features, checked_labels
 
+#: Default values of k for the metrics.
 KS = (1, 3, 5)
-#: The "epoch" whose order chooses the rows set aside: no run gets that far.
+#: Number of the pseudo-epoch whose order selects the held-out rows: no run gets that far.
 VALIDATION_EPOCH = 2**32 - 1
 
 
 def possible_ks(n_labels, ks=KS):
-    """Those of `ks` that there are enough labels for."""
+    """The values of `ks` that are at most `n_labels`, or [n_labels] if there are none."""
     return [k for k in ks if k <= n_labels] or [n_labels]
 
 
 def split(x, y, validation, fraction, seed):
-    """(X, y, (X, y) of the validation or None, ids of the rows to train on), checked against each other."""
+    """(X, y, validation (X, y) or None, ids of the training rows), checked against each other."""
     if x.shape[0] != y.shape[0]:
-        raise ValueError(f"X and y must have as many rows as each other, got {x.shape[0]} and {y.shape[0]}")
+        raise ValueError(f"X and y must have the same number of rows, got {x.shape[0]} and {y.shape[0]}")
     if min(*x.shape, y.shape[1]) < 1:
         raise ValueError(f"X and y must have at least one row and column, got {x.shape} and {y.shape}")
     rows = np.arange(x.shape[0])
     if validation is not None:
-        other_x, other_y = (
-            checked_features("validation X", validation[0]),
-            checked_labels("validation y", validation[1]),
-        )
-        shapes = (other_x.shape[0], x.shape[1]), (other_x.shape[0], y.shape[1])
-        if (other_x.shape, other_y.shape) != shapes or scipy.sparse.issparse(other_x) != scipy.sparse.issparse(x):
+        validation_x = checked_features("validation X", validation[0])
+        validation_y = checked_labels("validation y", validation[1])
+        n_rows = validation_x.shape[0]
+        shapes = (n_rows, x.shape[1]), (n_rows, y.shape[1])
+        same_kind = scipy.sparse.issparse(validation_x) == scipy.sparse.issparse(x)
+        if (validation_x.shape, validation_y.shape) != shapes or not same_kind:
             raise ValueError(
-                f"validation must have the columns of X and y and equally many rows, got {other_x.shape} and {other_y.shape}"
+                "validation X and y must have the columns of X and y, and the same number of rows, "
+                f"got {validation_x.shape} and {validation_y.shape}"
             )
-        if other_y.nnz == 0:
-            raise ValueError(f"validation must have rows with labels, got {other_y.shape[0]} rows without any")
-        return x, y, (other_x, other_y), rows
+        if validation_y.nnz == 0:
+            raise ValueError(f"validation must have rows with labels, got {n_rows} rows without any")
+        return x, y, (validation_x, validation_y), rows
     if fraction == 0:
         return x, y, None, rows
     order = shuffled(len(rows), seed, VALIDATION_EPOCH)
     n = min(max(1, round(fraction * len(rows))), len(rows) - 1)
-    aside, rows = np.sort(order[:n]), np.sort(order[n:])
+    held_out, rows = np.sort(order[:n]), np.sort(order[n:])
     if n < 1:
         raise ValueError("validation_fraction needs at least two rows")
-    return x, y, (x[aside], y[aside]), rows
+    return x, y, (x[held_out], y[held_out]), rows
 
 
-def figures(ids, y, ks, propensity=None):
-    """P, nDCG and R at each k of the predicted `ids` (n, k) against the labels y, and PSP with a `propensity` (L,)."""
+def metrics_at_k(ids, y, ks, propensity=None):
+    """P, nDCG and R at each k of the predicted `ids` (n, k) for the labels y; with `propensity` (L,) also PSP."""
     found = {}
     for k in ks:
         found |= {

@@ -1,4 +1,4 @@
-"""The comparison with earlier results, on rows that are made up: nothing is timed here."""
+"""Comparison with earlier results, on synthetic rows: nothing is timed here."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ MACHINE = {"cpu": "Processor A", "cores": 2, "caches": {"L1": 1, "L2": 2, "L3": 
 
 
 def row(seconds=0.002, *, benchmark="step", cpu="Processor A", threads=2, date="2026-01-01T00:00:00", **parameters):
-    """A row with two contestants of ours and a rival."""
+    """A row with two contestants of ours and a competitor."""
     names = {"ours": seconds, "ours, bfloat16": 2 * seconds, "PyTorch": 5 * seconds}
     contestants = {name: {"median_s": value, "note": ""} for name, value in names.items()}
     return {
@@ -22,7 +22,7 @@ def row(seconds=0.002, *, benchmark="step", cpu="Processor A", threads=2, date="
     }
 
 
-def test_only_what_is_ours_is_compared():
+def test_only_our_contestants_are_compared():
     assert regression.times(row(0.5)) == {"ours": 0.5, "ours, bfloat16": 1.0}
 
 
@@ -54,7 +54,7 @@ def test_rows_compare_with_the_newest_of_the_same_parameters_machine_and_threads
 
 
 @pytest.mark.parametrize(
-    ("seconds", "status", "said"),
+    ("seconds", "status", "message"),
     [
         (0.010, 0, "None of 2 times is more than 1.25 times as long as before."),
         (0.0124, 0, "None of 2 times"),
@@ -65,16 +65,16 @@ def test_rows_compare_with_the_newest_of_the_same_parameters_machine_and_threads
         ),
     ],
 )
-def test_status(seconds, status, said):
+def test_status(seconds, status, message):
     comparisons = regression.compare([row(seconds, loss="bce")], [row(0.010, loss="bce")])
     found, line = regression.verdict(comparisons, 1.25)
     assert found == status
-    assert line.startswith(said)
+    assert line.startswith(message)
     shown = regression.table(comparisons, 1.25)
     assert ("SLOWER than 1.25 x (before: 2026-01-01)" in shown) == (status == 1)
 
 
-def test_what_has_no_earlier_result_is_said_and_does_not_fail():
+def test_a_missing_earlier_result_is_reported_and_does_not_fail():
     comparisons = regression.compare([row(), row(labels=99)], [row()])
     assert regression.verdict(comparisons, 1.25)[0] == 0
     assert regression.table(comparisons, 1.25).count("no earlier result") == 2
@@ -86,7 +86,7 @@ def test_what_has_no_earlier_result_is_said_and_does_not_fail():
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
-    """bench/results/ with one row of this machine, as it is made out to be, and nothing that is run."""
+    """A folder with one row of results of this (pretended) machine."""
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     monkeypatch.setattr(machine, "environment", lambda device: {"machine": MACHINE})
     monkeypatch.setattr(regression.numba.config, "NUMBA_NUM_THREADS", 2)
@@ -122,7 +122,7 @@ def test_a_machine_without_results_measures_nothing(results, monkeypatch, capsys
     monkeypatch.setattr(regression, "run", lambda *_: pytest.fail("nothing should be measured"))
     for arguments in (["lstm"], ["--threads", "1"]):
         assert regression.main(arguments) == 2
-        assert "There are no results of this type of machine" in capsys.readouterr().out
+        assert "No results of this type of machine" in capsys.readouterr().out
 
 
 def test_unknown_benchmarks_are_refused(results, capsys):
@@ -132,7 +132,7 @@ def test_unknown_benchmarks_are_refused(results, capsys):
 
 
 def test_every_benchmark_has_results_to_compare_with():
-    """Of some machine: a changed name of a parameter or benchmark would make every comparison empty."""
+    """On any machine: if a parameter or benchmark were renamed, nothing would be compared."""
     for name in regression.BENCHMARKS:
         rows = regression.stored_rows([name])
         assert any(regression.times(one) for one in rows), name

@@ -1,4 +1,4 @@
-"""Losses of scores with many labels a row."""
+"""Losses of scores with several labels per row."""
 
 import functools
 
@@ -28,7 +28,7 @@ def _operations():
         multilabel = functools.partial(make_multilabel, loss=code)
         yield operation(f"losses.multilabel {loss}", multilabel, MATRICES, LARGE_MATRICES)
         yield operation(
-            f"losses.multilabel {loss} of NaN", make_nan, MATRICES[1:2], LARGE_MATRICES[:1], usual=multilabel
+            f"losses.multilabel {loss} of NaN", make_nan, MATRICES[1:2], LARGE_MATRICES[:1], make_finite=multilabel
         )
 
 

@@ -107,7 +107,7 @@ def test_of_a_text(text, tmp_path, capsys):
     epochs = result["epochs"]
     assert len(epochs) == 4 and epochs[-1]["validation"]["top-1"] > 0.5 and result["contexts"] == len(corpus.train) - 1
     assert result["params"]["class_lasso"] == 0.02 and result["device"] == "cpu"
-    assert f"11 words, contexts of width 8; {len(corpus.train) - 1} contexts to learn from; on cpu" in shown
+    assert f"11 words, contexts of width 8; {len(corpus.train) - 1} training contexts; on cpu" in shown
     last = epochs[-1]
     assert f"epoch   4  {last['seconds']:7.1f} s    4 experts  loss {last['loss']:.4f}  {last['rows']} rows" in shown
     assert f"valid  top-1 {100 * last['validation']['top-1']:.2f}  top-5" in shown
@@ -175,7 +175,7 @@ def test_interrupted_and_resumed(text, tmp_path, capsys, monkeypatch):
     whole = tmp_path / "whole"
     whole.mkdir()
     wanted = run(text, whole)
-    step, contexts, calls = SparseExperts.step, train.LanguageModel.contexts, []
+    step, encode, calls = SparseExperts.step, train.LanguageModel.encode, []
 
     def interrupted(experts, *arguments, **more):
         if experts.steps == 50:  # of 21 an epoch
@@ -184,9 +184,9 @@ def test_interrupted_and_resumed(text, tmp_path, capsys, monkeypatch):
 
     def count(model, *arguments, **more):
         calls.append(1)
-        return contexts(model, *arguments, **more)
+        return encode(model, *arguments, **more)
 
-    monkeypatch.setattr(train.LanguageModel, "contexts", count)
+    monkeypatch.setattr(train.LanguageModel, "encode", count)
     folder = tmp_path / "resumed"
     folder.mkdir()
     monkeypatch.setattr(SparseExperts, "step", interrupted)
@@ -200,9 +200,9 @@ def test_interrupted_and_resumed(text, tmp_path, capsys, monkeypatch):
     assert h.dtype == np.float16 and h.shape == (332, 8) and (h[:, 0] == 1).all()
     monkeypatch.setattr(SparseExperts, "step", step)
     run(text, folder, wanted=2)
-    assert "ds.checkpoint.st is there already: resume continues from it" in capsys.readouterr().err
+    assert "ds.checkpoint.st already exists; continue from it with resume=True" in capsys.readouterr().err
     run(text, folder, "--resume", "--contexts", "100", wanted=2)
-    assert "holds contexts of shape (332, 8), not (100, 8); give the same --model" in capsys.readouterr().err
+    assert "must have shape (100, 8), got (332, 8); use the same --model" in capsys.readouterr().err
     run(text, folder, "--resume", "--balance", "3", wanted=2)
     assert "balance was 10.0, not 3.0" in capsys.readouterr().err
     got = run(text, folder, "--resume")
@@ -212,7 +212,7 @@ def test_interrupted_and_resumed(text, tmp_path, capsys, monkeypatch):
     for name in ("ds.st", "ds-2.st"):
         assert bits(folder / name) == bits(whole / name)
     run(text, folder, "--resume", wanted=2)
-    assert "ds.st is complete, there is no checkpoint to resume" in capsys.readouterr().err
+    assert "ds.st is complete and has no checkpoint to resume from" in capsys.readouterr().err
 
 
 def test_a_stage_that_somebody_removed(text, tmp_path, capsys, monkeypatch):
@@ -226,7 +226,7 @@ def test_a_stage_that_somebody_removed(text, tmp_path, capsys, monkeypatch):
         run(text, tmp_path, wanted=130)
     (tmp_path / "ds-2.st").unlink()
     assert [line["name"] for line in run(text, tmp_path, "--resume")["test"]] == ["full softmax", "DS-4"]
-    assert "ds-2.st is gone: it is left out below" in capsys.readouterr().out
+    assert "ds-2.st is missing and left out of the table" in capsys.readouterr().out
 
 
 def test_nothing_is_left_where_nothing_can_be_resumed(text, tmp_path, capsys, monkeypatch):
@@ -249,10 +249,10 @@ def test_bad_input(text, items, corpus, tmp_path, capsys):
 
     refused("n_experts must be first_experts = 2 times a power of two, got 6; use 4 or 8", text, "--n-experts", "6")
     refused("no model file", corpus)
-    refused("holds no sequences file", text, "--model", str(items / "m.st"))
+    refused("contains no sequences file", text, "--model", str(items / "m.st"))
     other = tmp_path / "other.st"
     checkpoint.save(other, "ds-softmax", {"a": np.zeros(3)}, {})
-    refused("holds a 'ds-softmax' model; --model takes what train language-model or", text, "--model", str(other))
+    refused("--model must be a language model or a classifier, got a 'ds-softmax' model", text, "--model", str(other))
     sparse = [
         "train",
         "classifier",
@@ -269,10 +269,10 @@ def test_bad_input(text, items, corpus, tmp_path, capsys):
         "4",
     ]
     assert main.main([*sparse, "--data", str(corpus), "--epochs", "1", "--save", str(other)]) == 0
-    refused("has a sparse output layer (fixed-fan-in), which has no dense rows", corpus, "--model", str(other))
+    refused("--model must have a dense output layer, got 'fixed-fan-in'", corpus, "--model", str(other))
     dense = [*sparse[:8], "8", "--output", "dense", "--data", str(corpus), "--epochs", "1", "--save", str(other)]
     assert main.main(dense) == 0
-    refused("tate has 15,810 labels", corpus, "--model", str(other), "--data", "tate")
+    refused("but tate has 15,810;", corpus, "--model", str(other), "--data", "tate")
     with pytest.raises(SystemExit):
         main.main([*DS, "--model", str(text / "m.st")])
     assert "--save" in capsys.readouterr().err
@@ -314,7 +314,7 @@ def test_labels_without_a_point_do_not_upset_it(corpus, tmp_path):
     train.Classifier(**params).fit(points.features, labels).save(tmp_path / "m.st")
     result = run(tmp_path, tmp_path, "--first-experts", "2", "--n-experts", "2")
     assert 0 < result["test"][0]["top-1"] <= 1 and all(np.isfinite(epoch["loss"]) for epoch in result["epochs"])
-    assert np.isfinite(PackedDSSoftmax.load(tmp_path / "ds.st", device="cpu").rows).all()
+    assert np.isfinite(PackedDSSoftmax.load(tmp_path / "ds.st", device="cpu").weights).all()
 
 
 def test_names_of_stages():

@@ -93,9 +93,9 @@ def test_without_cuda_nothing_falls_back(monkeypatch):
     monkeypatch.setattr(placement, "cuda_problem", lambda: "no CUDA device and driver were found")
     assert not placement.cuda_available()
     assert placement.resolve_device("auto") == "cpu"
-    with pytest.raises(RuntimeError, match="^device='cuda' can not be used: no CUDA device.*; use device='cpu'$"):
+    with pytest.raises(RuntimeError, match="^device='cuda' cannot be used: no CUDA device.*; use device='cpu'$"):
         placement.resolve_device("cuda")
-    with pytest.raises(RuntimeError, match="^no array can be placed on CUDA: no CUDA device and driver were found$"):
+    with pytest.raises(RuntimeError, match="^cannot place an array on CUDA: no CUDA device and driver were found$"):
         placement.asarray(np.zeros(3), "cuda")
 
 
@@ -117,7 +117,7 @@ def test_unknown_device(device):
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_backend_is_the_module_that_computes_there(device):
-    assert placement.backend(device, "fixed_fan_in").__name__ == f"sparsemax_nb.{device}.fixed_fan_in"
+    assert placement.backend_of(device, "fixed_fan_in").__name__ == f"sparsemax_nb.{device}.fixed_fan_in"
 
 
 # ---------------------------------------------------------------- formulas compiled for both processors

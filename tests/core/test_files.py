@@ -227,7 +227,7 @@ def test_what_cannot_be_written_is_found_before_the_work(tmp_path, terminal):
         files.check_writable(tmp_path)
     with pytest.raises(FileNotFoundError):
         files.check_writable("")
-    with pytest.raises(OSError, match=r"the disk has [0-9.,]+ MiB left, the file needs [0-9,]+\.[0-9] MiB") as caught:
+    with pytest.raises(OSError, match=r"the disk has [0-9.,]+ MiB free, the file needs [0-9,]+\.[0-9] MiB") as caught:
         files.check_writable(tmp_path / "file", 1 << 60)
     assert caught.value.errno == errno.ENOSPC
     with pytest.raises(OSError, match="/dev/fd/987 cannot be written: Bad file descriptor"):
@@ -256,7 +256,7 @@ def test_read_only_files_and_folders(tmp_path):
         (["train", "classifier", "--json", "X.png", "--plot", "./X.png"], "--json and --plot must be different files"),
         (
             ["train", "classifier", "--save", "X.st", "--json", "X.checkpoint.st"],
-            "--json and the checkpoint beside --save must be different files",
+            "--json and the checkpoint of --save must be different files",
         ),
         (["train", "ds-softmax", "--model", "X", "--save", "X"], "--save and model must be different files"),
         (["predict", "X", "points.txt", "--json", "points.txt"], "--json and file must be different files"),
@@ -294,7 +294,7 @@ def test_saves_of_one_model_are_the_same_bytes(tmp_path):
 
 @pytest.mark.parametrize("name", ["a" * 100, "ж" * 50, "\ud800 \U0001f600" * 10])
 def test_descriptions_too_large_for_a_header(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(checkpoint, "MOST_DESCRIPTION", 1000)
+    monkeypatch.setattr(checkpoint, "MAX_DESCRIPTION", 1000)
     names = [f"{name}{n}" for n in range(100)]
     checkpoint.save(tmp_path / "m", "test", {"a": np.zeros(3)}, {"label_names": names})
     header = int.from_bytes((tmp_path / "m").read_bytes()[:8], "little")
@@ -306,7 +306,7 @@ def test_a_file_that_is_cut_while_it_is_read(tmp_path):
     checkpoint.save(tmp_path / "m", "test", {"a": np.zeros(100000)}, {})
     arrays, _ = checkpoint.load(tmp_path / "m", "test")
     os.truncate(tmp_path / "m", 4096)
-    with pytest.raises(checkpoint.ModelFileError, match="cut while it was read"):
+    with pytest.raises(checkpoint.ModelFileError, match="truncated while it was read"):
         arrays["a"]
 
 

@@ -909,11 +909,11 @@ def _(r):
     )
 
 
-@of("Classifier.top_k", "Classifier.predict", "Classifier.contexts", "Classifier.evaluate", "Classifier.score")
+@of("Classifier.top_k", "Classifier.predict", "Classifier.encode", "Classifier.evaluate", "Classifier.score")
 def _(r, name):
     method = name.split(".")[1]
-    me = fitted("Classifier") if method == "contexts" or r.random() < 0.5 else fitted_linear()
-    args = [X[:5]] + {"top_k": [2], "predict": [2], "contexts": [], "evaluate": [Y[:5], [1, 2]], "score": [Y[:5]]}[
+    me = fitted("Classifier") if method == "encode" or r.random() < 0.5 else fitted_linear()
+    args = [X[:5]] + {"top_k": [2], "predict": [2], "encode": [], "evaluate": [Y[:5], [1, 2]], "score": [Y[:5]]}[
         method
     ]
     return Call(getattr(me, method), args, me=me, check=dense.same_answer(me, method))
@@ -945,10 +945,10 @@ def _(r):
     return Call(me.fit, [TEXT], more | {"n_words": 7}, me=me, writes=("self",))
 
 
-@of("LanguageModel.evaluate", "LanguageModel.perplexity", "LanguageModel.contexts", "LanguageModel.targets")
+@of("LanguageModel.evaluate", "LanguageModel.perplexity", "LanguageModel.encode", "LanguageModel.targets")
 def _(r, name):
     me, method = fitted("LanguageModel"), name.split(".")[1]
-    more = {"every": False} if method in ("contexts", "targets") else {}
+    more = {"every": False} if method in ("encode", "targets") else {}
     return Call(getattr(me, method), [TEXT[:20]], more, me=me, check=dense.same_answer(me, method))
 
 

@@ -445,8 +445,8 @@ def classifiers(seed):
         "train.Classifier.fit": [functools.partial(fit, *one) for one in models],
         "train.Classifier.top_k": [functools.partial(model.top_k, part, k) for model, part in read for k in (1, 5)],
         "train.Classifier.predict": [functools.partial(model.predict, part, 3) for model, part in read],
-        "train.Classifier.contexts": [
-            functools.partial(model.contexts, part) for model, part in read if model.architecture_ == "network"
+        "train.Classifier.encode": [
+            functools.partial(model.encode, part) for model, part in read if model.architecture_ == "network"
         ],
         "train.Classifier.partial_fit": [
             functools.partial(go_on, *one) for one in models if one[0].architecture_ == "linear"
@@ -500,7 +500,7 @@ def language_models(seed):
         "train.LanguageModel.fit": [functools.partial(fit, *one) for one in models],
         "train.LanguageModel.evaluate": [functools.partial(model.evaluate, part) for model, part in read],
         "train.LanguageModel.perplexity": [functools.partial(model.perplexity, part) for model, part in read],
-        "train.LanguageModel.contexts": [functools.partial(model.contexts, part) for model, part in read],
+        "train.LanguageModel.encode": [functools.partial(model.encode, part) for model, part in read],
         "train.LanguageModel.targets": [functools.partial(model.targets, part) for model, part in read],
         "train.LanguageModel.generate": [
             functools.partial(model.generate, part, 6, temperature=temperature, seed=seed)

@@ -16,7 +16,7 @@ from sparsemax_nb.core import checkpoint
 from sparsemax_nb.core.device import to_numpy
 from sparsemax_nb.grouping import GROUPINGS
 from sparsemax_nb.train import TrainingError
-from sparsemax_nb.train.negatives import BASELINES, INDICES, SAMPLERS
+from sparsemax_nb.train.negatives import BASELINES, MIDX_KINDS, SAMPLERS
 
 SMALL = {
     "architecture": "network",
@@ -119,8 +119,8 @@ def test_learns_by_the_softmax(corpus, sampler):
     assert result["P@1"] > 0.8 and result["nDCG@2"] > 0.7
     assert list(model.network_.output.parameters) == ["output.weights"]
     updates = model.history_.index_updates
-    assert [u["step"] for u in updates] == ([*range(0, 300, 7)] if sampler in (*INDICES, *BASELINES) else [])
-    if sampler in INDICES:
+    assert [u["step"] for u in updates] == ([*range(0, 300, 7)] if sampler in (*MIDX_KINDS, *BASELINES) else [])
+    if sampler in MIDX_KINDS:
         assert updates[0]["share"] == 1 and 0 < updates[1]["share"] <= 1 and updates[-1]["share"] < 0.5
 
 
@@ -295,7 +295,7 @@ def test_rows_without_features_or_labels(corpus):
         (
             {"weight_dtype": "bfloat16"},
             ValueError,
-            "weight_dtype='bfloat16' is for output='group-shared', got 'fixed-fan-in'",
+            "weight_dtype='bfloat16' needs output='group-shared', got 'fixed-fan-in'",
         ),
         ({"embedding_lr_multiplier": 0}, ValueError, "embedding_lr_multiplier must lie in"),
         ({"intermediate_lr_multiplier": -1}, ValueError, "intermediate_lr_multiplier must lie in"),
@@ -303,7 +303,7 @@ def test_rows_without_features_or_labels(corpus):
         (
             {"sampler": "uniform"},
             ValueError,
-            "sampler='uniform' draws for loss='softmax' only, got loss='squared-hinge'",
+            "sampler='uniform' needs loss='softmax', got loss='squared-hinge'",
         ),
         (
             SOFTMAX | {"sampler": "best"},
@@ -378,8 +378,8 @@ def outside(matrix):
         (lambda x, y: (x, np.arange(300)[:, None] % 3), ValueError, "got one column with 2 in it; .* LabelBinarizer"),
         (lambda x, y: (x, np.full((300, 1), 7)), ValueError, "got one column with 7 in it; .* LabelBinarizer"),
         (lambda x, y: (x, scipy.sparse.csr_matrix(np.arange(300)[:, None] % 3)), ValueError, "one column with 2 in it"),
-        (lambda x, y: (outside(x), y), ValueError, "X is no valid CSR matrix"),
-        (lambda x, y: (x, outside(y)), ValueError, "y is no valid CSR matrix"),
+        (lambda x, y: (outside(x), y), ValueError, "X is not a valid CSR matrix"),
+        (lambda x, y: (x, outside(y)), ValueError, "y is not a valid CSR matrix"),
     ],
 )
 def test_bad_data(corpus, change, error, message):
@@ -418,8 +418,8 @@ def test_features_that_are_weights_are_taken_as_they_are(corpus, tmp_path, capsy
     again = train.Classifier.load(tmp_path / "model", device="cpu")
     assert again.tfidf_ is None and again.tfidf == "auto" and (again.predict(x) == auto.predict(x)).all()
     auto.set_params(progress=True, epochs=1).fit(x, corpus.labels)
-    assert capsys.readouterr().err.count("X holds weights, not counts (one is ") == 1
-    with pytest.raises(ValueError, match="X must hold counts, .*; "):
+    assert capsys.readouterr().err.count("X has weights, not counts (one is ") == 1
+    with pytest.raises(ValueError, match="X must contain counts .*; "):
         auto.set_params(tfidf=True).fit(x, corpus.labels)
 
 
@@ -432,7 +432,7 @@ def test_features_that_are_counts_are_weighed(corpus, tmp_path, dtype):
     again = train.Classifier.load(tmp_path / "model", device="cpu")
     assert (again.tfidf_.idf_ == auto.tfidf_.idf_).all() and (again.predict(x) == auto.predict(x)).all()
     for model in auto, again:
-        with pytest.raises(ValueError, match="X must hold counts, that is, whole numbers, got 0"):
+        with pytest.raises(ValueError, match="X must contain counts \\(whole numbers\\), got 0"):
             model.predict(as_weights(corpus.features))
 
 
@@ -443,7 +443,7 @@ def test_counts_are_looked_for_in_the_whole_matrix(corpus):
     assert train.Classifier(**SMALL | {"epochs": 1}).fit(x, corpus.labels).tfidf_ is None
     model = fitted(corpus, epochs=1)
     before = model.network_
-    with pytest.raises(ValueError, match=r"validation X must hold counts like X, got 1\.5; use tfidf=False"):
+    with pytest.raises(ValueError, match=r"validation X must have counts like X, got 1\.5; use tfidf=False"):
         model.fit(corpus.features, corpus.labels, validation=(x, corpus.labels))
     assert model.network_ is before
 
@@ -509,7 +509,7 @@ def test_columns_of_a_data_frame_are_those_of_the_fit(corpus, tmp_path):
     y = corpus.labels
     for fitted_ in model, train.Classifier.load(tmp_path / "model", device="cpu"):
         assert (fitted_.predict(x) == model.predict(x)).all()
-        for call in fitted_.predict, fitted_.contexts, partial(fitted_.evaluate, y=y), partial(fitted_.score, y=y):
+        for call in fitted_.predict, fitted_.encode, partial(fitted_.evaluate, y=y), partial(fitted_.score, y=y):
             with pytest.raises(
                 ValueError, match="names should match those .* during fit.\nFeature names must be in the same"
             ):
@@ -568,7 +568,7 @@ def test_a_sampler_that_counts_labels_wants_some(corpus, sampler):
     model = fitted(corpus, **SOFTMAX, sampler=sampler, epochs=1)
     before = model.network_
     with pytest.raises(
-        ValueError, match=f"y must have labels in the rows to train on: sampler='{sampler}' counts them"
+        ValueError, match=f"y must have labels in the training rows: sampler='{sampler}' needs their counts"
     ):
         model.fit(corpus.features, corpus.labels[:, :] * 0)
     assert model.network_ is before
@@ -601,9 +601,9 @@ def test_bad_files_to_save_in(corpus, tmp_path):
     model = fitted(corpus, epochs=1)
     with pytest.raises(IsADirectoryError, match="it is a folder; name a file in it"):
         model.save(tmp_path)
-    with pytest.raises(FileNotFoundError, match="nowhere/m can not be written: there is no such folder"):
+    with pytest.raises(FileNotFoundError, match="nowhere/m cannot be written: there is no such folder"):
         model.save(tmp_path / "nowhere" / "m")
-    with pytest.raises(ValueError, match="label_names must hold one name for each of 25 labels, got 3"):
+    with pytest.raises(ValueError, match="label_names must have one name per label, 25 in all, got 3"):
         model.save(tmp_path / "m", ["a", "b", "c"])
     with pytest.raises(TypeError, match="label_names must be a sequence of names, got the str 'aaa"):
         model.save(tmp_path / "m", "a" * 25)
@@ -630,14 +630,14 @@ def test_bad_model_files(corpus, tmp_path):
     whole = path.read_bytes()
     for cut in (0, 4, 100, len(whole) - 1):
         path.write_bytes(whole[:cut])
-        with pytest.raises(checkpoint.ModelFileError, match="truncated or no safetensors"):
+        with pytest.raises(checkpoint.ModelFileError, match="truncated or not a safetensors"):
             train.Classifier.load(path)
     arrays, description = {"a": np.zeros(2, np.float32)}, {"params": {}}
     checkpoint.save(path, "language-model", arrays, description)
-    with pytest.raises(checkpoint.ModelFileError, match="holds a 'language-model' model, not 'classifier'"):
+    with pytest.raises(checkpoint.ModelFileError, match="contains a 'language-model' model, not 'classifier'"):
         train.Classifier.load(path)
     checkpoint.save(path, "classifier", arrays, description)
-    with pytest.raises(checkpoint.ModelFileError, match="does not hold a whole Classifier"):
+    with pytest.raises(checkpoint.ModelFileError, match="does not contain a complete Classifier"):
         train.Classifier.load(path)
 
 
@@ -751,7 +751,7 @@ def test_validation_by_fraction_sets_rows_aside(corpus):
 def test_bad_validation_sets(corpus):
     x, y = corpus.features, corpus.labels
     for bad in ((x[:, :5], y), (x, y[:, :5]), (x[:9], y), (x.toarray(), y)):
-        with pytest.raises(ValueError, match="validation must have the columns of X and y and equally many rows"):
+        with pytest.raises(ValueError, match="validation X and y must have the columns of X and y, and the same number of rows"):
             train.Classifier(**SMALL).fit(x, y, validation=bad)
 
 

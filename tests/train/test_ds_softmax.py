@@ -164,7 +164,7 @@ def test_a_gate_that_collapses(points):
     contexts = points[0].copy()
     contexts[:, 0] = 50
     with pytest.warns(
-        RuntimeWarning, match=r"gate has collapsed: expert [01] of 2 gets 100% of the queries \(util.*balance"
+        RuntimeWarning, match=r"gate has collapsed: expert [01] of 2 gets 100% of the rows of h \(util.*balance"
     ):
         short((contexts, points[1]), changes={"n_experts": 2, "epochs": 1, "balance": 0.0, "learning_rate": 1e-4})
     with warnings.catch_warnings():  # one expert can not but get all
@@ -209,7 +209,7 @@ def test_penalties_of_several_labels(points, monkeypatch):
 
 def test_figures_of_several_labels(points, monkeypatch):
     """Top-k are P@k of the answers; 'held' is counted by hand. Stored zeros and rows without labels are legal."""
-    monkeypatch.setattr(ds_softmax, "AT_ONCE", 130)
+    monkeypatch.setattr(ds_softmax, "ROWS_PER_BATCH", 130)
     labels = label_matrix(N_ROWS, N_CLASSES, density=0.15)
     assert (np.diff(labels.indptr) == 0).any()
     zeros = scipy.sparse.csr_matrix(labels)
@@ -232,11 +232,11 @@ def test_figures_of_several_labels(points, monkeypatch):
 
 
 def test_figures_of_one_target_a_row(points, monkeypatch):
-    monkeypatch.setattr(ds_softmax, "AT_ONCE", 130)
+    monkeypatch.setattr(ds_softmax, "ROWS_PER_BATCH", 130)
     contexts, targets = points
     packed = short(points).pack()
     targets = np.roll(targets, 1)  # mostly wrong, often not even held
-    figures, ids = ds_softmax.figures(packed, contexts, targets), packed.top_k(contexts, 10)[1]
+    figures, ids = ds_softmax.evaluate_experts(packed, contexts, targets), packed.top_k(contexts, 10)[1]
     for k in (1, 5, 10):
         assert figures[f"top-{k}"] == pytest.approx((ids[:, :k] == targets[:, None]).any(1).mean())
     chosen = packed.choose(contexts)
@@ -268,7 +268,7 @@ def test_resumed_run_ends_in_the_same_bits(points, tmp_path, epoch):
 
 def test_resume_without_a_checkpoint_starts_anew(points, tmp_path):
     assert bits(short(points, checkpoint_path=tmp_path / "c", resume=True)) == bits(short(points))
-    with pytest.raises(ValueError, match="is there already: resume continues from it"):
+    with pytest.raises(ValueError, match="already exists; continue from it with resume=True"):
         short(points, checkpoint_path=tmp_path / "c")
     with pytest.raises(ValueError, match="resume needs checkpoint_path"):
         short(points, resume=True)
@@ -287,7 +287,7 @@ def test_ctrl_c_leaves_the_last_checkpoint(points, tmp_path, monkeypatch, capsys
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt, match="the checkpoint is that of the end of epoch 1$"):
         short(points, checkpoint_path=path)  # 20 steps an epoch
-    assert "the step is finished; the checkpoint of the last whole epoch stays" in capsys.readouterr().err
+    assert "the step is finished; the checkpoint of the last complete epoch is kept" in capsys.readouterr().err
     assert checkpoint.load(path, "ds-softmax checkpoint")[1]["steps"] == 20
     assert signal.getsignal(signal.SIGINT) is before
     at[0] = 39  # the last step of an epoch: that is finished
@@ -313,9 +313,7 @@ def test_contexts_that_are_not_finite(points, tmp_path):
             contexts[905, 3] = np.nan
 
     model = train.DSSoftmax(**SHORT)
-    with pytest.raises(
-        train.TrainingError, match=r"^step [45]\d: h must be finite, got NaN or inf.* in row 905; fix"
-    ):
+    with pytest.raises(train.TrainingError, match=r"^step [45]\d: h must be finite, got NaN or inf.* in row 905; fix"):
         model.fit(contexts, points[1], checkpoint_path=path, after_epoch=spoil)
     assert checkpoint.load(path, "ds-softmax checkpoint")[1]["epoch"] == 2
     contexts[905, 3] = points[0][905, 3]
@@ -357,12 +355,12 @@ def test_checkpoints_of_another_run(points, tmp_path):
 
     with pytest.raises(Stop):
         short(points, 1, checkpoint_path=path)
-    refused("balance was 10.0, not 5.0; start anew or give the old value", changes={"balance": 5.0})
+    refused("balance was 10.0, not 5.0; use the old value or start a new run", changes={"balance": 5.0})
     refused("epochs was 3, not 4", changes={"epochs": 4})
-    refused("written for other data", (contexts[:-1], targets[:-1]))
-    refused("written for other data", (contexts, np.roll(targets, 1)))
-    refused("written for other data", (contexts.astype(np.float16), targets))
-    refused("written for other data", weights=normal(1, N_CLASSES, WIDTH))
+    refused("written for different data", (contexts[:-1], targets[:-1]))
+    refused("written for different data", (contexts, np.roll(targets, 1)))
+    refused("written for different data", (contexts.astype(np.float16), targets))
+    refused("written for different data", weights=normal(1, N_CLASSES, WIDTH))
     refused("n_classes was 20, not 21", n_classes=21)
     path.unlink()
     labels = label_matrix(N_ROWS, N_CLASSES, density=0.15)
@@ -371,7 +369,7 @@ def test_checkpoints_of_another_run(points, tmp_path):
     moved = labels.copy()  # the same ids, one of them a row later
     row = np.flatnonzero((np.diff(labels.indptr)[:-1] > 1) & (np.diff(labels.indptr)[1:] == 0))[0]
     moved.indptr[row + 1] -= 1
-    refused("written for other data", (contexts, moved))
+    refused("written for different data", (contexts, moved))
 
 
 def test_damaged_and_foreign_checkpoints(points, tmp_path):
@@ -387,18 +385,18 @@ def test_damaged_and_foreign_checkpoints(points, tmp_path):
             short(points, checkpoint_path=path, resume=True)
 
     path.write_bytes(whole[:-50])
-    refused("truncated or no safetensors file")
+    refused("truncated or not a safetensors file")
     path.write_text("no model")
-    refused("truncated or no safetensors file")
+    refused("truncated or not a safetensors file")
     short(points).save(path)
-    refused("holds a 'ds-softmax' model, not 'ds-softmax checkpoint'")
+    refused("contains a 'ds-softmax' model, not 'ds-softmax checkpoint'")
     for name, array in (("m/rows", arrays["m/rows"][1:]), ("v/gate", arrays["v/gate"].astype(np.float64)),
                         ("gate", arrays["gate"][:2]), ("rows", arrays["rows"] * np.nan), ("ids", arrays["ids"][::-1]),
                         ("starts", arrays["starts"] + 1)):  # fmt: skip
         checkpoint.save(path, kind, arrays | {name: np.ascontiguousarray(array)}, description)
-        refused(f"can not be resumed: {name} must")
+        refused(f"cannot be resumed: {name} must")
     checkpoint.save(path, kind, {name: array for name, array in arrays.items() if name != "v/rows"}, description)
-    refused("can not be resumed: 'v/rows'")
+    refused("cannot be resumed: 'v/rows'")
     checkpoint.save(path, kind, arrays, description | {"epoch": 7})
     refused("epoch must be between 1 and 6, got 7")
     checkpoint.save(path, kind, arrays, description | {"steps": 3})
@@ -467,7 +465,7 @@ def test_parameters_by_name():
     with pytest.raises(ValueError, match="parameter must be one of 'n_experts', .*got 'experts'"):
         model.set_params(experts=3)
     for call in (model.pack, lambda: model.evaluate(None, None), lambda: model.save("x")):
-        with pytest.raises(ValueError, match="this DSSoftmax is not fitted yet; call fit.contexts, targets. first"):
+        with pytest.raises(ValueError, match="this DSSoftmax is not fitted yet; call fit.h, targets. first"):
             call()
 
 
@@ -550,7 +548,7 @@ def test_bad_data(change, error, message):
 def test_bad_labels():
     broken = LABELS.copy()
     broken.indices[0] = 9
-    with pytest.raises(ValueError, match="targets is no valid CSR matrix"):
+    with pytest.raises(ValueError, match="targets is not a valid CSR matrix"):
         train.DSSoftmax(**SHORT).fit(CONTEXTS, broken)
 
 

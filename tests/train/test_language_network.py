@@ -93,7 +93,7 @@ def drawn(network, backend):
     """What the network drew at step 0, by hand of its own sampler."""
     if network.output.negatives is None:
         return None
-    h = network._counted(network.forward(CHUNK, training=True)[0], CHUNK)[0]
+    h = network._predicting_rows(network.forward(CHUNK, training=True)[0], CHUNK)[0]
     labels = Labels(backend.array(np.arange(len(WANTED) + 1), np.int32), backend.array(WANTED))
     return tuple(map(backend.numpy, network.output.negatives.draw(h, labels, 0)))
 

@@ -5,7 +5,7 @@ import pytest
 
 from sparsemax_nb import Adam, data, train
 from sparsemax_nb.train import memory
-from sparsemax_nb.train.negatives import INDICES, SAMPLERS, Negatives, Sampling
+from sparsemax_nb.train.negatives import MIDX_KINDS, SAMPLERS, Negatives, Sampling
 from sparsemax_nb.train.network import OUTPUTS, Network
 
 SIZES = {"n_features": 50, "n_labels": 40, "embedding": 12, "intermediate": 20, "fan_in": 5, "device": "cpu"}
@@ -36,7 +36,7 @@ def test_what_a_softmax_holds_is_predicted(sampler, residual):
     for name, array in network.parameters.items():
         assert predicted[name] == array.nbytes
         assert predicted[f"{name}: Adam's two moments"] == sum(m.nbytes for m in adam.state_of(array).moments)
-    if sampler in INDICES:
+    if sampler in MIDX_KINDS:
         negatives = Negatives(sampling, network.output.weights, np.arange(1000), 0)
         negatives.update()
         held = sum(size for name, size in predicted.items() if name.startswith("index: "))

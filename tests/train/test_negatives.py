@@ -5,7 +5,7 @@ import pytest
 import scipy.sparse
 
 from sparsemax_nb import Adam, InvertedMultiIndex, Labels, softmax_cross_entropy
-from sparsemax_nb.train.negatives import INDICES, SAMPLERS, Negatives, Sampling
+from sparsemax_nb.train.negatives import MIDX_KINDS, SAMPLERS, Negatives, Sampling
 from sparsemax_nb.train.outputs import SoftmaxOutput
 from tests.helpers import normal
 
@@ -102,14 +102,14 @@ def test_without_negatives_the_loss_is_exact():
     np.testing.assert_allclose(layer.weights - before, -1e-3 * np.sign(dweights), rtol=1e-2)  # the first step of Adam
 
 
-@pytest.mark.parametrize("sampler", INDICES)
+@pytest.mark.parametrize("sampler", MIDX_KINDS)
 def test_an_index_of_zeros_is_built_anew_then_followed(sampler):
     """Output weights start at zero: codewords that are all alike lead nowhere."""
     weights = np.zeros((N_LABELS, WIDTH), np.float32)
     negatives = negatives_of(sampler, weights)
     weights[...] = normal(1, N_LABELS, WIDTH)
     assert negatives.update() == 1.0
-    index = InvertedMultiIndex.build(weights, 4, INDICES[sampler], seed=3, weights=COUNTS)
+    index = InvertedMultiIndex.build(weights, 4, MIDX_KINDS[sampler], seed=3, weights=COUNTS)
     assert (negatives.sampler.codes == index.codes).all()
     weights += np.float32(0.1) * normal(2, N_LABELS, WIDTH)
     assert negatives.update() == index.update(weights)
@@ -120,7 +120,7 @@ def test_an_index_of_zeros_is_built_anew_then_followed(sampler):
 @pytest.mark.parametrize("sampler", ["midx-rq", "midx-pq", "sphere"])
 def test_what_a_checkpoint_holds_draws_the_same(sampler):
     first, x = negatives_of(sampler), normal(2, 3, WIDTH)
-    second = Negatives(first.how, normal(1, N_LABELS, WIDTH), COUNTS, seed=3)
+    second = Negatives(first.sampling, normal(1, N_LABELS, WIDTH), COUNTS, seed=3)
     second.restore(first.arrays)
     for got, want in zip(second.draw(x, LABELS, 4), first.draw(x, LABELS, 4), strict=True):
         assert (got == want).all()

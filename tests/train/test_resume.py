@@ -152,7 +152,7 @@ def test_resume_without_a_checkpoint_starts_anew(corpus, tmp_path):
     assert bits(fit(corpus, tmp_path / "c", resume=True, epochs=1)) == bits(fit(corpus, epochs=1))
     with pytest.raises(ValueError, match="resume needs checkpoint_path"):
         fit(corpus, resume=True)
-    with pytest.raises(ValueError, match="is there already: resume continues from it"):
+    with pytest.raises(ValueError, match="already exists; continue from it with resume=True"):
         fit(corpus, tmp_path / "c", epochs=1)
 
 
@@ -173,19 +173,19 @@ def test_checkpoints_of_another_run(corpus, tmp_path):
     path = tmp_path / "checkpoint"
     with pytest.raises(Stop):
         fit(corpus, path, 1)
-    with pytest.raises(train.ModelFileError, match="dropout was 0.2, not 0.5; start anew or give the old value"):
+    with pytest.raises(train.ModelFileError, match="dropout was 0.2, not 0.5; use the old value or start a new run"):
         fit(corpus, path, resume=True, dropout=0.5)
     other = data.XCData(corpus.features, corpus.labels.copy())
     other.labels.indices[0] = (other.labels.indices[1] + 1) % 40  # one label of one point
     other.labels.sort_indices()
     other.labels.sum_duplicates()
-    with pytest.raises(train.ModelFileError, match="written for other data"):
+    with pytest.raises(train.ModelFileError, match="written for different data"):
         fit(other, path, resume=True)
-    with pytest.raises(train.ModelFileError, match="written for other data"):
+    with pytest.raises(train.ModelFileError, match="written for different data"):
         fit(corpus, path, resume=True, validated=False)
     model = fit(corpus, epochs=1)
     model.save(path)
-    with pytest.raises(train.ModelFileError, match="holds a 'classifier' model, not 'classifier checkpoint'"):
+    with pytest.raises(train.ModelFileError, match="contains a 'classifier' model, not 'classifier checkpoint'"):
         fit(corpus, path, resume=True)
 
 
@@ -196,14 +196,14 @@ def test_damaged_checkpoints(corpus, tmp_path, monkeypatch):
     whole = path.read_bytes()
     for cut in (0, 10, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:cut])
-        with pytest.raises(train.ModelFileError, match="truncated or no safetensors"):
+        with pytest.raises(train.ModelFileError, match="truncated or not a safetensors"):
             fit(corpus, path, resume=True)
     path.write_bytes(whole)
     arrays, description = checkpoint.load(path, "classifier checkpoint")
     arrays = dict(arrays)
     for broken in ("parameters/output.values", "m/embedding.table"):
         checkpoint.save(path, "classifier checkpoint", {n: a for n, a in arrays.items() if n != broken}, description)
-        with pytest.raises(train.ModelFileError, match="can not be resumed"):
+        with pytest.raises(train.ModelFileError, match="cannot be resumed"):
             fit(corpus, path, resume=True)
     wild = arrays["parameters/output.indices"].copy()
     wild[0, 0] = 99
@@ -278,7 +278,7 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_the_command_goes_on(tmp_path):
     assert not list(tmp_path.glob("*.checkpoint.*"))
     result = json.loads(figures.read_text())
     run = subprocess.run(again, cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 2 and "is complete, there is no checkpoint to resume" in run.stderr
+    assert run.returncode == 2 and "is complete and has no checkpoint to resume from" in run.stderr
     assert len(result["epochs"]) == 90 and result["best_epoch"] is not None and result["rewirings"]
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert np.isfinite(result["test"]["PSP@1"])
