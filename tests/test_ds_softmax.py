@@ -7,12 +7,13 @@ import numba
 import numpy as np
 import pytest
 
-from sparsemax_nb import SGD, Adam, Labels, PackedDSSoftmax, SparseExperts, ds_softmax
+from sparsemax_nb import SGD, Adam, Labels, PackedDSSoftmax, SparseExperts, ds_softmax, sparse_experts
 from sparsemax_nb.core import checkpoint, formulas
 from sparsemax_nb.core.device import SIMULATOR
 from sparsemax_nb.core.experts import Experts, by_class, group
 from sparsemax_nb.core.sparse import as_targets
 from sparsemax_nb.reference import ds_softmax as reference
+from sparsemax_nb.reference import sparse_experts as training
 
 from .catalogue.ds_softmax import make_experts
 from .helpers import assert_close, integers, label_matrix, normal, on_other_device, threads
@@ -24,7 +25,7 @@ PENALTIES = {"class_lasso": 0.02, "expert_lasso": 0.03, "balance": 0.5}
 def problem(n_experts=3, n_rows=9, several=False):
     """Gate, experts (the second holds nothing), contexts, and targets, some of which no expert holds."""
     experts = make_experts(n_experts, N_CLASSES, WIDTH)
-    experts = experts._replace(rows=experts.weights / 2)
+    experts = experts._replace(weights=experts.weights / 2)
     targets = integers(5, 0, N_CLASSES, n_rows).astype(np.int32)
     if several:
         matrix = label_matrix(n_rows, N_CLASSES)
@@ -44,17 +45,17 @@ def made(backend, gate, experts, kind=SparseExperts):
 def objective(gate, rows, experts, h, targets, chosen, class_lasso, expert_lasso, balance):
     """What `step` makes small, in float64, for a choice of experts that is given."""
     labels = as_targets(targets, len(h), "cpu", N_CLASSES)
-    experts, n_experts = experts._replace(rows=rows), len(gate)
+    experts, n_experts = experts._replace(weights=rows), len(gate)
     probabilities, _, _ = reference.gate(h @ gate.T)
     values, groups = probabilities[np.arange(len(h)), chosen], group(chosen, experts.starts)
     scores = reference.scores(h[groups.order], groups, experts)
-    loss, _, _ = reference.cross_entropy(scores, values, labels, groups, experts, N_CLASSES, 1 / len(h))
-    load, _ = reference.balance(values, groups)
+    loss, _, _ = training.cross_entropy(scores, values, labels, groups, experts, N_CLASSES, 1 / len(h))
+    load, _ = training.balance(values, groups)
     squares = (rows**2).sum(1)
-    of_classes = reference.class_sums(squares, by_class(experts.ids, N_CLASSES))
+    of_classes = training.class_sums(squares, by_class(experts.ids, N_CLASSES))
     total = loss.mean() + balance * (n_experts * (load**2).sum() / load.sum() ** 2 - 1)
-    total += class_lasso * np.sqrt(squares / WIDTH + ds_softmax.EPSILON).sum()
-    return total + expert_lasso * np.sqrt(of_classes / (n_experts * WIDTH) + ds_softmax.EPSILON).sum()
+    total += class_lasso * np.sqrt(squares / WIDTH + sparse_experts.EPSILON).sum()
+    return total + expert_lasso * np.sqrt(of_classes / (n_experts * WIDTH) + sparse_experts.EPSILON).sum()
 
 
 def gradients(gate, experts, h, targets, class_lasso, expert_lasso, balance):
@@ -63,16 +64,16 @@ def gradients(gate, experts, h, targets, class_lasso, expert_lasso, balance):
     probabilities, chosen, values = reference.gate(h @ gate.T)
     groups = group(chosen, experts.starts)
     scores = reference.scores(h[groups.order], groups, experts)
-    loss, dvalues, dscores = reference.cross_entropy(scores, values, labels, groups, experts, N_CLASSES, 1 / len(h))
-    drows = reference.gradient_of_rows(dscores, h[groups.order], groups, experts)
-    _, dload = reference.balance(values, groups)
-    dlogits = reference.gate_backward(probabilities, chosen, dvalues, balance * dload)
+    loss, dvalues, dscores = training.cross_entropy(scores, values, labels, groups, experts, N_CLASSES, 1 / len(h))
+    drows = training.gradient_of_rows(dscores, h[groups.order], groups, experts)
+    _, dload = training.balance(values, groups)
+    dlogits = training.gate_backward(probabilities, chosen, dvalues, balance * dload)
     squares = (experts.weights.astype(np.float64) ** 2).sum(1)
-    of_classes = reference.class_sums(squares, by_class(experts.ids, N_CLASSES))
+    of_classes = training.class_sums(squares, by_class(experts.ids, N_CLASSES))
     still = formulas.Rates(0.0, 0.0, 0.0, 1.0)  # m becomes the gradient
     moments = formulas.Moments(np.zeros(experts.weights.shape), np.zeros(experts.weights.shape))
-    penalties = class_lasso, expert_lasso, n_experts, ds_softmax.EPSILON
-    _, m, _, _ = reference.update(drows, experts.ids, of_classes, penalties, still, moments, experts.weights, squares)
+    penalties = class_lasso, expert_lasso, n_experts, sparse_experts.EPSILON
+    _, m, _, _ = training.update(drows, experts.ids, of_classes, penalties, still, moments, experts.weights, squares)
     return dlogits.T @ h, m, loss.mean()
 
 
@@ -83,7 +84,7 @@ def test_gradients_are_those_of_the_objective(several):
     gate, h, experts = (
         gate.astype(np.float64),
         h.astype(np.float64),
-        experts._replace(rows=experts.weights.astype(np.float64)),
+        experts._replace(weights=experts.weights.astype(np.float64)),
     )
     _, chosen, _ = reference.gate(h @ gate.T)
     assert len(set(chosen.tolist())) > 1
@@ -110,7 +111,7 @@ def test_step(backend, several):
     moments = {name: [np.zeros(a.shape)] * 2 for name, a in (("gate", gate), ("rows", wanted_rows))}
     for step in range(2):
         loss = mixture.step(on(backend, h), on(backend, targets), adam, **PENALTIES)
-        now = experts._replace(rows=wanted_rows)
+        now = experts._replace(weights=wanted_rows)
         dgate, drows, wanted = gradients(wanted_gate, now, h.astype(np.float64), targets, **PENALTIES)
         assert abs(loss - wanted) < 1e-5 * wanted
         rates = Adam(0.01)._rates(0.01, step + 1)
@@ -145,7 +146,7 @@ def test_a_pruned_row_counts_like_a_row_of_zeros():
     rows = normal(1, N_CLASSES, WIDTH)
     rows[3:15] = 0
     full = SparseExperts.dense(rows - rows.mean(0), 1)
-    full.rows[...] = rows
+    full.weights[...] = rows
     kept = np.r_[:3, 15:N_CLASSES].astype(np.int32)
     starts = np.array([0, len(kept)], np.int32)
     pruned = SparseExperts(full.gate.copy(), starts, kept, rows[kept], N_CLASSES)
@@ -293,12 +294,12 @@ def test_save_and_load(backend, tmp_path, mapped):
     for a, b in zip(packed.top_k(h, 5), loaded.top_k(h, 5), strict=True):
         np.testing.assert_array_equal(backend.numpy(a), backend.numpy(b))
     if backend.device == "cpu":
-        base = loaded.rows
+        base = loaded.weights
         while base is not None and not isinstance(base, np.memmap):
             base = base.base
         assert isinstance(base, np.memmap) == mapped
         before = (tmp_path / "ds.safetensors").read_bytes()
-        loaded.rows[0] = 1  # a copy of the page
+        loaded.weights[0] = 1  # a copy of the page
         assert (tmp_path / "ds.safetensors").read_bytes() == before
 
 
@@ -355,7 +356,7 @@ def test_rows_that_are_not_finite_and_too_many_classes(tmp_path):
     wild[3, 2] = np.inf
     arrays = {"gate": gate} | experts._asdict()
     for changed, n_classes, message in (
-        ({"rows": wild}, N_CLASSES, r"rows must be finite, got inf at \[3, 2\]"),
+        ({"weights": wild}, N_CLASSES, r"weights must be finite, got inf at \[3, 2\]"),
         ({"gate": gate * np.float32(np.nan)}, N_CLASSES, "gate must be finite"),
         ({}, 2**62, "n_classes must be between 1 and"),
         ({}, "5", "n_classes must be an integer"),
@@ -375,7 +376,7 @@ def test_rows_that_are_not_finite_and_too_many_classes(tmp_path):
         ({"gate": np.zeros((0, WIDTH), np.float32)}, "n_experts .* must be at least 1"),
         ({"starts": np.zeros(3, np.int32)}, r"starts must have shape \(4,\)"),
         ({"starts": np.array([0, 9, 3, 20], np.int32)}, "starts must rise from 0 to"),
-        ({"rows": np.zeros((2, WIDTH), np.float32)}, "rows must have shape"),
+        ({"weights": np.zeros((2, WIDTH), np.float32)}, "weights must have shape"),
         ({"n_classes": 5}, r"ids must lie in \[0, 5\)"),
         ({"n_classes": 0}, "n_classes must be between 1 and 2147483647, got 0"),
     ],
@@ -413,9 +414,9 @@ def test_rows_that_are_not_finite(backend):
     mixture = made(backend, gate, experts)
     mixture.weights[...] = np.nan
     for rows in (slice(None), slice(0, 3)):
-        with pytest.raises(ValueError, match="rows must be finite, got nan"):
+        with pytest.raises(ValueError, match="weights must be finite, got nan"):
             mixture.top_k(on(backend, h[rows]), 3)
-    with pytest.raises(ValueError, match="rows must be finite, got nan"):
+    with pytest.raises(ValueError, match="weights must be finite, got nan"):
         mixture.step(on(backend, h), on(backend, targets), Adam())
 
 
@@ -424,7 +425,7 @@ def test_scores_that_overflow(backend):
     if backend.device == "cuda" and SIMULATOR:
         pytest.skip("NumPy warns of the overflow in the simulator's threads")
     gate, experts, h, targets = problem(n_rows=40)
-    mixture = made(backend, gate, experts._replace(rows=experts.weights * np.float32(1e18)))
+    mixture = made(backend, gate, experts._replace(weights=experts.weights * np.float32(1e18)))
     for call in (lambda x: mixture.top_k(x, 3), lambda x: mixture.step(x, on(backend, targets), Adam())):
         with pytest.raises(FloatingPointError, match="scores of the experts overflowed"):
             call(on(backend, h * np.float32(1e21)))
@@ -465,7 +466,7 @@ def test_rows_that_can_not_be_written_to():
     gate, experts, _, _ = problem()
     experts.weights.flags.writeable = False
     PackedDSSoftmax(gate, *experts, N_CLASSES)  # to answer is all right
-    with pytest.raises(ValueError, match="rows is written to but is read-only"):
+    with pytest.raises(ValueError, match="weights is written to but is read-only"):
         SparseExperts(gate, *experts, N_CLASSES)
 
 

@@ -357,31 +357,31 @@ def test_bad_input():
     frozen.arrays.values.flags.writeable = False
     for message, call in {
         "layer.values is written to but is read-only": lambda: step(x, frozen, labels),
-        "x must have squares that a float32 can hold": lambda: SparseLinear.choose(x * 1e30, labels),
+        "features must have squares that a float32 can hold": lambda: SparseLinear.choose(x * 1e30, labels),
         "layer must be a SparseLinear, got NoneType": lambda: step(x, None, labels),
         r"C must lie in \(0, inf\), got 0": lambda: step(x, layer, labels, C=0),
         r"C must lie in \(0, inf\), got -1": lambda: step(x, layer, labels, C=-1),
         r"slack must lie in \[0, 1.999\], got 2": lambda: step(x, layer, labels, slack=2),
-        "x must be finite, got NaN or infinity in row 1": lambda: step(nan, layer, labels),
-        "x must have 10 features as the layer has, got 9": lambda: sparse_linear_forward(x[:, :9], layer),
+        "features must be finite, got NaN or infinity in row 1": lambda: step(nan, layer, labels),
+        "features must have 10 features as the layer has, got 9": lambda: sparse_linear_forward(x[:, :9], layer),
         r"labels must have shape \(20, 6\)": lambda: step(x, layer, labels[:, :5]),
         r"duals must have shape \(20, 6\)": lambda: step(x, layer, labels, labels[:3]),
         "duals must not be negative, got -1": lambda: step(x, layer, labels, -labels),
         "duals must hold ids in": lambda: step(x, layer, labels, (good[0], good[1] + 6, good[2])),
         "duals must be a tuple": lambda: step(x, layer, labels, 3),
-        "x must be a SciPy sparse matrix or a tuple": lambda: sparse_linear_forward(x.toarray(), layer),
+        "features must be a SciPy sparse matrix or a tuple": lambda: sparse_linear_forward(x.toarray(), layer),
         r"k must be between 1 and 6 \(n_labels = 6\), got 7": lambda: sparse_linear_top_k(x, layer, 7),
-        "x must not repeat a feature inside one row": lambda: sparse_linear_forward(
+        "features must not repeat a feature inside one row": lambda: sparse_linear_forward(
             (np.array([0, 2]), np.array([1, 1]), np.ones(2, np.float32)), layer
         ),
-        "x.ids must lie in": lambda: sparse_linear_forward(
+        "features.ids must lie in": lambda: sparse_linear_forward(
             (np.array([0, 1]), np.array([10]), np.ones(1, np.float32)), layer
         ),
-        "x.indptr must rise from 0": lambda: sparse_linear_forward(
+        "features.indptr must rise from 0": lambda: sparse_linear_forward(
             (np.array([0, 2]), np.array([1]), np.ones(1, np.float32)), layer
         ),
         "at_least must be at least 1, got 0": lambda: SparseLinear.choose(x, labels, at_least=0),
-        "x and labels must have as many rows": lambda: SparseLinear.choose(x[:5], labels),
+        "features and labels must have as many rows": lambda: SparseLinear.choose(x[:5], labels),
         "weights must be a SciPy sparse matrix": lambda: SparseLinear(np.ones((2, 3))),
         "weights must be finite": lambda: SparseLinear(nan),
         r"bias must have shape \(20,\)": lambda: SparseLinear(x, np.zeros(3, np.float32)),

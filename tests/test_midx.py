@@ -96,8 +96,8 @@ def test_a_draw_needs_one_record(backend, residual):
     n = N_CLASSES if residual == "popularity" else 0
     assert index.records.shape == index.values.shape == (n, 4)
     np.testing.assert_array_equal(index.records.view(np.float32), index.values)
-    np.testing.assert_array_equal(index.transposed, index.weights.T if backend.device == "cuda" else index.weights[:0])
-    arrays = index.codes, index.indptr, index.members, index.records, index.weights, index.transposed, index.log_popularity
+    np.testing.assert_array_equal(index.transposed, index.cell_weights.T if backend.device == "cuda" else index.cell_weights[:0])
+    arrays = index.codes, index.indptr, index.members, index.records, index.cell_weights, index.transposed, index.log_popularity
     assert built.nbytes == sum(a.nbytes for a in (*arrays, *map(backend.numpy, built.codebooks))), (
         "no other array twice"
     )
@@ -107,7 +107,7 @@ def test_a_draw_needs_one_record(backend, residual):
         p, other, threshold = np.zeros(n), index.records[:, 2].astype(int), index.records[:, 0] / 2.0**32
         kept = np.where(other == np.arange(n), 1, threshold)
         sizes = np.diff(index.indptr)
-        share = np.repeat(index.weights.reshape(-1) / np.maximum(sizes, 1), sizes)  # of each column of a cell
+        share = np.repeat(index.cell_weights.reshape(-1) / np.maximum(sizes, 1), sizes)  # of each column of a cell
         np.add.at(p, index.members, kept * share)
         np.add.at(p, index.members[other], (1 - kept) * share)
         np.testing.assert_allclose(p, POPULARITY / POPULARITY.sum(), rtol=1e-5, atol=1e-9)

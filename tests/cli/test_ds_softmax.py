@@ -314,7 +314,7 @@ def test_labels_without_a_point_do_not_upset_it(corpus, tmp_path):
     train.Classifier(**params).fit(points.features, labels).save(tmp_path / "m.st")
     result = run(tmp_path, tmp_path, "--first-experts", "2", "--n-experts", "2")
     assert 0 < result["test"][0]["top-1"] <= 1 and all(np.isfinite(epoch["loss"]) for epoch in result["epochs"])
-    assert np.isfinite(PackedDSSoftmax.load(tmp_path / "ds.st", device="cpu").rows).all()
+    assert np.isfinite(PackedDSSoftmax.load(tmp_path / "ds.st", device="cpu").weights).all()
 
 
 def test_names_of_stages():

@@ -117,7 +117,7 @@ def test_unknown_device(device):
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_backend_is_the_module_that_computes_there(device):
-    assert placement.backend(device, "fixed_fan_in").__name__ == f"sparsemax_nb.{device}.fixed_fan_in"
+    assert placement.backend_of(device, "fixed_fan_in").__name__ == f"sparsemax_nb.{device}.fixed_fan_in"
 
 
 # ---------------------------------------------------------------- formulas compiled for both processors

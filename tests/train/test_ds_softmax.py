@@ -110,7 +110,7 @@ def test_history(fitted):
     assert [call for call in called if call not in stages] == list(range(2 * epochs))
     assert [n for n, _ in stages] == [2, 4] == [packed.n_experts for _, packed in stages]
     assert called.index(stages[0]) == epochs  # the first stage's between its last epoch and the next one
-    assert (stages[1][1].rows == model.experts_.weights).all() and type(stages[0][1]) is PackedDSSoftmax
+    assert (stages[1][1].weights == model.experts_.weights).all() and type(stages[0][1]) is PackedDSSoftmax
 
 
 def test_init_is_where_every_expert_starts(points):
