@@ -10,7 +10,7 @@ from sparsemax_nb import CoOccurrence, data, rerank, train
 from sparsemax_nb.cli import main
 from sparsemax_nb.core import checkpoint, sparse
 from sparsemax_nb.cpu import linear as cpu_linear
-from sparsemax_nb.train import linear
+from sparsemax_nb.train import linear, linear_settings
 
 SMALL = {
     "architecture": "linear",
@@ -39,11 +39,11 @@ def bits(model):
 
 def test_it_learns_and_is_what_sparse_features_get(corpus):
     model = train.Classifier(device="cpu", progress=False).fit(corpus.features[:250], corpus.labels[:250])
-    assert model.architecture_ == "linear" and model.slack_ in linear.GRID_SLACK
+    assert model.architecture_ == "linear" and model.slack_ in linear_settings.GRID_SLACK
     assert {"C", "slack", "frequency", "nDCG@5"} == model.trials_[0].keys()
     best = max(trial["nDCG@5"] for trial in model.trials_)
     assert any(
-        trial["nDCG@5"] >= best * (1 - 3 * linear.LEAST_GAIN) - 3 * linear.LEAST_ROWS / 250 and trial["slack"] == model.slack_
+        trial["nDCG@5"] >= best * (1 - 3 * linear_settings.LEAST_GAIN) - 3 * linear_settings.LEAST_ROWS / 250 and trial["slack"] == model.slack_
         and trial["C"] / 1.42 < model.C_ < trial["C"] * 1.42 for trial in model.trials_
     )  # fmt: skip
     assert model.score(corpus.features[250:], corpus.labels[250:]) > 0.8
@@ -111,15 +111,15 @@ def test_frequency_is_chosen_where_words_say_little():
     x = scipy.sparse.csr_matrix(rng.random((300, 40)) < 0.1, dtype=np.float32)
     y = data.power_law_labels(300, 60, 2, 1.5, seed=0)
     chosen = train.Classifier(**SMALL | {"frequency": "auto"}).fit(x, y)
-    assert chosen.frequency_ == max(linear.FREQUENCIES) and chosen.trials_[0]["frequency"] == chosen.frequency_
+    assert chosen.frequency_ == max(linear_settings.FREQUENCIES) and chosen.trials_[0]["frequency"] == chosen.frequency_
 
 
 def test_c_lies_at_the_vertex_of_the_parabola():
     highest = 0.3
-    assert linear._vertex(*(7 - 2 * (at - highest) ** 2 for at in (-1, 0, 1))) == pytest.approx(highest)
-    assert linear._vertex(1.0, 1.0, 0.0) == -0.5
-    assert linear._vertex(1.0, 1.0, 1.0) == linear._vertex(None, 1.0, 0.0) == 0
-    assert linear._vertex(0.0, 1.0, 1.0005) == 0.5
+    assert linear_settings._vertex(*(7 - 2 * (at - highest) ** 2 for at in (-1, 0, 1))) == pytest.approx(highest)
+    assert linear_settings._vertex(1.0, 1.0, 0.0) == -0.5
+    assert linear_settings._vertex(1.0, 1.0, 1.0) == linear_settings._vertex(None, 1.0, 0.0) == 0
+    assert linear_settings._vertex(0.0, 1.0, 1.0005) == 0.5
 
 
 def test_climbing_stops_where_no_neighbour_is_better_enough():
@@ -128,7 +128,7 @@ def test_climbing_stops_where_no_neighbour_is_better_enough():
     def beats(one, other):
         return one > other + 0.001
 
-    assert [linear._climb((1, 2, 3, 4, 5), start, figures.get, beats) for start in figures] == [2, 2, 4, 4, 4]
+    assert [linear_settings._climb((1, 2, 3, 4, 5), start, figures.get, beats) for start in figures] == [2, 2, 4, 4, 4]
 
 
 def test_only_what_is_wanted_is_chosen(corpus):
