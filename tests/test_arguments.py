@@ -237,9 +237,9 @@ BAD_INDICES = {  # arguments of InvertedMultiIndex, error, message
     "NaN": ({"codebooks": [BOOKS[0], BOOKS[0] * np.nan]}, ValueError, r"codebooks\[1\] must be finite"),
     "float64": ({"codebooks": [BOOKS[0].astype(float)] * 2}, TypeError, r"codebooks\[0\] must be float32"),
     "no classes": ({"residual": "exact"}, ValueError, "residual='exact' needs weights"),
-    "classes": ({"residual": "exact", "classes": np.ones((10, 7), np.float32)}, ValueError, "classes must have shape"),
+    "weights": ({"residual": "exact", "weights": np.ones((10, 7), np.float32)}, ValueError, "weights must have shape"),
     "popularity": ({"residual": "popularity", "popularity": np.ones(9)}, ValueError, "popularity must have shape"),
-    "weights": ({"weights": -np.ones(10)}, ValueError, "weights must not be negative"),
+    "class weights": ({"class_weights": -np.ones(10)}, ValueError, "class_weights must not be negative"),
     "metric": ({"metric": "x"}, TypeError, "metric must be two pairs of matrices or None"),
     "metric shape": ({"metric": [(W, W)] * 2}, ValueError, r"metric\[0\]\[0\] must have shape \(8, 8\)"),
 }  # fmt: skip
@@ -248,9 +248,9 @@ BAD_INDICES = {  # arguments of InvertedMultiIndex, error, message
 @pytest.mark.parametrize(("changes", "error", "message"), BAD_INDICES.values(), ids=BAD_INDICES)
 def test_an_index_made_by_hand_is_checked(changes, error, message):
     good = {"codebooks": BOOKS, "codes": np.zeros((10, 2), np.int32), "kind": "rq", "residual": "uniform"}
-    s.InvertedMultiIndex(**good, popularity=None, weights=None, classes=None)
+    s.InvertedMultiIndex(**good, popularity=None, class_weights=None, weights=None)
     with pytest.raises(error, match=message):
-        s.InvertedMultiIndex(**{**good, "popularity": None, "weights": None, "classes": None, **changes})
+        s.InvertedMultiIndex(**{**good, "popularity": None, "class_weights": None, "weights": None, **changes})
 
 
 # ---------------------------------------------------------------- sizes, numbers, words
@@ -382,7 +382,7 @@ def test_a_memory_mapped_array_is_an_array(tmp_path):
 def test_out_must_not_be_an_input():
     made, x = s.FixedFanIn.random(D, D, 2, 0), H.copy()
     before = x.tobytes()
-    with pytest.raises(ValueError, match="^out must not share memory with x; pass a new array$"):
+    with pytest.raises(ValueError, match="^out must not share memory with h; pass a new array$"):
         s.fixed_fan_in_forward(x, made, out=x)
     assert x.tobytes() == before
 
@@ -417,15 +417,15 @@ def test_a_read_only_layer_is_refused_before_anything_changes(frozen_part, has_s
         assert s.fixed_fan_in_step(H, thawed, PLAIN, "bce", s.Adam(0.1))[0] > 0
 
 
-@pytest.mark.parametrize("name", ["gate", "rows"])
+@pytest.mark.parametrize("name", ["gate", "weights"])
 def test_read_only_experts_are_refused_before_anything_changes(name):
     made, adam = s.SparseExperts.dense(W, 2, seed=0), s.Adam(0.1)
     made.step(H, TARGETS, adam)
     getattr(made, name).flags.writeable = False
-    before = made.gate.tobytes(), made.rows.tobytes(), made.steps, adam.state_of(made.gate).count
+    before = made.gate.tobytes(), made.weights.tobytes(), made.steps, adam.state_of(made.gate).count
     with pytest.raises(ValueError, match=f"^experts.{name} is written to but is read-only; use copy.deepcopy"):
         made.step(H, TARGETS, adam)
-    assert (made.gate.tobytes(), made.rows.tobytes(), made.steps, adam.state_of(made.gate).count) == before
+    assert (made.gate.tobytes(), made.weights.tobytes(), made.steps, adam.state_of(made.gate).count) == before
 
 
 @pytest.mark.parametrize("optimizer", [None, "adam", s.SGD(0.1), s.Adam])
@@ -446,7 +446,7 @@ METRICS = ["precision_at_k", "ndcg_at_k", "recall_at_k"]
 
 @pytest.mark.parametrize("name", METRICS)
 def test_metrics_name_what_is_wrong(name):
-    metric, ids, truth = getattr(train, name), np.zeros((2, 1), np.int32), scipy.sparse.csr_matrix(np.eye(2, 10))
+    metric, ids, truth = getattr(metrics, name), np.zeros((2, 1), np.int32), scipy.sparse.csr_matrix(np.eye(2, 10))
     assert metric(ids - 1, truth, 1) == 0
     for args, error, message in (
         (

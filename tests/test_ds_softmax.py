@@ -7,12 +7,13 @@ import numba
 import numpy as np
 import pytest
 
-from sparsemax_nb import SGD, Adam, Labels, PackedDSSoftmax, SparseExperts, ds_softmax
+from sparsemax_nb import SGD, Adam, Labels, PackedDSSoftmax, SparseExperts, ds_softmax, sparse_experts
 from sparsemax_nb.core import checkpoint, formulas
 from sparsemax_nb.core.device import SIMULATOR
 from sparsemax_nb.core.experts import Experts, by_class, group
 from sparsemax_nb.core.sparse import as_targets
 from sparsemax_nb.reference import ds_softmax as reference
+from sparsemax_nb.reference import sparse_experts as training
 
 from .catalogue.ds_softmax import make_experts
 from .helpers import assert_close, integers, label_matrix, normal, on_other_device, threads
@@ -48,13 +49,13 @@ def objective(gate, rows, experts, h, targets, chosen, class_lasso, expert_lasso
     probabilities, _, _ = reference.gate(h @ gate.T)
     values, groups = probabilities[np.arange(len(h)), chosen], group(chosen, experts.starts)
     scores = reference.scores(h[groups.order], groups, experts)
-    loss, _, _ = reference.cross_entropy(scores, values, labels, groups, experts, N_CLASSES, 1 / len(h))
-    load, _ = reference.balance(values, groups)
+    loss, _, _ = training.cross_entropy(scores, values, labels, groups, experts, N_CLASSES, 1 / len(h))
+    load, _ = training.balance(values, groups)
     squares = (rows**2).sum(1)
-    of_classes = reference.class_sums(squares, by_class(experts.ids, N_CLASSES))
+    of_classes = training.class_sums(squares, by_class(experts.ids, N_CLASSES))
     total = loss.mean() + balance * (n_experts * (load**2).sum() / load.sum() ** 2 - 1)
-    total += class_lasso * np.sqrt(squares / WIDTH + ds_softmax.EPSILON).sum()
-    return total + expert_lasso * np.sqrt(of_classes / (n_experts * WIDTH) + ds_softmax.EPSILON).sum()
+    total += class_lasso * np.sqrt(squares / WIDTH + sparse_experts.EPSILON).sum()
+    return total + expert_lasso * np.sqrt(of_classes / (n_experts * WIDTH) + sparse_experts.EPSILON).sum()
 
 
 def gradients(gate, experts, h, targets, class_lasso, expert_lasso, balance):
@@ -63,16 +64,16 @@ def gradients(gate, experts, h, targets, class_lasso, expert_lasso, balance):
     probabilities, chosen, values = reference.gate(h @ gate.T)
     groups = group(chosen, experts.starts)
     scores = reference.scores(h[groups.order], groups, experts)
-    loss, dvalues, dscores = reference.cross_entropy(scores, values, labels, groups, experts, N_CLASSES, 1 / len(h))
-    drows = reference.gradient_of_rows(dscores, h[groups.order], groups, experts)
-    _, dload = reference.balance(values, groups)
-    dlogits = reference.gate_backward(probabilities, chosen, dvalues, balance * dload)
+    loss, dvalues, dscores = training.cross_entropy(scores, values, labels, groups, experts, N_CLASSES, 1 / len(h))
+    drows = training.gradient_of_rows(dscores, h[groups.order], groups, experts)
+    _, dload = training.balance(values, groups)
+    dlogits = training.gate_backward(probabilities, chosen, dvalues, balance * dload)
     squares = (experts.weights.astype(np.float64) ** 2).sum(1)
-    of_classes = reference.class_sums(squares, by_class(experts.ids, N_CLASSES))
+    of_classes = training.class_sums(squares, by_class(experts.ids, N_CLASSES))
     still = formulas.Rates(0.0, 0.0, 0.0, 1.0)  # m becomes the gradient
     moments = formulas.Moments(np.zeros(experts.weights.shape), np.zeros(experts.weights.shape))
-    penalties = class_lasso, expert_lasso, n_experts, ds_softmax.EPSILON
-    _, m, _, _ = reference.update(drows, experts.ids, of_classes, penalties, still, moments, experts.weights, squares)
+    penalties = class_lasso, expert_lasso, n_experts, sparse_experts.EPSILON
+    _, m, _, _ = training.update(drows, experts.ids, of_classes, penalties, still, moments, experts.weights, squares)
     return dlogits.T @ h, m, loss.mean()
 
 
@@ -145,7 +146,7 @@ def test_a_pruned_row_counts_like_a_row_of_zeros():
     rows = normal(1, N_CLASSES, WIDTH)
     rows[3:15] = 0
     full = SparseExperts.dense(rows - rows.mean(0), 1)
-    full.rows[...] = rows
+    full.weights[...] = rows
     kept = np.r_[:3, 15:N_CLASSES].astype(np.int32)
     starts = np.array([0, len(kept)], np.int32)
     pruned = SparseExperts(full.gate.copy(), starts, kept, rows[kept], N_CLASSES)
@@ -293,12 +294,12 @@ def test_save_and_load(backend, tmp_path, mapped):
     for a, b in zip(packed.top_k(h, 5), loaded.top_k(h, 5), strict=True):
         np.testing.assert_array_equal(backend.numpy(a), backend.numpy(b))
     if backend.device == "cpu":
-        base = loaded.rows
+        base = loaded.weights
         while base is not None and not isinstance(base, np.memmap):
             base = base.base
         assert isinstance(base, np.memmap) == mapped
         before = (tmp_path / "ds.safetensors").read_bytes()
-        loaded.rows[0] = 1  # a copy of the page
+        loaded.weights[0] = 1  # a copy of the page
         assert (tmp_path / "ds.safetensors").read_bytes() == before
 
 
@@ -355,7 +356,7 @@ def test_rows_that_are_not_finite_and_too_many_classes(tmp_path):
     wild[3, 2] = np.inf
     arrays = {"gate": gate} | experts._asdict()
     for changed, n_classes, message in (
-        ({"rows": wild}, N_CLASSES, r"rows must be finite, got inf at \[3, 2\]"),
+        ({"weights": wild}, N_CLASSES, r"weights must be finite, got inf at \[3, 2\]"),
         ({"gate": gate * np.float32(np.nan)}, N_CLASSES, "gate must be finite"),
         ({}, 2**62, "n_classes must be between 1 and"),
         ({}, "5", "n_classes must be an integer"),
@@ -375,7 +376,7 @@ def test_rows_that_are_not_finite_and_too_many_classes(tmp_path):
         ({"gate": np.zeros((0, WIDTH), np.float32)}, "n_experts .* must be at least 1"),
         ({"starts": np.zeros(3, np.int32)}, r"starts must have shape \(4,\)"),
         ({"starts": np.array([0, 9, 3, 20], np.int32)}, "starts must rise from 0 to"),
-        ({"rows": np.zeros((2, WIDTH), np.float32)}, "rows must have shape"),
+        ({"weights": np.zeros((2, WIDTH), np.float32)}, "weights must have shape"),
         ({"n_classes": 5}, r"ids must lie in \[0, 5\)"),
         ({"n_classes": 0}, "n_classes must be between 1 and 2147483647, got 0"),
     ],
@@ -413,9 +414,9 @@ def test_rows_that_are_not_finite(backend):
     mixture = made(backend, gate, experts)
     mixture.weights[...] = np.nan
     for rows in (slice(None), slice(0, 3)):
-        with pytest.raises(ValueError, match="rows must be finite, got nan"):
+        with pytest.raises(ValueError, match="weights must be finite, got nan"):
             mixture.top_k(on(backend, h[rows]), 3)
-    with pytest.raises(ValueError, match="rows must be finite, got nan"):
+    with pytest.raises(ValueError, match="weights must be finite, got nan"):
         mixture.step(on(backend, h), on(backend, targets), Adam())
 
 
@@ -465,7 +466,7 @@ def test_rows_that_can_not_be_written_to():
     gate, experts, _, _ = problem()
     experts.weights.flags.writeable = False
     PackedDSSoftmax(gate, *experts, N_CLASSES)  # to answer is all right
-    with pytest.raises(ValueError, match="rows is written to but is read-only"):
+    with pytest.raises(ValueError, match="weights is written to but is read-only"):
         SparseExperts(gate, *experts, N_CLASSES)
 
 

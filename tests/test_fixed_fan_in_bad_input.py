@@ -22,10 +22,10 @@ from .helpers import copy_layer, label_matrix, make_layer, normal, on_other_devi
 
 B, H, L, K = 3, 7, 5, 3
 CALLS = {
-    "forward": lambda a: fixed_fan_in_forward(a.x, a.layer, out=a.out),
-    "backward": lambda a: fixed_fan_in_backward(a.x, a.layer, a.dscores),
-    "top_k": lambda a: fixed_fan_in_top_k(a.x, a.layer, a.k),
-    "step": lambda a: fixed_fan_in_step(a.x, a.layer, a.labels, a.loss, a.optimizer),
+    "forward": lambda a: fixed_fan_in_forward(a.h, a.layer, out=a.out),
+    "backward": lambda a: fixed_fan_in_backward(a.h, a.layer, a.dscores),
+    "top_k": lambda a: fixed_fan_in_top_k(a.h, a.layer, a.k),
+    "step": lambda a: fixed_fan_in_step(a.h, a.layer, a.labels, a.loss, a.optimizer),
 }
 
 
@@ -142,8 +142,8 @@ def test_out(good, wrong):
 
 def test_mixed_devices_names_each_array(good):
     here, there = good.backend.device, {"cpu": "cuda", "cuda": "cpu"}[good.backend.device]
-    good.x = on_other_device(good.backend, good.backend.numpy(good.x))
-    refuses(good, "forward", TypeError, f"got x on {there}, layer on {here}; move them with backend.asarray$")
+    good.h = on_other_device(good.backend, good.backend.numpy(good.h))
+    refuses(good, "forward", TypeError, f"got h on {there}, layer on {here}; move them with cupy.asarray")
 
 
 def read_only(array):
@@ -154,9 +154,9 @@ def read_only(array):
 
 def test_read_only_arrays(good):
     """Read-only inputs are welcome, read-only outputs are not."""
-    if not isinstance(good.x, np.ndarray):
+    if not isinstance(good.h, np.ndarray):
         pytest.skip("arrays on a device have no such flag")
-    good.x = read_only(good.x)
+    good.h = read_only(good.h)
     good.out = read_only(CALLS["forward"](good))
     refuses(good, "forward", ValueError, r"^out is written to but is read-only; pass a copy: out.copy\(\)$")
 
@@ -271,7 +271,7 @@ def test_label_matrices_of_any_form_are_legal(form):
 
 @pytest.mark.parametrize("call", CALLS)
 def test_no_rows_are_legal(good, call):
-    good.x, good.dscores = good.x[:0], good.dscores[:0]
+    good.h, good.dscores = good.h[:0], good.dscores[:0]
     good.labels = place_labels(good.backend, scipy.sparse.csr_matrix((0, L), dtype=np.float32))
     result = CALLS[call](good)
     shapes = {"forward": [(0, L)], "backward": [(0, H), (L, K), (L,)], "top_k": [(0, 2)] * 2, "step": [(), (0, H)]}

@@ -117,7 +117,7 @@ def test_a_draw_needs_one_record(backend, residual):
         p, other, threshold = np.zeros(n), index.records[:, 2].astype(int), index.records[:, 0] / 2.0**32
         kept = np.where(other == np.arange(n), 1, threshold)
         sizes = np.diff(index.indptr)
-        share = np.repeat(index.weights.reshape(-1) / np.maximum(sizes, 1), sizes)  # of each column of a cell
+        share = np.repeat(index.cell_weights.reshape(-1) / np.maximum(sizes, 1), sizes)  # of each column of a cell
         np.add.at(p, index.members, kept * share)
         np.add.at(p, index.members[other], (1 - kept) * share)
         np.testing.assert_allclose(p, POPULARITY / POPULARITY.sum(), rtol=1e-5, atol=1e-9)

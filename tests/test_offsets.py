@@ -229,7 +229,7 @@ def test_loss_of_experts(backend, offset, n_held):
     _, experts = experts_of(w, n_held)
     logits = unit(offset) * integers(1, -1, 2, B, n_held) + np.float32(offset)
     indptr, ids = np.array([0, 2, 2, 3, 4, 5], np.int32), np.array([3, 5, 20, 7, 1], np.int32)
-    module = backend_of(backend.device, "ds_softmax")
+    module = backend_of(backend.device, "sparse_experts")
 
     def run(scores):
         chosen, values = np.zeros(B, np.int32), np.full(B, 0.5, np.float32)

@@ -67,7 +67,7 @@ def short(points, stop_after=None, changes=None, **arguments):
 
 def bits(model):
     experts = model.experts_
-    return {name: to_numpy(getattr(experts, name)).tobytes() for name in ("gate", "starts", "ids", "rows")}
+    return {name: to_numpy(getattr(experts, name)).tobytes() for name in ("gate", "starts", "ids", "weights")}
 
 
 def without_seconds(history):
@@ -110,7 +110,7 @@ def test_history(fitted):
     assert [call for call in called if call not in stages] == list(range(2 * epochs))
     assert [n for n, _ in stages] == [2, 4] == [packed.n_experts for _, packed in stages]
     assert called.index(stages[0]) == epochs  # the first stage's between its last epoch and the next one
-    assert (stages[1][1].rows == model.experts_.weights).all() and type(stages[0][1]) is PackedDSSoftmax
+    assert (stages[1][1].weights == model.experts_.weights).all() and type(stages[0][1]) is PackedDSSoftmax
 
 
 def test_init_is_where_every_expert_starts(points):
@@ -390,7 +390,7 @@ def test_damaged_and_foreign_checkpoints(points, tmp_path):
     refused("truncated or not a safetensors file")
     short(points).save(path)
     refused("contains a 'ds-softmax' model, not 'ds-softmax checkpoint'")
-    for name, array in (("m/rows", arrays["m/rows"][1:]), ("v/gate", arrays["v/gate"].astype(np.float64)),
+    for name, array in (("m/weights", arrays["m/weights"][1:]), ("v/gate", arrays["v/gate"].astype(np.float64)),
                         ("gate", arrays["gate"][:2]), ("rows", arrays["rows"] * np.nan), ("ids", arrays["ids"][::-1]),
                         ("starts", arrays["starts"] + 1)):  # fmt: skip
         checkpoint.save(path, kind, arrays | {name: np.ascontiguousarray(array)}, description)
@@ -524,7 +524,7 @@ LABELS = label_matrix(6, 5)
         ({"targets": TARGETS - 1}, ValueError, r"targets must lie in \[0, 2\), got -1"),
         ({"n_classes": 2}, ValueError, r"targets must lie in \[0, 2\), got 2"),
         ({"n_classes": 0}, ValueError, "n_classes must be at least 1"),
-        ({"targets": LABELS[:5]}, ValueError, r"targets must have shape \(6, 5\) like the contexts, got \(5, 5\)"),
+        ({"targets": LABELS[:5]}, ValueError, r"targets must have shape \(6, 5\) like h, got \(5, 5\)"),
         ({"targets": LABELS, "n_classes": 6}, ValueError, "agree on the number of classes, got .'targets': 5, 'n_classes': 6"),
         ({"weights": normal(2, 3, 5)}, ValueError, r"weights must have shape \(3, 4\), got \(3, 5\)"),
         ({"weights": normal(2, 3, 4).tolist()}, TypeError, "weights must be a NumPy array .*, got list"),
@@ -532,7 +532,7 @@ LABELS = label_matrix(6, 5)
         ({"weights": np.full((3, 4), np.nan, np.float32)}, ValueError, "weights must be finite"),
         ({"weights": normal(2, 2, 4)}, ValueError, r"targets must lie in \[0, 2\), got 2"),
         ({"weights": normal(2, 3, 4), "n_classes": 4}, ValueError, "must agree on the number of classes"),
-        ({"weights": normal(2, 3, 4), "targets": LABELS}, ValueError, "got {'init': 3, 'targets': 5}"),
+        ({"weights": normal(2, 3, 4), "targets": LABELS}, ValueError, "got {'weights': 3, 'targets': 5}"),
         ({"validation": (CONTEXTS[:, :3].copy(), TARGETS)}, ValueError, r"validation h must have shape \(N, 4\)"),
         ({"validation": (CONTEXTS, TARGETS + 1)}, ValueError, r"validation targets must lie in \[0, 3\), got 3"),
         ({"validation": (CONTEXTS, LABELS)}, ValueError, r"validation targets must have shape \(6, 3\)"),

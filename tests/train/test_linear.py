@@ -39,7 +39,7 @@ def bits(model):
 
 def test_it_learns_and_is_what_sparse_features_get(corpus):
     model = train.Classifier(device="cpu", progress=False).fit(corpus.features[:250], corpus.labels[:250])
-    assert model.architecture_ == "linear" and model.slack_ in linear.GRID_SLACK
+    assert model.architecture_ == "linear" and model.slack_ in linear_settings.GRID_SLACK
     assert {"C", "slack", "frequency", "nDCG@5"} == model.trials_[0].keys()
     best = max(trial["nDCG@5"] for trial in model.trials_)
     assert any(
@@ -111,7 +111,7 @@ def test_frequency_is_chosen_where_words_say_little():
     x = scipy.sparse.csr_matrix(rng.random((300, 40)) < 0.1, dtype=np.float32)
     y = data.power_law_labels(300, 60, 2, 1.5, seed=0)
     chosen = train.Classifier(**SMALL | {"frequency": "auto"}).fit(x, y)
-    assert chosen.frequency_ == max(linear.FREQUENCIES) and chosen.trials_[0]["frequency"] == chosen.frequency_
+    assert chosen.frequency_ == max(linear_settings.FREQUENCIES) and chosen.trials_[0]["frequency"] == chosen.frequency_
 
 
 def test_c_lies_at_the_vertex_of_the_parabola():

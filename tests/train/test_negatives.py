@@ -75,8 +75,8 @@ def test_every_step_draws_anew():
     layer, adam, seen = layer_with("uniform"), Adam(1e-3), []
     draw = layer.negatives.draw
     layer.negatives.draw = lambda *arguments: seen.append(draw(*arguments)) or seen[-1]
-    for _ in range(3):
-        layer.step(normal(2, 3, WIDTH), LABELS, "softmax", adam)
+    for step in range(3):
+        layer.step(normal(2, 3, WIDTH), LABELS, "softmax", adam, step)
     for number, (ids, *_) in enumerate(seen):
         assert (ids == layer.negatives.sampler.sample(normal(2, 3, WIDTH), 6, seed=3, step=number)[0]).all()
     assert (seen[0][0] != seen[1][0]).any() and (seen[1][0] != seen[2][0]).any()
@@ -85,7 +85,7 @@ def test_every_step_draws_anew():
 @pytest.mark.parametrize("change", [{"correction": "importance"}, {"mask_hits": True}])
 def test_options_of_the_loss_arrive_one_by_one(change):
     steps = [
-        layer_with("uniform", n_samples=40, **more).step(normal(2, 3, WIDTH), LABELS, "softmax", Adam())
+        layer_with("uniform", n_samples=40, **more).step(normal(2, 3, WIDTH), LABELS, "softmax", Adam(), 0)
         for more in ({}, change)
     ]
     assert steps[0][0] != pytest.approx(steps[1][0], rel=1e-4)
@@ -97,7 +97,7 @@ def test_without_negatives_the_loss_is_exact():
     matrix = scipy.sparse.csr_matrix((np.ones(5, np.float32), LABELS.indices, LABELS.indptr), (3, N_LABELS))
     want, want_dx, dweights, _ = softmax_cross_entropy(x, layer.weights.copy(), matrix)
     before = layer.weights.copy()
-    value, dx = layer.step(x, matrix, "softmax", Adam(1e-3))
+    value, dx = layer.step(x, matrix, "softmax", Adam(1e-3), 0)
     assert value == want and (dx == want_dx).all()
     np.testing.assert_allclose(layer.weights - before, -1e-3 * np.sign(dweights), rtol=1e-2)  # the first step of Adam
 
@@ -109,7 +109,7 @@ def test_an_index_of_zeros_is_built_anew_then_followed(sampler):
     negatives = negatives_of(sampler, weights)
     weights[...] = normal(1, N_LABELS, WIDTH)
     assert negatives.update() == 1.0
-    index = InvertedMultiIndex.build(weights, 4, MIDX_KINDS[sampler], seed=3, weights=COUNTS)
+    index = InvertedMultiIndex.build(weights, 4, MIDX_KINDS[sampler], seed=3, class_weights=COUNTS)
     assert (negatives.sampler.codes == index.codes).all()
     weights += np.float32(0.1) * normal(2, N_LABELS, WIDTH)
     assert negatives.update() == index.update(weights)
