@@ -77,6 +77,7 @@ def gradients(gate, experts, h, targets, class_lasso, expert_lasso, balance):
     return dlogits.T @ h, m, loss.mean()
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("several", [False, True])
 def test_gradients_are_those_of_the_objective(several):
     """Against central differences in float64, by every number of the gate and of the rows."""

@@ -91,6 +91,7 @@ OPTIMIZERS = pytest.mark.parametrize("make_optimizer", [make_adam, lambda: SGD(l
 # ---------------------------------------------------------------- the reference
 
 
+@pytest.mark.quick
 @LOSSES
 def test_reference_gradients_by_finite_differences(loss):
     random, (n_rows, n_inputs, n_labels, fan_in) = np.random.default_rng(1), (4, 7, 5, 3)
@@ -114,6 +115,7 @@ def test_reference_gradients_by_finite_differences(loss):
     close_to_derivative(lambda p: total(x, layer._replace(bias=p)), layer.bias, layer.bias - bias, random)
 
 
+@pytest.mark.quick
 def test_reference_backward_by_finite_differences():
     random, layer = np.random.default_rng(2), layer_arrays(5, 7, 3)
     layer = layer._replace(values=layer.values.astype(np.float64), bias=layer.bias.astype(np.float64))

@@ -85,6 +85,7 @@ def test_both_forms_of_one_label_are_the_same(backend):
     assert all((backend.numpy(x) == backend.numpy(y)).all() for x, y in zip(a[1:], b[1:], strict=True))
 
 
+@pytest.mark.quick
 def test_reference_is_the_derivative_of_its_loss():
     h, w, _, bias = (a.astype(np.float64) for a in problem())
     labels, random = label_matrix(7, 23), np.random.default_rng(5)

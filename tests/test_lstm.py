@@ -55,6 +55,7 @@ def as_float64(layer):
     return Layer(*(a.astype(np.float64) for a in layer))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", Layer._fields)
 def test_reference_is_its_own_derivative(name):
     """Of a loss that sees every h and the last c, by the inputs, the weights and the first state."""
@@ -93,6 +94,7 @@ def test_reference_equals_pytorch():
         np.testing.assert_allclose(getattr(got, name), gradient, rtol=0, atol=1e-12, err_msg=name)
 
 
+@pytest.mark.quick
 def test_steps_of_reference_are_those_of_the_layer():
     """`forward` and `backward` do what the layer above does, but for its other products; they change no argument."""
     layer = as_float64(make_layer())

@@ -76,6 +76,7 @@ def test_equals_reference(backend, options, shared, several):
     assert not np.delete(want_dclasses, touched, axis=0).any()
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("several", [False, True])
 def test_reference_is_the_derivative_of_its_loss(options, several):

@@ -13,8 +13,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from numba import typeof
 
+from tests import ptx
 from tests.catalogue import BUDGETS, recorded
 
 #: Published limits per multiprocessor, by compute capability: warps, blocks, bytes of shared memory.
@@ -43,14 +43,10 @@ def launches():
     return recorded()
 
 
-@functools.cache
 def ptx_of(name, cc):
-    """The PTX of a kernel for compute capability `cc`."""
-    from numba.cuda import compile_ptx
-
+    """The kernel as PTX for compute capability `cc`."""
     kernel, *_, args = launches()[name]
-    options = {"fastmath": bool(kernel.targetoptions.get("fastmath"))}
-    return compile_ptx(kernel.py_func, tuple(map(typeof, args)), cc=cc, **options)[0]
+    return ptx.ptx_of(kernel, args, cc)
 
 
 @functools.cache

@@ -7,6 +7,8 @@ from sparsemax_nb.core.alias import alias_table
 from sparsemax_nb.core.rng import Alias
 from sparsemax_nb.reference.samplers import alias_probabilities
 
+pytestmark = pytest.mark.quick
+
 
 def probabilities(alias, first, stop):
     """Of one segment, as if it stood alone."""

@@ -9,6 +9,8 @@ from sparsemax_nb.core import check
 
 from ..helpers import ForeignArray
 
+pytestmark = pytest.mark.quick
+
 F32 = np.zeros((3, 4), np.float32)
 FOREIGN = ForeignArray(F32)
 READ_ONLY = np.zeros((3, 4), np.float32)

@@ -11,6 +11,8 @@ from sparsemax_nb.core import formulas, rng
 
 from ..helpers import ForeignArray
 
+pytestmark = pytest.mark.quick
+
 IN_SIMULATOR = pytest.mark.skipif(not placement.SIMULATOR, reason="SimArray stands for CUDA in the simulator only")
 
 

@@ -17,6 +17,8 @@ from sparsemax_nb.core import checkpoint, files
 from sparsemax_nb.data.arrays import write_float16
 from sparsemax_nb.train import curves
 
+pytestmark = pytest.mark.quick
+
 
 def write(path, content):
     with files.writing(path) as file:

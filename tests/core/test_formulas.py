@@ -7,6 +7,8 @@ import pytest
 from sparsemax_nb.core import formulas
 from sparsemax_nb.core.device import cpu_formulas
 
+pytestmark = pytest.mark.quick
+
 COMPILED = cpu_formulas(formulas)  # float64 in, float64 out; plain Python would round to float32 on the way
 LOSSES = {"squared-hinge": COMPILED.squared_hinge, "bce": COMPILED.binary_cross_entropy}
 EACH_LOSS = pytest.mark.parametrize("loss", LOSSES)

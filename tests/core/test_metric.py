@@ -7,6 +7,8 @@ from sparsemax_nb.core import metric
 
 from ..helpers import normal
 
+pytestmark = pytest.mark.quick
+
 
 def test_length_in_the_metric_is_the_mean_square_of_the_scores():
     queries, vectors = normal(1, 40, 5) * np.float32(7), normal(2, 9, 5)

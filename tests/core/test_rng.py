@@ -10,6 +10,8 @@ from sparsemax_nb.core.device import cpu_formulas
 
 from . import philox
 
+pytestmark = pytest.mark.quick
+
 WORDS = np.uint64([0, 1, 2**31, 2**32 - 1])
 
 

@@ -9,6 +9,8 @@ from sparsemax_nb.core.device import device_of
 
 from ..helpers import label_matrix, normal, place_labels
 
+pytestmark = pytest.mark.quick
+
 SHAPES = [(0, 3), (1, 1), (3, 5), (33, 17), (65, 1)]
 
 

@@ -1,9 +1,9 @@
 """Kill a training run again and again (SIGKILL), resume it, compare with a run that was left alone.
 
-Every other kill comes at a random moment, the others while a checkpoint or the model is being written: the process is
-stopped, and killed if a temporary file is there, else it goes on.
+Every other kill comes after a random number of checkpoints, the others while a checkpoint or the model is being
+written: the process is stopped, and killed if a temporary file is there, else it goes on.
 
-``python -m tests.train.kill_and_resume --kills 20``; the test suite does the same.
+``python -m tests.train.kill_and_resume --kills 20``; the test suite does a few of them.
 """
 
 import argparse
@@ -13,7 +13,6 @@ import os
 import random
 import signal
 import tempfile
-import time
 from pathlib import Path
 
 import numba
@@ -76,6 +75,15 @@ def _state(process):
         return "Z"
 
 
+def _kill_after(process, checkpoint, n_checkpoints):
+    """Kill the process when it has replaced the checkpoint so often, wherever it is then; or wait until it has ended."""
+    seen = set()
+    while len(seen) <= n_checkpoints and process.is_alive():
+        with contextlib.suppress(FileNotFoundError):
+            seen.add(checkpoint.stat().st_mtime_ns)
+    process.kill()
+
+
 def _kill_in_a_write(process, folder, n_writes):
     """Kill the process while it writes, at the earliest when it has written `n_writes` files; or wait until it has ended."""
     seen = set()
@@ -89,7 +97,7 @@ def _kill_in_a_write(process, folder, n_writes):
                 os.kill(process.pid, signal.SIGKILL if _temporary_files(folder, process) else signal.SIGCONT)
 
 
-def kill_and_resume(kills, folder, seed=0, most_seconds=0.3, epochs=30):
+def kill_and_resume(kills, folder, seed=0, epochs=30):
     """Weights of a whole run; of the run that was killed `kills` times; kills of a running process; those of them in a write."""
     context, folder = multiprocessing.get_context("forkserver"), Path(folder)
     context.set_forkserver_preload([train.__name__])  # it imports everything once
@@ -103,8 +111,7 @@ def kill_and_resume(kills, folder, seed=0, most_seconds=0.3, epochs=30):
                 process, folder, rng.randrange(3, 11)
             )  # two are tries whether the checkpoint can be written
         else:
-            time.sleep(rng.uniform(0, most_seconds))
-            process.kill()
+            _kill_after(process, checkpoint, rng.randrange(20))
         process.join()
         hits += process.exitcode == -signal.SIGKILL
         in_writes += process.exitcode == -signal.SIGKILL and bool(_temporary_files(folder, process))

@@ -98,6 +98,7 @@ def drawn(network, backend):
     return tuple(map(backend.numpy, network.output.negatives.draw(h, labels, 0)))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("sampled", [False, True])
 def test_definition_is_its_own_derivative(tied, sampled):

@@ -54,8 +54,9 @@ def bits(model):
 
 
 def test_killed_runs_end_in_the_same_bits(tmp_path):
-    whole, killed, hits, in_writes = kill_and_resume(20, tmp_path)
-    assert hits >= 10 and in_writes >= 5
+    whole, killed, hits, in_writes = kill_and_resume(8, tmp_path, epochs=9)
+    assert hits >= 4
+    assert in_writes >= 2
     for name, array in whole.items():
         assert array.tobytes() == killed[name].tobytes(), name
     assert {p.name for p in tmp_path.iterdir()} == {f"{n}.safetensors" for n in ("whole", "killed", "checkpoint")}
@@ -253,7 +254,7 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_the_command_goes_on(tmp_path):
     for part, rows in ("train_bow", slice(0, 160)), ("dev_bow", slice(160, 180)), ("test_bow", slice(180, 200)):
         data.write_xc(tmp_path / f"{part}.txt", points.features[rows], points.labels[rows])
     model, whole = tmp_path / "model.safetensors", tmp_path / "whole.safetensors"
-    epochs = "--epochs", "90", "--stop-after", "90"
+    epochs = "--epochs", "60", "--stop-after", "60"
     command, pipe = _command(tmp_path, model, *epochs), subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, bufsize=0) as process:
         fcntl.fcntl(
@@ -279,6 +280,6 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_the_command_goes_on(tmp_path):
     result = json.loads(figures.read_text())
     run = subprocess.run(again, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 2 and "is complete and has no checkpoint to resume from" in run.stderr
-    assert len(result["epochs"]) == 90 and result["best_epoch"] is not None and result["rewirings"]
+    assert len(result["epochs"]) == 60 and result["best_epoch"] is not None and result["rewirings"]
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert np.isfinite(result["test"]["PSP@1"])
