@@ -310,8 +310,8 @@ def row_of(name, args, found, weights, counts, files, log, adaptive):
         cells = [f"{100 * f['accuracy'][k]:.2f}" for k in KS]
         cells.append("-" if f["flops"] is None else f"{weights.size / f['flops']:.2f}")
         for size, by_name in times.items():
-            timing, calls = by_name[method]
-            f[f"ms, batch {size}"] = float(np.median(timing.seconds)) / calls * 1e3
+            taken, calls = by_name[method]
+            f[f"ms, batch {size}"] = float(np.median(taken.seconds)) / calls * 1e3
             f[f"times full, batch {size}"] = float(np.median(base[size][baseline] / base[size][method]))
             cells += [f"{f[f'ms, batch {size}']:.3f}", f"{f[f'times full, batch {size}']:.1f}"]
         lines.append([method, *cells])

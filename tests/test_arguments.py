@@ -1,4 +1,4 @@
-"""What every public function says to odd arguments, and that callers' arrays stay as they are: kinds of fault, not single ones."""
+"""Odd arguments of every public function are refused with a clear error, and callers' arrays are not changed."""
 
 import copy
 import re
@@ -58,7 +58,10 @@ TAKES_INTEGERS = {
     "InvertedMultiIndex": (codes, CODES),
     "log_prob": (lambda i: s.UnigramSampler(np.arange(1, L + 1)).log_prob(H, i), IDS),
     "LSHSampler.log_prob": (lambda i: s.LSHSampler(W).log_prob(H, i), IDS),
-    "LogUniformSampler": (lambda r: s.LogUniformSampler(L, ranks=r).log_prob(H, IDS), np.arange(L, dtype=np.int32)[::-1].copy()),
+    "LogUniformSampler": (
+        lambda r: s.LogUniformSampler(L, ranks=r).log_prob(H, IDS),
+        np.arange(L, dtype=np.int32)[::-1].copy(),
+    ),
     "PackedDSSoftmax": (lambda *a: s.PackedDSSoftmax(H[:2], *a, W[:5], 9).top_k(H, 2), *PACKED),
     "step_rows": (rows, np.array([2, 0], np.int32)),
     "precision_at_k": (lambda i: metrics.precision_at_k(i, scipy.sparse.csr_matrix(np.eye(B, L)), 2), IDS),
@@ -66,7 +69,7 @@ TAKES_INTEGERS = {
     "popularity_ranks": (lambda t: metrics.popularity_ranks(np.arange(L), t), TARGETS),
     "unigram_perplexity": (lambda t: metrics.unigram_perplexity(np.arange(L), t), TARGETS),
     "decode": (lambda i: data.Vocabulary(list("abcdefghi")).decode(i), TARGETS),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", TAKES_INTEGERS)
@@ -227,7 +230,11 @@ def test_a_file_is_written_from_unsorted_read_only_matrices(tmp_path):
 BOOKS = [np.ones((4, 8), np.float32)] * 2
 BAD_INDICES = {  # arguments of InvertedMultiIndex, error, message
     "code": ({"codes": np.full((10, 2), 4, np.int32)}, ValueError, r"codes must lie in \[0, 4\), got 4"),
-    "far code": ({"codes": np.full((10, 2), -(2**30), np.int32)}, ValueError, r"codes must lie in \[0, 4\), got -1073741824"),
+    "far code": (
+        {"codes": np.full((10, 2), -(2**30), np.int32)},
+        ValueError,
+        r"codes must lie in \[0, 4\), got -1073741824",
+    ),
     "shape": ({"codes": np.zeros((10, 3), np.int32)}, ValueError, r"codes must have shape \(L, 2\)"),
     "no codes": ({"codes": np.zeros((0, 2), np.int32)}, ValueError, "the number of classes"),
     "kind": ({"kind": "xx"}, ValueError, "kind must be one of 'rq', 'pq', got 'xx'"),
@@ -242,7 +249,7 @@ BAD_INDICES = {  # arguments of InvertedMultiIndex, error, message
     "class weights": ({"class_weights": -np.ones(10)}, ValueError, "class_weights must not be negative"),
     "metric": ({"metric": "x"}, TypeError, "metric must be two pairs of matrices or None"),
     "metric shape": ({"metric": [(W, W)] * 2}, ValueError, r"metric\[0\]\[0\] must have shape \(8, 8\)"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("changes", "error", "message"), BAD_INDICES.values(), ids=BAD_INDICES)
@@ -342,17 +349,33 @@ def as_matrix(a):
 
 
 ODD_ARRAYS = {
-    "masked": (lambda a: np.ma.masked_array(a, np.ones(a.shape, bool)), TypeError, "h must be a plain array, got a MaskedArray; use h.filled"),
+    "masked": (
+        lambda a: np.ma.masked_array(a, np.ones(a.shape, bool)),
+        TypeError,
+        "h must be a plain array, got a MaskedArray; use h.filled",
+    ),
     "matrix": (as_matrix, TypeError, r"h must be a plain array, got a matrix; use np.asarray\(h\)"),
-    "complex": (lambda a: a.astype(np.complex64), TypeError, r"h must be float32(?: or bfloat16)?, got complex64; use h.real.astype"),
+    "complex": (
+        lambda a: a.astype(np.complex64),
+        TypeError,
+        r"h must be float32(?: or bfloat16)?, got complex64; use h.real.astype",
+    ),
     "object": (lambda a: a.astype(object), TypeError, "h must be float32(?: or bfloat16)?, got object"),
     "big-endian": (lambda a: a.astype(">f4"), TypeError, "h must be float32(?: or bfloat16)?, got >f4"),
-    "unaligned": (lambda a: np.frombuffer(b"x" + a.tobytes(), np.float32, offset=1).reshape(a.shape), ValueError, "h must be aligned"),
+    "unaligned": (
+        lambda a: np.frombuffer(b"x" + a.tobytes(), np.float32, offset=1).reshape(a.shape),
+        ValueError,
+        "h must be aligned",
+    ),
     "backwards": (lambda a: a[::-1], ValueError, "h must be C-contiguous"),
     "list": (lambda a: a.tolist(), TypeError, r"h must be a NumPy or CUDA array, got list; use np.asarray\(h\)"),
-    "sparse": (scipy.sparse.csr_matrix, TypeError, r"h must be a NumPy or CUDA array, got csr_matrix; use h.toarray\(\)"),
+    "sparse": (
+        scipy.sparse.csr_matrix,
+        TypeError,
+        r"h must be a NumPy or CUDA array, got csr_matrix; use h.toarray\(\)",
+    ),
     "number": (lambda a: 1.5, TypeError, "h must be a NumPy or CUDA array, got float$"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("call", ["top_k", "cross entropy"])

@@ -213,8 +213,8 @@ def test_labels_beyond_the_margin_have_no_gradient(backend, make_optimizer):
     fixed_fan_in_step(x, layer, place_labels(backend, matrix), "squared-hinge", optimizer)
     moments = [backend.numpy(m) for m in optimizer.state_of(layer.values).moments]
     layer.values[:], layer.bias[:] = 0, -2
-    nobody = scipy.sparse.csr_matrix((n_rows, n_labels), dtype=np.float32)
-    value, dx = fixed_fan_in_step(x, layer, place_labels(backend, nobody), "squared-hinge", optimizer)
+    no_labels = scipy.sparse.csr_matrix((n_rows, n_labels), dtype=np.float32)
+    value, dx = fixed_fan_in_step(x, layer, place_labels(backend, no_labels), "squared-hinge", optimizer)
     assert value == 0
     assert not backend.numpy(dx).any()
     after = copy_layer(layer)
@@ -244,13 +244,13 @@ def test_step_without_rows_or_positives(backend, loss):
     layer = make_layer(backend, 5, 7, 3)
     before = copy_layer(layer)
     empty = backend.array(np.zeros((0, 7), np.float32))
-    nobody = place_labels(backend, scipy.sparse.csr_matrix((0, 5), dtype=np.float32))
-    value, dx = fixed_fan_in_step(empty, layer, nobody, loss, SGD(1.0))
+    no_labels = place_labels(backend, scipy.sparse.csr_matrix((0, 5), dtype=np.float32))
+    value, dx = fixed_fan_in_step(empty, layer, no_labels, loss, SGD(1.0))
     assert (value, dx.shape) == (0, (0, 7))
     for got, want in zip(copy_layer(layer), before, strict=True):
         np.testing.assert_array_equal(got, want)
-    x, nobody = normal(3, 3, 7), scipy.sparse.csr_matrix((3, 5), dtype=np.float32)
-    value, _ = fixed_fan_in_step(backend.array(x), layer, place_labels(backend, nobody), loss, SGD(1.0))
+    x, no_labels = normal(3, 3, 7), scipy.sparse.csr_matrix((3, 5), dtype=np.float32)
+    value, _ = fixed_fan_in_step(backend.array(x), layer, place_labels(backend, no_labels), loss, SGD(1.0))
     scores = reference.forward(x, before)
     want = np.maximum(0, 1 + scores) ** 2 if loss == "squared-hinge" else np.logaddexp(0, scores)
     assert value == pytest.approx(want.sum() / 3, rel=1e-5)
@@ -304,7 +304,7 @@ def test_working_arrays_are_what_their_shapes_say(shape):
     with blocks.workspace(want) as work, blocks.workspace(want) as other:
         assert {name: (a.shape, a.dtype) for name, a in work._asdict().items()} == want
         assert all(a.ctypes.data % 64 == 0 for a in work if a.size)
-        assert not any(np.shares_memory(a, b) for a, b in zip(work, other, strict=True)), "nobody else's"
+        assert not any(np.shares_memory(a, b) for a, b in zip(work, other, strict=True)), "shared with no other call"
     with blocks.workspace(want) as again:
         assert again is work, "kept for the next call"
 
@@ -404,7 +404,7 @@ def test_random_layer_is_the_same_everywhere(backend, n_labels, n_inputs, fan_in
 
 
 def test_random_connections_are_uniform():
-    """All 56 choices of 3 inputs out of 8 are equally likely, and no place of the list prefers a weight."""
+    """All 56 choices of 3 inputs out of 8 are equally likely, and no position in the list prefers a weight."""
     layer = FixedFanIn.random(n_labels=22400, n_inputs=8, fan_in=3, seed=11)
     choices, counts = np.unique(layer.indices, axis=0, return_counts=True)
     assert len(choices) == 56

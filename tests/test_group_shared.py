@@ -102,7 +102,7 @@ def test_groups_of_one_are_the_plain_layer(backend, loss):
 
 
 def test_step_learns_as_well_in_bfloat16():
-    """A rate below half a unit in the last place: as fast as in float32, where rounding to the nearest would get stuck."""
+    """Updates below half a unit in the last place make progress as in float32; rounding to nearest would get stuck."""
     x, matrix = normal(1, 32, 64), label_matrix(32, 40, density=0.1)
 
     def final_loss(dtype, nearest=False):
@@ -125,8 +125,8 @@ def test_labels_beyond_the_margin_change_no_bit(backend):
     layer = make(backend, "bfloat16")
     layer.arrays.values[...], layer.bias[:] = 0, -2
     layer.arrays.values[0, :] = 0x8000  # -0
-    nobody = place_labels(backend, label_matrix(B, L, density=0))
-    value, dx = fixed_fan_in_step(backend.array(normal(1, B, H)), layer, nobody, "squared-hinge", SGD(0.5))
+    no_labels = place_labels(backend, label_matrix(B, L, density=0))
+    value, dx = fixed_fan_in_step(backend.array(normal(1, B, H)), layer, no_labels, "squared-hinge", SGD(0.5))
     assert value == 0
     assert not backend.numpy(dx).any()
     assert not weights_of(backend, layer).any()
@@ -153,7 +153,7 @@ def test_rounding_is_right_on_average(backend):
 
 
 def test_rounding_of_special_numbers():
-    """What bfloat16 holds stays; infinity stays infinity; NaN stays NaN, also one that the upper half would not show."""
+    """Numbers of bfloat16, infinity and NaN are kept, also a NaN whose upper half looks like infinity."""
     exact = np.float32([0, -0.0, 1, -1.5, np.inf, -np.inf, 2.0**-126])
     for step in range(20):
         rounding = rng.Rounding(np.uint64(3), np.uint64(step))

@@ -1,4 +1,4 @@
-"""The linear layer over sparse features: steps against `reference`, the optimality conditions, the choice of features."""
+"""The linear layer over sparse features: steps against `reference`, optimality conditions, choice of features."""
 
 import numba
 import numpy as np
@@ -272,7 +272,7 @@ def test_features_from_errors_are_those_of_the_largest_gradients(monkeypatch, at
 
 @pytest.mark.parametrize("n_dense", [0, 2])
 def test_new_points_bring_features_and_labels(n_dense):
-    """What was known keeps its weights; features that are connected to all labels are so to the new ones, and in no list."""
+    """Known connections keep their weights; features connected to all labels are connected to the new ones, too."""
     x, labels = points(60, 40, 30, seed=2)
     before = SparseLinear.choose(x[:30], labels[:30, :20], per_point=1, at_least=4, dense=np.arange(n_dense))
     before.arrays.values[:] = np.where(before.arrays.values == 0, 0.5, 0)

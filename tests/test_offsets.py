@@ -35,7 +35,7 @@ def unit(offset):
 
 
 def problem(offset, n_rows=B):
-    """h (B, D), w (L, D) with logits that are integers; the last column of h adds an offset, another one to every row."""
+    """h (B, D) and w (L, D) with integer logits; the last column of h adds a different offset to every row."""
     h, w = unit(offset) * integers(1, -1, 2, n_rows, D), integers(2, -1, 2, L, D)
     h[:, -1], w[:, -1] = offset + 1024 * np.arange(n_rows) * (offset != 0), 1
     return h, w
@@ -175,7 +175,7 @@ def test_index(backend, offset, residual):
 
 
 def test_index_whose_best_cells_are_empty(backend, offset):
-    """The sums over the cells vanish at first and are made again, relative to what there is: log Q, not only its sum."""
+    """The sums over the cells underflow at first and are computed again, relative to the largest: log Q stays exact."""
     c0, c1 = np.zeros((2, 3, D), np.float32)
     c0[:, 0], c1[:, 0], c0[:, -1], c1[:, -1] = [0, 0, 30], [0, 0, 30], 1, 1
     codes = np.array([[0, 0], [1, 0], [0, 1], [2, 0]] * 2, np.int32)  # none in cell (2, 2), (0, 2) and (1, 2)

@@ -262,7 +262,7 @@ def test_scores_that_overflow_are_refused(sampler):
 
 
 def test_the_norm_of_a_query_does_not_matter_to_its_features():
-    """It is the same for all features, but would round their small differences: here two features are almost as large as each other."""
+    """The shift is the same for all features but would round away small differences: here two are almost equal."""
     classes, sampler = normal(1, 50, 8), RFFSampler(normal(1, 50, 8), n_features=2)
     a, b = sampler._directions.astype(np.float64)
     query = normal(2, 8).astype(np.float64)

@@ -575,9 +575,9 @@ if can_compile():
 # | `transposed_kernel` | `forward_kernel` | a loop over rows, for any batch size |
 # | `tiled_kernel` | `forward_tiled_kernel` | several tiles of rows per block |
 # | | `forward_wide_kernel`, `_scores_of_four` | four rows per thread in one load: an index is used for 128 rows |
-# | `step_kernel` | `step_kernel` | any loss of the library, Adam or SGD (`_slope`, `_update`), any number of rows |
+# | `step_kernel` | `step_kernel` | any loss of the library, Adam or SGD (`_scaled_gradient`, `_update`), any batch |
 # | | `step_wide_kernel` | one warp per label: no barrier for the whole block |
-# | | `_add_tile`, `_add_many`, `_add_few` | different code for few and for many rows with a gradient |
+# | | `_add_tile`, `_add_all_rows`, `_add_rows_one_by_one` | different code for few and for many rows with a gradient |
 #
 # The docstring of each kernel says what a thread processes, what is read and written, and whether there are atomics:
 # the questions of this tutorial. `cuda/launch.py` chooses the grid, as our `blocks` does, and `cuda/ptx.py` has the

@@ -774,7 +774,7 @@ def test_f1_and_words_line():
     }
     scale = {"labels": 7000, "points": 20, "first_pass_seconds": 2.4, "bytes": 1 << 29}
     line = overview.words_line(of_data, [scale])
-    assert line[0].endswith(" With 7,000 labels a pass over 20 titles takes 2 s and 0.50 GiB.")
+    assert line[0].endswith(" With 7,000 labels, one pass over 20 titles takes 2 s and 0.50 GiB.")
     assert line == [line[0]] and "P@1 on a is 50.0 % in 3 s of training (omikuji: 50.0 % in 3 s; " in line[0]
     assert overview.words_line({"b": {}}, []) == []
 

@@ -30,9 +30,32 @@ def text(tmp_path_factory):
     ):
         (folder / f"{part}.txt").write_text(content)
     command = [
-        "train", "language-model", "--device", "cpu", "--quiet", "--width", "8", "--batch-size", "4", "--unroll", "5",
-        "--sampler", "none", "--epochs", "12", "--learning-rate", "0.03", "--dropout", "0", "--min-count", "2", "--data", str(folder), "--save", str(folder / "m.st"),
-    ]  # fmt: skip
+        "train",
+        "language-model",
+        "--device",
+        "cpu",
+        "--quiet",
+        "--width",
+        "8",
+        "--batch-size",
+        "4",
+        "--unroll",
+        "5",
+        "--sampler",
+        "none",
+        "--epochs",
+        "12",
+        "--learning-rate",
+        "0.03",
+        "--dropout",
+        "0",
+        "--min-count",
+        "2",
+        "--data",
+        str(folder),
+        "--save",
+        str(folder / "m.st"),
+    ]
     assert main.main(command) == 0
     return folder
 
@@ -44,9 +67,28 @@ def items(tmp_path_factory):
     lines = [" ".join(f"i{(start + n) % 9}" for n in range(length)) for start in range(9) for length in (1, 3, 4, 6)]
     (folder / "sequences.txt").write_text("\n".join(lines) + "\n")
     command = [
-        "train", "language-model", "--task", "next-item", "--device", "cpu", "--quiet", "--width", "8", "--batch-size", "4",
-        "--sampler", "none", "--epochs", "2", "--unroll", "3", "--data", str(folder), "--save", str(folder / "m.st"),
-    ]  # fmt: skip
+        "train",
+        "language-model",
+        "--task",
+        "next-item",
+        "--device",
+        "cpu",
+        "--quiet",
+        "--width",
+        "8",
+        "--batch-size",
+        "4",
+        "--sampler",
+        "none",
+        "--epochs",
+        "2",
+        "--unroll",
+        "3",
+        "--data",
+        str(folder),
+        "--save",
+        str(folder / "m.st"),
+    ]
     assert main.main(command) == 0
     return folder
 
@@ -140,9 +182,12 @@ def test_of_sequences(items, tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "width"),
-    [(["--loss", "softmax", "--output", "dense"], 16), (["--loss", "bce", "--output", "bottleneck", "--bottleneck", "6"], 7)],
+    [
+        (["--loss", "softmax", "--output", "dense"], 16),
+        (["--loss", "bce", "--output", "bottleneck", "--bottleneck", "6"], 7),
+    ],
     ids=["without a bias", "with a bias"],
-)  # fmt: skip
+)
 def test_of_a_classifier(corpus, tmp_path, options, width):
     model, given = (
         tmp_path / "given.st",

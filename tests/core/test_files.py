@@ -137,7 +137,7 @@ def test_names_as_long_as_they_may_be(tmp_path):
 
 
 def test_several_writers_of_one_path(tmp_path):
-    """A reader finds a whole file of one of them at any time; nobody fails, nothing is left."""
+    """A reader finds a whole file of one of them at any time; no writer fails, no temporary file remains."""
     path, done = tmp_path / "model", []
 
     def save(n):
@@ -188,7 +188,7 @@ WRITERS = {"json": _json, "model": _model, "txt": _points, "txt.gz": _points, "n
 
 @pytest.mark.parametrize("ending", WRITERS)
 def test_full_disk(tmp_path, ending):
-    """A full disk is a limit of the size of files here. Contexts must not be filled before there is room for them (SIGBUS)."""
+    """A limit on file sizes stands for a full disk. No array is filled before there is room for it (SIGBUS)."""
     path = tmp_path / f"file.{ending}"
     path.write_bytes(b"old")
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -1,4 +1,4 @@
-"""Kernels on disk: found by the content of all that is compiled into them, in a folder that can be written, or not at all."""
+"""The kernel cache: keyed by the content of all that is compiled in, in a folder that is writable, or not at all."""
 
 import os
 import pickle
@@ -140,7 +140,7 @@ def test_a_read_only_package_and_home_still_work(tmp_path):
         "def read_only(*_, **__): raise OSError(30, 'Read-only file system')\n"  # root may write everywhere
         "tempfile.TemporaryFile = pathlib.Path.mkdir = read_only\n"
         "import sparsemax_nb\n"
-        "layer = sparsemax_nb.FixedFanIn(2, np.zeros((1, 1), np.int32), np.ones((1, 1), np.float32), np.zeros(1, np.float32))\n"
+        "layer = sparsemax_nb.FixedFanIn.random(1, 2, 1, 0)\n"
         "print(sparsemax_nb.fixed_fan_in_forward(np.ones((1, 2), np.float32), layer))\n"
     )
     environment = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_")} | {"PYTHONPATH": str(tmp_path)}

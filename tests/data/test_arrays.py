@@ -180,10 +180,20 @@ NAN = np.float32(np.nan)
 @pytest.mark.parametrize(
     ("features", "name", "damage", "message"),
     [
-        (dense, "train_labels.npz", remove, "train.npy: the labels are missing; write train_labels.npz with scipy.sparse"),
+        (
+            dense,
+            "train_labels.npz",
+            remove,
+            "train.npy: the labels are missing; write train_labels.npz with scipy.sparse",
+        ),
         (dense, "dev_labels.npz", remove, "dev.npy: the labels are missing; write dev_labels.npz"),
         (sparse, "test_labels.npz", remove, "test.npz: the labels are missing; write test_labels.npz"),
-        (dense, "test.npy", npy(dense("train")), "test.npy: 6 rows, but 4 in .*test_labels.npz; both files must have one row per point"),
+        (
+            dense,
+            "test.npy",
+            npy(dense("train")),
+            "test.npy: 6 rows, but 4 in .*test_labels.npz; both files must have one row per point",
+        ),
         (sparse, "test.npz", npz(sparse("train")), "test.npz: 6 rows, but 4 in .*test_labels.npz"),
         (dense, "test.npy", npy(dense("test")[:, :3].copy()), r"test.npy: 3 features and 7 labels, but 5 and 7"),
         (sparse, "dev.npz", npz(sparse("dev")[:, :3]), r"dev.npz: 3 features and 7 labels, but 5 and 7"),
@@ -202,8 +212,18 @@ NAN = np.float32(np.nan)
         (sparse, "train.npz", npz(sparse("train").astype(float)), "train.npz: features must be float32, got float64"),
         (sparse, "train.npz", npz(sparse("train") * NAN), "train.npz: features must be finite, got NaN"),
         (sparse, "train.npz", npz(sparse("train").tocsc()), r"train.npz: the matrix must be CSR, got CSC; save m"),
-        (sparse, "train.npz", npz(sparse("train").astype(complex)), "train.npz: the matrix must contain numbers, got c"),
-        (sparse, "train.npz", npz(TWICE), "train.npz: the matrix must not have duplicate entries; use matrix.sum_duplicates"),
+        (
+            sparse,
+            "train.npz",
+            npz(sparse("train").astype(complex)),
+            "train.npz: the matrix must contain numbers, got c",
+        ),
+        (
+            sparse,
+            "train.npz",
+            npz(TWICE),
+            "train.npz: the matrix must not have duplicate entries; use matrix.sum_duplicates",
+        ),
         (sparse, "train.npz", cut, f"train.npz: {NOT_NPZ}"),
         (sparse, "train.npz", cut_in_half, f"train.npz: {NOT_NPZ}"),
         (sparse, "train.npz", wrong_offset, f"train.npz: {NOT_NPZ}"),
@@ -218,7 +238,7 @@ NAN = np.float32(np.nan)
         (dense, "train_labels.npz", out_of_range, f"train_labels.npz: {NOT_NPZ}"),
         (dense, "train_labels.npz", cut, f"train_labels.npz: {NOT_NPZ}"),
     ],
-)  # fmt: skip
+)
 def test_files_that_do_not_fit(tmp_path, features, name, damage, message):
     damage(fill(tmp_path, features) / name)
     with pytest.raises(DataError, match=message) as caught:

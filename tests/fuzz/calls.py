@@ -39,7 +39,8 @@ PACKAGE = str(Path(sparsemax_nb.__file__).parent)
 REFUSALS = TypeError, ValueError, FloatingPointError, RuntimeError
 #: Nouns beside the arguments' names that messages may name.
 NOUNS = re.compile(
-    r"n_labels|fan-in|the number of|the width of|arrays|not fitted|the loss|the scores|embeddings|the logits|words|experts|"
+    r"n_labels|fan-in|the number of|the width of|arrays|not fitted|the loss|the scores|embeddings|the logits|words|"
+    r"experts|"
     r"lines|labels|X and y|step \d|validation|parameter|no word|device=|sampler|tokens|vocabulary|rows|corpus|bundled|"
     r"memory|fewer classes|embedding|network|features|k must|file|folder|directory|path"
 )

@@ -66,7 +66,7 @@ def backward(result, x, layer, dscores):
 
 
 def ordered(scores, ids, true, slack):
-    """Best first, ties by id; nobody is left out that is better."""
+    """Best first, ties by id; no better label is missing."""
     scores, ids = np.asarray(scores), np.asarray(ids).astype(np.int64)
     for b in range(len(ids)):
         held = ids[b][ids[b] >= 0]

@@ -450,11 +450,15 @@ def test_counts_are_looked_for_in_the_whole_matrix(corpus):
 
 UNSEEN = [0, 3, 4, 24]
 LAST = [
-    *({"output": output, "loss": loss} for output in ("dense", "unstructured", "fixed-fan-in") for loss in ("squared-hinge", "bce")),
+    *(
+        {"output": output, "loss": loss}
+        for output in ("dense", "unstructured", "fixed-fan-in")
+        for loss in ("squared-hinge", "bce")
+    ),
     *({"output": "group-shared", "group_size": 4, "grouping": by} for by in GROUPINGS),
     {"output": "group-shared", "group_size": 4, "weight_dtype": "bfloat16"},
     *(SOFTMAX | {"sampler": sampler} for sampler in ("none", "uniform", "unigram", "midx-rq")),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("more", LAST, ids=lambda more: "-".join(map(str, more.values())))
@@ -751,7 +755,9 @@ def test_validation_by_fraction_sets_rows_aside(corpus):
 def test_bad_validation_sets(corpus):
     x, y = corpus.features, corpus.labels
     for bad in ((x[:, :5], y), (x, y[:, :5]), (x[:9], y), (x.toarray(), y)):
-        with pytest.raises(ValueError, match="validation X and y must have the columns of X and y, and the same number of rows"):
+        with pytest.raises(
+            ValueError, match="validation X and y must have the columns of X and y, and the same number of rows"
+        ):
             train.Classifier(**SMALL).fit(x, y, validation=bad)
 
 
@@ -847,7 +853,17 @@ def test_rewiring_changes_the_connections_and_is_noted(corpus):
     assert 0.1 < (before != after).mean() < 0.7
 
 
-CHECKS_THAT_DO_NOT_APPLY = dict.fromkeys(("check_classifiers_one_label", "check_classifiers_classes", "check_classifiers_train", "check_classifiers_regression_target", "check_classifiers_multilabel_output_format_predict", "check_classifier_not_supporting_multiclass"), "predict gives ids of the best labels, not classes, and y is a matrix of labels")  # fmt: skip
+CHECKS_THAT_DO_NOT_APPLY = dict.fromkeys(
+    (
+        "check_classifiers_one_label",
+        "check_classifiers_classes",
+        "check_classifiers_train",
+        "check_classifiers_regression_target",
+        "check_classifiers_multilabel_output_format_predict",
+        "check_classifier_not_supporting_multiclass",
+    ),
+    "predict gives ids of the best labels, not classes, and y is a matrix of labels",
+)
 
 
 def test_scikit_learns_checks():

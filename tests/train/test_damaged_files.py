@@ -125,7 +125,7 @@ def test_models(folder, tmp_path, change, message):
         (say("position", "losses", value=[[1.0, 32]]), "must agree"),
         (say("position", "losses", value=[[1.0, 32], [1.0, 0]]), "position.losses must have at least one row"),
         (say("position", "learning_rate", value=float("nan")), "position.learning_rate must lie in"),
-        (say("position", "best", value=None), "position.best and history.best_epoch must be there"),
+        (say("position", "best", value=None), "position.best and history.best_epoch must be numbers"),
         (say("position", "norms", value=[{"a": 1.0}, {"b": 1.0}]), "position.norms must name the same layers"),
         (say("position", "other", value=1), "unexpected keyword argument 'other'"),
         (say("history", "epochs", value=[]), "history.epochs must be 1 epochs"),
@@ -280,10 +280,15 @@ def test_where_a_checkpoint_cannot_be_written_is_found_before_the_training(tmp_p
 @pytest.mark.parametrize(
     "params",
     [
-        {}, {"intermediate": None}, {"output": "dense"}, {"output": "bottleneck", "bottleneck": 3}, {"output": "unstructured"},
-        {"output": "group-shared", "group_size": 7, "weight_dtype": "bfloat16"}, {"output": "dense", "loss": "softmax"},
+        {},
+        {"intermediate": None},
+        {"output": "dense"},
+        {"output": "bottleneck", "bottleneck": 3},
+        {"output": "unstructured"},
+        {"output": "group-shared", "group_size": 7, "weight_dtype": "bfloat16"},
+        {"output": "dense", "loss": "softmax"},
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("dense", [False, True])
 def test_shapes_of_a_network_that_is_not_made(params, dense):
     model = train.Classifier(**SMALL | params)

@@ -305,7 +305,7 @@ def test_ctrl_c_leaves_the_last_checkpoint(points, tmp_path, monkeypatch, capsys
 
 
 def test_contexts_that_are_not_finite(points, tmp_path):
-    """The step is named and the row; the last checkpoint is whole, and the run goes on from it once the data are fixed."""
+    """The error names step and row; the last checkpoint is whole, and the run resumes once the data are fixed."""
     contexts, path = points[0].copy(), tmp_path / "c"
 
     def spoil(record):
@@ -525,7 +525,11 @@ LABELS = label_matrix(6, 5)
         ({"n_classes": 2}, ValueError, r"targets must lie in \[0, 2\), got 2"),
         ({"n_classes": 0}, ValueError, "n_classes must be at least 1"),
         ({"targets": LABELS[:5]}, ValueError, r"targets must have shape \(6, 5\) like h, got \(5, 5\)"),
-        ({"targets": LABELS, "n_classes": 6}, ValueError, "agree on the number of classes, got .'targets': 5, 'n_classes': 6"),
+        (
+            {"targets": LABELS, "n_classes": 6},
+            ValueError,
+            "agree on the number of classes, got .'targets': 5, 'n_classes': 6",
+        ),
         ({"weights": normal(2, 3, 5)}, ValueError, r"weights must have shape \(3, 4\), got \(3, 5\)"),
         ({"weights": normal(2, 3, 4).tolist()}, TypeError, "weights must be a NumPy array .*, got list"),
         ({"weights": np.zeros((3, 4))}, TypeError, "weights must be float32, got float64"),
@@ -538,7 +542,7 @@ LABELS = label_matrix(6, 5)
         ({"validation": (CONTEXTS, LABELS)}, ValueError, r"validation targets must have shape \(6, 3\)"),
         ({"validation": (CONTEXTS, TARGETS[:5])}, ValueError, r"validation targets must have shape \(6,\)"),
     ],
-)  # fmt: skip
+)
 def test_bad_data(change, error, message):
     arguments = {"h": CONTEXTS, "targets": TARGETS} | change
     with pytest.raises(error, match=message):

@@ -1,4 +1,4 @@
-"""The norm of all gradients, clipping, sums of gradients by rows."""
+"""The norm of all gradients, clipping, sums of row-wise gradients."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""`LanguageModel` as its users call it: it learns, evaluates, generates, saves; runs resume in the same bits; bad input."""
+"""`LanguageModel` as its users call it: fit, evaluate, generate, save, resume with the same bits, refuse bad input."""
 
 import math
 
@@ -371,7 +371,7 @@ def test_nan_names_the_step_and_keeps_the_last_checkpoint(tmp_path):
 @pytest.mark.filterwarnings("ignore:.*(overflow|invalid).*:RuntimeWarning")
 def test_activations_that_overflow_are_named():
     def spoil(epoch, _):
-        """Finite weights, but what the inputs add to a gate is infinity, and what the step before adds is minus infinity."""
+        """Finite weights, but the inputs add infinity to a gate, and the previous step adds minus infinity."""
         lstm = model.network_.lstms[0]
         model.network_.embedding.table[:] = 10
         lstm.weights[:], lstm.recurrent[:] = 3e38, -3e38

@@ -43,9 +43,11 @@ def test_it_learns_and_is_what_sparse_features_get(corpus):
     assert {"C", "slack", "frequency", "nDCG@5"} == model.trials_[0].keys()
     best = max(trial["nDCG@5"] for trial in model.trials_)
     assert any(
-        trial["nDCG@5"] >= best * (1 - 3 * linear_settings.MIN_GAIN) - 3 * linear_settings.MIN_GAIN_ROWS / 250 and trial["slack"] == model.slack_
-        and trial["C"] / 1.42 < model.C_ < trial["C"] * 1.42 for trial in model.trials_
-    )  # fmt: skip
+        trial["nDCG@5"] >= best * (1 - 3 * linear_settings.MIN_GAIN) - 3 * linear_settings.MIN_GAIN_ROWS / 250
+        and trial["slack"] == model.slack_
+        and trial["C"] / 1.42 < model.C_ < trial["C"] * 1.42
+        for trial in model.trials_
+    )
     assert model.score(corpus.features[250:], corpus.labels[250:]) > 0.8
     assert np.diff(model.history_.losses[1:]).max() < 0.1 and len(model.history_.epochs) == 5
     dense = train.Classifier(device="cpu", progress=False, epochs=1, intermediate=64, fan_in=4)
@@ -160,7 +162,11 @@ def test_save_and_load(corpus, tmp_path):
         ("linear.dense", lambda a: np.where(a >= 0, a + 1, a), "must agree"),
         ("linear.values", lambda a: a[:-1], "must agree"),
         ("linear.values", lambda a: a * np.nan, "must be finite"),
-        ("linear.values", lambda a: np.where(np.arange(len(a)) == len(a) - 1, np.float32(1), a), "must be zero in the padding"),
+        (
+            "linear.values",
+            lambda a: np.where(np.arange(len(a)) == len(a) - 1, np.float32(1), a),
+            "must be zero in the padding",
+        ),
         ("linear.bias", lambda a: a[:-1], "linear.bias must have shape"),
         ("co_occurrence.ids", lambda a: a * 0, "co_occurrence.ids must ascend"),
         ("co_occurrence.ids", lambda a: np.r_[a[1], a[0], a[2:]].astype(np.int32), "co_occurrence.ids must ascend"),
@@ -172,7 +178,7 @@ def test_save_and_load(corpus, tmp_path):
         ("co_occurrence.counts", lambda a: a[:-1], "co_occurrence.counts must have shape"),
         ("co_occurrence.indptr", lambda a: a[:-1], "co_occurrence.indptr must have shape"),
     ],
-)  # fmt: skip
+)
 def test_damaged_files(corpus, tmp_path, name, change, message):
     fitted(corpus).save(tmp_path / "m")
     arrays, about = checkpoint.load(tmp_path / "m", "classifier")

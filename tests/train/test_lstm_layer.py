@@ -1,4 +1,4 @@
-"""The LSTM layer: values and gradients through time, the state that is carried on, where its weights start."""
+"""The LSTM layer: values and gradients through time, the state passed on, initial weights."""
 
 import numpy as np
 import pytest

@@ -16,9 +16,22 @@ from sparsemax_nb.core.device import SIMULATOR, to_numpy
 from tests.train.kill_and_resume import kill_and_resume
 
 SMALL = {
-    "architecture": "network", "embedding": 16, "intermediate": 32, "fan_in": 4, "batch_size": 32, "epochs": 6, "dropout": 0.2, "rewire_every": 7,
-    "rewire_until": 1.0, "learning_rate": 0.01, "warm_up": 5, "stop_after": 9, "seed": 3, "device": "cpu", "progress": False,
-}  # fmt: skip
+    "architecture": "network",
+    "embedding": 16,
+    "intermediate": 32,
+    "fan_in": 4,
+    "batch_size": 32,
+    "epochs": 6,
+    "dropout": 0.2,
+    "rewire_every": 7,
+    "rewire_until": 1.0,
+    "learning_rate": 0.01,
+    "warm_up": 5,
+    "stop_after": 9,
+    "seed": 3,
+    "device": "cpu",
+    "progress": False,
+}
 ROOT = Path(__file__).parents[2]
 
 
@@ -79,7 +92,7 @@ def test_resumed_run_ends_in_the_same_bits(corpus, tmp_path, output, validated):
 
 @pytest.mark.parametrize("sampler", ["none", "unigram", "lsh", "sphere", "rff", "midx-pq", "midx-rq"])
 def test_resumed_sampler_draws_on(corpus, tmp_path, sampler):
-    """An update of the index falls due inside an epoch: the resumed run starts with an index that is a few steps old."""
+    """An index update falls due inside an epoch: the resumed run starts with an index that is a few steps old."""
     params = {
         "output": "dense",
         "loss": "softmax",
@@ -243,10 +256,32 @@ def test_full_disk_leaves_the_old_checkpoint(corpus, tmp_path):
 
 def _command(folder, model, *more):
     return [
-        sys.executable, "-m", "sparsemax_nb", "train", "classifier", "--data", str(folder), "--device", "cpu", "--quiet",
-        "--architecture", "network", "--embedding", "8", "--intermediate", "16", "--fan-in", "4", "--batch-size", "4", "--rewire-every", "9",
-        "--save", str(model), *more,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "sparsemax_nb",
+        "train",
+        "classifier",
+        "--data",
+        str(folder),
+        "--device",
+        "cpu",
+        "--quiet",
+        "--architecture",
+        "network",
+        "--embedding",
+        "8",
+        "--intermediate",
+        "16",
+        "--fan-in",
+        "4",
+        "--batch-size",
+        "4",
+        "--rewire-every",
+        "9",
+        "--save",
+        str(model),
+        *more,
+    ]
 
 
 def test_ctrl_c_leaves_a_checkpoint_from_which_the_command_goes_on(tmp_path):
