@@ -298,7 +298,7 @@ def test_a_result_of_many_rows_is_bounded():
         s.FullSoftmax(W).top_k(h, 60_000)
     with pytest.raises(ValueError, match=message.format("n_samples", 10**9, 40000 * 10**9)):
         s.UniformSampler(9).sample(h, 10**9, 0)
-    with pytest.raises(ValueError, match="rows = 3 x n_samples = 1000000000 must make at most"):
+    with pytest.raises(ValueError, match="rows = 3 x n_samples = 1000000000 must be at most"):
         s.InvertedMultiIndex.build(W, 2).sample(H, 10**9, 0)
 
 

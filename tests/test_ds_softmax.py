@@ -59,7 +59,7 @@ def objective(gate, rows, experts, h, targets, chosen, class_lasso, expert_lasso
 
 
 def gradients(gate, experts, h, targets, class_lasso, expert_lasso, balance):
-    """The gradients of `objective` with respect to gate and weights in float64, as the backends combine them; the loss."""
+    """The gradients of `objective` with respect to gate and weights as the backends combine them; the loss."""
     labels, n_experts = as_targets(targets, len(h), "cpu", N_CLASSES), len(gate)
     probabilities, chosen, values = reference.gate(h @ gate.T)
     groups = group(chosen, experts.starts)
@@ -322,7 +322,7 @@ def test_files_that_can_not_be_loaded(tmp_path, monkeypatch):
     with pytest.raises(checkpoint.ModelFileError, match="does not contain a complete DS-Softmax .*float64"):
         PackedDSSoftmax.load(path, device="cpu")
     checkpoint.save(path, "ds-softmax", arrays | {"ids": experts.ids[::-1]}, {"n_classes": N_CLASSES})
-    with pytest.raises(checkpoint.ModelFileError, match="does not contain a complete DS-Softmax .*ascending"):
+    with pytest.raises(checkpoint.ModelFileError, match="does not contain a complete DS-Softmax .*ascend"):
         PackedDSSoftmax.load(path, device="cpu")
     monkeypatch.setattr(checkpoint, "VERSION", 99)
     packed.save(path)
@@ -333,7 +333,7 @@ def test_files_that_can_not_be_loaded(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("mapped", [False, True])
 def test_files_that_are_overwritten_in_place(tmp_path, mapped):
-    """Another model of the same shape, or garbage: starts and ids stay as checked; without `mapped` the weights, too."""
+    """Another model of the same shape, or garbage: starts and ids stay as checked; unmapped weights, too."""
     gate, experts, _, _ = problem()
     packed, path, h = PackedDSSoftmax(gate, *experts, N_CLASSES), tmp_path / "ds.safetensors", normal(9, 20, WIDTH)
     packed.save(path)

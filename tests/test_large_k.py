@@ -104,7 +104,7 @@ def test_experts(backend, monkeypatch, at_once, k):
 
 @pytest.mark.parametrize("k", [10, 64, 65, 140, 200])
 def test_numbers_of_every_kind(backend, k):
-    """NaN first, both zeros equal, minus infinity as padding: as by insertion, for any k, also in descending columns."""
+    """NaN first, both zeros equal, minus infinity as padding: as by insertion, for any k, also in descending rows."""
     scores = integers(1, -9, 10, 4, 200)
     scores[0, [5, 7, 100]], scores[1, 11], scores[1, ::3] = np.nan, np.inf, -np.inf
     scores[2] = np.where(np.arange(200) % 2, 0.0, -0.0) * (np.arange(200) != 9)

@@ -92,9 +92,8 @@ def save(path, kind, arrays, description):
         metadata["description"] = text
     else:
         arrays[DESCRIPTION] = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
-    names = sorted(
-        arrays, key=lambda name: (-bits(arrays[name]).itemsize, name)
-    )  # largest items first, so that every array is aligned
+    # largest items first, so that every array is aligned
+    names = sorted(arrays, key=lambda name: (-bits(arrays[name]).itemsize, name))
     header = _header(metadata, {name: bits(arrays[name]) for name in names})
     with files.writing(path) as file:
         file.write(header)

@@ -236,7 +236,7 @@ def _find_listed_pairs(features, b, layer, scores, threshold, positions, n, labe
 
 @njit
 def _add_pair(label, dual, own, scores, threshold, positions, first, n, labels, duals):
-    """Add a pair that is active whatever its score, unless it exists; returns the number of pairs."""
+    """Add a pair that is active whatever its score, or update it if it exists; returns the number of pairs."""
     if scores[label] > threshold:
         slot = first + positions[label]
         if slot < labels.size:

@@ -12,7 +12,7 @@ from numba import prange
 from ..core.device import njit, njit_parallel
 from .simd import LANES, aligned, fma, item, load, splat, store, transpose
 
-#: Rows that are multiplied with a panel offset a time: their sums fit the registers.
+#: Rows that are multiplied with a panel at a time: their sums fit the registers.
 ROWS = 4
 ZERO = np.float32(0)
 

@@ -36,9 +36,8 @@ def softmax(scores, ids, log_q, target_scores, labels, log_q_targets, mask_hits,
         for m in range(n_samples):
             shift = max(shift, scores[b, m])
         for m in range(n_samples):
-            corrected[m] = (
-                scores[b, m] - shift - log_q[sample_row, m]
-            )  # in this order: large scores would swallow log Q
+            # in this order: large scores would swallow log Q
+            corrected[m] = scores[b, m] - shift - log_q[sample_row, m]
             dscores[b, m] = ZERO
         for p in range(labels.indptr[b], labels.indptr[b + 1]):
             target, t = labels.indices[p], target_scores[p] - shift - log_q_targets[p]

@@ -20,9 +20,8 @@ def softmax(scores, ids, log_q, target_scores, labels, log_q_targets, mask_hits)
     targets; with respect to the targets' scores, (n,).
     """
     row = np.repeat(np.arange(len(scores)), np.diff(labels.indptr))
-    shift = scores.astype(np.float64).max(axis=1)[
-        :, None
-    ]  # an offset of the whole row cancels, exactly if subtracted first
+    # an offset of the whole row cancels, exactly if subtracted first
+    shift = scores.astype(np.float64).max(axis=1)[:, None]
     t = target_scores[:, None] - shift[row] - log_q_targets[:, None]
     s = (scores - shift - log_q)[row]
     if mask_hits:

@@ -518,7 +518,8 @@ class LanguageModel(SampledEstimator):
             if temperature > 0:
                 p = np.exp((scores[best] - scores[best[0]]) / temperature)
                 word = rng.random_word(np.uint64(seed), rng.GENERATION, np.uint64(0), np.uint64(n))
-                best = best[np.searchsorted(np.cumsum(p), rng.unit(word) * p.sum(), side="right") :]
+                drawn_index = np.searchsorted(np.cumsum(p), rng.unit(word) * p.sum(), side="right")
+                best = best[min(drawn_index, len(best) - 1) :]  # rounding must not lead past the last word
             drawn[n] = best[0]
             h, state = network.encode(Chunk(drawn[n : n + 1, None], np.ones((1, 1), np.int64), False), state)
         return drawn

@@ -57,7 +57,7 @@ def execute(operation, shape):
 @pytest.fixture(scope="module", autouse=True)
 def _no_assembler():
     """Registers are a matter of tier 2: no process of ptxas for each kernel."""
-    with mock.patch.object(ptxsim, "ptxas_resources", lambda modules, cc: None):
+    with mock.patch.object(ptxsim, "ptxas_resources", return_value=None):
         yield
 
 

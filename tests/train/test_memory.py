@@ -120,7 +120,7 @@ def fit(n_labels, n_inputs, intermediate):
     x = np.random.default_rng(0).random((64, n_inputs), dtype=np.float32)
     y = data.power_law_labels(64, n_labels, 3, 1.0, 0)
     before = resident("VmRSS")
-    params = {"batch_size": 32, "epochs": 1, "device": "cpu", "progress": False} | more
+    params = dict(batch_size=32, epochs=1, device="cpu", progress=False, **{more})
     model = train.Classifier(intermediate=intermediate, **params).fit(x, y)
     model.top_k(x, 5)
     return resident("VmHWM") - before, model.memory_plan_.nbytes
