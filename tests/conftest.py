@@ -25,6 +25,8 @@ import sparsemax_nb.cuda
 from sparsemax_nb.core.device import SIMULATOR, asarray, backend_of, cuda_available, cuda_problem, to_numpy
 from sparsemax_nb.train import loop
 
+from .catalogue import BUDGETS, FILE_OF, Operation
+
 TESTS = Path(__file__).parent
 DEVICES = ("cpu", "cuda") if cuda_available() else ("cpu",)
 CUDA = "CUDA device" if cuda_available() and not SIMULATOR else "simulator"
@@ -38,6 +40,10 @@ TIERS = {
     "ptxsim": "what executes it: ptxsim",
     "other": "other",
 }
+
+#: Files of the catalogue, and of tests, that take long: they come first, so that several processes end together. What
+#: compiles kernels for others comes before these.
+LONG = ()
 
 
 class Backend:
@@ -102,6 +108,15 @@ def pytest_ignore_collect(collection_path):
     return True if collection_path in there else None
 
 
+def group_of(item):
+    """What runs in one process, of several: all that compiles the kernels of one file of the catalogue, else a file."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    if isinstance(parameters.get("operation"), Operation):
+        return FILE_OF[parameters["operation"].name]
+    return parameters["name"].partition(".")[0] if parameters.get("name") in BUDGETS else item.path.stem
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     if not cuda_available():
         without = [item for item in items if item.get_closest_marker("cuda")]
@@ -114,6 +129,9 @@ def pytest_collection_modifyitems(config, items):
         if item.get_closest_marker("twins") and hasattr(item, "callspec"):
             tier = item.callspec.params.get("backend", tier)
         item.user_properties.append(("tier", tier))
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+    order = {name: i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(group_of(item), len(order)))
 
 
 def pytest_terminal_summary(terminalreporter):

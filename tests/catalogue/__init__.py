@@ -151,4 +151,6 @@ def run_on(backend, function, task):
 
 _FILES = {info.name: importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)}
 OPERATIONS = tuple(operation for file in _FILES.values() for operation in file.OPERATIONS)
+#: {name of an operation: the file that it comes from}
+FILE_OF = {operation.name: module for module, file in _FILES.items() for operation in file.OPERATIONS}
 BUDGETS = {f"{module}.{name}": budget for module, file in _FILES.items() for name, budget in file.BUDGETS.items()}

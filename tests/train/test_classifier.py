@@ -173,14 +173,22 @@ def _fifty_steps(threads, features, labels, output):
     return weights(model)
 
 
+@pytest.fixture(scope="module")
+def processes():
+    """Two fresh ones, which compute with one thread and with two."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context) as one, ProcessPoolExecutor(1, context) as two:
+        yield one, two
+
+
 @pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="needs two threads")
 @pytest.mark.parametrize("output", ["dense", "fixed-fan-in", "softmax"])
-def test_same_bits_with_one_and_two_threads(corpus, output):
-    results = []
-    for threads in (1, 2):
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            results.append(pool.submit(_fifty_steps, threads, corpus.features, corpus.labels, output).result())
-    assert same_bits(*results)
+def test_same_bits_with_one_and_two_threads(corpus, output, processes):
+    running = [
+        process.submit(_fifty_steps, threads, corpus.features, corpus.labels, output)
+        for threads, process in enumerate(processes, 1)
+    ]
+    assert same_bits(*(future.result() for future in running))
 
 
 def test_seed_decides(corpus):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from sparsemax_nb import data, train
+from sparsemax_nb.cli import main
 from sparsemax_nb.core import checkpoint
 from sparsemax_nb.core.device import SIMULATOR, to_numpy
 from tests.train.kill_and_resume import kill_and_resume
@@ -255,36 +256,12 @@ def test_full_disk_leaves_the_old_checkpoint(corpus, tmp_path):
 
 
 def _command(folder, model, *more):
-    return [
-        sys.executable,
-        "-m",
-        "sparsemax_nb",
-        "train",
-        "classifier",
-        "--data",
-        str(folder),
-        "--device",
-        "cpu",
-        "--quiet",
-        "--architecture",
-        "network",
-        "--embedding",
-        "8",
-        "--intermediate",
-        "16",
-        "--fan-in",
-        "4",
-        "--batch-size",
-        "4",
-        "--rewire-every",
-        "9",
-        "--save",
-        str(model),
-        *more,
-    ]
+    options = "--device cpu --quiet --architecture network --embedding 8 --intermediate 16 --fan-in 4 --batch-size 4"
+    train = [sys.executable, "-m", "sparsemax_nb", "train", "classifier", "--data", str(folder), *options.split()]
+    return [*train, "--rewire-every", "9", "--save", str(model), *more]
 
 
-def test_ctrl_c_leaves_a_checkpoint_from_which_the_command_goes_on(tmp_path):
+def test_ctrl_c_leaves_a_checkpoint_from_which_the_command_goes_on(tmp_path, capsys):
     points = data.bag_of_words(n_rows=200, n_features=30, words_per_row=4, n_labels=12, labels_per_row=2, seed=1)
     for part, rows in ("train_bow", slice(0, 160)), ("dev_bow", slice(160, 180)), ("test_bow", slice(180, 200)):
         data.write_xc(tmp_path / f"{part}.txt", points.features[rows], points.labels[rows])
@@ -304,17 +281,17 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_the_command_goes_on(tmp_path):
     assert (tmp_path / "model.checkpoint.safetensors").exists() and not model.exists()
     figures, plot = tmp_path / "figures.json", tmp_path / "curves.png"
     again = [*command, "--resume", "--json", str(figures), "--plot", str(plot)]
-    run = subprocess.run(again, cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert "resuming from" in run.stdout
-    subprocess.run(_command(tmp_path, whole, *epochs), cwd=ROOT, check=True, capture_output=True)
+    assert main.main(again[3:]) == 0
+    assert "resuming from" in capsys.readouterr().out
+    assert main.main(_command(tmp_path, whole, *epochs)[3:]) == 0
     (arrays, description), wanted = (checkpoint.load(path, "classifier") for path in (model, whole))
     assert description == wanted[1]
     assert {n: a.tobytes() for n, a in arrays.items()} == {n: a.tobytes() for n, a in wanted[0].items()}
     assert not list(tmp_path.glob("*.checkpoint.*"))
     result = json.loads(figures.read_text())
-    run = subprocess.run(again, cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 2 and "is complete and has no checkpoint to resume from" in run.stderr
+    capsys.readouterr()
+    assert main.main(again[3:]) == 2
+    assert "is complete and has no checkpoint to resume from" in capsys.readouterr().err
     assert len(result["epochs"]) == 60 and result["best_epoch"] is not None and result["rewirings"]
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert np.isfinite(result["test"]["PSP@1"])
