@@ -139,7 +139,7 @@ class FixedFanIn:
         check.array_size(MAX_CONNECTIONS, n_labels=n_labels, fan_in=fan_in)
         key = np.uint64(check.integer("seed", seed, 0, 2**64 - 1))
         device = resolve_device(check.choice("device", device, ("cpu", "cuda")))
-        kernels = backend_of(device, "fixed_fan_in")
+        kernels = backend_of(device, "initialization")
         indices = empty((n_labels, fan_in), np.int32, device)
         values = empty((n_labels, fan_in), np.float32, device)
         kernels.random_connections(key, n_inputs, indices)

@@ -153,7 +153,7 @@ class GroupSharedFanIn(FixedFanIn):
         seed = check.integer("seed", seed, 0, 2**64 - 1)
         stored = DTYPES[check.choice("dtype", dtype, tuple(DTYPES))]
         device = resolve_device(check.choice("device", device, ("cpu", "cuda")))
-        kernels = backend_of(device, "fixed_fan_in")
+        kernels = backend_of(device, "initialization")
         indices = empty((-(-n_labels // group_size), fan_in), np.int32, device)
         values = empty((n_labels, fan_in), np.float32, device)
         kernels.random_connections(np.uint64(seed), n_inputs, indices)

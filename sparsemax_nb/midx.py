@@ -256,7 +256,7 @@ class InvertedMultiIndex:
         shares = _k_means_weights(class_weights, n_classes, device)
         metric = _metric(h, kind, width)
         first = empty((2, n_codewords), np.int32, device)
-        backend_of(device, "fixed_fan_in").random_connections(key, n_classes, first)
+        backend_of(device, "initialization").random_connections(key, n_classes, first)
         codebooks = [part[rows] for part, rows in zip(_parts(weights, kind), first, strict=True)]
         codes, codebooks = _quantise(weights, codebooks, shares, kind, n_iterations, metric, is_first=True)
         return cls(codebooks, codes, kind, residual, popularity, class_weights, weights, metric)

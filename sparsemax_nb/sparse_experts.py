@@ -325,5 +325,5 @@ def _check_optimizer(optimizer):
 def _random(shape, scale, seed, device):
     """Random float32 numbers, uniform in [-scale, scale)."""
     seed, out = np.uint64(check.integer("seed", seed, 0, 2**64 - 1)), empty(shape, np.float32, device)
-    backend_of(device, "fixed_fan_in").random_values(seed, rng.GATE, np.float32(scale), out.reshape(-1))
+    backend_of(device, "initialization").random_values(seed, rng.GATE, np.float32(scale), out.reshape(-1))
     return out

@@ -123,6 +123,10 @@ def test_imports_that_must_not_be_are_seen():
     assert len(list(forbidden(PACKAGE / "core" / "device.py", tree))) == 1
 
 
+def test_no_file_is_longer_than_600_lines():
+    assert_none(f"{p.relative_to(PACKAGE)}: {n} lines" for p in FILES if (n := len(p.read_text().splitlines())) > 600)
+
+
 def test_the_walk_sees_all_forms_of_import():
     """The tests above are blind where this one fails."""
     source = (

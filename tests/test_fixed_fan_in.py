@@ -25,6 +25,7 @@ from sparsemax_nb.cpu import fixed_fan_in as cpu_backend
 from sparsemax_nb.cpu.losses import losses_and_slopes
 from sparsemax_nb.cuda import fixed_fan_in as cuda_backend
 from sparsemax_nb.reference import fixed_fan_in as reference
+from sparsemax_nb.reference import initialization
 
 from .conftest import DEVICES
 from .helpers import (
@@ -391,9 +392,9 @@ def test_same_bits_with_one_thread_and_two(call):
 def test_random_layer_is_the_same_everywhere(backend, n_labels, n_inputs, fan_in, seed):
     layer = FixedFanIn.random(n_labels, n_inputs, fan_in, seed, device=backend.device)
     indices, values, bias = map(backend.numpy, layer.arrays)
-    np.testing.assert_array_equal(indices, reference.random_connections(seed, n_inputs, n_labels, fan_in))
+    np.testing.assert_array_equal(indices, initialization.random_connections(seed, n_inputs, n_labels, fan_in))
     scale = np.float32(1 / np.sqrt(fan_in))
-    np.testing.assert_array_equal(values, reference.random_values(seed, rng.WEIGHTS, scale, (n_labels, fan_in)))
+    np.testing.assert_array_equal(values, initialization.random_values(seed, rng.WEIGHTS, scale, (n_labels, fan_in)))
     np.testing.assert_array_equal(bias, np.zeros(n_labels, np.float32))
     assert (np.diff(indices, axis=1) > 0).all(), "ascending, no input twice"
     assert indices.min() >= 0

@@ -22,8 +22,7 @@ from sparsemax_nb import (
 from sparsemax_nb.core import formulas, rng
 from sparsemax_nb.core.device import device_of
 from sparsemax_nb.cpu import bfloat16 as cpu_backend
-from sparsemax_nb.reference import bfloat16, rewiring
-from sparsemax_nb.reference import fixed_fan_in as plain
+from sparsemax_nb.reference import bfloat16, initialization, rewiring
 
 from .helpers import (
     assert_close,
@@ -248,9 +247,11 @@ def test_rewire_refuses_what_a_group_can_not_give():
 @DTYPES
 def test_random_layer_is_the_same_everywhere(backend, dtype):
     layer = GroupSharedFanIn.random(L, H, K, G, seed=2**64 - 1, dtype=dtype, device=backend.device)
-    np.testing.assert_array_equal(backend.numpy(layer.indices), plain.random_connections(2**64 - 1, H, -(-L // G), K))
+    np.testing.assert_array_equal(
+        backend.numpy(layer.indices), initialization.random_connections(2**64 - 1, H, -(-L // G), K)
+    )
     scale = np.float32(1 / np.sqrt(K))
-    values = plain.random_values(2**64 - 1, rng.WEIGHTS, scale, (L, K)).astype(layer.values.dtype)
+    values = initialization.random_values(2**64 - 1, rng.WEIGHTS, scale, (L, K)).astype(layer.values.dtype)
     np.testing.assert_array_equal(backend.numpy(layer.arrays.values), values.view(layer.arrays.values.dtype))
     assert layer.nbytes == 4 * 4 * K + layer.values.itemsize * L * K + 4 * L
     assert (layer.n_labels, layer.n_inputs, layer.fan_in, layer.group_size) == (L, H, K, G)

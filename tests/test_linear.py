@@ -11,7 +11,8 @@ from sparsemax_nb.core.device import SIMULATOR, to_numpy
 from sparsemax_nb.core.sparse import SparseRows
 from sparsemax_nb.cpu import feature_choice as cpu_choice
 from sparsemax_nb.cpu import linear as cpu_linear
-from sparsemax_nb.linear import canonical, extended_lists, more_features, no_duals, rows_of
+from sparsemax_nb.feature_choice import canonical, extended_lists, more_features, rows_of
+from sparsemax_nb.linear import no_duals
 from sparsemax_nb.reference import feature_choice, linear
 from sparsemax_nb.train.linear import checked_lists
 
@@ -238,7 +239,7 @@ def test_features_are_those_of_the_largest_sums(by_magnitude):
 @pytest.mark.parametrize("at_once", [1 << 22, 64])
 def test_features_from_errors_are_those_of_the_largest_gradients(monkeypatch, at_once):
     """All labels at once, and a few at a time; what was connected keeps its weights."""
-    monkeypatch.setattr("sparsemax_nb.linear.ENTRIES_PER_CHUNK", at_once)
+    monkeypatch.setattr("sparsemax_nb.feature_choice.ENTRIES_PER_CHUNK", at_once)
     x, labels = points(60, 40, 30, seed=2)
     layer = SparseLinear.choose(x, labels, per_point=1, at_least=4)
     dense = layer.arrays.dense >= 0

@@ -117,15 +117,15 @@ def dense_step(h, labels, n_labels, loss, learning_rate):
     @torch.no_grad()
     def run():
         torch.mm(h, w.t(), out=s)
-        positive = s[rows, columns]
+        of_labels = s[rows, columns]
         if loss == "squared-hinge":
             s.add_(1).clamp_(min=0)
-            total = torch.linalg.vector_norm(s, dim=1).square().sum() - (1 + positive).clamp(min=0).square().sum()
-            total += (1 - positive).clamp(min=0).square().sum()
-            s[rows, columns] = -(1 - positive).clamp(min=0)
+            total = torch.linalg.vector_norm(s, dim=1).square().sum() - (1 + of_labels).clamp(min=0).square().sum()
+            total += (1 - of_labels).clamp(min=0).square().sum()
+            s[rows, columns] = -(1 - of_labels).clamp(min=0)
             s.mul_(2 / n_rows)
         else:
-            total = torch.nn.functional.softplus(s).sum() - positive.sum()
+            total = torch.nn.functional.softplus(s).sum() - of_labels.sum()
             s.sigmoid_()
             s[rows, columns] -= 1
             s.div_(n_rows)
@@ -200,10 +200,10 @@ def full_softmax_step(h, w, targets, kind, learning_rate):
         if not logits:
             logits.append(torch.empty((n_rows, len(w)), device=device))
         s = torch.mm(h, w.t(), out=logits[0])
-        positive = s[rows, targets]
+        of_targets = s[rows, targets]
         largest = s.amax(dim=1, keepdim=True)
         sums = s.sub_(largest).exp_().sum(dim=1, keepdim=True)
-        loss = (sums.log() + largest).mean() - positive.mean()
+        loss = (sums.log() + largest).mean() - of_targets.mean()
         s.div_(sums * n_rows)
         s[rows, targets] -= 1 / n_rows
         torch.mm(s.t(), h, out=w.grad)

@@ -9,7 +9,7 @@ import re
 from .. import data
 from ..core.device import cuda_description, cuda_problem, resolve_device
 from ..train import curves
-from ..train.language_model import fingerprint_parts
+from ..train.chunks import fingerprint_parts
 
 PARTS = "train", "valid", "test"  # of a text
 

@@ -13,8 +13,9 @@ from ..grouping import GROUPINGS
 from ..midx import RESIDUALS
 from ..sampled_softmax import CORRECTIONS
 from ..train import curves
+from ..train.chunks import fingerprint_parts
 from ..train.classifier import ARCHITECTURES
-from ..train.language_model import DECAYS, fingerprint_parts
+from ..train.language_model import DECAYS
 from ..train.negatives import SAMPLERS
 from ..train.network import LOSSES, OUTPUTS
 from . import common

@@ -111,3 +111,13 @@ class SeparateLines(_Text):
         tokens = self.tokens[np.where(inside, positions, ends - 1) - 1]
         predicted = step == steps - 1 if self._last_only else inside
         return Chunk(tokens, np.where(predicted, positions, -1), True)
+
+
+def is_sequences(tokens):
+    """Whether tokens are `Sequences` or look like them; a sparse matrix has an indptr, too, but no items."""
+    return hasattr(tokens, "indptr") and hasattr(tokens, "items")
+
+
+def fingerprint_parts(tokens):
+    """A text or sequences as the pair of arrays that `fingerprint` takes."""
+    return (tokens.items, tokens.indptr) if is_sequences(tokens) else (tokens, np.zeros(0))

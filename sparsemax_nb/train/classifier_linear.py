@@ -13,7 +13,7 @@ from ..co_occurrence import max_pairs
 from ..core import check
 from ..core.connections import FeatureLists
 from ..core.device import to_numpy
-from ..linear import extended_lists
+from ..feature_choice import extended_lists
 from . import linear, linear_settings
 from .classifier_inputs import checked_labels
 from .classifier_network import EPOCHS

@@ -20,7 +20,7 @@ from ..data.batches import batches
 from ..data.text import END_OF_LINE, UNKNOWN
 from ..optimizers import Adam
 from . import loop
-from .chunks import Chunk, RunningText, SeparateLines
+from .chunks import Chunk, RunningText, SeparateLines, fingerprint_parts, is_sequences
 from .estimator import DATA_DESCRIPTION, MAX_WIDTH, SampledEstimator
 from .language_network import LanguageNetwork, parameter_shapes
 from .negatives import Negatives
@@ -300,7 +300,7 @@ class LanguageModel(SampledEstimator):
         tokens = _as_tokens(tokens)
         if device_of(_items(tokens)) == "cuda":
             raise TypeError(f"{name} must be a NumPy array, got one on cuda: texts stay on the host; use cupy.asnumpy")
-        if _is_sequences(tokens):
+        if is_sequences(tokens):
             items = check.integers(f"{name}.items", tokens.items, ("m",), n_words)
             indptr = check.integers(f"{name}.indptr", tokens.indptr, ("n",), dtype=np.int64)
             if not len(indptr) or indptr[0] != 0 or indptr[-1] != len(items) or (np.diff(indptr) < 0).any():
@@ -562,19 +562,9 @@ def _as_tokens(tokens):
     return np.asarray(tokens) if is_convertible else tokens
 
 
-def _is_sequences(tokens):
-    """Whether tokens are `Sequences` or look like them; a sparse matrix has an indptr, too, but no items."""
-    return hasattr(tokens, "indptr") and hasattr(tokens, "items")
-
-
 def _items(tokens):
     """The tokens of a text, or of all sequences; a Series is a text, although it has a method `items`."""
-    return tokens.items if _is_sequences(tokens) else tokens
-
-
-def fingerprint_parts(tokens):
-    """A text or sequences as the pair of arrays that `fingerprint` takes."""
-    return (tokens.items, tokens.indptr) if _is_sequences(tokens) else (tokens, np.zeros(0))
+    return tokens.items if is_sequences(tokens) else tokens
 
 
 def _chunks(text):

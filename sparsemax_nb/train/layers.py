@@ -26,7 +26,7 @@ NO_DROPOUT = rng.make_dropout(0.0, 0, 0, 0)
 def uniform(shape, scale, seed, stream, device):
     """Weights uniform in [-scale, scale) from the counter-based random stream number `stream` of `seed`."""
     values = empty(shape, np.float32, device)
-    kernels = backend_of(device, "fixed_fan_in")
+    kernels = backend_of(device, "initialization")
     kernels.random_values(np.uint64(seed), rng.WEIGHTS + np.uint64(stream), np.float32(scale), values.reshape(-1))
     return values
 

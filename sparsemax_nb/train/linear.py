@@ -15,7 +15,8 @@ from ..cpu.linear import CHUNKS
 from ..cpu.panels import padded
 from ..cpu.simd import LANES
 from ..data.batches import shuffled
-from ..linear import ENTRIES_PER_CHUNK, SparseLinear, check_squares, choose_lists, more_features, no_duals, rows_of
+from ..feature_choice import ENTRIES_PER_CHUNK, check_squares, choose_lists, more_features, rows_of
+from ..linear import SparseLinear, no_duals
 from . import loop
 from .loop import METRIC, History, Run, TrainingError, peak_memory
 from .memory import Plan, array

@@ -110,22 +110,7 @@ def make_layer_top_k(shape, **options):
     return Task((h, layer, *outputs), lambda: check_top_k(outputs, reference.top_k(h, layer, k)))
 
 
-def make_connections(shape):
-    n_labels, n_inputs, fan_in = shape
-    indices = unwritten(n_labels, fan_in, dtype=np.int32)
-    wanted = functools.partial(fixed_fan_in.random_connections, SEED, n_inputs, n_labels, fan_in)
-    return Task((SEED, n_inputs, indices), lambda: np.testing.assert_array_equal(indices, wanted()))
-
-
-def make_values(n):
-    values, scale = unwritten(n), np.float32(0.3)
-    wanted = functools.partial(fixed_fan_in.random_values, SEED, rng.WEIGHTS, scale, (n,))
-    return Task((SEED, rng.WEIGHTS, scale, values), lambda: np.testing.assert_array_equal(values, wanted()))
-
-
 def _operations():
-    yield operation("fixed_fan_in.random_connections", make_connections, ((1, 1, 1), (7, 9, 3)), ((65, 31, 31),))
-    yield operation("fixed_fan_in.random_values", make_values, (1, 33), (300,))
     yield operation(
         "fixed_fan_in.forward (simple)", make_forward, SMALL_LAYERS, LARGE_LAYERS, launch_simple_forward, None
     )
@@ -168,8 +153,6 @@ BUDGETS = {
     "forward_kernel": Budget(56),
     "forward_tiled_kernel": Budget(64, shared=4 * 32 * 33),
     "forward_wide_kernel": Budget(64, shared=4 * 32 * 129, holds=("ld.global.v4.f32",)),
-    "random_connections_kernel": Budget(56),
-    "random_values_kernel": Budget(24),
     "step_kernel": Budget(80),
     "step_wide_kernel": Budget(80, holds=("ld.global.v4.f32",)),
     "top_k_kernel": Budget(64),
