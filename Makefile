@@ -1,27 +1,28 @@
 # make demo    install into .venv, train output layers of three kinds on 15,810 labels, compare them (5 minutes)
-# make test    install into .venv, run all tests that need no GPU, and the tutorials (15 minutes)
+# make test    install into .venv, run all tests that need no GPU, examples and tutorials (some minutes)
 # make docs    install into .venv, run the tutorials, build the site: docs/_build/html/index.html
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test test-simulator test-compiled test-tutorials stress contracts gpu bench docs notebooks clean
+.PHONY: demo test test-simulator test-compiled stress contracts gpu bench docs notebooks clean
 
 demo: $(VENV)/demo.done
 	$(PY) -m sparsemax_nb demo
 
-# Two runs, because one process can not both simulate CUDA and compile for it.
-test: test-simulator test-compiled test-tutorials
+# Two runs, because one process cannot both simulate CUDA and compile for it. Two processes share each; what compiles the
+# same kernels stays together, and what takes long comes first (tests/conftest.py).
+PYTEST := -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
+EXAMPLES := --doctest-modules --doctest-glob='*.md' sparsemax_nb README.md docs/tour.md
+
+test: test-simulator test-compiled
 
 test-simulator: $(VENV)/test.done
-	NUMBA_ENABLE_CUDASIM=1 $(PY) -m pytest -q -n 2 --dist loadfile tests
-	$(PY) -m pytest -q --doctest-modules --doctest-glob='*.md' sparsemax_nb README.md docs/tour.md
+	NUMBA_ENABLE_CUDASIM=1 $(PY) $(PYTEST) tests
 
+# Contracts, executed code and what executes it; the examples of the documentation; the tutorials at smoke size.
 test-compiled: $(VENV)/test.done
-	$(PY) -m pytest -q -n 2 --dist loadfile tests/contracts tests/compiled
-
-test-tutorials: $(VENV)/test.done
-	$(PY) -m pytest -q -n 2 tutorials
+	$(PY) $(PYTEST) tests/contracts tests/compiled ptxsim/tests $(EXAMPLES) tutorials --ignore-glob='tutorials/[0-9]*'
 
 # Threads, forks and processes, thousands of times, against the bits of a single thread; not a part of `make test`.
 stress: $(VENV)/test.done
