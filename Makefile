@@ -1,13 +1,13 @@
 # Each target installs what it needs into .venv.
 # make demo    train three kinds of output layers with 15,810 labels and compare them (5 minutes)
 # make check   lint, check types, run the quick tests (a minute); run it before every commit
-# make test    run all tests that need no GPU, and the tutorials (15 minutes)
+# make test    run all tests that need no GPU, the examples and the tutorials (6 minutes)
 # make docs    run the tutorials and build the site: docs/_build/html/index.html
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test test-simulator test-compiled test-tutorials stress contracts gpu bench docs notebooks clean
+.PHONY: demo test test-simulator test-compiled stress contracts gpu bench docs notebooks clean
 
 demo: $(VENV)/demo.done
 	$(PY) -m sparsemax_nb demo
@@ -32,18 +32,19 @@ package: $(VENV)/dev.done
 regression: $(VENV)/demo.done
 	$(PY) -m bench.regression
 
-# pytest runs twice, because one process cannot both simulate CUDA and compile for it.
-test: test-simulator test-compiled test-tutorials
+# Two runs, because one process cannot both simulate CUDA and compile for it. Two processes share each; what compiles the
+# same kernels stays together, and what takes long comes first (tests/conftest.py).
+PYTEST := -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
+EXAMPLES := --doctest-modules --doctest-glob='*.md' sparsemax_nb README.md docs/tour.md
+
+test: test-simulator test-compiled
 
 test-simulator: $(VENV)/test.done
-	NUMBA_ENABLE_CUDASIM=1 $(PY) -m pytest -q -n 2 --dist loadfile tests
-	$(PY) -m pytest -q --doctest-modules --doctest-glob='*.md' sparsemax_nb README.md docs/tour.md
+	NUMBA_ENABLE_CUDASIM=1 $(PY) $(PYTEST) tests
 
+# Contracts, executed code and what executes it; the examples of the documentation; the tutorials at smoke size.
 test-compiled: $(VENV)/test.done
-	$(PY) -m pytest -q -n 2 --dist loadfile tests/contracts tests/compiled ptxsim
-
-test-tutorials: $(VENV)/test.done
-	$(PY) -m pytest -q -n 2 tutorials
+	$(PY) $(PYTEST) tests/contracts tests/compiled ptxsim/tests $(EXAMPLES) tutorials --ignore-glob='tutorials/[0-9]*'
 
 # Call everything from many threads and processes and compare the bits with one thread; not part of `make test`.
 stress: $(VENV)/test.done

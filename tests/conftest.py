@@ -38,12 +38,19 @@ TIERS = {
     "contracts": "tier 2 contracts",
     "compiled": "tier 3 compiled code executed",
     "ptxsim": "what executes it: ptxsim",
+    "tutorials": "tutorials",
+    "examples": "examples of the documentation",
     "other": "other",
 }
 
-#: Files of the catalogue, and of tests, that take long: they come first, so that several processes end together. What
-#: compiles kernels for others comes before these.
-LONG = ()
+#: What takes long comes first, so that several processes end together; and what is of the catalogue, whose kernels are
+#: compiled there, before files of tests, which use them.
+LONG = (
+    "group_shared_mma", "group_shared", "fixed_fan_in", "ds_softmax", "full_softmax", "linear", "midx", "sparse_experts",
+    "tests.train.test_classifier", "tests.train.test_linear", "tests.train.test_resume", "tests.stress.test_stress",
+    "tests.fuzz.test_files", "tests.cli.test_main", "tests.bench.test_bench", "tests.test_top_k_layers",
+    "tests.data.test_readers", "tests.test_linear", "tests.test_fuzz_calls", "tests.train.test_memory",
+)  # fmt: skip
 
 
 class Backend:
@@ -113,7 +120,11 @@ def group_of(item):
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
     if isinstance(parameters.get("operation"), Operation):
         return FILE_OF[parameters["operation"].name]
-    return parameters["name"].partition(".")[0] if parameters.get("name") in BUDGETS else item.path.stem
+    if item.path.parent == FOLDERS["contracts"] and parameters.get("name") in BUDGETS:
+        return parameters["name"].partition(".")[0]
+    if item.path.parent.name == "tutorials":
+        return item.name  # a process each
+    return ".".join(item.path.with_suffix("").parts[len(TESTS.parent.parts) :])
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -126,12 +137,16 @@ def pytest_collection_modifyitems(config, items):
         tier = next((tier for tier, folder in FOLDERS.items() if folder in item.path.parents), "other")
         if SIMULATOR and tier != "other":
             raise pytest.UsageError(f"{FOLDERS[tier]} needs the compiler: run it without NUMBA_ENABLE_CUDASIM")
+        if isinstance(item, pytest.DoctestItem):
+            tier = "examples"
+        elif item.path.parent.name == "tutorials":
+            tier = "tutorials"
         if item.get_closest_marker("twins") and hasattr(item, "callspec"):
             tier = item.callspec.params.get("backend", tier)
         item.user_properties.append(("tier", tier))
         item.add_marker(pytest.mark.xdist_group(group_of(item)))
-    order = {name: i for i, name in enumerate(LONG)}
-    items.sort(key=lambda item: order.get(group_of(item), len(order)))
+    files, order = set(FILE_OF.values()), {name: i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: (group_of(item) not in files, order.get(group_of(item), len(order))))
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -141,6 +156,8 @@ def pytest_terminal_summary(terminalreporter):
             counts[dict(getattr(report, "user_properties", ())).get("tier", "other")][outcome] += 1
     terminalreporter.section("tests by tier")
     for tier, name in TIERS.items():
+        if not counts[tier]:
+            continue
         others = "".join(f", {n} {outcome}" for outcome, n in counts[tier].items() if outcome != "passed")
         terminalreporter.write_line(f"{name}: {counts[tier]['passed']} passed{others}")
     if SIMULATOR:
