@@ -148,7 +148,8 @@ def notes_of(lines, curves):
         rq, pq = (curves.get((kind, variant), {}) for kind in KINDS)
         if pq:
             closer = [k for k in rq if rq[k] < pq[k]]
-            where = "at every number of codewords" if len(closer) == len(rq) else f"at {closer or 'none'} codewords"
+            where = f"at {closer} codewords" if closer else "at no number of codewords"
+            where = "at every number of codewords" if len(closer) == len(rq) else where
             notes.append(f"{variant}: midx-rq is closer than midx-pq {where}.")
     n_codewords = TARGET_CODEWORDS if TARGET_CODEWORDS in curves["rq", "uniform"] else max(curves["rq", "uniform"])
     for variant in (variant for kind, variant in curves if kind == "rq"):

@@ -52,10 +52,11 @@ def words_line(of_data, scale):
     )
     return [
         f"- **Fixed fan-in for sparse features**, the default of `Classifier`: P@1 on {', '.join(complete)} is "
-        f"{_listed([found[OURS] for found in complete.values()])} of training ({competitors})."
+        f"{_listed([found[OURS] for found in complete.values()])} of training ({competitors}). These are data sets for "
+        "tagging texts; omikuji and PECOS are tree-based classifiers."
         + "".join(
             f" With {r['labels']:,} labels, one pass over {r['points']:,} titles takes {r['first_pass_seconds']:.0f} s "
-            f"and {r['bytes'] / 2**30:.2f} GiB."
+            f"and {r['bytes'] / 2**20:,.0f} MiB."
             for r in scale
         )
     ]
@@ -70,6 +71,7 @@ def figures(found):
     gib = {name: point["bytes"] / 2**30 for name, point in points.items()}
     precise = {name: 100 * layer["test"]["P@1"] for name, layer in layers.items()}
     mib = {name: layer["output_layer_bytes"] / 2**20 for name, layer in layers.items()}
+    whole = {name: layer["network_bytes"] / 2**20 for name, layer in layers.items()}
     perplexity = {name: model["test"]["perplexity"] for name, model in models.items()}
     full, experts = answers["figures"][WHOLE], answers["figures"][EXPERTS]
     kept = experts["accuracy"]["10"] / full["accuracy"]["10"]
@@ -78,8 +80,9 @@ def figures(found):
         f"takes {fixed['seconds']:.2f} s and {gib['fixed fan-in']:.1f} GiB. If groups of {sizes['group_size']} labels "
         f"share their inputs, it takes {shared['seconds']:.2f} s and {gib['group-shared']:.1f} GiB. PyTorch's dense "
         f"layer ({sizes['dense_width']} inputs) takes {dense['seconds']:.2f} s and {gib['PyTorch dense']:.1f} GiB. On "
-        f"{layers[DENSE]['data']}, P@1 is {precise[SPARSE]:.1f} % with {mib[SPARSE]:.0f} MiB of output weights; a "
-        f"dense layer reaches {precise[DENSE]:.1f} % with {mib[DENSE]:.0f} MiB.",
+        f"{layers[DENSE]['data']}, P@1 (the share of rows whose best label is correct) is {precise[SPARSE]:.1f} % with "
+        f"{mib[SPARSE]:.0f} MiB of output weights ({whole[SPARSE]:.0f} MiB in the whole network); a dense layer "
+        f"reaches {precise[DENSE]:.1f} % with {mib[DENSE]:.0f} MiB ({whole[DENSE]:.0f} MiB).",
         *words_line(
             {name: rows.finished(words.ROWS, words.FOLDER / name) for name in words.DATA},
             rows.finished((f"{words_scale.MAIN}-labels-2-threads",), words_scale.FOLDER).values(),
@@ -88,7 +91,7 @@ def figures(found):
         f"that are drawn almost from the softmax itself. On WikiText-2 the perplexity is {perplexity[SAMPLED]:.1f}, "
         f"and {perplexity[FULL]:.1f} with the full softmax after the same number of epochs. With "
         f"{step['parameters']['words']:,} words, a step is {step['contestants']['PyTorch']['ratio_to_ours']:.0f} times "
-        "faster than PyTorch's with the full softmax.",
+        "faster than PyTorch's with the full softmax (without the index update).",
         f"- **DS-Softmax**: {experts_of} experts hold a few of the classes each, and only one expert is searched per "
         f"query. For one query on WikiText-2, this takes {full['flops'] / experts['flops']:.0f} times fewer "
         f"multiply-adds than our full softmax, is {experts['times full, batch 1']:.1f} times faster, and keeps "

@@ -480,7 +480,7 @@ class Memory:
             lanes = np.flatnonzero(empty) // per
             offset, text = self.shared_place(F, flat, lanes[0])
             self.report(
-                "uninitialised", A.instr, F.lanes[np.unique(lanes)], f"read of uninitialised {text}", address=offset
+                "uninitialized", A.instr, F.lanes[np.unique(lanes)], f"read of uninitialized {text}", address=offset
             )
         bad = unordered(writer, new)
         if not A.plain:

@@ -211,13 +211,13 @@ class _Parser:
         return Sym(name)
 
     def initial_bytes(self, text, type_, size):
-        """Bytes of a variable initialiser."""
+        """Bytes of a variable initializer."""
         text = text.strip()
         out, n = b"", TYPE_BYTES[type_]
         for item in split_commas(text.replace("{", "").replace("}", "")):
             value = self.operand(item)
             if not isinstance(value, Imm):
-                raise NotImplementedError(f"initialiser {item!r}")
+                raise NotImplementedError(f"initializer {item!r}")
             if value.kind in ("f32", "f64") or value.kind == "int" and type_[0] != "f":
                 out += (value.value & (1 << 8 * n) - 1).to_bytes(n, "little")
             else:

@@ -39,7 +39,10 @@ def dense_features(ids, n_labels, n_features):
 
 
 def _column_counts(parts, first, last):
-    """Entries of each column in [first, last) of the CSR matrices `parts`, (indptr, ids, values) each."""
+    """Number of entries of each column in [first, last) of all CSR matrices `parts` together.
+
+    A part is a tuple of arrays that begins with (indptr, ids), for example `SparseRows`; only its ids are read.
+    """
     counts = np.zeros(last - first, np.int64)
     for part in parts:
         feature_choice.count(part[1], first, counts)
@@ -49,7 +52,8 @@ def _column_counts(parts, first, last):
 def _columns(parts, first, last):
     """(indptr, rows, values) of the columns in [first, last) of vertically stacked CSR matrices.
 
-    `parts` are the matrices, (indptr, ids, values) each. Rows ascend within a column; explicit zeros are kept.
+    `parts` are the matrices, each a tuple (indptr, ids, values) like `SparseRows`. Rows ascend within a column;
+    explicit zeros are kept.
     """
     indptr, row = np.concatenate([[0], np.cumsum(_column_counts(parts, first, last))]), 0
     ends = indptr[:-1].copy()
@@ -61,7 +65,7 @@ def _columns(parts, first, last):
 
 
 def _empty_lists(lengths, dense, bias):
-    """`FeatureLists` with uninitialised lists of these lengths, and with zeros for the features `dense`."""
+    """`FeatureLists` with uninitialized lists of these lengths, and with zeros for the features `dense`."""
     lengths[dense] = 0
     indptr = np.concatenate([[0], np.cumsum(lengths)])
     first, width = padded(int(indptr[-1]), LANES), padded(len(bias), LANES)
@@ -117,7 +121,7 @@ def lists_by_label(lists, first, last):
 
 
 def _allocate(n_of_label):
-    """(indptr, ids, sums) by label, uninitialised, with room for ``n_of_label[l]`` features of label l."""
+    """(indptr, ids, sums) by label, uninitialized, with room for ``n_of_label[l]`` features of label l."""
     indptr = np.concatenate([[0], np.cumsum(n_of_label)])
     return indptr, np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
 

@@ -24,7 +24,7 @@ MAX_CONNECTIONS = 2**40
 
 
 class FixedFanIn:
-    """The arrays of a sparse output layer in which every label is connected to exactly K of the H inputs.
+    """The arrays of a sparse output layer in which every label is connected to exactly K of the d inputs.
 
     ``scores[b, l] = bias[l] + sum_k values[l, k] h[b, indices[l, k]]``; dense equivalent: ``h @ layer.to_dense().T +
     bias``.
@@ -32,9 +32,9 @@ class FixedFanIn:
     Parameters
     ----------
     n_inputs : int
-        H, the width of h.
+        d, the width of h.
     indices : (L, K) int32
-        The inputs of each label, in [0, H), without repetition within a label. Other integer dtypes are converted,
+        The inputs of each label, in [0, d), without repetition within a label. Other integer dtypes are converted,
         which makes a copy.
     values : (L, K) float32
         The weights of these inputs.
@@ -43,7 +43,7 @@ class FixedFanIn:
     Raises
     ------
     TypeError, ValueError
-        Wrong dtype, device, shape or layout; K above H; an index out of range or repeated within a label.
+        Wrong dtype, device, shape or layout; K above d; an index out of range or repeated within a label.
 
     Notes
     -----
@@ -113,7 +113,7 @@ class FixedFanIn:
         Parameters
         ----------
         n_labels, n_inputs, fan_in : int
-            L, H and K; 1 <= K <= H.
+            L, d and K; 1 <= K <= d.
         seed : int
             In [0, 2^64).
         device : 'cpu' or 'cuda'
@@ -150,7 +150,10 @@ class FixedFanIn:
         return layer
 
     def _magnitudes(self):
-        """What `rewire` ranks the connections by: the bits of a float32 for each index, shaped like `indices`."""
+        """What `rewire` ranks the connections by: the bits of a float32 for each index, shaped like `indices`.
+
+        Here a view of `values`: writing zero bits to a slot sets its value to zero.
+        """
         return self.values.view(np.int32)
 
     def _step_inputs(self, optimizer):
@@ -167,7 +170,7 @@ class FixedFanIn:
 
         Returns
         -------
-        w : (L, H) float32
+        w : (L, d) float32
             On the layer's device.
 
         Examples
@@ -183,7 +186,7 @@ class FixedFanIn:
         return dense
 
 
-def _inputs(h, layer):
+def _checked_h_and_backend(h, layer):
     """Check `layer` and `h` against it; returns h and the backend module that computes."""
     if not isinstance(layer, FixedFanIn):
         raise TypeError(f"layer must be a FixedFanIn, got {type(layer).__name__}")
@@ -199,7 +202,7 @@ def fixed_fan_in_forward(h: Array, layer: FixedFanIn, *, out: Array | None = Non
 
     Parameters
     ----------
-    h : (B, H) float32
+    h : (B, d) float32
         Finite; B may be 0.
     layer : FixedFanIn
         On the device of h.
@@ -228,7 +231,7 @@ def fixed_fan_in_forward(h: Array, layer: FixedFanIn, *, out: Array | None = Non
     >>> np.allclose(fixed_fan_in_forward(h, layer), h @ layer.to_dense().T + layer.bias, atol=1e-6)
     True
     """
-    h, kernels = _inputs(h, layer)
+    h, kernels = _checked_h_and_backend(h, layer)
     check.array_size(rows=h.shape[0], n_labels=layer.n_labels)
     inputs = {"h": h, "layer.indices": layer.indices, "layer.values": layer.values, "layer.bias": layer.bias}
     scores = check.output("out", out, np.float32, (h.shape[0], layer.n_labels), layer.device, **inputs)
@@ -245,7 +248,7 @@ def fixed_fan_in_backward(h: Array, layer: FixedFanIn, dscores: Array) -> tuple[
 
     Parameters
     ----------
-    h : (B, H) float32
+    h : (B, d) float32
         The input of the forward pass.
     layer : FixedFanIn
     dscores : (B, L) float32
@@ -253,7 +256,7 @@ def fixed_fan_in_backward(h: Array, layer: FixedFanIn, dscores: Array) -> tuple[
 
     Returns
     -------
-    dh : (B, H) float32
+    dh : (B, d) float32
     dvalues : (L, K) float32
     dbias : (L,) float32
 
@@ -275,7 +278,7 @@ def fixed_fan_in_backward(h: Array, layer: FixedFanIn, dscores: Array) -> tuple[
     >>> dh.shape, dvalues.shape, dbias
     ((2, 16), (5, 4), array([2., 2., 2., 2., 2.], dtype=float32))
     """
-    h, kernels = _inputs(h, layer)
+    h, kernels = _checked_h_and_backend(h, layer)
     check.same_device(h=h, dscores=dscores)
     dscores = check.array("dscores", dscores, np.float32, (h.shape[0], layer.n_labels), finite=True)
     dh = empty(h.shape, np.float32, layer.device)
@@ -293,7 +296,7 @@ def fixed_fan_in_top_k(h: Array, layer: FixedFanIn, k: int) -> tuple[Array, Arra
 
     Parameters
     ----------
-    h : (B, H) float32
+    h : (B, d) float32
     layer : FixedFanIn
     k : int
         1 <= k <= L.
@@ -308,7 +311,7 @@ def fixed_fan_in_top_k(h: Array, layer: FixedFanIn, k: int) -> tuple[Array, Arra
     Raises
     ------
     TypeError, ValueError
-        Wrong dtype, device, shape or layout; k out of range; h not finite; weights that give NaN scores.
+        Wrong dtype, device, shape or layout; k out of range; h not finite; scores that are not finite.
 
     Notes
     -----
@@ -324,14 +327,14 @@ def fixed_fan_in_top_k(h: Array, layer: FixedFanIn, k: int) -> tuple[Array, Arra
     >>> scores, ids
     (array([[3., 2.]], dtype=float32), array([[1, 2]], dtype=int32))
     """
-    h, kernels = _inputs(h, layer)
+    h, kernels = _checked_h_and_backend(h, layer)
     k = check.integer("k", k, 1, layer.n_labels, f" (n_labels = {layer.n_labels})")
     check.array_size(rows=h.shape[0], k=k)
     top_scores = empty((h.shape[0], k), np.float32, layer.device)
     top_ids = empty((h.shape[0], k), np.int32, layer.device)
     kernels.top_k(h, layer.arrays, top_scores, top_ids)
     if h.shape[0] and not bool(module_of(layer.device).isfinite(top_scores).all()):
-        raise ValueError("layer gives NaN scores: its values or bias contain NaN or infinity")
+        raise ValueError("the scores are not finite: values or bias contain NaN or infinity, or the scores overflow")
     return top_scores, top_ids
 
 
@@ -350,7 +353,7 @@ def fixed_fan_in_step(
 
     Parameters
     ----------
-    h : (B, H) float32
+    h : (B, d) float32
     layer : FixedFanIn
         Its values and bias are updated in place.
     labels : SciPy CSR matrix (B, L) or Labels(indptr, indices) of integers
@@ -364,7 +367,7 @@ def fixed_fan_in_step(
     -------
     loss : float
         Before the update.
-    dh : (B, H) float32
+    dh : (B, d) float32
         Gradient with respect to h, from the values before the update.
 
     Raises
@@ -390,7 +393,7 @@ def fixed_fan_in_step(
     >>> losses[0] > 3 * losses[-1]
     True
     """
-    h, kernels = _inputs(h, layer)
+    h, kernels = _checked_h_and_backend(h, layer)
     check.choice("loss", loss, tuple(LOSSES))
     if not isinstance(optimizer, (Adam, SGD)):
         raise TypeError(f"optimizer must be Adam or SGD, got {type(optimizer).__name__}")

@@ -2,7 +2,9 @@
 
 The functions of the plain layer (`fixed_fan_in`) take it: forward, backward, step, top-k, rewire.
 
-Source: HASTE, arXiv 2606.01117. Weights without a float32 master copy and stochastic rounding: ELMO, ICML 2025.
+Source: N. Ullah et al., "HASTE: hardware-aware dynamic sparse training for large output spaces", arXiv 2606.01117.
+Weights without a float32 master copy and stochastic rounding: J. Zhang et al., "ELMO: efficiency via low-precision and
+peak memory optimization in large output spaces", ICML 2025.
 """
 
 import math
@@ -33,9 +35,9 @@ class GroupSharedFanIn(FixedFanIn):
     Parameters
     ----------
     n_inputs : int
-        H, the width of h.
+        d, the width of h.
     indices : (L / G rounded up, K) int32
-        The inputs of each group, in [0, H), without repetition within a group.
+        The inputs of each group, in [0, d), without repetition within a group.
     values : (L, K) float32 or bfloat16 (``ml_dtypes.bfloat16``)
         The weights of each label. bfloat16 weights have no float32 copy: a step computes in float32 and rounds each new
         weight up or down at random, so that its expectation is exact.
@@ -48,7 +50,7 @@ class GroupSharedFanIn(FixedFanIn):
     Raises
     ------
     TypeError, ValueError
-        Wrong dtype, device, shape or layout; K above H; G above L; an index out of range or repeated within a group.
+        Wrong dtype, device, shape or layout; K above d; G above L; an index out of range or repeated within a group.
 
     Notes
     -----
@@ -123,7 +125,7 @@ class GroupSharedFanIn(FixedFanIn):
         Parameters
         ----------
         n_labels, n_inputs, fan_in, group_size : int
-            L, H, K and G; 1 <= K <= H, 1 <= G <= L.
+            L, d, K and G; 1 <= K <= d, 1 <= G <= L.
         seed : int
             In [0, 2^64); also the seed of the random rounding.
         dtype : 'float32' or 'bfloat16'
@@ -168,7 +170,7 @@ class GroupSharedFanIn(FixedFanIn):
 
         Returns
         -------
-        w : (L, H) float32
+        w : (L, d) float32
             On the layer's device.
 
         Examples

@@ -54,7 +54,9 @@ class SparseLinear:
     The layer has its own arrays; training updates them in place. A feature that is connected to more than an eighth of
     the labels is connected to all of them; the additional weights are zero.
 
-    Source: ours; see the module.
+    Source: C.-J. Hsieh et al., "A dual coordinate descent method for large-scale linear SVM", ICML 2008; R. Babbar,
+    B. Schoelkopf, "DiSMEC: distributed sparse machines for extreme multi-label classification", WSDM 2017. The choice
+    of features and the slack are ours.
 
     Examples
     --------
@@ -256,7 +258,9 @@ def sparse_linear_forward(
 
     Notes
     -----
-    Source: ours; see the module.
+    Source: C.-J. Hsieh et al., "A dual coordinate descent method for large-scale linear SVM", ICML 2008; R. Babbar,
+    B. Schoelkopf, "DiSMEC: distributed sparse machines for extreme multi-label classification", WSDM 2017. The choice
+    of features and the slack are ours.
 
     Examples
     --------
@@ -303,7 +307,9 @@ def sparse_linear_top_k(
 
     Notes
     -----
-    Source: ours; see the module.
+    Source: C.-J. Hsieh et al., "A dual coordinate descent method for large-scale linear SVM", ICML 2008; R. Babbar,
+    B. Schoelkopf, "DiSMEC: distributed sparse machines for extreme multi-label classification", WSDM 2017. The choice
+    of features and the slack are ours.
 
     Examples
     --------
@@ -354,7 +360,7 @@ def sparse_linear_step(
     C : float
         Above 0: the weight of the errors.
     slack : float
-        In [0, 2): negatives only need a score of at most ``slack - 1``.
+        In [0, 1.999]: negatives only need a score of at most ``slack - 1``.
 
     Returns
     -------
@@ -371,8 +377,9 @@ def sparse_linear_step(
 
     Notes
     -----
-    Source: Hsieh et al., ICML 2008, section 3, which visits all rows, one at a time; the slack and the choice of rows
-    by the scores before the step are ours. On one device, the bits do not depend on the number of threads.
+    Source: C.-J. Hsieh et al., "A dual coordinate descent method for large-scale linear SVM", ICML 2008, section 3,
+    which visits all rows, one at a time; the slack and the choice of rows by the scores before the step are ours. On
+    one device, the bits do not depend on the number of threads.
 
     Examples
     --------

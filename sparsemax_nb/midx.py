@@ -79,12 +79,13 @@ def _k_means(vectors, codewords, class_weights, n_iterations):
 
 
 class InvertedMultiIndex:
-    """MIDX sampler: draws classes from the softmax of quantised logits, at a cost independent of their number.
+    """MIDX sampler: draws classes from the softmax of quantized logits, at a cost independent of their number.
 
     With two codebooks C0, C1 of K codewords, ``r0 = h0 C0.T`` and ``r1 = h1 C1.T``, and W[k0, k1] the number (or total
     popularity) of the classes in cell (k0, k1): ``Q(i | h) = exp(r0[k0(i)] + r1[k1(i)]) pop(i) / Z(h)``, with
-    ``Z(h) = sum W[k0, k1] exp(r0[k0] + r1[k1])``. h0 and h1 are the halves of h for "pq", and both h for "rq". A row of
-    h costs K d for the products and K^2 for Z; a draw costs at most K.
+    ``Z(h) = sum W[k0, k1] exp(r0[k0] + r1[k1])``; pop(i) is the popularity of class i, or 1 without popularities. h0
+    and h1 are the halves of h for "pq", and both h for "rq". A row of h costs K d for the products and K^2 for Z; a
+    draw costs at most K.
 
     Use `build` to create an index.
 
@@ -184,7 +185,7 @@ class InvertedMultiIndex:
         h: Array | None = None,
         n_iterations: int = 10,
     ) -> Self:
-        """Quantise the class embeddings by k-means and group the classes by cell.
+        """Quantize the class embeddings by k-means and group the classes by cell.
 
         Parameters
         ----------
@@ -193,7 +194,7 @@ class InvertedMultiIndex:
         n_codewords : int
             K, in [1, L].
         kind : 'rq' or 'pq'
-            Residual quantisation: k-means on the embeddings, then on the residuals. Product quantisation: k-means on
+            Residual quantization: k-means on the embeddings, then on the residuals. Product quantization: k-means on
             each half of the embeddings; d must be even.
         residual : 'uniform', 'popularity' or 'exact'
             How a class is drawn within a cell. 'exact' draws by the softmax of the residual scores, so that Q is the
@@ -204,7 +205,7 @@ class InvertedMultiIndex:
             For residual='popularity': not negative, not all zero. A class of popularity 0 is never drawn.
         class_weights : (L,) array
             Weight of each class in k-means: not negative, not all zero; equal weights if not given. With the classes'
-            numbers of training points, frequent classes are quantised with smaller errors.
+            numbers of training points, frequent classes are quantized with smaller errors.
         h : (n, d) float32, on the device of the weights
             A sample of hidden activations. If given, k-means minimizes the error of the scores, ``mean_h (h . (w -
             w'))^2`` with w' the sum of w's codewords, instead of ``|w - w'|^2`` (our choice, after R. Guo et al.,
@@ -244,7 +245,7 @@ class InvertedMultiIndex:
         weights = check.array("weights", weights, np.float32, ("L", "d"), finite=True)
         n_classes, width = weights.shape
         check.integer("the number of classes", n_classes, 1, 2**31 - 1)
-        check.integer("the width of classes", width, 1)
+        check.integer("the width of weights", width, 1)
         n_codewords = check.integer(
             "n_codewords", n_codewords, 1, min(n_classes, MAX_CODEWORDS), f" (there are {n_classes} classes)"
         )
@@ -255,14 +256,15 @@ class InvertedMultiIndex:
         _checked_popularity(popularity, residual, n_classes)  # errors before the expensive part
         shares = _k_means_weights(class_weights, n_classes, device)
         metric = _metric(h, kind, width)
+        # The initial codewords of both codebooks; `random_connections` repeats no class within a row.
         first = empty((2, n_codewords), np.int32, device)
         backend_of(device, "initialization").random_connections(key, n_classes, first)
         codebooks = [part[rows] for part, rows in zip(_parts(weights, kind), first, strict=True)]
-        codes, codebooks = _quantise(weights, codebooks, shares, kind, n_iterations, metric, is_first=True)
+        codes, codebooks = _quantize(weights, codebooks, shares, kind, n_iterations, metric, is_first=True)
         return cls(codebooks, codes, kind, residual, popularity, class_weights, weights, metric)
 
     def update(self, weights: Array, n_iterations: int = 3, *, h: Array | None = None) -> float:
-        """Quantise the embeddings again after they have changed, starting from the present codebooks.
+        """Quantize the embeddings again after they have changed, starting from the present codebooks.
 
         Parameters
         ----------
@@ -295,7 +297,7 @@ class InvertedMultiIndex:
         check.integer("n_iterations", n_iterations, 0)
         metric = self._metric if h is None else _metric(h, self.kind, self._width)
         before = self.codes
-        codes, codebooks = _quantise(
+        codes, codebooks = _quantize(
             weights, self.codebooks, self._class_weights, self.kind, n_iterations, metric, is_first=False
         )
         self.codebooks, self._metric = codebooks, metric
@@ -419,7 +421,7 @@ class InvertedMultiIndex:
 
 
 def _parts(vectors, kind):
-    """The vectors that each of the two codebooks quantises: the halves for "pq", the whole vectors twice for "rq"."""
+    """The vectors that each of the two codebooks quantizes: the halves for "pq", the whole vectors twice for "rq"."""
     if kind == "rq":
         return vectors, vectors
     half, device = vectors.shape[1] // 2, device_of(vectors)
@@ -441,7 +443,7 @@ def _metric(h, kind, width):
     return pairs * 2 if kind == "rq" else pairs
 
 
-def _quantise(*arguments, **options):
+def _quantize(*arguments, **options):
     """`_codes_and_codebooks`; FloatingPointError if the embeddings are too large."""
     with np.errstate(over="ignore", invalid="ignore"):
         codes, codebooks = _codes_and_codebooks(*arguments, **options)

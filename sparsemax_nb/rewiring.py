@@ -69,8 +69,9 @@ def rewire(
     """Replace the weakest connections of a layer by random new ones, in place; every label keeps K connections.
 
     Drops the ``n = floor(fraction L K + 1/2)`` slots with the smallest ``|values[l, k]|`` of the whole layer; of equal
-    magnitudes, those with the lower flat index ``l K + k``. A label that loses m slots draws m new inputs, uniformly
-    from the H - K inputs that it was not connected to. They fill its dropped slots in ascending order. Their values
+    magnitudes, those with the lower flat index ``l K + k``. In a `GroupSharedFanIn`, l is a group, and the magnitude is
+    the mean over its labels. A label that loses m slots draws m new inputs, uniformly
+    from the d - K inputs that it was not connected to. They fill its dropped slots in ascending order. Their values
     start at 0, and so do the optimizer's moments. NumPy equivalent of the choice of slots:
     ``np.sort(np.argsort(np.abs(values).reshape(-1), kind="stable")[:n])``.
 
@@ -141,7 +142,7 @@ def rewire(
     slots = empty((n, 2), np.int32, device)
     if n == 0:
         return slots
-    bits = layer._magnitudes()
+    bits = layer._magnitudes()  # of a FixedFanIn: a view of values, whose dropped slots `_redraw` sets to zero bits
     cut, counts = _smallest(bits, n, device)
     label = int(counts.argmax())
     if counts[label] > n_free:

@@ -27,9 +27,9 @@ def sampled_softmax(
 ) -> tuple[float, Array, tuple[Array, Array]]:
     """Cross-entropy of each target against M drawn classes; its gradients touch only the classes that occur.
 
-    ``loss_b = sum_t (log(exp(t) + sum_m exp(s_bm)) - t)`` over the row's targets; a row may have one or several.
-    With "paper", ``t = h . w_target - log Q(target)`` and ``s = h . w_id - log Q(id)``; with "importance",
-    ``t = h . w_target`` and ``s = h . w_id - log(M Q(id))``.
+    ``loss = sum_t (log(exp(s_t) + sum_m exp(s_m)) - s_t)`` for a row, over its targets t (one or several), with the
+    scores s_t of target t and s_m of draw m. With "paper", ``s_t = h . w_t - log Q(t)`` and ``s_m = h . w_m - log
+    Q(m)``; with "importance", ``s_t = h . w_t`` and ``s_m = h . w_m - log(M Q(m))``.
 
     Parameters
     ----------

@@ -132,7 +132,7 @@ class SparseExperts(PackedDSSoftmax):
         self._dweights, self._scores = None, empty(0, np.float32, self.device)
 
     def _scores_buffer(self, n):
-        """n uninitialised scores in a buffer that is kept for the next step: allocating it every time is slow."""
+        """n uninitialized scores in a buffer that is kept for the next step: allocating it every time is slow."""
         if self._scores.shape[0] < n:
             self._scores = None  # free it before the larger one is allocated
             self._scores = empty(n, np.float32, self.device)

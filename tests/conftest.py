@@ -1,9 +1,9 @@
 """The one `backend` fixture, which tests are collected where, and a count of the tests by tier at the end of a run.
 
 Two runs make the whole suite, because one process cannot both simulate CUDA and compile for it: `pytest tests` in
-Numba's simulator (NUMBA_ENABLE_CUDASIM=1), which leaves out the contracts and the executed code; and these two folders,
-`pytest tests/contracts tests/compiled`, without it. On a machine with a CUDA device one run of `pytest tests` without
-the simulator does everything; without a device, it leaves out what needs one.
+Numba's simulator (NUMBA_ENABLE_CUDASIM=1), which leaves out the folders contracts and compiled; and `pytest
+tests/contracts tests/compiled` without it. On a machine with a CUDA device one run of `pytest tests` without the
+simulator does everything; without a device, it leaves out what needs one.
 """
 
 import collections
@@ -13,8 +13,8 @@ import os
 import pkgutil
 from pathlib import Path
 
-# That bits do not depend on the number of threads shows with two of them, also on one core. Read when Numba is
-# imported.
+# At least two threads, even on one core: tests compare the bits of one thread with those of several. Numba reads this
+# when it is imported.
 os.environ.setdefault("NUMBA_NUM_THREADS", str(max(2, len(os.sched_getaffinity(0)))))
 
 import numba
@@ -37,19 +37,20 @@ TIERS = {
     "cuda": f"tier 1 twins ({CUDA})",
     "contracts": "tier 2 contracts",
     "compiled": "tier 3 compiled code executed",
-    "ptxsim": "what executes it: ptxsim",
+    "ptxsim": "PTX emulator (ptxsim)",
     "tutorials": "tutorials",
     "examples": "examples of the documentation",
     "other": "other",
 }
 
-#: What takes long comes first, so that several processes end together; and what is of the catalogue, whose kernels are
-#: compiled there, before files of tests, which use them.
+#: Groups of tests that take long, which run first so that several processes end together. Catalogue operations run
+#: before test files, because they compile the kernels that these use.
 LONG = (
-    "group_shared_mma", "group_shared", "fixed_fan_in", "ds_softmax", "full_softmax", "linear", "midx", "sparse_experts",
-    "tests.train.test_classifier", "tests.train.test_linear", "tests.train.test_resume", "tests.stress.test_stress",
-    "tests.fuzz.test_files", "tests.cli.test_main", "tests.bench.test_bench", "tests.test_top_k_layers",
-    "tests.data.test_readers", "tests.test_linear", "tests.test_fuzz_calls", "tests.train.test_memory",
+    "group_shared_mma", "group_shared", "fixed_fan_in", "ds_softmax", "full_softmax", "linear", "midx",
+    "sparse_experts", "tests.train.test_classifier", "tests.train.test_linear", "tests.train.test_resume",
+    "tests.stress.test_stress", "tests.fuzz.test_files", "tests.cli.test_main", "tests.bench.test_bench",
+    "tests.test_top_k_layers", "tests.data.test_readers", "tests.test_linear", "tests.test_fuzz_calls",
+    "tests.train.test_memory",
 )  # fmt: skip
 
 

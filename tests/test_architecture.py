@@ -1,4 +1,4 @@
-"""The house rules that can be read off the source: who imports whom, twins with equal arguments, documented kernels."""
+"""Rules of the architecture that a test can check: imports, twins with equal arguments, documented kernels."""
 
 import ast
 import graphlib
@@ -17,7 +17,8 @@ PACKAGE = Path(sparsemax_nb.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text()) for path in FILES}
 
-#: Whom each room may import. Files beside the package's `__init__` are the methods, but for the top.
+#: The layers of the package, and the layers that each may import. Files that are directly in the package belong to the
+#: layer 'methods', except those of `TOP`.
 MAY_IMPORT = {
     "core": {"core"},
     "reference": {"reference", "core"},
@@ -29,32 +30,33 @@ MAY_IMPORT = {
 }
 TOP = {"__init__", "__main__", "cli", "internals"}
 FRAMEWORKS = {"torch", "jax", "tensorflow", "triton"}
+#: Modules of a backend whose operations need no twin in the other one.
 NO_TWIN = {
-    "simd",
-    "exp",
-    "panels",
-    "blocks",
-    "lists",
-    "baselines",
-    "launch",
-    "reduce",
-    "ptx",
-    "tensor_cores",
-    "layout",
-    "group_shared_mma",
-    "matmul",
-    "grouping",
-    "feature_choice",
-    "__init__",
-}  # grouping, feature_choice, baselines: on the CPU alone; group_shared_mma: launched by group_shared
+    "simd",  # vector instructions of the CPU
+    "exp",  # the CPU's exp; CUDA uses its math functions
+    "panels",  # layout of matrices for the CPU
+    "blocks",  # layout of the batch for the CPU
+    "lists",  # lists per range of classes, shared by CPU kernels
+    "baselines",  # CPU only
+    "launch",  # grids and blocks of CUDA
+    "reduce",  # sums over warps and blocks of CUDA
+    "ptx",  # PTX instructions
+    "tensor_cores",  # CUDA only
+    "layout",  # transposed inputs of CUDA kernels
+    "group_shared_mma",  # launched by cuda/group_shared, which has a twin
+    "matmul",  # CUDA also has two kernels to learn from
+    "grouping",  # CPU only
+    "feature_choice",  # CPU only
+    "__init__",  # no operations
+}
 #: Used by several files of one backend, never called from outside it.
 BACKEND_ONLY = {"merge", "bits_of"}
 #: What `reference` needs to know of an output that the backends are handed.
 SIZES = {"k", "shape", "n_bins", "n_labels", "n_inputs", "fan_in", "n_samples", "n_rows", "n_experts", "n_features"}
 
 
-def room_of(parts):
-    """The room of a module, from its path inside the package."""
+def layer_of(parts):
+    """The layer of a module, from its path inside the package."""
     if not parts or parts[0] in TOP:
         return "top"
     return parts[0] if parts[0] in MAY_IMPORT else "methods"
@@ -89,11 +91,11 @@ def positional(function):
 
 
 def wrong_ways(path, tree):
-    """What a file imports that its room must not."""
-    room = room_of(module_parts(path))
-    for target in imports_of(path, tree) if room != "top" else ():
-        if target[0] == PACKAGE.name and room_of(target[1:]) not in MAY_IMPORT[room]:
-            yield f"{path.relative_to(PACKAGE)}: {room} must not import {'.'.join(target)}"
+    """What a file imports that its layer must not."""
+    layer = layer_of(module_parts(path))
+    for target in imports_of(path, tree) if layer != "top" else ():
+        if target[0] == PACKAGE.name and layer_of(target[1:]) not in MAY_IMPORT[layer]:
+            yield f"{path.relative_to(PACKAGE)}: {layer} must not import {'.'.join(target)}"
 
 
 def forbidden(path, tree):
@@ -135,7 +137,7 @@ def test_the_walk_sees_all_forms_of_import():
     found = set(imports_of(PACKAGE / "cpu" / "z.py", ast.parse(source)))
     name = PACKAGE.name
     assert found == {("numba", "cuda"), (name, "cpu", "a"), (name, "b"), (name, "core", "x", "y")}
-    assert [room_of(p) for p in (("cpu", "a"), ("midx",), ("cli",), ("__init__",), (), ("train", "x", "y"))] == [
+    assert [layer_of(p) for p in (("cpu", "a"), ("midx",), ("cli",), ("__init__",), (), ("train", "x", "y"))] == [
         "cpu", "methods", "top", "top", "top", "train",
     ]  # fmt: skip
 

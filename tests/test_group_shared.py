@@ -337,7 +337,7 @@ def test_weights_that_are_not_finite_are_reported(backend, dtype):
     layer = make(backend, dtype)
     layer.bias[3] = np.nan
     x, labels = backend.array(integers(1, -2, 3, B, H)), place_labels(backend, label_matrix(B, L))
-    with pytest.raises(ValueError, match="layer gives NaN scores"):
+    with pytest.raises(ValueError, match="the scores are not finite"):
         fixed_fan_in_top_k(x, layer, 2)
     with pytest.raises(FloatingPointError, match="the loss is nan"):
         fixed_fan_in_step(x, layer, labels, "squared-hinge", SGD(0.1))

@@ -51,20 +51,20 @@ def test_a_million_draws_have_the_stated_probabilities(kind, residual):
 
 
 @EACH
-def test_probability_is_the_softmax_of_the_quantised_logits(kind, residual):
+def test_probability_is_the_softmax_of_the_quantized_logits(kind, residual):
     index, queries = build(kind=kind, residual=residual), normal(5, 3, WIDTH)
     c0, c1 = index.codebooks
     codes = index.codes
     if kind == "rq":
-        quantised = c0[codes[:, 0]] + c1[codes[:, 1]]
+        quantized = c0[codes[:, 0]] + c1[codes[:, 1]]
     else:
-        quantised = np.concatenate([c0[codes[:, 0]], c1[codes[:, 1]]], axis=1)
+        quantized = np.concatenate([c0[codes[:, 0]], c1[codes[:, 1]]], axis=1)
     weight = POPULARITY if residual == "popularity" else np.ones(N_CLASSES)
-    p = np.exp(queries.astype(np.float64) @ quantised.T) * weight
+    p = np.exp(queries.astype(np.float64) @ quantized.T) * weight
     got = np.exp(index.log_prob(queries, everything()))
     np.testing.assert_allclose(got, p / p.sum(1, keepdims=True), rtol=2e-5)
-    distance = ((embeddings() - quantised) ** 2).sum()
-    assert distance < 0.7 * ((embeddings() - embeddings().mean(0)) ** 2).sum(), "it quantises"
+    distance = ((embeddings() - quantized) ** 2).sum()
+    assert distance < 0.7 * ((embeddings() - embeddings().mean(0)) ** 2).sum(), "it quantizes"
 
 
 @EACH
@@ -213,8 +213,8 @@ def test_update_follows_the_embeddings():
     index.update(-classes, n_iterations=20)
     queries = normal(5, 3, WIDTH)
     np.testing.assert_allclose(np.exp(index.log_prob(queries, everything())).sum(1), 1, rtol=1e-5)
-    quantised = index.codebooks[0][index.codes[:, 0]] + index.codebooks[1][index.codes[:, 1]]
-    assert ((-classes - quantised) ** 2).sum() < 0.7 * (classes**2).sum()
+    quantized = index.codebooks[0][index.codes[:, 0]] + index.codebooks[1][index.codes[:, 1]]
+    assert ((-classes - quantized) ** 2).sum() < 0.7 * (classes**2).sum()
 
 
 def test_no_codeword_is_wasted():

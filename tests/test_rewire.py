@@ -256,7 +256,7 @@ def test_same_bits_with_one_thread_and_two():
     assert run(1) == run(2)
 
 
-# ---------------------------------------------------------------- optimisers
+# ---------------------------------------------------------------- optimizers
 
 
 @pytest.mark.parametrize("optimizer", [None, SGD(0.1)], ids=["None", "SGD"])

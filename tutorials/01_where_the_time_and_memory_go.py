@@ -292,16 +292,16 @@ def labels_of(targets, n_classes):
 def sparse_setting(n_classes, bias):
     layer = FixedFanIn.random(n_labels=n_classes, n_inputs=WIDE, fan_in=K, seed=0)
     layer.bias[:] = bias
-    x = random.standard_normal((B, WIDE), np.float32)
-    return x, layer, labels_of(random.integers(n_classes, size=B), n_classes), Adam(learning_rate=1e-4)
+    h = random.standard_normal((B, WIDE), np.float32)
+    return h, layer, labels_of(random.integers(n_classes, size=B), n_classes), Adam(learning_rate=1e-4)
 
 
 n = size(100_000, 2000)
-x, layer, labels, adam = sparse_setting(n, -3)
-fixed_fan_in_step(x, layer, labels, "squared-hinge", adam)  # compiles, and creates m and v
+h_wide, layer, labels, adam = sparse_setting(n, -3)
+fixed_fan_in_step(h_wide, layer, labels, "squared-hinge", adam)  # compiles, and creates m and v
 stored = layer.indices.nbytes + layer.values.nbytes + layer.bias.nbytes
 stored += sum(moment.nbytes for array in (layer.values, layer.bias) for moment in adam.state_of(array).moments)
-temporary = peak_of(lambda: fixed_fan_in_step(x, layer, labels, "squared-hinge", adam))
+temporary = peak_of(lambda: fixed_fan_in_step(h_wide, layer, labels, "squared-hinge", adam))
 print(
     f"stored {stored / 1e6:.1f} MB, by formula {n * (16 * K + 12) / 1e6:.1f} MB; the step allocates "
     f"{temporary / 1e6:.1f} MB"
@@ -354,9 +354,9 @@ show(figure, "01_memory")
 
 # %%
 def sparse_seconds(n_classes, loss, bias):
-    x, layer, labels, adam = sparse_setting(n_classes, bias)
-    fixed_fan_in_step(x, layer, labels, loss, adam)
-    return seconds(lambda: fixed_fan_in_step(x, layer, labels, loss, adam))
+    h, layer, labels, adam = sparse_setting(n_classes, bias)
+    fixed_fan_in_step(h, layer, labels, loss, adam)
+    return seconds(lambda: fixed_fan_in_step(h, layer, labels, loss, adam))
 
 
 bias_for = {"squared-hinge": -3, "bce": 0}

@@ -35,10 +35,10 @@ random = np.random.default_rng(0)
 # ## The full gradient
 #
 # Our classes are 300 points in the plane, in a few clusters, as is typical for embeddings. `h` is what the network
-# computed for one row; the score of class `i` is `h . x_i`. The gradient of the loss with respect to `h` is the
+# computed for one row; the score of class `i` is `h . w_i`. The gradient of the loss with respect to `h` is the
 # expected class vector under the model, minus the vector of the target:
 #
-# $$ p_i \propto e^{h \cdot x_i}, \qquad \frac{\partial \ell}{\partial h} = \sum_i p_i\, x_i - x_t . $$
+# $$ p_i \propto e^{h \cdot w_i}, \qquad \frac{\partial \ell}{\partial h} = \sum_i p_i\, w_i - w_t . $$
 
 # %%
 L = 300
@@ -141,15 +141,15 @@ print(f"mean distance to the codeword: {np.linalg.norm(residuals, axis=1).mean()
 
 # %% [markdown]
 # This is still coarse. More codewords would help, but each query must compute `K` scores. A *residual* index uses a
-# second codebook for the residuals, `x_i` minus its codeword. All residuals are close to the origin, whichever cluster
+# second codebook for the residuals, `w_i` minus its codeword. All residuals are close to the origin, whichever cluster
 # they come from, so *one* second codebook works for all of them. Two codebooks of `K` codewords can represent `K²`
 # points.
 
 # %%
 second, k1 = k_means(residuals, K)
-quantised = first[k0] + second[k1]
-print(f"mean distance to the sum of both: {np.linalg.norm(classes - quantised, axis=1).mean():.2f}")
-assert np.linalg.norm(classes - quantised, axis=1).mean() < np.linalg.norm(residuals, axis=1).mean()
+quantized = first[k0] + second[k1]
+print(f"mean distance to the sum of both: {np.linalg.norm(classes - quantized, axis=1).mean():.2f}")
+assert np.linalg.norm(classes - quantized, axis=1).mean() < np.linalg.norm(residuals, axis=1).mean()
 
 
 colours = plt.matplotlib.colors.ListedColormap([BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY])
@@ -169,10 +169,10 @@ def draw_cells(axes, points, codewords, nearest, limit):
 figure, panels = plt.subplots(1, 3, figsize=(10.5, 3.8))
 draw_cells(panels[0], classes, first, k0, 3.4)
 draw_cells(panels[1], residuals, second, k1, 1.5)
-for point, approximation in zip(classes, quantised, strict=True):
+for point, approximation in zip(classes, quantized, strict=True):
     panels[2].plot(*np.stack([point, approximation]).T, color=GREY, linewidth=0.8)
 panels[2].scatter(*classes.T, s=9, color=BLUE, label="class")
-panels[2].scatter(*quantised.T, s=22, marker="x", color=VERMILION, linewidths=1.2, label="approximation")
+panels[2].scatter(*quantized.T, s=22, marker="x", color=VERMILION, linewidths=1.2, label="approximation")
 panels[2].annotate("", xy=h, xytext=(0, 0), arrowprops={"arrowstyle": "-|>", "color": "black", "linewidth": 1.6})
 panels[2].text(*(h + 0.08), "h", fontsize=13)
 panels[2].set(xlim=(-3.4, 3.4), ylim=(-3.4, 3.4), aspect="equal")
@@ -462,5 +462,5 @@ check(
     "3",
     ... if answers[0] is ... else answers,
     is_loss_of_exact,
-    "h . x - log P is the same number for every class: what is the softmax of equal scores?",
+    "h . w - log P is the same number for every class: what is the softmax of equal scores?",
 )

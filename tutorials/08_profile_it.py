@@ -367,7 +367,8 @@ show(figure, "08_improved")
 # The same questions can be asked about compiled CUDA kernels, and compiling needs no GPU. `python -m
 # tests.contracts.table` compiles all kernels of the library and prints registers, shared memory, spills and *occupancy*
 # - the share of the possible warps that fit on a multiprocessor at the same time - for three generations of GPUs. This
-# takes minutes, so here are only two of its rows, with some counts of PTX instructions.
+# takes minutes and needs `pip install -e '.[test]'`, or run `make contracts`. So here are only two of its rows, with
+# some counts of PTX instructions.
 
 # %%
 READ = """

@@ -243,7 +243,7 @@ def test_divergent_barriers():
     assert kinds(early_return, 1, 64, np.zeros(64, np.float32), 64)[0] == set()
 
 
-def test_uninitialised_shared_read():
+def test_uninitialized_shared_read():
     @cuda.jit
     def forgot(x, y):
         s = cuda.shared.array(64, float32)
@@ -255,7 +255,7 @@ def test_uninitialised_shared_read():
 
     y = np.zeros(64, np.float32)
     found, r = kinds(forgot, 3, 64, np.ones(64, np.float32), y)
-    assert found == {"uninitialised"} and r.errors[0].count == 12 and np.isnan(y[60:]).all()
+    assert found == {"uninitialized"} and r.errors[0].count == 12 and np.isnan(y[60:]).all()
 
 
 def test_membermask_names_absent_lanes():

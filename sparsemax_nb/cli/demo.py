@@ -1,4 +1,4 @@
-"""The demo: train three kinds of output layers with 15,810 labels, and compare them in a table and a plot."""
+"""The demo: train five output layers of three kinds with 15,810 labels, and compare them in a table and a plot."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ from ..core.device import resolve_device
 from ..train import curves
 from . import common
 
-#: Name and `Classifier` parameters of each contestant. All use the same embedding, loss, optimiser and time. A
+#: Name and `Classifier` parameters of each contestant. All use the same embedding, loss, optimizer and time. A
 #: connection stores a weight and an index: so the bottleneck of 64 and fixed fan-in 32 take the same memory, and so do
 #: the bottleneck of 16 and fixed fan-in 8.
 CONTESTANTS = {
@@ -178,7 +178,7 @@ def demo(options):
 def demo_options(sub, device):
     """The options of `demo`."""
     device(sub)
-    sub.add_argument("--seconds", type=float, default=30, help="training time of each layer, in seconds")
+    sub.add_argument("--seconds", type=float, default=30, metavar="S", help="training time of each layer, in seconds")
     sub.add_argument("--out", default="demo_output", metavar="DIR", help="folder for the plot")
-    sub.add_argument("--seed", type=int, default=0, help="random seed of weights, order and dropout")
+    sub.add_argument("--seed", type=int, default=0, metavar="N", help="random seed of weights, order and dropout")
     sub.add_argument("--quiet", action="store_true", help="do not show progress")

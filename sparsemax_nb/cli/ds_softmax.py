@@ -18,7 +18,7 @@ from ..train.network import SPARSE_OUTPUTS
 from . import common
 
 TOP_K_NAMES = tuple(f"top-{k}" for k in KS)
-#: Points whose contexts are computed at once: bounds the memory while the file is written.
+#: Points whose rows of h are computed at once: bounds the memory while the file is written.
 POINTS_PER_BATCH = 4096
 
 
@@ -30,15 +30,15 @@ def ds_softmax(options):
     model._check_params()  # raise errors before minutes of work, not after
     model._check_checkpoint_path(path, options.resume)
     about, rows, parts = _of_language_model(options) if _is_language_model(options.model) else _of_classifier(options)
-    n_contexts = parts["train"][0].shape[0]
-    print(f"{about}; {n_contexts:,} training contexts; {common.device_line(options.device)}", flush=True)
+    n_rows = parts["train"][0].shape[0]
+    print(f"{about}; {n_rows:,} training rows of h; {common.device_line(options.device)}", flush=True)
     stem, _ = os.path.splitext(options.save)
     files = {part: f"{stem}.contexts-{part}.npy" for part in parts}
     is_resumed = options.resume and os.path.exists(path)
     if options.resume:
         print(f"resuming from {path}" if is_resumed else f"no checkpoint {path} yet: starting from scratch", flush=True)
     try:
-        pairs = {part: (_contexts(files[part], *parts[part], rows, is_resumed), parts[part][0]) for part in parts}
+        pairs = {part: (_hidden(files[part], *parts[part], rows, is_resumed), parts[part][0]) for part in parts}
         model.fit(
             *pairs["train"],
             rows,
@@ -49,7 +49,7 @@ def ds_softmax(options):
             after_stage=lambda n_experts, packed: packed.save(stage_file(options.save, n_experts)),
         )
     except BaseException:
-        if not os.path.exists(path):  # nothing to resume from: the contexts are of no use
+        if not os.path.exists(path):  # nothing to resume from: the rows of h are of no use
             _remove(files.values())
         raise
     model.save(options.save)
@@ -69,7 +69,7 @@ def ds_softmax(options):
         "about": about,
         "params": model.get_params(),
         "device": model.experts_.device,
-        "contexts": n_contexts,
+        "contexts": n_rows,
         "epochs": model.history_,
         "train_seconds": sum(e["seconds"] for e in model.history_),
         "total_seconds": time.perf_counter() - start,
@@ -92,7 +92,7 @@ def _stages(path, params):
         n_experts *= 2
 
 
-# ------------------------------------------------------------ contexts
+# ------------------------------------------------------------ rows of h
 
 
 def _is_language_model(file):
@@ -108,7 +108,7 @@ def _is_language_model(file):
 def _of_language_model(options):
     """Load a language model and its data.
 
-    Returns a description, the rows of the output layer, and {part: (targets, function that writes the contexts)}.
+    Returns a description, the rows of the output layer, and {part: (targets, function that writes the rows of h)}.
     """
     model = train.LanguageModel.load(options.model, device=options.device)
     _, _, parts, _ = common.load_texts(model, options.model, options.data)
@@ -121,7 +121,7 @@ def _of_language_model(options):
         return targets, lambda path: model.encode(parts[part], out=path, every=every)[0]
 
     rows = to_numpy(model.network_.output.weights)
-    about = f"{options.model}: {model.n_words_:,} words, contexts of width {model.width}"
+    about = f"{options.model}: {model.n_words_:,} words, rows of h of width {model.width}"
     return about, rows, {part: of_part(part) for part in common.PARTS}
 
 
@@ -136,7 +136,7 @@ def _first(tokens, n, longest):
 
 
 def _of_classifier(options):
-    """Load a classifier, as `_of_language_model`. A bias becomes the last column of the rows, where contexts are 1."""
+    """Load a classifier, as `_of_language_model`. A bias becomes the last column of the rows, where h is 1."""
     model = train.Classifier.load(options.model, device=options.device)
     if model.output in SPARSE_OUTPUTS:
         raise ValueError(
@@ -173,14 +173,14 @@ def _of_classifier(options):
 
         return labels, lambda path: write_float16(path, (features.shape[0], rows.shape[1]), fill)
 
-    about = f"{options.model}: {model.n_labels_:,} labels, contexts of width {rows.shape[1]}"
+    about = f"{options.model}: {model.n_labels_:,} labels, rows of h of width {rows.shape[1]}"
     return about, rows, {part: of_part(part) for part in common.PARTS if points[part] is not None}
 
 
-def _contexts(path, targets, write, rows, is_resumed):
-    """The contexts of a part, memory-mapped; a resumed run uses the existing file, if there is one."""
+def _hidden(path, targets, write, rows, is_resumed):
+    """The rows of h of a part, memory-mapped; a resumed run uses the existing file, if there is one."""
     if not (is_resumed and os.path.exists(path)):
-        print(f"writing contexts to {path}", flush=True)
+        print(f"writing rows of h to {path}", flush=True)
         return write(path)
     h, wanted = open_npy(path), (targets.shape[0], rows.shape[1])
     if h.shape != wanted:
@@ -217,10 +217,10 @@ def _full(rows, device):
     return PackedDSSoftmax(*(asarray(array, device) for array in (gate, starts, ids, rows)), n_classes)
 
 
-def _line_of_table(name, packed, contexts, targets):
+def _line_of_table(name, packed, h, targets):
     return (
         {"name": name}
-        | evaluate_experts(packed, contexts, targets)
+        | evaluate_experts(packed, h, targets)
         | {"rows": len(packed.ids), "bytes": packed.weights.nbytes}
     )
 
@@ -245,7 +245,7 @@ def ds_softmax_options(sub, device):
     sub.add_argument("--model", metavar="FILE", required=True, help=model)
     data_help = "the data that the model was trained on; may be omitted if bundled"
     sub.add_argument("--data", metavar="DIR-or-NAME", help=data_help)
-    first = "train on the first N tokens, items or points of the train part; 0: all (the default)"
+    first = "train with the first N rows of h (hidden activations) only; 0: all (the default)"
     sub.add_argument("--contexts", type=common.count_or_none, default=None, metavar="N", help=first)
     default = train.DSSoftmax().get_params()
     option = common.option_adder(sub, default)
@@ -258,7 +258,7 @@ def ds_softmax_options(sub, device):
     option("expert_lasso", float, "X", "weight of the group lasso over each class across all experts")
     option("balance", float, "X", "weight of the penalty on unequal loads of the experts")
     option("noise", float, "X", "standard deviation of the noise added to the gate")
-    option("batch_size", int, "B", "contexts per step")
+    option("batch_size", int, "B", "rows of h per step")
     option("learning_rate", float, "LR", "learning rate of Adam at the start of each stage")
     option("seed", int, "N", "random seed of gate, order, noise and mitosis")
     common.file_options(sub, required=True)

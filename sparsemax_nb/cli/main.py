@@ -101,7 +101,7 @@ def _parser():
             help="device to compute on; auto: a GPU if there is one",
         )
 
-    text = "Train three kinds of output layers on artworks with 15,810 subjects, and compare them."
+    text = "Train five output layers of three kinds on artworks with 15,810 subjects, and compare them."
     demo.demo_options(command(commands, "demo", demo.demo, text), device)
 
     trainers = commands.add_parser("train", help="Train a model.").add_subparsers(
@@ -114,7 +114,10 @@ def _parser():
     text = "Turn the output layer of a saved model into a sparse mixture of sparse experts, for faster top-k queries."
     ds_softmax.ds_softmax_options(command(trainers, "ds-softmax", ds_softmax.ds_softmax, text), device)
 
-    text = "Evaluate a saved model: P@k, nDCG@k, R@k and PSP@k of a classifier, perplexity of a language model."
+    text = (
+        "Evaluate a saved model: precision, nDCG, recall and propensity-scored precision at k of a classifier; "
+        "perplexity, or Recall@10 and NDCG@10 for next items, of a language model."
+    )
     predict.evaluate_options(command(commands, "evaluate", predict.evaluate, text), device)
     text = "Predict labels with a saved classifier, and print them as a tab-separated table."
     predict.predict_options(command(commands, "predict", predict.predict, text), device)

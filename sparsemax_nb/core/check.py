@@ -84,7 +84,8 @@ def _layout(name, value, shape):
 def array(name, value, dtype, shape, writeable=False, finite=False):
     """Check dtype, shape and layout of an array and return it (a foreign CUDA array as a CuPy array).
 
-    `shape` contains an int where the size is fixed and a letter where it is free, e.g. ``("B", 128)``.
+    `shape` contains an int where the size is fixed and a letter where it is free, e.g. ``("B", 128)``. A letter only
+    names a size in the message: equal letters of several arguments are not compared.
 
     With `writeable` and `finite`, also check that it can be written to, and that all its numbers are finite.
     """
@@ -153,7 +154,7 @@ def nonnegative(name, value, n=None):
 
 def array_size(limit=MAX_ELEMENTS, **sizes):
     """ValueError if an array with these named sizes would have more than `limit` elements."""
-    n = max(math.prod(sizes.values()), max(sizes.values()))
+    n = max(math.prod(sizes.values()), max(sizes.values()))  # with a size of 0, the others must still fit
     if n > limit:
         product = " x ".join(f"{name} = {size}" for name, size in sizes.items())
         raise ValueError(f"{product} must be at most {limit} elements, got {n}; reduce one of them")

@@ -43,7 +43,7 @@ BROKEN = LookupError, TypeError, ValueError, ArithmeticError, AttributeError, Re
 
 
 class ModelFileError(ValueError):
-    """A model file that cannot be read: truncated, damaged, foreign, of another kind or a newer version.
+    """A model file that cannot be read: truncated, damaged, foreign, of another kind or format version.
 
     Examples
     --------

@@ -59,6 +59,7 @@ def njit_parallel(function=None, *, work=None, **options):
     if function is None:
         return functools.partial(njit_parallel, work=work, **options)
     kernel = njit(function, parallel=True, **options)
+    # Numba creates the object: changing its class afterwards makes calls from Python go through `ParallelKernel`.
     kernel.__class__, kernel.work = threads.ParallelKernel, work
     return kernel
 
@@ -265,10 +266,12 @@ def profiled():
     synchronize()
     if not SIMULATOR:
         cuda.profile_start()
-    yield
-    synchronize()
-    if not SIMULATOR:
-        cuda.profile_stop()
+    try:
+        yield
+        synchronize()
+    finally:
+        if not SIMULATOR:
+            cuda.profile_stop()
 
 
 def synchronize():

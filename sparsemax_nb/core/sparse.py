@@ -44,7 +44,7 @@ class LabelRows(NamedTuple):
 class SparseRows(NamedTuple):
     """Sparse inputs (CSR): row b has feature ``ids[j]`` with ``weights[j]`` for j in ``indptr[b]:indptr[b + 1]``."""
 
-    indptr: np.ndarray  # (B + 1,) int32
+    indptr: np.ndarray  # (B + 1,) int32 or int64
     ids: np.ndarray  # (n,) int32
     weights: np.ndarray  # (n,) float32
 
@@ -178,7 +178,8 @@ def by_column(rows):
 def as_labels(labels, n_rows, device, n_labels, name="labels"):
     """Check `labels` (SciPy sparse matrix or `Labels`) and return `Labels` on `device`; `name` is used in errors.
 
-    For a matrix, the nonzero entries are the labels; explicitly stored zeros are ignored.
+    For a matrix, the nonzero entries are the labels; explicitly stored zeros are ignored. For `Labels`, only type,
+    shape and device are checked here; `by_label` and `sorted_keys` refuse ids out of range and repeated ids.
     """
     if scipy.sparse.issparse(labels):
         if labels.shape != (n_rows, n_labels):

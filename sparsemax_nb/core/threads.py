@@ -22,9 +22,10 @@ from numba.np.ufunc import parallel
 #: milliseconds while they wait for each other.
 MIN_PARALLEL = 1 << 18
 
-#: The threading layer of Numba that must not be entered by two threads at once: it would abort the process.
+#: The threading layer of Numba that must not be entered by two threads at once, as it would abort the process; and the
+#: lock that prevents this.
 ONE_AT_A_TIME = "workqueue"
-_entered = threading.RLock()
+_workqueue_lock = threading.RLock()
 #: The main thread of a forked process, in which the threads of the parent's pool no longer exist.
 _forked_thread = None
 
@@ -54,7 +55,7 @@ class ParallelKernel(CPUDispatcher):
     def __call__(self, *arguments):
         if parallel._threading_layer is None:
             numba.get_num_threads()  # chooses the threading layer
-        with _entered if parallel._threading_layer == ONE_AT_A_TIME else contextlib.nullcontext():
+        with _workqueue_lock if parallel._threading_layer == ONE_AT_A_TIME else contextlib.nullcontext():
             # inside the lock: in a forked process, reading the number makes workqueue start its threads
             before = n_threads = parallel._get_num_threads()
             if threading.get_ident() == _forked_thread:
@@ -116,7 +117,7 @@ def one_blas_thread():
 
 
 #: In the order in which a thread takes them when it calls a kernel for the first time.
-_LOCKS = _entered, global_compiler_lock, parallel._backend_init_thread_lock, _blas
+_LOCKS = _workqueue_lock, global_compiler_lock, parallel._backend_init_thread_lock, _blas
 
 
 def _before_fork():
@@ -144,6 +145,7 @@ def _after_fork_in_child():
         _set_blas_threads(_numbers_before)
         _n_users = 0
     if parallel._threading_layer == "omp":
+        # Records this process as the one that started the pool. Numba aborts if another process enters it.
         pool = importlib.import_module("numba.np.ufunc.omppool")
         ctypes.CFUNCTYPE(None, ctypes.c_int)(pool.launch_threads)(numba.config.NUMBA_NUM_THREADS)
         parallel._set_num_threads(1)

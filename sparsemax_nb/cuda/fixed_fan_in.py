@@ -30,7 +30,8 @@ TILE_PITCH = TILE + 1
 #: Rows that a warp of a `..._wide` kernel takes at once: four per lane; and with padding.
 WARP_ROWS = 4 * launch.WARP
 WARP_ROWS_PITCH = WARP_ROWS + 1
-#: If at most this many of a warp's 128 rows have a gradient, they are handled one by one: fewer sectors (counted).
+#: If at most this many of a warp's 128 rows have a gradient, they are handled one by one: fewer sectors, as counted by
+#: ptxsim.
 MAX_ROWS_ONE_BY_ONE = 16
 
 
@@ -327,7 +328,7 @@ def _scaled_gradient(loss, scale, score, is_label):
 
 @cuda_device
 def _update(layer, update, values_moments, bias_moments, label_loss, shared, sums, label, thread, n_threads):
-    """One optimiser step for a label, from its K + 2 sums in shared memory from position `sums` on.
+    """One optimizer step for a label, from its K + 2 sums in shared memory from position `sums` on.
 
     The sums are dvalues (K), dbias and the loss.
     """
@@ -347,6 +348,7 @@ def step_kernel(ht, layer, label_rows, loss, update, values_moments, bias_moment
     """One block owns one label: scores of all rows, loss, gradients, update. Scores never leave the registers.
 
     Grid: labels on x. Reads ht (H, B) and the label's rows; updates values, bias and moments; writes label_loss (L,).
+    `update` is (optimizer, rates, scale): kind of optimizer, `Rates`, and 1 / B, the factor of losses and gradients.
     Dynamic shared memory: gradient and loss of blockDim.x rows, then the K + 2 sums of the label (dvalues, dbias,
     loss). dht (H, B) with atomics: order of float sums varies; everything else is deterministic.
     """
@@ -406,10 +408,11 @@ def step_wide_kernel(ht, layer, label_rows, loss, update, values_moments, bias_m
     (dvalues, dbias, loss) and 128 gradients. dht (H, B) with atomics: order of float sums varies; everything else is
     deterministic.
 
-    Index and weight are loaded, and addresses computed, once per 128 rows. Counted for 128 rows, 670,000 labels and K =
-    32: 673 million warp instructions instead of 4,343, 14.0 GB through L2 instead of 20.2
-    (``bench/results/counted-cpu.json``). Tried and rejected: a reverse index of the connections instead of atomics. It
-    reads more sectors than the atomics touch, most of them from memory, and needs the gradients of all labels stored.
+    Index and weight are loaded, and addresses computed, once per 128 rows. Counted by the PTX emulator (``python -m
+    bench.counted``) for 128 rows, 670,000 labels and K = 32: 673 million warp instructions instead of 4,343, 14.0 GB
+    through L2 instead of 20.2 (``bench/results/counted-cpu.json``). Tried and rejected: a reverse index of the
+    connections instead of atomics. It reads more sectors than the atomics touch, most of them from memory, and needs
+    the gradients of all labels stored.
     """
     shared = cuda.shared.array(0, float32)
     lane, warp = cuda.threadIdx.x, cuda.threadIdx.y

@@ -1,6 +1,6 @@
 """Launch configurations: grids, blocks and dynamic shared memory.
 
-Labels (or columns) are on grid x, which may be 2^31 - 1 blocks long. Everything else strides over grid y.
+Usually labels (or columns) are on grid x, which may be 2^31 - 1 blocks long, and everything else strides over grid y.
 """
 
 #: Default number of threads per block: four warps.

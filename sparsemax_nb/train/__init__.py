@@ -1,4 +1,4 @@
-"""Training with gradients written by hand: layers, the loop, metrics, estimators."""
+"""Training with gradients written by hand: layers, the loop, estimators."""
 
 from ..core.checkpoint import ModelFileError
 from .classifier import Classifier

@@ -30,7 +30,7 @@ class Classifier(LinearArchitecture, NetworkArchitecture, ClassifierInputs, Clas
     """Multi-label classification with many labels: a linear layer over sparse features, or a network.
 
     Linear: TF-IDF -> `SparseLinear`, one-vs-rest over all labels, trained by dual coordinate descent. It has no
-    learning rate, trains in seconds where a network takes minutes, and helps rare labels most. Network over sparse
+    learning rate, trains in about a minute where a network takes many, and helps rare labels most. Network over sparse
     features: TF-IDF -> embedding -> ReLU -> dropout [-> dense layer of width `intermediate` -> ReLU] -> output. Network
     over dense features: dropout [-> dense layer -> ReLU] -> output. Its gradients are written by hand.
 
@@ -44,13 +44,13 @@ class Classifier(LinearArchitecture, NetworkArchitecture, ClassifierInputs, Clas
         fifth of the labels (at least 1,000; all if there are fewer than 10,000 points), measured on held-out points or
         on `validation`. It selects the best nDCG@5, refined by a parabola through the neighbours; see `trials_`.
     slack : 'auto' or float
-        For 'linear': labels that a point does not have should score at most ``slack - 1``, in [0, 2). 'auto' as for C.
+        For 'linear': labels that a point does not have should score at most ``slack - 1``; at least 0, at most
+        1.999. 'auto' as for C.
     frequency : 'auto' or float
         For 'linear': predictions add ``frequency * log(number of the label's points)`` to a score; 0 or more. It helps
         if there are few points. 'auto' tries 0 to 0.1.
     co_occurrence : float
-        For 'linear': weight with which the best 20 labels are reranked by how often they share points, see `rerank`. 0
-        turns reranking off, and co-occurrences are not counted.
+        For 'linear': weight with which the best 20 labels are reranked by how often they share points, see `rerank`.
     features_per_point, min_features : float, int
         For 'linear': a label is connected to this many of its most distinctive features per point, and to at least
         `min_features` if its points have that many; see `SparseLinear.choose`.
@@ -73,10 +73,9 @@ class Classifier(LinearArchitecture, NetworkArchitecture, ClassifierInputs, Clas
     group_size : int
         Labels per group in a group-shared output.
     grouping : 'similar', 'frequency' or 'random'
-        How labels are grouped: by the features of their points (needs memory for each label's sum of features), by
-        their number of points, or at random. See `group_labels`.
+        How labels are grouped: by the features of their points, by their number of points, or at random.
     weight_dtype : 'float32' or 'bfloat16'
-        Type of the weights of a group-shared output; bfloat16 uses stochastic rounding, see `GroupSharedFanIn`.
+        Type of the weights of a group-shared output, see `GroupSharedFanIn`.
     loss : 'squared-hinge', 'bce' or 'softmax'
         'softmax', ``-log softmax(scores)`` summed over a row's labels, needs a dense or bottleneck output.
     sampler : 'none', 'uniform', 'log-uniform', 'unigram', 'lsh', 'sphere', 'rff', 'midx-pq' or 'midx-rq'
@@ -95,12 +94,13 @@ class Classifier(LinearArchitecture, NetworkArchitecture, ClassifierInputs, Clas
         Steps between two updates of the samplers that depend on the output weights (midx, lsh, sphere, rff); None: once
         per epoch.
     correction : 'paper' or 'importance'
+        Whether log Q is subtracted from all scores, or log(M Q) from those of the negatives only.
     mask_hits : bool
-        See `sampled_softmax`.
+        Ignore draws that equal the target.
     dropout : float
-        Dropout rate after the embedding, or of dense features, in [0, 1).
+        Dropout rate after the embedding, or of dense features; at most 0.999.
     word_dropout : float
-        Dropout rate of the entries of sparse features, in [0, 1).
+        Dropout rate of the entries of sparse features; at most 0.999.
     learning_rate : float
         Initial learning rate of Adam.
     embedding_lr_multiplier : float
@@ -109,19 +109,19 @@ class Classifier(LinearArchitecture, NetworkArchitecture, ClassifierInputs, Clas
         Factor of the learning rate for the weights of the wide layer below a sparse output. If that layer changes
         slowly, labels with few points cannot overfit its features (our choice).
     clip : float or None
-        Maximum norm of the gradient of all parameters together; larger gradients are scaled down. None: no clipping.
-        With clipping, a sparse output layer computes and stores the scores of all labels, like a dense one.
+        Maximum norm of the gradient of all parameters; larger gradients are scaled down. With clipping, a sparse output
+        layer stores the scores of all labels, like a dense one.
     warm_up : int
         Steps over which the learning rate rises linearly from 0.
     min_learning_rate : float
         Lower bound of the decaying learning rate.
     patience : int
         With validation, the learning rate is halved, down to `min_learning_rate`, after this many consecutive epochs
-        without a better P@3.
+        without a better P@3 (with fewer than three labels: P@1).
     stop_after : int
         Training stops after this many such epochs.
     validation_fraction : float
-        Share of the rows that `fit` holds out for validation if it is given no validation set, in [0, 1).
+        Share of the rows that `fit` holds out for validation if it is given no validation set; at most 0.999.
     rewire_fraction : float
         Share of a sparse output's connections that each rewiring replaces, those with the smallest weights; 0 disables
         it. Labels without training points keep zero weights: if there are many, only their connections are replaced.
@@ -140,14 +140,14 @@ class Classifier(LinearArchitecture, NetworkArchitecture, ClassifierInputs, Clas
         always done with dense ones. 'auto' means False if any entry is not a non-negative integer, and reports it on
         standard error if `progress` is set.
     memory_limit : int or None
-        Maximum memory of the training in bytes. `fit` prints the memory plan before it allocates (on standard error, if
-        `progress` is set), and refuses a network that does not fit.
+        Maximum memory of the training in bytes. With a limit, `fit` prints the memory plan before it allocates (on
+        standard error, if `progress` is set), and refuses a network that does not fit.
     seed : int
         Seed of weights, order, dropout, sampling and rewiring.
     device : 'auto', 'cpu' or 'cuda'
         'auto' uses a CUDA device if there is one.
     progress : bool
-        Show progress on standard error: a bar in a terminal, else a line per tenth of the steps.
+        Show progress on standard error: a bar, or outside of a terminal one line per tenth of the steps.
 
     Attributes
     ----------
@@ -389,7 +389,7 @@ class Classifier(LinearArchitecture, NetworkArchitecture, ClassifierInputs, Clas
         if not (names is None or others is None or list(names) == list(others)):
             raise ValueError(f"validation: {names_differ_message(set(names), set(others))}")
         X, y = checked_features("X", X), checked_labels("y", y, two_classes=True)  # noqa: N806
-        X, y, validation, rows = split(X, y, validation, self.validation_fraction, self.seed)  # noqa: N806
+        validation, rows = split(X, y, validation, self.validation_fraction, self.seed)
         is_dense, device = not scipy.sparse.issparse(X), resolve_device(self.device)
         new = copy.copy(self)  # a refused fit leaves `self` unchanged
         new.architecture_, new._fitted_params = self._resolved_architecture(is_dense), self._json_params()
@@ -402,7 +402,7 @@ class Classifier(LinearArchitecture, NetworkArchitecture, ClassifierInputs, Clas
         if names is not None:
             new.feature_names_in_ = names
         prepare = new._linear_training if new.architecture_ == "linear" else new._network_training
-        self._check_checkpoint_path(checkpoint_path, resume)
+        self._check_checkpoint_path(checkpoint_path, resume, checkpoint_seconds)
         training = prepare(X, y, validation, rows)
         parts = [(X, y)] if validation is None else [(X, y), validation]
         save = self._set_up_checkpoints(training, checkpoint_path, resume, parts)

@@ -16,10 +16,11 @@ from ..core.device import to_numpy
 from ..feature_choice import extended_lists
 from . import linear, linear_settings
 from .classifier_inputs import checked_labels
-from .classifier_network import EPOCHS
-from .estimator import AvailableIf, SampledEstimator
+from .estimator import CHANGEABLE_ON_RESUME, AvailableIf, SampledEstimator
 from .validation import possible_ks
 
+#: Passes over the data if `epochs` is None.
+EPOCHS = 5
 #: Parameters that the network architecture does not have.
 LINEAR_ONLY = "C", "slack", "frequency", "co_occurrence", "features_per_point", "min_features", "extra_features"
 
@@ -27,7 +28,11 @@ LINEAR_ONLY = "C", "slack", "frequency", "co_occurrence", "features_per_point", 
 class LinearArchitecture(SampledEstimator):
     """Mixin of `Classifier` with the methods for architecture='linear'."""
 
-    @functools.partial(AvailableIf, lambda self: self.architecture != "network")
+    @functools.partial(
+        AvailableIf,
+        lambda self: self.architecture != "network",
+        "partial_fit is for a linear layer, not for architecture='network'",
+    )
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> Self:
         """Continue the training of a linear layer on new points, which may have new labels; the first call fits.
 
@@ -52,11 +57,13 @@ class LinearArchitecture(SampledEstimator):
 
         Raises
         ------
-        TypeError, ValueError
-            The model is a network; X of another width than in `fit`, or not finite; y with fewer labels or of other
-            points. The model is then unchanged.
         AttributeError
-            With architecture='network' the method does not exist.
+            The parameter is architecture='network': the method does not exist.
+        TypeError
+            X or y of a wrong type.
+        ValueError
+            architecture='auto' selected a network; X of another width than in `fit`, or not finite; y with fewer labels
+            or of other points. The model is then unchanged.
         """
         if not hasattr(self, self.fitted_attribute):
             return self.fit(X, y)
@@ -89,7 +96,7 @@ class LinearArchitecture(SampledEstimator):
         return self
 
     def _linear_settings(self, c, slack, frequency):
-        epochs = EPOCHS["linear"] if self.epochs is None else int(self.epochs)
+        epochs = EPOCHS if self.epochs is None else int(self.epochs)
         return linear.Settings(
             float(c),
             float(slack),
@@ -141,6 +148,10 @@ class LinearArchitecture(SampledEstimator):
         if validation is not None:
             training.validate = lambda: self._evaluate_with(training.network, *validation, ks)
         return training
+
+    def _changeable_on_resume(self, training):
+        is_linear = isinstance(training, linear.DualTraining)
+        return CHANGEABLE_ON_RESUME if is_linear else super()._changeable_on_resume(training)
 
     def _all_batches(self, x, rows=None):
         """The features of the rows with these ids, of all rows by default, as one CSR matrix that the model takes."""

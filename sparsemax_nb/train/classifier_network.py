@@ -8,8 +8,8 @@ from ..core import check
 from ..core.device import asarray, device_of
 from ..grouping import group_labels
 from ..optimizers import Adam
-from . import linear, loop
-from .estimator import CHANGEABLE_ON_RESUME, SampledEstimator
+from . import loop
+from .estimator import SampledEstimator
 from .negatives import MIDX_KINDS, Negatives
 from .network import SPARSE_OUTPUTS, Network
 from .validation import possible_ks
@@ -48,7 +48,7 @@ NETWORK_ONLY = (
     "batch_size",
 )
 #: Passes over the data if `epochs` is None.
-EPOCHS = {"linear": 5, "network": 10}
+EPOCHS = 10
 
 
 class _Rows:
@@ -79,15 +79,20 @@ class NetworkArchitecture(SampledEstimator):
     def _network_params(self, n_features, n_labels, is_dense, device):
         """Arguments that `Network` and `Network.memory` share; ValueError if the fan-in is too large."""
         embedding = None if is_dense else self.embedding
-        intermediate = {"dense": None, "bottleneck": self.bottleneck}.get(self.output, self.intermediate)
+        intermediate = self.intermediate
+        if self.output == "dense":
+            intermediate = None
+        elif self.output == "bottleneck":
+            intermediate = self.bottleneck
         if self.output in SPARSE_OUTPUTS:
             width = intermediate or embedding or n_features
             check.integer("fan_in", self.fan_in, 1, width, f" (the width of the layer below is {width})")
-            if 2 * self.fan_in > width and (self.rewire_fraction > 0 or self.output == "unstructured"):
+            limit = f"fan_in must be at most half the width of the layer below, {width // 2}, got {self.fan_in}"
+            if 2 * self.fan_in > width and self.output == "unstructured":
+                raise ValueError(f"{limit}: output='unstructured' draws until it finds free positions")
+            if 2 * self.fan_in > width and self.rewire_fraction > 0:
                 raise ValueError(
-                    f"fan_in must be at most half the width of the layer below, {width // 2}, got {self.fan_in}: a "
-                    "label may need more redraws than it has free inputs; use rewire_fraction=0 with "
-                    "output='fixed-fan-in'"
+                    f"{limit}: a label may need more redraws than it has free inputs; use rewire_fraction=0"
                 )
         if self.output == "group-shared":
             check.integer("group_size", self.group_size, 1, n_labels, f" (n_labels = {n_labels})")
@@ -160,13 +165,9 @@ class NetworkArchitecture(SampledEstimator):
             monitor=f"P@{max(k for k in ks if k <= 3)}",
         )
 
-    def _changeable_on_resume(self, training):
-        is_linear = isinstance(training, linear.DualTraining)
-        return CHANGEABLE_ON_RESUME if is_linear else super()._changeable_on_resume(training)
-
     def _network_schedule(self):
         rewiring = {} if self.output in SPARSE_OUTPUTS else {"rewire_fraction": 0.0}
-        return self._schedule(**rewiring, epochs=EPOCHS["network"] if self.epochs is None else self.epochs)
+        return self._schedule(**rewiring, epochs=EPOCHS if self.epochs is None else self.epochs)
 
     def encode(self, X: Any, out: np.ndarray | None = None) -> np.ndarray:
         """Return the input of the output layer for each row.

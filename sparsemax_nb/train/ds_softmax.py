@@ -80,8 +80,9 @@ class DSSoftmax(Estimator):
     threshold : float
         Rows whose root mean square is smaller are pruned.
     class_lasso, expert_lasso, balance : float
-        Weights of the two lassos and of the squared coefficient of variation of the experts' loads, relative to the
-        loss of one target. For several labels per row, they are multiplied by the mean number of labels.
+        Weights of the group lasso over the rows of each expert and class, of the group lasso over each class across all
+        experts, and of the squared coefficient of variation of the experts' loads, relative to the loss of one target.
+        For several labels per row, they are multiplied by the mean number of labels.
     noise : float
         Standard deviation of the noise added to the gate in training.
     batch_size : int
@@ -192,7 +193,7 @@ class DSSoftmax(Estimator):
         targets : (N,) int32 or other integers, or SciPy CSR matrix (N, L)
             One class per row of h, or any number of labels.
         weights : (L, d) float32 NumPy array, optional
-            Weights of a trained output layer, which initialise every expert; by default small random numbers.
+            Weights of a trained output layer, which initialize every expert; by default small random numbers.
         n_classes : int, optional
             L, if neither `weights` nor a matrix of targets determines it; by default the largest target plus one.
         validation : (h, targets), optional

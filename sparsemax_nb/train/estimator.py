@@ -26,18 +26,19 @@ MAX_WIDTH = 2**31 - 1
 
 
 class AvailableIf:
-    """A method that exists only on objects for which ``condition(object)`` holds: on others `hasattr` returns False."""
+    """A method that exists only on objects for which ``condition(object)`` holds: on others `hasattr` returns False.
 
-    def __init__(self, condition, method):
-        self._condition, self._method = condition, method
+    `message` is that of the AttributeError.
+    """
+
+    def __init__(self, condition, message, method):
+        self._condition, self._message, self._method = condition, message, method
 
     def __get__(self, instance, owner):
         if instance is None:
             return self._method
         if not self._condition(instance):
-            raise AttributeError(
-                f"{self._method.__name__} is for a linear layer, not for architecture={instance.architecture!r}"
-            )
+            raise AttributeError(self._message)
         return self._method.__get__(instance, owner)
 
 
@@ -134,7 +135,7 @@ class Estimator:
 
     @contextlib.contextmanager
     def _replaced_by(self, new):
-        """Take over the attributes of `new`; an error before the end of an epoch restores the previous ones."""
+        """Take over the attributes of `new`; an error before the end of the first epoch restores the previous ones."""
         before, n_epochs = dict(vars(self)), len(new.history_.epochs)
         vars(self).clear()
         vars(self).update(vars(new))
@@ -147,8 +148,9 @@ class Estimator:
             raise
 
     @staticmethod
-    def _check_checkpoint_path(path, resume):
+    def _check_checkpoint_path(path, resume, seconds=0):
         check.flag("resume", resume)
+        check.number("checkpoint_seconds", seconds, 0, math.inf)
         if path is not None:
             check.path("checkpoint_path", path)
         if path is None and resume:
@@ -170,18 +172,18 @@ class Estimator:
         kind = f"{self.kind} checkpoint"
         about = {"params": self._json_params(), "fingerprint": [fingerprint(*part) for part in parts]}
         if resume and os.path.exists(path):
-            arrays, description = checkpoint.load(path, kind)
+            arrays, stored = checkpoint.load(path, kind)
             try:
-                _check_same_run(description, about, self._changeable_on_resume(training))
-                training.restore(arrays, description)
+                _check_same_run(stored, about, self._changeable_on_resume(training))
+                training.restore(arrays, stored)
             except checkpoint.ModelFileError:
                 raise
             except checkpoint.BROKEN as error:
                 raise checkpoint.ModelFileError(f"{path} cannot be resumed: {error}") from error
 
         def save():
-            arrays, description = training.state()
-            checkpoint.save(path, kind, arrays, about | description)
+            arrays, state = training.state()
+            checkpoint.save(path, kind, arrays, about | state)
 
         return save
 
@@ -190,14 +192,14 @@ class Estimator:
         return CHANGEABLE_ON_RESUME
 
 
-def _check_same_run(description, about, changeable):
+def _check_same_run(stored, about, changeable):
     """ValueError where the checkpoint is of other data or parameters; the parameters in `changeable` may differ."""
     for name, value in about["params"].items():
-        if name not in changeable and description["params"][name] != value:
+        if name not in changeable and stored["params"][name] != value:
             raise ValueError(
-                f"{name} was {description['params'][name]!r}, not {value!r}; use the old value or start a new run"
+                f"{name} was {stored['params'][name]!r}, not {value!r}; use the old value or start a new run"
             )
-    if description["fingerprint"] != about["fingerprint"]:
+    if stored["fingerprint"] != about["fingerprint"]:
         raise ValueError("the checkpoint was written for different data (training or validation)")
 
 

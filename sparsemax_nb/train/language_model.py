@@ -45,8 +45,9 @@ DESCRIPTION = description.record(
 class LanguageModel(SampledEstimator):
     """A language model with an output layer over very many words, trained with hand-written gradients.
 
-    Token -> embedding -> dropout -> (LSTM -> dropout) `n_layers` times -> softmax over all words. A word's first output
-    coordinate is its bias, initially its log-frequency: training starts from a unigram model (our choice).
+    Token -> embedding -> dropout -> (LSTM -> dropout) `n_layers` times -> softmax over all words. The first
+    column of the output weights is the bias, because the first entry of h is always 1. It is initially the word's
+    log-frequency: training starts from a unigram model (our choice).
 
     A text is read as `batch_size` parallel streams, `unroll` tokens per step. The state is passed from step to step;
     back-propagation through time stops at the beginning of a step. Separate sequences (`data.Sequences`: lines of
@@ -61,15 +62,19 @@ class LanguageModel(SampledEstimator):
     tied : bool
         Whether the output's weights are the embedding's table. Separate weights start at zero, except for the bias.
     sampler : 'none', 'uniform', 'log-uniform', 'unigram', 'lsh', 'sphere', 'rff', 'midx-pq' or 'midx-rq'
-        How negatives are sampled; 'none' computes the softmax over all words. See `Classifier` for this and for the
-        next six parameters.
+        How negatives are sampled; 'none' computes the softmax over all words. `Classifier` describes the samplers.
     n_samples, n_codewords : int
+        Negatives per row; codewords in each of the two codebooks of a MIDX index.
     residual : 'uniform', 'popularity' or 'exact'
+        How MIDX samples inside a cell.
     index_every : int or None
+        Steps between two updates of the samplers that depend on the output weights; None: once per epoch.
     correction : 'paper' or 'importance'
+        Whether log Q is subtracted from all scores, or log(M Q) from those of the negatives only.
     mask_hits : bool
+        Ignore draws that equal the target.
     dropout : float
-        Dropout rate after the embedding and after each LSTM layer, in [0, 1).
+        Dropout rate after the embedding and after each LSTM layer; at most 0.999.
     clip : float
         Maximum norm of the gradient of all parameters together; larger gradients are scaled down.
     learning_rate : float
@@ -250,7 +255,7 @@ class LanguageModel(SampledEstimator):
         if validation_text is not None and type(text) is not type(validation_text):
             raise TypeError("tokens and validation must both be continuous text, or both Sequences")
         self._check_sampler(n_words, self.width, device)
-        self._check_checkpoint_path(checkpoint_path, resume)
+        self._check_checkpoint_path(checkpoint_path, resume, checkpoint_seconds)
         network, counts = self._new_network(n_words, device), np.bincount(text.tokens, minlength=n_words)
         network.start_from(counts)
         if self.sampler != "none":

@@ -8,7 +8,7 @@ from ..full_softmax import target_ranks
 from .gradients import add_rows, clip
 from .layers import TokenEmbedding
 from .lstm import LSTM
-from .network import Layers
+from .network import BaseNetwork
 from .outputs import SoftmaxOutput
 
 
@@ -21,7 +21,7 @@ def parameter_shapes(n_words, width, n_layers, tied):
     return shapes
 
 
-class LanguageNetwork(Layers):
+class LanguageNetwork(BaseNetwork):
     """Token -> embedding -> dropout -> (LSTM -> dropout), once or more -> softmax over all words.
 
     The first coordinate of a word in the output layer is its bias: the first output of the last LSTM layer is replaced

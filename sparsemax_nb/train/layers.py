@@ -1,11 +1,14 @@
 """Hidden layers with forward and backward pass written out.
 
 Every layer has a `name`, its arrays in `parameters` (name -> array), and its last output in `activations`.
+``memory(batch_size, n_inputs, width, ...)``, static, lists the layer's arrays for the `Plan` of a `Classifier`.
+
+``forward(x, dropout=None, keep=False)`` returns the output; `dropout` is a result of `rng.make_dropout`. Layers over
+tokens take no `dropout`, and an `LSTM` also takes and returns its state. `forward` stores what `backward` needs only
+with `keep`, in a training step. Without it no layer changes, so that any number of threads may use the same network.
+
 ``backward(dout)`` may overwrite dout. It returns the gradient with respect to the input, or None in a first layer, and
 a list with a `Gradient` per parameter. The network applies them with its optimizer.
-
-`forward` stores what `backward` needs only with `keep`, in a training step. Without it no layer changes, so that any
-number of threads may use the same network.
 """
 
 import math
@@ -15,7 +18,7 @@ import numpy as np
 from ..core import rng, sparse
 from ..core.device import asarray, backend_of, device_of, empty, module_of, product, zeros
 from .gradients import Gradient
-from .memory import array, parameter
+from .memory import ALWAYS, array, parameter
 
 # Numbers of the layers in the random streams: no two layers share a stream. `FixedFanIn.random` uses stream 0.
 EMBEDDING_STREAM = 1
@@ -66,7 +69,7 @@ class Inputs:
     @staticmethod
     def memory(batch_size, n_features):
         """The arrays of training, see `train.memory`."""
-        return [array("always", "inputs", 2, batch_size, n_features)]
+        return [array(ALWAYS, "inputs", 2, batch_size, n_features)]
 
     @property
     def activations(self):
@@ -116,7 +119,7 @@ class Embedding:
         return [
             *parameter("embedding.table", n_features, width),
             *parameter("embedding.bias", width),
-            array("always", "embedding.output", batch_size, width),
+            array(ALWAYS, "embedding.output", batch_size, width),
             array(phase, "embedding.output: gradient", batch_size, width),
             array(phase, "embedding.table: gradient of its rows", touched, width),
         ]
@@ -193,7 +196,7 @@ class Dense:
         return [
             *parameter("intermediate.weights", n_inputs, width),
             *parameter("intermediate.bias", width),
-            array("always", "intermediate.output", batch_size, width),
+            array(ALWAYS, "intermediate.output", batch_size, width),
             array(phase, "intermediate.output: gradient", batch_size, width),
             array(phase, "intermediate.weights: gradient", n_inputs, width),
             array(phase, "gradient of the layer below", 0 if first else batch_size, n_inputs),

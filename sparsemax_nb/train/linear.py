@@ -19,7 +19,7 @@ from ..feature_choice import ENTRIES_PER_CHUNK, check_squares, choose_lists, mor
 from ..linear import SparseLinear, no_duals
 from . import loop
 from .loop import METRIC, History, Run, TrainingError, peak_memory
-from .memory import Plan, array
+from .memory import ALWAYS, PREDICTION, Plan, array
 from .outputs import UNSEEN_SCORE
 
 #: Added to a label's bias per unit of the logarithm of its number of points: where the features say nothing, frequent
@@ -405,13 +405,13 @@ def memory(
     chosen = np.minimum(np.maximum(min_features, features_per_point * points), n_features)
     # A label cannot have more features than its points have.
     n = int(np.minimum(chosen, features_per_row * points).sum() * (1 + extra_features))
-    add("always", "features: ids, weights, in training order", 2, 2, n_entries)
-    add("always", "features, labels: ends of the rows", 2, 2, n_rows)
-    add("always", "labels of the rows, in training order", 2, 2, int(points.sum()))
-    add("always", "layer: lists of labels, weights", 2, n)
-    add("always", "layer: bias, starts of the lists", n_labels + 4 * n_features)
-    add("always", "dual variables: labels, values", 2 * DUALS_PER_ROW, n_rows)
-    add("always", "co-occurring labels: ids, counts", 2, n_pairs)
+    add(ALWAYS, "features: ids, weights, in training order", 2, 2, n_entries)
+    add(ALWAYS, "features, labels: ends of the rows", 2, 2, n_rows)
+    add(ALWAYS, "labels of the rows, in training order", 2, 2, int(points.sum()))
+    add(ALWAYS, "layer: lists of labels, weights", 2, n)
+    add(ALWAYS, "layer: bias, starts of the lists", n_labels + 4 * n_features)
+    add(ALWAYS, "dual variables: labels, values", 2 * DUALS_PER_ROW, n_rows)
+    add(ALWAYS, "co-occurring labels: ids, counts", 2, n_pairs)
     add("counting of pairs", "ids and counts once more", 2, n_pairs)
     add("counting of pairs", "labels, twice", 4, int(points.sum()))
     add("choice of features", "rows by label", 2, int(points.sum()) + 3 * n_labels)
@@ -425,7 +425,7 @@ def memory(
     add("choice of features", "sums of all features", 16 * 4, n_features)
     add("step", "pairs and entries", 1024, PAIR_BYTES_PER_ROW, item=1)
     add("step", "scores of a row, positions of its pairs", 2 * min(CHUNKS, threads), n_labels)
-    add("prediction", "scores of a row", threads, n_labels)
+    add(PREDICTION, "scores of a row", threads, n_labels)
     return Plan(arrays)
 
 

@@ -19,7 +19,7 @@ from .progress import Progress
 #: Steps between two records of the gradients' norms. The first record is at step 1: at step 0 the output weights are
 #: zero, and so are the gradients of the layers below.
 NORMS_EVERY = 50
-#: Clock for all times of a run. Tests of the time budget replace it.
+#: Clock for the times and the time budget of a run; networks time their output layer themselves. Tests replace it.
 clock = time.perf_counter
 
 
@@ -123,7 +123,7 @@ class History:
     output_seconds : float
         The part of `seconds` spent in the output layer.
     first_step_seconds : float
-        Time of the first step, which includes compilation. After a resume: the sum over both first steps.
+        Time of the first step, which includes compilation. After a resume: the sum over the first steps of all runs.
     best_epoch : int or None
         The epoch whose weights were kept, counted from 0; None without validation.
     stopped : str
@@ -510,7 +510,9 @@ class Training(Run):
                 history.best_epoch = position.epoch
                 for name, array in self.network.parameters.items():
                     host = to_numpy(array)
-                    np.copyto(self._best.setdefault(name, np.empty_like(host)), host)
+                    if name not in self._best:
+                        self._best[name] = np.empty_like(host)
+                    np.copyto(self._best[name], host)
             else:
                 position.bad_epochs += 1
                 if position.bad_epochs % schedule.patience == 0 and schedule.decay == "plateau":

@@ -7,6 +7,13 @@ per cent higher: small arrays, and memory held by libraries, are not counted.
 import math
 from typing import NamedTuple
 
+#: Phases of a plan that several files use: arrays that exist all the time, and arrays of a step of the output layer, of
+#: a rewiring, and of a prediction. A layer may add phases of its own.
+ALWAYS = "always"
+STEP = "output: step"
+REWIRING = "rewiring"
+PREDICTION = "prediction"
+
 
 class MemoryLimitError(ValueError):
     """Training would need more memory than it may use; the message says how much.
@@ -41,8 +48,8 @@ def array(phase, name, *shape, item=4):
 
 def parameter(name, *shape, item=4, learns=True):
     """A parameter, as a list of `Array`; with `learns` it includes the two float32 moments of Adam."""
-    arrays = [Array("always", name, math.prod(shape) * item, shape)]
-    return [*arrays, array("always", f"{name}: Adam's two moments", 2, *shape)] if learns else arrays
+    arrays = [Array(ALWAYS, name, math.prod(shape) * item, shape)]
+    return [*arrays, array(ALWAYS, f"{name}: Adam's two moments", 2, *shape)] if learns else arrays
 
 
 class Plan(NamedTuple):
@@ -61,7 +68,7 @@ class Plan(NamedTuple):
     def nbytes(self):
         """Bytes of the phase 'always' plus those of the largest other phase."""
         phases = self.phases
-        return phases.pop("always") + max(phases.values())
+        return phases.pop(ALWAYS) + max(phases.values())
 
     @property
     def parameter_shapes(self):

@@ -10,9 +10,9 @@ from ..core.device import asarray, device_of, module_of, zeros
 from ..cpu.midx import PARTS, SUMS
 from ..midx import InvertedMultiIndex
 from ..samplers import SCORES_PER_CHUNK, LogUniformSampler, UniformSampler, UnigramSampler
-from .memory import array
+from .memory import ALWAYS, STEP, array
 
-#: Names of the samplers on the command line. Fixed samplers are built once; the others follow the output weights.
+#: Values of the parameter `sampler`. Fixed samplers are built once; the others follow the output weights.
 FIXED_SAMPLERS = "uniform", "log-uniform", "unigram"
 BASELINES = {"lsh": LSHSampler, "sphere": SphereSampler, "rff": RFFSampler}
 #: Kind of quantization, as `InvertedMultiIndex.build` takes it.
@@ -61,24 +61,24 @@ class Negatives:
     def memory(sampling, batch_size, n_inputs, n_labels, device):
         """The arrays of the sampler, see `train.memory`."""
         n_scores = min(SCORES_PER_CHUNK, batch_size * n_labels)
-        found, all_scores = [], array("output: step", "scores of all labels", 4, n_scores)
+        found, all_scores = [], array(STEP, "scores of all labels", 4, n_scores)
         if sampling.sampler in BASELINES:
             name = f"{sampling.sampler}: copy of the weights"
-            return [array("always", name, n_labels, n_inputs), all_scores]
+            return [array(ALWAYS, name, n_labels, n_inputs), all_scores]
         if sampling.sampler in MIDX_KINDS:
             n_words, halves = sampling.n_codewords, 2 if MIDX_KINDS[sampling.sampler] == "pq" else 1
             has_records = sampling.residual == "popularity"
             found = [
-                array("always", "index: codebooks", 2, n_words, n_inputs // halves),
-                array("always", "index: codes, members, weights of k-means", 4, n_labels),
-                array("always", "index: cells, their weights", 3 if device == "cuda" else 2, n_words**2),
-                array("always", "index: popularity, records", 7 * has_records, n_labels),
+                array(ALWAYS, "index: codebooks", 2, n_words, n_inputs // halves),
+                array(ALWAYS, "index: codes, members, weights of k-means", 4, n_labels),
+                array(ALWAYS, "index: cells, their weights", 3 if device == "cuda" else 2, n_words**2),
+                array(ALWAYS, "index: popularity, records", 7 * has_records, n_labels),
                 array("index: update", "residuals or halves", n_labels, n_inputs),
                 array("index: update", "sums of the codewords", min(SUMS, PARTS * n_words * n_inputs // halves)),
                 array("index: update", "distances, codes, their order", n_labels, 12 + 12 * has_records),
             ]
             return [*found, all_scores] if sampling.residual == "exact" else found
-        return [] if sampling.sampler == "uniform" else [array("always", f"{sampling.sampler}: tables", 3, n_labels)]
+        return [] if sampling.sampler == "uniform" else [array(ALWAYS, f"{sampling.sampler}: tables", 3, n_labels)]
 
     @property
     def follows_weights(self):

@@ -24,11 +24,12 @@ OUTPUTS = {
 }
 SPARSE_OUTPUTS = "unstructured", "fixed-fan-in", "group-shared"
 LOSSES = *formulas.LOSSES, "softmax"
-#: Number of the sparse features in the random streams of dropout. Hidden layers are numbered from 0.
+#: Random streams of the two dropouts: after the first hidden layer, and of the sparse features.
+DROPOUT_STREAM = 0
 WORD_DROPOUT_STREAM = 1 << 15
 
 
-class Layers:
+class BaseNetwork:
     """Base class of the networks: a stack of layers.
 
     A subclass sets `device`, `steps`, `hidden` (layers with `parameters` and `activations`) and `output` (the output
@@ -83,10 +84,12 @@ class Layers:
         if self.device == "cuda":
             synchronize()
         start = time.perf_counter()
-        yield
-        if self.device == "cuda":
-            synchronize()
-        self.output_seconds += time.perf_counter() - start
+        try:
+            yield
+            if self.device == "cuda":
+                synchronize()
+        finally:
+            self.output_seconds += time.perf_counter() - start
 
     @staticmethod
     def _note_norm(norms, layer, gradient):
@@ -104,7 +107,7 @@ class Layers:
         return None
 
 
-class Network(Layers):
+class Network(BaseNetwork):
     """Sparse bag of words -> embedding -> ReLU -> dropout [-> dense -> ReLU] -> output layer.
 
     With dense features: features -> dropout [-> dense -> ReLU] -> output layer.
@@ -226,10 +229,10 @@ class Network(Layers):
             sampling=sampling,
             labels_per_row=labels_per_row,
         )
-        arrays.append(memory.array("prediction", "hidden layers' outputs", batch_size, width))
+        arrays.append(memory.array(memory.PREDICTION, "hidden layers' outputs", batch_size, width))
         if keep_best and device == "cpu":  # those of a CUDA network are stored in the host's memory
             parameters = [array for array in arrays if array.shape is not None]
-            arrays += [memory.Array("always", f"{a.name}: of the best epoch", a.nbytes) for a in parameters]
+            arrays += [memory.Array(memory.ALWAYS, f"{a.name}: of the best epoch", a.nbytes) for a in parameters]
         return memory.Plan(arrays)
 
     def forward(self, x, training=False):
@@ -244,10 +247,12 @@ class Network(Layers):
         else:
             h = asarray(x, self.device, np.float32)
             check.finite("X", h)
-        for number, layer in enumerate(self.hidden):
-            drop = training and number == 0 and self.dropout > 0
-            dropout = rng.make_dropout(self.dropout, self.seed, number, self.steps) if drop else None
-            h = layer.forward(h, dropout, keep=training)
+        has_dropout = training and self.dropout > 0
+        dropout = rng.make_dropout(self.dropout, self.seed, DROPOUT_STREAM, self.steps) if has_dropout else None
+        first, *others = self.hidden
+        h = first.forward(h, dropout, keep=training)
+        for layer in others:
+            h = layer.forward(h, keep=training)
         return h
 
     def _drop_words(self, rows):

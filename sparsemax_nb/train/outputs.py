@@ -1,9 +1,4 @@
-"""Output layers: loss, gradients and top-k over the classes.
-
-Every output layer has ``gradients(h, labels, loss, step)``, which returns the loss, dh and a `Gradient` per parameter;
-``step(h, labels, loss, optimizer, step)`` also applies them. Sparse layers override `step` with one fused pass over the
-labels, which never stores all scores. dh is always computed from the weights before the update.
-"""
+"""Output layers: loss, gradients and top-k over the classes. `Output` describes what each of them implements."""
 
 import math
 
@@ -35,14 +30,12 @@ from ..group_shared import DTYPES, GroupSharedFanIn
 from ..rewiring import rewire
 from ..sampled_softmax import _sampled_softmax
 from .gradients import Gradient
-from .memory import array, parameter
+from .memory import ALWAYS, PREDICTION, REWIRING, STEP, array, parameter
 from .negatives import Negatives
 
 #: Score of labels without training points: lower than any other score, and valid in JSON. The losses and gradients of
 #: such a negative are exactly zero, so that training does not change it.
 UNSEEN_SCORE = np.float32(-1e30)
-#: Name of a training step's phase in a memory plan.
-STEP = "output: step"
 #: Four-byte numbers per sampled negative until its gradient is known: id, log Q, score, gradient, indices, sort keys.
 NUMBERS_PER_NEGATIVE = 16
 #: Bytes per connection while an unstructured layer draws or redraws connections (measured).
@@ -72,13 +65,30 @@ def top_k_of_scores(scores, k):
 
 
 class Output:
-    """Base class of the output layers; each has ``gradients(h, labels, loss, step)`` and ``top_k(h, k)``."""
+    """Base class of the output layers. h (B, H) is on the device of the layer.
+
+    A subclass implements:
+
+    - the constructor, ``(n_inputs, n_labels, ..., device)``; sparse layers take ``fan_in, seed`` before the device;
+    - ``memory(batch_size, n_inputs, n_labels, **sizes)``, static or a class method: its arrays as a list of
+      `memory.Array`. It takes the `sizes` it needs from those that `Network.memory` passes, and ignores the others;
+    - ``parameters``, a property: {name: array}, updated and overwritten in place. Integer arrays are not trained;
+    - ``gradients(h, labels, loss, step_number)``: the loss, dh, and a list with a `Gradient` per trained parameter.
+      `labels` are SciPy CSR or `Labels` (for `SoftmaxOutput` also targets, (B,) int32). `step_number` is the number of
+      the training step, for samplers;
+    - ``top_k(h, k)``: scores (B, k) and ids (B, k) int32, best first.
+
+    It may override `step` with one fused pass over the labels that never stores all scores; dh is always computed from
+    the weights before the update. It overrides `rank_last` if it has no `bias` (L,), and `check_connections` if it has
+    connections. Sparse layers also have ``rewire(fraction, seed, step, optimizer)``, which returns the share of the
+    connections that were replaced. A layer that can sample has ``negatives``, a `Negatives` or None.
+    """
 
     name = "output"
 
-    def step(self, h, labels, loss, optimizer, step):
-        """Loss of a batch and dh; updates the parameters. `step` is the number of the training step, for samplers."""
-        value, dh, gradients = self.gradients(h, labels, loss, step)
+    def step(self, h, labels, loss, optimizer, step_number):
+        """Loss of a batch and dh; updates the parameters."""
+        value, dh, gradients = self.gradients(h, labels, loss, step_number)
         for gradient in gradients:
             gradient.apply(optimizer)
         return value, dh
@@ -124,7 +134,7 @@ class DenseOutput(Output):
             array(STEP, "output.weights: gradient", n_labels, n_inputs),
             array(STEP, "scores, which become their gradient", batch_size, n_labels),
             *cls._step_memory(batch_size, n_inputs, n_labels),
-            array("prediction", "scores", batch_size, n_labels),
+            array(PREDICTION, "scores", batch_size, n_labels),
         ]
 
     @property
@@ -136,7 +146,7 @@ class DenseOutput(Output):
         scores += self.bias
         return scores
 
-    def gradients(self, h, labels, loss, step):
+    def gradients(self, h, labels, loss, step_number):
         """Loss of a batch, dh, and the gradients of weights and bias."""
         value, dscores = multilabel_loss(self._scores(h), labels, loss)
         of_weights = Gradient(self.weights, product(dscores.T, h))
@@ -177,13 +187,13 @@ class FixedFanInOutput(Output):
         else:
             workspace = kernels.workspace_shapes(batch_size, n_inputs, n_labels, fan_in, *group)
             for name, (shape, dtype) in workspace.items():  # the CPU backend keeps them for the next step
-                phase = "always" if device == "cpu" else STEP
+                phase = ALWAYS if device == "cpu" else STEP
                 found.append(array(phase, f"step: {name}", *shape, item=np.dtype(dtype).itemsize))
         if rewired:
-            found.append(array("rewiring", "slots that change", math.ceil(rewired * n_rows * fan_in), 2))
-            found.append(array("rewiring", "counts and offsets of the labels", n_rows, 4, item=8))
+            found.append(array(REWIRING, "slots that change", math.ceil(rewired * n_rows * fan_in), 2))
+            found.append(array(REWIRING, "counts and offsets of the labels", n_rows, 4, item=8))
         for name, (shape, dtype) in kernels.top_k_shapes(batch_size, n_inputs, n_labels, fan_in, *group, k).items():
-            found.append(array("prediction", f"top-k: {name}", *shape, item=np.dtype(dtype).itemsize))
+            found.append(array(PREDICTION, f"top-k: {name}", *shape, item=np.dtype(dtype).itemsize))
         return found
 
     @property
@@ -191,13 +201,13 @@ class FixedFanInOutput(Output):
         layer = self.layer
         return {"output.indices": layer.indices, "output.values": layer.values, "output.bias": layer.bias}
 
-    def gradients(self, h, labels, loss, step):
+    def gradients(self, h, labels, loss, step_number):
         """Loss of a batch, dh, and the gradients of values and bias; unlike `step` it stores all scores."""
         value, dscores = multilabel_loss(fixed_fan_in_forward(h, self.layer), labels, loss)
         dh, dvalues, dbias = fixed_fan_in_backward(h, self.layer, dscores)
         return value, dh, [Gradient(self.values, dvalues), Gradient(self.bias, dbias)]
 
-    def step(self, h, labels, loss, optimizer, step):
+    def step(self, h, labels, loss, optimizer, step_number):
         """Loss of a batch and dh; updates values and bias in the same pass over the labels."""
         return fixed_fan_in_step(h, self.layer, labels, loss, optimizer)
 
@@ -237,10 +247,10 @@ class GroupSharedOutput(FixedFanInOutput):
         """The arrays of training and prediction, see `train.memory`."""
         found = super().memory(batch_size, n_inputs, n_labels, **sizes)
         found += parameter("output.order", n_labels, learns=False)
-        found.append(array("always", "positions of the labels", n_labels))
+        found.append(array(ALWAYS, "positions of the labels", n_labels))
         if sizes["rewired"]:
             n_groups = -(-n_labels // sizes["group_size"])
-            found.append(array("rewiring", "mean magnitudes", n_groups, sizes["fan_in"]))
+            found.append(array(REWIRING, "mean magnitudes", n_groups, sizes["fan_in"]))
         return found
 
     @property
@@ -266,17 +276,17 @@ class GroupSharedOutput(FixedFanInOutput):
         self._positions[self.order] = every_label
 
     def _reordered(self, labels, n_rows):
-        """Labels replaced by their positions in the layer."""
+        """Labels replaced by their positions in the layer; `fit` has checked that they are in range."""
         labels = sparse.as_labels(labels, n_rows, self.layer.device, self.layer.n_labels)
         return labels._replace(indices=self._positions[labels.indices])
 
-    def gradients(self, h, labels, loss, step):
+    def gradients(self, h, labels, loss, step_number):
         """As in `FixedFanInOutput`."""
-        return super().gradients(h, self._reordered(labels, len(h)), loss, step)
+        return super().gradients(h, self._reordered(labels, len(h)), loss, step_number)
 
-    def step(self, h, labels, loss, optimizer, step):
+    def step(self, h, labels, loss, optimizer, step_number):
         """As in `FixedFanInOutput`."""
-        return super().step(h, self._reordered(labels, len(h)), loss, optimizer, step)
+        return super().step(h, self._reordered(labels, len(h)), loss, optimizer, step_number)
 
     def top_k(self, h, k):
         """The k best labels of each row: scores (B, k), ids (B, k) int32; ties break by position in the layer."""
@@ -304,7 +314,7 @@ class SoftmaxOutput(Output):
         found = [
             *parameter("output.weights", n_labels, n_inputs),
             array(STEP, "gradient of the layer below", 2, batch_size, n_inputs),
-            array("prediction", "scores", batch_size, n_labels),
+            array(PREDICTION, "scores", batch_size, n_labels),
         ]
         if sampling is None:
             found.append(array(STEP, "scores of some rows", min(MAX_ELEMENTS, batch_size * n_labels)))
@@ -322,13 +332,13 @@ class SoftmaxOutput(Output):
     def parameters(self):
         return {"output.weights": self.weights}
 
-    def gradients(self, h, labels, loss, step):
+    def gradients(self, h, labels, loss, step_number):
         """Loss of a batch, dh, and the gradient of the weights; `labels` as in `softmax_cross_entropy`."""
         if self.negatives is None:
             value, dh, dweights, _ = softmax_cross_entropy(h, self.weights, labels)
             return value, dh, [Gradient(self.weights, dweights)]
         labels = sparse.as_targets(labels, len(h), device_of(h), len(self.weights))
-        ids, log_q, log_q_targets = self.negatives.draw(h, labels, step)
+        ids, log_q, log_q_targets = self.negatives.draw(h, labels, step_number)
         sampling = self.negatives.sampling
         value, dh, (rows, drows) = _sampled_softmax(
             h,
@@ -383,12 +393,12 @@ class UnstructuredOutput(Output):
             *parameter("output.indices", n, learns=False),
             *parameter("output.values", n),
             *parameter("output.bias", n_labels),
-            array("always", "label of each connection", n),
+            array(ALWAYS, "label of each connection", n),
             array(STEP, "output.values: gradient", n),
             array(STEP, "scores, their gradient, both transposed", 3, batch_size, n_labels),
             *cls._step_memory(batch_size, n_inputs, n_labels),
             array("drawing connections", "random words, positions, order", n, BYTES_PER_DRAWN_CONNECTION, item=1),
-            array("prediction", "scores", batch_size, n_labels),
+            array(PREDICTION, "scores", batch_size, n_labels),
         ]
 
     @property
@@ -444,7 +454,7 @@ class UnstructuredOutput(Output):
         scores += self.bias
         return scores
 
-    def gradients(self, h, labels, loss, step):
+    def gradients(self, h, labels, loss, step_number):
         """Loss of a batch, dh, and the gradients of values and bias."""
         value, dscores = multilabel_loss(self._scores(h), labels, loss)
         dh = self._product(self._matrix().T, dscores)

@@ -19,7 +19,7 @@ def possible_ks(n_labels, ks=KS):
 
 
 def split(x, y, validation, fraction, seed):
-    """(X, y, validation (X, y) or None, ids of the training rows), checked against each other."""
+    """The validation set, (X, y) or None, and the ids of the training rows; first checks all against each other."""
     if x.shape[0] != y.shape[0]:
         raise ValueError(f"X and y must have the same number of rows, got {x.shape[0]} and {y.shape[0]}")
     if min(*x.shape, y.shape[1]) < 1:
@@ -38,15 +38,15 @@ def split(x, y, validation, fraction, seed):
             )
         if validation_y.nnz == 0:
             raise ValueError(f"validation must have rows with labels, got {n_rows} rows without any")
-        return x, y, (validation_x, validation_y), rows
+        return (validation_x, validation_y), rows
     if fraction == 0:
-        return x, y, None, rows
+        return None, rows
+    if len(rows) < 2:
+        raise ValueError("validation_fraction needs at least two rows")
     order = shuffled(len(rows), seed, VALIDATION_EPOCH)
     n = min(max(1, round(fraction * len(rows))), len(rows) - 1)
     held_out, rows = np.sort(order[:n]), np.sort(order[n:])
-    if n < 1:
-        raise ValueError("validation_fraction needs at least two rows")
-    return x, y, (x[held_out], y[held_out]), rows
+    return (x[held_out], y[held_out]), rows
 
 
 def metrics_at_k(ids, y, ks, propensity=None):

@@ -490,7 +490,7 @@ def test_report(tmp_path, monkeypatch):
     text = report.README.read_text()
     assert text.startswith("before\n") and text.endswith("\n\nafter\n") and "old" not in text
     assert text.count("| other | 6.00 | 6.00 - 6.00 | 6.00 | 3.00 (3.00 - 3.00) |") == 2
-    assert "Target: 2 x other, desired 4 x; measured 3.00 x: met." in text and "| absent | - |" in text
+    assert "3.00 times as fast as other (target 2)." in text and "| absent | - |" in text
     assert "| bytes stored | 0.00 GB at 1 GB/s | 1.00 | 50% |" in text and "ours takes 2.0 times as long" in text
     sections = text.split("### ")[1:]
     assert ["Processor A" in s for s in sections] == [True, False]
@@ -774,7 +774,7 @@ def test_f1_and_words_line():
     }
     scale = {"labels": 7000, "points": 20, "first_pass_seconds": 2.4, "bytes": 1 << 29}
     line = overview.words_line(of_data, [scale])
-    assert line[0].endswith(" With 7,000 labels, one pass over 20 titles takes 2 s and 0.50 GiB.")
+    assert line[0].endswith(" With 7,000 labels, one pass over 20 titles takes 2 s and 512 MiB.")
     assert line == [line[0]] and "P@1 on a is 50.0 % in 3 s of training (omikuji: 50.0 % in 3 s; " in line[0]
     assert overview.words_line({"b": {}}, []) == []
 

@@ -5,10 +5,9 @@ collects them. An `Operation` names a function of the CUDA backend. Its `make(sh
 in the form that both backends take, and a function that compares the outputs with `reference`. All test tiers use the
 catalogue:
 
-1. the operation on the CPU and in the simulator (tests/test_kernels.py);
+1. the operation on the CPU, and in the simulator or on a CUDA device (tests/test_kernels.py);
 2. its compiled kernels and their budgets (tests/contracts);
-3. its compiled kernels executed, launched as the backend launches them (tests/compiled);
-4. the same as 1 on a CUDA device.
+3. its compiled kernels executed, launched as the backend launches them (tests/compiled).
 
 Tiers 2 and 3 use `intercepted`: the backend runs without a device, and every launch goes to the caller.
 """

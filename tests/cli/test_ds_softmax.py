@@ -149,7 +149,7 @@ def test_of_a_text(text, tmp_path, capsys):
     epochs = result["epochs"]
     assert len(epochs) == 4 and epochs[-1]["validation"]["top-1"] > 0.5 and result["contexts"] == len(corpus.train) - 1
     assert result["params"]["class_lasso"] == 0.02 and result["device"] == "cpu"
-    assert f"11 words, contexts of width 8; {len(corpus.train) - 1} training contexts; on cpu" in shown
+    assert f"11 words, rows of h of width 8; {len(corpus.train) - 1} training rows of h; on cpu" in shown
     last = epochs[-1]
     assert f"epoch   4  {last['seconds']:7.1f} s    4 experts  loss {last['loss']:.4f}  {last['rows']} rows" in shown
     assert f"valid  top-1 {100 * last['validation']['top-1']:.2f}  top-5" in shown
@@ -204,7 +204,7 @@ def test_of_a_classifier(corpus, tmp_path, options, width):
     wanted = classifier.evaluate(points.features, points.labels, ks=[1, 5, 10])
     for k in (1, 5, 10):
         assert result["test"][0][f"top-{k}"] == pytest.approx(wanted[f"P@{k}"], abs=1e-9)
-    assert f"12 labels, contexts of width {width}" in result["about"] and result["epochs"][0]["validation"]
+    assert f"12 labels, rows of h of width {width}" in result["about"] and result["epochs"][0]["validation"]
     assert PackedDSSoftmax.load(folder / "ds.st", device="cpu").width == width
     assert classifier.network_.output.parameters.keys() == {"output.weights", *(["output.bias"] if width == 7 else [])}
 
@@ -289,7 +289,7 @@ def test_bad_input(text, items, corpus, tmp_path, capsys):
     def refused(message, folder, *more):
         run(folder, tmp_path, *more, wanted=2)
         output = capsys.readouterr()
-        assert message in output.err and "writing contexts" not in output.out, "before any work"
+        assert message in output.err and "writing rows of h" not in output.out, "before any work"
         assert not [p for p in tmp_path.iterdir() if "contexts" in p.name]
 
     refused("n_experts must be first_experts = 2 times a power of two, got 6; use 4 or 8", text, "--n-experts", "6")

@@ -225,7 +225,7 @@ def test_kernels_run_and_give_the_same_bits_in_threads_and_forks(layer, tmp_path
 
 def test_a_fork_waits_until_no_lock_is_held():
     """What another thread holds would be held for ever in the new process, which does not have that thread."""
-    held = [threads._entered, threads._blas]
+    held = [threads._workqueue_lock, threads._blas]
     threads._before_fork()
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         free = [pool.submit(lock.acquire, blocking=False).result() for lock in held]

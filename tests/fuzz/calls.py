@@ -49,7 +49,7 @@ NOUNS = re.compile(
 def public_names():
     """Every name that needs a case: functions, constructors, and the methods that a class has itself or inherits."""
     names = []
-    for room in (sparsemax_nb, sparsemax_nb.train, sparsemax_nb.data):
+    for room in (sparsemax_nb, sparsemax_nb.metrics, sparsemax_nb.train, sparsemax_nb.data):
         for name in room.__all__:
             value = getattr(room, name)
             if inspect.ismodule(value) or (inspect.isclass(value) and issubclass(value, BaseException)):

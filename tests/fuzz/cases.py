@@ -263,7 +263,7 @@ def _(r):
     )
 
 
-# ---------------------------------------------------------------- optimisers
+# ---------------------------------------------------------------- optimizers
 
 
 def _optimizer_case(make):
@@ -506,8 +506,8 @@ def _(r):
         [floats(r, n, D), int(r.integers(1, n + 1)), ("rq", "pq")[r.integers(2)], residual, int(r.integers(9))],
         {
             "popularity": np.arange(1.0, n + 1) if residual == "popularity" else None,
-            "weights": None if r.random() < 0.5 else np.arange(1, n + 1),
-            "queries": None if r.random() < 0.5 else floats(r, 5, D),
+            "class_weights": None if r.random() < 0.5 else np.arange(1, n + 1),
+            "h": None if r.random() < 0.5 else floats(r, 5, D),
             "n_iterations": 2,
         },
         check=dense.sampler_made,
@@ -517,7 +517,7 @@ def _(r):
 @of("InvertedMultiIndex.update")
 def _(r):
     me = SAMPLERS["InvertedMultiIndex"](r)
-    return Call(me.update, [floats(r, N, D), 2], {"queries": floats(r, 5, D)}, me=me, writes=("self",))
+    return Call(me.update, [floats(r, N, D), 2], {"h": floats(r, 5, D)}, me=me, writes=("self",))
 
 
 # ---------------------------------------------------------------- DS-Softmax
@@ -633,7 +633,7 @@ def _(r, name):
         *([r.uniform(0.1, 1, labels)] if name == "psp_at_k" else []),
         int(r.integers(1, width + 1)),
     ]
-    return Call(getattr(train, name), args, check=lambda out, *args: dense.metric(name, out, *args))
+    return Call(getattr(metrics, name), args, check=lambda out, *args: dense.metric(name, out, *args))
 
 
 @of("propensities")

@@ -14,7 +14,6 @@ import lzma
 import math
 import os
 import random
-import re
 import resource
 import signal
 import subprocess
@@ -548,9 +547,7 @@ def outcome(kind, path):
     except FloatingPointError:
         return "not finite"
     except BaseException as error:
-        if isinstance(error, ValueError) and re.search(
-            "finite|NaN scores", str(error)
-        ):  # finite weights, too large ones
+        if isinstance(error, ValueError) and "finite" in str(error):  # finite weights, too large ones
             return "not finite"
         return f"WRONG while it was used: {type(error).__name__}: {error}"[:300]
     return "answered"

@@ -43,7 +43,7 @@ def group(function):
 def public_callables():
     """Names of all public functions, classes and methods: ``top_k`` of `FullSoftmax` is "FullSoftmax.top_k"."""
     found, seen = [], set()
-    for module, prefix in ((nb, ""), (train, "train."), (data, "data.")):
+    for module, prefix in ((nb, ""), (nb.metrics, "metrics."), (train, "train."), (data, "data.")):
         for name in module.__all__:
             value = getattr(module, name)
             if inspect.ismodule(value) or id(value) in seen:
@@ -254,9 +254,9 @@ def samplers(seed):
 
     def build(kind, residual):
         popularity = counts if residual == "popularity" else None
-        return nb.InvertedMultiIndex.build(classes, 8, kind, residual, seed, popularity=popularity, weights=counts)
+        return nb.InvertedMultiIndex.build(classes, 8, kind, residual, seed, popularity=popularity, class_weights=counts)
 
-    def quantised(index):
+    def quantized(index):
         return index.codebooks, index.codes
 
     how = [(kind, residual) for kind in ("rq", "pq") for residual in ("uniform", "popularity", "exact")]
@@ -268,12 +268,12 @@ def samplers(seed):
     plain, moved = build("rq", "uniform"), classes + np.float32(0.3) * normal(seed + 7, n_classes, width)
     arrays = plain.codebooks, plain.codes, "rq", "uniform", None, None, classes
     found["InvertedMultiIndex"] = [lambda: nb.InvertedMultiIndex(*arrays).sample(batches[2], 5, seed)]
-    found["InvertedMultiIndex.build"] = [functools.partial(lambda *how: quantised(build(*how)), *some) for some in how]
+    found["InvertedMultiIndex.build"] = [functools.partial(lambda *how: quantized(build(*how)), *some) for some in how]
     found["InvertedMultiIndex.update"] = [
         lambda: changed(
             lambda: copy.deepcopy(plain),
             lambda index: index.update(moved),
-            lambda index: (quantised(index), index.sample(batches[1], 5, seed)),
+            lambda index: (quantized(index), index.sample(batches[1], 5, seed)),
         )
     ]
     uniform = nb.UniformSampler(n_classes)
@@ -551,21 +551,21 @@ def ds_softmax(seed):
 
 
 @group
-def metrics(seed):
+def ranking_metrics(seed):
     y = label_matrix(seed, 300, 80)
     ids = np.argsort(normal(seed, 300, 80), axis=1, kind="stable")[:, :6].astype(np.int32)
     counts, ranks = np.bincount(y.indices, minlength=80), targets_of(seed, 300, 80)
-    propensity = metrics.propensities(counts, 300)
+    propensity = nb.metrics.propensities(counts, 300)
     found = {
-        f"train.{name}": [functools.partial(getattr(train, name), ids, y, k) for k in (1, 5)]
+        f"metrics.{name}": [functools.partial(getattr(nb.metrics, name), ids, y, k) for k in (1, 5)]
         for name in ("precision_at_k", "ndcg_at_k", "recall_at_k")
     }
     return found | {
-        "metrics.psp_at_k": [functools.partial(metrics.psp_at_k, ids, y, propensity, k) for k in (1, 5)],
-        "metrics.propensities": [functools.partial(metrics.propensities, counts, 300)],
-        "metrics.ranking_metrics": [functools.partial(metrics.ranking_metrics, ranks, 10)],
-        "metrics.popularity_ranks": [functools.partial(metrics.popularity_ranks, counts, ranks)],
-        "metrics.unigram_perplexity": [functools.partial(metrics.unigram_perplexity, counts, ranks)],
+        "metrics.psp_at_k": [functools.partial(nb.metrics.psp_at_k, ids, y, propensity, k) for k in (1, 5)],
+        "metrics.propensities": [functools.partial(nb.metrics.propensities, counts, 300)],
+        "metrics.ranking_metrics": [functools.partial(nb.metrics.ranking_metrics, ranks, 10)],
+        "metrics.popularity_ranks": [functools.partial(nb.metrics.popularity_ranks, counts, ranks)],
+        "metrics.unigram_perplexity": [functools.partial(nb.metrics.unigram_perplexity, counts, ranks)],
     }
 
 

@@ -286,7 +286,7 @@ def test_rows_without_features_or_labels(corpus):
             ValueError,
             "fan_in must be at most half the width of the layer below, 16, got 17: a label may need",
         ),
-        ({"fan_in": 17, "output": "unstructured"}, ValueError, "fan_in must be at most half"),
+        ({"fan_in": 17, "output": "unstructured"}, ValueError, "got 17: output='unstructured' draws"),
         (
             {"output": "group-shared", "group_size": 26},
             ValueError,
@@ -373,10 +373,10 @@ def outside(matrix):
             r"y must be a SciPy sparse matrix, or a 0/1 matrix .* \(300,\)",
         ),
         (lambda x, y: (x, None), ValueError, "requires y to be passed"),
-        (lambda x, y: (x, [[5, 7]] * 300), ValueError, r"0/1 matrix .*, got 5 in it; lists of .* MultiLabelBinarizer"),
-        (lambda x, y: (x, [[5, 7], [1]] * 150), ValueError, "0/1 matrix .*; lists of label ids become one"),
+        (lambda x, y: (x, [[5, 7]] * 300), ValueError, r"0/1 matrix .*, got 5 in it; convert lists of .* MultiLabelBinarizer"),
+        (lambda x, y: (x, [[5, 7], [1]] * 150), ValueError, "0/1 matrix .*; convert lists of label ids"),
         (lambda x, y: (x, -y.toarray()), ValueError, "0/1 matrix .*, got -1 in it"),
-        (lambda x, y: (x, y[:5]), ValueError, "X and y must have as many rows"),
+        (lambda x, y: (x, y[:5]), ValueError, "X and y must have the same number of rows"),
         (lambda x, y: (x[:0], y[:0]), ValueError, "at least one row"),
         (lambda x, y: (x[:, :0], y), ValueError, r"X has 0 feature\(s\) \(shape=\(300, 0\)\) while a minimum of 1"),
         (lambda x, y: (poisoned(x, np.nan), y), ValueError, "X must be finite, got NaN or infinity in row 7"),
@@ -427,7 +427,7 @@ def test_features_that_are_weights_are_taken_as_they_are(corpus, tmp_path, capsy
     assert again.tfidf_ is None and again.tfidf == "auto" and (again.predict(x) == auto.predict(x)).all()
     auto.set_params(progress=True, epochs=1).fit(x, corpus.labels)
     assert capsys.readouterr().err.count("X has weights, not counts (one is ") == 1
-    with pytest.raises(ValueError, match="X must contain counts .*; "):
+    with pytest.raises(ValueError, match="X must contain counts.*, got .*; "):
         auto.set_params(tfidf=True).fit(x, corpus.labels)
 
 

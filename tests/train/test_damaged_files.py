@@ -205,7 +205,7 @@ def raw(path, change):
         (lambda _: "[1]", "truncated or not a safetensors file"),
         (lambda h: h["output.bias"].update(shape=[2**40]), "truncated or not a safetensors file .*offsets"),
         (lambda h: h["output.bias"].update(shape=[-50]), "truncated or not a safetensors file"),
-        (lambda h: h["output.bias"].update(data_offsets=[0, 200]), "do not lie one behind the other"),
+        (lambda h: h["output.bias"].update(data_offsets=[0, 200]), "are not contiguous"),
         (lambda h: h["output.bias"].update(dtype="F99"), "truncated or not a safetensors file"),
         (lambda h: h.pop("output.bias"), "truncated or not a safetensors file"),
     ],

@@ -391,12 +391,12 @@ def test_damaged_and_foreign_checkpoints(points, tmp_path):
     short(points).save(path)
     refused("contains a 'ds-softmax' model, not 'ds-softmax checkpoint'")
     for name, array in (("m/weights", arrays["m/weights"][1:]), ("v/gate", arrays["v/gate"].astype(np.float64)),
-                        ("gate", arrays["gate"][:2]), ("rows", arrays["rows"] * np.nan), ("ids", arrays["ids"][::-1]),
+                        ("gate", arrays["gate"][:2]), ("weights", arrays["weights"] * np.nan), ("ids", arrays["ids"][::-1]),
                         ("starts", arrays["starts"] + 1)):  # fmt: skip
         checkpoint.save(path, kind, arrays | {name: np.ascontiguousarray(array)}, description)
         refused(f"cannot be resumed: {name} must")
-    checkpoint.save(path, kind, {name: array for name, array in arrays.items() if name != "v/rows"}, description)
-    refused("cannot be resumed: 'v/rows'")
+    checkpoint.save(path, kind, {name: array for name, array in arrays.items() if name != "v/weights"}, description)
+    refused("cannot be resumed: 'v/weights'")
     checkpoint.save(path, kind, arrays, description | {"epoch": 7})
     refused("epoch must be between 1 and 6, got 7")
     checkpoint.save(path, kind, arrays, description | {"steps": 3})
@@ -445,7 +445,7 @@ def test_a_few_steps_on_cuda(tmp_path, several):
     assert any(record["removed"] for record in cuda.history_), "something was pruned"
     for name in ("starts", "ids"):
         np.testing.assert_array_equal(*(to_numpy(getattr(m.experts_, name)) for m in (cuda, cpu)))
-    for name in ("gate", "rows"):
+    for name in ("gate", "weights"):
         got, want = (to_numpy(getattr(m.experts_, name)) for m in (cuda, cpu))
         np.testing.assert_allclose(got, want, atol=1e-4)
     for got, want in zip(cuda.history_, cpu.history_, strict=True):

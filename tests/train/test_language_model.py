@@ -341,6 +341,8 @@ def test_three_steps_on_cuda(changes):
         (TEXT, {"changes": {"sampler": "midx-pq", "width": 7}}, ValueError, "width must be even, got 7"),
         (TEXT, {"changes": {"sampler": "midx-rq", "n_codewords": 30}}, ValueError, "there are 20 words"),
         (TEXT, {"resume": True}, ValueError, "resume needs checkpoint_path"),
+        (TEXT, {"checkpoint_seconds": -1}, ValueError, "checkpoint_seconds must lie in"),
+        (TEXT, {"checkpoint_seconds": "5"}, TypeError, "checkpoint_seconds must be a number"),
     ],
 )
 def test_bad_input(tokens, more, error, message):

@@ -1,4 +1,4 @@
-"""Output layers: their gradients, applied by the optimiser, make the same update as their fused step; clipping."""
+"""Output layers: their gradients, applied by the optimizer, make the same update as their fused step; clipping."""
 
 import copy
 

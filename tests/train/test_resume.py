@@ -169,6 +169,8 @@ def test_resume_without_a_checkpoint_starts_anew(corpus, tmp_path):
         fit(corpus, resume=True)
     with pytest.raises(ValueError, match="already exists; continue from it with resume=True"):
         fit(corpus, tmp_path / "c", epochs=1)
+    with pytest.raises(ValueError, match=r"checkpoint_seconds must lie in \[0, inf\], got nan"):
+        train.Classifier(**SMALL).fit(corpus.features, corpus.labels, checkpoint_seconds=np.nan)
 
 
 def test_a_run_that_gets_more_time_ends_in_the_same_bits(corpus, tmp_path, ticking):
