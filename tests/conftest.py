@@ -46,10 +46,11 @@ TIERS = {
 #: What takes long comes first, so that several processes end together; and what is of the catalogue, whose kernels are
 #: compiled there, before files of tests, which use them.
 LONG = (
-    "group_shared_mma", "group_shared", "fixed_fan_in", "ds_softmax", "full_softmax", "linear", "midx", "sparse_experts",
-    "tests.train.test_classifier", "tests.train.test_linear", "tests.train.test_resume", "tests.stress.test_stress",
-    "tests.fuzz.test_files", "tests.cli.test_main", "tests.bench.test_bench", "tests.test_top_k_layers",
-    "tests.data.test_readers", "tests.test_linear", "tests.test_fuzz_calls", "tests.train.test_memory",
+    "group_shared_mma", "group_shared", "fixed_fan_in", "ds_softmax", "full_softmax", "linear", "midx",
+    "sparse_experts", "tests.train.test_classifier", "tests.train.test_linear", "tests.train.test_resume",
+    "tests.stress.test_stress", "tests.fuzz.test_files", "tests.cli.test_main", "tests.bench.test_bench",
+    "tests.test_top_k_layers", "tests.data.test_readers", "tests.test_linear", "tests.test_fuzz_calls",
+    "tests.train.test_memory", "tests.compiled.test_counted",
 )  # fmt: skip
 
 
