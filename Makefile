@@ -1,6 +1,8 @@
-# make demo    install into .venv, train output layers of three kinds on 15,810 labels, compare them (5 minutes)
-# make test    install into .venv, run all tests that need no GPU, examples and tutorials (some minutes)
-# make docs    install into .venv, run the tutorials, build the site: docs/_build/html/index.html
+# Each target installs what it needs into .venv.
+# make demo    train three kinds of output layers with 15,810 labels and compare them (5 minutes)
+# make check   lint, check types, run the quick tests (a minute); run it before every commit
+# make test    run all tests that need no GPU, the examples and the tutorials (6 minutes)
+# make docs    run the tutorials and build the site: docs/_build/html/index.html
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
@@ -9,6 +11,26 @@ PY := $(VENV)/bin/python
 
 demo: $(VENV)/demo.done
 	$(PY) -m sparsemax_nb demo
+
+.PHONY: check lint package regression
+
+lint: $(VENV)/dev.done
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+check: lint
+	NUMBA_ENABLE_CUDASIM=1 $(PY) -m pytest -q -n 2 -m quick tests
+
+# Build and check the source archive and the wheel, in dist/.
+package: $(VENV)/dev.done
+	rm -rf dist
+	$(PY) -m build --outdir dist
+	$(PY) -m twine check --strict dist/*
+
+# Compare our times with the last results from this type of machine. Takes minutes; run nothing else meanwhile.
+regression: $(VENV)/demo.done
+	$(PY) -m bench.regression
 
 # Two runs, because one process cannot both simulate CUDA and compile for it. Two processes share each; what compiles the
 # same kernels stays together, and what takes long comes first (tests/conftest.py).
@@ -24,15 +46,15 @@ test-simulator: $(VENV)/test.done
 test-compiled: $(VENV)/test.done
 	$(PY) $(PYTEST) tests/contracts tests/compiled ptxsim/tests $(EXAMPLES) tutorials --ignore-glob='tutorials/[0-9]*'
 
-# Threads, forks and processes, thousands of times, against the bits of a single thread; not a part of `make test`.
+# Call everything from many threads and processes and compare the bits with one thread; not part of `make test`.
 stress: $(VENV)/test.done
 	$(PY) -m tests.stress
 
-# Registers, shared memory, spills and occupancy of every CUDA kernel, compiled here: needs no GPU.
+# Print registers, shared memory, spills and occupancy of every CUDA kernel. Compiles them; needs no GPU.
 contracts: $(VENV)/test.done
 	$(PY) -m tests.contracts.table
 
-# On a machine with a GPU, with the packages that it has: the suite on CUDA and every benchmark, results in gpu_output/.
+# On a machine with a GPU, with its installed packages: run all tests and benchmarks on CUDA, results in gpu_output/.
 gpu:
 	$(PYTHON) -m bench.gpu
 
@@ -43,12 +65,12 @@ bench: $(VENV)/demo.done
 	$(PY) -m bench.sampling
 	$(PY) -m bench.memory_670k
 
-# The site; tutorials run at full size, or in seconds with TUTORIAL_SMOKE=1.
+# Build the site. Tutorials run at full size, or in seconds with TUTORIAL_SMOKE=1.
 docs: $(VENV)/docs.done
 	$(PY) -m sphinx -W --keep-going -q docs docs/_build/html
 	@echo docs/_build/html/index.html
 
-# The tutorials as notebooks, without outputs, in notebooks/.
+# Convert the tutorials to notebooks without outputs, in notebooks/.
 notebooks: $(VENV)/docs.done
 	mkdir -p notebooks
 	cp tutorials/lesson.py notebooks/
@@ -60,11 +82,15 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/demo.done: setup.cfg | $(VENV)/bin/python
-	$(PY) -m pip install --quiet --disable-pip-version-check -e .
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[plot]'
 	touch $@
 
 $(VENV)/test.done: setup.cfg | $(VENV)/bin/python
 	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	touch $@
+
+$(VENV)/dev.done: setup.cfg | $(VENV)/bin/python
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
 $(VENV)/docs.done: setup.cfg | $(VENV)/bin/python
@@ -72,5 +98,5 @@ $(VENV)/docs.done: setup.cfg | $(VENV)/bin/python
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo_output gpu_output docs/_build docs/generated notebooks build *.egg-info
+	rm -rf $(VENV) demo_output gpu_output docs/_build docs/generated notebooks build dist *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,1 +1,1 @@
-"""Benchmarks, one script a question; run them from the repository root: ``python -m bench.forward``."""
+"""Benchmarks: each script answers one question. Run one from the repository root: ``python -m bench.forward``."""

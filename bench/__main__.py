@@ -1,19 +1,23 @@
-"""``python -m bench``: list the benchmarks; ``python -m bench.NAME --help`` describes the options of one."""
+"""List the benchmarks: ``python -m bench``. For the options of one, use ``python -m bench.NAME --help``."""
 
 import ast
 
 from .machine import HERE
 
 
-def questions():
-    """The question that each benchmark answers, by name: the first sentence of every script that has a `main`."""
-    trees = {path.stem: ast.parse(path.read_text()) for path in sorted(HERE.glob("[a-z]*.py"))}
-    runnable = {name: tree for name, tree in trees.items() if any(getattr(n, "name", "") == "main" for n in tree.body)}
-    return {name: ast.get_docstring(tree).partition("``")[0].strip(" :") for name, tree in runnable.items()}
+def summaries():
+    """``{name: first sentence of the docstring}`` of all modules that can be run as scripts."""
+    sources = {path.stem: path.read_text() for path in sorted(HERE.glob("[a-z]*.py"))}
+    scripts = {name: source for name, source in sources.items() if '\nif __name__ == "__main__":' in source}
+    docstrings = {name: ast.get_docstring(ast.parse(source)) for name, source in scripts.items()}
+    return {name: docstring.partition("``")[0].strip(" :") for name, docstring in docstrings.items()}
 
 
 if __name__ == "__main__":
-    found = questions()
+    found = summaries()
     width = max(map(len, found))
-    print(*(f"{name:{width}}  {question}" for name, question in found.items()), sep="\n")
-    print("\npython -m bench.NAME --help lists the options of one; --profile KERNEL is for nsys and ncu.")
+    print(*(f"{name:{width}}  {summary}" for name, summary in found.items()), sep="\n")
+    print(
+        "\nOptions of a benchmark: python -m bench.NAME --help. To profile a CUDA kernel with nsys or ncu: --profile "
+        "KERNEL."
+    )

@@ -1,8 +1,8 @@
-"""What do the CUDA kernels of a training step read, write and compute? ``python -m bench.counted``: counted, not measured.
+"""What do the CUDA kernels of a training step read, write and compute? ``python -m bench.counted``.
 
-No GPU is needed: the compiled kernels run in ptxsim for a sample of their blocks, and the
-counters are scaled to the whole grid. The floors are what these bytes and operations take at the published rates of an
-H200; latency, occupancy and the rate of atomics are left out. A time on a device can only be longer.
+The numbers are counted, not measured. No GPU is needed: ptxsim runs a sample of the blocks of the compiled kernels, and
+the counters are scaled to the whole grid. The floors are the times for these bytes and operations at the published
+rates of an H200. Latency, occupancy and the rate of atomics are ignored, so a real time can only be longer.
 """
 
 import ml_dtypes
@@ -11,7 +11,7 @@ import numpy as np
 import ptxsim
 from sparsemax_nb.internals import (
     Connections,
-    Positives,
+    LabelRows,
     SharedConnections,
     backend_of,
     formulas,
@@ -23,12 +23,12 @@ from . import harness, machine, timing
 
 SIZES = {
     "rows": (128, 40), "inputs": (32_768, 64), "labels": (670_000, 320), "fan_in": (32, 16), "group_size": (16, 16),
-    "blocks": (48, 4), "positives": (5, 2),
+    "blocks": (48, 4), "label_rows": (5, 2),
 }  # fmt: skip
 CHIP = "H200"
-#: Warps that issue an instruction in a second: 132 multiprocessors, four schedulers each, 1.98 GHz (published).
-ISSUED = 132 * 4 * 1.98e9
-#: {row: (module, weights in bfloat16, keyword arguments of the wing's step)}.
+#: Warp instructions issued per second: 132 multiprocessors, four schedulers each, 1.98 GHz (published).
+ISSUE_RATE = 132 * 4 * 1.98e9
+#: {row: (module, whether weights are bfloat16, keyword arguments of the step of the CUDA backend)}.
 CASES = {
     "fixed fan-in, first version": ("fixed_fan_in", False, {"wide": False}),
     "fixed fan-in": ("fixed_fan_in", False, {"wide": True}),
@@ -40,29 +40,29 @@ CASES = {
 
 
 def arguments_of(args, shared, low):
-    """The arguments of a wing's step: a random layer, Adam, squared hinge, a few positives."""
+    """Arguments for the step of the CUDA backend: a random layer, Adam, squared hinge, a few labels per row."""
     random, n, k = np.random.default_rng(0), args.labels, args.fan_in
     n_groups = -(-n // args.group_size) if shared else n
-    x = np.maximum(random.standard_normal((args.rows, args.inputs), np.float32), 0)
-    indices = random.integers(0, args.inputs, (n_groups, k), np.int32)  # one may occur twice: no matter for a count
+    h = np.maximum(random.standard_normal((args.rows, args.inputs), np.float32), 0)
+    indices = random.integers(0, args.inputs, (n_groups, k), np.int32)  # duplicates do not matter for the counts
     values = random.standard_normal((n, k), np.float32) / k
-    bias = np.full(n, -1 - 2.33 * np.sqrt(0.5 / k), np.float32)  # about 1 % of the scores lie inside the margin
+    bias = np.full(n, -1 - 2.33 * np.sqrt(0.5 / k), np.float32)  # about 1 % of the scores are inside the margin
     if low:
         values = values.astype(ml_dtypes.bfloat16).view(np.uint16)
     layer = SharedConnections(indices, values, bias, args.group_size) if shared else Connections(indices, values, bias)
     indptr = np.zeros(n + 1, np.int32)
-    chosen = np.sort(random.choice(n, args.rows * args.positives, replace=False))
+    chosen = np.sort(random.choice(n, args.rows * args.label_rows, replace=False))
     indptr[1:] = np.cumsum(np.bincount(chosen, minlength=n))
-    positives = Positives(indptr, random.integers(0, args.rows, len(chosen), np.int32))
+    label_rows = LabelRows(indptr, random.integers(0, args.rows, len(chosen), np.int32))
     moments = [formulas.Moments(np.zeros(a.shape, np.float32), np.ones(a.shape, np.float32)) for a in (values, bias)]
     rates = formulas.Rates(*map(np.float32, (1e-3, 0.9, 0.999, 1e-8)))
     rounding = (rng.Rounding(np.uint64(1), np.uint64(1)),) if shared else ()
-    inputs = x, layer, positives, formulas.SQUARED_HINGE, formulas.ADAM_KIND, rates, *moments, *rounding
-    return *inputs, np.empty_like(x), np.empty(n, np.float32)
+    inputs = h, layer, label_rows, formulas.SQUARED_HINGE, formulas.ADAM_KIND, rates, *moments, *rounding
+    return *inputs, np.empty_like(h), np.empty(n, np.float32)
 
 
 def count(args, case):
-    """Counters of the step's kernel, and what the whole of it would read and write once."""
+    """Name and simulation result (counters) of the step's kernel."""
     module, low, options = CASES[case]
     found = {}
 
@@ -80,16 +80,16 @@ def count(args, case):
 
 
 def cells(args, case):
-    """A line of the table."""
+    """Cells of a row of the table."""
     name, result = count(args, case)
     c, bound = result.counters, ptxsim.lower_bound(result.counters, CHIP)
     atomics = sum(a["lanes"] for a in c.atomics.values())
     sectors = c.global_load.sectors + c.global_store.sectors
     flops = sum(c.flops.values())
-    # what is modelled from a sample of blocks would have each of them fetch the inputs anew
+    # the modelled DRAM traffic is wrong for a sample of blocks: each of them would load the inputs again
     bandwidth = c.dram_bytes / bound.pop("memory (modelled DRAM)")
     bound["memory"] = c.unique_bytes / bandwidth
-    bound["instructions issued"] = c.warp_instructions / ISSUED
+    bound["instructions issued"] = c.warp_instructions / ISSUE_RATE
     limit = max(bound, key=bound.get)
     return [
         case, f"`{name.partition('.')[2]}`", f"{c.unique_bytes / 1e6:,.0f}", f"{32 * sectors / 1e6:,.0f}",
@@ -101,20 +101,32 @@ def cells(args, case):
 def main(argv=None):
     args = harness.arguments("counted", __doc__.partition("\n")[0], SIZES, argv)
     header = [
-        "step of", "kernel", "MB, each byte once", "L2 MB (sectors)", "shared loads (millions of warps)", "atomic adds (millions)",
-        "GFLOP", "instructions (millions of warps)", "floor ms", "of",
-    ]  # fmt: skip
+        "step of",
+        "kernel",
+        "MB, each byte once",
+        "L2 MB (sectors)",
+        "shared loads (millions of warps)",
+        "atomic adds (millions)",
+        "GFLOP",
+        "instructions (millions of warps)",
+        "floor ms",
+        "limited by",
+    ]
     rows = [cells(args, case) for case in CASES]
     row = {
-        "benchmark": "counted", "parameters": args.parameters | {"device": "cpu"},
+        "benchmark": "counted",
+        "parameters": args.parameters | {"device": "cpu"},
         "table": {"header": header, "rows": rows},
         "notes": [
-            f"Computed, not measured: counters of the compiled code (sm_90), a sample of {args.blocks} blocks scaled to the grid; "
-            f"floors at the published rates of an {CHIP}.",
-            "The floor is the longest of: bytes of memory, each read or written once (inputs and their gradients fit the L2 cache), FLOPs, instructions issued (one a scheduler and cycle; PTX is not quite what the chip runs). It leaves out latency, occupancy, L2 and the rate of atomics.",
+            f"Computed, not measured: counters of the compiled code (sm_90) for a sample of {args.blocks} blocks, "
+            f"scaled to the grid; floors at the published rates of an {CHIP}.",
+            "The floor is the maximum of three times: for the bytes of memory, each read or written once (inputs and "
+            "their gradients fit into the L2 cache); for the FLOPs; for issuing the instructions, one per scheduler "
+            "and cycle (PTX differs slightly from the instructions of the chip). Latency, occupancy, L2 and the rate "
+            "of atomics are ignored.",
         ],
         "environment": machine.environment("cpu"),
-    }  # fmt: skip
+    }
     return [harness.publish(args, row)]
 
 

@@ -1,4 +1,4 @@
-"""How fast, how exact and how frugal is the full softmax loss? ``python -m bench.cross_entropy`` (README.md says how)."""
+"""How fast and exact is the full softmax loss, and how much memory does it take? ``python -m bench.cross_entropy``."""
 
 import functools
 
@@ -16,16 +16,21 @@ SIZES = {
     "large_classes": (128_000, 500),
 }  # fmt: skip
 NAMES = "dh", "dw", "dbias"
-SOME = 100  # rows and classes whose gradients are checked at the large size
-BLOCK = 1 << 24  # logits that a check holds
+#: Rows and classes whose gradients are checked at the large size.
+N_CHECKED = 100
+#: Logits that a check computes at the same time.
+LOGITS_PER_BLOCK = 1 << 24
 CUT = "Cut Cross-Entropy, bfloat16"
-#: By how much the loss may be off, relative to it, and gradients, relative to their largest number; of rivals that
-#: round logits and gradients to bfloat16, and of the one that adds up its gradients in bfloat16, block by block.
-EXACT, ROUNDED, SUMMED = (1e-5, 1e-4), (1e-2, 0.05), (1e-2, 0.15)
+#: Tolerances of (the loss, relative to it; gradients, relative to their largest number).
+EXACT = 1e-5, 1e-4
+#: For competitors that round logits and gradients to bfloat16.
+ROUNDED = 1e-2, 0.05
+#: For the competitor that sums its gradients in bfloat16, block by block.
+SUMMED = 1e-2, 0.15
 
 
 def problem(n_rows, width, n_classes):
-    """Inputs h, w, bias (NumPy) whose softmax is neither flat nor a single class; targets."""
+    """Random h, w, bias and targets (NumPy); the softmax is neither uniform nor concentrated on one class."""
     rng = np.random.default_rng(0)
     h, w = (rng.standard_normal((n, width), dtype=np.float32) for n in (n_rows, n_classes))
     w *= np.float32(2 / np.sqrt(width))
@@ -33,22 +38,22 @@ def problem(n_rows, width, n_classes):
 
 
 def _blocks(h, w, bias, dtype):
-    """(slice of rows, their logits)."""
-    w, bias, at_once = w.T.astype(dtype), bias.astype(dtype), max(1, BLOCK // len(w))
-    for first in range(0, len(h), at_once):
-        rows = slice(first, first + at_once)
+    """Yield (slice of rows, their logits)."""
+    w, bias, n_rows = w.T.astype(dtype), bias.astype(dtype), max(1, LOGITS_PER_BLOCK // len(w))
+    for first in range(0, len(h), n_rows):
+        rows = slice(first, first + n_rows)
         yield rows, h[rows].astype(dtype) @ w + bias
 
 
 def exact(h, w, bias, targets):
-    """Loss and all gradients in float64."""
+    """The loss and all gradients in float64."""
     loss, dh, dw, dbias = 0.0, np.zeros(h.shape), np.zeros(w.shape), np.zeros(len(w))
     for rows, p in _blocks(h, w, bias, np.float64):
-        places = np.arange(len(p)), targets[rows]
+        of_targets = np.arange(len(p)), targets[rows]
         p -= _log_z(p)[:, None]
-        loss -= p[places].sum()
+        loss -= p[of_targets].sum()
         np.exp(p, out=p)
-        p[places] -= 1
+        p[of_targets] -= 1
         p /= len(h)
         dh[rows], dbias = p @ w.astype(np.float64), dbias + p.sum(0)
         dw += p.T @ h[rows].astype(np.float64)
@@ -56,16 +61,16 @@ def exact(h, w, bias, targets):
 
 
 def _log_z(logits):
-    """Logarithm of the sum of their exponentials, row by row, added in float64."""
+    """``log(sum(exp(logits)))`` per row, summed in float64."""
     largest = logits.max(1)
     return np.log(np.exp(logits - largest[:, None]).sum(1, dtype=np.float64)) + largest
 
 
 def checker(h, w, bias, targets):
-    """A check of the loss and of some rows and classes of the gradients, for sizes at which float64 takes too long."""
+    """A check of the loss and of some rows and classes of the gradients, for sizes that are too large for `exact`."""
     log_z = np.concatenate([_log_z(logits) for _, logits in _blocks(h, w, bias, np.float32)])
     loss = (log_z - np.einsum("bd,bd->b", h, w[targets], dtype=np.float64) - bias[targets]).mean()
-    rows, classes = (np.unique(np.linspace(0, len(a) - 1, SOME).astype(int)) for a in (h, w))
+    rows, classes = (np.unique(np.linspace(0, len(a) - 1, N_CHECKED).astype(int)) for a in (h, w))
 
     def gradient(some_h, some_w, some_bias, some_log_z, hits):
         return (np.exp(some_h @ some_w.T.astype(np.float64) + some_bias - some_log_z[:, None]) - hits) / len(h)
@@ -75,14 +80,14 @@ def checker(h, w, bias, targets):
     wanted = by_row @ w, by_class.T @ h, by_class.sum(0)
 
     def check(result, tolerance=EXACT):
-        some = [None if g is None else g[i] for g, i in zip(result[1:], (rows, classes, classes), strict=True)]
-        require_close((result[0], *some), (loss, *wanted), tolerance)
+        checked = [None if g is None else g[i] for g, i in zip(result[1:], (rows, classes, classes), strict=True)]
+        require_close((result[0], *checked), (loss, *wanted), tolerance)
 
     return check
 
 
 def require_close(result, wanted, tolerance=EXACT):
-    """Loss and gradients to the two tolerances; a gradient that is None was not asked for."""
+    """Check loss and gradients; a gradient that is None is skipped."""
     loss, want = result[0], wanted[0]
     timing.require(abs(loss - want) <= tolerance[0] * abs(want), f"the loss is {loss}, not {want}")
     for name, got, want in zip(NAMES, result[1:], wanted[1:], strict=True):
@@ -91,24 +96,24 @@ def require_close(result, wanted, tolerance=EXACT):
 
 
 def on_host(result):
-    """(loss, gradients as NumPy arrays), whoever computed them; None stays."""
+    """Loss and gradients as NumPy arrays, from any contestant; None stays None."""
     loss, *gradients = result
-    gradients = [g.float().cpu() if hasattr(g, "cpu") else g for g in gradients]  # PyTorch's; NumPy knows no bfloat16
+    gradients = [g.float().cpu() if hasattr(g, "cpu") else g for g in gradients]  # PyTorch: NumPy has no bfloat16
     return float(loss), *(None if g is None else to_numpy(g) for g in gradients)
 
 
 def rounded(a):
-    """The nearest bfloat16 numbers, as float32."""
+    """Round to bfloat16; returns float32."""
     return a.astype(ml_dtypes.bfloat16).astype(np.float32)
 
 
 def kind_of(name):
-    """Whether a contestant computes with inputs in bfloat16, and whether with a bias."""
+    """(whether the inputs of a contestant are bfloat16, whether it has a bias)."""
     return "bfloat16" in name, name != CUT
 
 
 def inputs_of(arrays, is_narrow, has_bias):
-    """`arrays` (h, w, bias, targets in NumPy) as contestants of a kind compute with them."""
+    """Round `arrays` (h, w, bias, targets in NumPy) to bfloat16, and set the bias to zero, as the contestant does."""
     h, w, bias, targets = arrays
     if is_narrow:
         h, w, bias = map(rounded, (h, w, bias))
@@ -116,7 +121,7 @@ def inputs_of(arrays, is_narrow, has_bias):
 
 
 def contestants_of(arrays, check_of, device):
-    """Ours, PyTorch and, on CUDA, their rivals; ``check_of(*kind)`` gives check(result, tolerance)."""
+    """Ours, PyTorch and, on CUDA, fused losses; ``check_of(*kind)`` returns check(result, tolerance)."""
     h, w, bias, targets = (asarray(a, device) for a in arrays)
 
     def checked(name, tolerance=EXACT):
@@ -132,19 +137,19 @@ def contestants_of(arrays, check_of, device):
         contestants[narrow] = ours(narrow, *inputs)
     except (TypeError, ValueError) as problem:
         contestants[narrow] = Unavailable(f"no bfloat16 arrays on {device}: {problem}")  # an older CuPy
-    rivals = {"PyTorch": (EXACT, pytorch.cross_entropy, h, w, bias, targets)}
+    competitors = {"PyTorch": (EXACT, pytorch.cross_entropy, h, w, bias, targets)}
     if device == "cuda":
-        rivals["PyTorch, bfloat16"] = ROUNDED, pytorch.cross_entropy, h, w, bias, targets, "bfloat16"
-        rivals["Liger"] = EXACT, fused_losses.liger, h, w, bias, targets, "float32"
-        rivals["Liger, bfloat16"] = ROUNDED, fused_losses.liger, h, w, bias, targets, "bfloat16"
-        rivals[CUT] = SUMMED, fused_losses.cut_cross_entropy, h, w, targets
-    for name, (tolerance, *prepare) in rivals.items():
+        competitors["PyTorch, bfloat16"] = ROUNDED, pytorch.cross_entropy, h, w, bias, targets, "bfloat16"
+        competitors["Liger"] = EXACT, fused_losses.liger, h, w, bias, targets, "float32"
+        competitors["Liger, bfloat16"] = ROUNDED, fused_losses.liger, h, w, bias, targets, "bfloat16"
+        competitors[CUT] = SUMMED, fused_losses.cut_cross_entropy, h, w, targets
+    for name, (tolerance, *prepare) in competitors.items():
         contestants[name] = harness.offer(checked(name, tolerance), *prepare)
     return contestants
 
 
 def memory_of(contestants, timings, sizes, device):
-    """Inputs and gradients, and what a call takes beyond them."""
+    """Bytes of inputs and gradients, and the additional memory of a call."""
     n_rows, width, n_classes = sizes
     numbers, memory = (n_rows + n_classes) * width + n_classes, {}
     for name in timings:
@@ -152,13 +157,13 @@ def memory_of(contestants, timings, sizes, device):
             result = contestants[name].run()
         gradients = sum(g.nbytes for g in result[1:] if g is not None)
         del result
-        beyond = None if growth["bytes"] is None else max(0, growth["bytes"] - gradients)
-        memory[name] = {"held": (2 if "bfloat16" in name else 4) * numbers + gradients, "growth": beyond}
+        additional = None if growth["bytes"] is None else max(0, growth["bytes"] - gradients)
+        memory[name] = {"held": (2 if "bfloat16" in name else 4) * numbers + gradients, "growth": additional}
     return memory
 
 
 def row_of(args, sizes, contestants, **options):
-    """One comparison: time and memory."""
+    """Compare time and memory."""
     n_rows, width, n_classes = sizes
     timings = harness.race(contestants, args, **options)
     numbers = (n_rows + n_classes) * width + n_classes
@@ -178,7 +183,7 @@ def row_of(args, sizes, contestants, **options):
 
 
 def accuracy_row(args, sizes, contestants, truth_of):
-    """Errors against float64; ``truth_of(*kind)`` is what a contestant should find."""
+    """Errors against float64; ``truth_of(*kind)`` is the exact result for the inputs of a contestant."""
     rows, figures = [], {}
     for name, contestant in contestants.items():
         if not isinstance(contestant, Unavailable):
@@ -197,8 +202,8 @@ def accuracy_row(args, sizes, contestants, truth_of):
         "parameters": dict(zip(("rows", "width", "classes"), sizes, strict=True)) | {"device": args.device},
         "table": {"header": ["contestant", *figures["ours"]], "rows": rows},
         "notes": [
-            "Against float64 on the same inputs: the error over the loss; the largest error over the largest number; rms error "
-            "over rms."
+            "Errors against float64 for the same inputs. Loss: relative error. Gradients: maximum error relative to "
+            "the largest number, and rms error relative to the rms."
         ],
         "figures": figures,
         "environment": machine.environment(args.device),
@@ -206,7 +211,7 @@ def accuracy_row(args, sizes, contestants, truth_of):
 
 
 def small(args):
-    """The small size: everything is checked, and the errors are a table of their own."""
+    """The small size: all numbers are checked, and a second table shows the errors."""
     sizes = args.rows, args.width, args.classes
     arrays = problem(*sizes)
     truth_of = functools.cache(lambda *kind: exact(*inputs_of(arrays, *kind)))
@@ -220,18 +225,21 @@ def small(args):
 
 
 def large(args):
-    """The large size."""
+    """The large size; skipped with --large-rows 0."""
     sizes = args.large_rows, args.width, args.large_classes
     arrays = problem(*sizes)
     check_of = functools.cache(lambda *kind: checker(*inputs_of(arrays, *kind)))
     contestants = contestants_of(arrays, check_of, args.device)
-    slow = {"repeats": min(2, args.repeats), "warmup": 0} if args.device == "cpu" else {}  # a call takes many seconds
+    slow = (
+        {"repeats": min(2, args.repeats), "warmup": 0} if args.device == "cpu" else {}
+    )  # each call takes many seconds
     yield row_of(args, sizes, contestants, **slow)
 
 
 def main(argv=None):
-    args = harness.arguments("cross_entropy", __doc__.partition("(")[0], SIZES, argv)
-    return [harness.publish(args, row) for part in (small, large) for row in part(args)]
+    args = harness.arguments("cross_entropy", __doc__, SIZES, argv)
+    parts = (small, large) if args.large_rows else (small,)
+    return [harness.publish(args, row) for part in parts for row in part(args)]
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """How good and how fast are the answers of DS-Softmax? ``python -m bench.ds_softmax wikitext-2 --model FILE``.
 
-FILE is a trained language model, as ``python -m bench.language ROW`` or ``sparsemax-nb train ... --save FILE`` writes
-it; or a classifier with a dense output, then instead of wikitext-2 stands tate or the folder of its data. Its contexts
-are written into --work, and DS-2 ... DS-64 trained on them: that can take hours, be killed and given again. Then every
-method answers the test part: accuracy against the truth, multiply-adds, and milliseconds for one query, 64 and 1,024,
-beside PyTorch and FAISS on the same vectors.
+FILE is a trained language model, written by ``python -m bench.language ROW`` or ``sparsemax-nb train ... --save FILE``;
+or a classifier with a dense output, with its data (tate or a folder) in place of wikitext-2. The inputs of its output
+layer are written to --work, and DS-2 ... DS-64 are trained on them. This can take hours; it can be interrupted and
+repeated. Then all methods answer the test set. Measured are the accuracy, the multiply-adds, and the milliseconds for
+batches of 1, 64 and 1,024 queries. PyTorch and FAISS answer the same queries.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from sparsemax_nb import (
     metrics,
     train,
 )
-from sparsemax_nb.internals import checkpoint, ds_softmax_figures
+from sparsemax_nb.internals import checkpoint, evaluate_experts
 
 from . import machine, plotting, tables, timing
 from .peers import Unavailable, faiss, pytorch
@@ -45,35 +45,35 @@ SETTINGS = {
     train.LanguageModel.kind: SHARED | {"batch_size": 1024, "learning_rate": 3e-3},
     train.Classifier.kind: SHARED | {"batch_size": 128, "learning_rate": 1e-3},
 }
-#: Of each stage, to measure its memory.
-STEPS = 4
-#: Training contexts: the first of the text.
-CONTEXTS = 1_000_000
+#: Training steps per stage when memory is measured.
+MEMORY_STEPS = 4
+#: Number of training contexts: the beginning of the text.
+N_CONTEXTS = 1_000_000
 KS = 1, 5, 10
-#: Stages with fewer experts are not shown.
-FEWEST = 8
-#: Contexts that are answered to measure accuracy.
-ASKED = 50_000
+#: Stages with fewer experts are not measured.
+MIN_EXPERTS = 8
+#: Number of test contexts for the accuracy.
+N_TEST = 50_000
 PICTURE = machine.HERE / "ds_softmax.png"
 PICTURE_OF_WORDS = machine.HERE / "ds_words.png"
 
 
-# ---------------------------------------------------------------- contexts
+# ---------------------------------------------------------------- inputs of the output layer
 
 
-def contexts(args, name):
-    """{part: (h, targets)} of train, valid and test; the output rows; how often each class occurs; names of the classes.
+def encoded(args, name):
+    """{part: (h, targets)} of train, valid and test; and the weights, counts and names of the classes.
 
-    Those of a text are written into the folder --work, float16, unless they are there, and memory-mapped.
+    For a text, h is written to the folder --work as float16, unless it exists, and memory-mapped.
     """
     if checkpoint.kind_of(args.model) == train.Classifier.kind:
         model, corpus = train.Classifier.load(args.model, device="cpu"), data.load(args.data)
         if getattr(model.network_.output, "bias", None) is not None or model.output != "dense":
             raise ValueError(
-                f"{args.model} must be a classifier with --output dense --loss softmax: its scores are products alone"
+                f"{args.model} must be a classifier with --output dense --loss softmax: DS-Softmax has no bias"
             )
         parts = {"train": corpus.train, "valid": corpus.dev or corpus.test, "test": corpus.test}
-        found = {part: (model.contexts(points.features), points.labels) for part, points in parts.items()}
+        found = {part: (model.encode(points.features), points.labels) for part, points in parts.items()}
         counts, names = np.asarray(corpus.train.labels.sum(0)).reshape(-1), model.label_names_
     else:
         model, corpus = train.LanguageModel.load(args.model, device="cpu"), data.load_text(args.data)
@@ -84,7 +84,7 @@ def contexts(args, name):
             if path.exists():
                 found[part] = np.load(path, mmap_mode="r"), tokens[1:]
             else:
-                found[part] = model.contexts(tokens, out=path)
+                found[part] = model.encode(tokens, out=path)
         names = corpus.vocabulary.words
     return found, np.ascontiguousarray(model.network_.output.weights), counts, names
 
@@ -92,9 +92,10 @@ def contexts(args, name):
 # ---------------------------------------------------------------- training
 
 
-def trained(name, found, rows, work, settings):
-    """{experts: file} of all stages, trained where they are missing, and what training took."""
-    log, last = work / f"{name}-training.json", work / f"{name}-ds-{settings['n_experts']}.safetensors"
+def trained(name, found, weights, work, settings):
+    """Train the missing stages; returns {number of experts: file} of all stages, and the training log."""
+    log = work / f"{name}-training.json"
+    last = work / f"{name}-ds-{settings['n_experts']}.safetensors"
     files = {}
     first = settings["first_experts"]
     while first <= settings["n_experts"]:
@@ -104,18 +105,21 @@ def trained(name, found, rows, work, settings):
     if not (log.exists() and last.exists()):
         (h, targets), (valid_h, valid_targets) = found["train"], found["valid"]
         model = DSSoftmax(**settings, device="cpu")
-        some = np.arange(0, len(valid_h), max(1, len(valid_h) // 10_000))
-        validation = np.asarray(valid_h[some], np.float32), valid_targets[some]
+        chosen = np.arange(0, len(valid_h), max(1, len(valid_h) // 10_000))
+        validation = np.asarray(valid_h[chosen], np.float32), valid_targets[chosen]
         start = time.perf_counter()
         model.fit(
-            h, targets, init=rows, validation=validation, checkpoint_path=path, resume=True,
+            h, targets, weights=weights, validation=validation, checkpoint_path=path, resume=True,
             after_epoch=lambda record: print(_line(record), flush=True),
             after_stage=lambda n, packed: packed.save(files[n]),
         )  # fmt: skip
         result = {
-            "settings": settings, "n_contexts": len(h), "history": model.history_, "seconds": time.perf_counter() - start,
+            "settings": settings,
+            "n_contexts": len(h),
+            "history": model.history_,
+            "seconds": time.perf_counter() - start,
             "environment": machine.environment("cpu"),
-        }  # fmt: skip
+        }
         log.write_text(json.dumps(result, indent=1) + "\n")
     return files, json.loads(log.read_text())
 
@@ -123,46 +127,46 @@ def trained(name, found, rows, work, settings):
 def _line(record):
     v = record["validation"]
     return (
-        f"{record['n_experts']:3d} experts  epoch {record['epoch'] + 1:2d}  loss {record['loss']:.3f}  rows {record['rows']:,}"
-        f"  top-1 {100 * v['top-1']:.2f}  top-10 {100 * v['top-10']:.2f}  held {100 * v['held']:.1f}  "
-        f"speed-up {v['speed-up']:.2f}  {record['seconds']:.0f} s"
+        f"{record['n_experts']:3d} experts  epoch {record['epoch'] + 1:2d}  loss {record['loss']:.3f}  rows "
+        f"{record['rows']:,}  top-1 {100 * v['top-1']:.2f}  top-10 {100 * v['top-10']:.2f}  target in expert "
+        f"{100 * v['held']:.1f}  speed-up {v['speed-up']:.2f}  {record['seconds']:.0f} s"
     )
 
 
 # ---------------------------------------------------------------- memory
 
 
-def memory(found, rows, files, settings):
-    """{experts: bytes} of all stages of a run that is over: how far memory grew above its level before, at most.
+def memory(found, weights, files, settings):
+    """{number of experts: peak growth of memory in bytes} for all stages of a finished training.
 
-    Each stage begins with the saved experts of the one before: so a run that was killed and resumed can be measured,
-    too. The contexts do not count.
+    Each stage starts from the saved experts of the stage before it, so that a training that was interrupted can be
+    measured, too. The training data is not counted.
     """
-    h, targets = (a[: (STEPS + 1) * settings["batch_size"]] for a in found["train"])
-    few = targets[:, :50] if scipy.sparse.issparse(targets) else np.minimum(targets, 49)
-    _stage(None, rows[:50], h, few, settings)  # compiles
+    h, targets = (a[: (MEMORY_STEPS + 1) * settings["batch_size"]] for a in found["train"])
+    few_classes = targets[:, :50] if scipy.sparse.issparse(targets) else np.minimum(targets, 49)
+    _stage(None, weights[:50], h, few_classes, settings)  # compiles
     grown, before = {}, None
     for n, path in files.items():
         with machine.memory_growth("cpu") as growth:
-            _stage(before, rows, h, targets, settings)
+            _stage(before, weights, h, targets, settings)
         grown[n], packed = growth["bytes"], PackedDSSoftmax.load(path, device="cpu")
-        before = [np.array(a) for a in (packed.gate, packed.starts, packed.ids, packed.rows)]
+        before = [np.array(a) for a in (packed.gate, packed.starts, packed.ids, packed.weights)]
     return grown
 
 
-def _stage(before, rows, h, targets, settings):
-    """What a stage holds: from mitosis over steps, validation and pruning to the packed experts."""
+def _stage(before, weights, h, targets, settings):
+    """Run a short stage with the memory of a full one: mitosis, steps, validation, pruning and packing."""
     batch, adam = settings["batch_size"], Adam(settings["learning_rate"])
     parts = [(np.asarray(h[i : i + batch], np.float32), targets[i : i + batch]) for i in range(0, h.shape[0], batch)]
     if before is None:
-        experts = SparseExperts.dense(rows, settings["first_experts"])
+        experts = SparseExperts.dense(weights, settings["first_experts"])
     else:
-        experts = SparseExperts(*(a.copy() for a in before), len(rows))
-        experts.step(*parts[0], adam)  # from now on there are moments
+        experts = SparseExperts(*(a.copy() for a in before), len(weights))
+        experts.step(*parts[0], adam)  # allocates the moments
         experts.split(adam)
     for part in parts[1:]:
         experts.step(*part, adam)
-    ds_softmax_figures(experts, h, targets)
+    evaluate_experts(experts, h, targets)
     experts.prune(settings["threshold"], adam)
     experts.pack()
 
@@ -171,10 +175,10 @@ def _stage(before, rows, h, targets, settings):
 
 
 class Method(NamedTuple):
-    """``answer(h, k)`` gives ids (B, k); `flops` are the multiply-adds of a query, None where they are not known.
+    """``answer(h, k)`` returns ids (B, k); `flops` is the number of multiply-adds per query, None if unknown.
 
-    ``exact(h)`` gives the scores (L,) of one query in float64, -inf of what is not there; None where the method is not
-    exact.
+    ``exact(h)`` returns the float64 scores (L,) of one query, -inf for classes that are not searched; None for an
+    approximate method.
     """
 
     answer: Callable
@@ -183,9 +187,9 @@ class Method(NamedTuple):
     exact: Callable | None = None
 
 
-def methods(found, rows, counts, files, adaptive, probes=(4, 16, 64), searches=(16, 64, 256)):
-    """{name: what prepares the `Method`}; `adaptive` is the file of PyTorch's layer, trained where it is not there."""
-    wide, sample = rows.astype(np.float64), np.ascontiguousarray(found["test"][0][::10], np.float32)
+def methods(found, weights, counts, files, adaptive, probes=(4, 16, 64), searches=(16, 64, 256)):
+    """{name: function that prepares the `Method`}; `adaptive` is the file of PyTorch's layer, trained if missing."""
+    weights64, sample = weights.astype(np.float64), np.ascontiguousarray(found["test"][0][::10], np.float32)
 
     def ours(layer, exact=None):
         return Method(lambda h, k: layer.top_k(h, k)[1], layer.flops_per_query, layer.nbytes, exact)
@@ -196,34 +200,36 @@ def methods(found, rows, counts, files, adaptive, probes=(4, 16, 64), searches=(
 
         def exact(h):
             expert = int((gate @ h).argmax())
-            held, scores = slice(*layer.starts[expert : expert + 2]), np.full(len(rows), -np.inf)
-            scores[layer.ids[held]] = layer.rows[held].astype(np.float64) @ h
+            of_expert, scores = slice(*layer.starts[expert : expert + 2]), np.full(len(weights), -np.inf)
+            scores[layer.ids[of_expert]] = layer.weights[of_expert].astype(np.float64) @ h
             return scores
 
-        return Method(lambda h, k: layer.top_k(h, k)[1], rows.size / layer.speed_up(sample), layer.nbytes, exact)
+        return Method(lambda h, k: layer.top_k(h, k)[1], weights.size / layer.speed_up(sample), layer.nbytes, exact)
 
-    full, all_scores = rows.size, lambda h: wide @ h
+    full, all_scores = weights.size, lambda h: weights64 @ h
     table = {
-        "ours: full softmax": lambda: ours(FullSoftmax(rows), all_scores),
-        "PyTorch: matmul, topk": lambda: Method(pytorch.top_k(rows), full, rows.nbytes, all_scores),
-        "PyTorch: adaptive softmax": lambda: Method(*pytorch.adaptive_softmax(rows, counts, found["train"], adaptive)),
-        "SVD-softmax-5": lambda: ours(SVDSoftmax(rows, width=16, share=0.05)),
-        "SVD-softmax-10": lambda: ours(SVDSoftmax(rows, width=16, share=0.10)),
-        "D-softmax": lambda: ours(DSoftmax(rows, counts)),
+        "ours: full softmax": lambda: ours(FullSoftmax(weights), all_scores),
+        "PyTorch: matmul, topk": lambda: Method(pytorch.top_k(weights), full, weights.nbytes, all_scores),
+        "PyTorch: adaptive softmax": lambda: Method(
+            *pytorch.adaptive_softmax(weights, counts, found["train"], adaptive)
+        ),
+        "SVD-softmax-5": lambda: ours(SVDSoftmax(weights, width=16, share=0.05)),
+        "SVD-softmax-10": lambda: ours(SVDSoftmax(weights, width=16, share=0.10)),
+        "D-softmax": lambda: ours(DSoftmax(weights, counts)),
     }
     for n, path in files.items():
-        if path.exists() and n >= FEWEST:
+        if path.exists() and n >= MIN_EXPERTS:
             table[f"DS-{n}"] = functools.partial(packed, path)
-    table["FAISS flat"] = lambda: Method(faiss.flat(rows), full, rows.nbytes, all_scores)
+    table["FAISS flat"] = lambda: Method(faiss.flat(weights), full, weights.nbytes, all_scores)
     for n in probes:
-        table[f"FAISS IVF, {n} probed"] = functools.partial(lambda n: Method(faiss.inverted_file(rows, n)), n)
+        table[f"FAISS IVF, {n} probed"] = functools.partial(lambda n: Method(faiss.inverted_file(weights, n)), n)
     for n in searches:
-        table[f"FAISS HNSW, ef {n}"] = functools.partial(lambda n: Method(faiss.graph(rows, n)), n)
+        table[f"FAISS HNSW, ef {n}"] = functools.partial(lambda n: Method(faiss.graph(weights, n)), n)
     return table
 
 
 def check(name, method, h):
-    """Stop where the classes that an exact method finds do not have the best scores, computed in float64."""
+    """Raise if the classes that an exact method finds do not have the best float64 scores."""
     if method.exact is None:
         return
     for query, ids in zip(h, method.answer(h, max(KS)), strict=True):
@@ -238,53 +244,56 @@ def check(name, method, h):
 
 
 def accuracy(answer, h, targets):
-    """Share of the targets among the best 1, 5 and 10 (of several labels: P@k)."""
+    """Share of targets among the best 1, 5 and 10 classes; P@k if there are several labels."""
     hits, several = np.zeros(max(KS)), scipy.sparse.issparse(targets)
     for first in range(0, len(h), 1024):
-        some = slice(first, first + 1024)
-        ids = answer(np.asarray(h[some], np.float32), max(KS))
+        batch = slice(first, first + 1024)
+        ids = answer(np.asarray(h[batch], np.float32), max(KS))
         if several:
-            found = metrics.hits_at_k(ids.astype(np.int32), targets[some], max(KS))
+            found = metrics.hits_at_k(ids.astype(np.int32), targets[batch], max(KS))
         else:
-            found = ids == targets[some, None]
+            found = ids == targets[batch, None]
         hits += found.sum(0)
     return {k: float(hits[:k].sum() / (len(h) * (k if several else 1))) for k in KS}
 
 
 def timed(answers, h, rounds):
-    """{batch: {name: Timing}} of one query (64 different ones after another), 64 and 1,024, all methods in turn."""
+    """Time all methods in alternation, for batches of 1, 64 and 1,024 queries: {batch: {name: (Timing, calls)}}.
+
+    Batches of one query: 64 different queries, so that a small expert is not always in the cache.
+    """
     found = {}
     for size, calls in ((1, 64), (64, 4), (1024, 1)):
-        h = np.resize(h, (max(len(h), calls * size), h.shape[1]))  # a small test part again and again
+        h = np.resize(h, (max(len(h), calls * size), h.shape[1]))  # a small test set is repeated
         parts = [np.ascontiguousarray(h[i * size : (i + 1) * size], np.float32) for i in range(calls)]
 
         def run(answer, parts=parts):
             return [answer(part, 10) for part in parts]
 
-        def whole(ids, size=size):
-            timing.require(all(i.shape == (size, 10) for i in ids), "ten answers a query")
+        def complete(ids, size=size):
+            timing.require(all(i.shape == (size, 10) for i in ids), "each query must have ten answers")
 
         contestants = {
-            name: timing.Contestant(functools.partial(run, answer), whole) for name, answer in answers.items()
+            name: timing.Contestant(functools.partial(run, answer), complete) for name, answer in answers.items()
         }
         timings = timing.compare(contestants, rounds)
-        found[size] = {name: (timing, calls) for name, timing in timings.items()}
+        found[size] = {name: (taken, calls) for name, taken in timings.items()}
     return found
 
 
-def row_of(name, args, found, rows, counts, files, log, adaptive):
-    """Accuracy, cost and time of every method, as a row of results."""
+def row_of(name, args, found, weights, counts, files, log, adaptive):
+    """The row of results: accuracy, cost and time of every method."""
     h, targets = found["test"]
-    asked = np.unique(np.linspace(0, len(h) - 1, min(args.asked, len(h))).astype(int))
-    h, targets = np.asarray(h[asked], np.float32), targets[asked]
-    table, figures, answers = methods(found, rows, counts, files, adaptive), {}, {}
+    chosen = np.unique(np.linspace(0, len(h) - 1, min(args.asked, len(h))).astype(int))
+    h, targets = np.asarray(h[chosen], np.float32), targets[chosen]
+    table, figures, answers = methods(found, weights, counts, files, adaptive), {}, {}
     for method, make in table.items():
         try:
             answer, flops, n_bytes, _ = made = make()
         except Unavailable as reason:
             figures[method] = {"unavailable": str(reason)}
             continue
-        for n in (1, 20, 1024):  # each batch size may go another way
+        for n in (1, 20, 1024):  # the code path depends on the batch size
             check(method, made, h[:n])
         figures[method] = {"accuracy": accuracy(answer, h, targets), "flops": flops, "bytes": n_bytes}
         answers[method] = answer
@@ -292,18 +301,18 @@ def row_of(name, args, found, rows, counts, files, log, adaptive):
     order = np.random.default_rng(0).permutation(len(h))[:1024]
     times = timed(answers, h[order], args.repeats)
     base = {size: {n: np.array(t.seconds) for n, (t, _) in by_name.items()} for size, by_name in times.items()}
-    grown = memory(found, rows, files, log["settings"])
-    lines, first = [], "ours: full softmax"
+    grown = memory(found, weights, files, log["settings"])
+    lines, baseline = [], "ours: full softmax"
     for method, f in figures.items():
         if "unavailable" in f:
             lines.append([method, *["-"] * 9, f["unavailable"]])
             continue
         cells = [f"{100 * f['accuracy'][k]:.2f}" for k in KS]
-        cells.append("-" if f["flops"] is None else f"{rows.size / f['flops']:.2f}")
+        cells.append("-" if f["flops"] is None else f"{weights.size / f['flops']:.2f}")
         for size, by_name in times.items():
-            timing, calls = by_name[method]
-            f[f"ms, batch {size}"] = float(np.median(timing.seconds)) / calls * 1e3
-            f[f"times full, batch {size}"] = float(np.median(base[size][first] / base[size][method]))
+            taken, calls = by_name[method]
+            f[f"ms, batch {size}"] = float(np.median(taken.seconds)) / calls * 1e3
+            f[f"times full, batch {size}"] = float(np.median(base[size][baseline] / base[size][method]))
             cells += [f"{f[f'ms, batch {size}']:.3f}", f"{f[f'times full, batch {size}']:.1f}"]
         lines.append([method, *cells])
     several = scipy.sparse.issparse(targets)
@@ -312,36 +321,45 @@ def row_of(name, args, found, rows, counts, files, log, adaptive):
         header += [f"ms, {size}", "times faster"]
     settings = ", ".join(f"{key} {value}" for key, value in log["settings"].items())
     notes = [
-        f"{rows.shape[0]:,} classes of width {rows.shape[1]}, {len(asked):,} test contexts; in per cent. FLOPs of DS-n count the gate.",
-        "ms: median; one query: 64 different ones, one after the other. times faster: than our full softmax, median of the rounds' "
-        "ratios. Ours give probabilities, too, PyTorch and FAISS the classes alone. FAISS searches the same vectors: flat and HNSW by "
-        "inner product; IVF by distance, after one more coordinate has made all vectors equally long.",
-        f"DS-n: {log['n_contexts']:,} contexts, {settings}; trained in {sum(r['seconds'] for r in log['history']):,.0f} s, without validation.",
-        _memory(grown, rows.size),
+        f"{weights.shape[0]:,} classes of width {weights.shape[1]}, {len(chosen):,} test contexts; accuracy in per "
+        "cent. The FLOPs of DS-n include the gate.",
+        "ms: median; for batches of one query, 64 different queries are timed. times faster: relative to our full "
+        "softmax, median of the ratios within each round. Our methods also return probabilities; PyTorch and FAISS "
+        "return only the classes. FAISS searches the same vectors: flat and HNSW by inner product; IVF by distance, "
+        "after adding a coordinate that gives all vectors the same length.",
+        f"DS-n: {log['n_contexts']:,} contexts, {settings}. Trained in "
+        f"{sum(r['seconds'] for r in log['history']):,.0f} s, without validation.",
+        _memory(grown, weights.size),
     ]
     return {
-        "benchmark": f"ds_softmax: {name}", "parameters": {"data": name, "model": Path(args.model).stem, "device": "cpu"},
-        "table": {"header": header, "rows": lines}, "notes": notes, "figures": figures, "memory": grown, "training": log,
+        "benchmark": f"ds_softmax: {name}",
+        "parameters": {"data": name, "model": Path(args.model).stem, "device": "cpu"},
+        "table": {"header": header, "rows": lines},
+        "notes": notes,
+        "figures": figures,
+        "memory": grown,
+        "training": log,
         "environment": machine.environment("cpu"),
-    }  # fmt: skip
+    }
 
 
 def _memory(grown, size):
-    """Of the training, beside that of as many full layers: weights, two moments, gradient, float32."""
+    """A note: memory of the training, and of n_experts full layers with weights, moments and gradient."""
     if None in grown.values():
-        return "Memory of the training: not measured, /proc does not offer it."
+        return "Memory of the training: not measured, because /proc is not available."
     stage, last = max(grown, key=grown.get), max(grown)
     peak, full = grown[stage], last * 16 * size
     return (
-        f"Memory of the training beyond its contexts, measured stage by stage: {peak / 2**20:,.0f} MiB at most, with {stage} "
-        f"experts; {last} full layers with moments and gradient: {full / 2**20:,.0f} MiB, {full / peak:.1f} times as much."
+        f"Peak memory of the training in addition to its data, measured per stage: {peak / 2**20:,.0f} MiB, with "
+        f"{stage} experts; {last} full layers with moments and gradient: {full / 2**20:,.0f} MiB, {full / peak:.1f} "
+        "times as much."
     )
 
 
 # ---------------------------------------------------------------- pictures
 
 
-#: {beginning of a method's name: colour, marker, label}.
+#: {prefix of the name of a method: (colour, marker, label)}.
 STYLES = {
     "DS": ("#0072B2", "o", "DS-Softmax"), "SVD": ("#E69F00", "^", "SVD-softmax"), "D-": ("#CC79A7", "v", "D-softmax"),
     "FAISS IVF": ("#009E73", "s", "FAISS IVF"), "FAISS HNSW": ("#56B4E9", "P", "FAISS HNSW"),
@@ -351,21 +369,25 @@ STYLES = {
 
 
 def panel(axis, row, k, title=None):
-    """Top-k accuracy that is kept, against the time of one query."""
+    """Plot top-k accuracy, relative to the full softmax, against the time of one query."""
     figures = {name: f for name, f in row["figures"].items() if "accuracy" in f}
-    kept = {name: f["accuracy"][str(k)] for name, f in json.loads(json.dumps(figures)).items()}  # as in a file
+    kept = {
+        name: f["accuracy"][str(k)] for name, f in json.loads(json.dumps(figures)).items()
+    }  # string keys, as in a file
     for start, (colour, marker, label) in STYLES.items():
-        some = [name for name in figures if name.startswith(start)]
-        if some:
-            points = sorted((figures[n]["ms, batch 1"], 100 * kept[n] / kept["ours: full softmax"]) for n in some)
+        matching = [name for name in figures if name.startswith(start)]
+        if matching:
+            points = sorted((figures[n]["ms, batch 1"], 100 * kept[n] / kept["ours: full softmax"]) for n in matching)
             x, y = zip(*points, strict=True)
             axis.plot(x, y, color=colour, marker=marker, markersize=8, label=label, linewidth=1)
     axis.axhline(100, color="#999999", linewidth=1, linestyle=":")
-    axis.set(xscale="log", xlabel="milliseconds, one query", ylabel=f"top-{k} kept, % of the full softmax", title=title)
+    axis.set(
+        xscale="log", xlabel="milliseconds, one query", ylabel=f"top-{k} accuracy, % of the full softmax", title=title
+    )
 
 
 def picture(row, path):
-    """`panel` of top-1 and of top-10."""
+    """Draw `panel` for top-1 and top-10."""
     figure, axes = plotting.new_panels(2, 5, 4.5, sharex=True)
     for axis, k in zip(axes, (1, 10), strict=True):
         panel(axis, row, k)
@@ -374,13 +396,16 @@ def picture(row, path):
 
 
 def words(packed, counts, names, path, n_smallest=3):
-    """The words of the smallest experts, as text; experts per word against frequency, as a picture."""
+    """Lines with the words of the smallest experts; plots the number of experts of a word against its frequency."""
     starts, ids = packed.starts, packed.ids
     lines = []
     for k in np.argsort(packed.sizes, kind="stable")[:n_smallest]:
-        held = ids[starts[k] : starts[k + 1]]
-        own = held[np.lexsort((-counts[held], packed.experts_per_class[held]))]  # first those that few others hold
-        lines.append(f"Expert {k}, {len(held):,} words, its own first: {' '.join(names[i] for i in own[:60])}")
+        classes = ids[starts[k] : starts[k + 1]]
+        order = np.lexsort((-counts[classes], packed.experts_per_class[classes]))
+        lines.append(
+            f"Expert {k}, {len(classes):,} words, first those that few other experts have: "
+            f"{' '.join(names[i] for i in classes[order[:60]])}"
+        )
     seen = np.flatnonzero(counts > 0)
     figure, (axes,) = plotting.new_panels(1, 6, 4)
     axes.plot(
@@ -389,12 +414,12 @@ def words(packed, counts, names, path, n_smallest=3):
     edges = np.unique(np.geomspace(1, counts.max() + 1, 16).astype(int))
     middles, means = [], []
     for low, high in zip(edges, edges[1:], strict=False):
-        some = (counts >= low) & (counts < high)
-        if some.any():
+        in_bin = (counts >= low) & (counts < high)
+        if in_bin.any():
             middles.append(np.sqrt(low * high))
-            means.append(packed.experts_per_class[some].mean())
+            means.append(packed.experts_per_class[in_bin].mean())
     axes.plot(middles, means, color="#D55E00", marker="o", label="mean")
-    axes.set(xscale="log", xlabel="times the word occurs in the training text", ylabel="experts that hold it")
+    axes.set(xscale="log", xlabel="occurrences of the word in the training text", ylabel="experts that contain it")
     axes.legend(frameon=False)
     plotting.write_picture(figure, path)
     return lines
@@ -402,35 +427,49 @@ def words(packed, counts, names, path, n_smallest=3):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m bench.ds_softmax", description=__doc__.partition("\n")[0])
-    parser.add_argument("data", metavar="DIR-or-NAME", help="what the model was trained on")
-    parser.add_argument("--model", required=True, metavar="FILE", help="the trained model whose contexts are taken")
+    parser.add_argument("data", metavar="DIR-or-NAME", help="the data that the model was trained on")
     parser.add_argument(
-        "--work", type=Path, default=Path("ds_output"), metavar="DIR", help="contexts, checkpoints, packed models"
+        "--model", required=True, metavar="FILE", help="the trained model; its hidden activations are the queries"
     )
-    parser.add_argument("--contexts", type=int, default=CONTEXTS, metavar="N", help="training contexts of a text")
-    parser.add_argument("--asked", type=int, default=ASKED, metavar="N", help="test contexts for the accuracy")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("ds_output"),
+        metavar="DIR",
+        help="folder for contexts, checkpoints and packed models",
+    )
+    parser.add_argument(
+        "--contexts", type=int, default=N_CONTEXTS, metavar="N", help="number of training contexts of a text"
+    )
+    parser.add_argument(
+        "--asked", type=int, default=N_TEST, metavar="N", help="number of test contexts for the accuracy"
+    )
     parser.add_argument("--repeats", type=int, default=9, help="timed rounds")
     parser.add_argument(
-        "--threads", type=int, default=min(2, numba.config.NUMBA_NUM_THREADS), help="of Numba, PyTorch and FAISS"
+        "--threads",
+        type=int,
+        default=min(2, numba.config.NUMBA_NUM_THREADS),
+        help="threads of Numba, PyTorch and FAISS",
     )
-    parser.add_argument("--train-only", action="store_true", help="do not measure")
+    parser.add_argument("--train-only", action="store_true", help="train, but do not measure")
     parser.add_argument(
-        "--json", type=Path, default=tables.RESULTS / "ds_softmax-cpu.json", help="file to add the row to"
+        "--json", type=Path, default=tables.RESULTS / "ds_softmax-cpu.json", help="file to add the results to"
     )
     args = parser.parse_args(argv)
     numba.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
     kind, stem = checkpoint.kind_of(args.model), Path(args.model).stem
-    name = f"{Path(args.data).name}-{stem}-{args.contexts}"  # of the files in --work
-    found, rows, counts, names = contexts(args, name)
-    files, log = trained(name, found, rows, args.work, SETTINGS[kind])
+    name = f"{Path(args.data).name}-{stem}-{args.contexts}"  # prefix of the files in --work
+    found, weights, counts, names = encoded(args, name)
+    files, log = trained(name, found, weights, args.work, SETTINGS[kind])
     if args.train_only:
         return 0
     if log["settings"] != SETTINGS[kind]:
         parser.error(
-            f"{args.work}/{name}-training.json was made with other settings; remove it and the checkpoint to train anew"
+            f"{args.work}/{name}-training.json was made with other settings; delete it and the checkpoint to train "
+            "again"
         )
-    row = row_of(Path(args.data).name, args, found, rows, counts, files, log, args.work / f"{name}-adaptive.pt")
+    row = row_of(Path(args.data).name, args, found, weights, counts, files, log, args.work / f"{name}-adaptive.pt")
     if kind == train.LanguageModel.kind:
         row["notes"] += words(PackedDSSoftmax.load(files[max(files)], device="cpu"), counts, names, PICTURE_OF_WORDS)
         picture(row, PICTURE)

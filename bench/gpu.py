@@ -1,10 +1,10 @@
-"""Everything that needs a GPU, in one command of under ten minutes: ``python -m bench.gpu`` (what ``make gpu`` runs).
+"""Run everything that needs a GPU, in less than ten minutes: ``python -m bench.gpu`` (or ``make gpu``).
 
-The tests on real CUDA (300 s at most), every benchmark on CUDA (90 s each at most), then, with the time that is left,
-some on the CPU of the same machine; no network. A part that fails or is stopped does not stop the rest, and the rows
-that it has finished are kept. OUT/ then holds summary.json (device, driver, versions, seconds and exit status of every
-part), pytest.xml, results.json (the rows of all benchmarks) and log.txt. Exit status: 0, 1 where a part failed, 2 where
-there is no CUDA device.
+Runs the tests on real CUDA (at most 300 s), then every benchmark on CUDA (at most 90 s each), then, in the remaining
+time, some benchmarks on the CPU of the same machine. No network is needed. If a part fails or is stopped, the others
+still run, and the rows that it finished are kept. The folder --out gets summary.json (device, driver, versions, seconds
+and exit status of every part), pytest.xml, results.json (the rows of all benchmarks) and log.txt. Exit status: 0, 1 if
+a part failed, 2 if there is no CUDA device.
 """
 
 import argparse
@@ -23,14 +23,16 @@ from sparsemax_nb.internals import SIMULATOR, cuda_available, cuda_problem
 
 from . import machine, report, tables
 
-#: What else lies here; three need hours, ds_softmax a trained model, scaling, words, words_scale and pecos measure the
-#: CPU, counted and floors need no GPU.
+#: Scripts of this folder that are not run. accuracy, closeness and language need hours, ds_softmax a trained model;
+#: scaling, words, words_scale and pecos measure the CPU; counted and floors need no GPU; regression runs others.
 NOT_BENCHMARKS = {
-    "__init__", "harness", "machine", "report", "gpu", "rows", "profiling", "accuracy", "closeness", "language", "ds_softmax",
-    "scaling", "words", "words_scale", "pecos", "counted", "floors", "overview",
+    "__init__", "__main__", "harness", "plotting", "tables", "timing", "machine", "report", "gpu", "rows", "profiling",
+    "accuracy", "closeness", "language", "ds_softmax", "scaling", "words", "words_scale", "pecos", "counted", "floors",
+    "overview", "regression",
 }  # fmt: skip
 TESTS_LIMIT, BENCHMARK_LIMIT = 300, 90  # seconds
-#: What takes minutes at its full size, on CUDA for the sake of its check in NumPy; and all that runs on the CPU.
+#: Options of the benchmarks. On CUDA the large cross_entropy is reduced, because its check in NumPy takes minutes.
+#: On the CPU, only these benchmarks run.
 OPTIONS = {
     "cuda": {"cross_entropy": ["--large-rows", "2048"]},
     "cpu": {
@@ -41,7 +43,7 @@ OPTIONS = {
 
 
 def parts(out, rows, smoke):
-    """``{name: command}`` in the order in which they run; what needs the GPU comes first."""
+    """``{name: command}`` in the order in which they run, those on the GPU first."""
     commands = {"tests": ["python", "-m", "pytest", "tests", "-q", f"--junitxml={out / 'pytest.xml'}"]}
     names = sorted(path.stem for path in machine.HERE.glob("*.py") if path.stem not in NOT_BENCHMARKS)
     for device, chosen in (("cuda", names), ("cpu", OPTIONS["cpu"])):
@@ -53,20 +55,20 @@ def parts(out, rows, smoke):
 
 
 def limit_of(name, others, left):
-    """Seconds that a part may take of those that are `left`: its share among the `others` of its device that are to come."""
+    """Time limit of a part in seconds: its share of the time `left` for it and the `others` on its device."""
     device = name.rpartition(" ")[2]
     share = left / (1 + sum(other.endswith(device) for other in others))
     return min(TESTS_LIMIT, left) if name == "tests" else min(BENCHMARK_LIMIT, share)
 
 
 def run_part(name, command, limit, log):
-    """Run one command for at most `limit` seconds, everything it prints into `log`; returns its line of the summary."""
+    """Run one command for at most `limit` seconds, with its output in `log`; returns its entry of the summary."""
     command_line = " ".join(command)
     print(f"{name}: {command_line} (at most {limit:.0f} s)", flush=True)
     log.write(f"\n==== {name}: {command_line}\n")
     log.flush()
     environment = {key: value for key, value in os.environ.items() if key != "NUMBA_ENABLE_CUDASIM"}
-    start, rc, status = time.perf_counter(), 124, "not started, out of time"
+    start, rc, status = time.perf_counter(), 124, "not started: out of time"
     if limit >= 1:
         command = [sys.executable, *command[1:]]
         where = {"cwd": machine.HERE.parent, "env": environment}
@@ -84,7 +86,7 @@ def run_part(name, command, limit, log):
 
 
 def junit_counts(path):
-    """Totals of a junit file and how many tests were skipped for which reason; {} where there is none."""
+    """Totals of a JUnit file, and the number of skipped tests by reason; {} if the file does not exist."""
     if not path.exists():
         return {}
     suites = list(xml.etree.ElementTree.parse(path).iter("testsuite"))
@@ -100,17 +102,19 @@ def main(argv=None):
     parser.add_argument(
         "--out", type=Path, default=Path("gpu_output"), help="folder for the results (default: gpu_output)"
     )
-    parser.add_argument("--minutes", type=float, default=9.5, help="time for everything (default: 9.5)")
+    parser.add_argument("--minutes", type=float, default=9.5, help="total time limit (default: 9.5)")
     parser.add_argument(
-        "--smoke", action="store_true", help="benchmarks at tiny sizes; their rows are not kept in bench/results/"
+        "--smoke",
+        action="store_true",
+        help="run the benchmarks at tiny sizes; their rows are not added to bench/results/",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands and exit")
     args = parser.parse_args(argv)
     if args.dry_run:
         print(*(" ".join(command) for command in parts(args.out, args.out, args.smoke).values()), sep="\n")
         return 0
     if SIMULATOR or not cuda_available():
-        problem = "NUMBA_ENABLE_CUDASIM is set, which stands for a simulated device" if SIMULATOR else cuda_problem()
+        problem = "NUMBA_ENABLE_CUDASIM is set; unset it to use the device" if SIMULATOR else cuda_problem()
         print(f"bench.gpu needs a real CUDA device: {problem}", file=sys.stderr)
         return 2
     out, start, lines, rows = args.out.resolve(), time.perf_counter(), [], []

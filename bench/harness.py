@@ -1,4 +1,4 @@
-"""The frame of a benchmark script: its options, its contestants, the floor, and where its row goes."""
+"""What all benchmark scripts share: options, contestants, the lower bound on the time, and publishing of rows."""
 
 import argparse
 from pathlib import Path
@@ -13,9 +13,11 @@ from .peers import Unavailable
 
 
 def floor(args, work):
-    """The least time that ``{what: (amount, name of the limit)}`` takes: each amount over its rate, the largest counts.
+    """The minimum time for some work, from rates measured on this machine.
 
-    Work whose limit is not measured on this device is left out; None where nothing else is left.
+    `work` is ``{description: (amount, name of the limit)}``. Each amount is divided by the measured rate; the largest
+    of these times is the floor. Work whose rate is not measured on this device is ignored. Returns None if no rate is
+    measured.
     """
     limits = machine_limits(args.threads, args.device, args.smoke)
     parts = {
@@ -31,7 +33,7 @@ def floor(args, work):
 
 
 def offer(check, prepare, *args):
-    """The contestant that a peer prepares, checked by ``check(result, *arrays)``, or the `Unavailable` raised."""
+    """A contestant from ``prepare(*args)``, checked by ``check(result, *peer.arrays)``; or its `Unavailable`."""
     try:
         peer = prepare(*args)
     except Unavailable as reason:
@@ -40,35 +42,43 @@ def offer(check, prepare, *args):
 
 
 def race(contestants, args, *, repeats=None, warmup=1):
-    """`compare` for the contestants that are available; sync, and rounds where not given, from the command line."""
+    """Time the available contestants with `timing.compare`; `repeats` defaults to the command line's value."""
     present = {name: c for name, c in contestants.items() if not isinstance(c, Unavailable)}
     sync = synchronize if args.device == "cuda" else None
     return timing.compare(present, repeats or args.repeats, warmup=warmup, sync=sync)
 
 
 def arguments(benchmark, description, sizes, argv=None, repeats=15):
-    """The options of a benchmark: the common ones and one for each of ``sizes = {name: (full, smoke)}``.
+    """Parse the options of a benchmark: the common ones, and one for each of ``sizes = {name: (full, smoke)}``.
 
-    Sets Numba's threads (peers take theirs from it) and resolves device and file. `args.parameters` holds the sizes.
+    Sets the number of Numba's threads (competitors use the same number) and resolves the device and the output file.
+    `args.parameters` contains the sizes.
     """
     parser = argparse.ArgumentParser(prog=f"python -m bench.{benchmark}", description=description)
     cores = numba.config.NUMBA_NUM_THREADS
     parser.add_argument("--threads", type=int, default=min(2, cores), help="threads of Numba and PyTorch (default: 2)")
     parser.add_argument("--repeats", type=int, help=f"timed rounds (default: {repeats}; 2 with --smoke)")
     parser.add_argument(
-        "--json", type=Path, help="file to add the rows to (default: bench/results/NAME-DEVICE.json, none with --smoke)"
+        "--json",
+        type=Path,
+        help="file to add the results to (default: bench/results/NAME-DEVICE.json; none with --smoke)",
     )
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes: shows that it runs, the figures mean nothing")
+    parser.add_argument(
+        "--smoke", action="store_true", help="tiny sizes, to test that the script runs; the times are meaningless"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument(
         "--profile", metavar="KERNEL", choices=cuda_kernels(),
-        help="profile one launch of this CUDA kernel (MODULE.KERNEL, e.g. fixed_fan_in.step_wide_kernel) and stop; for nsys and ncu",
+        help="profile one launch of this CUDA kernel, then exit; for nsys and ncu "
+        "(MODULE.KERNEL, e.g. fixed_fan_in.step_wide_kernel)",
     )  # fmt: skip
     for name, (full, smoke) in sizes.items():
         parser.add_argument("--" + name.replace("_", "-"), type=int, help=f"default: {full:,}; {smoke:,} with --smoke")
     args = parser.parse_args(argv)
     if not 1 <= args.threads <= cores:
-        parser.error(f"--threads must lie between 1 and {cores}, the cores that Numba sees, got {args.threads}")
+        parser.error(
+            f"--threads must be between 1 and {cores} (the number of cores that Numba uses), got {args.threads}"
+        )
     try:
         args.device = resolve_device(args.device)
     except RuntimeError as error:
@@ -91,7 +101,7 @@ def arguments(benchmark, description, sizes, argv=None, repeats=15):
 
 
 def publish(args, row):
-    """Print a row's table and write it where the command line says; returns it."""
+    """Print the table of a row, write the row to the file of --json, and return it."""
     print("\n" + tables.table(row), flush=True)
     if args.json:
         tables.write_rows(args.json, [row])

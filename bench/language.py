@@ -1,9 +1,9 @@
 """How good is a language model with each sampler? ``python -m bench.language ROW`` trains one row of the tables.
 
-There are three: WikiText-2 (bundled), next-item recommendation on the Video Games reviews, and the Latin Library; the
-last two need --data DIR. A row is one command that can be killed and given again: it goes on from its checkpoint, and
-writes bench/results/language/ROW.json when it is done. ``python -m bench.language --table`` makes the tables and the
-picture from the rows that there are; ``--list`` names the rows.
+There are three tables: WikiText-2 (bundled), next-item recommendation on the Video Games reviews, and the Latin
+Library; the last two need --data DIR. Each row is one command, which can be interrupted and repeated: it resumes from
+its checkpoint. A finished row is written to bench/results/language/ROW.json. ``python -m bench.language --table`` makes
+the tables and the figure from the finished rows; ``--list`` lists the rows.
 """
 
 import sys
@@ -17,11 +17,16 @@ WIKITEXT = {
     "validation-tokens": 50_000, "n-codewords": 256,
 }  # fmt: skip
 SAMPLED = {
-    **{f"wikitext-{name}-100": {"sampler": name, "n-samples": 100}
-       for name in ("uniform", "log-uniform", "unigram", "midx-pq", "midx-rq")},
-    **{f"wikitext-{name}-20": {"sampler": name, "n-samples": 20} for name in ("uniform", "unigram", "midx-pq", "midx-rq")},
-}  # fmt: skip
-#: These touch every word in every step, as the full softmax does: one epoch shows what they cost.
+    **{
+        f"wikitext-{name}-100": {"sampler": name, "n-samples": 100}
+        for name in ("uniform", "log-uniform", "unigram", "midx-pq", "midx-rq")
+    },
+    **{
+        f"wikitext-{name}-20": {"sampler": name, "n-samples": 20}
+        for name in ("uniform", "unigram", "midx-pq", "midx-rq")
+    },
+}
+#: These samplers compute a score for every word in every step, as the full softmax does: one epoch shows their cost.
 ONE_EPOCH = {
     f"wikitext-{name}-one-epoch": {"sampler": sampler, "n-samples": 100, "epochs": 1}
     for name, sampler in (("full", "none"), ("midx-rq-100", "midx-rq"), ("sphere-100", "sphere"), ("rff-100", "rff"))
@@ -39,7 +44,7 @@ LATIN = {
     "validation-tokens": 20_000, "sampler": "midx-rq", "n-samples": 100, "n-codewords": 256,
 }  # fmt: skip
 PROMPTS = "Gallia est omnis", "In principio", "Arma virumque cano"
-#: Benchmark: (options of all rows, {row: its own options}).
+#: {benchmark: (options of all rows, {row: its own options})}.
 TABLES = {
     "language: WikiText-2": (WIKITEXT, {"wikitext-full": {"sampler": "none"}} | SAMPLED | ONE_EPOCH),
     "language: next item": (VIDEO, VIDEO_ROWS),
@@ -51,7 +56,7 @@ PICTURE = machine.HERE / "perplexity.png"
 
 
 def _continuations(result, model):
-    """Of a text in Latin: what the model makes of three prompts."""
+    """For the Latin text: the model's continuations of three prompts."""
     if "--raw" not in result["command"]:
         return {}
     fitted = train.LanguageModel.load(model, device="cpu")
@@ -59,37 +64,38 @@ def _continuations(result, model):
 
 
 def _cells(name, r):
-    """A row of a table: what was measured on the test part, and what it cost."""
+    """Cells of a table row: metrics on the test set, and costs."""
     test, env = r["test"], r["environment"]
     if "Recall@10" in r["baseline"]:
-        figures = [f"{100 * test['Recall@10']:.2f}", f"{100 * test['NDCG@10']:.2f}"]
+        scores = [f"{100 * test['Recall@10']:.2f}", f"{100 * test['NDCG@10']:.2f}"]
     else:
-        figures = [f"{test['perplexity']:.1f}", f"{100 * test['top-1']:.2f}", f"{100 * test['top-5']:.2f}"]
+        scores = [f"{test['perplexity']:.1f}", f"{100 * test['top-1']:.2f}", f"{100 * test['top-5']:.2f}"]
     rate = "-" if "Recall@10" in r["baseline"] else f"{r['tokens'] * len(r['epochs']) / r['train_seconds']:,.0f}"
     return [
-        name, *figures, f"{rows.seconds_per_epoch(r):,.0f}", f"{r['output_share']:.0%}",
+        name, *scores, f"{rows.seconds_per_epoch(r):,.0f}", f"{r['output_share']:.0%}",
         rate, f"{r['peak_memory_bytes'] / 2**30:.1f}", str(len(r["epochs"])),
         str(env["threads"]), (env["commit"] or "")[:10],
     ]  # fmt: skip
 
 
 def summary(benchmark, found):
-    """One row of results, with the table of a benchmark, from the rows that have been trained."""
+    """One row of results with the table of a benchmark, from the finished rows."""
     common, all_rows = TABLES[benchmark]
-    some = next(iter(found.values()))
-    is_text, baseline = "perplexity" in some["baseline"], some["baseline"]
+    example = next(iter(found.values()))
+    is_text, baseline = "perplexity" in example["baseline"], example["baseline"]
     header = ["row", *(["perplexity", "top-1", "top-5"] if is_text else ["Recall@10", "NDCG@10"])]
-    header += ["s an epoch", "output", "tokens/s", "GiB", "epochs", "threads", "commit"]
+    header += ["s per epoch", "output", "tokens/s", "GiB", "epochs", "threads", "commit"]
     table = [_cells(name, r) for name, r in found.items()]
     known = [f"{baseline['perplexity']:.1f}", "", ""] if is_text else [f"{100 * v:.2f}" for v in baseline.values()]
     table.append(["unigram model" if is_text else "most popular items", *known, *[""] * (len(header) - len(known) - 1)])
     options = " ".join(f"--{key}" if value is True else f"--{key} {value}" for key, value in common.items())
     notes = [
-        f"{some['about']}.",
-        "Measured on the test part by the full softmax, in per cent but for the perplexity. output: share of the time of "
-        "training that the output layer took, its update and that of the index included; GiB: peak memory of the process.",
-        "Seconds an epoch as the run took them, on a machine that did other work beside: compare them with care.",
-        f"Options of every row: {options}, others by default.",
+        f"{example['about']}.",
+        "Measured on the test set with the full softmax; in per cent, except perplexity. output: share of the "
+        "training time "
+        "spent in the output layer, including its update and the update of the index. GiB: peak memory of the process.",
+        "Seconds per epoch are wall times on a machine that also did other work: compare them with caution.",
+        f"Options of every row: {options}; defaults otherwise.",
     ]
     for name, r in found.items():
         own = [f"--{key} {value}" for key, value in all_rows[name].items()]
@@ -98,12 +104,15 @@ def summary(benchmark, found):
     missing = [f"`python -m bench.language {name}`" for name in all_rows if name not in found]
     notes += [f"Not trained: {', '.join(missing)}."] if missing else []
     return {
-        "benchmark": benchmark, "parameters": {"data": some["data"], "device": some["device"]},
-        "table": {"header": header, "rows": table}, "notes": notes, "environment": machine.environment(some["device"]),
-    }  # fmt: skip
+        "benchmark": benchmark,
+        "parameters": {"data": example["data"], "device": example["device"]},
+        "table": {"header": header, "rows": table},
+        "notes": notes,
+        "environment": machine.environment(example["device"]),
+    }
 
 
-#: {row: colour, marker, label} of the curves.
+#: Curves of the figure: {row: (colour, marker, label)}.
 STYLES = {
     "wikitext-full": ("#000000", "o", "full softmax"), "wikitext-uniform-100": ("#999999", "s", "uniform"),
     "wikitext-log-uniform-100": ("#CC79A7", "v", "log-uniform"), "wikitext-unigram-100": ("#E69F00", "^", "unigram"),
@@ -112,33 +121,33 @@ STYLES = {
 
 
 def panel(axis, found, title):
-    """Perplexity on the validation part over minutes of training, one curve a row of 100 draws, and the full softmax."""
+    """Plot validation perplexity over minutes of training: the rows with 100 draws, and the full softmax."""
     for name, (colour, marker, label) in STYLES.items():
         if name in found:
             minutes = [epoch["seconds"] / 60 for epoch in found[name]["epochs"]]
             values = [epoch["validation"]["perplexity"] for epoch in found[name]["epochs"]]
             axis.plot(minutes, values, color=colour, marker=marker, label=label)
-    axis.set(xscale="log", xlabel="minutes of training", ylabel="perplexity on the validation part", title=title)
+    axis.set(xscale="log", xlabel="minutes of training", ylabel="perplexity on the validation set", title=title)
     axis.xaxis.set_major_formatter("{x:g}")
 
 
 def picture(found, path):
-    """`panel` as a picture of its own."""
+    """Draw `panel` as a separate figure."""
     figure, (axis,) = plotting.new_panels(1, 8, 5)
-    panel(axis, found, "WikiText-2, 100 draws a word")
+    panel(axis, found, "WikiText-2, 100 draws per word")
     axis.legend(frameon=False)
     plotting.write_picture(figure, path)
 
 
 def draw(found):
-    """The pictures, of the rows that there are."""
+    """Draw the figure if there are rows for it."""
     if found["language: WikiText-2"]:
         picture(found["language: WikiText-2"], PICTURE)
 
 
 def main(argv=None):
     return rows.main(
-        argv, script="language", command="language-model", description=__doc__.partition("\n")[0], tables=TABLES,
+        argv, script="language", command="language-model", description=__doc__.partition("\n")[0], benchmarks=TABLES,
         options=OPTIONS, folder=FOLDER, summary=summary, draw=draw, more=_continuations, data="wikitext-2",
     )  # fmt: skip
 

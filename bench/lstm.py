@@ -1,4 +1,4 @@
-"""How fast are two stacked LSTM layers, forward and backward? ``python -m bench.lstm`` (README.md says what is compared)."""
+"""How fast are two stacked LSTM layers, forward and backward? ``python -m bench.lstm`` (see bench/README.md)."""
 
 import numpy as np
 
@@ -13,9 +13,9 @@ TARGETS = {"PyTorch": (1, 1.2)}
 
 
 def problem(n_steps, n_rows, width):
-    """x and the gradient by the last layer's h, (T, B, H); weights (H, 4H), recurrent (H, 4H), bias (4H,) of each layer.
+    """x and dout (gradient of the last h), both (T, B, H); and (weights, recurrent, bias) of each layer.
 
-    The bias is that of a new layer of ours: one for the forget gate.
+    The shapes are (H, 4H), (H, 4H) and (4H,). The bias is that of a new layer of ours: one for the forget gate.
     """
     rng, scale = np.random.default_rng(0), np.float32(1 / np.sqrt(width))
     x, dout = (rng.standard_normal((n_steps, n_rows, width), dtype=np.float32) for _ in range(2))
@@ -30,7 +30,7 @@ def _gates(pre):
 
 
 def exact(x, dout, layers):
-    """All h of the last layer, the gradient by x and those by the parameters, layer by layer, in NumPy float64."""
+    """All h of the last layer, dx, and the gradients of the parameters layer by layer, in NumPy float64."""
     x, dout, tape = x.astype(np.float64), dout.astype(np.float64), []
     for layer in layers:
         w, u, bias = (a.astype(np.float64) for a in layer)
@@ -58,7 +58,7 @@ def exact(x, dout, layers):
 
 
 def checker(truth):
-    """check(result): all values and gradients, each to a ten-thousandth of its largest number."""
+    """A check of all values and gradients, to 1e-4 of the largest number of each array."""
     parameters = [f"d{name} of layer {i}" for i in range(LAYERS) for name in ("weights", "recurrent", "bias")]
 
     def check(result):
@@ -71,7 +71,7 @@ def checker(truth):
 
 
 def ours(x, dout, layers, device):
-    """A function that goes once through our layers and back."""
+    """A function that runs our layers forward and backward once."""
     x, dout = asarray(x, device), asarray(dout, device)
     stack, zero = [], zeros(x.shape[1:], np.float32, device)
     for i, arrays in enumerate(layers):
@@ -86,14 +86,14 @@ def ours(x, dout, layers, device):
             h, _ = layer.forward(h, (zero, zero), keep=True)
         for layer in reversed(stack):
             d, of_layer = layer.backward(d)
-            gradients = [*of_layer.values(), *gradients]
+            gradients = [*(gradient.values for gradient in of_layer), *gradients]
         return h, d, *gradients
 
     return run
 
 
 def main(argv=None):
-    args = harness.arguments("lstm", __doc__.partition("(")[0], SIZES, argv)
+    args = harness.arguments("lstm", __doc__.partition("``")[0], SIZES, argv)
     x, dout, layers = problem(args.steps, args.rows, args.width)
     check = checker(exact(x, dout, layers))
     contestants = {
@@ -102,7 +102,7 @@ def main(argv=None):
     }
     timings = harness.race(contestants, args)
     n_tokens, size = args.steps * args.rows, args.width * 4 * args.width
-    work = {"multiply-adds of six products a layer": (LAYERS * 6 * 2 * n_tokens * size, "flops")}
+    work = {"multiply-adds of six products per layer": (LAYERS * 6 * 2 * n_tokens * size, "flops")}
     row = tables.make_row(
         "lstm",
         args.parameters | {"layers": LAYERS},
@@ -117,7 +117,7 @@ def main(argv=None):
         for name, contestant in contestants.items()
         if not isinstance(contestant, Unavailable)
     }
-    row["notes"] = ["Tokens a second: " + ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items()) + "."]
+    row["notes"] = ["Tokens per second: " + ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items()) + "."]
     return [harness.publish(args, row)]
 
 

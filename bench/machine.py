@@ -1,4 +1,4 @@
-"""What the machine is and what it can do: memory in use, measured limits, versions."""
+"""Properties of the machine: memory in use, measured limits, hardware and versions."""
 
 import contextlib
 import ctypes
@@ -21,8 +21,8 @@ import sparsemax_nb
 from sparsemax_nb.internals import SIMULATOR, synchronize, xp, zeros
 
 HERE = Path(__file__).parent
-#: {module: package} whose version counts where it took part.
-RIVALS = {
+#: {module: package} of the optional competitors; a version is recorded if the module was imported.
+OPTIONAL_PACKAGES = {
     "torch": "torch", "triton": "triton", "cut_cross_entropy": "cut-cross-entropy", "liger_kernel": "liger-kernel",
     "faiss": "faiss-cpu",
 }  # fmt: skip
@@ -33,18 +33,19 @@ STARTED = time.perf_counter()
 
 
 def peak_rss():
-    """Most bytes of memory that this process ever occupied (getrusage; Linux counts in KiB, macOS in bytes)."""
+    """Peak resident memory of this process in bytes."""
+    # ru_maxrss is in KiB on Linux and in bytes on macOS
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 @contextlib.contextmanager
 def memory_growth(device="cpu"):
-    """Yields a dict; after the block its "bytes" says how far memory grew above its level before, at most.
+    """Measure the peak growth of memory inside a ``with`` block; after it, the yielded dict has "bytes".
 
-    CPU: the kernel's own high-water mark of the process (VmHWM), reset before the block; a sampling thread would stand
-    still while compiled code holds the interpreter lock. None where /proc does not offer it. CUDA: growth of CuPy's
-    memory pool, and of what PyTorch's tensors take. What the C library or a pool keeps for reuse is given back first,
-    so that it counts when it is used.
+    On the CPU, the kernel's high-water mark of the process (VmHWM) is reset before the block. A sampling thread would
+    not work: compiled code holds the interpreter lock. "bytes" is None if /proc is not available. On CUDA, the growth
+    of CuPy's memory pool and of PyTorch's allocations is measured. Memory that the C library or a pool keeps for reuse
+    is released first, so that it counts when it is used again.
     """
     growth = {"bytes": None}
     if device == "cuda" and not SIMULATOR:
@@ -73,9 +74,9 @@ def memory_growth(device="cpu"):
 
 @contextlib.contextmanager
 def other_work():
-    """Yields a dict; after the block its "other_cores" says how many cores other processes kept busy meanwhile, on average.
+    """Measure how many cores other processes use during a ``with`` block, on average.
 
-    None where /proc does not say.
+    After the block, the yielded dict has "other_cores"; None if /proc is not available.
     """
 
     def seconds():
@@ -93,13 +94,13 @@ def other_work():
         found["other_cores"] = round(max(0.0, after - before) / max(wall, 1e-9), 2)
 
 
-#: Cores that others may use while a time is taken that counts.
-QUIET = 0.1
+#: A measurement is disturbed if other processes use more cores than this: a tenth of a core can change a time by 10 %.
+MAX_OTHER_CORES = 0.1
 
 
 def is_disturbed(environment):
-    """Did other processes use the processor while this was measured?"""
-    return (environment.get("other_cores") or 0) > QUIET
+    """Whether other processes used the processor during this measurement."""
+    return (environment.get("other_cores") or 0) > MAX_OTHER_CORES
 
 
 def _status(key):
@@ -108,7 +109,7 @@ def _status(key):
 
 
 def free_memory():
-    """Bytes that a process can still have without swapping; None where /proc does not say."""
+    """Bytes that are available without swapping; None if /proc is not available."""
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
@@ -129,7 +130,7 @@ def _sum(array):
 @numba.njit(cache=True)
 def _read(array, rounds):
     total = np.float32(0)
-    for r in range(rounds):  # the start moves, or the compiler would sum once
+    for r in range(rounds):  # a different start in each round, or the compiler would sum only once
         total += _sum(array[r % 2 :])
     return total
 
@@ -162,22 +163,23 @@ def _polynomials(array, rounds):
     for _ in range(rounds):
         for i in range(array.size):
             x = array[i]
+            # four independent chains hide the latency of a multiply-add
             p, q, r, s = x, x + np.float32(1), x - np.float32(1), -x
             for _ in range(32):
                 p, q, r, s = p * x + x, q * x + x, r * x + x, s * x + x
             array[i] = p + q + r + s
 
 
+#: Of `_polynomials`: 32 iterations of four multiply-adds.
 FLOPS_PER_ELEMENT = 32 * 4 * 2
 
+_limits = {}  # the best rates measured by this process, {(threads, device): {name: rate}}
 
-_limits = {}  # the best that this process has seen, {(threads, device): {name: rate}}
 
-
-def _note(known, name, amount, run, least_s):
-    """One call that does not count, then three or more, for `least_s` seconds; the best is kept in `known`."""
+def _keep_best(known, name, amount, run, min_s):
+    """Call `run` once untimed, then at least three times and for `min_s` seconds; keep the best rate in `known`."""
     run()
-    times, end = [], time.perf_counter() + least_s
+    times, end = [], time.perf_counter() + min_s
     while len(times) < 3 or time.perf_counter() < end:
         start = time.perf_counter()
         run()
@@ -186,19 +188,20 @@ def _note(known, name, amount, run, least_s):
 
 
 def machine_limits(threads, device="cpu", smoke=False):
-    """What the machine can do at best, measured by small kernels of our own; per second.
+    """Measure the best rates of this machine with small kernels of our own, in amounts per second.
 
-    Each call measures for about two seconds and returns the best since the process started: other users of a machine
-    only ever make it slower. CUDA: ``dram_copy`` (bytes read and written, CuPy copying 1 GiB), nothing else. CPU:
+    A call takes about two seconds and returns the best rates since the process started: other users of a machine can
+    only make it slower. On CUDA there is only ``dram_copy``: bytes read and written while CuPy copies 1 GiB. On the
+    CPU:
 
-    dram_copy : bytes read and written; `threads` threads copy an array of eight times the L3 cache, 256 MiB at least
-    dram_store : bytes written; they fill it with the byte 1 (some processors have a short cut for zeros)
-    l3_read : bytes read; they sum half the L3 cache again and again, each its own part
-    l2_read : bytes read; one thread sums half its L2 cache again and again; times `threads`, as each core has its own
-    flops : float32 multiply-adds, two each; one thread, four independent polynomials an element, in registers; times
-        `threads`
+    dram_copy : bytes read and written while `threads` threads copy an array of 8 times the L3 cache, at least 256 MiB
+    dram_store : bytes written while they fill this array with the byte 1 (some processors have a fast path for zeros)
+    l3_read : bytes read while each thread repeatedly sums its part of half the L3 cache
+    l2_read : bytes read while one thread repeatedly sums half its L2 cache, times `threads`: each core has its own
+    flops : float32 operations of one thread, times `threads`: four independent polynomials in registers; a
+        multiply-add counts as two
     """
-    known, least_s = _limits.setdefault((threads, device), {}), 0 if smoke else 0.1
+    known, min_s = _limits.setdefault((threads, device), {}), 0 if smoke else 0.1
     if device == "cuda":
         source = zeros((1 << 12 if smoke else 1 << 28,), np.float32, "cuda")
         target = zeros(source.shape, np.float32, "cuda")
@@ -207,7 +210,7 @@ def machine_limits(threads, device="cpu", smoke=False):
             xp.copyto(target, source)
             synchronize()
 
-        _note(known, "dram_copy", 2 * source.nbytes, copy, least_s)
+        _keep_best(known, "dram_copy", 2 * source.nbytes, copy, min_s)
         return dict(known)
     caches = cache_bytes()
     n = threads * (1 << 16 if smoke else max(8 * caches["L3"], 1 << 28) // 4 // threads)
@@ -216,11 +219,11 @@ def machine_limits(threads, device="cpu", smoke=False):
     rounds = (1, 1, 1) if smoke else (max(1, (1 << 28) // l2.nbytes), max(1, (1 << 28) // l3.nbytes), 100)
     flops = threads * rounds[2] * small.size * FLOPS_PER_ELEMENT
     for _ in range(1 if smoke else 3):
-        _note(known, "dram_copy", 2 * source.nbytes, lambda: _copy(source, target, threads), least_s)
-        _note(known, "dram_store", target.nbytes, lambda: _store(target.view(np.uint8), threads), least_s)
-        _note(known, "l3_read", rounds[1] * l3.nbytes, lambda: _read_parts(l3, threads, rounds[1]), least_s)
-        _note(known, "l2_read", threads * rounds[0] * l2.nbytes, lambda: _read(l2, rounds[0]), least_s)
-        _note(known, "flops", flops, lambda: _polynomials(small, rounds[2]), least_s)
+        _keep_best(known, "dram_copy", 2 * source.nbytes, lambda: _copy(source, target, threads), min_s)
+        _keep_best(known, "dram_store", target.nbytes, lambda: _store(target.view(np.uint8), threads), min_s)
+        _keep_best(known, "l3_read", rounds[1] * l3.nbytes, lambda: _read_parts(l3, threads, rounds[1]), min_s)
+        _keep_best(known, "l2_read", threads * rounds[0] * l2.nbytes, lambda: _read(l2, rounds[0]), min_s)
+        _keep_best(known, "flops", flops, lambda: _polynomials(small, rounds[2]), min_s)
     return dict(known)
 
 
@@ -228,7 +231,7 @@ def machine_limits(threads, device="cpu", smoke=False):
 
 
 def cache_bytes():
-    """Sizes of the data caches of one core, ``{"L1": .., "L2": .., "L3": ..}``; 32 KiB, 1 MiB, 32 MiB where unknown."""
+    """Sizes of the data caches, ``{"L1": .., "L2": .., "L3": ..}``; 32 KiB, 1 MiB and 32 MiB if unknown."""
     sizes = {"L1": 32 << 10, "L2": 1 << 20, "L3": 32 << 20}
     for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
         with contextlib.suppress(OSError, ValueError):
@@ -239,7 +242,7 @@ def cache_bytes():
 
 
 def _output_of(*command):
-    """First lines of a command's output, None where it can not run."""
+    """Output of a command; None if it fails."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         return subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
     return None
@@ -260,11 +263,11 @@ def _cpu_name():
 
 
 def environment(device="cpu"):
-    """Everything that a figure depends on: machine, versions, commit, command, date, seconds since the start."""
+    """What a measurement depends on: machine, versions, commit, command, date, seconds since the start."""
     packages = ("numpy", "numba", "numba-cuda", "llvmlite", "scipy", "cupy-cuda12x", "cupy-cuda13x", "cupy")
     versions = {"sparsemax_nb": sparsemax_nb.__version__, "python": platform.python_version()}
     versions |= {name: version for name in packages if (version := _version(name))}
-    present = [package for module, package in RIVALS.items() if sys.modules.get(module) is not None]
+    present = [package for module, package in OPTIONAL_PACKAGES.items() if sys.modules.get(module) is not None]
     versions |= {package: version for package in present if (version := _version(package))}
     machine = {"cpu": _cpu_name(), "cores": os.cpu_count(), "caches": cache_bytes()}
     if device == "cuda" and SIMULATOR:

@@ -1,7 +1,7 @@
-"""Does a network with 670,000 labels train within 1 GiB? ``python -m bench.memory_670k`` (README.md says how it is measured).
+"""Does a network with 670,000 labels train within 1 GiB? ``python -m bench.memory_670k`` (method: see bench/README.md).
 
-Each batch size runs in a process of its own: imports, a warm-up on tiny arrays (which compiles), the made-up data; then
-the peak is reset, the network trained, rewired once, and asked for the five best labels.
+Each batch size runs in a separate process: imports, a warm-up on tiny arrays (which compiles), synthetic data. Then the
+peak memory is reset; the network is trained, rewired once, and predicts the five best labels.
 """
 
 import multiprocessing
@@ -24,7 +24,7 @@ LABELS_PER_ROW, LABEL_EXPONENT, K = 5, 1.0, 5
 
 
 def fit(n_labels, n_inputs, intermediate, fan_in, batch, steps, limit, device, epochs=1, **more):
-    """Train on made-up points, rewire in the middle, predict; (memory growth, model, scores of the prediction)."""
+    """Train on synthetic data, rewire halfway, predict; returns (memory growth, model)."""
     x = np.random.default_rng(0).standard_normal((batch * steps // epochs, n_inputs), dtype=np.float32)
     y = data.power_law_labels(len(x), n_labels, LABELS_PER_ROW, LABEL_EXPONENT, seed=0)
     model = train.Classifier(
@@ -36,17 +36,21 @@ def fit(n_labels, n_inputs, intermediate, fan_in, batch, steps, limit, device, e
         scores, ids = model.top_k(x[: 2 * batch], K)
     timing.require(np.isfinite(model.history_.losses).all() and np.isfinite(scores).all(), "NaN or infinity")
     timing.require(len(model.history_.rewirings) == 1, "the layer was not rewired once")
-    timing.require((np.diff(scores, axis=1) <= 0).all() and ((0 <= ids) & (ids < n_labels)).all(), "no top-k")
+    timing.require(
+        (np.diff(scores, axis=1) <= 0).all() and ((0 <= ids) & (ids < n_labels)).all(), "the top-k result is invalid"
+    )
     return growth["bytes"], model
 
 
 def measure(queue, args, batch, more):
-    """What a process of its own does: warm up, measure, report; `more` are parameters of the classifier."""
+    """Warm up, measure, and put the result into `queue`; `more` are parameters of the classifier."""
     numba.set_num_threads(args.threads)
     limit = args.limit_mib << 20
     fit(50, 8, 64, min(args.fan_in, 32), batch, 4, None, args.device, **more)
     if args.device == "cuda" and not SIMULATOR:
-        xp.get_default_memory_pool().set_limit(size=limit)  # the pool then refuses, whatever we predicted
+        xp.get_default_memory_pool().set_limit(
+            size=limit
+        )  # the pool then fails beyond the limit, whatever was predicted
     sizes = args.labels, args.inputs, args.intermediate, args.fan_in
     measured, model = fit(*sizes, batch, args.steps, limit, args.device, **more)
     history = model.history_
@@ -63,7 +67,7 @@ def measure(queue, args, batch, more):
 
 
 def row_of(benchmark, args, batch, found):
-    """The row of results of one batch size."""
+    """The row of results for one batch size."""
     plan, measured = found["plan"], found["measured"]
     mib = [(phase, f"{n / 2**20:,.1f}") for phase, n in plan.phases.items()]
     arrays = [[a.phase, a.name, f"{a.nbytes / 2**20:,.2f}"] for a in plan.arrays]
@@ -77,9 +81,11 @@ def row_of(benchmark, args, batch, found):
         "parameters": args.parameters | {"batch": batch, "device": args.device},
         "table": {"header": ["phase", "array", "MiB"], "rows": [*arrays, *([p, "= sum", n] for p, n in mib), *total]},
         "notes": [
-            f"Target: at most {limit:,} MiB beyond imports and warm-up for training, a rewiring and top-{K}: {verdict}.",
+            f"Target: at most {limit:,} MiB on top of imports and warm-up for training, one rewiring and top-{K}: "
+            f"{verdict}.",
             f"Output layer: {found['output_layer'] / 2**20:,.0f} MiB of parameters.",
-            f"{rate:,.0f} samples a second; an epoch of {args.points:,} points would take {args.points / rate / 60:,.0f} min.",
+            f"{rate:,.0f} samples per second; an epoch of {args.points:,} points would take "
+            f"{args.points / rate / 60:,.0f} min.",
         ],
         "figures": {
             "predicted": plan.nbytes,
@@ -91,8 +97,8 @@ def row_of(benchmark, args, batch, found):
     }
 
 
-def in_its_own_process(function, *args):
-    """What ``function(queue, *args)`` puts into the queue, from a process that starts from nothing."""
+def in_new_process(function, *args):
+    """Run ``function(queue, *args)`` in a new process; returns what it puts into the queue."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     process = context.Process(target=function, args=(queue, *args))
@@ -110,7 +116,7 @@ def main(argv=None):
     args = harness.arguments("memory_670k", __doc__.partition("\n")[0], SIZES, argv)
     rows = []
     for batch in BATCHES if not args.smoke else BATCHES[:1]:
-        found = in_its_own_process(measure, args, batch, {})
+        found = in_new_process(measure, args, batch, {})
         rows.append(harness.publish(args, row_of("memory_670k", args, batch, found)))
     return rows
 

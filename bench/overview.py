@@ -1,24 +1,26 @@
-"""What README.md shows: one picture, and one line of figures a method, from what lies in bench/results/."""
+"""The figure and the measured numbers of README.md, one line per method, from bench/results/."""
 
 from . import accuracy, ds_softmax, language, machine, plotting, rows, scaling, words, words_scale
 
 README, PICTURE = machine.HERE.parent / "README.md", machine.HERE / "overview.png"
 START, END = "<!-- figures: start -->", "<!-- figures: end -->"
-#: The number of labels at which a step is compared, and the dense layer's accuracy is the baseline.
+#: A training step is compared at N labels; the accuracy of the row DENSE is the baseline.
 N, DENSE, SPARSE = 1_000_000, "dense-512", "fixed-fan-in-32-intermediate"
 FULL, SAMPLED = "wikitext-full", "wikitext-midx-rq-100"
-OURS, THEIRS = "linear", {"omikuji": "omikuji", "omikuji-bonsai": "its Bonsai-like form", "pecos": "PECOS"}
+OURS, THEIRS = "linear", {"omikuji": "omikuji", "omikuji-bonsai": "omikuji with trees like Bonsai", "pecos": "PECOS"}
 WHOLE, EXPERTS = "ours: full softmax", "DS-64"
 
 
 def newest(found, benchmark, **parameters):
-    """The latest row of a benchmark with these parameters."""
-    some = [r for r in found if r["benchmark"] == benchmark and parameters.items() <= r["parameters"].items()]
-    return max(some, key=lambda row: row["environment"]["date_utc"])
+    """The newest row of a benchmark with these parameters."""
+    rows_of_benchmark = [
+        r for r in found if r["benchmark"] == benchmark and parameters.items() <= r["parameters"].items()
+    ]
+    return max(rows_of_benchmark, key=lambda row: row["environment"]["date_utc"])
 
 
 def _sources(found):
-    """The rows that the README draws from: scaling, language step, DS-Softmax; trained networks by name."""
+    """The rows that README.md uses: scaling, language step and DS-Softmax; trained networks by name."""
     step = newest(found, "language_step", device="cpu", words=500_000)
     answers = newest(found, "ds_softmax: wikitext-2", device="cpu")
     layers = rows.finished((DENSE, SPARSE), accuracy.FOLDER)
@@ -27,88 +29,93 @@ def _sources(found):
 
 
 def _listed(results):
-    """'P@1 1.0 / 2.0 % in 3 / 4 s' of rows of several data sets."""
+    """Format P@1 and training times of several data sets: '1.0 / 2.0 % in 3 / 4 s'."""
     scores = " / ".join(f"{100 * r['test']['P@1']:.1f}" for r in results)
     seconds = " / ".join(f"{r['train_seconds']:.0f}" for r in results)
     return f"{scores} % in {seconds} s"
 
 
 def words_line(of_data, scale):
-    """The line about `Classifier` over words, of {data: {row: result}}, and of rows of `words_scale`.
+    """The line about `Classifier` with word features, from {data: {row: result}} and the rows of `words_scale`.
 
-    It names the data sets that have all rows, from one machine.
+    It includes the data sets for which all rows were measured on one machine.
     """
-    whole = {}
+    complete = {}
     for name, found in of_data.items():
         shown = {row: found[row] for row in (OURS, *THEIRS) if row in found}
         if len(shown) == 1 + len(THEIRS) and not rows.elsewhere(shown):
-            whole[name] = shown
-    if not whole:
+            complete[name] = shown
+    if not complete:
         return []
-    rivals = "; ".join(f"{name} {_listed([found[row] for found in whole.values()])}" for row, name in THEIRS.items())
+    competitors = "; ".join(
+        f"{name}: {_listed([found[row] for found in complete.values()])}" for row, name in THEIRS.items()
+    )
     return [
-        f"- **Fixed fan-in over words**, what `Classifier` does with sparse features: P@1 on {', '.join(whole)} "
-        f"{_listed([found[OURS] for found in whole.values()])} of training; {rivals}."
+        f"- **Fixed fan-in for sparse features**, the default of `Classifier`: P@1 on {', '.join(complete)} is "
+        f"{_listed([found[OURS] for found in complete.values()])} of training ({competitors})."
         + "".join(
-            f" With {r['labels']:,} labels a pass over {r['points']:,} titles takes {r['first_pass_seconds']:.0f} s and "
-            f"{r['bytes'] / 2**30:.2f} GiB." for r in scale
+            f" With {r['labels']:,} labels, one pass over {r['points']:,} titles takes {r['first_pass_seconds']:.0f} s "
+            f"and {r['bytes'] / 2**30:.2f} GiB."
+            for r in scale
         )
-    ]  # fmt: skip
+    ]
 
 
 def figures(found):
-    """Lines of Markdown, one a method."""
+    """Lines of Markdown with the measured numbers, one per method."""
     growth, step, answers, layers, models = _sources(found)
     sizes, experts_of = growth["parameters"], EXPERTS.removeprefix("DS-")
-    at = {name: growth["figures"][name][str(N)] for name in ("PyTorch dense", "group-shared", "fixed fan-in")}
-    dense, fixed, shared = at["PyTorch dense"], at["fixed fan-in"], at["group-shared"]
-    gib = {name: point["bytes"] / 2**30 for name, point in at.items()}
+    points = {name: growth["figures"][name][str(N)] for name in ("PyTorch dense", "group-shared", "fixed fan-in")}
+    dense, fixed, shared = points["PyTorch dense"], points["fixed fan-in"], points["group-shared"]
+    gib = {name: point["bytes"] / 2**30 for name, point in points.items()}
     precise = {name: 100 * layer["test"]["P@1"] for name, layer in layers.items()}
     mib = {name: layer["output_layer_bytes"] / 2**20 for name, layer in layers.items()}
     perplexity = {name: model["test"]["perplexity"] for name, model in models.items()}
     full, experts = answers["figures"][WHOLE], answers["figures"][EXPERTS]
     kept = experts["accuracy"]["10"] / full["accuracy"]["10"]
     return [
-        f"- **Fixed fan-in**: every label is connected to {sizes['fan_in']} inputs. At {N:,} labels a training step takes "
-        f"{fixed['seconds']:.2f} s and {gib['fixed fan-in']:.1f} GiB, with inputs shared by groups of {sizes['group_size']} labels "
-        f"{shared['seconds']:.2f} s and {gib['group-shared']:.1f} GiB; PyTorch's dense layer ({sizes['dense_width']} inputs) "
-        f"{dense['seconds']:.2f} s and {gib['PyTorch dense']:.1f} GiB. On {layers[DENSE]['data']} P@1 is "
-        f"{precise[SPARSE]:.1f} % with {mib[SPARSE]:.0f} MiB of output weights, dense {precise[DENSE]:.1f} % with "
-        f"{mib[DENSE]:.0f} MiB.",
+        f"- **Fixed fan-in**: every label is connected to {sizes['fan_in']} inputs. At {N:,} labels, a training step "
+        f"takes {fixed['seconds']:.2f} s and {gib['fixed fan-in']:.1f} GiB. If groups of {sizes['group_size']} labels "
+        f"share their inputs, it takes {shared['seconds']:.2f} s and {gib['group-shared']:.1f} GiB. PyTorch's dense "
+        f"layer ({sizes['dense_width']} inputs) takes {dense['seconds']:.2f} s and {gib['PyTorch dense']:.1f} GiB. On "
+        f"{layers[DENSE]['data']}, P@1 is {precise[SPARSE]:.1f} % with {mib[SPARSE]:.0f} MiB of output weights; a "
+        f"dense layer reaches {precise[DENSE]:.1f} % with {mib[DENSE]:.0f} MiB.",
         *words_line(
             {name: rows.finished(words.ROWS, words.FOLDER / name) for name in words.DATA},
             rows.finished((f"{words_scale.MAIN}-labels-2-threads",), words_scale.FOLDER).values(),
         ),
-        f"- **MIDX**: a language model compares the right word with {models[SAMPLED]['params']['n_samples']} that are drawn nearly from the softmax itself. "
-        f"WikiText-2: perplexity {perplexity[SAMPLED]:.1f}, with the full softmax {perplexity[FULL]:.1f} after as many "
-        f"epochs; with {step['parameters']['words']:,} words a step is {step['contestants']['PyTorch']['ratio_to_ours']:.0f} times faster than "
-        "PyTorch's with the full softmax.",
-        f"- **DS-Softmax**: of {experts_of} experts, each with a few of the classes, one is searched. WikiText-2, one query: "
-        f"{full['flops'] / experts['flops']:.0f} times fewer multiply-adds and {experts['times full, batch 1']:.1f} times "
-        f"faster than our full softmax, {kept:.1%} of its top-10 accuracy.",
-    ]  # fmt: skip
+        f"- **MIDX**: a language model compares the target word with {models[SAMPLED]['params']['n_samples']} words "
+        f"that are drawn almost from the softmax itself. On WikiText-2 the perplexity is {perplexity[SAMPLED]:.1f}, "
+        f"and {perplexity[FULL]:.1f} with the full softmax after the same number of epochs. With "
+        f"{step['parameters']['words']:,} words, a step is {step['contestants']['PyTorch']['ratio_to_ours']:.0f} times "
+        "faster than PyTorch's with the full softmax.",
+        f"- **DS-Softmax**: {experts_of} experts hold a few of the classes each, and only one expert is searched per "
+        f"query. For one query on WikiText-2, this takes {full['flops'] / experts['flops']:.0f} times fewer "
+        f"multiply-adds than our full softmax, is {experts['times full, batch 1']:.1f} times faster, and keeps "
+        f"{kept:.1%} of the top-10 accuracy.",
+    ]
 
 
 def picture(found, path):
-    """A panel a method."""
+    """Draw one panel per method."""
     growth, _, answers, _, _ = _sources(found)
     figure, axes = plotting.new_panels(3, 3.7, 4.2)
     scaling.panel(axes[0], growth, "step", "bytes", "Fixed fan-in: training", with_slopes=False)
     language.panel(axes[1], rows.finished(language.STYLES, language.FOLDER), "MIDX: WikiText-2, 100 draws")
     ds_softmax.panel(axes[2], answers, 10, "DS-Softmax: WikiText-2")
-    for axis, place in zip(axes, ("lower right", "upper right", "lower right"), strict=True):
-        axis.legend(frameon=False, fontsize=8, loc=place)
+    for axis, position in zip(axes, ("lower right", "upper right", "lower right"), strict=True):
+        axis.legend(frameon=False, fontsize=8, loc=position)
     plotting.write_picture(figure, path, dpi=170)
 
 
 def readme(text, found):
-    """README.md with the lines in their place."""
+    """The text of README.md with the lines inserted."""
     before, _, rest = text.partition(START)
     if END not in rest:
-        raise ValueError(f"{README} must hold {START} and, behind it, {END}")
+        raise ValueError(f"{README} must contain {START} and, after it, {END}")
     return "\n".join([before + START, "", *figures(found), "", END + rest.partition(END)[2]])
 
 
 def write(found):
-    """README.md, anew."""
+    """Update README.md."""
     README.write_text(readme(README.read_text(), found))

@@ -1,8 +1,8 @@
-"""How good is PECOS XR-Linear on the same data? ``python -m bench.pecos --data DIR --python FILE`` makes its row of bench.accuracy.
+"""How good is PECOS XR-Linear on the same data? ``python -m bench.pecos --data DIR --python FILE``.
 
-PECOS needs an environment of its own (``python3 -m venv pecos && pecos/bin/pip install libpecos``), whose Python
---python names. Given again, the command goes on behind the training. It writes
-bench/results/accuracy/pecos-xr-linear.json.
+Adds a row to the table of bench.accuracy. PECOS needs a separate environment (``python3 -m venv pecos && pecos/bin/pip
+install libpecos``); --python is the Python of that environment. A repeated command does not train again. The result is
+written to bench/results/accuracy/pecos-xr-linear.json.
 """
 
 import argparse
@@ -14,12 +14,13 @@ from sparsemax_nb import data, metrics
 from . import accuracy, machine, rows
 from .peers import Unavailable, pecos
 
-#: Its defaults: trees of 16 children a node and at most 100 labels a leaf, weights below 0.1 left out, a beam of 10.
+#: Defaults of PECOS: trees with 16 children per node and at most 100 labels per leaf; weights below 0.1 are dropped;
+#: beam of 10.
 SETTINGS = {"beam": 10, "tree": {"nr_splits": 16, "max_leaf_size": 100, "seed": 0}, "solver": {"threshold": 0.1}}
 
 
 def figures_of(ids, labels, training_labels):
-    """What bench.accuracy's rows say of the test part."""
+    """The metrics of the rows of bench.accuracy, on the test set."""
     propensity = metrics.propensities(training_labels.getnnz(axis=0), training_labels.shape[0])
     figures = {f"P@{k}": metrics.precision_at_k(ids, labels, k) for k in (1, 3, 5)}
     return figures | {"PSP@5": metrics.psp_at_k(ids, labels, propensity, 5)}
@@ -29,9 +30,14 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m bench.pecos", description=__doc__.partition("\n")[0])
     parser.add_argument("--data", required=True, metavar="DIR", help="the data (see sparsemax-nb train --help)")
     parser.add_argument(
-        "--python", default=sys.executable, metavar="FILE", help="a Python with PECOS (default: this one)"
+        "--python",
+        default=sys.executable,
+        metavar="FILE",
+        help="Python interpreter with PECOS installed (default: this one)",
     )
-    parser.add_argument("--work", type=Path, default=Path("accuracy_output"), metavar="DIR", help="model and arrays")
+    parser.add_argument(
+        "--work", type=Path, default=Path("accuracy_output"), metavar="DIR", help="folder for the model and arrays"
+    )
     parser.add_argument("--threads", type=int, default=1, help="default: 1")
     args = parser.parse_args(argv)
     corpus = data.load(args.data)

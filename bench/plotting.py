@@ -1,14 +1,11 @@
-"""Figures of matplotlib: panels side by side, written in one move."""
+"""Figures with matplotlib: panels next to each other, and an atomic save."""
+
+from sparsemax_nb.internals import pyplot
 
 
 def new_panels(n, width, height, **settings):
-    """A figure, and n axes of `width` x `height` inches side by side, with a grid and without a frame."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, n, figsize=(n * width, height), layout="constrained", squeeze=False, **settings)
+    """Create a figure with n axes in one row, each `width` x `height` inches, with a grid and without a frame."""
+    figure, axes = pyplot().subplots(1, n, figsize=(n * width, height), layout="constrained", squeeze=False, **settings)
     for axis in axes[0]:
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
@@ -16,10 +13,8 @@ def new_panels(n, width, height, **settings):
 
 
 def write_picture(figure, path, dpi=150):
-    """Save and close a figure of matplotlib; the file is replaced in one move."""
-    from matplotlib import pyplot as plt
-
+    """Save and close a figure; the file is replaced atomically."""
     temporary = path.with_suffix(".part.png")
     figure.savefig(temporary, dpi=dpi)
-    plt.close(figure)
+    pyplot().close(figure)
     temporary.replace(path)

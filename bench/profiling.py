@@ -1,17 +1,16 @@
-"""One launch of one kernel between the profiler's start and stop: ``--profile MODULE.KERNEL`` of a benchmark on CUDA.
+"""Profile one launch of one CUDA kernel: the option ``--profile MODULE.KERNEL`` of the benchmarks.
 
     nsys profile -c cudaProfilerApi python -m bench.step --device cuda --profile fixed_fan_in.step_wide_kernel
     ncu --profile-from-start off --set full python -m bench.step --device cuda --profile fixed_fan_in.step_wide_kernel
 
-The benchmark goes on until the kernel has been launched once to compile and check it; the next launch is profiled, and
-ends it.
+The first launch of the kernel compiles it. The benchmark runs until the second launch, profiles it, and exits.
 """
 
 from sparsemax_nb.internals import cuda_kernels, profiled
 
 
 class _Profiled:
-    """Stands for a kernel in its module: the first launch passes, the second is profiled and ends the program."""
+    """Replaces a kernel in its module: the first launch runs normally; the second is profiled and ends the program."""
 
     def __init__(self, kernel, name):
         self._kernel, self._name, self._launches = kernel, name, 0
@@ -33,6 +32,6 @@ class _Profiled:
 
 
 def profile(name):
-    """From now on, the second launch of the kernel `name` is profiled. KeyError where there is no such kernel."""
+    """Profile the second launch of the kernel `name` from now on. Raises KeyError if there is no such kernel."""
     module, attribute = cuda_kernels()[name]
     setattr(module, attribute, _Profiled(getattr(module, attribute), name))

@@ -1,8 +1,8 @@
-"""Tables, pictures and the figures of README.md, anew: ``python -m bench.report`` makes them from bench/results/*.json.
+"""Regenerate the tables and figures of the benchmarks: ``python -m bench.report``. Reads bench/results/*.json.
 
-bench/README.md is prose.md with the tables in their place. ``python -m bench.report --add FILE ...`` first sorts the
-rows of FILE (gpu_output/results.json) into bench/results/. A table holds one row of results, so figures of different
-machines never meet in one.
+bench/README.md is prose.md with the tables inserted; the numbers in README.md are updated as well. With
+``python -m bench.report --add FILE ...``, the rows of FILE (gpu_output/results.json) are first added to bench/results/.
+Each table shows one row of results, so it never mixes measurements of different machines.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def _source(row):
 
 
 def render(rows):
-    """All tables, grouped by machine and versions."""
+    """All tables as Markdown, grouped by machine and versions."""
     sections = []
     for heading, group in itertools.groupby(sorted(rows, key=tables.machine_of), key=tables.machine_of):
         sections += [f"### {heading}", *(f"{tables.table(row)}\n\n{_source(row)}" for row in group)]
@@ -32,13 +32,16 @@ def render(rows):
 
 
 def readme(rows):
-    """The whole text: the prose with all tables in their place."""
+    """The text of bench/README.md: prose.md with the tables inserted."""
     before, _, after = PROSE.read_text().partition(START)
     return f"{before}{START}\n\n{render(rows)}\n\n{END}{after.partition(END)[2]}"
 
 
 def draw(rows):
-    """The pictures of what lies in bench/results/. ds_words and hierarchy show models, and are drawn by their benchmarks."""
+    """Draw the figures from bench/results/.
+
+    Only ds_words.png and hierarchy-*.png are missing: they need a trained model, and their benchmarks draw them.
+    """
     for module in (accuracy, language):
         module.draw(
             {
@@ -48,8 +51,10 @@ def draw(rows):
         )
     words.draw()
     pictured = {
-        ("closeness", "softmax-full"): closeness, ("ds_softmax: wikitext-2", "wikitext-2"): ds_softmax, ("scaling", None): scaling,
-    }  # fmt: skip
+        ("closeness", "softmax-full"): closeness,
+        ("ds_softmax: wikitext-2", "wikitext-2"): ds_softmax,
+        ("scaling", None): scaling,
+    }
     for what, module in pictured.items():
         if found := [row for row in rows if (row["benchmark"], row["parameters"].get("data")) == what]:
             module.picture(max(found, key=lambda row: row["environment"]["date_utc"]), module.PICTURE)
@@ -57,7 +62,7 @@ def draw(rows):
 
 
 def add(path):
-    """Sort the rows of a file into bench/results/NAME-DEVICE.json, where their benchmark writes them itself."""
+    """Add the rows of a file to bench/results/NAME-DEVICE.json, the files that their benchmarks write."""
     for row in json.loads(Path(path).read_text()):
         name = row["benchmark"].partition(":")[0].partition(" ")[0].replace("-", "_")
         name = "step" if name == "top_k" else name
@@ -67,16 +72,19 @@ def add(path):
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
     parser.add_argument(
-        "--add", type=Path, nargs="+", default=[], help="files of rows to sort into bench/results/ first"
+        "--add", type=Path, nargs="+", default=[], help="files with rows to add to bench/results/ first"
     )
     args = parser.parse_args(argv)
     for path in args.add:
         add(path)
     rows = [row for path in sorted(tables.RESULTS.glob("*.json")) for row in json.loads(path.read_text())]
     README.write_text(readme(rows))
-    draw(rows)
     overview.write(rows)
     print(f"{len(rows)} rows of results in {README.name}")
+    try:
+        draw(rows)
+    except ImportError as error:  # a machine with a GPU need not have matplotlib
+        print(f"the figures were not updated: {error}")
 
 
 if __name__ == "__main__":

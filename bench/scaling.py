@@ -1,8 +1,8 @@
-"""How do time and memory grow with the number of labels? ``python -m bench.scaling`` (README.md says what is measured).
+"""How do time and memory grow with the number of labels? ``python -m bench.scaling`` (see bench/README.md).
 
-A training step of the plain and the group-shared layer and of PyTorch's dense one; a query to the full softmax, to the
-sparse layers, to DS-Softmax. Each point runs in a process of its own. A point that does not fit into memory is left
-out, with the reason.
+Measures a training step of the fixed fan-in and group-shared layers and of PyTorch's dense layer, and a query to the
+full softmax, the sparse layers and DS-Softmax. Each point runs in a separate process. If a point does not fit into
+memory, the table gives the reason.
 """
 
 import time
@@ -22,14 +22,23 @@ from sparsemax_nb import (
 )
 
 from . import forward, harness, machine, plotting, step
-from .memory_670k import in_its_own_process
+from .memory_670k import in_new_process
 from .peers import Unavailable, pytorch
 
 SIZES = {
-    "rows": (128, 20), "inputs": (16_384, 64), "fan_in": (32, 8), "group_size": (16, 8), "dense_width": (512, 16), "k": (5, 5),
-    "width": (200, 16), "experts": (64, 4), "share": (32, 2), "positives": (5, 2), "largest": (10_000_000, 1_000),
-}  # fmt: skip
-#: {line of the plot: (question, colour, marker)}.
+    "rows": (128, 20),
+    "inputs": (16_384, 64),
+    "fan_in": (32, 8),
+    "group_size": (16, 8),
+    "dense_width": (512, 16),
+    "k": (5, 5),
+    "width": (200, 16),
+    "experts": (64, 4),
+    "share": (32, 2),
+    "label_rows": (5, 2),
+    "largest": (10_000_000, 1_000),
+}
+#: {line of the plot: ("step" or "query", colour, marker)}.
 LINES = {
     "fixed fan-in": ("step", "#0072B2", "o"), "group-shared": ("step", "#009E73", "^"),
     "group-shared, bfloat16": ("step", "#56B4E9", "v"), "PyTorch dense": ("step", "#D55E00", "s"),
@@ -37,11 +46,12 @@ LINES = {
     "full softmax": ("query", "#D55E00", "s"), "DS-Softmax": ("query", "#CC79A7", "D"),
 }  # fmt: skip
 PICTURE = machine.HERE / "scaling.png"
-SPARE = 0.8  # of the free memory: more is not asked for
+#: A point is skipped if it needs more than this share of the free memory.
+MAX_MEMORY_SHARE = 0.8
 
 
 def needs(line, n, args):
-    """Bytes that a point holds."""
+    """Bytes of the arrays of a point."""
     k, d = args.fan_in, args.dense_width
     return n * {
         "fixed fan-in": 16 * k, "group-shared": 12 * k + 4 * k // args.group_size,
@@ -52,7 +62,7 @@ def needs(line, n, args):
 
 
 def make_layer(line, n, args):
-    """The layer of a line that begins with its name."""
+    """The sparse layer of a line of the plot."""
     if line.startswith("fixed"):
         return FixedFanIn.random(n, args.inputs, args.fan_in, seed=0)
     dtype = "bfloat16" if "bfloat16" in line else "float32"
@@ -60,11 +70,11 @@ def make_layer(line, n, args):
 
 
 def prepared(line, n, args):
-    """What a point does, as a function without arguments."""
+    """The function to be timed for a point."""
     random = np.random.default_rng(0)
-    x = forward.inputs(args.rows, args.inputs, "cpu")
+    h = forward.inputs(args.rows, args.inputs, "cpu")
     if line == "PyTorch dense":
-        labels = step.targets_of(args.rows, n, args.positives, "cpu")
+        labels = step.random_labels(args.rows, n, args.label_rows, "cpu")
         return pytorch.dense_step(
             forward.inputs(args.rows, args.dense_width, "cpu"), labels, n, "squared-hinge", step.LEARNING_RATE
         ).run
@@ -76,37 +86,37 @@ def prepared(line, n, args):
         return ds_query(n, args, random)
     layer = make_layer(line, n, args)
     if line.endswith("top-k"):
-        one = x[:1]
-        return lambda: fixed_fan_in_top_k(one, layer, args.k)
-    labels, adam = step.targets_of(args.rows, n, args.positives, "cpu"), Adam(step.LEARNING_RATE)
-    layer.bias[:] = -1 - np.quantile(fixed_fan_in_scores(x, layer), 0.99)  # about 1 % of the scores have a gradient
-    return lambda: fixed_fan_in_step(x, layer, labels, "squared-hinge", adam)
+        row = h[:1]
+        return lambda: fixed_fan_in_top_k(row, layer, args.k)
+    labels, adam = step.random_labels(args.rows, n, args.label_rows, "cpu"), Adam(step.LEARNING_RATE)
+    layer.bias[:] = -1 - np.quantile(fixed_fan_in_scores(h, layer), 0.99)  # about 1 % of the scores have a gradient
+    return lambda: fixed_fan_in_step(h, layer, labels, "squared-hinge", adam)
 
 
-def fixed_fan_in_scores(x, layer):
-    """Scores of about 10,000 labels, for the bias."""
+def fixed_fan_in_scores(h, layer):
+    """Scores of about 10,000 labels, to choose the bias."""
     n = min(layer.n_labels, 10_000) // 16 * 16 or layer.n_labels
     group = getattr(layer, "group_size", 1)
     indices = np.repeat(layer.indices[: -(-n // group)], group, axis=0)[:n]
     part = FixedFanIn(layer.n_inputs, indices, layer.values[:n].astype(np.float32), np.zeros(n, np.float32))
-    return fixed_fan_in_forward(x, part)
+    return fixed_fan_in_forward(h, part)
 
 
 def ds_query(n, args, random):
-    """One query to experts that each hold a 1 / `share` of the classes, drawn at random."""
+    """One query to experts that each contain a random 1 / `share` of the classes."""
     each = max(1, n // args.share)
     classes = np.concatenate([np.sort(random.choice(n, each, replace=False)) for _ in range(args.experts)])
-    rows = random.standard_normal((len(classes), args.width), dtype=np.float32)
+    weights = random.standard_normal((len(classes), args.width), dtype=np.float32)
     gate = random.standard_normal((args.experts, args.width), dtype=np.float32)
     starts = (np.arange(args.experts + 1) * each).astype(np.int32)
-    packed = PackedDSSoftmax(gate, starts, classes.astype(np.int32), rows, n)
-    queries = random.standard_normal((64, 1, args.width), dtype=np.float32)
+    packed = PackedDSSoftmax(gate, starts, classes.astype(np.int32), weights, n)
+    h = random.standard_normal((64, 1, args.width), dtype=np.float32)
     turn = iter(range(1 << 30))
-    return lambda: packed.top_k(queries[next(turn) % len(queries)], args.k)  # other experts: not from the cache
+    return lambda: packed.top_k(h[next(turn) % len(h)], args.k)  # different experts, which are not in the cache
 
 
 def measure(queue, args, line, n):
-    """What a process of its own does: warm up at a small size, then time and memory of one point."""
+    """In a new process: warm up at a small size, then measure time and memory of one point."""
     numba.set_num_threads(args.threads)
     prepared(line, 256, args)()
     with machine.memory_growth("cpu") as growth:
@@ -125,36 +135,36 @@ def measure(queue, args, line, n):
 
 
 def slope(points, value):
-    """Exponent of L between the two largest sizes: 1 is linear."""
+    """Exponent of the number of labels between the two largest sizes; 1 is linear."""
     (n, a), (m, b) = sorted(points)[-2:]
     return float(np.log(b[value] / a[value]) / np.log(m / n))
 
 
-#: {what is drawn: factor, unit}.
+#: {quantity: (factor, unit)}.
 UNITS = {"seconds": (1e3, "ms"), "bytes": (2**-20, "MiB")}
 
 
 def panel(axis, row, question, value, title, with_slopes=True):
-    """Seconds or bytes of a "step" or a "query" over the number of labels."""
+    """Plot seconds or bytes of a "step" or a "query" over the number of labels."""
     factor, unit = UNITS[value]
-    for line, (asked, colour, marker) in LINES.items():
+    for line, (kind, colour, marker) in LINES.items():
         points = sorted((int(n), p) for n, p in row["figures"][line].items() if value in p)
-        if asked == question and points:
+        if kind == question and points:
             x, y = zip(*((n, factor * p[value]) for n, p in points), strict=True)
             label = f"{line} (slope {slope(points, value):.2f})" if with_slopes else line
             axis.plot(x, y, marker=marker, color=colour, label=label)
-    what = f"{unit} a {question}" if value == "seconds" else f"{unit} at the peak"
+    what = f"{unit} per {question}" if value == "seconds" else f"peak {unit}"
     axis.set(xscale="log", yscale="log", xlabel="labels", ylabel=what, title=title)
 
 
 def picture(row, path):
-    """Time of a step, its memory, time of a query, over the number of labels."""
+    """Plot time and memory of a step, and time of a query, over the number of labels."""
     figure, axes = plotting.new_panels(3, 5, 4.8)
     panel(axes[0], row, "step", "seconds", "Training step, batch of 128")
-    panel(axes[1], row, "step", "bytes", "Memory of the output layer's training")
+    panel(axes[1], row, "step", "bytes", "Memory for training the output layer")
     panel(axes[2], row, "query", "seconds", "Top-5 of one query")
-    for axis, place in zip(axes, ("lower right", "lower right", "upper left"), strict=True):
-        axis.legend(frameon=False, fontsize=9, loc=place)
+    for axis, position in zip(axes, ("lower right", "lower right", "upper left"), strict=True):
+        axis.legend(frameon=False, fontsize=9, loc=position)
     plotting.write_picture(figure, path)
 
 
@@ -167,11 +177,11 @@ def main(argv=None):
     for line in LINES:
         found[line] = {}
         for n in sizes:
-            free, wanted = machine.free_memory(), needs(line, n, args)
-            if free is not None and wanted > SPARE * free:
-                point = {"unavailable": f"it takes {wanted / 2**30:.1f} GiB"}
+            free, needed = machine.free_memory(), needs(line, n, args)
+            if free is not None and needed > MAX_MEMORY_SHARE * free:
+                point = {"unavailable": f"needs {needed / 2**30:.1f} GiB"}
             else:
-                point = in_its_own_process(measure, args, line, n)
+                point = in_new_process(measure, args, line, n)
             found[line][n] = point
             print(line, f"{n:,}", point, flush=True)
         measured = {n: p for n, p in found[line].items() if "seconds" in p}
@@ -183,19 +193,22 @@ def main(argv=None):
         )
         rows.append([line, *cells, *slopes])
     row = {
-        "benchmark": "scaling", "parameters": args.parameters | {"device": args.device},
+        "benchmark": "scaling",
+        "parameters": args.parameters | {"device": args.device},
         "table": {
-            "header": ["ms, MiB at the peak", *(f"{n:,} labels" for n in sizes), "slope of time", "of memory"], "rows": rows,
+            "header": ["ms, peak MiB", *(f"{n:,} labels" for n in sizes), "slope of time", "of memory"],
+            "rows": rows,
         },
         "notes": [
             "Slope: exponent of the number of labels between the two largest sizes; 1 is linear.",
-            f"Steps with a batch of {args.rows}, Adam, 1 % of the scores inside the margin; queries of one row.",
-            f"DS-Softmax: {args.experts} experts that hold a {args.share}th of the classes each, width {args.width} as the full softmax.",
-            "Memory: growth of the process, arrays and working memory, from before the layer was made.",
+            f"Steps with a batch of {args.rows}, Adam, 1 % of the scores inside the margin. Queries: one row per call.",
+            f"DS-Softmax: {args.experts} experts with 1/{args.share} of the classes each; width {args.width}, like "
+            "the full softmax.",
+            "Memory: growth of the process since before the layer was created: arrays and working memory.",
         ],
         "figures": {line: {str(n): p for n, p in points.items()} for line, points in found.items()},
         "environment": machine.environment(args.device),
-    }  # fmt: skip
+    }
     if not args.smoke:
         picture(row, PICTURE)
     return [harness.publish(args, row)]

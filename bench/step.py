@@ -1,4 +1,4 @@
-"""How fast is one training step, and a top-k search? ``python -m bench.step`` (README.md says what is compared)."""
+"""How fast is one training step, and a top-k search? ``python -m bench.step`` (see bench/README.md)."""
 
 import numpy as np
 
@@ -8,25 +8,27 @@ from sparsemax_nb.internals import asarray, module_of, to_numpy
 from . import forward, harness, machine, tables, timing
 from .peers import pytorch, scipy_csr
 
-SIZES = forward.SIZES | {"dense_width": (512, 16), "positives": (5, 2), "k": (5, 5)}
-LEARNING_RATE = 1e-6  # small, so that the share of active scores stays what it is while the step is repeated
-BLOCK = 16  # rows that our CPU kernel skips together
+SIZES = forward.SIZES | {"dense_width": (512, 16), "label_rows": (5, 2), "k": (5, 5)}
+#: Small, so that the share of active scores does not change while the step is repeated.
+LEARNING_RATE = 1e-6
+#: Our CPU kernel skips rows without a gradient in blocks of this size.
+BLOCK = 16
 
 
-def targets_of(n_rows, n_labels, n_positives, device):
-    """`n_positives` different random labels for each row."""
+def random_labels(n_rows, n_labels, n_per_row, device):
+    """`n_per_row` different random labels for each row."""
     rng = np.random.default_rng(1)
-    indices = np.stack([rng.choice(n_labels, n_positives, replace=False) for _ in range(n_rows)])
-    indptr = np.arange(0, indices.size + 1, n_positives)
+    indices = np.stack([rng.choice(n_labels, n_per_row, replace=False) for _ in range(n_rows)])
+    indptr = np.arange(0, indices.size + 1, n_per_row)
     return Labels(*(asarray(a.ravel(), device, np.int32) for a in (indptr, np.sort(indices, axis=1))))
 
 
 def expected(scores, labels, loss):
-    """Loss, gradient by the scores, and which scores have one; NumPy, overwrites `scores` with y * scores."""
+    """Loss, gradient with respect to the scores, and the mask of scores with a gradient; overwrites `scores`."""
     indptr, indices = map(to_numpy, labels)
-    places = np.repeat(np.arange(len(scores)), np.diff(indptr)), indices
-    scores *= -1  # y = -1 but for the positives
-    scores[places] *= -1
+    of_labels = np.repeat(np.arange(len(scores)), np.diff(indptr)), indices
+    scores *= -1  # now y * scores, with y = 1 for labels and -1 otherwise
+    scores[of_labels] *= -1
     if loss == "squared-hinge":
         gradient = np.maximum(1 - scores, 0)
         total = np.einsum("bl,bl->", gradient, gradient, dtype=np.float64)
@@ -36,45 +38,50 @@ def expected(scores, labels, loss):
         gradient = -1 / (1 + np.exp(scores)) / len(scores)
     active = gradient != 0
     gradient *= -1
-    gradient[places] *= -1
+    gradient[of_labels] *= -1
     return total / len(scores), gradient, active
 
 
-def check_step(result, x, w, bias, labels, loss, gradient_of):
-    """Loss, dx and the gradient of 100 labels against NumPy; `w` is from before the step. Returns the active scores."""
-    value, dx = result[0], to_numpy(result[1])
-    total, g, active = expected(np.ascontiguousarray((w @ x.T).T) + bias, labels, loss)
-    some = np.unique(np.linspace(0, g.shape[1] - 1, 100).astype(int))
+def check_step(result, h, w, bias, labels, loss, gradient_of):
+    """Check loss, dh and dw of 100 labels against NumPy (`w` before the step); returns the mask of active scores."""
+    value, dh = result[0], to_numpy(result[1])
+    total, g, active = expected(np.ascontiguousarray((w @ h.T).T) + bias, labels, loss)
+    checked = np.unique(np.linspace(0, g.shape[1] - 1, 100).astype(int))
     timing.require(abs(value - total) <= 1e-4 * abs(total), f"the loss is {value}, not {total}")
-    for name, got, want in (("dx", dx, (w.T @ g.T).T), ("dw", gradient_of(some), gradient_of(some, g[:, some].T @ x))):
+    for name, got, want in (
+        ("dh", dh, (w.T @ g.T).T),
+        ("dw", gradient_of(checked), gradient_of(checked, g[:, checked].T @ h)),
+    ):
         timing.require_close(name, got, want, 1e-3)
     return active
 
 
-def set_bias(layer, x, margin):
-    """A bias for which about 1 % of the scores lie inside the hinge's margin ("1 %"), or all ("all")."""
-    scores = fixed_fan_in_forward(x, layer)
+def set_bias(layer, h, margin):
+    """Set the bias so that about 1 % of the scores are inside the hinge's margin ("1 %"), or all ("all")."""
+    scores = fixed_fan_in_forward(h, layer)
     xp = module_of(layer.device)
-    place = scores.min() - 0.1 if margin == "all" else xp.quantile(scores[:, :: max(1, layer.n_labels // 10_000)], 0.99)
-    layer.bias[:] = -1 - place
+    threshold = (
+        scores.min() - 0.1 if margin == "all" else xp.quantile(scores[:, :: max(1, layer.n_labels // 10_000)], 0.99)
+    )
+    layer.bias[:] = -1 - threshold
 
 
-def our_step(layer, x, labels, loss, margin, note, smoke):
-    """(a fused step of a fixed fan-in layer as a contestant, a dict into which its check writes the active share)."""
-    set_bias(layer, x, margin)
+def our_step(layer, h, labels, loss, margin, note, smoke):
+    """(contestant, share) of a fused fixed fan-in step; its check writes the active shares into `share`."""
+    set_bias(layer, h, margin)
     adam, share = Adam(LEARNING_RATE), {}
     w, bias, indices = scipy_csr.matrix_of(layer), to_numpy(layer.bias).copy(), scipy_csr.inputs_of(layer)
 
     def run():
-        return fixed_fan_in_step(x, layer, labels, loss, adam)
+        return fixed_fan_in_step(h, layer, labels, loss, adam)
 
     def check(result):
-        moments = to_numpy(adam.state_of(layer.values).moments.m) / (1 - adam.beta1)  # after one step: gradients
+        moments = to_numpy(adam.state_of(layer.values).moments.m) / (1 - adam.beta1)  # after one step: the gradients
 
         def gradient_of(some, dense=None):
             return moments[some] if dense is None else np.take_along_axis(dense, indices[some], axis=1)
 
-        active = check_step(result, to_numpy(x), w, bias, labels, loss, gradient_of)
+        active = check_step(result, to_numpy(h), w, bias, labels, loss, gradient_of)
         share["scores"] = float(active.mean())
         share["blocks"] = float(np.logical_or.reduceat(active, np.arange(0, len(active), BLOCK)).mean())
         wanted = (0.007, 0.013) if margin == "1 %" else (0.99, 1)
@@ -85,35 +92,34 @@ def our_step(layer, x, labels, loss, margin, note, smoke):
     return timing.Contestant(run, check, note), share
 
 
-def dense_step(dense_x, labels, n_labels, loss):
-    """PyTorch's step of a dense layer as a contestant."""
+def dense_step(dense_h, labels, n_labels, loss):
+    """A contestant: PyTorch's training step of a dense layer."""
 
     def check_dense(result, dense_w, dense_gradient):
         dense_w, dense_gradient = map(to_numpy, (dense_w, dense_gradient))
-        before = dense_w + np.float32(LEARNING_RATE) * np.sign(
-            dense_gradient
-        )  # Adam's first step is as long as the rate
+        # the length of Adam's first step is the learning rate
+        before = dense_w + np.float32(LEARNING_RATE) * np.sign(dense_gradient)
 
         def gradient_of(some, dense=None):
             return dense_gradient[some] if dense is None else dense
 
-        check_step(result, to_numpy(dense_x), before, 0, labels, loss, gradient_of)
+        check_step(result, to_numpy(dense_h), before, 0, labels, loss, gradient_of)
 
-    return harness.offer(check_dense, pytorch.dense_step, dense_x, labels, n_labels, loss, LEARNING_RATE)
+    return harness.offer(check_dense, pytorch.dense_step, dense_h, labels, n_labels, loss, LEARNING_RATE)
 
 
-def step_row(args, x, dense_x, labels, loss, margin):
-    """One comparison of the step: this loss, this share of active scores."""
+def step_row(args, h, dense_h, labels, loss, margin):
+    """Compare the step for one loss and one share of active scores."""
     layer = FixedFanIn.random(args.labels, args.inputs, args.fan_in, seed=0, device=args.device)
-    ours, share = our_step(layer, x, labels, loss, margin, f"fan-in {args.fan_in}, Adam", args.smoke)
-    contestants = {"ours": ours, "PyTorch dense": dense_step(dense_x, labels, args.labels, loss)}
+    ours, share = our_step(layer, h, labels, loss, margin, f"fan-in {args.fan_in}, Adam", args.smoke)
+    contestants = {"ours": ours, "PyTorch dense": dense_step(dense_h, labels, args.labels, loss)}
     timings = harness.race(contestants, args)
     memory = {}
     held = {"ours": 3 * layer.nbytes - 2 * layer.indices.nbytes, "PyTorch dense": 16 * args.labels * args.dense_width}
     for name in timings:
         with machine.memory_growth(args.device) as growth:
             contestants[name].run()
-        extra = 4 * args.rows * args.labels if name != "ours" else 0  # PyTorch's scores, held between calls
+        extra = 4 * args.rows * args.labels if name != "ours" else 0  # PyTorch's scores, kept between calls
         memory[name] = {"held": held[name] + extra, "growth": growth["bytes"]}
     parameters = args.parameters | {"loss": loss, "inside_margin": margin}
     parameters |= {f"active_{what}_percent": round(100 * value, 1) for what, value in share.items()}
@@ -125,7 +131,7 @@ def step_row(args, x, dense_x, labels, loss, margin):
 
 
 def step_work(args, active_blocks):
-    """What our step has to move and compute: the forward pass without its scores, then each active block of rows."""
+    """Bytes and FLOPs of our step: the forward pass without storing scores, then each active block of rows."""
     connections = args.labels * args.fan_in
     active = 4 * args.rows * connections * active_blocks
     return {
@@ -135,38 +141,38 @@ def step_work(args, active_blocks):
     }
 
 
-def check_top_k(result, x, w, k):
-    """Scores, and those of the ids, against those of weights w (L, H) for x (B, H)."""
+def check_top_k(result, h, w, k):
+    """Check the scores, and the scores of the ids, against weights w (L, H) for h (B, H)."""
     values, ids = map(to_numpy, result)
-    scores = w @ x.T
+    scores = w @ h.T
     best = -np.partition(-scores, k - 1, axis=0)[:k]
     for got in (values, np.take_along_axis(scores, ids.T.astype(int), axis=0).T):
         error = np.abs(np.sort(got, axis=1) - np.sort(best.T, axis=1)).max()
         timing.require(error <= 1e-5 * np.abs(best).max(), f"a top-k score is off by {error:.3g}")
 
 
-def our_top_k(layer, x, k, note):
-    """The search of a fixed fan-in layer as a contestant."""
+def our_top_k(layer, h, k, note):
+    """A contestant: the top-k search of a fixed fan-in layer."""
     w = scipy_csr.matrix_of(layer)
     return timing.Contestant(
-        lambda: fixed_fan_in_top_k(x, layer, k), lambda result: check_top_k(result, to_numpy(x), w, k), note
+        lambda: fixed_fan_in_top_k(h, layer, k), lambda result: check_top_k(result, to_numpy(h), w, k), note
     )
 
 
-def dense_top_k(dense_x, n_labels, k):
-    """PyTorch's dense product and topk as a contestant."""
+def dense_top_k(dense_h, n_labels, k):
+    """A contestant: PyTorch's dense product and topk."""
 
     def check(result, w):
-        check_top_k(result, to_numpy(dense_x), to_numpy(w), k)
+        check_top_k(result, to_numpy(dense_h), to_numpy(w), k)
 
-    return harness.offer(check, pytorch.dense_top_k, dense_x, n_labels, k)
+    return harness.offer(check, pytorch.dense_top_k, dense_h, n_labels, k)
 
 
-def top_k_row(args, x, dense_x):
-    """The k best labels of each row."""
+def top_k_row(args, h, dense_h):
+    """Compare the search for the k best labels per row."""
     layer = FixedFanIn.random(args.labels, args.inputs, args.fan_in, seed=0, device=args.device)
-    contestants = {"ours": our_top_k(layer, x, args.k, f"fan-in {args.fan_in}")}
-    contestants["PyTorch dense"] = dense_top_k(dense_x, args.labels, args.k)
+    contestants = {"ours": our_top_k(layer, h, args.k, f"fan-in {args.fan_in}")}
+    contestants["PyTorch dense"] = dense_top_k(dense_h, args.labels, args.k)
     timings = harness.race(contestants, args)
     work = forward.work(args.rows, args.inputs, args.labels, args.fan_in)
     work = {what: amount for what, amount in work.items() if not what.startswith("memory")}
@@ -177,12 +183,12 @@ def top_k_row(args, x, dense_x):
 
 def main(argv=None):
     args = harness.arguments("step", __doc__, SIZES, argv)
-    x = forward.inputs(args.rows, args.inputs, args.device)
-    dense_x = forward.inputs(args.rows, args.dense_width, args.device)
-    labels = targets_of(args.rows, args.labels, args.positives, args.device)
+    h = forward.inputs(args.rows, args.inputs, args.device)
+    dense_h = forward.inputs(args.rows, args.dense_width, args.device)
+    labels = random_labels(args.rows, args.labels, args.label_rows, args.device)
     cases = (("squared-hinge", "1 %"), ("squared-hinge", "all"), ("bce", "all"))
-    rows = [harness.publish(args, step_row(args, x, dense_x, labels, loss, margin)) for loss, margin in cases]
-    return [*rows, harness.publish(args, top_k_row(args, x, dense_x))]
+    rows = [harness.publish(args, step_row(args, h, dense_h, labels, loss, margin)) for loss, margin in cases]
+    return [*rows, harness.publish(args, top_k_row(args, h, dense_h))]
 
 
 if __name__ == "__main__":

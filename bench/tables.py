@@ -1,7 +1,7 @@
-"""Rows of results: how they are made, kept in bench/results/*.json, and shown as Markdown.
+"""Rows of results: create them, store them in bench/results/*.json, and format them as Markdown.
 
 A row is ``{benchmark, parameters, contestants: {name: {median_s, q10_s, q90_s, min_s, ratio_to_ours, ...}}, floor,
-targets, memory, environment}``; ratios refer to the contestant "ours". One row is one run on one machine.
+targets, memory, environment}``. Ratios are relative to the contestant "ours". One row is one run on one machine.
 """
 
 import json
@@ -17,10 +17,10 @@ RESULTS = HERE / "results"
 
 
 def make_row(benchmark, parameters, contestants, timings, *, floor=None, targets=None, memory=None, device="cpu"):
-    """A row of results. Contestants that are an `Unavailable` are kept with their reason.
+    """Create a row of results. A contestant that is `Unavailable` is recorded with the reason.
 
-    `targets` is ``{rival: (least ratio wanted, ratio aimed at)}``, `memory` is
-    ``{contestant: {"held": bytes, "growth": bytes}}``.
+    `targets` is ``{competitor: (minimum ratio, desired ratio)}``. `memory` is
+    ``{contestant: {"held": bytes, "growth": bytes}}``: the size of its arrays, and the additional memory of one call.
     """
     entries = {}
     for name, contestant in contestants.items():
@@ -47,7 +47,10 @@ def _identity(row):
 
 
 def write_rows(path, rows, keep=True):
-    """Add rows to a JSON file, in place of those of the same benchmark, parameters and machine, or of all. Atomic."""
+    """Write rows to a JSON file atomically.
+
+    They replace the rows with the same benchmark, parameters and machine, or all rows if `keep` is False.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     old = json.loads(path.read_text()) if keep and path.exists() else []
@@ -93,11 +96,11 @@ def _floor(row):
 
 
 def _targets(row):
-    for rival, (wanted, aim) in row["targets"].items():
-        c = row["contestants"][rival]
+    for competitor, (wanted, aim) in row["targets"].items():
+        c = row["contestants"][competitor]
         if "unavailable" not in c:
             verdict = "met" if c["ratio_to_ours"] >= wanted else "not met"
-            yield f"- Target: {wanted} x {rival}, better {aim} x; measured {c['ratio_to_ours']:.2f} x: {verdict}."
+            yield f"- Target: {wanted} x {competitor}, desired {aim} x; measured {c['ratio_to_ours']:.2f} x: {verdict}."
 
 
 def _memory(row):
@@ -107,25 +110,25 @@ def _memory(row):
 
 
 def table(row):
-    """One row of results as Markdown."""
+    """Format one row of results as Markdown."""
     sizes = ", ".join(f"{k} {v:,}" if isinstance(v, int) else f"{k} {v}" for k, v in row["parameters"].items())
-    if "table" in row:  # a benchmark that brings its own table
+    if "table" in row:  # the benchmark made its own table
         header, rows = row["table"]["header"], row["table"]["rows"]
         notes = [f"- {note}" for note in row["notes"]]
         return "\n".join([f"**{row['benchmark']}**: {sizes}", "", *_lines(header, rows), "", *notes])
     header = ["contestant", "median ms", "10 % - 90 %", "min ms", "times ours", "how"]
     lines = [f"**{row['benchmark']}**: {sizes}", "", *_lines(header, _contestants(row)), ""]
     if row["floor"]:
-        header = ["what ours has to do", "amount and measured limit", "least ms", "share of ours"]
+        header = ["required work of ours", "amount and measured limit", "least ms", "share of ours"]
         floor, bound = row["floor"]["seconds"], row["floor"]["bound"]
         distance = row["contestants"]["ours"]["median_s"] / floor
         lines += [*_lines(header, _floor(row)), ""]
-        lines += [f"- Floor: {_ms(floor)} ms ({bound}); ours takes {distance:.1f} times that."]
+        lines += [f"- Floor: {_ms(floor)} ms ({bound}); ours takes {distance:.1f} times as long."]
     return "\n".join([*lines, *_targets(row), *_memory(row), *(f"- {note}" for note in row.get("notes", []))])
 
 
 def machine_of(row):
-    """A line that says what a row was measured on and with."""
+    """One line: the hardware, threads and versions that a row was measured with."""
     e = row["environment"]
     m, versions = e["machine"], ", ".join(f"{name} {v}" for name, v in e["versions"].items())
     caches = ", ".join(f"{level} {size >> 10:,} KiB" for level, size in m["caches"].items())

@@ -1,4 +1,8 @@
-"""Checked timings in turn: contestants, rounds, ratios, and the checks that come before any of them."""
+"""Time contestants in alternation, after checking their results.
+
+A measurement runs several rounds. In each round every contestant is called once, so that other work on the machine
+affects all of them alike. Ratios are taken within a round.
+"""
 
 import time
 from collections.abc import Callable
@@ -8,7 +12,7 @@ import numpy as np
 
 
 class Contestant(NamedTuple):
-    """`run()` computes and returns a result, `check(result)` raises where it is wrong, `note` says how it was done."""
+    """`run()` computes a result; `check(result)` raises if it is wrong; `note` describes the method for the table."""
 
     run: Callable
     check: Callable
@@ -16,14 +20,14 @@ class Contestant(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """Seconds of every timed call, in order, and of the first call (compile time included), which is not among them."""
+    """Seconds of each timed call, in order. The first call, which includes compilation, is recorded separately."""
 
     name: str
     first_call_s: float
     seconds: list
 
     def summary(self):
-        """Median, 10 % and 90 % quantile and minimum, in seconds."""
+        """Median, 10 % and 90 % quantiles, minimum and first call, in seconds."""
         q10, median, q90 = np.quantile(self.seconds, (0.1, 0.5, 0.9)).tolist()
         low = min(self.seconds)
         return {"median_s": median, "q10_s": q10, "q90_s": q90, "min_s": low, "first_call_s": self.first_call_s}
@@ -38,16 +42,16 @@ def _timed(run, sync):
 
 
 def measure(name, run, check, *, repeats, warmup=1, sync=None):
-    """Time one contestant: its first call is checked and recorded apart, `warmup` more are thrown away."""
+    """Time one contestant. The first call is checked and recorded separately; `warmup` further calls are discarded."""
     return compare({name: Contestant(run, check)}, repeats, warmup=warmup, sync=sync)[name]
 
 
 def compare(contestants, rounds, *, warmup=1, sync=None, pause=0.01):
-    """Time contestants in turn, A B C A B C ..., so that a drifting machine hurts all alike; ``{name: Timing}``.
+    """Time the contestants in alternation (A B C A B C ...); returns ``{name: Timing}``.
 
-    Every result is checked before anything is timed. `sync` waits for the device; its time counts. Before each call the
-    process sleeps `pause` seconds: a library's idle worker threads go on spinning for a while and would take time from
-    the next contestant.
+    All results are checked before anything is timed. `sync`, if given, waits for the device, and its time counts. The
+    process sleeps for `pause` seconds before each call, because the idle worker threads of a library keep spinning for
+    a while and would slow down the next contestant.
     """
     timings = {}
     for name, contestant in contestants.items():
@@ -64,24 +68,24 @@ def compare(contestants, rounds, *, warmup=1, sync=None, pause=0.01):
 
 
 def ratio(timing, ours):
-    """How many times as long as `ours` it takes: the median of the rounds' ratios and their quantiles."""
+    """Time relative to `ours`: the median and the 10 % and 90 % quantiles of the ratios within each round."""
     q10, median, q90 = np.quantile(np.divide(timing.seconds, ours.seconds), (0.1, 0.5, 0.9)).tolist()
     return {"ratio_to_ours": median, "ratio_q10": q10, "ratio_q90": q90}
 
 
 def fastest(runs, tries=3):
-    """Name of the fastest of ``{name: run}``, called in turn, by its best time (after one call that does not count)."""
+    """Name of the fastest of ``{name: run}`` by minimum time; the first call of each is not timed."""
     timings = compare({name: Contestant(run, lambda _: None) for name, run in runs.items()}, tries, warmup=0)
     return min(timings, key=lambda name: min(timings[name].seconds))
 
 
 def require(condition, message):
-    """The check that benchmarks use: AssertionError with `message` where the condition does not hold."""
+    """Raise AssertionError with `message` unless `condition` holds."""
     if not condition:
         raise AssertionError(f"wrong result, nothing was timed: {message}")
 
 
 def require_close(name, got, want, tolerance):
-    """The same for numbers: to `tolerance` times the largest wanted, which must not be zero."""
+    """Require ``max |got - want| <= tolerance * max |want|``, and that `want` is not all zero."""
     error, scale = np.abs(got - want).max(), np.abs(want).max()
     require(error <= tolerance * scale and scale > 0, f"{name} is off by {error:.3g} of {scale:.3g}")

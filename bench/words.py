@@ -1,9 +1,9 @@
-"""What do people use to tag texts by their words, and what does each reach? ``python -m bench.words ROW --data DIR``.
+"""How do the usual tools for tagging texts by their words compare? ``python -m bench.words ROW --data DIR``.
 
-A row is one command, in a process of its own: it trains on the training part, answers the test part, and writes
-bench/results/words/DATA/ROW.json. All rows get the same features: TF-IDF with sublinear counts (fastText the words
-themselves). ``python -m bench.words --table`` makes tables and the picture of the rows that there are; ``--list`` names
-the rows. ``--points N`` takes the first N points of a random order only: a small set.
+Each row is one command in a separate process: it trains on the training set, predicts the test set, and writes
+bench/results/words/DATA/ROW.json. All rows get the same features: TF-IDF with sublinear counts (fastText gets the
+words). ``python -m bench.words --table`` makes the tables and the figure from the finished rows; ``--list`` lists the
+rows. ``--points N`` trains on N random points.
 """
 
 import argparse
@@ -12,7 +12,6 @@ import sys
 import time
 from pathlib import Path
 
-import matplotlib
 import numba
 import numpy as np
 
@@ -22,13 +21,20 @@ from . import machine, plotting, rows, tables
 from . import pecos as pecos_row
 from .peers import Unavailable, answered, fasttext, omikuji, pecos, scikit
 
-#: Ours, by name: what differs from the defaults.
+#: Rows of our classifier, with the parameters that differ from the defaults.
 OURS = {
     "linear": {},
-    "linear-fast": {"C": 0.5, "slack": 0.2, "frequency": 0.0, "features_per_point": 4.0, "extra_features": 0.0, "epochs": 2},
-}  # fmt: skip
-#: One ingredient each that is switched off, or turned up: a table of its own. No training knows of co-occurrence, which
-#: is off in all.
+    "linear-fast": {
+        "C": 0.5,
+        "slack": 0.2,
+        "frequency": 0.0,
+        "features_per_point": 4.0,
+        "extra_features": 0.0,
+        "epochs": 2,
+    },
+}
+#: Rows of the ablation table: in each, one ingredient is switched off or increased. Co-occurrence does not take part in
+#: training, and is off in all of them.
 INGREDIENTS = {
     "fixed-settings": {"C": 0.5, "slack": 0.2, "frequency": 0.0},
     "no-frequency": {"frequency": 0.0},
@@ -45,61 +51,67 @@ INGREDIENTS = {
 ROWS = *OURS, *omikuji.FORMS, "pecos", "fasttext", "centroids", "one-vs-rest"
 FOLDER = tables.RESULTS / "words"
 PICTURE = machine.HERE / "words.png"
-#: Data as the table shows it, in this order.
+#: Data sets of the table and the figure, in this order.
 DATA = "tib-gnd", "yso-fi", "gutenberg", "tate"
-#: Points below the best that the picture reaches down to.
-RANGE = 8
-#: Rows that are asked one by one.
-ALONE = 1000
+#: The figure shows rows whose P@1 is at most this many percentage points below the best.
+MAX_DISTANCE = 8
+#: Number of test rows that are predicted one per call, to time single queries.
+N_SINGLE = 1000
 
 
 def f1_at_k(ids, labels, k):
-    """The mean over rows of 2 hits / (k + labels of the row)."""
+    """Mean over rows of ``2 hits / (k + number of labels)``."""
     hits = metrics.hits_at_k(ids, labels, k).sum(1)
     return float((2 * hits / (k + np.diff(labels.indptr))).mean())
 
 
 def _ours(params, part, test, folder):
-    """(ids, figures) of a Classifier."""
+    """(ids, result) of our `Classifier`."""
     points = data.bag_of_words(n_rows=300, n_features=60, words_per_row=6, n_labels=30, labels_per_row=2, seed=1)
     small = {**params, "epochs": 2, "progress": False}
-    train.Classifier(**small).fit(points.features, points.labels).predict(points.features, 5)  # compile
+    train.Classifier(**small).fit(points.features, points.labels).predict(points.features, 5)  # compiles
     model = train.Classifier(**params, progress=False)
     start = time.perf_counter()
     model.fit(part.features, part.labels)
     seconds = time.perf_counter() - start
     folder.mkdir(parents=True, exist_ok=True)
     model.save(folder / "model.safetensors")
-    ids, times = answered(lambda rows: model.predict(rows, 5), test.features, ALONE)
+    ids, times = answered(lambda rows: model.predict(rows, 5), test.features, N_SINGLE)
     return ids, times | {
-        "train_seconds": seconds, "fit_seconds": model.history_.seconds, "model_bytes": (folder / "model.safetensors").stat().st_size,
-        "settings": params | {"C": model.C_, "slack": model.slack_, "frequency": model.frequency_}, "trials": model.trials_,
-        "losses": model.history_.losses, "plan_bytes": model.memory_plan_.nbytes,
-    }  # fmt: skip
+        "train_seconds": seconds,
+        "fit_seconds": model.history_.seconds,
+        "model_bytes": (folder / "model.safetensors").stat().st_size,
+        "settings": params | {"C": model.C_, "slack": model.slack_, "frequency": model.frequency_},
+        "trials": model.trials_,
+        "losses": model.history_.losses,
+        "plan_bytes": model.memory_plan_.nbytes,
+    }
 
 
 def run(row, corpus, args, folder):
-    """(ids, figures) of a row, whose files lie in `folder`."""
+    """Train and predict one row, with its files in `folder`; returns (ids, result)."""
     part, test = corpus.train, corpus.test
     if row in OURS | INGREDIENTS:
         return _ours(OURS[row] if row in OURS else INGREDIENTS[row] | {"co_occurrence": 0.0}, part, test, folder)
     if row == "fasttext":
-        return fasttext.train_and_ask(part.features, part.labels, test.features, folder=folder, threads=args.threads)
+        return fasttext.train_and_predict(
+            part.features, part.labels, test.features, folder=folder, threads=args.threads
+        )
     tfidf = data.Tfidf().fit(part.features)
     x, test_x = tfidf.transform(part.features), tfidf.transform(test.features)
     if row in omikuji.FORMS:
-        return omikuji.train_and_ask(row, x, part.labels, test_x, folder=folder, threads=args.threads)
+        return omikuji.train_and_predict(row, x, part.labels, test_x, folder=folder, threads=args.threads)
     if row == "pecos":
         options = pecos_row.SETTINGS | {"threads": args.threads}
         ids, figures = pecos.xr_linear(x, part.labels, test_x, python=args.python, folder=folder, options=options)
         return ids, figures | {"model_bytes": figures["network_bytes"], "settings": options}
     if row == "centroids":
-        return scikit.nearest_centroids(x, part.labels, test_x, alone=ALONE)
-    return scikit.one_vs_rest(x, part.labels, test_x, c=30.0, threads=args.threads, alone=ALONE)
+        return scikit.nearest_centroids(x, part.labels, test_x, n_single=N_SINGLE)
+    return scikit.one_vs_rest(x, part.labels, test_x, c=30.0, threads=args.threads, n_single=N_SINGLE)
 
 
 def summary(name, found):
-    """One row of results with the table of a data set."""
+    """One row of results with the table of one data set."""
     header = [
         "classifier",
         "P@1",
@@ -108,8 +120,8 @@ def summary(name, found):
         "PSP@5",
         "F1@5",
         "training s",
-        "ms a query",
-        "ms, one by one",
+        "ms per query",
+        "ms, single query",
         "model MiB",
         "peak GiB",
     ]
@@ -118,33 +130,37 @@ def summary(name, found):
         scores = [f"{100 * r['test'][key]:.2f}" for key in ("P@1", "P@3", "P@5", "PSP@5", "F1@5")]
         times = [f"{r['train_seconds']:.1f}", f"{r['ms_a_query']:.3f}", f"{r['ms_a_query_alone']:.3f}"]
         table.append([row, *scores, *times, f"{r['model_bytes'] / 2**20:.1f}", f"{r['peak_memory_bytes'] / 2**30:.2f}"])
-    some = next(iter(found.values()))
+    example = next(iter(found.values()))
     notes = [
-        f"{name}: {some['points']:,} points, {some['n_features']:,} features, {some['n_labels']:,} labels; P@k, PSP@5 (rare labels "
-        "weighed up) and F1@5 in per cent on the test part.",
-        "Training from the features in memory (omikuji: from its file), the choice of C, slack and frequency included. Query: the whole test "
-        "part in one call, and single rows; omikuji and fastText take one row a call.",
+        f"{name}: {example['points']:,} points, {example['n_features']:,} features, {example['n_labels']:,} labels. "
+        "P@k, PSP@5 (gives rare labels more weight) and F1@5 in per cent on the test set.",
+        "Training time starts with the features in memory (omikuji: in its file) and includes the choice of C, slack "
+        "and frequency. Query times: the whole test set in one call, and one row per call; omikuji and fastText only "
+        "take one row.",
     ]
     if disturbed := [row for row, r in found.items() if machine.is_disturbed(r["environment"])]:
-        notes.append(f"Other work ran beside: {', '.join(disturbed)}; their times count for nothing.")
+        notes.append(f"Other processes were running (ignore these times): {', '.join(disturbed)}.")
     notes += rows.elsewhere_note(found)
     missing = [f"`python -m bench.words {row} --data {name}`" for row in ROWS if row not in found]
     if missing:
         notes.append(f"Not run: {', '.join(missing)}.")
     return {
-        "benchmark": f"words: {name}", "parameters": {"data": name, "points": some["points"]}, "seconds": {}, "notes": notes,
-        "environment": some["environment"] | {"command": f"python -m bench.words ROW --data {name}"},
+        "benchmark": f"words: {name}",
+        "parameters": {"data": name, "points": example["points"]},
+        "seconds": {},
+        "notes": notes,
+        "environment": example["environment"] | {"command": f"python -m bench.words ROW --data {name}"},
         "table": {"header": header, "rows": table},
-    }  # fmt: skip
+    }
 
 
 def ingredients(name, found):
-    """One row of results with the table of what each ingredient is worth on a data set; None where none was switched off."""
-    off = {row: r for row, r in found.items() if row in INGREDIENTS}
-    if "linear" not in found or not off:
+    """One row of results with the ablation table of a data set; None if there is no such row."""
+    ablated = {row: r for row, r in found.items() if row in INGREDIENTS}
+    if "linear" not in found or not ablated:
         return None
     table = []
-    for row, r in ({"linear": found["linear"]} | off).items():
+    for row, r in ({"linear": found["linear"]} | ablated).items():
         scores = [f"{100 * r['test'][key]:.2f}" for key in ("P@1", "P@3", "P@5", "PSP@5")]
         chosen = [f"{r['settings']['C']:.2f}", f"{r['settings']['slack']:g}", f"{r['settings']['frequency']:g}"]
         table.append(
@@ -158,9 +174,10 @@ def ingredients(name, found):
             ]
         )
     notes = [
-        "Each with C, slack and frequency chosen anew, but where it says so; all but the first without co-occurrence."
+        "C, slack and frequency are chosen anew in each row unless the row sets them. All rows but the first: no "
+        "co-occurrence."
     ]
-    notes += rows.elsewhere_note({"linear": found["linear"]} | off)
+    notes += rows.elsewhere_note({"linear": found["linear"]} | ablated)
     header = [
         "linear",
         "P@1",
@@ -171,34 +188,37 @@ def ingredients(name, found):
         "slack",
         "frequency",
         "training s",
-        "without the choice",
+        "without the choice of C, slack, frequency",
         "model MiB",
     ]
     return {
-        "benchmark": f"ingredients: {name}", "parameters": {"data": name}, "seconds": {}, "table": {"header": header, "rows": table},
+        "benchmark": f"ingredients: {name}",
+        "parameters": {"data": name},
+        "seconds": {},
+        "table": {"header": header, "rows": table},
         "notes": notes,
-        "environment": off[next(iter(off))]["environment"] | {"command": f"python -m bench.words INGREDIENT --data {name}"},
-    }  # fmt: skip
+        "environment": ablated[next(iter(ablated))]["environment"]
+        | {"command": f"python -m bench.words INGREDIENT --data {name}"},
+    }
 
 
 def finished(names=ROWS):
-    """{data: {row: result}} of all rows that there are."""
+    """{data: {row: result}} of all finished rows."""
     folders = [path for path in FOLDER.iterdir() if path.is_dir()] if FOLDER.exists() else []
     folders.sort(key=lambda path: (DATA.index(path.name) if path.name in DATA else len(DATA), path.name))
     return {folder.name: rows.finished(names, folder) for folder in folders}
 
 
 def draw():
-    """The picture of what lies in bench/results/words/."""
+    """Draw the figure from bench/results/words/."""
     found = {name: of_data for name, of_data in finished().items() if name in DATA}
     if found:
         picture(found, PICTURE)
 
 
 def picture(found, path):
-    """Accuracy over seconds of training, a panel for each data set."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    """Plot P@1 over the training time, one panel per data set."""
+    plt = plotting.pyplot()
     from matplotlib import ticker
 
     colours = dict(
@@ -211,17 +231,21 @@ def picture(found, path):
         shown = {
             row: r for row, r in of_data.items() if row not in others and not machine.is_disturbed(r["environment"])
         }
-        best = max((100 * r["test"]["P@1"] for r in shown.values()), default=RANGE)
+        best = max((100 * r["test"]["P@1"] for r in shown.values()), default=MAX_DISTANCE)
         below = [
-            f"{row} {100 * r['test']['P@1']:.1f}" for row, r in shown.items() if 100 * r["test"]["P@1"] < best - RANGE
+            f"{row} {100 * r['test']['P@1']:.1f}"
+            for row, r in shown.items()
+            if 100 * r["test"]["P@1"] < best - MAX_DISTANCE
         ]
         for row, r in shown.items():
-            if 100 * r["test"]["P@1"] >= best - RANGE:
+            if 100 * r["test"]["P@1"] >= best - MAX_DISTANCE:
                 size, marker = (200, "*") if row in OURS else (60, "o")
                 drawn[row] = axis.scatter(
                     r["train_seconds"], 100 * r["test"]["P@1"], color=colours[row], marker=marker, s=size
                 )
-        axis.set(xscale="log", xlabel="seconds of training", title=name, ylim=(best - RANGE, best + RANGE / 10))
+        axis.set(
+            xscale="log", xlabel="seconds of training", title=name, ylim=(best - MAX_DISTANCE, best + MAX_DISTANCE / 10)
+        )
         if below:
             axis.text(0.5, 0.02, "below: " + ", ".join(below), transform=axis.transAxes, ha="center", fontsize=9)
         axis.margins(x=0.2)
@@ -232,7 +256,7 @@ def picture(found, path):
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
     figure.legend(drawn.values(), drawn, loc="outside lower center", ncols=len(drawn), frameon=False)
-    axes[0, 0].set_ylabel("P@1 on the test part (%)")
+    axes[0, 0].set_ylabel("P@1 on the test set (%)")
     plotting.write_picture(figure, path)
 
 
@@ -243,13 +267,22 @@ def main(argv=None):
     )
     parser.add_argument("--data", metavar="DIR", help="the data (see sparsemax-nb train --help)")
     parser.add_argument(
-        "--python", default=sys.executable, metavar="FILE", help="a Python with PECOS (default: this one)"
+        "--python",
+        default=sys.executable,
+        metavar="FILE",
+        help="Python interpreter with PECOS installed (default: this one)",
     )
-    parser.add_argument("--work", type=Path, default=Path("words_output"), metavar="DIR", help="files of the rivals")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("words_output"),
+        metavar="DIR",
+        help="folder for files and models of the competitors",
+    )
     parser.add_argument("--threads", type=int, default=numba.config.NUMBA_NUM_THREADS, help="default: all")
-    parser.add_argument("--points", type=int, metavar="N", help="train on so many points only")
-    parser.add_argument("--list", action="store_true", help="name the rows and stop")
-    parser.add_argument("--table", action="store_true", help="make tables and the picture of the rows that there are")
+    parser.add_argument("--points", type=int, metavar="N", help="train on N random points")
+    parser.add_argument("--list", action="store_true", help="list the rows and exit")
+    parser.add_argument("--table", action="store_true", help="make the tables and the figure from the finished rows")
     args = parser.parse_args(argv)
     if args.list:
         print(*ROWS, *INGREDIENTS, sep="\n")
@@ -267,12 +300,12 @@ def main(argv=None):
         draw()
         return 0
     if not (args.row and args.data):
-        parser.error("name a row and --data DIR, or --list or --table")
+        parser.error("give a row and --data DIR, or --list, or --table")
     numba.set_num_threads(args.threads)
     corpus, name = data.load(args.data), Path(args.data).name
     if args.points:
-        some = np.sort(np.random.default_rng(0).permutation(corpus.train.features.shape[0])[: args.points])
-        part = data.XCData(corpus.train.features[some], corpus.train.labels[some])
+        chosen = np.sort(np.random.default_rng(0).permutation(corpus.train.features.shape[0])[: args.points])
+        part = data.XCData(corpus.train.features[chosen], corpus.train.labels[chosen])
         corpus, name = dataclasses.replace(corpus, train=part), f"{name}-{args.points}"
     environment = machine.environment("cpu") | {"threads": args.threads}
     try:

@@ -1,8 +1,8 @@
-"""How does the linear layer over words grow with the labels? ``python -m bench.words_scale ROW`` (README.md says what is measured).
+"""How does the linear classifier on word features scale with the labels? ``python -m bench.words_scale ROW``.
 
-A row is one command, in a process of its own: made-up titles, two passes, the second with the features that the errors
-of the first added, then the answers to titles that are kept aside. It writes bench/results/words_scale/ROW.json;
-``--table`` makes the table of the rows that there are, ``--list`` names them.
+Each row is one command in a separate process. It trains on synthetic titles for two passes; the second one uses the
+features that the errors of the first one added. Then it predicts held-out titles. The result is written to
+bench/results/words_scale/ROW.json; ``--table`` makes the table from the finished rows, ``--list`` lists the rows.
 """
 
 import argparse
@@ -17,23 +17,27 @@ from sparsemax_nb import data, train
 from . import machine, rows, tables, timing
 from .peers import answered
 
-#: Labels and threads of the rows.
+#: {row: (number of labels, number of threads)}.
 ROWS = {
     f"{n}-labels-{t}-threads": (n, t)
     for n, t in ((1_000, 2), (10_000, 2), (100_000, 1), (100_000, 2), (670_000, 2), (3_000_000, 2))
 }
-POINTS, WORDS, ASKED = 490_449, 135_909, 10_000
-#: The size that should train within so many bytes beyond the data.
+N_POINTS, N_WORDS, N_TEST = 490_449, 135_909, 10_000
+#: Target: MAIN labels train within LIMIT bytes, in addition to the data.
 MAIN, LIMIT = 670_000, 1 << 30
 FOLDER = tables.RESULTS / "words_scale"
 WORDS_PER_TITLE, WORDS_PER_LABEL, LABELS_PER_TITLE, NOISE = 10, 4, 5, 0.25
-#: Label l is drawn with probability proportional to (l + 1)^-0.5, word w with 1 / (w + 10).
+#: Label l is drawn with a probability proportional to (l + 1)^-0.5, word w to 1 / (w + 10).
 LABEL_EXPONENT, FIRST_WORDS = 0.5, 10
 SETTINGS = {"architecture": "linear", "C": 0.5, "slack": 0.2, "frequency": 0.0, "epochs": 2}
 
 
 def titles(n_points, n_words, n_labels, seed=0):
-    """(counts, labels) of titles: a word is mostly one of the four of one of the title's labels, else any; common ones more often."""
+    """Synthetic titles: returns (word counts, labels).
+
+    Each label owns four words. A word of a title is one of the four words of a random label of the title, or, with
+    probability NOISE, any word. Words are drawn by frequency.
+    """
     rng = np.random.default_rng(seed)
     labels = data.power_law_labels(n_points, n_labels, LABELS_PER_TITLE, LABEL_EXPONENT, seed)
     share = np.cumsum(1 / (np.arange(n_words) + FIRST_WORDS))
@@ -53,22 +57,22 @@ def titles(n_points, n_words, n_labels, seed=0):
     return counts, labels
 
 
-def measure(n_labels, n_threads, n_points=POINTS, n_words=WORDS, n_asked=ASKED):
-    """Compile, train, ask; returns what was found."""
+def measure(n_labels, n_threads, n_points=N_POINTS, n_words=N_WORDS, n_test=N_TEST):
+    """Compile, train and predict; returns the measurements."""
     numba.set_num_threads(n_threads)
-    for few in (200, 20_000):  # both ways to look at the labels of a row
-        x, y = titles(300, 60 + few // 10, few)
+    for n in (200, 20_000):  # compiles: training looks up the labels of a row in one of two ways, by their number
+        x, y = titles(300, 60 + n // 10, n)
         train.Classifier(**SETTINGS, progress=False).fit(x, y).predict(x, 5)
-    x, y = titles(n_points + n_asked, n_words, n_labels)
-    held, truth = x[n_points:], y[n_points:]
+    x, y = titles(n_points + n_test, n_words, n_labels)
+    test_x, test_y = x[n_points:], y[n_points:]
     x, y = x[:n_points], y[:n_points]
     with machine.memory_growth() as growth:
         model = train.Classifier(**SETTINGS, progress=False).fit(x, y)
-        _, times = answered(lambda some: model.predict(some, 5), held, min(1000, n_asked))
-    found = model.evaluate(held, truth, ks=[1, 5])
-    frequent = np.bincount(y.indices).max() / n_points  # P@1 of the most frequent label, given to all
+        _, times = answered(lambda rows: model.predict(rows, 5), test_x, min(1000, n_test))
+    found = model.evaluate(test_x, test_y, ks=[1, 5])
+    frequent = np.bincount(y.indices).max() / n_points  # P@1 of always predicting the most frequent label
     timing.require(
-        found["P@1"] > 2 * frequent, f"P@1 is {found['P@1']:.3f}, the most frequent label alone has {frequent:.3f}"
+        found["P@1"] > 2 * frequent, f"P@1 is {found['P@1']:.3f}, only the most frequent label gives {frequent:.3f}"
     )
     first, second = (epoch["seconds"] for epoch in model.history_.epochs)
     return {
@@ -79,7 +83,7 @@ def measure(n_labels, n_threads, n_points=POINTS, n_words=WORDS, n_asked=ASKED):
 
 
 def summary(found):
-    """The row of results with the table of {name: result}."""
+    """The row of results with the table, from {row: result}."""
     table = []
     for r in found.values():
         growth = "-" if r["bytes"] is None else f"{r['bytes'] / 2**20:,.0f}"
@@ -98,11 +102,12 @@ def summary(found):
                 f"{100 * r['P@1']:.1f}",
             ]
         )
-    some = next(iter(found.values()))
+    example = next(iter(found.values()))
     notes = [
-        f"{some['points']:,} made-up titles of {WORDS_PER_TITLE} words, {LABELS_PER_TITLE} labels each; C = {SETTINGS['C']}, slack = "
-        f"{SETTINGS['slack']}. The first pass ends with the choice of the additional features.",
-        "Memory: growth of the process beyond the data, weights included. Query: all together, and one by one.",
+        f"{example['points']:,} synthetic titles of {WORDS_PER_TITLE} words and {LABELS_PER_TITLE} labels; C = "
+        f"{SETTINGS['C']}, slack = {SETTINGS['slack']}. The first pass includes the choice of the additional features.",
+        "Memory: growth of the process in addition to the data, weights included. Query times: all rows in one call, "
+        "and one row per call.",
     ]
     for r in found.values():
         if r["labels"] == MAIN and r["bytes"] is not None:
@@ -112,26 +117,40 @@ def summary(found):
         if r["threads"] > 1 and one:
             times = [q["first_pass_seconds"] + q["second_pass_seconds"] for q in (one, r)]
             notes.append(
-                f"{r['labels']:,} labels: {r['threads']} threads are {times[0] / times[1]:.2f} times as fast as one."
+                f"{r['labels']:,} labels: {r['threads']} threads are {times[0] / times[1]:.2f} times as fast as one "
+                "thread."
             )
     notes += rows.elsewhere_note(found)
     if missing := [f"`python -m bench.words_scale {row}`" for row in ROWS if row not in found]:
         notes.append(f"Not run: {', '.join(missing)}.")
     return {
-        "benchmark": "words_scale", "parameters": {"points": some["points"]}, "seconds": {}, "notes": notes,
-        "environment": some["environment"] | {"command": "python -m bench.words_scale ROW"},
+        "benchmark": "words_scale",
+        "parameters": {"points": example["points"]},
+        "seconds": {},
+        "notes": notes,
+        "environment": example["environment"] | {"command": "python -m bench.words_scale ROW"},
         "table": {
-            "header": ["labels", "threads", "first pass s", "second pass s", "MiB beyond the data", "weights MiB", "ms a query", "one by one", "P@1"],
+            "header": [
+                "labels",
+                "threads",
+                "first pass s",
+                "second pass s",
+                "MiB in addition to the data",
+                "weights MiB",
+                "ms per query",
+                "ms, single query",
+                "P@1",
+            ],
             "rows": table,
         },
-    }  # fmt: skip
+    }
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m bench.words_scale", description=__doc__.partition("\n")[0])
     parser.add_argument("row", nargs="?", choices=ROWS, metavar="ROW", help="the row to measure; see --list")
-    parser.add_argument("--list", action="store_true", help="name the rows and stop")
-    parser.add_argument("--table", action="store_true", help="make the table of the rows that there are")
+    parser.add_argument("--list", action="store_true", help="list the rows and exit")
+    parser.add_argument("--table", action="store_true", help="make the table from the finished rows")
     args = parser.parse_args(argv)
     if args.list:
         print(*ROWS, sep="\n")
@@ -144,7 +163,7 @@ def main(argv=None):
         tables.write_rows(tables.RESULTS / "words_scale-cpu.json", [summary(found)], keep=False)
         return 0
     if not args.row:
-        parser.error("name a row, or --list or --table")
+        parser.error("give a row, or --list, or --table")
     with machine.other_work() as others:
         found = measure(*ROWS[args.row])
     environment = (

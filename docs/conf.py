@@ -1,4 +1,4 @@
-"""The site. Pages that must not be typed - tables of results, help of commands, copies of tutorials - are made by generate.py."""
+"""Sphinx configuration. generate.py creates the generated pages: tables of results, help texts, tutorials."""
 
 import os
 import sys
@@ -21,7 +21,7 @@ version = release = sparsemax_nb.__version__
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.viewcode", "numpydoc", "myst_nb"]
 exclude_patterns = ["_build", "*.py", "generated/parts", "generated/tutorials/lesson.py", "generated/ipython"]
 default_role = "py:obj"
-smartquotes = False  # --option is no dash
+smartquotes = False  # keep the hyphens of --option
 
 html_theme, html_title, html_static_path, html_css_files = "furo", "sparsemax_nb", ["_static"], ["site.css"]
 html_copy_source, html_show_sphinx = False, False
@@ -35,7 +35,7 @@ autosummary_generate = False
 maximum_signature_line_length = 90
 numpydoc_show_class_members = False
 
-# The tutorials: py:percent, run while the site is built. The kernel finds its settings where IPYTHONDIR says.
+# Tutorials (py:percent) are run while the site is built. The Jupyter kernel reads its settings from IPYTHONDIR.
 nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
 nb_execution_mode, nb_execution_timeout, nb_execution_raise_on_error = "force", 300, True
 nb_merge_streams = True
@@ -58,5 +58,5 @@ def _display(self, node):
 
 
 def setup(app):
-    """Formulas as MathML, which browsers draw without a script."""
+    """Render formulas as MathML, which browsers display without JavaScript."""
     app.add_html_math_renderer("mathml", (_inline, None), (_display, None))

@@ -1,4 +1,4 @@
-"""What the site shows and nobody types: tables of bench/results/, help of the commands, copies of the tutorials."""
+"""Generate pages of the site: tables from bench/results/, help texts of the commands, copies of the tutorials."""
 
 import argparse
 import json
@@ -6,21 +6,21 @@ import os
 import re
 from pathlib import Path
 
-from bench import harness, report
+from bench import report, tables
 from sparsemax_nb.cli import main
 
 HERE = Path(__file__).parent
 OUT = HERE / "generated"
-#: To be included in pages; a folder of settings for the kernel that runs the tutorials.
+#: PARTS are included in pages; IPYTHON has the settings of the Jupyter kernel that runs the tutorials.
 PARTS, IPYTHON = OUT / "parts", OUT / "ipython"
 TUTORIALS = HERE.parent / "tutorials"
-#: Figures with two pixels for each of the page; no word about how kernel and site talk, which is on this machine only.
+#: Plots in double resolution. Errors alone are logged: other messages are about the connection to the kernel.
 KERNEL = 'get_config().InlineBackend.figure_formats = {"retina"}\nget_config().IPKernelApp.log_level = "ERROR"\n'
-WIDTH = "92"  # of the help, in characters
+WIDTH = "92"  # of the help texts, in characters
 
 
 def _write(path, text):
-    """Write a file where its text has changed, so that Sphinx reads again only what it must."""
+    """Write a file only if its text has changed, so that Sphinx does not process it again."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists() or path.read_text() != text:
         path.write_text(text)
@@ -31,7 +31,7 @@ def _slug(name):
 
 
 def _short(row):
-    """A table of arrays by phase is cut to its sums and peaks."""
+    """Reduce a table of arrays by phase to its sums and peaks."""
     if row.get("table", {}).get("header", [""])[0] != "phase":
         return row
     kept = [cells for cells in row["table"]["rows"] if cells[1].startswith("=") or "peak" in cells[1]]
@@ -39,15 +39,15 @@ def _short(row):
 
 
 def _rendered(row):
-    """A table with its notes, and behind it where it was measured, as in bench/README.md."""
+    """A table with its notes, followed by the machine it was measured on, as in bench/README.md."""
     heading, _, text = report.render([_short(row)]).partition("\n\n")
     return f"{text} {heading.removeprefix('### ')}.\n"
 
 
 def results():
-    """generated/parts/BENCHMARK.md: of each set of parameters, the newest row."""
+    """Write generated/parts/BENCHMARK.md, with the newest row for each set of parameters."""
     newest = {}
-    rows = [row for path in sorted(harness.RESULTS.glob("*.json")) for row in json.loads(path.read_text())]
+    rows = [row for path in sorted(tables.RESULTS.glob("*.json")) for row in json.loads(path.read_text())]
     for row in sorted(rows, key=lambda row: row["environment"]["date_utc"]):
         sizes = {name: value for name, value in row["parameters"].items() if name != "repeats"}
         newest.setdefault(_slug(row["benchmark"]), {})[json.dumps(sizes, sort_keys=True)] = row
@@ -56,19 +56,19 @@ def results():
 
 
 def _commands(parser):
-    """(name, parser) of a command and of all below it."""
+    """Yield (name, parser) of a command and its subcommands."""
     yield parser.prog, parser
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            for below in action.choices.values():
-                yield from _commands(below)
+            for subcommand in action.choices.values():
+                yield from _commands(subcommand)
 
 
 def command_line():
-    """generated/parts/commands.md: the help of each command."""
+    """Write generated/parts/commands.md, with the help text of each command."""
     before, os.environ["COLUMNS"] = os.environ.get("COLUMNS"), WIDTH
     try:
-        parts = [f"## `{name}`\n\n```text\n{parser.format_help()}```\n" for name, parser in _commands(main._parser())]
+        parts = [f"### `{name}`\n\n```text\n{parser.format_help()}```\n" for name, parser in _commands(main._parser())]
     finally:
         os.environ.pop("COLUMNS")
         os.environ.update({} if before is None else {"COLUMNS": before})
@@ -76,7 +76,7 @@ def command_line():
 
 
 def tutorials():
-    """generated/tutorials/: copies of the tutorials, and of what they import, where Sphinx finds them."""
+    """Copy the tutorials and the module they import to generated/tutorials/, where Sphinx finds them."""
     folder, sources = OUT / "tutorials", [*sorted(TUTORIALS.glob("[0-9]*.py")), TUTORIALS / "lesson.py"]
     for old in folder.glob("*.py"):
         if old.name not in {path.name for path in sources}:
@@ -87,7 +87,7 @@ def tutorials():
 
 
 def everything():
-    """All of it."""
+    """Generate all pages."""
     results()
     command_line()
     tutorials()

@@ -41,7 +41,7 @@ def _no_driver(cc):
 
     device = mock.Mock(compute_capability=cc)
     with (
-        mock.patch.object(dispatcher, "get_current_device", lambda: device),
+        mock.patch.object(dispatcher, "get_current_device", return_value=device),
         mock.patch.object(nvrtc, "Program", _Nvrtc),
     ):
         yield

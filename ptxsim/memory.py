@@ -619,7 +619,7 @@ class Memory:
     def cp_async(self, F, load, store, dst, src, limit):
         """cp.async performed at once; bytes beyond the source size are zero."""
         if limit is None:
-            return self.store(F, store, dst, [v for v in self.as_list(self.load(F, load, src))])
+            return self.store(F, store, dst, list(self.as_list(self.load(F, load, src))))
         limit = np.broadcast_to(limit, F.n)
         idx = np.flatnonzero(limit > 0)
         values = [np.zeros(F.n, np.uint32) for _ in range(load.count)]

@@ -1,4 +1,4 @@
-"""Output layers for hundreds of thousands of classes, by hand, in NumPy, Numba and numba.cuda."""
+"""Output layers for hundreds of thousands of classes, with hand-written kernels in NumPy, Numba and numba.cuda."""
 
 from . import data, metrics, train
 from .baselines import DSoftmax, LSHSampler, RFFSampler, SphereSampler, SVDSoftmax

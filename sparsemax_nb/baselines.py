@@ -1,43 +1,52 @@
-"""Approximations of the softmax over all classes that others are compared with: SVD-softmax, D-softmax; on the CPU alone."""
+"""Baselines that the methods are compared with, on the CPU only: approximate softmax layers and samplers.
+
+SVD-softmax and D-softmax are layers with a `top_k`; Sphere, RFF and LSH are samplers for sampled softmax.
+"""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from .core import check
+from .core.annotations import Array
 from .core.device import backend_of, product
 from .core.low_rank import low_rank
 from .full_softmax import SoftmaxLayer
-from .samplers import LARGE, check_draws, check_ids, log_prob_all, sample_all
+from .samplers import check_draws, check_ids, log_prob_all, sample_all
+
+#: Vectors with larger entries are divided by this before they are hashed.
+HASH_SCALE = np.float32(2.0**64)
 
 
 class _CPULayer(SoftmaxLayer):
-    """A baseline, on the CPU alone."""
+    """A baseline layer, on the CPU only."""
 
-    def __init__(self, w, bias):
-        if check.same_device(w=w) != "cpu":
+    def __init__(self, weights: Array, bias: Array | None) -> None:
+        if check.same_device(weights=weights) != "cpu":
             raise TypeError(
-                f"{type(self).__name__} is a baseline that computes on the CPU alone, got w on cuda; pass NumPy arrays"
+                f"{type(self).__name__} is a baseline for the CPU only, got weights on cuda; pass NumPy arrays"
             )
-        super().__init__(w, bias)
+        super().__init__(weights, bias)
 
 
 class SVDSoftmax(_CPULayer):
-    """Top-k by a preview of all classes in a few dimensions and exact scores for the best of it; CPU.
+    """Top-k by approximate scores of all classes in a few dimensions, then exact scores of the best ones; CPU.
 
-    With ``w = U S V.T``, ``b = U S`` and ``q = h @ V``: the preview is ``q[:, :width] @ b[:, :width].T + bias``; the
-    n_candidates best classes of a row (of equal ones, those with the lower id) get the exact ``q @ b.T + bias``.
-    Probabilities are the softmax over all classes, of the exact scores where there are any, else of the preview.
+    With ``weights = U S V.T``, ``b = U S`` and ``q = h @ V``, the approximate scores ("preview") are
+    ``q[:, :width] @ b[:, :width].T + bias``. The n_candidates best classes of a row (of equal scores, those with the
+    lower id) get the exact score ``q @ b.T + bias``. Probabilities are the softmax over all classes, of the exact score
+    if a class has one, else of the approximate one.
 
     Parameters
     ----------
-    w : (L, d) float32
-        C-contiguous and finite; copied. NumPy.
+    weights : (L, d) float32
+        NumPy, C-contiguous and finite. Copied.
     bias : (L,) float32, optional
         Finite. 0 by default.
     width : int
-        Dimensions of the preview, in [1, d].
+        Dimensions of the approximate scores, in [1, d].
     n_candidates : int, optional
         In [1, L]. By default ``share * L``, rounded up.
     share : float
@@ -46,9 +55,9 @@ class SVDSoftmax(_CPULayer):
     Attributes
     ----------
     flops_per_query : float
-        Multiply-adds of one query: ``d d + L width + n_candidates d``.
+        Multiply-adds per row of h: ``d d + L width + n_candidates d``.
     nbytes : int
-        Bytes that the layer's arrays take.
+        Bytes of the layer's arrays.
 
     Raises
     ------
@@ -65,67 +74,76 @@ class SVDSoftmax(_CPULayer):
     >>> import numpy as np
     >>> from sparsemax_nb import SVDSoftmax
     >>> random = np.random.default_rng(0)
-    >>> w = (random.standard_normal((1000, 4)) @ random.standard_normal((4, 32))).astype(np.float32)  # of rank 4
-    >>> layer = SVDSoftmax(w, width=4, share=0.01)
-    >>> probabilities, ids = layer.top_k(w[:3], k=2)
-    >>> (ids == np.argsort(-w[:3] @ w.T)[:, :2]).all()
+    >>> weights = (random.standard_normal((1000, 4)) @ random.standard_normal((4, 32))).astype(np.float32)  # of rank 4
+    >>> layer = SVDSoftmax(weights, width=4, share=0.01)
+    >>> probabilities, ids = layer.top_k(weights[:3], k=2)
+    >>> (ids == np.argsort(-weights[:3] @ weights.T)[:, :2]).all()
     np.True_
     >>> layer.n_candidates, layer.flops_per_query
     (10, 5344.0)
     """
 
-    def __init__(self, w, bias=None, *, width=16, n_candidates=None, share=0.05):
+    def __init__(
+        self,
+        weights: Array,
+        bias: Array | None = None,
+        *,
+        width: int = 16,
+        n_candidates: int | None = None,
+        share: float = 0.05,
+    ) -> None:
         self._options = width, n_candidates, share
-        super().__init__(w, bias)
+        super().__init__(weights, bias)
 
-    def _build(self, w, bias):
+    def _build(self, weights, bias):
         width, n_candidates, share = self._options
-        self.preview_width = check.integer("width", width, 1, self.width, " (the width of w)")
+        self.preview_width = check.integer("width", width, 1, self.width, " (the width of weights)")
         if n_candidates is None:
             n_candidates = math.ceil(_positive("share", share) * self.n_classes)
         self.n_candidates = check.integer("n_candidates", n_candidates, 1, self.n_classes, " (the number of classes)")
         pack = backend_of("cpu", "baselines").pack_svd
-        self._layer = pack(*low_rank(w, self.width), bias, self.preview_width)
+        self._layer = pack(*low_rank(weights, self.width), bias, self.preview_width)
 
     def _top_k(self, h, probabilities, ids):
         backend_of("cpu", "baselines").svd_top_k(h, self._layer, self.n_candidates, probabilities, ids)
 
     @property
-    def flops_per_query(self):
+    def flops_per_query(self) -> float:
         return float(self.width**2 + self.n_classes * self.preview_width + self.n_candidates * self.width)
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         return sum(a.nbytes for a in self._layer)
 
 
 class DSoftmax(_CPULayer):
     """Differentiated softmax: frequent classes are scored in many dimensions, rare ones in few; CPU.
 
-    The classes, sorted by their counts, are cut into bins. The rows w_i of a bin are replaced by the nearest ones of
-    rank ``r = widths[i]``, ``w_i ~ a_i @ v_i.T`` with the first r singular vectors v_i of the bin, so its scores are
-    ``(h @ v_i) @ a_i.T + bias``. (The paper trains such a layer; here it is made from a trained softmax.)
+    The classes, sorted by count, are divided into bins. The weights w_i of a bin are replaced by their best
+    approximation of rank ``r = widths[i]``, ``w_i ~ a_i @ v_i.T`` with the first r singular vectors v_i of the bin, so
+    that its scores are ``(h @ v_i) @ a_i.T + bias``. (The paper trains such a layer; here it is computed from a trained
+    softmax layer.)
 
     Parameters
     ----------
-    w : (L, d) float32
-        C-contiguous and finite; copied. NumPy.
+    weights : (L, d) float32
+        NumPy, C-contiguous and finite. Copied.
     counts : (L,) array, NumPy
-        How often each class occurs, not negative. Of equal counts, the lower id counts as more frequent.
+        How often each class occurs, not negative. Of classes with equal counts, the lower id comes first.
     bias : (L,) float32, optional
         Finite. 0 by default.
     shares : sequence of float
-        Each bin's share of the classes, the most frequent first; positive, their sum is 1.
+        Each bin's share of the classes, the most frequent first; positive, with sum 1.
     widths : sequence of int, optional
-        Each in [1, d]. By default d, d / 2, d / 4, ... (1 at least): with the default shares half the multiply-adds of
-        the full softmax, but for those of ``h @ v_i``.
+        Each in [1, d]. By default d, d / 2, d / 4, ... (at least 1): with the default shares, half the multiply-adds of
+        the full softmax, plus those of ``h @ v_i``.
 
     Attributes
     ----------
     flops_per_query : float
-        Multiply-adds of one query: for each bin of n classes ``n r``, and ``d r`` where r < d.
+        Multiply-adds per row of h: for each bin of n classes ``n r``, plus ``d r`` if r < d.
     nbytes : int
-        Bytes that the layer's arrays take.
+        Bytes of the layer's arrays.
 
     Raises
     ------
@@ -141,18 +159,26 @@ class DSoftmax(_CPULayer):
     --------
     >>> import numpy as np
     >>> from sparsemax_nb import DSoftmax
-    >>> w = np.eye(8, dtype=np.float32)
-    >>> layer = DSoftmax(w, counts=np.array([9, 1, 8, 1, 3, 1, 4, 1]))
-    >>> probabilities, ids = layer.top_k(w[[0, 2]], k=1)
+    >>> weights = np.eye(8, dtype=np.float32)
+    >>> layer = DSoftmax(weights, counts=np.array([9, 1, 8, 1, 3, 1, 4, 1]))
+    >>> probabilities, ids = layer.top_k(weights[[0, 2]], k=1)
     >>> ids.ravel(), layer.widths, layer.flops_per_query
     (array([0, 2], dtype=int32), (8, 4, 2), 80.0)
     """
 
-    def __init__(self, w, counts, bias=None, *, shares=(0.25, 0.25, 0.5), widths=None):
+    def __init__(
+        self,
+        weights: Array,
+        counts: Array,
+        bias: Array | None = None,
+        *,
+        shares: Sequence[float] = (0.25, 0.25, 0.5),
+        widths: Sequence[int] | None = None,
+    ) -> None:
         self._options = counts, shares, widths
-        super().__init__(w, bias)
+        super().__init__(weights, bias)
 
-    def _build(self, w, bias):
+    def _build(self, weights, bias):
         counts, shares, widths = self._options
         del self._options
         shares = [_positive("shares", share) for share in check.sequence("shares", shares, "numbers")]
@@ -162,25 +188,25 @@ class DSoftmax(_CPULayer):
             widths = [max(1, self.width >> i) for i in range(len(shares))]
         widths = check.sequence("widths", widths, "integers")
         if len(widths) != len(shares):
-            raise ValueError(f"widths must be as many as shares, {len(shares)}, got {len(widths)}")
-        self.widths = tuple(check.integer("widths", r, 1, self.width, " (the width of w)") for r in widths)
+            raise ValueError(f"widths must have one entry per share, {len(shares)}, got {len(widths)}")
+        self.widths = tuple(check.integer("widths", r, 1, self.width, " (the width of weights)") for r in widths)
         pack = backend_of("cpu", "baselines").pack_bin
         self._bins = []
         for classes, r in zip(_bins(counts, shares, self.n_classes), self.widths, strict=True):
             if classes.size:
-                coordinates, axes = low_rank(w[classes], r) if r < self.width else (w[classes], None)
+                coordinates, axes = low_rank(weights[classes], r) if r < self.width else (weights[classes], None)
                 self._bins.append(pack(classes, coordinates, axes, bias[classes]))
 
     def _top_k(self, h, probabilities, ids):
         backend_of("cpu", "baselines").d_top_k(h, self._bins, probabilities, ids)
 
     @property
-    def flops_per_query(self):
+    def flops_per_query(self) -> float:
         ranks = [(len(part.classes), part.rows.shape[1]) for part in self._bins]
         return float(sum(n * r + (self.width * r if r < self.width else 0) for n, r in ranks))
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         return sum(a.nbytes for part in self._bins for a in part if a is not None)
 
 
@@ -205,62 +231,61 @@ def _bins(counts, shares, n_classes):
 
 
 class _ClassSampler:
-    """A baseline that looks at the query and at the class embeddings; on the CPU alone."""
+    """A sampler that depends on h and on the class embeddings, on the CPU only."""
 
-    def __init__(self, classes):
-        if check.same_device(classes=classes) != "cpu":
-            raise TypeError(f"{type(self).__name__} computes on the CPU alone, got classes on cuda; pass a NumPy array")
-        self._classes = check.array("classes", classes, np.float32, ("L", "d"))
-        check.finite("classes", self._classes)
-        self.n_classes = check.integer("the number of classes", len(self._classes), 1, 2**31 - 1)
+    def __init__(self, weights: Array) -> None:
+        if check.same_device(weights=weights) != "cpu":
+            raise TypeError(
+                f"{type(self).__name__} is a baseline for the CPU only, got weights on cuda; pass a NumPy array"
+            )
+        self._weights = check.array("weights", weights, np.float32, ("L", "d"), finite=True)
+        self.n_classes = check.integer("the number of classes", len(self._weights), 1, 2**31 - 1)
 
     def __repr__(self):
         return f"{type(self).__name__}(n_classes={self.n_classes})"
 
-    def _queries(self, queries):
-        check.same_device(queries=queries, classes=self._classes)
-        queries = check.array("queries", queries, np.float32, ("B", self._classes.shape[1]))
-        check.finite("queries", queries)
-        return queries
+    def _checked_h(self, h):
+        check.same_device(h=h, weights=self._weights)
+        return check.array("h", h, np.float32, ("B", self._weights.shape[1]), finite=True)
 
-    def sample(self, queries, n_samples, seed, step=0):
-        """Draw classes for each query.
+    def sample(self, h: Array, n_samples: int, seed: int, step: int = 0) -> tuple[Array, Array]:
+        """Draw classes for each row of h.
 
         Parameters
         ----------
-        queries : (B, d) float32
+        h : (B, d) float32
             Finite; NumPy.
         n_samples : int
             M, at least 1; B M at most 2^31 - 1.
         seed, step : int
-            In [0, 2^64) and [0, 2^32): the same pair gives the same draws.
+            In [0, 2^64) and [0, 2^32). The same pair gives the same draws.
 
         Returns
         -------
         ids : (B, M) int32
             Classes, drawn with replacement.
         log_q : (B, M) float32
-            ``log Q`` of each.
+            ``log Q`` of each draw.
 
         Raises
         ------
         TypeError, ValueError
-            Wrong dtype, shape or device; queries that are not finite; n_samples, seed or step out of range.
+            Wrong dtype, shape or device; h that is not finite; n_samples, seed or step out of range.
         FloatingPointError
-            The scores of queries and classes overflow.
+            The scores h @ weights.T overflow.
         """
-        queries = self._queries(queries)
-        _, shape, seed, step = check_draws(queries, n_samples, seed, step)
-        return self._sample(queries, shape, seed, step)
+        h = self._checked_h(h)
+        shape, seed, step = check_draws(len(h), n_samples, seed, step)
+        return self._sample(h, shape, seed, step)
 
-    def log_prob(self, queries, ids):
-        """``log Q(ids | queries)``, whatever was drawn.
+    def log_prob(self, h: Array, ids: Array) -> Array:
+        """``log Q(ids | h)`` of any classes.
 
         Parameters
         ----------
-        queries : (B, d) float32
+        h : (B, d) float32
         ids : (B, M) or (M,) int32, or other integers
-            Classes of each row, or those of all rows.
+            Classes of each row, or shared by all rows.
 
         Returns
         -------
@@ -269,67 +294,75 @@ class _ClassSampler:
         Raises
         ------
         TypeError, ValueError
-            Wrong dtype, shape or device; queries that are not finite; ids out of range.
+            Wrong dtype, shape or device; h that is not finite; ids out of range.
         FloatingPointError
-            The scores of queries and classes overflow.
+            The scores h @ weights.T overflow.
         """
-        queries = self._queries(queries)
-        check.same_device(queries=queries, ids=ids)
-        return self._log_prob(queries, check_ids(ids, self.n_classes, len(queries)))
+        h = self._checked_h(h)
+        check.same_device(h=h, ids=ids)
+        return self._log_prob(h, check_ids(ids, self.n_classes, len(h)))
+
+    def _sample(self, h, shape, seed, step):
+        """`sample` for checked arguments."""
+        raise NotImplementedError
+
+    def _log_prob(self, h, ids):
+        """`log_prob` for checked arguments."""
+        raise NotImplementedError
 
 
 class _KernelSampler(_ClassSampler):
-    """Draws by ``_log_weights(queries)``, (b, L): touches all classes, for a draw and for a probability."""
+    """Draws from the softmax of ``_log_weights(h)``, (b, L): scores all classes."""
 
-    def _scores(self, queries):
-        return lambda rows: self._log_weights(queries[rows])
+    def _scores(self, h):
+        return lambda rows: self._log_weights(h[rows])
 
-    def _sample(self, queries, shape, seed, step):
-        return sample_all(self._scores(queries), len(queries), self.n_classes, "cpu", shape, seed, step)
+    def _sample(self, h, shape, seed, step):
+        return sample_all(self._scores(h), len(h), self.n_classes, "cpu", shape, seed, step)
 
-    def _log_prob(self, queries, ids):
-        return log_prob_all(self._scores(queries), ids, len(queries), self.n_classes, "cpu")
+    def _log_prob(self, h, ids):
+        return log_prob_all(self._scores(h), ids, len(h), self.n_classes, "cpu")
 
 
 class SphereSampler(_KernelSampler):
-    """Draws by a quadratic kernel of query and class; CPU.
+    """Draws classes by a quadratic kernel of h and class, ``Q(i | h) ~ alpha (h . w_i)^2 + 1``; CPU.
 
-    ``Q(i | q) ~ alpha (q . c_i)^2 + 1``. Here it touches all classes.
+    This implementation scores all classes.
 
     Parameters
     ----------
-    classes : (L, d) float32
-        Held, not copied.
+    weights : (L, d) float32
+        The output embeddings w_i. Kept, not copied.
     alpha : float
         Not negative, and a finite float32.
 
     Raises
     ------
     TypeError, ValueError
-        Wrong dtype, shape or device; classes that are not finite; alpha negative.
+        Wrong dtype, shape or device; weights that are not finite; alpha negative.
 
     Notes
     -----
-    Source: G. Blanc, S. Rendle, "Adaptive sampled softmax with kernel based sampling", ICML 2018 (with a tree, which
-    would make a draw logarithmic).
+    Source: G. Blanc, S. Rendle, "Adaptive sampled softmax with kernel based sampling", ICML 2018. There, a tree makes
+    draws logarithmic.
 
     Examples
     --------
     >>> import numpy as np
     >>> from sparsemax_nb import SphereSampler
-    >>> classes = np.random.default_rng(0).standard_normal((100, 8), dtype=np.float32)
-    >>> ids, log_q = SphereSampler(classes).sample(classes[:2], n_samples=5, seed=0)
+    >>> weights = np.random.default_rng(0).standard_normal((100, 8), dtype=np.float32)
+    >>> ids, log_q = SphereSampler(weights).sample(weights[:2], n_samples=5, seed=0)
     >>> ids.shape
     (2, 5)
     """
 
-    def __init__(self, classes, alpha=100.0):
-        super().__init__(classes)
+    def __init__(self, weights: Array, alpha: float = 100.0) -> None:
+        super().__init__(weights)
         self._alpha = np.float32(check.number("alpha", alpha, 0, float(np.finfo(np.float32).max)))
 
-    def _log_weights(self, queries):
-        """``log(alpha s^2 + 1)``; where the square overflows, the 1 does not count: ``log(alpha) + 2 log |s|``."""
-        scores = product(queries, self._classes.T)
+    def _log_weights(self, h):
+        """``log(alpha s^2 + 1)``; if the square overflows, the 1 is negligible: ``log(alpha) + 2 log |s|``."""
+        scores = product(h, self._weights.T)
         log_weights = np.log1p(self._alpha * np.square(scores))
         large = ~np.isfinite(log_weights)
         if large.any():
@@ -339,27 +372,27 @@ class SphereSampler(_KernelSampler):
 
 
 class RFFSampler(_KernelSampler):
-    """Draws by positive random features of the exponential kernel; CPU.
+    """Draws classes by positive random features of the exponential kernel; CPU.
 
-    ``Q(i | q) ~ phi(q) . phi(c_i)``, ``phi_j(x) = exp(w_j . x - |x|^2 / 2)`` with w_j standard normal: the
-    expectation of the product is ``exp(q . c)``; the query's own norm cancels in Q. It touches all classes. (Fourier
-    features, after which the sampler is named, can make a kernel negative.)
+    ``Q(i | h) ~ phi(h) . phi(w_i)``, ``phi_j(x) = exp(z_j . x - |x|^2 / 2)`` with z_j standard normal. The expectation
+    of the product is ``exp(h . w_i)``; the norm of h cancels in Q. All classes are scored. (The name is from random
+    Fourier features, which can make the kernel negative.)
 
     Parameters
     ----------
-    classes : (L, d) float32
-        Held, not copied.
+    weights : (L, d) float32
+        The output embeddings w_i. Kept, not copied.
     n_features : int
-        D.
+        Number of features.
     seed : int
         Of the features.
 
     Raises
     ------
     TypeError, ValueError
-        Wrong dtype, shape or device; classes that are not finite; n_features below 1.
+        Wrong dtype, shape or device; weights that are not finite; n_features below 1.
     FloatingPointError
-        Classes so large that their features overflow.
+        Weights so large that their features overflow.
 
     Notes
     -----
@@ -370,62 +403,62 @@ class RFFSampler(_KernelSampler):
     --------
     >>> import numpy as np
     >>> from sparsemax_nb import RFFSampler
-    >>> classes = np.random.default_rng(0).standard_normal((100, 8), dtype=np.float32)
-    >>> ids, log_q = RFFSampler(classes).sample(classes[:2], n_samples=5, seed=0)
+    >>> weights = np.random.default_rng(0).standard_normal((100, 8), dtype=np.float32)
+    >>> ids, log_q = RFFSampler(weights).sample(weights[:2], n_samples=5, seed=0)
     >>> ids.shape
     (2, 5)
     """
 
-    def __init__(self, classes, n_features=32, seed=0):
-        super().__init__(classes)
+    def __init__(self, weights: Array, n_features: int = 32, seed: int = 0) -> None:
+        super().__init__(weights)
         n_features = check.integer("n_features", n_features, 1)
-        check.elements(n_features=n_features, width_or_classes=max(self._classes.shape))
+        check.array_size(n_features=n_features, width_or_classes=max(self._weights.shape))
         random = np.random.default_rng(check.integer("seed", seed, 0, 2**64 - 1))
-        self._directions = random.standard_normal((n_features, self._classes.shape[1])).astype(np.float32)
+        self._directions = random.standard_normal((n_features, self._weights.shape[1])).astype(np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
-            exponents = product(self._classes, self._directions.T)
-            exponents -= np.float32(0.5) * np.einsum("nd,nd->n", self._classes, self._classes)[:, None]
+            exponents = product(self._weights, self._directions.T)
+            exponents -= np.float32(0.5) * np.einsum("nd,nd->n", self._weights, self._weights)[:, None]
             self._features = np.exp(exponents - exponents.max()).T.copy()
         if not np.isfinite(self._features).all():
             raise FloatingPointError(
-                "the features of the classes overflowed: w . c - |c|^2 / 2; scale the classes down"
+                "the features of the weights overflowed: z . w - |w|^2 / 2; scale the weights down"
             )
 
-    def _log_weights(self, queries):
-        exponents = product(queries, self._directions.T)
+    def _log_weights(self, h):
+        exponents = product(h, self._directions.T)
         weighted = product(np.exp(exponents - exponents.max(axis=1, keepdims=True)), self._features)
         return np.log(np.maximum(weighted, np.finfo(np.float32).tiny))
 
 
 class _Tables(NamedTuple):
-    """Hash tables, as kernels take them."""
+    """Hash tables, as the kernels take them."""
 
     codes: np.ndarray  # (L, T) int32: the bucket of each class in each table
-    indptr: np.ndarray  # (T, 2^n_bits + 1) int32: bucket c of table t holds members[t, indptr[t, c]:indptr[t, c + 1]]
+    indptr: np.ndarray  # (T, 2^n_bits + 1) int32: bucket c of table t is members[t, indptr[t, c]:indptr[t, c + 1]]
     members: np.ndarray  # (T, L) int32
 
 
 class LSHSampler(_ClassSampler):
-    """Draws classes that a hash table puts into the query's bucket, mixed with a little uniform; CPU.
+    """Draws classes from the bucket of h in random hash tables, mixed with uniform draws; CPU.
 
-    ``Q(i | q) = u / L + (1 - u) / T sum_t [h_t(i) = h_t(q)] / |bucket|``; an empty bucket counts as uniform. Hashes are
-    the signs of random projections (SimHash). A draw costs O(T), whatever the number of classes.
+    ``Q(i | h) = u / L + (1 - u) / T sum_t [code_t(w_i) = code_t(h)] / |bucket|``; an empty bucket counts as uniform.
+    The codes are the signs of random projections (SimHash). A draw costs O(T), independent of the number of classes.
 
     Parameters
     ----------
-    classes : (L, d) float32
-        Held, not copied.
+    weights : (L, d) float32
+        The output embeddings w_i. Kept, not copied.
     n_bits, n_tables : int
-        Bits of a hash, in [1, 16]; T.
+        Bits of a code, in [1, 16], and T, the number of tables.
     uniform : float
-        u, in (0, 1]: without it most classes would have probability 0.
+        u, in (0, 1]. Without it, most classes would have probability 0.
     seed : int
         Of the projections.
 
     Raises
     ------
     TypeError, ValueError
-        Wrong dtype, shape or device; classes that are not finite; n_bits, n_tables or uniform out of range.
+        Wrong dtype, shape or device; weights that are not finite; n_bits, n_tables or uniform out of range.
 
     Notes
     -----
@@ -435,24 +468,26 @@ class LSHSampler(_ClassSampler):
     --------
     >>> import numpy as np
     >>> from sparsemax_nb import LSHSampler
-    >>> classes = np.random.default_rng(0).standard_normal((100, 8), dtype=np.float32)
-    >>> sampler = LSHSampler(classes)
-    >>> ids, log_q = sampler.sample(classes[:2], n_samples=5, seed=0)
-    >>> bool(np.allclose(sampler.log_prob(classes[:2], ids), log_q))
+    >>> weights = np.random.default_rng(0).standard_normal((100, 8), dtype=np.float32)
+    >>> sampler = LSHSampler(weights)
+    >>> ids, log_q = sampler.sample(weights[:2], n_samples=5, seed=0)
+    >>> bool(np.allclose(sampler.log_prob(weights[:2], ids), log_q))
     True
     """
 
-    def __init__(self, classes, n_bits=4, n_tables=16, uniform=0.1, seed=0):
-        super().__init__(classes)
+    def __init__(
+        self, weights: Array, n_bits: int = 4, n_tables: int = 16, uniform: float = 0.1, seed: int = 0
+    ) -> None:
+        super().__init__(weights)
         n_bits, n_tables = check.integer("n_bits", n_bits, 1, 16), check.integer("n_tables", n_tables, 1)
-        check.elements(n_tables=n_tables, size=max(self.n_classes, n_bits * self._classes.shape[1], 2**n_bits + 1))
+        check.array_size(n_tables=n_tables, size=max(self.n_classes, n_bits * self._weights.shape[1], 2**n_bits + 1))
         check.number("uniform", uniform, 0, 1)
         if uniform == 0:
             raise ValueError("uniform must be above 0: without it most classes would have probability 0")
         self._uniform = np.float32(uniform)
         random = np.random.default_rng(check.integer("seed", seed, 0, 2**64 - 1))
-        self._planes = random.standard_normal((n_tables, n_bits, self._classes.shape[1])).astype(np.float32)
-        codes, n_buckets = self._codes(self._classes), 2**n_bits
+        self._planes = random.standard_normal((n_tables, n_bits, self._weights.shape[1])).astype(np.float32)
+        codes, n_buckets = self._codes(self._weights), 2**n_bits
         indptr = np.zeros((n_tables, n_buckets + 1), np.int32)
         for t in range(n_tables):
             indptr[t, 1:] = np.cumsum(np.bincount(codes[:, t], minlength=n_buckets))
@@ -461,22 +496,22 @@ class LSHSampler(_ClassSampler):
 
     def _codes(self, vectors):
         codes = np.empty((len(vectors), len(self._planes)), np.int32)
-        large = np.abs(vectors).max(axis=1, initial=0) > LARGE
-        if large.any():  # only signs count, and a power of two changes none: so the projections do not overflow
+        large = np.abs(vectors).max(axis=1, initial=0) > HASH_SCALE
+        if large.any():  # keeps the projections finite; scaling by a power of two does not change their signs
             vectors = vectors.copy()
-            vectors[large] *= 1 / LARGE
+            vectors[large] *= 1 / HASH_SCALE
         backend_of("cpu", "baselines").hash_codes(vectors, self._planes, codes)
         return codes
 
-    def _sample(self, queries, shape, seed, step):
+    def _sample(self, h, shape, seed, step):
         ids, log_q = np.empty(shape, np.int32), np.empty(shape, np.float32)
         draw = backend_of("cpu", "baselines").lsh_sample
-        draw(self._codes(queries), self._tables, self._uniform, seed, step, ids, log_q)
+        draw(self._codes(h), self._tables, self._uniform, seed, step, ids, log_q)
         return ids, log_q
 
-    def _log_prob(self, queries, ids):
-        ids = np.ascontiguousarray(np.broadcast_to(ids, (len(queries), ids.shape[-1])))
+    def _log_prob(self, h, ids):
+        ids = np.ascontiguousarray(np.broadcast_to(ids, (len(h), ids.shape[-1])))
         log_q = np.empty(ids.shape, np.float32)
         log_prob = backend_of("cpu", "baselines").lsh_log_prob
-        log_prob(self._codes(queries), self._tables, self._uniform, ids, log_q)
+        log_prob(self._codes(h), self._tables, self._uniform, ids, log_q)
         return log_q

@@ -1,42 +1,44 @@
-"""Labels that occur together: counts of pairs of labels, and a new order of a row's best labels by them."""
+"""Labels that occur together: counts of pairs of labels, and reranking of a row's best labels by these counts."""
+
+from typing import Self
 
 import numpy as np
 import scipy.sparse
 
 from .core import check, sparse
+from .core.annotations import Array, Device, SparseMatrix
 from .core.connections import PairCounts
 from .core.device import asarray, backend_of, empty, module_of, to_numpy
 
-#: Points with more labels than this are not counted: they would add most of the pairs and say least about each.
-MOST_LABELS = 32
-#: Pairs that are always kept, and for each label on average; where there are more, those that occur least often are
-#: left out.
-ALWAYS, MOST_PAIRS = 1 << 20, 64
-#: Products of labels that are counted at once.
-AT_ONCE = 1 << 21
-#: Labels of a row that `rerank` orders, at most: the lanes of a warp.
-MOST_CANDIDATES = 32
+#: Points with more labels are not counted: they would add most of the pairs, and say least about each.
+MAX_LABELS_PER_POINT = 32
+#: The limit of stored pairs: MIN_PAIR_LIMIT, or MAX_PAIRS_PER_LABEL on average if that is more. Beyond it, the rarest
+#: pairs are dropped.
+MIN_PAIR_LIMIT, MAX_PAIRS_PER_LABEL = 1 << 20, 64
+#: Products of two labels per sparse matrix product: limits its memory.
+PRODUCTS_PER_CHUNK = 1 << 21
+#: Largest number of candidates that `rerank` takes: one per lane of a warp.
+MAX_CANDIDATES = 32
 
 
 class CoOccurrence:
-    """How many points have two labels at once, for all pairs of labels that some point has.
+    """The number of points that have both labels, for all pairs of labels that occur together.
 
     Parameters
     ----------
     labels : (N, L) SciPy sparse matrix
-        Entries that are not zero are positive. Points with more than 32 labels are not counted at all.
+        The entries that are not zero are the labels of the points. Points with more than 32 labels are not counted.
     device : 'cpu' or 'cuda'
 
     Raises
     ------
     TypeError, ValueError, RuntimeError
-        Not sparse, not finite, no labels or points; CUDA where there is none.
+        Not sparse, not finite, no labels or points; CUDA not available.
 
     Notes
     -----
-    A pair takes 8 bytes. Where there are more than 64 L pairs, and more than 2^20, those that occur once are left out,
-    then those that occur twice, and so on until no more than that are left. The counts are made on the CPU, some labels
-    at a time.
+    A pair takes 8 bytes. At most 2^20 pairs are stored, or 64 L if that is more: beyond this limit, pairs that occur
+    once are dropped, then those that occur twice, and so on. The counts are computed on the CPU, in chunks of labels.
 
     Source: ours.
 
@@ -51,18 +53,19 @@ class CoOccurrence:
            [0, 1, 0]], dtype=int32)
     """
 
-    def __init__(self, labels, *, device="cpu"):
+    def __init__(self, labels: SparseMatrix, *, device: Device = "cpu") -> None:
         check.choice("device", device, ("cpu", "cuda"))
-        self._set(*_counted(_checked(labels)), device)
+        pairs, label_counts, n_rows = _counted(_checked(labels))
+        self._set_arrays(pairs, label_counts, n_rows, device)
 
     @classmethod
-    def _of(cls, pairs, label_counts, n_rows, device="cpu"):
-        """Counts that are known to be right: CSR of pairs j < l, the points of each label, and of all."""
+    def _from_counts(cls, pairs, label_counts, n_rows, device="cpu"):
+        """An object around valid counts: CSR of the pairs j < l, the points of each label, the number of points."""
         counts = cls.__new__(cls)
-        counts._set(pairs, label_counts, n_rows, device)
+        counts._set_arrays(pairs, label_counts, n_rows, device)
         return counts
 
-    def _set(self, pairs, label_counts, n_rows, device):
+    def _set_arrays(self, pairs, label_counts, n_rows, device):
         self.device, self.n_rows = device, n_rows
         arrays = (
             pairs.indptr.astype(np.int64),
@@ -73,14 +76,15 @@ class CoOccurrence:
         self.arrays = PairCounts(*(asarray(a, device, a.dtype) for a in arrays), np.float32(max(1, n_rows)))
 
     n_labels = property(lambda self: self.arrays.label_counts.shape[0], doc="L")
-    n_pairs = property(lambda self: self.arrays.ids.shape[0], doc="Pairs of labels that are kept.")
+    n_pairs = property(lambda self: self.arrays.ids.shape[0], doc="Pairs of labels that are stored.")
     nbytes = property(lambda self: sum(array.nbytes for array in self.arrays[:4]), doc="Bytes of all arrays.")
 
     def __repr__(self):
-        return f"CoOccurrence(n_labels={self.n_labels}, n_rows={self.n_rows}, n_pairs={self.n_pairs}, device={self.device!r})"
+        sizes = f"n_labels={self.n_labels}, n_rows={self.n_rows}, n_pairs={self.n_pairs}"
+        return f"CoOccurrence({sizes}, device={self.device!r})"
 
     @property
-    def counts(self):
+    def counts(self) -> SparseMatrix:
         """(L, L) SciPy CSR matrix, int32, symmetric, zero on the diagonal: a copy."""
         upper = self._upper()
         return (upper + upper.T).tocsr()
@@ -90,7 +94,7 @@ class CoOccurrence:
         indptr, ids, counts = map(to_numpy, self.arrays[:3])
         return scipy.sparse.csr_matrix((counts, ids, indptr), shape=(self.n_labels, self.n_labels))
 
-    def extended(self, labels):
+    def extended(self, labels: SparseMatrix) -> Self:
         """The counts of these and of more points, which may have new labels.
 
         Parameters
@@ -101,7 +105,7 @@ class CoOccurrence:
         Returns
         -------
         counts : CoOccurrence
-            On the same device. Pairs that were left out before are counted from 0.
+            On the same device. Pairs that were dropped before are counted from 0.
 
         Raises
         ------
@@ -122,103 +126,105 @@ class CoOccurrence:
         before = self._upper()
         before.resize(pairs.shape)
         label_counts[: self.n_labels] += to_numpy(self.arrays.label_counts)
-        return self._of(_kept([before + pairs])[0], label_counts, self.n_rows + n_rows, self.device)
+        return self._from_counts(_limited([before + pairs])[0], label_counts, self.n_rows + n_rows, self.device)
 
 
-def _checked(labels, at_least=1):
-    """Labels as a CSR matrix of ones, of a point and so many labels at least."""
+def _checked(labels, min_labels=1):
+    """Labels as a CSR matrix of ones, with at least one point and `min_labels` columns."""
     labels = sparse.as_ones("labels", labels)
     check.integer("the number of points", labels.shape[0], 1)
-    check.integer("the width of labels", labels.shape[1], at_least, 2**31 - 1)
+    check.integer("the width of labels", labels.shape[1], min_labels, 2**31 - 1)
     return labels
 
 
 def _counted(labels):
-    """(CSR of the pairs j < l, points of each label, number of points), of the points that are counted."""
-    counted = np.diff(labels.indptr) <= MOST_LABELS
-    few = labels if counted.all() else labels[counted]
-    few = scipy.sparse.csr_matrix((np.ones(few.nnz, np.int32), few.indices, few.indptr), shape=few.shape)
-    by_label, n_labels, pairs, least = few.T.tocsr(), few.shape[1], [], 1
-    products = np.cumsum(
-        by_label @ np.diff(few.indptr).astype(np.int64)
-    )  # what a label's row of the product is added up from
-    cuts = np.flatnonzero(np.diff(products // AT_ONCE)) + 1
+    """(CSR of the pairs j < l, points of each label, number of points) over the points that are counted."""
+    is_counted = np.diff(labels.indptr) <= MAX_LABELS_PER_POINT
+    rows = labels if is_counted.all() else labels[is_counted]
+    rows = scipy.sparse.csr_matrix((np.ones(rows.nnz, np.int32), rows.indices, rows.indptr), shape=rows.shape)
+    by_label, n_labels = rows.T.tocsr(), rows.shape[1]
+    pairs, min_count = [], 1
+    # Row l of `by_label @ rows` sums up as many products as the points of label l have labels in all.
+    products = np.cumsum(by_label @ np.diff(rows.indptr).astype(np.int64))
+    cuts = np.flatnonzero(np.diff(products // PRODUCTS_PER_CHUNK)) + 1
     for first, last in zip([0, *cuts], [*cuts, n_labels], strict=True):
-        pairs.append(scipy.sparse.triu(by_label[first:last] @ few, first + 1, format="csr"))
-        if sum(part.nnz for part in pairs) > _limit(n_labels):
-            found, least = _kept(pairs, least)
+        pairs.append(scipy.sparse.triu(by_label[first:last] @ rows, first + 1, format="csr"))
+        if sum(part.nnz for part in pairs) > _pair_limit(n_labels):
+            found, min_count = _limited(pairs, min_count)
             pairs = [found]
-    return _kept(pairs, least)[0], np.bincount(few.indices, minlength=n_labels), few.shape[0]
+    return _limited(pairs, min_count)[0], np.bincount(rows.indices, minlength=n_labels), rows.shape[0]
 
 
-def _limit(n_labels):
-    """How many pairs are kept at most."""
-    return max(ALWAYS, MOST_PAIRS * n_labels)
+def _pair_limit(n_labels):
+    return max(MIN_PAIR_LIMIT, MAX_PAIRS_PER_LABEL * n_labels)
 
 
-def _kept(parts, least=1):
-    """CSR matrices below each other as one, with sorted indices, and how often its pairs occur at least.
+def _limited(parts, min_count=1):
+    """Stacked CSR matrices as one with sorted indices, reduced to the pair limit, and the smallest count it may have.
 
-    That is `least`, or the least larger number that leaves no more pairs than the limit.
+    The smallest count is `min_count`, or the next larger one that leaves no more pairs than the limit.
     """
-    pairs, limit = scipy.sparse.vstack(parts, format="csr"), _limit(parts[0].shape[1])
-    if np.count_nonzero(pairs.data >= least) > limit:
-        least = int(np.partition(pairs.data, -limit - 1)[-limit - 1]) + 1
-    if least > 1:
-        pairs.data[pairs.data < least] = 0
+    pairs, limit = scipy.sparse.vstack(parts, format="csr"), _pair_limit(parts[0].shape[1])
+    if np.count_nonzero(pairs.data >= min_count) > limit:
+        min_count = int(np.partition(pairs.data, -limit - 1)[-limit - 1]) + 1
+    if min_count > 1:
+        pairs.data[pairs.data < min_count] = 0
         pairs.eliminate_zeros()
     pairs.sort_indices()
-    return pairs, least
+    return pairs, min_count
 
 
-def most_pairs(labels):
-    """An upper bound of the pairs that `CoOccurrence` keeps of a CSR matrix."""
+def max_pairs(labels):
+    """An upper bound of the number of pairs that `CoOccurrence` stores for a CSR matrix of labels."""
     lengths, n_labels = np.diff(labels.indptr).astype(np.int64), labels.shape[1]
-    lengths = lengths[lengths <= MOST_LABELS]
-    return min(int((lengths * (lengths - 1) // 2).sum()), n_labels * (n_labels - 1) // 2, _limit(n_labels))
+    lengths = lengths[lengths <= MAX_LABELS_PER_POINT]
+    return min(int((lengths * (lengths - 1) // 2).sum()), n_labels * (n_labels - 1) // 2, _pair_limit(n_labels))
 
 
-def rerank(scores, ids, co_occurrence, k=None, *, weight=0.03):
-    """The best k of each row's candidates, one after the other: each place takes what suits the places before it best.
+def rerank(
+    scores: Array, ids: Array, co_occurrence: CoOccurrence, k: int | None = None, *, weight: float = 0.03
+) -> tuple[Array, Array]:
+    """Choose the best k of each row's candidates one by one, each by its score and how well it fits those before it.
 
-    The first candidate stays first. Every next place goes to the candidate c with the largest
-    ``scores[c] + weight * sum_j p(scores[j]) * log((n_jc + 0.05) / (n_j n_c / N + 0.05))`` over the labels j in the
-    places before: n_jc points of N have both labels, so the logarithm, the pointwise mutual information, is positive
-    where they occur together more often than independent labels would. ``p(s) = 1 / (1 + exp(-(4 s + 0.8)))`` is
-    roughly the probability that a label with that score is right.
+    The first candidate stays first. Then, at each position, the candidate c with the largest
+    ``scores[c] + weight * sum_j p(scores[j]) * log((n_jc + 0.05) / (n_j n_c / N + 0.05))`` is chosen, where j runs over
+    the labels chosen before. n_jc of N points have both labels, so the logarithm (pointwise mutual information) is
+    positive for labels that occur together more often than independent ones. ``p(s) = 1 / (1 + exp(-(4 s + 0.8)))`` is
+    roughly the probability that a label with that score is correct.
 
     Parameters
     ----------
     scores : (B, K) float32
-        Of a linear layer (1 for a label that is surely right, -1 for one that is surely not), best first; K at most 32.
+        Scores of a linear layer (1 for a label that is surely correct, -1 for one that is surely not), descending; K at
+        most 32.
     ids : (B, K) int32
-        Their labels, none twice in a row.
+        The labels, none repeated within a row.
     co_occurrence : CoOccurrence
         On the device of scores and ids.
     k : int, optional
-        At most K. If not given K.
+        At most K; K if not given.
     weight : float
         Not negative; 0 leaves the order as it is.
 
     Returns
     -------
     scores : (B, k) float32
-        Descending: what each was chosen by, but no more than the score of the place before, and no less than that of
-        the last candidate, so that labels beyond the K follow. Equal ones stand in the order of the choice, not of
-        their ids.
+        Descending. The value that each label was chosen by, clipped to the score before it from above and to the score
+        of the last candidate from below, so that labels beyond the K candidates still follow. Labels with equal scores
+        are in the order of the choice, not of their ids.
     ids : (B, k) int32
 
     Raises
     ------
     TypeError, ValueError
-        Other types, devices or shapes; scores not finite or not descending; labels out of range; k or weight out of
+        Wrong types, devices or shapes; scores not finite or not descending; labels out of range; k or weight out of
         range.
 
     Notes
     -----
     Source: greedy re-ranking as in Carbonell, Goldstein, "The use of MMR, diversity-based reranking", SIGIR 1998;
     pointwise mutual information: Church, Hanks, "Word association norms, mutual information, and lexicography", 1990.
-    That what belongs together is drawn up, the probability, the smoothing and the weight are ours.
+    Favouring related labels instead of diverse ones, the probability, the smoothing and the weight are ours.
 
     Examples
     --------
@@ -234,23 +240,22 @@ def rerank(scores, ids, co_occurrence, k=None, *, weight=0.03):
     device = check.same_device(scores=scores, ids=ids)
     if device != co_occurrence.device:
         raise TypeError(f"co_occurrence must live on {device} like the scores, got {co_occurrence.device}")
-    scores = check.array("scores", scores, np.float32, ("B", "K"))
+    scores = check.array("scores", scores, np.float32, ("B", "K"), finite=True)
     n_rows, n = scores.shape
-    check.integer("K (the width of scores)", n, 1, MOST_CANDIDATES)
+    check.integer("K (the width of scores)", n, 1, MAX_CANDIDATES)
     ids = check.integers("ids", ids, (n_rows, n), co_occurrence.n_labels)
-    k = n if k is None else check.integer("k", k, 1, n, f" (candidates of a row: {n})")
+    k = n if k is None else check.integer("k", k, 1, n, f" (candidates per row: {n})")
     check.number("weight", weight, 0, 1e6)
-    check.finite("scores", scores)
     if bool((scores[:, 1:] > scores[:, :-1]).any()):
         raise ValueError("scores must descend within a row, the best first")
     sorted_ids = module_of(device).sort(ids, axis=1)
     if bool((sorted_ids[:, 1:] == sorted_ids[:, :-1]).any()):
-        raise ValueError("ids must not repeat a label inside one row")
+        raise ValueError("ids must not repeat a label within one row")
     return rerank_checked(scores, ids, co_occurrence, k, weight)
 
 
 def rerank_checked(scores, ids, co_occurrence, k, weight):
-    """`rerank` of arguments that are known to be right."""
+    """`rerank` for valid arguments, which are not checked again."""
     shape, device = (scores.shape[0], k), co_occurrence.device
     found = empty(shape, np.float32, device), empty(shape, np.int32, device)
     backend_of(device, "co_occurrence").rerank(scores, ids, co_occurrence.arrays, np.float32(weight), *found)

@@ -1,52 +1,54 @@
-"""Fixed fan-in sparse output layer (method 1): the public functions. They check, allocate and call the twin.
+"""Fixed fan-in sparse output layer (method 1): the public functions. They check, allocate and call the backend.
 
 Source: E. Schultheis, R. Babbar, "Towards memory-efficient training for extremely large output spaces - learning with
 500k labels on a single commodity GPU", ECML-PKDD 2023, arXiv 2306.03725.
 """
 
 import math
+from typing import Literal, Self
 
 import numpy as np
 
 from .core import check, rng
+from .core.annotations import Array, Device, SparseMatrix
 from .core.connections import Connections
 from .core.device import backend_of, empty, module_of, resolve_device, zeros
 from .core.formulas import LOSSES
-from .core.sparse import as_labels, by_label
+from .core.sparse import Labels, as_labels, by_label
 from .optimizers import SGD, Adam
 
-#: Labels whose indices are sorted at once, to find repeated ones.
-CHECKED_AT_ONCE = 1 << 16
-#: Of a layer: 8 TiB of indices and values.
-MOST_CONNECTIONS = 2**40
+#: Rows of `indices` that are sorted together to find repeated inputs: limits the memory of the sorted copy.
+ROWS_PER_CHECK = 1 << 16
+#: Largest L * K of `random`: 8 TiB of indices and values. Larger sizes are taken for a mistake.
+MAX_CONNECTIONS = 2**40
 
 
 class FixedFanIn:
     """The arrays of a sparse output layer in which every label is connected to exactly K of the H inputs.
 
-    ``scores[b, l] = bias[l] + sum_k values[l, k] x[b, indices[l, k]]``; dense equivalent: ``x @ layer.to_dense().T +
+    ``scores[b, l] = bias[l] + sum_k values[l, k] h[b, indices[l, k]]``; dense equivalent: ``h @ layer.to_dense().T +
     bias``.
 
     Parameters
     ----------
     n_inputs : int
-        H, the width of the layer below.
+        H, the width of h.
     indices : (L, K) int32
-        The inputs of each label, in [0, H), no input twice for one label. Other integers are converted, which copies
-        them.
+        The inputs of each label, in [0, H), without repetition within a label. Other integer dtypes are converted,
+        which makes a copy.
     values : (L, K) float32
-        Their weights.
+        The weights of these inputs.
     bias : (L,) float32
 
     Raises
     ------
     TypeError, ValueError
-        Wrong dtype, device, shape or layout; K above H; an index out of range or repeated inside a label.
+        Wrong dtype, device, shape or layout; K above H; an index out of range or repeated within a label.
 
     Notes
     -----
-    All three on one device (NumPy or CUDA arrays), C-contiguous; they are held, not copied, and updated in place by
-    training. Check and make a layer once, then use it: later calls do not look at the indices again.
+    The three arrays are C-contiguous and on one device (NumPy or CUDA). The layer keeps references, not copies, and
+    training updates them in place. The constructor checks the indices; later calls do not check them again.
 
     Source: arXiv 2306.03725, section 3.
 
@@ -59,30 +61,30 @@ class FixedFanIn:
     array([[31.]], dtype=float32)
     """
 
-    wing = "fixed_fan_in"  # the file of each wing that computes with such a layer
-    row = "label"  # what a row of indices belongs to
+    _backend_module = "fixed_fan_in"  # its file in cpu/ and cuda/
+    _row_name = "label"  # what one row of `indices` belongs to; for error messages
 
-    def __init__(self, n_inputs, indices, values, bias):
-        self._place(n_inputs, indices, values, bias)
+    def __init__(self, n_inputs: int, indices: Array, values: Array, bias: Array) -> None:
+        self._set_device(n_inputs, indices, values, bias)
         indices = self._checked_indices(indices)
         values = check.array("values", values, np.float32, indices.shape, writeable=True)
         bias = check.array("bias", bias, np.float32, indices.shape[:1], writeable=True)
         self.arrays = Connections(indices, values, bias)
 
-    def _place(self, n_inputs, indices, values, bias):
+    def _set_device(self, n_inputs, indices, values, bias):
         self.n_inputs = check.integer("n_inputs", n_inputs, 1, 2**31 - 1)
         self.device = check.same_device(indices=indices, values=values, bias=bias)
 
     def _checked_indices(self, indices):
-        """An array of legal connections, a row for each `row`."""
+        """`indices` as int32: a valid fan-in, inputs in range, none repeated within a row."""
         indices, n_inputs = check.integers("indices", indices, ("L", "K")), self.n_inputs
         check.integer("n_labels (the length of indices)", indices.shape[0], 1, 2**31 - 1)
         check.integer("fan-in (the width of indices)", indices.shape[1], 1, n_inputs, f" (n_inputs = {n_inputs})")
-        check.below("indices", indices, n_inputs)
-        for first in range(0, indices.shape[0], CHECKED_AT_ONCE):
-            ordered = module_of(self.device).sort(indices[first : first + CHECKED_AT_ONCE], axis=1)
+        check.in_range("indices", indices, n_inputs)
+        for first in range(0, indices.shape[0], ROWS_PER_CHECK):
+            ordered = module_of(self.device).sort(indices[first : first + ROWS_PER_CHECK], axis=1)
             if bool((ordered[:, 1:] == ordered[:, :-1]).any()):
-                raise ValueError(f"indices must not repeat an input inside one {self.row}")
+                raise ValueError(f"indices must not repeat an input within one {self._row_name}")
         return indices
 
     indices = property(lambda self: self.arrays.indices, doc="(L, K) int32")
@@ -92,19 +94,21 @@ class FixedFanIn:
     fan_in = property(lambda self: self.arrays.values.shape[1], doc="K")
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         """Bytes of indices, values and bias."""
         return self.indices.nbytes + self.values.nbytes + self.bias.nbytes
 
     def __repr__(self):
-        return f"FixedFanIn(n_labels={self.n_labels}, n_inputs={self.n_inputs}, fan_in={self.fan_in}, device={self.device!r})"
+        sizes = f"n_labels={self.n_labels}, n_inputs={self.n_inputs}, fan_in={self.fan_in}"
+        return f"FixedFanIn({sizes}, device={self.device!r})"
 
     @classmethod
-    def random(cls, n_labels, n_inputs, fan_in, seed, *, device="cpu"):
-        """A layer with random connections, weights uniform in ±1/sqrt(fan_in) and zero bias (our choice; the paper is silent).
+    def random(cls, n_labels: int, n_inputs: int, fan_in: int, seed: int, *, device: Device = "cpu") -> Self:
+        """A layer with random connections, weights uniform in ±1/sqrt(fan_in) and zero bias.
 
-        The connections are drawn uniformly without repetition inside a label (Floyd's sampling) from the counter-based
-        stream of `seed`: the same on every processor.
+        The connections of a label are drawn uniformly without repetition (Floyd's sampling) from the counter-based
+        stream of `seed`, so they are the same on every device. The initial weights are our choice; the paper does not
+        specify them.
 
         Parameters
         ----------
@@ -121,7 +125,7 @@ class FixedFanIn:
         Raises
         ------
         TypeError, ValueError, RuntimeError
-            A size or the seed out of range, or not an integer; an unknown device, or CUDA where there is none.
+            A size or the seed out of range, or not an integer; an unknown device; CUDA not available.
 
         Examples
         --------
@@ -132,33 +136,33 @@ class FixedFanIn:
         n_labels = check.integer("n_labels", n_labels, 1, 2**31 - 1)
         n_inputs = check.integer("n_inputs", n_inputs, 1, 2**31 - 1)
         fan_in = check.integer("fan_in", fan_in, 1, n_inputs, f" (n_inputs = {n_inputs})")
-        check.elements(MOST_CONNECTIONS, n_labels=n_labels, fan_in=fan_in)
-        seed = np.uint64(check.integer("seed", seed, 0, 2**64 - 1))
+        check.array_size(MAX_CONNECTIONS, n_labels=n_labels, fan_in=fan_in)
+        key = np.uint64(check.integer("seed", seed, 0, 2**64 - 1))
         device = resolve_device(check.choice("device", device, ("cpu", "cuda")))
-        wing = backend_of(device, "fixed_fan_in")
+        kernels = backend_of(device, "initialization")
         indices = empty((n_labels, fan_in), np.int32, device)
         values = empty((n_labels, fan_in), np.float32, device)
-        wing.random_connections(seed, n_inputs, indices)
-        wing.random_values(seed, rng.WEIGHTS, np.float32(1 / math.sqrt(fan_in)), values.reshape(-1))
-        layer = cls.__new__(cls)  # legal by construction: no second look at the indices
+        kernels.random_connections(key, n_inputs, indices)
+        kernels.random_values(key, rng.WEIGHTS, np.float32(1 / math.sqrt(fan_in)), values.reshape(-1))
+        layer = cls.__new__(cls)  # the indices are valid by construction: skip the checks of the constructor
         layer.n_inputs, layer.device = n_inputs, device
         layer.arrays = Connections(indices, values, zeros(n_labels, np.float32, device))
         return layer
 
     def _magnitudes(self):
-        """What `rewire` judges the connections by, as the bits of float32, shaped like indices."""
+        """What `rewire` ranks the connections by: the bits of a float32 for each index, shaped like `indices`."""
         return self.values.view(np.int32)
 
     def _step_inputs(self, optimizer):
-        """What a step needs beside arrays, labels and optimizer."""
+        """Arguments of the step kernel that only this kind of layer has."""
         return ()
 
     def _redraw(self, seed, step, cut, offsets, bits, moments, slots):
-        """New connections for the smallest slots; their values and moments become zero."""
-        wing = backend_of(self.device, "rewiring")
-        wing.redraw(seed, step, self.n_inputs, cut, offsets, self.indices, bits, moments, slots)
+        """Draw new connections for the slots below `cut`; their values and moments become zero."""
+        kernels = backend_of(self.device, "rewiring")
+        kernels.redraw(seed, step, self.n_inputs, cut, offsets, self.indices, bits, moments, slots)
 
-    def to_dense(self):
+    def to_dense(self) -> Array:
         """The dense weight matrix; for small layers and tests.
 
         Returns
@@ -170,7 +174,8 @@ class FixedFanIn:
         --------
         >>> import numpy as np
         >>> from sparsemax_nb import FixedFanIn
-        >>> FixedFanIn(4, np.array([[0, 2]], np.int32), np.array([[1, 10]], np.float32), np.zeros(1, np.float32)).to_dense()
+        >>> indices, values = np.array([[0, 2]], np.int32), np.array([[1, 10]], np.float32)
+        >>> FixedFanIn(4, indices, values, np.zeros(1, np.float32)).to_dense()
         array([[ 1.,  0., 10.,  0.]], dtype=float32)
         """
         dense = zeros((self.n_labels, self.n_inputs), np.float32, self.device)
@@ -178,29 +183,28 @@ class FixedFanIn:
         return dense
 
 
-def _inputs(x, layer):
-    """Check x and the layer against each other; returns x and the wing that computes."""
+def _inputs(h, layer):
+    """Check `layer` and `h` against it; returns h and the backend module that computes."""
     if not isinstance(layer, FixedFanIn):
         raise TypeError(f"layer must be a FixedFanIn, got {type(layer).__name__}")
-    device = check.same_device(x=x, layer=layer.values)
-    x = check.array("x", x, np.float32, ("B", layer.n_inputs))
-    check.finite("x", x)
-    return x, backend_of(device, layer.wing)
+    device = check.same_device(h=h, layer=layer.values)
+    h = check.array("h", h, np.float32, ("B", layer.n_inputs), finite=True)
+    return h, backend_of(device, layer._backend_module)
 
 
-def fixed_fan_in_forward(x, layer, *, out=None):
-    """Scores of all labels: ``scores[b, l] = bias[l] + sum_k values[l, k] x[b, indices[l, k]]``.
+def fixed_fan_in_forward(h: Array, layer: FixedFanIn, *, out: Array | None = None) -> Array:
+    """Scores of all labels: ``scores[b, l] = bias[l] + sum_k values[l, k] h[b, indices[l, k]]``.
 
-    Dense equivalent: ``x @ layer.to_dense().T + layer.bias``.
+    Dense equivalent: ``h @ layer.to_dense().T + layer.bias``.
 
     Parameters
     ----------
-    x : (B, H) float32
-        Inputs, finite; B may be 0.
+    h : (B, H) float32
+        Finite; B may be 0.
     layer : FixedFanIn
-        On the device of x.
+        On the device of h.
     out : (B, L) float32, optional
-        Overwritten and returned; allocated where not given.
+        Overwritten and returned. Allocated if not given.
 
     Returns
     -------
@@ -209,7 +213,7 @@ def fixed_fan_in_forward(x, layer, *, out=None):
     Raises
     ------
     TypeError, ValueError
-        Wrong dtype, device, shape or layout; x not finite.
+        Wrong dtype, device, shape or layout; h not finite.
 
     Notes
     -----
@@ -220,76 +224,76 @@ def fixed_fan_in_forward(x, layer, *, out=None):
     >>> import numpy as np
     >>> from sparsemax_nb import FixedFanIn, fixed_fan_in_forward
     >>> layer = FixedFanIn.random(n_labels=5, n_inputs=16, fan_in=4, seed=1)
-    >>> x = np.ones((2, 16), np.float32)
-    >>> np.allclose(fixed_fan_in_forward(x, layer), x @ layer.to_dense().T + layer.bias, atol=1e-6)
+    >>> h = np.ones((2, 16), np.float32)
+    >>> np.allclose(fixed_fan_in_forward(h, layer), h @ layer.to_dense().T + layer.bias, atol=1e-6)
     True
     """
-    x, wing = _inputs(x, layer)
-    check.elements(rows=x.shape[0], n_labels=layer.n_labels)
-    inputs = {"x": x, "layer.indices": layer.indices, "layer.values": layer.values, "layer.bias": layer.bias}
-    scores = check.output("out", out, np.float32, (x.shape[0], layer.n_labels), layer.device, **inputs)
-    wing.forward(x, layer.arrays, scores)
+    h, kernels = _inputs(h, layer)
+    check.array_size(rows=h.shape[0], n_labels=layer.n_labels)
+    inputs = {"h": h, "layer.indices": layer.indices, "layer.values": layer.values, "layer.bias": layer.bias}
+    scores = check.output("out", out, np.float32, (h.shape[0], layer.n_labels), layer.device, **inputs)
+    kernels.forward(h, layer.arrays, scores)
     return scores
 
 
-def fixed_fan_in_backward(x, layer, dscores):
-    """Gradients of ``sum(dscores * scores)`` by the inputs, the weights and the bias.
+def fixed_fan_in_backward(h: Array, layer: FixedFanIn, dscores: Array) -> tuple[Array, Array, Array]:
+    """Gradients of ``sum(dscores * scores)`` with respect to h, the weights and the bias.
 
-    ``dx[b, i] = sum over (l, k) with indices[l, k] = i of dscores[b, l] values[l, k]``;
-    ``dvalues[l, k] = sum_b dscores[b, l] x[b, indices[l, k]]``; ``dbias[l] = sum_b dscores[b, l]``.
-    Dense equivalent: ``dx = dscores @ layer.to_dense()``.
+    ``dh[b, i] = sum over (l, k) with indices[l, k] = i of dscores[b, l] values[l, k]``;
+    ``dvalues[l, k] = sum_b dscores[b, l] h[b, indices[l, k]]``; ``dbias[l] = sum_b dscores[b, l]``.
+    Dense equivalent: ``dh = dscores @ layer.to_dense()``.
 
     Parameters
     ----------
-    x : (B, H) float32
-        The inputs of the forward pass.
+    h : (B, H) float32
+        The input of the forward pass.
     layer : FixedFanIn
     dscores : (B, L) float32
-        Gradient of the loss by the scores. Zeros are skipped.
+        Gradient of the loss with respect to the scores. Zeros are skipped.
 
     Returns
     -------
-    dx : (B, H) float32
+    dh : (B, H) float32
     dvalues : (L, K) float32
     dbias : (L,) float32
 
     Raises
     ------
     TypeError, ValueError
-        Wrong dtype, device, shape or layout; x or dscores not finite.
+        Wrong dtype, device, shape or layout; h or dscores not finite.
 
     Notes
     -----
-    On CUDA dx is summed with atomics: the order of its float sums varies. Source: arXiv 2306.03725, section 3.
+    On CUDA, dh is summed with atomics: the order of its float sums varies. Source: arXiv 2306.03725, section 3.
 
     Examples
     --------
     >>> import numpy as np
     >>> from sparsemax_nb import FixedFanIn, fixed_fan_in_backward
     >>> layer = FixedFanIn.random(n_labels=5, n_inputs=16, fan_in=4, seed=1)
-    >>> dx, dvalues, dbias = fixed_fan_in_backward(np.ones((2, 16), np.float32), layer, np.ones((2, 5), np.float32))
-    >>> dx.shape, dvalues.shape, dbias
+    >>> dh, dvalues, dbias = fixed_fan_in_backward(np.ones((2, 16), np.float32), layer, np.ones((2, 5), np.float32))
+    >>> dh.shape, dvalues.shape, dbias
     ((2, 16), (5, 4), array([2., 2., 2., 2., 2.], dtype=float32))
     """
-    x, wing = _inputs(x, layer)
-    check.same_device(x=x, dscores=dscores)
-    dscores = check.array("dscores", dscores, np.float32, (x.shape[0], layer.n_labels))
-    check.finite("dscores", dscores)
-    dx = empty(x.shape, np.float32, layer.device)
+    h, kernels = _inputs(h, layer)
+    check.same_device(h=h, dscores=dscores)
+    dscores = check.array("dscores", dscores, np.float32, (h.shape[0], layer.n_labels), finite=True)
+    dh = empty(h.shape, np.float32, layer.device)
     dvalues = empty(layer.values.shape, np.float32, layer.device)
     dbias = empty(layer.bias.shape, np.float32, layer.device)
-    wing.backward(x, layer.arrays, dscores, dx, dvalues, dbias)
-    return dx, dvalues, dbias
+    kernels.backward(h, layer.arrays, dscores, dh, dvalues, dbias)
+    return dh, dvalues, dbias
 
 
-def fixed_fan_in_top_k(x, layer, k):
-    """The k best labels of each row, without a (B, L) array: for large k at most 64 MiB of the scores exist at a time, or one row.
+def fixed_fan_in_top_k(h: Array, layer: FixedFanIn, k: int) -> tuple[Array, Array]:
+    """The k best labels of each row.
 
-    Dense equivalent: ``np.argsort(-scores, axis=1, kind="stable")[:, :k]``.
+    No (B, L) array exists; for large k, the scores are computed in blocks of at most 64 MiB, or of one row. Dense
+    equivalent: ``np.argsort(-scores, axis=1, kind="stable")[:, :k]``.
 
     Parameters
     ----------
-    x : (B, H) float32
+    h : (B, H) float32
     layer : FixedFanIn
     k : int
         1 <= k <= L.
@@ -299,103 +303,109 @@ def fixed_fan_in_top_k(x, layer, k):
     scores : (B, k) float32
         Descending.
     ids : (B, k) int32
-        Labels; equal scores are ordered by label.
+        Labels; those with equal scores ascend.
 
     Raises
     ------
     TypeError, ValueError
-        Wrong dtype, device, shape or layout; k out of range; x not finite; weights that give NaN scores.
+        Wrong dtype, device, shape or layout; k out of range; h not finite; weights that give NaN scores.
 
     Notes
     -----
-    Source: the layer's, arXiv 2306.03725; the search that keeps no scores is ours.
+    Source: arXiv 2306.03725 (the layer); the search without stored scores is ours.
 
     Examples
     --------
     >>> import numpy as np
     >>> from sparsemax_nb import FixedFanIn, fixed_fan_in_top_k
-    >>> layer = FixedFanIn(2, np.array([[0], [0], [1]], np.int32), np.array([[1], [3], [2]], np.float32), np.zeros(3, np.float32))
+    >>> indices, values = np.array([[0], [0], [1]], np.int32), np.array([[1], [3], [2]], np.float32)
+    >>> layer = FixedFanIn(2, indices, values, np.zeros(3, np.float32))
     >>> scores, ids = fixed_fan_in_top_k(np.ones((1, 2), np.float32), layer, k=2)
     >>> scores, ids
     (array([[3., 2.]], dtype=float32), array([[1, 2]], dtype=int32))
     """
-    x, wing = _inputs(x, layer)
+    h, kernels = _inputs(h, layer)
     k = check.integer("k", k, 1, layer.n_labels, f" (n_labels = {layer.n_labels})")
-    check.elements(rows=x.shape[0], k=k)
-    top_scores = empty((x.shape[0], k), np.float32, layer.device)
-    top_ids = empty((x.shape[0], k), np.int32, layer.device)
-    wing.top_k(x, layer.arrays, top_scores, top_ids)
-    if x.shape[0] and not bool(module_of(layer.device).isfinite(top_scores).all()):
-        raise ValueError("layer gives NaN scores: its values or bias hold NaN or infinity")
+    check.array_size(rows=h.shape[0], k=k)
+    top_scores = empty((h.shape[0], k), np.float32, layer.device)
+    top_ids = empty((h.shape[0], k), np.int32, layer.device)
+    kernels.top_k(h, layer.arrays, top_scores, top_ids)
+    if h.shape[0] and not bool(module_of(layer.device).isfinite(top_scores).all()):
+        raise ValueError("layer gives NaN scores: its values or bias contain NaN or infinity")
     return top_scores, top_ids
 
 
-def fixed_fan_in_step(x, layer, labels, loss, optimizer):
+def fixed_fan_in_step(
+    h: Array,
+    layer: FixedFanIn,
+    labels: SparseMatrix | Labels,
+    loss: Literal["squared-hinge", "bce"],
+    optimizer: Adam | SGD,
+) -> tuple[float, Array]:
     """Forward, loss, backward and update in one pass over the labels; no (B, L) array exists.
 
-    ``loss = 1/B sum_b sum_l f(y[b, l] scores[b, l])``, y = +1 for positive labels, else -1; f(z) = max(0, 1 - z)^2
-    ("squared-hinge") or log(1 + exp(-z)) ("bce"). Labels whose gradient is zero in all rows cost their scores and, with
-    Adam, the decay of their moments.
+    ``loss = 1/B sum_b sum_l f(y[b, l] scores[b, l])``, y = +1 for the labels of a row, else -1; f(z) = max(0, 1 - z)^2
+    ("squared-hinge") or log(1 + exp(-z)) ("bce"). A label whose gradient is zero in all rows only costs its scores and,
+    with Adam, the decay of its moments.
 
     Parameters
     ----------
-    x : (B, H) float32
+    h : (B, H) float32
     layer : FixedFanIn
-        values and bias are updated in place.
+        Its values and bias are updated in place.
     labels : SciPy CSR matrix (B, L) or Labels(indptr, indices) of integers
-        The positive labels of each row: of a matrix the entries that are not zero, of which those that are stored twice
-        are summed. `Labels` may live on CUDA.
+        The labels of each row. In a matrix these are the entries that are not zero, after entries stored twice are
+        summed. `Labels` may be on CUDA.
     loss : 'squared-hinge' or 'bce'
     optimizer : Adam or SGD
-        Its moments of values and bias are updated in place; each counts its own steps.
+        Its moments of values and bias are updated in place. It counts the steps of each array.
 
     Returns
     -------
     loss : float
-        From before the update.
-    dx : (B, H) float32
-        Gradient by the inputs, from the values before the update.
+        Before the update.
+    dh : (B, H) float32
+        Gradient with respect to h, from the values before the update.
 
     Raises
     ------
     TypeError, ValueError
-        Wrong dtype, device, shape or layout; labels out of range, repeated or NaN; x not finite; values, bias or
+        Wrong dtype, device, shape or layout; labels out of range, repeated or NaN; h not finite; values, bias or
         moments that are read-only. Nothing has changed.
     FloatingPointError
-        The loss is NaN or infinite: the layer's values or bias were not finite, or overflowed. The step has been taken
-        by then, and has been counted: go back to weights that are finite.
+        The loss is NaN or infinite: the layer's values or bias were not finite, or overflowed. The update has been
+        applied and counted: restore finite weights before you continue.
 
     Notes
     -----
-    On CUDA dx is summed with atomics: the order of its float sums varies. Source: arXiv 2306.03725, sections 3 and 4.
+    On CUDA, dh is summed with atomics: the order of its float sums varies. Source: arXiv 2306.03725, sections 3 and 4.
 
     Examples
     --------
     >>> import numpy as np, scipy.sparse
     >>> from sparsemax_nb import Adam, FixedFanIn, fixed_fan_in_step
     >>> layer, adam = FixedFanIn.random(n_labels=5, n_inputs=16, fan_in=4, seed=1), Adam(learning_rate=0.1)
-    >>> x, labels = np.ones((2, 16), np.float32), scipy.sparse.csr_matrix([[0, 1, 0, 0, 0], [0, 1, 0, 0, 1]])
-    >>> losses = [fixed_fan_in_step(x, layer, labels, "squared-hinge", adam)[0] for _ in range(50)]
+    >>> h, labels = np.ones((2, 16), np.float32), scipy.sparse.csr_matrix([[0, 1, 0, 0, 0], [0, 1, 0, 0, 1]])
+    >>> losses = [fixed_fan_in_step(h, layer, labels, "squared-hinge", adam)[0] for _ in range(50)]
     >>> losses[0] > 3 * losses[-1]
     True
     """
-    x, wing = _inputs(x, layer)
+    h, kernels = _inputs(h, layer)
     check.choice("loss", loss, tuple(LOSSES))
     if not isinstance(optimizer, (Adam, SGD)):
         raise TypeError(f"optimizer must be Adam or SGD, got {type(optimizer).__name__}")
-    labels = as_labels(labels, x.shape[0], layer.device, layer.n_labels)
-    positives = by_label(labels, layer.n_labels)
+    label_rows = by_label(as_labels(labels, h.shape[0], layer.device, layer.n_labels), layer.n_labels)
     optimizer.check_writable(**{"layer.values": layer.values, "layer.bias": layer.bias})
-    dx = empty(x.shape, np.float32, layer.device)
+    dh = empty(h.shape, np.float32, layer.device)
     label_loss = empty(layer.n_labels, np.float32, layer.device)
     kind, rates, values_moments = optimizer.begin_step(layer.values)
     _, _, bias_moments = optimizer.begin_step(layer.bias)
-    inputs = x, layer.arrays, positives, LOSSES[loss], kind, rates, values_moments, bias_moments
-    wing.step(*inputs, *layer._step_inputs(optimizer), dx, label_loss)
+    inputs = h, layer.arrays, label_rows, LOSSES[loss], kind, rates, values_moments, bias_moments
+    kernels.step(*inputs, *layer._step_inputs(optimizer), dh, label_loss)
     optimizer.end_step(layer.values, layer.bias)
     value = float(label_loss.sum(dtype=np.float64))
     if not math.isfinite(value):
         raise FloatingPointError(
             f"the loss is {value}: the layer's values or bias are not finite; lower the learning rate"
         )
-    return value, dx
+    return value, dh

@@ -1,7 +1,7 @@
-"""What benchmarks, and tests of whole systems, use of the package's inside. Nothing here is a public name.
+"""Internal names for benchmarks and system tests. Nothing here is public.
 
-`cuda_kernels` names every CUDA kernel, `intercepted_launches` runs the CUDA backend without a device and hands over each
-launch; the rest are the modules and functions that ``bench/`` needs beside the public names.
+`cuda_kernels` lists all CUDA kernels; `intercepted_launches` runs the CUDA backend without a device and reports each
+launch. The rest are modules and functions that ``bench/`` needs in addition to the public names.
 """
 
 import contextlib
@@ -31,13 +31,14 @@ from .core.device import (
     xp,
     zeros,
 )
-from .core.sparse import Positives
-from .train import memory
+from .core.sparse import LabelRows
 from .train.chunks import Chunk
-from .train.ds_softmax import figures as ds_softmax_figures
+from .train.curves import pyplot
+from .train.ds_softmax import evaluate_experts
 from .train.language_network import LanguageNetwork
 from .train.lstm import LSTM
 from .train.negatives import Negatives, Sampling
+from .train.network import Network
 
 __all__ = [
     "Chunk",
@@ -45,7 +46,8 @@ __all__ = [
     "LSTM",
     "LanguageNetwork",
     "Negatives",
-    "Positives",
+    "Network",
+    "LabelRows",
     "SIMULATOR",
     "Sampling",
     "SharedConnections",
@@ -57,13 +59,13 @@ __all__ = [
     "cuda_kernels",
     "cuda_problem",
     "device_of",
-    "ds_softmax_figures",
     "empty",
+    "evaluate_experts",
     "formulas",
     "intercepted_launches",
-    "memory",
     "module_of",
     "profiled",
+    "pyplot",
     "resolve_device",
     "rng",
     "synchronize",
@@ -74,7 +76,7 @@ __all__ = [
 
 
 def cuda_kernels():
-    """Every CUDA kernel (a module-level name that ends in ``_kernel``): ``{"module.kernel": (module, name)}``."""
+    """All CUDA kernels (module-level names that end in ``_kernel``): ``{"module.kernel": (module, name)}``."""
     found = {}
     for info in pkgutil.iter_modules(cuda.__path__):
         module = importlib.import_module(f"{cuda.__name__}.{info.name}")
@@ -83,7 +85,7 @@ def cuda_kernels():
 
 
 class _Intercepted:
-    """Stands in a module in place of a kernel, and hands over its launches."""
+    """Replaces a kernel in its module, and passes its launches to `receive`."""
 
     def __init__(self, name, kernel, receive):
         self._name, self._kernel, self._receive = name, kernel, receive
@@ -97,7 +99,7 @@ class _Intercepted:
 def intercepted_launches(receive):
     """Run the CUDA backend on NumPy arrays, without a device.
 
-    Inside the block, ``receive(name, kernel, grid, block, shared, args)`` is called for every launch instead of the
+    Inside the ``with`` block, every launch calls ``receive(name, kernel, grid, block, shared, args)`` instead of the
     kernel.
     """
     replaced = [(*found, _Intercepted(name, getattr(*found), receive)) for name, found in cuda_kernels().items()]

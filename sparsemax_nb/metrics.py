@@ -3,6 +3,7 @@
 import numpy as np
 
 from .core import check
+from .core.annotations import Array, SparseMatrix
 from .core.sparse import as_ones
 
 __all__ = [
@@ -18,7 +19,7 @@ __all__ = [
 
 
 def _checked(ids, labels, k):
-    """The first k predicted ids, (n, k) int32, and the true labels as canonical CSR, checked against each other."""
+    """The first k predicted ids, (n, k) int32, and the true labels as canonical CSR, with matching shapes."""
     if check.same_device(ids=ids) != "cpu":
         raise TypeError("ids must be a NumPy array, got one on cuda; use cupy.asnumpy(ids)")
     ids = check.integers("ids", ids, ("n", "k"))
@@ -28,13 +29,14 @@ def _checked(ids, labels, k):
         raise ValueError(f"labels must have {ids.shape[0]} rows like ids, got {truth.shape[0]}")
     if ids.size and not -1 <= int(ids.min()) <= int(ids.max()) < truth.shape[1]:
         raise ValueError(
-            f"ids must lie in [0, {truth.shape[1]}), the columns of labels, or be -1, got {int(ids.min())} to {int(ids.max())}"
+            f"ids must lie in [0, {truth.shape[1]}), the columns of labels, or be -1, "
+            f"got {int(ids.min())} to {int(ids.max())}"
         )
     return np.ascontiguousarray(ids[:, :k]), truth
 
 
 def _hits(ids, truth):
-    """(n, k) bool: is the predicted id a true label of its row?"""
+    """(n, k) bool: whether each predicted id is a true label of its row."""
     if not ids.size or not truth.shape[1]:
         return np.zeros(ids.shape, bool)
     rows = np.repeat(np.arange(ids.shape[0]), ids.shape[1])
@@ -44,11 +46,11 @@ def _hits(ids, truth):
 
 
 def hits_at_k(ids, labels, k):
-    """(n, k) bool: is the predicted id a true label of its row? Errors as for `precision_at_k`."""
+    """(n, k) bool: whether each predicted id is a true label of its row. Errors as for `precision_at_k`."""
     return _hits(*_checked(ids, labels, k))
 
 
-def precision_at_k(ids, labels, k):
+def precision_at_k(ids: np.ndarray, labels: SparseMatrix, k: int) -> float:
     """``P@k = mean over rows of |{predicted 1..k} and {true}| / k``.
 
     Parameters
@@ -56,7 +58,7 @@ def precision_at_k(ids, labels, k):
     ids : (n, >= k) int32 or other integers, NumPy
         Predicted labels in [0, L), best first; -1 counts as wrong.
     labels : SciPy sparse (n, L)
-        True labels: entries that are not zero.
+        True labels: the entries that are not zero.
     k : int
         At most the width of ids.
 
@@ -68,7 +70,7 @@ def precision_at_k(ids, labels, k):
     Raises
     ------
     TypeError, ValueError
-        Wrong dtype or shape; other numbers of rows in ids and labels; an id or k out of range; labels that are NaN.
+        Wrong dtype or shape; different numbers of rows in ids and labels; an id or k out of range; labels that are NaN.
 
     Notes
     -----
@@ -85,7 +87,7 @@ def precision_at_k(ids, labels, k):
     return float(hits.mean()) if len(hits) else 0.0
 
 
-def ndcg_at_k(ids, labels, k):
+def ndcg_at_k(ids: np.ndarray, labels: SparseMatrix, k: int) -> float:
     """``nDCG@k = mean over rows of DCG / best DCG``, ``DCG = sum over hits at rank r of 1 / log2(r + 1)``.
 
     Parameters
@@ -93,19 +95,19 @@ def ndcg_at_k(ids, labels, k):
     ids : (n, >= k) int32 or other integers, NumPy
         Predicted labels in [0, L), best first; -1 counts as wrong.
     labels : SciPy sparse (n, L)
-        True labels: entries that are not zero.
+        True labels: the entries that are not zero.
     k : int
         At most the width of ids.
 
     Returns
     -------
     ndcg : float
-        In [0, 1]; 0 for no rows. Rows without true labels count 0.
+        In [0, 1]; 0 for no rows. Rows without true labels count as 0.
 
     Raises
     ------
     TypeError, ValueError
-        Wrong dtype or shape; other numbers of rows in ids and labels; an id or k out of range; labels that are NaN.
+        Wrong dtype or shape; different numbers of rows in ids and labels; an id or k out of range; labels that are NaN.
 
     Notes
     -----
@@ -128,7 +130,7 @@ def ndcg_at_k(ids, labels, k):
     return float(np.divide(found, best, out=np.zeros(len(ids)), where=best > 0).mean())
 
 
-def recall_at_k(ids, labels, k):
+def recall_at_k(ids: np.ndarray, labels: SparseMatrix, k: int) -> float:
     """``R@k = mean over rows of |{predicted 1..k} and {true}| / |{true}|``.
 
     Parameters
@@ -136,19 +138,19 @@ def recall_at_k(ids, labels, k):
     ids : (n, >= k) int32 or other integers, NumPy
         Predicted labels in [0, L), best first; -1 counts as wrong.
     labels : SciPy sparse (n, L)
-        True labels: entries that are not zero.
+        True labels: the entries that are not zero.
     k : int
         At most the width of ids.
 
     Returns
     -------
     recall : float
-        In [0, 1]; 0 for no rows. Rows without true labels count 0.
+        In [0, 1]; 0 for no rows. Rows without true labels count as 0.
 
     Raises
     ------
     TypeError, ValueError
-        Wrong dtype or shape; other numbers of rows in ids and labels; an id or k out of range; labels that are NaN.
+        Wrong dtype or shape; different numbers of rows in ids and labels; an id or k out of range; labels that are NaN.
 
     Notes
     -----
@@ -168,33 +170,34 @@ def recall_at_k(ids, labels, k):
     return float(np.divide(found, n_true, out=np.zeros(len(ids)), where=n_true > 0).mean())
 
 
-def _on_the_host(name, value, n=2**63 - 1):
-    """A checked NumPy array of integers in [0, n), one axis, any layout."""
+def _host_integers(name, value, n=2**63 - 1):
+    """A checked NumPy array (n,) int64 of integers in [0, n), from an array of any layout and device."""
     return check.integers(name, np.asarray(check.on_host(name, value), order="C"), ("n",), n, np.int64)
 
 
-def propensities(label_counts, n_points, a=0.55, b=1.5):
-    """``p[l] = 1 / (1 + C (N[l] + b)**-a)``, ``C = (ln n - 1) (b + 1)**a``: the chance that a true label was noted.
+def propensities(label_counts: Array, n_points: int, a: float = 0.55, b: float = 1.5) -> np.ndarray:
+    """Probability that a true label is recorded: ``p[l] = 1 / (1 + C (N[l] + b)**-a)``, ``C = (ln n - 1) (b + 1)**a``.
 
     Parameters
     ----------
     label_counts : (L,) int array
-        ``N[l]``, the training points with label l; ``np.bincount(Y.indices, minlength=L)`` of a CSR matrix Y of ones.
+        ``N[l]``, the number of training points with label l: ``np.bincount(Y.indices, minlength=L)`` for a CSR matrix Y
+        of ones.
     n_points : int
         ``n``, the number of training points, at least 3 (so that C > 0).
     a, b : float
-        Positive. The defaults are usual for most data; (0.5, 0.4) for WikiLSHTC-325K and Wikipedia-500K, (0.6, 2.6) for
-        Amazon-670K and Amazon-3M.
+        Positive. The defaults are usual for most data sets; (0.5, 0.4) is used for WikiLSHTC-325K and Wikipedia-500K,
+        (0.6, 2.6) for Amazon-670K and Amazon-3M.
 
     Returns
     -------
     p : (L,) float64
-        In (0, 1); the rarer a label, the smaller.
+        In (0, 1); smaller for rarer labels.
 
     Raises
     ------
     TypeError, ValueError
-        Counts that are no integers, or outside [0, n_points]; n_points below 3; a or b not positive.
+        Counts that are not integers, or outside [0, n_points]; n_points below 3; a or b not positive.
 
     Notes
     -----
@@ -225,23 +228,23 @@ def propensities(label_counts, n_points, a=0.55, b=1.5):
         p = 1 / (1 + c * (counts + b) ** -a)
     if not (p > 0).all():
         raise ValueError(
-            f"a and b must give propensities above 0, got a = {a:g} and b = {b:g}; the usual ones are below 3"
+            f"a and b must give propensities above 0, got a = {a:g} and b = {b:g}; usual values are below 3"
         )
     return p
 
 
-def psp_at_k(ids, labels, propensity, k):
-    """``PSP@k = sum over rows and hits of 1 / p / the largest value that it could take``, ``p`` the hit's propensity.
+def psp_at_k(ids: np.ndarray, labels: SparseMatrix, propensity: np.ndarray, k: int) -> float:
+    """Propensity-scored precision: the sum of ``1 / p`` over all hits, divided by the largest possible sum.
 
-    A hit counts the more the rarer its label. The largest value comes from ranking, in each row, the true labels by
-    ``1 / p``.
+    p is the propensity of the label, so that hits of rare labels count more. The largest possible sum is that of
+    predictions that rank the true labels of each row by ``1 / p``.
 
     Parameters
     ----------
     ids : (n, >= k) int32 or other integers, NumPy
         Predicted labels in [0, L), best first; -1 counts as wrong.
     labels : SciPy sparse (n, L)
-        True labels: entries that are not zero.
+        True labels: the entries that are not zero.
     propensity : (L,) float64
         In (0, 1], from `propensities` of the training labels.
     k : int
@@ -250,13 +253,13 @@ def psp_at_k(ids, labels, propensity, k):
     Returns
     -------
     psp : float
-        In [0, 1]; 0 where no row has a true label.
+        In [0, 1]; 0 if no row has a true label.
 
     Raises
     ------
     TypeError, ValueError
-        Wrong dtype or shape; other numbers of rows in ids and labels; an id or k out of range; labels that are NaN; a
-        propensity outside (0, 1].
+        Wrong dtype or shape; different numbers of rows in ids and labels; an id or k out of range; labels that are NaN;
+        a propensity outside (0, 1].
 
     Notes
     -----
@@ -283,25 +286,25 @@ def psp_at_k(ids, labels, propensity, k):
     return float(found / best) if best > 0 else 0.0
 
 
-def ranking_metrics(ranks, k):
-    """``Recall@k = mean [rank < k]`` and ``NDCG@k = mean [rank < k] / log2(rank + 2)``, one true item a row.
+def ranking_metrics(ranks: Array, k: int) -> dict[str, float]:
+    """``Recall@k = mean [rank < k]`` and ``NDCG@k = mean [rank < k] / log2(rank + 2)``, for one true item per row.
 
     Parameters
     ----------
     ranks : (n,) int32 or other integers, NumPy
-        How many items are ranked before the true one.
+        The number of items ranked before the true one.
     k : int
         At least 1.
 
     Returns
     -------
-    figures : dict
-        'Recall@k' and 'NDCG@k' with the number for k; 0 for no rows.
+    metrics : dict
+        With keys such as 'Recall@10' and 'NDCG@10' for k = 10; values are 0 for no rows.
 
     Raises
     ------
     TypeError, ValueError
-        k below 1, or no integer; ranks that are no integers, or negative.
+        k below 1 or not an integer; ranks that are negative or not integers.
 
     Examples
     --------
@@ -311,7 +314,7 @@ def ranking_metrics(ranks, k):
     {'Recall@10': 0.6666666666666666, 'NDCG@10': 0.5}
     """
     check.integer("k", k, 1)
-    ranks = _on_the_host("ranks", ranks)
+    ranks = _host_integers("ranks", ranks)
     found = ranks < k
     gains = found / np.log2(ranks + 2.0)
     return {
@@ -320,10 +323,10 @@ def ranking_metrics(ranks, k):
     }
 
 
-def popularity_ranks(counts, targets):
-    """The rank of each target among all items by how often they occur; equally frequent ones by number.
+def popularity_ranks(counts: Array, targets: Array) -> np.ndarray:
+    """The rank of each target among all items by frequency; equally frequent items in the order of their ids.
 
-    What a recommendation of the most popular items reaches, for everyone the same.
+    These are the ranks of a recommender that recommends the most popular items to everyone.
 
     Parameters
     ----------
@@ -340,7 +343,7 @@ def popularity_ranks(counts, targets):
     Raises
     ------
     TypeError, ValueError
-        Counts that are no numbers, negative or not finite; targets that are no integers, or out of range.
+        Counts that are not numbers, negative or not finite; targets that are not integers, or out of range.
 
     Examples
     --------
@@ -349,24 +352,24 @@ def popularity_ranks(counts, targets):
     >>> popularity_ranks(np.array([5, 9, 5]), np.array([0, 1, 2], np.int32))
     array([1, 0, 2], dtype=int32)
     """
-    counts = check.amounts("counts", counts)
-    targets = _on_the_host("targets", targets, len(counts))
+    counts = check.nonnegative("counts", counts)
+    targets = _host_integers("targets", targets, len(counts))
     ranks = np.empty(len(counts), np.int32)
     ranks[np.argsort(-counts, kind="stable")] = np.arange(len(counts))
     return ranks[targets]
 
 
-def unigram_perplexity(counts, tokens):
-    """``exp(-mean log p(token))`` of a model that knows frequencies alone: ``p(w) = (counts[w] + 1) / (sum + L)``.
+def unigram_perplexity(counts: Array, tokens: Array) -> float:
+    """``exp(-mean log p(token))`` of a model that knows only frequencies: ``p(w) = (counts[w] + 1) / (sum + L)``.
 
-    Laplace's rule keeps words that do not occur in training from having probability 0.
+    The added counts (Laplace's rule) give words that do not occur in training a probability above 0.
 
     Parameters
     ----------
     counts : (L,) array of int or float
         How often each word occurs in the training text, not negative; NumPy.
     tokens : (n,) int32 or other integers
-        The text to be predicted, in [0, L).
+        The text to predict, in [0, L).
 
     Returns
     -------
@@ -375,7 +378,7 @@ def unigram_perplexity(counts, tokens):
     Raises
     ------
     TypeError, ValueError
-        Counts that are no numbers, negative or not finite; tokens that are no integers, out of range, or none at all.
+        Counts that are not numbers, negative or not finite; tokens that are not integers, out of range, or empty.
 
     Notes
     -----
@@ -388,8 +391,8 @@ def unigram_perplexity(counts, tokens):
     >>> round(unigram_perplexity(np.array([3, 3, 3, 3]), np.array([0, 1, 2], np.int32)), 6)
     4.0
     """
-    counts = check.amounts("counts", counts)
-    tokens = _on_the_host("tokens", tokens, len(counts))
+    counts = check.nonnegative("counts", counts)
+    tokens = _host_integers("tokens", tokens, len(counts))
     check.integer("the number of tokens", len(tokens), 1)
     log_p = np.log((counts + 1.0) / (counts.sum() + len(counts)))
     return float(np.exp(-log_p[tokens].mean()))

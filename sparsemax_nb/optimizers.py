@@ -1,68 +1,81 @@
-"""Optimisers: they hold the state that follows the arrays; the formulas sit in ``core/formulas.py``."""
+"""Optimizers. They store the state of each parameter array; the update formulas are in ``core/formulas.py``."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
 from .core import check
+from .core.annotations import Array
 from .core.device import backend_of, device_of, module_of, zeros
 from .core.formulas import ADAM_KIND, SGD_KIND, Moments, Rates
 
 
 class _State:
-    """An array's moments, the number of steps it has taken, the factor of its learning rate.
+    """The moments of a parameter array, the number of its steps, and the factor of its learning rate.
 
-    It holds the array, so that its identity stays unique.
+    It keeps a reference to the array: its `id`, by which the state is found, stays unique only while it exists.
     """
 
     def __init__(self, array, moments):
-        self.array, self.moments, self.count, self.factor = array, moments, 0, 1.0
+        self.array, self.moments = array, moments
+        self.count, self.factor = 0, 1.0
 
 
 def _as_rates(*rates):
-    """`Rates` as float32; ValueError where the learning rate is too large to be one."""
+    """`Rates` as float32; ValueError if the learning rate is too large."""
     if rates[0] > check.LARGEST:
-        raise ValueError(f"learning_rate must be a float32 with its factor and corrections, got {rates[0]:g}; lower it")
+        raise ValueError(
+            f"learning_rate times its factor and bias correction must fit float32, got {rates[0]:g}; lower it"
+        )
     return Rates(*map(np.float32, rates))
 
 
 class _Optimizer:
-    """State by array: each array counts its own steps, so layers may be updated in any order."""
+    """State per array: each array counts its own steps, so layers may be updated in any order."""
 
-    kind = None
+    kind: int  # the code of the update formula
 
-    def __init__(self, learning_rate):
+    def __init__(self, learning_rate: float) -> None:
         self.learning_rate = check.number("learning_rate", learning_rate, 0, math.inf, open_ends=True)
-        self._states = {}
+        self._states: dict[int, _State] = {}
+
+    def _new_moments(self, array):
+        """Zero `Moments` for a parameter array."""
+        raise NotImplementedError
+
+    def _rates(self, learning_rate, count):
+        """`Rates` of an array's step number `count`, from 1."""
+        raise NotImplementedError
 
     def __getstate__(self):
-        """Attributes, with the states alone: the addresses that they are found by do not outlive a copy or a pickle."""
+        """Attributes without the keys of the states: the `id` of an array changes in a copy or a pickle."""
         return self.__dict__ | {"_states": list(self._states.values())}
 
     def __setstate__(self, attributes):
         self.__dict__.update(attributes)
         self._states = {id(state.array): state for state in self._states}
 
-    def state_of(self, array):
-        """The state of a parameter array, made of zeros when it is first asked for.
+    def state_of(self, array: Array) -> _State:
+        """The state of a parameter array, created with zeros on first use.
 
-        It follows the array object: update the same object every time, not a new view of it.
+        The state belongs to the array object: pass the same object every time, not a new view of it.
 
         Parameters
         ----------
         array : (...) float32
-            A parameter, on either device. It is held, so that its identity stays unique.
+            A parameter, on either device. The optimizer keeps a reference to it.
 
         Returns
         -------
         state : object
-            ``moments``, m and v shaped like the array (empty for SGD); ``count``, the steps so far; ``factor``, of the
-            learning rate.
+            ``moments``, m and v shaped like the array (empty for SGD); ``count``, the number of steps so far;
+            ``factor``, of the learning rate.
 
         Raises
         ------
         TypeError
-            array is no array.
+            array is not an array.
 
         Examples
         --------
@@ -78,22 +91,22 @@ class _Optimizer:
             self._states[id(array)] = _State(array, self._new_moments(array))
         return self._states[id(array)]
 
-    def replace(self, old, new, take):
-        """`new` takes the place of the parameter array `old`, with its steps and with moments made from its moments.
+    def replace(self, old: Array, new: Array, take: Callable[[Array], Array]) -> None:
+        """Replace the parameter array `old` by `new`, which inherits its number of steps and its moments.
 
         Parameters
         ----------
         old : (...) float32
-            A parameter. Nothing happens where it has no state yet.
+            A parameter. Nothing happens if it has no state yet.
         new : (...) float32
-            What is updated from now on.
+            The parameter that replaces it.
         take : callable
-            ``take(moment)`` is the new moment, shaped like `new`: what was done to `old` to make `new`.
+            ``take(moment)`` returns the new moment, shaped like `new`: the operation that made `new` from `old`.
 
         Raises
         ------
         TypeError
-            No arrays on one device, or `take` is no function.
+            Not arrays on one device, or `take` is not a function.
 
         Examples
         --------
@@ -116,18 +129,18 @@ class _Optimizer:
             del self._states[id(old)]
             self._states[id(new)] = moved
 
-    def check_writable(self, **arrays):
-        """ValueError where a parameter array, by its name, or its moments are read-only: a step writes to both.
+    def check_writable(self, **arrays: Array) -> None:
+        """Check that parameter arrays and their moments can be written to, because a step updates both.
 
         Parameters
         ----------
         **arrays : (...) float32
-            Parameters. No state is made for those that have none yet.
+            Parameters by name. No state is created for arrays that have none yet.
 
         Raises
         ------
         ValueError
-            Names the array.
+            An array or its moments are read-only; the message names the array.
 
         Examples
         --------
@@ -141,27 +154,27 @@ class _Optimizer:
             for moment in () if state is None else state.moments:
                 check.writable(f"the optimizer's moments of {name}", moment)
 
-    def begin_step(self, array):
-        """What kernels need for the next step of `array`.
+    def begin_step(self, array: Array) -> tuple[int, Rates, Moments]:
+        """The arguments of the update kernel for the next step of `array`.
 
         Parameters
         ----------
         array : (...) float32
-            The parameter that is to be updated.
+            The parameter to update.
 
         Returns
         -------
         kind : int
-            Which formula of ``core/formulas.py``.
+            The code of the formula in ``core/formulas.py``.
         rates : tuple of float32
-            Learning rate and constants, with the corrections of the step that comes.
+            Learning rate and constants, with the bias corrections of the next step.
         moments : tuple of (...) float32
-            m and v; the kernel updates them in place.
+            m and v, which the kernel updates in place.
 
         Raises
         ------
         TypeError, ValueError
-            array is no array; a learning rate that overflows float32 with its factor and corrections.
+            array is not an array; a learning rate that overflows float32 with its factor and bias correction.
 
         Examples
         --------
@@ -177,8 +190,8 @@ class _Optimizer:
         rates = self._rates(self.learning_rate * factor, count + 1)
         return self.kind, rates, self.state_of(array).moments
 
-    def scale_rate(self, array, factor):
-        """From now on, `array` learns at `factor` times the learning rate.
+    def scale_rate(self, array: Array, factor: float) -> None:
+        """Set the learning rate of `array` to `factor` times that of the optimizer.
 
         Parameters
         ----------
@@ -190,7 +203,7 @@ class _Optimizer:
         Raises
         ------
         TypeError, ValueError
-            factor is no number, negative or not finite.
+            factor is not a number, negative or not finite.
 
         Examples
         --------
@@ -205,8 +218,8 @@ class _Optimizer:
         factor = check.number("factor", factor, 0, math.inf)
         self.state_of(array).factor = factor
 
-    def end_step(self, *arrays):
-        """Count a step of each of the arrays, once the kernel has been launched that `begin_step` was called for.
+    def end_step(self, *arrays: Array) -> None:
+        """Count one step for each array, after the kernel for which `begin_step` was called.
 
         Parameters
         ----------
@@ -216,7 +229,7 @@ class _Optimizer:
         Raises
         ------
         TypeError
-            One of them is no array; none has been counted.
+            One of them is not an array. No step has been counted.
 
         Examples
         --------
@@ -231,7 +244,7 @@ class _Optimizer:
         for state in [self.state_of(array) for array in arrays]:
             state.count += 1
 
-    def step(self, array, gradient):
+    def step(self, array: Array, gradient: Array) -> None:
         """Update a parameter array in place with its gradient.
 
         Parameters
@@ -256,25 +269,25 @@ class _Optimizer:
         array([ 0.5, -2. ], dtype=float32)
         """
         device = check.same_device(array=array, gradient=gradient)
-        array_ = check.array("array", array, np.float32, array.shape, writeable=True)
+        native = check.array("array", array, np.float32, array.shape)  # the state belongs to the object `array`
         gradient = check.array("gradient", gradient, np.float32, array.shape)
         self.check_writable(array=array)
         kind, rates, moments = self.begin_step(array)
         flat = Moments(moments.m.reshape(-1), moments.v.reshape(-1))
-        backend_of(device, "optimizers").update(kind, array_.reshape(-1), gradient.reshape(-1), flat, rates)
+        backend_of(device, "optimizers").update(kind, native.reshape(-1), gradient.reshape(-1), flat, rates)
         self.end_step(array)
 
-    def step_rows(self, array, row_ids, gradient):
-        """Update some rows of a parameter array in place; the other rows keep value and moments.
+    def step_rows(self, array: Array, row_ids: Array, gradient: Array) -> None:
+        """Update some rows of a parameter array in place; the other rows keep their values and moments.
 
         Parameters
         ----------
         array : (F, D) float32
             C-contiguous; the rows `row_ids` are overwritten.
         row_ids : (n,) int32 or other integers
-            Different rows, in [0, F).
+            Distinct rows, in [0, F).
         gradient : (n, D) float32
-            By these rows.
+            With respect to these rows.
 
         Raises
         ------
@@ -293,30 +306,31 @@ class _Optimizer:
                [0.5, 0.5]], dtype=float32)
         """
         device = check.same_device(array=array, row_ids=row_ids, gradient=gradient)
-        array_ = check.array("array", array, np.float32, ("F", "D"), writeable=True)
+        native = check.array("array", array, np.float32, ("F", "D"))
         row_ids = check.integers("row_ids", row_ids, ("n",))
         gradient = check.array("gradient", gradient, np.float32, (row_ids.shape[0], array.shape[1]))
         if row_ids.shape[0]:
-            is_ascending = bool((row_ids[1:] > row_ids[:-1]).all())  # as `sampled_softmax` gives them
+            is_ascending = bool((row_ids[1:] > row_ids[:-1]).all())  # as `sampled_softmax` returns them: skip the sort
             ordered = row_ids if is_ascending else module_of(device).sort(row_ids)
             if int(ordered[0]) < 0 or int(ordered[-1]) >= array.shape[0] or bool((ordered[1:] == ordered[:-1]).any()):
-                raise ValueError(f"row_ids must be different rows of array, in [0, {array.shape[0]})")
+                raise ValueError(f"row_ids must be distinct rows of array, in [0, {array.shape[0]})")
         self.check_writable(array=array)
         kind, rates, moments = self.begin_step(array)
-        backend_of(device, "optimizers").update_rows(kind, array_, row_ids, gradient, moments, rates)
+        backend_of(device, "optimizers").update_rows(kind, native, row_ids, gradient, moments, rates)
         self.end_step(array)
 
 
 class Adam(_Optimizer):
     """Adam with bias correction: ``p -= lr m^ / (sqrt(v^) + eps)``, m^ = m / (1 - b1^t), v^ = v / (1 - b2^t).
 
-    Exact in an output layer: every moment decays at every step, also where the gradient is zero. `step_rows` is the
-    lazy variant for embeddings: rows that a batch does not touch keep value and moments, t counts the array's steps.
+    In an output layer it is exact: all moments decay at every step, also where the gradient is zero. `step_rows` is the
+    lazy variant for embeddings: rows that do not occur in a batch keep their values and moments, and t counts the steps
+    of the whole array.
 
     Parameters
     ----------
     learning_rate, beta1, beta2, epsilon : float
-        Step size, decay rates of the moments and the term that keeps the division finite.
+        Step size, decay rates of the moments, and the term that keeps the division finite.
 
     Raises
     ------
@@ -339,7 +353,9 @@ class Adam(_Optimizer):
 
     kind = ADAM_KIND
 
-    def __init__(self, learning_rate=1e-3, beta1=0.9, beta2=0.999, epsilon=1e-8):
+    def __init__(
+        self, learning_rate: float = 1e-3, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8
+    ) -> None:
         super().__init__(learning_rate)
         self.beta1 = check.number("beta1", beta1, 0, 1 - 2.0**-24)
         self.beta2 = check.number("beta2", beta2, 0, 1 - 2.0**-24)
@@ -351,12 +367,12 @@ class Adam(_Optimizer):
 
     def _rates(self, learning_rate, count):
         correction1, correction2 = 1 - self.beta1**count, math.sqrt(1 - self.beta2**count)
-        rates = learning_rate * correction2 / correction1, self.beta1, self.beta2, self.epsilon * correction2
-        return _as_rates(*rates)
+        step_size = learning_rate * correction2 / correction1
+        return _as_rates(step_size, self.beta1, self.beta2, self.epsilon * correction2)
 
 
 class SGD(_Optimizer):
-    """Gradient descent: ``p -= lr g``; keeps no state.
+    """Gradient descent: ``p -= lr g``, without momentum.
 
     Parameters
     ----------
@@ -384,5 +400,5 @@ class SGD(_Optimizer):
         device = device_of(array)
         return Moments(*(zeros((0,) * array.ndim, np.float32, device) for _ in range(2)))
 
-    def _rates(self, learning_rate, _):
+    def _rates(self, learning_rate, count):
         return _as_rates(learning_rate, 0.0, 0.0, 0.0)

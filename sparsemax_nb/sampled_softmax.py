@@ -1,65 +1,71 @@
 """Sampled softmax (method 2): the softmax loss over a row's targets and classes drawn by a sampler."""
 
 import math
+from typing import Literal
 
 import numpy as np
 
 from .core import check, sparse
-from .core.device import asarray, backend_of, empty, module_of, zeros
+from .core.annotations import Array, SparseMatrix
+from .core.device import asarray, backend_of, device_of, empty, module_of, zeros
 from .samplers import check_ids
 
 CORRECTIONS = "paper", "importance"
 
 
-def _log_probabilities(name, value, shape):
-    value = check.array(name, value, np.float32, shape)
-    check.finite(name, value)
-    return value
-
-
 def sampled_softmax(
-    queries, classes, targets, ids, log_q, log_q_targets, *, correction="paper", mask_hits=False, reduction="mean"
-):
+    h: Array,
+    weights: Array,
+    targets: Array | SparseMatrix | sparse.Labels,
+    ids: Array,
+    log_q: Array,
+    log_q_targets: Array,
+    *,
+    correction: Literal["paper", "importance"] = "paper",
+    mask_hits: bool = False,
+    reduction: Literal["mean", "sum"] = "mean",
+) -> tuple[float, Array, tuple[Array, Array]]:
     """Cross-entropy of each target against M drawn classes; its gradients touch only the classes that occur.
 
-    ``loss_b = sum_t (log(exp(t) + sum_m exp(s_bm)) - t)`` over the row's targets, of which there may be one or several.
-    With "paper", ``t = q . c_target - log Q(target)`` and ``s = q . c_id - log Q(id)``; with "importance",
-    ``t = q . c_target`` and ``s = q . c_id - log(M Q(id))``.
+    ``loss_b = sum_t (log(exp(t) + sum_m exp(s_bm)) - t)`` over the row's targets; a row may have one or several.
+    With "paper", ``t = h . w_target - log Q(target)`` and ``s = h . w_id - log Q(id)``; with "importance",
+    ``t = h . w_target`` and ``s = h . w_id - log(M Q(id))``.
 
     Parameters
     ----------
-    queries : (B, d) float32
-    classes : (L, d) float32
-        The output embeddings.
+    h : (B, d) float32
+    weights : (L, d) float32
+        The output embeddings, one row w per class.
     targets : (B,) int32 or other integers, SciPy CSR matrix (B, L) or Labels(indptr, indices)
-        One target a row, in [0, L); or the positive labels of each row, each of which meets the same draws.
+        One target per row, in [0, L); or the labels of each row, which are all compared with the same draws.
     ids : (B, M) or (M,) int32, or other integers
-        The draws of each row; or draws that all rows share, which turns the work into dense products.
+        The draws of each row; or draws that all rows share, which makes the work dense matrix products.
     log_q : (B, M) or (M,) float32, like ids
         Their log-probabilities under the sampler.
     log_q_targets : (n,) float32
-        Those of the targets, row by row (n = B for one a row), in the order in which they are stored; of a matrix that
-        stores an entry twice, by class. Only "paper" looks at them.
+        Log-probabilities of the targets, row by row, in the order in which they are stored; if a matrix stores an entry
+        twice, in the order of the classes. n = B with one target per row. Only "paper" uses the values.
     correction : 'paper' or 'importance'
-        Under the exact sampler the mean gradient of "paper" is M / (M + 1) times that of the full softmax; that of
+        With exact probabilities, the mean gradient of "paper" is M / (M + 1) times that of the full softmax; that of
         "importance", with hits masked, tends to it as M grows.
     mask_hits : bool
-        Leave out draws that equal the target; the row's other targets still meet them.
+        Ignore draws that equal the target; they still count for the row's other targets.
     reduction : 'mean' or 'sum'
         Over the rows.
 
     Returns
     -------
     loss : float
-    dqueries : (B, d) float32
-    (unique_ids, dclasses) : (U,) int32 ascending, (U, d) float32
-        The gradient by the rows of classes that occur; repeated ids are summed, in a fixed order on the CPU.
+    dh : (B, d) float32
+    (unique_ids, dweights) : (U,) int32 ascending, (U, d) float32
+        The gradient with respect to the rows of `weights` that occur. Repeated ids are summed, in a fixed order on the
+        CPU.
 
     Raises
     ------
     TypeError, ValueError
-        Wrong dtype, shape or device; ids or targets out of range; inputs that are not finite, log-probabilities among
-        them (a class that the sampler never draws).
+        Wrong dtype, shape or device; ids or targets out of range; inputs that are not finite, including
+        log-probabilities (-inf for a class that the sampler never draws).
     FloatingPointError
         The scores overflow.
 
@@ -73,54 +79,64 @@ def sampled_softmax(
     >>> import numpy as np
     >>> from sparsemax_nb import UniformSampler, sampled_softmax
     >>> random = np.random.default_rng(0)
-    >>> queries, classes = (random.standard_normal((n, 8)).astype(np.float32) for n in (2, 1000))
+    >>> h, weights = (random.standard_normal((n, 8)).astype(np.float32) for n in (2, 1000))
     >>> targets, sampler = np.array([3, 5], np.int32), UniformSampler(1000)
-    >>> ids, log_q = sampler.sample(queries, n_samples=20, seed=0)
-    >>> log_q_targets = sampler.log_prob(queries, targets.reshape(-1, 1)).reshape(-1)
-    >>> loss, dqueries, (touched, dclasses) = sampled_softmax(queries, classes, targets, ids, log_q, log_q_targets)
-    >>> dqueries.shape, dclasses.shape == (len(touched), 8)
+    >>> ids, log_q = sampler.sample(h, n_samples=20, seed=0)
+    >>> log_q_targets = sampler.log_prob(h, targets.reshape(-1, 1)).reshape(-1)
+    >>> loss, dh, (unique_ids, dweights) = sampled_softmax(h, weights, targets, ids, log_q, log_q_targets)
+    >>> dh.shape, dweights.shape == (len(unique_ids), 8)
     ((2, 8), True)
     """
     check.choice("correction", correction, CORRECTIONS)
     check.choice("reduction", reduction, ("mean", "sum"))
     mask_hits = check.flag("mask_hits", mask_hits)
-    arrays = {"queries": queries, "classes": classes, "ids": ids, "log_q": log_q, "log_q_targets": log_q_targets}
-    device = check.same_device(**arrays, **({} if sparse.holds_several(targets) else {"targets": targets}))
-    classes = check.array("classes", classes, np.float32, ("L", "d"))
-    n_classes, width = classes.shape
-    queries = check.array("queries", queries, np.float32, ("B", width))
-    n_rows = queries.shape[0]
-    labels = sparse.as_targets(targets, n_rows, device, n_classes)
-    n_targets = labels.indices.shape[0]
-    ids = check_ids(ids, n_classes, n_rows)
-    n_samples = check.integer("the number of samples (the width of ids)", ids.shape[-1], 1)
+    arrays = {"h": h, "weights": weights, "ids": ids, "log_q": log_q, "log_q_targets": log_q_targets}
+    device = check.same_device(**arrays, **({} if sparse.is_multi_label(targets) else {"targets": targets}))
+    weights = check.array("weights", weights, np.float32, ("L", "d"))
+    h = check.array("h", h, np.float32, ("B", weights.shape[1]))
+    labels = sparse.as_targets(targets, h.shape[0], device, weights.shape[0])
+    ids = check_ids(ids, weights.shape[0], h.shape[0])
+    return _sampled_softmax(h, weights, labels, ids, log_q, log_q_targets, correction, mask_hits, reduction)
+
+
+def _sampled_softmax(
+    h, weights, labels, ids, log_q, log_q_targets, correction="paper", mask_hits=False, reduction="mean"
+):
+    """`sampled_softmax` for `Labels` that `as_targets` has checked, and valid h, weights and ids.
+
+    The log-probabilities are checked here: a sampler returns -inf for classes that it never draws.
+    """
+    device, (n_rows, width) = device_of(h), h.shape
+    n_targets, n_samples = labels.indices.shape[0], ids.shape[-1]
+    check.integer("the number of samples (the width of ids)", n_samples, 1)
     check.integer("the number of draws and targets", ids.size + n_targets, 0, 2**31 - 1, "; use fewer rows or draws")
-    log_q = _log_probabilities("log_q", log_q, ids.shape)
-    if correction == "importance":
-        check.array("log_q_targets", log_q_targets, np.float32, (n_targets,))
-        log_q, log_q_targets = log_q + np.float32(math.log(n_samples)), zeros(n_targets, np.float32, device)
-    else:
-        log_q_targets = _log_probabilities("log_q_targets", log_q_targets, (n_targets,))
-    wing, embedding = backend_of(device, "sampled_softmax"), backend_of(device, "embedding")
+    log_q = check.array("log_q", log_q, np.float32, ids.shape, finite=True)
+    is_paper = correction == "paper"
+    log_q_targets = check.array("log_q_targets", log_q_targets, np.float32, (n_targets,), finite=is_paper)
+    if not is_paper:
+        log_q = log_q + np.float32(math.log(n_samples))
+        log_q_targets = zeros(n_targets, np.float32, device)
+    kernels, embedding = backend_of(device, "sampled_softmax"), backend_of(device, "embedding")
     matmul, is_shared = backend_of(device, "matmul").matmul, len(ids.shape) == 1
     xp = module_of(device)
 
     def new(*shape):
         return empty(shape, np.float32, device)
 
-    target_scores, scores, dscores = new(n_targets, 1), new(n_rows, n_samples), new(n_rows, n_samples)
+    target_scores = new(n_targets, 1)
     row = sparse.row_of_each_entry(labels.indptr, n_targets)
-    wing.scores(queries[row], classes, labels.indices.reshape(-1, 1), target_scores)
+    kernels.scores(h[row], weights, labels.indices.reshape(-1, 1), target_scores)
+    scores = new(n_rows, n_samples)
     if is_shared:
-        drawn = classes[ids]
-        matmul(queries, drawn.T, scores)
+        drawn = weights[ids]
+        matmul(h, drawn.T, scores)
     else:
-        wing.scores(queries, classes, ids, scores)
-    losses, dtargets, lines = new(n_targets), new(n_targets), (-1, n_samples)
-    wing.softmax(
+        kernels.scores(h, weights, ids, scores)
+    dscores, losses, dtargets = new(n_rows, n_samples), new(n_targets), new(n_targets)
+    kernels.softmax(
         scores,
-        ids.reshape(lines),
-        log_q.reshape(lines),
+        ids.reshape(-1, n_samples),
+        log_q.reshape(-1, n_samples),
         target_scores.reshape(-1),
         labels,
         log_q_targets,
@@ -131,37 +147,39 @@ def sampled_softmax(
     )
     loss = float(losses.sum(dtype=np.float64))
     if not math.isfinite(loss):
-        for name, value in (("queries", queries), ("classes", classes[ids]), ("classes", classes[labels.indices])):
+        for name, value in (("h", h), ("weights", weights[ids]), ("weights", weights[labels.indices])):
             check.finite(name, value)
-        raise FloatingPointError("the scores queries @ classes.T overflowed; lower the learning rate")
+        raise FloatingPointError("the scores h @ weights.T overflowed; lower the learning rate")
     if reduction == "mean":
         scale = np.float32(1 / max(n_rows, 1))
         loss, dscores, dtargets = loss / max(n_rows, 1), dscores * scale, dtargets * scale
 
-    # the gradient by the scores is a sparse matrix (B, L): its products with classes and queries are those of an
-    # embedding. Below the rows of the targets lie those of the draws: as many, or, where the draws are shared, one for
-    # each draw
-    def rows_of(indptr, all_ids, weights):
-        arrays = (indptr, np.int32), (all_ids, np.int32), (weights, np.float32)
+    # The gradient with respect to the scores is a sparse (B, L) matrix. Its products with weights and h are the forward
+    # and backward pass of an embedding. `entries` stacks two matrices: the entries of the targets, one row of them for
+    # each row of h, then those of the draws. The draws have one row for each row of h too; shared draws have one row
+    # each, with coefficient 1, because their gradients come from a dense product.
+    def as_rows(indptr, all_ids, coefficients):
+        arrays = (indptr, np.int32), (all_ids, np.int32), (coefficients, np.float32)
         return sparse.SparseRows(*(asarray(a, device, dtype) for a, dtype in arrays))
 
     n_more, per_row = (n_samples, 1) if is_shared else (n_rows, n_samples)
     indptr = xp.concatenate([labels.indptr, n_targets + per_row * xp.arange(1, n_more + 1)])
-    weights = xp.ones(n_samples, np.float32) if is_shared else dscores.reshape(-1)
-    entries = rows_of(indptr, xp.concatenate([labels.indices, ids.reshape(-1)]), xp.concatenate([dtargets, weights]))
+    coefficients = xp.ones(n_samples, np.float32) if is_shared else dscores.reshape(-1)
+    all_ids = xp.concatenate([labels.indices, ids.reshape(-1)])
+    entries = as_rows(indptr, all_ids, xp.concatenate([dtargets, coefficients]))
     columns = sparse.by_column(entries)
     if is_shared:
-        dqueries, by_targets, ddrawn = new(n_rows, width), new(n_rows, width), new(n_samples, width)
-        matmul(dscores, drawn, dqueries)
-        matmul(dscores.T, queries, ddrawn)
-        embedding.forward(rows_of(labels.indptr, labels.indices, dtargets), classes, by_targets)
-        source = asarray(xp.concatenate([queries, ddrawn]), device)
+        dh, dh_of_targets, ddrawn = new(n_rows, width), new(n_rows, width), new(n_samples, width)
+        matmul(dscores, drawn, dh)
+        matmul(dscores.T, h, ddrawn)
+        embedding.forward(as_rows(labels.indptr, labels.indices, dtargets), weights, dh_of_targets)
+        source = asarray(xp.concatenate([h, ddrawn]), device)
     else:
-        both, source = new(2 * n_rows, width), queries
-        embedding.forward(entries, classes, both)
-        dqueries, by_targets = both[n_rows:], both[:n_rows]
+        both, source = new(2 * n_rows, width), h
+        embedding.forward(entries, weights, both)
+        dh, dh_of_targets = both[n_rows:], both[:n_rows]
         columns = columns._replace(rows=columns.rows % np.int32(max(n_rows, 1)))
-    dqueries += by_targets
-    dclasses = new(columns.ids.shape[0], width)
-    embedding.backward(columns, source, dclasses)
-    return loss, dqueries, (columns.ids, dclasses)
+    dh += dh_of_targets
+    dweights = new(columns.ids.shape[0], width)
+    embedding.backward(columns, source, dweights)
+    return loss, dh, (columns.ids, dweights)

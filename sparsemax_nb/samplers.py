@@ -1,7 +1,7 @@
-"""The plain samplers: they propose classes for sampled softmax without looking at the query.
+"""Samplers that do not depend on h: they propose classes for sampled softmax.
 
-All samplers have the same two methods, ``sample(queries, n_samples, seed, step)`` and ``log_prob(queries, ids)``; draws
-are with replacement, from one counter-based stream: the same ids on every processor.
+All samplers, including those of other modules, have the methods ``sample(h, n_samples, seed, step)`` and
+``log_prob(h, ids)``. They draw with replacement from one counter-based stream: the same ids on every device.
 """
 
 import math
@@ -10,70 +10,68 @@ import numpy as np
 
 from .core import check
 from .core.alias import alias_table
+from .core.annotations import Array, Device
 from .core.device import asarray, backend_of, device_of, empty, module_of, resolve_device
 from .core.rng import Alias
 
+#: Samplers that need the scores of all classes compute them for chunks of rows, at most this many at a time: 128 MiB.
+SCORES_PER_CHUNK = 1 << 25
 
-def check_draws(queries, n_samples, seed, step):
-    """Checked arguments of `sample`: device, (B, M), seed and step as kernels take them."""
-    device = check.same_device(queries=queries)
-    queries = check.array("queries", queries, np.float32, ("B", "d"))
-    shape = queries.shape[0], check.integer("n_samples", n_samples, 1, 2**31 - 1)
-    check.elements(rows=shape[0], n_samples=shape[1])
+
+def check_draws(n_rows, n_samples, seed, step):
+    """Checked arguments of `sample`: the shape (B, M), and seed and step as the kernels take them."""
+    shape = n_rows, check.integer("n_samples", n_samples, 1, 2**31 - 1)
+    check.array_size(rows=n_rows, n_samples=shape[1])
     seed = np.uint64(check.integer("seed", seed, 0, 2**64 - 1))
-    return device, shape, seed, np.uint64(check.integer("step", step, 0, 2**32 - 1))
+    return shape, seed, np.uint64(check.integer("step", step, 0, 2**32 - 1))
 
 
 def check_ids(ids, n_classes, n_rows):
-    """Checked ids (B, M) or (M,) int32 in [0, n_classes), of which B x M numbers can be made."""
+    """Checked ids, (B, M) or (M,) int32 in [0, n_classes), for which a (B, M) result is not too large."""
     ids = check.integers("ids", ids, (n_rows, "M") if len(ids.shape) == 2 else ("M",), n_classes)
-    check.elements(rows=n_rows, ids=ids.shape[-1])
+    check.array_size(rows=n_rows, ids=ids.shape[-1])
     return ids
 
 
-#: Vectors with larger numbers are scaled down by it before they are hashed.
-LARGE = np.float32(2.0**64)
-#: Scores of all classes that are held at once, where a sampler needs them: 128 MiB.
-SCORES = 1 << 25
-
-
 def check_log_q(log_q):
-    """Log-probabilities that were computed from finite queries; FloatingPointError where they are not finite."""
+    """FloatingPointError if log-probabilities that were computed from finite h are not finite; else returns them."""
     if not bool(module_of(device_of(log_q)).isfinite(log_q).all()):
         raise FloatingPointError(
-            "the scores of queries and classes overflowed, or lie too far apart for float32; scale queries or classes down"
+            "the scores h @ weights.T overflowed, or differ too much for float32; scale h or the weights down"
         )
     return log_q
 
 
 def sample_all(scores, n_rows, n_classes, device, shape, seed, step):
-    """Draws from the softmax of ``scores(rows)``, the (b, L) scores of a slice of rows, a few rows at a time."""
+    """Draws from the softmax of ``scores(rows)``, the (b, L) scores of a slice of rows, in chunks of rows."""
     ids, log_q = empty(shape, np.int32, device), empty(shape, np.float32, device)
-    at_once = max(1, SCORES // n_classes)
-    for first in range(0, n_rows, at_once):
-        rows = slice(first, min(first + at_once, n_rows))
+    chunk = max(1, SCORES_PER_CHUNK // n_classes)
+    for first in range(0, n_rows, chunk):
+        rows = slice(first, min(first + chunk, n_rows))
         with np.errstate(over="ignore", invalid="ignore"):
             backend_of(device, "samplers").draw_softmax(scores(rows), first, seed, step, ids[rows], log_q[rows])
     return ids, check_log_q(log_q)
 
 
 def log_prob_all(scores, ids, n_rows, n_classes, device):
-    """``log_softmax(scores)`` at ids (B, M) or (M,), a few rows at a time."""
+    """``log_softmax(scores)`` at ids (B, M) or (M,), in chunks of rows; `scores` as for `sample_all`."""
     xp, log_q = module_of(device), empty((n_rows, ids.shape[-1]), np.float32, device)
-    at_once = max(1, SCORES // n_classes)
-    for first in range(0, n_rows, at_once):
-        rows = slice(first, min(first + at_once, n_rows))
+    chunk = max(1, SCORES_PER_CHUNK // n_classes)
+    for first in range(0, n_rows, chunk):
+        rows = slice(first, min(first + chunk, n_rows))
         with np.errstate(over="ignore", invalid="ignore"):
-            some = scores(rows)
-            some -= some.max(axis=1, keepdims=True)
-            log_z = xp.log(xp.exp(some).sum(axis=1, keepdims=True))
-            picked = some[:, ids] if len(ids.shape) == 1 else xp.take_along_axis(some, ids[rows].astype(np.int64), 1)
-            log_q[rows] = picked - log_z
+            shifted = scores(rows)
+            shifted -= shifted.max(axis=1, keepdims=True)
+            log_z = xp.log(xp.exp(shifted).sum(axis=1, keepdims=True))
+            if len(ids.shape) == 1:
+                log_q[rows] = shifted[:, ids] - log_z
+            else:
+                log_q[rows] = xp.take_along_axis(shifted, ids[rows].astype(np.int64), 1) - log_z
     return check_log_q(log_q)
 
 
 class UniformSampler:
-    """Every class is as likely as the other: ``Q(i) = 1 / n_classes``.
+    """All classes are equally likely: ``Q(i) = 1 / n_classes``.
 
     Parameters
     ----------
@@ -83,70 +81,72 @@ class UniformSampler:
     Raises
     ------
     TypeError, ValueError
-        n_classes out of range, or no integer.
+        n_classes out of range, or not an integer.
 
     Notes
     -----
-    Source: the simplest proposal; what the others have to beat.
+    Source: the simplest proposal, the baseline of all others.
 
     Examples
     --------
     >>> import numpy as np
     >>> from sparsemax_nb import UniformSampler
-    >>> sampler, queries = UniformSampler(1000), np.zeros((2, 8), np.float32)
-    >>> ids, log_q = sampler.sample(queries, n_samples=3, seed=0)
+    >>> sampler, h = UniformSampler(1000), np.zeros((2, 8), np.float32)
+    >>> ids, log_q = sampler.sample(h, n_samples=3, seed=0)
     >>> ids.shape, ids.dtype, round(float(np.exp(log_q[0, 0])), 6)
     ((2, 3), dtype('int32'), 0.001)
-    >>> bool((sampler.log_prob(queries, ids) == log_q).all())
+    >>> bool((sampler.log_prob(h, ids) == log_q).all())
     True
     """
 
-    def __init__(self, n_classes):
+    def __init__(self, n_classes: int) -> None:
         self.n_classes = check.integer("n_classes", n_classes, 1, 2**31 - 1)
         self._log_p = np.float32(-math.log(self.n_classes))
 
     def __repr__(self):
         return f"UniformSampler(n_classes={self.n_classes})"
 
-    def sample(self, queries, n_samples, seed, step=0):
-        """Draw classes for each row of the queries.
+    def sample(self, h: Array, n_samples: int, seed: int, step: int = 0) -> tuple[Array, Array]:
+        """Draw classes for each row of h.
 
         Parameters
         ----------
-        queries : (B, d) float32
-            Only their number and device matter.
+        h : (B, d) float32
+            Only the number of rows and the device matter.
         n_samples : int
             M, at least 1; B M at most 2^31 - 1.
         seed, step : int
-            In [0, 2^64) and [0, 2^32): the same pair gives the same draws.
+            In [0, 2^64) and [0, 2^32). The same pair gives the same draws.
 
         Returns
         -------
         ids : (B, M) int32
             Classes, drawn with replacement.
         log_q : (B, M) float32
-            ``log Q`` of each.
+            ``log Q`` of each draw.
 
         Raises
         ------
         TypeError, ValueError
             Wrong dtype, shape or device; n_samples, seed or step out of range.
         """
-        device, shape, seed, step = check_draws(queries, n_samples, seed, step)
+        device = check.same_device(h=h)
+        h = check.array("h", h, np.float32, ("B", "d"))
+        shape, seed, step = check_draws(h.shape[0], n_samples, seed, step)
         ids, log_q = empty(shape, np.int32, device), empty(shape, np.float32, device)
         backend_of(device, "samplers").draw_uniform(seed, step, self.n_classes, ids)
         log_q[...] = self._log_p
         return ids, log_q
 
-    def log_prob(self, queries, ids):
-        """``log Q(ids)``, whatever was drawn.
+    def log_prob(self, h: Array, ids: Array) -> Array:
+        """``log Q(ids)`` of any classes.
 
         Parameters
         ----------
-        queries : (B, d) float32
-            Only their number and device matter.
+        h : (B, d) float32
+            Only the number of rows and the device matter.
         ids : (B, M) or (M,) int32, or other integers
-            Classes of each row, or those of all rows.
+            Classes of each row, or shared by all rows.
 
         Returns
         -------
@@ -157,16 +157,19 @@ class UniformSampler:
         TypeError, ValueError
             Wrong dtype, shape or device; ids out of range.
         """
-        device = check.same_device(queries=queries, ids=ids)
-        queries = check.array("queries", queries, np.float32, ("B", "d"))
-        ids = check_ids(ids, self.n_classes, queries.shape[0])
-        log_q = empty((queries.shape[0], ids.shape[-1]), np.float32, device)
+        device = check.same_device(h=h, ids=ids)
+        h = check.array("h", h, np.float32, ("B", "d"))
+        ids = check_ids(ids, self.n_classes, h.shape[0])
+        log_q = empty((h.shape[0], ids.shape[-1]), np.float32, device)
         log_q[...] = self._log_p
         return log_q
 
 
 class _TableSampler:
-    """Draws from fixed weights with alias tables, O(1) a draw; `log_weights` says what a tiny weight was before it became 0."""
+    """Draws from fixed weights with an alias table, in O(1) per draw.
+
+    `log_weights` has the logarithms, also of weights that underflow to 0.
+    """
 
     def __init__(self, weights, log_weights, device):
         self.device = resolve_device(check.choice("device", device, ("cpu", "cuda")))
@@ -180,45 +183,46 @@ class _TableSampler:
     def __repr__(self):
         return f"{type(self).__name__}(n_classes={self.n_classes}, device={self.device!r})"
 
-    def sample(self, queries, n_samples, seed, step=0):
-        """Draw classes for each row of the queries.
+    def sample(self, h: Array, n_samples: int, seed: int, step: int = 0) -> tuple[Array, Array]:
+        """Draw classes for each row of h.
 
         Parameters
         ----------
-        queries : (B, d) float32
-            On the sampler's device. Only their number matters.
+        h : (B, d) float32
+            On the sampler's device. Only the number of rows matters.
         n_samples : int
             M, at least 1; B M at most 2^31 - 1.
         seed, step : int
-            In [0, 2^64) and [0, 2^32): the same pair gives the same draws.
+            In [0, 2^64) and [0, 2^32). The same pair gives the same draws.
 
         Returns
         -------
         ids : (B, M) int32
             Classes, drawn with replacement.
         log_q : (B, M) float32
-            ``log Q`` of each.
+            ``log Q`` of each draw.
 
         Raises
         ------
         TypeError, ValueError
             Wrong dtype, shape or device; n_samples, seed or step out of range.
         """
-        check.same_device(queries=queries, sampler=self._log_p)
-        device, shape, seed, step = check_draws(queries, n_samples, seed, step)
+        device = check.same_device(h=h, sampler=self._log_p)
+        h = check.array("h", h, np.float32, ("B", "d"))
+        shape, seed, step = check_draws(h.shape[0], n_samples, seed, step)
         ids, log_q = empty(shape, np.int32, device), empty(shape, np.float32, device)
         backend_of(device, "samplers").draw(seed, step, self._log_p, self._alias, ids, log_q)
         return ids, log_q
 
-    def log_prob(self, queries, ids):
-        """``log Q(ids)``, whatever was drawn.
+    def log_prob(self, h: Array, ids: Array) -> Array:
+        """``log Q(ids)`` of any classes.
 
         Parameters
         ----------
-        queries : (B, d) float32
-            Only their number and device matter.
+        h : (B, d) float32
+            Only the number of rows and the device matter.
         ids : (B, M) or (M,) int32, or other integers
-            Classes of each row, or those of all rows.
+            Classes of each row, or shared by all rows.
 
         Returns
         -------
@@ -230,49 +234,47 @@ class _TableSampler:
         TypeError, ValueError
             Wrong dtype, shape or device; ids out of range.
         """
-        check.same_device(queries=queries, ids=ids, sampler=self._log_p)
-        queries = check.array("queries", queries, np.float32, ("B", "d"))
-        ids, n_rows = check_ids(ids, self.n_classes, queries.shape[0]), queries.shape[0]
-        log_q = empty((n_rows, ids.shape[-1]), np.float32, self.device)
+        check.same_device(h=h, ids=ids, sampler=self._log_p)
+        h = check.array("h", h, np.float32, ("B", "d"))
+        ids = check_ids(ids, self.n_classes, h.shape[0])
+        log_q = empty((h.shape[0], ids.shape[-1]), np.float32, self.device)
         log_q[...] = self._log_p[ids]
         return log_q
 
 
 class LogUniformSampler(_TableSampler):
-    """Classes drawn by Zipf's law: ``Q(i) = log((r + 2) / (r + 1)) / log(n_classes + 1)``, r the rank of class i.
+    """Draws classes by Zipf's law: ``Q(i) = log((r + 2) / (r + 1)) / log(n_classes + 1)``, r the rank of class i.
 
     Parameters
     ----------
     n_classes : int
         L, in [1, 2^31).
     ranks : (L,) array or sequence of integers, optional
-        The place of each class in the order of falling frequency, from 0; where not given, the classes are sorted: r =
-        i.
+        The rank r of each class by descending frequency, from 0. If not given, r = i: the classes are sorted.
     device : 'cpu' or 'cuda'
 
     Raises
     ------
     TypeError, ValueError, RuntimeError
-        n_classes out of range; ranks that are no integers, or no permutation; an unknown device, or CUDA where there is
-        none.
+        n_classes out of range; ranks that are not integers or not a permutation; an unknown device; CUDA not available.
 
     Notes
     -----
-    Source: Zipf's law; the form is that of TensorFlow's log-uniform candidate sampler.
+    Source: Zipf's law, in the form of TensorFlow's log-uniform candidate sampler.
 
     Examples
     --------
     >>> import numpy as np
     >>> from sparsemax_nb import LogUniformSampler
-    >>> sampler, queries = LogUniformSampler(1000), np.zeros((1, 8), np.float32)
-    >>> np.exp(sampler.log_prob(queries, np.array([0, 999], np.int32))).round(6)
+    >>> sampler, h = LogUniformSampler(1000), np.zeros((1, 8), np.float32)
+    >>> np.exp(sampler.log_prob(h, np.array([0, 999], np.int32))).round(6)
     array([[0.100329, 0.000145]], dtype=float32)
-    >>> ids, log_q = sampler.sample(queries, n_samples=1000, seed=0)
+    >>> ids, log_q = sampler.sample(h, n_samples=1000, seed=0)
     >>> bool((ids < 100).mean() > 0.5)
     True
     """
 
-    def __init__(self, n_classes, *, ranks=None, device="cpu"):
+    def __init__(self, n_classes: int, *, ranks: Array | None = None, device: Device = "cpu") -> None:
         n_classes = check.integer("n_classes", n_classes, 1, 2**31 - 1)
         if ranks is not None:
             ranks = check.integers("ranks", np.asarray(check.on_host("ranks", ranks), order="C"), ("L",))
@@ -287,23 +289,23 @@ class LogUniformSampler(_TableSampler):
 
 
 class UnigramSampler(_TableSampler):
-    """Classes drawn by how often they occur: ``Q(i) = counts[i]^power / sum_j counts[j]^power``.
+    """Draws classes by their frequency: ``Q(i) = counts[i]^power / sum_j counts[j]^power``.
 
     Parameters
     ----------
     counts : (L,) array, NumPy
-        Not negative and finite, not all zero. A class with count 0 is never drawn, its log-probability is -inf.
+        Not negative, finite, not all zero. A class with count 0 is never drawn; its log-probability is -inf.
     power : float
-        At least 0; 0.75 is usual for word embeddings. The power of a count of 0 is 0 for every power.
+        At least 0; 0.75 is usual for word embeddings. A class with count 0 stays at probability 0 for every power.
     device : 'cpu' or 'cuda'
 
     Raises
     ------
     TypeError, ValueError, RuntimeError
-        Counts of the wrong shape, negative, not finite or all zero; a negative power; an unknown device, or CUDA where
-        there is none.
+        Counts of the wrong shape, negative, not finite or all zero; a negative power; an unknown device; CUDA not
+        available.
     FloatingPointError
-        The power is so large that float32 cannot hold the log-probability of a class that has a count.
+        The power is so large that float32 cannot represent the log-probability of a class with a positive count.
 
     Notes
     -----
@@ -320,10 +322,10 @@ class UnigramSampler(_TableSampler):
     array([[0.6, 0.3, 0. , 0.1]], dtype=float32)
     """
 
-    def __init__(self, counts, power=1.0, *, device="cpu"):
-        weights = check.amounts("counts", counts)
+    def __init__(self, counts: Array, power: float = 1.0, *, device: Device = "cpu") -> None:
+        weights = check.nonnegative("counts", counts)
         if not weights.any():
-            raise ValueError("counts must not be all zero: then there is nothing to draw")
+            raise ValueError("counts must not be all zero: there would be no class to draw")
         power = check.number("power", power, 0, math.inf)
         occurs, largest = weights > 0, weights.max()
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
@@ -331,7 +333,7 @@ class UnigramSampler(_TableSampler):
         lowest = np.finfo(np.float32).min
         if (log_weights[occurs] < lowest / 2).any():
             raise FloatingPointError(
-                f"power={power:g} gives a class the log-probability {log_weights[occurs].min():g}, below what float32 holds; "
-                "use a smaller power"
+                f"power={power:g} gives a class the log-probability {log_weights[occurs].min():g}, "
+                "too low for float32; use a smaller power"
             )
         super().__init__(np.where(occurs, weights / largest, 1) ** power * occurs, log_weights, device)

@@ -1,11 +1,13 @@
 """The house rules that can be read off the source: who imports whom, twins with equal arguments, documented kernels."""
 
 import ast
+import graphlib
 from pathlib import Path
 
 import pytest
 
 import sparsemax_nb
+from sparsemax_nb import internals
 
 from .helpers import assert_none
 
@@ -63,9 +65,9 @@ def module_parts(path):
     return parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts
 
 
-def imports_of(path, tree):
+def imports_of(path, tree, root=PACKAGE):
     """Every module that a file imports, absolute: ``("numba", "cuda")``; names from a module count as part of it."""
-    package = (PACKAGE.name, *path.relative_to(PACKAGE).parent.parts)
+    package = (root.name, *path.relative_to(root).parent.parts)
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (tuple(alias.name.split(".")) for alias in node.names)
@@ -121,6 +123,10 @@ def test_imports_that_must_not_be_are_seen():
     assert len(list(forbidden(PACKAGE / "core" / "device.py", tree))) == 1
 
 
+def test_no_file_is_longer_than_600_lines():
+    assert_none(f"{p.relative_to(PACKAGE)}: {n} lines" for p in FILES if (n := len(p.read_text().splitlines())) > 600)
+
+
 def test_the_walk_sees_all_forms_of_import():
     """The tests above are blind where this one fails."""
     source = (
@@ -132,6 +138,26 @@ def test_the_walk_sees_all_forms_of_import():
     assert [room_of(p) for p in (("cpu", "a"), ("midx",), ("cli",), ("__init__",), (), ("train", "x", "y"))] == [
         "cpu", "methods", "top", "top", "top", "train",
     ]  # fmt: skip
+
+
+BENCH = PACKAGE.parent / "bench"
+
+
+def test_benchmarks_have_no_import_cycle_and_use_public_names():
+    """Apart from public names, bench may only use what `sparsemax_nb.internals` exports."""
+    modules = {path.relative_to(BENCH.parent).with_suffix("").parts: path for path in BENCH.rglob("*.py")}
+    modules = {parts[:-1] if parts[-1] == "__init__" else parts: path for parts, path in modules.items()}
+    public = {(PACKAGE.name,)} | {(PACKAGE.name, name) for name in (*sparsemax_nb.__all__, "__version__")}
+    public |= {(PACKAGE.name, "internals", name) for name in internals.__all__}
+    graph, problems = {}, []
+    for module, path in modules.items():
+        targets = set(imports_of(path, ast.parse(path.read_text()), BENCH))
+        graph[module] = {t if t in modules else t[:-1] for t in targets} & modules.keys() - {module}
+        private = {t for t in targets if t[0] == PACKAGE.name} - public
+        problems += [f"{'.'.join(module)}: {'.'.join(t)} is not public" for t in private]
+    assert len(graph) > 30 and sum(map(len, graph.values())) > 100
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
+    assert_none(problems)
 
 
 # ---------------------------------------------------------------- twins

@@ -1,4 +1,4 @@
-"""What every public function says to odd arguments, and that callers' arrays stay as they are: kinds of fault, not single ones."""
+"""Odd arguments of every public function are refused with a clear error, and callers' arrays are not changed."""
 
 import copy
 import re
@@ -58,7 +58,10 @@ TAKES_INTEGERS = {
     "InvertedMultiIndex": (codes, CODES),
     "log_prob": (lambda i: s.UnigramSampler(np.arange(1, L + 1)).log_prob(H, i), IDS),
     "LSHSampler.log_prob": (lambda i: s.LSHSampler(W).log_prob(H, i), IDS),
-    "LogUniformSampler": (lambda r: s.LogUniformSampler(L, ranks=r).log_prob(H, IDS), np.arange(L, dtype=np.int32)[::-1].copy()),
+    "LogUniformSampler": (
+        lambda r: s.LogUniformSampler(L, ranks=r).log_prob(H, IDS),
+        np.arange(L, dtype=np.int32)[::-1].copy(),
+    ),
     "PackedDSSoftmax": (lambda *a: s.PackedDSSoftmax(H[:2], *a, W[:5], 9).top_k(H, 2), *PACKED),
     "step_rows": (rows, np.array([2, 0], np.int32)),
     "precision_at_k": (lambda i: metrics.precision_at_k(i, scipy.sparse.csr_matrix(np.eye(B, L)), 2), IDS),
@@ -66,7 +69,7 @@ TAKES_INTEGERS = {
     "popularity_ranks": (lambda t: metrics.popularity_ranks(np.arange(L), t), TARGETS),
     "unigram_perplexity": (lambda t: metrics.unigram_perplexity(np.arange(L), t), TARGETS),
     "decode": (lambda i: data.Vocabulary(list("abcdefghi")).decode(i), TARGETS),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", TAKES_INTEGERS)
@@ -160,7 +163,7 @@ MATRICES = {
     "psp_at_k": lambda m: metrics.psp_at_k(IDS, m, np.full(L, 0.5), 2),
     "Tfidf": lambda m: data.Tfidf(sublinear=False).fit_transform(m).toarray(),
     "DSSoftmax.fit": lambda m: (
-        train.DSSoftmax(n_experts=2, epochs=1, device="cpu", progress=False).fit(H, m).experts_.rows
+        train.DSSoftmax(n_experts=2, epochs=1, device="cpu", progress=False).fit(H, m).experts_.weights
     ),
 }
 
@@ -210,7 +213,7 @@ def test_labels_that_are_no_labels(name):
             MATRICES[name](spoil(PLAIN))
     broken = PLAIN.copy()
     broken.indices[1] = 1000
-    with pytest.raises(ValueError, match="is no valid CSR matrix"):
+    with pytest.raises(ValueError, match="is not a valid CSR matrix"):
         MATRICES[name](broken)
 
 
@@ -227,7 +230,11 @@ def test_a_file_is_written_from_unsorted_read_only_matrices(tmp_path):
 BOOKS = [np.ones((4, 8), np.float32)] * 2
 BAD_INDICES = {  # arguments of InvertedMultiIndex, error, message
     "code": ({"codes": np.full((10, 2), 4, np.int32)}, ValueError, r"codes must lie in \[0, 4\), got 4"),
-    "far code": ({"codes": np.full((10, 2), -(2**30), np.int32)}, ValueError, r"codes must lie in \[0, 4\), got -1073741824"),
+    "far code": (
+        {"codes": np.full((10, 2), -(2**30), np.int32)},
+        ValueError,
+        r"codes must lie in \[0, 4\), got -1073741824",
+    ),
     "shape": ({"codes": np.zeros((10, 3), np.int32)}, ValueError, r"codes must have shape \(L, 2\)"),
     "no codes": ({"codes": np.zeros((0, 2), np.int32)}, ValueError, "the number of classes"),
     "kind": ({"kind": "xx"}, ValueError, "kind must be one of 'rq', 'pq', got 'xx'"),
@@ -236,21 +243,21 @@ BAD_INDICES = {  # arguments of InvertedMultiIndex, error, message
     "books differ": ({"codebooks": [BOOKS[0], BOOKS[0][:3]]}, ValueError, r"codebooks\[1\] must have shape \(4, 8\)"),
     "NaN": ({"codebooks": [BOOKS[0], BOOKS[0] * np.nan]}, ValueError, r"codebooks\[1\] must be finite"),
     "float64": ({"codebooks": [BOOKS[0].astype(float)] * 2}, TypeError, r"codebooks\[0\] must be float32"),
-    "no classes": ({"residual": "exact"}, ValueError, "residual='exact' needs classes"),
-    "classes": ({"residual": "exact", "classes": np.ones((10, 7), np.float32)}, ValueError, "classes must have shape"),
+    "no classes": ({"residual": "exact"}, ValueError, "residual='exact' needs weights"),
+    "weights": ({"residual": "exact", "weights": np.ones((10, 7), np.float32)}, ValueError, "weights must have shape"),
     "popularity": ({"residual": "popularity", "popularity": np.ones(9)}, ValueError, "popularity must have shape"),
-    "weights": ({"weights": -np.ones(10)}, ValueError, "weights must not be negative"),
+    "class weights": ({"class_weights": -np.ones(10)}, ValueError, "class_weights must not be negative"),
     "metric": ({"metric": "x"}, TypeError, "metric must be two pairs of matrices or None"),
     "metric shape": ({"metric": [(W, W)] * 2}, ValueError, r"metric\[0\]\[0\] must have shape \(8, 8\)"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("changes", "error", "message"), BAD_INDICES.values(), ids=BAD_INDICES)
 def test_an_index_made_by_hand_is_checked(changes, error, message):
     good = {"codebooks": BOOKS, "codes": np.zeros((10, 2), np.int32), "kind": "rq", "residual": "uniform"}
-    s.InvertedMultiIndex(**good, popularity=None, weights=None, classes=None)
+    s.InvertedMultiIndex(**good, popularity=None, class_weights=None, weights=None)
     with pytest.raises(error, match=message):
-        s.InvertedMultiIndex(**{**good, "popularity": None, "weights": None, "classes": None, **changes})
+        s.InvertedMultiIndex(**{**good, "popularity": None, "class_weights": None, "weights": None, **changes})
 
 
 # ---------------------------------------------------------------- sizes, numbers, words
@@ -286,12 +293,12 @@ def test_sizes_are_bounded_before_anything_is_allocated(name):
 
 def test_a_result_of_many_rows_is_bounded():
     h = np.zeros((40_000, D), np.float32)
-    message = "rows = 40000 x {} = {} must make at most 2147483647 numbers at once, got {}; ask for fewer"
+    message = "rows = 40000 x {} = {} must be at most 2147483647 elements, got {}; reduce one of them"
     with pytest.raises(ValueError, match=message.format("k", 60000, 2400000000)):
         s.FullSoftmax(W).top_k(h, 60_000)
     with pytest.raises(ValueError, match=message.format("n_samples", 10**9, 40000 * 10**9)):
         s.UniformSampler(9).sample(h, 10**9, 0)
-    with pytest.raises(ValueError, match="rows = 3 x n_samples = 1000000000 must make at most"):
+    with pytest.raises(ValueError, match="rows = 3 x n_samples = 1000000000 must be at most"):
         s.InvertedMultiIndex.build(W, 2).sample(H, 10**9, 0)
 
 
@@ -342,17 +349,33 @@ def as_matrix(a):
 
 
 ODD_ARRAYS = {
-    "masked": (lambda a: np.ma.masked_array(a, np.ones(a.shape, bool)), TypeError, "h must be a plain array, got a MaskedArray; use h.filled"),
+    "masked": (
+        lambda a: np.ma.masked_array(a, np.ones(a.shape, bool)),
+        TypeError,
+        "h must be a plain array, got a MaskedArray; use h.filled",
+    ),
     "matrix": (as_matrix, TypeError, r"h must be a plain array, got a matrix; use np.asarray\(h\)"),
-    "complex": (lambda a: a.astype(np.complex64), TypeError, r"h must be float32(?: or bfloat16)?, got complex64; use h.real.astype"),
+    "complex": (
+        lambda a: a.astype(np.complex64),
+        TypeError,
+        r"h must be float32(?: or bfloat16)?, got complex64; use h.real.astype",
+    ),
     "object": (lambda a: a.astype(object), TypeError, "h must be float32(?: or bfloat16)?, got object"),
     "big-endian": (lambda a: a.astype(">f4"), TypeError, "h must be float32(?: or bfloat16)?, got >f4"),
-    "unaligned": (lambda a: np.frombuffer(b"x" + a.tobytes(), np.float32, offset=1).reshape(a.shape), ValueError, "h must begin at a multiple"),
+    "unaligned": (
+        lambda a: np.frombuffer(b"x" + a.tobytes(), np.float32, offset=1).reshape(a.shape),
+        ValueError,
+        "h must be aligned",
+    ),
     "backwards": (lambda a: a[::-1], ValueError, "h must be C-contiguous"),
     "list": (lambda a: a.tolist(), TypeError, r"h must be a NumPy or CUDA array, got list; use np.asarray\(h\)"),
-    "sparse": (scipy.sparse.csr_matrix, TypeError, r"h must be a NumPy or CUDA array, got csr_matrix; use h.toarray\(\)"),
+    "sparse": (
+        scipy.sparse.csr_matrix,
+        TypeError,
+        r"h must be a NumPy or CUDA array, got csr_matrix; use h.toarray\(\)",
+    ),
     "number": (lambda a: 1.5, TypeError, "h must be a NumPy or CUDA array, got float$"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("call", ["top_k", "cross entropy"])
@@ -382,7 +405,7 @@ def test_a_memory_mapped_array_is_an_array(tmp_path):
 def test_out_must_not_be_an_input():
     made, x = s.FixedFanIn.random(D, D, 2, 0), H.copy()
     before = x.tobytes()
-    with pytest.raises(ValueError, match="^out must not share memory with x; pass a new array$"):
+    with pytest.raises(ValueError, match="^out must not share memory with h; pass a new array$"):
         s.fixed_fan_in_forward(x, made, out=x)
     assert x.tobytes() == before
 
@@ -417,15 +440,15 @@ def test_a_read_only_layer_is_refused_before_anything_changes(frozen_part, has_s
         assert s.fixed_fan_in_step(H, thawed, PLAIN, "bce", s.Adam(0.1))[0] > 0
 
 
-@pytest.mark.parametrize("name", ["gate", "rows"])
+@pytest.mark.parametrize("name", ["gate", "weights"])
 def test_read_only_experts_are_refused_before_anything_changes(name):
     made, adam = s.SparseExperts.dense(W, 2, seed=0), s.Adam(0.1)
     made.step(H, TARGETS, adam)
     getattr(made, name).flags.writeable = False
-    before = made.gate.tobytes(), made.rows.tobytes(), made.steps, adam.state_of(made.gate).count
+    before = made.gate.tobytes(), made.weights.tobytes(), made.steps, adam.state_of(made.gate).count
     with pytest.raises(ValueError, match=f"^experts.{name} is written to but is read-only; use copy.deepcopy"):
         made.step(H, TARGETS, adam)
-    assert (made.gate.tobytes(), made.rows.tobytes(), made.steps, adam.state_of(made.gate).count) == before
+    assert (made.gate.tobytes(), made.weights.tobytes(), made.steps, adam.state_of(made.gate).count) == before
 
 
 @pytest.mark.parametrize("optimizer", [None, "adam", s.SGD(0.1), s.Adam])
@@ -446,7 +469,7 @@ METRICS = ["precision_at_k", "ndcg_at_k", "recall_at_k"]
 
 @pytest.mark.parametrize("name", METRICS)
 def test_metrics_name_what_is_wrong(name):
-    metric, ids, truth = getattr(train, name), np.zeros((2, 1), np.int32), scipy.sparse.csr_matrix(np.eye(2, 10))
+    metric, ids, truth = getattr(metrics, name), np.zeros((2, 1), np.int32), scipy.sparse.csr_matrix(np.eye(2, 10))
     assert metric(ids - 1, truth, 1) == 0
     for args, error, message in (
         (

@@ -46,15 +46,15 @@ def test_points_with_many_labels_are_not_counted():
 
 def test_pairs_that_occur_least_are_left_out_where_there_are_too_many(monkeypatch):
     whole = CoOccurrence(LABELS).counts.toarray()
-    monkeypatch.setattr(module, "ALWAYS", 60)
-    monkeypatch.setattr(module, "MOST_PAIRS", 2)
+    monkeypatch.setattr(module, "MIN_PAIR_LIMIT", 60)
+    monkeypatch.setattr(module, "MAX_PAIRS_PER_LABEL", 2)
     for at_once in (1 << 21, 10):  # all labels at once, and some at a time
-        monkeypatch.setattr(module, "AT_ONCE", at_once)
+        monkeypatch.setattr(module, "PRODUCTS_PER_CHUNK", at_once)
         few = CoOccurrence(LABELS)
         least = few.counts.data.min()
         assert np.triu(whole >= least).sum() == few.n_pairs <= 60 < np.triu(whole >= least - 1).sum()
         np.testing.assert_array_equal(few.counts.toarray(), whole * (whole >= least))
-    assert module.most_pairs(LABELS) == 60
+    assert module.max_pairs(LABELS) == 60
     assert few.extended(LABELS).counts.data.min() > least
 
 

@@ -1,4 +1,4 @@
-"""Every public name says what it does, takes, gives back and refuses, whence it comes, and how it is called."""
+"""Docstrings of public names: summary, parameters, results, errors, source and an example that runs."""
 
 import ast
 import dataclasses

@@ -7,12 +7,13 @@ import numba
 import numpy as np
 import pytest
 
-from sparsemax_nb import SGD, Adam, Labels, PackedDSSoftmax, SparseExperts, ds_softmax
+from sparsemax_nb import SGD, Adam, Labels, PackedDSSoftmax, SparseExperts, ds_softmax, sparse_experts
 from sparsemax_nb.core import checkpoint, formulas
 from sparsemax_nb.core.device import SIMULATOR
 from sparsemax_nb.core.experts import Experts, by_class, group
 from sparsemax_nb.core.sparse import as_targets
 from sparsemax_nb.reference import ds_softmax as reference
+from sparsemax_nb.reference import sparse_experts as training
 
 from .catalogue.ds_softmax import make_experts
 from .helpers import assert_close, integers, label_matrix, normal, on_other_device, threads
@@ -24,7 +25,7 @@ PENALTIES = {"class_lasso": 0.02, "expert_lasso": 0.03, "balance": 0.5}
 def problem(n_experts=3, n_rows=9, several=False):
     """Gate, experts (the second holds nothing), contexts, and targets, some of which no expert holds."""
     experts = make_experts(n_experts, N_CLASSES, WIDTH)
-    experts = experts._replace(rows=experts.rows / 2)
+    experts = experts._replace(weights=experts.weights / 2)
     targets = integers(5, 0, N_CLASSES, n_rows).astype(np.int32)
     if several:
         matrix = label_matrix(n_rows, N_CLASSES)
@@ -44,35 +45,35 @@ def made(backend, gate, experts, kind=SparseExperts):
 def objective(gate, rows, experts, h, targets, chosen, class_lasso, expert_lasso, balance):
     """What `step` makes small, in float64, for a choice of experts that is given."""
     labels = as_targets(targets, len(h), "cpu", N_CLASSES)
-    experts, n_experts = experts._replace(rows=rows), len(gate)
+    experts, n_experts = experts._replace(weights=rows), len(gate)
     probabilities, _, _ = reference.gate(h @ gate.T)
     values, groups = probabilities[np.arange(len(h)), chosen], group(chosen, experts.starts)
     scores = reference.scores(h[groups.order], groups, experts)
-    loss, _, _ = reference.cross_entropy(scores, values, labels, groups, experts, N_CLASSES, 1 / len(h))
-    load, _ = reference.balance(values, groups)
+    loss, _, _ = training.cross_entropy(scores, values, labels, groups, experts, N_CLASSES, 1 / len(h))
+    load, _ = training.balance(values, groups)
     squares = (rows**2).sum(1)
-    of_classes = reference.class_sums(squares, by_class(experts.ids, N_CLASSES))
+    of_classes = training.class_sums(squares, by_class(experts.ids, N_CLASSES))
     total = loss.mean() + balance * (n_experts * (load**2).sum() / load.sum() ** 2 - 1)
-    total += class_lasso * np.sqrt(squares / WIDTH + ds_softmax.EPSILON).sum()
-    return total + expert_lasso * np.sqrt(of_classes / (n_experts * WIDTH) + ds_softmax.EPSILON).sum()
+    total += class_lasso * np.sqrt(squares / WIDTH + sparse_experts.EPSILON).sum()
+    return total + expert_lasso * np.sqrt(of_classes / (n_experts * WIDTH) + sparse_experts.EPSILON).sum()
 
 
 def gradients(gate, experts, h, targets, class_lasso, expert_lasso, balance):
-    """The gradients of `objective` by gate and rows as the backends put them together, in float64; and the loss' mean."""
+    """The gradients of `objective` with respect to gate and weights as the backends combine them; the loss."""
     labels, n_experts = as_targets(targets, len(h), "cpu", N_CLASSES), len(gate)
     probabilities, chosen, values = reference.gate(h @ gate.T)
     groups = group(chosen, experts.starts)
     scores = reference.scores(h[groups.order], groups, experts)
-    loss, dvalues, dscores = reference.cross_entropy(scores, values, labels, groups, experts, N_CLASSES, 1 / len(h))
-    drows = reference.gradient_of_rows(dscores, h[groups.order], groups, experts)
-    _, dload = reference.balance(values, groups)
-    dlogits = reference.gate_backward(probabilities, chosen, dvalues, balance * dload)
-    squares = (experts.rows.astype(np.float64) ** 2).sum(1)
-    of_classes = reference.class_sums(squares, by_class(experts.ids, N_CLASSES))
+    loss, dvalues, dscores = training.cross_entropy(scores, values, labels, groups, experts, N_CLASSES, 1 / len(h))
+    drows = training.gradient_of_rows(dscores, h[groups.order], groups, experts)
+    _, dload = training.balance(values, groups)
+    dlogits = training.gate_backward(probabilities, chosen, dvalues, balance * dload)
+    squares = (experts.weights.astype(np.float64) ** 2).sum(1)
+    of_classes = training.class_sums(squares, by_class(experts.ids, N_CLASSES))
     still = formulas.Rates(0.0, 0.0, 0.0, 1.0)  # m becomes the gradient
-    moments = formulas.Moments(np.zeros(experts.rows.shape), np.zeros(experts.rows.shape))
-    penalties = class_lasso, expert_lasso, n_experts, ds_softmax.EPSILON
-    _, m, _, _ = reference.update(drows, experts.ids, of_classes, penalties, still, moments, experts.rows, squares)
+    moments = formulas.Moments(np.zeros(experts.weights.shape), np.zeros(experts.weights.shape))
+    penalties = class_lasso, expert_lasso, n_experts, sparse_experts.EPSILON
+    _, m, _, _ = training.update(drows, experts.ids, of_classes, penalties, still, moments, experts.weights, squares)
     return dlogits.T @ h, m, loss.mean()
 
 
@@ -84,18 +85,18 @@ def test_gradients_are_those_of_the_objective(several):
     gate, h, experts = (
         gate.astype(np.float64),
         h.astype(np.float64),
-        experts._replace(rows=experts.rows.astype(np.float64)),
+        experts._replace(weights=experts.weights.astype(np.float64)),
     )
     _, chosen, _ = reference.gate(h @ gate.T)
     assert len(set(chosen.tolist())) > 1
     dgate, drows, _ = gradients(gate, experts, h, targets, **PENALTIES)
-    for array, gradient in ((gate, dgate), (experts.rows, drows)):
+    for array, gradient in ((gate, dgate), (experts.weights, drows)):
         found = np.zeros(array.shape)
         for place in np.ndindex(array.shape):
             before, values = array[place], []
             for step in (1e-5, -1e-5):
                 array[place] = before + step
-                values.append(objective(gate, experts.rows, experts, h, targets, chosen, **PENALTIES))
+                values.append(objective(gate, experts.weights, experts, h, targets, chosen, **PENALTIES))
             array[place] = before
             found[place] = (values[0] - values[1]) / 2e-5
         assert np.abs(found - gradient).max() < 1e-6 * max(1, np.abs(gradient).max())
@@ -107,11 +108,11 @@ def test_step(backend, several):
     """Loss, gate and rows after two steps of Adam are those of the reference."""
     gate, experts, h, targets = problem(several=several)
     mixture, adam = made(backend, gate, experts), Adam(0.01)
-    wanted_gate, wanted_rows = gate.astype(np.float64), experts.rows.astype(np.float64)
+    wanted_gate, wanted_rows = gate.astype(np.float64), experts.weights.astype(np.float64)
     moments = {name: [np.zeros(a.shape)] * 2 for name, a in (("gate", gate), ("rows", wanted_rows))}
     for step in range(2):
         loss = mixture.step(on(backend, h), on(backend, targets), adam, **PENALTIES)
-        now = experts._replace(rows=wanted_rows)
+        now = experts._replace(weights=wanted_rows)
         dgate, drows, wanted = gradients(wanted_gate, now, h.astype(np.float64), targets, **PENALTIES)
         assert abs(loss - wanted) < 1e-5 * wanted
         rates = Adam(0.01)._rates(0.01, step + 1)
@@ -123,10 +124,10 @@ def test_step(backend, several):
             new.append(array - rates.step_size * m / (np.sqrt(v) + rates.epsilon))
         wanted_gate, wanted_rows = new
     # Adam divides by the gradient's size: where that is tiny, so is what float32 knows of it
-    for got, want in ((mixture.gate, wanted_gate), (mixture.rows, wanted_rows)):
+    for got, want in ((mixture.gate, wanted_gate), (mixture.weights, wanted_rows)):
         difference = np.abs(backend.numpy(got) - want)
         assert difference.max() < 1e-3 and np.median(difference) < 1e-6
-    assert mixture.steps == 2 and adam.state_of(mixture.rows).count == 2
+    assert mixture.steps == 2 and adam.state_of(mixture.weights).count == 2
 
 
 @pytest.mark.twins
@@ -146,7 +147,7 @@ def test_a_pruned_row_counts_like_a_row_of_zeros():
     rows = normal(1, N_CLASSES, WIDTH)
     rows[3:15] = 0
     full = SparseExperts.dense(rows - rows.mean(0), 1)
-    full.rows[...] = rows
+    full.weights[...] = rows
     kept = np.r_[:3, 15:N_CLASSES].astype(np.int32)
     starts = np.array([0, len(kept)], np.int32)
     pruned = SparseExperts(full.gate.copy(), starts, kept, rows[kept], N_CLASSES)
@@ -159,15 +160,15 @@ def test_prune(backend):
     starts, ids = np.array([0, 3, 3, 6], np.int32), np.array([0, 1, 2, 0, 1, 3], np.int32)
     rows = np.repeat(np.array([[0.5], [0.01], [0.02], [0.4], [0.005], [0.001]], np.float32), WIDTH, 1)
     mixture, adam = made(backend, normal(1, 3, WIDTH), Experts(starts, ids, rows)), Adam()
-    m, v = adam.state_of(mixture.rows).moments
+    m, v = adam.state_of(mixture.weights).moments
     m[...], v[...] = on(backend, rows + 1), on(backend, rows + 2)
-    adam.state_of(mixture.rows).count = 5
+    adam.state_of(mixture.weights).count = 5
     assert mixture.prune(0.03, adam) == 1
     kept = [0, 1, 2, 3, 5]  # of class 1 the larger row stays, though it is small
     assert backend.numpy(mixture.ids).tolist() == ids[kept].tolist()
     assert backend.numpy(mixture.starts).tolist() == [0, 3, 3, 5]
-    np.testing.assert_array_equal(backend.numpy(mixture.rows), rows[kept])
-    state = adam.state_of(mixture.rows)
+    np.testing.assert_array_equal(backend.numpy(mixture.weights), rows[kept])
+    state = adam.state_of(mixture.weights)
     assert state.count == 5
     np.testing.assert_array_equal(backend.numpy(state.moments.m), rows[kept] + 1)
     np.testing.assert_array_equal(backend.numpy(state.moments.v), rows[kept] + 2)
@@ -180,7 +181,7 @@ def test_split(backend):
     """Two of each expert, alike but for the gate, which answers like before where it was sure."""
     gate, experts, h, _ = problem(n_experts=3)
     mixture, adam = made(backend, gate, experts), Adam()
-    adam.state_of(mixture.rows).moments.m[...] = on(backend, 2 * experts.rows)
+    adam.state_of(mixture.weights).moments.m[...] = on(backend, 2 * experts.weights)
     adam.state_of(mixture.gate).moments.v[...] = on(backend, gate**2)
     mixture.split(adam, seed=3)
     assert mixture.n_experts == 6
@@ -191,8 +192,10 @@ def test_split(backend):
     for k in range(6):
         old, new = slice(*experts.starts[k // 2 : k // 2 + 2]), slice(*starts[k : k + 2])
         np.testing.assert_array_equal(backend.numpy(mixture.ids)[new], experts.ids[old])
-        np.testing.assert_array_equal(backend.numpy(mixture.rows)[new], experts.rows[old])
-        np.testing.assert_array_equal(backend.numpy(adam.state_of(mixture.rows).moments.m)[new], 2 * experts.rows[old])
+        np.testing.assert_array_equal(backend.numpy(mixture.weights)[new], experts.weights[old])
+        np.testing.assert_array_equal(
+            backend.numpy(adam.state_of(mixture.weights).moments.m)[new], 2 * experts.weights[old]
+        )
     np.testing.assert_array_equal(backend.numpy(adam.state_of(mixture.gate).moments.v), np.repeat(gate**2, 2, 0))
     again = made(backend, gate, experts)
     again.split(seed=3)
@@ -209,8 +212,8 @@ def test_an_expert_without_rows_of_the_batch_only_shrinks(backend):
     assert mixture.utilisation(on(backend, h)).tolist() == [1, 0]
     mixture.step(on(backend, h), on(backend, targets), Adam(0.001), class_lasso=1.0)
     other = slice(*experts.starts[1:3])
-    moved = backend.numpy(mixture.rows)[other] - experts.rows[other]
-    np.testing.assert_allclose(moved, -0.001 * np.sign(experts.rows[other]), atol=1e-5)
+    moved = backend.numpy(mixture.weights)[other] - experts.weights[other]
+    np.testing.assert_allclose(moved, -0.001 * np.sign(experts.weights[other]), atol=1e-5)
 
 
 # ---------------------------------------------------------------- answers
@@ -237,7 +240,7 @@ def test_many_queries_in_parts(monkeypatch):
     gate, experts, _, _ = problem()
     h, packed = normal(9, 50, WIDTH), PackedDSSoftmax(gate, *experts, N_CLASSES)
     whole = packed.top_k(h, 4)
-    monkeypatch.setattr(ds_softmax, "HELD", 20 * N_CLASSES)
+    monkeypatch.setattr(ds_softmax, "MAX_ELEMENTS", 20 * N_CLASSES)
     packed = PackedDSSoftmax(gate, *experts, N_CLASSES)
     for part, one in zip(packed.top_k(h, 4), whole, strict=True):
         np.testing.assert_allclose(part, one, atol=1e-6)
@@ -292,12 +295,12 @@ def test_save_and_load(backend, tmp_path, mapped):
     for a, b in zip(packed.top_k(h, 5), loaded.top_k(h, 5), strict=True):
         np.testing.assert_array_equal(backend.numpy(a), backend.numpy(b))
     if backend.device == "cpu":
-        base = loaded.rows
+        base = loaded.weights
         while base is not None and not isinstance(base, np.memmap):
             base = base.base
         assert isinstance(base, np.memmap) == mapped
         before = (tmp_path / "ds.safetensors").read_bytes()
-        loaded.rows[0] = 1  # a copy of the page
+        loaded.weights[0] = 1  # a copy of the page
         assert (tmp_path / "ds.safetensors").read_bytes() == before
 
 
@@ -309,17 +312,17 @@ def test_files_that_can_not_be_loaded(tmp_path, monkeypatch):
     packed.save(path)
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
-    with pytest.raises(checkpoint.ModelFileError, match="truncated or no safetensors"):
+    with pytest.raises(checkpoint.ModelFileError, match="truncated or not a safetensors"):
         PackedDSSoftmax.load(path)
     arrays = {"gate": gate} | experts._asdict()
     checkpoint.save(path, "classifier", arrays, {})
-    with pytest.raises(checkpoint.ModelFileError, match="holds a 'classifier' model, not 'ds-softmax'"):
+    with pytest.raises(checkpoint.ModelFileError, match="contains a 'classifier' model, not 'ds-softmax'"):
         PackedDSSoftmax.load(path)
     checkpoint.save(path, "ds-softmax", arrays | {"gate": gate.astype(np.float64)}, {"n_classes": N_CLASSES})
-    with pytest.raises(checkpoint.ModelFileError, match="does not hold a whole DS-Softmax .*float64"):
+    with pytest.raises(checkpoint.ModelFileError, match="does not contain a complete DS-Softmax .*float64"):
         PackedDSSoftmax.load(path, device="cpu")
     checkpoint.save(path, "ds-softmax", arrays | {"ids": experts.ids[::-1]}, {"n_classes": N_CLASSES})
-    with pytest.raises(checkpoint.ModelFileError, match="does not hold a whole DS-Softmax .*ascending"):
+    with pytest.raises(checkpoint.ModelFileError, match="does not contain a complete DS-Softmax .*ascend"):
         PackedDSSoftmax.load(path, device="cpu")
     monkeypatch.setattr(checkpoint, "VERSION", 99)
     packed.save(path)
@@ -330,7 +333,7 @@ def test_files_that_can_not_be_loaded(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("mapped", [False, True])
 def test_files_that_are_overwritten_in_place(tmp_path, mapped):
-    """Another model of the same shape, or garbage: starts and ids stay what was checked; without `mapped` the rows, too."""
+    """Another model of the same shape, or garbage: starts and ids stay as checked; unmapped weights, too."""
     gate, experts, _, _ = problem()
     packed, path, h = PackedDSSoftmax(gate, *experts, N_CLASSES), tmp_path / "ds.safetensors", normal(9, 20, WIDTH)
     packed.save(path)
@@ -350,17 +353,17 @@ def test_files_that_are_overwritten_in_place(tmp_path, mapped):
 def test_rows_that_are_not_finite_and_too_many_classes(tmp_path):
     gate, experts, _, _ = problem()
     path = tmp_path / "ds.safetensors"
-    wild = experts.rows.copy()
+    wild = experts.weights.copy()
     wild[3, 2] = np.inf
     arrays = {"gate": gate} | experts._asdict()
     for changed, n_classes, message in (
-        ({"rows": wild}, N_CLASSES, r"rows must be finite, got inf at \[3, 2\]"),
+        ({"weights": wild}, N_CLASSES, r"weights must be finite, got inf at \[3, 2\]"),
         ({"gate": gate * np.float32(np.nan)}, N_CLASSES, "gate must be finite"),
         ({}, 2**62, "n_classes must be between 1 and"),
         ({}, "5", "n_classes must be an integer"),
     ):
         checkpoint.save(path, "ds-softmax", arrays | changed, {"n_classes": n_classes})
-        with pytest.raises(checkpoint.ModelFileError, match=f"does not hold a whole DS-Softmax .*{message}"):
+        with pytest.raises(checkpoint.ModelFileError, match=f"does not contain a complete DS-Softmax .*{message}"):
             PackedDSSoftmax.load(path, device="cpu")
 
 
@@ -368,13 +371,13 @@ def test_rows_that_are_not_finite_and_too_many_classes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    ("change", "message"),
     [
         ({"gate": np.zeros((3, WIDTH))}, "gate must be float32, got float64"),
         ({"gate": np.zeros((0, WIDTH), np.float32)}, "n_experts .* must be at least 1"),
         ({"starts": np.zeros(3, np.int32)}, r"starts must have shape \(4,\)"),
         ({"starts": np.array([0, 9, 3, 20], np.int32)}, "starts must rise from 0 to"),
-        ({"rows": np.zeros((2, WIDTH), np.float32)}, "rows must have shape"),
+        ({"weights": np.zeros((2, WIDTH), np.float32)}, "weights must have shape"),
         ({"n_classes": 5}, r"ids must lie in \[0, 5\)"),
         ({"n_classes": 0}, "n_classes must be between 1 and 2147483647, got 0"),
     ],
@@ -410,11 +413,11 @@ def test_bad_queries(backend):
 def test_rows_that_are_not_finite(backend):
     gate, experts, h, targets = problem(n_rows=14)
     mixture = made(backend, gate, experts)
-    mixture.rows[...] = np.nan
+    mixture.weights[...] = np.nan
     for rows in (slice(None), slice(0, 3)):
-        with pytest.raises(ValueError, match="rows must be finite, got nan"):
+        with pytest.raises(ValueError, match="weights must be finite, got nan"):
             mixture.top_k(on(backend, h[rows]), 3)
-    with pytest.raises(ValueError, match="rows must be finite, got nan"):
+    with pytest.raises(ValueError, match="weights must be finite, got nan"):
         mixture.step(on(backend, h), on(backend, targets), Adam())
 
 
@@ -423,7 +426,7 @@ def test_scores_that_overflow(backend):
     if backend.device == "cuda" and SIMULATOR:
         pytest.skip("NumPy warns of the overflow in the simulator's threads")
     gate, experts, h, targets = problem(n_rows=40)
-    mixture = made(backend, gate, experts._replace(rows=experts.rows * np.float32(1e18)))
+    mixture = made(backend, gate, experts._replace(weights=experts.weights * np.float32(1e18)))
     for call in (lambda x: mixture.top_k(x, 3), lambda x: mixture.step(x, on(backend, targets), Adam())):
         with pytest.raises(FloatingPointError, match="scores of the experts overflowed"):
             call(on(backend, h * np.float32(1e21)))
@@ -432,7 +435,7 @@ def test_scores_that_overflow(backend):
 @pytest.mark.twins
 def test_bad_targets(backend):
     gate, experts, h, targets = problem()
-    mixture, before = made(backend, gate, experts), experts.rows.copy()
+    mixture, before = made(backend, gate, experts), experts.weights.copy()
     for wrong in (-1, N_CLASSES):
         targets[3] = wrong
         with pytest.raises(ValueError, match=rf"targets must lie in \[0, {N_CLASSES}\), got {wrong}"):
@@ -440,7 +443,7 @@ def test_bad_targets(backend):
     h[2, 1] = np.nan
     with pytest.raises(ValueError, match="h must be finite"):
         mixture.step(on(backend, h), on(backend, np.zeros(len(h), np.int32)), Adam())
-    np.testing.assert_array_equal(backend.numpy(mixture.rows), before)
+    np.testing.assert_array_equal(backend.numpy(mixture.weights), before)
     assert mixture.step(on(backend, h[:0]), on(backend, targets[:0]), Adam()) == 0
 
 
@@ -462,9 +465,9 @@ def test_bad_options_of_a_step(backend):
 
 def test_rows_that_can_not_be_written_to():
     gate, experts, _, _ = problem()
-    experts.rows.flags.writeable = False
+    experts.weights.flags.writeable = False
     PackedDSSoftmax(gate, *experts, N_CLASSES)  # to answer is all right
-    with pytest.raises(ValueError, match="rows is written to but is read-only"):
+    with pytest.raises(ValueError, match="weights is written to but is read-only"):
         SparseExperts(gate, *experts, N_CLASSES)
 
 
@@ -491,7 +494,7 @@ def test_queries_that_are_not_finite_meet_an_empty_expert(backend, n_rows):
 
 
 def test_dense_checks_its_classes():
-    with pytest.raises(ValueError, match="classes must be finite"):
+    with pytest.raises(ValueError, match="weights must be finite"):
         SparseExperts.dense(np.full((3, 2), np.nan, np.float32), 2)
     with pytest.raises(ValueError, match="n_experts must be at least 1"):
         SparseExperts.dense(np.zeros((3, 2), np.float32), 0)
@@ -500,7 +503,7 @@ def test_dense_checks_its_classes():
 
 
 def test_more_rows_than_int32_counts(monkeypatch):
-    monkeypatch.setattr("sparsemax_nb.ds_softmax.MOST_ROWS", 11)
+    monkeypatch.setattr("sparsemax_nb.ds_softmax.MAX_ROWS", 11)
     mixture = SparseExperts.dense(normal(1, 3, 2), 2)
     with pytest.raises(ValueError, match="the experts would have 12 rows together, more than 11"):
         mixture.split()

@@ -25,6 +25,7 @@ from sparsemax_nb.cpu import fixed_fan_in as cpu_backend
 from sparsemax_nb.cpu.losses import losses_and_slopes
 from sparsemax_nb.cuda import fixed_fan_in as cuda_backend
 from sparsemax_nb.reference import fixed_fan_in as reference
+from sparsemax_nb.reference import initialization
 
 from .conftest import DEVICES
 from .helpers import (
@@ -99,12 +100,12 @@ def test_reference_gradients_by_finite_differences(loss):
     layer = Layer(
         *(a.astype(np.float64) if a.dtype == np.float32 else a for a in layer_arrays(n_labels, n_inputs, fan_in))
     )
-    positives, kind = positives_of(label_matrix(n_rows, n_labels)), formulas.LOSSES[loss]
+    label_rows, kind = positives_of(label_matrix(n_rows, n_labels)), formulas.LOSSES[loss]
     nothing = formulas.Moments(np.zeros(0), np.zeros(0))
     rates = formulas.Rates(1.0, 0.0, 0.0, 0.0)  # a step of size 1: the gradient is old minus new
 
     def step(x, layer):
-        return reference.step(x, layer, positives, kind, formulas.SGD_KIND, rates, nothing, nothing)
+        return reference.step(x, layer, label_rows, kind, formulas.SGD_KIND, rates, nothing, nothing)
 
     def total(x, layer):
         return step(x, layer)[1].sum()
@@ -213,8 +214,8 @@ def test_labels_beyond_the_margin_have_no_gradient(backend, make_optimizer):
     fixed_fan_in_step(x, layer, place_labels(backend, matrix), "squared-hinge", optimizer)
     moments = [backend.numpy(m) for m in optimizer.state_of(layer.values).moments]
     layer.values[:], layer.bias[:] = 0, -2
-    nobody = scipy.sparse.csr_matrix((n_rows, n_labels), dtype=np.float32)
-    value, dx = fixed_fan_in_step(x, layer, place_labels(backend, nobody), "squared-hinge", optimizer)
+    no_labels = scipy.sparse.csr_matrix((n_rows, n_labels), dtype=np.float32)
+    value, dx = fixed_fan_in_step(x, layer, place_labels(backend, no_labels), "squared-hinge", optimizer)
     assert value == 0
     assert not backend.numpy(dx).any()
     after = copy_layer(layer)
@@ -244,13 +245,13 @@ def test_step_without_rows_or_positives(backend, loss):
     layer = make_layer(backend, 5, 7, 3)
     before = copy_layer(layer)
     empty = backend.array(np.zeros((0, 7), np.float32))
-    nobody = place_labels(backend, scipy.sparse.csr_matrix((0, 5), dtype=np.float32))
-    value, dx = fixed_fan_in_step(empty, layer, nobody, loss, SGD(1.0))
+    no_labels = place_labels(backend, scipy.sparse.csr_matrix((0, 5), dtype=np.float32))
+    value, dx = fixed_fan_in_step(empty, layer, no_labels, loss, SGD(1.0))
     assert (value, dx.shape) == (0, (0, 7))
     for got, want in zip(copy_layer(layer), before, strict=True):
         np.testing.assert_array_equal(got, want)
-    x, nobody = normal(3, 3, 7), scipy.sparse.csr_matrix((3, 5), dtype=np.float32)
-    value, _ = fixed_fan_in_step(backend.array(x), layer, place_labels(backend, nobody), loss, SGD(1.0))
+    x, no_labels = normal(3, 3, 7), scipy.sparse.csr_matrix((3, 5), dtype=np.float32)
+    value, _ = fixed_fan_in_step(backend.array(x), layer, place_labels(backend, no_labels), loss, SGD(1.0))
     scores = reference.forward(x, before)
     want = np.maximum(0, 1 + scores) ** 2 if loss == "squared-hinge" else np.logaddexp(0, scores)
     assert value == pytest.approx(want.sum() / 3, rel=1e-5)
@@ -263,14 +264,14 @@ def test_step_gives_the_same_bits_in_many_ranges_of_labels(group, monkeypatch):
     x, matrix = normal(1, n_rows, n_inputs), label_matrix(n_rows, n_labels, density=0.01)
 
     def run(held):
-        monkeypatch.setattr(blocks, "HELD", held)
+        monkeypatch.setattr(blocks, "MAX_ELEMENTS", held)
         kind, adam = GroupSharedFanIn if group else FixedFanIn, make_adam()
         layer = kind.random(n_labels, n_inputs, fan_in, *group, seed=5)
         results = [fixed_fan_in_step(x, layer, matrix, "squared-hinge", adam) for _ in range(2)]
         return [a.tobytes() for a in (layer.values, layer.bias, *(np.asarray(r) for pair in results for r in pair))]
 
     assert cpu_backend.workspace_shapes(n_rows, n_inputs, n_labels, fan_in)["active"][0] == (9, n_labels)
-    at_once = run(blocks.HELD)
+    at_once = run(blocks.MAX_ELEMENTS)
     assert run(1) == at_once
     assert cpu_backend.workspace_shapes(n_rows, n_inputs, n_labels, fan_in)["active"][0] == (9, cpu_backend.CHUNK)
 
@@ -304,7 +305,7 @@ def test_working_arrays_are_what_their_shapes_say(shape):
     with blocks.workspace(want) as work, blocks.workspace(want) as other:
         assert {name: (a.shape, a.dtype) for name, a in work._asdict().items()} == want
         assert all(a.ctypes.data % 64 == 0 for a in work if a.size)
-        assert not any(np.shares_memory(a, b) for a, b in zip(work, other, strict=True)), "nobody else's"
+        assert not any(np.shares_memory(a, b) for a, b in zip(work, other, strict=True)), "shared with no other call"
     with blocks.workspace(want) as again:
         assert again is work, "kept for the next call"
 
@@ -391,9 +392,9 @@ def test_same_bits_with_one_thread_and_two(call):
 def test_random_layer_is_the_same_everywhere(backend, n_labels, n_inputs, fan_in, seed):
     layer = FixedFanIn.random(n_labels, n_inputs, fan_in, seed, device=backend.device)
     indices, values, bias = map(backend.numpy, layer.arrays)
-    np.testing.assert_array_equal(indices, reference.random_connections(seed, n_inputs, n_labels, fan_in))
+    np.testing.assert_array_equal(indices, initialization.random_connections(seed, n_inputs, n_labels, fan_in))
     scale = np.float32(1 / np.sqrt(fan_in))
-    np.testing.assert_array_equal(values, reference.random_values(seed, rng.WEIGHTS, scale, (n_labels, fan_in)))
+    np.testing.assert_array_equal(values, initialization.random_values(seed, rng.WEIGHTS, scale, (n_labels, fan_in)))
     np.testing.assert_array_equal(bias, np.zeros(n_labels, np.float32))
     assert (np.diff(indices, axis=1) > 0).all(), "ascending, no input twice"
     assert indices.min() >= 0
@@ -404,7 +405,7 @@ def test_random_layer_is_the_same_everywhere(backend, n_labels, n_inputs, fan_in
 
 
 def test_random_connections_are_uniform():
-    """All 56 choices of 3 inputs out of 8 are equally likely, and no place of the list prefers a weight."""
+    """All 56 choices of 3 inputs out of 8 are equally likely, and no position in the list prefers a weight."""
     layer = FixedFanIn.random(n_labels=22400, n_inputs=8, fan_in=3, seed=11)
     choices, counts = np.unique(layer.indices, axis=0, return_counts=True)
     assert len(choices) == 56

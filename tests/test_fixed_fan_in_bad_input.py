@@ -22,10 +22,10 @@ from .helpers import copy_layer, label_matrix, make_layer, normal, on_other_devi
 
 B, H, L, K = 3, 7, 5, 3
 CALLS = {
-    "forward": lambda a: fixed_fan_in_forward(a.x, a.layer, out=a.out),
-    "backward": lambda a: fixed_fan_in_backward(a.x, a.layer, a.dscores),
-    "top_k": lambda a: fixed_fan_in_top_k(a.x, a.layer, a.k),
-    "step": lambda a: fixed_fan_in_step(a.x, a.layer, a.labels, a.loss, a.optimizer),
+    "forward": lambda a: fixed_fan_in_forward(a.h, a.layer, out=a.out),
+    "backward": lambda a: fixed_fan_in_backward(a.h, a.layer, a.dscores),
+    "top_k": lambda a: fixed_fan_in_top_k(a.h, a.layer, a.k),
+    "step": lambda a: fixed_fan_in_step(a.h, a.layer, a.labels, a.loss, a.optimizer),
 }
 
 
@@ -33,11 +33,11 @@ CALLS = {
 def good(backend):
     """Arguments that all functions accept, on the device of `backend`; an optimizer that has taken a step."""
     layer, adam = make_layer(backend, L, H, K), Adam()
-    x, labels = backend.array(normal(1, B, H)), place_labels(backend, label_matrix(B, L))
+    h, labels = backend.array(normal(1, B, H)), place_labels(backend, label_matrix(B, L))
     dscores = backend.array(normal(2, B, L))
-    fixed_fan_in_step(x, layer, labels, "bce", adam)
+    fixed_fan_in_step(h, layer, labels, "bce", adam)
     return SimpleNamespace(
-        backend=backend, layer=layer, x=x, dscores=dscores, labels=labels, k=2, loss="bce", optimizer=adam, out=None
+        backend=backend, layer=layer, h=h, dscores=dscores, labels=labels, k=2, loss="bce", optimizer=adam, out=None
     )
 
 
@@ -109,7 +109,7 @@ BAD_NUMBERS = {
     ),
     "inf": (lambda a, b: with_entry(a, (2, 0), -np.inf), ValueError, r"^{0} must be finite, got -inf at \[2, 0\]"),
 }
-SHAPES = {"x": f"B, {H}", "dscores": f"{B}, {L}", "out": f"{B}, {L}"}
+SHAPES = {"h": f"B, {H}", "dscores": f"{B}, {L}", "out": f"{B}, {L}"}
 
 
 def each(*tables):
@@ -127,7 +127,7 @@ def check_array(good, call, name, wrong):
 @pytest.mark.parametrize("call", CALLS)
 @each(BAD_ARRAYS, NOT_ARRAYS, BAD_NUMBERS)
 def test_x(good, call, wrong):
-    check_array(good, call, "x", wrong)
+    check_array(good, call, "h", wrong)
 
 
 @each(BAD_ARRAYS, NOT_ARRAYS, BAD_NUMBERS)
@@ -142,8 +142,8 @@ def test_out(good, wrong):
 
 def test_mixed_devices_names_each_array(good):
     here, there = good.backend.device, {"cpu": "cuda", "cuda": "cpu"}[good.backend.device]
-    good.x = on_other_device(good.backend, good.backend.numpy(good.x))
-    refuses(good, "forward", TypeError, f"got x on {there}, layer on {here}; move them with backend.asarray$")
+    good.h = on_other_device(good.backend, good.backend.numpy(good.h))
+    refuses(good, "forward", TypeError, f"got h on {there}, layer on {here}; move them with cupy.asarray")
 
 
 def read_only(array):
@@ -154,9 +154,9 @@ def read_only(array):
 
 def test_read_only_arrays(good):
     """Read-only inputs are welcome, read-only outputs are not."""
-    if not isinstance(good.x, np.ndarray):
+    if not isinstance(good.h, np.ndarray):
         pytest.skip("arrays on a device have no such flag")
-    good.x = read_only(good.x)
+    good.h = read_only(good.h)
     good.out = read_only(CALLS["forward"](good))
     refuses(good, "forward", ValueError, r"^out is written to but is read-only; pass a copy: out.copy\(\)$")
 
@@ -271,7 +271,7 @@ def test_label_matrices_of_any_form_are_legal(form):
 
 @pytest.mark.parametrize("call", CALLS)
 def test_no_rows_are_legal(good, call):
-    good.x, good.dscores = good.x[:0], good.dscores[:0]
+    good.h, good.dscores = good.h[:0], good.dscores[:0]
     good.labels = place_labels(good.backend, scipy.sparse.csr_matrix((0, L), dtype=np.float32))
     result = CALLS[call](good)
     shapes = {"forward": [(0, L)], "backward": [(0, H), (L, K), (L,)], "top_k": [(0, 2)] * 2, "step": [(), (0, H)]}
@@ -307,7 +307,7 @@ def test_top_k_notices_nan_in_the_layer(good, where, labels, k):
     """Also where enough other labels have good scores: a label that is NaN must not vanish from all results."""
     getattr(good.layer, where)[labels] = np.nan
     good.k = k
-    refuses(good, "top_k", ValueError, "^layer gives NaN scores: its values or bias hold NaN or infinity$")
+    refuses(good, "top_k", ValueError, "^layer gives NaN scores: its values or bias contain NaN or infinity$")
 
 
 @pytest.mark.parametrize("bad", [0, 20, 33, 34, 66])
@@ -345,7 +345,7 @@ BAD_LAYERS = {  # n_inputs, changes, error, message
     ),
     "repeated index": (
         7, {"indices": lambda a: with_entry(a, (1, 1), 5)}, ValueError,
-        "^indices must not repeat an input inside one label"
+        "^indices must not repeat an input within one label"
     ),
     "fan-in above inputs": (1, {}, ValueError, FAN_IN.format(1, 1, 2)),
     "no connections": (
@@ -405,7 +405,7 @@ def test_layer_that_can_not_be_trained(name):
         (
             {"n_labels": 2**31 - 1, "n_inputs": 2**20, "fan_in": 2**20},
             ValueError,
-            "^n_labels = 2147483647 x fan_in = 1048576 must make at most 1099511627776 numbers at once, got ",
+            "^n_labels = 2147483647 x fan_in = 1048576 must be at most 1099511627776 elements, got ",
         ),
         ({"n_labels": 1.5}, TypeError, "^n_labels must be an integer, got float 1.5"),
         ({"n_inputs": 0}, ValueError, "^n_inputs must be between 1 and"),

@@ -50,7 +50,7 @@ def expected(h, w, targets, bias):
 )
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_equals_reference(backend, monkeypatch, cuts, plan, multi_label):
-    for name, value in zip(("HELD", "MOST_ROWS", "FEWEST_ROWS"), cuts, strict=True):
+    for name, value in zip(("MAX_ELEMENTS", "MAX_ROWS", "MIN_ROWS"), cuts, strict=True):
         monkeypatch.setattr(full_softmax, name, value)
     assert full_softmax._plan(7, 23, 23) == plan
     h, w, targets, bias = problem()
@@ -105,7 +105,7 @@ def test_large_logits_do_not_overflow(backend):
 @pytest.mark.parametrize("n_classes", [1, 1000, 262_145, 10**7])
 def test_what_is_held_is_bounded(n_rows, n_classes):
     plan = full_softmax._plan(n_rows, n_classes, n_classes)
-    logits, sums = plan.rows * (n_classes if plan.held else plan.classes), min(16, plan.rows) * plan.classes
+    logits, sums = plan.rows * (n_classes if plan.keeps_logits else plan.classes), min(16, plan.rows) * plan.classes
     assert logits <= 1 << 24 and sums <= 1 << 22
 
 
@@ -113,7 +113,7 @@ def test_weights_of_infinity_are_refused():
     """They may leave the loss finite, but not the gradient."""
     h, w = np.ones((1, 2), np.float32), np.ones((3, 2), np.float32)
     w[1] = -np.inf
-    with pytest.raises(ValueError, match="w must be finite, got -inf at .1, 0."):
+    with pytest.raises(ValueError, match="weights must be finite, got -inf at .1, 0."):
         softmax_cross_entropy(h, w, np.zeros(1, np.int32))
 
 
@@ -158,7 +158,7 @@ def test_ignore_index(backend):
 )
 def test_bfloat16(backend, monkeypatch, cuts, plan):
     """Computed from the very numbers that the inputs are; the gradients are float32."""
-    for name, value in zip(("HELD", "WIDENED", "FEWEST_ROWS"), (*cuts, 5), strict=True):
+    for name, value in zip(("MAX_ELEMENTS", "MAX_WIDENED", "MIN_ROWS"), (*cuts, 5), strict=True):
         monkeypatch.setattr(full_softmax, name, value)
     assert full_softmax._plan(7, 23, cuts[1] // 5) == plan
     h, w, targets, bias = problem()
@@ -185,14 +185,14 @@ def test_bfloat16_is_no_other_result(backend):
 def test_neither_logits_nor_widened_weights_are_stored(monkeypatch, dtype):
     h, w, targets, bias = problem(n_rows=24, n_classes=40_000, width=64)
     h, w = h.astype(dtype), w.astype(dtype)
-    for name, value in (("HELD", 1 << 18), ("FEWEST_ROWS", 4), ("WIDENED", 1 << 19)):
+    for name, value in (("MAX_ELEMENTS", 1 << 18), ("MIN_ROWS", 4), ("MAX_WIDENED", 1 << 19)):
         monkeypatch.setattr(full_softmax, name, value)
     softmax_cross_entropy(h, w, targets, bias)  # compile
     tracemalloc.start()
     _, *gradients = softmax_cross_entropy(h, w, targets, bias)
     peak = tracemalloc.get_traced_memory()[1] - sum(a.nbytes for a in gradients)
     tracemalloc.stop()
-    assert 4 * (full_softmax.HELD + (dtype != np.float32) * full_softmax.WIDENED) < peak < 9 << 19
+    assert 4 * (full_softmax.MAX_ELEMENTS + (dtype != np.float32) * full_softmax.MAX_WIDENED) < peak < 9 << 19
     assert w.size * 4 > 9 << 20  # a copy of the widened weights; the logits: 3.7 MiB
 
 
@@ -200,13 +200,18 @@ def test_neither_logits_nor_widened_weights_are_stored(monkeypatch, dtype):
     ("place", "change", "error", "message"),
     [
         (0, lambda a: np.full_like(a, np.nan), ValueError, "h must be finite"),
-        (1, lambda a: np.full_like(a, np.nan), ValueError, "w must be finite"),
+        (1, lambda a: np.full_like(a, np.nan), ValueError, "weights must be finite"),
         (3, lambda a: np.full_like(a, np.nan), ValueError, "bias must be finite"),
         (0, lambda a: a.astype(np.float64), TypeError, "h must be float32 or bfloat16, got float64"),
         (0, lambda a: a[:, 1:].copy(), ValueError, "h must have shape"),
         (3, lambda a: a[1:].copy(), ValueError, "bias must have shape"),
         (0, lambda a: a.astype(ml_dtypes.bfloat16), TypeError, "same dtype, got bfloat16 and float32; use h.astype"),
-        (1, lambda a: a.astype(np.float16), TypeError, "w must be float32 or bfloat16, got float16; use w.astype"),
+        (
+            1,
+            lambda a: a.astype(np.float16),
+            TypeError,
+            "weights must be float32 or bfloat16, got float16; use weights.astype",
+        ),
         (2, lambda a: a.astype(float), TypeError, "targets must hold integers, got float64"),
         (2, lambda a: np.full_like(a, 23), ValueError, r"targets must lie in \[0, 23\) or be -1, got 23"),
         (2, lambda a: np.full_like(a, -2), ValueError, r"targets must lie in \[0, 23\) or be -1, got -2"),
@@ -281,7 +286,7 @@ def sorted_ranks(logits, targets):
 @pytest.mark.parametrize("held", [1 << 24, 70, 23, 1])  # all rows at once, three, one; fewer than the classes
 @pytest.mark.parametrize("ties", [False, True])
 def test_ranks_equal_reference(backend, monkeypatch, held, ties):
-    monkeypatch.setattr(full_softmax, "HELD", held)
+    monkeypatch.setattr(full_softmax, "MAX_ELEMENTS", held)
     h, w, targets, _ = problem()
     if ties:
         h, w = integers(1, -1, 2, 7, 5), integers(2, -1, 2, 23, 5)
@@ -327,7 +332,7 @@ def test_few_rows_and_one_class(backend, n_rows):
 
 def test_ranks_hold_few_logits(monkeypatch):
     h, w, targets, _ = problem(n_rows=24, n_classes=40_000, width=64)
-    monkeypatch.setattr(full_softmax, "HELD", 1 << 17)
+    monkeypatch.setattr(full_softmax, "MAX_ELEMENTS", 1 << 17)
     targets = abs(targets)
     target_ranks(h, w, targets)  # compile
     tracemalloc.start()
@@ -339,7 +344,7 @@ def test_ranks_hold_few_logits(monkeypatch):
 
 @pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="needs two threads")
 def test_ranks_are_the_same_bits_with_one_thread_and_two(monkeypatch):
-    monkeypatch.setattr(full_softmax, "HELD", 1 << 14)
+    monkeypatch.setattr(full_softmax, "MAX_ELEMENTS", 1 << 14)
     h, w, targets, _ = problem(n_rows=33, n_classes=1000)
 
     def bits(n_threads):
@@ -353,9 +358,9 @@ def test_ranks_are_the_same_bits_with_one_thread_and_two(monkeypatch):
     ("place", "change", "error", "message"),
     [
         (0, lambda a: np.full_like(a, np.nan), ValueError, "h must be finite"),
-        (1, lambda a: np.where(a == a[3, 2], np.nan, a), ValueError, r"w must be finite, got nan at \[3, 2\]"),
+        (1, lambda a: np.where(a == a[3, 2], np.nan, a), ValueError, r"weights must be finite, got nan at \[3, 2\]"),
         (0, lambda a: a.astype(np.float64), TypeError, "h must be float32, got float64"),
-        (1, lambda a: a.astype(np.float64), TypeError, "w must be float32, got float64"),
+        (1, lambda a: a.astype(np.float64), TypeError, "weights must be float32, got float64"),
         (0, lambda a: a[:, 1:].copy(), ValueError, r"h must have shape \(B, 5\)"),
         (1, lambda a: a[:0], ValueError, "n_classes .* must be at least 1, got 0"),
         (2, lambda a: a[1:].copy(), ValueError, r"targets must have shape \(7,\)"),
@@ -387,5 +392,5 @@ def test_ranks_of_logits_that_overflow(sign, where):
     with pytest.raises(FloatingPointError, match="overflowed"):
         target_ranks(h, w, np.zeros(1, np.int32))
     w[where] = sign * np.inf
-    with pytest.raises(ValueError, match=r"w must be finite, got -?inf at"):
+    with pytest.raises(ValueError, match=r"weights must be finite, got -?inf at"):
         target_ranks(h, w, np.zeros(1, np.int32))

@@ -1,4 +1,4 @@
-"""The short form of ``python -m tests.fuzz.calls``: it knows every public name, a few calls of each pass, faults are seen."""
+"""The short form of ``python -m tests.fuzz.calls``: every public name is covered, a few calls pass, faults are seen."""
 
 import warnings
 

@@ -22,8 +22,7 @@ from sparsemax_nb import (
 from sparsemax_nb.core import formulas, rng
 from sparsemax_nb.core.device import device_of
 from sparsemax_nb.cpu import bfloat16 as cpu_backend
-from sparsemax_nb.reference import bfloat16, rewiring
-from sparsemax_nb.reference import fixed_fan_in as plain
+from sparsemax_nb.reference import bfloat16, initialization, rewiring
 
 from .helpers import (
     assert_close,
@@ -102,7 +101,7 @@ def test_groups_of_one_are_the_plain_layer(backend, loss):
 
 
 def test_step_learns_as_well_in_bfloat16():
-    """A rate below half a unit in the last place: as fast as in float32, where rounding to the nearest would get stuck."""
+    """Updates below half a unit in the last place make progress as in float32; rounding to nearest would get stuck."""
     x, matrix = normal(1, 32, 64), label_matrix(32, 40, density=0.1)
 
     def final_loss(dtype, nearest=False):
@@ -125,8 +124,8 @@ def test_labels_beyond_the_margin_change_no_bit(backend):
     layer = make(backend, "bfloat16")
     layer.arrays.values[...], layer.bias[:] = 0, -2
     layer.arrays.values[0, :] = 0x8000  # -0
-    nobody = place_labels(backend, label_matrix(B, L, density=0))
-    value, dx = fixed_fan_in_step(backend.array(normal(1, B, H)), layer, nobody, "squared-hinge", SGD(0.5))
+    no_labels = place_labels(backend, label_matrix(B, L, density=0))
+    value, dx = fixed_fan_in_step(backend.array(normal(1, B, H)), layer, no_labels, "squared-hinge", SGD(0.5))
     assert value == 0
     assert not backend.numpy(dx).any()
     assert not weights_of(backend, layer).any()
@@ -153,7 +152,7 @@ def test_rounding_is_right_on_average(backend):
 
 
 def test_rounding_of_special_numbers():
-    """What bfloat16 holds stays; infinity stays infinity; NaN stays NaN, also one that the upper half would not show."""
+    """Numbers of bfloat16, infinity and NaN are kept, also a NaN whose upper half looks like infinity."""
     exact = np.float32([0, -0.0, 1, -1.5, np.inf, -np.inf, 2.0**-126])
     for step in range(20):
         rounding = rng.Rounding(np.uint64(3), np.uint64(step))
@@ -234,7 +233,9 @@ def test_rewire_replaces_the_weakest_slots_of_groups(backend, dtype):
 def test_rewire_refuses_what_a_group_can_not_give():
     layer = GroupSharedFanIn.random(8, 6, 4, 4, seed=1)
     before = layer.indices.copy()
-    with pytest.raises(ValueError, match=r"fraction is too large: group \d would need 4 redraws and has 2 free inputs"):
+    with pytest.raises(
+        ValueError, match=r"fraction is too large: group \d would need 4 new inputs and has 2 free ones"
+    ):
         rewire(layer, 1.0, seed=1)
     np.testing.assert_array_equal(layer.indices, before)
 
@@ -246,9 +247,11 @@ def test_rewire_refuses_what_a_group_can_not_give():
 @DTYPES
 def test_random_layer_is_the_same_everywhere(backend, dtype):
     layer = GroupSharedFanIn.random(L, H, K, G, seed=2**64 - 1, dtype=dtype, device=backend.device)
-    np.testing.assert_array_equal(backend.numpy(layer.indices), plain.random_connections(2**64 - 1, H, -(-L // G), K))
+    np.testing.assert_array_equal(
+        backend.numpy(layer.indices), initialization.random_connections(2**64 - 1, H, -(-L // G), K)
+    )
     scale = np.float32(1 / np.sqrt(K))
-    values = plain.random_values(2**64 - 1, rng.WEIGHTS, scale, (L, K)).astype(layer.values.dtype)
+    values = initialization.random_values(2**64 - 1, rng.WEIGHTS, scale, (L, K)).astype(layer.values.dtype)
     np.testing.assert_array_equal(backend.numpy(layer.arrays.values), values.view(layer.arrays.values.dtype))
     assert layer.nbytes == 4 * 4 * K + layer.values.itemsize * L * K + 4 * L
     assert (layer.n_labels, layer.n_inputs, layer.fan_in, layer.group_size) == (L, H, K, G)
@@ -276,12 +279,12 @@ def test_layer_holds_the_arrays_it_was_given():
         ({"group_size": L + 1}, ValueError, rf"group_size must be between 1 and {L} \(n_labels = {L}\), got {L + 1}"),
         ({"group_size": 0}, ValueError, "group_size must be between 1"),
         ({"group_size": 2.0}, TypeError, "group_size must be an integer"),
-        ({"group_size": 5}, ValueError, "indices must have a row for each group, 3 for 14 labels in groups of 5, got 4"),
+        ({"group_size": 5}, ValueError, "indices must have one row per group, 3 for 14 labels in groups of 5, got 4"),
         ({"values": np.zeros((L, K), np.float64)}, TypeError, "values must be float32, got float64"),
         ({"values": np.zeros((L, K), np.float16)}, TypeError, "values must be float32, got float16"),
         ({"values": np.zeros((L, K + 1), np.float32)}, ValueError, "values must have shape"),
         ({"bias": np.zeros(L - 1, np.float32)}, ValueError, "bias must have shape"),
-        ({"indices": np.zeros((4, K), np.int32)}, ValueError, "must not repeat an input inside one group"),
+        ({"indices": np.zeros((4, K), np.int32)}, ValueError, "must not repeat an input within one group"),
         ({"indices": np.full((4, K), H, np.int32)}, ValueError, rf"indices must lie in \[0, {H}\)"),
         ({"n_inputs": K - 1}, ValueError, "fan-in"),
         ({"seed": -1}, ValueError, "seed must be"),
@@ -316,7 +319,7 @@ def test_bad_calls_leave_the_layer_alone(backend):
     before = backend.numpy(layer.arrays.values)
     cases = [
         (lambda: fixed_fan_in_forward(on_other_device(backend, x), layer), TypeError, "one device"),
-        (lambda: fixed_fan_in_forward(backend.array(normal(1, B, H + 1)), layer), ValueError, "x must have shape"),
+        (lambda: fixed_fan_in_forward(backend.array(normal(1, B, H + 1)), layer), ValueError, "h must have shape"),
         (lambda: fixed_fan_in_top_k(x, layer, L + 1), ValueError, "k must be between 1 and 14"),
         (lambda: fixed_fan_in_step(x, layer, labels, "softmax", Adam()), ValueError, "loss must be one of"),
         (lambda: fixed_fan_in_step(x, layer, labels, "bce", "adam"), TypeError, "optimizer must be Adam or SGD"),

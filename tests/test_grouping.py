@@ -27,7 +27,7 @@ def test_order_equals_reference(n_labels, group_size):
 
 
 def planted(n_topics=12, size=8, points=30, seed=0):
-    """Topics with words of their own; the labels of a topic occur with its words. (features, labels, topic of each label)."""
+    """Topics with words of their own, and labels that occur with them: (features, labels, topic of each label)."""
     random = np.random.default_rng(seed)
     topics = random.permutation(np.repeat(np.arange(n_topics), size))
     labels = np.repeat(np.arange(n_topics * size), points)
@@ -50,7 +50,7 @@ def test_finds_planted_topics(dense, monkeypatch):
     random = topics[group_labels(features, labels, 8, by="random")].reshape(-1, 8)
     assert (random[:, :, None] == random[:, None, :]).mean() < 0.3
     if dense:
-        monkeypatch.setattr(module, "POINTS", 100)
+        monkeypatch.setattr(module, "POINTS_PER_CHUNK", 100)
         np.testing.assert_array_equal(group_labels(features.toarray(), labels, 8), order)
 
 
@@ -61,8 +61,8 @@ def test_labels_without_points_come_last():
     order = group_labels(features, labels.tocsr(), 2)
     assert order.dtype == np.int32
     assert order[-2:].tolist() == [1, 4]
-    nobody = scipy.sparse.csr_matrix((20, 9))
-    np.testing.assert_array_equal(group_labels(features, nobody, 2), np.arange(9))
+    no_labels = scipy.sparse.csr_matrix((20, 9))
+    np.testing.assert_array_equal(group_labels(features, no_labels, 2), np.arange(9))
 
 
 def test_by_frequency_and_at_random():

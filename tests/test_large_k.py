@@ -1,4 +1,4 @@
-"""Top-k with many results: sorted from score rows, in the order of the short lists; how much memory, which k are refused."""
+"""Top-k with large k: the order of the short lists, the memory it takes, and which k are refused."""
 
 import math
 
@@ -21,7 +21,7 @@ from sparsemax_nb.cpu import top_k as cpu_top_k
 from sparsemax_nb.cuda import top_k as cuda_top_k
 from sparsemax_nb.reference import full_softmax
 from sparsemax_nb.reference import top_k as reference
-from sparsemax_nb.train.layers import top_k_of_scores
+from sparsemax_nb.train.outputs import top_k_of_scores
 
 from .helpers import integers, layer_arrays, normal, place_layer, shared_arrays, threads
 
@@ -87,7 +87,7 @@ def test_softmax_layers(backend, k):
 @pytest.mark.parametrize("k", [140, L + 10])
 def test_experts(backend, monkeypatch, at_once, k):
     """The second of two experts holds fewer classes than k: the rest is padding."""
-    monkeypatch.setattr(ds_softmax, "ENOUGH_ROWS", 1 if at_once else 9)
+    monkeypatch.setattr(ds_softmax, "MIN_ROWS_PER_EXPERT", 1 if at_once else 9)
     n_rows = 3
     h, rows = queries(n_rows), integers(2, -2, 3, L + 9, D)
     gate = np.array([[9], [-9]], np.float32) * (np.arange(D) == 0).astype(np.float32)
@@ -104,7 +104,7 @@ def test_experts(backend, monkeypatch, at_once, k):
 
 @pytest.mark.parametrize("k", [10, 64, 65, 140, 200])
 def test_numbers_of_every_kind(backend, k):
-    """NaN first, both zeros alike, minus infinity is nothing: as by insertion, for any k. Also columns in descending order."""
+    """NaN first, both zeros equal, minus infinity as padding: as by insertion, for any k, also in descending rows."""
     scores = integers(1, -9, 10, 4, 200)
     scores[0, [5, 7, 100]], scores[1, 11], scores[1, ::3] = np.nan, np.inf, -np.inf
     scores[2] = np.where(np.arange(200) % 2, 0.0, -0.0) * (np.arange(200) != 9)
@@ -113,7 +113,7 @@ def test_numbers_of_every_kind(backend, k):
     for row, found, best in zip(scores, ids, got, strict=True):
         order = np.lexsort((np.arange(200), -row, ~np.isnan(row)))[:k]
         n_nan = np.isnan(row[order]).sum()
-        if k <= cuda_top_k.INSERTED:  # merged lists on CUDA leave the order of NaN open
+        if k <= cuda_top_k.MAX_INSERTED:  # merged lists on CUDA leave the order of NaN open
             found[:n_nan].sort()
         np.testing.assert_array_equal(found, np.where(row[order] == -np.inf, -1, order))
         np.testing.assert_array_equal(best, row[order])
@@ -130,9 +130,9 @@ def test_some_rows_at_a_time(backend, monkeypatch):
 
     want = answers()
     for module in (cpu_top_k, lists, baselines):
-        monkeypatch.setattr(module, "HELD", 17 * L)
-    monkeypatch.setattr(cuda_top_k, "HELD", 3 * L)
-    monkeypatch.setattr(cuda_top_k, "SORTED", 2 * L)
+        monkeypatch.setattr(module, "MAX_ELEMENTS", 17 * L)
+    monkeypatch.setattr(cuda_top_k, "MAX_ELEMENTS", 3 * L)
+    monkeypatch.setattr(cuda_top_k, "MAX_SORTED", 2 * L)
     assert cpu_top_k.rows_at_once(19, L) == 16
     with threads(1):
         assert answers() == want

@@ -1,4 +1,4 @@
-"""The linear layer over sparse features: steps against `reference`, the optimality conditions, the choice of features."""
+"""The linear layer over sparse features: steps against `reference`, optimality conditions, choice of features."""
 
 import numba
 import numpy as np
@@ -11,9 +11,10 @@ from sparsemax_nb.core.device import SIMULATOR, to_numpy
 from sparsemax_nb.core.sparse import SparseRows
 from sparsemax_nb.cpu import feature_choice as cpu_choice
 from sparsemax_nb.cpu import linear as cpu_linear
-from sparsemax_nb.linear import canonical, extended_lists, more_features, no_duals, rows_of
+from sparsemax_nb.feature_choice import canonical, extended_lists, more_features, rows_of
+from sparsemax_nb.linear import no_duals
 from sparsemax_nb.reference import feature_choice, linear
-from sparsemax_nb.train.linear import checked
+from sparsemax_nb.train.linear import checked_lists
 
 from .helpers import assert_close, label_matrix, normal, threads
 
@@ -218,9 +219,11 @@ def chosen(points, x, expected, known, n_of_label, by_magnitude):
 def test_features_are_those_of_the_largest_sums(by_magnitude):
     x, labels = points(50, 130, 9, seed=2)
     x.data[:] = np.round(2 * x.data) + 1  # sums are exact, many are equal
-    turned = labels.T.tocsr()
-    signs = np.where(normal(4, turned.nnz) > 0, 1, -1).astype(np.float32)
-    by_label = SparseRows(turned.indptr.astype(np.int64), turned.indices, signs if by_magnitude else turned.data)
+    transposed = labels.T.tocsr()
+    signs = np.where(normal(4, transposed.nnz) > 0, 1, -1).astype(np.float32)
+    by_label = SparseRows(
+        transposed.indptr.astype(np.int64), transposed.indices, signs if by_magnitude else transposed.data
+    )
     expected = np.zeros(130, np.float32) if by_magnitude else np.float32(np.arange(130) % 3 / 4)
     known = np.arange(10) * 5, np.tile(np.arange(0, 130, 26, dtype=np.int32), 9)
     room = np.arange(9) * 4
@@ -236,7 +239,7 @@ def test_features_are_those_of_the_largest_sums(by_magnitude):
 @pytest.mark.parametrize("at_once", [1 << 22, 64])
 def test_features_from_errors_are_those_of_the_largest_gradients(monkeypatch, at_once):
     """All labels at once, and a few at a time; what was connected keeps its weights."""
-    monkeypatch.setattr("sparsemax_nb.linear.AT_ONCE", at_once)
+    monkeypatch.setattr("sparsemax_nb.feature_choice.ENTRIES_PER_CHUNK", at_once)
     x, labels = points(60, 40, 30, seed=2)
     layer = SparseLinear.choose(x, labels, per_point=1, at_least=4)
     dense = layer.arrays.dense >= 0
@@ -246,8 +249,11 @@ def test_features_from_errors_are_those_of_the_largest_gradients(monkeypatch, at
     signed = np.concatenate([dense_duals(d, (len(d.indptr) - 1, 30)) for d in duals]) * np.where(
         labels.toarray() > 0, 1, -1
     )
-    turned = scipy.sparse.csr_matrix(signed.T)
-    by_label, known = SparseRows(turned.indptr, turned.indices, turned.data), linear.slots(layer.arrays) >= 0
+    transposed = scipy.sparse.csr_matrix(signed.T)
+    by_label, known = (
+        SparseRows(transposed.indptr, transposed.indices, transposed.data),
+        linear.slots(layer.arrays) >= 0,
+    )
     ids = scipy.sparse.csr_matrix(known)
     room = np.maximum(1, 0.5 * known.sum(1)).astype(int)
     wanted = feature_choice.choose_features(
@@ -256,24 +262,24 @@ def test_features_from_errors_are_those_of_the_largest_gradients(monkeypatch, at
     want = layer.weights.toarray()
     for label, (features, sums) in enumerate(wanted):
         want[label, features] = sums
-    found = SparseLinear._of(more_features(layer.arrays, x, labels, duals, 0.5))
+    found = SparseLinear._from_lists(more_features(layer.arrays, x, labels, duals, 0.5))
     np.testing.assert_allclose(found.weights.toarray(), want, atol=1e-5)
     assert found.n_weights == layer.n_weights + sum(len(features) for features, _ in wanted) > layer.n_weights + 30
     np.testing.assert_array_equal(found.arrays.dense >= 0, dense)
-    checked(found.arrays, 40, 30)
+    checked_lists(found.arrays, 40, 30)
     without = more_features(layer.arrays, x, labels, [no_duals(60)], 0.5)
     np.testing.assert_array_equal(without.values, layer.arrays.values)
 
 
 @pytest.mark.parametrize("n_dense", [0, 2])
 def test_new_points_bring_features_and_labels(n_dense):
-    """What was known keeps its weights; features that are connected to all labels are so to the new ones, and in no list."""
+    """Known connections keep their weights; features connected to all labels are connected to the new ones, too."""
     x, labels = points(60, 40, 30, seed=2)
     before = SparseLinear.choose(x[:30], labels[:30, :20], per_point=1, at_least=4, dense=np.arange(n_dense))
     before.arrays.values[:] = np.where(before.arrays.values == 0, 0.5, 0)
     want = before.weights
-    extended = SparseLinear._of(extended_lists(before.arrays, x[30:], labels[30:], 1, 6, np.zeros(30, int)))
-    checked(extended.arrays, 40, 30)
+    extended = SparseLinear._from_lists(extended_lists(before.arrays, x[30:], labels[30:], 1, 6, np.zeros(30, int)))
+    checked_lists(extended.arrays, 40, 30)
     found = extended.weights
     np.testing.assert_array_equal(found.toarray()[:20], want.toarray())
     assert not found[20:].data.any() and found.nnz > want.nnz + 10 * n_dense
@@ -352,31 +358,31 @@ def test_bad_input():
     frozen.arrays.values.flags.writeable = False
     for message, call in {
         "layer.values is written to but is read-only": lambda: step(x, frozen, labels),
-        "x must have squares that a float32 can hold": lambda: SparseLinear.choose(x * 1e30, labels),
+        "features must have squares that a float32 can hold": lambda: SparseLinear.choose(x * 1e30, labels),
         "layer must be a SparseLinear, got NoneType": lambda: step(x, None, labels),
         r"C must lie in \(0, inf\), got 0": lambda: step(x, layer, labels, C=0),
         r"C must lie in \(0, inf\), got -1": lambda: step(x, layer, labels, C=-1),
         r"slack must lie in \[0, 1.999\], got 2": lambda: step(x, layer, labels, slack=2),
-        "x must be finite, got NaN or infinity in row 1": lambda: step(nan, layer, labels),
-        "x must have 10 features as the layer has, got 9": lambda: sparse_linear_forward(x[:, :9], layer),
+        "features must be finite, got NaN or infinity in row 1": lambda: step(nan, layer, labels),
+        "features must have 10 columns like the layer, got 9": lambda: sparse_linear_forward(x[:, :9], layer),
         r"labels must have shape \(20, 6\)": lambda: step(x, layer, labels[:, :5]),
         r"duals must have shape \(20, 6\)": lambda: step(x, layer, labels, labels[:3]),
         "duals must not be negative, got -1": lambda: step(x, layer, labels, -labels),
         "duals must hold ids in": lambda: step(x, layer, labels, (good[0], good[1] + 6, good[2])),
         "duals must be a tuple": lambda: step(x, layer, labels, 3),
-        "x must be a SciPy sparse matrix or a tuple": lambda: sparse_linear_forward(x.toarray(), layer),
+        "features must be a SciPy sparse matrix or a tuple": lambda: sparse_linear_forward(x.toarray(), layer),
         r"k must be between 1 and 6 \(n_labels = 6\), got 7": lambda: sparse_linear_top_k(x, layer, 7),
-        "x must not repeat a feature inside one row": lambda: sparse_linear_forward(
+        "features must not repeat a feature within one row": lambda: sparse_linear_forward(
             (np.array([0, 2]), np.array([1, 1]), np.ones(2, np.float32)), layer
         ),
-        "x.ids must lie in": lambda: sparse_linear_forward(
+        "features.ids must lie in": lambda: sparse_linear_forward(
             (np.array([0, 1]), np.array([10]), np.ones(1, np.float32)), layer
         ),
-        "x.indptr must rise from 0": lambda: sparse_linear_forward(
+        "features.indptr must rise from 0": lambda: sparse_linear_forward(
             (np.array([0, 2]), np.array([1]), np.ones(1, np.float32)), layer
         ),
         "at_least must be at least 1, got 0": lambda: SparseLinear.choose(x, labels, at_least=0),
-        "x and labels must have as many rows": lambda: SparseLinear.choose(x[:5], labels),
+        "features and labels must have the same number of rows": lambda: SparseLinear.choose(x[:5], labels),
         "weights must be a SciPy sparse matrix": lambda: SparseLinear(np.ones((2, 3))),
         "weights must be finite": lambda: SparseLinear(nan),
         r"bias must have shape \(20,\)": lambda: SparseLinear(x, np.zeros(3, np.float32)),

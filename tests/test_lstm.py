@@ -1,4 +1,4 @@
-"""The LSTM: a whole layer by hand, backwards through time, against finite differences and PyTorch; the backends against it."""
+"""The LSTM layer against finite differences and PyTorch, and both backends against that reference."""
 
 from typing import NamedTuple
 
@@ -114,14 +114,14 @@ def test_steps_of_reference_are_those_of_the_layer():
 
 
 def sequence(n_steps, n_rows, n_units):
-    """recurrent, gates, cells and hidden as `forward` takes them, and a gradient by all h."""
+    """recurrent, gates, cells and hidden as `forward` takes them, and a gradient with respect to all h."""
     shapes = (n_units, 4 * n_units), (n_steps, n_rows, 4 * n_units), *[(n_steps + 1, n_rows, n_units)] * 2
     *arrays, dout = (normal(seed, *shape) for seed, shape in enumerate((*shapes, (n_steps, n_rows, n_units))))
     return arrays, dout
 
 
 def run(backend, arrays, dout, **options):
-    """Both operations on copies of the arrays: gates, cells, hidden and the gradient by the sums behind the gates."""
+    """Both operations on copies: gates, cells, hidden and the gradient with respect to the inputs of the gates."""
     module, arrays, dout = backend.module("lstm"), [backend.array(a, np.float32) for a in arrays], backend.array(dout)
     recurrent, gates, cells, _ = arrays
     dpre = backend.array(np.full(gates.shape, np.nan, np.float32))
@@ -222,7 +222,7 @@ def test_what_a_cell_hands_back_in_time(backend):
 
 
 def test_infinite_cell(backend):
-    """c = inf gives h = o, and of the gradient by h nothing passes but to the output gate."""
+    """c = inf gives h = o, and the gradient of h reaches the output gate only."""
     gates, cells, out = one_step(backend, [0] * 4, np.inf)
     assert (gates.tolist(), cells[0, 0], out[0, 0]) == ([[0.5, 0.5, 0, 0.5]], np.inf, 0.5)
     dpre = one_step_back(backend, 2, gates, 1, cells)

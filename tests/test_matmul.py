@@ -9,13 +9,13 @@ from .helpers import assert_close, normal
 
 
 @pytest.mark.parametrize("shape", [(5, 3, 7), (70, 2, 40), (2, 70, 1), (3, 4, 70), (0, 3, 2), (3, 2, 0)])
-@pytest.mark.parametrize("turned", [False, True])
-def test_adds_to_its_output(backend, monkeypatch, shape, turned):
+@pytest.mark.parametrize("transposed", [False, True])
+def test_adds_to_its_output(backend, monkeypatch, shape, transposed):
     m, n, k = shape
     if backend.device == "cuda":
-        monkeypatch.setattr(backend_of("cuda", "matmul"), "SLAB", 4 * (n + k))  # four rows at once
+        monkeypatch.setattr(backend_of("cuda", "matmul"), "MAX_SCRATCH", 4 * (n + k))  # four rows at once
     a, b, before = normal(1, m, k), normal(2, k, n), normal(3, m, n)
-    out, left = backend.array(before), backend.array(a.T).T if turned else backend.array(a)
+    out, left = backend.array(before), backend.array(a.T).T if transposed else backend.array(a)
     backend_of(backend.device, "matmul").matmul(left, backend.array(b), out, add=True)
     assert_close(backend.numpy(out), before + a.astype(np.float64) @ b, k)
 

@@ -11,7 +11,7 @@ IDS = np.array([[2, 0, 1], [3, 1, -1], [0, 1, 2]], np.int32)
 TRUTH = scipy.sparse.csr_matrix([[1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]])
 
 
-@pytest.mark.parametrize("k, wanted", [(1, 1 / 3), (2, 3 / 6), (3, 3 / 9)])
+@pytest.mark.parametrize(("k", "wanted"), [(1, 1 / 3), (2, 3 / 6), (3, 3 / 9)])
 def test_precision(k, wanted):
     assert precision_at_k(IDS, TRUTH, k) == pytest.approx(wanted)
 
@@ -41,7 +41,9 @@ def random_case(seed, n_rows=30, n_labels=12, width=5):
     return ids, truth, rng.uniform(0.05, 1, n_labels)
 
 
-@pytest.mark.parametrize("k, wanted", [(1, (1 / 2 + 0 + 0) / 3), (2, (1 / 2 + 1 + 0) / 3), (3, (1 / 2 + 1 + 0) / 3)])
+@pytest.mark.parametrize(
+    ("k", "wanted"), [(1, (1 / 2 + 0 + 0) / 3), (2, (1 / 2 + 1 + 0) / 3), (3, (1 / 2 + 1 + 0) / 3)]
+)
 def test_recall_by_hand(k, wanted):
     assert recall_at_k(IDS, scipy.sparse.csr_matrix([[0, 0, 1, 1], [0, 1, 0, 0], [0] * 4]), k) == pytest.approx(wanted)
 
@@ -87,7 +89,7 @@ def test_propensities_of_bad_arguments(arguments, error, message):
         propensities(*arguments)
 
 
-@pytest.mark.parametrize("k, wanted", [(1, 2 / (8 + 4)), (2, 6 / (8 + 2 + 4)), (3, 14 / (8 + 2 + 1 + 4))])
+@pytest.mark.parametrize(("k", "wanted"), [(1, 2 / (8 + 4)), (2, 6 / (8 + 2 + 4)), (3, 14 / (8 + 2 + 1 + 4))])
 def test_psp_by_hand(k, wanted):
     """1 / p = 1, 2, 4, 8; row 0: labels 0, 1, 3, of which 1 and 3 are found; row 1: label 2; row 2: none."""
     truth = scipy.sparse.csr_matrix([[1, 1, 0, 1], [0, 0, 1, 0], [0, 0, 0, 0]])

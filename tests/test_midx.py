@@ -96,8 +96,18 @@ def test_a_draw_needs_one_record(backend, residual):
     n = N_CLASSES if residual == "popularity" else 0
     assert index.records.shape == index.values.shape == (n, 4)
     np.testing.assert_array_equal(index.records.view(np.float32), index.values)
-    np.testing.assert_array_equal(index.turned, index.weights.T if backend.device == "cuda" else index.weights[:0])
-    arrays = index.codes, index.indptr, index.members, index.records, index.weights, index.turned, index.log_popularity
+    np.testing.assert_array_equal(
+        index.transposed, index.cell_weights.T if backend.device == "cuda" else index.cell_weights[:0]
+    )
+    arrays = (
+        index.codes,
+        index.indptr,
+        index.members,
+        index.records,
+        index.cell_weights,
+        index.transposed,
+        index.log_popularity,
+    )
     assert built.nbytes == sum(a.nbytes for a in (*arrays, *map(backend.numpy, built.codebooks))), (
         "no other array twice"
     )
@@ -107,14 +117,14 @@ def test_a_draw_needs_one_record(backend, residual):
         p, other, threshold = np.zeros(n), index.records[:, 2].astype(int), index.records[:, 0] / 2.0**32
         kept = np.where(other == np.arange(n), 1, threshold)
         sizes = np.diff(index.indptr)
-        share = np.repeat(index.weights.reshape(-1) / np.maximum(sizes, 1), sizes)  # of each column of a cell
+        share = np.repeat(index.cell_weights.reshape(-1) / np.maximum(sizes, 1), sizes)  # of each column of a cell
         np.add.at(p, index.members, kept * share)
         np.add.at(p, index.members[other], (1 - kept) * share)
         np.testing.assert_allclose(p, POPULARITY / POPULARITY.sum(), rtol=1e-5, atol=1e-9)
 
 
 def test_exact_is_the_softmax(backend, monkeypatch):
-    monkeypatch.setattr(samplers, "SCORES", 2 * N_CLASSES)  # two rows at a time
+    monkeypatch.setattr(samplers, "SCORES_PER_CHUNK", 2 * N_CLASSES)  # two rows at a time
     index, queries = build(backend.array, residual="exact", n_iterations=1), normal(5, 5, WIDTH)
     logits = queries.astype(np.float64) @ embeddings().T
     p = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
@@ -150,7 +160,7 @@ def test_weights_serve_the_heavy_classes_best(backend):
     """Also after an update; equal weights, whatever their size, are no weights."""
     classes, weights = embeddings(), np.where(np.arange(N_CLASSES) < 40, 1.0, 0.01)
     plain, equal, weighted = (
-        InvertedMultiIndex.build(backend.array(classes), 6, n_iterations=4, weights=w)
+        InvertedMultiIndex.build(backend.array(classes), 6, n_iterations=4, class_weights=w)
         for w in (None, [7] * N_CLASSES, weights)
     )
     np.testing.assert_array_equal(backend.numpy(plain.codes), backend.numpy(equal.codes))
@@ -173,7 +183,7 @@ def test_queries_say_which_errors_matter(backend, kind):
     queries *= np.array([3, 1, 0.01, 0.01] * 2, np.float32)
     blind, seeing = (
         InvertedMultiIndex.build(backend.array(classes), 6, kind, n_iterations=4, **more)
-        for more in ({}, {"queries": backend.array(queries)})
+        for more in ({}, {"h": backend.array(queries)})
     )
 
     def residual(index):
@@ -189,7 +199,7 @@ def test_queries_say_which_errors_matter(backend, kind):
     before = error(seeing)
     seeing.update(backend.array(classes))
     assert error(seeing) <= 1.001 * before, "the queries of the build count on"
-    blind.update(backend.array(classes), n_iterations=10, queries=backend.array(queries))
+    blind.update(backend.array(classes), n_iterations=10, h=backend.array(queries))
     assert error(blind) < 2 * before
     everywhere = np.exp(backend.numpy(seeing.log_prob(backend.array(queries[:3]), backend.array(everything()))))
     np.testing.assert_allclose(everywhere.sum(axis=1), 1, rtol=1e-5)
@@ -224,7 +234,7 @@ def test_a_codeword_left_behind_takes_the_worst_served_vector():
     index.update(two(30, 60))  # nearer to 10 than to 0, and nearer to their mean
     assert sorted(index.codebooks[0][:, 0]) == [30, 60]
     far = np.concatenate([two(0, 10), [[0, 0]]]).astype(np.float32)  # the last one weighs nothing
-    index = InvertedMultiIndex.build(far, 2, seed=1, weights=np.arange(101) < 100)
+    index = InvertedMultiIndex.build(far, 2, seed=1, class_weights=np.arange(101) < 100)
     far[:100], far[100] = two(30, 60), 1000
     index.update(far, n_iterations=1)
     assert sorted(index.codebooks[0][:, 0]) == [45, 60]
@@ -255,40 +265,40 @@ def test_scores_that_are_far_apart_do_not_overflow():
         ({"residual": "none"}, ValueError, "residual must be one of"),
         ({"residual": "popularity"}, ValueError, "needs popularity"),
         ({"popularity": np.ones(N_CLASSES)}, ValueError, "popularity is used with residual='popularity' only"),
-        ({"residual": "popularity", "popularity": np.zeros(N_CLASSES)}, ValueError, "nor zero everywhere"),
+        ({"residual": "popularity", "popularity": np.zeros(N_CLASSES)}, ValueError, "must not be all zero"),
         ({"residual": "popularity", "popularity": -np.ones(N_CLASSES)}, ValueError, "must not be negative"),
         ({"residual": "popularity", "popularity": np.ones(3)}, ValueError, "popularity must have shape"),
-        ({"weights": np.ones(3)}, ValueError, "weights must have shape"),
-        ({"weights": -np.ones(N_CLASSES)}, ValueError, "weights must not be negative"),
-        ({"weights": np.zeros(N_CLASSES)}, ValueError, "nor zero everywhere"),
-        ({"weights": np.full(N_CLASSES, np.nan)}, ValueError, "weights must be finite"),
-        ({"classes": np.full((9, 4), np.nan, np.float32)}, ValueError, "classes must be finite"),
-        ({"classes": np.full((9, 4), np.inf, np.float32)}, ValueError, "classes must be finite"),
-        ({"classes": np.zeros((9, 4))}, TypeError, "classes must be float32"),
-        ({"classes": np.zeros((9, 5), np.float32), "kind": "pq"}, ValueError, "width must be even, got 5"),
-        ({"queries": np.zeros((0, WIDTH), np.float32)}, ValueError, "the number of queries must be at least 1"),
-        ({"queries": np.zeros((3, WIDTH + 1), np.float32)}, ValueError, "queries must have shape .n, 8."),
-        ({"queries": np.full((3, WIDTH), np.inf, np.float32)}, ValueError, "queries must be finite"),
+        ({"class_weights": np.ones(3)}, ValueError, "class_weights must have shape"),
+        ({"class_weights": -np.ones(N_CLASSES)}, ValueError, "class_weights must not be negative"),
+        ({"class_weights": np.zeros(N_CLASSES)}, ValueError, "must not be all zero"),
+        ({"class_weights": np.full(N_CLASSES, np.nan)}, ValueError, "class_weights must be finite"),
+        ({"weights": np.full((9, 4), np.nan, np.float32)}, ValueError, "weights must be finite"),
+        ({"weights": np.full((9, 4), np.inf, np.float32)}, ValueError, "weights must be finite"),
+        ({"weights": np.zeros((9, 4))}, TypeError, "weights must be float32"),
+        ({"weights": np.zeros((9, 5), np.float32), "kind": "pq"}, ValueError, "width must be even, got 5"),
+        ({"h": np.zeros((0, WIDTH), np.float32)}, ValueError, "the number of rows of h must be at least 1"),
+        ({"h": np.zeros((3, WIDTH + 1), np.float32)}, ValueError, "h must have shape .n, 8."),
+        ({"h": np.full((3, WIDTH), np.inf, np.float32)}, ValueError, "h must be finite"),
         ({"seed": -1}, ValueError, "seed must be between"),
         ({"n_iterations": -1}, ValueError, "n_iterations must be at least 0"),
     ],
 )
 def test_bad_index(change, error, message):
     with pytest.raises(error, match=message):
-        InvertedMultiIndex.build(**{"classes": embeddings(), "n_codewords": 4} | change)
+        InvertedMultiIndex.build(**{"weights": embeddings(), "n_codewords": 4} | change)
 
 
 def test_bad_requests(backend):
     index, good = build(backend.array), backend.array(normal(1, 2, WIDTH))
-    with pytest.raises(ValueError, match="classes must be 400 as in build, got 399; build a new index"):
+    with pytest.raises(ValueError, match="weights must have 400 rows as in build, got 399; build a new index"):
         index.update(backend.array(embeddings()[:-1]))
-    with pytest.raises(ValueError, match="classes must have shape"):
+    with pytest.raises(ValueError, match="weights must have shape"):
         index.update(backend.array(embeddings()[:, :-1]))
     with pytest.raises(ValueError, match="n_samples must be between 1"):
         index.sample(good, 0, seed=0)
-    with pytest.raises(ValueError, match="queries must have shape"):
+    with pytest.raises(ValueError, match="h must have shape"):
         index.sample(backend.array(normal(1, 2, 3)), 2, seed=0)
-    with pytest.raises(ValueError, match="queries must be finite"):
+    with pytest.raises(ValueError, match="h must be finite"):
         index.sample(backend.array(np.full((1, WIDTH), np.nan, np.float32)), 2, seed=0)
     for bad in (-1, N_CLASSES):
         with pytest.raises(ValueError, match=f"ids must lie in .0, {N_CLASSES}., got {bad}"):
@@ -306,7 +316,7 @@ def test_scores_that_overflow_are_refused(backend):
         lambda: index.sample(queries, 5, 0),
         lambda: index.log_prob(queries, backend.array(np.zeros(1, np.int32))),
     ):
-        with pytest.raises(FloatingPointError, match="the scores queries @ codebook.T overflowed"):
+        with pytest.raises(FloatingPointError, match="the scores h @ codebook.T overflowed"):
             call()
 
 
@@ -317,7 +327,7 @@ def test_finite_scores_too_far_apart_are_refused(backend, residual):
     classes = np.array([[1, 0], [-1, 0], [0, 1], [0, -1]], np.float32)
     index = InvertedMultiIndex.build(backend.array(classes), 4, residual=residual)
     queries = backend.array(np.full((2, 2), 3e38, np.float32))
-    with pytest.raises(FloatingPointError, match="overflowed, or lie too far apart for float32"):
+    with pytest.raises(FloatingPointError, match="overflowed, or differ too much for float32"):
         index.log_prob(queries, backend.array(np.arange(4, dtype=np.int32)))
     exact = InvertedMultiIndex.build(backend.array(np.float32(1e9) * classes), 4, residual=residual)
     with pytest.raises(FloatingPointError, match="overflowed"):
@@ -332,9 +342,7 @@ def test_embeddings_too_large_for_k_means(backend):
     index = build(backend.array, n_iterations=1)
     before, codes = [backend.numpy(c).copy() for c in index.codebooks], backend.numpy(index.codes).copy()
     with pytest.raises(FloatingPointError, match="sums of the embeddings overflowed in k-means"):
-        index.update(
-            backend.array(np.full((N_CLASSES, WIDTH), 3e38, np.float32)), queries=backend.array(normal(1, 9, WIDTH))
-        )
+        index.update(backend.array(np.full((N_CLASSES, WIDTH), 3e38, np.float32)), h=backend.array(normal(1, 9, WIDTH)))
     assert all((backend.numpy(c) == b).all() for c, b in zip(index.codebooks, before, strict=True))
     assert (backend.numpy(index.codes) == codes).all() and index._metric is None
 

@@ -35,7 +35,7 @@ def unit(offset):
 
 
 def problem(offset, n_rows=B):
-    """h (B, D), w (L, D) with logits that are integers; the last column of h adds an offset, another one to every row."""
+    """h (B, D) and w (L, D) with integer logits; the last column of h adds a different offset to every row."""
     h, w = unit(offset) * integers(1, -1, 2, n_rows, D), integers(2, -1, 2, L, D)
     h[:, -1], w[:, -1] = offset + 1024 * np.arange(n_rows) * (offset != 0), 1
     return h, w
@@ -55,8 +55,8 @@ def offset(request):
 @pytest.mark.parametrize("held", [1 << 24, 28], ids=["held", "computed again"])
 @pytest.mark.parametrize("several", [False, True], ids=["one label", "several"])
 def test_cross_entropy(backend, monkeypatch, offset, held, several):
-    monkeypatch.setattr(full_softmax, "HELD", held)
-    monkeypatch.setattr(full_softmax, "FEWEST_ROWS", 4)
+    monkeypatch.setattr(full_softmax, "MAX_ELEMENTS", held)
+    monkeypatch.setattr(full_softmax, "MIN_ROWS", 4)
     targets = np.array([3, 0, 22, 7, 7], np.int32)
     if several:
         indptr = np.array([0, 3, 3, 4, 5, 7], np.int32)
@@ -173,7 +173,7 @@ def test_index(backend, offset, residual):
 
 
 def test_index_whose_best_cells_are_empty(backend, offset):
-    """The sums over the cells vanish at first and are made again, relative to what there is: log Q, not only its sum."""
+    """The sums over the cells underflow at first and are computed again, relative to the largest: log Q stays exact."""
     c0, c1 = np.zeros((2, 3, D), np.float32)
     c0[:, 0], c1[:, 0], c0[:, -1], c1[:, -1] = [0, 0, 30], [0, 0, 30], 1, 1
     codes = np.array([[0, 0], [1, 0], [0, 1], [2, 0]] * 2, np.int32)  # none in cell (2, 2), (0, 2) and (1, 2)
@@ -207,7 +207,7 @@ def experts_of(w, n_held):
 
 @pytest.mark.parametrize("at_once", [False, True])
 def test_answers_of_experts(backend, monkeypatch, offset, at_once):
-    monkeypatch.setattr(ds_softmax, "ENOUGH_ROWS", 1 if at_once else 9)
+    monkeypatch.setattr(ds_softmax, "MIN_ROWS_PER_EXPERT", 1 if at_once else 9)
     h, w = problem(offset, 2)
     gate, experts = experts_of(w, L)
     packed = PackedDSSoftmax(backend.array(gate), *map(backend.array, experts), L)
@@ -227,7 +227,7 @@ def test_loss_of_experts(backend, offset, n_held):
     _, experts = experts_of(w, n_held)
     logits = unit(offset) * integers(1, -1, 2, B, n_held) + np.float32(offset)
     indptr, ids = np.array([0, 2, 2, 3, 4, 5], np.int32), np.array([3, 5, 20, 7, 1], np.int32)
-    module = backend_of(backend.device, "ds_softmax")
+    module = backend_of(backend.device, "sparse_experts")
 
     def run(scores):
         chosen, values = np.zeros(B, np.int32), np.full(B, 0.5, np.float32)

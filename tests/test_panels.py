@@ -18,10 +18,10 @@ def product(x, matrix, first=0):
     return out[:room].reshape(-1, packed.shape[0] * panels.LANES)[:n_rows, : matrix.shape[1]]
 
 
-@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize(("n_rows", "n_terms", "n_columns"), [(1, 1, 1), (3, 7, 16), (4, 16, 17), (9, 33, 65)])
-def test_equals_reference(n_rows, n_terms, n_columns, turned):
-    matrix = normal(1, n_columns, n_terms).T if turned else normal(1, n_terms, n_columns)
+def test_equals_reference(n_rows, n_terms, n_columns, transposed):
+    matrix = normal(1, n_columns, n_terms).T if transposed else normal(1, n_terms, n_columns)
     x = normal(2, n_rows + 2, n_terms)
     assert_close(product(x, matrix, 2), x[2:].astype(np.float64) @ matrix, n_terms)
 

@@ -365,7 +365,7 @@ def test_more_redraws_than_free_inputs(backend):
     values[2] = 1
     it = trained(backend, 5, 6, 4, values)
     message = (
-        r"^fraction is too large: label 2 would need 3 redraws and has 2 free inputs "
+        r"^fraction is too large: label 2 would need 3 new inputs and has 2 free ones "
         r"\(n_inputs = 6, fan-in = 4\); use a smaller fraction$"
     )
     refuses(it, ValueError, message, it.layer, 0.15, 0, it.adam)
@@ -377,7 +377,7 @@ def test_more_redraws_than_free_inputs(backend):
 def test_no_free_inputs_at_all(backend):
     """K = H: nothing can be redrawn; a fraction of 0 is legal."""
     it = trained(backend, 3, 4, 4)
-    message = r"^fraction is too large: label \d would need [1-4] redraws and has 0 free inputs \(n_inputs = 4, fan-in"
+    message = r"^fraction is too large: label \d would need [1-4] new inputs and has 0 free ones \(n_inputs = 4, fan-in"
     for fraction in (0.1, 1):
         refuses(it, ValueError, message, it.layer, fraction, 0, it.adam)
     assert rewire(it.layer, 0, 0, it.adam).shape == (0, 2)

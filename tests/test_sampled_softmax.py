@@ -206,10 +206,10 @@ def put(value):
 @pytest.mark.parametrize(
     ("place", "change", "error", "message"),
     [
-        (0, put(np.nan), ValueError, r"queries must be finite, got nan at \[0, 1\]"),
-        (1, lambda a: np.full_like(a, np.nan), ValueError, "classes must be finite"),
-        (0, lambda a: a.astype(np.float64), TypeError, "queries must be float32, got float64"),
-        (0, lambda a: a[:, :5].copy(), ValueError, rf"queries must have shape \(B, {WIDTH}\), got \(7, 5\)"),
+        (0, put(np.nan), ValueError, r"h must be finite, got nan at \[0, 1\]"),
+        (1, lambda a: np.full_like(a, np.nan), ValueError, "weights must be finite"),
+        (0, lambda a: a.astype(np.float64), TypeError, "h must be float32, got float64"),
+        (0, lambda a: a[:, :5].copy(), ValueError, rf"h must have shape \(B, {WIDTH}\), got \(7, 5\)"),
         (2, put(-1), ValueError, rf"targets must lie in \[0, {N_CLASSES}\), got -1"),
         (2, put(N_CLASSES), ValueError, rf"targets must lie in \[0, {N_CLASSES}\), got {N_CLASSES}"),
         (2, lambda a: a[:3].copy(), ValueError, r"targets must have shape \(7,\)"),

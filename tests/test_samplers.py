@@ -129,8 +129,8 @@ def test_bad_requests(backend, name):
         ((good, 2.0, 0), TypeError, "n_samples must be an integer"),
         ((good, 2, -1), ValueError, "seed must be between 0"),
         ((good, 2, 0, 2**32), ValueError, "step must be between 0"),
-        ((backend.array(queries(2).astype(np.float64)), 2, 0), TypeError, "queries must be float32"),
-        (([[0.0]], 2, 0), TypeError, "queries must be a NumPy or CUDA array, got list"),
+        ((backend.array(queries(2).astype(np.float64)), 2, 0), TypeError, "h must be float32"),
+        (([[0.0]], 2, 0), TypeError, "h must be a NumPy or CUDA array, got list"),
     ):
         with pytest.raises(error, match=message):
             sampler.sample(*arguments)
@@ -202,10 +202,10 @@ def test_lsh_equals_reference(n_bits):
         (lambda: LSHSampler(CLASSES, n_tables=0), ValueError, "n_tables must be at least 1"),
         (lambda: SphereSampler(CLASSES, alpha=-1), ValueError, "alpha must lie in"),
         (lambda: RFFSampler(CLASSES, n_features=0), ValueError, "n_features must be at least 1"),
-        (lambda: RFFSampler(CLASSES.astype(np.float64)), TypeError, "classes must be float32"),
-        (lambda: RFFSampler(np.full((3, 2), np.nan, np.float32)), ValueError, "classes must be finite"),
+        (lambda: RFFSampler(CLASSES.astype(np.float64)), TypeError, "weights must be float32"),
+        (lambda: RFFSampler(np.full((3, 2), np.nan, np.float32)), ValueError, "weights must be finite"),
         (lambda: SphereSampler(CLASSES).sample(QUERIES, 0, 0), ValueError, "n_samples must be between 1"),
-        (lambda: SphereSampler(CLASSES).sample(QUERIES[:, 1:].copy(), 2, 0), ValueError, "queries must have shape"),
+        (lambda: SphereSampler(CLASSES).sample(QUERIES[:, 1:].copy(), 2, 0), ValueError, "h must have shape"),
         (lambda: LSHSampler(CLASSES).log_prob(QUERIES, np.int32([500])), ValueError, "ids must lie in"),
         (lambda: LSHSampler(CLASSES).sample(ForeignArray(QUERIES), 2, 0), TypeError, "one device"),
     ],
@@ -257,12 +257,12 @@ def test_scores_that_overflow_are_refused(sampler):
         lambda: sampler(classes).sample(queries, 5, 0),
         lambda: sampler(classes).log_prob(queries, np.zeros(1, np.int32)),
     ):
-        with pytest.raises(FloatingPointError, match="scores of queries and classes overflowed"):
+        with pytest.raises(FloatingPointError, match="the scores h @ weights.T overflowed"):
             call()
 
 
 def test_the_norm_of_a_query_does_not_matter_to_its_features():
-    """It is the same for all features, but would round their small differences: here two features are almost as large as each other."""
+    """The shift is the same for all features but would round away small differences: here two are almost equal."""
     classes, sampler = normal(1, 50, 8), RFFSampler(normal(1, 50, 8), n_features=2)
     a, b = sampler._directions.astype(np.float64)
     query = normal(2, 8).astype(np.float64)
@@ -278,7 +278,7 @@ def test_the_norm_of_a_query_does_not_matter_to_its_features():
 
 
 def test_classes_that_overflow_are_refused():
-    with pytest.raises(FloatingPointError, match="features of the classes overflowed"):
+    with pytest.raises(FloatingPointError, match="features of the weights overflowed"):
         RFFSampler(np.full((5, 8), 1e30, np.float32))
     with pytest.raises(ValueError, match="alpha must lie in"):
         SphereSampler(normal(1, 5, 8), alpha=1e39)

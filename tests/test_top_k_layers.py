@@ -68,7 +68,7 @@ def test_full_joins_many_ranges_and_blocks(n_rows):
 
 
 def test_full_takes_slabs_of_rows(backend, monkeypatch):
-    monkeypatch.setattr(cuda, "HELD", 100)
+    monkeypatch.setattr(cuda, "MAX_ELEMENTS", 100)
     h, w, bias = problem((7, 5, 33, 4))
     got = FullSoftmax(*map(backend.array, (w, bias))).top_k(backend.array(h), 4)
     assert_probable(map(backend.numpy, got), full_softmax.top_k(h, w, bias, 4), 5)
@@ -112,7 +112,7 @@ def test_svd_equals_reference(shape):
 
 
 def test_svd_takes_slabs_of_rows(monkeypatch):
-    monkeypatch.setattr(cpu, "HELD", 1000)
+    monkeypatch.setattr(cpu, "MAX_ELEMENTS", 1000)
     h, w, bias = problem((7, 9, 300, 4))
     got = SVDSoftmax(w, bias, width=3, share=0.1).top_k(h, 4)
     assert_probable(got, baselines.svd_top_k(h, (*low_rank(w, 9), bias, 3), 30, 4), 9)
@@ -228,10 +228,10 @@ def test_multiply_adds_and_bytes():
         ("h", lambda a: a[:, 1:].copy(), ValueError, r"h must have shape \(B, 5\), got \(3, 4\)"),
         ("h", lambda a: a[::2], ValueError, "h must be C-contiguous"),
         ("h", lambda a: a.tolist(), TypeError, "h must be a NumPy or CUDA array, got list"),
-        ("w", lambda a: np.full_like(a, np.inf), ValueError, "w must be finite, got inf"),
-        ("w", lambda a: a.astype(np.float16), TypeError, "w must be float32, got float16"),
-        ("w", lambda a: a[:0].copy(), ValueError, "n_classes .the length of w. must be between 1 and .*, got 0"),
-        ("w", lambda a: a[:, :0].copy(), ValueError, "d .the width of w. must be at least 1, got 0"),
+        ("w", lambda a: np.full_like(a, np.inf), ValueError, "weights must be finite, got inf"),
+        ("w", lambda a: a.astype(np.float16), TypeError, "weights must be float32, got float16"),
+        ("w", lambda a: a[:0].copy(), ValueError, "n_classes .the length of weights. must be between 1 and .*, got 0"),
+        ("w", lambda a: a[:, :0].copy(), ValueError, "d .the width of weights. must be at least 1, got 0"),
         ("bias", lambda a: np.full_like(a, -np.inf), ValueError, "bias must be finite, got -inf"),
         ("bias", lambda a: a[1:].copy(), ValueError, "bias must have shape"),
         ("k", lambda k: 0, ValueError, "k must be between 1 and 65536 .*, got 0"),
@@ -269,14 +269,14 @@ def test_arrays_on_several_devices(backend):
 def test_baselines_compute_on_the_cpu_alone(monkeypatch, kind):
     monkeypatch.setattr("sparsemax_nb.core.device.cuda_available", lambda: True)
     w = ForeignArray(normal(1, 33, 5))
-    with pytest.raises(TypeError, match=f"{kind}Softmax is a baseline that computes on the CPU alone"):
+    with pytest.raises(TypeError, match=f"{kind}Softmax is a baseline for the CPU only"):
         SVDSoftmax(w) if kind == "SVD" else DSoftmax(w, counts_of(33))
 
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"width": 6}, ValueError, r"width must be between 1 and 5 \(the width of w\), got 6"),
+        ({"width": 6}, ValueError, r"width must be between 1 and 5 \(the width of weights\), got 6"),
         ({"width": 0}, ValueError, "width must be between 1 and 5"),
         ({"n_candidates": 34}, ValueError, r"n_candidates must be between 1 and 33 \(the number of classes\), got 34"),
         ({"n_candidates": 0}, ValueError, "n_candidates must be between 1"),
@@ -294,8 +294,12 @@ def test_bad_options_of_svd(options, error, message):
     [
         ({"shares": (0.5, 0.6)}, ValueError, "shares must sum to 1, got 1.1; divide them by their sum"),
         ({"shares": (1.0, 0.0)}, ValueError, "shares must be above 0"),
-        ({"shares": (1.0,), "widths": (2, 3)}, ValueError, "widths must be as many as shares, 1, got 2"),
-        ({"shares": (1.0,), "widths": (6,)}, ValueError, r"widths must be between 1 and 5 \(the width of w\), got 6"),
+        ({"shares": (1.0,), "widths": (2, 3)}, ValueError, "widths must have one entry per share, 1, got 2"),
+        (
+            {"shares": (1.0,), "widths": (6,)},
+            ValueError,
+            r"widths must be between 1 and 5 \(the width of weights\), got 6",
+        ),
         ({"counts": np.ones(32)}, ValueError, r"counts must have shape \(33,\), got \(32,\)"),
         ({"counts": np.full(33, -1)}, ValueError, "counts must not be negative, got -1"),
         ({"counts": np.full(33, np.nan)}, ValueError, "counts must be finite"),

@@ -13,15 +13,16 @@
 # %% [markdown]
 # # Where the time and the memory go
 #
-# The last layer of a classifier compares a vector of features with one row of weights for each class. With ten classes
-# nobody notices it. With a million - products, pages, words, proteins - it *is* the model: whatever lies below, most of
-# the memory and most of each training step go into that last layer.
+# The last layer of a classifier multiplies a vector of features with one row of weights for each class. With ten
+# classes this costs almost nothing. With a million classes - products, pages, words, proteins - most of the memory and
+# most of the time of each training step go into this layer, whatever the layers below it do.
 #
-# We write one training step of it in NumPy, count its bytes, and time it on your machine for more and more classes.
-# Then we ask how fast it could be at best. All numbers below are measured where you run this, so they are yours.
+# In this tutorial we write one training step of such a layer in NumPy, count its bytes, and time it for a growing
+# number of classes. Then we compute how fast it could be at best. All numbers below are measured where you run this
+# tutorial, so they describe your machine.
 #
-# Everything runs on *one* core. Some of NumPy's functions would use all of them and others would not; on one, times can
-# be compared.
+# Everything runs on *one* core. Some NumPy functions would use all cores and others would not; on one core, their times
+# can be compared.
 
 # %%
 import os
@@ -38,14 +39,14 @@ from sparsemax_nb import Adam, FixedFanIn, fixed_fan_in_step, softmax_cross_entr
 
 numba.set_num_threads(1)
 random = np.random.default_rng(0)
-B, WIDTH = 64, 64  # rows of a batch; features that each class looks at
+B, WIDTH = 64, 64  # rows of a batch; features (width of the layer)
 
 # %% [markdown]
 # ## One step, in four parts
 #
-# **Forward**: a score for each row and class. **Loss**: softmax, and the gradient by the scores, which takes their
-# place (tutorial 2 derives it). **Backward**: gradients by the weights and by the features. **Update**: Adam, which
-# keeps two running means, `m` and `v`, for each weight.
+# **Forward**: compute a score for each row and class. **Loss**: compute the softmax loss and its gradient with respect
+# to the scores, which overwrites them (tutorial 2 derives it). **Backward**: compute the gradients with respect to the
+# weights and the features. **Update**: Adam, which keeps two running means, `m` and `v`, for each weight.
 
 
 # %%
@@ -54,7 +55,7 @@ def forward(h, w):
 
 
 def loss_and_gradient(scores, targets):
-    """The mean loss; the gradient by the scores is written over them."""
+    """The mean loss. Overwrites the scores with their gradient."""
     rows = np.arange(len(scores))
     scores -= scores.max(1, keepdims=True)
     of_target = scores[rows, targets]
@@ -87,8 +88,8 @@ def new_batch(n_classes):
 
 
 # %% [markdown]
-# Is it right? The library has the same loss under the name `softmax_cross_entropy`, and the two should agree to
-# float32's digits.
+# Is this correct? The library has the same loss, `softmax_cross_entropy`. The two results should agree to float32
+# precision.
 
 # %%
 (w, m, v), (h, targets) = new_layer(1000), new_batch(1000)
@@ -104,7 +105,7 @@ for name, got, want in zip(("loss", "dh", "dw"), (loss, dh, dw), wanted, strict=
 # %% [markdown]
 # ## Bytes
 #
-# Every array of the step, by formula and as NumPy reports it:
+# The size of every array of the step, by formula and as NumPy reports it:
 
 # %%
 n = size(100_000, 2000)
@@ -122,14 +123,13 @@ for name, array, formula, count in (
     assert array.nbytes == 4 * count
 
 # %% [markdown]
-# One thing is missing from that list: what a line of NumPy allocates on the way. `b1 * m + (1 - b1) * dw` looks like
-# one operation, but it fills two arrays of the size of `w` before the sum of them exists. Python can tell us the
-# high-water mark.
+# This list is not complete: a line of NumPy also allocates temporary arrays. `b1 * m + (1 - b1) * dw` looks like one
+# operation, but it creates two arrays of the size of `w` before it adds them. Python can measure the peak.
 
 
 # %%
 def peak_of(run):
-    """Most bytes that NumPy held during `run()`, beyond what was there before."""
+    """Peak of the bytes that NumPy allocates during `run()`, in addition to what existed before."""
     tracemalloc.start()
     run()
     peak = tracemalloc.get_traced_memory()[1]
@@ -138,12 +138,12 @@ def peak_of(run):
 
 
 naive_peak = peak_of(lambda: update(w, dw, m, v, 1))
-print(f"the update allocates {naive_peak / w.nbytes:.1f} times the bytes of w, for a moment")
+print(f"the update temporarily allocates {naive_peak / w.nbytes:.1f} times the bytes of w")
 assert naive_peak > 1.9 * w.nbytes
 
 # %% [markdown]
-# The remedy costs two lines: a few thousand rows at a time. The temporary arrays are then small - so small that they
-# stay in the cache, and so the update gets *faster* as well.
+# The fix takes two lines: update about a thousand rows at a time. The temporary arrays are then so small that they stay
+# in the cache, which also makes the update *faster*.
 
 
 # %%
@@ -154,7 +154,7 @@ def update_by_parts(w, dw, m, v, step, rows=1024):
 
 
 def seconds(run, tries=3):
-    """The best of some calls: other programs only ever make it slower."""
+    """The minimum time of several calls: other programs can only make a call slower."""
     times = []
     for _ in range(tries):
         start = time.perf_counter()
@@ -169,9 +169,9 @@ for name, run, peak in (("at once", update, naive_peak), ("by parts", update_by_
 assert parts_peak < 0.9 * naive_peak
 
 # %% [markdown]
-# ## Time, as the number of classes grows
+# ## Time for a growing number of classes
 #
-# Each part of the step, from ten thousand classes to a million. (Nothing here needs more than 2 GB.)
+# We time each part of the step, from ten thousand to a million classes. (Nothing here needs more than 2 GB.)
 
 # %%
 CLASSES = size([10_000, 30_000, 100_000, 300_000, 1_000_000], [500, 1000, 2000])
@@ -179,7 +179,7 @@ PARTS = "forward", "loss", "backward", "update"
 
 
 def times_of_step(n_classes):
-    """Seconds of each part, the best of three steps."""
+    """Seconds of each part, the minimum of three steps."""
     (w, m, v), (h, targets) = new_layer(n_classes), new_batch(n_classes)
     best = [np.inf] * len(PARTS)
     for step in range(1, 4):
@@ -204,25 +204,24 @@ for n, row in zip(CLASSES, 1e3 * dense, strict=True):
 # %% [markdown]
 # ## The floor
 #
-# Is that slow? A time by itself does not say. But every part has to *move* certain bytes and *compute* certain
-# products, and the machine has a speed limit for each. Bytes over bytes per second is a time that no program can beat;
-# so is FLOP over FLOP per second. (Unless all of it fits into a cache: the limit that counts here is that of the main
-# memory, and at the left end of the plots the arrays are smaller.)
+# Is that slow? The time alone does not tell. But every part must *move* a certain number of bytes and *compute* a
+# certain number of products, and the machine has a maximum speed for each. Bytes divided by bytes per second is a time
+# that no program can beat, and so is FLOPs divided by FLOPs per second. We call the larger one the *floor*. (We use the
+# speed of main memory. At the left end of the plots the arrays are small enough for a cache, which is faster.)
 #
-# We measure both limits, with the best that one core does for us: it copies a large array, and it multiplies two square
-# matrices.
+# We measure both speeds by what one core reaches at best: copying a large array, and multiplying two square matrices.
 
 
 # %%
 def bandwidth():
-    """Bytes read and written per second in a copy."""
+    """Bytes per second of a copy; reading and writing both count."""
     source = np.ones(size(1 << 26, 1 << 20), np.float32)
     target = np.zeros_like(source)
     return 2 * source.nbytes / seconds(lambda: np.copyto(target, source), 6)
 
 
 def products():
-    """FLOP per second of a large matrix product; a multiplication and an addition count as two."""
+    """FLOPs per second of a large matrix product; a multiplication and an addition count as two."""
     n = size(1536, 256)
     a = random.standard_normal((n, n), np.float32)
     return 2 * n**3 / seconds(lambda: a @ a, 6)
@@ -232,9 +231,9 @@ BYTES_PER_S, FLOP_PER_S = bandwidth(), products()
 print(f"memory {BYTES_PER_S / 1e9:.1f} GB/s, products {FLOP_PER_S / 1e9:.0f} GFLOP/s")
 
 # %% [markdown]
-# What each part has to move, per class: the forward pass reads a row of `w` and writes `B` scores. The loss reads and
-# writes them. The backward pass reads them and `w`, and writes `dw`. Adam reads four arrays (`w`, `dw`, `m`, `v`) and
-# writes three.
+# What does each part move, per class? The forward pass reads a row of `w` and writes `B` scores. The loss reads and
+# writes the scores. The backward pass reads the scores and `w`, and writes `dw`. Adam reads four arrays (`w`, `dw`,
+# `m`, `v`) and writes three.
 
 # %%
 bytes_per_class = 4 * np.array([WIDTH + B, 2 * B, B + 2 * WIDTH, 7 * WIDTH])
@@ -255,38 +254,38 @@ figure.legend(loc="outside upper center", ncols=3)
 show(figure, "01_time")
 
 # %% [markdown]
-# Three things to see. The lines climb like the floor, with slope one: twice the classes, twice the time, with no end.
-# (They are steeper where the arrays outgrow the caches.) No part is the only villain: a faster product alone would
-# leave the loss and the update. And the update hardly computes; it is a *walk through memory*, and no cleverness in its
-# formula can help while all of `w`, `dw`, `m` and `v` must pass through the processor in each step.
+# Three observations. First, the lines rise with slope one, like the floor: twice the classes take twice the time,
+# without end. (They are steeper where the arrays outgrow a cache.) Second, no single part is responsible: a faster
+# product would leave the loss and the update as they are. Third, the update hardly computes anything. It is a *walk
+# through memory*, and no faster formula can help while all of `w`, `dw`, `m` and `v` must be moved in each step.
 #
-# So the way out is not a faster loop but a layer that holds less.
+# So the solution is not a faster loop, but a layer with fewer weights.
 #
-# ## A layer that holds less
+# ## A layer with fewer weights
 #
-# In a *fixed fan-in* layer a class does not look at all features. It looks at `K` of them, its own choice, and keeps
-# their numbers (`indices`) and its weights for them (`values`). Since it is selective, we can afford a wide layer
-# below: thousands of features, of which each class takes 32.
+# In a *fixed fan-in* layer, a class is not connected to all features. It is connected to `K` of them, which can differ
+# from class to class. The layer stores their positions (`indices`) and their weights (`values`). Because each class
+# needs only few features, the layer below can be wide: it may have thousands of features, of which each class uses 32.
 
 # %%
 K, WIDE = 32, size(4096, 128)
 layer = FixedFanIn.random(n_labels=CLASSES[0], n_inputs=WIDE, fan_in=K, seed=0)
 print(f"indices {layer.indices.shape} {layer.indices.dtype}, values {layer.values.shape}, bias {layer.bias.shape}")
-print(f"class 7 looks at features {layer.indices[7, :6]}... of {WIDE:,}")
+print(f"class 7 uses features {layer.indices[7, :6]}... of {WIDE:,}")
 
 # %% [markdown]
-# Its training step, `fixed_fan_in_step`, does all four parts for one class before it turns to the next: scores, loss,
-# gradients, update. A class's scores are needed by nobody else, so they are never stored, and neither is its gradient.
-# (That is why the loss here is one that asks each class separately - "is it you, yes or no?" - and not the softmax,
-# whose sum runs over all classes.)
+# Its training step, `fixed_fan_in_step`, performs all four parts for one class before it starts with the next: scores,
+# loss, gradients, update. No other class needs the scores of a class, so they are never stored, and neither are their
+# gradients. (This requires a loss that asks each class separately: "is it you, yes or no?" The softmax would not work,
+# because its sum runs over all classes.)
 #
-# Per class there are left: `K` indices, and value, `m` and `v` for each of them and for the bias. What the step
-# allocates while it runs can be measured again.
+# What remains per class are `K` indices; and a value, `m` and `v` for each of the `K` connections and for the bias. The
+# memory that the step allocates can be measured as before.
 
 
 # %%
 def labels_of(targets, n_classes):
-    """The batch's labels as the step takes them: a sparse matrix with one 1 in each row."""
+    """The labels in the format of the step: a sparse matrix with one 1 per row."""
     return scipy.sparse.csr_matrix((np.ones(B, np.float32), targets, np.arange(B + 1)), (B, n_classes))
 
 
@@ -299,15 +298,19 @@ def sparse_setting(n_classes, bias):
 
 n = size(100_000, 2000)
 x, layer, labels, adam = sparse_setting(n, -3)
-fixed_fan_in_step(x, layer, labels, "squared-hinge", adam)  # compiles, and makes m and v
-held = layer.indices.nbytes + layer.values.nbytes + layer.bias.nbytes
-held += sum(moment.nbytes for array in (layer.values, layer.bias) for moment in adam.state_of(array).moments)
-more = peak_of(lambda: fixed_fan_in_step(x, layer, labels, "squared-hinge", adam))
-print(f"held {held / 1e6:.1f} MB, by formula {n * (16 * K + 12) / 1e6:.1f} MB; the step allocates {more / 1e6:.1f} MB")
-assert held == n * (16 * K + 12)
+fixed_fan_in_step(x, layer, labels, "squared-hinge", adam)  # compiles, and creates m and v
+stored = layer.indices.nbytes + layer.values.nbytes + layer.bias.nbytes
+stored += sum(moment.nbytes for array in (layer.values, layer.bias) for moment in adam.state_of(array).moments)
+temporary = peak_of(lambda: fixed_fan_in_step(x, layer, labels, "squared-hinge", adam))
+print(
+    f"stored {stored / 1e6:.1f} MB, by formula {n * (16 * K + 12) / 1e6:.1f} MB; the step allocates "
+    f"{temporary / 1e6:.1f} MB"
+)
+assert stored == n * (16 * K + 12)
 
 # %% [markdown]
-# A picture of a million classes. The first bar is the layer that we just timed, the second one of a more usual width.
+# The memory for a million classes. The first bar is the layer that we just timed, the second one has a more typical
+# width.
 
 # %%
 MILLION = 1_000_000
@@ -343,10 +346,10 @@ axes.legend(ncols=2, loc="lower right", fontsize=11)
 show(figure, "01_memory")
 
 # %% [markdown]
-# And the time? Two settings, since it depends on the gradient. Under the squared hinge a class whose scores are all on
-# the right side of the margin has none, and costs its scores and Adam's walk only: that is a layer which has learned
-# that most classes are wrong most of the time (here we set its bias so). Under binary cross-entropy (`"bce"`) every
-# score has a gradient.
+# And the time? It depends on the gradient, so we measure two cases. With the squared hinge, a class has no gradient if
+# all its scores are on the right side of the margin. Then it only costs the scores and Adam's walk through memory. A
+# trained layer is in this state, because most classes are wrong most of the time (here we set the bias to get there).
+# With binary cross-entropy (`"bce"`), every score has a gradient.
 
 
 # %%
@@ -356,43 +359,44 @@ def sparse_seconds(n_classes, loss, bias):
     return seconds(lambda: fixed_fan_in_step(x, layer, labels, loss, adam))
 
 
-sparse_setting_of = {"squared-hinge": -3, "bce": 0}
-sparse = {loss: [sparse_seconds(n, loss, bias) for n in CLASSES] for loss, bias in sparse_setting_of.items()}
+bias_for = {"squared-hinge": -3, "bce": 0}
+sparse = {loss: [sparse_seconds(n, loss, bias) for n in CLASSES] for loss, bias in bias_for.items()}
 sparse_floor = 4 * (7 * K + 6) / BYTES_PER_S  # index; value, m and v of K weights and the bias, read and written
 print(f"{CLASSES[-1]:,} classes, ms: dense {1e3 * dense[-1].sum():.1f}, ", end="")
 print(", ".join(f"{loss} {1e3 * times[-1]:.1f}" for loss, times in sparse.items()))
 
 figure, axes = plt.subplots(figsize=(7.2, 5))
 axes.loglog(CLASSES, dense.sum(1), "ko-", label=f"dense softmax, width {WIDTH}, NumPy")
-axes.loglog(CLASSES, sparse["bce"], "o-", color=VERMILION, label=f"fixed fan-in {K}, all scores with gradient")
-axes.loglog(CLASSES, sparse["squared-hinge"], "o-", color=BLUE, label=f"fixed fan-in {K}, few scores with gradient")
+axes.loglog(CLASSES, sparse["bce"], "o-", color=VERMILION, label=f"fixed fan-in {K}, all scores have a gradient")
+axes.loglog(CLASSES, sparse["squared-hinge"], "o-", color=BLUE, label=f"fixed fan-in {K}, few scores have a gradient")
 axes.loglog(CLASSES, floor * np.array(CLASSES), "k--", linewidth=1.2, label="floor, dense")
 axes.loglog(
-    CLASSES, sparse_floor * np.array(CLASSES), "--", color=BLUE, linewidth=1.2, label="memory's floor, fixed fan-in"
+    CLASSES, sparse_floor * np.array(CLASSES), "--", color=BLUE, linewidth=1.2, label="floor (memory), fixed fan-in"
 )
-axes.set(xlabel="classes", ylabel="seconds a step")
+axes.set(xlabel="classes", ylabel="seconds per step")
 figure.legend(loc="outside upper center", ncols=2, fontsize=10)
 show(figure, "01_fixed_fan_in")
 
 # %% [markdown]
-# Be fair when you read it: these are different models. The dense layer sees 64 features, all of them, through NumPy;
-# the sparse one 32 of thousands, through compiled code. Nor has the slope changed: twice the classes are still twice
-# the time. What has changed is how much belongs to a class, and with it the floor. Whether a layer so thin can still be
-# accurate is a question for experiments.
+# Read this plot with care: these are different models. The dense layer uses 64 features, all of them, and runs in
+# NumPy; the sparse one uses 32 of thousands, in compiled code. And the slope is the same: twice the classes still take
+# twice the time. What changed is the number of bytes per class, and with it the floor. Whether such a thin layer can be
+# accurate is a question for experiments (tutorial 4).
 #
-# Per connection a sparse layer even works harder: an input has to be fetched by its index, where a matrix product
-# streams. It wins by having few connections, and by leaving out what has no gradient.
+# Per connection, a sparse layer even does more work: each input must be looked up by its index, whereas a matrix
+# product reads contiguous memory. It is faster because it has few connections, and because it skips whatever has no
+# gradient.
 #
-# Look at the distance between a line and its dashed floor, too. The lower floor counts only what must come from memory;
-# a sparse step also gathers `B K` inputs for each class from the caches, and that is the work which its kernels are
-# built around. Tutorial 3 writes one of them; tutorial 8 finds out what holds a slow one up.
+# Look also at the distance between each line and its dashed floor. The lower floor only counts main memory. A sparse
+# step also gathers `B K` inputs per class from the caches, and its kernels are designed around this work. Tutorial 3
+# writes such a kernel; tutorial 8 finds out what limits a slow one.
 #
 # ## Exercises
 #
-# Put your answer in the place of `...`; the cell below it checks it.
+# Replace `...` by your answer; the cell below checks it.
 #
 # **1.** A dense layer of width 512 is trained with Adam on batches of 128 rows. Weights, both moments, the gradient and
-# the scores must fit into 16 GB (16e9 bytes) at once. How many classes can it have?
+# the scores must fit into 16 GB (16e9 bytes) at the same time. How many classes can it have?
 
 # %% exercise="fits"
 classes_that_fit = ...
@@ -400,23 +404,23 @@ classes_that_fit = ...
 # %% check="fits"
 check(
     "1", classes_that_fit, lambda n: abs(n - 16e9 / (4 * (4 * 512 + 128))) <= 1,
-    "What does one class take? Four rows of weights' size, and a score for each row of the batch.",
+    "What does one class need? Four rows of the width of the layer, and a score for each row of the batch.",
 )  # fmt: skip
 
 # %% [markdown]
-# **2.** Suppose `fixed_fan_in_step` ran with plain SGD (`w -= rate * dw`, no moments). What must it move between memory
-# and processor for each connection, at least, in bytes? The inputs stay in the cache; the gradient is never stored.
+# **2.** Suppose `fixed_fan_in_step` used plain SGD (`w -= rate * dw`, no moments). How many bytes must it move between
+# memory and processor per connection, at least? The inputs stay in the cache, and the gradient is never stored.
 
 # %% exercise="traffic"
 bytes_of_connection = ...
 
 # %% check="traffic"
-check("2", bytes_of_connection, lambda n: n == 12, "An index, a value; what is changed goes both ways.")
+check("2", bytes_of_connection, lambda n: n == 12, "An index and a value. What is updated must be read and written.")
 
 # %% [markdown]
-# **3.** The softmax needs all scores of a row - but not all at the same time. Write the mean loss of a batch so that at
-# most `chunk` classes have scores at once. Keep, for each row, the largest score so far and the sum of exponentials
-# *relative to it*; when the largest changes, the old sum must be scaled.
+# **3.** The softmax needs all scores of a row, but not all at the same time. Compute the mean loss of a batch such that
+# at most `chunk` classes have scores at the same time. For each row, keep the largest score so far, and the sum of the
+# exponentials *relative to it*. When the largest score changes, rescale the old sum.
 
 
 # %% exercise="chunks"
@@ -427,8 +431,8 @@ def loss_by_chunks(h, w, targets, chunk):
 # %% check="chunks"
 def is_loss_by_chunks(_):
     (w, *_), (h, targets) = new_layer(5000), new_batch(5000)
-    h *= 30  # scores large enough that exp of them overflows
-    w[:100] -= h[0] / 60  # and the largest of a row comes late
+    h *= 30  # scores so large that their exp overflows
+    w[:100] -= h[0] / 60  # and the largest score of a row comes late
     wanted = np.float64(loss_and_gradient(forward(h, w), targets))
     right = np.isclose(loss_by_chunks(h, w, targets, 128), wanted, rtol=1e-4)
     return right and peak_of(lambda: loss_by_chunks(h, w, targets, 128)) < B * 5000 * 4 / 4

@@ -13,13 +13,13 @@
 # %% [markdown]
 # # A gradient by hand
 #
-# No framework will differentiate for us in this library: every backward pass is written down. That is less work than it
-# sounds, because one small habit carries all of it. We start with the loss of a *single row*, end with the backward pass of
-# a sparse output layer, and check each step against finite differences.
+# This library uses no framework for automatic differentiation: every backward pass is written by hand. This is less
+# work than it sounds, because one simple rule is enough. We start with the loss of a *single row*, end with the
+# backward pass of a sparse output layer, and check each step against finite differences.
 #
-# The habit: for each array `z` on the way to the loss there is an array `dz` *of the same shape*, whose entries say how
-# much the loss grows when that entry of `z` grows a little. A backward pass walks through the forward pass in reverse and
-# turns the `d` of each result into the `d` of what it was made from.
+# The rule: for each array `z` that is computed on the way to the loss, there is an array `dz` *of the same shape*. Each
+# entry of `dz` is the derivative of the loss with respect to that entry of `z`. A backward pass goes through the
+# forward pass in reverse order, and computes the `d` of each operation's inputs from the `d` of its result.
 
 # %%
 import numpy as np
@@ -33,12 +33,12 @@ random = np.random.default_rng(0)
 # %% [markdown]
 # ## The loss of one row
 #
-# A row of the batch comes with scores, one for each class, and one class is right. The softmax loss is
+# A row of the batch has one score per class, and one class is correct, the target $t$. The softmax loss is
 #
 # $$ \ell(s) = \log \sum_j e^{s_j} - s_t . $$
 #
-# In code we subtract the largest score first. It changes nothing in the result - the same number leaves the logarithm as
-# enters the exponentials - but `exp` can no longer overflow.
+# In code we first subtract the largest score, so that `exp` cannot overflow. We add it again after the logarithm, so
+# the result is the same.
 
 
 # %%
@@ -48,15 +48,17 @@ def loss_of_row(scores, target):
 
 
 scores, target = random.normal(size=6), 2
-print(f"loss {loss_of_row(scores, target):.4f}; were all classes equally likely, it would be {np.log(6):.4f}")
+print(f"loss {loss_of_row(scores, target):.4f}; if all classes were equally likely, it would be {np.log(6):.4f}")
 
 # %% [markdown]
-# Now its derivative by one score. The logarithm gives one over the sum, the sum gives the exponential:
+# Now the derivative with respect to one score. The derivative of the logarithm is one over the sum; the derivative of
+# the sum is the exponential:
 #
 # $$ \frac{\partial \ell}{\partial s_i} = \frac{e^{s_i}}{\sum_j e^{s_j}} - [i = t] = p_i - [i = t] . $$
 #
-# The probability that the model gives, minus the probability that it should have given. All of classification is in that
-# line: the right class is pushed up by what is missing, every other class is pushed down by what it has too much.
+# This is the probability that the model predicts, minus the probability that it should predict. A gradient step
+# therefore raises the score of the correct class in proportion to the missing probability, and lowers each other score
+# in proportion to its probability.
 
 
 # %%
@@ -70,43 +72,43 @@ def gradient_of_row(scores, target):
 print(np.round(gradient_of_row(scores, target), 3), "sum", f"{gradient_of_row(scores, target).sum():.0e}")
 
 # %% [markdown]
-# The entries sum to zero: adding the same number to all scores does not change the loss.
+# The entries sum to zero, because adding the same number to all scores does not change the loss.
 #
-# ## Is it right? Ask the loss itself
+# ## Is it correct? Finite differences
 #
-# A derivative is a slope, and a slope can be measured: move one entry up by `e`, down by `e`, and divide the difference of
-# the losses by `2 e`. It costs two losses for each entry, far too much for training, but it knows nothing of our algebra. That
-# makes it the judge.
+# A derivative is a slope, and a slope can be measured: increase one entry by `e`, decrease it by `e`, and divide the
+# difference of the two losses by `2 e`. This needs two losses per entry, which is far too slow for training. But it
+# does not depend on our algebra, so it is an independent check.
 
 
 # %%
 def slopes(function, array, e=1e-6):
-    """The gradient of ``function()`` by `array`, entry by entry, measured."""
+    """The gradient of ``function()`` with respect to `array`, by finite differences."""
     found = np.zeros(array.shape)
-    for place in np.ndindex(array.shape):
-        old = array[place]
-        array[place] = old + e
+    for index in np.ndindex(array.shape):
+        old = array[index]
+        array[index] = old + e
         up = function()
-        array[place] = old - e
+        array[index] = old - e
         down = function()
-        array[place] = old
-        found[place] = (up - down) / (2 * e)
+        array[index] = old
+        found[index] = (up - down) / (2 * e)
     return found
 
 
-def worst(got, want):
-    """The largest difference, as a share of the largest entry."""
+def relative_error(got, want):
+    """The largest difference, relative to the largest entry."""
     return np.abs(got - want).max() / np.abs(want).max()
 
 
-error = worst(gradient_of_row(scores, target), slopes(lambda: loss_of_row(scores, target), scores))
+error = relative_error(gradient_of_row(scores, target), slopes(lambda: loss_of_row(scores, target), scores))
 print(f"largest difference {error:.0e}")
 assert error < 1e-8
 
 # %% [markdown]
-# Which `e`? A large one measures a chord, not a tangent; a small one subtracts two numbers that agree in nearly all their
-# digits. The error has a valley, and where its floor lies depends on the precision: this is why gradients are checked in
-# float64, even where training runs in float32.
+# Which `e` is best? If `e` is large, we measure the slope of a chord instead of the tangent. If `e` is small, we
+# subtract two numbers that agree in almost all digits. The error has a minimum in between, whose position depends on
+# the precision. This is why gradients are checked in float64, even if training uses float32.
 
 # %%
 steps = np.logspace(-12, 0, size(49, 13))
@@ -121,7 +123,7 @@ for dtype, colour in ((np.float64, BLUE), (np.float32, ORANGE)):
         slope = (float(loss_of_row(up, target)) - float(loss_of_row(down, target))) / (2 * e)
         errors.append(max(abs(slope - exact[0]), 1e-16))
     axes.loglog(steps, errors, color=colour, label=np.dtype(dtype).name)
-axes.loglog(steps, steps**2 / 10, color=GREY, linestyle="--", linewidth=1.2, label="grows with e² (chord)")
+axes.loglog(steps, steps**2 / 10, color=GREY, linestyle="--", linewidth=1.2, label="e² (error of the chord)")
 axes.set(xlabel="step e", ylabel="error of the measured slope", ylim=(1e-13, 10))
 axes.legend()
 show(figure, "02_valley")
@@ -129,49 +131,52 @@ show(figure, "02_valley")
 # %% [markdown]
 # ## Through the layer
 #
-# The scores of a batch come from a layer: `x` holds one row of `H` inputs for each of the `B` rows, `w` one row of `H` weights
-# for each of the `L` classes.
+# The scores of a batch come from a layer. `h` has a row of `H` inputs for each of the `B` rows of the batch; `w` has a
+# row of `H` weights for each of the `L` classes.
 #
 # | forward | backward | shapes |
 # |---|---|---|
-# | `scores = x @ w.T + bias` | `dx = dscores @ w` | `(B, L) (L, H)` to `(B, H)` |
-# | | `dw = dscores.T @ x` | `(L, B) (B, H)` to `(L, H)` |
+# | `scores = h @ w.T + bias` | `dh = dscores @ w` | `(B, L) (L, H)` to `(B, H)` |
+# | | `dw = dscores.T @ h` | `(L, B) (B, H)` to `(L, H)` |
 # | | `dbias = dscores.sum(0)` | `(B, L)` to `(L,)` |
 #
-# No need to learn these by heart. `dx[b, h]` asks: where does `x[b, h]` go? Into `scores[b, l]`, for every `l`, times `w[l, h]`.
-# So it collects `dscores[b, l] * w[l, h]` from all of them - a sum over `l`, which is the matrix product. *What the
-# forward pass hands out, the backward pass collects.* And shapes leave only one way to write it.
+# You need not memorize these formulas. To find `dh[b, i]`, ask where `h[b, i]` is used: in `scores[b, l]`, for every
+# `l`, multiplied by `w[l, i]`. So its derivative is the sum of `dscores[b, l] * w[l, i]` over `l`, which is a matrix
+# product. *Wherever the forward pass uses a number several times, the backward pass sums over these uses.* And only one
+# order of the factors fits the shapes.
 #
-# The loss of a batch is the mean over its rows, so each row's gradient is divided by `B`.
+# The loss of a batch is the mean over its rows, so the gradient of each row is divided by `B`.
 
 
 # %%
-def loss_of_batch(x, w, bias, targets):
-    scores = x @ w.T + bias
+def loss_of_batch(h, w, bias, targets):
+    scores = h @ w.T + bias
     return np.mean([loss_of_row(row, t) for row, t in zip(scores, targets, strict=True)])
 
 
-def gradients_of_batch(x, w, bias, targets):
-    scores = x @ w.T + bias
-    dscores = np.stack([gradient_of_row(row, t) for row, t in zip(scores, targets, strict=True)]) / len(x)
-    return dscores @ w, dscores.T @ x, dscores.sum(0)
+def gradients_of_batch(h, w, bias, targets):
+    scores = h @ w.T + bias
+    dscores = np.stack([gradient_of_row(row, t) for row, t in zip(scores, targets, strict=True)]) / len(h)
+    return dscores @ w, dscores.T @ h, dscores.sum(0)
 
 
 B, H, L = 4, 5, 7
-x, w, bias = random.normal(size=(B, H)), random.normal(size=(L, H)), random.normal(size=L)
+h, w, bias = random.normal(size=(B, H)), random.normal(size=(L, H)), random.normal(size=L)
 targets = random.integers(L, size=B)
-for name, array, got in zip(("x", "w", "bias"), (x, w, bias), gradients_of_batch(x, w, bias, targets), strict=True):
-    error = worst(got, slopes(lambda: loss_of_batch(x, w, bias, targets), array))
+for name, array, got in zip(("h", "w", "bias"), (h, w, bias), gradients_of_batch(h, w, bias, targets), strict=True):
+    error = relative_error(got, slopes(lambda: loss_of_batch(h, w, bias, targets), array))
     print(f"d{name:<5} {got.shape!s:<8} largest difference {error:.0e}")
     assert error < 1e-7
 
 # %% [markdown]
 # ## Several labels, and a gradient that is mostly zero
 #
-# Where a row may have several labels, every label gets a yes-or-no question of its own: `y = +1` where it is one of the row's,
-# `-1` where not. The squared hinge asks for a score beyond a margin of 1 on the right side, and once it is there, stops asking:
+# If a row can have several labels, there is a separate yes-or-no question for each label: `y = +1` if it is one of the
+# row's labels, `-1` if not. The squared hinge requires a score that is on the correct side of zero by a margin of at
+# least 1. Beyond the margin, loss and gradient are zero:
 #
-# $$ \ell = \sum_l \max(0,\, 1 - y_l s_l)^2, \qquad \frac{\partial \ell}{\partial s_l} = -2\, y_l \max(0,\, 1 - y_l s_l) . $$
+# $$ \ell = \sum_l \max(0,\, 1 - y_l s_l)^2, \qquad
+# \frac{\partial \ell}{\partial s_l} = -2\, y_l \max(0,\, 1 - y_l s_l) . $$
 
 
 # %%
@@ -181,96 +186,101 @@ def hinge(scores, y):
 
 
 y = np.where(random.random((B, L)) < 0.2, 1.0, -1.0)
-scores = x @ w.T + bias
+scores = h @ w.T + bias
 loss, dscores = hinge(scores, y)
-error = worst(dscores, slopes(lambda: hinge(scores, y)[0], scores))
-print(f"largest difference {error:.0e}; exactly zero: {np.mean(dscores == 0):.0%} of the gradient")
+error = relative_error(dscores, slopes(lambda: hinge(scores, y)[0], scores))
+print(f"largest difference {error:.0e}; {np.mean(dscores == 0):.0%} of the gradient is exactly zero")
 assert error < 1e-7
 
 # %% [markdown]
-# In a trained layer with many labels that is nearly all of it, because most labels are wrong for most rows and
-# well below -1. What is zero need not be multiplied. The library's kernels skip it.
+# In a trained layer with many labels, almost all of the gradient is zero, because most labels are wrong for most rows,
+# with scores well below -1. The library's kernels skip these products.
 #
-# ## Through a sparse layer: gather, and scatter
+# ## Through a sparse layer: gather and scatter
 #
-# In a fixed fan-in layer, label `l` sees only the inputs `indices[l]`. The forward pass *gathers*. In the backward pass an input
-# collects from all labels that look at it. In NumPy that is a *scatter*, and it has a trap.
+# In a fixed fan-in layer, label `l` only uses the inputs `indices[l]`. The forward pass *gathers* these inputs. In the
+# backward pass, the gradient of an input is a sum over all labels that use it. In NumPy this is a *scatter*, and it has
+# a pitfall.
 
 
 # %%
-def sparse_forward(x, indices, values, bias):
-    return bias + (x[:, indices] * values).sum(-1)  # x[:, indices] is (B, L, K)
+def sparse_forward(h, indices, values, bias):
+    return bias + (h[:, indices] * values).sum(-1)  # h[:, indices] is (B, L, K)
 
 
-def sparse_backward(x, indices, values, dscores):
-    dx = np.zeros(x.shape)
-    for b in range(len(x)):
-        np.add.at(dx[b], indices, dscores[b][:, None] * values)
-    dvalues = np.einsum("bl,blk->lk", dscores, x[:, indices])
-    return dx, dvalues, dscores.sum(0)
+def sparse_backward(h, indices, values, dscores):
+    dh = np.zeros(h.shape)
+    for b in range(len(h)):
+        np.add.at(dh[b], indices, dscores[b][:, None] * values)
+    dvalues = np.einsum("bl,blk->lk", dscores, h[:, indices])
+    return dh, dvalues, dscores.sum(0)
 
 
 layer = FixedFanIn.random(n_labels=L, n_inputs=H, fan_in=3, seed=0)
 indices, values, sparse_bias = layer.indices, layer.values.astype(np.float64), layer.bias.astype(np.float64)
-_, dscores = hinge(sparse_forward(x, indices, values, sparse_bias), y)
+_, dscores = hinge(sparse_forward(h, indices, values, sparse_bias), y)
 for name, array, got in zip(
-    ("x", "values", "bias"), (x, values, sparse_bias), sparse_backward(x, indices, values, dscores), strict=True
+    ("h", "values", "bias"), (h, values, sparse_bias), sparse_backward(h, indices, values, dscores), strict=True
 ):
-    error = worst(got, slopes(lambda: hinge(sparse_forward(x, indices, values, sparse_bias), y)[0], array))
+    error = relative_error(got, slopes(lambda: hinge(sparse_forward(h, indices, values, sparse_bias), y)[0], array))
     print(f"d{name:<7} {got.shape!s:<7} largest difference {error:.0e}")
     assert error < 1e-7
 
 # %% [markdown]
-# The trap: `dx[b][indices] += ...` looks the same as `np.add.at`. But where an input occurs twice among the indices, NumPy
-# reads all old values first, and the last write wins:
+# The pitfall: `dh[b][indices] += ...` looks equivalent to `np.add.at`. But if an input occurs several times in
+# `indices`, NumPy first reads all old values, and then the last write overwrites the others:
 
 # %%
 wrong = np.zeros(H)
 wrong[indices] += dscores[0][:, None] * values
-right = sparse_backward(x, indices, values, dscores)[0][0]
+right = sparse_backward(h, indices, values, dscores)[0][0]
 print("with +=       ", np.round(wrong, 3))
 print("with np.add.at", np.round(right, 3))
 
 # %% [markdown]
-# The same trap waits on a GPU, where thousands of threads add to `dx` at once. There the name of the remedy is an *atomic*
-# add, and tutorial 3 meets it.
+# The same problem occurs on a GPU, where thousands of threads add to `dh` at the same time. The solution there is an
+# *atomic* addition; see tutorial 3.
 #
 # ## The library
 #
-# `fixed_fan_in_forward` and `fixed_fan_in_backward` compute the same from float32 arrays, with Numba. They should agree to about
-# seven digits, and they do.
+# `fixed_fan_in_forward` and `fixed_fan_in_backward` compute the same from float32 arrays, with Numba. They should agree
+# to about seven digits.
 
 # %%
-x32, dscores32 = x.astype(np.float32), dscores.astype(np.float32)
-print(f"scores  {worst(fixed_fan_in_forward(x32, layer), sparse_forward(x, indices, values, sparse_bias)):.0e}")
+h32, dscores32 = h.astype(np.float32), dscores.astype(np.float32)
+print(
+    f"scores  {relative_error(fixed_fan_in_forward(h32, layer), sparse_forward(h, indices, values, sparse_bias)):.0e}"
+)
 for name, got, want in zip(
-    ("dx", "dvalues", "dbias"), fixed_fan_in_backward(x32, layer, dscores32), sparse_backward(x, indices, values, dscores),
+    ("dh", "dvalues", "dbias"),
+    fixed_fan_in_backward(h32, layer, dscores32),
+    sparse_backward(h, indices, values, dscores),
     strict=True,
-):  # fmt: skip
-    print(f"{name:<7} {worst(got, want):.0e}")
-    assert worst(got, want) < 1e-6
+):
+    print(f"{name:<7} {relative_error(got, want):.0e}")
+    assert relative_error(got, want) < 1e-6
 
 # %% [markdown]
-# In training nobody calls them one after the other. `fixed_fan_in_step` scores a label, takes its loss, sends the gradient
-# back and updates the label's weights before it turns to the next: no array of batch times labels ever exists. With plain SGD
-# it must do precisely what we do by hand.
+# Training does not call them one after the other. For each label, `fixed_fan_in_step` computes the scores, the loss and
+# the gradients, and updates the weights before it continues with the next label. An array of batch times labels never
+# exists. With plain SGD, the result must be the same as ours.
 
 # %%
 rate = 0.1
 labels = scipy.sparse.csr_matrix((y > 0).astype(np.float32))
-by_hand = values - rate * sparse_backward(x, indices, values, dscores)[1]
-loss, dx = fixed_fan_in_step(x32, layer, labels, "squared-hinge", SGD(learning_rate=rate))
-print(f"loss {loss:.6f}, by hand {hinge(sparse_forward(x, indices, values, sparse_bias), y)[0]:.6f}")
+by_hand = values - rate * sparse_backward(h, indices, values, dscores)[1]
+loss, dh = fixed_fan_in_step(h32, layer, labels, "squared-hinge", SGD(learning_rate=rate))
+print(f"loss {loss:.6f}, by hand {hinge(sparse_forward(h, indices, values, sparse_bias), y)[0]:.6f}")
 print(f"new weights differ by at most {np.abs(layer.values - by_hand).max():.0e}")
 assert np.abs(layer.values - by_hand).max() < 1e-6
 
 # %% [markdown]
 # ## Exercises
 #
-# Put your answer in the place of `...`; the cell below it checks it.
+# Replace `...` by your answer; the cell below checks it.
 #
-# **1.** A layer of 1,000,000 labels scores a batch of 128 rows. How many bytes does the gradient by the scores take in float32 -
-# the array that `fixed_fan_in_step` never makes?
+# **1.** A layer with 1,000,000 labels computes scores for a batch of 128 rows. How many bytes does the gradient with
+# respect to the scores take in float32? (`fixed_fan_in_step` never stores this array.)
 
 # %% exercise="bytes"
 bytes_of_dscores = ...
@@ -279,8 +289,8 @@ bytes_of_dscores = ...
 check("1", bytes_of_dscores, lambda n: n == 128 * 1_000_000 * 4, "Rows times labels times the bytes of one number.")
 
 # %% [markdown]
-# **2.** Binary cross-entropy asks the same question more softly: $\ell = \log(1 + e^{-y s})$. Write its gradient by `scores`
-# (arrays of the same shape as `y`), without the mean.
+# **2.** Binary cross-entropy is a smoother version of the same question: $\ell = \log(1 + e^{-y s})$. Compute its
+# gradient with respect to `scores` (an array of the same shape as `y`), without dividing by the number of rows.
 
 
 # %% exercise="bce"
@@ -290,7 +300,10 @@ def bce_gradient(scores, y):
 
 # %% check="bce"
 def is_bce_gradient(got):
-    return np.shape(got) == y.shape and worst(got, slopes(lambda: np.logaddexp(0, -y * scores).sum(), scores)) < 1e-6
+    return (
+        np.shape(got) == y.shape
+        and relative_error(got, slopes(lambda: np.logaddexp(0, -y * scores).sum(), scores)) < 1e-6
+    )
 
 
 check(
@@ -298,11 +311,12 @@ check(
 )
 
 # %% [markdown]
-# **3.** Below the output sits a ReLU, `x = np.maximum(z, 0)`. Write the gradient by `z` from `dx` and `z`.
+# **3.** The layer below the output is a ReLU, `h = np.maximum(z, 0)`. Compute `dz`, the gradient with respect to `z`,
+# from `dh` and `z`.
 
 
 # %% exercise="relu"
-def relu_backward(dx, z):
+def relu_backward(dh, z):
     return ...
 
 
@@ -311,7 +325,14 @@ z, upstream = random.normal(size=(B, H)), random.normal(size=(B, H))
 
 
 def is_relu_backward(got):
-    return np.shape(got) == z.shape and worst(got, slopes(lambda: (upstream * np.maximum(z, 0)).sum(), z)) < 1e-6
+    return (
+        np.shape(got) == z.shape and relative_error(got, slopes(lambda: (upstream * np.maximum(z, 0)).sum(), z)) < 1e-6
+    )
 
 
-check("3", relu_backward(upstream, z), is_relu_backward, "What did not pass forwards does not pass backwards.")
+check(
+    "3",
+    relu_backward(upstream, z),
+    is_relu_backward,
+    "An input that the forward pass set to zero has no influence on the loss.",
+)

@@ -13,10 +13,10 @@
 # %% [markdown]
 # # Sparse, and still accurate
 #
-# An output layer with a weight from every input to every label is the largest array of a network with many labels. The
-# obvious diet is to keep few connections: `K` for each label, whatever the width below. It saves the memory - and, done
-# naively, it loses the accuracy. We first see why, with no training involved that could be blamed; then what moving
-# connections can mend, what an *intermediate layer* mends, and in the end what the network says about works of art.
+# In a network with many labels, a dense output layer - a weight from every input to every label - is the largest array.
+# The obvious way to shrink it is to keep only `K` connections per label, whatever the width of the layer below. This
+# saves memory, but done naively it costs accuracy. We first see why, without any training. Then we look at two
+# remedies: moving connections, and an *intermediate layer*. At the end we look at predictions for works of art.
 
 # %%
 import math
@@ -34,9 +34,8 @@ random = np.random.default_rng(0)
 # %% [markdown]
 # ## Artworks and their subjects
 #
-# The bundled corpus describes artworks of the Tate Collection: words of title, medium and artist, and the subjects that
-# curators gave them. We take a part of the works and the most frequent subjects, so that all runs of this tutorial are
-# short.
+# The bundled corpus describes artworks of the Tate Collection: the words of title, medium and artist, and the subjects
+# assigned by curators. We use a part of the works and the most frequent subjects, to keep the running time short.
 
 # %%
 n_works, n_tests, n_labels = size(12_000, 1_500), size(2_000, 500), size(3_000, 300)
@@ -46,12 +45,12 @@ frequency = np.bincount(tate.train.labels.indices, minlength=tate.train.labels.s
 kept = np.sort(np.argsort(-frequency, kind="stable")[:n_labels])
 names = [tate.label_names[label] for label in kept]
 subjects, true_subjects = tate.train.labels[:n_works, kept], tate.test.labels[:n_tests, kept]
-print(f"{n_works:,} works to learn from, {n_tests:,} to test, {n_labels:,} of {len(frequency):,} subjects")
+print(f"{n_works:,} training works, {n_tests:,} test works, {n_labels:,} of {len(frequency):,} subjects")
 
 # %% [markdown]
-# Words become features that are *given*, as if an encoder had been trained elsewhere: the `D` strongest directions of
-# the TF-IDF matrix, turned by a random rotation, each with variance 1. The rotation hides nothing and loses nothing. It
-# takes care that no coordinate means anything by itself, as in the embeddings that come out of most encoders.
+# The features are *given*, as if they came from an encoder that was trained elsewhere. We use the `D` strongest
+# directions of the TF-IDF matrix, apply a random rotation, and scale each coordinate to variance 1. The rotation loses
+# no information. It ensures that no coordinate has a meaning of its own, as in the embeddings of most encoders.
 
 # %%
 D = 128
@@ -69,29 +68,30 @@ print("features:", x.shape, x.dtype)
 assert np.allclose(np.cov(x.T), np.eye(D), atol=1e-2)
 
 # %% [markdown]
-# ## What it costs
+# ## Memory
 #
-# A dense layer holds `D` weights for each label. A fixed fan-in layer holds `K` weights and `K` numbers that say where
-# they lead, eight bytes a connection. A *bottleneck* - a narrow dense layer first, of width `2 K` - takes as much: that
-# is the rival to keep in mind.
+# A dense layer stores `D` weights per label. A fixed fan-in layer stores `K` weights and `K` indices of inputs, eight
+# bytes per connection. A *bottleneck* - a narrow dense layer of width `2 K` below the output - takes the same memory
+# per label. It is the competitor to beat.
 
 # %%
 K = 16
 for name, numbers in (("dense", D), (f"fixed fan-in {K}", 2 * K), (f"bottleneck of {2 * K}", 2 * K)):
     print(
-        f"{name:16} {4 * n_labels * numbers / 1e6:6.2f} MB here, {4 * 670_000 * numbers / 1e6:6.0f} MB for 670,000 labels"
+        f"{name:16} {4 * n_labels * numbers / 1e6:6.2f} MB here, {4 * 670_000 * numbers / 1e6:6.0f} MB for 670,000 "
+        "labels"
     )
 
 # %% [markdown]
-# ## Too few of the inputs
+# ## Too few inputs
 #
-# Give every label `K` inputs, drawn at random, and the *best* weights they can have for the squared error. These have a
-# closed form, so neither optimiser nor patience plays a part: for the inputs `S` of a label, solve `(X'X)[S, S] w =
-# (X'y)[S]`. We compare three ways to choose what a label sees:
+# Connect every label to `K` random inputs, and give it the *best possible* weights for the squared error. These have a
+# closed form, so neither the optimizer nor the number of steps matters: for the inputs `S` of a label, solve `(X'X)[S,
+# S] w = (X'y)[S]`. We compare three ways to choose the inputs of a label:
 #
-# - `K` inputs at random;
-# - the `K` inputs that have most to do with the label (the largest entries of `X'y`);
-# - `K` directions that all labels share, which is what a bottleneck learns (the best `K` for all labels together).
+# - `K` random inputs;
+# - the `K` inputs that are most related to the label (the largest absolute entries of `X'y`);
+# - `K` directions shared by all labels, as in a bottleneck (the best `K` for all labels together).
 
 
 # %%
@@ -101,28 +101,28 @@ base = np.asarray(subjects.mean(axis=0)).ravel()
 
 
 def precision(weights):
-    """P@3 on the test works, of a dense matrix of weights (D, L)."""
+    """P@3 on the test works for a dense matrix of weights (D, L)."""
     best = np.argsort(-(x_test @ weights + base), axis=1)[:, :3].astype(np.int32)
     return 100 * metrics.precision_at_k(best, true_subjects, 3)
 
 
-def best_weights(seen):
-    """The best weights of all labels, (D, L), where label l may use the inputs seen[l] only."""
-    inner = gram[seen[:, :, None], seen[:, None, :]]
-    solved = np.linalg.solve(inner, moments[seen, np.arange(n_labels)[:, None]][..., None])[..., 0]
+def best_weights(allowed):
+    """The best weights of all labels, (D, L), if label l may only use the inputs allowed[l]."""
+    inner = gram[allowed[:, :, None], allowed[:, None, :]]
+    solved = np.linalg.solve(inner, moments[allowed, np.arange(n_labels)[:, None]][..., None])[..., 0]
     weights = np.zeros((D, n_labels))
-    weights[seen, np.arange(n_labels)[:, None]] = solved
+    weights[allowed, np.arange(n_labels)[:, None]] = solved
     return weights
 
 
 full = np.linalg.solve(gram, moments)
 outer, strengths, inner = np.linalg.svd(full, full_matrices=False)
-relevance = np.argsort(-np.abs(moments), axis=0).T  # (L, D): the inputs of a label, the most telling first
+relevance = np.argsort(-np.abs(moments), axis=0).T  # (L, D): inputs of each label, the most related first
 shuffled = np.argsort(random.random((n_labels, D)), axis=1)
-widths, curves = [1, 2, 4, 8, 16, 32, 64], {"at random": [], "the most telling": [], "shared directions": []}
+widths, curves = [1, 2, 4, 8, 16, 32, 64], {"random": [], "most related": [], "shared directions": []}
 for k in widths:
-    curves["at random"].append(precision(best_weights(shuffled[:, :k])))
-    curves["the most telling"].append(precision(best_weights(relevance[:, :k])))
+    curves["random"].append(precision(best_weights(shuffled[:, :k])))
+    curves["most related"].append(precision(best_weights(relevance[:, :k])))
     curves["shared directions"].append(precision((outer[:, :k] * strengths[:k]) @ inner[:k]))
 figure, axes = plt.subplots()
 for (name, values), colour, marker in zip(curves.items(), (VERMILION, BLUE, GREEN), "osD", strict=True):
@@ -130,39 +130,40 @@ for (name, values), colour, marker in zip(curves.items(), (VERMILION, BLUE, GREE
 axes.axhline(precision(full), color=GREY, linestyle="--", label=f"all {D} inputs")
 axes.set_xscale("log", base=2)
 axes.set_xticks(widths, widths)
-axes.set(xlabel="inputs (or directions) that a label sees", ylabel="P@3 on the test works (%)")
+axes.set(xlabel="inputs (or directions) per label", ylabel="P@3 on the test works (%)")
 figure.legend(loc="outside upper center", ncols=4, fontsize=10, frameon=False, columnspacing=1.2)
 show(figure, "04_few_inputs")
-assert curves["at random"][4] < precision(full)
+assert curves["random"][4] < precision(full)
 
 # %% [markdown]
-# The lowest curve, of random inputs, is the trouble. What tells one subject from another is spread over all
-# coordinates, and a label that sees a few of them sees little of it. No training can give back what is not there. It is
-# not the *number* of weights that is too small - a few shared directions nearly do - but *where they lead*.
+# The lowest curve, with random inputs, shows the problem. The information that distinguishes a subject is spread over
+# all coordinates, and a label with few of them sees little of it. No training can restore information that is not
+# there. The *number* of weights is not too small - a few shared directions almost suffice - the problem is *which
+# inputs* they are connected to.
 #
-# The blue curve, of the most telling ones, says that choosing connections helps; it does not close the gap, since here
-# no coordinate means anything by itself. So there are two ways out: move the connections to better inputs, or make
-# *better inputs to connect to*. The method takes both.
+# The blue curve, with the most related inputs, shows that choosing connections helps. It does not close the gap,
+# because here no coordinate has a meaning of its own. So there are two remedies: move the connections to better inputs,
+# or create *better inputs to connect to*. The method does both.
 #
 # ## Moving connections
 #
-# To see connections move we need a problem where the right ones are known. Sixty-four inputs, drawn as a map of 8 by 8;
-# each label is about the inputs of a small figure on the map, and starts with random connections.
+# To watch connections move, we need a problem with known correct connections. We arrange 64 inputs as an 8 by 8 map.
+# Each label depends on the inputs of a small shape on the map, and starts with random connections.
 
 # %%
 SIDE, FAN_IN, N_TOY = 8, 16, 6
-figures = np.zeros((N_TOY, SIDE, SIDE), bool)
-figures[0, 3, 1:7] = True
-figures[1, 1:7, 4] = True
-figures[2, range(1, 7), range(1, 7)] = True
-figures[3, range(1, 7), range(6, 0, -1)] = True
-figures[4, [2, 2, 2, 5, 5, 5], [2, 4, 6, 2, 4, 6]] = True
-figures[5, [1, 2, 3, 4, 5, 6], [1, 1, 1, 6, 6, 6]] = True
-wanted = figures.reshape(N_TOY, -1)
+shapes = np.zeros((N_TOY, SIDE, SIDE), bool)
+shapes[0, 3, 1:7] = True
+shapes[1, 1:7, 4] = True
+shapes[2, range(1, 7), range(1, 7)] = True
+shapes[3, range(1, 7), range(6, 0, -1)] = True
+shapes[4, [2, 2, 2, 5, 5, 5], [2, 4, 6, 2, 4, 6]] = True
+shapes[5, [1, 2, 3, 4, 5, 6], [1, 1, 1, 6, 6, 6]] = True
+wanted = shapes.reshape(N_TOY, -1)
 
 
 def toy_batch(n_rows=128):
-    """Random inputs; a label is on where the inputs of its figure sum to much."""
+    """Random inputs; a row has a label if the sum of the inputs of its shape is large."""
     inputs = random.normal(size=(n_rows, SIDE * SIDE)).astype(np.float32)
     return inputs, scipy.sparse.csr_matrix((inputs @ wanted.T / math.sqrt(6) > 0.5).astype(np.float32))
 
@@ -180,31 +181,31 @@ def train_toy(n_steps):
 print(f"{layer}; loss after 100 steps {train_toy(100):.3f}")
 
 # %% [markdown]
-# A rewiring drops the connections with the smallest weights *of the whole layer* and gives each label as many new ones,
-# at random among the inputs it did not have. `rewire` returns the slots that changed, pairs of (label, place). Inputs,
-# weights and the optimizer's moments of these slots are new; all others are as before.
+# A rewiring removes the connections with the smallest absolute weights *of the whole layer*, and gives each label the
+# same number of new ones, chosen at random among the inputs it is not connected to. `rewire` returns the changed slots
+# as pairs (label, position). Inputs, weights and optimizer moments of these slots are new; all others are unchanged.
 
 # %%
 indices_before, values_before = layer.indices.copy(), layer.values.copy()
 slots = rewire(layer, fraction=0.15, seed=0, optimizer=adam, step=100)
-labels, places = slots.T
-print(f"{len(slots)} of {layer.indices.size} slots; the first of them:")
-for label, place in slots[:5]:
-    old, new = indices_before[label, place], layer.indices[label, place]
-    weights = f"{values_before[label, place]:+.3f}, now {layer.values[label, place]:.0f}"
-    print(f"  label {label}, slot {place:2}: input {old:2} -> {new:2}; weight was {weights}")
+labels, positions = slots.T
+print(f"{len(slots)} of {layer.indices.size} slots; the first five:")
+for label, position in slots[:5]:
+    old, new = indices_before[label, position], layer.indices[label, position]
+    weights = f"{values_before[label, position]:+.3f}, now {layer.values[label, position]:.0f}"
+    print(f"  label {label}, slot {position:2}: input {old:2} -> {new:2}; weight was {weights}")
 untouched = np.ones(layer.indices.shape, bool)
-untouched[labels, places] = False
-assert len(slots) == round(0.15 * layer.indices.size) and (layer.values[labels, places] == 0).all()
+untouched[labels, positions] = False
+assert len(slots) == round(0.15 * layer.indices.size) and (layer.values[labels, positions] == 0).all()
 assert (layer.indices[untouched] == indices_before[untouched]).all() and (
     layer.values[untouched] == values_before[untouched]
 ).all()
-assert np.abs(values_before[labels, places]).max() <= np.abs(values_before[untouched]).min()
+assert np.abs(values_before[labels, positions]).max() <= np.abs(values_before[untouched]).min()
 
 # %% [markdown]
-# A new connection starts at 0 - and still learns, because its gradient is made of what comes in and of what the label
-# lacks, not of its own weight. It has until the next rewiring to grow larger than the smallest; if not, it makes way
-# for another try.
+# A new connection starts with weight 0, and still learns: its gradient depends on its input and on the error of the
+# label, not on its own weight. It has until the next rewiring to become larger than the smallest weights; otherwise it
+# is replaced by another one.
 
 # %%
 rounds, shown = size(40, 12), size((0, 3, 10, 40), (0, 2, 6, 12))
@@ -214,11 +215,11 @@ def connections():
     """|w| of every label on the map of inputs, (N_TOY, SIDE, SIDE); NaN where there is no connection."""
     weights = np.full((N_TOY, SIDE * SIDE), np.nan)
     weights[np.arange(N_TOY)[:, None], layer.indices] = np.abs(layer.values)
-    return weights.reshape(figures.shape)
+    return weights.reshape(shapes.shape)
 
 
 def found():
-    """The share of the figures' inputs that their labels are connected to."""
+    """The share of the inputs of all shapes that are connected to their label."""
     return np.mean(
         [np.isin(np.flatnonzero(inputs), layer.indices[label]).mean() for label, inputs in enumerate(wanted)]
     )
@@ -227,19 +228,19 @@ def found():
 maps, sizes, shares, losses = {0: connections()}, {0: np.abs(layer.values).ravel()}, [found()], []
 for number in range(1, rounds + 1):
     losses.append(train_toy(60))
-    if number < rounds:  # what a rewiring has brought must be trained before it is looked at
+    if number < rounds:  # new connections must be trained before we look at them
         rewire(layer, fraction=0.15, seed=0, optimizer=adam, step=100 + number)
     shares.append(found())
     if number in shown:
         maps[number], sizes[number] = connections(), np.abs(layer.values).ravel()
-print(f"connected to {shares[0]:.0%} of the figures' inputs at first, to {shares[-1]:.0%} in the end")
+print(f"connected to {shares[0]:.0%} of the inputs of the shapes at first, to {shares[-1]:.0%} at the end")
 assert shares[-1] > shares[0]
 
 figure, axes = plt.subplots(len(shown), N_TOY, figsize=(7.6, 5.4))
 for row, number in zip(axes, shown, strict=True):
     for label, panel in enumerate(row):
         panel.imshow(maps[number][label], cmap="Blues", vmin=-0.15, vmax=0.6)
-        rows, columns = np.nonzero(figures[label])
+        rows, columns = np.nonzero(shapes[label])
         panel.scatter(columns, rows, s=42, marker="s", facecolors="none", edgecolors=ORANGE, linewidths=1.3)
         panel.set(xticks=[], yticks=[])
         panel.grid(False)
@@ -250,12 +251,12 @@ for label, panel in enumerate(axes[-1]):
 show(figure, "04_connections_move")
 
 # %% [markdown]
-# Each column is a label, each row a moment (the start is after those first steps). Orange squares are the inputs that
-# the label is about, blue is where it is connected, the darker the larger the weight. From round to round more squares
-# turn blue. Once a label holds all of its figure, only the rest keep moving: small weights on inputs that mean nothing
-# to it, which is the right thing to be random about.
+# Each column is a label, and each row a moment (the start is after the first 100 steps). Orange squares are the inputs
+# that the label depends on. Blue squares are its connections; the darker, the larger the weight. From round to round,
+# more orange squares turn blue. Once a label is connected to its whole shape, only its other connections continue to
+# move: small weights on inputs that are irrelevant to it.
 #
-# The same in numbers: the weights part into two heaps, and what lies at the left is what a rewiring takes.
+# The same in numbers: the weights separate into two groups, and a rewiring removes weights of the left group.
 
 # %%
 figure, (first, second) = plt.subplots(1, 2, figsize=(8.4, 3.6))
@@ -265,19 +266,19 @@ for number, colour in zip((shown[0], shown[-1]), (GREY, BLUE), strict=True):
 first.set(xlabel="|w|", ylabel="connections")
 first.legend()
 second.plot(range(rounds + 1), 100 * np.array(shares), color=BLUE)
-second.set(xlabel="rounds of 60 steps and a rewiring", ylabel="figures' inputs found (%)", ylim=(0, 103))
-show(figure, "04_two_heaps")
+second.set(xlabel="rounds of 60 steps and a rewiring", ylabel="inputs of the shapes found (%)", ylim=(0, 103))
+show(figure, "04_two_groups")
 
 # %% [markdown]
 # ## Better inputs to connect to
 #
-# Back to the artworks. There rewiring has nothing to find: one rotated coordinate is as good as another. So we put a
-# wide dense layer with a ReLU between features and labels. It is shared by all labels, so it costs little where labels
-# are many, and it *learns*: the gradient that comes down from the labels bends its units towards combinations which
-# labels can use as they are.
+# Back to the artworks. Here rewiring does not help, because one rotated coordinate is as good as another. So we insert
+# a wide dense layer with a ReLU between features and labels. All labels share it, so its cost is small if there are
+# many labels. And it *learns*: the gradients from the labels change its units into combinations of features that labels
+# can use directly.
 #
-# Four networks over the same features, for the same number of steps. The frozen one has the wide layer as well, but it
-# stays as random as it began.
+# We train five networks on the same features for the same number of steps. In the one with a frozen wide layer, that
+# layer keeps its random initial weights.
 
 # %%
 hidden, epochs = size(1024, 128), size(4, 2)
@@ -292,40 +293,40 @@ common = {
 }
 contestants = {
     "sparse": {"intermediate": None},
-    "sparse, wide layer frozen": {"intermediate": hidden, "intermediate_rate": 1e-9},
-    "sparse, wide layer learns": {"intermediate": hidden, "intermediate_rate": 1.0},
+    "sparse, wide layer frozen": {"intermediate": hidden, "intermediate_lr_multiplier": 1e-9},
+    "sparse, wide layer learns": {"intermediate": hidden, "intermediate_lr_multiplier": 1.0},
     f"bottleneck of {2 * K}": {"output": "bottleneck", "bottleneck": 2 * K},
     "dense": {"output": "dense"},
 }
 contestants = dict(list(contestants.items())[:: size(1, 2)][: size(5, 2)])
-models, figures_of = {}, {}
+models, results = {}, {}
 for name, params in contestants.items():
     start = time.perf_counter()
     models[name] = train.Classifier(**common | params, progress=False).fit(x, subjects)
-    figures_of[name] = models[name].evaluate(x_test, true_subjects)
-    row = "  ".join(f"P@{k} {100 * figures_of[name][f'P@{k}']:5.1f} %" for k in (1, 3, 5))
+    results[name] = models[name].evaluate(x_test, true_subjects)
+    row = "  ".join(f"P@{k} {100 * results[name][f'P@{k}']:5.1f} %" for k in (1, 3, 5))
     megabytes = models[name].network_.output_nbytes / 1e6
     print(f"{name:26} {row}   output layer {megabytes:5.2f} MB   {time.perf_counter() - start:5.1f} s")
 
-assert figures_of["sparse, wide layer learns"]["P@3"] > figures_of["sparse"]["P@3"]
+assert results["sparse, wide layer learns"]["P@3"] > results["sparse"]["P@3"]
 
 # %% [markdown]
-# Width alone mends little: `K` random units out of many tell a label hardly more than `K` coordinates did. It is the
-# learning. (Do not read too much into the comparison with the dense layer: without a hidden layer, that one is linear
-# in the features. It marks what plain weights can do at four times the memory.)
+# Width alone does not help much: `K` of many random units tell a label hardly more than `K` coordinates. Learning makes
+# the difference. (The dense network has no hidden layer, so it is linear in the features. It shows what plain weights
+# reach with four times the memory.)
 #
-# The bottleneck does well on this corpus, too. Its limit is another one: all labels must share the same few directions,
-# which suffices for some thousand subjects that overlap, and no longer for hundreds of thousands that have nothing in
-# common. (In the paper's tables the order of the two turns on such data.) With a wide layer every label has its *own*
-# few out of very many.
+# The bottleneck also does well on this corpus. It has a different limit: all labels must share the same few directions.
+# This is sufficient for some thousands of overlapping subjects, but not for hundreds of thousands of unrelated labels.
+# (In the paper, the sparse layer with a wide intermediate layer is better on such data.) With a wide layer, every label
+# has its *own* few out of very many units.
 
 # %%
 figure, axes = plt.subplots(figsize=(7.6, 3.6))
-order = list(figures_of)[::-1]
+order = list(results)[::-1]
 for offset, (k, colour) in zip((0.26, 0, -0.26), ((1, BLUE), (3, ORANGE), (5, GREEN)), strict=True):
     axes.barh(
         np.arange(len(order)) + offset,
-        [100 * figures_of[name][f"P@{k}"] for name in order],
+        [100 * results[name][f"P@{k}"] for name in order],
         0.24,
         color=colour,
         label=f"P@{k}",
@@ -337,14 +338,13 @@ figure.legend(loc="outside upper right", ncols=3, fontsize=10, frameon=False)
 show(figure, "04_precision")
 
 # %% [markdown]
-# We can look at what was learned. For each subject, how well does its *best single* input go together with it? We take
-# the largest correlation over the test works, among the features, and among the units that the labels of each network
-# see.
+# We can inspect what was learned. For each subject, how well does the *best single* input correlate with it? We compute
+# the largest correlation over the test works, among the features and among the units of each network's wide layer.
 
 
 # %%
 def best_correlation(inputs):
-    """For each subject of ten test works or more: the largest |correlation| with one input."""
+    """For each subject with at least ten test works: the largest |correlation| with a single input."""
     y = true_subjects.toarray()[:, np.asarray(true_subjects.sum(axis=0)).ravel() >= 10]
     columns = inputs[:, inputs.std(axis=0) > 0].astype(np.float64)
     columns = (columns - columns.mean(axis=0)) / columns.std(axis=0)
@@ -352,11 +352,11 @@ def best_correlation(inputs):
 
 
 figure, axes = plt.subplots(figsize=(7.2, 3.6))
-seen = {"features": x_test} | {name.split(", ")[1]: models[name].contexts(x_test) for name in models if ", " in name}
-best = {name: best_correlation(inputs) for name, inputs in seen.items()}
-looks = {"features": (VERMILION, "-"), "wide layer frozen": (GREY, ":"), "wide layer learns": (BLUE, "-")}
+inputs_of = {"features": x_test} | {name.split(", ")[1]: models[name].encode(x_test) for name in models if ", " in name}
+best = {name: best_correlation(inputs) for name, inputs in inputs_of.items()}
+styles = {"features": (VERMILION, "-"), "wide layer frozen": (GREY, ":"), "wide layer learns": (BLUE, "-")}
 for name, values in best.items():
-    colour, style = looks[name]
+    colour, style = styles[name]
     axes.plot(np.sort(values), np.linspace(0, 100, len(values)), color=colour, linestyle=style, label=name)
 axes.set(xlabel="correlation of a subject with its best single input", ylabel="share of the subjects (%)", xlim=(0, 1))
 axes.legend(loc="lower right", fontsize=11)
@@ -364,11 +364,11 @@ show(figure, "04_best_input")
 assert np.median(best["wide layer learns"]) > np.median(best["features"])
 
 # %% [markdown]
-# The curve of the learned units lies to the right: there are units which by themselves nearly say "this is a portrait".
+# The curve of the learned units is to the right of the others: some single units almost mean "this is a portrait".
 #
-# ## In words
+# ## Predictions
 #
-# Five works that no network has seen; `+` marks a subject that the curators gave, too.
+# Five works from the test set. `+` marks predicted subjects that the curators assigned as well.
 
 # %%
 picks = np.sort(random.choice(np.flatnonzero(true_subjects.sum(axis=1).A1 >= 5), 5, replace=False))
@@ -385,13 +385,13 @@ for work in picks:
     print()
 
 # %% [markdown]
-# The sparse network without the wide layer falls back on subjects that are frequent, whatever the work. That is what an
-# output layer does that can not see.
+# The sparse network without the wide layer predicts frequent subjects, whatever the work, because its labels see too
+# little of the input.
 #
 # ## Exercises
 #
-# **1.** A label is about `r` of `H` inputs and is connected to `K` of them, drawn at random without repetition. With
-# which probability has it *none* of those it is about? (`math.comb` helps.)
+# **1.** A label depends on `r` of `H` inputs and is connected to `K` of them, drawn at random without repetition. What
+# is the probability that it is connected to *none* of the `r` inputs? (`math.comb` helps.)
 
 
 # %% exercise="miss"
@@ -406,13 +406,18 @@ def is_probability(p):
     return abs(p - exact) < 1e-9 and abs(p - (drawn >= 5).all(axis=1).mean()) < 0.02
 
 
-check("1", probability_of_none(20, 5, 5), is_probability, "How many choices of K avoid the r? Out of how many choices?")
+check(
+    "1",
+    probability_of_none(20, 5, 5),
+    is_probability,
+    "How many choices of K inputs avoid all r? How many choices are there in total?",
+)
 
 # %% [markdown]
-# **2.** The wide layer is not free: from `D` features to width `W` it has `D W` weights (forget biases). A dense layer
-# over the features has `D` weights a label; a fixed fan-in layer stores `2 K` numbers a label. From how many labels on
-# does wide layer plus sparse output take less memory than the dense layer, for `D = 768`, `W = 32768`, `K = 32`? The
-# smallest whole number of labels.
+# **2.** The wide layer is not free: from `D` features to width `W` it has `D W` weights (ignore the biases). A dense
+# layer over the features has `D` weights per label; a fixed fan-in layer stores `2 K` numbers per label. From how many
+# labels on do wide layer and sparse output together take less memory than the dense layer, for `D = 768`, `W = 32768`,
+# `K = 32`? Give the smallest whole number of labels.
 
 # %% exercise="break-even"
 break_even = ...
@@ -420,13 +425,13 @@ break_even = ...
 # %% check="break-even"
 check(
     "2", break_even, lambda n: n * 768 > n * 64 + 768 * 32768 and (n - 1) * 768 <= (n - 1) * 64 + 768 * 32768,
-    "L D on one side, D W + 2 K L on the other; it must be strictly less.",
+    "Compare L D with D W + 2 K L; the second must be strictly smaller.",
 )  # fmt: skip
 
 # %% [markdown]
-# **3.** `rewire` draws the new inputs at random. One could choose: take the free input whose weight would have the
-# *largest gradient*, as a weight of 0 on it would grow fastest. Given the inputs of a batch `x` (B, H), the gradient by
-# the scores of one label `dscores` (B,) and the inputs it has (`connected`), return that input.
+# **3.** `rewire` chooses the new inputs at random. Another option is to choose the unconnected input whose weight would
+# have the *largest gradient*, because a weight of 0 on it would grow fastest. Given the inputs `x` (B, H) of a batch,
+# the gradient `dscores` (B,) with respect to the scores of one label, and its inputs (`connected`), return that input.
 
 
 # %% exercise="choose"
@@ -441,5 +446,5 @@ gradients = np.abs(lacking @ toy_x)
 three_best = np.argsort(-gradients)[:3]
 check(
     "3", most_promising(toy_x, lacking, three_best[:2]), lambda i: i == three_best[2],
-    "What is the gradient of a weight? Its sign does not matter. And those that are connected already must not win.",
+    "What is the gradient of a weight? Its sign does not matter. Exclude inputs that are already connected.",
 )  # fmt: skip

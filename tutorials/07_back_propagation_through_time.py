@@ -13,12 +13,12 @@
 # %% [markdown]
 # # Back-propagation through time
 #
-# A text has no fixed length, so a network that reads it needs a memory: something that it carries from word to word and
-# rewrites a little at each. Its backward pass walks the text from the end to the beginning. We write such a network by
-# hand, an LSTM: one step, its derivative, then many steps, then a language model that learns a text by heart.
+# A text has no fixed length, so a network that reads it needs a memory, which it updates with each word. Its backward
+# pass goes through the text from the end to the beginning. In this tutorial we write such a network by hand, an LSTM:
+# one step and its derivative, then many steps, and then a language model that memorizes a text.
 #
-# The habit is that of tutorial 2: for each array `z` on the way to the loss there is an array `dz` of the same shape, and
-# finite differences are the judge.
+# The rule is the same as in tutorial 2: for each array `z` on the way to the loss, there is an array `dz` of the same
+# shape. We check all gradients with finite differences.
 
 # %%
 import numpy as np
@@ -33,14 +33,15 @@ random = np.random.default_rng(0)
 # %% [markdown]
 # ## One step
 #
-# The memory is `c`, a row of `H` numbers for each sequence of the batch; what the network shows of it is `h`. A step
-# takes the input `x` and the old `h`, and computes four things side by side, `H` columns each:
+# The memory is `c`, with `H` numbers for each sequence of the batch. The output `h` is the part of the memory that the
+# network shows. From the input `x` and the previous `h`, a step computes four arrays with `H` columns each:
 #
-# - the *input gate* `i` and the *candidate* `g`: how much to write, and what;
-# - the *forget gate* `f`: how much of the old memory stays;
-# - the *output gate* `o`: how much of the new memory is shown.
+# - the *input gate* `i` and the *candidate* `g`: how much to write, and what to write;
+# - the *forget gate* `f`: how much of the old memory to keep;
+# - the *output gate* `o`: how much of the new memory to show.
 #
-# $$ a = x W + h_{t-1} U + b, \qquad i, f, o = \sigma(a), \quad g = \tanh(a), \qquad c_t = f\, c_{t-1} + i\, g, \qquad h_t = o \tanh(c_t) . $$
+# $$ a = x W + h_{t-1} U + b, \qquad i, f, o = \sigma(a), \quad g = \tanh(a), \qquad
+# c_t = f\, c_{t-1} + i\, g, \qquad h_t = o \tanh(c_t) . $$
 
 
 # %%
@@ -49,7 +50,7 @@ def sigmoid(a):
 
 
 def cell(pre, before):
-    """Gates (B, 4H), c (B, H) and h (B, H), from the sums pre (B, 4H) and the old c (B, H)."""
+    """Gates (B, 4H), c (B, H) and h (B, H), from the pre-activations pre (B, 4H) and the old memory (B, H)."""
     i, f, g, o = np.split(pre, 4, axis=1)
     i, f, g, o = sigmoid(i), sigmoid(f), np.tanh(g), sigmoid(o)
     c = f * before + i * g
@@ -62,31 +63,31 @@ gates, c, h = cell(pre, before)
 print("gates", gates.shape, "c", c.shape, "h", h.shape)
 
 # %% [markdown]
-# ## One step back
+# ## One step backward
 #
-# `h` goes to the outside and into the next step; `c` goes into the next step. So two gradients arrive: `dh`, and
-# `dc_next`, which is what the next step says about `c`. Now collect, in reverse order.
+# `h` is used outside and in the next step; `c` is used in the next step. So we get two gradients: `dh`, and `dc_next`,
+# which comes from the next step. We go through the forward pass in reverse order.
 #
-# `c` was handed out twice: to `h`, by `o * tanh(c)`, and to the next step. Both parts are added:
+# `c` was used twice: in `h`, by `o * tanh(c)`, and in the next step. So we add both gradients:
 #
 #     dc = dh * o * (1 - tanh(c)**2) + dc_next
 #
-# From there everything is a product rule. `c = f * before + i * g` hands `dc` to each factor times the other one, and
-# each gate is behind a sigmoid, whose slope is `s * (1 - s)`, or a tanh, whose slope is `1 - g**2`:
+# The rest is the product rule. In `c = f * before + i * g`, the gradient of each factor is `dc` times the other factor.
+# Each gate is the result of a sigmoid, with derivative `s * (1 - s)`, or of a tanh, with derivative `1 - g**2`:
 #
-# | gate | by its value | by its sum |
+# | gate | gradient of its value | factor for the gradient of its pre-activation |
 # |---|---|---|
-# | `i` | `dc * g` | times `i * (1 - i)` |
-# | `f` | `dc * before` | times `f * (1 - f)` |
-# | `g` | `dc * i` | times `1 - g**2` |
-# | `o` | `dh * tanh(c)` | times `o * (1 - o)` |
+# | `i` | `dc * g` | `i * (1 - i)` |
+# | `f` | `dc * before` | `f * (1 - f)` |
+# | `g` | `dc * i` | `1 - g**2` |
+# | `o` | `dh * tanh(c)` | `o * (1 - o)` |
 #
-# The old memory gets `dc * f`. Remember that line: it is what the LSTM was invented for.
+# The gradient of the old memory is `dc * f`. Remember this product: it is the reason why the LSTM was invented.
 
 
 # %%
 def cell_backward(dh, dc_next, gates, before, c):
-    """Gradients by pre (B, 4H) and by the old c (B, H)."""
+    """Gradients with respect to pre (B, 4H) and the old memory (B, H)."""
     i, f, g, o = np.split(gates, 4, axis=1)
     tanh_c = np.tanh(c)
     dc = dh * o * (1 - tanh_c**2) + dc_next
@@ -95,27 +96,27 @@ def cell_backward(dh, dc_next, gates, before, c):
 
 
 # %% [markdown]
-# The judge needs one number. We take random weights `dh` and `dc` and call the weighted sum of all outputs the loss: its
-# gradient by `h` is then just `dh`, that by `c` is `dc`.
+# Finite differences need a single number as the loss. We use random weights `dh` and `dc`, and call the weighted sum of
+# all outputs the loss. Then its gradient with respect to `h` is `dh`, and with respect to `c` it is `dc`.
 
 
 # %%
 def slopes(function, array, e=1e-6):
-    """The gradient of ``function()`` by `array`, entry by entry, measured."""
+    """The gradient of ``function()`` with respect to `array`, by finite differences."""
     found = np.zeros(array.shape)
-    for place in np.ndindex(array.shape):
-        old = array[place]
-        array[place] = old + e
+    for index in np.ndindex(array.shape):
+        old = array[index]
+        array[index] = old + e
         up = function()
-        array[place] = old - e
+        array[index] = old - e
         down = function()
-        array[place] = old
-        found[place] = (up - down) / (2 * e)
+        array[index] = old
+        found[index] = (up - down) / (2 * e)
     return found
 
 
-def worst(got, want):
-    """The largest difference, as a share of the largest entry."""
+def relative_error(got, want):
+    """The largest difference, relative to the largest entry."""
     return np.abs(got - want).max() / np.abs(want).max()
 
 
@@ -128,20 +129,20 @@ def loss_of_cell():
 
 
 for name, array, got in zip(("dpre", "dbefore"), (pre, before), cell_backward(dh, dc, gates, before, c), strict=True):
-    error = worst(got, slopes(loss_of_cell, array))
+    error = relative_error(got, slopes(loss_of_cell, array))
     print(f"{name:<8} largest difference {error:.0e}")
     assert error < 1e-7
 
 # %% [markdown]
 # ## Unrolled in time
 #
-# A sequence is a loop over the cell, with the same weights in each step. All inputs are known beforehand, so their
-# product with `W` is one large product; only `h @ U` has to wait for the step before.
+# A sequence is a loop over the cell, with the same weights in each step. All inputs are known in advance, so their
+# product with `W` is one large matrix product. Only `h @ U` must wait for the previous step.
 
 
 # %%
 def forward(x, state, W, U, b):
-    """x (T, B, D), state (h, c): all h and c, (T + 1, B, H), the state first; and all gates."""
+    """From x (T, B, D) and the state (h, c): all h and c, (T + 1, B, H), starting with the state; and all gates."""
     hs, cs, gates = [state[0]], [state[1]], []
     for from_input in x @ W + b:
         gate, c, h = cell(from_input + hs[-1] @ U, cs[-1])
@@ -152,8 +153,8 @@ def forward(x, state, W, U, b):
 
 
 # %% [markdown]
-# Backwards the loop runs from the last step to the first, and carries two arrays to the left, `dh` and `dc`. A weight was
-# handed to every step, so it collects from every step: its gradient is a sum over time.
+# The backward loop runs from the last step to the first, and passes two arrays to the previous step, `dh` and `dc`. A
+# weight is used in every step, so its gradient is a sum over all steps.
 #
 #     step t:   dout[t] ──►(+)──► cell_backward ──► dpre[t] ──► dW += x[t].T @ dpre[t]
 #                           ▲           │    ▲                  dU += h[t-1].T @ dpre[t]
@@ -164,7 +165,7 @@ def forward(x, state, W, U, b):
 
 # %%
 def backward(dout, x, W, U, hs, cs, gates):
-    """Gradients by x, W, U, b and by every h, (T, B, H), when dout (T, B, H) comes to the h from outside."""
+    """Gradients of x, W, U, b and of every h, (T, B, H), if dout (T, B, H) is the gradient of h from outside."""
     dpre, dhs = np.zeros_like(gates), np.zeros_like(dout)
     dh = dc = np.zeros_like(hs[0])
     for t in reversed(range(len(x))):
@@ -182,22 +183,22 @@ state = random.normal(size=(2, B, H))
 dout = random.normal(size=(T, B, H))
 found = backward(dout, x, W, U, *forward(x, state, W, U, b))
 for name, array, got in zip("xWUb", (x, W, U, b), found, strict=False):
-    error = worst(got, slopes(lambda: (forward(x, state, W, U, b)[0][1:] * dout).sum(), array))
+    error = relative_error(got, slopes(lambda: (forward(x, state, W, U, b)[0][1:] * dout).sum(), array))
     print(f"d{name} {got.shape!s:<10} largest difference {error:.0e}")
     assert error < 1e-6
 
 # %% [markdown]
-# ## How far back does it reach?
+# ## How far back does the gradient reach?
 #
-# To learn that a word at the beginning of a sentence matters at its end, the gradient must come back all the way. Put the
-# loss on the last step only, and look at the size of the gradient by `h`, step by step backwards. At each step, the
-# memory's path multiplies by the forget gate `f`. If `f` is one half, thirty steps leave a billionth. The bias of the
-# forget gate decides where `f` begins, before anything has been learned:
+# To learn that a word at the beginning of a sentence matters at its end, the gradient must reach the beginning. We use
+# a loss that only depends on the last step, and look at the size of the gradient of `h` at each earlier step. On the
+# path through the memory, each step multiplies the gradient by the forget gate `f`. If `f` is one half, a billionth
+# remains after thirty steps. The bias of the forget gate determines the value of `f` before any training:
 
 
 # %%
 def norms_back(forget_bias, T=60, H=32):
-    """The norm of the gradient by every h when the loss sees the last one alone, from the last step back."""
+    """Norm of the gradient of every h, from the last step backward, if the loss only depends on the last h."""
     random = np.random.default_rng(1)
     scale = 1 / np.sqrt(H)
     W, U = random.uniform(-scale, scale, (2, H, 4 * H))
@@ -212,24 +213,24 @@ def norms_back(forget_bias, T=60, H=32):
 figure, ax = plt.subplots()
 for bias, colour in ((0, ORANGE), (1, BLUE), (3, GREEN)):
     norms = norms_back(bias)
-    left = norms / norms[0]
-    ax.semilogy(left, color=colour, label=f"bias {bias}: f begins at {sigmoid(bias):.2f}")
-    print(f"bias {bias}: after 20 steps {left[20]:.0e} of the gradient is left, after 50 {left[50]:.0e}")
-ax.set(xlabel="steps back in time", ylabel="norm of the gradient by h,\nas a share of the last step's")
+    relative = norms / norms[0]
+    ax.semilogy(relative, color=colour, label=f"bias {bias}: f starts at {sigmoid(bias):.2f}")
+    print(f"bias {bias}: after 20 steps {relative[20]:.0e} of the gradient remains, after 50 {relative[50]:.0e}")
+ax.set(xlabel="steps back in time", ylabel="norm of the gradient of h,\nrelative to the last step")
 ax.legend(loc="lower left")
 show(figure, "07_gradient_in_time")
 assert norms_back(0)[50] < norms_back(1)[50] < norms_back(3)[50]
 
 # %% [markdown]
-# Nothing is lost that training could not win: the gate can learn to stay open. But it must see a gradient to learn from,
-# and so the library, like most, starts this bias at 1.
+# Training can also open the gate. But to learn this, the gate needs a gradient; so the library, like most others,
+# initializes this bias with 1.
 #
-# ## A text is longer than a step
+# ## A text is longer than a training step
 #
-# To go back through a whole book, all its gates would have to be kept. Instead a text is read in chunks of, say, 35
-# words. The *state* that one chunk ends with is where the next one begins, so the forward pass notices nothing. The
-# *gradient* stops at the beginning of the chunk: the state counts as given. That is truncated back-propagation through
-# time.
+# To back-propagate through a whole book, we would have to store all its gates. Instead, a text is read in chunks of,
+# for example, 35 words. Each chunk starts with the *state* at the end of the previous chunk, so the forward pass does
+# not change. But the *gradient* stops at the beginning of the chunk: the state is treated as a constant. This is called
+# truncated back-propagation through time.
 
 # %%
 T, H = 64, 8
@@ -241,7 +242,7 @@ dout = random.normal(size=(T, B, H))
 
 
 def in_chunks(length):
-    """All h, and the gradient by U, when x is read `length` steps at a time."""
+    """All h, and the gradient of U, if x is read in chunks of `length` steps."""
     state, hidden, total = np.zeros((2, B, H)), [], 0
     for t in range(0, T, length):
         part = x[t : t + length]
@@ -258,29 +259,29 @@ for length in lengths:
     hidden, got = in_chunks(length)
     assert np.abs(hidden - whole).max() < 1e-12
     errors.append(np.linalg.norm(got - exact) / np.linalg.norm(exact))
-    print(f"chunks of {length:2}: same h; the gradient by U is off by {errors[-1]:.0%} of its norm")
+    print(f"chunks of {length:2}: same h; relative error of the gradient of U: {errors[-1]:.0%}")
 assert errors[-1] < errors[0]
 
 # %% [markdown]
-# The shorter the chunk, the more of the gradient is cut off; what remains is still what it should be *within* a chunk.
-# Longer chunks cost memory in proportion, and the gain falls off.
+# The shorter the chunk, the larger the missing part of the gradient; the gradient *within* a chunk is correct. The
+# memory grows in proportion to the length of the chunk, while the benefit of longer chunks decreases.
 #
 # ## The library's LSTM
 #
-# Its definition is `sparsemax_nb.reference.lstm`, in float64; we wrote it once more above.
+# `sparsemax_nb.reference.lstm` defines the LSTM in float64. It must agree with ours.
 
 # %%
 hs, cs, gates = forward(x, np.zeros((2, B, H)), W, U, b)
 defined = definition.forward(U, x @ W + b, cs[:1], hs[:1])
 for name, got, want in zip(("gates", "c", "h"), defined, (gates, cs, hs), strict=True):
-    assert worst(got, want) < 1e-12, name
+    assert relative_error(got, want) < 1e-12, name
 dpre = definition.backward(U, gates, cs, dout)
-assert worst(np.einsum("tbh,tbg->hg", hs[:-1], dpre), exact) < 1e-12
-print("the definition says the same")
+assert relative_error(np.einsum("tbh,tbg->hg", hs[:-1], dpre), exact) < 1e-12
+print("same result as the definition")
 
 # %% [markdown]
-# `train.LanguageModel` uses float32 and Numba, on the CPU or the GPU. We train a small one on a toy text - six lines,
-# again and again - and take its layer apart.
+# `train.LanguageModel` uses float32 and Numba, on the CPU or the GPU. We train a small one on a toy text of six lines
+# that are repeated, and then compare its LSTM layer with ours.
 
 # %%
 LINES = """
@@ -310,17 +311,19 @@ out, _ = layer.forward(x32, (zero, zero), keep=True)
 hs, cs, gates = forward(x32.astype(np.float64), (zero, zero), layer.weights, layer.recurrent, layer.bias)
 by_hand = backward(dout32, x32, layer.weights, layer.recurrent, hs, cs, gates)
 dx, gradients = layer.backward(dout32)
-print(f"h   {worst(out, hs[1:]):.0e}")
-for got, want, name in zip((dx, *gradients.values()), by_hand, ("dx", "dW", "dU", "db"), strict=False):
-    print(f"{name}  {worst(got, want):.0e}")
-    assert worst(got, want) < 1e-4
+print(f"h   {relative_error(out, hs[1:]):.0e}")
+for got, want, name in zip(
+    (dx, *(gradient.values for gradient in gradients)), by_hand, ("dx", "dW", "dU", "db"), strict=False
+):
+    print(f"{name}  {relative_error(got, want):.0e}")
+    assert relative_error(got, want) < 1e-4
 
 # %% [markdown]
 # ## A whole language model
 #
-# Below the LSTM a table with a row for each word, above it a softmax over all words. Forward: look up, run, score,
-# compare with the word that really follows. Backward: the parts that we have, in reverse order. The table's gradient is a
-# scatter, `np.add.at`, because a word may occur twice.
+# Below the LSTM is a table with a row for each word; above it is a softmax over all words. Forward pass: look up the
+# rows, run the LSTM, compute scores, compare with the next word. Backward pass: the parts that we already have, in
+# reverse order. The gradient of the table is a scatter, `np.add.at`, because a word may occur several times.
 
 
 # %%
@@ -335,7 +338,7 @@ def new_model(n_words, H, dtype, seed=0):
 
 
 def loss_and_gradients(model, tokens, following, state):
-    """tokens and following (T, B): the mean loss, all gradients by name, and the state behind the last step."""
+    """From tokens and following (T, B): the mean loss, all gradients by name, and the state after the last step."""
     x = model["table"][tokens]
     hs, cs, gates = forward(x, state, model["W"], model["U"], model["b"])
     h = hs[1:].reshape(-1, hs.shape[2])
@@ -359,31 +362,34 @@ tokens, following = random.integers(6, size=(2, 4, 2))
 state = random.normal(size=(2, 2, 3))
 _, gradients, _ = loss_and_gradients(small, tokens, following, state)
 for name, array in small.items():
-    error = worst(gradients[name], slopes(lambda: loss_and_gradients(small, tokens, following, state)[0], array))
+    error = relative_error(
+        gradients[name], slopes(lambda: loss_and_gradients(small, tokens, following, state)[0], array)
+    )
     print(f"d{name:<6} {array.shape!s:<8} largest difference {error:.0e}")
     assert error < 1e-6
 
 # %% [markdown]
-# ## Learning by heart
+# ## Memorizing a text
 #
-# Our own loop: the text as four streams side by side, ten words a step, the state carried on, Adam from the library. One
-# more precaution belongs to every recurrent network: *clipping*. Gradients through time can explode as well as vanish,
-# and one such step would undo a thousand. If the norm of all gradients together exceeds 1, all are scaled down.
+# Now the training loop: four streams of text next to each other, ten words per step, the state passed from chunk to
+# chunk, and Adam from the library. Every recurrent network needs one more precaution, *clipping*. Gradients through
+# time can explode as well as vanish, and a single exploding step can undo a thousand good ones. If the norm of all
+# gradients together exceeds 1, all are scaled down.
 
 
 # %%
-def clipped(gradients, most=1.0):
+def clipped(gradients, max_norm=1.0):
     norm = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in gradients.values()))
-    return {name: g * np.float32(min(1, most / norm)) for name, g in gradients.items()}
+    return {name: g * np.float32(min(1, max_norm / norm)) for name, g in gradients.items()}
 
 
 def streams(text, n_streams):
-    """(T + 1, n_streams): the text in parts of the same length, side by side; each begins where its neighbour ends."""
+    """(T + 1, n_streams): consecutive parts of the text, as columns of equal length."""
     T = (len(text) - 1) // n_streams
     return np.stack([text[s * T : (s + 1) * T + 1] for s in range(n_streams)], axis=1)
 
 
-def learn(text, n_epochs, unroll=10, n_streams=4, H=32):
+def train_model(text, n_epochs, unroll=10, n_streams=4, H=32):
     model, adam, perplexities = new_model(len(words), H, np.float32), Adam(learning_rate=0.01), []
     side_by_side = streams(text, n_streams)
     for _ in range(n_epochs):
@@ -398,13 +404,13 @@ def learn(text, n_epochs, unroll=10, n_streams=4, H=32):
     return model, perplexities
 
 
-model, perplexities = learn(np.tile(poem, 4), n_epochs=size(60, 25))
-print(f"perplexity: at first {perplexities[0]:.1f} of {len(words)} words, at last {perplexities[-1]:.2f}")
+model, perplexities = train_model(np.tile(poem, 4), n_epochs=size(60, 25))
+print(f"perplexity: {perplexities[0]:.1f} in the first epoch ({len(words)} words), {perplexities[-1]:.2f} in the last")
 
 # %% [markdown]
-# Perplexity is the exponential of the mean loss: among how many equally likely words the model hesitates. It begins near
-# the number of words, and one is certainty. To compare: a model that knows only the last word can not tell what follows
-# "the". The grey line is the best that such a model could do.
+# Perplexity is the exponential of the mean loss: the number of equally likely words that would give the same loss. It
+# starts near the number of words; a perplexity of 1 is certainty. For comparison: a model that only knows the previous
+# word cannot predict what follows "the". The grey line is the best that such a model can reach.
 
 # %%
 pairs = np.bincount(poem * len(words) + np.roll(poem, -1), minlength=len(words) ** 2).reshape(len(words), -1)
@@ -412,7 +418,7 @@ after_one = pairs[poem] / pairs[poem].sum(1, keepdims=True)
 by_pairs = np.exp(-np.log(after_one[np.arange(len(poem)), np.roll(poem, -1)]).mean())
 figure, ax = plt.subplots()
 ax.semilogy(np.arange(1, len(perplexities) + 1), perplexities, color=BLUE, label="LSTM")
-ax.axhline(by_pairs, color=GREY, label="knows the last word alone")
+ax.axhline(by_pairs, color=GREY, label="best model of the previous word only")
 ax.set(xlabel="epoch", ylabel="perplexity", yticks=[1, 2, 5, 10, 20, 50], yticklabels=[1, 2, 5, 10, 20, 50])
 ax.minorticks_off()
 ax.legend()
@@ -420,37 +426,37 @@ show(figure, "07_perplexity")
 assert perplexities[-1] < by_pairs < perplexities[0]
 
 # %% [markdown]
-# Now it goes on by itself: the state remembers, the best word becomes the next input.
+# Now the model continues the text by itself: the best word becomes the next input.
 
 
 # %%
-def go_on(model, prompt, n_words):
+def continue_text(model, prompt, n_words):
     H = len(model["U"])
-    state, said = np.zeros((2, 1, H), np.float32), list(prompt)
+    state, generated = np.zeros((2, 1, H), np.float32), list(prompt)
     for n in range(len(prompt) + n_words - 1):
-        hs, cs, _ = forward(model["table"][[[said[n]]]], state, model["W"], model["U"], model["b"])
+        hs, cs, _ = forward(model["table"][[[generated[n]]]], state, model["W"], model["U"], model["b"])
         state = hs[-1], cs[-1]
         if n >= len(prompt) - 1:
-            said.append(int((model["out"] @ hs[-1, 0] + model["bias"]).argmax()))
-    return said
+            generated.append(int((model["out"] @ hs[-1, 0] + model["bias"]).argmax()))
+    return generated
 
 
 prompt = poem[:6]
-said = go_on(model, prompt, n_words=40)
-print(" ".join(words[n] for n in said).replace(" . ", " .\n").replace(" ? ", " ?\n"))
-print(f"right: {np.mean(np.array(said) == poem[: len(said)]):.0%}")
-assert np.mean(np.array(said[6:12]) == poem[6:12]) > 0.5
+generated = continue_text(model, prompt, n_words=40)
+print(" ".join(words[n] for n in generated).replace(" . ", " .\n").replace(" ? ", " ?\n"))
+print(f"correct words: {np.mean(np.array(generated) == poem[: len(generated)]):.0%}")
+assert np.mean(np.array(generated[6:12]) == poem[6:12]) > 0.5
 if size(True, False):
-    assert (np.array(said) == poem[: len(said)]).all()
+    assert (np.array(generated) == poem[: len(generated)]).all()
 
 # %% [markdown]
-# `language.generate(poem[:6], 40, temperature=0)` is the same for the library's model; what it adds - several layers,
-# dropout, sampling for large vocabularies, checkpoints - changes nothing in the backward pass that you have just read.
+# For the library's model, this is `language.generate(poem[:6], 40, temperature=0)`. The library adds several layers,
+# dropout, sampling for large vocabularies, and checkpoints; the backward pass is the one that you have just read.
 #
 # ## Exercises
 #
-# **1.** A forget gate that always stands at `f = sigmoid(bias)`: after how many steps is half of a gradient left on the
-# memory's path? Write the function of the bias; the number need not be whole.
+# **1.** If the forget gate is constant, `f = sigmoid(bias)`, after how many steps does half of the gradient remain on
+# the path through the memory? Write it as a function of the bias; the result need not be an integer.
 
 
 # %% exercise="half"
@@ -463,11 +469,11 @@ def is_half_life(n):
     return np.isclose(sigmoid(3.0) ** n, 0.5)
 
 
-check("1", half_life(3.0), is_half_life, "f multiplied by itself n times is one half; take the logarithm.")
+check("1", half_life(3.0), is_half_life, "f to the power of n is one half; take the logarithm.")
 
 # %% [markdown]
-# **2.** A thriftier cell has no input gate of its own: it writes where it forgets, $c_t = f c_{t-1} + (1 - f) g$. Write
-# the gradient by the sum that becomes `f`, from `dc`, the old memory `before`, `g` and `f`.
+# **2.** A simpler cell has no input gate; it writes as much as it forgets: $c_t = f c_{t-1} + (1 - f) g$. Compute the
+# gradient with respect to the pre-activation of `f`, from `dc`, the old memory `before`, `g` and `f`.
 
 
 # %% exercise="coupled"
@@ -483,20 +489,20 @@ def is_coupled(got):
     def loss():
         return ((sigmoid(a) * old + (1 - sigmoid(a)) * new) * upstream).sum()
 
-    return np.shape(got) == a.shape and worst(got, slopes(loss, a)) < 1e-6
+    return np.shape(got) == a.shape and relative_error(got, slopes(loss, a)) < 1e-6
 
 
-hint = "f meets the loss twice: with the old memory and with g."
+hint = "f is used twice: as a factor of the old memory and, as 1 - f, of g."
 check("2", coupled_forget_gradient(upstream, old, new, sigmoid(a)), is_coupled, hint)
 
 # %% [markdown]
-# **3.** A text of 1,000 words, one stream, read 50 words a step with the state carried on. The loss of the word at place
-# 120 (the first is at place 0) is predicted from the words before it. From which place on can these words' embeddings get
-# a gradient *from that loss*?
+# **3.** A text of 1,000 words is read as one stream, 50 words per step, and the state is passed from step to step. The
+# word at position 120 is predicted from the words before it (the first word has position 0). Which is the first
+# position whose embedding gets a gradient *from the loss of that prediction*?
 
 # %% exercise="truncated"
-first_place = ...
+first_position = ...
 
 # %% check="truncated"
-hint = "In which chunk does the step lie that predicts it, and where does that chunk begin?"
-check("3", first_place, lambda n: n == 100, hint)
+hint = "Which chunk contains the position from which it is predicted, and where does that chunk begin?"
+check("3", first_position, lambda n: n == 100, hint)

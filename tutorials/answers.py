@@ -1,7 +1,7 @@
-"""Answers to the exercises, right ones and wrong ones: the tests put them in and look at what the checks say.
+"""Right and wrong answers to the exercises: the tests insert them and run the checks.
 
-Try first! ``ANSWERS[tutorial][exercise]`` is (right, wrong, wrong, ...), source that takes the place of the exercise's
-cell.
+Solve the exercises before you look. ``ANSWERS[tutorial][exercise]`` is (right, wrong, wrong, ...): source code that
+replaces the cell of the exercise.
 """
 
 ANSWERS = {
@@ -46,8 +46,8 @@ ANSWERS = {
             "def bce_gradient(scores, y):\n    return -y / (1 + np.exp(-y * scores))",
         ),
         "relu": (
-            "def relu_backward(dx, z):\n    return dx * (z > 0)",
-            "def relu_backward(dx, z):\n    return np.maximum(dx, 0)",
+            "def relu_backward(dh, z):\n    return dh * (z > 0)",
+            "def relu_backward(dh, z):\n    return np.maximum(dh, 0)",
         ),
     },
     "03_your_first_kernel": {
@@ -133,9 +133,9 @@ ANSWERS = {
             "def coupled_forget_gradient(dc, before, g, f):\n    return dc * (before - g)",
         ),
         "truncated": (
-            "first_place = 100",
-            "first_place = 0",
-            "first_place = 70",
+            "first_position = 100",
+            "first_position = 0",
+            "first_position = 70",
         ),
     },
     "08_profile_it": {

@@ -1,4 +1,4 @@
-"""Every tutorial at smoke size, warnings being errors, with the right answers in place; then each wrong answer is refused."""
+"""Run every tutorial at smoke size with the right answers, warnings as errors; then check that wrong answers fail."""
 
 import os
 import re
@@ -14,7 +14,7 @@ TUTORIALS = sorted(path.stem for path in HERE.glob("[0-9][0-9]_*.py"))
 
 
 def cells_of(name):
-    """[(kind, exercise or None, source)] of a tutorial's cells of code: kind is 'exercise', 'check' or None."""
+    """[(kind, exercise or None, source)] of the code cells of a tutorial; kind is 'exercise', 'check' or None."""
     found = []
     for cell in re.split(r"^# %%", (HERE / f"{name}.py").read_text(), flags=re.MULTILINE)[1:]:
         head, _, source = cell.partition("\n")
@@ -25,7 +25,7 @@ def cells_of(name):
 
 
 def run(name):
-    """Run the tutorial in this process and let its checks meet every answer."""
+    """Run the tutorial in this process, and run its checks on every answer."""
     namespace, checks, answers = {"__name__": "__main__"}, {}, ANSWERS[name]
     for kind, exercise, source in cells_of(name):
         if kind == "check":
@@ -33,14 +33,14 @@ def run(name):
         exec(answers[exercise][0] if kind == "exercise" else source, namespace)
     assert set(checks) == set(answers), "an exercise without a check, or without answers"
     for exercise, (_, *wrong) in answers.items():
-        assert wrong, f"{exercise}: no wrong answer"
+        assert wrong, f"{exercise}: answers.py has no wrong answer"
         for answer in wrong:
             exec(answer, namespace)
             try:
                 exec(checks[exercise], namespace)
             except AssertionError:
                 continue
-            raise SystemExit(f"exercise {exercise} takes a wrong answer:\n{answer}")
+            raise SystemExit(f"exercise {exercise} accepts a wrong answer:\n{answer}")
 
 
 @pytest.mark.parametrize("name", TUTORIALS)

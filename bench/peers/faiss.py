@@ -1,4 +1,4 @@
-"""FAISS: search of the largest inner products, flat, by an inverted file, by a graph."""
+"""FAISS: maximum inner product search with a flat index, an inverted file, and a graph."""
 
 import numba
 import numpy as np
@@ -19,33 +19,32 @@ def _answers(index):
     return lambda h, k: index.search(h, k)[1]
 
 
-def flat(rows):
-    """Every vector is looked at; the answer is exact."""
-    index = _faiss().IndexFlatIP(rows.shape[1])
-    index.add(rows)
+def flat(weights):
+    """Exhaustive search; exact."""
+    index = _faiss().IndexFlatIP(weights.shape[1])
+    index.add(weights)
     return _answers(index)
 
 
-def inverted_file(rows, n_probed):
-    """Vectors in about 4 sqrt(L) lists by k-means; those of the nearest `n_probed` are looked at.
+def inverted_file(weights, n_probed):
+    """About 4 sqrt(L) lists of vectors, by k-means; the lists of the `n_probed` nearest centroids are searched.
 
-    One more coordinate makes all vectors equally long: then the nearest one has the largest product, and lists have
-    meaning.
+    An additional coordinate gives all vectors the same length. Then the nearest vector has the largest inner product.
     """
-    faiss, squares = _faiss(), (rows**2).sum(1)
-    longer = np.column_stack([rows, np.sqrt(squares.max() - squares)])
-    index = faiss.index_factory(longer.shape[1], f"IVF{int(4 * np.sqrt(len(rows)))},Flat", faiss.METRIC_L2)
-    index.train(longer)
-    index.add(longer)
+    faiss, squares = _faiss(), (weights**2).sum(1)
+    extended = np.column_stack([weights, np.sqrt(squares.max() - squares)])
+    index = faiss.index_factory(extended.shape[1], f"IVF{int(4 * np.sqrt(len(weights)))},Flat", faiss.METRIC_L2)
+    index.train(extended)
+    index.add(extended)
     index.nprobe = n_probed
     return lambda h, k: index.search(np.pad(h, ((0, 0), (0, 1))), k)[1]
 
 
-def graph(rows, ef):
-    """A hierarchical graph (HNSW) of 32 neighbours, built with 200 candidates; `ef` candidates are kept in a search."""
+def graph(weights, ef):
+    """A hierarchical graph (HNSW): 32 neighbours, 200 candidates during construction, `ef` candidates during search."""
     faiss = _faiss()
-    index = faiss.IndexHNSWFlat(rows.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
+    index = faiss.IndexHNSWFlat(weights.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efConstruction = 200
-    index.add(rows)
+    index.add(weights)
     index.hnsw.efSearch = ef
     return _answers(index)

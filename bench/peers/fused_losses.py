@@ -1,6 +1,6 @@
-"""Losses of a linear layer whose logits are never stored, from their packages: Cut Cross-Entropy and Liger, Triton on CUDA.
+"""Losses of a linear layer that never store the logits: the packages Cut Cross-Entropy and Liger (Triton, CUDA only).
 
-`run()` gives the loss and its gradients by h, w and bias, rounded to the numbers that are computed with.
+`run()` returns the loss and its gradients with respect to h, w and bias, rounded to the dtype of the computation.
 """
 
 import importlib
@@ -21,7 +21,7 @@ def _package(module, package, device):
 
 
 def _peer(run, note):
-    """The peer, once its kernels have been compiled: what a package can raise then is its own affair."""
+    """Run once to compile the kernels; an exception of the package makes it `Unavailable`."""
     try:
         run()
     except Exception as problem:
@@ -30,18 +30,18 @@ def _peer(run, note):
 
 
 def cut_cross_entropy(h, w, targets):
-    """Its `linear_cross_entropy` by default: bfloat16; gradients of blocks whose probabilities are all below 2^-12 are left out.
+    """`linear_cross_entropy` in bfloat16; it skips gradients of blocks with all probabilities below 2^-12.
 
-    Without a bias, which the package does not take; the gradient by it is None.
+    The package does not support a bias; its gradient is None.
     """
     device = device_of(h)
     loss = _package("cut_cross_entropy", "cut-cross-entropy", device).linear_cross_entropy
     run = differentiated(lambda h, w, classes: loss(h, w, classes), (h, w), targets, "bfloat16")
-    return _peer(lambda: (*run(), None), "bfloat16, linear_cross_entropy; it takes no bias")
+    return _peer(lambda: (*run(), None), "bfloat16, linear_cross_entropy; without bias")
 
 
 def liger(h, w, bias, targets, dtype):
-    """`LigerFusedLinearCrossEntropyLoss` by default: some rows at a time, all gradients computed in the forward pass."""
+    """`LigerFusedLinearCrossEntropyLoss`: chunks of rows, gradients computed in the forward pass."""
     device = device_of(h)
     loss = _package("liger_kernel.transformers", "liger-kernel", device).LigerFusedLinearCrossEntropyLoss()
     run = differentiated(lambda h, w, bias, classes: loss(w, h, classes, bias), (h, w, bias), targets, dtype)

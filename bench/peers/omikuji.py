@@ -1,4 +1,4 @@
-"""omikuji: trees of linear classifiers, as librarians use them."""
+"""omikuji: trees of linear classifiers, a common tool for subject indexing in libraries."""
 
 import importlib.metadata
 import os
@@ -10,34 +10,34 @@ from bench.machine import peak_rss
 
 from . import Unavailable
 
-#: Its defaults (trees in the manner of Parabel), and trees in the manner of Bonsai.
+#: Default parameters (like Parabel), and parameters like Bonsai.
 FORMS = {"omikuji": {}, "omikuji-bonsai": {"cluster_k": 100, "cluster_balanced": False, "max_depth": 3}}
 BEAM = 10
 
 
 def _write(path, x, y):
-    """The training file that it reads: labels, features and weights, line by line."""
+    """Write omikuji's training file: labels, features and weights, one row per line."""
     with open(path, "w") as file:
         file.write(f"{x.shape[0]} {x.shape[1]} {y.shape[1]}\n")
         for row in range(x.shape[0]):
             labels = y.indices[y.indptr[row] : y.indptr[row + 1]]
-            some = slice(x.indptr[row], x.indptr[row + 1])
+            of_row = slice(x.indptr[row], x.indptr[row + 1])
             pairs = " ".join(
-                f"{i}:{w:.7g}" for i, w in zip(x.indices[some].tolist(), x.data[some].tolist(), strict=True)
+                f"{i}:{w:.7g}" for i, w in zip(x.indices[of_row].tolist(), x.data[of_row].tolist(), strict=True)
             )
             file.write(f"{','.join(map(str, labels.tolist()))} {pairs}\n")
 
 
 def _pairs(x):
-    """Rows as it takes them: lists of (feature, weight)."""
+    """Convert rows to omikuji's input: lists of (feature, weight)."""
     return [
         list(zip(x.indices[a:b].tolist(), x.data[a:b].tolist(), strict=True))
         for a, b in zip(x.indptr, x.indptr[1:], strict=False)
     ]
 
 
-def train_and_ask(form, x, y, test_x, *, folder, threads, k=5):
-    """(ids (n, k), figures) of a form; the training time is that of its own call, reading its file included."""
+def train_and_predict(form, x, y, test_x, *, folder, threads, k=5):
+    """Train and predict; returns ids (n, k) and measurements. The training time includes reading the file."""
     try:
         import omikuji
     except ImportError:
@@ -55,16 +55,20 @@ def train_and_ask(form, x, y, test_x, *, folder, threads, k=5):
     size = sum(
         os.path.getsize(os.path.join(where, file)) for where, _, files in os.walk(folder / "model") for file in files
     )
-    peak = peak_rss()  # before the rows become lists
+    peak = peak_rss()  # before the test rows are converted to lists
     rows, ids = _pairs(test_x), np.full((test_x.shape[0], k), -1, np.int32)
     start = time.perf_counter()
     answers = [model.predict(row, beam_size=BEAM, top_k=k) for row in rows]
     together = time.perf_counter() - start
     for found, answer in zip(ids, answers, strict=True):
         found[: len(answer)] = [label for label, _ in answer]
-    figures = {
-        "train_seconds": seconds, "peak_memory_bytes": peak, "model_bytes": size, "ms_a_query": 1e3 * together / max(1, len(rows)),
-        "ms_a_query_alone": 1e3 * together / max(1, len(rows)),  # it takes one row a call
-        "settings": FORMS[form] | {"beam": BEAM}, "versions": {"omikuji": importlib.metadata.version("omikuji")},
-    }  # fmt: skip
-    return ids, figures
+    measured = {
+        "train_seconds": seconds,
+        "peak_memory_bytes": peak,
+        "model_bytes": size,
+        "ms_a_query": 1e3 * together / max(1, len(rows)),
+        "ms_a_query_alone": 1e3 * together / max(1, len(rows)),  # omikuji predicts one row per call
+        "settings": FORMS[form] | {"beam": BEAM},
+        "versions": {"omikuji": importlib.metadata.version("omikuji")},
+    }
+    return ids, measured

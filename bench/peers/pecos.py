@@ -1,4 +1,4 @@
-"""PECOS XR-Linear, in a Python of its own: it wants NumPy before 2 and SciPy before 1.14, where we want later ones."""
+"""PECOS XR-Linear, run in a separate Python environment: it needs NumPy < 2 and SciPy < 1.14."""
 
 import json
 import os
@@ -22,12 +22,15 @@ def _run(python, *arguments, threads=1):
 
 
 def xr_linear(x, y, test_x, *, python, folder, options):
-    """Train on x, y and answer test_x (SciPy CSR float32); ids (n, 5) and figures. What `folder` keeps is not done again."""
+    """Train on x, y and predict test_x (SciPy CSR float32); returns ids (n, 5) and measurements.
+
+    A trained model in `folder` is used again.
+    """
     tried = _run(python, "-c", "import pecos.xmc.xlinear")
     if tried.returncode:
-        reason = (tried.stderr.strip().splitlines() or ["no reason given"])[-1]
+        reason = (tried.stderr.strip().splitlines() or ["unknown reason"])[-1]
         raise Unavailable(
-            f"PECOS is not installed for {python} (pip install libpecos, in an environment of its own): {reason}"
+            f"PECOS is not installed for {python} (pip install libpecos, in a separate environment): {reason}"
         )
     folder.mkdir(parents=True, exist_ok=True)
     for name, matrix in ("train_x", x), ("train_y", y), ("test_x", test_x):

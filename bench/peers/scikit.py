@@ -1,4 +1,4 @@
-"""What a few lines of scikit-learn and SciPy reach: nearest centroids, one logistic regression a label."""
+"""Baselines in a few lines of scikit-learn and SciPy: nearest centroids, and one logistic regression per label."""
 
 import time
 
@@ -7,8 +7,8 @@ import scipy.sparse
 
 from . import answered
 
-#: Rows whose scores exist at once.
-ROWS = 256
+#: Rows whose scores are computed at the same time.
+ROWS_PER_CHUNK = 256
 
 
 def _best(scores, k):
@@ -17,26 +17,29 @@ def _best(scores, k):
     return np.take_along_axis(part, order, 1).astype(np.int32)
 
 
-def nearest_centroids(x, y, test_x, *, k=5, alone=1000):
-    """(ids, figures): the labels whose mean features have the largest cosine with those of the row."""
+def nearest_centroids(x, y, test_x, *, k=5, n_single=1000):
+    """Predict the labels whose mean features have the largest cosine with the row; returns ids and measurements."""
     start = time.perf_counter()
     centroids = (y.T @ x).tocsr()
     norms = np.sqrt(np.asarray(centroids.multiply(centroids).sum(1)).reshape(-1))
     centroids = scipy.sparse.diags(1 / np.maximum(norms, 1e-12)).astype(np.float32) @ centroids
-    turned = centroids.T.tocsr()
+    transposed = centroids.T.tocsr()
     seconds = time.perf_counter() - start
 
-    def ask(rows):
-        parts = [_best((rows[i : i + ROWS] @ turned).toarray(), k) for i in range(0, rows.shape[0], ROWS)]
+    def predict(rows):
+        parts = [
+            _best((rows[i : i + ROWS_PER_CHUNK] @ transposed).toarray(), k)
+            for i in range(0, rows.shape[0], ROWS_PER_CHUNK)
+        ]
         return np.concatenate(parts)
 
-    size = turned.data.nbytes + turned.indices.nbytes + turned.indptr.nbytes
-    ids, times = answered(ask, test_x, alone)
+    size = transposed.data.nbytes + transposed.indices.nbytes + transposed.indptr.nbytes
+    ids, times = answered(predict, test_x, n_single)
     return ids, {"train_seconds": seconds, "model_bytes": size} | times
 
 
-def one_vs_rest(x, y, test_x, *, c, threads, k=5, alone=1000):
-    """(ids, figures) of a logistic regression a label (LIBLINEAR)."""
+def one_vs_rest(x, y, test_x, *, c, threads, k=5, n_single=1000):
+    """One logistic regression per label (LIBLINEAR); returns ids and measurements."""
     import joblib
     from joblib.externals.loky import get_reusable_executor
     from sklearn.linear_model import LogisticRegression
@@ -50,12 +53,14 @@ def one_vs_rest(x, y, test_x, *, c, threads, k=5, alone=1000):
 
     start = time.perf_counter()
     found = joblib.Parallel(n_jobs=threads)(joblib.delayed(fit)(label) for label in range(y.shape[1]))
-    get_reusable_executor().shutdown(wait=True)  # what its processes did counts for this one once they are gone
+    get_reusable_executor().shutdown(wait=True)  # so that the CPU time of the worker processes is counted
     weights, bias = np.stack([w for w, _ in found], 1), np.array([b for _, b in found])
     seconds = time.perf_counter() - start
 
-    def ask(rows):
-        return np.concatenate([_best(rows[i : i + ROWS] @ weights + bias, k) for i in range(0, rows.shape[0], ROWS)])
+    def predict(rows):
+        return np.concatenate(
+            [_best(rows[i : i + ROWS_PER_CHUNK] @ weights + bias, k) for i in range(0, rows.shape[0], ROWS_PER_CHUNK)]
+        )
 
-    ids, times = answered(ask, test_x, alone)
+    ids, times = answered(predict, test_x, n_single)
     return ids, {"train_seconds": seconds, "model_bytes": weights.nbytes + bias.nbytes} | times

@@ -1,8 +1,8 @@
-"""PECOS XR-Linear: the program that a Python with PECOS runs for bench.pecos, ``python -I xr_linear.py FOLDER OPTIONS``.
+"""PECOS XR-Linear: bench.pecos runs this program in a Python with PECOS: ``python -I xr_linear.py FOLDER OPTIONS``.
 
-FOLDER holds train_x, train_y and test_x (.npz, SciPy CSR float32). It gets `model`, and ids.npy: the five best labels
-of the test points, -1 where there are fewer. The figures are printed as JSON. A model of the same options that is there
-is not trained again.
+Reads train_x, train_y and test_x from FOLDER (.npz, SciPy CSR float32). Writes `model`, and ids.npy: the five best
+labels of the test points, padded with -1. Prints the measurements as JSON. A model with the same options is not trained
+again.
 """
 
 import importlib.metadata
@@ -18,12 +18,12 @@ from pecos.xmc import Indexer, LabelEmbeddingFactory
 from pecos.xmc.xlinear import XLinearModel
 
 K = 5
-#: Points that are asked one after the other.
-ALONE = 1000
+#: Number of test points that are predicted with one call each.
+N_SINGLE = 1000
 
 
 def train(folder, threads, tree, solver):
-    """Train and save; seconds and bytes. Labels are clustered by the mean features of their points (PIFA), by k-means."""
+    """Train and save; returns seconds and bytes. Labels are clustered by their mean features (PIFA, k-means)."""
     x, y = (scipy.sparse.load_npz(folder / f"train_{name}.npz") for name in "xy")
     start = time.perf_counter()
     means = LabelEmbeddingFactory.create(y, x, method="pifa", threads=threads)
@@ -40,47 +40,48 @@ def train(folder, threads, tree, solver):
 
 
 def best(scores):
-    """(n, K) ids of the largest scores of each row."""
+    """Ids (n, K) of the largest scores per row."""
     ids = np.full((scores.shape[0], K), -1, np.int32)
-    for row, (first, last) in zip(ids, zip(scores.indptr, scores.indptr[1:])):
+    for i, row in enumerate(ids):
+        first, last = scores.indptr[i : i + 2]
         order = np.argsort(-scores.data[first:last], kind="stable")[:K]
         row[: len(order)] = scores.indices[first:last][order]
     return ids
 
 
 def answer(folder, threads, beam):
-    """Write ids.npy; milliseconds a query, of all in one call, and of some in a call each."""
+    """Write ids.npy; returns milliseconds per query, for all points in one call and for single points."""
     x, model = (
         scipy.sparse.load_npz(folder / "test_x.npz"),
         XLinearModel.load(str(folder / "model"), is_predict_only=True),
     )
 
-    def ask(points):
+    def predict(points):
         return model.predict(points, only_topk=K, beam_size=beam, threads=threads)
 
-    alone = [x[i] for i in range(min(ALONE, x.shape[0]))]
-    ask(alone[0])
+    single = [x[i] for i in range(min(N_SINGLE, x.shape[0]))]
+    predict(single[0])
     times = [time.perf_counter()]
-    scores = ask(x)
+    scores = predict(x)
     times.append(time.perf_counter())
-    for point in alone:
-        ask(point)
+    for point in single:
+        predict(point)
     times.append(time.perf_counter())
     np.save(folder / "ids.npy", best(scores))
-    together, one = np.diff(times) * 1e3
-    return {"ms_a_query": together / x.shape[0], "ms_a_query_alone": one / len(alone)}
+    together, separately = np.diff(times) * 1e3
+    return {"ms_a_query": together / x.shape[0], "ms_a_query_alone": separately / len(single)}
 
 
 def main(folder, options):
     file = folder / "trained.json"
     trained = json.loads(file.read_text()) if file.exists() else {}
     if trained.get("options") != options:
-        figures = train(folder, options["threads"], options["tree"], options["solver"])
-        trained = {"options": options, "figures": figures}
+        measured = train(folder, options["threads"], options["tree"], options["solver"])
+        trained = {"options": options, "figures": measured}
         file.write_text(json.dumps(trained))
-    figures = trained["figures"] | answer(folder, options["threads"], options["beam"])
-    figures["versions"] = {name: importlib.metadata.version(name) for name in ("libpecos", "numpy", "scipy")}
-    print(json.dumps(figures))
+    measured = trained["figures"] | answer(folder, options["threads"], options["beam"])
+    measured["versions"] = {name: importlib.metadata.version(name) for name in ("libpecos", "numpy", "scipy")}
+    print(json.dumps(measured))
 
 
 if __name__ == "__main__":

@@ -196,7 +196,7 @@ def test_shared_float_max_is_not_a_race():
         cuda.syncthreads()
         y[0] = s[0]
 
-    x, y = np.random.rand(128).astype(np.float32), np.zeros(1, np.float32)
+    x, y = np.random.default_rng(0).random(128, np.float32), np.zeros(1, np.float32)
     found, _ = kinds(kernel, 1, 128, x, y)
     assert not found and y[0] == x.max()
 

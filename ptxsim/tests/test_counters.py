@@ -16,7 +16,7 @@ def copy(x, y):
 
 
 def test_coalesced_copy():
-    x, y = np.random.rand(N).astype(np.float32), np.zeros(N, np.float32)
+    x, y = np.random.default_rng(0).random(N, np.float32), np.zeros(N, np.float32)
     r = ptxsim.launch(copy, N // 128, 128, (x, y)).raise_on_error()
     for t in (r.counters.global_load, r.counters.global_store):
         assert t.requests == N // 32 and t.sectors == N * 4 // 32
@@ -27,7 +27,7 @@ def test_coalesced_copy():
     assert not r.worst_accesses() and np.array_equal(x, y)
 
 
-@pytest.mark.parametrize("stride, sectors", [(1, 4), (2, 8), (8, 32), (32, 32)])
+@pytest.mark.parametrize(("stride", "sectors"), [(1, 4), (2, 8), (8, 32), (32, 32)])
 def test_strided_access(stride, sectors):
     @cuda.jit
     def strided(x, y, s):
@@ -53,7 +53,7 @@ def test_broadcast_and_permuted_access():
     assert np.array_equal(y, x[idx])
 
 
-@pytest.mark.parametrize("stride, ways", [(1, 1), (2, 2), (16, 16), (32, 32), (33, 1), (0, 1)])
+@pytest.mark.parametrize(("stride", "ways"), [(1, 1), (2, 2), (16, 16), (32, 32), (33, 1), (0, 1)])
 def test_bank_conflicts(stride, ways):
     @cuda.jit
     def banks(y, s):

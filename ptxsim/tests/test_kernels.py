@@ -317,7 +317,7 @@ def mma_bf16(typingctx, a, b, c):
             "{$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13};"
         )
         asm = ir.InlineAsm(ir.FunctionType(ret, [u] * 6 + [f] * 4), text, "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f", True)
-        flat = [builder.extract_value(v, i) for v, n in zip(args, (4, 2, 4)) for i in range(n)]
+        flat = [builder.extract_value(v, i) for v, n in zip(args, (4, 2, 4), strict=True) for i in range(n)]
         out = builder.call(asm, flat)
         return context.make_tuple(builder, signature.return_type, [builder.extract_value(out, i) for i in range(4)])
 

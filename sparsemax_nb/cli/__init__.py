@@ -1,1 +1,1 @@
-"""The command line: ``sparsemax-nb``, one file for each group of commands."""
+"""The command line interface ``sparsemax-nb``: one file per group of commands."""

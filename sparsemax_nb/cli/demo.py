@@ -1,4 +1,4 @@
-"""The demo: output layers of three kinds over 15,810 labels, the same time for each, in a table, words and a picture."""
+"""The demo: train three kinds of output layers with 15,810 labels, and compare them in a table and a plot."""
 
 import os
 import sys
@@ -13,8 +13,9 @@ from ..core.device import resolve_device
 from ..train import curves
 from . import common
 
-#: What is compared: name, parameters of the Classifier. Same embedding, loss, optimiser and budget for all. At each
-#: size a bottleneck and a fixed fan-in layer take the same memory: a connection is a weight and an index.
+#: Name and `Classifier` parameters of each contestant. All use the same embedding, loss, optimiser and time. A
+#: connection stores a weight and an index: so the bottleneck of 64 and fixed fan-in 32 take the same memory, and so do
+#: the bottleneck of 16 and fixed fan-in 8.
 CONTESTANTS = {
     "dense": {"output": "dense"},
     "bottleneck of 64": {"output": "bottleneck", "bottleneck": 64},
@@ -22,12 +23,12 @@ CONTESTANTS = {
     "fixed fan-in 32": {"output": "fixed-fan-in", "intermediate": 4096, "fan_in": 32},
     "fixed fan-in 8": {"output": "fixed-fan-in", "intermediate": 4096, "fan_in": 8},
 }
-SHOWN_IN_WORDS = "fixed fan-in 32"
+PREDICTIONS_OF = "fixed fan-in 32"
 N_ARTWORKS = 5
 
 
 def _train(name, params, corpus, options):
-    """Train one contestant; returns the model and its figures."""
+    """Train one contestant; return the model and its results."""
     model = train.Classifier(
         architecture="network",
         **params,
@@ -39,15 +40,15 @@ def _train(name, params, corpus, options):
     )
     test, curve = corpus.test, []
 
-    def note(_, history):
+    def record_score(_, history):
         curve.append((history.seconds, model.score(test.features, test.labels)))
 
     print(f"\n{name}: {options.seconds:g} s of training", flush=True)
     start = time.perf_counter()
-    model.fit(corpus.train.features, corpus.train.labels, after_epoch=note)
-    figures = model.evaluate(test.features, test.labels)
+    model.fit(corpus.train.features, corpus.train.labels, after_epoch=record_score)
+    result = model.evaluate(test.features, test.labels)
     history = model.history_
-    figures |= {
+    result |= {
         "output_layer_bytes": model.network_.output_nbytes,
         "network_bytes": model.network_.nbytes,
         "train_seconds": history.seconds,
@@ -57,7 +58,7 @@ def _train(name, params, corpus, options):
         "compile_seconds": history.first_step_seconds,
         "total_seconds": time.perf_counter() - start,
     }
-    return model, figures
+    return model, result
 
 
 def _table(results):
@@ -70,14 +71,14 @@ def _table(results):
         memory, whole = r["output_layer_bytes"] / 2**20, r["network_bytes"] / 2**20
         seconds = f"{r['train_seconds']:9.1f}{r['epochs']:8.1f}{r['compile_seconds']:11.1f}"
         print(f"{name:18s}{scores}{memory:8.1f}{whole:9.1f}{seconds}")
+    print("P@k: percentage of correct labels among the k best, on the test set. MiB: parameters of the output layer;")
     print(
-        "P@k: per cent of the k best predictions that are right, on the test set. MiB: parameters of the output layer; all"
+        "all MiB: parameters of all layers. During training, the moments of Adam take twice as much memory in addition."
     )
-    print("MiB: with the layers below it. Training with Adam takes twice as much again for its moments.")
 
 
 def _artworks(model, corpus, seed):
-    """Print a few artworks of the test set with their words, true and predicted subjects; returns them."""
+    """Print a few artworks of the test set with their words, true and predicted subjects; return them."""
     test, names = corpus.test, corpus.label_names
     rows = np.sort(np.random.default_rng(seed).choice(test.features.shape[0], N_ARTWORKS, replace=False))
     _, ids = model.top_k(test.features[rows], 5)
@@ -104,20 +105,16 @@ def _artworks(model, corpus, seed):
 
 
 def _picture(results, path):
-    """Accuracy against memory of the output layer (P@1 and P@5), and against training time."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    looks = {  # Okabe and Ito's colours: told apart by colour-blind readers
+    """Plot accuracy over the memory of the output layer (P@1 and P@5), and over training time."""
+    plt = curves.pyplot()
+    styles = {  # the colours of Okabe and Ito, which colour-blind readers can distinguish
         "dense": ("#0072B2", "s"),
         "bottleneck": ("#E69F00", "D"),
         "fixed fan-in": ("#009E73", "o"),
     }
     figure, (first, second, third) = plt.subplots(1, 3, figsize=(14, 4.6), layout="constrained")
     memory = {name: r["output_layer_bytes"] / 2**20 for name, r in results.items()}
-    for kind, (colour, marker) in looks.items():
+    for kind, (colour, marker) in styles.items():
         names = sorted((name for name in results if name.startswith(kind)), key=memory.get)
         for axes, metric in ((first, "P@1"), (second, "P@5")):
             scores = [100 * results[name][metric] for name in names]
@@ -132,13 +129,13 @@ def _picture(results, path):
             xlabel="parameters of the output layer (MiB, log scale)",
             ylabel=f"{metric} on the test set (%)",
         )
-        axes.set_title(f"{metric} against memory")
+        axes.set_title(f"{metric} over memory")
         axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
         axes.set_xticks([], minor=True)
         axes.margins(0.15)
     first.legend(frameon=False, loc="lower right")
-    third.set(xlabel="seconds of training (evaluation, compilation not counted)", ylabel="P@1 on the test set (%)")
-    third.set_title("P@1 against time")
+    third.set(xlabel="seconds of training (without evaluation and compilation)", ylabel="P@1 on the test set (%)")
+    third.set_title("P@1 over time")
     third.set_ylim(bottom=max(0, 100 * max(r["P@1"] for r in results.values()) - 15))
     third.legend(frameon=False, loc="lower right")
     for axes in (first, second, third):
@@ -149,25 +146,26 @@ def _picture(results, path):
 
 
 def demo(options):
-    """The whole demo; returns all its figures."""
+    """Run the demo; return all results."""
     start = time.perf_counter()
+    curves.pyplot()  # raise ImportError before the training, not after
     os.makedirs(options.out, exist_ok=True)
     picture = os.path.join(options.out, "accuracy_against_memory.png")
     files.check_writable(picture)
     device = resolve_device(options.device)
     corpus = data.load("tate")
     n, n_labels = corpus.train.labels.shape
-    print(f"Subjects of artworks (Tate Collection): {n:,} to learn from, {n_labels:,} subjects")
+    print(f"Subjects of artworks (Tate Collection): {n:,} training points, {n_labels:,} subjects")
     print(f"Computing {common.device_line(options.device)}")
     models, results = {}, {}
     for name, params in CONTESTANTS.items():
         models[name], results[name] = _train(name, params, corpus, options)
     _table(results)
-    print(f"\nWhat the network with {SHOWN_IN_WORDS} predicts; + is right:")
-    artworks = _artworks(models[SHOWN_IN_WORDS], corpus, options.seed)
+    print(f"\nPredictions of the network with {PREDICTIONS_OF}; + marks correct ones:")
+    artworks = _artworks(models[PREDICTIONS_OF], corpus, options.seed)
     _picture(results, picture)
     seconds = time.perf_counter() - start
-    print(f"\npicture: {picture}; the demo took {seconds:.0f} s", file=sys.stdout)
+    print(f"\nplot: {picture}; the demo took {seconds:.0f} s", file=sys.stdout)
     return {
         "device": device,
         "cpu": common.cpu_name(),
@@ -180,7 +178,7 @@ def demo(options):
 def demo_options(sub, device):
     """The options of `demo`."""
     device(sub)
-    sub.add_argument("--seconds", type=float, default=30, help="training time of each layer")
-    sub.add_argument("--out", default="demo_output", metavar="DIR", help="folder for the picture")
-    sub.add_argument("--seed", type=int, default=0, help="of weights, order and dropout")
-    sub.add_argument("--quiet", action="store_true", help="no progress bars")
+    sub.add_argument("--seconds", type=float, default=30, help="training time of each layer, in seconds")
+    sub.add_argument("--out", default="demo_output", metavar="DIR", help="folder for the plot")
+    sub.add_argument("--seed", type=int, default=0, help="random seed of weights, order and dropout")
+    sub.add_argument("--quiet", action="store_true", help="do not show progress")

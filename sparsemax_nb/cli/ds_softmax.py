@@ -1,4 +1,4 @@
-"""The command `train ds-softmax`: from a saved model to experts that answer faster."""
+"""The command `train ds-softmax`: fit a sparse mixture of experts to the output layer of a saved model."""
 
 import os
 import sys
@@ -13,56 +13,57 @@ from ..core import checkpoint
 from ..core.device import asarray, to_numpy
 from ..data.arrays import open_npy, write_float16
 from ..data.batches import batches
-from ..train.ds_softmax import KS, figures
+from ..train.ds_softmax import KS, evaluate_experts
 from ..train.network import SPARSE_OUTPUTS
 from . import common
 
-TOPS = tuple(f"top-{k}" for k in KS)
-POINTS_AT_ONCE = 4096
+TOP_K_NAMES = tuple(f"top-{k}" for k in KS)
+#: Points whose contexts are computed at once: bounds the memory while the file is written.
+POINTS_PER_BATCH = 4096
 
 
 def ds_softmax(options):
-    """Train a DS-Softmax on what the output layer of a saved model sees, compare its stages with the full softmax."""
-    start, path = time.perf_counter(), common.checked_files(options)
-    params = {name: getattr(options, name) for name in train.DSSoftmax._names() if hasattr(options, name)}
+    """Train a DS-Softmax on the inputs of a saved output layer; compare its stages with the full softmax."""
+    start, path = time.perf_counter(), common.check_files(options)
+    params = {name: getattr(options, name) for name in train.DSSoftmax._param_names() if hasattr(options, name)}
     model = train.DSSoftmax(**params, progress=not options.quiet)
-    model._check_params()  # before minutes of work, not after
+    model._check_params()  # raise errors before minutes of work, not after
     model._check_checkpoint_path(path, options.resume)
     about, rows, parts = _of_language_model(options) if _is_language_model(options.model) else _of_classifier(options)
     n_contexts = parts["train"][0].shape[0]
-    print(f"{about}; {n_contexts:,} contexts to learn from; {common.device_line(options.device)}", flush=True)
+    print(f"{about}; {n_contexts:,} training contexts; {common.device_line(options.device)}", flush=True)
     stem, _ = os.path.splitext(options.save)
     files = {part: f"{stem}.contexts-{part}.npy" for part in parts}
     is_resumed = options.resume and os.path.exists(path)
     if options.resume:
-        print(f"resuming from {path}" if is_resumed else f"no checkpoint {path} yet: starting anew", flush=True)
+        print(f"resuming from {path}" if is_resumed else f"no checkpoint {path} yet: starting from scratch", flush=True)
     try:
-        known = {part: (_contexts(files[part], *parts[part], rows, is_resumed), parts[part][0]) for part in parts}
+        pairs = {part: (_contexts(files[part], *parts[part], rows, is_resumed), parts[part][0]) for part in parts}
         model.fit(
-            *known["train"],
+            *pairs["train"],
             rows,
-            validation=known.get("valid"),
+            validation=pairs.get("valid"),
             checkpoint_path=path,
             resume=options.resume,
             after_epoch=lambda record: print(_epoch_line(record), flush=True),
             after_stage=lambda n_experts, packed: packed.save(stage_file(options.save, n_experts)),
         )
     except BaseException:
-        if not os.path.exists(path):  # there is nothing that a resume could go on from
+        if not os.path.exists(path):  # nothing to resume from: the contexts are of no use
             _remove(files.values())
         raise
     model.save(options.save)
     options.no_longer_needed = [path, *files.values()]  # removed once everything has been written
-    table = [_line_of_table("full softmax", _full(rows, model.experts_.device), *known["test"])]
+    table = [_line_of_table("full softmax", _full(rows, model.experts_.device), *pairs["test"])]
     for stage in _stages(options.save, params):
-        if not os.path.exists(stage):  # of a run that was resumed
-            print(f"{stage} is gone: it is left out below")
+        if not os.path.exists(stage):  # removed before the run was resumed
+            print(f"{stage} is missing and left out of the table")
             continue
         packed = PackedDSSoftmax.load(stage, options.device)
-        table.append(_line_of_table(f"DS-{packed.n_experts}", packed, *known["test"]))
-    table[0]["speed-up"] = 1.0  # it has no gate
+        table.append(_line_of_table(f"DS-{packed.n_experts}", packed, *pairs["test"]))
+    table[0]["speed-up"] = 1.0  # the full softmax needs no gate
     _print_table(table)
-    print(f"saved {options.save}, and each stage beside it")
+    print(f"saved {options.save}, and a file for each stage in the same folder")
     return {
         "command": sys.argv[1:],
         "about": about,
@@ -78,13 +79,13 @@ def ds_softmax(options):
 
 
 def stage_file(path, n_experts):
-    """Where the packed model of a stage lies: beside that of the last."""
+    """Path of the packed model of a stage, in the folder of the final model."""
     stem, ending = os.path.splitext(path)
     return f"{stem}-{n_experts}{ending}"
 
 
 def _stages(path, params):
-    """The files of all stages, from few experts to many."""
+    """Yield the files of all stages, from few experts to many."""
     n_experts = params["first_experts"]
     while n_experts <= params["n_experts"]:
         yield stage_file(path, n_experts)
@@ -98,24 +99,26 @@ def _is_language_model(file):
     kind = checkpoint.kind_of(file)
     if kind not in (train.LanguageModel.kind, train.Classifier.kind):
         raise ValueError(
-            f"{file} holds a {kind!r} model; --model takes what train language-model or train classifier has saved"
+            f"--model must be a language model or a classifier, got a {kind!r} model in {file}; "
+            "save one with train language-model or train classifier"
         )
     return kind == train.LanguageModel.kind
 
 
 def _of_language_model(options):
-    """A line about the model; its output rows; and of each part of the data, targets and what writes contexts to a path."""
+    """Load a language model and its data.
+
+    Returns a description, the rows of the output layer, and {part: (targets, function that writes the contexts)}.
+    """
     model = train.LanguageModel.load(options.model, device=options.device)
-    _, _, parts, _ = common.texts_of(model, options.model, options.data)
+    _, _, parts, _ = common.load_texts(model, options.model, options.data)
     if options.contexts is not None:
         parts["train"] = _first(parts["train"], options.contexts, model.unroll)
 
     def of_part(part):
         every = part == "train"
-        return (
-            model.targets(parts[part], every=every),
-            lambda path: model.contexts(parts[part], out=path, every=every)[0],
-        )
+        targets = model.targets(parts[part], every=every)
+        return targets, lambda path: model.encode(parts[part], out=path, every=every)[0]
 
     rows = to_numpy(model.network_.output.weights)
     about = f"{options.model}: {model.n_words_:,} words, contexts of width {model.width}"
@@ -123,7 +126,7 @@ def _of_language_model(options):
 
 
 def _first(tokens, n, longest):
-    """The beginning of a text or of sequences, in which n tokens are to be predicted; of sequences it may be a few more."""
+    """The start of a text that contains n targets; of sequences, whole ones with at least n targets."""
     if not hasattr(tokens, "indptr"):
         return tokens[: n + 1]
     predicted = np.cumsum(np.clip(np.diff(tokens.indptr) - 1, 0, longest))
@@ -133,28 +136,30 @@ def _first(tokens, n, longest):
 
 
 def _of_classifier(options):
-    """The same of a classifier. Where its output layer has a bias, that is the rows' last column, and contexts end in 1."""
+    """Load a classifier, as `_of_language_model`. A bias becomes the last column of the rows, where contexts are 1."""
     model = train.Classifier.load(options.model, device=options.device)
     if model.output in SPARSE_OUTPUTS:
         raise ValueError(
-            f"{options.model} has a sparse output layer ({model.output}), which has no dense rows to start from; "
-            "--model takes a classifier with --output dense or bottleneck, or a language model"
+            f"--model must have a dense output layer, got {model.output!r} in {options.model}; "
+            "use a classifier with --output dense or bottleneck, or a language model"
         )
-    where = common.data_of(model, options.model, options.data, data.corpora.BUNDLED, "the folder of the points")
+    where = common.resolve_data(
+        model, options.model, options.data, data.corpora.BUNDLED, "the folder of the training data"
+    )
     corpus, layer, width = data.load(where), model.network_.output, model.network_.width
     points = {"train": corpus.train, "valid": corpus.dev, "test": corpus.test}
     for part in points.values():
         if part is not None and part.labels.shape[1] != model.n_labels_:
             raise ValueError(
-                f"{corpus.name} has {part.labels.shape[1]:,} labels, {options.model} was trained with {model.n_labels_:,}"
+                f"--data must have {model.n_labels_:,} labels, as {options.model} expects, but {corpus.name} has "
+                f"{part.labels.shape[1]:,}; use the data that the model was trained on"
             )
     common.check_same_data(model, options.model, corpus.name, corpus.train.features, corpus.train.labels)
     rows, bias = to_numpy(layer.weights), getattr(layer, "bias", None)
     if bias is not None:
         bias, has_points = to_numpy(bias), model.label_counts_ > 0
-        lowest = (
-            bias[has_points].min() if has_points.any() else 0
-        )  # of the others it is -1e30, too far off to learn from
+        # Labels without training points have the bias -1e30, too large in magnitude to train with.
+        lowest = bias[has_points].min() if has_points.any() else 0
         rows = np.concatenate([rows, np.maximum(bias, lowest)[:, None]], axis=1)
 
     def of_part(part):
@@ -162,8 +167,8 @@ def _of_classifier(options):
         features, labels = points[part].features[:n], points[part].labels[:n]
 
         def fill(h):
-            for some in batches(np.arange(h.shape[0]), POINTS_AT_ONCE):
-                h[some, :width] = model.contexts(features[some])
+            for batch in batches(np.arange(h.shape[0]), POINTS_PER_BATCH):
+                h[batch, :width] = model.encode(features[batch])
             h[:, width:] = 1
 
         return labels, lambda path: write_float16(path, (features.shape[0], rows.shape[1]), fill)
@@ -173,14 +178,14 @@ def _of_classifier(options):
 
 
 def _contexts(path, targets, write, rows, is_resumed):
-    """The contexts of a part, memory-mapped; those of the run that is resumed, if they are there."""
+    """The contexts of a part, memory-mapped; a resumed run uses the existing file, if there is one."""
     if not (is_resumed and os.path.exists(path)):
         print(f"writing contexts to {path}", flush=True)
         return write(path)
     h, wanted = open_npy(path), (targets.shape[0], rows.shape[1])
     if h.shape != wanted:
         raise ValueError(
-            f"{path} holds contexts of shape {h.shape}, not {wanted}; give the same --model, --data and --contexts as before"
+            f"{path} must have shape {wanted}, got {h.shape}; use the same --model, --data and --contexts as before"
         )
     return h
 
@@ -190,32 +195,42 @@ def _remove(paths):
         Path(path).unlink(missing_ok=True)
 
 
-# ------------------------------------------------------------ figures
+# ------------------------------------------------------------ results
 
 
 def _epoch_line(record):
     line = f"epoch {record['epoch'] + 1:3d}  {record['seconds']:7.1f} s  {record['n_experts']:3d} experts"
     line += f"  loss {record['loss']:.4f}  {record['rows']:,} rows  speed-up {record['speed-up']:.2f}"
     return line + (
-        "  valid  " + common.percent(record["validation"], (*TOPS, "held")) if "validation" in record else ""
+        "  valid  " + common.format_percent(record["validation"], (*TOP_K_NAMES, "held"))
+        if "validation" in record
+        else ""
     )
 
 
 def _full(rows, device):
-    """The full softmax as one expert that holds all classes: the gate gives it the value 1."""
+    """The full softmax, as a single expert with all classes; its gate value is 1."""
     n_classes, width = rows.shape
-    arrays = np.zeros((1, width), np.float32), np.int32([0, n_classes]), np.arange(n_classes, dtype=np.int32), rows
-    return PackedDSSoftmax(*(asarray(array, device) for array in arrays), n_classes)
+    gate = np.zeros((1, width), np.float32)
+    starts = np.int32([0, n_classes])
+    ids = np.arange(n_classes, dtype=np.int32)
+    return PackedDSSoftmax(*(asarray(array, device) for array in (gate, starts, ids, rows)), n_classes)
 
 
 def _line_of_table(name, packed, contexts, targets):
-    return {"name": name} | figures(packed, contexts, targets) | {"rows": len(packed.ids), "bytes": packed.rows.nbytes}
+    return (
+        {"name": name}
+        | evaluate_experts(packed, contexts, targets)
+        | {"rows": len(packed.ids), "bytes": packed.weights.nbytes}
+    )
 
 
 def _print_table(table):
-    print(f"{'test':14s}" + "".join(f"{name:>8s}" for name in (*TOPS, "held")) + "  speed-up        rows       MiB")
+    print(
+        f"{'test':14s}" + "".join(f"{name:>8s}" for name in (*TOP_K_NAMES, "held")) + "  speed-up        rows       MiB"
+    )
     for line in table:
-        shares = "".join(f"{100 * line[name]:8.2f}" for name in (*TOPS, "held"))
+        shares = "".join(f"{100 * line[name]:8.2f}" for name in (*TOP_K_NAMES, "held"))
         sizes = f"{line['speed-up']:10.2f}{line['rows']:12,}{line['bytes'] / 2**20:10.1f}"
         print(f"{line['name']:14s}{shares}{sizes}")
 
@@ -226,24 +241,24 @@ def _print_table(table):
 def ds_softmax_options(sub, device):
     """The options of `train ds-softmax`."""
     device(sub)
-    model = "a language model, or a classifier with a dense output layer, that train has saved"
+    model = "saved language model, or saved classifier with a dense output layer"
     sub.add_argument("--model", metavar="FILE", required=True, help=model)
-    data_help = "what the model was trained on; need not be given where that is bundled"
+    data_help = "the data that the model was trained on; may be omitted if bundled"
     sub.add_argument("--data", metavar="DIR-or-NAME", help=data_help)
-    first = "learn from the first N tokens, items or points of the train part, 0: all"
+    first = "train on the first N tokens, items or points of the train part; 0: all (the default)"
     sub.add_argument("--contexts", type=common.count_or_none, default=None, metavar="N", help=first)
     default = train.DSSoftmax().get_params()
-    option = common.options_of(sub, default)
-    option("n_experts", int, "N", "at the end: --first-experts times a power of two")
-    option("first_experts", int, "N", "at the beginning, each with all classes")
-    option("epochs", int, "N", "for each number of experts")
-    option("prune_after", int, "N", "epochs before anything is pruned")
-    option("threshold", float, "X", "rows with a smaller root mean square are pruned")
-    option("class_lasso", float, "X", "weight of the lasso over the rows")
-    option("expert_lasso", float, "X", "weight of the lasso over the classes, all experts together")
-    option("balance", float, "X", "weight of the variation between the experts' loads")
-    option("noise", float, "X", "standard deviation of the noise at the gate")
-    option("batch_size", int, "B", "contexts of a step")
-    option("learning_rate", float, "LR", "of Adam, at the start of each stage")
-    option("seed", int, "N", "of gate, order, noise and mitosis")
+    option = common.option_adder(sub, default)
+    option("n_experts", int, "N", "final number of experts: --first-experts times a power of two")
+    option("first_experts", int, "N", "initial number of experts, each with all classes")
+    option("epochs", int, "N", "epochs for each number of experts")
+    option("prune_after", int, "N", "epochs before the first pruning")
+    option("threshold", float, "X", "prune rows whose root mean square is smaller")
+    option("class_lasso", float, "X", "weight of the group lasso over the rows of each expert")
+    option("expert_lasso", float, "X", "weight of the group lasso over each class across all experts")
+    option("balance", float, "X", "weight of the penalty on unequal loads of the experts")
+    option("noise", float, "X", "standard deviation of the noise added to the gate")
+    option("batch_size", int, "B", "contexts per step")
+    option("learning_rate", float, "LR", "learning rate of Adam at the start of each stage")
+    option("seed", int, "N", "random seed of gate, order, noise and mitosis")
     common.file_options(sub, required=True)

@@ -1,4 +1,4 @@
-"""Command line: ``sparsemax-nb`` or ``python -m sparsemax_nb``. Every figure a command prints can be had with --json."""
+"""The command line: ``sparsemax-nb`` or ``python -m sparsemax_nb``. --json writes everything that a command prints."""
 
 import argparse
 import importlib.metadata
@@ -24,20 +24,23 @@ def _write_json(path, result):
 
 
 def _check_files(options):
-    """Before hours of work, not after: OSError for a file that cannot be written, ValueError for one that is named twice."""
-    written = {f"--{name}": getattr(options, name, None) for name in ("json", "save", "plot")}
-    written["the checkpoint beside --save"] = written["--save"] and common.checkpoint_of(written["--save"])
-    read = {"model": getattr(options, "model", None), "file": getattr(options, "file", None)}
-    written, read = ({name: path for name, path in some.items() if path} for some in (written, read))
-    for path in written.values():
+    """Check all files before hours of work, not after.
+
+    OSError for a file that cannot be written, ValueError if two options name the same file.
+    """
+    outputs = {f"--{name}": getattr(options, name, None) for name in ("json", "save", "plot")}
+    outputs["the checkpoint of --save"] = outputs["--save"] and common.checkpoint_of(outputs["--save"])
+    outputs = {name: path for name, path in outputs.items() if path}
+    inputs = {name: getattr(options, name) for name in ("model", "file") if getattr(options, name, None)}
+    for path in outputs.values():
         files.check_writable(path)
-    for (one, path), (other, second) in itertools.combinations((written | read).items(), 2):
-        if one in written and files.same_file(path, second):
+    for (one, path), (other, second) in itertools.combinations((outputs | inputs).items(), 2):
+        if one in outputs and files.same_file(path, second):
             raise ValueError(f"{one} and {other} must be different files, got {path} and {second}")
 
 
 def _info(_):
-    """Devices, toolkit, libraries, and what would run where."""
+    """Print versions, devices and libraries."""
     problem = cuda_problem()
     result = {
         "sparsemax_nb": __version__,
@@ -64,15 +67,15 @@ def _info(_):
     return result
 
 
-def _print_anything():
-    """Standard output and error show what they can not encode as Python escapes: a name must not cost a run its results."""
+def _escape_unencodable_output():
+    """Print characters that the terminal cannot encode as Python escapes, so that a label name cannot end a run."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Adds each default, but where there is none."""
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Appends the default of an option, if it has one."""
 
     def _get_help_string(self, action):
         has_none = action.default is None or action.default is False
@@ -85,41 +88,46 @@ def _parser():
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(parent, name, run, text):
-        sub = parent.add_parser(name, help=text, description=text, formatter_class=_Help)
-        sub.add_argument("--json", metavar="FILE", help="also write every printed figure to FILE")
+        sub = parent.add_parser(name, help=text, description=text, formatter_class=_HelpFormatter)
+        sub.add_argument("--json", metavar="FILE", help="also write all printed results to FILE, as JSON")
         sub.set_defaults(run=run)
         return sub
 
     def device(sub):
-        sub.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
+        sub.add_argument(
+            "--device",
+            choices=("auto", "cpu", "cuda"),
+            default="auto",
+            help="device to compute on; auto: a GPU if there is one",
+        )
 
-    text = "Train output layers of three kinds on 15,810 subjects of artworks and compare them."
+    text = "Train three kinds of output layers on artworks with 15,810 subjects, and compare them."
     demo.demo_options(command(commands, "demo", demo.demo, text), device)
 
     trainers = commands.add_parser("train", help="Train a model.").add_subparsers(
         dest="what", required=True, metavar="WHAT"
     )
-    text = "Train a multi-label classifier on bags of words."
+    text = "Train a multi-label classifier on sparse or dense features."
     train.classifier_options(command(trainers, "classifier", train.classifier, text), device)
-    text = "Train a language model: the next word of a text, or the last item of sequences."
+    text = "Train a language model that predicts the next word of a text, or the next item of sequences."
     train.language_model_options(command(trainers, "language-model", train.language_model, text), device)
-    text = "Turn the output layer of a saved model into a sparse mixture of sparse experts, which answers faster."
+    text = "Turn the output layer of a saved model into a sparse mixture of sparse experts, for faster top-k queries."
     ds_softmax.ds_softmax_options(command(trainers, "ds-softmax", ds_softmax.ds_softmax, text), device)
 
-    text = "Measure a saved model: P@k and its kin of a classifier, perplexity and top-k of a language model."
+    text = "Evaluate a saved model: P@k, nDCG@k, R@k and PSP@k of a classifier, perplexity of a language model."
     predict.evaluate_options(command(commands, "evaluate", predict.evaluate, text), device)
-    text = "Predict the labels of points, as a table whose columns tabs divide."
+    text = "Predict labels with a saved classifier, and print them as a tab-separated table."
     predict.predict_options(command(commands, "predict", predict.predict, text), device)
     text = "Continue a prompt with a saved language model."
     predict.generate_options(command(commands, "generate", predict.generate, text), device)
-    command(commands, "info", _info, "Say which devices and libraries there are and what would run where.")
+    command(commands, "info", _info, "Show the version, the devices and the installed libraries.")
     return parser
 
 
 def main(argv=None):
-    """Run a command; returns the exit code: 0, 1 where nobody reads on, 2 for bad input, 130 for Ctrl-C."""
+    """Run a command and return the exit code: 0, 1 if the output pipe was closed, 2 for bad input, 130 for Ctrl-C."""
     options = _parser().parse_args(argv)
-    _print_anything()
+    _escape_unencodable_output()
     try:
         _check_files(options)
         result = options.run(options)
@@ -128,10 +136,10 @@ def main(argv=None):
         for path in filter(os.path.exists, getattr(options, "no_longer_needed", ())):
             os.remove(path)
         sys.stdout.flush()
-    except BrokenPipeError:  # who read what we print, as `head` does, has enough
+    except BrokenPipeError:  # the reader of our output, such as `head`, has stopped reading
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (OSError, TypeError, ValueError, RuntimeError, ArithmeticError, MemoryError) as error:
+    except (OSError, ImportError, TypeError, ValueError, RuntimeError, ArithmeticError, MemoryError) as error:
         print(f"sparsemax-nb: {error or 'not enough memory'}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:

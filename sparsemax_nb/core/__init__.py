@@ -1,1 +1,1 @@
-"""What all wings share: where arrays live, argument checks, scalar formulas, random numbers."""
+"""What all backends share: devices, argument checks, scalar formulas and random numbers."""

@@ -1,6 +1,6 @@
-"""What a description that was read from a file has to look like, in rules that are put together like the description itself.
+"""Rules for the description in a model file; they are nested like the description itself.
 
-A rule is a function of a name and a value: it raises TypeError or ValueError, which name the value, or returns nothing.
+A rule is a function of a name and a value: it raises a TypeError or ValueError that names the value, or returns None.
 """
 
 import math
@@ -30,37 +30,37 @@ def boolean(name, value):
         raise TypeError(f"{name} must be true or false, got {type(value).__name__}")
 
 
-def figure(name, value):
-    """A number that is only shown: it may be NaN or infinite."""
+def any_number(name, value):
+    """Any number, NaN and infinity included: it is only shown to the user."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
 
 
 def optional(rule):
-    """None, or what the rule allows."""
+    """None, or a value that the rule allows."""
     return lambda name, value: None if value is None else rule(name, value)
 
 
 def list_of(rule, length=None):
-    """A list, of which every element follows the rule."""
+    """A list whose elements follow the rule."""
 
     def of_list(name, value):
         if not isinstance(value, list):
             raise TypeError(f"{name} must be a list, got {type(value).__name__}")
         if length is not None and len(value) != length:
             raise ValueError(f"{name} must have {length} elements, got {len(value)}")
-        for number, element in enumerate(value):
-            rule(f"{name}[{number}]", element)
+        for i, element in enumerate(value):
+            rule(f"{name}[{i}]", element)
 
     return of_list
 
 
 def dict_of(rule):
-    """An object, of which every value follows the rule."""
+    """A JSON object whose values follow the rule."""
 
     def of_dict(name, value):
         if not isinstance(value, dict):
-            raise TypeError(f"{name} must be an object, got {type(value).__name__}")
+            raise TypeError(f"{name} must be a JSON object, got {type(value).__name__}")
         for key, element in value.items():
             rule(f"{name}.{key}", element)
 
@@ -68,14 +68,14 @@ def dict_of(rule):
 
 
 def record(**rules):
-    """An object that has these values; others are not looked at."""
+    """A JSON object with at least these keys; others are ignored."""
 
     def of_record(name, value):
         if not isinstance(value, dict):
-            raise TypeError(f"{name} must be an object, got {type(value).__name__}")
+            raise TypeError(f"{name} must be a JSON object, got {type(value).__name__}")
         for key, rule in rules.items():
             if key not in value:
-                raise ValueError(f"{name} must have {key!r}")
+                raise ValueError(f"{name} must have the key {key!r}")
             rule(f"{name}.{key}", value[key])
 
     return of_record

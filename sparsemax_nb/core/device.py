@@ -1,6 +1,6 @@
-"""Where arrays live and who computes on them. The only file that imports ``numba.cuda`` or ``cupy``.
+"""Where arrays live and which backend computes on them. The only file that imports ``numba.cuda`` or ``cupy``.
 
-Placement follows the data: NumPy arrays are computed by ``cpu/``, CUDA arrays by ``cuda/``. In Numba's simulator
+Placement follows the data: ``cpu/`` computes on NumPy arrays, ``cuda/`` on CUDA arrays. In Numba's simulator
 (``NUMBA_ENABLE_CUDASIM=1``) a `SimArray` stands for a CUDA array, so that all CUDA code runs without a GPU.
 """
 
@@ -18,15 +18,15 @@ from numba import cuda
 
 from . import kernel_cache, threads
 
-# A batch of a few rows is a legal launch: no warning for each small grid. Set here and not by the environment variable,
-# which is read when Numba is imported, and somebody else may have done that already.
+# A batch of a few rows is a valid launch: Numba must not warn about each small grid. Set here because Numba reads the
+# environment variable on import, which may have happened already.
 numba.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
 
 SIMULATOR = bool(numba.config.ENABLE_CUDASIM)
 if SIMULATOR:
 
     def cuda_intrinsic(function):
-        """Numba's simulator runs no intrinsics: kernels that use them have a plain twin, which it runs."""
+        """Intrinsics do not run in Numba's simulator: kernels that use them have a plain version for it."""
         return function
 else:
     from numba.cuda.extending import intrinsic as cuda_intrinsic  # noqa: F401
@@ -38,24 +38,24 @@ except ImportError:
 
 
 class SimArray(np.ndarray):
-    """A NumPy array that counts as placed on the (simulated) CUDA device; only used in Numba's simulator."""
+    """A NumPy array that counts as placed on the simulated CUDA device; used in Numba's simulator only."""
 
 
-#: The array module of the CUDA side: CuPy on a device, NumPy in the simulator or where CuPy is not installed.
+#: The array module of the CUDA backend: CuPy on a device, NumPy in the simulator or without CuPy.
 xp = np if SIMULATOR or cupy is None else cupy
 
 njit_inline = numba.njit(inline="always")
 
 
 def njit(function=None, **options):
-    """`numba.njit`, with compiled code that is kept on disk."""
+    """`numba.njit` with compiled code cached on disk."""
     if function is None:
         return functools.partial(njit, **options)
     return kernel_cache.enable(numba.njit(**options)(function))
 
 
 def njit_parallel(function=None, *, work=None, **options):
-    """`njit` of a function whose ``prange`` loops the threads share; see `threads.ParallelKernel`, for `work`, too."""
+    """`njit` of a function with ``prange`` loops, called through `threads.ParallelKernel`, which explains `work`."""
     if function is None:
         return functools.partial(njit_parallel, work=work, **options)
     kernel = njit(function, parallel=True, **options)
@@ -64,7 +64,7 @@ def njit_parallel(function=None, *, work=None, **options):
 
 
 def cuda_jit(function=None, **options):
-    """`numba.cuda.jit`, with compiled code that is kept on disk."""
+    """`numba.cuda.jit` with compiled code cached on disk."""
     if function is None:
         return functools.partial(cuda_jit, **options)
     if SIMULATOR:
@@ -74,13 +74,13 @@ def cuda_jit(function=None, **options):
     return kernel_cache.enable(cuda.jit(**options)(function), CUDACache)
 
 
-#: Device functions are inlined: without that, compiling one asks for a driver.
+#: Device functions are inlined: otherwise compiling one requires a CUDA driver.
 cuda_device = cuda.jit(device=True, inline="always")
 
 
 @functools.cache
 def cuda_problem():
-    """None where the CUDA path can run, else a sentence that says why it can not."""
+    """None if the CUDA backend can run, else a sentence that says why it cannot."""
     if SIMULATOR:
         return None
     if not cuda.is_available():
@@ -90,20 +90,20 @@ def cuda_problem():
     return None
 
 
-def runs_ptx(said=None):
-    """True where kernels may use shuffles and the intrinsics of ``cuda/ptx.py``, which the simulator can not run; or what is `said`."""
-    return not SIMULATOR if said is None else said
+def runs_ptx(override=None):
+    """Whether kernels may use shuffles and the intrinsics of ``cuda/ptx.py``: not in the simulator; or `override`."""
+    return not SIMULATOR if override is None else override
 
 
-def has_tensor_cores(said=None):
-    """True where a CUDA device multiplies bfloat16 on tensor cores (compute capability 8.0), or what is `said`; else plain kernels do."""
-    if said is not None:
-        return said
+def has_tensor_cores(override=None):
+    """Whether the CUDA device multiplies bfloat16 on tensor cores (compute capability 8.0 or higher); or `override`."""
+    if override is not None:
+        return override
     return not SIMULATOR and cuda.is_available() and cuda.get_current_device().compute_capability >= (8, 0)
 
 
 def cuda_description():
-    """Name, compute capability and memory of the CUDA device in use, and which products it can take."""
+    """Name, compute capability, memory and tensor cores of the current CUDA device."""
     if SIMULATOR:
         return "Numba's CUDA simulator"
     device = cuda.get_current_device()
@@ -115,16 +115,16 @@ def cuda_description():
 
 
 def cuda_available():
-    """True where arrays can be placed on a CUDA device (or on Numba's simulator of one)."""
+    """Whether arrays can be placed on a CUDA device, real or simulated."""
     return cuda_problem() is None
 
 
 def resolve_device(device="auto"):
-    """Turn 'auto', 'cpu' or 'cuda' into 'cpu' or 'cuda'; RuntimeError where 'cuda' is asked for and can not run."""
+    """Turn 'auto', 'cpu' or 'cuda' into 'cpu' or 'cuda'; RuntimeError if 'cuda' is requested but cannot run."""
     if not isinstance(device, str) or device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', got {device!r}")
     if device == "cuda" and not cuda_available():
-        raise RuntimeError(f"device='cuda' can not be used: {cuda_problem()}; use device='cpu'")
+        raise RuntimeError(f"device='cuda' cannot be used: {cuda_problem()}; use device='cpu'")
     if device == "auto":
         return "cuda" if cuda_available() and not SIMULATOR else "cpu"
     return device
@@ -145,23 +145,23 @@ def module_of(device):
 
 
 def asarray(x, device, dtype=None):
-    """`x` on `device` ('cpu' or 'cuda'), C-contiguous, copied only where it has to be."""
+    """`x` on `device` ('cpu' or 'cuda'), C-contiguous; copied only if necessary."""
     if device == "cpu":
         return np.ascontiguousarray(to_numpy(x), dtype)
     if not cuda_available():
-        raise RuntimeError(f"no array can be placed on CUDA: {cuda_problem()}")
+        raise RuntimeError(f"cannot place an array on CUDA: {cuda_problem()}")
     if SIMULATOR:
         return np.ascontiguousarray(x, dtype).view(SimArray)
     return cupy.ascontiguousarray(cupy.asarray(x, dtype))
 
 
 def as_native(array):
-    """A foreign CUDA array (Numba, PyTorch) as CuPy sees it, without a copy; NumPy arrays and SimArrays unchanged."""
+    """A foreign CUDA array (Numba, PyTorch) as CuPy array, without a copy; NumPy arrays and SimArrays unchanged."""
     return array if isinstance(array, np.ndarray) or cupy is None else cupy.asarray(array)
 
 
 def to_numpy(x):
-    """`x` as a plain NumPy array (copied from the device where it lives there)."""
+    """`x` as a plain NumPy array, copied from the device if necessary."""
     if isinstance(x, SimArray):
         return x.view(np.ndarray)
     if cupy is not None and hasattr(x, "__cuda_array_interface__"):
@@ -170,16 +170,16 @@ def to_numpy(x):
 
 
 def address(array):
-    """Where the first number of an array lies in its processor's memory."""
+    """The memory address of the first element of an array."""
     return array.ctypes.data if isinstance(array, np.ndarray) else array.__cuda_array_interface__["data"][0]
 
 
-#: Bytes of a cache line.
+#: Bytes per cache line.
 LINE = 64
 
 
-def _allocated(make, shape, dtype):
-    """``make(shape, dtype)``; MemoryError also for sizes that are none to NumPy."""
+def _allocate(make, shape, dtype):
+    """``make(shape, dtype)``; MemoryError also for sizes that NumPy rejects with a ValueError."""
     try:
         return make(shape, dtype)
     except (ValueError, MemoryError) as error:
@@ -189,38 +189,38 @@ def _allocated(make, shape, dtype):
 
 
 def aligned(make, shape, dtype=np.float32):
-    """``make(shape, dtype)`` (np.empty or np.zeros) at a multiple of 64 bytes.
+    """``make(shape, dtype)`` (np.empty or np.zeros), aligned to 64 bytes.
 
-    NumPy's own arrays begin 16 bytes into a cache line: every vector would straddle two lines and be read twice.
+    NumPy's own arrays begin 16 bytes into a cache line: every vector load would touch two lines.
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    buffer = _allocated(make, size + LINE - 1, np.uint8)
-    start = -ctypes.addressof(ctypes.c_char.from_buffer(buffer)) % LINE  # `buffer.ctypes` is slower
+    buffer = _allocate(make, size + LINE - 1, np.uint8)
+    start = -ctypes.addressof(ctypes.c_char.from_buffer(buffer)) % LINE  # faster than `buffer.ctypes`
     return buffer[start : start + size].view(dtype).reshape(shape)
 
 
 def empty(shape, dtype, device):
-    """Uninitialised array on `device`; a matrix on the CPU begins with a cache line."""
+    """Uninitialized array on `device`; a matrix on the CPU is aligned to a cache line."""
     if device == "cpu":
-        return aligned(np.empty, shape, dtype) if isinstance(shape, tuple) else _allocated(np.empty, shape, dtype)
+        return aligned(np.empty, shape, dtype) if isinstance(shape, tuple) else _allocate(np.empty, shape, dtype)
     array = xp.empty(shape, dtype)
     return array.view(SimArray) if SIMULATOR else array
 
 
 def zeros(shape, dtype, device):
     """Array of zeros on `device`."""
-    array = _allocated(module_of(device).zeros, shape, dtype)
+    array = _allocate(module_of(device).zeros, shape, dtype)
     return array.view(SimArray) if SIMULATOR and device == "cuda" else array
 
 
 @functools.cache
 def backend_of(device, name):
-    """The module `name` of the wing that computes on `device`: ``sparsemax_nb.cpu.NAME`` or ``sparsemax_nb.cuda.NAME``."""
+    """The module `name` of the backend for `device`: ``sparsemax_nb.cpu.NAME`` or ``sparsemax_nb.cuda.NAME``."""
     return importlib.import_module(f"{__package__.rpartition('.')[0]}.{device}.{name}")
 
 
 def product(a, b):
-    """``a @ b``, float32 matrices on one device: a new array."""
+    """``a @ b`` as a new array, for float32 matrices on one device."""
     device = device_of(a)
     out = empty((a.shape[0], b.shape[1]), np.float32, device)
     backend_of(device, "matmul").matmul(a, b, out)
@@ -228,7 +228,7 @@ def product(a, b):
 
 
 def _compile_formulas(module, decorate):
-    """A copy of a module of undecorated scalar functions, each compiled by `decorate` and calling compiled ones."""
+    """The scalar functions of an undecorated module, each compiled by `decorate`; they call each other compiled."""
     compiled = {}
     for name, value in vars(module).items():
         if isinstance(value, types.FunctionType) and value.__module__ == module.__name__:
@@ -251,7 +251,7 @@ def cuda_formulas(module):
 
 
 def csr_matrix(values, indices, indptr, shape):
-    """A sparse matrix around arrays that lie on one device, not copied: SciPy's, or CuPy's with cuSPARSE behind it."""
+    """A CSR matrix around arrays of one device, without copies: SciPy's, or CuPy's, which uses cuSPARSE."""
     if device_of(values) == "cpu" or SIMULATOR:
         return scipy.sparse.csr_matrix(tuple(map(to_numpy, (values, indices, indptr))), shape)
     from cupyx.scipy import sparse  # slow to import
@@ -261,7 +261,7 @@ def csr_matrix(values, indices, indptr, shape):
 
 @contextlib.contextmanager
 def profiled():
-    """What CUDA does inside lies between a profiler's start and stop (nothing in the simulator)."""
+    """A profiler records the CUDA work of this block (no effect in the simulator)."""
     synchronize()
     if not SIMULATOR:
         cuda.profile_start()
@@ -272,6 +272,6 @@ def profiled():
 
 
 def synchronize():
-    """Wait until the CUDA device has finished (nothing to wait for in the simulator)."""
+    """Wait until the CUDA device has finished (no effect in the simulator)."""
     if cupy is not None and not SIMULATOR and cuda_available():
         cupy.cuda.get_current_stream().synchronize()

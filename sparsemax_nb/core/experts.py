@@ -1,4 +1,4 @@
-"""How a sparse mixture of experts lies in memory, and how a batch is sorted by expert."""
+"""Storage of a sparse mixture of experts, and a batch sorted by expert."""
 
 from typing import NamedTuple
 
@@ -8,18 +8,18 @@ from .device import asarray, device_of, module_of
 
 
 class Experts(NamedTuple):
-    """Experts one behind the other: expert k holds ``rows[starts[k]:starts[k + 1]]``, of the classes `ids` there."""
+    """All experts, concatenated: expert k has ``weights[starts[k]:starts[k + 1]]``, the rows of its classes `ids`."""
 
     starts: np.ndarray  # (E + 1,) int32
     ids: np.ndarray  # (R,) int32, ascending inside an expert
-    rows: np.ndarray  # (R, d) float32
+    weights: np.ndarray  # (R, d) float32
 
 
 class Groups(NamedTuple):
     """A batch sorted by expert: expert k gets the rows ``order[starts[k]:starts[k + 1]]``.
 
-    The scores of the b-th row in this order are ``scores[offsets[b]:offsets[b + 1]]`` of one flat array, as many as its
-    expert has classes: so those of an expert are a matrix.
+    One flat array stores the scores of all rows; those of the b-th row in this order are
+    ``scores[offsets[b]:offsets[b + 1]]``, one for each class of its expert. So the scores of an expert are a matrix.
     """
 
     order: np.ndarray  # (B,) int32
@@ -29,14 +29,14 @@ class Groups(NamedTuple):
 
 
 class ByClass(NamedTuple):
-    """Where each class is held: class c by the rows ``rows[indptr[c]:indptr[c + 1]]`` of the experts, ascending."""
+    """Which rows of the experts belong to each class: ``rows[indptr[c]:indptr[c + 1]]`` for class c, ascending."""
 
     indptr: np.ndarray  # (L + 1,) int32
     rows: np.ndarray  # (R,) int32
 
 
 def group(chosen, starts):
-    """`Groups` of a batch whose rows chose the experts `chosen` (B,), from the experts' `starts` (E + 1,)."""
+    """Sort a batch by expert: `Groups` from each row's expert `chosen` (B,) and the experts' `starts` (E + 1,)."""
     device = device_of(chosen)
     xp, n_experts = module_of(device), starts.shape[0] - 1
     order = xp.argsort(chosen, kind="stable")
@@ -48,7 +48,7 @@ def group(chosen, starts):
 
 
 def by_class(ids, n_classes):
-    """`ByClass` of the classes `ids` (R,) of all rows; in each class the rows keep their order."""
+    """`ByClass` of the class `ids` (R,) of all rows of the experts; the rows of a class keep their order."""
     device = device_of(ids)
     xp = module_of(device)
     rows = xp.argsort(ids, kind="stable")

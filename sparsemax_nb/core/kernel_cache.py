@@ -1,10 +1,10 @@
-"""Compiled kernels on disk: a file for each kernel and signature, named by the content of all that is compiled into it.
+"""Compiled kernels on disk: one file per kernel and signature, named by a hash of all code that is compiled into it.
 
-Numba's own cache compares the source file of a kernel alone: an edit of ``core/formulas.py``, which is compiled into
-kernels of many files, would go unnoticed. It also needs a folder that can be written, or refuses to decorate a function
-at all. And two processes that compile one kernel for different types at once may number their files alike, so that one
-of them later loads the code of the other. Here the name of a file is a hash of everything that its code depends on:
-what is found is right, whoever wrote it, and several checkouts can share a folder.
+Numba's own cache checks only the source file of the kernel: an edit of ``core/formulas.py``, which is compiled into
+kernels of many files, would go unnoticed. It also raises on decoration if no folder is writable. And two processes
+that compile one kernel for different types at once may pick the same file number, so that one of them later loads the
+code of the other. Here the hash covers everything that the code depends on: whatever is found is valid, and several
+checkouts can share a folder.
 """
 
 import ast
@@ -24,9 +24,9 @@ import numba
 from numba.core import caching
 
 PACKAGE = Path(__file__).resolve().parents[1]
-#: When the source files had the content that is compiled here, or an older one.
+#: When the sources were imported: a file that is newer than this is not what is compiled here.
 IMPORTED = time.time()
-#: Where kernels lie if NUMBA_CACHE_DIR does not say where: removed together with Python's own compiled files.
+#: The default folder, if NUMBA_CACHE_DIR is not set; removed together with Python's own compiled files.
 IN_TREE = PACKAGE / "__pycache__" / "kernels"
 
 
@@ -46,7 +46,7 @@ def _imported(path):
 
 @functools.cache
 def sources(path):
-    """The source files whose content decides on the kernels of `path`: itself, and what it imports from this package."""
+    """The source files that the kernels of `path` depend on: itself and everything it imports from this package."""
     found, new = set(), {Path(path).resolve()}
     while new:
         found |= new
@@ -56,14 +56,14 @@ def sources(path):
 
 @functools.cache
 def _fingerprint(path):
-    """A hash of these files, and of the compilers' versions and options; None where a file has changed since it was imported."""
+    """A hash of these files and of compiler versions and options; None if a file has changed since it was imported."""
     if any(file.stat().st_mtime > IMPORTED for file in sources(path)):
         return None
     options = numba.config.OPT, numba.config.BOUNDSCHECK, sys.implementation.cache_tag, platform.machine()
-    found = hashlib.sha256(repr((numba.__version__, llvmlite.__version__, options)).encode())
+    digest = hashlib.sha256(repr((numba.__version__, llvmlite.__version__, options)).encode())
     for file in sources(path):
-        found.update(hashlib.sha256(file.read_bytes()).digest())
-    return found.hexdigest()
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def _is_writable(folder):
@@ -84,7 +84,7 @@ def _candidates(wanted):
 
 @functools.cache
 def _folders(wanted):
-    """(folders that kernels are looked for in, the one that they are written to, or None)."""
+    """(folders to search for kernels, the folder to write them to or None)."""
     candidates = _candidates(wanted)
     return candidates, next(filter(_is_writable, candidates), None)
 
@@ -92,18 +92,20 @@ def _folders(wanted):
 @functools.cache
 def _warn_once(reason):
     warnings.warn(
-        f"compiled kernels are not kept, so every process compiles them anew, for seconds to minutes: {reason}; "
-        "set the environment variable NUMBA_CACHE_DIR to a folder that can be written",
+        f"compiled kernels are not cached, so every process compiles them again, for seconds to minutes: {reason}; "
+        "set the environment variable NUMBA_CACHE_DIR to a writable folder",
         RuntimeWarning,
         stacklevel=2,
     )
 
 
 class _Files:
-    """What is on disk of one kernel, in place of Numba's index and numbered files."""
+    """The files of one kernel; replaces Numba's index and numbered files."""
 
-    def __init__(self, numbas, source, name):
-        self._numbas, self._source, self._name = numbas, source, name
+    def __init__(self, numba_cache, source, name):
+        self._numba_cache = numba_cache
+        self._source = source
+        self._name = name
 
     def _file(self, key):
         signature, *others = key
@@ -118,36 +120,36 @@ class _Files:
         for folder in _folders(numba.config.CACHE_DIR)[0]:
             try:
                 stored, data = pickle.loads((folder / name).read_bytes())
-            except Exception:  # noqa: BLE001, S112  not there, cut short, of a pickle that is not ours: compiled anew
+            except Exception:  # noqa: BLE001, S112  missing, truncated or foreign: compile again
                 continue
             if stored == key:
                 return data
         return None
 
     def save(self, key, data):
-        """Write the compiled code; where that fails, warn once and go on."""
+        """Write the compiled code; if that fails, warn once and continue."""
         candidates, folder = _folders(numba.config.CACHE_DIR)
         if _fingerprint(self._source) is None:
-            return  # the files on disk are not what was compiled
+            return  # the files on disk differ from what was compiled
         if folder is None:
-            _warn_once(f"{' and '.join(map(str, candidates))} can not be written")
+            _warn_once(f"{' and '.join(map(str, candidates))} cannot be written")
             return
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with self._numbas._open_for_write(str(folder / self._file(key))) as file:
-                file.write(self._numbas._dump((key, data)))
+            with self._numba_cache._open_for_write(str(folder / self._file(key))) as file:
+                file.write(self._numba_cache._dump((key, data)))
         except OSError as error:
             _warn_once(f"{folder}: {error.strerror or error}")
 
     def flush(self):
-        """Remove all code of this kernel that is kept for any signature."""
+        """Remove the cached code of this kernel for all signatures."""
         folder = _folders(numba.config.CACHE_DIR)[1]
         for file in folder.glob(f"{self._name}-*.kernel") if folder else ():
             file.unlink(missing_ok=True)
 
 
 class _Locator(caching._CacheLocator):
-    """Tells Numba that every function can be cached; where, `_Files` decides."""
+    """Tells Numba that every function can be cached; `_Files` decides where."""
 
     def __init__(self, py_file):
         self._py_file = py_file
@@ -171,11 +173,11 @@ class _Locator(caching._CacheLocator):
 
 
 @functools.cache
-def _cache_class(numbas):
-    """Numba's class of caches for one processor, but for where and under which names it keeps files."""
+def _cache_class(numba_cache):
+    """Numba's cache class for one processor, but with our folders and file names."""
 
-    class Cache(numbas):
-        _impl_class = type("_Impl", (numbas._impl_class,), {"_locator_classes": [_Locator]})
+    class Cache(numba_cache):
+        _impl_class = type("_Impl", (numba_cache._impl_class,), {"_locator_classes": [_Locator]})
 
         def __init__(self, py_func):
             super().__init__(py_func)
@@ -184,7 +186,7 @@ def _cache_class(numbas):
     return Cache
 
 
-def enable(dispatcher, numbas=caching.FunctionCache):
-    """Let a function that Numba has decorated keep its compiled code; `numbas` is the class of caches of its processor."""
-    dispatcher._cache = _cache_class(numbas)(dispatcher.py_func)
+def enable(dispatcher, numba_cache=caching.FunctionCache):
+    """Cache the compiled code of a function that Numba has decorated, with the cache class of its processor."""
+    dispatcher._cache = _cache_class(numba_cache)(dispatcher.py_func)
     return dispatcher

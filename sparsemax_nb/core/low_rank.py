@@ -1,4 +1,4 @@
-"""The best approximation of a matrix by one of lower rank."""
+"""The best low-rank approximation of a matrix."""
 
 import numpy as np
 
@@ -6,10 +6,10 @@ from . import threads
 
 
 def low_rank(rows, rank):
-    """coordinates (n, rank) and axes (d, rank), float32, of which ``coordinates @ axes.T`` comes nearest to rows (n, d).
+    """Coordinates (n, rank) and axes (d, rank), float32: ``coordinates @ axes.T`` best approximates rows (n, d).
 
-    With ``rows = U S V.T``: the first columns of U S and of V (Eckart and Young 1936). V are the eigenvectors of
-    ``rows.T @ rows``, in float64. Bits do not depend on the number of threads.
+    With ``rows = U S V.T``: the first columns of U S and of V (Eckart and Young 1936). V contains the eigenvectors of
+    ``rows.T @ rows``, computed in float64. Bits do not depend on the number of threads.
     """
     rows = rows.astype(np.float64)
     with threads.one_blas_thread():

@@ -1,8 +1,8 @@
 """Counter-based random numbers: Philox4x32-10, a pure function of (seed, stream, step, position).
 
-The same words come out on every processor, whatever the number of threads or blocks. The functions are undecorated:
-NumPy arrays and Python run them as they are, ``core.device`` compiles them for the CPU and for CUDA. All values are
-``uint64`` that hold 32-bit words, because ``uint64 & literal`` would become ``int64`` in compiled code.
+Every processor gets the same words, whatever the number of threads or blocks. The functions are undecorated: NumPy and
+Python run them as they are, ``core.device`` compiles them for the CPU and for CUDA. All values are ``uint64`` that
+contain 32-bit words, because ``uint64 & literal`` would become ``int64`` in compiled code.
 
 Source: J. Salmon, M. Moraes, R. Dror, D. Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
@@ -19,10 +19,10 @@ DROP8 = np.uint64(8)
 UNIT24 = np.float32(2.0**-24)
 TWO, ONE = np.float32(2), np.float32(1)
 HALF, SIXTEEN = np.uint64(0xFFFF), np.uint64(16)
-#: Of the sum of eight uniform integers in [0, 2^16): its mean, and 1 / its standard deviation.
+#: Mean and 1 / standard deviation of the sum of eight uniform integers in [0, 2^16).
 BELL_MEAN, BELL_SCALE = np.float32(8 * (2**16 - 1) / 2), np.float32((8 * (2**32 - 1) / 12) ** -0.5)
 
-# Streams: what a random word is for. A layer adds its own number to the stream, so that no two draws share a counter.
+# Streams: the purpose of a random word. A layer adds its number to the stream, so that no two draws share a counter.
 CONNECTIONS, WEIGHTS, DROPOUT, SHUFFLE = np.uint64(1 << 16), np.uint64(2 << 16), np.uint64(3 << 16), np.uint64(4 << 16)
 REWIRING, SAMPLING, GENERATION, GATE = np.uint64(5 << 16), np.uint64(6 << 16), np.uint64(7 << 16), np.uint64(8 << 16)
 NOISE, ROUNDING, GROUPING = np.uint64(9 << 16), np.uint64(10 << 16), np.uint64(11 << 16)
@@ -54,14 +54,14 @@ def random_word(seed, stream, step, position):
 
 
 def below(word, n):
-    """Uniform integer in [0, n) from a 32-bit word: ``floor(word n / 2^32)``; bias below n / 2^32."""
+    """Uniform integer in [0, n) from a 32-bit word: ``floor(word n / 2^32)``, with a bias of less than n / 2^32."""
     return (word * n) >> BITS
 
 
 def bell(w0, w1, w2, w3):
-    """A nearly normal float32 of mean 0 and variance 1: the sum of the eight 16-bit halves of four words, |x| < 4.9.
+    """A nearly normal float32 with mean 0 and variance 1: the sum of the eight 16-bit halves of four words, |x| < 4.9.
 
-    Sum and halves are integers, so that the number is the same on every processor.
+    The sum is an integer, so the number is the same on every processor.
     """
     total = (w0 & HALF) + (w0 >> SIXTEEN) + (w1 & HALF) + (w1 >> SIXTEEN)
     total = total + (w2 & HALF) + (w2 >> SIXTEEN) + (w3 & HALF) + (w3 >> SIXTEEN)
@@ -79,16 +79,16 @@ def symmetric(word):
 
 
 class Rounding(NamedTuple):
-    """What stochastic rounding draws from: one of the layer's numbers, and the step (uint64)."""
+    """Where stochastic rounding takes its random words from: a seed of the layer and the step (uint64)."""
 
     seed: np.uint64
     step: np.uint64
 
 
 class Alias(NamedTuple):
-    """Tables to draw from fixed probabilities at constant cost (``core.alias`` makes them).
+    """Alias tables, to draw from fixed probabilities at constant cost (built by ``core.alias``).
 
-    Column j keeps itself where a word lies below ``threshold[j]`` (n,) uint32, else it gives ``other[j]`` (n,) int32.
+    Column j gives itself if a random word is below ``threshold[j]`` (n,) uint32, else ``other[j]`` (n,) int32.
     """
 
     threshold: np.ndarray
@@ -96,13 +96,13 @@ class Alias(NamedTuple):
 
 
 def alias_draw(column_word, keep_word, first, n, alias):
-    """A column from the n that begin at `first`, drawn from their probabilities with two 32-bit words (int64)."""
+    """Draw one of the n columns from `first` on according to their probabilities, with two 32-bit words; int64."""
     column = first + np.int64(below(column_word, np.uint64(n)))
     return column if keep_word < np.uint64(alias.threshold[column]) else np.int64(alias.other[column])
 
 
 class Dropout(NamedTuple):
-    """What a kernel needs to know of dropout. A unit is dropped where its random word lies below `threshold`."""
+    """Dropout as kernels take it: a unit is dropped if its random word is below `threshold`."""
 
     threshold: np.uint64  # rate 2^32
     scale: np.float32  # 1 / (1 - rate), for the units that are kept

@@ -1,4 +1,4 @@
-"""Sparse batches: bags of words, multi-label targets, and both turned round (by feature, by label)."""
+"""Sparse batches: bags of words, multi-label targets, and both transposed (by feature, by label)."""
 
 from typing import NamedTuple
 
@@ -10,22 +10,22 @@ from .device import asarray, device_of, module_of, zeros
 
 
 class Labels(NamedTuple):
-    """Positive labels of each row in CSR form: row b holds ``indices[indptr[b]:indptr[b + 1]]``.
+    """Labels of each row in CSR form: row b has the labels ``indices[indptr[b]:indptr[b + 1]]``.
 
     Parameters
     ----------
     indptr : (B + 1,) int32
-        Rising from 0 to n.
+        Ascending from 0 to n.
     indices : (n,) int32
-        Labels, none twice in one row. Both on one device; functions that take labels check them.
+        Labels, none twice in one row. Both arrays live on one device; functions that take labels check them.
 
     Examples
     --------
     >>> import numpy as np
     >>> from sparsemax_nb import Labels, softmax_cross_entropy
     >>> labels = Labels(np.array([0, 2, 3], np.int32), np.array([0, 3, 1], np.int32))  # {0, 3} and {1}
-    >>> h, w = np.eye(2, 3, dtype=np.float32), np.eye(4, 3, dtype=np.float32)
-    >>> loss, dh, dw, dbias = softmax_cross_entropy(h, w, labels)
+    >>> h, weights = np.eye(2, 3, dtype=np.float32), np.eye(4, 3, dtype=np.float32)
+    >>> loss, dh, dweights, dbias = softmax_cross_entropy(h, weights, labels)
     >>> dh.shape
     (2, 3)
     """
@@ -34,15 +34,15 @@ class Labels(NamedTuple):
     indices: np.ndarray
 
 
-class Positives(NamedTuple):
-    """The same turned round: label l is positive in ``rows[indptr[l]:indptr[l + 1]]``, ascending (both int32)."""
+class LabelRows(NamedTuple):
+    """`Labels` transposed: label l occurs in the rows ``rows[indptr[l]:indptr[l + 1]]``, ascending (both int32)."""
 
     indptr: np.ndarray
     rows: np.ndarray
 
 
 class SparseRows(NamedTuple):
-    """Sparse inputs, CSR: row b holds feature ``ids[j]`` with ``weights[j]`` for j in ``indptr[b]:indptr[b + 1]``."""
+    """Sparse inputs (CSR): row b has feature ``ids[j]`` with ``weights[j]`` for j in ``indptr[b]:indptr[b + 1]``."""
 
     indptr: np.ndarray  # (B + 1,) int32
     ids: np.ndarray  # (n,) int32
@@ -50,7 +50,7 @@ class SparseRows(NamedTuple):
 
 
 class SparseColumns(NamedTuple):
-    """The same by feature, only those that occur: ``ids[i]`` occurs in ``rows[j]`` with ``weights[j]``.
+    """`SparseRows` transposed, features that occur only: ``ids[i]`` occurs in ``rows[j]`` with ``weights[j]``.
 
     j runs over ``indptr[i]:indptr[i + 1]``.
     """
@@ -62,22 +62,22 @@ class SparseColumns(NamedTuple):
 
 
 def check_structure(matrix):
-    """ValueError where the indices of a SciPy CSR or CSC matrix lead outside its arrays; to be asked before SciPy's own loops.
+    """ValueError if indices of a SciPy CSR or CSC matrix point outside its arrays; call it before SciPy's own loops.
 
-    Its ``check_format(full_check=True)`` looks at nothing where the last number of indptr is 0 or negative.
+    SciPy's ``check_format(full_check=True)`` checks nothing if the last number of indptr is 0 or negative.
     """
     indptr, (n, width) = matrix.indptr, matrix.shape if matrix.format == "csr" else matrix.shape[::-1]
     n_stored = min(len(matrix.indices), len(matrix.data))
     if len(indptr) != n + 1 or indptr[0] != 0 or (indptr[1:] < indptr[:-1]).any() or indptr[-1] > n_stored:
         raise ValueError(f"indptr must hold {n + 1} numbers that rise from 0 to at most {n_stored}")
-    check.below("indices", matrix.indices[: indptr[-1]], width)
+    check.in_range("indices", matrix.indices[: indptr[-1]], width)
 
 
-def own_csr(name, matrix):
-    """A SciPy sparse matrix of numbers as a valid CSR matrix of one's own around the same arrays; of other formats a copy.
+def as_csr(name, matrix):
+    """A valid CSR matrix object around the arrays of a SciPy sparse matrix; other formats are copied.
 
-    SciPy sorts, prunes and sums in place, and notes in the matrix what it did: the caller's must stay as it is. Whoever
-    changes indices or data copies them first.
+    SciPy sorts, prunes and sums in place and sets flags on the matrix: a new object keeps the caller's matrix
+    unchanged. Copy indices and data before changing them.
     """
     if not scipy.sparse.issparse(matrix):
         fix = f"; use scipy.sparse.csr_matrix({name})" if isinstance(matrix, (np.ndarray, list)) else ""
@@ -92,21 +92,20 @@ def own_csr(name, matrix):
         if checked:
             check_structure(matrix)
         matrix = matrix.tocsr()
-        dtype = (
-            np.float32 if matrix.dtype == np.float16 else matrix.dtype.newbyteorder("=")
-        )  # as SciPy can compute with
+        # SciPy cannot compute with float16 or foreign byte orders
+        dtype = np.float32 if matrix.dtype == np.float16 else matrix.dtype.newbyteorder("=")
         data = matrix.data.astype(dtype, copy=False)
         matrix = type(matrix)((data, matrix.indices, matrix.indptr), shape=matrix.shape)
         if not checked:
             matrix.check_format(full_check=True)
     except (ValueError, TypeError, IndexError) as error:
-        raise ValueError(f"{name} is no valid CSR matrix: {error}") from error
+        raise ValueError(f"{name} is not a valid CSR matrix: {error}") from error
     return matrix
 
 
 def valid_csr(name, matrix):
-    """A SciPy sparse matrix as valid, finite CSR of one's own; arrays are not copied where it is CSR."""
-    matrix = own_csr(name, matrix)
+    """`as_csr` of a matrix whose entries must be finite."""
+    matrix = as_csr(name, matrix)
     chunk = 1 << 20
     for start in range(0, matrix.nnz, chunk):
         finite = np.isfinite(matrix.data[start : start + chunk])
@@ -116,11 +115,11 @@ def valid_csr(name, matrix):
     return matrix
 
 
-def _structure_of_positives(name, matrix, keep_order):
-    """(indices, indptr) of the entries of a SciPy sparse matrix that are not zero, those stored twice being summed first.
+def _nonzero_structure(name, matrix, keep_order):
+    """(indices, indptr) of the nonzero entries of a SciPy sparse matrix, after duplicates are summed.
 
-    Nothing is written to the arrays of `matrix`. With `keep_order`, ids that no row stores twice stay in the order in
-    which they are stored. Errors as for `valid_csr`.
+    The arrays of `matrix` are not changed. With `keep_order`, a matrix without duplicates keeps the order of its ids.
+    Errors as for `valid_csr`.
     """
     matrix = valid_csr(name, matrix)
     if not matrix.has_canonical_format:
@@ -130,16 +129,16 @@ def _structure_of_positives(name, matrix, keep_order):
     if not matrix.data.all():
         matrix = matrix.copy()
         matrix.eliminate_zeros()
-    # kernels would be compiled anew for read-only arrays
+    # kernels would be compiled again for read-only arrays
     return tuple(a if a.flags.writeable else a.copy() for a in (matrix.indices, matrix.indptr))
 
 
 def as_ones(name, matrix):
-    """A SciPy sparse matrix as canonical CSR: float32 ones where an entry is not zero; errors as for `valid_csr`.
+    """Canonical CSR with a float32 one for each nonzero entry of a SciPy sparse matrix; errors as for `valid_csr`.
 
-    Entries that are stored twice are summed first. Nothing is written to the arrays of `matrix`.
+    Duplicates are summed first. The arrays of `matrix` are not changed.
     """
-    indices, indptr = _structure_of_positives(name, matrix, keep_order=False)
+    indices, indptr = _nonzero_structure(name, matrix, keep_order=False)
     kind = scipy.sparse.csr_array if isinstance(matrix, scipy.sparse.sparray) else scipy.sparse.csr_matrix
     return kind((np.ones(int(indptr[-1]), np.float32), indices, indptr), shape=matrix.shape)
 
@@ -151,15 +150,15 @@ def as_rows(matrix, device):
 
 
 def row_of_each_entry(indptr, n):
-    """(n,) int64: the row that each entry of a CSR structure lies in."""
+    """(n,) int64: the row of each entry of a CSR structure."""
     xp = module_of(device_of(indptr))
     return xp.cumsum(xp.bincount(indptr[1:], minlength=n)[:n])
 
 
 def by_column(rows):
-    """Turn `SparseRows` into `SparseColumns`; entries of a feature stay in the order of their rows.
+    """Transpose `SparseRows` to `SparseColumns`; the entries of a feature keep the order of their rows.
 
-    Id and position are sorted as one integer of 64 bits: NumPy sorts several times as fast as it finds an order.
+    Id and position are sorted as one 64-bit integer: NumPy's sort is several times as fast as its argsort.
     """
     device = device_of(rows.ids)
     xp, n = module_of(device), rows.ids.shape[0]
@@ -177,28 +176,28 @@ def by_column(rows):
 
 
 def as_labels(labels, n_rows, device, n_labels, name="labels"):
-    """`labels` (SciPy sparse matrix or `Labels`) as checked `Labels` on `device`; errors call the argument `name`.
+    """Check `labels` (SciPy sparse matrix or `Labels`) and return `Labels` on `device`; `name` is used in errors.
 
-    Of a matrix, the entries that are not zero are positive, whether it stores zeros or not.
+    For a matrix, the nonzero entries are the labels; explicitly stored zeros are ignored.
     """
     if scipy.sparse.issparse(labels):
         if labels.shape != (n_rows, n_labels):
             raise ValueError(f"{name} must have shape ({n_rows}, {n_labels}), got {labels.shape}")
         if device == "cuda":
             raise TypeError(
-                f"{name} is a SciPy matrix on cpu, the other arrays live on cuda; pass Labels(indptr, indices) on cuda"
+                f"{name} is a SciPy matrix on cpu, but other arrays are on cuda; pass Labels(indptr, indices) on cuda"
             )
-        indices, indptr = _structure_of_positives(name, labels, keep_order=True)
+        indices, indptr = _nonzero_structure(name, labels, keep_order=True)
         labels = Labels(indptr, indices)
     if not (isinstance(labels, tuple) and len(labels) == 2):
         raise TypeError(
             f"{name} must be a SciPy CSR matrix or Labels(indptr, indices), got {type(labels).__name__}; "
-            "scipy.sparse.csr_matrix(y) makes one of a 0/1 matrix"
+            "scipy.sparse.csr_matrix(y) converts a dense 0/1 matrix"
         )
     indptr, indices = labels
-    found = check.same_device(**{f"{name}.indptr": indptr, f"{name}.indices": indices})
-    if found != device:
-        raise TypeError(f"{name} must live on {device} like the other arrays, got {found}")
+    actual = check.same_device(**{f"{name}.indptr": indptr, f"{name}.indices": indices})
+    if actual != device:
+        raise TypeError(f"{name} must live on {device} like the other arrays, got {actual}")
     indptr = check.integers(f"{name}.indptr", indptr, (n_rows + 1,))
     return Labels(indptr, check.integers(f"{name}.indices", indices, ("n",)))
 
@@ -206,7 +205,7 @@ def as_labels(labels, n_rows, device, n_labels, name="labels"):
 def sorted_keys(labels, n_labels, name="labels"):
     """``label * n_rows + row`` of every entry of `Labels`, ascending (int64).
 
-    ValueError for ids out of range, repeated ids or a broken indptr; it calls the argument `name`.
+    ValueError for ids out of range, repeated ids or an invalid indptr; it calls the argument `name`.
     """
     xp = module_of(device_of(labels.indptr))
     n_rows, n = labels.indptr.shape[0] - 1, labels.indices.shape[0]
@@ -222,17 +221,17 @@ def sorted_keys(labels, n_labels, name="labels"):
     return keys
 
 
-def holds_several(targets):
-    """True for targets as `as_labels` takes them, any number a row; False for an array of one a row."""
+def is_multi_label(targets):
+    """Whether targets have the form that `as_labels` takes (any number per row), not an array of one per row."""
     return scipy.sparse.issparse(targets) or isinstance(targets, tuple)
 
 
 def as_targets(targets, n_rows, device, n_classes, ignore_index=None):
-    """One target a row, (B,) int32, or several, as `as_labels` takes them: checked `Labels` on `device`.
+    """Checked `Labels` on `device` from one target per row, (B,) int32, or from several, in the form `as_labels` takes.
 
-    A row whose only target is `ignore_index` has none.
+    A row whose only target is `ignore_index` gets no label.
     """
-    if holds_several(targets):
+    if is_multi_label(targets):
         labels = as_labels(targets, n_rows, device, n_classes, "targets")
         sorted_keys(labels, n_classes, "targets")
         return labels
@@ -249,12 +248,12 @@ def as_targets(targets, n_rows, device, n_classes, ignore_index=None):
 
 
 def by_label(labels, n_labels):
-    """Turn `Labels` into `Positives`; ValueError for ids out of range, repeated ids or a broken indptr."""
+    """Transpose `Labels` to `LabelRows`; ValueError for ids out of range, repeated ids or an invalid indptr."""
     device = device_of(labels.indptr)
     xp = module_of(device)
     n_rows, keys = labels.indptr.shape[0] - 1, sorted_keys(labels, n_labels)
     if keys.shape[0] == 0:
-        return Positives(zeros(n_labels + 1, np.int32, device), labels.indices)
+        return LabelRows(zeros(n_labels + 1, np.int32, device), labels.indices)
     indptr = zeros(n_labels + 1, np.int32, device)
     indptr[1:] = xp.cumsum(xp.bincount(labels.indices, minlength=n_labels))
-    return Positives(indptr, asarray((keys % n_rows).astype(np.int32), device))
+    return LabelRows(indptr, asarray((keys % n_rows).astype(np.int32), device))

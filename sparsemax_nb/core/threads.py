@@ -1,6 +1,6 @@
-"""How kernels on the CPU share the processor: among Python's threads, after a fork, with BLAS, and with other processes.
+"""How CPU kernels share the processor: with other Python threads, after a fork, with BLAS, and with other processes.
 
-Everything that the library needs of Numba's and BLAS's threads is in this file; ``docs/threads.md`` is about using it.
+All code that depends on the threads of Numba and BLAS is in this file; ``docs/threads.md`` explains how to use it.
 """
 
 import contextlib
@@ -11,26 +11,26 @@ import threading
 
 import numba
 import numpy as np
-import scipy.linalg.cython_blas  # noqa: F401  the BLAS that Numba calls must be loaded before threadpoolctl looks
+import scipy.linalg.cython_blas  # noqa: F401  loads the BLAS that Numba calls, before threadpoolctl searches
 import threadpoolctl
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import CPUDispatcher
 from numba.np.ufunc import parallel
 
-#: A kernel that reads fewer numbers (1 MiB of float32), or multiplies 16 times as many, is left to one thread: that
-#: takes a few tenths of a millisecond. Where other processes use the cores, GNU OpenMP's threads spin for milliseconds,
-#: waiting for each other.
-SMALL = 1 << 18
+#: A kernel that reads fewer numbers (1 MiB of float32), or does less than 16 times as many multiply-adds, runs on one
+#: thread: that takes a few tenths of a millisecond. If other processes use the cores, GNU OpenMP's threads spin for
+#: milliseconds while they wait for each other.
+MIN_PARALLEL = 1 << 18
 
-#: Of Numba's threading layers, the one that must not be entered by two threads at once: it would end the process.
+#: The threading layer of Numba that must not be entered by two threads at once: it would abort the process.
 ONE_AT_A_TIME = "workqueue"
 _entered = threading.RLock()
-#: The only thread that a forked process has at first, where the threads of its parent's pool are gone.
+#: The main thread of a forked process, in which the threads of the parent's pool no longer exist.
 _forked_thread = None
 
 
 def n_numbers(arguments):
-    """How many numbers the arrays among the arguments of a kernel hold, those inside tuples included."""
+    """Total number of elements of the arrays among a kernel's arguments, including those inside tuples."""
     total = 0
     for argument in arguments:
         if isinstance(argument, np.ndarray):
@@ -43,25 +43,25 @@ def n_numbers(arguments):
 class ParallelKernel(CPUDispatcher):
     """A function that Numba has compiled with ``parallel=True``, called from Python.
 
-    Any number of Python's threads may call it at once, also after a fork; and small work is done by one thread. Calls
-    from other compiled functions do not come by here: their caller has.
+    Any number of Python threads may call it at once, also after a fork; small work runs on one thread. Calls from other
+    compiled functions bypass this class: their caller has gone through it.
     """
 
-    #: ``work(*arguments)``: how many numbers the kernel reads, or a 16th of its multiply-adds; where that is not given,
-    #: as many as its arrays hold.
+    #: ``work(*arguments)``: how many numbers the kernel reads, or 1/16 of its multiply-adds; without it, the number of
+    #: elements of its arrays.
     work = None
 
     def __call__(self, *arguments):
         if parallel._threading_layer is None:
             numba.get_num_threads()  # chooses the threading layer
         with _entered if parallel._threading_layer == ONE_AT_A_TIME else contextlib.nullcontext():
-            # inside: in a forked process, asking for the number makes workqueue start its threads
+            # inside the lock: in a forked process, reading the number makes workqueue start its threads
             before = n_threads = parallel._get_num_threads()
             if threading.get_ident() == _forked_thread:
                 n_threads = 1
             elif before > 1:
                 numbers = n_numbers(arguments) if self.work is None else self.work(*arguments)
-                n_threads = before if numbers >= SMALL else 1
+                n_threads = before if numbers >= MIN_PARALLEL else 1
             if n_threads == before:
                 return super().__call__(*arguments)
             parallel._set_num_threads(n_threads)
@@ -79,10 +79,10 @@ _n_users, _numbers_before = 0, []
 
 
 def _set_blas_threads(numbers):
-    """Give each BLAS library of the process its number of threads.
+    """Set the number of threads of each BLAS library of the process.
 
-    threadpoolctl (from 3.7 on) ignores what a thread sets as long as another one lives that has set something before:
-    here the lock does what that is for.
+    threadpoolctl (3.7 and later) ignores settings of one thread while another thread that has changed them is alive.
+    Here the lock `_blas` gives that protection.
     """
     release = getattr(threadpoolctl.OpenBLASController, "clear_controlling_thread", lambda **_: None)
     release(force=True)
@@ -93,9 +93,9 @@ def _set_blas_threads(numbers):
 
 @contextlib.contextmanager
 def one_blas_thread():
-    """BLAS, that of NumPy and that of Numba, uses one thread in here: its bits would depend on their number.
+    """Limit BLAS (NumPy's and Numba's) to one thread in this block: the bits would depend on the number of threads.
 
-    The setting is the whole process's: the first that enters makes it, the last that leaves restores it.
+    The setting is global: the first block entered makes it, the last block left restores it.
     """
     global _n_users, _numbers_before
     with _blas:
@@ -115,12 +115,12 @@ def one_blas_thread():
 # ---------------------------------------------------------------- fork
 
 
-#: In the order in which a thread takes them, that calls a kernel for the first time.
+#: In the order in which a thread takes them when it calls a kernel for the first time.
 _LOCKS = _entered, global_compiler_lock, parallel._backend_init_thread_lock, _blas
 
 
 def _before_fork():
-    """No lock is held by a thread that the new process will not have."""
+    """Take all locks, so that none is held by a thread that does not exist in the new process."""
     for lock in _LOCKS:
         lock.acquire()
 
@@ -133,14 +133,14 @@ def _after_fork():
 def _after_fork_in_child():
     """Make kernels callable in the new process.
 
-    GNU OpenMP is not made for forks: Numba ends a process that enters it with its parent's pool of threads, which are
-    gone. But a thread that works alone needs no pool, and one that the new process starts gets a pool of its own. So
-    the thread that has come through the fork works alone from now on, in all code that Numba has compiled, and Numba is
-    told that its library starts here.
+    GNU OpenMP does not support forks: Numba aborts a process that enters it with the pool of its parent, whose threads
+    no longer exist. But a thread that works alone needs no pool, and a thread that the new process starts gets its own.
+    So the forked thread works alone from now on, in all code that Numba has compiled, and Numba's record of the process
+    that started its library is set to this process.
     """
     global _forked_thread, _n_users
     _after_fork()
-    if _n_users:  # threads of the parent
+    if _n_users:  # the users were threads of the parent
         _set_blas_threads(_numbers_before)
         _n_users = 0
     if parallel._threading_layer == "omp":

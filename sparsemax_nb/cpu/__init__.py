@@ -1,1 +1,1 @@
-"""Every operation for the CPU: Numba, all cores, the same names and arguments as ``cuda/``."""
+"""Every operation for the CPU, compiled by Numba for all cores; the same names and arguments as in ``cuda/``."""

@@ -8,7 +8,7 @@ from ..core.device import cpu_formulas, njit_parallel
 
 random_word = cpu_formulas(rng).random_word
 ZERO = np.float32(0)
-NEVER = np.uint64(0)
+NO_DROPOUT = np.uint64(0)
 
 
 @njit_parallel
@@ -28,8 +28,8 @@ def relu_dropout(z, bias, dropout, out):
     for row in prange(z.shape[0]):
         for i in range(n_columns):
             value = z[row, i] + bias[i]
-            value = ZERO if value <= ZERO else value  # not max(): NaN must come through
-            if dropout.threshold > NEVER:
+            value = ZERO if value <= ZERO else value  # not max(), which may drop NaN
+            if dropout.threshold > NO_DROPOUT:
                 word = random_word(dropout.seed, dropout.stream, dropout.step, np.uint64(row * n_columns + i))
                 value = value * dropout.scale if word >= dropout.threshold else ZERO
             out[row, i] = value
@@ -37,7 +37,7 @@ def relu_dropout(z, bias, dropout, out):
 
 @njit_parallel
 def relu_dropout_backward(dout, out, scale, dz, dbias):
-    """Gradient by z and by the bias, summed over the rows in their order; `dz` may be `dout`."""
+    """Gradients with respect to z and bias, summed over the rows in order; `dz` may be `dout`."""
     n_columns, span = out.shape[1], 64
     for part in prange((n_columns + span - 1) // span):
         first, stop = part * span, min((part + 1) * span, n_columns)

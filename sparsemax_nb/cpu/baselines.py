@@ -1,4 +1,4 @@
-"""SVD-softmax and D-softmax on the CPU."""
+"""SVD-softmax, D-softmax and LSH sampling on the CPU."""
 
 import math
 from typing import NamedTuple
@@ -9,20 +9,20 @@ from numba import prange
 from ..core import rng
 from ..core.device import cpu_formulas, njit, njit_parallel
 from . import lists
-from .exp import LANES as SIDE_BY_SIDE
+from .exp import ACCUMULATORS
 from .matmul import matmul
 from .panels import pack
 from .samplers import DRAW
 from .simd import LANES, add, aligned, dot, load, mul, prefetch_range, splat
 
 ZERO, WORST = np.float32(0), np.float32(-np.inf)
-#: Numbers that the score rows worked on together hold: 16 MiB.
-HELD = 1 << 22
-#: Candidates that one thread scores before the next row or range, and how early it asks for the row of one.
+#: Most scores in memory at a time: 16 MiB.
+MAX_ELEMENTS = 1 << 22
+#: Candidates per work item of a thread, and how many candidates ahead a row of weights is prefetched.
 CANDIDATES, AHEAD = 256, 8
-#: Of so many scores one is looked at first.
+#: Every 16th score is sampled for a first estimate of the bound.
 SAMPLE = 16
-#: All bits of a float32 but its sign; those of infinity.
+#: All bits of a float32 except the sign; the bits of infinity.
 MAGNITUDE, INFINITE = 0x7FFFFFFF, 0x7F800000
 
 
@@ -30,12 +30,12 @@ MAGNITUDE, INFINITE = 0x7FFFFFFF, 0x7F800000
 
 
 class SVDLayer(NamedTuple):
-    """What `svd_top_k` reads."""
+    """The arrays that `svd_top_k` takes."""
 
-    turn: np.ndarray  # panels of the axes (d, d)
+    axes: np.ndarray  # panels of the axes (d, d)
     preview: np.ndarray  # panels of the classes' first coordinates
-    bias: np.ndarray  # of the classes; -infinity where the last panel is filled up
-    rows: np.ndarray  # (L, d up to a multiple of 16): all coordinates, filled up with zeros
+    bias: np.ndarray  # of the classes; -infinity in the padding of the last panel
+    rows: np.ndarray  # (L, d padded to a multiple of 16): all coordinates
 
 
 def pack_svd(coordinates, axes, bias, width):
@@ -53,61 +53,61 @@ SAMPLING, ZERO, ONE = rng.SAMPLING, np.float32(0), np.float32(1)
 
 @njit
 def _n_above(scores, bound, counts):
-    """How many scores (a multiple of 16) exceed `bound`; `counts` (64,) int32 is scratch."""
-    n, whole, count = scores.size, scores.size // SIDE_BY_SIDE * SIDE_BY_SIDE, 0
+    """The number of scores above `bound`; `counts` (ACCUMULATORS,) int32 is scratch."""
+    n, whole, count = scores.size, scores.size // ACCUMULATORS * ACCUMULATORS, 0
     counts[:] = 0
-    for start in range(0, whole, SIDE_BY_SIDE):
-        for i in range(SIDE_BY_SIDE):
+    for start in range(0, whole, ACCUMULATORS):
+        for i in range(ACCUMULATORS):
             counts[i] += scores[start + i] > bound
     for j in range(whole, n):
         count += scores[j] > bound
-    for i in range(SIDE_BY_SIDE):
+    for i in range(ACCUMULATORS):
         count += counts[i]
     return count
 
 
 @njit
-def _number(key):
-    """The float32 with a place in the order of all: bits of positive ones ascend, those of negative ones descend."""
+def _float_of_key(key):
+    """The float32 of an integer sort key: positive floats ascend with their bits, negative ones descend."""
     return np.int32(key if key >= 0 else key ^ MAGNITUDE).view(np.float32)
 
 
 @njit
 def _bound(scores, n, counts):
-    """The n-th best score; how many of those that are equal to it are among the n best.
+    """The n-th best score, and how many of the scores equal to it are among the n best.
 
-    The range of all float32 numbers is halved until n scores, or all but equal ones, lie above its middle: 32 passes at
-    most, in vector code.
+    Bisects the range of all float32 numbers until n scores, or all but the ties, are above the middle: at most 32
+    passes of vector code.
     """
-    low, high, above = -INFINITE - 1, INFINITE, 0  # more than n scores, or all, lie above low, `above` <= n above high
+    low, high, above = -INFINITE - 1, INFINITE, 0  # more than n scores (or all) are above low, `above` <= n above high
     while high - low > 1 and above < n:
         middle = (low + high) // 2
-        count = _n_above(scores, _number(middle), counts)
+        count = _n_above(scores, _float_of_key(middle), counts)
         if count > n:
             low = middle
         else:
             high, above = middle, count
-    return _number(high), n - above
+    return _float_of_key(high), n - above
 
 
 @njit
-def _above(scores, floor, values, places):
-    """Lists, without a branch, the scores above `floor` and their places; returns how many they are."""
+def _list_above(scores, floor, values, positions):
+    """List the scores above `floor` and their positions, without a branch; returns their number."""
     n = 0
     for i in range(scores.size):
-        values[n], places[n] = scores[i], i
+        values[n], positions[n] = scores[i], i
         n += scores[i] > floor
     return n
 
 
 @njit
 def _select(scores, n, chosen):
-    """The n best scores (ties: the first), ascending places in chosen[:n]; chosen has room for one more.
+    """The n best scores (ties: the first): their positions, ascending, in chosen[:n]; `chosen` has space for one more.
 
-    The bound is sought among the scores that are likely to be above it, by that of every 16th score.
+    The bound is searched only among likely scores: those above an estimate from every 16th score.
     """
-    counts, size, floor = np.empty(SIDE_BY_SIDE, np.int32), scores.size // SAMPLE, WORST
-    likely = n // SAMPLE + 4 * int(math.sqrt(n // SAMPLE)) + 4  # four standard deviations more than there should be
+    counts, size, floor = np.empty(ACCUMULATORS, np.int32), scores.size // SAMPLE, WORST
+    likely = n // SAMPLE + 4 * int(math.sqrt(n // SAMPLE)) + 4  # four standard deviations above the expected number
     if likely < size:
         sample = np.empty(size, np.float32)
         for i in range(size):
@@ -116,16 +116,16 @@ def _select(scores, n, chosen):
     size = _n_above(scores, floor, counts)
     if size < n:
         floor, size = WORST, scores.size
-    values, places = np.empty(size + 1, np.float32), np.empty(size + 1, np.int32)
-    size = _above(scores, floor, values, places)
+    values, positions = np.empty(size + 1, np.float32), np.empty(size + 1, np.int32)
+    size = _list_above(scores, floor, values, positions)
     bound, n_ties = _bound(values[:size], n, counts)
     found = 0
     for i in range(size):
-        chosen[found] = places[i]
+        chosen[found] = positions[i]
         tied = (values[i] == bound) & (n_ties > 0)
         n_ties -= tied
         found += (values[i] > bound) | tied
-    chosen[found:n] = 0  # where scores are NaN
+    chosen[found:n] = 0  # only if scores are NaN
 
 
 @njit_parallel
@@ -136,14 +136,14 @@ def _candidates(scores, n, chosen):
 
 @njit
 def _exact(q, rows, bias, chosen, start, stop, scores):
-    """Scores from all coordinates, for the classes chosen[start:stop] of one row."""
+    """Exact scores, from all coordinates, of the classes chosen[start:stop] of one row."""
     width, flat = rows.shape[1], rows.reshape(-1)
     for c in range(start, stop):
         if c + AHEAD < stop:
             prefetch_range(flat, chosen[c + AHEAD] * width, width)
-        at, total = chosen[c] * width, splat(ZERO)
+        offset, total = chosen[c] * width, splat(ZERO)
         for j in range(0, width, LANES):
-            total = add(total, mul(load(q, j), load(flat, at + j)))
+            total = add(total, mul(load(q, j), load(flat, offset + j)))
         scores[chosen[c]] = dot(total, splat(np.float32(1))) + bias[chosen[c]]
 
 
@@ -156,45 +156,45 @@ def _score_candidates(q, rows, bias, chosen, n, scores):
 
 
 def svd_top_k(h, layer, n_candidates, probabilities, ids):
-    """The k largest probabilities of each row and their classes: a preview for all, exact scores for the best of it.
+    """The k largest probabilities per row and their classes: a preview scores all classes, the best get exact scores.
 
-    The scores of some rows exist at a time, 16 MiB. The layer comes from `pack_svd`.
+    At most 16 MiB of scores exist at a time. The layer comes from `pack_svd`.
     """
     n_rows, k = ids.shape
     n_panels, width, _ = layer.preview.shape
     q = np.empty((n_rows, layer.rows.shape[1]), np.float32)
-    lists.affine(h, layer.turn, np.zeros(q.shape[1], np.float32), q)
-    at_once = max(1, min(n_rows, HELD // (n_panels * LANES)))
-    buffer = aligned(np.empty, (at_once, n_panels * LANES))
-    chosen = np.empty((at_once, n_candidates + 1), np.int32)
-    for first in range(0, n_rows, at_once):
-        some = slice(first, first + at_once)
-        scores = buffer[: len(h[some])]
-        lists.affine(np.ascontiguousarray(q[some, :width]), layer.preview, layer.bias, scores)
+    lists.affine(h, layer.axes, np.zeros(q.shape[1], np.float32), q)
+    rows_per_chunk = max(1, min(n_rows, MAX_ELEMENTS // (n_panels * LANES)))
+    buffer = aligned(np.empty, (rows_per_chunk, n_panels * LANES))
+    chosen = np.empty((rows_per_chunk, n_candidates + 1), np.int32)
+    for first in range(0, n_rows, rows_per_chunk):
+        part = slice(first, first + rows_per_chunk)
+        scores = buffer[: len(h[part])]
+        lists.affine(np.ascontiguousarray(q[part, :width]), layer.preview, layer.bias, scores)
         _candidates(scores, n_candidates, chosen)
-        _score_candidates(q[some], layer.rows, layer.bias, chosen, n_candidates, scores)
-        if k > lists.LISTED:
-            lists.best_of_rows(scores, probabilities[some], ids[some])
+        _score_candidates(q[part], layer.rows, layer.bias, chosen, n_candidates, scores)
+        if k > lists.MAX_LISTED:
+            lists.best_of_rows(scores, probabilities[part], ids[part])
             continue
-        parts = lists.empty_lists(lists.n_ranges(len(scores), n_panels, k), len(scores), k)
-        lists.of_scores(scores, *parts)
-        lists.join(*parts, probabilities[some], ids[some])
+        found = lists.empty_lists(lists.n_ranges(len(scores), n_panels, k), len(scores), k)
+        lists.of_scores(scores, *found)
+        lists.join(*found, probabilities[part], ids[part])
 
 
 # ---------------------------------------------------------------- D-softmax
 
 
 class Bin(NamedTuple):
-    """Classes whose scores are sums of equally many terms."""
+    """Classes whose scores have the same number of terms."""
 
     classes: np.ndarray  # (n,) int32, ascending
-    axes: np.ndarray | None  # panels of (d, r); None: the rows are not turned
+    axes: np.ndarray | None  # panels of (d, r); None: the unit axes
     rows: np.ndarray  # panels of (n, r)
-    bias: np.ndarray  # -infinity where the last panel is filled up
+    bias: np.ndarray  # -infinity in the padding of the last panel
 
 
 def pack_bin(classes, coordinates, axes, bias):
-    """A bin as `d_top_k` takes it, from the coordinates (n, r) of its classes on axes (d, r); None: the unit axes."""
+    """A bin as `d_top_k` takes it, from its classes' coordinates (n, r) on axes (d, r); None: the unit axes."""
     return Bin(classes, None if axes is None else pack(axes), *lists.pack_classes(coordinates, bias))
 
 
@@ -209,32 +209,32 @@ def _on_axes(h, part):
 
 
 def d_top_k(h, layer, probabilities, ids):
-    """The k largest probabilities of each row and their classes; the layer: bins from `pack_bin`.
+    """The k largest probabilities per row and their classes; the layer is a sequence of bins from `pack_bin`.
 
-    Where k is large, all scores of some rows exist at a time, 16 MiB, and once more those of a bin.
+    For large k, all scores of some rows exist at a time (16 MiB), plus those of one bin.
     """
     n_rows, k = ids.shape
-    if k > lists.LISTED:
+    if k > lists.MAX_LISTED:
         n_classes = sum(len(part.classes) for part in layer)
-        at_once = max(1, min(n_rows, HELD // n_classes))
-        scores = np.empty((at_once, n_classes), np.float32)
-        for first in range(0, n_rows, at_once):
-            some = slice(first, first + at_once)
-            n = len(h[some])
+        rows_per_chunk = max(1, min(n_rows, MAX_ELEMENTS // n_classes))
+        scores = np.empty((rows_per_chunk, n_classes), np.float32)
+        for first in range(0, n_rows, rows_per_chunk):
+            rows = slice(first, first + rows_per_chunk)
+            n = len(h[rows])
             for part in layer:
-                of_bin = np.empty((n, len(part.bias)), np.float32)
-                lists.affine(_on_axes(h[some], part), part.rows, part.bias, of_bin)
-                scores[:n, part.classes] = of_bin[:, : len(part.classes)]
-            lists.best_of_rows(scores[:n], probabilities[some], ids[some])
+                bin_scores = np.empty((n, len(part.bias)), np.float32)
+                lists.affine(_on_axes(h[rows], part), part.rows, part.bias, bin_scores)
+                scores[:n, part.classes] = bin_scores[:, : len(part.classes)]
+            lists.best_of_rows(scores[:n], probabilities[rows], ids[rows])
         return
-    of_bins = []
+    lists_of_bins = []
     for part in layer:
         n_panels, q = len(part.rows), _on_axes(h, part)
         found = lists.empty_lists(lists.n_ranges(lists.n_blocks(n_rows), n_panels, k), n_rows, k)
         lists.of_panels(q, part.rows, part.bias, *found)
         found.ids[...] = np.where(found.ids < 0, -1, part.classes[found.ids])
-        of_bins.append(found)
-    lists.join(*map(np.concatenate, zip(*of_bins, strict=True)), probabilities, ids)
+        lists_of_bins.append(found)
+    lists.join(*map(np.concatenate, zip(*lists_of_bins, strict=True)), probabilities, ids)
 
 
 def hash_codes(vectors, planes, codes):
@@ -257,7 +257,7 @@ def _codes(products, codes):
 
 @njit
 def _log_prob(codes, tables, uniform, i):
-    """The log-probability of class i for one query."""
+    """The log-probability of class i for one row of hash codes."""
     n_tables, n_classes = tables.indptr.shape[0], np.float32(tables.codes.shape[0])
     share = ZERO
     for t in range(n_tables):
@@ -279,7 +279,7 @@ def lsh_log_prob(codes, tables, uniform, ids, log_q):
 
 @njit_parallel(work=lambda codes, tables, uniform, seed, step, ids, log_q: DRAW * ids.size)
 def lsh_sample(codes, tables, uniform, seed, step, ids, log_q):
-    """Draws (B, M) for queries with hash codes (B, T), and their log-probabilities."""
+    """Draw ids (B, M) for rows of h with hash codes (B, T), and their log-probabilities."""
     n_tables, n_classes, n_samples = tables.indptr.shape[0], tables.codes.shape[0], ids.shape[1]
     for b in prange(ids.shape[0]):
         for m in range(n_samples):

@@ -8,8 +8,9 @@ from ..core.device import cpu_formulas, njit, njit_parallel
 
 random_words, round_bits = cpu_formulas(rng).random_words, cpu_formulas(formulas).round_bits
 STREAM = rng.ROUNDING
-HALVES = 8  # of the four words of one draw: numbers that it rounds
-#: Numbers that a thread converts before it takes others.
+#: Numbers that one draw of four 32-bit words rounds.
+HALVES = 8
+#: Numbers per parallel work item: enough that its cost does not show.
 RUN = 1 << 14
 
 
@@ -28,13 +29,13 @@ def _widen(bits, out):
 
 
 def widen(bits, out):
-    """The float32 numbers of bfloat16 `bits` (uint16), both one-dimensional: exact."""
+    """The float32 numbers of bfloat16 `bits` (uint16), both one-dimensional; exact."""
     _widen(bits, out.view(np.int32))
 
 
 @njit
 def as_float32(values):
-    """float32 `values` themselves; of bfloat16 ones (uint16) the float32 numbers. One-dimensional."""
+    """float32 `values` unchanged, or bfloat16 ones (uint16) widened to float32; one-dimensional."""
     if values.itemsize == 4:
         return values.view(np.float32)
     out = np.empty(values.size, np.float32)
@@ -44,7 +45,7 @@ def as_float32(values):
 
 @njit
 def _draw(rounding, first, halves):
-    """Random 16-bit numbers for the positions from 8 `first` on; a flat loop, which is compiled to vector code."""
+    """Random 16-bit numbers for the positions from ``8 first`` on; a flat loop, so that the compiler vectorizes it."""
     words = halves.view(np.uint32)
     for i in range(halves.size // HALVES):
         a, b, c, d = random_words(rounding.seed, STREAM, rounding.step, np.uint64(first + i))
@@ -53,9 +54,9 @@ def _draw(rounding, first, halves):
 
 @njit
 def put(numbers, rounding, first, values):
-    """``values[:] = numbers`` (float32); to bfloat16 (uint16) with stochastic rounding, `first` being the position of values[0].
+    """``values[:] = numbers`` (float32); bfloat16 values (uint16) are rounded stochastically.
 
-    The number at position p takes the half p % 8 of the draw p // 8.
+    `first` is the position of values[0]. The number at position p uses half p % 8 of draw p // 8.
     """
     if values.itemsize == 4:
         values.view(np.float32)[:] = numbers

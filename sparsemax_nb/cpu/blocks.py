@@ -1,7 +1,7 @@
-"""Rows of the batch in blocks of 16, features first, and what else the output layers on top of them share.
+"""Rows of the batch in blocks of 16, features first, and other parts shared by the sparse output layers.
 
-``block[16 i + q] = x[16 block + q, i]``: one weight then is one vector multiply-add for 16 rows, and a block of 16,384
-inputs (1 MiB) stays in a core's L2 cache while the labels pass by.
+``block[16 i + q] = h[16 block + q, i]``: one weight is then one vector multiply-add for 16 rows, and a block of 16,384
+inputs (1 MiB) stays in a core's L2 cache while all labels are processed.
 """
 
 import contextlib
@@ -12,69 +12,69 @@ from numba import prange
 
 from ..core.device import njit_parallel
 from .simd import LANES, add, aligned, load, store, transpose
-from .top_k import enters, insert
+from .top_k import beats_worst, insert
 
 ZERO = np.float32(0)
-#: Numbers (16 MiB) that a step holds of the labels it works on at once: gradients by their scores, old values.
-HELD = 1 << 22
-#: Work is cut into at least this many parts (blocks of rows x ranges of labels) where a label's gradient is needed.
+#: Most numbers (16 MiB) that a step stores for the labels it processes at once: their score gradients and old values.
+MAX_ELEMENTS = 1 << 22
+#: Least number of work items (blocks of rows x ranges of labels), so that small batches use all threads too.
 PARTS = 8
 
 
-def new_blocks(x):
-    """Room for x in blocks of 16 rows, features first: (n_blocks, 16 H)."""
-    n_rows, n_inputs = x.shape
+def new_blocks(h):
+    """Uninitialized memory for h in blocks of 16 rows, features first: (n_blocks, 16 H)."""
+    n_rows, n_inputs = h.shape
     return aligned(np.empty, ((n_rows + LANES - 1) // LANES, n_inputs * LANES))
 
 
-def work_of_rows(x, layer, *_):
-    """For `ParallelKernel`: every weight of a layer is multiplied with each block of rows."""
-    return -(-len(x) // LANES) * (layer.values.size + layer.indices.size)
+def work_of_rows(h, layer, *_):
+    """`work` of a `ParallelKernel`: every weight of a layer is multiplied with each block of rows."""
+    return -(-len(h) // LANES) * (layer.values.size + layer.indices.size)
 
 
 @njit_parallel
-def pack(x, blocks):
-    """Fill the blocks from x; missing rows of the last block are zero."""
-    n_rows, n_inputs = x.shape
-    span, flat_x, flat = 512, x.reshape(-1), blocks.reshape(-1)
+def pack(h, blocks):
+    """Fill the blocks from h; missing rows of the last block are zero."""
+    n_rows, n_inputs = h.shape
+    span, flat_h, flat = 512, h.reshape(-1), blocks.reshape(-1)
     n_spans = (n_inputs + span - 1) // span
     for part in prange(blocks.shape[0] * n_spans):
         block, first = part // n_spans, part % n_spans * span
         stop = min(first + span, n_inputs)
         whole = stop - (stop - first) % LANES if (block + 1) * LANES <= n_rows else first
         for i in range(first, whole, LANES):
-            transpose(flat_x, block * LANES * n_inputs + i, n_inputs, flat, (block * n_inputs + i) * LANES, LANES)
+            transpose(flat_h, block * LANES * n_inputs + i, n_inputs, flat, (block * n_inputs + i) * LANES, LANES)
         for i in range(whole, stop):
             for q in range(LANES):
                 row = block * LANES + q
-                blocks[block, i * LANES + q] = x[row, i] if row < n_rows else ZERO
+                blocks[block, i * LANES + q] = h[row, i] if row < n_rows else ZERO
 
 
 def splits_of(n_blocks):
-    """Ranges of labels that are worked on side by side, so that there are at least PARTS parts."""
+    """The number of label ranges that are processed in parallel, so that there are at least PARTS work items."""
     return -(-PARTS // max(n_blocks, 1))
 
 
 class Workspace(NamedTuple):
-    """What a step holds, cut by the shape alone, so that sums keep their order for any number of threads."""
+    """Scratch memory of a step, split by shapes alone, so that sums keep their order for any number of threads."""
 
     blocks: np.ndarray  # (n_blocks, 16 H): the inputs
-    dblocks: np.ndarray  # (n_splits, n_blocks, 16 H): dx, one for each range of labels and block of rows
-    # of the labels that are worked on at once:
-    gradients: np.ndarray  # (n_blocks, 16 n_at_once): by the scores of active labels, packed at each chunk's beginning
-    active: np.ndarray  # (n_blocks, n_at_once) int32: which labels these are, packed like them
-    n_active: np.ndarray  # (n_blocks, n_chunks) int32: how many of a chunk
-    values: np.ndarray  # (n_at_once K): from before the update
+    dblocks: np.ndarray  # (n_splits, n_blocks, 16 H): partial dh per range of labels and block of rows
+    # for the labels that are processed at once:
+    gradients: np.ndarray  # (n_blocks, 16 n): of the active labels' scores, packed at the beginning of each chunk
+    active: np.ndarray  # (n_blocks, n) int32: the numbers of these labels, packed likewise
+    n_active: np.ndarray  # (n_blocks, n_chunks) int32: active labels per chunk
+    values: np.ndarray  # (n K): from before the update
 
 
 def step_shapes(n_rows, n_inputs, n_labels, fan_in, chunk):
     """{name: (shape, dtype)} of a `Workspace`; threads take `chunk` labels at a time.
 
-    A label is active in a block of rows where one of these rows has a gradient by its score.
+    A label is active in a block of rows if the gradient of its score is nonzero in one of them.
     """
     n_blocks = -(-n_rows // LANES)
     dblocks = splits_of(n_blocks), n_blocks, n_inputs * LANES
-    chunks = max(1, HELD // (chunk * (n_blocks * LANES + fan_in)))
+    chunks = max(1, MAX_ELEMENTS // (chunk * (n_blocks * LANES + fan_in)))
     n = min(n_labels, chunks * chunk)
     return {
         "blocks": ((n_blocks, n_inputs * LANES), np.float32),
@@ -86,21 +86,20 @@ def step_shapes(n_rows, n_inputs, n_labels, fan_in, chunk):
     }
 
 
-#: At most one workspace that no step is using, with its shapes. Fresh pages from the system would cost a tenth of a
-#: step.
+#: At most one unused workspace, with its shapes: fresh pages from the system would cost a tenth of a step.
 _free = []
 
 
 @contextlib.contextmanager
 def workspace(shapes):
-    """A `Workspace`, of undefined contents, for one step: no other thread gets it meanwhile.
+    """A `Workspace` with undefined contents for one step; no other thread gets it meanwhile.
 
-    It is kept for the next call: of all sizes, that of the last one stays in memory.
+    It is kept for the next call; only the most recent one stays in memory.
     """
     wanted = tuple(shapes.values())
     try:
         found, work = _free.pop()
-    except IndexError:  # none was kept, or all are in use
+    except IndexError:  # none is kept, or it is in use
         found = None
     if found != wanted:
         work = Workspace(*(aligned(np.empty, *shape) for shape in wanted))
@@ -110,42 +109,39 @@ def workspace(shapes):
 
 @njit_parallel
 def clear(dblocks):
-    """Zeros: (n_splits, n_blocks, 16 H)."""
+    """Fill (n_splits, n_blocks, 16 H) with zeros."""
     n_splits, n_blocks = dblocks.shape[:2]
     for part in prange(n_splits * n_blocks):
         dblocks[part // n_blocks, part % n_blocks] = ZERO
 
 
 @njit_parallel
-def unpack_sum(dblocks, dx):
-    """dx (B, H) from its packed parts (n_splits, n_blocks, 16 H), added in the order of the splits."""
-    n_rows, n_inputs = dx.shape
+def unpack_sum(dblocks, dh):
+    """dh (B, H): the sum of its packed parts (n_splits, n_blocks, 16 H), added in the order of the splits."""
+    n_rows, n_inputs = dh.shape
     n_splits, n_blocks, size = dblocks.shape
-    flat, flat_dx = dblocks.reshape(-1), dx.reshape(-1)
+    flat, flat_dh = dblocks.reshape(-1), dh.reshape(-1)
     n_spans = (n_inputs + LANES - 1) // LANES
     for part in prange(n_blocks * n_spans):
         block, first = part // n_spans, part % n_spans * LANES
-        n, rows, tile = (
-            min(LANES, n_inputs - first),
-            min(LANES, n_rows - block * LANES),
-            np.empty(LANES * LANES, np.float32),
-        )
+        n, rows = min(LANES, n_inputs - first), min(LANES, n_rows - block * LANES)
+        tile = np.empty(LANES * LANES, np.float32)
         for i in range(n):
-            place = block * size + (first + i) * LANES
-            total = load(flat, place)
+            position = block * size + (first + i) * LANES
+            total = load(flat, position)
             for s in range(1, n_splits):
-                total = add(total, load(flat, s * n_blocks * size + place))
+                total = add(total, load(flat, s * n_blocks * size + position))
             store(tile, i * LANES, total)
         if n == LANES and rows == LANES:
-            transpose(tile, 0, LANES, flat_dx, block * LANES * n_inputs + first, n_inputs)
+            transpose(tile, 0, LANES, flat_dh, block * LANES * n_inputs + first, n_inputs)
         else:
             for q in range(rows):
                 for i in range(n):
-                    dx[block * LANES + q, first + i] = tile[i * LANES + q]
+                    dh[block * LANES + q, first + i] = tile[i * LANES + q]
 
 
 def list_shapes(n_rows, n_inputs, k):
-    """{name: (shape, dtype)} of what a top-k search allocates: the inputs, a list for each row and range of labels."""
+    """{name: (shape, dtype)} that a top-k search allocates: the inputs and a list per row and range of labels."""
     n_blocks = -(-n_rows // LANES)
     lists = n_blocks, splits_of(n_blocks), LANES, k
     shapes = {"blocks": ((n_blocks, n_inputs * LANES), np.float32)}
@@ -154,7 +150,7 @@ def list_shapes(n_rows, n_inputs, k):
 
 @njit_parallel
 def merge_lists(part_scores, part_ids, top_scores, top_ids):
-    """The k best of each row, from those of its ranges of labels: lists (n_blocks, n_splits, 16, k) of rows in blocks."""
+    """The k best of each row, from the lists (n_blocks, n_splits, 16, k) of its ranges of labels."""
     n_rows, k = top_scores.shape
     n_splits = part_scores.shape[1]
     for row in prange(n_rows):
@@ -162,5 +158,5 @@ def merge_lists(part_scores, part_ids, top_scores, top_ids):
         top_scores[row], top_ids[row] = part_scores[b, 0, q], part_ids[b, 0, q]
         for s in range(1, n_splits):
             for i in range(k):
-                if enters(part_scores[b, s, q, i], part_ids[b, s, q, i], top_scores[row], top_ids[row]):
+                if beats_worst(part_scores[b, s, q, i], part_ids[b, s, q, i], top_scores[row], top_ids[row]):
                     insert(top_scores[row], top_ids[row], part_scores[b, s, q, i], part_ids[b, s, q, i])

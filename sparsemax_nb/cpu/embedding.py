@@ -10,7 +10,7 @@ ZERO = np.float32(0)
 
 @njit
 def _weighted_sum(indptr, ids, weights, source, i, out):
-    """``out = sum_j weights[j] source[ids[j]]`` over the entries j of line i of a sparse structure."""
+    """``out = sum_j weights[j] source[ids[j]]`` over the entries j of row (or column) i of a sparse structure."""
     out[:] = ZERO
     for j in range(indptr[i], indptr[i + 1]):
         weight, row = weights[j], source[ids[j]]
@@ -27,6 +27,6 @@ def forward(rows, table, out):
 
 @njit_parallel
 def backward(columns, dout, drows):
-    """Gradient of the touched table rows: ``drows[i] = sum_j weights[j] dout[rows[j]]`` over column i."""
+    """Gradient of the table rows in use: ``drows[i] = sum_j weights[j] dout[rows[j]]`` over column i."""
     for c in prange(drows.shape[0]):
         _weighted_sum(columns.indptr, columns.rows, columns.weights, dout, c, drows[c])

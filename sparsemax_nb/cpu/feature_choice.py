@@ -1,4 +1,7 @@
-"""Which features a label of a linear layer is connected to, on the CPU alone: those of the largest sums over its points."""
+"""Choose the features that a label of a linear layer is connected to: those with the largest sums over its points.
+
+CPU only.
+"""
 
 import numpy as np
 from numba import prange
@@ -8,13 +11,13 @@ from .simd import item, lowest_bit, set_item
 from .top_k import select
 
 ZERO = np.float32(0)
-#: Parts that the labels are cut into; each has sums of its own.
+#: Number of work items; each has an array of sums of its own.
 PARTS = 16
 
 
 @njit
 def _add_rows(points, label, x, sums, occurs):
-    """Add the rows of a label's points to the sums; the bits of `occurs` say which features there are."""
+    """Add the rows of a label's points to the sums, and mark the features that occur as bits of `occurs`."""
     for p in range(points.indptr[label], points.indptr[label + 1]):
         row, coefficient = np.int64(points.ids[p]), points.weights[p]
         for e in range(x.indptr[row], x.indptr[row + 1]):
@@ -25,7 +28,10 @@ def _add_rows(points, label, x, sums, occurs):
 
 @njit
 def _candidates(n_points, known, label, expected, by_magnitude, sums, occurs, ids, measures):
-    """Features that occur and are not known, ascending, and what they are compared by; clears the bits. How many there are."""
+    """List the new features that occur, ascending, and the measures they are ranked by; returns their number.
+
+    The bits of `occurs` are cleared.
+    """
     for j in range(known[0][label], known[0][label + 1]):
         feature = np.int64(known[1][j])
         occurs[feature >> 6] &= ~(np.int64(1) << (feature & 63))
@@ -44,9 +50,9 @@ def _candidates(n_points, known, label, expected, by_magnitude, sums, occurs, id
 
 @njit_parallel(work=lambda points, x, *_: 4 * len(points.ids) * (len(x.ids) // max(1, len(x.indptr) - 1)))
 def choose_features(points, x, expected, known, room, by_magnitude, chosen, sums):
-    """For each label at most `room[l + 1] - room[l]` features that it does not know, those of the largest sums; see `reference`.
+    """For each label, at most ``room[l + 1] - room[l]`` new features, those with the largest sums; see `reference`.
 
-    Their ids, ascending, go into `chosen` from `room[l]` on, -1 where there are fewer, and their sums into `sums`.
+    Their ids, ascending, are written to `chosen` from ``room[l]`` on, padded with -1, and their sums to `sums`.
     """
     n_labels, n_features = points.indptr.size - 1, expected.size
     for part in prange(PARTS):
@@ -66,7 +72,7 @@ def choose_features(points, x, expected, known, room, by_magnitude, chosen, sums
             best_ids.sort()
             found = first
             for i in best_ids:
-                if i >= 0:  # -1 stands for measures of -infinity
+                if i >= 0:  # -1: the measure is -infinity
                     chosen[found], sums[found] = ids[i], total[ids[i]]
                     found += 1
             for i in range(n):
@@ -82,24 +88,24 @@ def count(ids, first, counts):
 
 
 @njit
-def place(indptr, ids, values, row, first, ends, rows, placed):
-    """Write the entries of the columns from `first` on, of CSR rows that are numbered from `row` on, behind those of before.
+def place(indptr, ids, values, row, first, ends, rows, column_values):
+    """Append the entries of the columns from `first` on to the columns; `row` is the number of the first CSR row.
 
-    ``ends[i]``, which moves on, is where the next entry of column ``first + i`` belongs in `rows` and `placed`.
+    ``ends[i]`` is where the next entry of column ``first + i`` goes in `rows` and `column_values`; it is advanced.
     """
     for b in range(indptr.size - 1):
         for j in range(indptr[b], indptr[b + 1]):
             column = np.int64(item(ids, j)) - first
             if 0 <= column < ends.size:
-                at = item(ends, column)
-                set_item(rows, at, np.int32(row + b))
-                set_item(placed, at, item(values, j))
-                set_item(ends, column, at + 1)
+                target = item(ends, column)
+                set_item(rows, target, np.int32(row + b))
+                set_item(column_values, target, item(values, j))
+                set_item(ends, column, target + 1)
 
 
 @njit
 def sign(indptr, rows, values, own_indptr, own_rows):
-    """Turn the sign of the values, by label, whose row is none of the label's own; rows ascend within a label."""
+    """Negate the values, sorted by label, whose row does not have the label; rows ascend within a label."""
     for label in range(indptr.size - 1):
         own, last = own_indptr[label], own_indptr[label + 1]
         for j in range(indptr[label], indptr[label + 1]):
@@ -111,22 +117,22 @@ def sign(indptr, rows, values, own_indptr, own_rows):
 
 @njit
 def spread(indptr, ids, values, ends, all_indptr, all_ids, all_values):
-    """Copy each list to the beginning of its place in longer ones; `ends` becomes where it ends there."""
+    """Copy each list to the beginning of its longer slot in the `all_*` arrays; `ends` becomes where it ends there."""
     for row in range(indptr.size - 1):
-        at = all_indptr[row]
+        target = all_indptr[row]
         for j in range(indptr[row], indptr[row + 1]):
-            all_ids[at], all_values[at] = ids[j], values[j]
-            at += 1
-        ends[row] = at
+            all_ids[target], all_values[target] = ids[j], values[j]
+            target += 1
+        ends[row] = target
 
 
 @njit
 def merge(indptr, middle, ids, values):
-    """Bring each list into ascending order, of which the parts before and from `middle` on ascend."""
+    """Sort each list whose two parts, before ``middle[row]`` and from there on, are each ascending."""
     for row in range(indptr.size - 1):
         more_ids, more_values = ids[middle[row] : indptr[row + 1]].copy(), values[middle[row] : indptr[row + 1]].copy()
         i, j = middle[row] - 1, more_ids.size - 1
-        while j >= 0:  # from behind
+        while j >= 0:  # backwards, so that nothing unread is overwritten
             n = i + j + 1
             if i >= indptr[row] and ids[i] > more_ids[j]:
                 ids[n], values[n] = ids[i], values[i]

@@ -1,8 +1,8 @@
 """Fixed fan-in output layer on the CPU.
 
-The inputs are packed into blocks of 16 rows, features first: ``block[16 i + q] = x[16 block + q, i]``. One connection
-then is one vector multiply-add for 16 rows, and a block of 16,384 inputs (1 MiB) stays in a core's L2 cache while the
-labels pass by. A plain label-by-label loop over all rows would read its inputs from the L3 cache instead.
+The inputs are packed into blocks of 16 rows, features first: ``block[16 i + q] = h[16 block + q, i]``. One connection
+is then one vector multiply-add for 16 rows, and a block of 16,384 inputs (1 MiB) stays in a core's L2 cache while all
+labels are processed. A plain loop over labels and rows would read its inputs from the L3 cache instead.
 
 Threads never share an output: results are bit-identical for any number of threads.
 """
@@ -10,8 +10,7 @@ Threads never share an output: results are bit-identical for any number of threa
 import numpy as np
 from numba import prange
 
-from ..core import rng
-from ..core.device import cpu_formulas, njit, njit_inline, njit_parallel
+from ..core.device import njit, njit_inline, njit_parallel
 from .blocks import (
     clear,
     list_shapes,
@@ -43,52 +42,21 @@ from .simd import (
     store,
     transpose,
 )
-from .top_k import LISTED, WORST, enters, insert, of_layer, shapes_of_layer
-
-_r = cpu_formulas(rng)
-random_word, below, symmetric = _r.random_word, _r.below, _r.symmetric
+from .top_k import MAX_LISTED, WORST, beats_worst, insert, top_k_of_layer, top_k_shapes_of_layer
 
 ZERO, ONE = np.float32(0), np.float32(1)
-STREAM = rng.CONNECTIONS
-NO_STEP = np.uint64(0)
 
 #: Labels that one thread scores before it moves to the next block of rows: with 32 connections, 128 KiB of weights.
 CHUNK = 512
-#: Labels that are scored before their gradients are looked at: with 32 connections, 32 KiB of inputs, for the L1 cache.
+#: Labels that are scored before their gradients are computed: with 32 connections, 32 KiB of inputs, for the L1 cache.
 GROUP = 16
-#: Labels that the collection of dx looks ahead.
+#: How many labels ahead `_step_of_inputs` prefetches.
 AHEAD = 8
-
-
-@njit_parallel
-def random_connections(seed, n_inputs, indices):
-    """`fan_in` different inputs for each label, ascending: Floyd's sampling, one random word a connection."""
-    n_labels, fan_in = indices.shape
-    for label in prange(n_labels):
-        for k in range(fan_in):
-            j = n_inputs - fan_in + k
-            word = random_word(np.uint64(seed), STREAM, NO_STEP, np.uint64(label * fan_in + k))
-            t = np.int64(below(word, np.uint64(j + 1)))
-            place = k  # the chosen inputs so far are ascending: find where t belongs
-            while place > 0 and indices[label, place - 1] > t:
-                place -= 1
-            if place > 0 and indices[label, place - 1] == t:
-                t, place = j, k  # j is larger than all that were chosen before
-            for i in range(k, place, -1):
-                indices[label, i] = indices[label, i - 1]
-            indices[label, place] = t
-
-
-@njit_parallel
-def random_values(seed, stream, scale, values):
-    """Uniform weights in [-scale, scale), `values` one-dimensional."""
-    for i in prange(values.size):
-        values[i] = symmetric(random_word(np.uint64(seed), np.uint64(stream), NO_STEP, np.uint64(i))) * scale
 
 
 @njit_inline
 def _score(block, indices, values, start, fan_in, bias):
-    """Scores of one label for the 16 rows of a block, as a vector. Four sums run side by side to hide the latency."""
+    """Scores of one label for the 16 rows of a block, as a vector; four independent sums hide the fma latency."""
     s0, s1, s2, s3 = splat(bias), splat(ZERO), splat(ZERO), splat(ZERO)
     whole = start + fan_in // 4 * 4
     for k in range(start, whole, 4):
@@ -102,10 +70,10 @@ def _score(block, indices, values, start, fan_in, bias):
 
 
 @njit_parallel(work=work_of_rows)
-def _forward(x, layer, scores, blocks):
-    n_rows = x.shape[0]
+def _forward(h, layer, scores, blocks):
+    n_rows = h.shape[0]
     n_labels, fan_in = layer.indices.shape
-    pack(x, blocks)
+    pack(h, blocks)
     indices, values, flat_scores = layer.indices.reshape(-1), layer.values.reshape(-1), scores.reshape(-1)
     for chunk in prange((n_labels + CHUNK - 1) // CHUNK):
         tile = np.empty(LANES * LANES, np.float32)
@@ -126,44 +94,44 @@ def _forward(x, layer, scores, blocks):
                             scores[first_row + q, first + j] = tile[j * LANES + q]
 
 
-def forward(x, layer, scores):
-    """``scores[b, l] = bias[l] + sum_k values[l, k] x[b, indices[l, k]]``."""
-    _forward(x, layer, scores, new_blocks(x))
+def forward(h, layer, scores):
+    """``scores[b, l] = bias[l] + sum_k values[l, k] h[b, indices[l, k]]``."""
+    _forward(h, layer, scores, new_blocks(h))
 
 
 @njit_inline
-def _gather(block, indices, start, fan_in, g, dvalues, place):
-    """For one label and the gradients `g` of 16 rows: dvalues[place:place + K] += g . block (gathered)."""
+def _gather(block, indices, start, fan_in, g, dvalues, offset):
+    """For one label and the gradients `g` of 16 rows: add ``g . block`` at its K inputs to dvalues from `offset` on."""
     whole = fan_in // LANES * LANES
     for k in range(0, whole, LANES):
-        store(dvalues, place + k, add(load(dvalues, place + k), dots(g, block, indices, start + k)))
+        store(dvalues, offset + k, add(load(dvalues, offset + k), dots(g, block, indices, start + k)))
     for k in range(whole, fan_in):
-        dvalues[place + k] += dot(g, load(block, item(indices, start + k) * LANES))
+        dvalues[offset + k] += dot(g, load(block, item(indices, start + k) * LANES))
 
 
 @njit_inline
-def _scatter(dblock, indices, start, fan_in, g, values, place):
-    """For one label and the gradients `g` of 16 rows: dblock += values[place:place + K] g (scattered)."""
+def _scatter(dblock, indices, start, fan_in, g, values, offset):
+    """For one label and the gradients `g` of 16 rows: add ``values g`` (from `offset` on) to its K inputs in dblock."""
     for k in range(fan_in):
         i = item(indices, start + k) * LANES
-        store(dblock, i, fma(item(values, place + k), g, load(dblock, i)))
+        store(dblock, i, fma(item(values, offset + k), g, load(dblock, i)))
 
 
 def workspace_shapes(n_rows, n_inputs, n_labels, fan_in):
-    """{name: (shape, dtype)} of what `step` allocates (`backward`: blocks and dblocks)."""
+    """{name: (shape, dtype)} that `step` allocates (`backward`: blocks and dblocks only)."""
     return step_shapes(n_rows, n_inputs, n_labels, fan_in, CHUNK)
 
 
 @njit_inline
 def _load_gradients(dscores, first_row, label, g):
-    """g = dscores of 16 rows and one label; g is zero beyond the last row."""
+    """Copy the dscores of 16 rows and one label to g, which stays zero beyond the last row."""
     for q in range(min(LANES, dscores.shape[0] - first_row)):
         g[q] = dscores[first_row + q, label]
 
 
 @njit
 def _backward_of_labels(layer, dscores, blocks, start, stop, dvalues, dbias):
-    """dvalues and dbias of the labels from `start` to `stop`, summed over the blocks of rows in their order."""
+    """dvalues and dbias of the labels from `start` to `stop`, summed over the blocks of rows in order."""
     fan_in = layer.indices.shape[1]
     indices, flat_dvalues = layer.indices.reshape(-1), dvalues.reshape(-1)
     dvalues[start:stop], dbias[start:stop] = ZERO, ZERO
@@ -178,7 +146,7 @@ def _backward_of_labels(layer, dscores, blocks, start, stop, dvalues, dbias):
 
 @njit
 def _backward_of_inputs(layer, dscores, dblocks, b, s):
-    """dx of a block of rows, from the s-th range of labels."""
+    """dh of a block of rows, from range s of the labels."""
     n_labels, fan_in = layer.indices.shape
     n_splits = dblocks.shape[0]
     indices, values, g = layer.indices.reshape(-1), layer.values.reshape(-1), np.zeros(LANES, np.float32)
@@ -189,41 +157,41 @@ def _backward_of_inputs(layer, dscores, dblocks, b, s):
 
 
 @njit_parallel(work=work_of_rows)
-def _backward(x, layer, dscores, dx, dvalues, dbias, blocks, dblocks):
-    # The parallel loops only call functions, not inlined ones: what a parallel loop's own body writes into the arrays
-    # of a tuple is lost (numba 0.68).
+def _backward(h, layer, dscores, dh, dvalues, dbias, blocks, dblocks):
+    # The parallel loops only call functions, never inlined ones: numba 0.68 drops what the body of a parallel loop
+    # itself writes to the arrays of a tuple.
     n_labels = layer.indices.shape[0]
-    pack(x, blocks)
+    pack(h, blocks)
     for chunk in prange((n_labels + CHUNK - 1) // CHUNK):
         stop = min(n_labels, (chunk + 1) * CHUNK)
         _backward_of_labels(layer, dscores, blocks, chunk * CHUNK, stop, dvalues, dbias)
     n_splits, n_blocks = dblocks.shape[:2]
     for part in prange(n_blocks * n_splits):
         _backward_of_inputs(layer, dscores, dblocks, part // n_splits, part % n_splits)
-    unpack_sum(dblocks, dx)
+    unpack_sum(dblocks, dh)
 
 
-def backward(x, layer, dscores, dx, dvalues, dbias):
-    """Gradients of ``sum(dscores * scores)``: dx (scattered), dvalues and dbias; all three are overwritten."""
-    blocks = new_blocks(x)
+def backward(h, layer, dscores, dh, dvalues, dbias):
+    """Gradients of ``sum(dscores * scores)``: dh (scattered), dvalues and dbias; all three are overwritten."""
+    blocks = new_blocks(h)
     dblocks = aligned(np.zeros, (splits_of(len(blocks)), *blocks.shape))
-    _backward(x, layer, dscores, dx, dvalues, dbias, blocks, dblocks)
+    _backward(h, layer, dscores, dh, dvalues, dbias, blocks, dblocks)
 
 
 @njit
-def _gradients_of_block(x, layer, positives, loss, work, b, first, start, stop, dvalues, dbias, label_loss):
-    """Scores and loss of 16 rows and the labels first + start ... first + stop; keeps their gradients by the scores.
+def _gradients_of_block(h, layer, label_rows, loss, work, b, first, start, stop, dvalues, dbias, label_loss):
+    """Scores and loss of 16 rows and the labels first + start ... first + stop; stores the gradients of their scores.
 
     Adds to dvalues and dbias (of these labels) and label_loss (of all). A few labels are scored before their gradients
-    are looked at: their inputs then come from the L1 cache, and a branch guessed wrong does not hold up the scores.
+    are computed: the inputs then come from the L1 cache, and a mispredicted branch does not delay the scores.
     """
     fan_in = layer.indices.shape[1]
-    block, gradients, kept = work.blocks[b], work.gradients[b], start
+    block, gradients, n_stored = work.blocks[b], work.gradients[b], start
     indices, values = layer.indices.reshape(-1), layer.values.reshape(-1)
     size, active = GROUP * LANES, np.empty(GROUP, np.int64)
     scores, signs = np.zeros(size, np.float32), np.empty(size, np.float32)
     losses, slopes, weights = np.empty(size, np.float32), np.empty(size, np.float32), np.zeros(LANES, np.float32)
-    weights[: min(LANES, x.shape[0] - b * LANES)] = ONE / np.float32(x.shape[0])
+    weights[: min(LANES, h.shape[0] - b * LANES)] = ONE / np.float32(h.shape[0])
     for group in range(start, stop, GROUP):
         n = min(GROUP, stop - group)
         signs[:] = -ONE
@@ -231,13 +199,13 @@ def _gradients_of_block(x, layer, positives, loss, work, b, first, start, stop, 
             label = first + group + i
             score = _score(block, indices, values, label * fan_in, fan_in, item(layer.bias, label))
             store(scores, i * LANES, score)
-            for p in range(item(positives.indptr, label), item(positives.indptr, label + 1)):
-                q = positives.rows[p] - b * LANES
+            for p in range(item(label_rows.indptr, label), item(label_rows.indptr, label + 1)):
+                q = label_rows.rows[p] - b * LANES
                 if 0 <= q < LANES:
                     signs[i * LANES + q] = ONE
         losses_and_slopes(loss, scores, signs, losses, slopes)
         n_active = 0
-        for i in range(n):  # a list without a branch: whether a label is active can not be guessed
+        for i in range(n):  # a list without a branch: whether a label is active is unpredictable
             g = mul(load(slopes, i * LANES), load(weights, 0))
             store(slopes, i * LANES, g)
             active[n_active] = i
@@ -245,25 +213,25 @@ def _gradients_of_block(x, layer, positives, loss, work, b, first, start, stop, 
         for a in range(n_active):
             i, j, label = active[a], group + active[a], first + group + active[a]
             g = load(slopes, i * LANES)
-            store(gradients, kept * LANES, g)
-            work.active[b, kept] = j
-            kept += 1
+            store(gradients, n_stored * LANES, g)
+            work.active[b, n_stored] = j
+            n_stored += 1
             label_loss[label] += dot(load(losses, i * LANES), load(weights, 0))
             dbias[j - start] += dot(g, splat(ONE))
             _gather(block, indices, label * fan_in, fan_in, g, dvalues, (j - start) * fan_in)
-    work.n_active[b, start // CHUNK] = kept - start
+    work.n_active[b, start // CHUNK] = n_stored - start
 
 
 @njit
 def _step_of_labels(
-    x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, label_loss, work, first, start, stop
+    h, layer, label_rows, loss, optimizer, rates, values_moments, bias_moments, label_loss, work, first, start, stop
 ):
-    """Losses, gradients and update of the labels first + start ... first + stop; their old values are kept."""
+    """Losses, gradients and update of the labels first + start ... first + stop; saves their old values."""
     fan_in = layer.indices.shape[1]
     dvalues, dbias = np.zeros((stop - start) * fan_in, np.float32), np.zeros(stop - start, np.float32)
     label_loss[first + start : first + stop] = ZERO
     for b in range(work.blocks.shape[0]):
-        _gradients_of_block(x, layer, positives, loss, work, b, first, start, stop, dvalues, dbias, label_loss)
+        _gradients_of_block(h, layer, label_rows, loss, work, b, first, start, stop, dvalues, dbias, label_loss)
     low, high = first + start, first + stop
     values, m, v = layer.values[low:high], values_moments.m[low:high], values_moments.v[low:high]
     work.values[start * fan_in : stop * fan_in] = values.reshape(-1)
@@ -274,14 +242,14 @@ def _step_of_labels(
 
 @njit
 def _step_of_inputs(layer, work, b, s, first, n):
-    """dx of a block of rows, from the s-th range of the chunks of the `n` labels from `first` on."""
+    """dh of a block of rows, from range s of the chunks of the `n` labels from `first` on."""
     fan_in, n_splits, n_chunks = layer.indices.shape[1], work.dblocks.shape[0], (n + CHUNK - 1) // CHUNK
     dblock, gradients, active = work.dblocks[s, b], work.gradients[b], work.active[b]
     indices = layer.indices.reshape(-1)
     for chunk in range(n_chunks * s // n_splits, n_chunks * (s + 1) // n_splits):
         low, high = chunk * CHUNK, chunk * CHUNK + work.n_active[b, chunk]
         for a in range(low, high):
-            j = item(active, min(a + AHEAD, high - 1))  # no prefetcher of the processor foresees these places
+            j = item(active, min(a + AHEAD, high - 1))  # the hardware prefetcher cannot predict these addresses
             prefetch_range(indices, (first + j) * fan_in, fan_in)
             prefetch_range(work.values, j * fan_in, fan_in)
             j = item(active, a)
@@ -290,20 +258,20 @@ def _step_of_inputs(layer, work, b, s, first, n):
 
 
 @njit_parallel(work=work_of_rows)
-def _step(x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, dx, label_loss, work):
+def _step(h, layer, label_rows, loss, optimizer, rates, values_moments, bias_moments, dh, label_loss, work):
     n_labels = layer.indices.shape[0]
-    pack(x, work.blocks)
+    pack(h, work.blocks)
     clear(work.dblocks)
     n_splits, n_blocks = work.dblocks.shape[:2]
-    at_once = work.active.shape[1]
-    for first in range(0, n_labels, at_once):
-        n = min(at_once, n_labels - first)
+    labels_per_pass = work.active.shape[1]
+    for first in range(0, n_labels, labels_per_pass):
+        n = min(labels_per_pass, n_labels - first)
         for part in prange((n + CHUNK - 1) // CHUNK):
             stop = min(n, (part + 1) * CHUNK)
             _step_of_labels(
-                x,
+                h,
                 layer,
-                positives,
+                label_rows,
                 loss,
                 optimizer,
                 rates,
@@ -317,31 +285,31 @@ def _step(x, layer, positives, loss, optimizer, rates, values_moments, bias_mome
             )
         for part in prange(n_blocks * n_splits):
             _step_of_inputs(layer, work, part // n_splits, part % n_splits, first, n)
-    unpack_sum(work.dblocks, dx)
+    unpack_sum(work.dblocks, dh)
 
 
-def step(x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, dx, label_loss):
+def step(h, layer, label_rows, loss, optimizer, rates, values_moments, bias_moments, dh, label_loss):
     """Scores, loss, gradients and update in one pass over the labels, in place; no (B, L) array exists.
 
-    Two turns: a range of labels is scored, differentiated and updated by its owner; then each block of rows collects dx
-    from the gradients by these labels' scores and their old values. So the inputs and dx do not compete for the L2
-    cache. Where all gradients of a block of rows are zero (squared hinge: every score on the right side of its margin),
-    a label costs its scores only.
+    Two phases: the thread that owns a range of labels scores, differentiates and updates it; then each block of rows
+    computes dh from the score gradients of these labels and their old values. So the inputs and dh do not compete for
+    the L2 cache. If all gradients of a block of rows are zero (squared hinge: every score beyond its margin), a label
+    costs its scores only.
     """
-    with workspace(workspace_shapes(*x.shape, *layer.indices.shape)) as work:
-        _step(x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, dx, label_loss, work)
+    with workspace(workspace_shapes(*h.shape, *layer.indices.shape)) as work:
+        _step(h, layer, label_rows, loss, optimizer, rates, values_moments, bias_moments, dh, label_loss, work)
 
 
 def top_k_shapes(n_rows, n_inputs, n_labels, fan_in, k):
-    """{name: (shape, dtype)} of what `top_k` allocates."""
-    return list_shapes(n_rows, n_inputs, k) if k <= LISTED else shapes_of_layer(n_rows, n_inputs, n_labels)
+    """{name: (shape, dtype)} that `top_k` allocates."""
+    return list_shapes(n_rows, n_inputs, k) if k <= MAX_LISTED else top_k_shapes_of_layer(n_rows, n_inputs, n_labels)
 
 
 @njit_parallel(work=work_of_rows)
-def _top_k(x, layer, top_scores, top_ids, blocks, part_scores, part_ids):
+def _top_k(h, layer, top_scores, top_ids, blocks, part_scores, part_ids):
     k = top_scores.shape[1]
     n_labels, fan_in = layer.indices.shape
-    pack(x, blocks)
+    pack(h, blocks)
     n_blocks, n_splits = part_scores.shape[:2]
     indices, values = layer.indices.reshape(-1), layer.values.reshape(-1)
     for part in prange(n_blocks * n_splits):
@@ -354,19 +322,20 @@ def _top_k(x, layer, top_scores, top_ids, blocks, part_scores, part_ids):
             if any_above(score, load(worst, 0)):
                 store(scores, 0, score)
                 for q in range(LANES):
-                    if enters(scores[q], label, best[q], best_ids[q]):
+                    if beats_worst(scores[q], label, best[q], best_ids[q]):
                         insert(best[q], best_ids[q], scores[q], label)
                         worst[q] = best[q, k - 1]
     merge_lists(part_scores, part_ids, top_scores, top_ids)
 
 
-def top_k(x, layer, top_scores, top_ids):
-    """The k best labels of each row. Of few only k scores a row are kept: a label enters where it beats the k-th best so far.
+def top_k(h, layer, top_scores, top_ids):
+    """The k best labels per row: score descending, then label ascending.
 
-    Many are sorted from all scores of some rows, at most 64 MiB, or one row where that is more.
+    For small k only the k best scores so far are stored per row. Large k are sorted from all scores of some rows, at
+    most 64 MiB at a time (or one row, if that is more).
     """
-    if top_ids.shape[1] > LISTED:
-        of_layer(forward, x, layer, top_scores, top_ids)
+    if top_ids.shape[1] > MAX_LISTED:
+        top_k_of_layer(forward, h, layer, top_scores, top_ids)
         return
-    shapes = top_k_shapes(*x.shape, *layer.indices.shape, top_ids.shape[1])
-    _top_k(x, layer, top_scores, top_ids, *(aligned(np.empty, *shape) for shape in shapes.values()))
+    shapes = top_k_shapes(*h.shape, *layer.indices.shape, top_ids.shape[1])
+    _top_k(h, layer, top_scores, top_ids, *(aligned(np.empty, *shape) for shape in shapes.values()))

@@ -1,4 +1,4 @@
-"""An order of labels in which neighbours are similar: balanced spherical 2-means, again and again."""
+"""Order labels so that neighbors are similar: recursive balanced spherical 2-means. CPU only."""
 
 import numpy as np
 
@@ -8,13 +8,13 @@ from ..core.device import cpu_formulas, njit
 _r = cpu_formulas(rng)
 random_words, below = _r.random_words, _r.below
 STREAM = rng.GROUPING
-#: Rounds of 2-means in each split.
+#: Rounds of 2-means per split.
 ROUNDS = 8
 
 
 @njit
 def _draw(seed, start, stop):
-    """Two different places in [start, stop)."""
+    """Two different positions in [start, stop)."""
     position = np.uint64(start) * np.uint64(1 << 32) + np.uint64(stop)
     a, b, _, _ = random_words(np.uint64(seed), STREAM, np.uint64(0), position)
     one = start + np.int64(below(a, np.uint64(stop - start)))
@@ -23,10 +23,10 @@ def _draw(seed, start, stop):
 
 
 @njit
-def _sum(rows, some, total):
-    """total = the normed sum of some rows; it must be zero where none of them is not."""
+def _add_normalized(rows, members, total):
+    """Write the normalized sum of some rows to `total`, which must be zero."""
     indptr, indices, weights = rows
-    for row in some:
+    for row in members:
         for i in range(indptr[row], indptr[row + 1]):
             total[indices[i]] += weights[i]
     norm = np.sqrt((total * total).sum())
@@ -38,7 +38,7 @@ def _sum(rows, some, total):
 def _order(rows, n_features, group_size, seed, found):
     indptr, indices, weights = rows
     n = found.size
-    parts, n_parts = np.empty((128, 2), np.int64), 1  # a stack: halves, one in the other
+    parts, n_parts = np.empty((128, 2), np.int64), 1  # a stack of parts to split
     parts[0, 0], parts[0, 1] = 0, n
     left, right = np.empty(n_features), np.empty(n_features)
     while n_parts > 0:
@@ -51,8 +51,8 @@ def _order(rows, n_features, group_size, seed, found):
         part, scores = found[start:stop], np.empty(stop - start)
         one, two = _draw(seed, start, stop)
         left[:], right[:] = 0, 0
-        _sum(rows, found[one : one + 1], left)
-        _sum(rows, found[two : two + 1], right)
+        _add_normalized(rows, found[one : one + 1], left)
+        _add_normalized(rows, found[two : two + 1], right)
         for _ in range(ROUNDS):
             left -= right
             for j in range(part.size):
@@ -65,18 +65,18 @@ def _order(rows, n_features, group_size, seed, found):
                 break
             part[:] = new
             left[:], right[:] = 0, 0
-            _sum(rows, found[start:middle], left)
-            _sum(rows, found[middle:stop], right)
+            _add_normalized(rows, found[start:middle], left)
+            _add_normalized(rows, found[middle:stop], right)
         parts[n_parts, 0], parts[n_parts, 1] = start, middle
         parts[n_parts + 1, 0], parts[n_parts + 1, 1] = middle, stop
         n_parts += 2
 
 
 def order(rows, group_size, seed):
-    """A permutation of the rows of a SciPy CSR matrix (L, F): halved, until a part is a group of `group_size`.
+    """A permutation of the rows of a SciPy CSR matrix (L, F), split recursively into groups of `group_size`.
 
-    The left half gets ``group_size (n_groups // 2)`` rows: those nearer to its centre than to the other one, by the
-    difference of the dot products. The centres begin as two rows that are drawn; then they are the normed sums.
+    The left half gets ``group_size (n_groups // 2)`` rows, those closer to its center than to the other one by dot
+    product. The initial centers are two random rows; later ones are the normalized sums of the halves.
     """
     found = np.arange(rows.shape[0], dtype=np.int32)
     _order((rows.indptr, rows.indices, rows.data), rows.shape[1], group_size, np.uint64(seed), found)

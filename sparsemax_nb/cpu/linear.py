@@ -1,8 +1,8 @@
-"""A linear layer over sparse features on the CPU: rows share the threads while scores are read, labels while they change.
+"""A linear layer over sparse features on the CPU: scores are computed in parallel over rows, updates over labels.
 
-Most postings of a row belong to few features, which nearly every label knows: these are stored as dense rows of
-weights, added 16 labels at a time where a list takes one by one. The bits do not depend on the number of threads: a
-label's weights are changed by one thread, rows ascending.
+Most entries of a batch belong to few features, to which nearly every label is connected: these are stored as dense
+rows of weights, which add 16 labels at a time, while a list adds one. The bits do not depend on the number of threads:
+one thread changes a label's weights, rows ascending.
 """
 
 import numpy as np
@@ -11,21 +11,21 @@ from numba import prange
 from ..core.connections import Active, Duals, Entries
 from ..core.device import njit, njit_parallel
 from .simd import LANES, any_above, fma, item, load, prefetch, set_item, splat, store
-from .top_k import INSERTED, WORST, enters, insert, select
+from .top_k import MAX_INSERTED, WORST, beats_worst, insert, select
 
 ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
-#: Rows that one thread reads the scores of, one after the other.
+#: Rows per work item of `forward` and `top_k`.
 ROWS = 16
-#: Chunks that the rows of a step are cut into, at most.
+#: Most chunks of rows, the work items of the search for active pairs.
 CHUNKS = 16
-#: Owners that the labels are dealt out to, a cache line of labels at a time: one thread moves the weights of an owner's
-#: labels.
+#: Number of owners among which the labels are divided, a cache line at a time; one thread updates the labels of an
+#: owner.
 OWNERS = 16
-#: A score that stands for "looked at", and one of no label.
+#: Scores that mark a label as active, and the padding of the last vector.
 MARKED, LOWEST = np.float32(3e38), np.float32(-3e38)
-#: Where the lists of a row hold fewer labels than this share of all, only these are looked at: the others score their
+#: If the lists of a row have fewer labels than this fraction of all, only these are examined: all others score their
 #: bias.
-FEW = 1 / 16
+MAX_LISTED_FRACTION = 1 / 16
 
 
 @njit
@@ -38,35 +38,35 @@ def _longest(indptr):
 
 @njit
 def _reset(layer, scores):
-    """The scores of a row without features; labels that fill up the last vector get the lowest score."""
+    """The scores of a row without features; padding gets the lowest score."""
     scores[: layer.bias.size] = layer.bias
     scores[layer.bias.size :] = LOWEST
 
 
 @njit
-def _reset_listed(x, b, layer, scores):
-    """The same where only the lists of row b have been added."""
-    for e in range(x.indptr[b], x.indptr[b + 1]):
-        feature = np.int64(item(x.ids, e))
+def _reset_listed(features, b, layer, scores):
+    """`_reset` after only the lists of row b have been added."""
+    for e in range(features.indptr[b], features.indptr[b + 1]):
+        feature = np.int64(item(features.ids, e))
         for j in range(layer.indptr[feature], layer.indptr[feature + 1]):
             label = np.int64(item(layer.labels, j))
             set_item(scores, label, item(layer.bias, label))
 
 
 @njit
-def _add_lists(x, b, layer, scores, starts, inputs):
-    """Add the features of row b to scores after `_reset`, but for the dense ones, which go into `starts`, `inputs`.
+def _add_lists(features, b, layer, scores, starts, inputs):
+    """Add the features of row b to `scores`, except for the dense ones, which are written to `starts` and `inputs`.
 
-    Returns how many these are, and whether the labels of the lists are few. The head of the next list is on its way
-    while one is added.
+    Returns the number of dense features, and whether the lists have few labels. The head of the next list is
+    prefetched while one is added.
     """
-    n_dense, n_listed, stop = 0, 0, x.indptr[b + 1]
-    for e in range(x.indptr[b], stop):
+    n_dense, n_listed, stop = 0, 0, features.indptr[b + 1]
+    for e in range(features.indptr[b], stop):
         if e + 1 < stop:
-            following = layer.indptr[item(x.ids, e + 1)]
+            following = layer.indptr[item(features.ids, e + 1)]
             prefetch(layer.labels, following)
             prefetch(layer.values, following)
-        feature, input_ = np.int64(item(x.ids, e)), item(x.weights, e)
+        feature, input_ = np.int64(item(features.ids, e)), item(features.weights, e)
         if layer.dense[feature] >= 0:
             starts[n_dense], inputs[n_dense] = layer.dense[feature], input_
             n_dense += 1
@@ -74,12 +74,12 @@ def _add_lists(x, b, layer, scores, starts, inputs):
         for j in range(layer.indptr[feature], layer.indptr[feature + 1]):
             label = np.int64(item(layer.labels, j))
             set_item(scores, label, item(scores, label) + input_ * item(layer.values, j))
-    return n_dense, n_dense == 0 and n_listed < FEW * layer.bias.size
+    return n_dense, n_dense == 0 and n_listed < MAX_LISTED_FRACTION * layer.bias.size
 
 
 @njit
 def _with_dense(scores, i, values, starts, inputs, n_dense):
-    """The scores of labels i to i + 15, with the dense features of the row."""
+    """The scores of labels i to i + 15, including the dense features of the row."""
     v = load(scores, i)
     for d in range(n_dense):
         v = fma(item(inputs, d), load(values, item(starts, d) + i), v)
@@ -93,44 +93,50 @@ def _add_dense(scores, values, starts, inputs, n_dense):
         store(scores, i, _with_dense(scores, i, values, starts, inputs, n_dense))
 
 
-def _work(x, layer, *_):
-    """Rows times labels, the look at the scores, and the lists of the row's features, as long as they are on average."""
-    return len(x.indptr) * len(layer.bias) // LANES + len(x.ids) * (len(layer.values) // max(1, len(layer.dense)))
+def _work(features, layer, *_):
+    """Rows times labels (reading the scores), plus the lists of the rows' features, assuming average length."""
+    return len(features.indptr) * len(layer.bias) // LANES + len(features.ids) * (
+        len(layer.values) // max(1, len(layer.dense))
+    )
 
 
 @njit_parallel(work=_work)
-def forward(x, layer, scores):
-    """``scores[b, l] = bias[l] + sum_f weights[l, f] x[b, f]``; x `SparseRows`, layer `FeatureLists`."""
-    n_rows, n_labels, longest = scores.shape[0], layer.bias.size, _longest(x.indptr)
+def forward(features, layer, scores):
+    """``scores[b, l] = bias[l] + sum_f weights[l, f] features[b, f]``; features `SparseRows`, layer `FeatureLists`."""
+    n_rows, n_labels, longest = scores.shape[0], layer.bias.size, _longest(features.indptr)
     width = (n_labels + LANES - 1) // LANES * LANES
     for part in prange((n_rows + ROWS - 1) // ROWS):
-        some, starts, inputs = np.empty(width, np.float32), np.empty(longest, np.int64), np.empty(longest, np.float32)
+        row_scores, starts, inputs = (
+            np.empty(width, np.float32),
+            np.empty(longest, np.int64),
+            np.empty(longest, np.float32),
+        )
         for b in range(part * ROWS, min((part + 1) * ROWS, n_rows)):
-            _reset(layer, some)
-            n_dense, _ = _add_lists(x, b, layer, some, starts, inputs)
-            _add_dense(some, layer.values, starts, inputs, n_dense)
-            scores[b] = some[:n_labels]
+            _reset(layer, row_scores)
+            n_dense, _ = _add_lists(features, b, layer, row_scores, starts, inputs)
+            _add_dense(row_scores, layer.values, starts, inputs, n_dense)
+            scores[b] = row_scores[:n_labels]
 
 
 @njit
-def _insert_listed(x, b, layer, scores, top_scores, top_ids):
-    """The best of the labels of the row's lists; each is looked at once, and has the worst score then."""
+def _insert_listed(features, b, layer, scores, top_scores, top_ids):
+    """The best of the labels in the row's lists; a label gets the worst score once examined, so that it counts once."""
     top_scores[:], top_ids[:] = WORST, -1
     worst = WORST
-    for e in range(x.indptr[b], x.indptr[b + 1]):
-        feature = np.int64(item(x.ids, e))
+    for e in range(features.indptr[b], features.indptr[b + 1]):
+        feature = np.int64(item(features.ids, e))
         for j in range(layer.indptr[feature], layer.indptr[feature + 1]):
             label = np.int64(item(layer.labels, j))
             score = item(scores, label)
             set_item(scores, label, WORST)
-            if score != WORST and not score < worst and enters(score, label, top_scores, top_ids):
+            if score != WORST and not score < worst and beats_worst(score, label, top_scores, top_ids):
                 insert(top_scores, top_ids, score, label)
                 worst = top_scores[top_scores.size - 1]
 
 
 @njit
 def _insert_all(scores, layer, starts, inputs, n_dense, top_scores, top_ids):
-    """Of 16 labels none is looked at where none beats the last of the list."""
+    """The best of all labels; groups of 16 that do not beat the worst kept one are skipped."""
     top_scores[:], top_ids[:] = WORST, -1
     worst = WORST
     for i in range(0, scores.size, LANES):
@@ -138,27 +144,27 @@ def _insert_all(scores, layer, starts, inputs, n_dense, top_scores, top_ids):
         if any_above(v, splat(worst)):
             store(scores, i, v)
             for label in range(i, min(i + LANES, layer.bias.size)):
-                if not scores[label] <= worst and enters(scores[label], label, top_scores, top_ids):
+                if not scores[label] <= worst and beats_worst(scores[label], label, top_scores, top_ids):
                     insert(top_scores, top_ids, scores[label], label)
                     worst = top_scores[top_scores.size - 1]
 
 
 @njit_parallel(work=_work)
-def _top_k(x, layer, largest_bias, top_scores, top_ids):
-    n_rows, n_labels, longest = top_ids.shape[0], layer.bias.size, _longest(x.indptr)
+def _top_k(features, layer, largest_bias, top_scores, top_ids):
+    n_rows, n_labels, longest = top_ids.shape[0], layer.bias.size, _longest(features.indptr)
     width, k = (n_labels + LANES - 1) // LANES * LANES, top_ids.shape[1]
     for part in prange((n_rows + ROWS - 1) // ROWS):
         scores, starts, inputs = np.empty(width, np.float32), np.empty(longest, np.int64), np.empty(longest, np.float32)
         _reset(layer, scores)
         for b in range(part * ROWS, min((part + 1) * ROWS, n_rows)):
-            n_dense, few = _add_lists(x, b, layer, scores, starts, inputs)
-            if few and k <= INSERTED:
-                _insert_listed(x, b, layer, scores, top_scores[b], top_ids[b])
-                _reset_listed(x, b, layer, scores)
-                if top_scores[b, k - 1] > largest_bias:  # no other label can be among them
+            n_dense, few = _add_lists(features, b, layer, scores, starts, inputs)
+            if few and k <= MAX_INSERTED:
+                _insert_listed(features, b, layer, scores, top_scores[b], top_ids[b])
+                _reset_listed(features, b, layer, scores)
+                if top_scores[b, k - 1] > largest_bias:  # no other label can be among the best
                     continue
-                _add_lists(x, b, layer, scores, starts, inputs)
-            if k <= INSERTED:
+                _add_lists(features, b, layer, scores, starts, inputs)
+            if k <= MAX_INSERTED:
                 _insert_all(scores, layer, starts, inputs, n_dense, top_scores[b], top_ids[b])
             else:
                 _add_dense(scores, layer.values, starts, inputs, n_dense)
@@ -166,9 +172,9 @@ def _top_k(x, layer, largest_bias, top_scores, top_ids):
             _reset(layer, scores)
 
 
-def top_k(x, layer, top_scores, top_ids):
-    """The k largest scores of each row and their labels; k is the width of the outputs. No (B, L) array exists."""
-    _top_k(x, layer, layer.bias.max(), top_scores, top_ids)
+def top_k(features, layer, top_scores, top_ids):
+    """The k largest scores per row and their labels; k is the width of the outputs. No (B, L) array exists."""
+    _top_k(features, layer, layer.bias.max(), top_scores, top_ids)
 
 
 # ---------------------------------------------------------------- training
@@ -176,29 +182,29 @@ def top_k(x, layer, top_scores, top_ids):
 
 @njit
 def _label_of(pair):
-    """The label that `Active.labels` holds, whether it is one of the row's own or not."""
+    """The label in an entry of `Active.labels`, which is -1 - label if the row has the label."""
     return np.int64(-1 - pair if pair < 0 else pair)
 
 
 @njit
 def _owner(pair):
-    """Who owns the label of a pair."""
+    """The owner of the label of a pair."""
     return _label_of(pair) // LANES % OWNERS
 
 
 @njit
-def _note(label, dual, own, n, active_labels, active_duals):
-    """Write the n-th pair where there is room."""
+def _append_pair(label, dual, own, n, active_labels, active_duals):
+    """Write the n-th pair if there is space."""
     if n < active_labels.size:
         active_labels[n] = -1 - label if own else label
         active_duals[n] = dual
 
 
 @njit
-def _find_pairs(scores, width, layer, starts, inputs, n_dense, threshold, place, n, labels, duals):
-    """Note the labels above the threshold from the n-th pair on: their `place` in the row; returns the pairs' number.
+def _find_pairs(scores, width, layer, starts, inputs, n_dense, threshold, positions, n, labels, duals):
+    """Append the labels above the threshold, from pair n on; `positions` are their pairs' positions in the row.
 
-    Marked with their own score, since that lies above the threshold.
+    Returns the new number of pairs. A score above the threshold marks a label as active.
     """
     first = n
     for i in range(0, width, LANES):
@@ -207,142 +213,157 @@ def _find_pairs(scores, width, layer, starts, inputs, n_dense, threshold, place,
         if any_above(v, splat(threshold)):
             for label in range(i, i + LANES):
                 if item(scores, label) > threshold:
-                    _note(label, ZERO, False, n, labels, duals)
-                    place[label] = n - first
+                    _append_pair(label, ZERO, False, n, labels, duals)
+                    positions[label] = n - first
                     n += 1
     return n
 
 
 @njit
-def _find_listed_pairs(x, b, layer, scores, threshold, place, n, labels, duals):
-    """The same, among the labels of the row's lists alone; those that have a `place` have been noted."""
+def _find_listed_pairs(features, b, layer, scores, threshold, positions, n, labels, duals):
+    """`_find_pairs` among the labels of the row's lists only; labels that have a position are skipped."""
     first = n
-    for e in range(x.indptr[b], x.indptr[b + 1]):
-        feature = np.int64(item(x.ids, e))
+    for e in range(features.indptr[b], features.indptr[b + 1]):
+        feature = np.int64(item(features.ids, e))
         for j in range(layer.indptr[feature], layer.indptr[feature + 1]):
             label = np.int64(item(layer.labels, j))
-            if item(scores, label) > threshold and item(place, label) < 0:
-                _note(label, ZERO, False, n, labels, duals)
-                set_item(place, label, np.int32(n - first))
+            if item(scores, label) > threshold and item(positions, label) < 0:
+                _append_pair(label, ZERO, False, n, labels, duals)
+                set_item(positions, label, np.int32(n - first))
                 n += 1
     return n
 
 
 @njit
-def _add_pair(label, dual, own, scores, threshold, place, first, n, labels, duals):
-    """Note a pair that must be looked at, once; returns the pairs' number."""
+def _add_pair(label, dual, own, scores, threshold, positions, first, n, labels, duals):
+    """Add a pair that is active whatever its score, or update it if it exists; returns the number of pairs."""
     if scores[label] > threshold:
-        at = first + place[label]
-        if at < labels.size:
-            labels[at] = -1 - label if own else label
+        slot = first + positions[label]
+        if slot < labels.size:
+            labels[slot] = -1 - label if own else label
             if not own:
-                duals[at] = dual
+                duals[slot] = dual
         return n
-    _note(label, dual, own, n, labels, duals)
-    scores[label], place[label] = MARKED, n - first
+    _append_pair(label, dual, own, n, labels, duals)
+    scores[label], positions[label] = MARKED, n - first
     return n + 1
 
 
 @njit
-def _find_entries(x, b, layer, scores, threshold, place, n, slots, pairs, weights):
-    """Note the weights of the marked labels for the row's features; returns the entries' number.
+def _find_entries(features, b, layer, scores, threshold, positions, n, slots, pairs, weights):
+    """Append the weights that connect the active labels to the row's features; returns the number of entries.
 
-    The lists are read a second time, in order, where searching each label's own features would jump about.
+    Reads the lists a second time, in order: a search in each label's own features would access memory at random.
     """
-    for e in range(x.indptr[b], x.indptr[b + 1]):
-        feature, input_ = np.int64(item(x.ids, e)), item(x.weights, e)
+    for e in range(features.indptr[b], features.indptr[b + 1]):
+        feature, input_ = np.int64(item(features.ids, e)), item(features.weights, e)
         for j in range(layer.indptr[feature], layer.indptr[feature + 1]):
             label = np.int64(item(layer.labels, j))
             if item(scores, label) > threshold:
                 if n < slots.size:
-                    slots[n], pairs[n], weights[n] = j, place[label], input_
+                    slots[n], pairs[n], weights[n] = j, positions[label], input_
                 n += 1
     return n
 
 
 @njit
-def _deal_pairs(first, last, labels, duals, place, ends, some_labels, some_duals):
-    """Bring the pairs of a row from `first` to `last` into the order of their owners; `ends` of each, and the new `place`."""
+def _sort_pairs_by_owner(first, last, labels, duals, positions, ends, old_labels, old_duals):
+    """Sort the pairs of a row, `first` to `last`, by owner; write `ends` per owner and `positions`.
+
+    `old_labels` and `old_duals` are scratch.
+    """
     ends[:] = 0
     for i in range(first, last):
-        some_labels[i - first], some_duals[i - first] = labels[i], duals[i]
+        old_labels[i - first], old_duals[i - first] = labels[i], duals[i]
         ends[_owner(labels[i])] += 1
     _starts(first, ends)
     for i in range(last - first):
-        owner = _owner(some_labels[i])
-        at = ends[owner]
-        labels[at], duals[at], place[_label_of(some_labels[i])] = some_labels[i], some_duals[i], at - first
-        ends[owner] = at + 1
+        owner = _owner(old_labels[i])
+        target = ends[owner]
+        labels[target], duals[target], positions[_label_of(old_labels[i])] = old_labels[i], old_duals[i], target - first
+        ends[owner] = target + 1
 
 
 @njit
-def _deal_entries(first, last, labels, slots, pairs, weights, ends, some_slots, some_pairs, some_weights):
-    """Bring the entries of a row from `first` to `last` into the order of their pairs' owners; `ends` of each.
+def _sort_entries_by_owner(first, last, labels, slots, pairs, weights, ends, old_slots, old_pairs, old_weights):
+    """Sort the entries of a row, `first` to `last`, by the owner of their pair; write `ends` per owner.
 
-    `labels` are those of the row's pairs.
+    `labels` are those of the row's pairs; `old_slots`, `old_pairs` and `old_weights` are scratch.
     """
     ends[:] = 0
     for e in range(last - first):
         pair = item(pairs, first + e)
-        set_item(some_slots, e, item(slots, first + e))
-        set_item(some_pairs, e, pair)
-        set_item(some_weights, e, item(weights, first + e))
+        set_item(old_slots, e, item(slots, first + e))
+        set_item(old_pairs, e, pair)
+        set_item(old_weights, e, item(weights, first + e))
         owner = _owner(item(labels, np.int64(pair)))
         set_item(ends, owner, item(ends, owner) + 1)
     _starts(first, ends)
     for e in range(last - first):
-        pair = item(some_pairs, e)
+        pair = item(old_pairs, e)
         owner = _owner(item(labels, np.int64(pair)))
-        at = item(ends, owner)
-        set_item(slots, at, item(some_slots, e))
-        set_item(pairs, at, pair)
-        set_item(weights, at, item(some_weights, e))
-        set_item(ends, owner, at + 1)
+        target = item(ends, owner)
+        set_item(slots, target, item(old_slots, e))
+        set_item(pairs, target, pair)
+        set_item(weights, target, item(old_weights, e))
+        set_item(ends, owner, target + 1)
 
 
 @njit
 def _starts(first, counts):
-    """Where each owner's part begins, from `first` on, in the place of its length."""
+    """Replace the length of each owner's part by its start; the first one starts at `first`."""
     for owner in range(OWNERS):
         first, counts[owner] = first + counts[owner], first
 
 
 @njit
-def _forget(x, b, layer, few, scores, place, labels):
-    """Scores and places as they were before row b, whose pairs have these labels."""
+def _reset_row(features, b, layer, few, scores, positions, labels):
+    """Reset scores and positions after row b, whose pairs have these labels."""
     for pair in labels:
-        place[_label_of(pair)], scores[_label_of(pair)] = -1, layer.bias[_label_of(pair)]
+        positions[_label_of(pair)], scores[_label_of(pair)] = -1, layer.bias[_label_of(pair)]
     if few:
-        _reset_listed(x, b, layer, scores)
+        _reset_listed(features, b, layer, scores)
     else:
         _reset(layer, scores)
 
 
-@njit_parallel(work=lambda x, labels, duals, layer, *_: _work(x, layer))
-def _find_active(x, labels, duals, layer, threshold, largest_bias, active, entries, needed):
-    n_rows, n_labels, longest = x.indptr.size - 1, layer.bias.size, _longest(x.indptr)
+@njit_parallel(work=lambda features, labels, duals, layer, *_: _work(features, layer))
+def _find_active(features, labels, duals, layer, threshold, largest_bias, active, entries, needed):
+    n_rows, n_labels, longest = features.indptr.size - 1, layer.bias.size, _longest(features.indptr)
     width, n_chunks = (n_labels + LANES - 1) // LANES * LANES, active.labels.shape[0]
     pair_ends = active.ends
     entry_ends = entries.ends
     for chunk in prange(n_chunks):
-        scores, place = np.empty(width, np.float32), np.empty(width, np.int32)
+        scores, positions = np.empty(width, np.float32), np.empty(width, np.int32)
         starts, inputs = np.empty(longest, np.int64), np.empty(longest, np.float32)
         pair_labels, pair_duals = active.labels[chunk], active.duals[chunk]
         slots, pairs, weights = entries.slots[chunk], entries.pairs[chunk], entries.inputs[chunk]
-        some_labels, some_duals = np.empty_like(pair_labels), np.empty_like(pair_duals)
-        some_slots, some_pairs, some_weights = np.empty_like(slots), np.empty_like(pairs), np.empty_like(weights)
+        old_labels, old_duals = np.empty_like(pair_labels), np.empty_like(pair_duals)
+        old_slots, old_pairs, old_weights = np.empty_like(slots), np.empty_like(pairs), np.empty_like(weights)
         n_pairs, n_entries = 0, 0
         _reset(layer, scores)
-        place[:] = -1
+        positions[:] = -1
         for b in range(n_rows * chunk // n_chunks, n_rows * (chunk + 1) // n_chunks):
             first, begin = n_pairs, n_entries
-            n_dense, few = _add_lists(x, b, layer, scores, starts, inputs)
+            n_dense, few = _add_lists(features, b, layer, scores, starts, inputs)
             few = few and largest_bias <= threshold
             if few:
-                n_pairs = _find_listed_pairs(x, b, layer, scores, threshold, place, n_pairs, pair_labels, pair_duals)
+                n_pairs = _find_listed_pairs(
+                    features, b, layer, scores, threshold, positions, n_pairs, pair_labels, pair_duals
+                )
             else:
                 n_pairs = _find_pairs(
-                    scores, width, layer, starts, inputs, n_dense, threshold, place, n_pairs, pair_labels, pair_duals
+                    scores,
+                    width,
+                    layer,
+                    starts,
+                    inputs,
+                    n_dense,
+                    threshold,
+                    positions,
+                    n_pairs,
+                    pair_labels,
+                    pair_duals,
                 )
             for j in range(duals.indptr[b], duals.indptr[b + 1]):
                 n_pairs = _add_pair(
@@ -351,7 +372,7 @@ def _find_active(x, labels, duals, layer, threshold, largest_bias, active, entri
                     False,
                     scores,
                     threshold,
-                    place,
+                    positions,
                     first,
                     n_pairs,
                     pair_labels,
@@ -359,50 +380,58 @@ def _find_active(x, labels, duals, layer, threshold, largest_bias, active, entri
                 )
             for j in range(labels.indptr[b], labels.indptr[b + 1]):
                 n_pairs = _add_pair(
-                    labels.indices[j], ZERO, True, scores, threshold, place, first, n_pairs, pair_labels, pair_duals
+                    labels.indices[j], ZERO, True, scores, threshold, positions, first, n_pairs, pair_labels, pair_duals
                 )
             if n_pairs <= pair_labels.size:
-                _deal_pairs(first, n_pairs, pair_labels, pair_duals, place, pair_ends[b], some_labels, some_duals)
+                _sort_pairs_by_owner(
+                    first, n_pairs, pair_labels, pair_duals, positions, pair_ends[b], old_labels, old_duals
+                )
             for i in range(first, min(n_pairs, pair_labels.size)):
                 label = _label_of(pair_labels[i])
                 for d in range(n_dense):
                     if n_entries < slots.size:
                         slots[n_entries], pairs[n_entries], weights[n_entries] = starts[d] + label, i - first, inputs[d]
                     n_entries += 1
-            n_entries = _find_entries(x, b, layer, scores, threshold, place, n_entries, slots, pairs, weights)
+            n_entries = _find_entries(
+                features, b, layer, scores, threshold, positions, n_entries, slots, pairs, weights
+            )
             if n_pairs <= pair_labels.size and n_entries <= slots.size:
                 own = pair_labels[first:n_pairs]
-                _deal_entries(
-                    begin, n_entries, own, slots, pairs, weights, entry_ends[b], some_slots, some_pairs, some_weights
+                _sort_entries_by_owner(
+                    begin, n_entries, own, slots, pairs, weights, entry_ends[b], old_slots, old_pairs, old_weights
                 )
-            _forget(x, b, layer, few, scores, place, pair_labels[first:n_pairs])
+            _reset_row(features, b, layer, few, scores, positions, pair_labels[first:n_pairs])
         needed[chunk, 0], needed[chunk, 1] = n_pairs, n_entries
 
 
-def _active(x, labels, duals, layer, slack, room):
-    """The `Active` pairs of a batch and their `Entries`, for `_update`: nothing changes.
+def _active(features, labels, duals, layer, slack, capacity):
+    """The `Active` pairs of a batch and their `Entries`, for `_update`; nothing else changes.
 
-    A pair is active where the score lies above ``slack - 1``, where the label is the row's own, and where it has a dual
-    variable. `room` is a list of the pairs and entries that a chunk of rows had room for, and grows where that is too
-    small.
+    A pair is active if its score is above ``slack - 1``, if the row has the label, or if its dual is positive.
+    `capacity` is a list: the number of pairs and of entries that a chunk of rows has space for; it grows if that is
+    too small.
     """
-    n_rows = len(x.indptr) - 1
+    n_rows = len(features.indptr) - 1
     n_chunks, needed = min(CHUNKS, n_rows), np.zeros((min(CHUNKS, n_rows), 2), np.int64)
     while True:
-        pairs, some = (n_chunks, room[0]), (n_chunks, room[1])
+        pair_shape, entry_shape = (n_chunks, capacity[0]), (n_chunks, capacity[1])
         ends = np.empty((2, n_rows, OWNERS), np.int64)
-        active = Active(ends[0], np.empty(pairs, np.int32), np.empty(pairs, np.float32), np.empty(pairs, np.float32))
-        entries = Entries(ends[1], np.empty(some, np.int64), np.empty(some, np.int32), np.empty(some, np.float32))
-        _find_active(x, labels, duals, layer, np.float32(slack - 1), layer.bias.max(), active, entries, needed)
-        most = needed.max(0, initial=0)
-        if (most <= room).all():
+        active = Active(
+            ends[0], np.empty(pair_shape, np.int32), np.empty(pair_shape, np.float32), np.empty(pair_shape, np.float32)
+        )
+        entries = Entries(
+            ends[1], np.empty(entry_shape, np.int64), np.empty(entry_shape, np.int32), np.empty(entry_shape, np.float32)
+        )
+        _find_active(features, labels, duals, layer, np.float32(slack - 1), layer.bias.max(), active, entries, needed)
+        largest = needed.max(0, initial=0)
+        if (largest <= capacity).all():
             return active, entries
-        room[:] = [max(have, int(1.25 * need)) for have, need in zip(room, most, strict=True)]
+        capacity[:] = [max(have, int(1.25 * need)) for have, need in zip(capacity, largest, strict=True)]
 
 
 @njit
 def _begin(ends, b, owner, first_row):
-    """Where the owner's part of row b begins: behind that of the owner before it, or of the row before it."""
+    """The start of the owner's part of row b: the end of the previous owner's part, or of the previous row."""
     if owner > 0:
         return ends[b, owner - 1]
     return ends[b - 1, OWNERS - 1] if b > first_row else 0
@@ -410,7 +439,7 @@ def _begin(ends, b, owner, first_row):
 
 @njit
 def _scores_of_pairs(labels, base, first, last, slots, pairs, inputs, begin, end, bias, values, scores, squares):
-    """Score and squared norm of an owner's pairs of a row, from the values as they are now."""
+    """Score and squared norm of an owner's pairs of a row, from the current values."""
     for i in range(first, last):
         scores[i - base], squares[i - base] = bias[_label_of(labels[i])], ZERO
     for e in range(begin, end):
@@ -421,7 +450,10 @@ def _scores_of_pairs(labels, base, first, last, slots, pairs, inputs, begin, end
 
 @njit
 def _move_duals(labels, duals, losses, base, first, last, slack, half, scores, squares):
-    """New dual variables of these pairs, and the squared hinge before; `scores` becomes the change of the dual times y."""
+    """Update the duals of these pairs and store the squared hinge losses from before.
+
+    `scores` becomes the change of the dual times y.
+    """
     for j in range(first, last):
         own, old, new, i = labels[j] < 0, duals[j], ZERO, j - base
         gradient = scores[i] - ONE if own else slack - ONE - scores[i]
@@ -436,14 +468,14 @@ def _move_duals(labels, duals, losses, base, first, last, slack, half, scores, s
 def _update(active, entries, bias, half, slack, values):
     n_rows, n_chunks = active.ends.shape[0], active.labels.shape[0]
     for owner in prange(OWNERS):
-        room = active.labels.shape[1]  # no row has more pairs than a chunk has room for
-        scores, squares = np.empty(room, np.float32), np.empty(room, np.float32)
+        size = active.labels.shape[1]  # a chunk has space for all pairs of a row
+        scores, squares = np.empty(size, np.float32), np.empty(size, np.float32)
         for chunk in range(n_chunks):
             labels, duals, losses = active.labels[chunk], active.duals[chunk], active.losses[chunk]
             slots, pairs, inputs = entries.slots[chunk], entries.pairs[chunk], entries.inputs[chunk]
             first_row = n_rows * chunk // n_chunks
             for b in range(first_row, n_rows * (chunk + 1) // n_chunks):
-                base = _begin(active.ends, b, 0, first_row)  # pairs are counted from the row's first
+                base = _begin(active.ends, b, 0, first_row)  # entries count pairs from the row's first
                 first, last = _begin(active.ends, b, owner, first_row), active.ends[b, owner]
                 begin, end = _begin(entries.ends, b, owner, first_row), entries.ends[b, owner]
                 _scores_of_pairs(
@@ -458,8 +490,8 @@ def _update(active, entries, bias, half, slack, values):
 
 
 @njit
-def _above_zero(active):
-    """The loss of all pairs, added in their order, and the `Duals` where they are above zero."""
+def _positive_duals(active):
+    """The loss of all pairs, added in order, and the positive `Duals`."""
     n_rows, n_chunks, n, loss = active.ends.shape[0], active.labels.shape[0], 0, 0.0
     indptr = np.zeros(n_rows + 1, np.int64)
     for chunk in range(n_chunks):
@@ -483,12 +515,13 @@ def _above_zero(active):
     return loss, indptr, labels, values
 
 
-def step(x, labels, duals, layer, c, slack, room=None):
-    """Dual coordinate descent over the active pairs of a batch; returns the loss before it, and the new `Duals`.
+def step(features, labels, duals, layer, c, slack, room=None):
+    """One pass of dual coordinate descent over a batch's active pairs; returns the loss before it and the new `Duals`.
 
-    Each label visits its active rows in their order. `values` of the layer change in place. `room`: see `_active`.
+    Each label visits its active rows in order. The layer's `values` change in place. `room` is the `capacity` of
+    `_active`.
     """
-    active, entries = _active(x, labels, duals, layer, slack, [1 << 10, 1 << 13] if room is None else room)
+    active, entries = _active(features, labels, duals, layer, slack, [1 << 10, 1 << 13] if room is None else room)
     _update(active, entries, layer.bias, np.float32(1 / (2 * c)), np.float32(slack), layer.values)
-    loss, *new = _above_zero(active)
+    loss, *new = _positive_duals(active)
     return loss, Duals(*new)

@@ -11,25 +11,26 @@ _f = cpu_formulas(formulas)
 loss_and_gradient, squared_hinge = _f.loss_and_gradient, _f.squared_hinge
 ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
 SQUARED_HINGE = formulas.SQUARED_HINGE
+#: Labels per work item.
 SPAN = 64
-#: atanh(s) / s by powers of s^2 for s < 1/3 (its series).
+#: Coefficients of atanh(s) / s in powers of s^2, for s < 1/3 (Taylor series).
 ATANH_TERMS = tuple(np.float32(1 / n) for n in (15, 13, 11, 9, 7, 5, 3, 1))
 
 
 @njit_parallel
-def multilabel(scores, positives, loss, dscores, label_loss):
-    """Loss of every label, averaged over the rows, and its gradient by the scores; `dscores` may be `scores`."""
+def multilabel(scores, label_rows, loss, dscores, label_loss):
+    """The loss per label, averaged over the rows, and the gradient of the scores; `dscores` may be `scores`."""
     n_rows, n_labels = scores.shape
     scale = ONE / np.float32(max(n_rows, 1))
     for part in prange((n_labels + SPAN - 1) // SPAN):
         first, n = part * SPAN, min(SPAN, n_labels - part * SPAN)
         total = np.zeros(SPAN, np.float32)
         cursor = np.empty(SPAN, np.int64)
-        next_row = np.full(SPAN, -1, np.int64)  # the next row in which each label is positive
+        next_row = np.full(SPAN, -1, np.int64)  # the next row that has each label
         for j in range(n):
-            cursor[j] = positives.indptr[first + j]
-            if cursor[j] < positives.indptr[first + j + 1]:
-                next_row[j] = positives.rows[cursor[j]]
+            cursor[j] = label_rows.indptr[first + j]
+            if cursor[j] < label_rows.indptr[first + j + 1]:
+                next_row[j] = label_rows.rows[cursor[j]]
         for row in range(n_rows):
             hits = 0
             for j in range(n):
@@ -42,14 +43,14 @@ def multilabel(scores, positives, loss, dscores, label_loss):
                 for j in range(n):
                     if next_row[j] == row:
                         cursor[j] += 1
-                        more = cursor[j] < positives.indptr[first + j + 1]
-                        next_row[j] = positives.rows[cursor[j]] if more else -1
+                        more = cursor[j] < label_rows.indptr[first + j + 1]
+                        next_row[j] = label_rows.rows[cursor[j]] if more else -1
         label_loss[first : first + n] = total[:n]
 
 
 @njit_inline
 def _binary_cross_entropy(score, sign):
-    """The formula of ``core.formulas`` without calls of math.exp and log1p, so that a loop over it becomes vector code."""
+    """The formula of ``core.formulas`` without math.exp and log1p, so that a loop over it becomes vector code."""
     z = sign * score
     a = z if z >= ZERO else -z
     e = exp(-a)
@@ -63,7 +64,7 @@ def _binary_cross_entropy(score, sign):
 
 @njit(error_model="numpy")
 def losses_and_slopes(loss, scores, signs, losses, slopes):
-    """Losses and their derivatives by the scores, for a few labels at once: flat loops, compiled to vector code."""
+    """Losses and their derivatives with respect to the scores, for a few labels: flat loops that become vector code."""
     if loss == SQUARED_HINGE:
         for i in range(scores.size):
             losses[i], slopes[i] = squared_hinge(scores[i], signs[i])

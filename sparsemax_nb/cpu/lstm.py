@@ -1,12 +1,12 @@
 """The recurrent part of an LSTM layer on the CPU: all steps of a sequence in one call.
 
-The rows of a batch know nothing of each other. So a thread takes a block of rows through all steps, each a product with
-the recurrent matrix and the cells behind it: no thread waits for another before the end.
+The rows of a batch are independent. So a thread takes a block of rows through all steps, each a product with the
+recurrent matrix followed by the cells, and no thread waits for another before the end.
 
-A row of cells goes through a few flat loops, each compiled to vector code, and stays in the first-level cache
-meanwhile. A single loop over everything would not be vector code: at run time every array that is written must be
-checked for overlap with all others, and above eight checks the compiler gives up. The check fails where an output is
-also an input: so what may be the same array is copied first.
+A row of cells goes through a few flat loops, each compiled to vector code, and stays in the L1 cache meanwhile. A
+single loop over everything would not be vector code: the compiler must check at run time that every array that is
+written does not overlap any other array, and gives up above eight checks. The check fails if an output is also an
+input: so arrays that may be the same are copied first.
 """
 
 import numpy as np
@@ -68,7 +68,7 @@ def _out(o, cells, out):
 
 @njit
 def _cell(row, previous, cells, out):
-    """A row of a step: pre-activations (4H,) become gates."""
+    """One step of one row: pre-activations (4H,) become gates."""
     n = previous.size
     i, f, g, o = row[:n], row[n : 2 * n], row[2 * n : 3 * n], row[3 * n :]
     _sigmoid(row[: 2 * n])
@@ -94,11 +94,11 @@ def _forward(panels, gates, cells, hidden, block):
 
 
 def forward(recurrent, gates, cells, hidden, *, block=BLOCK):
-    """All steps of an LSTM, ``gates_t + h_{t-1} recurrent`` and the cells behind it; recurrent is (H, 4H).
+    """All steps of an LSTM: the product ``gates_t + h_{t-1} recurrent`` and the cells; recurrent is (H, 4H).
 
-    gates (T, B, 4H) is overwritten: what the inputs add to i, f, g, o, side by side, by the gates themselves.
-    cells, hidden (T + 1, B, H) hold c and h before the first step; those behind each step are filled in.
-    `block` is the number of rows that a thread takes at once.
+    gates (T, B, 4H) contains what the inputs add to i, f, g, o (concatenated) and is overwritten by the gates.
+    cells, hidden (T + 1, B, H) contain c and h before the first step; those after each step are filled in.
+    `block` is the number of rows that a thread takes at a time.
     """
     if cells.size:
         _forward(pack(recurrent), gates, cells, hidden, block)
@@ -106,7 +106,7 @@ def forward(recurrent, gates, cells, hidden, *, block=BLOCK):
 
 @njit(error_model="numpy")
 def _output_backward(dout, o, cells, do, dcells):
-    """`dcells` is that of step t + 1 before, and the whole gradient by c_t after."""
+    """On entry `dcells` is that of step t + 1; on exit, the whole gradient of c_t."""
     for h in range(dout.size):
         do[h], dcells[h] = output_backward(dout[h], dcells[h], o[h], tanh(cells[h]))
 
@@ -119,14 +119,14 @@ def _input_backward(dcells, i, g, di, dg):
 
 @njit
 def _forget_backward(f, previous, df, dcells):
-    """`dcells` is the gradient by c_t before and by c_{t-1} after."""
+    """`dcells` is the gradient of c_t on entry and of c_{t-1} on exit."""
     for h in range(dcells.size):
         df[h], dcells[h] = forget_backward(dcells[h], f[h], previous[h])
 
 
 @njit
 def _cell_backward(dout, dcells, gates, previous, cells, dpre):
-    """A row of a step; `dcells` is the gradient by c_t that comes from step t + 1 before, and that by c_{t-1} after."""
+    """One step of one row; `dcells` is the gradient of c_t from step t + 1 on entry and that of c_{t-1} on exit."""
     n = previous.size
     i, f, g, o = gates[:n], gates[n : 2 * n], gates[2 * n : 3 * n], gates[3 * n :]
     di, df, dg, do = dpre[:n], dpre[n : 2 * n], dpre[2 * n : 3 * n], dpre[3 * n :]
@@ -155,10 +155,10 @@ def _backward(panels, gates, cells, dout, dpre, block):
 
 
 def backward(recurrent, gates, cells, dout, dpre, *, block=BLOCK):
-    """dpre (T, B, 4H), the gradient by the sums that become gates, from dout (T, B, H), that by h as it comes from outside.
+    """dpre (T, B, 4H), the gradient of the pre-activations, from dout (T, B, H), the gradient of h from outside.
 
-    recurrent, gates and cells are as `forward` left them; dpre may be gates. By ``dpre_{t+1} recurrent'`` a step learns
-    of those behind it.
+    recurrent, gates and cells are as `forward` left them; dpre may be gates. Step t adds ``dpre_{t+1} recurrent'`` to
+    the gradient of h_t.
     """
     if dout.size:
         _backward(pack(recurrent.T), gates, cells, dout, dpre, block)

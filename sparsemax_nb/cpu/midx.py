@@ -8,7 +8,7 @@ from numba import prange
 from ..core import rng, threads
 from ..core.device import cpu_formulas, njit, njit_parallel
 from .exp import exp
-from .matmul import AS_IS, FLOAT32, ITEM, TURNED, find_blas, gemm, matmul
+from .matmul import FLOAT32, ITEM, NOT_TRANSPOSED, TRANSPOSED, find_blas, gemm, matmul
 from .samplers import DRAW
 from .simd import prefetch
 
@@ -17,20 +17,20 @@ random_words, unit, below = _rng.random_words, _rng.unit, _rng.below
 SAMPLING = rng.SAMPLING
 ZERO, HALF, ONE, TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
 LOWEST = np.float32(-np.inf)
-#: The sum of all weight, relative to what the largest logits would give, below which it is summed with more care.
+#: If the total weight relative to the largest logits is smaller, `_add_up` sums it again more carefully.
 VANISHING = np.float32(1e-20)
-#: Vectors are assigned in so many parts at most (each adds up its own sums: bits do not depend on the threads), and
-#: within a part in blocks of about so many products, which stay in a core's L2 cache.
+#: Most parts of the vectors in `assign` (each has sums of its own, so that bits do not depend on the threads), and the
+#: approximate number of products per block in a part, which stay in a core's L2 cache.
 PARTS, PRODUCTS = 64, 1 << 15
-#: Most numbers that the parts' sums may take: 64 MiB.
+#: Most numbers in the sums of all parts: 64 MiB.
 SUMS = 1 << 24
 
 
 def assign(vectors, codewords, weights, codes, distance, sums, totals):
-    """The nearest codeword of each vector (Euclidean; the first of equal ones), and the squared distance.
+    """The nearest codeword of each vector (Euclidean; ties: the first), and the squared distance.
 
-    ``sums[k]`` (K, d) adds up the vectors of codeword k times their weights, ``totals[k]`` (K,) the weights (n,), of
-    size 0 where all are 1; all in one pass over the vectors.
+    ``sums[k]`` (K, d) is the weighted sum of the vectors of codeword k, ``totals[k]`` (K,) the sum of their weights
+    (n,); `weights` of size 0 mean all 1. One pass over the vectors.
     """
     (n, width), n_words = vectors.shape, len(codewords)
     rows = max(16, PRODUCTS // n_words)
@@ -46,15 +46,11 @@ def assign(vectors, codewords, weights, codes, distance, sums, totals):
 
 @njit_parallel
 def _assign(vectors, codewords, weights, half, products, scalars, codes, distance, part_sums, part_totals):
-    """Addresses are taken of arguments only: Numba frees an array of its own behind the last use of its name."""
+    """Only addresses of arguments are taken: Numba frees a local array after the last use of its name."""
     n, width = vectors.shape
     n_parts, rows, n_words = products.shape
-    alpha, at_vectors, at_words, at_products = (
-        scalars.ctypes.data,
-        vectors.ctypes.data,
-        codewords.ctypes.data,
-        products.ctypes.data,
-    )
+    alpha, address_products = scalars.ctypes.data, products.ctypes.data
+    address_vectors, address_words = vectors.ctypes.data, codewords.ctypes.data
     find_blas(scalars)
     n_blocks = (n + rows - 1) // rows
     for part in prange(n_parts):
@@ -63,18 +59,18 @@ def _assign(vectors, codewords, weights, half, products, scalars, codes, distanc
             size = min(rows, n - first)
             gemm(
                 FLOAT32,
-                TURNED,
-                AS_IS,
+                TRANSPOSED,
+                NOT_TRANSPOSED,
                 n_words,
                 size,
                 width,
                 alpha,
-                at_words,
+                address_words,
                 width,
-                at_vectors + ITEM * first * width,
+                address_vectors + ITEM * first * width,
                 width,
                 alpha + ITEM,
-                at_products + ITEM * np.int64(part) * rows * n_words,
+                address_products + ITEM * np.int64(part) * rows * n_words,
                 n_words,
             )
             for i in range(size):
@@ -96,7 +92,7 @@ def _largest(products, half):
 
 @njit(error_model="numpy")
 def _nearest(products, half):
-    """|v - c|^2 = |v|^2 - 2 (v . c - |c|^2 / 2): the nearest has the largest bracket. Returns its number and the bracket."""
+    """|v - c|^2 = |v|^2 - 2 (v . c - |c|^2 / 2): the codeword with the largest bracket, and the bracket."""
     best, found = _largest(products, half), np.int32(products.size - 1)
     for k in range(products.size):
         found = min(found, np.int32(k) if products[k] - half[k] == best else np.int32(products.size))
@@ -131,7 +127,7 @@ def _exponentials_of_rows(r0, r1, e0, e1):
 
 
 def _weigh(r0, r1, weights):
-    """``e0, e1 = exp(r0 - max r0), exp(r1 - max r1)`` and ``sums = e1 weights.T``: all the work of K^2 a query."""
+    """``e0, e1 = exp(r0 - max r0), exp(r1 - max r1)`` and ``sums = e1 weights.T``: all O(K^2) work per row."""
     e0, e1, sums = (np.empty_like(r0) for _ in range(3))
     _exponentials_of_rows(r0, r1, e0, e1)
     matmul(e1, weights.T, sums)
@@ -140,12 +136,12 @@ def _weigh(r0, r1, weights):
 
 @njit
 def _add_up(r0, r1, weights, e0, sums, cumulative, top):
-    """For one query: cumulative sums of all weight, ``exp(r0[k] + top[k]) sums[k]`` up to a factor.
+    """For one row: cumulative sums of all weight, ``exp(r0[k] + top[k]) sums[k]`` up to a factor.
 
-    Returns b0, b1 and ``log Z - b0 - b1``, two scores as large as any pair's with weight: so large ones do not swallow
-    the rest. ``sums[k] = sum_j W[k, j] exp(r1[j] - top[k])``, where top is the largest r1 for all k; where all weight
-    lies so far below it that the sums vanish, it is the largest r1 of k's own cells that are not empty, and `sums` are
-    made again.
+    Returns b0, b1 and ``log Z - b0 - b1``; b0 and b1 are scores as large as any pair's with weight, so that large
+    scores do not swallow the rest. ``sums[k] = sum_j W[k, j] exp(r1[j] - top[k])``, where top is the largest r1 for
+    all k. If all weight is so far below it that the sums vanish, top[k] becomes the largest r1 of k's own nonempty
+    cells and `sums` are recomputed.
     """
     largest0, largest1, total = r0.max(), r1.max(), ZERO
     for k in range(r0.size):
@@ -173,8 +169,8 @@ def _add_up(r0, r1, weights, e0, sums, cumulative, top):
 
 
 def log_prob(r0, r1, index, ids, log_q):
-    """``log Q(i | q) = r0[k0(i)] + r1[k1(i)] + log pop(i) - log Z(q)`` of ids (B, M) or (1, M), for all rows."""
-    e0, _, sums = _weigh(r0, r1, index.weights)
+    """``log Q(i | h) = r0[k0(i)] + r1[k1(i)] + log pop(i) - log Z(h)`` of ids (B, M), or (1, M) for all rows."""
+    e0, _, sums = _weigh(r0, r1, index.cell_weights)
     _log_prob(r0, r1, e0, sums, index, ids, log_q)
 
 
@@ -184,7 +180,7 @@ def _log_prob(r0, r1, e0, sums, index, ids, log_q):
     shared, is_weighted = ids.shape[0] != r0.shape[0], index.log_popularity.size > 0
     for b in prange(r0.shape[0]):
         buffer = np.empty((2, n_words), np.float32)
-        best0, best1, log_z = _add_up(r0[b], r1[b], index.weights, e0[b], sums[b], buffer[0], buffer[1])
+        best0, best1, log_z = _add_up(r0[b], r1[b], index.cell_weights, e0[b], sums[b], buffer[0], buffer[1])
         line = 0 if shared else np.int64(b)
         for m in range(ids.shape[1]):
             i = ids[line, m]
@@ -195,14 +191,14 @@ def _log_prob(r0, r1, e0, sums, index, ids, log_q):
 
 @njit(error_model="numpy")
 def _draw_words(seed, step, first, words):
-    """The four random words of draws first, first + 1, ...; a loop of its own is compiled to vector code."""
+    """The four random words of draws first, first + 1, ...; a separate loop, so that it becomes vector code."""
     for m in range(words.shape[1]):
         words[0, m], words[1, m], words[2, m], words[3, m] = random_words(seed, SAMPLING, step, np.uint64(first + m))
 
 
 @njit(error_model="numpy")
 def _count(sums, wanted):
-    """How many cumulative sums do not exceed `wanted`: the place of the first that does. Compiled to vector code."""
+    """The number of cumulative sums <= `wanted`: the index of the first larger one. Compiled to vector code."""
     n = np.int32(0)
     for k in range(sums.size):
         n += np.int32(sums[k] <= wanted)
@@ -213,7 +209,7 @@ def _count(sums, wanted):
 def _cumulate(weights, e1, r1, top, is_shared, line):
     """Cumulative sums of ``weights exp(r1 - top)`` in `line`, whose size is a multiple of 4: four chains, then joined.
 
-    One chain would wait for each addition in turn.
+    A single chain would wait for each addition in turn.
     """
     if is_shared:  # top is the largest r1
         for k in range(weights.size):
@@ -241,54 +237,54 @@ def _cumulate(weights, e1, r1, top, is_shared, line):
 
 @njit
 def _by_first_word(k0, n_words, order):
-    """The draws ordered by their first codeword (a counting sort), so that each line of weights is summed up once."""
-    place = np.zeros(n_words + 1, np.int32)
+    """Sort the draws by their first codeword (counting sort), so that each row of weights is accumulated once."""
+    slot = np.zeros(n_words + 1, np.int32)
     for m in range(k0.size):
-        place[k0[m] + 1] += 1
+        slot[k0[m] + 1] += 1
     for k in range(n_words):
-        place[k + 1] += place[k]
+        slot[k + 1] += slot[k]
     for m in range(k0.size):
-        order[place[k0[m]]] = m
-        place[k0[m]] += 1
+        order[slot[k0[m]]] = m
+        slot[k0[m]] += 1
 
 
 def sample(r0, r1, index, seed, step, ids, log_q):
-    """Draws (B, M): k0, then k1 given k0, then the class inside the cell; and the log-probabilities."""
-    _sample(r0, r1, *_weigh(r0, r1, index.weights), index, seed, step, ids, log_q)
+    """Draw ids (B, M): k0, then k1 given k0, then the class in the cell; and their log-probabilities."""
+    _sample(r0, r1, *_weigh(r0, r1, index.cell_weights), index, seed, step, ids, log_q)
 
 
 @njit_parallel(work=lambda r0, r1, e0, e1, sums, index, seed, step, ids, log_q: DRAW * (ids.size + r0.size))
 def _sample(r0, r1, e0, e1, sums, index, seed, step, ids, log_q):
-    """The arrays of L entries miss the cache: each entry is asked for as soon as its place is known, and read later.
+    """The arrays of L entries miss the cache: each entry is prefetched as soon as its index is known, and read later.
 
-    So what a draw costs hardly depends on L. With popularity, all that a draw needs lies in one record of 16 bytes.
+    So the cost of a draw hardly depends on L. With popularity, all data of a draw is in one record of 16 bytes.
     """
     n_words, n_samples = r0.shape[1], ids.shape[1]
-    weights, members, records, values = index.weights, index.members, index.records, index.values
+    weights, members, records, values = index.cell_weights, index.members, index.records, index.values
     flat = values.reshape(-1)
     is_weighted = records.shape[0] > 0
     for b in prange(r0.shape[0]):
         words, column = np.empty((4, n_samples), np.uint32), np.empty(n_samples, np.int64)
         cumulative, top = np.empty(n_words, np.float32), np.empty(n_words, np.float32)
-        k0_of, order = np.empty(n_samples, np.int32), np.empty(n_samples, np.int32)
+        first_words, order = np.empty(n_samples, np.int32), np.empty(n_samples, np.int32)
         line = np.empty((n_words + 3) // 4 * 4, np.float32)
         best0, best1, log_z = _add_up(r0[b], r1[b], weights, e0[b], sums[b], cumulative, top)
         largest1, total, last = r1[b].max(), cumulative[n_words - 1], -1
         _draw_words(seed, step, np.int64(b) * n_samples, words)
         for m in range(n_samples):
             k0 = min(_count(cumulative, unit(np.uint64(words[0, m])) * total), n_words - 1)
-            while k0 > 0 and not sums[b, k0] > ZERO:  # rounding only: the last codeword with weight
+            while k0 > 0 and not sums[b, k0] > ZERO:  # only by rounding: take the last codeword with weight
                 k0 -= 1
-            k0_of[m] = k0
-        _by_first_word(k0_of, n_words, order)
+            first_words[m] = k0
+        _by_first_word(first_words, n_words, order)
         for j in range(n_samples):
             m = order[j]
-            k0 = k0_of[m]
+            k0 = first_words[m]
             if k0 != last:
                 _cumulate(weights[k0], e1[b], r1[b], top[k0], top[k0] == largest1, line)
                 last = k0
             k1 = min(_count(line, unit(np.uint64(words[1, m])) * line[line.size - 1]), n_words - 1)
-            while k1 > 0 and not weights[k0, k1] > ZERO:  # rounding only
+            while k1 > 0 and not weights[k0, k1] > ZERO:  # only by rounding
                 k1 -= 1
             cell = k0 * n_words + k1
             first = np.int64(index.indptr[cell])

@@ -1,6 +1,6 @@
 """Parameter updates on the CPU.
 
-The moments are taken out of their tuple first: numba drops what a parallel loop writes through a tuple's attribute.
+The moments are taken out of their tuple first: numba drops what a parallel loop writes through an attribute of a tuple.
 """
 
 from numba import prange
@@ -28,7 +28,7 @@ def update(kind, parameter, gradient, moments, rates):
 
 @njit(error_model="numpy")
 def update_range(kind, parameter, gradient, m, v, rates, updated):
-    """`update` of a range of parameters in one thread, into `updated`; a flat loop, which is compiled to vector code."""
+    """`update` of a range of parameters in one thread, into `updated`; a flat loop, compiled to vector code."""
     if kind == ADAM:
         for i in range(parameter.size):
             updated[i], m[i], v[i] = adam(parameter[i], gradient[i], m[i], v[i], rates)

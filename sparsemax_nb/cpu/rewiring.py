@@ -1,7 +1,7 @@
 """Rewiring of the fixed fan-in layer on the CPU: find the smallest weights, draw new connections.
 
-Weights are looked at as integers: without its sign, a float32 grows with its bits. The threshold is found digit by
-digit (radix selection), so that no copy of the weights is needed; every pass reads them once.
+Weights are compared as integers: without the sign, a float32 grows with its bits. The threshold is found digit by
+digit (radix selection), without a copy of the weights; every pass reads them once.
 """
 
 import numpy as np
@@ -17,13 +17,13 @@ digit, is_smallest, free_input = _f.digit, _f.is_smallest, _f.free_input
 random_word, below = _r.random_word, _r.below
 
 STREAM = rng.REWIRING
-#: The weights are counted in so many parts, whatever the number of threads.
+#: Number of parts in which the weights are counted, independent of the number of threads.
 PARTS = 16
 
 
 @njit_parallel
 def magnitudes(values, group_size, means):
-    """Mean |value| of every slot over the labels of its group (values float32 or bits of bfloat16, (L, K)), in float32."""
+    """Mean |value| of every slot over the labels of its group, float32; values are (L, K) float32 or bfloat16 bits."""
     n_groups, fan_in = means.shape
     for group in prange(n_groups):
         first, stop = group * group_size, min(len(values), (group + 1) * group_size)
@@ -38,7 +38,7 @@ def magnitudes(values, group_size, means):
 
 @njit_parallel
 def clear(slots, group_size, array):
-    """Zeros for the slots (n, 2) = (group, k), different ones, in every label of their groups: array (L, K)."""
+    """Write zeros to the slots (n, 2) = (group, k), all different, of every label of their groups: array (L, K)."""
     for i in prange(len(slots)):
         group, k = slots[i]
         array[group * group_size : (group + 1) * group_size, k] = 0
@@ -48,14 +48,14 @@ def clear(slots, group_size, array):
 def _count_digits(bits, prefix, shift, counts):
     n_bins = counts.size
     for i in range(bits.size):
-        d = np.uint64(digit(bits[i], prefix, shift, n_bins))  # unsigned: one test, seldom true, tells both ends
+        d = np.uint64(digit(bits[i], prefix, shift, n_bins))  # unsigned: one test checks both bounds
         if d < np.uint64(n_bins):
             counts[d] += 1
 
 
 @njit_parallel
 def magnitude_histogram(bits, prefix, shift, counts):
-    """How many magnitudes of `bits` (n,) have which digit at `shift`, of those whose higher bits equal `prefix`."""
+    """Counts of the digits at `shift` of all magnitudes in `bits` (n,) whose higher bits equal `prefix`."""
     parts = np.zeros((PARTS, counts.size), np.int64)
     for part in prange(PARTS):
         chunk = bits[bits.size * part // PARTS : bits.size * (part + 1) // PARTS]
@@ -65,7 +65,7 @@ def magnitude_histogram(bits, prefix, shift, counts):
 
 @njit_parallel
 def count_smallest(bits, cut, counts):
-    """How many of each label's slots are among the smallest."""
+    """The number of slots of each label that are among the smallest."""
     n_labels, fan_in = bits.shape
     for label in prange(n_labels):
         count = 0
@@ -78,8 +78,8 @@ def count_smallest(bits, cut, counts):
 def redraw(seed, step, n_inputs, cut, offsets, indices, bits, moments, slots):
     """New connections for the smallest slots, in place: value and moments 0; `slots` (n, 2) = (label, k) of each.
 
-    Label l fills the rows offsets[l] ... offsets[l + 1]. Their second column first holds the ranks of the new inputs
-    among the free ones, ascending (Floyd's sampling, one random word a slot), then the inputs, at last k.
+    Label l fills the rows offsets[l] ... offsets[l + 1]. Their second column first contains the ranks of the new
+    inputs among the free ones, ascending (Floyd's sampling, one random word per slot), then the inputs, finally k.
     """
     n_labels, fan_in = bits.shape
     m = moments.m
@@ -90,14 +90,14 @@ def redraw(seed, step, n_inputs, cut, offsets, indices, bits, moments, slots):
             j = n_inputs - fan_in - drawn.size + i
             word = random_word(np.uint64(seed), STREAM, np.uint64(step), np.uint64(label * fan_in + i))
             t = np.int64(below(word, np.uint64(j + 1)))
-            place = i
-            while place > 0 and drawn[place - 1] > t:
-                place -= 1
-            if place > 0 and drawn[place - 1] == t:
-                t, place = j, i  # j is larger than all that were drawn before
-            for p in range(i, place, -1):
+            position = i
+            while position > 0 and drawn[position - 1] > t:
+                position -= 1
+            if position > 0 and drawn[position - 1] == t:
+                t, position = j, i  # j is larger than all that were drawn before
+            for p in range(i, position, -1):
                 drawn[p] = drawn[p - 1]
-            drawn[place] = t
+            drawn[position] = t
         for i in range(drawn.size):
             drawn[i] = free_input(np.int64(drawn[i]), indices[label])
         row = offsets[label]

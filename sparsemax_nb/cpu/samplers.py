@@ -1,4 +1,4 @@
-"""Draws of classes from fixed probabilities, or from the softmax of each row of a score matrix, on the CPU."""
+"""Samples of classes from fixed probabilities, or from the softmax of each row of a score matrix, on the CPU."""
 
 import math
 
@@ -12,13 +12,13 @@ from ..core.device import cpu_formulas, njit, njit_parallel
 _rng = cpu_formulas(rng)
 random_words, below, alias_draw, unit = _rng.random_words, _rng.below, _rng.alias_draw, _rng.unit
 SAMPLING, ZERO = rng.SAMPLING, np.float32(0)
-#: A draw takes about as long as so many numbers that are read one after the other.
+#: A draw takes about as long as reading this many numbers in sequence; for `work` of a `ParallelKernel`.
 DRAW = 32
 
 
 @njit_parallel(work=lambda seed, step, n_classes, ids: DRAW * ids.size)
 def draw_uniform(seed, step, n_classes, ids):
-    """Ids (B, M), each class as likely as the other."""
+    """Ids (B, M), all classes equally likely."""
     n_samples = ids.shape[1]
     for row in prange(ids.shape[0]):
         for m in range(n_samples):
@@ -40,22 +40,22 @@ def draw(seed, step, log_p, alias, ids, log_q):
 
 @njit
 def _pick(weights, wanted):
-    """The first place where the running sum of the weights exceeds `wanted`; the last one with weight where none does."""
-    total, place = ZERO, 0
+    """The first index where the running sum of the weights exceeds `wanted`, else the last one with weight."""
+    total, index = ZERO, 0
     for i in range(weights.size):
         if weights[i] > ZERO:
-            place = i
+            index = i
             total += weights[i]
             if total > wanted:
                 break
-    return place
+    return index
 
 
 @njit_parallel
 def draw_softmax(scores, first_row, seed, step, ids, log_q):
-    """Ids (B, M) from the softmax of each row of scores (B, L), which become exponentials; and the log-probabilities.
+    """Ids (B, M) from the softmax of each row of scores (B, L), and their log-probabilities; overwrites the scores.
 
-    A draw picks a block of `BLOCK` classes, then one of them. Rows count from `first_row` in the random stream.
+    A draw picks a block of `BLOCK` classes, then one of them. `first_row` is the number of row 0 in the random stream.
     """
     n_classes, n_samples = scores.shape[1], ids.shape[1]
     n_blocks = (n_classes + BLOCK - 1) // BLOCK

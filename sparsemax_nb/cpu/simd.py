@@ -1,9 +1,9 @@
-"""Vectors of 16 float32 inside ``numba.njit`` code: one AVX-512 register, or as many narrower ones as the machine has.
+"""Vectors of 16 float32 inside ``numba.njit`` code: one AVX-512 register, or several narrower ones.
 
-Numba has no vector type, and LLVM does not find these loops by itself: a score is a sum over connections of a scalar
-weight times 16 neighbouring rows of the batch, at an address that is itself loaded. These few intrinsics write the
-vector instructions down. They skip Numba's handling of negative indices and all bounds checks: the callers' argument
-checks stand in for them. Arrays are one-dimensional and C-contiguous; `i` counts elements.
+Numba has no vector type, and LLVM does not vectorize these loops by itself: a score is a sum over connections of a
+scalar weight times 16 adjacent rows of the batch, at an address that is itself loaded. These intrinsics emit the
+vector instructions directly. They do not handle negative indices and check no bounds; the callers check their
+arguments instead. Arrays are one-dimensional and C-contiguous; `i` counts elements.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
-from ..core.device import LINE, aligned, njit  # noqa: F401  where the kernels look for it
+from ..core.device import LINE, aligned, njit  # noqa: F401  kernels import `aligned` from here
 
 LANES = 16
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
@@ -68,8 +68,8 @@ def _store_transposed(context, builder, array_type, array, i, stride, lines):
                 lines[k | step] = builder.shuffle_vector(x, y, upper)
         step *= 2
     for k, line in enumerate(lines):
-        place = builder.add(i, builder.mul(stride, ir.IntType(64)(k)))
-        builder.store(line, _address(context, builder, array_type, array, place, _VECTOR)).align = 4
+        position = builder.add(i, builder.mul(stride, ir.IntType(64)(k)))
+        builder.store(line, _address(context, builder, array_type, array, position, _VECTOR)).align = 4
 
 
 @intrinsic
@@ -84,7 +84,7 @@ def item(typingctx, array, i):
 
 @intrinsic
 def set_item(typingctx, array, i, value):
-    """``array[i] = value``, i >= 0, for a value of the element's own type."""
+    """``array[i] = value``, i >= 0, for a value of the element type."""
 
     def codegen(context, builder, sig, args):
         builder.store(args[2], _address(context, builder, sig.args[0], args[0], args[1]))
@@ -117,13 +117,13 @@ def store(typingctx, array, i, v):
 
 @intrinsic
 def stores(typingctx, array, i, vectors):
-    """A tuple of vectors, one behind the other from ``array[i]`` on."""
+    """Store a tuple of vectors, concatenated, from ``array[i]`` on."""
 
     def codegen(context, builder, sig, args):
         for j in range(sig.args[2].count):
-            place = builder.add(args[1], ir.IntType(64)(j * LANES))
+            position = builder.add(args[1], ir.IntType(64)(j * LANES))
             line = builder.extract_value(args[2], j)
-            builder.store(line, _address(context, builder, sig.args[0], args[0], place, _VECTOR)).align = 4
+            builder.store(line, _address(context, builder, sig.args[0], args[0], position, _VECTOR)).align = 4
         return context.get_dummy_value()
 
     return types.none(array, types.intp, vectors), codegen
@@ -131,7 +131,7 @@ def stores(typingctx, array, i, vectors):
 
 @intrinsic
 def stream(typingctx, array, i, v):
-    """`store` past the caches, for what will not be read soon; ``array[i]`` must lie at a multiple of 64 bytes."""
+    """`store` past the caches, for data not read soon; ``array[i]`` must be aligned to 64 bytes."""
 
     def codegen(context, builder, sig, args):
         instruction = builder.store(args[2], _address(context, builder, sig.args[0], args[0], args[1], _VECTOR))
@@ -144,13 +144,13 @@ def stream(typingctx, array, i, v):
 
 @intrinsic
 def prefetch(typingctx, array, i):
-    """Begin to load the cache line of ``array[i]``."""
+    """Start loading the cache line of ``array[i]``."""
 
     def codegen(context, builder, sig, args):
         kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), _I32, _I32, _I32])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
         address = builder.bitcast(_address(context, builder, sig.args[0], args[0], args[1]), kind.args[0])
-        builder.call(function, [address, _I32(0), _I32(3), _I32(1)])  # to read, to keep, data
+        builder.call(function, [address, _I32(0), _I32(3), _I32(1)])  # read, keep in all caches, data
         return context.get_dummy_value()
 
     return types.none(array, types.intp), codegen
@@ -214,14 +214,14 @@ def fmas(typingctx, scalars, i, stride, v, totals):
     """``tuple(scalars[i + j * stride] * v + total for j, total in enumerate(totals))``, each rounded once."""
 
     def codegen(context, builder, sig, args):
-        array, place, stride, v, totals = args
+        array, position, stride, v, totals = args
         kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.fma.v16f32")
         result = totals
         for j in range(sig.return_type.count):
-            scalar = builder.load(_address(context, builder, sig.args[0], array, place))
+            scalar = builder.load(_address(context, builder, sig.args[0], array, position))
             total = builder.call(function, [_splat(builder, scalar), v, builder.extract_value(totals, j)])
-            result, place = builder.insert_value(result, total, j), builder.add(place, stride)
+            result, position = builder.insert_value(result, total, j), builder.add(position, stride)
         return result
 
     return totals(scalars, types.intp, types.intp, vector, totals), codegen
@@ -229,7 +229,7 @@ def fmas(typingctx, scalars, i, stride, v, totals):
 
 @intrinsic
 def dot(typingctx, a, b):
-    """``sum(a * b)``, added pairwise: 16 -> 8 -> 4 -> 2 -> 1, in that order on every machine."""
+    """``sum(a * b)``, added pairwise (16 -> 8 -> 4 -> 2 -> 1), in the same order on every machine."""
 
     def codegen(context, builder, sig, args):
         total, width = builder.fmul(*args), LANES
@@ -252,10 +252,10 @@ def dots(typingctx, a, array, indices, k):
         i64, a, sums = ir.IntType(64), args[0], []
         for j in range(LANES):
             index = builder.load(_address(context, builder, sig.args[2], args[2], builder.add(args[3], i64(j))))
-            place = builder.mul(builder.sext(index, i64), i64(LANES))
-            sums.append(builder.fmul(a, _load_line(context, builder, sig.args[1], args[1], place)))
+            position = builder.mul(builder.sext(index, i64), i64(LANES))
+            sums.append(builder.fmul(a, _load_line(context, builder, sig.args[1], args[1], position)))
         width = LANES
-        while width > 1:  # two vectors of runs of `width` lanes become one of twice as many runs, each half as long
+        while width > 1:  # join two vectors of runs of `width` lanes: twice as many runs, each half as long
             half = width // 2
             low = [run + lane for run in range(0, 2 * LANES, width) for lane in range(half)]
             sums = [
@@ -270,14 +270,14 @@ def dots(typingctx, a, array, indices, k):
 
 @intrinsic
 def transposed(typingctx, a, indices, i, out, j):
-    """``out[j + 16 row + column] = a[16 indices[i + column] + row]``: 16 lines of a, gathered, transposed in registers."""
+    """``out[j + 16 row + column] = a[16 indices[i + column] + row]``: 16 gathered lines, transposed in registers."""
 
     def codegen(context, builder, sig, args):
         i64, lines = ir.IntType(64), []
         for k in range(LANES):
             index = builder.load(_address(context, builder, sig.args[1], args[1], builder.add(args[2], i64(k))))
-            place = builder.mul(builder.sext(index, i64), i64(LANES))
-            lines.append(_load_line(context, builder, sig.args[0], args[0], place))
+            position = builder.mul(builder.sext(index, i64), i64(LANES))
+            lines.append(_load_line(context, builder, sig.args[0], args[0], position))
         _store_transposed(context, builder, sig.args[3], args[3], args[4], i64(LANES), lines)
         return context.get_dummy_value()
 
@@ -290,7 +290,7 @@ def _mask(builder, lanes):
 
 @intrinsic
 def any_above(typingctx, a, b):
-    """True where ``a > b`` holds in some lane, or a or b is NaN there."""
+    """Whether ``a > b`` in any lane, or a or b is NaN there."""
 
     def codegen(context, builder, sig, args):
         bits = _mask(builder, builder.fcmp_unordered(">", *args))
@@ -301,7 +301,7 @@ def any_above(typingctx, a, b):
 
 @intrinsic
 def nonzero_lanes(typingctx, v):
-    """Bit q is set where lane q is not zero (NaN is not): an int64 below 2^16."""
+    """An int64 below 2^16 whose bit q is set if lane q is nonzero (NaN is)."""
 
     def codegen(context, builder, sig, args):
         bits = _mask(builder, builder.fcmp_unordered("!=", args[0], ir.Constant(_VECTOR, [0.0] * LANES)))
@@ -312,7 +312,7 @@ def nonzero_lanes(typingctx, v):
 
 @intrinsic
 def count_bits(typingctx, mask):
-    """How many bits of an int64 are set."""
+    """The number of set bits of an int64."""
 
     def codegen(context, builder, sig, args):
         return builder.ctpop(args[0])
@@ -322,7 +322,7 @@ def count_bits(typingctx, mask):
 
 @intrinsic
 def lowest_bit(typingctx, mask):
-    """The number of the lowest bit that is set in an int64 that is not zero."""
+    """The index of the lowest set bit of a nonzero int64."""
 
     def codegen(context, builder, sig, args):
         return builder.cttz(args[0], ir.IntType(1)(1))
@@ -332,17 +332,17 @@ def lowest_bit(typingctx, mask):
 
 @njit
 def any_nonzero(v):
-    """True where some lane is not zero (NaN is not)."""
+    """Whether any lane is nonzero (NaN is)."""
     return nonzero_lanes(v) != 0
 
 
 @intrinsic
 def transpose(typingctx, a, i, stride, b, j, b_stride):
-    """``b[j + b_stride * row + column] = a[i + stride * column + row]`` for 16 x 16 numbers, transposed in registers."""
+    """``b[j + b_stride row + column] = a[i + stride column + row]`` for 16 x 16 numbers, transposed in registers."""
 
     def codegen(context, builder, sig, args):
-        places = [builder.add(args[1], builder.mul(args[2], ir.IntType(64)(k))) for k in range(LANES)]
-        lines = [_load_line(context, builder, sig.args[0], args[0], place) for place in places]
+        positions = [builder.add(args[1], builder.mul(args[2], ir.IntType(64)(k))) for k in range(LANES)]
+        lines = [_load_line(context, builder, sig.args[0], args[0], position) for position in positions]
         _store_transposed(context, builder, sig.args[3], args[3], args[4], args[5], lines)
         return context.get_dummy_value()
 
@@ -351,7 +351,7 @@ def transpose(typingctx, a, i, stride, b, j, b_stride):
 
 @njit
 def prefetch_range(array, start, n):
-    """Begin to load the cache lines of ``array[start : start + n]``, of 4-byte numbers."""
+    """Start loading the cache lines of ``array[start : start + n]``, of 4-byte elements."""
     for i in range(start, start + n, LANES):
         prefetch(array, i)
 

@@ -1,1 +1,1 @@
-"""Every operation for CUDA: Numba kernels, the same names and arguments as ``cpu/``."""
+"""Every operation as Numba CUDA kernels, under the same names and with the same arguments as in ``cpu/``."""

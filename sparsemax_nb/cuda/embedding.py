@@ -1,4 +1,4 @@
-"""Weighted sum of embedding rows on CUDA."""
+"""Weighted sums of embedding rows on CUDA."""
 
 import numpy as np
 
@@ -10,7 +10,11 @@ ZERO = np.float32(0)
 
 @cuda_device
 def _weighted_sum(indptr, ids, weights, source, out):
-    """``out[b] = sum_j weights[j] source[ids[j]]`` for the row b of this block; its threads share the columns."""
+    """``out[b] = sum_j weights[j] source[ids[j]]`` for row b = blockIdx.x.
+
+    The threads of the block share the columns, so each row of `source` is read coalesced. The sum over j stays in a
+    register.
+    """
     b = cuda.blockIdx.x
     for i in range(cuda.threadIdx.x, out.shape[1], cuda.blockDim.x):
         total = ZERO
@@ -21,9 +25,9 @@ def _weighted_sum(indptr, ids, weights, source, out):
 
 @cuda_jit
 def forward_kernel(rows, table, out):
-    """A block owns one row of out (B, D), a thread its columns t, t + blockDim.x, ...; reads table (F, D) coalesced.
+    """One block owns one row of out (B, D); thread t owns columns t, t + blockDim.x, ...
 
-    Grid: rows on x. No shared memory, no atomics.
+    Grid: rows on x. Reads rows of table (F, D), writes out, coalesced. No shared memory. No atomics.
     """
     _weighted_sum(rows.indptr, rows.ids, rows.weights, table, out)
 
@@ -36,9 +40,10 @@ def forward(rows, table, out, *, block=launch.BLOCK):
 
 @cuda_jit
 def backward_kernel(columns, dout, drows):
-    """A block owns one row of drows (U, D), a thread its columns t, t + blockDim.x, ...; reads dout (B, D) coalesced.
+    """One block owns one row of drows (U, D); thread t owns columns t, t + blockDim.x, ...
 
-    Grid: touched table rows on x. No shared memory, no atomics.
+    Grid: the touched rows of the table on x. Reads rows of dout (B, D), writes drows, coalesced. The entries are sorted
+    by feature, so a block gathers its own sum and no row is written twice. No shared memory. No atomics.
     """
     _weighted_sum(columns.indptr, columns.rows, columns.weights, dout, drows)
 

@@ -1,145 +1,106 @@
 """Fixed fan-in output layer on CUDA.
 
-The inputs are transposed to ``xt (H, B)``: the 32 threads of a warp then read 32 neighbouring rows of one feature, a
-single 128-byte line, while index and weight of the connection are the same for the whole warp. Gradients by the inputs
-are collected in ``dxt (H, B)`` with atomic adds, again 32 neighbours at a time. The ``..._wide`` kernels load four rows
-a thread, 128 a warp; the plain ones show the idea, and run in the simulator.
+The inputs are transposed to ``ht (H, B)``. The 32 threads of a warp then read 32 neighbouring rows of one input, a
+single 128-byte line; index and weight of the connection are the same for the whole warp. Gradients with respect to the
+inputs are added to ``dht (H, B)`` with atomics, again 32 neighbours at a time.
+
+The `..._wide` kernels load four rows per thread, 128 per warp, 16 bytes at a time; the plain ones show the idea, and
+run in the simulator.
 """
 
 import numpy as np
 from numba import float32
 
-from ..core import formulas, rng
+from ..core import formulas
 from ..core.device import cuda, cuda_device, cuda_formulas, cuda_jit, empty, runs_ptx
 from . import launch
 from .layout import padded, transposed, zeros_like_inputs
 from .optimizers import updated
 from .ptx import load4
 from .reduce import ALL_LANES, warp_sum
-from .top_k import INSERTED, WORST, clear, enters, insert, merge, of_layer, shapes_of_layer
+from .top_k import MAX_INSERTED, WORST, beats_worst, clear, insert, merge, top_k_of_layer, top_k_shapes_of_layer
 
 _f = cuda_formulas(formulas)
-_r = cuda_formulas(rng)
 loss_and_gradient = _f.loss_and_gradient
-random_word, below, symmetric = _r.random_word, _r.below, _r.symmetric
 
 ZERO, ONE = np.float32(0), np.float32(1)
-STREAM = rng.CONNECTIONS
-NO_STEP = np.uint64(0)
+#: Labels (and, without wide loads, rows) of a block's tile; and a row of it with padding against bank conflicts.
 TILE = 32
 TILE_PITCH = TILE + 1
-#: Rows that a warp takes at once by loads of four numbers a lane.
-ROWS = 4 * launch.WARP
-ROWS_PITCH = ROWS + 1
-#: Of so many rows, up to how many have a gradient for each by itself to be cheaper (fewer sectors, counted).
-FEW = 16
+#: Rows that a warp of a `..._wide` kernel takes at once: four per lane; and with padding.
+WARP_ROWS = 4 * launch.WARP
+WARP_ROWS_PITCH = WARP_ROWS + 1
+#: If at most this many of a warp's 128 rows have a gradient, they are handled one by one: fewer sectors (counted).
+MAX_ROWS_ONE_BY_ONE = 16
 
 
 def workspace_shapes(n_rows, n_inputs, n_labels, fan_in):
-    """{name: (shape, dtype)} of what `step` allocates (`backward`: also dscores, transposed)."""
-    return {"xt": ((n_inputs, padded(n_rows, 4)), np.float32), "dxt": ((n_inputs, n_rows), np.float32)}
+    """{name: (shape, dtype)} of the arrays that `step` allocates (`backward` also allocates dscores, transposed)."""
+    return {"ht": ((n_inputs, padded(n_rows, 4)), np.float32), "dht": ((n_inputs, n_rows), np.float32)}
 
 
 def top_k_shapes(n_rows, n_inputs, n_labels, fan_in, k):
-    """{name: (shape, dtype)} of what `top_k` allocates: the inputs, some lists for each row; many are sorted from scores."""
-    if k > INSERTED:
-        return shapes_of_layer(n_rows, n_inputs, n_labels)
+    """{name: (shape, dtype)} of the arrays that `top_k` allocates."""
+    if k > MAX_INSERTED:
+        return top_k_shapes_of_layer(n_rows, n_inputs, n_labels)
     n_lists, _ = launch.lists_by_rows(n_labels, n_rows, k)
     lists = n_rows, k, n_lists
-    shapes = {"xt": ((n_inputs, padded(n_rows, 4)), np.float32)}
+    shapes = {"ht": ((n_inputs, padded(n_rows, 4)), np.float32)}
     return shapes | {"list_scores": (lists, np.float32), "list_ids": (lists, np.int32)}
 
 
 @cuda_device
-def _score(xt, layer, label, row):
-    """Score of one label for one row. Unsigned indices spare Numba's test for negative ones."""
-    label, row = np.uint32(label), np.uint32(row)
+def _score(ht, layer, label, row):
+    """Score of one label for one row."""
+    label, row = np.uint32(label), np.uint32(row)  # unsigned: Numba omits its test for negative indices
     score = layer.bias[label]
     for k in range(layer.indices.shape[1]):
         k = np.uint32(k)
-        score += layer.values[label, k] * xt[np.uint32(layer.indices[label, k]), row]
+        score += layer.values[label, k] * ht[np.uint32(layer.indices[label, k]), row]
     return score
 
 
 @cuda_device
-def _scatter(dxt, layer, label, row, g):
-    """Adds the gradient `g` of one score to the inputs of its label, by atomics."""
+def _scatter(dht, layer, label, row, g):
+    """Adds the gradient `g` of one score to the inputs of its label, with one atomic per connection."""
     label, row = np.uint32(label), np.uint32(row)
     for k in range(layer.indices.shape[1]):
         k = np.uint32(k)
-        cuda.atomic.add(dxt, (np.uint32(layer.indices[label, k]), row), layer.values[label, k] * g)
+        cuda.atomic.add(dht, (np.uint32(layer.indices[label, k]), row), layer.values[label, k] * g)
 
 
 @cuda_jit
-def random_connections_kernel(seed, n_inputs, indices):
-    """One thread draws the connections of one label. Grid: labels on x. Writes indices (L, K). No shared, no atomics."""
-    label = cuda.grid(1)
-    n_labels, fan_in = indices.shape
-    if label < n_labels:
-        for k in range(fan_in):
-            j = n_inputs - fan_in + k
-            word = random_word(seed, STREAM, NO_STEP, np.uint64(label * fan_in + k))
-            t = np.int64(below(word, np.uint64(j + 1)))
-            place = k  # the chosen inputs so far are ascending: find where t belongs
-            while place > 0 and indices[label, place - 1] > t:
-                place -= 1
-            if place > 0 and indices[label, place - 1] == t:
-                t = j  # larger than all that were chosen before
-                place = k
-            for i in range(k, place, -1):
-                indices[label, i] = indices[label, i - 1]
-            indices[label, place] = t
+def forward_kernel(ht, layer, scores):
+    """First version: one thread computes one score; x is the row, y the label.
 
-
-def random_connections(seed, n_inputs, indices, *, block=launch.BLOCK):
-    """`fan_in` different inputs for each label, ascending: Floyd's sampling, one random word a connection."""
-    random_connections_kernel[launch.flat(indices.shape[0], block)](seed, n_inputs, indices)
-
-
-@cuda_jit
-def random_values_kernel(seed, stream, scale, values):
-    """One thread draws one weight. Grid: elements on x. Writes values (n,). No shared, no atomics."""
-    i = cuda.grid(1)
-    if i < values.size:
-        values[i] = symmetric(random_word(seed, stream, NO_STEP, np.uint64(i))) * scale
-
-
-def random_values(seed, stream, scale, values, *, block=launch.BLOCK):
-    """Uniform weights in [-scale, scale), `values` one-dimensional."""
-    random_values_kernel[launch.flat(values.size, block)](seed, stream, scale, values)
-
-
-@cuda_jit
-def forward_kernel(xt, layer, scores):
-    """First version: one thread computes one score; x is the row, y the label; rows stride over grid y.
-
-    Reads xt (H, B) coalesced, writes scores (B, L) with a whole 32-byte sector a thread, since neighbouring threads are
-    neighbouring rows: `forward_tiled_kernel` mends that. No shared memory, no atomics.
+    Grid: labels on x, rows stride over y. Reads ht (H, B) coalesced. Writes scores (B, L) one 32-byte sector per
+    thread, since neighbouring threads are neighbouring rows: 32 sectors per warp. `forward_tiled_kernel` fixes that. No
+    shared memory. No atomics.
     """
     label = cuda.blockIdx.x * cuda.blockDim.y + cuda.threadIdx.y
     if label < layer.indices.shape[0]:
         for row in range(
-            cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x, xt.shape[1], cuda.gridDim.y * cuda.blockDim.x
+            cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x, ht.shape[1], cuda.gridDim.y * cuda.blockDim.x
         ):
-            scores[row, label] = _score(xt, layer, label, row)
+            scores[row, label] = _score(ht, layer, label, row)
 
 
 @cuda_jit
-def forward_tiled_kernel(xt, layer, scores):
-    """A block computes a tile of 32 rows x 32 labels, turns it in shared memory and writes whole lines.
+def forward_tiled_kernel(ht, layer, scores):
+    """One block computes a tile of 32 rows x 32 labels, transposes it in shared memory and writes whole lines.
 
-    Grid: tiles of labels on x, tiles of rows stride over y; a block of any size works through its tile. Reads
-    xt (H, B) coalesced, writes scores (B, L) coalesced: 4 sectors a warp instead of 32. Shared: 32 x 33 floats (the
-    column of padding keeps the turned access free of bank conflicts). No atomics.
+    Grid: tiles of labels on x, tiles of rows stride over y; blocks of any size. Reads ht (H, B) and writes scores (B,
+    L), both coalesced: 4 sectors per store of a warp instead of 32. Shared memory: 32 x 33 floats. No atomics.
     """
+    # The padding column keeps the transposed reads free of bank conflicts.
     tile = cuda.shared.array((TILE, TILE_PITCH), float32)
     first_label = cuda.blockIdx.x * TILE
-    n_labels, n_rows = layer.indices.shape[0], xt.shape[1]
+    n_labels, n_rows = layer.indices.shape[0], ht.shape[1]
     for first_row in range(cuda.blockIdx.y * TILE, n_rows, cuda.gridDim.y * TILE):
         for j in range(cuda.threadIdx.y, min(TILE, n_labels - first_label), cuda.blockDim.y):
             label = first_label + j
             for q in range(cuda.threadIdx.x, min(TILE, n_rows - first_row), cuda.blockDim.x):
-                tile[j, q] = _score(xt, layer, label, first_row + q)
+                tile[j, q] = _score(ht, layer, label, first_row + q)
         cuda.syncthreads()
         for q in range(cuda.threadIdx.y, min(TILE, n_rows - first_row), cuda.blockDim.y):
             for j in range(cuda.threadIdx.x, min(TILE, n_labels - first_label), cuda.blockDim.x):
@@ -148,73 +109,77 @@ def forward_tiled_kernel(xt, layer, scores):
 
 
 @cuda_device
-def _scores_of_four(xt, layer, label, place):
-    """Scores of one label for the rows place ... place + 3. A loop over unsigned numbers costs less than `range`."""
+def _scores_of_four(ht, layer, label, first_row):
+    """Scores of one label for the rows first_row ... first_row + 3."""
     indices, values = layer.indices[label], layer.values[label]
     a = b = c = d = layer.bias[label]
     k, fan_in = np.uint64(0), np.uint64(indices.size)
-    while k < fan_in:
-        weight, x = values[k], load4(xt, indices[k], place)
-        a += weight * x[0]
-        b += weight * x[1]
-        c += weight * x[2]
-        d += weight * x[3]
+    while k < fan_in:  # cheaper than range(): unsigned, no test for negative indices
+        weight, h = values[k], load4(ht, indices[k], first_row)
+        a += weight * h[0]
+        b += weight * h[1]
+        c += weight * h[2]
+        d += weight * h[3]
         k += np.uint64(1)
     return a, b, c, d
 
 
 @cuda_jit
-def forward_wide_kernel(xt, layer, scores):
-    """`forward_tiled_kernel` for tiles of 128 rows x 32 labels: a warp takes a label, a lane four rows, 16 bytes a load.
+def forward_wide_kernel(ht, layer, scores):
+    """`forward_tiled_kernel` with tiles of 128 rows x 32 labels: a warp takes one label, a lane four rows.
 
-    Grid: tiles of labels on x, tiles of rows stride over y; a block of (32, warps). Reads xt (H, B'), B' a multiple of
-    4; writes scores (B, L) coalesced. Shared: 32 x 129 floats, four times 32 rows of a label. No atomics.
+    Grid: tiles of labels on x, tiles of rows stride over y; block of (32, warps). Reads ht (H, B'), B' a multiple of 4,
+    in 16-byte loads; writes scores (B, L) coalesced. Shared memory: 32 x 129 floats. No atomics.
     """
-    tile = cuda.shared.array((TILE, ROWS_PITCH), float32)
+    tile = cuda.shared.array((TILE, WARP_ROWS_PITCH), float32)
     lane, first_label = cuda.threadIdx.x, cuda.blockIdx.x * TILE
     n_labels, n_rows = layer.indices.shape[0], scores.shape[0]
-    for first_row in range(cuda.blockIdx.y * ROWS, n_rows, cuda.gridDim.y * ROWS):
+    for first_row in range(cuda.blockIdx.y * WARP_ROWS, n_rows, cuda.gridDim.y * WARP_ROWS):
         for j in range(cuda.threadIdx.y, min(TILE, n_labels - first_label), cuda.blockDim.y):
-            place = min(first_row + 4 * lane, xt.shape[1] - 4)
-            a, b, c, d = _scores_of_four(xt, layer, first_label + j, place)
+            row = min(first_row + 4 * lane, ht.shape[1] - 4)
+            a, b, c, d = _scores_of_four(ht, layer, first_label + j, row)
+            # Stored as four runs of 32 rows: neighbouring lanes write neighbouring banks, not every fourth one.
             tile[j, lane] = a
             tile[j, lane + 32] = b
             tile[j, lane + 64] = c
             tile[j, lane + 96] = d
         cuda.syncthreads()
         if first_label + lane < n_labels:
-            for q in range(cuda.threadIdx.y, min(ROWS, n_rows - first_row), cuda.blockDim.y):
+            for q in range(cuda.threadIdx.y, min(WARP_ROWS, n_rows - first_row), cuda.blockDim.y):
                 scores[first_row + q, first_label + lane] = tile[lane, q % 4 * 32 + q // 4]
         cuda.syncthreads()
 
 
-def forward(x, layer, scores, *, block=(32, 8), wide=None):
-    """``scores[b, l] = bias[l] + sum_k values[l, k] x[b, indices[l, k]]``. By wide loads as `step`."""
-    kernel, rows, multiple = (forward_wide_kernel, ROWS, 4) if runs_ptx(wide) else (forward_tiled_kernel, TILE, 1)
-    grid = launch.labels_by_rows(layer.indices.shape[0], x.shape[0], rows, TILE)
-    kernel[grid, block](transposed(x, multiple), layer, scores)
+def forward(h, layer, scores, *, block=(32, 8), wide=None):
+    """``scores[b, l] = bias[l] + sum_k values[l, k] h[b, indices[l, k]]``.
+
+    `wide` selects `forward_wide_kernel`; the default is True on a device, False in the simulator.
+    """
+    kernel, rows, multiple = (forward_wide_kernel, WARP_ROWS, 4) if runs_ptx(wide) else (forward_tiled_kernel, TILE, 1)
+    grid = launch.labels_by_rows(layer.indices.shape[0], h.shape[0], rows, TILE)
+    kernel[grid, block](transposed(h, multiple), layer, scores)
 
 
 @cuda_jit
-def backward_kernel(xt, layer, dscores_t, dxt, dvalues, dbias):
-    """A block owns one label. Its threads first share the rows (dx), then the connections (dvalues, dbias).
+def backward_kernel(ht, layer, dscores_t, dht, dvalues, dbias):
+    """One block owns one label. Its threads share the rows (for dh), then the connections (for dvalues and dbias).
 
-    Grid: labels on x. Reads dscores_t (L, B), xt (H, B); writes dvalues (L, K), dbias (L,). No shared memory.
-    dxt (H, B) by atomics: order of float sums varies. Rows whose gradient is zero are skipped.
+    Grid: labels on x. Reads dscores_t (L, B) and ht (H, B); writes dvalues (L, K) and dbias (L,). Rows whose gradient
+    is zero are skipped. No shared memory. dht (H, B) with atomics: order of float sums varies.
     """
     label = cuda.blockIdx.x
-    n_rows, fan_in = xt.shape[1], layer.indices.shape[1]
+    n_rows, fan_in = ht.shape[1], layer.indices.shape[1]
     for row in range(cuda.threadIdx.x, n_rows, cuda.blockDim.x):
         g = dscores_t[label, row]
         if g != ZERO:
-            _scatter(dxt, layer, label, row, g)
+            _scatter(dht, layer, label, row, g)
     for k in range(cuda.threadIdx.x, fan_in + 1, cuda.blockDim.x):
         total = ZERO
         for row in range(n_rows):
             g = dscores_t[label, row]
             if g != ZERO:
                 if k < fan_in:
-                    total += g * xt[layer.indices[label, k], row]
+                    total += g * ht[layer.indices[label, k], row]
                 else:
                     total += g
         if k < fan_in:
@@ -224,107 +189,108 @@ def backward_kernel(xt, layer, dscores_t, dxt, dvalues, dbias):
 
 
 @cuda_device
-def _lanes_with(g):
-    """How many lanes of the warp have a `g` that is not zero."""
+def _count_lanes_with(g):
+    """The number of lanes of the warp with a nonzero `g`."""
     return cuda.popc(cuda.ballot_sync(ALL_LANES, g != ZERO))
 
 
 @cuda_device
-def _add_many(xt, layer, dxt, shared, sums, slopes, label, row, place, g):
+def _add_all_rows(ht, layer, dht, shared, sums, gradients, label, row, lane_row, g):
     """`_add_tile` where many rows have a gradient: all lanes take one connection after the other.
 
-    A lane adds to dxt for `row` + 0, 32, 64, 96: a warp touches whole lines.
+    A lane adds to dht at `row` + 0, 32, 64 and 96, so the atomics of a warp touch whole lines.
     """
     lane = cuda.threadIdx.x
-    at, row, sums = slopes + lane, np.uint64(row), np.uint64(sums)
-    p, q, r, s = shared[at], shared[at + 32], shared[at + 64], shared[at + 96]
+    slot, row, sums = gradients + lane, np.uint64(row), np.uint64(sums)
+    p, q, r, s = shared[slot], shared[slot + 32], shared[slot + 64], shared[slot + 96]
     indices, values = layer.indices[label], layer.values[label]
     k, fan_in = np.uint64(0), np.uint64(indices.size)
     while k < fan_in:
         i, weight = np.uint32(indices[k]), values[k]
         if p != ZERO:
-            cuda.atomic.add(dxt, (i, row), weight * p)
+            cuda.atomic.add(dht, (i, row), weight * p)
         if q != ZERO:
-            cuda.atomic.add(dxt, (i, row + np.uint64(32)), weight * q)
+            cuda.atomic.add(dht, (i, row + np.uint64(32)), weight * q)
         if r != ZERO:
-            cuda.atomic.add(dxt, (i, row + np.uint64(64)), weight * r)
+            cuda.atomic.add(dht, (i, row + np.uint64(64)), weight * r)
         if s != ZERO:
-            cuda.atomic.add(dxt, (i, row + np.uint64(96)), weight * s)
-        x = load4(xt, i, place)
-        total = warp_sum((g[0] * x[0] + g[1] * x[1]) + (g[2] * x[2] + g[3] * x[3]))
+            cuda.atomic.add(dht, (i, row + np.uint64(96)), weight * s)
+        h = load4(ht, i, lane_row)
+        total = warp_sum((g[0] * h[0] + g[1] * h[1]) + (g[2] * h[2] + g[3] * h[3]))
         if lane == 0:
             shared[sums + k] += total
         k += np.uint64(1)
 
 
 @cuda_device
-def _add_few(xt, layer, dxt, shared, sums, slopes, label, first_row):
-    """`_add_tile` for 32 rows, few of which have a gradient: a lane takes a connection, and these rows one by one."""
+def _add_rows_one_by_one(ht, layer, dht, shared, sums, gradients, label, first_row):
+    """`_add_tile` for 32 rows of which few have a gradient: each lane takes a connection and loops over these rows."""
     lane = cuda.threadIdx.x
-    label, slopes = np.uint32(label), np.uint64(slopes)
-    mask = np.uint32(cuda.ballot_sync(ALL_LANES, shared[slopes + np.uint64(lane)] != ZERO))
+    label, gradients = np.uint32(label), np.uint64(gradients)
+    mask = np.uint32(cuda.ballot_sync(ALL_LANES, shared[gradients + np.uint64(lane)] != ZERO))
     if mask:
         for k in range(lane, layer.indices.shape[1], 32):
             i, weight = np.uint32(layer.indices[label, np.uint32(k)]), layer.values[label, np.uint32(k)]
-            total, left = ZERO, mask
-            while left:
-                q = cuda.ffs(left) - 1
-                left &= left - np.uint32(1)
-                g, row = shared[slopes + np.uint64(q)], np.uint32(first_row + q)
-                total += g * xt[i, row]
-                cuda.atomic.add(dxt, (i, row), weight * g)
+            total, rows_left = ZERO, mask
+            while rows_left:
+                q = cuda.ffs(rows_left) - 1
+                rows_left &= rows_left - np.uint32(1)
+                g, row = shared[gradients + np.uint64(q)], np.uint32(first_row + q)
+                total += g * ht[i, row]
+                cuda.atomic.add(dht, (i, row), weight * g)
             shared[sums + k] += total
 
 
 @cuda_device
-def _add_tile(xt, layer, dxt, shared, sums, label, first_row, place, g):
-    """What follows from a warp's gradients of 128 rows, `g` of the lane's four: its sums by weight, and dxt by atomics.
+def _add_tile(ht, layer, dht, shared, sums, label, first_row, lane_row, g):
+    """Adds what a warp's gradients of 128 rows give: to its label's sums for dvalues, and to dht with atomics.
 
-    `place`: the lane's first row in xt. Shared memory: K + 2 sums from number `sums` on, then 128 gradients.
+    `g` are the gradients of the lane's four rows, which begin at `lane_row` of ht. Shared memory: K + 2 sums from
+    position `sums` on, then 128 gradients.
     """
     lane = cuda.threadIdx.x
-    slopes = sums + layer.indices.shape[1] + 2
-    at = slopes + 4 * lane
-    n_active = _lanes_with(g[0]) + _lanes_with(g[1]) + _lanes_with(g[2]) + _lanes_with(g[3])
+    gradients = sums + layer.indices.shape[1] + 2
+    slot = gradients + 4 * lane
+    n_active = _count_lanes_with(g[0]) + _count_lanes_with(g[1]) + _count_lanes_with(g[2]) + _count_lanes_with(g[3])
     if n_active > 0:
-        shared[at] = g[0]
-        shared[at + 1] = g[1]
-        shared[at + 2] = g[2]
-        shared[at + 3] = g[3]
+        shared[slot] = g[0]
+        shared[slot + 1] = g[1]
+        shared[slot + 2] = g[2]
+        shared[slot + 3] = g[3]
         cuda.syncwarp()
-        if n_active > FEW:
-            _add_many(xt, layer, dxt, shared, sums, slopes, label, first_row + lane, place, g)
+        if n_active > MAX_ROWS_ONE_BY_ONE:
+            _add_all_rows(ht, layer, dht, shared, sums, gradients, label, first_row + lane, lane_row, g)
         else:
-            for q in range(0, ROWS, 32):
-                _add_few(xt, layer, dxt, shared, sums, slopes + q, label, first_row + q)
+            for q in range(0, WARP_ROWS, 32):
+                _add_rows_one_by_one(ht, layer, dht, shared, sums, gradients + q, label, first_row + q)
         cuda.syncwarp()
 
 
 @cuda_jit
-def backward_wide_kernel(xt, layer, dscores_t, dxt, dvalues, dbias):
-    """`backward_kernel` with a warp for each label, and for each lane four neighbouring rows: 16 bytes a load.
+def backward_wide_kernel(ht, layer, dscores_t, dht, dvalues, dbias):
+    """`backward_kernel` with one warp per label and four neighbouring rows per lane, in 16-byte loads.
 
-    Grid: labels on x; a block of (32, labels). Reads dscores_t (L, B'), xt (H, B'), B' a multiple of 4, zero beyond the
-    batch; writes dvalues (L, K), dbias (L,). Dynamic shared memory: for each warp K + 2 sums of its label, the
-    gradients of 128 rows. dxt (H, B) by atomics: order of float sums varies.
+    Grid: labels on x; block of (32, labels). Reads dscores_t (L, B') and ht (H, B'), B' a multiple of 4, zero beyond
+    the batch; writes dvalues (L, K) and dbias (L,). Dynamic shared memory per warp: K + 2 sums and 128 gradients. dht
+    (H, B) with atomics: order of float sums varies.
     """
     shared = cuda.shared.array(0, float32)
     lane, warp = cuda.threadIdx.x, cuda.threadIdx.y
     label = cuda.blockIdx.x * cuda.blockDim.y + warp
     n_labels, fan_in = layer.indices.shape
-    sums = warp * (fan_in + 2 + ROWS)
+    sums = warp * (fan_in + 2 + WARP_ROWS)
     if label < n_labels:
         for k in range(lane, fan_in, 32):
             shared[sums + k] = ZERO
         total = ZERO
-        for first_row in range(0, xt.shape[1], ROWS):
+        for first_row in range(0, ht.shape[1], WARP_ROWS):
             row = first_row + 4 * lane
-            place = min(row, xt.shape[1] - 4)
+            lane_row = min(row, ht.shape[1] - 4)
             a = b = c = d = ZERO
-            if row == place:
-                a, b, c, d = load4(dscores_t, label, place)
+            if row == lane_row:
+                a, b, c, d = load4(dscores_t, label, lane_row)
             total += (a + b) + (c + d)
-            _add_tile(xt, layer, dxt, shared, sums, label, first_row, place, (a, b, c, d))
+            _add_tile(ht, layer, dht, shared, sums, label, first_row, lane_row, (a, b, c, d))
         total = warp_sum(total)
         for k in range(lane, fan_in, 32):
             dvalues[label, k] = shared[sums + k]
@@ -333,35 +299,38 @@ def backward_wide_kernel(xt, layer, dscores_t, dxt, dvalues, dbias):
 
 
 def _launch_of_warps(layer, block):
-    """(grid, block, shared bytes) of a kernel whose warps own a label each: its sums, and 128 gradients."""
+    """(grid, block, shared bytes) of a kernel whose warps own one label each, with its sums and 128 gradients."""
     n_labels, fan_in = layer.indices.shape
-    return launch.labels_by_warps(n_labels, 4 * (fan_in + 2 + ROWS), block)
+    return launch.labels_by_warps(n_labels, 4 * (fan_in + 2 + WARP_ROWS), block)
 
 
-def backward(x, layer, dscores, dx, dvalues, dbias, *, block=launch.BLOCK, wide=None):
-    """Gradients of ``sum(dscores * scores)``: dx (scattered), dvalues and dbias; all three are overwritten.
+def backward(h, layer, dscores, dh, dvalues, dbias, *, block=launch.BLOCK, wide=None):
+    """Gradients of ``sum(dscores * scores)``: dh (scattered), dvalues and dbias; all three are overwritten.
 
-    By wide loads as `step`.
+    `wide` as in `forward`.
     """
-    dxt, outputs = zeros_like_inputs(x), (dvalues, dbias)
+    dht, outputs = zeros_like_inputs(h), (dvalues, dbias)
     if runs_ptx(wide):
         grid, block, shared = _launch_of_warps(layer, block)
-        backward_wide_kernel[grid, block, 0, shared](transposed(x, 4), layer, transposed(dscores, 4), dxt, *outputs)
+        backward_wide_kernel[grid, block, 0, shared](transposed(h, 4), layer, transposed(dscores, 4), dht, *outputs)
     else:
-        backward_kernel[layer.indices.shape[0], block](transposed(x), layer, transposed(dscores), dxt, *outputs)
-    dx[:] = dxt.T
+        backward_kernel[layer.indices.shape[0], block](transposed(h), layer, transposed(dscores), dht, *outputs)
+    dh[:] = dht.T
 
 
 @cuda_device
-def _slope(loss, scale, score, is_positive):
-    """Gradient of one score, and its loss, both times `scale`."""
-    value, g = loss_and_gradient(loss, score, ONE if is_positive else -ONE)
+def _scaled_gradient(loss, scale, score, is_label):
+    """Gradient of one score and its loss, both times `scale`."""
+    value, g = loss_and_gradient(loss, score, ONE if is_label else -ONE)
     return g * scale, value * scale
 
 
 @cuda_device
 def _update(layer, update, values_moments, bias_moments, label_loss, shared, sums, label, thread, n_threads):
-    """One step of the optimiser for a label, by the K + 2 sums from number `sums` on: by values and bias, and the loss."""
+    """One optimiser step for a label, from its K + 2 sums in shared memory from position `sums` on.
+
+    The sums are dvalues (K), dbias and the loss.
+    """
     optimizer, rates, _ = update
     fan_in = layer.indices.shape[1]
     for k in range(thread, fan_in, n_threads):
@@ -374,17 +343,16 @@ def _update(layer, update, values_moments, bias_moments, label_loss, shared, sum
 
 
 @cuda_jit
-def step_kernel(xt, layer, positives, loss, update, values_moments, bias_moments, dxt, label_loss):
-    """A block owns one label: scores of all rows, loss, gradients, update. Scores never leave the registers.
+def step_kernel(ht, layer, label_rows, loss, update, values_moments, bias_moments, dht, label_loss):
+    """One block owns one label: scores of all rows, loss, gradients, update. Scores never leave the registers.
 
-    Grid: labels on x. Reads xt (H, B), positives; updates the label's values, bias and moments; writes label_loss (L,).
+    Grid: labels on x. Reads ht (H, B) and the label's rows; updates values, bias and moments; writes label_loss (L,).
     Dynamic shared memory: gradient and loss of blockDim.x rows, then the K + 2 sums of the label (dvalues, dbias,
-    loss). dxt (H, B) by atomics: order of float sums varies; everything else is deterministic. Where no row has a
-    gradient, only the update is left to do.
+    loss). dht (H, B) with atomics: order of float sums varies; everything else is deterministic.
     """
     shared = cuda.shared.array(0, float32)
     label, t, n_threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
-    n_rows, fan_in = xt.shape[1], layer.indices.shape[1]
+    n_rows, fan_in = ht.shape[1], layer.indices.shape[1]
     sums = 2 * n_threads
     for k in range(t, fan_in + 2, n_threads):
         shared[sums + k] = ZERO
@@ -393,23 +361,24 @@ def step_kernel(xt, layer, positives, loss, update, values_moments, bias_moments
         row = first_row + t
         g = value = ZERO
         if row < n_rows:
-            score = _score(xt, layer, label, row)
-            is_positive = False
-            for p in range(positives.indptr[label], positives.indptr[label + 1]):
-                is_positive |= positives.rows[p] == row
-            g, value = _slope(loss, update[2], score, is_positive)
+            score = _score(ht, layer, label, row)
+            is_label = False
+            for p in range(label_rows.indptr[label], label_rows.indptr[label + 1]):
+                is_label |= label_rows.rows[p] == row
+            g, value = _scaled_gradient(loss, update[2], score, is_label)
         shared[t] = g
         shared[n_threads + t] = value
+        # Where no row has a loss, there is nothing to add: only the update remains.
         if cuda.syncthreads_or(np.int32(value != ZERO)):
             if g != ZERO:
-                _scatter(dxt, layer, label, row, g)
+                _scatter(dht, layer, label, row, g)
             rows = min(n_threads, n_rows - first_row)
             for k in range(t, fan_in + 2, n_threads):
                 total = ZERO
                 for q in range(rows):
                     if k < fan_in:
                         if shared[q] != ZERO:
-                            total += shared[q] * xt[layer.indices[label, k], first_row + q]
+                            total += shared[q] * ht[layer.indices[label, k], first_row + q]
                     else:
                         total += shared[(k - fan_in) * n_threads + q]
                 shared[sums + k] += total
@@ -418,70 +387,70 @@ def step_kernel(xt, layer, positives, loss, update, values_moments, bias_moments
 
 
 @cuda_device
-def _positives_of_four(positives, label, first_row):
-    """Bit j is set where row first_row + j, j < 4, is one of a label's positives."""
+def _label_bits_of_four(label_rows, label, first_row):
+    """Bit j is set if row first_row + j, j < 4, has the label."""
     mask = np.uint32(0)
-    for p in range(positives.indptr[label], positives.indptr[label + 1]):
-        j = positives.rows[p] - first_row
+    for p in range(label_rows.indptr[label], label_rows.indptr[label + 1]):
+        j = label_rows.rows[p] - first_row
         if 0 <= j < 4:
             mask |= np.uint32(1) << np.uint32(j)
     return mask
 
 
 @cuda_jit
-def step_wide_kernel(xt, layer, positives, loss, update, values_moments, bias_moments, dxt, label_loss):
-    """`step_kernel` with a warp for each label, and for each lane four neighbouring rows: 16 bytes a load.
+def step_wide_kernel(ht, layer, label_rows, loss, update, values_moments, bias_moments, dht, label_loss):
+    """`step_kernel` with one warp per label and four neighbouring rows per lane, in 16-byte loads.
 
-    Grid: labels on x; a block of (32, labels). Reads xt (H, B'), B' a multiple of 4, and positives; updates the labels'
-    values, bias and moments; writes label_loss (L,). Dynamic shared memory: for each warp the K + 2 sums of its label
-    (dvalues, dbias, loss), then the gradients of 128 rows. dxt (H, B) by atomics: order of float sums varies;
-    everything else is deterministic.
+    Grid: labels on x; block of (32, labels). Reads ht (H, B'), B' a multiple of 4, and the labels' rows; updates
+    values, bias and moments; writes label_loss (L,). Dynamic shared memory per warp: the K + 2 sums of its label
+    (dvalues, dbias, loss) and 128 gradients. dht (H, B) with atomics: order of float sums varies; everything else is
+    deterministic.
 
-    An index and a weight are loaded once for 128 rows, and index arithmetic done once: ``python -m bench.counted``
-    counts what that saves `step_kernel`. A reverse index of the connections instead of atomics was tried and left out:
-    it reads more sectors than are added to by atomics, most of them from memory, and needs the gradients of all labels
-    stored.
+    Index and weight are loaded, and addresses computed, once per 128 rows. Counted for 128 rows, 670,000 labels and K =
+    32: 673 million warp instructions instead of 4,343, 14.0 GB through L2 instead of 20.2
+    (``bench/results/counted-cpu.json``). Tried and rejected: a reverse index of the connections instead of atomics. It
+    reads more sectors than the atomics touch, most of them from memory, and needs the gradients of all labels stored.
     """
     shared = cuda.shared.array(0, float32)
     lane, warp = cuda.threadIdx.x, cuda.threadIdx.y
     label = cuda.blockIdx.x * cuda.blockDim.y + warp
     n_labels, fan_in = layer.indices.shape
-    n_rows, scale = dxt.shape[1], update[2]
-    sums = warp * (fan_in + 2 + ROWS)
+    n_rows, scale = dht.shape[1], update[2]
+    sums = warp * (fan_in + 2 + WARP_ROWS)
     if label < n_labels:
         for k in range(lane, fan_in, 32):
             shared[sums + k] = ZERO
-        total = slope = ZERO
-        for first_row in range(0, n_rows, ROWS):
+        total = gradient_sum = ZERO
+        for first_row in range(0, n_rows, WARP_ROWS):
             row = first_row + 4 * lane
-            place = min(row, xt.shape[1] - 4)
-            a, b, c, d = _scores_of_four(xt, layer, label, place)
-            mask = _positives_of_four(positives, label, row)
-            a, a_loss = _slope(loss, scale if row < n_rows else ZERO, a, mask & 1)
-            b, b_loss = _slope(loss, scale if row + 1 < n_rows else ZERO, b, mask & 2)
-            c, c_loss = _slope(loss, scale if row + 2 < n_rows else ZERO, c, mask & 4)
-            d, d_loss = _slope(loss, scale if row + 3 < n_rows else ZERO, d, mask & 8)
+            lane_row = min(row, ht.shape[1] - 4)
+            a, b, c, d = _scores_of_four(ht, layer, label, lane_row)
+            mask = _label_bits_of_four(label_rows, label, row)
+            a, a_loss = _scaled_gradient(loss, scale if row < n_rows else ZERO, a, mask & 1)
+            b, b_loss = _scaled_gradient(loss, scale if row + 1 < n_rows else ZERO, b, mask & 2)
+            c, c_loss = _scaled_gradient(loss, scale if row + 2 < n_rows else ZERO, c, mask & 4)
+            d, d_loss = _scaled_gradient(loss, scale if row + 3 < n_rows else ZERO, d, mask & 8)
             total += (a_loss + b_loss) + (c_loss + d_loss)
-            slope += (a + b) + (c + d)
-            _add_tile(xt, layer, dxt, shared, sums, label, first_row, place, (a, b, c, d))
-        total, slope = warp_sum(total), warp_sum(slope)
+            gradient_sum += (a + b) + (c + d)
+            _add_tile(ht, layer, dht, shared, sums, label, first_row, lane_row, (a, b, c, d))
+        total, gradient_sum = warp_sum(total), warp_sum(gradient_sum)
         if lane == 0:
-            shared[sums + fan_in] = slope
+            shared[sums + fan_in] = gradient_sum
             shared[sums + fan_in + 1] = total
         cuda.syncwarp()
         _update(layer, update, values_moments, bias_moments, label_loss, shared, sums, label, lane, 32)
 
 
 def step(
-    x,
+    h,
     layer,
-    positives,
+    label_rows,
     loss,
     optimizer,
     rates,
     values_moments,
     bias_moments,
-    dx,
+    dh,
     label_loss,
     *,
     block=launch.BLOCK,
@@ -489,38 +458,38 @@ def step(
 ):
     """Scores, loss, gradients and update in one pass over the labels, in place; no (B, L) array exists.
 
-    By loads of four rows at once (`step_wide_kernel`), but not in the simulator; `wide` says so, or not.
+    `wide` selects `step_wide_kernel`; the default is True on a device, False in the simulator.
     """
     n_labels, fan_in = layer.indices.shape
-    update = (optimizer, rates, np.float32(1 / max(x.shape[0], 1)))
-    dxt = zeros_like_inputs(x)
-    inputs = layer, positives, loss, update, values_moments, bias_moments, dxt, label_loss
+    update = (optimizer, rates, np.float32(1 / max(h.shape[0], 1)))
+    dht = zeros_like_inputs(h)
+    inputs = layer, label_rows, loss, update, values_moments, bias_moments, dht, label_loss
     if runs_ptx(wide):
         grid, block, shared = _launch_of_warps(layer, block)
-        step_wide_kernel[grid, block, 0, shared](transposed(x, 4), *inputs)
+        step_wide_kernel[grid, block, 0, shared](transposed(h, 4), *inputs)
     else:
         shared = launch.shared_bytes(4 * (2 * block + fan_in + 2))
-        step_kernel[n_labels, block, 0, shared](transposed(x), *inputs)
-    dx[:] = dxt.T
+        step_kernel[n_labels, block, 0, shared](transposed(h), *inputs)
+    dh[:] = dht.T
 
 
 @cuda_device
-def _keep(list_scores, list_ids, row, part, score, label, worst):
-    """Offers a label to a list whose k-th best score is `worst`; returns what it is then."""
+def _offer(list_scores, list_ids, row, part, score, label, worst):
+    """Inserts a label into a list if it beats `worst`, the list's k-th best score; returns the new k-th best."""
     if not score <= worst:
         best, ids = list_scores[row, :, part], list_ids[row, :, part]
-        if enters(score, label, best, ids):
+        if beats_worst(score, label, best, ids):
             insert(best, ids, score, label)
             worst = best[best.size - 1]
     return worst
 
 
 @cuda_jit
-def top_k_kernel(xt, layer, list_scores, list_ids):
+def top_k_kernel(ht, layer, list_scores, list_ids):
     """One thread keeps the best k of one range of labels for one row: x is the row, y the range.
 
-    Grid: ranges on x, rows stride over y. Reads xt (H, B) coalesced; its list in list_scores, list_ids (B, k, n_lists)
-    is touched only where a label beats the k-th best so far, which a register holds. No shared memory, no atomics.
+    Grid: ranges on x, rows stride over y. Reads ht (H, B) coalesced; writes its list in list_scores and list_ids (B, k,
+    n_lists). No shared memory. No atomics.
     """
     part = cuda.blockIdx.x * cuda.blockDim.y + cuda.threadIdx.y
     n_labels = layer.indices.shape[0]
@@ -530,14 +499,14 @@ def top_k_kernel(xt, layer, list_scores, list_ids):
             cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x, n_rows, cuda.gridDim.y * cuda.blockDim.x
         ):
             clear(list_scores[row, :, part], list_ids[row, :, part])
-            worst = WORST
+            worst = WORST  # the k-th best so far, in a register: the list in memory is touched only by a better score
             for label in range(n_labels * part // n_lists, n_labels * (part + 1) // n_lists):
-                worst = _keep(list_scores, list_ids, row, part, _score(xt, layer, label, row), label, worst)
+                worst = _offer(list_scores, list_ids, row, part, _score(ht, layer, label, row), label, worst)
 
 
 @cuda_device
 def _worst_of_four(list_scores, row, n, part):
-    """The k-th best scores of `n` rows from `row` on; infinity, which no score beats, for what is missing to four."""
+    """The k-th best scores of `n` rows from `row` on; infinity, which no score beats, for the rows beyond `n`."""
     last = list_scores.shape[1] - 1
     a = list_scores[row, last, part]
     b = list_scores[row + 1, last, part] if n > 1 else -WORST
@@ -547,18 +516,18 @@ def _worst_of_four(list_scores, row, n, part):
 
 
 @cuda_jit
-def top_k_wide_kernel(xt, layer, list_scores, list_ids):
-    """`top_k_kernel` with four neighbouring rows a thread, and their four lists: 16 bytes a load.
+def top_k_wide_kernel(ht, layer, list_scores, list_ids):
+    """`top_k_kernel` with four neighbouring rows per thread, in 16-byte loads, and their four lists.
 
-    Grid: ranges on x, fours of rows stride over y. Reads xt (H, B'), B' a multiple of 4; list_scores, list_ids
-    (B, k, n_lists) as there. No shared memory, no atomics.
+    Grid: ranges on x, groups of four rows stride over y. Reads ht (H, B'), B' a multiple of 4; writes list_scores and
+    list_ids (B, k, n_lists). No shared memory. No atomics.
     """
     part = cuda.blockIdx.x * cuda.blockDim.y + cuda.threadIdx.y
     n_labels = layer.indices.shape[0]
     n_rows, _, n_lists = list_scores.shape
     if part < n_lists:
         for four in range(
-            cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x, xt.shape[1] // 4, cuda.gridDim.y * cuda.blockDim.x
+            cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x, ht.shape[1] // 4, cuda.gridDim.y * cuda.blockDim.x
         ):
             row = 4 * four
             n = min(4, n_rows - row)
@@ -566,28 +535,29 @@ def top_k_wide_kernel(xt, layer, list_scores, list_ids):
                 clear(list_scores[row + j, :, part], list_ids[row + j, :, part])
             p, q, r, s = _worst_of_four(list_scores, row, n, part)
             for label in range(n_labels * part // n_lists, n_labels * (part + 1) // n_lists):
-                a, b, c, d = _scores_of_four(xt, layer, label, row)
+                a, b, c, d = _scores_of_four(ht, layer, label, row)
                 if not (a <= p and b <= q and c <= r and d <= s):
                     for j in range(n):
                         score = (a, b, c, d)[j]
-                        _keep(list_scores, list_ids, row + j, part, score, label, (p, q, r, s)[j])
+                        _offer(list_scores, list_ids, row + j, part, score, label, (p, q, r, s)[j])
                     p, q, r, s = _worst_of_four(list_scores, row, n, part)
 
 
-def top_k(x, layer, top_scores, top_ids, *, block=None, wide=None):
-    """The k best labels of each row; only k scores a row and range of labels are kept. By wide loads as `step`, from four rows on.
+def top_k(h, layer, top_scores, top_ids, *, block=None, wide=None):
+    """The k best labels of each row; k is the width of the outputs. Only k scores per row and range of labels are kept.
 
-    Few rows: more ranges in a block. Large k: sorted from all scores of some rows, at most 64 MiB, or one row.
+    `wide` selects `top_k_wide_kernel`; the default is True on a device for four rows or more. With few rows, a block
+    takes more ranges instead. Large k: the scores of some rows are sorted, at most 64 MiB or one row.
     """
     n_rows, k = top_scores.shape
-    if k > INSERTED:
-        of_layer(forward, x, layer, top_scores, top_ids)
+    if k > MAX_INSERTED:
+        top_k_of_layer(forward, h, layer, top_scores, top_ids)
         return
     wide = runs_ptx() and n_rows > 3 if wide is None else wide
     kernel, multiple = (top_k_wide_kernel, 4) if wide else (top_k_kernel, 1)
-    block = launch.rows_side_by_side(launch.divide_up(n_rows, multiple)) if block is None else block
+    block = launch.block_of_rows(launch.divide_up(n_rows, multiple)) if block is None else block
     _, grid = launch.lists_by_rows(layer.indices.shape[0], n_rows, k, multiple * block[0], block[1])
-    shapes = top_k_shapes(*x.shape, *layer.indices.shape, k)
+    shapes = top_k_shapes(*h.shape, *layer.indices.shape, k)
     list_scores, list_ids = (empty(*shapes[name], "cuda") for name in ("list_scores", "list_ids"))
-    kernel[grid, block](transposed(x, multiple), layer, list_scores, list_ids)
+    kernel[grid, block](transposed(h, multiple), layer, list_scores, list_ids)
     merge(list_scores, list_ids, top_scores, top_ids)

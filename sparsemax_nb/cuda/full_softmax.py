@@ -9,24 +9,28 @@ from ..core.device import address, cuda, cuda_device, cuda_jit, empty, has_tenso
 from . import launch
 from .matmul import matmul
 from .reduce import ALL_LANES, block_max, block_sum
-from .tensor_cores import SIDE, factor, place_of_lane, product_of_tile, shared_bytes_of, store_row
-from .top_k import INSERTED, clear, enters, insert, merge
+from .tensor_cores import WARP_TILE, factor, origin_of_lane, product_of_tile, shared_bytes_of, store_row
+from .top_k import MAX_INSERTED, beats_worst, clear, insert, merge
 from .top_k import top_k as top_k_of_scores
 
-ZERO, ONE, NAN, LOWEST = np.float32(0), np.float32(1), np.float32(np.nan), np.finfo(np.float32).min
+ZERO, ONE, NAN = np.float32(0), np.float32(1), np.float32(np.nan)
+#: The lowest finite number: a maximum that starts here never gives infinity minus infinity.
+LOWEST = np.finfo(np.float32).min
+#: Score of an empty list entry.
 WORST = np.float32(-np.inf)
-#: Threads of a block on tensor cores: a tile of 128 rows and 64 classes.
+#: Block of the tensor-core kernel: a tile of 128 rows and 64 classes.
 MMA_BLOCK = (32, 4, 2)
-#: Logits that exist at once for top-k: 64 MiB.
-HELD = 1 << 24
+#: Logits that exist at once in `top_k`: 64 MiB.
+MAX_ELEMENTS = 1 << 24
 
 
 @cuda_jit
 def add_tile_kernel(logits, bias, largest, total):
-    """A block owns one row of logits (B, T), a thread its columns t, t + blockDim.x, ...; coalesced, read twice.
+    """One block owns one row of logits (B, T); thread t owns columns t, t + blockDim.x, ...
 
-    Reads bias (T,); largest and total (B,) are updated in place. Maximum and sum are reduced in shared memory, 4 bytes
-    a thread, always in the same order. Grid: rows on x; block a power of two. No atomics.
+    Grid: rows on x; block a power of two. Reads logits twice, coalesced,
+    and bias (T,); updates largest and total (B,). Shared memory: 4 bytes per thread for the reductions, which run in a
+    fixed order. No atomics.
     """
     b, thread, n_threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
     shared = cuda.shared.array(0, float32)
@@ -39,19 +43,23 @@ def add_tile_kernel(logits, bias, largest, total):
         part += math.exp(logits[b, j] + bias[j] - new)
     part = block_sum(shared, part)
     if thread == 0:
+        # Online softmax: rescale the sum of the earlier tiles to the new maximum. No tile is needed twice.
         total[b] = total[b] * math.exp(largest[b] - new) + part
         largest[b] = new
 
 
 def add_tile(logits, bias, largest, total, *, block=launch.BLOCK):
-    """Running maximum and sum of ``exp(logit - maximum)``, (B,), in place, after one more tile (B, T)."""
+    """Updates the running maximum and sum of ``exp(logit - maximum)``, (B,), with one more tile (B, T)."""
     if logits.shape[0]:
         add_tile_kernel[logits.shape[0], block, 0, launch.shared_bytes(4 * block)](logits, bias, largest, total)
 
 
 @cuda_device
 def _add_to_sums(values, biases, sums, row, part):
-    """Largest logit of a row's 32 columns and the sum of ``exp(logit - largest)``: four lanes have eight each."""
+    """The largest logit of a row's 32 columns and the sum of ``exp(logit - largest)``, written to `sums`.
+
+    Four neighbouring lanes have eight columns each: two shuffles reduce over them.
+    """
     v, b = values, biases
     z0, z1, z2, z3 = v[0] + b[0], v[1] + b[1], v[2] + b[2], v[3] + b[3]
     z4, z5, z6, z7 = v[4] + b[4], v[5] + b[5], v[6] + b[6], v[7] + b[7]
@@ -68,21 +76,24 @@ def _add_to_sums(values, biases, sums, row, part):
 
 
 @cuda_jit
-def cross_entropy_mma_kernel(h, w, bias, sizes, wide, logits, sums):
-    """A block computes a tile of logits h @ w.T on the tensor cores, as `matmul.mma_kernel`; what softmax needs of it is found on the way.
+def cross_entropy_mma_kernel(h, weights, bias, sizes, wide, logits, sums):
+    """One block computes a tile of logits ``h @ weights.T`` on the tensor cores and reduces it on the way.
 
-    Grid: tiles of 32 blockDim.y rows by 32 blockDim.z classes on x, neighbours below each other. sizes = (B, T, d). A
-    warp writes the largest of its 32 columns and their sum of ``exp(logit - largest)`` to sums (B, 2, parts of 32), for
-    each of its rows. The logits (B T), flat, are written, without bias (T,), where there is room for them; else they
-    never leave the registers. Shared memory: two buffers of 3,072 (blockDim.y + blockDim.z) bytes. No atomics.
+    Grid: tiles of 32 blockDim.y rows by 32 blockDim.z classes on x, vertical neighbours next to each other. sizes = (B,
+    T, d). For each of its rows, a warp writes the largest of its 32 logits and their sum of ``exp(logit - largest)`` to
+    sums (B, 2, parts of 32). It writes logits (B T), flat, without bias (T,), only if that array is not empty. Shared
+    memory: two buffers of 3,072 (blockDim.y + blockDim.z) bytes. No atomics.
     """
     m, n, d = sizes
-    n_rows = SIDE * cuda.blockDim.y
-    down = (m + n_rows - 1) // n_rows
-    first_row, first = cuda.blockIdx.x % down * n_rows, cuda.blockIdx.x // down * SIDE * cuda.blockDim.z
-    r0, r1, r2, r3 = product_of_tile((h, 0), (w, 0), (first_row, m), (first, n), (0, d), True)
-    y, x = place_of_lane()
-    row, c, part = first_row + y, first + x, first // SIDE + cuda.threadIdx.z
+    n_rows = WARP_TILE * cuda.blockDim.y
+    tiles_down = (m + n_rows - 1) // n_rows
+    first_row = cuda.blockIdx.x % tiles_down * n_rows
+    first = cuda.blockIdx.x // tiles_down * WARP_TILE * cuda.blockDim.z
+    r0, r1, r2, r3 = product_of_tile((h, 0), (weights, 0), (first_row, m), (first, n), (0, d), True)
+    y, x = origin_of_lane()
+    row, c = first_row + y, first + x
+    part = first // WARP_TILE + cuda.threadIdx.z
+    # The sums are computed from registers: unless they are kept, the logits never reach memory.
     if logits.shape[0] > 0:
         if row < m:
             store_row(logits, row * n, c, n, wide, r0)
@@ -111,10 +122,10 @@ def cross_entropy_mma_kernel(h, w, bias, sizes, wide, logits, sums):
 
 @cuda_jit
 def add_sums_kernel(sums, largest, total):
-    """A block owns one row: it joins the sums of its tile's parts.
+    """One block owns one row and combines the sums of its tile's parts with the running ones.
 
-    Reads sums (B, 2, parts), twice, coalesced; largest and total (B,) are updated in place. Maximum and sum are reduced
-    in shared memory, 4 bytes a thread, always in the same order. Grid: rows on x; block a power of two. No atomics.
+    Grid: rows on x; block a power of two. Reads sums (B, 2, parts) twice, coalesced; updates largest and total (B,).
+    Shared memory: 4 bytes per thread for the reductions, which run in a fixed order. No atomics.
     """
     b, thread, n_threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
     shared = cuda.shared.array(0, float32)
@@ -130,63 +141,66 @@ def add_sums_kernel(sums, largest, total):
         largest[b] = new
 
 
-def _add_product_mma(h, w, bias, logits, largest, total, block):
-    sizes = (*h.shape[:1], *w.shape)
-    _, grid = launch.tiles_of_product(*sizes[:2], 0, SIDE * MMA_BLOCK[1], SIDE * MMA_BLOCK[2])
-    sums = empty((sizes[0], 2, launch.divide_up(sizes[1], SIDE)), np.float32, "cuda")
+def _add_product_mma(h, weights, bias, logits, largest, total, block):
+    """Launches the two kernels of `add_product` on the tensor cores."""
+    sizes = (*h.shape[:1], *weights.shape)
+    _, grid = launch.tiles_of_product(*sizes[:2], 0, WARP_TILE * MMA_BLOCK[1], WARP_TILE * MMA_BLOCK[2])
+    sums = empty((sizes[0], 2, launch.divide_up(sizes[1], WARP_TILE)), np.float32, "cuda")
     wide = np.int32(sizes[1] % 4 == 0 and address(logits) % 16 == 0)
     cross_entropy_mma_kernel[grid, MMA_BLOCK, 0, launch.shared_bytes(shared_bytes_of(MMA_BLOCK))](
-        factor(h), factor(w), bias, tuple(map(np.int64, sizes)), wide, logits.reshape(-1), sums
+        factor(h), factor(weights), bias, tuple(map(np.int64, sizes)), wide, logits.reshape(-1), sums
     )
     add_sums_kernel[sizes[0], block, 0, launch.shared_bytes(4 * block)](sums, largest, total)
 
 
-def add_product(h, w, bias, keep, logits, largest, total, *, block=launch.BLOCK, tensor_cores=None):
-    """`add_tile` of the tile ``h @ w.T`` (B, T), for h (B, d), w (T, d); it lies in `logits` where that is to be kept.
+def add_product(h, weights, bias, keep, logits, largest, total, *, block=launch.BLOCK, tensor_cores=None):
+    """`add_tile` of the tile ``h @ weights.T`` (B, T), for h (B, d) and weights (T, d).
 
-    On tensor cores where the device has them, as precise as float32; `tensor_cores` says that it has them, or not.
+    The tile is stored in `logits` if `keep`. Uses the tensor cores where the device has them, as precise as float32;
+    `tensor_cores` overrides the detection.
     """
     if has_tensor_cores(tensor_cores):
         if h.shape[0]:
-            _add_product_mma(h, w, bias, logits if keep else logits[:0], largest, total, block)
+            _add_product_mma(h, weights, bias, logits if keep else logits[:0], largest, total, block)
         return
-    matmul(h, w.T, logits)
+    matmul(h, weights.T, logits)
     add_tile(logits, bias, largest, total, block=block)
 
 
 @cuda_jit
 def gradient_of_tile_kernel(logits, bias, first, labels, sums, scale, losses, dlogits):
-    """A block owns one row of logits, dlogits (B, T), a thread its columns t, t + blockDim.x, ...; coalesced.
+    """One block owns one row of logits and dlogits (B, T); thread t owns columns t, t + blockDim.x, ...
 
-    sums = (largest, total), each (B,). The threads share the row's labels: first for losses (B,), while the logits
-    still stand, reduced in shared memory, 4 bytes a thread, always in the same order; behind a barrier for the
-    gradient, each another place. Grid: rows on x; block a power of two. No atomics.
+    Grid: rows on x; block a power of two. Reads logits and writes dlogits, coalesced; adds to losses (B,). sums =
+    (largest, total), each (B,). The threads share the row's labels. Shared memory: 4 bytes per thread for the reduction
+    of the loss, in a fixed order. No atomics.
     """
     b, thread, n_threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
     shared, loss = cuda.shared.array(0, float32), ZERO
     largest, total = sums[0][b], sums[1][b]
+    # The loss comes first: dlogits may overwrite the logits.
     for i in range(labels.indptr[b] + thread, labels.indptr[b + 1], n_threads):
-        place = labels.indices[i] - first
-        if place >= 0 and place < logits.shape[1]:
-            loss += math.log(total) + (largest - (logits[b, place] + bias[place]))
+        column = labels.indices[i] - first
+        if column >= 0 and column < logits.shape[1]:
+            loss += math.log(total) + (largest - (logits[b, column] + bias[column]))
     loss = block_sum(shared, loss)
     if thread == 0:
         losses[b] += loss
     weight = np.float32(labels.indptr[b + 1] - labels.indptr[b]) * scale / total
     for j in range(thread, logits.shape[1], n_threads):
         dlogits[b, j] = math.exp(logits[b, j] + bias[j] - largest) * weight
-    cuda.syncthreads()
+    cuda.syncthreads()  # the columns of the labels were written by other threads
     for i in range(labels.indptr[b] + thread, labels.indptr[b + 1], n_threads):
-        place = labels.indices[i] - first
-        if place >= 0 and place < logits.shape[1]:
-            dlogits[b, place] -= scale
+        column = labels.indices[i] - first
+        if column >= 0 and column < logits.shape[1]:
+            dlogits[b, column] -= scale
 
 
 def gradient_of_tile(logits, bias, first, labels, largest, total, scale, dbias, losses, dlogits, *, block=launch.BLOCK):
-    """``(n_labels p - [class is a label]) scale`` for a tile (B, T), ``p = exp(logit - largest) / total``.
+    """``(n_labels * p - [class is a label]) * scale`` of a tile (B, T), with ``p = exp(logit - largest) / total``.
 
-    Its sum over rows is added to dbias, ``log(total) + largest - logit`` of each label to losses (B,). `dlogits` may be
-    `logits`.
+    The gradient summed over rows is added to dbias; ``log(total) + largest - logit`` of each label is added to losses
+    (B,). `dlogits` may be `logits`.
     """
     n_rows = logits.shape[0]
     if n_rows:
@@ -200,10 +214,10 @@ def gradient_of_tile(logits, bias, first, labels, largest, total, scale, dbias, 
 
 @cuda_jit
 def rank_kernel(logits, targets, log_prob, rank):
-    """A block owns one row of logits (B, L), a thread its columns t, t + blockDim.x, ...; coalesced, read twice.
+    """One block owns one row of logits (B, L); thread t owns columns t, t + blockDim.x, ...
 
-    targets (B,) is read, log_prob and rank (B,) are written. Maximum, sum and count are reduced in the same shared
-    memory, 4 bytes a thread, always in the same order. Grid: rows on x; block a power of two. No atomics.
+    Grid: rows on x; block a power of two. Reads logits twice, coalesced, and targets (B,); writes log_prob and rank
+    (B,). Shared memory: 4 bytes per thread for the reductions, which run in a fixed order. No atomics.
     """
     b, thread, n_threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
     shared, counts = cuda.shared.array(0, float32), cuda.shared.array(0, int32)
@@ -225,9 +239,10 @@ def rank_kernel(logits, targets, log_prob, rank):
 
 
 def rank(logits, targets, log_prob, rank, *, block=launch.BLOCK):
-    """log softmax(logits)[target] and the number of classes that beat the target, (B,): score higher, or equal with a lower id.
+    """log softmax(logits)[target] and the number of classes that rank above the target, (B,).
 
-    The logarithm is NaN where a logit of the row is not finite.
+    A class ranks above if its score is higher, or equal with a lower id. The logarithm is NaN where a logit of the row
+    is not finite.
     """
     if logits.shape[0]:
         rank_kernel[logits.shape[0], block, 0, launch.shared_bytes(4 * block)](logits, targets, log_prob, rank)
@@ -235,11 +250,11 @@ def rank(logits, targets, log_prob, rank, *, block=launch.BLOCK):
 
 @cuda_jit
 def softmax_lists_kernel(logits, bias, list_scores, list_ids, list_sums):
-    """One thread keeps the best k of every n_lists-th class of one row, and their sum: x is the list, so a warp reads whole lines.
+    """One thread keeps the best k of every n_lists-th class of one row, and the softmax sum of all of them.
 
-    Grid: lists on x, rows stride over y. Reads logits (B, L), once, and bias (L,). Its list in list_scores, list_ids
-    (B, k, n_lists) is touched only where a score beats the k-th best so far; list_sums (B, 2, n_lists) are its largest
-    score and its sum of ``exp(score - largest)``. No shared memory, no atomics.
+    Grid: lists on x, rows stride over y. Neighbouring threads own neighbouring classes: logits (B, L) are read
+    coalesced and once, and bias (L,). Each thread writes its list in list_scores and list_ids (B, k, n_lists), and its
+    largest score and its sum of ``exp(score - largest)`` in list_sums (B, 2, n_lists). No shared memory. No atomics.
     """
     part = cuda.grid(1)
     n_rows, n_classes = logits.shape
@@ -248,10 +263,12 @@ def softmax_lists_kernel(logits, bias, list_scores, list_ids, list_sums):
         for row in range(cuda.blockIdx.y, n_rows, cuda.gridDim.y):
             best, ids = list_scores[row, :, part], list_ids[row, :, part]
             clear(best, ids)
-            worst, largest, total = WORST, LOWEST, ZERO
+            # The k-th best score stays in a register: a list in global memory is touched only by a score that beats it.
+            worst = WORST
+            largest, total = LOWEST, ZERO
             for i in range(part, n_classes, n_lists):
                 score = logits[row, i] + bias[i]
-                if not score <= worst and enters(score, i, best, ids):
+                if not score <= worst and beats_worst(score, i, best, ids):
                     insert(best, ids, score, i)
                     worst = best[best.size - 1]
                 if score > largest:
@@ -265,11 +282,10 @@ def softmax_lists_kernel(logits, bias, list_scores, list_ids, list_sums):
 
 @cuda_jit
 def probabilities_kernel(list_sums, probabilities):
-    """A block owns one row: it joins the sums of its lists and turns its k best scores into probabilities.
+    """One block owns one row: it combines the sums of the row's lists and turns the k best scores into probabilities.
 
-    Reads list_sums (B, 2, n_lists) twice, coalesced; probabilities (B, k) hold the scores and are updated in place. The
-    maximum and the sum are reduced in shared memory, 4 bytes a thread, always in the same order. Grid: rows on x; block
-    a power of two. No atomics.
+    Grid: rows on x; block a power of two. Reads list_sums (B, 2, n_lists) twice, coalesced; overwrites the scores in
+    probabilities (B, k). Shared memory: 4 bytes per thread for the reductions, which run in a fixed order. No atomics.
     """
     b, thread, n_threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
     shared = cuda.shared.array(0, float32)
@@ -284,13 +300,13 @@ def probabilities_kernel(list_sums, probabilities):
         probabilities[b, i] = math.exp(probabilities[b, i] - largest) / total
 
 
-def pack(w, bias):
-    """w (L, d) and bias (L,) as `top_k` takes them: as they are."""
-    return w, bias
+def pack(weights, bias):
+    """weights (L, d) and bias (L,) in the layout that `top_k` takes: unchanged on CUDA."""
+    return weights, bias
 
 
 def _sorted_probabilities(logits, bias, probabilities, ids):
-    """Many of the best of some rows: by sorting the logits, which get their bias in place."""
+    """The k best probabilities for large k, by sorting the logits; the bias is added to `logits` in place."""
     logits += bias
     largest = logits.max(axis=1, keepdims=True)
     top_k_of_scores(logits, probabilities, ids)
@@ -298,26 +314,26 @@ def _sorted_probabilities(logits, bias, probabilities, ids):
     probabilities[...] = xp.exp(probabilities - largest) / total
 
 
-def top_k(h, w, bias, probabilities, ids, *, block=launch.BLOCK):
-    """The k largest of ``softmax(h @ w.T + bias)`` in each row and their classes, w and bias from `pack`.
+def top_k(h, weights, bias, probabilities, ids, *, block=launch.BLOCK):
+    """The k largest of ``softmax(h @ weights.T + bias)`` in each row and their classes.
 
-    At most 64 MiB of the logits exist at a time, or one row where that is more.
+    weights and bias come from `pack`. At most 64 MiB of logits exist at once, or one row if that is larger.
     """
-    (n_rows, k), n_classes = ids.shape, len(w)
-    at_once = max(1, min(n_rows, HELD // n_classes))
-    buffer, shared = empty((at_once, n_classes), np.float32, "cuda"), launch.shared_bytes(4 * block)
-    for first in range(0, n_rows, at_once):
-        some = slice(first, min(first + at_once, n_rows))
-        n = some.stop - first
+    (n_rows, k), n_classes = ids.shape, len(weights)
+    rows_per_chunk = max(1, min(n_rows, MAX_ELEMENTS // n_classes))
+    buffer, shared = empty((rows_per_chunk, n_classes), np.float32, "cuda"), launch.shared_bytes(4 * block)
+    for first in range(0, n_rows, rows_per_chunk):
+        rows = slice(first, min(first + rows_per_chunk, n_rows))
+        n = rows.stop - first
         logits = buffer[:n]
-        matmul(h[some], w.T, logits)
-        if k > INSERTED:
-            _sorted_probabilities(logits, bias, probabilities[some], ids[some])
+        matmul(h[rows], weights.T, logits)
+        if k > MAX_INSERTED:
+            _sorted_probabilities(logits, bias, probabilities[rows], ids[rows])
             continue
         n_lists, grid = launch.lists_per_row(n_classes, n, k, block)
         list_scores = empty((n, k, n_lists), np.float32, "cuda")
         list_ids = empty((n, k, n_lists), np.int32, "cuda")
         list_sums = empty((n, 2, n_lists), np.float32, "cuda")
         softmax_lists_kernel[grid, block](logits, bias, list_scores, list_ids, list_sums)
-        merge(list_scores, list_ids, probabilities[some], ids[some], block=block)
-        probabilities_kernel[n, block, 0, shared](list_sums, probabilities[some])
+        merge(list_scores, list_ids, probabilities[rows], ids[rows], block=block)
+        probabilities_kernel[n, block, 0, shared](list_sums, probabilities[rows])

@@ -6,12 +6,12 @@ from ..core.device import empty, zeros
 
 
 def padded(n, multiple):
-    """`n`, filled up to a multiple."""
+    """`n` rounded up to a multiple of `multiple`."""
     return -(-n // multiple) * multiple
 
 
 def transposed(array, multiple=1):
-    """array (B, H) as a new (H, B'), B' being B filled up with zeros to a multiple."""
+    """A transposed copy (H, B') of `array` (B, H); B' is B rounded up to `multiple`, padded with zeros."""
     n_rows, width = array.shape
     make = zeros if n_rows % multiple else empty
     out = make((width, padded(n_rows, multiple)), np.float32, "cuda")
@@ -20,5 +20,5 @@ def transposed(array, multiple=1):
 
 
 def zeros_like_inputs(x):
-    """dxt (H, B) for inputs x (B, H): zeros."""
+    """Zeros (H, B) for the transposed gradient with respect to inputs x (B, H)."""
     return zeros(x.shape[::-1], np.float32, "cuda")

@@ -11,19 +11,20 @@ ZERO, ONE = np.float32(0), np.float32(1)
 
 
 @cuda_jit
-def multilabel_kernel(scores, positives, loss, scale, dscores, label_loss):
-    """One thread owns one label: it walks down the rows and, beside them, its sorted list of positive rows.
+def multilabel_kernel(scores, label_rows, loss, scale, dscores, label_loss):
+    """One thread owns one label and walks down its column of scores.
 
-    Grid: labels on x. Reads scores, writes dscores (B, L), both coalesced; writes label_loss (L,). No shared, no
-    atomics.
+    Grid: labels on x. Reads scores (B, L) and writes dscores (B, L), coalesced across neighbouring labels; writes
+    label_loss (L,). No shared memory. No atomics.
     """
     label = cuda.grid(1)
     if label < scores.shape[1]:
-        cursor, stop = positives.indptr[label], positives.indptr[label + 1]
+        # The label's rows are ascending, as is the loop: one cursor finds them all without a search.
+        cursor, stop = label_rows.indptr[label], label_rows.indptr[label + 1]
         total = ZERO
         for row in range(scores.shape[0]):
             sign = -ONE
-            if cursor < stop and positives.rows[cursor] == row:
+            if cursor < stop and label_rows.rows[cursor] == row:
                 sign = ONE
                 cursor += 1
             value, gradient = loss_and_gradient(loss, scores[row, label], sign)
@@ -32,7 +33,10 @@ def multilabel_kernel(scores, positives, loss, scale, dscores, label_loss):
         label_loss[label] = total
 
 
-def multilabel(scores, positives, loss, dscores, label_loss, *, block=launch.BLOCK):
-    """Loss of every label, averaged over the rows, and its gradient by the scores; `dscores` may be `scores`."""
+def multilabel(scores, label_rows, loss, dscores, label_loss, *, block=launch.BLOCK):
+    """Loss of each label, averaged over the rows, and its gradient with respect to the scores.
+
+    `dscores` may be `scores`.
+    """
     scale = np.float32(1 / max(scores.shape[0], 1))
-    multilabel_kernel[launch.flat(scores.shape[1], block)](scores, positives, loss, scale, dscores, label_loss)
+    multilabel_kernel[launch.flat(scores.shape[1], block)](scores, label_rows, loss, scale, dscores, label_loss)

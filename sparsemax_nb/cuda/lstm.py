@@ -1,4 +1,4 @@
-"""The recurrent part of an LSTM layer on CUDA: step by step a product (`matmul`) and a kernel for what is pointwise."""
+"""The recurrent part of an LSTM layer on CUDA: per step, one matrix product and one pointwise kernel."""
 
 import math
 
@@ -19,18 +19,17 @@ ZERO, ONE = np.float32(0), np.float32(1)
 
 @cuda_device
 def _sigmoid(x):
-    """``1 / (1 + exp(-x))``; never overflows."""
+    """``1 / (1 + exp(-x))``; never overflows, since the exponent is never positive."""
     e = math.exp(-abs(x))
     return (ONE if x >= ZERO else e) / (ONE + e)
 
 
 @cuda_jit
 def cell_kernel(pre, previous, gates, cells, out):
-    """A block owns one row, a thread the units t, t + blockDim.x, ... of it, each with its four gates; coalesced.
+    """One block owns one row; thread t owns units t, t + blockDim.x, ..., each with its four gates.
 
-    Reads pre (B, 4H) and previous (B, H), writes gates (B, 4H), cells and out (B, H): each number once; `gates` may be
-    `pre`.
-    Grid: rows on x. No shared memory, no atomics.
+    Grid: rows on x. Reads pre (B, 4H) and previous (B, H); writes gates (B, 4H), cells and out (B, H). Fused: each
+    number is read or written once, coalesced. `gates` may be `pre`. No shared memory. No atomics.
     """
     b, n = cuda.blockIdx.x, previous.shape[1]
     for h in range(cuda.threadIdx.x, n, cuda.blockDim.x):
@@ -43,10 +42,11 @@ def cell_kernel(pre, previous, gates, cells, out):
 
 
 def forward(recurrent, gates, cells, hidden, *, block=launch.BLOCK):
-    """All steps of an LSTM, ``gates_t + h_{t-1} recurrent`` and the cells behind it; recurrent is (H, 4H).
+    """All steps of an LSTM: ``gates_t + h_{t-1} @ recurrent``, then the cell; recurrent is (H, 4H).
 
-    gates (T, B, 4H) is overwritten: what the inputs add to i, f, g, o, side by side, by the gates themselves.
-    cells, hidden (T + 1, B, H) hold c and h before the first step; those behind each step are filled in.
+    gates (T, B, 4H) holds the contributions of the inputs to i, f, g, o (concatenated) and is overwritten by the gate
+    values. cells and hidden (T + 1, B, H) hold c and h before the first step at index 0; the other T entries are
+    filled.
     """
     n_steps, n_rows = gates.shape[:2]
     for t in range(n_steps if n_rows else 0):
@@ -56,10 +56,11 @@ def forward(recurrent, gates, cells, hidden, *, block=launch.BLOCK):
 
 @cuda_jit
 def cell_backward_kernel(dout, dcells_next, gates, previous, cells, dpre, dprevious):
-    """A block owns one row, a thread the units t, t + blockDim.x, ... of it, each with its four gates; coalesced.
+    """One block owns one row; thread t owns units t, t + blockDim.x, ..., each with its four gates.
 
-    Reads gates (B, 4H), dout, dcells_next, previous and cells (B, H), writes dpre (B, 4H) and dprevious (B, H): each
-    number once; `dpre` may be `gates`, `dprevious` may be `dcells_next`. Grid: rows on x. No shared memory, no atomics.
+    Grid: rows on x. Reads gates (B, 4H), dout, dcells_next, previous and cells (B, H); writes dpre (B, 4H) and
+    dprevious (B, H). Fused: each number is read or written once, coalesced. `dpre` may be `gates`, `dprevious` may be
+    `dcells_next`. No shared memory. No atomics.
     """
     b, n = cuda.blockIdx.x, previous.shape[1]
     for h in range(cuda.threadIdx.x, n, cuda.blockDim.x):
@@ -71,10 +72,10 @@ def cell_backward_kernel(dout, dcells_next, gates, previous, cells, dpre, dprevi
 
 
 def backward(recurrent, gates, cells, dout, dpre, *, block=launch.BLOCK):
-    """dpre (T, B, 4H), the gradient by the sums that become gates, from dout (T, B, H), that by h as it comes from outside.
+    """Gradient dpre (T, B, 4H) with respect to the gates' arguments, given dout (T, B, H) with respect to h.
 
-    recurrent, gates and cells are as `forward` left them; dpre may be gates. By ``dpre_{t+1} recurrent'`` a step learns
-    of those behind it.
+    recurrent, gates and cells are as `forward` left them; dpre may be gates. The gradient from later steps arrives as
+    ``dpre_{t+1} @ recurrent.T``.
     """
     n_steps, n_rows = dout.shape[:2]
     dcells, dh = (zeros(dout.shape[1:], np.float32, "cuda") for _ in range(2))

@@ -15,18 +15,19 @@ random_words, unit, below = _rng.random_words, _rng.unit, _rng.below
 SAMPLING = rng.SAMPLING
 ZERO, HALF, TWO = np.float32(0), np.float32(0.5), np.float32(2)
 LOWEST = np.float32(-np.inf)
-#: The sum of all weight, relative to what the largest logits would give, below which it is summed with more care.
-VANISHING = np.float32(1e-20)
-#: Vectors whose products with all codewords are held at once.
-CHUNK = 1 << 17
+#: Below this total, relative to the two largest exponentials, the weights are summed again with a maximum per codeword:
+#: where the largest logits belong to empty cells, everything else underflows.
+UNDERFLOW_LIMIT = np.float32(1e-20)
+#: Vectors whose products with all codewords exist at once.
+VECTORS_PER_CHUNK = 1 << 17
 
 
 @cuda_jit
 def nearest_kernel(vectors, products, half, codes, distance):
-    """One thread owns one vector: it walks over its products (n, K) and, for the distance, over itself (n, d).
+    """One thread owns one vector and walks down its row of products (n, K), then the vector (n, d) itself.
 
-    |v - c|^2 = |v|^2 - 2 (v . c - |c|^2 / 2): the nearest has the largest bracket. Writes codes, distance (n,). Grid:
-    vectors on x. No shared memory, no atomics.
+    |v - c|^2 = |v|^2 - 2 (v . c - |c|^2 / 2): the nearest codeword maximises the bracket, which the matrix product has
+    computed up to half = |c|^2 / 2. Grid: vectors on x. Writes codes and distance (n,). No shared memory. No atomics.
     """
     i = cuda.grid(1)
     if i < products.shape[0]:
@@ -43,21 +44,22 @@ def nearest_kernel(vectors, products, half, codes, distance):
 
 
 def assign(vectors, codewords, weights, codes, distance, sums, totals, *, block=launch.BLOCK):
-    """The nearest codeword of each vector (Euclidean; the first of equal ones), and the squared distance.
+    """The nearest codeword of each vector (Euclidean; the first of equal ones) and the squared distance.
 
-    ``sums[k]`` (K, d) adds up the vectors of codeword k times their weights, ``totals[k]`` (K,) the weights (n,), of
-    size 0 where all are 1; in the order of the vectors.
+    ``sums[k]`` (K, d) adds up the vectors of codeword k times their weights, ``totals[k]`` (K,) the weights, in the
+    order of the vectors. weights is (n,), or of size 0 if all are 1.
     """
     half = (codewords * codewords).sum(axis=1) * HALF
-    for first in range(0, vectors.shape[0], CHUNK):
-        part = slice(first, first + CHUNK)
-        some = vectors[part]
-        products = empty((some.shape[0], codewords.shape[0]), np.float32, "cuda")
-        matmul(some, codewords.T, products)
-        nearest_kernel[launch.flat(some.shape[0], block)](some, products, half, codes[part], distance[part])
+    for first in range(0, vectors.shape[0], VECTORS_PER_CHUNK):
+        rows = slice(first, first + VECTORS_PER_CHUNK)
+        chunk = vectors[rows]
+        products = empty((chunk.shape[0], codewords.shape[0]), np.float32, "cuda")
+        matmul(chunk, codewords.T, products)
+        nearest_kernel[launch.flat(chunk.shape[0], block)](chunk, products, half, codes[rows], distance[rows])
     xp, n = module_of(device_of(codes)), vectors.shape[0]
     ones = xp.ones((n, 1), np.float32)
     arrays = (xp.arange(n + 1), np.int32), (codes, np.int32), (weights if weights.size else ones[:, 0], np.float32)
+    # Sums per codeword as a gather over vectors sorted by code: no atomics, so the sums are reproducible.
     groups = sparse.by_column(sparse.SparseRows(*(asarray(a, "cuda", dtype) for a, dtype in arrays)))
     sums[:], totals[:] = 0, 0
     for source, out in (vectors, sums), (asarray(ones, "cuda"), totals.reshape(-1, 1)):
@@ -67,79 +69,87 @@ def assign(vectors, codewords, weights, codes, distance, sums, totals, *, block=
 
 
 @cuda_device
-def _add_up(shared, n_words):
-    """Cumulative sums of the third of the four lines, by the first thread. Begins and ends behind a barrier."""
+def _cumulate(shared, n_codewords):
+    """Replaces the third of the four rows in shared memory by its cumulative sums.
+
+    The first thread does it alone, in order. Begins and ends with a barrier.
+    """
     cuda.syncthreads()
     if cuda.threadIdx.x == 0:
-        for k in range(2 * n_words + 1, 3 * n_words):
+        for k in range(2 * n_codewords + 1, 3 * n_codewords):
             shared[k] += shared[k - 1]
     cuda.syncthreads()
 
 
 @cuda_device
-def _weigh(r0, r1, turned, shared):
-    """For the query of this block: e1, sums, cumulative and top (see the CPU's `_add_up`), four lines of K numbers in
-    shared memory; returns b0, b1, ``log Z - b0 - b1`` and the largest r1. Thread k sums column k of the transposed
-    weights, so a warp reads whole lines; the first thread adds the K sums up.
+def _weigh_cells(r0, r1, transposed, shared):
+    """The proposal of one row of h in shared memory; returns b0, b1, ``log Z - b0 - b1`` and the largest r1.
+
+    Four rows of K numbers: ``e1[k] = exp(r1[k] - top)``, ``sums[k0] = sum_k1 weights[k0, k1] e1[k1]``, the cumulative
+    sums of ``exp(r0[k0]) sums[k0]``, and the top that e1 of each k0 is relative to. Thread k sums column k of the
+    transposed weights, so a warp reads whole lines.
     """
-    b, thread, n_threads, n_words = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x, r0.shape[1]
+    b, thread, n_threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
+    n_codewords = r0.shape[1]
     largest0, largest1 = r0[b, 0], r1[b, 0]
-    for k in range(1, n_words):
+    for k in range(1, n_codewords):
         largest0, largest1 = max(largest0, r0[b, k]), max(largest1, r1[b, k])
-    for k in range(thread, n_words, n_threads):
+    for k in range(thread, n_codewords, n_threads):
         shared[k] = math.exp(r1[b, k] - largest1)
     cuda.syncthreads()
-    for k in range(thread, n_words, n_threads):
+    for k in range(thread, n_codewords, n_threads):
         part = ZERO
-        for j in range(n_words):
-            part += turned[j, k] * shared[j]
-        shared[n_words + k] = part
-        shared[2 * n_words + k] = math.exp(r0[b, k] - largest0) * part
-        shared[3 * n_words + k] = largest1
-    _add_up(shared, n_words)
+        for j in range(n_codewords):
+            part += transposed[j, k] * shared[j]
+        shared[n_codewords + k] = part
+        shared[2 * n_codewords + k] = math.exp(r0[b, k] - largest0) * part
+        shared[3 * n_codewords + k] = largest1
+    _cumulate(shared, n_codewords)
     best0, best1 = largest0, largest1
-    if not shared[3 * n_words - 1] > VANISHING:  # the same for all threads
+    # Rare: the weight has underflowed. Sum again, relative to the largest logits of the cells that are not empty. All
+    # threads see the same condition, so the barriers inside are safe.
+    if not shared[3 * n_codewords - 1] > UNDERFLOW_LIMIT:
         cuda.syncthreads()
-        for k in range(thread, n_words, n_threads):
+        for k in range(thread, n_codewords, n_threads):
             top, part = LOWEST, ZERO
-            for j in range(n_words):
-                if turned[j, k] > ZERO:
+            for j in range(n_codewords):
+                if transposed[j, k] > ZERO:
                     top = max(top, r1[b, j])
-            for j in range(n_words):
-                if turned[j, k] > ZERO:
-                    part += turned[j, k] * math.exp(r1[b, j] - top)
-            shared[n_words + k], shared[3 * n_words + k] = part, top
+            for j in range(n_codewords):
+                if transposed[j, k] > ZERO:
+                    part += transposed[j, k] * math.exp(r1[b, j] - top)
+            shared[n_codewords + k], shared[3 * n_codewords + k] = part, top
         cuda.syncthreads()
         best0, best1 = r0[b, 0], LOWEST
-        for k in range(n_words):
-            top = shared[3 * n_words + k]
+        for k in range(n_codewords):
+            top = shared[3 * n_codewords + k]
             if top > LOWEST and (best1 == LOWEST or (r0[b, k] - best0) + (top - best1) > ZERO):
                 best0, best1 = r0[b, k], top
-        for k in range(thread, n_words, n_threads):
-            difference = (r0[b, k] - best0) + (shared[3 * n_words + k] - best1)
-            shared[2 * n_words + k] = math.exp(difference) * shared[n_words + k]
-        _add_up(shared, n_words)
-    return best0, best1, math.log(shared[3 * n_words - 1]), largest1
+        for k in range(thread, n_codewords, n_threads):
+            difference = (r0[b, k] - best0) + (shared[3 * n_codewords + k] - best1)
+            shared[2 * n_codewords + k] = math.exp(difference) * shared[n_codewords + k]
+        _cumulate(shared, n_codewords)
+    return best0, best1, math.log(shared[3 * n_codewords - 1]), largest1
 
 
 @cuda_jit
 def log_prob_kernel(r0, r1, index, ids, log_q):
-    """A block owns one row of log_q (B, M), a thread its columns t, t + blockDim.x, ...; ids (B, M) or (1, M).
+    """One block owns one row of log_q (B, M); thread t owns columns t, t + blockDim.x, ...
 
-    Reads r0, r1 (B, K) and the transposed weights (K, K), coalesced; they stay in the cache. Shared memory: 16 K bytes.
-    Grid: rows on x. No atomics.
+    Grid: rows on x. Reads r0 and r1 (B, K), the transposed weights (K, K), coalesced and from the cache, and ids (B, M)
+    or (1, M). Shared memory: 16 K bytes. No atomics.
     """
     b, shared = cuda.blockIdx.x, cuda.shared.array(0, float32)
-    best0, best1, log_z, _ = _weigh(r0, r1, index.turned, shared)
-    line = 0 if ids.shape[0] != r0.shape[0] else b
+    best0, best1, log_z, _ = _weigh_cells(r0, r1, index.transposed, shared)
+    row = 0 if ids.shape[0] != r0.shape[0] else b
     for m in range(cuda.threadIdx.x, ids.shape[1], cuda.blockDim.x):
-        i = ids[line, m]
+        i = ids[row, m]
         value = (r0[b, index.codes[i, 0]] - best0) + (r1[b, index.codes[i, 1]] - best1) - log_z
         log_q[b, m] = value + index.log_popularity[i] if index.log_popularity.size > 0 else value
 
 
 def log_prob(r0, r1, index, ids, log_q, *, block=launch.BLOCK):
-    """``log Q(i | q) = r0[k0(i)] + r1[k1(i)] + log pop(i) - log Z(q)`` of ids (B, M) or (1, M), for all rows."""
+    """``log Q(i | h) = r0[k0(i)] + r1[k1(i)] + log pop(i) - log Z(h)`` of ids (B, M) or (1, M), for all rows."""
     if r0.shape[0]:
         shared = launch.shared_bytes(16 * r0.shape[1])
         log_prob_kernel[r0.shape[0], block, 0, shared](r0, r1, index, ids, log_q)
@@ -147,37 +157,40 @@ def log_prob(r0, r1, index, ids, log_q, *, block=launch.BLOCK):
 
 @cuda_jit
 def sample_kernel(r0, r1, index, seed, step, ids, log_q):
-    """A block owns one row of ids, log_q (B, M), a thread the draws t, t + blockDim.x, ...: binary search over the K
-    cumulative sums for k0, a walk over line k0 of the weights (K, K) for k1, then one member, or one or two records of
-    16 bytes (one 32-byte sector each).
+    """One block owns one row of ids and log_q (B, M); thread t makes the draws t, t + blockDim.x, ...
 
-    Shared memory: 16 K bytes. Grid: rows on x. No atomics.
+    Grid: rows on x. A draw is a binary search in the K cumulative sums for k0, a walk along row k0 of the weights (K,
+    K) for k1, then one member of the cell: one entry of members, or one or two 16-byte records (each inside one
+    32-byte sector). Shared memory: 16 K bytes. No atomics.
     """
-    b, shared, n_words = cuda.blockIdx.x, cuda.shared.array(0, float32), r0.shape[1]
-    best0, best1, log_z, largest1 = _weigh(r0, r1, index.turned, shared)
+    b, shared = cuda.blockIdx.x, cuda.shared.array(0, float32)
+    n_codewords = r0.shape[1]
+    best0, best1, log_z, largest1 = _weigh_cells(r0, r1, index.transposed, shared)
     for m in range(cuda.threadIdx.x, ids.shape[1], cuda.blockDim.x):
         w0, w1, w2, w3 = random_words(seed, SAMPLING, step, np.uint64(b * ids.shape[1] + m))
-        wanted = unit(w0) * shared[3 * n_words - 1]
-        low, high = 0, n_words - 1
+        wanted = unit(w0) * shared[3 * n_codewords - 1]
+        low, high = 0, n_codewords - 1
         while low < high:  # the first cumulative sum above `wanted`
             middle = (low + high) // 2
-            if shared[2 * n_words + middle] > wanted:
+            if shared[2 * n_codewords + middle] > wanted:
                 high = middle
             else:
                 low = middle + 1
         k0 = low
-        while k0 > 0 and not shared[n_words + k0] > ZERO:  # rounding only: the last codeword with weight
+        while k0 > 0 and not shared[n_codewords + k0] > ZERO:  # only after rounding: take the last codeword with weight
             k0 -= 1
-        wanted, part, k1, top = unit(w1) * shared[n_words + k0], ZERO, 0, shared[3 * n_words + k0]
-        for k in range(n_words):
-            weight = index.weights[k0, k]
+        wanted, part = unit(w1) * shared[n_codewords + k0], ZERO
+        k1 = 0
+        top = shared[3 * n_codewords + k0]
+        for k in range(n_codewords):
+            weight = index.cell_weights[k0, k]
             if weight > ZERO:
                 k1 = k
                 e1 = shared[k] if top == largest1 else math.exp(r1[b, k] - top)
                 part += weight * e1
                 if part > wanted:
                     break
-        cell = k0 * n_words + k1
+        cell = k0 * n_codewords + k1
         first = np.int64(index.indptr[cell])
         column = first + np.int64(below(w2, np.uint64(index.indptr[cell + 1] - first)))
         value = (r0[b, k0] - best0) + (r1[b, k1] - best1) - log_z
@@ -192,7 +205,7 @@ def sample_kernel(r0, r1, index, seed, step, ids, log_q):
 
 
 def sample(r0, r1, index, seed, step, ids, log_q, *, block=launch.BLOCK):
-    """Draws (B, M): k0, then k1 given k0, then the class inside the cell; and the log-probabilities."""
+    """Draws ids (B, M), k0 first, then k1 given k0, then a class of the cell; and their log-probabilities."""
     if r0.shape[0]:
         shared = launch.shared_bytes(16 * r0.shape[1])
         sample_kernel[r0.shape[0], block, 0, shared](r0, r1, index, seed, step, ids, log_q)

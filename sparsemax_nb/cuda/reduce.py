@@ -1,15 +1,22 @@
-"""Reductions, always in the same order: over a block's threads, a power of two, in shared memory; over a warp's by shuffles."""
+"""Reductions over a warp (by shuffles) and over a block (in shared memory), always in the same order.
+
+A block's number of threads must be a power of two. The fixed order makes float sums reproducible.
+"""
 
 import numpy as np
 
 from ..core.device import cuda, cuda_device
 
+#: Mask of a shuffle in which every lane of the warp takes part.
 ALL_LANES = np.uint32(0xFFFFFFFF)
 
 
 @cuda_device
 def warp_max(value):
-    """The largest `value` of a warp's lanes, in all of them."""
+    """The maximum of `value` over the lanes of a warp, in every lane.
+
+    Five shuffles: no shared memory and no barrier.
+    """
     for distance in (16, 8, 4, 2, 1):
         value = max(value, cuda.shfl_xor_sync(ALL_LANES, value, distance))
     return value
@@ -17,7 +24,7 @@ def warp_max(value):
 
 @cuda_device
 def warp_sum(value):
-    """The sum of the `value` of a warp's lanes, in all of them."""
+    """The sum of `value` over the lanes of a warp, in every lane."""
     for distance in (16, 8, 4, 2, 1):
         value += cuda.shfl_xor_sync(ALL_LANES, value, distance)
     return value
@@ -25,7 +32,10 @@ def warp_sum(value):
 
 @cuda_device
 def block_max(shared, value):
-    """The largest `value` of the block's threads; shared: 4 bytes a thread. Ends behind a barrier."""
+    """The maximum of `value` over the threads of a block, in every thread.
+
+    `shared` needs 4 bytes per thread and may be reused at once: the function ends with a barrier.
+    """
     thread, half = cuda.threadIdx.x, cuda.blockDim.x // 2
     shared[thread] = value
     cuda.syncthreads()
@@ -35,13 +45,16 @@ def block_max(shared, value):
         cuda.syncthreads()
         half //= 2
     largest = shared[0]
-    cuda.syncthreads()
+    cuda.syncthreads()  # all have read shared[0]: the caller may overwrite it
     return largest
 
 
 @cuda_device
 def block_sum(shared, value):
-    """The sum of the `value` of the block's threads; shared: 4 bytes a thread. Ends behind a barrier."""
+    """The sum of `value` over the threads of a block, in every thread.
+
+    `shared` needs 4 bytes per thread and may be reused at once: the function ends with a barrier.
+    """
     thread, half = cuda.threadIdx.x, cuda.blockDim.x // 2
     shared[thread] = value
     cuda.syncthreads()
@@ -51,5 +64,5 @@ def block_sum(shared, value):
         cuda.syncthreads()
         half //= 2
     total = shared[0]
-    cuda.syncthreads()
+    cuda.syncthreads()  # all have read shared[0]: the caller may overwrite it
     return total

@@ -1,8 +1,8 @@
 """Rewiring of the fixed fan-in layer on CUDA: find the smallest weights, draw new connections.
 
-Weights are looked at as integers: without its sign, a float32 grows with its bits. The threshold is found digit by
-digit (radix selection), so that no copy of the weights is needed; every pass reads them once. All counts are integers:
-in whatever order atomics add them, the result is the same.
+Without its sign, a float32 orders like its bits, an integer. So the threshold is found digit by digit (radix
+selection): no copy of the weights, no sort, one read of them per digit. All counts are integers, so the order of the
+atomics does not change the result.
 """
 
 import numpy as np
@@ -20,38 +20,47 @@ random_word, below = _r.random_word, _r.below
 
 STREAM = rng.REWIRING
 ZERO, ONE = np.float32(0), np.int32(1)
+#: Bins of a digit: 11 bits. The table takes 8 KiB of shared memory.
 MAX_BINS = 2048
-LABELS = 32  # of a block of count_smallest_kernel
+#: Labels per block of `count_smallest_kernel`.
+LABELS_PER_BLOCK = 32
 
 
 @cuda_jit
 def magnitudes_kernel(bits, shift, group_size, means):
-    """A thread owns one slot of a group: the mean of |value| over its labels, added in their order.
+    """One thread owns one slot of a group: the mean of |value| over the group's labels, added in their order.
 
-    Grid: slots on x. Reads bits (L, K), the upper halves (shift 16) or all (0) of float32 numbers, coalesced; writes
-    means (L / G rounded up, K). Dynamic shared memory: a number a thread, to look at its bits as float32. No atomics.
+    Grid: slots on x. Reads bits (L, K) coalesced: float32 (shift 0) or bfloat16 (shift 16); writes means (L / G rounded
+    up, K). Dynamic shared memory: 4 bytes per thread. No atomics.
     """
-    number, numbers = cuda.shared.array(0, float32), cuda.shared.array(0, int32)
+    # One array, two views: bits are written as int32 and read back as float32.
+    as_float, as_bits = cuda.shared.array(0, float32), cuda.shared.array(0, int32)
     i, t, fan_in = cuda.grid(1), cuda.threadIdx.x, means.shape[1]
     if i < means.size:
         group, k = i // fan_in, i % fan_in
         first, stop = group * group_size, min(bits.shape[0], (group + 1) * group_size)
         total = ZERO
         for label in range(first, stop):
-            numbers[t] = np.int32(bits[label, k]) << shift
-            total += abs(number[t])
+            as_bits[t] = np.int32(bits[label, k]) << shift
+            total += abs(as_float[t])
         means[group, k] = total / np.float32(stop - first)
 
 
 def magnitudes(values, group_size, means, *, block=launch.BLOCK):
-    """Mean |value| of every slot over the labels of its group (values float32 or bits of bfloat16, (L, K)), in float32."""
+    """Mean |value| of every slot over the labels of its group, in float32.
+
+    `values` (L, K) are float32 or the bits of bfloat16.
+    """
     grid, block = launch.flat(means.size, block)
     magnitudes_kernel[grid, block, 0, 4 * block](*bits_of(values), group_size, means)
 
 
 @cuda_jit
 def clear_kernel(slots, group_size, array):
-    """A thread owns one slot: zeros in every label of its group. Grid: slots on x. Writes array (L, K). No shared, no atomics."""
+    """One thread owns one slot and clears it in every label of its group.
+
+    Grid: slots on x. Writes array (L, K). No shared memory. No atomics.
+    """
     i = cuda.grid(1)
     if i < slots.shape[0]:
         first, k = slots[i, 0] * group_size, slots[i, 1]
@@ -60,17 +69,18 @@ def clear_kernel(slots, group_size, array):
 
 
 def clear(slots, group_size, array, *, block=launch.BLOCK):
-    """Zeros for the slots (n, 2) = (group, k), different ones, in every label of their groups: array (L, K)."""
+    """Sets the distinct slots (n, 2) = (group, k) of array (L, K) to zero in every label of their groups."""
     clear_kernel[launch.flat(slots.shape[0], block)](slots, group_size, array)
 
 
 @cuda_jit
 def magnitude_histogram_kernel(bits, prefix, shift, counts):
-    """A block counts its share of the weights in shared memory, then adds what it found to counts (n_bins,) int64.
+    """One block counts its share of the weights in a table in shared memory, then adds the table to counts.
 
-    Grid: any number of blocks on x; elements stride over all threads. Reads bits (n,) int32 coalesced. Shared: 2,048
-    int32. Integer atomics, in shared memory for each weight, in global memory for each bin: deterministic.
+    Grid: any number of blocks on x; elements stride over all threads. Reads bits (n,) int32 coalesced; adds to counts
+    (n_bins,) int64. Shared memory: 2,048 int32. Integer atomics: deterministic.
     """
+    # One atomic per weight goes to shared memory; global memory gets one per block and bin that is not empty.
     table = cuda.shared.array(MAX_BINS, int32)
     n_bins, t, n_threads = counts.size, cuda.threadIdx.x, cuda.blockDim.x
     for b in range(t, n_bins, n_threads):
@@ -87,21 +97,24 @@ def magnitude_histogram_kernel(bits, prefix, shift, counts):
 
 
 def magnitude_histogram(bits, prefix, shift, counts, *, block=2 * launch.BLOCK):
-    """How many magnitudes of `bits` (n,) have which digit at `shift`, of those whose higher bits equal `prefix`."""
+    """Histogram of the digit at `shift` of the magnitudes in `bits` (n,).
+
+    Only magnitudes whose higher bits equal `prefix` count.
+    """
     counts[:] = 0
     magnitude_histogram_kernel[launch.tables(bits.size, block)](bits, prefix, shift, counts)
 
 
 @cuda_jit
 def count_smallest_kernel(bits, fan_in, cut, counts):
-    """A block counts for 32 labels: its threads share their slots, so that the weights are read coalesced.
+    """One block counts for 32 labels; its threads share the slots of all 32, so the weights are read coalesced.
 
-    Grid: tiles of 32 labels on x. Reads bits (L K,) int32, writes counts (L,) int32. Shared: 32 int32, one a label.
-    Integer atomics in shared memory, one for each slot found: deterministic.
+    Grid: tiles of 32 labels on x. Reads bits (L K,) int32, writes counts (L,) int32. Shared memory: 32 int32. Integer
+    atomics in shared memory, one per slot found: deterministic.
     """
-    table = cuda.shared.array(LABELS, int32)
-    first, t, n_threads = cuda.blockIdx.x * LABELS, cuda.threadIdx.x, cuda.blockDim.x
-    n_labels = min(LABELS, counts.size - first)
+    table = cuda.shared.array(LABELS_PER_BLOCK, int32)
+    first, t, n_threads = cuda.blockIdx.x * LABELS_PER_BLOCK, cuda.threadIdx.x, cuda.blockDim.x
+    n_labels = min(LABELS_PER_BLOCK, counts.size - first)
     for j in range(t, n_labels, n_threads):
         table[j] = 0
     cuda.syncthreads()
@@ -115,17 +128,18 @@ def count_smallest_kernel(bits, fan_in, cut, counts):
 
 
 def count_smallest(bits, cut, counts, *, block=launch.BLOCK):
-    """How many of each label's slots are among the smallest."""
+    """The number of slots of each label that are among the smallest."""
     n_labels, fan_in = bits.shape
-    count_smallest_kernel[launch.flat(n_labels, LABELS)[0], block](bits.reshape(-1), fan_in, cut, counts)
+    count_smallest_kernel[launch.flat(n_labels, LABELS_PER_BLOCK)[0], block](bits.reshape(-1), fan_in, cut, counts)
 
 
 @cuda_jit
 def redraw_kernel(seed, step, n_inputs, cut, offsets, indices, bits, moments, slots):
-    """One thread rewires one label: draws ranks, turns them into inputs, puts these into the slots that are dropped.
+    """One thread rewires one label: it draws ranks, turns them into inputs and puts these into the dropped slots.
 
-    Grid: labels on x. Reads offsets (L + 1,); of labels that lose something, reads and writes indices, bits and moments
-    (L, K), not coalesced; writes slots (n, 2), which also holds the draws: no room of its own. No shared, no atomics.
+    Grid: labels on x. Reads offsets (L + 1,). For labels that lose connections: reads and writes indices, bits and
+    moments (L, K), not coalesced; writes slots (n, 2), which also serves as scratch memory for the draws. No shared
+    memory. No atomics.
     """
     label = cuda.grid(1)
     n_labels, fan_in = bits.shape
@@ -137,15 +151,15 @@ def redraw_kernel(seed, step, n_inputs, cut, offsets, indices, bits, moments, sl
             j = n_inputs - fan_in - n + i
             word = random_word(seed, STREAM, step, np.uint64(label * fan_in + i))
             t = np.int64(below(word, np.uint64(j + 1)))
-            place = i
-            while place > 0 and drawn[place - 1] > t:
-                place -= 1
-            if place > 0 and drawn[place - 1] == t:
+            position = i
+            while position > 0 and drawn[position - 1] > t:
+                position -= 1
+            if position > 0 and drawn[position - 1] == t:
                 t = j  # larger than all that were drawn before
-                place = i
-            for p in range(i, place, -1):
+                position = i
+            for p in range(i, position, -1):
                 drawn[p] = drawn[p - 1]
-            drawn[place] = t
+            drawn[position] = t
         for i in range(n):
             drawn[i] = free_input(np.int64(drawn[i]), indices[label])
         for k in range(fan_in):
@@ -161,10 +175,11 @@ def redraw_kernel(seed, step, n_inputs, cut, offsets, indices, bits, moments, sl
 
 
 def redraw(seed, step, n_inputs, cut, offsets, indices, bits, moments, slots, *, block=launch.BLOCK):
-    """New connections for the smallest slots, in place: value and moments 0; `slots` (n, 2) = (label, k) of each.
+    """New connections for the smallest slots, in place, with value and moments 0.
 
-    Label l fills the rows offsets[l] ... offsets[l + 1]. Their second column first holds the ranks of the new inputs
-    among the free ones, ascending (Floyd's sampling, one random word a slot), then the inputs, at last k.
+    `slots` (n, 2) = (label, k) lists them; label l fills rows offsets[l] ... offsets[l + 1]. During the computation the
+    second column holds first the ranks of the new inputs among the free ones, ascending (Floyd's sampling, one random
+    word per slot), then the inputs.
     """
     grid = launch.flat(bits.shape[0], block)
     redraw_kernel[grid](seed, step, n_inputs, cut, offsets, indices, bits, moments, slots)

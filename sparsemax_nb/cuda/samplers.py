@@ -18,7 +18,10 @@ SAMPLING, ZERO = rng.SAMPLING, np.float32(0)
 
 @cuda_jit
 def draw_uniform_kernel(seed, step, n_classes, ids):
-    """One thread owns one draw of ids (B, M): no reads, one coalesced write. Grid: draws on x. No shared, no atomics."""
+    """One thread owns one draw of ids (B, M).
+
+    Grid: draws on x. Reads nothing, writes ids coalesced. No shared memory. No atomics.
+    """
     position = cuda.grid(1)
     if position < ids.size:
         word, _, _, _ = random_words(seed, SAMPLING, step, np.uint64(position))
@@ -26,15 +29,15 @@ def draw_uniform_kernel(seed, step, n_classes, ids):
 
 
 def draw_uniform(seed, step, n_classes, ids, *, block=launch.BLOCK):
-    """Ids (B, M), each class as likely as the other."""
+    """Ids (B, M), all classes equally likely."""
     draw_uniform_kernel[launch.flat(ids.size, block)](seed, step, n_classes, ids)
 
 
 @cuda_jit
 def draw_kernel(seed, step, log_p, alias, ids, log_q):
-    """One thread owns one draw: two looks into the tables (n,), one into log_p (n,); writes ids, log_q (B, M) coalesced.
+    """One thread owns one draw: two random reads of the alias table (n,) and one of log_p (n,), whatever n is.
 
-    Grid: draws on x. No shared memory, no atomics.
+    Grid: draws on x. Writes ids and log_q (B, M) coalesced. No shared memory. No atomics.
     """
     position = cuda.grid(1)
     if position < ids.size:
@@ -46,29 +49,33 @@ def draw_kernel(seed, step, log_p, alias, ids, log_q):
 
 
 def draw(seed, step, log_p, alias, ids, log_q, *, block=launch.BLOCK):
-    """Ids (B, M) from the alias tables of ``exp(log_p)``, and their log-probabilities."""
+    """Ids (B, M) from the alias table of ``exp(log_p)``, and their log-probabilities."""
     draw_kernel[launch.flat(ids.size, block)](seed, step, log_p, alias, ids, log_q)
 
 
 @cuda_device
 def _pick(weights, b, first, stop, wanted):
-    """The first place of row b where the running sum from `first` exceeds `wanted`; the last one with weight where none."""
-    total, place = ZERO, first
+    """The first position in row b at which the running sum from `first` exceeds `wanted`.
+
+    Rounding may keep the sum at or below `wanted`: then the last position with a positive weight.
+    """
+    total, position = ZERO, first
     for i in range(first, stop):
         if weights[b, i] > ZERO:
-            place = i
+            position = i
             total += weights[b, i]
             if total > wanted:
                 break
-    return place
+    return position
 
 
 @cuda_jit
 def exponentials_kernel(scores, sums):
-    """A block owns one row of scores (B, L) and makes it exponentials, relative to its maximum; sums (B, n) of its parts.
+    """One block owns one row of scores (B, L) and replaces it by ``exp(score - row maximum)``.
 
-    Thread t owns the parts t, t + blockDim.x, ... of `BLOCK` classes each and adds their classes up in order. Shared
-    memory: 4 bytes a thread, for the maximum. Grid: rows on x; block a power of two. No atomics.
+    Grid: rows on x; block a power of two. Also writes sums (B, n) of parts of `BLOCK` classes: thread t owns parts t, t
+    + blockDim.x, ... and adds the classes of a part in order, so the sums are reproducible. Shared memory: 4 bytes per
+    thread, for the maximum. No atomics.
     """
     b, thread, n_threads, n_classes = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x, scores.shape[1]
     shared = cuda.shared.array(0, float32)
@@ -87,9 +94,10 @@ def exponentials_kernel(scores, sums):
 
 @cuda_jit
 def draw_softmax_kernel(weights, sums, first_row, seed, step, ids, log_q):
-    """One thread owns one draw of ids, log_q (B, M): it walks over the n sums of its row, then over `BLOCK` weights.
+    """One thread owns one draw of ids and log_q (B, M): it picks a part, then a class of that part.
 
-    Reads weights (B, L) and sums (B, n). Grid: draws on x. No shared memory, no atomics.
+    Grid: draws on x. Reads the n sums of its row of sums (B, n), then up to `BLOCK` weights of weights (B, L), instead
+    of all L. No shared memory. No atomics.
     """
     position = cuda.grid(1)
     if position < ids.size:
@@ -106,9 +114,10 @@ def draw_softmax_kernel(weights, sums, first_row, seed, step, ids, log_q):
 
 
 def draw_softmax(scores, first_row, seed, step, ids, log_q, *, block=launch.BLOCK):
-    """Ids (B, M) from the softmax of each row of scores (B, L), which become exponentials; and the log-probabilities.
+    """Ids (B, M) from the softmax of each row of scores (B, L), and their log-probabilities.
 
-    A draw picks a block of `BLOCK` classes, then one of them. Rows count from `first_row` in the random stream.
+    `scores` is overwritten by exponentials. A draw picks a block of `BLOCK` classes, then one of them. Rows are
+    numbered from `first_row` in the random stream, so a batch may be drawn in pieces.
     """
     n_rows, n_classes = scores.shape
     if n_rows:

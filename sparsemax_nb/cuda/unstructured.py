@@ -1,4 +1,4 @@
-"""Unstructured sparse output layer (a baseline) on CUDA: what cuSPARSE's products do not cover."""
+"""Unstructured sparse output layer (a baseline) on CUDA: the one product that cuSPARSE does not offer."""
 
 import numpy as np
 
@@ -9,21 +9,25 @@ ZERO = np.float32(0)
 
 
 @cuda_jit
-def gradient_of_values_kernel(xt, dscores_t, rows, columns, dvalues):
-    """One thread sums the gradient of one weight over the batch. Grid: weights on x. No shared memory, no atomics.
+def gradient_of_values_kernel(ht, dscores_t, rows, columns, dvalues):
+    """One thread sums the gradient of one weight over the batch.
 
-    Reads a line of xt (H, B) and one of dscores_t (L, B) from end to end, which neighbouring threads of the same label
-    share; writes dvalues (n,) coalesced.
+    Grid: weights on x. Each thread reads one row of ht (H, B) and one of dscores_t (L, B) from end to end; neighbouring
+    threads of the same label share the latter in the cache. Writes dvalues (n,) coalesced. No shared memory. No
+    atomics.
     """
     j = cuda.grid(1)
     if j < dvalues.size:
         row, column = rows[j], columns[j]
         total = ZERO
-        for b in range(xt.shape[1]):
-            total += dscores_t[row, b] * xt[column, b]
+        for b in range(ht.shape[1]):
+            total += dscores_t[row, b] * ht[column, b]
         dvalues[j] = total
 
 
-def gradient_of_values(xt, dscores_t, rows, columns, dvalues, *, block=launch.BLOCK):
-    """``dvalues[j] = sum_b dscores_t[rows[j], b] xt[columns[j], b]``: a sampled product of two dense matrices."""
-    gradient_of_values_kernel[launch.flat(dvalues.size, block)](xt, dscores_t, rows, columns, dvalues)
+def gradient_of_values(ht, dscores_t, rows, columns, dvalues, *, block=launch.BLOCK):
+    """``dvalues[j] = sum_b dscores_t[rows[j], b] ht[columns[j], b]``.
+
+    A sampled product of two dense matrices: only the entries of the sparse pattern are computed.
+    """
+    gradient_of_values_kernel[launch.flat(dvalues.size, block)](ht, dscores_t, rows, columns, dvalues)

@@ -1,4 +1,4 @@
-"""Data: reading and writing, bundled corpora, TF-IDF, made-up data."""
+"""Data: readers and writers, bundled corpora, TF-IDF, synthetic data."""
 
 from .corpora import Corpus, load
 from .fingerprint import fingerprint

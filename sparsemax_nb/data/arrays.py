@@ -1,4 +1,4 @@
-"""Files of arrays: dense features as NumPy writes them, sparse matrices as SciPy writes them."""
+"""Array files: dense features in NumPy's .npy format, sparse matrices in SciPy's .npz format."""
 
 import math
 import os
@@ -13,8 +13,8 @@ from ..core import files
 from ..core.sparse import check_structure
 from .readers import DataError, XCData
 
-#: What NumPy, SciPy and the zip format raise for files that are truncated, damaged or something else altogether.
-BROKEN = (
+#: Exceptions of NumPy, SciPy and zipfile for files that are truncated, damaged or have another format.
+READ_ERRORS = (
     ValueError,
     TypeError,
     AttributeError,
@@ -27,8 +27,8 @@ BROKEN = (
     zipfile.BadZipFile,
     zlib.error,
 )
-#: The most bytes that deflate makes of one.
-DEFLATED = 1032
+#: Maximum ratio of the size of data to their size after deflate: a larger array cannot be in a .npz file.
+MAX_DEFLATE_RATIO = 1032
 
 
 def read_arrays(features, labels):
@@ -41,14 +41,14 @@ def read_arrays(features, labels):
     Returns
     -------
     XCData
-        What `read_dense` (for .npy) or `read_csr` reads as features, and ones where `labels` stores ones.
+        The features as `read_dense` (.npy) or `read_csr` (.npz) returns them, and the labels as float32 ones.
 
     Raises
     ------
     DataError
-        Either file is not what it should be, or their numbers of rows differ.
+        A malformed file, or files with different numbers of rows.
     """
-    x = read_dense(features) if features.suffix == ".npy" else _float32(features, read_csr(features))
+    x = read_dense(features) if features.suffix == ".npy" else _check_float32(features, read_csr(features))
     y = read_csr(labels)
     if (y.data != 1).any():
         raise DataError(
@@ -56,13 +56,15 @@ def read_arrays(features, labels):
             "use matrix.eliminate_zeros() and matrix.data[:] = 1"
         )
     if x.shape[0] != y.shape[0]:
-        raise DataError(f"{features}: {x.shape[0]} rows, but {y.shape[0]} in {labels}; one row is one point in both")
+        raise DataError(
+            f"{features}: {x.shape[0]} rows, but {y.shape[0]} in {labels}; both files must have one row per point"
+        )
     y.data = np.ones(y.nnz, np.float32)
     return XCData(x, y)
 
 
 def read_dense(path):
-    """Open a .npy file of a C-contiguous float32 matrix; its rows stay on disk until they are used.
+    """Open a .npy file with a C-contiguous float32 matrix; rows are read from disk when they are used.
 
     Parameters
     ----------
@@ -71,12 +73,12 @@ def read_dense(path):
     Returns
     -------
     numpy.memmap
-        (n, F) float32, read-only. Its values are not looked at: NaN or infinity are found by who uses them.
+        (n, F) float32, read-only. The values are not checked: NaN and infinity are found when they are used.
 
     Raises
     ------
     DataError
-        Not a .npy file, truncated, or an array of another kind.
+        Not a .npy file; truncated; an array of another dtype, shape or layout.
     """
     x = open_npy(path)
     if x.dtype != np.float32:
@@ -89,15 +91,15 @@ def read_dense(path):
 
 
 def open_npy(path):
-    """The array of a .npy file, a read-only `numpy.memmap`; DataError where it holds none."""
+    """Open the array of a .npy file as a read-only `numpy.memmap`; DataError if it contains none."""
     try:
         return np.lib.format.open_memmap(path, mode="r")  # refuses pickled objects
-    except BROKEN as error:
-        raise DataError(f"{path}: truncated, damaged or no .npy file ({error})") from error
+    except READ_ERRORS as error:
+        raise DataError(f"{path}: truncated, damaged or not a .npy file ({error})") from error
 
 
 def read_csr(path):
-    """Read a CSR matrix of numbers from a file that `scipy.sparse.save_npz` wrote.
+    """Read a CSR matrix of numbers from a file written by `scipy.sparse.save_npz`.
 
     Parameters
     ----------
@@ -106,12 +108,12 @@ def read_csr(path):
     Returns
     -------
     scipy.sparse.csr_matrix
-        Ids ascend in each row; int32 indptr and indices where they allow; dtype as in the file.
+        Sorted indices; int32 indptr and indices if they fit; dtype as in the file.
 
     Raises
     ------
     DataError
-        Not such a file, truncated, another format, ids out of range or an entry twice.
+        Not such a file; truncated; another sparse format; ids out of range; duplicate entries.
     """
     with open(path, "rb") as stream:
         try:
@@ -121,38 +123,43 @@ def read_csr(path):
                 matrix = scipy.sparse.csr_matrix(matrix)
                 check_structure(matrix)
                 matrix.check_format(full_check=True)
-        except (*BROKEN, OSError) as error:  # OSError: a damaged file may send the reader to a place before its start
+        except (
+            *READ_ERRORS,
+            OSError,
+        ) as error:  # OSError: a damaged file can make the reader seek to a negative position
             raise DataError(f"{path}: truncated, damaged or not from scipy.sparse.save_npz ({error})") from error
     if matrix.format != "csr":
         raise DataError(f"{path}: the matrix must be CSR, got {matrix.format.upper()}; save matrix.tocsr()")
     if matrix.dtype.kind not in "biuf":
-        raise DataError(f"{path}: the matrix must hold numbers, got {matrix.dtype}; save matrix.astype(np.float32)")
+        raise DataError(f"{path}: the matrix must contain numbers, got {matrix.dtype}; save matrix.astype(np.float32)")
     matrix.sort_indices()
     if not matrix.has_canonical_format:
-        raise DataError(f"{path}: the matrix holds an entry twice; use matrix.sum_duplicates()")
+        raise DataError(f"{path}: the matrix must not have duplicate entries; use matrix.sum_duplicates()")
     matrix.prune()
     return matrix
 
 
 def _check_sizes(stream):
-    """ValueError where an array of a .npz file is not as long as its header says: before memory is taken for it."""
-    most = DEFLATED * stream.seek(0, os.SEEK_END)
+    """ValueError if the size of an array in a .npz file contradicts its header; checked before memory is allocated."""
+    max_bytes = MAX_DEFLATE_RATIO * stream.seek(0, os.SEEK_END)
     with zipfile.ZipFile(stream) as packed:
-        for about in packed.infolist():
-            with packed.open(about) as member:
+        for info in packed.infolist():
+            with packed.open(info) as member:
                 version = np.lib.format.read_magic(member)
                 read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
                 shape, _, dtype = read(member)
-                nbytes = about.file_size - member.tell()
+                nbytes = info.file_size - member.tell()
             if dtype.hasobject:
-                continue  # a pickle, which NumPy refuses
-            if nbytes != math.prod(shape) * dtype.itemsize or about.file_size > most:
-                raise ValueError(f"{about.filename} holds {nbytes} bytes, its header says shape {shape} of {dtype}")
+                continue  # a pickle, which NumPy refuses to load
+            if nbytes != math.prod(shape) * dtype.itemsize or info.file_size > max_bytes:
+                raise ValueError(
+                    f"{info.filename} contains {nbytes} bytes, but its header says shape {shape} of {dtype}"
+                )
     stream.seek(0)
 
 
-def _float32(path, matrix):
-    """`matrix`, or DataError where its values are not finite float32."""
+def _check_float32(path, matrix):
+    """Return `matrix`; DataError unless its values are finite float32."""
     if matrix.dtype != np.float32:
         raise DataError(f"{path}: features must be float32, got {matrix.dtype}; save matrix.astype(np.float32)")
     if not np.isfinite(matrix.data).all():
@@ -161,7 +168,7 @@ def _float32(path, matrix):
 
 
 def write_float16(path, shape, write):
-    """Write a .npy file of float16 that may be larger than memory; `path` is replaced in one move.
+    """Write a float16 .npy file that may be larger than memory; it replaces `path` atomically.
 
     Parameters
     ----------
@@ -173,15 +180,15 @@ def write_float16(path, shape, write):
     Returns
     -------
     numpy.memmap
-        The file, which may be written to.
+        The file, opened for reading and writing.
 
     Raises
     ------
     OSError
-        The disk has no room for the file, which is found before `write` is called; no such folder; a device or a pipe.
+        Not enough disk space, which is detected before `write` is called; no such folder; a device or a pipe.
     """
     if os.path.exists(path) and not os.path.isfile(path):
-        raise OSError(f"{path} cannot be written: it is memory-mapped, so it must be a regular file")
+        raise OSError(f"{path} cannot be written: a memory-mapped file must be a regular file")
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)), "fortran_order": False, "shape": shape}
     with files.writing(path) as file:
         np.lib.format.write_array_header_1_0(file, header)

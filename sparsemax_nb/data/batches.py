@@ -1,4 +1,4 @@
-"""The order in which training visits the rows."""
+"""The order of the rows in training: shuffled, in batches."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from ..core import rng
 
 
 def shuffled(n_rows, seed, epoch):
-    """A permutation of range(n_rows), (n,) int64: the rows sorted by one random word each, from (seed, epoch, row)."""
+    """A permutation of range(n_rows), (n,) int64: rows sorted by a random word of (seed, epoch, row)."""
     position = np.arange(n_rows, dtype=np.uint64)
     with np.errstate(over="ignore"):
         words = rng.random_word(np.uint64(seed), rng.SHUFFLE, np.uint64(epoch), position)
@@ -14,6 +14,6 @@ def shuffled(n_rows, seed, epoch):
 
 
 def batches(order, batch_size):
-    """Consecutive slices of `order`; the last one may be shorter."""
+    """Yield consecutive slices of `order`; the last one may be shorter."""
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]

@@ -1,4 +1,4 @@
-"""Whole corpora: the ones bundled with the package, or a directory of files."""
+"""Corpora for classification: bundled ones, and directories of files."""
 
 import importlib.resources
 from dataclasses import dataclass
@@ -10,6 +10,8 @@ from .arrays import read_arrays
 from .readers import DataError, XCData, read_names, read_xc
 
 BUNDLED = ("tate",)
+#: File names without endings for each file of a corpus, in the order in which they are tried: those of our bundled
+#: corpora, then those of the Extreme Classification Repository.
 STEMS = {
     "train": ("train_bow", "train"),
     "test": ("test_bow", "test"),
@@ -20,16 +22,16 @@ STEMS = {
     "feature names": ("features", "Xf"),
     "label names": ("labels", "Y"),
 }
-TEXT = ("", ".txt", ".txt.gz", ".txt.xz")
-ARRAYS = (".npy", ".npz")
-ENDINGS = {"train": TEXT + ARRAYS, "test": TEXT + ARRAYS, "dev": TEXT + ARRAYS} | {
+TEXT_ENDINGS = ("", ".txt", ".txt.gz", ".txt.xz")
+ARRAY_ENDINGS = (".npy", ".npz")
+ENDINGS = dict.fromkeys(("train", "test", "dev"), TEXT_ENDINGS + ARRAY_ENDINGS) | {
     f"{part} labels": (".npz",) for part in ("train", "test", "dev")
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """A classification task: its parts share features and labels; what the corpus lacks is None.
+    """A corpus for classification: its parts have the same features and labels; missing ones are None.
 
     Attributes
     ----------
@@ -38,7 +40,7 @@ class Corpus:
         Features are CSR in all parts, or dense in all parts.
     dev : XCData or None
     feature_names, label_names : list of str, or None
-        One name for each column; two columns may share one.
+        One name for each column; names need not be unique.
 
     Examples
     --------
@@ -58,21 +60,21 @@ class Corpus:
 
 
 def load(name_or_dir):
-    """Load a corpus for classification: one that is bundled, or a directory of files.
+    """Load a bundled corpus for classification, or a directory of files.
 
     Parameters
     ----------
     name_or_dir : str or path
         ``"tate"`` is bundled: 52,921 + 5,880 artworks of the Tate Collection, 12,310 word counts, 15,810 subjects.
-        Anything else is a directory with the files train_bow and test_bow, optionally dev_bow, features and labels,
-        or, as the Extreme Classification Repository calls them, train, test, dev, Xf and Y.
-        They are tried in this order, each as it stands, then with .txt, .txt.gz and .txt.xz behind, in the format of
-        `read_xc` or, features and labels, one name a line.
+        Anything else is a directory with the files train_bow and test_bow, and optionally dev_bow, features and labels;
+        or with the names of the Extreme Classification Repository: train, test, dev, Xf and Y. Each name is tried as it
+        is, then with the endings .txt, .txt.gz and .txt.xz. The parts have the format of `read_xc`; the files of
+        feature and label names have one name per line.
 
-        Where there is no such file, a part's features may be an array in train.npy (dense, as `numpy.save` writes it:
-        (n, F) float32, C-contiguous) or train.npz (CSR float32, as `scipy.sparse.save_npz` writes it). Its labels lie
-        beside it in train_labels.npz (`save_npz` of a CSR matrix (n, L) that stores ones only). The same for test and
-        dev. Dense features stay on disk: they are a read-only `numpy.memmap`, and their values are not checked.
+        If there is no such file, the features of a part may be an array in train.npy (dense, from `numpy.save`: (n, F)
+        float32, C-contiguous) or train.npz (CSR float32, from `scipy.sparse.save_npz`). Its labels are then in
+        train_labels.npz (`save_npz` of a CSR matrix (n, L) that stores ones only). The same applies to test and dev.
+        Dense features stay on disk: they are a read-only `numpy.memmap`, and their values are not checked.
 
     Returns
     -------
@@ -81,10 +83,10 @@ def load(name_or_dir):
     Raises
     ------
     FileNotFoundError
-        No such corpus, or a directory without train or test file.
+        No such corpus; a directory without a train or test file.
     DataError
-        A malformed file, arrays without labels, or files that do not fit together: numbers of rows or columns differ,
-        or some parts are dense and others sparse.
+        A malformed file; arrays without labels; files with different numbers of rows or columns; a mixture of dense
+        and sparse parts.
 
     Examples
     --------
@@ -108,60 +110,60 @@ def load(name_or_dir):
     ('memmap', (2, 3), 3)
     """
     name, folder = find_folder(name_or_dir, BUNDLED)
-    files = {what: _find(folder, what) for what in STEMS}
-    for what in ("train", "test"):
-        if files[what] is None:
-            raise FileNotFoundError(f"{folder} holds no {what} file; looked for {', '.join(_candidates(what))}")
-    parts = {what: _read(files, what) for what in ("train", "test", "dev") if files[what]}
+    files = {file: _find(folder, file) for file in STEMS}
+    for part in ("train", "test"):
+        if files[part] is None:
+            raise FileNotFoundError(f"{folder} contains no {part} file; tried {', '.join(_candidates(part))}")
+    parts = {part: _read(files, part) for part in ("train", "test", "dev") if files[part]}
     columns, sparse = _columns(parts["train"]), scipy.sparse.issparse(parts["train"].features)
-    for what, part in parts.items():
-        if _columns(part) != columns:
+    for part, points in parts.items():
+        if _columns(points) != columns:
             raise DataError(
-                f"{_where(files[what])}: {_columns(part)} features and labels, "
-                f"but {columns} in {files['train']}; the parts of a corpus must agree"
+                f"{_location_of_sizes(files[part])}: {points.features.shape[1]} features and "
+                f"{points.labels.shape[1]} labels, but {columns[0]} and {columns[1]} in {files['train']}; "
+                "the parts of a corpus must agree"
             )
-        if scipy.sparse.issparse(part.features) != sparse:
-            mine, others = ("dense", "sparse") if sparse else ("sparse", "dense")
+        if scipy.sparse.issparse(points.features) != sparse:
+            found, expected = ("dense", "sparse") if sparse else ("sparse", "dense")
             raise DataError(
-                f"{files[what]}: {mine} features, but {others} ones in {files['train']}; "
+                f"{files[part]}: {found} features, but {expected} ones in {files['train']}; "
                 "the parts of a corpus must agree"
             )
     names, source = {}, str(files["train"]) if _is_array(files["train"]) else f"the header of {files['train']}"
-    for what, n in zip(("feature names", "label names"), columns, strict=True):
-        names[what] = read_names(files[what]) if files[what] else None
-        if names[what] is not None and len(names[what]) != n:
-            raise DataError(f"{files[what]}: {len(names[what])} {what}, but {n} in {source}")
+    for kind, n in zip(("feature names", "label names"), columns, strict=True):
+        names[kind] = read_names(files[kind]) if files[kind] else None
+        if names[kind] is not None and len(names[kind]) != n:
+            raise DataError(f"{files[kind]}: {len(names[kind])} {kind}, but {n} in {source}")
     return Corpus(name, parts["train"], parts["test"], parts.get("dev"), names["feature names"], names["label names"])
 
 
 def _is_array(path):
-    """Is it a file of arrays, not of text?"""
-    return path.name.endswith(ARRAYS)  # a resource in a zip file has no suffix
+    """True for array files, False for text files."""
+    return path.name.endswith(ARRAY_ENDINGS)  # a resource in a zip file has no suffix
 
 
-def _where(path):
-    """The place in a file that tells the numbers of features and labels."""
+def _location_of_sizes(path):
+    """Where a file says its numbers of features and labels, for error messages."""
     return str(path) if _is_array(path) else f"{path}, line 1"
 
 
-def _read(files, what):
-    """One part of a corpus."""
-    if not _is_array(files[what]):
-        return read_xc(files[what])
-    if files[f"{what} labels"] is None:
-        raise DataError(
-            f"{files[what]}: no labels beside it; write {_candidates(f'{what} labels')[0]} with scipy.sparse.save_npz"
-        )
-    return read_arrays(files[what], files[f"{what} labels"])
+def _read(files, part):
+    """Read one part of a corpus."""
+    if not _is_array(files[part]):
+        return read_xc(files[part])
+    if files[f"{part} labels"] is None:
+        expected = _candidates(f"{part} labels")[0]
+        raise DataError(f"{files[part]}: the labels are missing; write {expected} with scipy.sparse.save_npz")
+    return read_arrays(files[part], files[f"{part} labels"])
 
 
-def _columns(part):
-    """Numbers of features and labels."""
-    return part.features.shape[1], part.labels.shape[1]
+def _columns(points):
+    """The numbers of features and labels."""
+    return points.features.shape[1], points.labels.shape[1]
 
 
 def find_folder(name_or_dir, bundled):
-    """Name and folder of a corpus that is one of the names `bundled`, or a directory; FileNotFoundError where it is neither."""
+    """Name and folder of a corpus that is `bundled`, or a directory; FileNotFoundError if it is neither."""
     path = check.path("name_or_dir", name_or_dir)
     if name_or_dir in bundled:
         name, folder = name_or_dir, importlib.resources.files(__package__) / "bundled" / name_or_dir
@@ -174,15 +176,15 @@ def find_folder(name_or_dir, bundled):
 
 
 def first_file(folder, names):
-    """The first of the names that is a file in the folder, or None."""
+    """Path of the first of `names` that is a file in the folder, or None."""
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
-def _candidates(what):
-    """File names under which a part of a corpus may be found."""
-    return [stem + ending for stem in STEMS[what] for ending in ENDINGS.get(what, TEXT)]
+def _candidates(file):
+    """Possible names of a file of a corpus."""
+    return [stem + ending for stem in STEMS[file] for ending in ENDINGS.get(file, TEXT_ENDINGS)]
 
 
-def _find(folder, what):
-    """The first candidate that exists, or None."""
-    return first_file(folder, _candidates(what))
+def _find(folder, file):
+    """Path of the first candidate that exists, or None."""
+    return first_file(folder, _candidates(file))

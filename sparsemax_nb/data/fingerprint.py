@@ -1,4 +1,4 @@
-"""A short string that tells whether two runs saw the same data."""
+"""A fingerprint of data, to check that two runs use the same."""
 
 import hashlib
 
@@ -7,16 +7,17 @@ import numpy as np
 from ..core import check
 from .readers import check_csr
 
-CHUNK = 2**24  # bytes that are converted and hashed in one go
+#: Bytes that are converted and hashed at once: bounds the temporary memory.
+BYTES_PER_CHUNK = 2**24
 
 
 def fingerprint(features, labels):
-    """Hash of the shapes, dtypes and contents of features and labels: BLAKE2b of 16 bytes.
+    """BLAKE2b hash (16 bytes) of the shapes, dtypes and contents of features and labels.
 
-    Equal data gives equal strings, whatever holds it: an array in memory or in a file (`numpy.memmap`), C-contiguous or
-    not, int32 or int64 indices. Any other shape, dtype, value or label gives another string. A CSR matrix is
-    taken as it is stored: ids in another order, stored zeros and repeated entries count as differences.
-    Large arrays are read in chunks of about 16 MiB (at least one row), and never copied as a whole.
+    Equal data give equal strings, whether they are in memory or in a file (`numpy.memmap`), C-contiguous or not, with
+    int32 or int64 indices. Any difference in shape, dtype, values or labels gives another string. A CSR matrix is
+    hashed as it is stored: another order of the ids, stored zeros and duplicate entries are differences. Large arrays
+    are read in chunks of about 16 MiB (at least one row) and are never copied as a whole.
 
     Parameters
     ----------
@@ -31,7 +32,7 @@ def fingerprint(features, labels):
     Raises
     ------
     TypeError
-        Neither CSR nor an array of numbers; long doubles, which differ from machine to machine.
+        Neither CSR nor an array of numbers; long doubles, whose format depends on the machine.
 
     Notes
     -----
@@ -53,7 +54,9 @@ def fingerprint(features, labels):
             _update(digest, name, value)
         else:
             check_csr(name, value)
-            index = np.int32 if max(*value.shape, value.nnz) < 2**31 else np.int64  # whatever the matrix itself has
+            index = (
+                np.int32 if max(*value.shape, value.nnz) < 2**31 else np.int64
+            )  # independent of the dtype in the matrix
             digest.update(f"{name} csr {tuple(map(int, value.shape))};".encode())
             _update(digest, f"{name}.indptr", value.indptr, index)
             _update(digest, f"{name}.indices", value.indices[: value.nnz], index)
@@ -62,14 +65,14 @@ def fingerprint(features, labels):
 
 
 def _update(digest, name, array, dtype=None):
-    """Hash name, shape, dtype and the items of an array, row-major, little-endian, converted to `dtype` where given."""
+    """Hash name, shape, dtype and elements of an array: row-major, little-endian, converted to `dtype` if given."""
     dtype = np.dtype(dtype or array.dtype)
-    if dtype.kind not in "biufc" or dtype.char in "gG":  # a long double is another one on every machine
-        raise TypeError(f"{name} must hold numbers, got {dtype}; use {name}.astype(np.float32)")
+    if dtype.kind not in "biufc" or dtype.char in "gG":  # the format of long doubles depends on the machine
+        raise TypeError(f"{name} must contain numbers, got {dtype}; use {name}.astype(np.float32)")
     dtype = dtype.newbyteorder("<")
     digest.update(f"{name} {tuple(map(int, array.shape))} {dtype.str};".encode())
     array = np.atleast_1d(array)
     row_bytes = max(1, dtype.itemsize * int(np.prod(array.shape[1:])))
-    step = max(1, CHUNK // row_bytes)
+    step = max(1, BYTES_PER_CHUNK // row_bytes)
     for start in range(0, len(array), step):
         digest.update(np.ascontiguousarray(array[start : start + step], dtype).data)

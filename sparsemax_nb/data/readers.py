@@ -1,4 +1,4 @@
-"""Files: the text format of the Extreme Classification Repository, and lists of names."""
+"""Text files: the format of the Extreme Classification Repository, and lists of names."""
 
 import codecs
 import contextlib
@@ -16,18 +16,23 @@ import numpy as np
 import scipy.sparse
 
 from ..core import check, files
-from ..core.sparse import check_structure, own_csr
+from ..core.sparse import as_csr, check_structure
 
 OPENERS = {".gz": gzip.open, ".xz": lzma.open}
-#: What a compressed file starts with, whatever its name.
+#: First bytes of compressed files, whatever their names.
 MAGIC = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\x00": lzma.open}
-#: What a text starts with that is not UTF-8: byte-order marks, or a zero byte beside the first letter.
+#: First bytes of UTF-16 text: a byte-order mark, or a zero byte before or after the first letter.
 UTF_16 = re.compile(rb"\xff\xfe|\xfe\xff|\x00[\x20-\x7e]|[\x20-\x7e]\x00")
-CHUNK = 1024  # lines that are parsed at once
-LONGEST = 1 << 26  # bytes of a line
-BLANK_LINES = 1 << 20  # in a row
-#: A compressed file may unpack to this many times its size, where it unpacks to more than UNPACKED bytes.
-RATIO, UNPACKED = 200, 1 << 24
+#: Lines that are parsed at once: bounds the temporary memory.
+LINES_PER_CHUNK = 1024
+#: Limits for files that are not what they should be, such as damaged compressed files: bytes of a line, and consecutive
+#: blank lines.
+MAX_LINE_BYTES = 1 << 26
+MAX_BLANK_LINES = 1 << 20
+#: A compressed file may unpack to MAX_EXPANSION times its size, and to UNCHECKED_BYTES in any case. Real texts stay far
+#: below; a decompression bomb reaches a factor of 1,000.
+MAX_EXPANSION = 200
+UNCHECKED_BYTES = 1 << 24
 
 ID = r"[0-9]+"
 VALUE = r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
@@ -36,7 +41,7 @@ LINE = re.compile(rf"(?:{ID}(?:,{ID})*)?(?: +{ID}:{VALUE})* *".encode())
 
 
 class DataError(ValueError):
-    """A file that does not hold what it should; the message names file and line.
+    """A malformed file; the message names the file and the line.
 
     Examples
     --------
@@ -61,10 +66,10 @@ class XCData:
     Attributes
     ----------
     features : (n_points, n_features) float32
-        CSR: ids ascend in each row, none twice; int32 indptr and indices. Or a dense matrix in a file (`numpy.memmap`),
-        which `load` may give: read-only, C-contiguous.
+        CSR with sorted indices, without duplicates; int32 indptr and indices. Or a dense matrix in a file
+        (`numpy.memmap`), which `load` can return: read-only, C-contiguous.
     labels : (n_points, n_labels) CSR float32
-        1 where a point has the label; otherwise the same.
+        1 for each label of a point; otherwise as the features.
 
     Examples
     --------
@@ -82,16 +87,16 @@ class XCData:
 def read_xc(path, *, n_points=None):
     """Read a file in the text format of the Extreme Classification Repository.
 
-    The first line is ``points features labels``; one line a point follows: ``label,label feature:value feature:value``.
-    Ids count from 0. A line without labels starts with a blank; a point may lack features, too.
-    At its peak this needs the memory of the result, an eighth more, and that of a thousand lines.
+    The first line is ``points features labels``. Each further line is one point:
+    ``label,label feature:value feature:value``. Ids start at 0. A line without labels starts with a space; a point can
+    also have no features. The peak memory is 9/8 of the result, plus a thousand lines.
 
     Parameters
     ----------
     path : str or path
-        Plain text, or compressed by gzip or xz, whatever its name. A file of `importlib.resources` will do.
+        Plain text, or compressed with gzip or xz, whatever its name. Files of `importlib.resources` are accepted.
     n_points : int, optional
-        Read so many points at most and look at nothing behind them.
+        Maximum number of points to read; the rest of the file is ignored.
 
     Returns
     -------
@@ -100,7 +105,7 @@ def read_xc(path, *, n_points=None):
     Raises
     ------
     DataError
-        For the first line that breaks the format; nothing is returned then.
+        For the first malformed line.
 
     Examples
     --------
@@ -120,42 +125,44 @@ def read_xc(path, *, n_points=None):
     if n_points is not None and not (is_integer and n_points >= 0):
         raise ValueError(f"n_points must be a non-negative integer or None, got {check.shown(n_points)}")
     with contextlib.closing(read_lines(path)) as lines:
-        promised, n_features, n_labels = _header(path, next(lines, None))
-        wanted = promised if n_points is None else min(promised, n_points)
+        n_header, n_features, n_labels = _header(path, next(lines, None))
+        wanted = n_header if n_points is None else min(n_header, n_points)
         done, features, labels = 0, _GrowingCSR(n_features), _GrowingCSR(n_labels)
         while done < wanted:
-            chunk = list(itertools.islice(lines, min(CHUNK, wanted - done)))
+            chunk = list(itertools.islice(lines, min(LINES_PER_CHUNK, wanted - done)))
             if not chunk:
-                raise DataError(f"{path}, line {done + 2}: the file ends after {done} of {promised} points")
+                raise DataError(f"{path}, line {done + 2}: the file ends after {done} of {n_header} points")
             part = _parse(chunk, n_features, n_labels)
             if part is None:
                 _raise_first_error(path, done + 2, chunk, n_features, n_labels)
             features.append(part[0])
             labels.append(part[1])
             done += len(chunk)
-        if wanted == promised and next(lines, None) is not None:
-            raise DataError(f"{path}, line {done + 2}: the file goes on after {promised} points")
+        if wanted == n_header and next(lines, None) is not None:
+            raise DataError(
+                f"{path}, line {done + 2}: the file continues after {n_header} points, the number in the header"
+            )
     return XCData(features.finish(), labels.finish())
 
 
 def write_xc(path, features, labels):
-    """Write the file from which `read_xc` reads these matrices.
+    """Write features and labels to a file that `read_xc` reads.
 
     Parameters
     ----------
     path : str or path
-        Compressed where it ends in .gz or .xz. The file appears, or is replaced, once it is complete.
+        Compressed if it ends in .gz or .xz. The file is created, or replaced, once it is complete.
     features : SciPy CSR matrix (n_points, n_features)
-        Finite as float32, which is how values are written; no entry twice.
+        Finite as float32, the precision of the file; without duplicate entries.
     labels : SciPy CSR matrix (n_points, n_labels)
-        Every stored value is 1; no entry twice.
+        Every stored value is 1; without duplicate entries.
 
     Raises
     ------
     TypeError, ValueError
-        Names the argument; no file is written.
+        An argument is not as described; no file is written.
     OSError
-        No such folder, or no room on disk; a file that is there stays as it was.
+        No such folder; not enough disk space. An existing file is not changed.
 
     Examples
     --------
@@ -171,37 +178,41 @@ def write_xc(path, features, labels):
     path = check.path("path", path)
     features, labels = _canonical("features", features), _canonical("labels", labels)
     if features.shape[0] != labels.shape[0]:
-        raise ValueError(f"features and labels must have as many rows, got {features.shape[0]} and {labels.shape[0]}")
+        raise ValueError(
+            f"features and labels must have the same number of rows, got {features.shape[0]} and {labels.shape[0]}"
+        )
     values = _float32(features.data)
     if not np.isfinite(values).all():
-        raise ValueError("features must be finite as float32, got NaN, infinity or a larger number")
+        raise ValueError(
+            "features must be finite as float32, got NaN, infinity or a number beyond the range of float32"
+        )
     if (labels.data != 1).any():
         raise ValueError("labels must store ones only; use labels.eliminate_zeros() and labels.data[:] = 1")
     pack = OPENERS.get(path.suffix, lambda file, _: contextlib.nullcontext(file))
     with files.writing(path) as file, pack(file, "wb") as stream:
         stream.write(f"{features.shape[0]} {features.shape[1]} {labels.shape[1]}\n".encode())
-        lines = _lines(features, values, labels)
-        while some := "".join(itertools.islice(lines, CHUNK)):
-            stream.write(some.encode())
+        lines = _format_lines(features, values, labels)
+        while chunk := "".join(itertools.islice(lines, LINES_PER_CHUNK)):
+            stream.write(chunk.encode())
 
 
-def _lines(features, values, labels):
-    """Yield the line of each point; `values` are those of the features, as they are written."""
+def _format_lines(features, values, labels):
+    """Yield the line of each point; `values` are those of the features, as float32."""
     for row in range(features.shape[0]):
-        mine = slice(*features.indptr[row : row + 2])
-        texts = [text.removesuffix(".0") for text in values[mine].astype(str).tolist()]
-        pairs = map("{}:{}".format, features.indices[mine].tolist(), texts)
+        entries = slice(*features.indptr[row : row + 2])
+        texts = [text.removesuffix(".0") for text in values[entries].astype(str).tolist()]
+        pairs = map("{}:{}".format, features.indices[entries].tolist(), texts)
         ids = labels.indices[slice(*labels.indptr[row : row + 2])].tolist()
         yield f"{','.join(map(str, ids))} {' '.join(pairs)}\n"
 
 
 def read_names(path):
-    """Read a list of names, one a line.
+    """Read a list of names, one per line.
 
     Parameters
     ----------
     path : str or path
-        UTF-8, with or without a byte-order mark; plain, or compressed by gzip or xz, whatever its name.
+        UTF-8, with or without a byte-order mark; plain, or compressed with gzip or xz, whatever its name.
 
     Returns
     -------
@@ -210,7 +221,7 @@ def read_names(path):
     Raises
     ------
     DataError
-        What is not UTF-8 text, with file and line; a compressed file that is truncated.
+        A line that is not UTF-8 text, with file and line number; a truncated compressed file.
 
     Examples
     --------
@@ -223,11 +234,11 @@ def read_names(path):
     ['landscape', 'World War II']
     """
     with contextlib.closing(read_lines(path)) as lines:
-        return [decoded(f"{path}, line {number}", line) for number, line in enumerate(lines, 1)]
+        return [decode(f"{path}, line {number}", line) for number, line in enumerate(lines, 1)]
 
 
 def check_csr(name, matrix):
-    """TypeError unless `matrix` is a SciPy CSR matrix, ValueError where its indices lead outside its arrays."""
+    """TypeError unless `matrix` is a SciPy CSR matrix, ValueError if its indices are out of bounds."""
     if not (scipy.sparse.issparse(matrix) and matrix.format == "csr"):
         raise TypeError(
             f"{name} must be a SciPy CSR matrix, got {type(matrix).__name__}; use scipy.sparse.csr_matrix({name})"
@@ -235,61 +246,61 @@ def check_csr(name, matrix):
     try:
         check_structure(matrix)
     except ValueError as error:
-        raise ValueError(f"{name} is no valid CSR matrix: {error}") from error
+        raise ValueError(f"{name} is not a valid CSR matrix: {error}") from error
 
 
 def read_lines(path):
-    """Yield the lines of a text file as bytes, without their ends; to be closed, also where not all are read.
+    """Yield the lines of a text file as bytes, without line ends; close the generator if you do not read all lines.
 
-    Its first bytes, not its name, say whether it is compressed. A byte-order mark of UTF-8 is dropped. DataError for
-    what is no text that can be read in reasonable time: UTF-16, lines that are too long, blank lines without end, a
-    small compressed file that unpacks to very much.
+    The first bytes of the file, not its name, determine whether it is compressed. A UTF-8 byte-order mark is dropped.
+    DataError for files that are not text of a reasonable size: UTF-16, lines that are too long, too many blank lines, a
+    small compressed file that unpacks to a huge one.
     """
     is_resource = isinstance(path, importlib.resources.abc.Traversable)  # one in a zip file is not PathLike
     path = path if is_resource else check.path("path", path)
     number = 0
     try:
-        with path.open("rb") as packed, _unpacked(packed) as stream:
+        with path.open("rb") as packed, _decompressed(packed) as stream:
             is_packed = stream is not packed and packed.seekable()
             blank = unpacked = 0
-            for number, line in enumerate(iter(lambda: stream.readline(LONGEST + 1), b""), 1):
+            for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE_BYTES + 1), b""), 1):
                 if number == 1:
                     if UTF_16.match(line):
                         raise DataError(f"{path}: this looks like UTF-16 text; save it as UTF-8")
                     line = line.removeprefix(codecs.BOM_UTF8)
-                    if not line:  # there is nothing behind the mark
+                    if not line:  # nothing follows the byte-order mark
                         return
-                if len(line) > LONGEST:
+                if len(line) > MAX_LINE_BYTES:
                     raise DataError(
-                        f"{path}, line {number}: the line is longer than {LONGEST >> 20} MiB; is this text?"
+                        f"{path}, line {number}: the line is longer than {MAX_LINE_BYTES >> 20} MiB; is this text?"
                     )
                 if is_packed:
                     unpacked += len(line)
-                    if unpacked > UNPACKED and unpacked > RATIO * packed.tell():
+                    if unpacked > UNCHECKED_BYTES and unpacked > MAX_EXPANSION * packed.tell():
                         raise DataError(
-                            f"{path}, line {number}: {unpacked:,} bytes came out of {packed.tell():,}; is the file damaged? "
-                            "If it is meant to be like this, unpack it first"
+                            f"{path}, line {number}: {packed.tell():,} bytes unpack to {unpacked:,}; is the file "
+                            "damaged? If not, unpack it first"
                         )
                 line = line.rstrip(b"\r\n")
                 blank = 0 if line else blank + 1
-                if blank > BLANK_LINES:
+                if blank > MAX_BLANK_LINES:
                     raise DataError(
-                        f"{path}, line {number}: more than {BLANK_LINES:,} blank lines in a row; is this text?"
+                        f"{path}, line {number}: more than {MAX_BLANK_LINES:,} consecutive blank lines; is this text?"
                     )
                 yield line
     except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
         raise DataError(f"{path}, line {number + 1}: the compressed file is truncated or corrupt ({error})") from error
 
 
-def _unpacked(packed):
-    """What decompresses an open binary file where it starts as a compressed one does, else the file itself."""
+def _decompressed(packed):
+    """A decompressing stream of an open binary file if it is compressed, else the file itself."""
     start = packed.peek(8)
     unpack = next((unpack for magic, unpack in MAGIC.items() if start.startswith(magic)), contextlib.nullcontext)
     return unpack(packed)
 
 
-def decoded(where, line):
-    """`line` decoded, or DataError for the first byte that is not text."""
+def decode(where, line):
+    """Decode a line from UTF-8; DataError for the first byte that is not text."""
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -298,32 +309,32 @@ def decoded(where, line):
 
 
 def _header(path, line):
-    """The three sizes in the first line of a file."""
+    """Parse the three sizes in the first line of a file."""
     if line is None:
         raise DataError(f"{path}, line 1: the file is empty; expected the header 'points features labels'")
-    text = decoded(f"{path}, line 1", line)
+    text = decode(f"{path}, line 1", line)
     sizes = text.split()
     if len(sizes) != 3 or not all(re.fullmatch(ID, size) and float(size) < 2**31 for size in sizes):
         raise DataError(
             f"{path}, line 1: the header must be 'points features labels', "
             f"three integers from 0 to 2**31 - 1, got {reprlib.repr(text)}"
         )
-    return (int(float(size)) for size in sizes)  # int() refuses long rows of zeros
+    return (int(float(size)) for size in sizes)  # int() refuses a size with thousands of leading zeros
 
 
 def _float32(values):
-    """`values` as float32; what is too large becomes infinite."""
+    """Convert `values` to float32; numbers beyond its range become infinite."""
     with np.errstate(over="ignore"):
         return np.asarray(values).astype(np.float32)
 
 
 def _parse(lines, n_features, n_labels):
-    """Features and labels of a few lines as CSR matrices, or None where any line breaks the format."""
+    """Parse lines to CSR matrices of features and labels; None if any line is malformed."""
     if not all(map(LINE.fullmatch, lines)):
         return None
     heads = [line.partition(b" ")[0] for line in lines]
     tails = [line.partition(b" ")[2] for line in lines]
-    # Float64 holds every id below 2**53, and any larger one is out of range anyway.
+    # Float64 represents every id below 2**53 exactly, and any larger id is out of range anyway.
     label_ids = np.array(b",".join(filter(None, heads)).replace(b",", b" ").split(), np.float64)
     pairs = np.array(b" ".join(tails).replace(b":", b" ").split(), np.float64).reshape(-1, 2)
     features = _csr([tail.count(b":") for tail in tails], pairs[:, 0], _float32(pairs[:, 1]), n_features)
@@ -333,43 +344,46 @@ def _parse(lines, n_features, n_labels):
 
 
 class _GrowingCSR:
-    """CSR matrices stacked one below the other as they come, in three arrays that grow in place.
+    """Stacks CSR matrices vertically as they arrive, in three arrays that grow in place.
 
-    An array that is full grows by an eighth of its length with `realloc`, which on Linux moves pages of memory rather
-    than copy a large array; so the peak is not the parts and their stack, twice the data.
+    A full array grows by an eighth of its length with `realloc`, which on Linux moves memory pages instead of copying a
+    large array. Stacking all parts at the end would need twice the memory of the data.
     """
 
     def __init__(self, n_columns):
-        self.n_columns, self.n_rows, self.nnz = n_columns, 0, 0
-        self.counts, self.indices, self.values = np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32)
+        self.n_columns = n_columns
+        self.n_rows = self.nnz = 0
+        self.counts = np.empty(0, np.int32)
+        self.indices = np.empty(0, np.int32)
+        self.values = np.empty(0, np.float32)
 
     def append(self, matrix):
         """Add the rows of a CSR matrix."""
-        _put(self.counts, self.n_rows, np.diff(matrix.indptr))
-        _put(self.indices, self.nnz, matrix.indices)
-        _put(self.values, self.nnz, matrix.data)
+        _write_at_end(self.counts, self.n_rows, np.diff(matrix.indptr))
+        _write_at_end(self.indices, self.nnz, matrix.indices)
+        _write_at_end(self.values, self.nnz, matrix.data)
         self.n_rows += matrix.shape[0]
         self.nnz += matrix.nnz
 
     def finish(self):
-        """The whole as a CSR matrix that takes over the arrays; call it once."""
+        """Return the stacked CSR matrix, which takes over the arrays; call this once."""
         for array, used in ((self.counts, self.n_rows), (self.indices, self.nnz), (self.values, self.nnz)):
             array.resize(used, refcheck=False)
-        indptr = np.zeros(self.n_rows + 1, np.int64)  # int32 in the matrix, where its number of entries allows
+        indptr = np.zeros(self.n_rows + 1, np.int64)  # SciPy converts it to int32 if the entries fit
         np.cumsum(self.counts, out=indptr[1:])
         return scipy.sparse.csr_matrix((self.values, self.indices, indptr), shape=(self.n_rows, self.n_columns))
 
 
-def _put(array, used, new):
-    """Write `new` behind the first `used` items of `array`, which grows where it must."""
+def _write_at_end(array, used, new):
+    """Write `new` after the first `used` items of `array`, which grows if necessary."""
     end = used + len(new)
     if end > len(array):
-        array.resize(max(end, len(array) + len(array) // 8), refcheck=False)  # no view of it exists
+        array.resize(max(end, len(array) + len(array) // 8), refcheck=False)  # there are no views of it
     array[used:end] = new
 
 
 def _csr(counts, ids, values, n_columns):
-    """CSR matrix with counts[i] entries in row i, or None: an id out of range or repeated, a value not finite."""
+    """CSR matrix with counts[i] entries in row i; None if ids are out of range or repeated, or values not finite."""
     if not ((ids < n_columns).all() and np.isfinite(values).all()):
         return None
     indptr = np.cumsum([0, *counts])
@@ -379,16 +393,16 @@ def _csr(counts, ids, values, n_columns):
 
 
 def _raise_first_error(path, first, lines, n_features, n_labels):
-    """The slow way through lines that `_parse` refused: find the first culprit and say what is wrong with it."""
+    """Find the first malformed line among those that `_parse` refused, and raise a DataError that describes it."""
     for number, line in enumerate(lines, first):
         where = f"{path}, line {number}"
-        head, _, tail = decoded(where, line).partition(" ")
+        head, _, tail = decode(where, line).partition(" ")
         labels = head.split(",") if head else []
         for token in labels:
             if not re.fullmatch(ID, token):
                 raise DataError(
                     f"{where}: {reprlib.repr(token)} is not a label id; expected "
-                    "'label,label feature:value feature:value', with a blank in front where there are no labels"
+                    "'label,label feature:value feature:value', with a leading space if there are no labels"
                 )
         _check_ids(where, "label", labels, n_labels)
         features = []
@@ -401,11 +415,11 @@ def _raise_first_error(path, first, lines, n_features, n_labels):
                 raise DataError(f"{where}: {reprlib.repr(token)} is not 'feature:value', an id and a number")
             features.append(feature)
         _check_ids(where, "feature", features, n_features)
-    raise AssertionError(f"{path}: _parse refused lines from {first} on in which no error can be found")
+    raise AssertionError(f"{path}: _parse refused the lines from {first} on, but no error was found in them")
 
 
 def _check_ids(where, kind, tokens, n):
-    """DataError for an id that is out of range or repeated."""
+    """DataError for ids that are out of range or repeated."""
     seen = set()
     for token in tokens:
         if float(token) >= n:
@@ -416,9 +430,9 @@ def _check_ids(where, kind, tokens, n):
 
 
 def _canonical(name, matrix):
-    """`matrix` with ascending ids in each row; errors where it is not CSR or holds an entry twice."""
+    """`matrix` with sorted indices; errors unless it is CSR without duplicate entries."""
     check_csr(name, matrix)
-    matrix = own_csr(name, matrix).sorted_indices()
+    matrix = as_csr(name, matrix).sorted_indices()
     if not matrix.has_canonical_format:
-        raise ValueError(f"{name} must hold no entry twice; use {name}.sum_duplicates()")
+        raise ValueError(f"{name} must not have duplicate entries; use {name}.sum_duplicates()")
     return matrix

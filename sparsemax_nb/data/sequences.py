@@ -1,27 +1,27 @@
-"""Sequences of items, such as what each user bought, one after the other."""
+"""Sequences of items, such as the purchases of each user in their order."""
 
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..core import check
-from .corpora import TEXT, first_file
+from .corpora import TEXT_ENDINGS, first_file
 from .readers import DataError
 from .text import Numbering, Vocabulary
 
-STEM = "sequences"
+STEM = "sequences"  # name of the file in a folder, without ending
 
 
 @dataclass(frozen=True, eq=False)
 class Sequences:
-    """Sequences of items, in numbers: sequence i is ``items[indptr[i]:indptr[i + 1]]``.
+    """Sequences of item ids: sequence i is ``items[indptr[i]:indptr[i + 1]]``.
 
     Attributes
     ----------
     name : str
-        That of the file, without .txt and the like, or of the directory.
+        Name of the file without endings, or of the directory.
     vocabulary : Vocabulary
-        The items, the most frequent first; without `<eos>` and `<unk>`.
+        The items, most frequent first; without `<eos>` and `<unk>`.
     indptr : (n + 1,) int64
     items : (m,) int32
 
@@ -47,25 +47,24 @@ def load_sequences(path, min_count=1, vocabulary=None):
     Parameters
     ----------
     path : str or path
-        A text file (UTF-8, plain or compressed by gzip or xz): each line holds the items of one sequence in their
-        order, divided by blanks. Or a directory with such a file, called sequences, as it stands or with .txt, .txt.gz
-        or .txt.xz behind.
+        A text file (UTF-8; plain, gzip or xz) with one sequence per line: its items in their order, separated by
+        spaces. Or a directory with such a file, named sequences, without an ending or with .txt, .txt.gz or .txt.xz.
     min_count : int
         Items that occur less often are left out.
     vocabulary : Vocabulary, optional
-        A model's: items that it does not have are left out, whatever their number.
+        The vocabulary of a model. Items that are not in it are left out, however frequent they are.
 
     Returns
     -------
     Sequences
-        Sequence i is line i + 1 of the file: one without any item stays, empty.
+        Sequence i is line i + 1 of the file. Sequences without items are kept, empty.
 
     Raises
     ------
     FileNotFoundError
-        No such file or directory, or a directory without the file.
+        No such file or directory; a directory without the file.
     DataError
-        The file is empty, or no text, or no item is left.
+        The file is empty or not text; no item is left.
 
     Examples
     --------
@@ -93,29 +92,30 @@ def load_sequences(path, min_count=1, vocabulary=None):
     items = vocabulary.find(numbering)[numbers]
     kept = items >= 0
     if not kept.any():
-        raise DataError(f"{file}: none of its items is in the vocabulary")
+        raise DataError(f"{file}: none of the items is in the vocabulary")
     indptr = np.concatenate([[0], kept.cumsum()])[ends]
     name = path.resolve().name if file != path else file.name.removesuffix(file.suffix).removesuffix(".txt")
     return Sequences(name, vocabulary, indptr, items[kept])
 
 
 def _find(path):
-    """The file: `path`, or the one in the directory `path`."""
+    """The file of sequences: `path`, or the one in the directory `path`."""
     if path.is_file():
         return path
     if not path.is_dir():
         raise FileNotFoundError(f"{str(path)!r} is neither a file nor a directory")
-    candidates = [STEM + ending for ending in TEXT]
+    candidates = [STEM + ending for ending in TEXT_ENDINGS]
     file = first_file(path, candidates)
     if file is None:
-        raise FileNotFoundError(f"{path} holds no {STEM} file; looked for {', '.join(candidates)}")
+        raise FileNotFoundError(f"{path} contains no {STEM} file; tried {', '.join(candidates)}")
     return file
 
 
 def leave_last_out(sequences):
-    """Train, validation and test part of `Sequences`: all items but the last two of each; all but the last; all.
+    """Split `Sequences` into a train, validation and test part by leaving out the last items.
 
-    In the validation and test part the last item of a sequence is the one to be predicted from those before.
+    The train part has all items of a sequence but the last two, the validation part all but the last, the test part
+    all. In the validation and test part, the last item of each sequence is to be predicted from those before it.
 
     Parameters
     ----------
@@ -124,12 +124,12 @@ def leave_last_out(sequences):
     Returns
     -------
     train, valid, test : Sequences
-        With as many sequences, some of which may be empty.
+        Each with the same number of sequences, some of which may be empty.
 
     Raises
     ------
     TypeError, ValueError
-        No `Sequences`; an indptr that does not fit the items.
+        Not `Sequences`; an indptr that does not fit the items.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Text for language models: words split by blanks, and the vocabulary that numbers them."""
+"""Text for language models: splitting into words, and vocabularies."""
 
 import contextlib
 import functools
@@ -13,24 +13,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core import check
-from .corpora import TEXT, find_folder, first_file
-from .readers import DataError, decoded, read_lines
+from .corpora import TEXT_ENDINGS, find_folder, first_file
+from .readers import DataError, decode, read_lines
 
 UNKNOWN, END_OF_LINE = "<unk>", "<eos>"
 BUNDLED = ("wikitext-2",)
-#: Names of the files of a part, in the order in which they are tried: ours, those of the Penn Treebank and of WikiText.
+#: File names of a part, in the order in which they are tried: ours, those of the Penn Treebank and of WikiText.
 STEMS = {part: (part, f"ptb.{part}", f"wiki.{part}") for part in ("train", "valid", "test")}
-#: The name of the one file of a text that is not divided, and the share of its lines that are for validation, and for
-#: test.
-WHOLE, SHARE = "corpus", 100
-#: Zero-width (non-)joiners: they shape the letters of a word, or make one emoji of several.
+#: Name of the file of a text without parts. One line in HELD_OUT is for validation, and the same number for test.
+SINGLE_FILE, HELD_OUT = "corpus", 100
+#: Zero-width joiner and non-joiner: they determine the shape of letters, or combine several emojis.
 JOINERS = "\u200c\u200d"
 WORD_OR_MARK = re.compile(r"\w+|[^\w\s]")
 
 
 @functools.cache
 def _word_or_mark():
-    """The pattern of a word or punctuation mark, with the combining marks on it; ``\\w`` alone leaves those out."""
+    """Pattern of a word or a punctuation mark with its combining marks, which ``\\w`` does not match."""
     codes = [code for code in range(0x80, sys.maxunicode + 1) if unicodedata.category(chr(code))[0] == "M"]
     starts = [code for code, before in zip(codes, [-1, *codes], strict=False) if code != before + 1]
     ends = [code for code, after in zip(codes, [*codes[1:], -1], strict=True) if code + 1 != after]
@@ -39,29 +38,29 @@ def _word_or_mark():
 
 
 def split(line, raw=False):
-    """The words of a line, which blanks divide; or, `raw`, its words and punctuation marks, one by one, in NFC."""
+    """Split a line at spaces; or, if `raw`, into words and single punctuation marks, in Unicode NFC."""
     if not raw:
         return line.split()
-    if line.isascii():  # the same, in half the time
+    if line.isascii():  # same result, in half the time
         return WORD_OR_MARK.findall(line)
     return _word_or_mark().findall(unicodedata.normalize("NFC", line))
 
 
-def _refuse_text(name, value, fix):
-    """TypeError for a str where a sequence of words is wanted: its items are characters; and for what has no items."""
+def _check_words_iterable(name, value, fix):
+    """TypeError for a str, whose items are characters instead of words, and for values that are not iterable."""
     if isinstance(value, (str, bytes)):
-        raise TypeError(f"{name} must hold words, got a {type(value).__name__}, whose items are characters; {fix}")
+        raise TypeError(f"{name} must contain words, got a {type(value).__name__}, whose items are characters; {fix}")
     if not hasattr(value, "__iter__"):
-        raise TypeError(f"{name} must hold words, got {type(value).__name__} {check.shown(value)}; {fix}")
+        raise TypeError(f"{name} must contain words, got {type(value).__name__} {check.shown(value)}; {fix}")
 
 
 def _words(name, value, fix):
-    """The words of a line, or any others, as a tuple of str; TypeError for what is none."""
-    _refuse_text(name, value, fix)
+    """Words as a tuple of str; TypeError for anything else."""
+    _check_words_iterable(name, value, fix)
     words = tuple(value)
     for word in words:
         if not isinstance(word, str):
-            raise TypeError(f"{name} must hold words, which are str, got {type(word).__name__} {check.shown(word)}")
+            raise TypeError(f"{name} must contain words (str), got {type(word).__name__} {check.shown(word)}")
     return words
 
 
@@ -71,22 +70,21 @@ def read_words(path, raw=False):
     Parameters
     ----------
     path : str or path
-        UTF-8, plain or compressed by gzip or xz; words are divided by blanks. A byte-order mark is dropped.
+        UTF-8; plain, gzip or xz; words are separated by spaces. A byte-order mark is dropped.
     raw : bool
-        The text is as people write it: every punctuation mark is a word of its own, too, and lines without a word are
-        left out. Combining marks (accents, the vowel signs of Hindi or Thai) and zero-width joiners stay with their
-        word, and what Unicode holds to be the same text is the same word (NFC): é is one letter, however the file
-        spells it.
+        The text is not tokenised: every punctuation mark becomes a word of its own, and lines without a word are left
+        out. Combining marks (accents, the vowel signs of Hindi or Thai) and zero-width joiners stay in their word. Text
+        is normalised to Unicode NFC: é is one letter, however the file encodes it.
 
     Yields
     ------
     words : list of str
-        Those of a line.
+        The words of one line.
 
     Raises
     ------
     DataError
-        What is not UTF-8 text, with file and line; a compressed file that is truncated.
+        A line that is not UTF-8 text, with file and line number; a truncated compressed file.
 
     Examples
     --------
@@ -101,31 +99,31 @@ def read_words(path, raw=False):
     check.flag("raw", raw)
     with contextlib.closing(read_lines(path)) as lines:
         for number, line in enumerate(lines, 1):
-            words = split(decoded(f"{path}, line {number}", line), raw)
+            words = split(decode(f"{path}, line {number}", line), raw)
             if words or not raw:
                 yield words
 
 
 class Numbering(dict):
-    """{word: number} in the order in which the words are met, so that a file is read once: counted and encoded in one pass."""
+    """{word: number}, in order of first occurrence: one pass over a file can both count and encode its words."""
 
     def __missing__(self, word):
         self[word] = number = len(self)
         return number
 
     def read(self, path, end=(), raw=False):
-        """Number every word of a file, as `read_words` finds them, and the words `end` behind each line.
+        """Number all words of a file, as `read_words` yields them, with the words `end` after each line.
 
         Returns
         -------
         numbers : (n,) int32
         ends : (n_lines + 1,) int64
-            Line i holds ``numbers[ends[i]:ends[i + 1]]``.
+            Line i is ``numbers[ends[i]:ends[i + 1]]``.
 
         Raises
         ------
         DataError
-            The file is empty, or no text.
+            The file is empty or not text.
         """
         numbers, ends = array("i"), array("q", [0])
         for words in read_words(path, raw):
@@ -137,25 +135,24 @@ class Numbering(dict):
         return np.asarray(numbers), np.asarray(ends)
 
     def counts(self, numbers):
-        """{word: how often its number occurs}."""
+        """{word: number of its occurrences in `numbers`}."""
         return dict(zip(self, np.bincount(numbers, minlength=len(self)).tolist(), strict=True))
 
 
 class Vocabulary:
-    """Words by id, the most frequent first, equally frequent ones in the order of the alphabet.
+    """Words by id, most frequent first; equally frequent words in alphabetical order.
 
     Parameters
     ----------
     words : sequence of str
-        All different. `<unk>` stands for every word that is not among them; where it is missing, unknown words are an
-        error.
+        All different. `<unk>` stands for every other word; without it, unknown words are an error.
     raw : bool
-        Whether the words are those of a text as people write it; see `read_words`.
+        Whether the words come from raw text; see `read_words`.
 
     Raises
     ------
     TypeError, ValueError
-        A str in place of a sequence of words; a word that occurs twice.
+        A str instead of a sequence of words; duplicate words.
 
     Examples
     --------
@@ -177,7 +174,7 @@ class Vocabulary:
         self._ids = {word: number for number, word in enumerate(self.words)}
         if len(self._ids) < len(self.words):
             twice = Counter(self.words).most_common(1)[0][0]
-            raise ValueError(f"words must all be different, got {twice!r} twice")
+            raise ValueError(f"words must all be different, got {twice!r} twice; use list(dict.fromkeys(words))")
 
     def __len__(self):
         return len(self.words)
@@ -190,16 +187,16 @@ class Vocabulary:
 
     @classmethod
     def build(cls, lines, min_count=1, text=True):
-        """The vocabulary of lines of words.
+        """Build the vocabulary of lines of words.
 
         Parameters
         ----------
         lines : iterable of lists of str
         min_count : int
-            Words that occur less often become `<unk>`; where the lines are no text, they are left out.
+            Less frequent words become `<unk>`; if the lines are not text, they are left out.
         text : bool
-            Whether the lines are text. Then `<eos>` ends each of them, and `<unk>` is always part of the vocabulary;
-            else neither is.
+            Whether the lines are text. If so, `<eos>` ends each of them, and `<unk>` is always in the vocabulary;
+            otherwise neither is used.
 
         Returns
         -------
@@ -208,10 +205,10 @@ class Vocabulary:
         Raises
         ------
         TypeError, ValueError
-            A str in place of lines, or of the words of a line; min_count below 1; no line, or no word that occurs so
-            often; a word called `<eos>` or `<unk>` where the lines are no text.
+            A str instead of lines, or instead of the words of a line; min_count below 1; no line; no word that is
+            frequent enough; a word `<eos>` or `<unk>` if the lines are not text.
         """
-        _refuse_text("lines", lines, "use [text.split()]")
+        _check_words_iterable("lines", lines, "use [text.split()]")
         check.flag("text", text)
         counts = Counter()
         for line in lines:
@@ -221,19 +218,19 @@ class Vocabulary:
 
     @classmethod
     def of_counts(cls, counts, min_count=1, text=True, raw=False):
-        """The vocabulary of words whose numbers are known.
+        """Build a vocabulary from word counts.
 
         Parameters
         ----------
         counts : dict
-            {word: how often it occurs}, `<eos>` of a text included.
+            {word: number of occurrences}, including `<eos>` for text.
         min_count : int
-            Words that occur less often become `<unk>`; where the lines are no text, they are left out.
+            Less frequent words become `<unk>`; if the lines are not text, they are left out.
         text : bool
-            Whether the lines are text. Then `<eos>` ends each of them, and `<unk>` is always part of the vocabulary;
-            else neither is.
+            Whether the lines are text. If so, `<eos>` ends each of them, and `<unk>` is always in the vocabulary;
+            otherwise neither is used.
         raw : bool
-            Kept; see `read_words`.
+            Passed to `Vocabulary`; see `read_words`.
 
         Returns
         -------
@@ -250,21 +247,23 @@ class Vocabulary:
             raise TypeError(f"counts must be a dict of words, got {type(counts).__name__} {check.shown(counts)}")
         for word, n in counts.items():
             if type(word) is not str or type(n) is not int or n < 0:
-                _words("counts", [word], "use {word: how often it occurs}")
+                _words("counts", [word], "use {word: number of occurrences}")
                 check.integer(f"counts[{word!r}]", n, 0)
         if text and not counts:
-            raise ValueError("lines must hold at least one line; the text is empty")
+            raise ValueError("lines must contain at least one line; the text is empty")
         kept = {word: n for word, n in counts.items() if n >= min_count or (text and word == END_OF_LINE)}
         if text:
             kept[UNKNOWN] = sum(counts.values()) - sum(n for word, n in kept.items() if word != UNKNOWN)
         elif not kept:
             raise ValueError(f"no word occurs {min_count} times or more; lower min_count")
         elif END_OF_LINE in kept or UNKNOWN in kept:
-            raise ValueError(f"words must not be called {END_OF_LINE!r} or {UNKNOWN!r} where the lines are no text")
+            raise ValueError(
+                f"words must not be {END_OF_LINE!r} or {UNKNOWN!r} if the lines are not text; rename these words"
+            )
         return cls(sorted(kept, key=lambda word: (-kept[word], word)), raw)
 
     def split(self, line):
-        """The words of a line of text.
+        """Split a line of text into words.
 
         Parameters
         ----------
@@ -273,19 +272,19 @@ class Vocabulary:
         Returns
         -------
         words : list of str
-            What blanks divide; of a raw vocabulary, words and punctuation marks.
+            Split at spaces; for a raw vocabulary, words and punctuation marks.
 
         Raises
         ------
         TypeError
-            line is no str.
+            line is not a str.
         """
         if not isinstance(line, str):
             raise TypeError(f"line must be a str, got {type(line).__name__} {check.shown(line)}")
         return split(line, self.raw)
 
     def find(self, words):
-        """Ids of words.
+        """Convert words to ids.
 
         Parameters
         ----------
@@ -294,51 +293,51 @@ class Vocabulary:
         Returns
         -------
         ids : (n,) int32
-            -1 for those that are not in the vocabulary.
+            -1 for words that are not in the vocabulary.
 
         Raises
         ------
         TypeError
-            A str in place of words.
+            A str instead of words.
         """
         words = _words("words", words, "use [word]")
         return np.fromiter((self._ids.get(word, -1) for word in words), np.int32, len(words))
 
     def encode(self, lines):
-        """Ids of all words of some lines, one line after the other.
+        """Convert lines of words to ids, concatenated.
 
         Parameters
         ----------
         lines : iterable of lists of str
-            `<eos>` is put behind each line where the vocabulary has it.
+            `<eos>` is appended to each line if the vocabulary contains it.
 
         Returns
         -------
         ids : (n,) int32
         n_unknown : int
-            How many words were unknown, and became `<unk>`.
+            Number of unknown words, which became `<unk>`.
 
         Raises
         ------
         TypeError
-            A str in place of lines, or of the words of a line.
+            A str instead of lines, or instead of the words of a line.
         DataError
-            An unknown word, where the vocabulary has no `<unk>`.
+            An unknown word, if the vocabulary has no `<unk>`.
         """
-        _refuse_text("lines", lines, "use [vocabulary.split(line)]")
+        _check_words_iterable("lines", lines, "use [vocabulary.split(line)]")
         ids, unknown, n_unknown = array("i"), self._ids.get(UNKNOWN), 0
         end = [END_OF_LINE] if END_OF_LINE in self._ids else []
         for line in lines:
             words = [*_words("lines", line, "use vocabulary.split(line) for each"), *end]
             missing = [word for word in words if word not in self._ids]
             if missing and unknown is None:
-                raise DataError(f"{missing[0]!r} is not in the vocabulary, nor is {UNKNOWN!r}")
+                raise DataError(f"{missing[0]!r} is not in the vocabulary, which has no {UNKNOWN!r}")
             n_unknown += len(missing)
             ids.extend(self._ids.get(word, unknown) for word in words)
         return np.array(ids, np.int32), n_unknown
 
     def decode(self, ids):
-        """The words of ids.
+        """Convert ids to words.
 
         Parameters
         ----------
@@ -351,7 +350,7 @@ class Vocabulary:
         Raises
         ------
         TypeError, ValueError
-            Ids that are no integers; an id out of range.
+            Ids that are not integers; an id out of range.
         """
         ids = np.asarray(check.on_host("ids", ids), order="C")
         ids = check.integers("ids", ids, ("n",), len(self.words)) if ids.size else np.zeros(0, np.int32)
@@ -360,17 +359,17 @@ class Vocabulary:
 
 @dataclass(frozen=True, eq=False)
 class TextCorpus:
-    """A text in three parts, in numbers.
+    """A text in three parts, as token ids.
 
     Attributes
     ----------
     name : str
     vocabulary : Vocabulary
-        Of the training part.
+        The vocabulary of the training part, or the one passed to `load_text`.
     train, valid, test : (n,) int32
         Tokens; `<eos>` ends every line.
     unknown : dict
-        {part: share of its tokens that are not in the vocabulary, and became `<unk>`}.
+        {part: share of its tokens that are not in the vocabulary and became `<unk>`}.
 
     Examples
     --------
@@ -394,18 +393,18 @@ def load_text(name_or_dir, min_count=1, vocabulary=None, raw=False):
     Parameters
     ----------
     name_or_dir : str or path
-        ``"wikitext-2"`` is bundled. Anything else is a directory with the files train, valid and test, also as
-        ptb.train or wiki.train and so on, as they stand or with .txt, .txt.gz, .txt.xz or .tokens behind: UTF-8, words
-        divided by blanks. Or, where it holds none of these, with one file, corpus: the last hundredth of its lines,
-        rounded down, but one line at least, is the test part, as many lines before them are the valid part, the others
-        the train part.
+        ``"wikitext-2"`` is bundled. Anything else is a directory with the files train, valid and test (or ptb.train,
+        wiki.train and so on), without an ending or with .txt, .txt.gz, .txt.xz or .tokens: UTF-8, words separated by
+        spaces. If it has none of these, it must have one file named corpus. Then the last hundredth of its lines,
+        rounded down but at least one line, is the test part, the same number of lines before these the valid part, and
+        the rest the train part.
     min_count : int
-        Words that occur less often in the training part become `<unk>`.
+        Words that are less frequent in the training part become `<unk>`.
     vocabulary : Vocabulary, optional
-        A model's, instead of that of the training part.
+        The vocabulary of a model, to use instead of that of the training part.
     raw : bool
-        The text is as people write it: punctuation marks become words of their own, empty lines are left out; see
-        `read_words`. A vocabulary that is given knows whether it is.
+        The text is not tokenised: punctuation marks become words of their own, and empty lines are left out; see
+        `read_words`. If a vocabulary is given, its `raw` is used instead.
 
     Returns
     -------
@@ -414,9 +413,9 @@ def load_text(name_or_dir, min_count=1, vocabulary=None, raw=False):
     Raises
     ------
     FileNotFoundError
-        No such corpus, or a part is missing.
+        No such corpus; a missing part.
     DataError
-        A file that is empty, or no text; a corpus of less than three lines.
+        A file that is empty or not text; a corpus of fewer than three lines.
 
     Examples
     --------
@@ -438,38 +437,38 @@ def load_text(name_or_dir, min_count=1, vocabulary=None, raw=False):
     ids = vocabulary.find(numbering)
     is_unknown = ids < 0
     if is_unknown.any() and UNKNOWN not in vocabulary:
-        raise DataError(f"{folder}: the vocabulary has neither all of its words nor {UNKNOWN!r}")
+        raise DataError(f"{folder}: the vocabulary must contain all words of the text, or {UNKNOWN!r}")
     ids[is_unknown] = vocabulary.find([UNKNOWN])[0]
     unknown = {part: float(is_unknown[numbers].mean()) for part, numbers in parts.items()}
     return TextCorpus(name, vocabulary, **{part: ids[numbers] for part, numbers in parts.items()}, unknown=unknown)
 
 
 def _read_parts(folder, numbering, raw):
-    """{part: its words (n,) int32 as `numbering` numbers them}."""
+    """{part: its words (n,) int32, as numbered by `numbering`}."""
     candidates = {part: _candidates(*stems) for part, stems in STEMS.items()}
     files = {part: first_file(folder, names) for part, names in candidates.items()}
-    whole = None if any(files.values()) else first_file(folder, _candidates(WHOLE))
-    if whole is not None:
-        return _divided(whole, *numbering.read(whole, (END_OF_LINE,), raw))
+    single = None if any(files.values()) else first_file(folder, _candidates(SINGLE_FILE))
+    if single is not None:
+        return _split_parts(single, *numbering.read(single, (END_OF_LINE,), raw))
     for part, file in files.items():
         if file is None:
             raise FileNotFoundError(
-                f"{folder} holds no {part} file; looked for {', '.join(candidates[part])}; "
-                f"a text in one file is called {WHOLE}"
+                f"{folder} contains no {part} file; tried {', '.join(candidates[part])}; "
+                f"name the file of a text without parts {SINGLE_FILE}"
             )
     return {part: numbering.read(file, (END_OF_LINE,), raw)[0] for part, file in files.items()}
 
 
 def _candidates(*stems):
-    """File names under which a text may be found."""
-    return [stem + ending for stem in stems for ending in (*TEXT, ".tokens")]
+    """Possible file names of a text."""
+    return [stem + ending for stem in stems for ending in (*TEXT_ENDINGS, ".tokens")]
 
 
-def _divided(file, numbers, ends):
-    """The three parts of a text in one file, whose line i holds ``numbers[ends[i]:ends[i + 1]]``."""
+def _split_parts(file, numbers, ends):
+    """Split a text in one file into its three parts; line i is ``numbers[ends[i]:ends[i + 1]]``."""
     n = len(ends) - 1
     if n < 3:
-        raise DataError(f"{file}: a text in one file must have three lines at least, one for each part, got {n}")
-    held_out = max(1, n // SHARE)
-    valid, test = ends[n - 2 * held_out], ends[n - held_out]
+        raise DataError(f"{file}: a text in one file must have at least three lines, one for each part, got {n}")
+    n_lines = max(1, n // HELD_OUT)
+    valid, test = ends[n - 2 * n_lines], ends[n - n_lines]
     return {"train": numbers[:valid], "valid": numbers[valid:test], "test": numbers[test:]}

@@ -1,38 +1,40 @@
-"""Term counts to TF-IDF weights."""
+"""TF-IDF weights from term counts."""
 
 import copy
 import itertools
 
 import numpy as np
 
-from ..core.sparse import own_csr
+from ..core.sparse import as_csr
 from .readers import check_csr
 
-BLOCK = 2**20  # entries that `fit` looks at in one go
+#: Entries that are checked and counted at once: bounds the temporary memory.
+ENTRIES_PER_BLOCK = 2**20
 
 
 class Tfidf:
-    """Weigh term counts by rarity: ``w[i, t] = tf(count[i, t]) * idf[t]``, then scale each row to length 1.
+    """TF-IDF: ``w[i, t] = tf(count[i, t]) * idf[t]``, with each row scaled to length 1.
 
     ``tf(c) = 1 + ln(c)`` if `sublinear`, else ``c``; ``idf[t] = ln((1 + n) / (1 + df[t])) + 1``,
-    where `n` rows were fitted and term `t` occurs in `df[t]` of them. As ``TfidfTransformer`` of scikit-learn does it.
+    where `n` is the number of rows in `fit` and `df[t]` the number of rows with term `t`. The result equals that of
+    scikit-learn's ``TfidfTransformer``.
 
     Parameters
     ----------
     sublinear : bool
-        Dampen repeated terms. X then has to hold counts, whole numbers: of a weight below 1 the logarithm is negative.
+        Dampen repeated terms. X must then contain counts (whole numbers): the logarithm of weights below 1 is negative.
 
     Attributes
     ----------
     idf_ : ndarray
-        (n_features,) float32, known after `fit`.
+        (n_features,) float32, available after `fit`.
 
     Notes
     -----
-    The dense equivalent, where no row is empty, is
+    The dense equivalent, if no row is empty, is
     ``W = np.where(C > 0, 1 + np.log(C), 0) * idf; W /= np.linalg.norm(W, axis=1, keepdims=True)``.
 
-    Source: G. Salton, C. Buckley, "Term-weighting approaches in automatic text retrieval", 1988; in the form of
+    Source: G. Salton, C. Buckley, "Term-weighting approaches in automatic text retrieval", 1988; in the variant of
     scikit-learn.
 
     Examples
@@ -57,7 +59,7 @@ class Tfidf:
         Parameters
         ----------
         X : (n, n_features) SciPy CSR matrix
-            Counts. It is visited block by block, not copied.
+            Counts, processed block by block without a copy.
 
         Returns
         -------
@@ -66,10 +68,10 @@ class Tfidf:
         Raises
         ------
         TypeError, ValueError
-            X is not CSR, not finite, negative somewhere, or (`sublinear`) holds other numbers than counts.
+            X is not CSR, not finite, negative somewhere, or (`sublinear`) contains values that are not counts.
         """
         check_csr("X", X)
-        X = own_csr("X", X)  # noqa: N806
+        X = as_csr("X", X)  # noqa: N806
         df = np.zeros(X.shape[1], np.int64)
         for start, stop in _row_blocks(X.indptr):
             block = self._checked(X[start:stop])
@@ -78,9 +80,9 @@ class Tfidf:
         return self
 
     def transform(self, X):
-        """TF-IDF weights of counts.
+        """Convert counts to TF-IDF weights, computed in float64.
 
-        Computed in float64. Made for batches: where no entry is zero or repeated, the index arrays are copied, once.
+        This is efficient for batches: the only copies are of the index arrays, unless X has duplicate entries or zeros.
 
         Parameters
         ----------
@@ -95,16 +97,16 @@ class Tfidf:
         Raises
         ------
         TypeError, ValueError
-            Not fitted yet; X is not CSR, of another width than in `fit`, not finite, negative somewhere, or
-            (`sublinear`) holds other numbers than counts.
+            Not fitted yet; X is not CSR, has another width than in `fit`, is not finite, negative somewhere, or
+            (`sublinear`) contains values that are not counts.
         """
         if not hasattr(self, "idf_"):
             raise ValueError("this Tfidf is not fitted; call fit first")
         check_csr("X", X)
-        return self._weights(own_csr("X", X))
+        return self._weights(as_csr("X", X))
 
     def _weights(self, X):
-        """`transform` of a matrix that `own_csr` has returned, or of rows of it."""
+        """`transform` for a matrix returned by `as_csr`, or for rows of it."""
         X = self._checked(X)
         if X.shape[1] != len(self.idf_):
             raise ValueError(f"X must have {len(self.idf_)} features as in fit, got {X.shape[1]}")
@@ -114,13 +116,15 @@ class Tfidf:
             weights += 1
         weights *= self.idf_.take(indices)
         lengths = np.diff(X.indptr)
-        some = np.flatnonzero(lengths)  # `reduceat` knows no empty rows
-        norms = np.sqrt(np.add.reduceat(weights**2, X.indptr[some]))
+        nonempty = np.flatnonzero(lengths)  # `reduceat` gives wrong sums for empty rows
+        norms = np.sqrt(np.add.reduceat(weights**2, X.indptr[nonempty]))
         norms[norms == 0] = 1
-        weights /= np.repeat(norms, lengths[some])
-        found = copy.copy(X)  # SciPy checks a new matrix, which counts where it has one row
-        found.data, found.indices, found.indptr = weights.astype(np.float32), indices, X.indptr.copy()
-        return found
+        weights /= np.repeat(norms, lengths[nonempty])
+        result = copy.copy(X)  # not a new matrix: SciPy's checks would take most of the time for a single row
+        result.data = weights.astype(np.float32)
+        result.indices = indices
+        result.indptr = X.indptr.copy()
+        return result
 
     def fit_transform(self, X):
         """`fit`, then `transform`.
@@ -137,7 +141,7 @@ class Tfidf:
         Raises
         ------
         TypeError, ValueError
-            X is not CSR, not finite, negative somewhere, or (`sublinear`) holds other numbers than counts.
+            X is not CSR, not finite, negative somewhere, or (`sublinear`) contains values that are not counts.
 
         Examples
         --------
@@ -148,29 +152,29 @@ class Tfidf:
         return self.fit(X).transform(X)
 
     def _checked(self, X):
-        """X as `_non_negative` returns it; ValueError where it has to hold counts and does not."""
+        """X as returned by `_non_negative`; ValueError if it must contain counts and does not."""
         X = _non_negative(X)
-        other = first_non_count(X) if self.sublinear else None
-        if other is not None:
+        non_count = first_non_count(X) if self.sublinear else None
+        if non_count is not None:
             raise ValueError(
-                f"X must hold counts, that is, whole numbers, got {other:g}; weights are taken as they are with "
-                "Classifier(tfidf=False), or use Tfidf(sublinear=False)"
+                f"X must contain counts (whole numbers), got {non_count:g}; use Classifier(tfidf=False), which keeps "
+                "weights unchanged, or Tfidf(sublinear=False)"
             )
         return X
 
 
 def first_non_count(X):
-    """The first stored value of a CSR matrix that is no whole number of at least 0, or None."""
-    for start in range(0, X.nnz, BLOCK):
-        part = X.data[start : min(start + BLOCK, X.nnz)]
-        other = (part < 0) | (part != np.floor(part))
-        if other.any():
-            return part[np.argmax(other)]
+    """The first stored value of a CSR matrix that is not a whole number of at least 0, or None."""
+    for start in range(0, X.nnz, ENTRIES_PER_BLOCK):
+        block = X.data[start : min(start + ENTRIES_PER_BLOCK, X.nnz)]
+        is_non_count = (block < 0) | (block != np.floor(block))
+        if is_non_count.any():
+            return block[np.argmax(is_non_count)]
     return None
 
 
 def _non_negative(X):
-    """X where it stores no entry twice and no zeros, else a float64 copy without; errors where a value is no amount."""
+    """X, or a float64 copy without duplicates and zeros if it has any; ValueError for negative or infinite values."""
     clean = X.has_canonical_format and X.data.all()
     if not clean:
         X = X.astype(np.float64, copy=True)
@@ -179,13 +183,15 @@ def _non_negative(X):
     if not np.isfinite(data).all():
         raise ValueError("X must be finite, got NaN or infinity")
     if len(data) and data.min() < 0:
-        raise ValueError(f"X must hold counts, got the negative value {data.min():g}; take other features as they are")
+        raise ValueError(
+            f"X must contain counts, got the negative value {data.min():g}; use Classifier(tfidf=False) for other data"
+        )
     if not clean:
         X.eliminate_zeros()
     return X
 
 
 def _row_blocks(indptr):
-    """(start, stop) of consecutive blocks of rows, each with about BLOCK entries: at most one row more."""
-    inner = np.searchsorted(indptr, np.arange(BLOCK, indptr[-1], BLOCK))
+    """(start, stop) of consecutive blocks of rows, with about ENTRIES_PER_BLOCK entries: at most one row more."""
+    inner = np.searchsorted(indptr, np.arange(ENTRIES_PER_BLOCK, indptr[-1], ENTRIES_PER_BLOCK))
     return itertools.pairwise(np.unique([0, *inner, len(indptr) - 1]).tolist())

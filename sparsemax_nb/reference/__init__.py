@@ -1,1 +1,1 @@
-"""The definition of every operation in NumPy float64. Tutorials teach from it, tests compare with it; never fast."""
+"""The definition of every operation in NumPy float64: tutorials teach from it, tests compare with it; never fast."""

@@ -6,7 +6,7 @@ from ..core import rng
 
 
 def dropout_mask(shape, dropout):
-    """Boolean (B, D): True where the unit is kept; a pure function of seed, stream, step and position."""
+    """Boolean (B, D), True where a unit is kept; depends on seed, stream, step and position only."""
     position = np.arange(int(np.prod(shape)), dtype=np.uint64)
     with np.errstate(over="ignore"):
         word = rng.random_word(dropout.seed, dropout.stream, dropout.step, position)
@@ -14,16 +14,16 @@ def dropout_mask(shape, dropout):
 
 
 def dropout(x, dropout):
-    """``x mask scale``, with x (B, D), scale = 1 / (1 - rate)."""
+    """``x mask scale`` for x (B, D), with scale = 1 / (1 - rate)."""
     return x.astype(np.float64) * dropout_mask(x.shape, dropout) * float(dropout.scale)
 
 
 def relu_dropout(z, bias, dropout):
-    """``max(0, z + bias) mask scale``, with z (B, D), bias (D,), scale = 1 / (1 - rate)."""
+    """``max(0, z + bias) mask scale`` for z (B, D) and bias (D,), with scale = 1 / (1 - rate)."""
     return np.maximum(0, z.astype(np.float64) + bias) * dropout_mask(z.shape, dropout) * float(dropout.scale)
 
 
 def relu_dropout_backward(dout, out, scale):
-    """Gradient by z, (B, D), and by the bias, (D,). A unit that was dropped or negative has out = 0 and passes nothing."""
+    """Gradients with respect to z (B, D) and bias (D,); zero where out = 0: the unit was dropped or negative."""
     dz = np.where(out > 0, dout.astype(np.float64) * float(scale), 0)
     return dz, dz.sum(0)

@@ -1,4 +1,4 @@
-"""SVD-softmax and D-softmax."""
+"""SVD-softmax, D-softmax, and sampling with locality-sensitive hashing (LSH)."""
 
 import numpy as np
 
@@ -8,9 +8,10 @@ from .samplers import draw_words
 
 
 def svd_top_k(h, layer, n_candidates, k):
-    """The k largest probabilities of each row and their classes: a preview for all, exact scores for the best of it.
+    """The k largest probabilities per row and their classes: a preview scores all classes, the best get exact scores.
 
-    layer = (coordinates (L, d), axes (d, d), bias (L,), width): ``w = coordinates @ axes.T``.
+    layer = (coordinates (L, d), axes (d, d), bias (L,), width), where ``weights = coordinates @ axes.T``; the preview
+    uses the first `width` coordinates.
     """
     coordinates, axes, bias, width = layer
     q = h.astype(np.float64) @ axes
@@ -22,7 +23,7 @@ def svd_top_k(h, layer, n_candidates, k):
 
 
 def d_top_k(h, layer, k):
-    """The k largest probabilities of each row and their classes.
+    """The k largest probabilities per row and their classes.
 
     layer: for each bin its classes (n,), their coordinates (n, r) on axes (d, r), and their bias (n,).
     """
@@ -49,7 +50,7 @@ def lsh_log_prob(codes, tables, uniform, ids):
 
 
 def lsh_sample(codes, tables, uniform, seed, step, n_samples):
-    """Draws (B, M) for queries with hash codes (B, T), and their log-probabilities."""
+    """Draw ids (B, M) for rows of h with hash codes (B, T); returns them and their log-probabilities."""
     words = draw_words(seed, step, (len(codes), n_samples))
     n_tables, n_classes = tables.indptr.shape[0], tables.codes.shape[0]
     t = rng.below(words[1], np.uint64(n_tables)).astype(np.int64)
@@ -57,6 +58,6 @@ def lsh_sample(codes, tables, uniform, seed, step, n_samples):
     first, size = tables.indptr[t, code], tables.indptr[t, code + 1] - tables.indptr[t, code]
     from_table = (rng.unit(words[0]) >= np.float32(uniform)) & (size > 0)
     n = np.where(from_table, size, n_classes).astype(np.uint64)
-    place = rng.below(words[2], n).astype(np.int64)
-    ids = np.where(from_table, tables.members[t, np.where(from_table, first + place, 0)], place).astype(np.int32)
+    position = rng.below(words[2], n).astype(np.int64)
+    ids = np.where(from_table, tables.members[t, np.where(from_table, first + position, 0)], position).astype(np.int32)
     return ids, lsh_log_prob(codes, tables, uniform, ids)

@@ -6,12 +6,15 @@ from ..core import formulas, rng
 
 
 def widen(bits):
-    """The float32 numbers of bfloat16 `bits` (uint16): exact."""
+    """The float32 numbers of bfloat16 `bits` (uint16); exact."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def rounded(numbers, rounding):
-    """bfloat16 bits (uint16) of float32 `numbers`, stochastically: the number at position p takes half p % 8 of draw p // 8."""
+    """bfloat16 bits (uint16) of float32 `numbers`, rounded stochastically.
+
+    The number at position p uses half p % 8 of random draw p // 8.
+    """
     n = numbers.size
     with np.errstate(over="ignore"):
         position = np.arange((n + 7) // 8, dtype=np.uint64)

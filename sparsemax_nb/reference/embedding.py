@@ -1,4 +1,4 @@
-"""Weighted sum of embedding rows: the first layer over a sparse bag of words."""
+"""Weighted sum of embedding rows: the first layer over sparse bags of words."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ def forward(rows, table):
 
 
 def backward(columns, dout):
-    """Gradient of the touched table rows, (n, D): ``dtable[i] = sum_j weights[j] dout[rows[j]]`` over column i."""
+    """Gradient of the table rows in use, (n, D): ``dtable[i] = sum_j weights[j] dout[rows[j]]`` over column i."""
     gradient = np.zeros((len(columns.ids), dout.shape[1]))
     for i in range(len(gradient)):
         part = slice(columns.indptr[i], columns.indptr[i + 1])

@@ -1,4 +1,4 @@
-"""Which features a label of a linear layer is connected to: those of the largest sums over its points."""
+"""Choose the features that a label of a linear layer is connected to: those with the largest sums over its points."""
 
 import numpy as np
 
@@ -6,11 +6,12 @@ from .linear import dense_inputs
 
 
 def choose_features(points, x, expected, known, room, by_magnitude, n_features):
-    """For each label at most `room[label]` features that it does not know yet, those of the largest sums.
+    """For each label, at most `room[label]` new features, those with the largest sums.
 
-    `points`, `SparseRows`, holds for each label rows of `x` and their coefficients; ``sum_i coefficient_i x_i`` is
-    compared less `expected` (F,) for each of the points, or by its magnitude. `known` is a pair (indptr, ids). Only
-    features that occur count; ties go to the smaller id. Returns the ids, ascending, and the sums of each label.
+    `points` (`SparseRows`) contains for each label rows of `x` and their coefficients. A feature is ranked by ``sum_i
+    coefficient_i x_i`` minus `expected` (F,) per point, or by the magnitude of the sum. `known`, a pair (indptr, ids),
+    are the features that each label has already. Only features that occur count; ties go to the smaller id. Returns
+    the ids, ascending, and the sums of each label.
     """
     inputs, chosen = dense_inputs(x, n_features), []
     for label in range(len(points.indptr) - 1):

@@ -9,31 +9,34 @@ def multi_hot(labels, first, n):
     """(B, n) float64: 1 where class first + j is a label of the row."""
     hot = np.zeros((len(labels.indptr) - 1, n))
     for row in range(len(hot)):
-        places = labels.indices[labels.indptr[row] : labels.indptr[row + 1]] - first
-        hot[row, places[(places >= 0) & (places < n)]] = 1
+        columns = labels.indices[labels.indptr[row] : labels.indptr[row + 1]] - first
+        hot[row, columns[(columns >= 0) & (columns < n)]] = 1
     return hot
 
 
 def log_softmax(logits):
-    """``log softmax(logits)`` of each row, float64. The largest is subtracted first: an offset that all logits share cancels exactly."""
+    """``log softmax(logits)`` per row, float64.
+
+    The largest logit is subtracted first, so an offset common to all logits cancels exactly.
+    """
     logits = logits.astype(np.float64)
     below = logits - logits.max(axis=1, keepdims=True)
     return below - np.log(np.exp(below).sum(axis=1, keepdims=True))
 
 
-def cross_entropy(h, w, bias, labels, n):
-    """``sum_b sum_{p in labels of b} (log Z_b - logit_bp) / n``; its gradients by h, w and bias."""
-    h, w = h.astype(np.float64), w.astype(np.float64)
-    log_p = log_softmax(h @ w.T + bias)
-    hot = multi_hot(labels, 0, len(w))
+def cross_entropy(h, weights, bias, labels, n):
+    """``sum_b sum_{p in labels of b} (log Z_b - logit_bp) / n``; its gradients with respect to h, weights and bias."""
+    h, weights = h.astype(np.float64), weights.astype(np.float64)
+    log_p = log_softmax(h @ weights.T + bias)
+    hot = multi_hot(labels, 0, len(weights))
     dlogits = (hot.sum(1, keepdims=True) * np.exp(log_p) - hot) / n
-    return -(hot * log_p).sum() / n, dlogits @ w, dlogits.T @ h, dlogits.sum(0)
+    return -(hot * log_p).sum() / n, dlogits @ weights, dlogits.T @ h, dlogits.sum(0)
 
 
 def add_tile(logits, bias, largest, total):
-    """The running maximum and sum of ``exp(logit - maximum)``, (B,), after one more tile (B, T).
+    """The running maximum and sum of ``exp(logit - maximum)``, (B,), after one more tile of classes (B, T).
 
-    The tile holds products; the bias (T,) is still to be added.
+    The tile contains products without the bias (T,).
     """
     logits = logits.astype(np.float64) + bias
     new = np.maximum(largest, logits.max(1))
@@ -54,9 +57,9 @@ def gradient_of_tile(logits, bias, first, labels, largest, total, scale, dbias, 
 
 
 def rank(logits, targets):
-    """log softmax(logits)[target] and the number of classes that beat the target, (B,): score higher, or equal with a lower id.
+    """``log softmax(logits)[target]``, (B,), and the number of classes that rank before the target.
 
-    The logarithm is NaN where a logit of the row is not finite.
+    Classes rank by score descending, then id ascending. The logarithm is NaN if a logit of the row is not finite.
     """
     logits = logits.astype(np.float64)
     own = logits[np.arange(len(logits)), targets][:, None]
@@ -67,13 +70,13 @@ def rank(logits, targets):
 
 
 def most_probable(logits, k):
-    """The k largest of ``softmax(logits)`` in each row and their columns; where there are fewer, 0 and -1."""
+    """The k largest of ``softmax(logits)`` per row and their columns, padded with 0 and -1."""
     p = np.exp(log_softmax(logits))
     _, ids = best(logits, k)
     pad = (0, 0), (0, k - ids.shape[1])
     return np.pad(np.take_along_axis(p, ids, 1), pad), np.pad(ids, pad, constant_values=-1)
 
 
-def top_k(h, w, bias, k):
-    """The k largest of ``softmax(h @ w.T + bias)`` in each row and their classes; where there are fewer, 0 and -1."""
-    return most_probable(h.astype(np.float64) @ w.T + bias, k)
+def top_k(h, weights, bias, k):
+    """The k largest of ``softmax(h @ weights.T + bias)`` per row and their classes, padded with 0 and -1."""
+    return most_probable(h.astype(np.float64) @ weights.T + bias, k)

@@ -1,4 +1,4 @@
-"""Group-shared fixed fan-in output layer: each group of G neighbouring labels has one row of inputs (arXiv 2606.01117)."""
+"""Group-shared fixed fan-in output layer: G neighboring labels share one row of inputs (arXiv 2606.01117)."""
 
 import numpy as np
 
@@ -8,33 +8,33 @@ from .bfloat16 import rounded, widen
 
 
 def plain(layer):
-    """The same layer without groups: each label has its own copy of its group's inputs; values are float32."""
+    """The same layer without groups: each label gets a copy of its group's inputs; values are float32."""
     indices = np.repeat(layer.indices, layer.group_size, axis=0)[: len(layer.values)]
     values = widen(layer.values) if layer.values.dtype == np.uint16 else layer.values
     return Connections(indices, values, layer.bias)
 
 
-def forward(x, layer):
-    """``scores[b, l] = bias[l] + sum_k values[l, k] x[b, indices[l // G, k]]``, with (B, H) -> (B, L)."""
-    return fixed_fan_in.forward(x, plain(layer))
+def forward(h, layer):
+    """``scores[b, l] = bias[l] + sum_k values[l, k] h[b, indices[l // G, k]]``, with (B, H) -> (B, L)."""
+    return fixed_fan_in.forward(h, plain(layer))
 
 
-def backward(x, layer, dscores):
-    """Gradients of ``sum(dscores * forward(x, layer))`` by x, values and bias."""
-    return fixed_fan_in.backward(x, plain(layer), dscores)
+def backward(h, layer, dscores):
+    """Gradients of ``sum(dscores * forward(h, layer))`` with respect to h, values and bias."""
+    return fixed_fan_in.backward(h, plain(layer), dscores)
 
 
-def top_k(x, layer, k):
-    """The k largest scores of each row and their labels: score descending, then label ascending."""
-    return fixed_fan_in.top_k(x, plain(layer), k)
+def top_k(h, layer, k):
+    """The k largest scores per row and their labels: score descending, then label ascending."""
+    return fixed_fan_in.top_k(h, plain(layer), k)
 
 
-def step(x, layer, positives, loss, optimizer, rates, values_moments, bias_moments, rounding):
-    """`fixed_fan_in.step`; of bfloat16 values the new ones are rounded stochastically (float32 to uint16)."""
-    layer_ = plain(layer)
-    dx, label_loss, values, bias = fixed_fan_in.step(
-        x, layer_, positives, loss, optimizer, rates, values_moments, bias_moments
+def step(h, layer, label_rows, loss, optimizer, rates, values_moments, bias_moments, rounding):
+    """`fixed_fan_in.step`; new bfloat16 values (uint16) are rounded stochastically."""
+    plain_layer = plain(layer)
+    dh, label_loss, values, bias = fixed_fan_in.step(
+        h, plain_layer, label_rows, loss, optimizer, rates, values_moments, bias_moments
     )
     if layer.values.dtype == np.uint16:
         values = rounded(np.float32(values[0]), rounding), *values[1:]
-    return dx, label_loss, values, bias
+    return dh, label_loss, values, bias

@@ -5,16 +5,16 @@ import numpy as np
 from .top_k import top_k as top_k_of_scores
 
 
-def dense_inputs(x, n_features):
-    """(B, F) float64 of `SparseRows`."""
-    rows = np.repeat(np.arange(len(x.indptr) - 1), np.diff(x.indptr))
-    inputs = np.zeros((len(x.indptr) - 1, n_features))
-    np.add.at(inputs, (rows, x.ids), x.weights)
+def dense_inputs(features, n_features):
+    """`SparseRows` as a dense (B, F) float64 array."""
+    rows = np.repeat(np.arange(len(features.indptr) - 1), np.diff(features.indptr))
+    inputs = np.zeros((len(features.indptr) - 1, n_features))
+    np.add.at(inputs, (rows, features.ids), features.weights)
     return inputs
 
 
 def slots(layer):
-    """(L, F) int64: where in `values` the weight of a label and a feature lies, -1 where they are not connected."""
+    """(L, F) int64: the index in `values` of the weight of a label and a feature, -1 if they are not connected."""
     found = np.full((len(layer.bias), len(layer.dense)), -1)
     for feature, start in enumerate(layer.dense):
         first, last = layer.indptr[feature : feature + 2]
@@ -25,36 +25,40 @@ def slots(layer):
 
 
 def weights(layer):
-    """(L, F) float64."""
+    """The dense weights, (L, F) float64."""
     found = slots(layer)
     return np.where(found < 0, 0.0, np.append(layer.values, 0).astype(np.float64)[found])
 
 
-def forward(x, layer):
-    """``scores[b, l] = bias[l] + sum_f weights[l, f] x[b, f]``."""
-    return layer.bias + dense_inputs(x, len(layer.dense)) @ weights(layer).T
+def forward(features, layer):
+    """``scores[b, l] = bias[l] + sum_f weights[l, f] features[b, f]``."""
+    return layer.bias + dense_inputs(features, len(layer.dense)) @ weights(layer).T
 
 
-def top_k(x, layer, k):
-    """The k largest scores of each row and their labels: score descending, then label ascending."""
-    return top_k_of_scores(forward(x, layer), k)
+def top_k(features, layer, k):
+    """The k largest scores per row and their labels: score descending, then label ascending."""
+    return top_k_of_scores(forward(features, layer), k)
 
 
-def step(x, labels, duals, layer, c, slack, *, active=None):
-    """Dual coordinate descent label by label, rows ascending: the loss before it, new values (as in `layer`), new duals.
+def step(features, labels, duals, layer, c, slack, *, active=None):
+    """One pass of dual coordinate descent; returns the loss before it, new values (as in `layer`) and new duals (B, L).
 
-    `labels` (bool) and `duals` are (B, L). If not given, `active` (B, L) are a row's own labels, those with a dual
-    variable, and those whose score lies above ``slack - 1`` before the step; the others are left alone. For y = 1 where
-    the label is the row's own, else -1, and z, the row's inputs that the label is connected to: ``G = y s - 1 + (0 if y
-    > 0 else slack) + a / (2 C); a <- max(0, a - G / (|z|^2 + 1 / (2 C))); w += change y z``.
+    `labels` (bool), `duals` and `active` are (B, L). Each label visits its active rows in ascending order; inactive
+    pairs are unchanged. By default, a pair is active if the row has the label, if its dual is positive, or if its
+    score is above ``slack - 1`` before the step.
+
+    With y = 1 if the row has the label, else -1, and z the inputs of the row that the label is connected to:
+    ``G = y s - 1 + (0 if y > 0 else slack) + a / (2 C); a <- max(0, a - G / (|z|^2 + 1 / (2 C))); w += change y z``.
     """
-    inputs, found = dense_inputs(x, len(layer.dense)), slots(layer)
-    w, duals, loss = weights(layer), np.array(duals, np.float64), 0.0
-    active = labels | (duals > 0) | (forward(x, layer) > slack - 1) if active is None else active
+    inputs, found = dense_inputs(features, len(layer.dense)), slots(layer)
+    w, duals = weights(layer), np.array(duals, np.float64)
+    loss = 0.0
+    active = labels | (duals > 0) | (forward(features, layer) > slack - 1) if active is None else active
     for label in range(len(layer.bias)):
         for row in np.flatnonzero(active[:, label]):
             z = np.where(found[label] >= 0, inputs[row], 0)
-            y, square, old = 1 if labels[row, label] else -1, z @ z, duals[row, label]
+            y = 1 if labels[row, label] else -1
+            square, old = z @ z, duals[row, label]
             score = layer.bias[label] + w[label] @ z
             margin = y * score - 1 + (0 if y > 0 else slack)
             loss += min(0.0, margin) ** 2

@@ -5,20 +5,20 @@ import numpy as np
 from ..core import formulas
 
 
-def signs(positives, shape):
-    """(B, L) array: +1 where the label is positive in the row, else -1."""
+def signs(label_rows, shape):
+    """(B, L): +1 for the labels of each row, else -1."""
     y = -np.ones(shape)
-    label = np.repeat(np.arange(shape[1]), np.diff(positives.indptr))
-    y[positives.rows, label] = 1
+    label = np.repeat(np.arange(shape[1]), np.diff(label_rows.indptr))
+    y[label_rows.rows, label] = 1
     return y
 
 
-def multilabel(scores, positives, loss):
-    """Loss of every label, averaged over the B rows, (L,); and its gradient by the scores, (B, L).
+def multilabel(scores, label_rows, loss):
+    """The loss per label, averaged over the B rows, (L,), and its gradient with respect to the scores, (B, L).
 
     Squared hinge: ``max(0, 1 - y s)^2``; binary cross-entropy: ``log(1 + exp(-y s))``; y = +1 or -1.
     """
-    y, n_rows = signs(positives, scores.shape), max(len(scores), 1)
+    y, n_rows = signs(label_rows, scores.shape), max(len(scores), 1)
     if loss == formulas.SQUARED_HINGE:
         margin = np.maximum(0, 1 - y * scores)
         value, gradient = margin**2, -2 * y * margin

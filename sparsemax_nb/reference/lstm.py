@@ -1,4 +1,4 @@
-"""An LSTM: the cell, which is what follows its matrix products, and the recurrent part of a layer."""
+"""An LSTM: the cell (everything after its matrix products) and the recurrent part of a layer."""
 
 import numpy as np
 
@@ -9,11 +9,11 @@ def sigmoid(x):
 
 
 def cell(pre, previous):
-    """One step of an LSTM: gates (B, 4H), cells (B, H) and out (B, H), from pre (B, 4H) and previous (B, H) = c_{t-1}.
+    """One LSTM step: gates (B, 4H), cells (B, H) and out (B, H), from pre (B, 4H) and previous (B, H) = c_{t-1}.
 
-    pre = x W + h_{t-1} U + b holds the input gate, forget gate, candidate and output gate side by side (i, f, g, o):
-    ``i, f, o = sigmoid(...);  g = tanh(...);  c_t = f c_{t-1} + i g;  h_t = o tanh(c_t)``
-    (Hochreiter & Schmidhuber 1997; forget gate: Gers, Schmidhuber & Cummins 2000).
+    pre = x W + h_{t-1} U + b contains the input gate, forget gate, candidate and output gate, concatenated (i, f, g,
+    o): ``i, f, o = sigmoid(...);  g = tanh(...);  c_t = f c_{t-1} + i g;  h_t = o tanh(c_t)`` (Hochreiter &
+    Schmidhuber 1997; forget gate: Gers, Schmidhuber & Cummins 2000).
     """
     i, f, g, o = np.split(pre.astype(np.float64), 4, axis=1)
     i, f, g, o = sigmoid(i), sigmoid(f), np.tanh(g), sigmoid(o)
@@ -22,9 +22,9 @@ def cell(pre, previous):
 
 
 def cell_backward(dout, dcells_next, gates, previous, cells):
-    """Gradients by pre, (B, 4H), and by c_{t-1}, (B, H); dout (B, H) is that by h_t, dcells_next (B, H) that by c_t.
+    """Gradients with respect to pre (B, 4H) and c_{t-1} (B, H), from dout (B, H), that of h_t, and dcells_next (B, H).
 
-    dcells_next is what comes from step t + 1, zeros at the last; with what comes by h_t,
+    dcells_next is the gradient of c_t that arrives from step t + 1, zero at the last step; the whole one is
     ``dc = dout o (1 - tanh(c)^2) + dcells_next``.
     """
     i, f, g, o = np.split(gates.astype(np.float64), 4, axis=1)
@@ -35,10 +35,10 @@ def cell_backward(dout, dcells_next, gates, previous, cells):
 
 
 def forward(recurrent, gates, cells, hidden):
-    """All steps of an LSTM: gates (T, B, 4H), cells and hidden (T + 1, B, H), from what the inputs add to the gates.
+    """All steps of an LSTM: gates (T, B, 4H), cells and hidden (T + 1, B, H).
 
-    ``gates_t, c_t, h_t = cell(gates_t + h_{t-1} recurrent, c_{t-1})``; c and h before the first step are cells[0],
-    hidden[0].
+    `gates` contains what the inputs add to the gates: ``gates_t, c_t, h_t = cell(gates_t + h_{t-1} recurrent,
+    c_{t-1})``. cells[0] and hidden[0] are c and h before the first step.
     """
     cells, hidden = [cells[0].astype(np.float64)], [hidden[0].astype(np.float64)]
     gates = gates.astype(np.float64)
@@ -50,11 +50,12 @@ def forward(recurrent, gates, cells, hidden):
 
 
 def backward(recurrent, gates, cells, dout):
-    """The gradient by the sums that become gates, (T, B, 4H); gates and cells come from `forward`.
+    """The gradient with respect to the pre-activations of the gates, (T, B, 4H); gates and cells come from `forward`.
 
-    dout (T, B, H) is that by h as it comes from outside; by h_t there is ``dpre_{t+1} recurrent'`` besides.
+    dout (T, B, H) is the gradient of h from outside the recurrence; the step after t adds ``dpre_{t+1} recurrent'``.
     """
-    dpre, dcells, dh = np.zeros(gates.shape), 0, 0
+    dpre = np.zeros(gates.shape)
+    dcells, dh = 0, 0
     for t in reversed(range(len(gates))):
         dpre[t], dcells = cell_backward(dout[t] + dh, dcells, gates[t], cells[t], cells[t + 1])
         dh = dpre[t] @ recurrent.T

@@ -1,4 +1,4 @@
-"""MIDX: the inverted multi-index over class embeddings, and draws from it (arXiv 2501.08563)."""
+"""MIDX: the inverted multi-index over class embeddings, and sampling from it (arXiv 2501.08563)."""
 
 import numpy as np
 
@@ -7,9 +7,9 @@ from .samplers import draw_words, invert
 
 
 def assign(vectors, codewords, weights):
-    """The nearest codeword of each vector (Euclidean; the first of equal ones), (n,), and the squared distance, (n,).
+    """The nearest codeword of each vector (Euclidean; ties: the first), (n,), and the squared distance, (n,).
 
-    Also the sum of the vectors of each codeword times their weights (n,), (K, d), and of the weights, (K,).
+    Also per codeword: the weighted sum of its vectors (K, d) and the sum of their weights (K,).
     """
     difference = vectors[:, None].astype(np.float64) - codewords
     distance = (difference**2).sum(-1)
@@ -19,10 +19,10 @@ def assign(vectors, codewords, weights):
 
 
 def cell_probabilities(r0, r1, index):
-    """``P(k0, k1 | q) ~ W[k0, k1] exp(r0[k0] + r1[k1])``, (B, K, K), and log Z, (B,)."""
+    """``P(k0, k1 | h) ~ W[k0, k1] exp(r0[k0] + r1[k1])``, (B, K, K), and log Z, (B,)."""
     logits = r0[:, :, None] + r1[:, None, :]
     with np.errstate(divide="ignore"):
-        logits = logits + np.log(index.weights.astype(np.float64))
+        logits = logits + np.log(index.cell_weights.astype(np.float64))
     largest = logits.max((1, 2), keepdims=True)
     p = np.exp(logits - largest)
     total = p.sum((1, 2), keepdims=True)
@@ -30,23 +30,25 @@ def cell_probabilities(r0, r1, index):
 
 
 def _below(r):
-    """How far each of a row's scores lies below the largest, float64: what all have in common cancels exactly."""
+    """The scores minus the largest of their row, float64: common offsets cancel exactly."""
     r = r.astype(np.float64)
     return r - r.max(axis=1, keepdims=True)
 
 
 def log_prob(r0, r1, index, ids):
-    """``log Q(i | q) = r0[k0(i)] + r1[k1(i)] + log pop(i) - log Z(q)`` of ids (B, M), in float64."""
-    rows, codes, r0, r1 = np.arange(len(r0))[:, None], index.codes[ids], _below(r0), _below(r1)
+    """``log Q(i | h) = r0[k0(i)] + r1[k1(i)] + log pop(i) - log Z(h)`` of ids (B, M), in float64."""
+    rows, codes = np.arange(len(r0))[:, None], index.codes[ids]
+    r0, r1 = _below(r0), _below(r1)
     log_z = cell_probabilities(r0, r1, index)[1]
     log_popularity = index.log_popularity[ids] if index.log_popularity.size else 0
     return r0[rows, codes[..., 0]] + r1[rows, codes[..., 1]] + log_popularity - log_z[:, None]
 
 
 def sample(r0, r1, index, seed, step, n_samples):
-    """Draws (B, M): k0, then k1 given k0, then the class inside the cell; and the log-probabilities.
+    """Draw ids (B, M): k0, then k1 given k0, then the class in the cell; returns them and their log-probabilities.
 
-    Also returned, as a third: how near (0..1) a uniform number came to another answer, (B, M); there, rounding decides.
+    A third result, (B, M), is the distance (0..1) of a uniform number to one that would give another id: near 0,
+    rounding decides.
     """
     shape = len(r0), n_samples
     words = draw_words(seed, step, shape)

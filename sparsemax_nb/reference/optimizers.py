@@ -6,7 +6,7 @@ from ..core import formulas
 
 
 def update(kind, parameter, gradient, moments, rates):
-    """One step of SGD or Adam; returns (parameter, m, v), in float64."""
+    """One step of SGD or Adam; returns (parameter, m, v) in float64."""
     p, g = np.asarray(parameter, np.float64), np.asarray(gradient, np.float64)
     step_size, beta1, beta2, epsilon = (float(r) for r in rates)
     if kind == formulas.SGD_KIND:
@@ -17,7 +17,7 @@ def update(kind, parameter, gradient, moments, rates):
 
 
 def update_rows(kind, parameter, row_ids, gradient, moments, rates):
-    """The same for the rows `row_ids` (n,) only; the other rows and their moments stay as they are (lazy update)."""
+    """`update` of the rows `row_ids` (n,) only; other rows and their moments do not change (lazy update)."""
     p = np.array(parameter, np.float64)
     m, v = np.array(moments.m, np.float64), np.array(moments.v, np.float64)
     part = formulas.Moments(moments.m[row_ids], moments.v[row_ids]) if kind == formulas.ADAM_KIND else moments

@@ -1,4 +1,4 @@
-"""Rewiring of the fixed fan-in layer: the smallest weights make way for new connections of the same label."""
+"""Rewiring of the fixed fan-in layer: new connections of the same label replace the smallest weights."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from .bfloat16 import widen
 
 
 def smallest(values, n):
-    """Flat indices of the `n` smallest |values|, ascending; of equal ones the lower index first."""
+    """Flat indices of the `n` smallest |values|, ascending; ties: the lower index first."""
     return np.sort(np.argsort(np.abs(values).reshape(-1), kind="stable")[:n])
 
 
@@ -20,7 +20,7 @@ def magnitudes(values, group_size):
 
 
 def clear(slots, group_size, array):
-    """Zeros for the slots (n, 2) = (group, k) in every label of their groups; returns the array."""
+    """A copy of the array with zeros in the slots (n, 2) = (group, k) of all labels of their groups."""
     array = array.copy()
     for group, k in slots:
         array[group * group_size : (group + 1) * group_size, k] = 0
@@ -28,23 +28,23 @@ def clear(slots, group_size, array):
 
 
 def magnitude_histogram(bits, prefix, shift, n_bins):
-    """How many magnitudes have which digit at `shift`, of those whose bits above that digit equal `prefix`."""
+    """Counts of the digits at `shift` of all magnitudes whose bits above that digit equal `prefix`."""
     magnitude = bits.astype(np.int64) & 0x7FFFFFFF
     above, digits = np.divmod(magnitude >> shift, n_bins)
     return np.bincount(digits[above == prefix], minlength=n_bins)
 
 
 def count_smallest(bits, cut):
-    """How many of each label's slots are among the smallest: magnitude and flat index, in this order, up to the cut."""
+    """How many slots of each label are among the smallest: (magnitude, flat index) up to the cut, in this order."""
     magnitude = bits.astype(np.int64).reshape(-1) & 0x7FFFFFFF
     chosen = [pair <= tuple(cut) for pair in zip(magnitude.tolist(), range(bits.size), strict=True)]
     return np.reshape(chosen, bits.shape).sum(1)
 
 
 def rewire(seed, step, n_inputs, n, layer, moments):
-    """The `n` smallest weights are dropped; each label draws as many inputs as it lost, from those it did not have.
+    """Drop the `n` smallest weights; each label draws as many inputs as it lost, from those it was not connected to.
 
-    Floyd's sampling of ranks among the free inputs, one random word a slot. New inputs ascend with the slot, their
+    Floyd's sampling of ranks among the free inputs, one random word per slot. New inputs ascend with the slot; their
     values and moments are 0. Returns (indices, values, m, v, slots), slots (n, 2) = (label, k).
     """
     indices, values, m, v = (np.array(a) for a in (layer.indices, layer.values, *moments))

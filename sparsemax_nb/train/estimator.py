@@ -1,30 +1,32 @@
-"""What the estimators share: parameters by name, what they may be, checkpoints of a run."""
+"""Base classes of the estimators: parameters, model files, and checkpoints of a run."""
 
 import contextlib
 import inspect
 import math
 import os
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from ..core import check, checkpoint, description, files
+from ..core.device import resolve_device, to_numpy
 from ..data import fingerprint
 from ..midx import MAX_CODEWORDS, RESIDUALS
 from ..sampled_softmax import CORRECTIONS
 from . import loop
-from .negatives import BASELINES, INDICES, SAMPLERS, Sampling
+from .negatives import BASELINES, MIDX_KINDS, SAMPLERS, Sampling
 
 #: Parameters that may differ when a run is resumed: they do not change what a step computes.
-FREE_TO_CHANGE = {"budget_seconds", "device", "memory_limit", "progress"}
-#: What a model file says of the data that the model was trained on, where the command line did it.
-DATA = description.optional(description.record(name=description.text, fingerprint=description.text))
+CHANGEABLE_ON_RESUME = {"budget_seconds", "device", "memory_limit", "progress"}
+#: Description of the training data in a model file. Only the command line records it.
+DATA_DESCRIPTION = description.optional(description.record(name=description.text, fingerprint=description.text))
 
-#: Of a layer: ids of inputs are int32.
-MOST_WIDTH = 2**31 - 1
+#: Maximum width of a layer: input ids are int32.
+MAX_WIDTH = 2**31 - 1
 
 
 class AvailableIf:
-    """A method that an object has only where ``condition(object)`` holds: `hasattr` is False elsewhere, as scikit-learn asks it."""
+    """A method that exists only on objects for which ``condition(object)`` holds: on others `hasattr` returns False."""
 
     def __init__(self, condition, method):
         self._condition, self._method = condition, method
@@ -40,31 +42,35 @@ class AvailableIf:
 
 
 class Estimator:
-    """Parameters as constructor arguments, with scikit-learn's manners."""
+    """Base class with scikit-learn's conventions: the constructor stores parameters, `fit` checks them."""
 
-    #: What the files of `save` say that they hold.
-    kind = None
-    #: What the classes of the output layer are called.
+    #: Name of the model kind, written into its files.
+    kind: str | None = None
+    #: Word for the classes of the output layer in error messages.
     classes = "classes"
-    #: How it is fitted, for the error of what was not.
-    fit_call = None
-    #: The attribute that a fit makes.
-    result = "network_"
-    #: {"name": ..., "fingerprint": ...} of the data that it was fitted to, where the command line did it; saved with
-    #: it.
-    data_ = None
+    #: Signature of `fit` for the error of an unfitted estimator.
+    fit_call: str | None = None
+    #: Name of the attribute that `fit` sets.
+    fitted_attribute = "network_"
+    #: {"name": ..., "fingerprint": ...} of the training data, saved with the model. Only the command line sets it.
+    data_: dict[str, str] | None = None
+
+    if TYPE_CHECKING:
+        # The constructor and `fit` set most attributes by name, which type checkers cannot follow.
+        def __getattr__(self, name: str) -> Any: ...
+        def __setattr__(self, name: str, value: Any) -> None: ...
 
     @classmethod
-    def _names(cls):
+    def _param_names(cls):
         return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
 
-    def get_params(self, deep=True):
-        """The constructor's arguments by name.
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the constructor's arguments by name.
 
         Parameters
         ----------
         deep : bool
-            Of no meaning here; scikit-learn passes it.
+            Ignored; for compatibility with scikit-learn.
 
         Returns
         -------
@@ -76,9 +82,9 @@ class Estimator:
         >>> Classifier(fan_in=16).get_params()["fan_in"]
         16
         """
-        return {name: getattr(self, name) for name in self._names()}
+        return {name: getattr(self, name) for name in self._param_names()}
 
-    def set_params(self, **params):
+    def set_params(self, **params: Any) -> Self:
         """Change constructor arguments.
 
         Parameters
@@ -93,7 +99,7 @@ class Estimator:
         Raises
         ------
         ValueError
-            A name that the constructor does not know.
+            The constructor has no parameter of this name.
 
         Examples
         --------
@@ -102,15 +108,15 @@ class Estimator:
         Classifier(fan_in=16, epochs=2)
         """
         for name, value in params.items():
-            check.choice("parameter", name, self._names())
+            check.choice("parameter", name, self._param_names())
             setattr(self, name, value)
         return self
 
     def __sklearn_is_fitted__(self):
-        return hasattr(self, self.result)
+        return hasattr(self, self.fitted_attribute)
 
     def _changed_params(self):
-        """The parameters that are not at their defaults."""
+        """The parameters that differ from their defaults."""
         defaults = {n: p.default for n, p in inspect.signature(type(self).__init__).parameters.items()}
         return {n: v for n, v in self.get_params().items() if v != defaults[n]}
 
@@ -119,16 +125,16 @@ class Estimator:
         return f"{type(self).__name__}({changed})"
 
     def _check_fitted(self):
-        if not hasattr(self, self.result):
+        if not hasattr(self, self.fitted_attribute):
             raise _not_fitted(f"this {type(self).__name__} is not fitted yet; call {self.fit_call} first")
 
-    def _plain_params(self):
-        """The parameters as JSON knows them."""
+    def _json_params(self):
+        """The parameters with NumPy scalars converted to Python's numbers, as JSON needs them."""
         return {n: value.item() if isinstance(value, np.generic) else value for n, value in self.get_params().items()}
 
     @contextlib.contextmanager
-    def _becoming(self, new):
-        """Take over the attributes of `new`; an error before an epoch has ended leaves `self` as it was before."""
+    def _replaced_by(self, new):
+        """Take over the attributes of `new`; an error before the end of an epoch restores the previous ones."""
         before, n_epochs = dict(vars(self)), len(new.history_.epochs)
         vars(self).clear()
         vars(self).update(vars(new))
@@ -150,28 +156,28 @@ class Estimator:
         if path is not None:
             files.check_writable(path)
         if path is not None and not resume and os.path.exists(path):
-            raise ValueError(f"{path} is there already: resume continues from it (--resume); else remove it first")
+            raise ValueError(f"{path} already exists; continue from it with resume=True (--resume), or remove it")
 
-    def _checkpoints(self, training, path, resume, parts):
-        """Bring `training` to where the checkpoint `path` was written, if it is there; returns what writes the next one.
+    def _set_up_checkpoints(self, training, path, resume, parts):
+        """Restore `training` from the checkpoint at `path` where it should and can; return a function that saves one.
 
-        `training` has `state`, `restore` and `checkpoint_nbytes`; `parts` are the data, in pairs that `fingerprint`
-        takes. ModelFileError for a checkpoint of another run.
+        `training` needs `state`, `restore` and `checkpoint_nbytes`. `parts` are the data as argument pairs of
+        `fingerprint`. Raises ModelFileError for a checkpoint of a different run.
         """
         if path is None:
             return None
         files.check_writable(path, training.checkpoint_nbytes)
         kind = f"{self.kind} checkpoint"
-        about = {"params": self._plain_params(), "fingerprint": [fingerprint(*part) for part in parts]}
+        about = {"params": self._json_params(), "fingerprint": [fingerprint(*part) for part in parts]}
         if resume and os.path.exists(path):
             arrays, description = checkpoint.load(path, kind)
             try:
-                _check_same_run(description, about, self._free_to_change(training))
+                _check_same_run(description, about, self._changeable_on_resume(training))
                 training.restore(arrays, description)
             except checkpoint.ModelFileError:
                 raise
             except checkpoint.BROKEN as error:
-                raise checkpoint.ModelFileError(f"{path} can not be resumed: {error}") from error
+                raise checkpoint.ModelFileError(f"{path} cannot be resumed: {error}") from error
 
         def save():
             arrays, description = training.state()
@@ -179,32 +185,74 @@ class Estimator:
 
         return save
 
-    def _free_to_change(self, training):
+    def _changeable_on_resume(self, training):
         """Names of the parameters that may differ when `training` is resumed."""
-        return FREE_TO_CHANGE
+        return CHANGEABLE_ON_RESUME
 
 
-def _check_same_run(description, about, free):
-    """ValueError where a checkpoint's description is that of another run; parameters in `free` may differ."""
+def _check_same_run(description, about, changeable):
+    """ValueError where the checkpoint is of other data or parameters; the parameters in `changeable` may differ."""
     for name, value in about["params"].items():
-        if name not in free and description["params"][name] != value:
+        if name not in changeable and description["params"][name] != value:
             raise ValueError(
-                f"{name} was {description['params'][name]!r}, not {value!r}; start anew or give the old value"
+                f"{name} was {description['params'][name]!r}, not {value!r}; use the old value or start a new run"
             )
     if description["fingerprint"] != about["fingerprint"]:
-        raise ValueError("it was written for other data (training or validation)")
+        raise ValueError("the checkpoint was written for different data (training or validation)")
 
 
 class SampledEstimator(Estimator):
-    """An estimator with one output layer, that may be trained against negatives that are drawn."""
+    """Base class of estimators with one output layer, which may be trained with sampled negatives."""
 
-    #: Does None stand for a number of epochs?
+    #: Whether `epochs` may be None.
     epochs_may_be_none = False
+
+    #: Rule that checks the description in a model file, see `core.description`.
+    _file_description: Any = None
+
+    # ------------------------------------------------------------ files
+
+    def _write(self, path, **more):
+        """Write a model file: the network's parameters and what `_state` returns; `more` overrides its description."""
+        check.path("path", path)
+        arrays, about = self._state()
+        arrays |= {name: to_numpy(array) for name, array in self.network_.parameters.items()}
+        checkpoint.save(path, self.kind, arrays, {"params": self._fitted_params, "data": self.data_} | about | more)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: str = "auto") -> Self:
+        """Load a model that `save` wrote.
+
+        Parameters
+        ----------
+        path : str or path
+        device : 'auto', 'cpu' or 'cuda'
+            'auto' uses a CUDA device if there is one.
+
+        Returns
+        -------
+        model : the estimator, fitted
+
+        Raises
+        ------
+        FileNotFoundError, ModelFileError
+            The file does not exist; or it is truncated, damaged, foreign, or of another kind or version.
+        """
+        check.path("path", path)
+        device = resolve_device(device)
+        arrays, about = checkpoint.load(path, cls.kind)
+        with checkpoint.complete(path, cls.__name__):
+            cls._file_description("description", about)
+            model = cls(**about["params"]).set_params(device=device)
+            model._check_params()
+            model._fitted_params, model.device_, model.data_ = about["params"], device, about["data"]
+            model._restore(arrays, about, device)
+        return model
 
     # ------------------------------------------------------------ parameters
 
     def _check_params(self):
-        """TypeError or ValueError for parameters that all estimators have."""
+        """TypeError or ValueError for invalid values of the parameters that all these estimators share."""
         check.choice("sampler", self.sampler, SAMPLERS)
         check.choice("residual", self.residual, RESIDUALS)
         check.choice("correction", self.correction, CORRECTIONS)
@@ -225,36 +273,36 @@ class SampledEstimator(Estimator):
         check.integer("seed", self.seed, 0, 2**64 - 1)
 
     def _check_sampler(self, n_classes, width, device):
-        """What sampler and number of classes, output width or device do not go together; before a fit."""
+        """ValueError where the sampler does not fit the number of classes, the output width or the device."""
         if self.sampler in BASELINES and device != "cpu":
             raise ValueError(f"sampler={self.sampler!r} is a baseline for the CPU alone; use device='cpu'")
-        if self.sampler in INDICES:
+        if self.sampler in MIDX_KINDS:
             hint = f" (there are {n_classes} {self.classes})"
             check.integer("n_codewords", self.n_codewords, 1, min(n_classes, MAX_CODEWORDS), hint)
-            if INDICES[self.sampler] == "pq" and width % 2:
+            if MIDX_KINDS[self.sampler] == "pq" and width % 2:
                 raise ValueError(f"sampler='midx-pq' halves the output weights: their width must be even, got {width}")
 
     def _sampling(self):
-        """How negatives are drawn, or None."""
+        """The `Sampling` of the negatives, or None."""
         return None if self.sampler == "none" else Sampling(*(getattr(self, name) for name in Sampling._fields))
 
     def _schedule(self, **more):
-        """The `Schedule` of the parameters that it shares with the estimator, and of `more`."""
+        """The `Schedule` made of the parameters of the same names, overridden by `more`."""
         names = inspect.signature(loop.Schedule).parameters
         params = {name: getattr(self, name) for name in names if hasattr(self, name)} | more
-        if self.sampler not in (*BASELINES, *INDICES):
+        if self.sampler not in (*BASELINES, *MIDX_KINDS):
             params["index_every"] = 0
         return loop.Schedule(**params)
 
-    def _free_to_change(self, training):
-        """Where the number of epochs decides until when a layer is rewired, or how the learning rate falls, it matters."""
+    def _changeable_on_resume(self, training):
+        """`epochs` must stay the same where it decides when rewiring ends or how the learning rate decays."""
         schedule = training.schedule
         epochs_matter = schedule.rewire_fraction > 0 or schedule.decay == "linear"
-        return FREE_TO_CHANGE if epochs_matter else FREE_TO_CHANGE | {"epochs"}
+        return CHANGEABLE_ON_RESUME if epochs_matter else CHANGEABLE_ON_RESUME | {"epochs"}
 
 
 def _not_fitted(message):
-    """scikit-learn's error for it where that is installed, which is a ValueError, else a ValueError."""
+    """scikit-learn's NotFittedError, which is a ValueError, if scikit-learn is installed; else a ValueError."""
     try:
         from sklearn.exceptions import NotFittedError
     except ImportError:

@@ -1,4 +1,4 @@
-"""Gradients on their way from the layers to the optimiser: their common norm, clipping, tied parameters."""
+"""Gradients between layers and optimizer: their common norm, clipping, and tied parameters."""
 
 import math
 from typing import NamedTuple
@@ -7,8 +7,8 @@ import numpy as np
 
 from ..core.device import asarray, device_of, module_of
 
-#: Numbers that are squared at once.
-AT_ONCE = 1 << 12
+#: Squares added up in float32 at a time; the sums of these blocks are added up in float64. Limits the rounding error.
+BLOCK_SIZE = 1 << 12
 
 
 class GradientError(FloatingPointError):
@@ -16,9 +16,10 @@ class GradientError(FloatingPointError):
 
 
 class Gradient(NamedTuple):
-    """The loss' gradient by a parameter: `values` is shaped like `array`, or holds only the rows `rows` (n,) int32 of it.
+    """Gradient of the loss with respect to the parameter `array`.
 
-    The rows are all different; those of an output layer or an embedding ascend.
+    `values` has the shape of `array`, or contains only its rows `rows` (n,) int32. The rows are distinct; those of an
+    output layer or an embedding are ascending.
     """
 
     array: object
@@ -26,7 +27,7 @@ class Gradient(NamedTuple):
     rows: object = None
 
     def apply(self, optimizer):
-        """Update the parameter: all of it, or those rows (lazy)."""
+        """Update the parameter: all of it, or only the rows (lazy update)."""
         if self.rows is None:
             optimizer.step(self.array, self.values)
         else:
@@ -34,19 +35,19 @@ class Gradient(NamedTuple):
 
 
 def _sum_of_squares(values):
-    """In float32 over runs of AT_ONCE numbers, whose sums are added up in float64."""
+    """Sum of squares: in float32 within blocks of BLOCK_SIZE numbers, in float64 over the blocks."""
     flat = values.reshape(-1)
-    n = flat.size // AT_ONCE * AT_ONCE
+    n = flat.size // BLOCK_SIZE * BLOCK_SIZE
     xp, total = module_of(device_of(values)), 0.0
-    for lines in (flat[:n].reshape(-1, AT_ONCE), flat[n:].reshape(1, -1)):
-        total += float(xp.einsum("ij,ij->i", lines, lines).sum(dtype=np.float64))
+    for blocks in (flat[:n].reshape(-1, BLOCK_SIZE), flat[n:].reshape(1, -1)):
+        total += float(xp.einsum("ij,ij->i", blocks, blocks).sum(dtype=np.float64))
     return total
 
 
 def clip(gradients, limit):
-    """The norm of all gradients together; where it exceeds `limit`, all are scaled down to it, in place.
+    """Scale all gradients down, in place, if their common norm exceeds `limit`; returns the norm before scaling.
 
-    ``g = g min(1, limit / norm)``, norm = sqrt(sum of all squares). GradientError for a norm that is not finite.
+    ``g = g min(1, limit / norm)`` with norm = sqrt(sum of all squares). GradientError if the norm is not finite.
 
     Source: R. Pascanu, T. Mikolov, Y. Bengio, "On the difficulty of training recurrent neural networks", ICML 2013.
     """
@@ -61,18 +62,18 @@ def clip(gradients, limit):
 
 
 def add_rows(gradient, other):
-    """The sum of two gradients by one matrix, of which `other` holds rows only; overwrites the values of `gradient`.
+    """The sum of two gradients of the same matrix; `other` has only rows. Overwrites the values of `gradient`.
 
-    Rows that `gradient` has not (its own must ascend) come behind those that it has.
+    Rows that are only in `other` are appended to those of `gradient`, which must be ascending.
     """
     if gradient.rows is None:
         gradient.values[other.rows] += other.values
         return gradient
     xp, n = module_of(device_of(gradient.rows)), len(gradient.rows)
-    places = xp.searchsorted(gradient.rows, other.rows)
-    places[places == n] = 0
-    found = gradient.rows[places] == other.rows if n else xp.zeros(len(places), bool)
-    gradient.values[places[found]] += other.values[found]
+    positions = xp.searchsorted(gradient.rows, other.rows)
+    positions[positions == n] = 0
+    found = gradient.rows[positions] == other.rows if n else xp.zeros(len(positions), bool)
+    gradient.values[positions[found]] += other.values[found]
     values, rows = (
         asarray(xp.concatenate([a, b[~found]]), device_of(gradient.rows))
         for a, b in ((gradient.values, other.values), (gradient.rows, other.rows))

@@ -1,98 +1,102 @@
-"""`LanguageModel`: the next word of a text, or the next item of a sequence, by LSTM layers and a softmax over all of them."""
+"""`LanguageModel`: prediction of the next word of a text, or the next item of a sequence, with LSTM layers."""
 
 import copy
 import math
 import os
 import sys
 import time
+from collections.abc import Callable
+from typing import Any, Self
 
 import numpy as np
 
 from .. import metrics
-from ..core import check, checkpoint, description, rng
+from ..core import check, description, rng
+from ..core.annotations import Array
 from ..core.device import asarray, device_of, product, resolve_device, to_numpy
-from ..data import Vocabulary
+from ..data import Sequences, Vocabulary
 from ..data.arrays import write_float16
 from ..data.batches import batches
 from ..data.text import END_OF_LINE, UNKNOWN
 from ..optimizers import Adam
 from . import loop
-from .chunks import Chunk, RunningText, SeparateLines
-from .estimator import DATA, MOST_WIDTH, SampledEstimator
+from .chunks import Chunk, RunningText, SeparateLines, fingerprint_parts, is_sequences
+from .estimator import DATA_DESCRIPTION, MAX_WIDTH, SampledEstimator
 from .language_network import LanguageNetwork, parameter_shapes
 from .negatives import Negatives
 
 DECAYS = "plateau", "linear"
-#: Of LSTM layers; more are a mistake.
-MOST_LAYERS = 1000
-#: The cut-off of the ranking metrics, beside top-1 and top-5.
-K = 10
-#: Tokens of each stream in a step where a text is only read.
-STEPS_READ = 64
-#: What the file of a language model says beside its arrays.
+#: Maximum number of LSTM layers; more are an error.
+MAX_LAYERS = 1000
+#: Cut-off of the ranking metrics, which are reported in addition to top-1 and top-5.
+RANKING_K = 10
+#: Tokens of each stream per step when a text is evaluated.
+EVALUATION_UNROLL = 64
+#: Description in the model file of a language model.
 DESCRIPTION = description.record(
     params=description.record(),
     n_words=description.integer(1),
     raw=description.boolean,
     words=description.optional(description.list_of(description.text)),
-    data=DATA,
+    data=DATA_DESCRIPTION,
 )
 
 
 class LanguageModel(SampledEstimator):
     """A language model with an output layer over very many words, trained with hand-written gradients.
 
-    Token -> embedding -> dropout -> (LSTM -> dropout) `n_layers` times -> softmax over all words. A word's first
-    coordinate in the output is its bias, which starts at the logarithm of its frequency: training starts from a unigram
-    model (our choice).
+    Token -> embedding -> dropout -> (LSTM -> dropout) `n_layers` times -> softmax over all words. A word's first output
+    coordinate is its bias, initially its log-frequency: training starts from a unigram model (our choice).
 
-    A text is read as `batch_size` streams side by side, `unroll` tokens at a step: the state is carried from step to
-    step, back-propagation through time stops at the beginning of a step. Separate sequences (`data.Sequences`: lines of
+    A text is read as `batch_size` parallel streams, `unroll` tokens per step. The state is passed from step to step;
+    back-propagation through time stops at the beginning of a step. Separate sequences (`data.Sequences`: lines of
     items) are read `batch_size` at a time, each from its beginning.
 
     Parameters
     ----------
     width : int
-        Of the embedding and of every LSTM layer.
+        Width of the embedding and of each LSTM layer.
     n_layers : int
-        LSTM layers, one on the other.
+        Number of stacked LSTM layers.
     tied : bool
-        The output's weights are the embedding's table; else they are their own, and start at zero but for the bias.
+        Whether the output's weights are the embedding's table. Separate weights start at zero, except for the bias.
     sampler : 'none', 'uniform', 'log-uniform', 'unigram', 'lsh', 'sphere', 'rff', 'midx-pq' or 'midx-rq'
-        How negatives are drawn; see `Classifier`, as for the next six. 'none' takes the softmax over all words.
+        How negatives are sampled; 'none' computes the softmax over all words. See `Classifier` for this and for the
+        next six parameters.
     n_samples, n_codewords : int
     residual : 'uniform', 'popularity' or 'exact'
     index_every : int or None
     correction : 'paper' or 'importance'
     mask_hits : bool
     dropout : float
-        Rate behind the embedding and behind each LSTM layer, in [0, 1).
+        Dropout rate after the embedding and after each LSTM layer, in [0, 1).
     clip : float
-        The gradient is scaled down where its norm, all parameters together, exceeds this.
+        Maximum norm of the gradient of all parameters together; larger gradients are scaled down.
     learning_rate : float
-        Of Adam, at the start. Rows of embedding and output that a step does not touch are left alone (lazy Adam); under
-        sampler='none' a step touches all rows of the output.
+        Initial learning rate of Adam. Rows of embedding and output that a step does not touch are not updated (lazy
+        Adam); with sampler='none' a step touches all rows of the output.
     decay : 'linear' or 'plateau'
-        The learning rate falls linearly in the steps, down to `min_learning_rate` at the end of the last epoch; or it
-        is halved after every `patience` epochs in a row that the validation does not improve.
+        The learning rate falls linearly in the steps, to `min_learning_rate` at the end of the last epoch; or it is
+        halved after each `patience` consecutive epochs without a better validation.
     warm_up : int
-        Steps over which the learning rate rises from 0, linearly.
+        Steps over which the learning rate rises linearly from 0.
     min_learning_rate : float
-        Below it the learning rate does not fall.
+        Lower bound of the decaying learning rate.
     patience, stop_after : int
-        Training stops after `stop_after` epochs in a row without a better validation.
+        Training stops after `stop_after` consecutive epochs without a better validation; for `patience` see `decay`.
     batch_size, unroll : int
-        Streams of a text and tokens of each in a step; or sequences of a step and how many of their last items count.
+        For a text: number of streams, and tokens of each per step. For sequences: sequences per step, and how many of
+        their last items are used.
     epochs : int
-        Passes over the text, at most.
+        Maximum number of passes over the text.
     budget_seconds : float or None
-        Training stops after so many seconds even if epochs are left; neither compiling nor validation is counted.
+        Maximum training time in seconds, without compilation and validation.
     seed : int
-        Of weights, order, dropout and draws.
+        Seed of weights, order, dropout and sampling.
     device : 'auto', 'cpu' or 'cuda'
-        'auto' takes a CUDA device where there is one.
+        'auto' uses a CUDA device if there is one.
     progress : bool
-        Show progress on standard error: a bar in a terminal, else a line for every tenth of the steps.
+        Show progress on standard error: a bar in a terminal, else a line per tenth of the steps.
 
     Attributes
     ----------
@@ -100,14 +104,14 @@ class LanguageModel(SampledEstimator):
     vocabulary_ : Vocabulary or None
     n_words_ : int
     history_ : History
-        What the run did, epoch by epoch.
+        Record of the training, epoch by epoch.
     device_ : str
 
     Notes
     -----
     Source: arXiv 2501.08563 and arXiv 1901.10668 (two layers of width 200, tied embeddings); W. Zaremba et al., arXiv
-    1409.2329 (where dropout sits); O. Press, L. Wolf, "Using the output embedding to improve language models", EACL
-    2017 (tied embeddings); optimiser, rates and schedule are ours.
+    1409.2329 (position of the dropout); O. Press, L. Wolf, "Using the output embedding to improve language models",
+    EACL 2017 (tied embeddings). Optimizer, rates and schedule are ours.
 
     Examples
     --------
@@ -115,8 +119,8 @@ class LanguageModel(SampledEstimator):
     >>> from sparsemax_nb import train
     >>> text = np.arange(2000, dtype=np.int32) % 7  # 0 1 2 3 4 5 6 0 1 ...
     >>> model = train.LanguageModel(
-    ...     width=16, sampler="uniform", n_samples=3, dropout=0.0, batch_size=8, unroll=10, epochs=10, learning_rate=0.01,
-    ...     device="cpu", progress=False,
+    ...     width=16, sampler="uniform", n_samples=3, dropout=0.0, batch_size=8, unroll=10, epochs=10,
+    ...     learning_rate=0.01, device="cpu", progress=False,
     ... )
     >>> model.fit(text).perplexity(text) < 1.5
     True
@@ -124,11 +128,11 @@ class LanguageModel(SampledEstimator):
     [4, 5, 6, 0, 1]
     >>> model.evaluate(text)["top-1"] > 0.9
     True
-    >>> h, targets = model.contexts(text)
+    >>> h, targets = model.encode(text)
     >>> h.shape, bool((targets == model.targets(text)).all())
     ((1999, 16), True)
 
-    On disk and back:
+    Save and load:
 
     >>> import tempfile
     >>> from pathlib import Path
@@ -139,44 +143,48 @@ class LanguageModel(SampledEstimator):
     True
     """
 
-    kind, classes, fit_call = "language model", "words", "fit(tokens)"
+    kind = "language model"
+    classes = "words"
+    fit_call = "fit(tokens)"
+    _file_description = DESCRIPTION
+    history_: loop.History
 
     def __init__(
         self,
         *,
-        width=200,
-        n_layers=2,
-        tied=True,
-        sampler="midx-rq",
-        n_samples=100,
-        n_codewords=64,
-        residual="uniform",
-        index_every=100,
-        correction="paper",
-        mask_hits=False,
-        dropout=0.3,
-        clip=1.0,
-        learning_rate=5e-3,
-        decay="linear",
-        warm_up=0,
-        min_learning_rate=1e-5,
-        patience=1,
-        stop_after=3,
-        batch_size=64,
-        unroll=35,
-        epochs=6,
-        budget_seconds=None,
-        seed=0,
-        device="auto",
-        progress=True,
+        width: int = 200,
+        n_layers: int = 2,
+        tied: bool = True,
+        sampler: str = "midx-rq",
+        n_samples: int = 100,
+        n_codewords: int = 64,
+        residual: str = "uniform",
+        index_every: int | None = 100,
+        correction: str = "paper",
+        mask_hits: bool = False,
+        dropout: float = 0.3,
+        clip: float = 1.0,
+        learning_rate: float = 5e-3,
+        decay: str = "linear",
+        warm_up: int = 0,
+        min_learning_rate: float = 1e-5,
+        patience: int = 1,
+        stop_after: int = 3,
+        batch_size: int = 64,
+        unroll: int = 35,
+        epochs: int = 6,
+        budget_seconds: float | None = None,
+        seed: int = 0,
+        device: str = "auto",
+        progress: bool = True,
     ):
         self.set_params(**{name: value for name, value in locals().items() if name not in ("self", "__class__")})
 
     def _check_params(self):
         super()._check_params()
-        check.integer("width", self.width, 2, MOST_WIDTH)
+        check.integer("width", self.width, 2, MAX_WIDTH)
         check.integer("unroll", self.unroll, 1)
-        check.integer("n_layers", self.n_layers, 1, MOST_LAYERS)
+        check.integer("n_layers", self.n_layers, 1, MAX_LAYERS)
         if not isinstance(self.tied, (bool, np.bool_)):
             raise TypeError(f"tied must be True or False, got {self.tied!r}")
         check.number("clip", self.clip, 0, math.inf, open_ends=True)
@@ -188,34 +196,34 @@ class LanguageModel(SampledEstimator):
 
     def fit(
         self,
-        tokens,
+        tokens: Array | Sequences,
         *,
-        vocabulary=None,
-        n_words=None,
-        validation=None,
-        checkpoint_path=None,
-        checkpoint_seconds=300.0,
-        resume=False,
-        after_epoch=None,
-    ):
+        vocabulary: Vocabulary | None = None,
+        n_words: int | None = None,
+        validation: Array | Sequences | None = None,
+        checkpoint_path: str | os.PathLike[str] | None = None,
+        checkpoint_seconds: float = 300.0,
+        resume: bool = False,
+        after_epoch: Callable[[int, loop.History], object] | None = None,
+    ) -> Self:
         """Train on a text or on sequences.
 
         Parameters
         ----------
         tokens : (n,) int32 or other integers, or Sequences
-            Words by number; in memory or memory-mapped.
+            Word numbers; in memory or memory-mapped.
         vocabulary : Vocabulary, optional
-            What the numbers mean (of `Sequences`: theirs). It is saved with the model.
+            Meaning of the numbers, saved with the model; by default the vocabulary of `Sequences`.
         n_words : int, optional
-            Where there is no vocabulary: the number of words; if not given, the largest token + 1.
+            Number of words if there is no vocabulary; by default the largest token plus one.
         validation : like tokens, optional
-            Measured after every epoch (see `evaluate`). The weights of the best epoch are kept: the largest likelihood
-            of a text, the best NDCG@10 for sequences.
+            Evaluated after each epoch, see `evaluate`. The weights of the best epoch are kept, by the likelihood of a
+            text or the NDCG@10 of sequences.
         checkpoint_path : path, optional
-            See `Classifier.fit`, as for the next three.
+            See `Classifier.fit` for this and the next three parameters.
         checkpoint_seconds : float
         resume : bool
-            Where the learning rate falls linearly, `epochs` must stay the same, too.
+            If the learning rate falls linearly, `epochs` must be the same, too.
         after_epoch : callable, optional
 
         Returns
@@ -225,21 +233,22 @@ class LanguageModel(SampledEstimator):
         Raises
         ------
         TypeError, ValueError
-            Bad arguments; `ModelFileError` for a checkpoint of other data, parameters or version, or a damaged one.
+            Invalid arguments; or `ModelFileError`: the checkpoint is damaged, of another version, or of different data
+            or parameters.
         TrainingError
-            The loss, its gradient or a parameter is not finite; the last checkpoint stays.
+            The loss, its gradient or a parameter is not finite. The last checkpoint is kept.
         KeyboardInterrupt
-            Ctrl-C, after the step in hand and the checkpoint.
+            Ctrl-C, after the current step and its checkpoint.
         """
         self._check_params()
         device = resolve_device(self.device)
-        tokens, validation = _plain(tokens), None if validation is None else _plain(validation)
+        tokens, validation = _as_tokens(tokens), None if validation is None else _as_tokens(validation)
         vocabulary = getattr(tokens, "vocabulary", None) if vocabulary is None else vocabulary
         n_words = self._count_words(tokens, vocabulary, n_words)
         text = self._sequences("tokens", tokens, n_words, training=True)
-        other = None if validation is None else self._sequences("validation", validation, n_words)
-        if other is not None and type(text) is not type(other):
-            raise TypeError("tokens and validation must both be running text, or both Sequences")
+        validation_text = None if validation is None else self._sequences("validation", validation, n_words)
+        if validation_text is not None and type(text) is not type(validation_text):
+            raise TypeError("tokens and validation must both be continuous text, or both Sequences")
         self._check_sampler(n_words, self.width, device)
         self._check_checkpoint_path(checkpoint_path, resume)
         network, counts = self._new_network(n_words, device), np.bincount(text.tokens, minlength=n_words)
@@ -258,15 +267,16 @@ class LanguageModel(SampledEstimator):
             text.n_rows,
             batch=batch,
             order=text.order,
-            validate=None if other is None else lambda: _figures(network, other),
-            monitor=f"NDCG@{K}" if isinstance(other, SeparateLines) else "log-likelihood",
+            validate=None if validation_text is None else lambda: _evaluate(network, validation_text),
+            monitor=f"NDCG@{RANKING_K}" if isinstance(validation_text, SeparateLines) else "log-likelihood",
         )
-        parts = [_parts(part) for part in (tokens, validation) if part is not None]
-        save = self._checkpoints(training, checkpoint_path, resume, parts)
-        new = copy.copy(self)  # a fit that is refused leaves `self` as it is
-        new.network_, new.n_words_, new.vocabulary_, new.device_ = network, n_words, vocabulary, device
-        new._fitted_params, new.history_, new.data_ = self._plain_params(), training.history, None
-        with self._becoming(new):
+        parts = [fingerprint_parts(part) for part in (tokens, validation) if part is not None]
+        save = self._set_up_checkpoints(training, checkpoint_path, resume, parts)
+        new = copy.copy(self)  # a refused fit leaves `self` unchanged
+        new.network_, new.n_words_ = network, n_words
+        new.vocabulary_, new.device_ = vocabulary, device
+        new._fitted_params, new.history_, new.data_ = self._json_params(), training.history, None
+        with self._replaced_by(new):
             training.run(save=save, save_seconds=checkpoint_seconds, progress=self.progress, after_epoch=after_epoch)
         return self
 
@@ -283,16 +293,14 @@ class LanguageModel(SampledEstimator):
         return check.integer("n_words", n_words, 1)
 
     def _sequences(self, name, tokens, n_words, training=False, every=False):
-        """A text as `RunningText`, sequences as `SeparateLines`, checked; as a step of training takes them, or to be read.
+        """Checked tokens as `RunningText` or `SeparateLines`, with the step sizes for training or evaluation.
 
-        What is read has the last item of each sequence to be predicted, or `every` one that training would predict.
+        For evaluation, each sequence predicts only its last item, or with `every` all items that training predicts.
         """
-        tokens = _plain(tokens)
+        tokens = _as_tokens(tokens)
         if device_of(_items(tokens)) == "cuda":
-            raise TypeError(
-                f"{name} must be a NumPy array, got one on cuda: a text stays on the host; use cupy.asnumpy"
-            )
-        if _is_sequences(tokens):
+            raise TypeError(f"{name} must be a NumPy array, got one on cuda: texts stay on the host; use cupy.asnumpy")
+        if is_sequences(tokens):
             items = check.integers(f"{name}.items", tokens.items, ("m",), n_words)
             indptr = check.integers(f"{name}.indptr", tokens.indptr, ("n",), dtype=np.int64)
             if not len(indptr) or indptr[0] != 0 or indptr[-1] != len(items) or (np.diff(indptr) < 0).any():
@@ -301,55 +309,55 @@ class LanguageModel(SampledEstimator):
                 indptr, items, int(self.batch_size), int(self.unroll), self.seed, last_only=not (training or every)
             )
             if not lines.n_rows:
-                raise ValueError(
-                    f"{name} must hold a sequence of two items or more: of one there is nothing to predict"
-                )
+                raise ValueError(f"{name} must have a sequence of at least two items, else nothing can be predicted")
             return lines
         tokens = check.integers(name, tokens, ("n",), n_words)
         if len(tokens) < 2:
             raise ValueError(
-                f"{name} must hold two tokens or more, got {len(tokens)}: each is predicted from those before"
+                f"{name} must have at least two tokens, got {len(tokens)}: each is predicted from those before it"
             )
         if not training:
-            return RunningText(tokens, max(1, min(int(self.batch_size), (len(tokens) - 1) // STEPS_READ)), STEPS_READ)
+            n_streams = max(1, min(int(self.batch_size), (len(tokens) - 1) // EVALUATION_UNROLL))
+            return RunningText(tokens, n_streams, EVALUATION_UNROLL)
         if len(tokens) <= self.batch_size:
             raise ValueError(
-                f"{name} must hold more than batch_size = {self.batch_size} tokens, got {len(tokens)}; use a smaller batch_size"
+                f"{name} must have more than batch_size = {self.batch_size} tokens, got {len(tokens)}; "
+                "use a smaller batch_size"
             )
         return RunningText(tokens, int(self.batch_size), int(self.unroll))
 
-    def evaluate(self, tokens):
-        """How well every word of a text is predicted, or the last item of each of `Sequences`; by the full softmax.
+    def evaluate(self, tokens: Array | Sequences) -> dict[str, float]:
+        """Measure, with the full softmax, how well each word of a text or the last item of each sequence is predicted.
 
-        A text is read as at most `batch_size` streams, each of which starts without a context.
+        A text is read as at most `batch_size` streams, each of which starts without context.
 
         Parameters
         ----------
         tokens : (n,) int32 or other integers, or Sequences
-            Words by number.
+            Word numbers.
 
         Returns
         -------
-        figures : dict
-            'log-likelihood', the mean ``log p(token | those before)``; 'perplexity', ``exp`` of minus that; 'top-1' and
-            'top-5', the share of tokens among the 1 or 5 best words; 'Recall@10' and 'NDCG@10' of the ranking of all
-            words; 'tokens', how many were predicted; 'seconds'.
+        metrics : dict
+            'log-likelihood': mean ``log p(token | tokens before)``. 'perplexity': ``exp(-log-likelihood)``. 'top-1' and
+            'top-5': share of the tokens among the best 1 or 5 words. 'Recall@10' and 'NDCG@10' of the ranking of all
+            words. 'tokens': number of predicted tokens. 'seconds'.
 
         Raises
         ------
         TypeError, ValueError
-            Not fitted yet; wrong dtype or shape; tokens out of range, or too few; arrays on CUDA.
+            The model is not fitted yet; wrong dtype or shape; tokens out of range, or too few; arrays on CUDA.
         """
         self._check_fitted()
-        return _figures(self.network_, self._sequences("tokens", tokens, self.n_words_))
+        return _evaluate(self.network_, self._sequences("tokens", tokens, self.n_words_))
 
-    def perplexity(self, tokens):
-        """``exp(-mean log p(token | those before))``, by the full softmax; see `evaluate`.
+    def perplexity(self, tokens: Array | Sequences) -> float:
+        """Return ``exp(-mean log p(token | tokens before))`` under the full softmax; see `evaluate`.
 
         Parameters
         ----------
         tokens : (n,) int32 or other integers, or Sequences
-            Words by number.
+            Word numbers.
 
         Returns
         -------
@@ -358,53 +366,54 @@ class LanguageModel(SampledEstimator):
         Raises
         ------
         TypeError, ValueError
-            Not fitted yet; wrong dtype or shape; tokens out of range, or too few; arrays on CUDA.
+            The model is not fitted yet; wrong dtype or shape; tokens out of range, or too few; arrays on CUDA.
         """
         return self.evaluate(tokens)["perplexity"]
 
-    def contexts(self, tokens, out=None, *, every=False):
-        """What the output layer sees before each token that is predicted, and that token, in the order of the text.
+    def encode(self, tokens: Array | Sequences, out: Any = None, *, every: bool = False) -> tuple[Array, np.ndarray]:
+        """Return the input of the output layer before each predicted token, and that token, in the order of the text.
 
         Parameters
         ----------
         tokens : (n,) int32 or other integers, or Sequences
-            Of a text, all tokens but the first are predicted; of sequences, the last of each.
+            In a text, all tokens but the first are predicted; in sequences, the last of each.
         out : path, or (N, width) float32 or float16 array, optional
-            A path gets a .npy file of float16, which is returned memory-mapped: it may be larger than memory.
+            With a path, h is written to a .npy file of float16 and returned memory-mapped; it may exceed the memory.
         every : bool
-            Of sequences, all items that training predicts, not the last alone.
+            For sequences: all items that training predicts, not only the last.
 
         Returns
         -------
         h : (N, width) float32, or `out`
-            The first column is 1: it meets the words' biases.
+            The first column is 1: it is multiplied by the words' biases.
         targets : (N,) int32
 
         Raises
         ------
         TypeError, ValueError
-            Not fitted yet; wrong dtype or shape, also of `out`; tokens out of range, or too few; arrays on CUDA.
+            The model is not fitted yet; wrong dtype or shape, also of `out`; tokens out of range, or too few; arrays on
+            CUDA.
         """
         self._check_fitted()
         text = self._sequences("tokens", tokens, self.n_words_, every=every)
-        shape = len(text.all_places), self.width
+        shape = len(text.all_positions), self.width
         if isinstance(out, (str, os.PathLike)):
-            h = write_float16(out, shape, lambda h: self._write_contexts(text, h))
+            h = write_float16(out, shape, lambda h: self._write_h(text, h))
         else:
             dtype = np.float16 if getattr(out, "dtype", None) == np.float16 else np.float32
             h = check.output("out", out, dtype, shape, "cpu")
-            self._write_contexts(text, h)
-        return h, text.tokens[text.all_places]
+            self._write_h(text, h)
+        return h, text.tokens[text.all_positions]
 
-    def targets(self, tokens, *, every=False):
-        """The tokens that are predicted: those that `contexts` returns, without its work.
+    def targets(self, tokens: Array | Sequences, *, every: bool = False) -> np.ndarray:
+        """Return the tokens that are predicted, as `encode` does, but without computing h.
 
         Parameters
         ----------
         tokens : (n,) int32 or other integers, or Sequences
-            Words by number.
+            Word numbers.
         every : bool
-            Of sequences, all items that training predicts, not the last alone.
+            For sequences: all items that training predicts, not only the last.
 
         Returns
         -------
@@ -413,57 +422,65 @@ class LanguageModel(SampledEstimator):
         Raises
         ------
         TypeError, ValueError
-            Not fitted yet; wrong dtype or shape; tokens out of range, or too few; arrays on CUDA.
+            The model is not fitted yet; wrong dtype or shape; tokens out of range, or too few; arrays on CUDA.
         """
         self._check_fitted()
         text = self._sequences("tokens", tokens, self.n_words_, every=every)
-        return text.tokens[text.all_places]
+        return text.tokens[text.all_positions]
 
-    def _write_contexts(self, text, h):
-        places, state = text.all_places, None
+    def _write_h(self, text, h):
+        positions, state = text.all_positions, None
         for chunk in _chunks(text):
-            some, state = self.network_.contexts(chunk, state)
-            h[np.searchsorted(places, chunk.places[chunk.places >= 0])] = some
+            h_of_chunk, state = self.network_.encode(chunk, state)
+            h[np.searchsorted(positions, chunk.positions[chunk.positions >= 0])] = h_of_chunk
 
-    def generate(self, prompt, n_words=50, *, temperature=1.0, top_k=None, seed=0):
+    def generate(
+        self,
+        prompt: str | Array,
+        n_words: int = 50,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        seed: int = 0,
+    ) -> str | np.ndarray:
         """Continue a prompt, word by word.
 
         Parameters
         ----------
         prompt : str, or (n,) int32 or other integers
-            Words divided by blanks, for a model with a vocabulary; those it does not know count as `<unk>`. Or tokens.
+            Words separated by spaces, for a model with a vocabulary (unknown words become `<unk>`); or tokens.
         n_words : int
-            Words to be drawn.
+            Number of words to generate.
         temperature : float
-            Words are drawn from ``softmax(scores / temperature)``; 0 takes the best word every time.
+            Words are sampled from ``softmax(scores / temperature)``; 0 always takes the best word.
         top_k : int or None
-            Only the k best words are drawn from. `<unk>` never is.
+            Sample from only the k best words. `<unk>` is never generated.
         seed : int
-            In [0, 2^64): the same seed draws the same words.
+            In [0, 2^64): the same seed generates the same words.
 
         Returns
         -------
         words : str, or (n_words,) int32
-            Like the prompt, without it.
+            Like the prompt, which is not included.
 
         Raises
         ------
         TypeError, ValueError
-            Not fitted yet; an argument out of range; an empty prompt, or one without a known word; text without a
-            vocabulary.
+            The model is not fitted yet; an argument out of range; a prompt that is empty or has no known word; a text
+            prompt without a vocabulary.
         FloatingPointError
             The scores overflow.
         """
         self._check_fitted()
-        check.elements(n_words=check.integer("n_words", n_words, 0))
+        check.array_size(n_words=check.integer("n_words", n_words, 0))
         check.number("temperature", temperature, 0, math.inf)
         check.integer("seed", seed, 0, 2**64 - 1)
         top_k = self.n_words_ if top_k is None else check.integer("top_k", top_k, 1)
         is_text = isinstance(prompt, str)
-        tokens = self._encode(prompt) if is_text else check.integers("prompt", _plain(prompt), ("n",))
+        tokens = self._encode(prompt) if is_text else check.integers("prompt", _as_tokens(prompt), ("n",))
         if not len(tokens):
-            raise ValueError("prompt must hold at least one word")
-        check.below("prompt", tokens, self.n_words_)
+            raise ValueError("prompt must have at least one word")
+        check.in_range("prompt", tokens, self.n_words_)
         drawn = self._draw(tokens, n_words, temperature, top_k, seed)
         return " ".join(self.vocabulary_.decode(drawn)).replace(END_OF_LINE, "\n") if is_text else drawn
 
@@ -474,7 +491,7 @@ class LanguageModel(SampledEstimator):
         unknown = [word for word in words if word not in self.vocabulary_]
         if words and len(unknown) == len(words):
             raise ValueError(
-                f"prompt must hold a word of the vocabulary of {self.n_words_:,}; none of {words} is in it"
+                f"prompt must have a word of the vocabulary ({self.n_words_:,} words), got only unknown words: {words}"
             )
         if unknown:
             print(f"sparsemax-nb: not in the vocabulary: {' '.join(unknown)}", file=sys.stderr)
@@ -482,12 +499,12 @@ class LanguageModel(SampledEstimator):
         return tokens[: len(words)]  # without the end of the line
 
     def _draw(self, tokens, n_words, temperature, top_k, seed):
-        never = self.vocabulary_.words.index(UNKNOWN) if self.vocabulary_ and UNKNOWN in self.vocabulary_ else None
-        if never is not None and self.n_words_ == 1:
-            raise ValueError(f"no word can be drawn: the vocabulary holds {UNKNOWN!r} alone")
+        unknown = self.vocabulary_.words.index(UNKNOWN) if self.vocabulary_ and UNKNOWN in self.vocabulary_ else None
+        if unknown is not None and self.n_words_ == 1:
+            raise ValueError(f"no word can be generated: the vocabulary has only {UNKNOWN!r}")
         network, drawn = self.network_, np.empty(n_words, np.int32)
         text = RunningText(np.append(tokens, 0).astype(np.int32), 1, len(tokens))
-        h, state = network.contexts(text.chunk(text.rows_in_order()))
+        h, state = network.encode(text.chunk(text.rows_in_order()))
         for n in range(n_words):
             scores = product(asarray(h[-1:], self.device_), network.output.weights.T)[0]
             scores = to_numpy(scores).astype(np.float64)
@@ -495,19 +512,20 @@ class LanguageModel(SampledEstimator):
                 raise FloatingPointError(
                     "the scores of the next word are not finite: weights of the model are too large"
                 )
-            if never is not None:
-                scores[never] = -np.inf
+            if unknown is not None:
+                scores[unknown] = -np.inf
             best = np.argsort(-scores, kind="stable")[: 1 if temperature == 0 else top_k]
             if temperature > 0:
                 p = np.exp((scores[best] - scores[best[0]]) / temperature)
                 word = rng.random_word(np.uint64(seed), rng.GENERATION, np.uint64(0), np.uint64(n))
-                best = best[np.searchsorted(np.cumsum(p), rng.unit(word) * p.sum(), side="right") :]
+                drawn_index = np.searchsorted(np.cumsum(p), rng.unit(word) * p.sum(), side="right")
+                best = best[min(drawn_index, len(best) - 1) :]  # rounding must not lead past the last word
             drawn[n] = best[0]
-            h, state = network.contexts(Chunk(drawn[n : n + 1, None], np.ones((1, 1), np.int64), False), state)
+            h, state = network.encode(Chunk(drawn[n : n + 1, None], np.ones((1, 1), np.int64), False), state)
         return drawn
 
-    def save(self, path):
-        """Write the fitted model and its vocabulary (safetensors); the file appears, or is replaced, once it is complete.
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted model and its vocabulary to a safetensors file, which appears only when it is complete.
 
         Parameters
         ----------
@@ -516,95 +534,51 @@ class LanguageModel(SampledEstimator):
         Raises
         ------
         ValueError
-            Not fitted yet.
+            The model is not fitted yet.
         OSError
-            No such folder, no room on disk, or another reason; a file that is there stays as it was.
+            The file cannot be written, for example because the disk is full. An existing file is kept.
         """
         self._check_fitted()
-        check.path("path", path)
-        arrays = {name: to_numpy(array) for name, array in self.network_.parameters.items()}
+        self._write(path)
+
+    def _state(self):
         words, raw = (None, False) if self.vocabulary_ is None else (list(self.vocabulary_.words), self.vocabulary_.raw)
-        about = {
-            "params": self._fitted_params,
-            "n_words": self.n_words_,
-            "words": words,
-            "raw": raw,
-            "data": self.data_,
-        }
-        checkpoint.save(path, self.kind, arrays, about)
+        return {}, {"n_words": self.n_words_, "words": words, "raw": raw}
 
-    @classmethod
-    def load(cls, path, device="auto"):
-        """Read a model that `save` wrote.
-
-        Parameters
-        ----------
-        path : str or path
-        device : 'auto', 'cpu' or 'cuda'
-            'auto' takes a CUDA device where there is one.
-
-        Returns
-        -------
-        model : LanguageModel
-
-        Raises
-        ------
-        FileNotFoundError, ModelFileError
-            No such file; truncated, damaged, foreign, of another kind or version.
-        """
-        check.path("path", path)
-        device = resolve_device(device)
-        arrays, about = checkpoint.load(path, cls.kind)
-        with checkpoint.whole(path, "LanguageModel"):
-            DESCRIPTION("description", about)
-            model = cls(**about["params"]).set_params(device=device)
-            model._check_params()
-            model._fitted_params = about["params"]
-            model.n_words_, model.device_, words = about["n_words"], device, about["words"]
-            if words is not None and len(words) != model.n_words_:
-                raise ValueError(f"a vocabulary of {len(words)} for {model.n_words_} words")
-            model.vocabulary_ = None if words is None else Vocabulary(words, about["raw"])
-            check.integer("n_layers", model.n_layers, 1, len(arrays))
-            arrays.check_shapes(parameter_shapes(model.n_words_, model.width, model.n_layers, model.tied))
-            model.network_ = model._new_network(model.n_words_, device)
-            model.network_.set_parameters(arrays)
-            model.data_ = about["data"]
-        return model
+    def _restore(self, arrays, about, device):
+        self.n_words_, words = about["n_words"], about["words"]
+        if words is not None and len(words) != self.n_words_:
+            raise ValueError(f"words must have n_words = {self.n_words_} words, got {len(words)}")
+        self.vocabulary_ = None if words is None else Vocabulary(words, about["raw"])
+        check.integer("n_layers", self.n_layers, 1, len(arrays))
+        arrays.check_shapes(parameter_shapes(self.n_words_, self.width, self.n_layers, self.tied))
+        self.network_ = self._new_network(self.n_words_, device)
+        self.network_.set_parameters(arrays)
 
 
-def _plain(tokens):
-    """What is no array but can become one, such as a pandas Series, as an array; anything else as it is."""
-    can_become_one = hasattr(tokens, "__array__") and device_of(tokens) is None
-    return np.asarray(tokens) if can_become_one else tokens
-
-
-def _is_sequences(tokens):
-    """True for `Sequences`, or what looks like them; a sparse matrix has an indptr, too."""
-    return hasattr(tokens, "indptr") and hasattr(tokens, "items")
+def _as_tokens(tokens):
+    """Objects such as a pandas Series as a NumPy array; arrays and everything else unchanged."""
+    is_convertible = hasattr(tokens, "__array__") and device_of(tokens) is None
+    return np.asarray(tokens) if is_convertible else tokens
 
 
 def _items(tokens):
-    """The tokens of a text, or of all sequences. (That a Series has a method called items does not make it `Sequences`.)"""
-    return tokens.items if _is_sequences(tokens) else tokens
-
-
-def _parts(tokens):
-    """A text or sequences as a pair that `fingerprint` takes."""
-    return (tokens.items, tokens.indptr) if _is_sequences(tokens) else (tokens, np.zeros(0))
+    """The tokens of a text, or of all sequences; a Series is a text, although it has a method `items`."""
+    return tokens.items if is_sequences(tokens) else tokens
 
 
 def _chunks(text):
-    """Every `Chunk` of a text, as it is read where nothing is learnt."""
+    """All chunks of a text, in the order of evaluation."""
     return (text.chunk(rows) for rows in batches(text.rows_in_order(), text.rows_per_step))
 
 
-def _figures(network, text):
-    """See `LanguageModel.evaluate`."""
-    start, found, state = time.perf_counter(), [], None
+def _evaluate(network, text):
+    """The result of `LanguageModel.evaluate`."""
+    start, results, state = time.perf_counter(), [], None
     for chunk in _chunks(text):
-        *of_chunk, state = network.evaluate(chunk, text.targets(chunk), state)
-        found.append(of_chunk)
-    log_prob, ranks = map(np.concatenate, zip(*found, strict=True))
+        *result, state = network.evaluate(chunk, text.targets(chunk), state)
+        results.append(result)
+    log_prob, ranks = map(np.concatenate, zip(*results, strict=True))
     mean = float(log_prob.mean(dtype=np.float64))
     return {
         "log-likelihood": mean,
@@ -612,6 +586,6 @@ def _figures(network, text):
         "tokens": len(ranks),
         "top-1": float((ranks < 1).mean()),
         "top-5": float((ranks < 5).mean()),
-        **metrics.ranking_metrics(ranks, K),
+        **metrics.ranking_metrics(ranks, RANKING_K),
         "seconds": time.perf_counter() - start,
     }

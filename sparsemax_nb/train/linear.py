@@ -1,38 +1,45 @@
-"""Training of the linear layer over sparse features: passes of dual coordinate descent, and the choice of its settings."""
+"""Training of the linear layer over sparse features by dual coordinate descent, and its memory plan."""
 
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 
+import numba
 import numpy as np
 import scipy.sparse
 
-from .. import metrics
 from ..co_occurrence import CoOccurrence, rerank_checked
 from ..core import check, description, sparse
 from ..core.connections import Duals, FeatureLists
 from ..core.device import asarray, backend_of, empty, module_of, to_numpy
+from ..cpu.linear import CHUNKS
 from ..cpu.panels import padded
 from ..cpu.simd import LANES
 from ..data.batches import shuffled
-from ..linear import SparseLinear, check_squares, choose_lists, more_features, no_duals, rows_of
+from ..feature_choice import ENTRIES_PER_CHUNK, check_squares, choose_lists, more_features, rows_of
+from ..linear import SparseLinear, no_duals
 from . import loop
-from .layers import LAST
-from .loop import FIGURE, History, Run, TrainingError, peak_memory
+from .loop import METRIC, History, Run, TrainingError, peak_memory
+from .memory import Plan, array
+from .outputs import UNSEEN_SCORE
 
-#: What a label's score gains for the logarithm of its number of points: where words say nothing, frequent labels come
-#: first.
-TIE = 1e-3
-#: Rows of a step, at most; smaller sets are cut into so many steps a pass, at least.
-BATCH, STEPS = 1024, 64
-#: The best labels of a row that are reranked by which of them occur together.
+#: Added to a label's bias per unit of the logarithm of its number of points: where the features say nothing, frequent
+#: labels rank first.
+FREQUENCY_TIE_BREAK = 1e-3
+#: Maximum number of rows per step.
+MAX_BATCH_SIZE = 1024
+#: Minimum number of steps per epoch: smaller training sets use smaller batches.
+MIN_STEPS_PER_EPOCH = 64
+#: Number of a row's best labels that are reranked by co-occurrence.
 CANDIDATES = 20
-#: Rows whose features are weighed at once, and rows of a query.
-WEIGHED, ANSWERED = 1 << 16, 4096
+#: Rows whose features are weighted at once. Limits the memory of the temporary copies.
+ROWS_PER_CHUNK = 1 << 16
+#: Rows per call of `LinearModel.top_k` in a prediction.
+ROWS_PER_PREDICTION = 4096
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What governs the training of a linear layer; see `Classifier` for the meaning of each."""
+    """Settings for training a linear layer; see `Classifier` for their meaning."""
 
     C: float
     slack: float
@@ -46,21 +53,24 @@ class Settings:
 
 
 class LinearModel:
-    """A linear layer as a model that `Classifier` can ask: `top_k`, `parameters`.
+    """A linear layer with the interface that `Classifier` needs: `top_k` and `parameters`.
 
     Parameters
     ----------
     layer : SparseLinear
     prior : (L,) float32 or None
-        What is added to the scores where labels are asked for; training knows nothing of it.
+        Added to the scores in predictions; training does not use it.
     pairs : CoOccurrence or None
-        What the best 20 labels are reranked by; training knows nothing of it, either.
+        Reranks the best 20 labels in predictions; training does not use it.
     weight : float
-        Of `rerank`.
+        Weight of the co-occurrence in `rerank`.
     """
 
     def __init__(self, layer, prior=None, pairs=None, weight=0.0):
-        self.layer, self.prior, self.pairs, self.weight = layer, prior, pairs, weight
+        self.layer = layer
+        self.prior = prior
+        self.pairs = pairs
+        self.weight = weight
 
     device = property(lambda self: self.layer.device)
 
@@ -81,7 +91,8 @@ class LinearModel:
         arrays, rows = self.layer.arrays, rows_of(x, self.device)
         if self.prior is not None:
             arrays = arrays._replace(bias=arrays.bias + self.prior)
-        n, is_plain = min(CANDIDATES, self.layer.n_labels), self.pairs is None or k == 1  # the best one stays the best
+        n = min(CANDIDATES, self.layer.n_labels)
+        is_plain = self.pairs is None or k == 1  # reranking never changes the best label
         shape = x.shape[0], k if is_plain else max(k, n)
         scores, ids = empty(shape, np.float32, self.device), empty(shape, np.int32, self.device)
         backend_of(self.device, "linear").top_k(rows, arrays, scores, ids)
@@ -95,21 +106,21 @@ class LinearModel:
         return scores, ids
 
 
-def prior_of(frequency, n_points, device="cpu"):
-    """(L,) float32, ``frequency`` times the logarithm of the labels' numbers of points; None where that is 0 for all."""
+def frequency_prior(frequency, n_points, device="cpu"):
+    """``frequency * log(n_points)``, (L,) float32; None if `frequency` is 0."""
     if frequency == 0:
         return None
     return asarray((frequency * np.log(np.maximum(n_points, 1))).astype(np.float32), device)
 
 
-def layer_of(arrays, n_features, n_labels, device):
-    """The layer that `LinearModel.parameters` were taken from; TypeError or ValueError where the arrays are no such thing."""
+def layer_from_arrays(arrays, n_features, n_labels, device):
+    """The layer of `LinearModel.parameters` read from a file; TypeError or ValueError for invalid arrays."""
     lists = FeatureLists(*(arrays[f"linear.{name}"] for name in FeatureLists._fields))
-    return SparseLinear._of(checked(lists, n_features, n_labels), device)
+    return SparseLinear._from_lists(checked_lists(lists, n_features, n_labels), device)
 
 
-def pairs_of(arrays, n_labels, device):
-    """The `CoOccurrence` whose arrays a file holds; errors as for `layer_of`."""
+def pairs_from_arrays(arrays, n_labels, device):
+    """The `CoOccurrence` of arrays read from a file; TypeError or ValueError for invalid arrays."""
     indptr = check.array("co_occurrence.indptr", arrays["co_occurrence.indptr"], np.int64, (n_labels + 1,))
     ids = check.array("co_occurrence.ids", arrays["co_occurrence.ids"], np.int32, ("n",))
     counts = check.array("co_occurrence.counts", arrays["co_occurrence.counts"], np.int32, ids.shape)
@@ -117,20 +128,20 @@ def pairs_of(arrays, n_labels, device):
         "co_occurrence.label_counts", arrays["co_occurrence.label_counts"], np.int32, (n_labels,)
     )
     n_rows = int(check.array("co_occurrence.n_rows", arrays["co_occurrence.n_rows"], np.int64, (1,))[0])
-    check.below("co_occurrence.ids", ids, n_labels)
+    check.in_range("co_occurrence.ids", ids, n_labels)
     check.integer("co_occurrence.n_rows", n_rows, 0, 2**31 - 1)
-    check.below("co_occurrence.label_counts", label_counts, n_rows + 1)
-    first = _checked_lists("co_occurrence.indptr", indptr, "co_occurrence.ids", ids, n_labels, "the list of a label")
+    check.in_range("co_occurrence.label_counts", label_counts, n_rows + 1)
+    first = _list_of_each_id("co_occurrence.indptr", indptr, "co_occurrence.ids", ids, n_labels, "the list of a label")
     if (ids <= first).any():
         raise ValueError("co_occurrence.ids must be larger than the label of their list")
     if (counts < 1).any() or (counts > np.minimum(label_counts[first], label_counts[ids])).any():
         raise ValueError("co_occurrence.counts must lie between 1 and the points of each of the two labels")
     pairs = scipy.sparse.csr_matrix((counts, ids, indptr), shape=(n_labels, n_labels))
-    return CoOccurrence._of(pairs, label_counts, n_rows, device)
+    return CoOccurrence._from_counts(pairs, label_counts, n_rows, device)
 
 
-def arrays_of(pairs):
-    """The arrays that `pairs_of` reads, NumPy, by name."""
+def pairs_to_arrays(pairs):
+    """The arrays that `pairs_from_arrays` reads, NumPy, by name."""
     arrays = {name: to_numpy(getattr(pairs.arrays, name)) for name in ("indptr", "ids", "counts", "label_counts")}
     return {
         f"co_occurrence.{name}": array
@@ -138,50 +149,50 @@ def arrays_of(pairs):
     }
 
 
-def _checked_lists(indptr_name, indptr, ids_name, ids, n, whole):
-    """(len(ids),) int64, the list of each id below n; ValueError where indptr does not rise, or ids do not ascend in a list."""
+def _list_of_each_id(indptr_name, indptr, ids_name, ids, n, list_name):
+    """The list of each id, (len(ids),) int64; ValueError unless indptr rises and the ids ascend within each list."""
     if indptr[0] != 0 or indptr[-1] != len(ids) or (indptr[1:] < indptr[:-1]).any():
         raise ValueError(f"{indptr_name} must rise from 0 to {len(ids)}")
-    of_each = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
-    keys = of_each * n + ids
+    list_of_each = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+    keys = list_of_each * n + ids
     if (keys[1:] <= keys[:-1]).any():
-        raise ValueError(f"{ids_name} must ascend within {whole}")
-    return of_each
+        raise ValueError(f"{ids_name} must ascend within {list_name}")
+    return list_of_each
 
 
-def checked(lists, n_features, n_labels):
-    """`FeatureLists` from a file, in which every index leads where it should; TypeError or ValueError for others."""
+def checked_lists(lists, n_features, n_labels):
+    """`FeatureLists` read from a file; TypeError or ValueError unless all indices are inside the arrays."""
     indptr = check.array("linear.indptr", lists.indptr, np.int64, (n_features + 1,))
     labels = check.array("linear.labels", lists.labels, np.int32, ("n",))
     values = check.array("linear.values", lists.values, np.float32, ("m",))
     dense = check.array("linear.dense", lists.dense, np.int64, (n_features,))
     bias = check.array("linear.bias", lists.bias, np.float32, (n_labels,))
-    check.below("linear.labels", labels, n_labels)
-    _checked_lists("linear.indptr", indptr, "linear.labels", labels, n_labels, "a feature")
+    check.in_range("linear.labels", labels, n_labels)
+    _list_of_each_id("linear.indptr", indptr, "linear.labels", labels, n_labels, "a feature")
     first, width = padded(len(labels), LANES), padded(n_labels, LANES)
     starts = dense[dense >= 0]
     if np.diff(indptr)[dense >= 0].any():
-        raise ValueError("linear.indptr must leave the lists of features that are connected to all labels empty")
+        raise ValueError("linear.indptr must give empty lists to the features that are connected to all labels")
     if len(values) != first + len(starts) * width or not np.array_equal(starts, first + width * np.arange(len(starts))):
-        raise ValueError("linear.values and linear.dense do not agree")
+        raise ValueError("linear.values and linear.dense must agree")
     check.finite("linear.values", values)
     check.finite("linear.bias", bias)
     if values[first:].reshape(-1, width)[:, n_labels:].any() or values[len(labels) : first].any():
-        raise ValueError("linear.values must be zero where there is no label")
+        raise ValueError("linear.values must be zero in the padding")
     return FeatureLists(indptr, labels, values, dense, bias)
 
 
 @dataclass
 class _Position:
-    """Where a run stands between two steps, beside the arrays."""
+    """The state of a run between two steps, apart from its arrays."""
 
     epoch: int = 0
-    step: int = 0  # of the epoch
-    losses: list = field(default_factory=list)  # of this epoch: [batch's loss, its rows]
+    step: int = 0  # of this epoch
+    losses: list = field(default_factory=list)  # [loss, rows] of each batch of this epoch
 
 
 class DualTraining(Run):
-    """One run of training a linear layer.
+    """A training run of a linear layer.
 
     Parameters
     ----------
@@ -192,14 +203,13 @@ class DualTraining(Run):
     dense : (D,) integers or None
         Features connected to all labels, see `SparseLinear.choose`.
     lists : FeatureLists or None
-        A layer that is trained already, to go on from; its features are not chosen anew.
+        A trained layer to continue from; its features are kept.
     n_points : (L,) integers or None
-        Points of each label, if others were seen before these.
+        Number of points per label, including earlier ones; None counts those of `y`.
     pairs : CoOccurrence or None
-        Counts of the labels that occur together, if there were points before these; else those of `y`, where the
-        settings give them a weight.
+        Co-occurrence counts that include earlier points; None counts those of `y` if the settings use them.
     validate : callable or None
-        ``validate() -> dict`` of figures, called after every epoch.
+        ``validate() -> dict`` of metrics, called after each epoch.
     budget_seconds : float or None
     """
 
@@ -217,38 +227,45 @@ class DualTraining(Run):
         validate=None,
         budget_seconds=None,
     ):
-        self.settings, self.device, self.validate = settings, device, validate
-        self._epochs, self._budget_seconds = settings.epochs, budget_seconds
+        self.settings = settings
+        self.device = device
+        self.validate = validate
+        self._epochs = settings.epochs
+        self._budget_seconds = budget_seconds
         self.n_rows = x.shape[0]
-        batch = min(BATCH, max(1, -(-self.n_rows // STEPS)))
+        batch_size = min(MAX_BATCH_SIZE, max(1, -(-self.n_rows // MIN_STEPS_PER_EPOCH)))
         start = loop.clock()
         check_squares("X", x.data, x.indptr)
         order = shuffled(self.n_rows, settings.seed, 0)
-        self._x, self._y = x[order], y[order]  # a batch is a slice of them
+        self._x, self._y = x[order], y[order]  # so that each batch is a slice
         if lists is None:
             lists = choose_lists(self._x, self._y, settings.features_per_point, settings.min_features, dense)
         n_points = np.bincount(self._y.indices, minlength=y.shape[1]) if n_points is None else n_points
-        # not above the threshold, or every label would be looked at in every row
-        lists.bias[:] += np.minimum(TIE * np.log(np.maximum(n_points, 1)), settings.slack / 2).astype(np.float32)
-        lists.bias[n_points == 0] = LAST
-        prior = prior_of(settings.frequency, n_points, device)
-        self.network = LinearModel(SparseLinear._of(lists, device), prior, pairs, settings.co_occurrence)
-        self._batches = [slice(first, min(first + batch, self.n_rows)) for first in range(0, self.n_rows, batch)]
+        # At most half the slack: above the threshold, every label would be a candidate in every row.
+        tie_break = np.minimum(FREQUENCY_TIE_BREAK * np.log(np.maximum(n_points, 1)), settings.slack / 2)
+        lists.bias[:] += tie_break.astype(np.float32)
+        lists.bias[n_points == 0] = UNSEEN_SCORE
+        prior = frequency_prior(settings.frequency, n_points, device)
+        self.network = LinearModel(SparseLinear._from_lists(lists, device), prior, pairs, settings.co_occurrence)
+        starts = range(0, self.n_rows, batch_size)
+        self._batches = [slice(first, min(first + batch_size, self.n_rows)) for first in starts]
         self._duals = [no_duals(rows.stop - rows.start, device) for rows in self._batches]
         self._total_steps = settings.epochs * len(self._batches)
-        self._room = [1 << 12, 1 << 14]  # pairs and entries of a chunk of rows, as the kernels need them
-        self.history, self._at = History(), _Position()
-        self._order = None  # this epoch's order of the batches
-        self.history.first_step_seconds = loop.clock() - start  # it may compile
+        # Buffer sizes of the kernel, in pairs and entries per chunk of rows; the kernel raises them as needed.
+        self._capacity = [1 << 12, 1 << 14]
+        self.history = History()
+        self._position = _Position()
+        self._order = None  # order of the batches in this epoch
+        self.history.first_step_seconds = loop.clock() - start  # includes compilation
 
     # ------------------------------------------------------------ checkpoints
 
     def state(self):
-        """(arrays, description) for a checkpoint: the run continues from it bit for bit."""
+        """(arrays, description) for a checkpoint, from which a run continues bit for bit."""
         arrays = {f"parameters/{name}": array for name, array in self.network.parameters.items()}
         for name in Duals._fields:
             arrays[f"duals/{name}"] = np.concatenate([to_numpy(getattr(d, name)) for d in self._duals])
-        about = {"history": asdict(self.history), "position": asdict(self._at), "n_rows": self.n_rows}
+        about = {"history": asdict(self.history), "position": asdict(self._position), "n_rows": self.n_rows}
         return {name: to_numpy(array) for name, array in arrays.items()}, about
 
     @property
@@ -257,100 +274,101 @@ class DualTraining(Run):
         return self.network.layer.nbytes + sum(array.nbytes for duals in self._duals for array in duals)
 
     def restore(self, arrays, about):
-        """Continue where `state` was taken; KeyError, TypeError or ValueError for a state that does not fit."""
+        """Continue from a result of `state`; KeyError, TypeError or ValueError if it does not fit."""
         DESCRIPTION("description", about)
         position = _Position(**about["position"])
         check.integer("position.step", position.step, 0, len(self._batches) - 1)
         if len(about["history"]["epochs"]) != position.epoch:
             raise ValueError(f"history.epochs must be {position.epoch} epochs")
         if len(position.losses) != position.step or any(rows <= 0 for _, rows in position.losses):
-            raise ValueError("position.losses must be those of the epoch's steps")
+            raise ValueError("position.losses must have one entry per step of the epoch, each with at least one row")
         layer = self.network.layer
         parameters = {
             name.removeprefix("parameters/"): arrays[name] for name in arrays if name.startswith("parameters/")
         }
-        restored = layer_of(parameters, layer.n_features, layer.n_labels, self.device)
+        restored = layer_from_arrays(parameters, layer.n_features, layer.n_labels, self.device)
         indptr = check.array("duals/indptr", arrays["duals/indptr"], np.int64, (self.n_rows + len(self._batches),))
         labels = check.array("duals/labels", arrays["duals/labels"], np.int32, ("n",))
         values = check.array("duals/values", arrays["duals/values"], np.float32, labels.shape)
-        check.below("duals/labels", labels, layer.n_labels)
+        check.in_range("duals/labels", labels, layer.n_labels)
         check.finite("duals/values", values)
         if values.size and values.min() < 0:
             raise ValueError(f"duals/values must not be negative, got {values.min()}")
-        duals, at, done = [], 0, 0
+        duals, position_in_indptr, n_read = [], 0, 0
         for rows in self._batches:
-            part = indptr[at : at + rows.stop - rows.start + 1]
-            at += len(part)
-            some = slice(done, done + int(part[-1]))
-            done = some.stop
-            if part[0] != 0 or (part[1:] < part[:-1]).any() or done > len(labels):
+            part = indptr[position_in_indptr : position_in_indptr + rows.stop - rows.start + 1]
+            position_in_indptr += len(part)
+            entries = slice(n_read, n_read + int(part[-1]))
+            n_read = entries.stop
+            if part[0] != 0 or (part[1:] < part[:-1]).any() or n_read > len(labels):
                 raise ValueError("duals/indptr must rise from 0 in every batch")
-            sparse.sorted_keys(sparse.Labels(part, labels[some]), layer.n_labels, "duals")
-            duals.append(Duals(*(asarray(a, self.device) for a in (part, labels[some], values[some]))))
-        if done != len(labels):
+            sparse.sorted_keys(sparse.Labels(part, labels[entries]), layer.n_labels, "duals")
+            duals.append(Duals(*(asarray(a, self.device) for a in (part, labels[entries], values[entries]))))
+        if n_read != len(labels):
             raise ValueError("duals/indptr must end with the number of duals/labels")
         self.network.layer, self._duals = restored, duals
-        self.history, self._at = History(**about["history"]), position
+        self.history, self._position = History(**about["history"]), position
 
     # ------------------------------------------------------------ the loop
 
     def run(self, *, after_epoch=None, **options):
-        """As `Run.run`, once; however it ends, the model can answer then, and what only training needs is gone."""
-        self._answers_between = self.validate is not None or after_epoch is not None
+        """As `Run.run`, but only once: it frees the training data. Even after an error the model can predict."""
+        self._predicts_in_between = self.validate is not None or after_epoch is not None
         try:
             return super().run(after_epoch=after_epoch, **options)
         finally:
-            del self._duals, self._x  # the pairs are counted in their place
+            del self._duals, self._x  # frees memory before the pairs are counted
             self._count_pairs()
 
     def _count_pairs(self):
-        """Count the labels that occur together, if that has not been done."""
+        """Count the co-occurrences of labels, unless that has been done."""
         if self.network.pairs is None and self.settings.co_occurrence > 0:
             self.network.pairs = CoOccurrence(self._y, device=self.device)
 
-    def _epoch_ended(self):
-        return self._at.step == len(self._batches)
+    def _is_epoch_done(self):
+        return self._position.step == len(self._batches)
 
-    def _shown(self):
-        total, rows = np.sum(self._at.losses[-200:], axis=0) if self._at.losses else (0, 1)
-        shown = {"epoch": self._at.epoch + 1, "loss": f"{total / rows:.3f}"}
+    def _progress_text(self):
+        total, rows = np.sum(self._position.losses[-200:], axis=0) if self._position.losses else (0, 1)
+        shown = {"epoch": self._position.epoch + 1, "loss": f"{total / rows:.3f}"}
         return shown | {"GiB": f"{peak_memory() / 2**30:.2f}"}
 
     def _step(self):
-        """One step over the batch whose turn it is; after the first epoch each label gets more features."""
-        if self._at.step == 0 or self._order is None:
-            self._order = shuffled(len(self._batches), self.settings.seed, self._at.epoch + 1)
-        number = self._order[self._at.step]
+        """One step over the next batch; after the first epoch each label gets more features."""
+        if self._position.step == 0 or self._order is None:
+            self._order = shuffled(len(self._batches), self.settings.seed, self._position.epoch + 1)
+        number = self._order[self._position.step]
         rows, settings, layer = self._batches[number], self.settings, self.network.layer
-        x = sparse.SparseRows(*(asarray(a, self.device) for a in _part(self._x, rows)))
-        labels = sparse.Labels(*(asarray(a, self.device) for a in _part(self._y, rows)[:2]))
+        x = sparse.SparseRows(*(asarray(a, self.device) for a in _csr_slice(self._x, rows)))
+        labels = sparse.Labels(*(asarray(a, self.device) for a in _csr_slice(self._y, rows)[:2]))
         step = backend_of(self.device, "linear").step
         loss, self._duals[number] = step(
-            x, labels, self._duals[number], layer.arrays, settings.C, settings.slack, self._room
+            x, labels, self._duals[number], layer.arrays, settings.C, settings.slack, self._capacity
         )
         if not math.isfinite(loss):
             raise TrainingError(f"step {self.history.steps}: the scores overflowed; scale the features down")
-        self._at.losses.append([float(loss), rows.stop - rows.start])
-        self._at.step += 1
+        self._position.losses.append([float(loss), rows.stop - rows.start])
+        self._position.step += 1
         self.history.steps += 1
-        if self._epoch_ended() and self._at.epoch == 0 and settings.extra_features > 0 and settings.epochs > 1:
+        is_first_epoch = self._position.epoch == 0
+        if self._is_epoch_done() and is_first_epoch and settings.extra_features > 0 and settings.epochs > 1:
             self._add_features()
 
     def _add_features(self):
-        """Give each label more features, from its errors so far."""
+        """Give each label more features, chosen by its errors so far."""
         arrays = FeatureLists(*map(to_numpy, self.network.layer.arrays))
-        duals = [Duals(*map(to_numpy, some)) for some in self._duals]
+        duals = [Duals(*map(to_numpy, of_batch)) for of_batch in self._duals]
         lists = more_features(arrays, self._x, self._y, duals, self.settings.extra_features)
-        self.network.layer = SparseLinear._of(lists, self.device)
+        self.network.layer = SparseLinear._from_lists(lists, self.device)
 
-    def _end_epoch(self):
-        """Take down the epoch's figures."""
-        if self._answers_between:
+    def _finish_epoch(self):
+        """Record the epoch, and validate."""
+        if self._predicts_in_between:
             self._count_pairs()
-        at, history = self._at, self.history
-        sums, rows = np.array(at.losses).T
+        position, history = self._position, self.history
+        sums, rows = np.array(position.losses).T
         record = {
-            "epoch": at.epoch,
+            "epoch": position.epoch,
             "steps": history.steps,
             "seconds": history.seconds,
             "loss": float(sums.sum() / rows.sum()),
@@ -360,10 +378,58 @@ class DualTraining(Run):
         if self.validate is not None:
             record["validation"] = self.validate()
         history.epochs.append(record)
-        at.epoch, at.step, at.losses = at.epoch + 1, 0, []
+        position.epoch += 1
+        position.step = 0
+        position.losses = []
 
 
-def _part(matrix, rows):
+#: Positive dual variables per row: the largest mean over the rows of a data set that we have seen.
+DUALS_PER_ROW = 128
+#: Bytes per row of a step's (row, label) pairs and entries: the largest that we have seen.
+PAIR_BYTES_PER_ROW = 32_768
+
+
+def memory(
+    *, n_rows, n_features, n_labels, n_entries, points, features_per_point, min_features, extra_features, n_pairs
+):
+    """The `Plan` of training a linear layer over sparse features.
+
+    `points` (L,) is the number of training points of each label; `n_pairs` bounds the pairs of labels that co-occur.
+    """
+    arrays, threads = [], numba.config.NUMBA_NUM_THREADS
+    features_per_row = n_entries / max(1, n_rows)
+
+    def add(phase, name, *shape, item=4):
+        arrays.append(array(phase, name, *shape, item=item))
+
+    chosen = np.minimum(np.maximum(min_features, features_per_point * points), n_features)
+    # A label cannot have more features than its points have.
+    n = int(np.minimum(chosen, features_per_row * points).sum() * (1 + extra_features))
+    add("always", "features: ids, weights, in training order", 2, 2, n_entries)
+    add("always", "features, labels: ends of the rows", 2, 2, n_rows)
+    add("always", "labels of the rows, in training order", 2, 2, int(points.sum()))
+    add("always", "layer: lists of labels, weights", 2, n)
+    add("always", "layer: bias, starts of the lists", n_labels + 4 * n_features)
+    add("always", "dual variables: labels, values", 2 * DUALS_PER_ROW, n_rows)
+    add("always", "co-occurring labels: ids, counts", 2, n_pairs)
+    add("counting of pairs", "ids and counts once more", 2, n_pairs)
+    add("counting of pairs", "labels, twice", 4, int(points.sum()))
+    add("choice of features", "rows by label", 2, int(points.sum()) + 3 * n_labels)
+    add("choice of features", "lists before, and additions", 2, n)
+    add(
+        "choice of features",
+        "dual variables and features by label",
+        4,
+        min(ENTRIES_PER_CHUNK, n + DUALS_PER_ROW * n_rows),
+    )
+    add("choice of features", "sums of all features", 16 * 4, n_features)
+    add("step", "pairs and entries", 1024, PAIR_BYTES_PER_ROW, item=1)
+    add("step", "scores of a row, positions of its pairs", 2 * min(CHUNKS, threads), n_labels)
+    add("prediction", "scores of a row", threads, n_labels)
+    return Plan(arrays)
+
+
+def _csr_slice(matrix, rows):
     """(indptr, ids, values) of a slice of rows of a CSR matrix; ids and values are views."""
     first, last = matrix.indptr[rows.start], matrix.indptr[rows.stop]
     indptr = (matrix.indptr[rows.start : rows.stop + 1] - first).astype(np.int64)
@@ -371,12 +437,12 @@ def _part(matrix, rows):
 
 
 _COUNT, _SECONDS = description.integer(0), description.number(0)
-#: What a checkpoint says of a run beside its arrays.
+#: Description of a run in its checkpoint.
 DESCRIPTION = description.record(
     n_rows=_COUNT,
     history=description.record(
         epochs=description.list_of(
-            description.record(epoch=_COUNT, steps=_COUNT, seconds=_SECONDS, loss=FIGURE, loss_std=FIGURE)
+            description.record(epoch=_COUNT, steps=_COUNT, seconds=_SECONDS, loss=METRIC, loss_std=METRIC)
         ),
         steps=_COUNT,
         seconds=_SECONDS,
@@ -388,145 +454,17 @@ DESCRIPTION = description.record(
 )
 
 
-# ---------------------------------------------------------------- C, slack and frequency from the data
-
-#: Where the search begins, and the values that it may take.
-FIRST = 0.5, 0.2
-GRID_C, GRID_SLACK = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0), (0.05, 0.1, 0.2, 0.3, 0.4, 0.6)
-#: Values of frequency, and the answers of a row that each puts in its order.
-FREQUENCIES, REORDERED = (0.0, 0.01, 0.02, 0.05, 0.1), 20
-#: A value must be better by this share of its figure, and of C and slack by so many of the rows held back: less is
-#: noise, and a smaller slack takes longer.
-LEAST_GAIN, LEAST_ROWS = 2e-3, 2
-#: Share of the labels that the search looks at, and the least number of them; smaller sets than this are searched with
-#: all.
-LABELS, LEAST_LABELS, SMALL = 0.2, 1000, 10_000
-#: Of their rows, the share that is held back, and the most; passes of a trial.
-HELD_BACK, MOST_HELD_BACK, PASSES = 0.2, 10_000, 3
-#: Rows held back that a figure should rest on: smaller sets are split several times.
-ENOUGH, MOST_SPLITS = 2000, 5
-
-
-def choose_settings(x, y, settings, *, wanted, validation=None):
-    """(Settings, trials): with values that have about the best nDCG@5 on rows that are held back.
-
-    Labels are independent of each other, so a part of the labels, with all of their points, is a problem of the same
-    kind, where a part of the rows would be one with fewer points a label. From those of `settings` on, C and slack move
-    one after the other, twice at most, to neighbours on the grid that are better by more than noise, each trial with
-    the frequency that suits it; at last C moves to the vertex of the parabola through its figure and those of its
-    neighbours. `wanted` names what is to be chosen, of 'C', 'slack' and 'frequency'. With a `validation` (X, y) its
-    rows take the place of what is held back.
-    """
-    parts = list(_trial_parts(x, y, settings.seed, validation))
-    found, trials = {}, []
-    if not parts:
-        return settings, trials
-    frequencies = FREQUENCIES if "frequency" in wanted else (settings.frequency,)
-    n_held = sum(held_x.shape[0] for _, _, held_x, _ in parts)
-
-    def beats(one, other):
-        return one > (1 + LEAST_GAIN) * other + LEAST_ROWS / n_held
-
-    def figure(c, slack):
-        if (c, slack) not in found:
-            one = replace(
-                settings,
-                C=c,
-                slack=slack,
-                frequency=frequencies[0],
-                co_occurrence=0.0,
-                epochs=min(PASSES, settings.epochs),
-            )
-            figures = np.mean([_trial(*part, one, frequencies) for part in parts], axis=0)
-            best = int(figures.argmax()) if figures.max() > (1 + LEAST_GAIN) * figures[0] else 0
-            found[c, slack] = float(figures[best]), frequencies[best]
-            trials.append({"C": c, "slack": slack, "frequency": frequencies[best], "nDCG@5": float(figures[best])})
-        return found[c, slack][0]
-
-    c, slack = settings.C, settings.slack
-    for _ in range(2):
-        before = c, slack
-        if "C" in wanted:
-            c = _climb(GRID_C, c, lambda value: figure(value, slack), beats)
-        if "slack" in wanted:
-            slack = _climb(GRID_SLACK, slack, lambda value: figure(c, value), beats)
-        if (c, slack) == before:
-            break
-    figure(c, slack)
-    frequency = found[c, slack][1]
-    if "C" in wanted:
-        c *= 2 ** _vertex(*(found.get((neighbour, slack), (None,))[0] for neighbour in (c / 2, c, 2 * c)))
-    return replace(settings, C=c, slack=slack, frequency=frequency), trials
-
-
-def _vertex(below, best, above):
-    """Where the parabola through figures at -1, 0 and 1 is highest, between -1/2 and 1/2; 0 where one is missing.
-
-    `best`, at 0, is the largest, or falls short of it by no more than noise.
-    """
-    if below is None or above is None or below + above >= 2 * best:
-        return 0.0
-    return min(max((above - below) / (2 * (2 * best - below - above)), -0.5), 0.5)
-
-
-def _climb(grid, value, figure, beats):
-    """The value of the grid, from `value` on, that none of its neighbours beats by its figure."""
-    at = grid.index(value)
-    for direction in (-1, 1):
-        moved = False
-        while 0 <= at + direction < len(grid) and beats(figure(grid[at + direction]), figure(grid[at])):
-            at, moved = at + direction, True
-        if moved:
-            break
-    return grid[at]
-
-
-def _trial_parts(x, y, seed, validation):
-    """(x, y, held-back x, y) of each trial."""
-    n_points = np.bincount(y.indices, minlength=y.shape[1])
-    seen = np.flatnonzero(n_points)
-    n = len(seen) if x.shape[0] < SMALL else min(len(seen), max(LEAST_LABELS, round(LABELS * len(seen))))
-    labels = np.sort(seen[shuffled(len(seen), seed, 1)[:n]])
-    y = y.tocsc()[:, labels].tocsr()
-    rows = np.flatnonzero(np.diff(y.indptr))
-    if validation is not None:
-        other_x, other_y = validation
-        other_y = other_y.tocsc()[:, labels].tocsr()
-        others = np.flatnonzero(np.diff(other_y.indptr))
-        if len(others):
-            yield x[rows], y[rows], other_x[others[:MOST_HELD_BACK]], other_y[others[:MOST_HELD_BACK]]
-            return
-    n_held = min(MOST_HELD_BACK, max(1, round(HELD_BACK * len(rows))))
-    for split in range(max(1, min(MOST_SPLITS, ENOUGH // n_held))):
-        order = rows[shuffled(len(rows), seed, 2 + split)]
-        held, others = order[:n_held], np.sort(order[n_held:])
-        if len(others):
-            yield x[others], y[others], x[held], y[held]
-
-
-def _trial(x, y, held_x, held_y, settings, frequencies):
-    """nDCG@5 on what is held back, with each of the frequencies: among a row's best with that of `settings`."""
-    training = DualTraining(x, y, settings)
-    training.run(progress=False)
-    scores, ids = training.network.top_k(held_x, min(REORDERED, y.shape[1]))
-    logs, figures = np.log(np.maximum(np.bincount(y.indices, minlength=y.shape[1]), 1)), []
-    for frequency in frequencies:
-        moved = scores + (frequency - settings.frequency) * logs[ids]
-        order = np.argsort(-moved, axis=1, kind="stable")[:, : min(5, y.shape[1])]
-        figures.append(metrics.ndcg_at_k(np.take_along_axis(ids, order, 1), held_y, order.shape[1]))
-    return figures
-
-
-def weighed(batch, n_rows, n_features, n_entries):
-    """(N, F) canonical CSR, float32, of what ``batch(rows)`` gives, some rows at a time."""
-    indptr, at = np.zeros(n_rows + 1, np.int64), 0
+def weighted_csr(weighted_rows, n_rows, n_features, n_entries):
+    """(N, F) canonical CSR matrix, float32, put together from chunks ``weighted_rows(row_ids)``."""
+    indptr, n_written = np.zeros(n_rows + 1, np.int64), 0
     ids, weights = np.empty(n_entries, np.int32), np.empty(n_entries, np.float32)
-    for first in range(0, n_rows, WEIGHED):
-        rows = np.arange(first, min(first + WEIGHED, n_rows))
-        part = batch(rows)
+    for first in range(0, n_rows, ROWS_PER_CHUNK):
+        rows = np.arange(first, min(first + ROWS_PER_CHUNK, n_rows))
+        part = weighted_rows(rows)
         if not part.has_canonical_format:
             part.sum_duplicates()
-        indptr[first + 1 : rows[-1] + 2] = at + part.indptr[1:]
-        ids[at : at + part.nnz], weights[at : at + part.nnz] = part.indices, part.data
-        at += part.nnz
-    return scipy.sparse.csr_matrix((weights[:at], ids[:at], indptr), shape=(n_rows, n_features))
+        indptr[first + 1 : rows[-1] + 2] = n_written + part.indptr[1:]
+        end = n_written + part.nnz
+        ids[n_written:end], weights[n_written:end] = part.indices, part.data
+        n_written = end
+    return scipy.sparse.csr_matrix((weights[:n_written], ids[:n_written], indptr), shape=(n_rows, n_features))

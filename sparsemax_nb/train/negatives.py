@@ -1,4 +1,4 @@
-"""Output layer under the softmax loss: exact over all labels, or against drawn negatives with lazy row updates."""
+"""Negatives for the softmax loss: which sampler draws them, and how it follows the output weights."""
 
 from typing import NamedTuple
 
@@ -6,24 +6,22 @@ import numpy as np
 
 from ..baselines import LSHSampler, RFFSampler, SphereSampler
 from ..core import check, sparse
-from ..core.device import asarray, device_of, module_of, product, zeros
-from ..full_softmax import softmax_cross_entropy
+from ..core.device import asarray, device_of, module_of, zeros
+from ..cpu.midx import PARTS, SUMS
 from ..midx import InvertedMultiIndex
-from ..sampled_softmax import sampled_softmax
-from ..samplers import LogUniformSampler, UniformSampler, UnigramSampler
-from .gradients import Gradient
-from .layers import LAST, top_k_of_scores
+from ..samplers import SCORES_PER_CHUNK, LogUniformSampler, UniformSampler, UnigramSampler
+from .memory import array
 
-#: By name on the command line. Those of the first line are made once; the others follow the weights as training moves
-#: them.
+#: Names of the samplers on the command line. Fixed samplers are built once; the others follow the output weights.
 FIXED_SAMPLERS = "uniform", "log-uniform", "unigram"
 BASELINES = {"lsh": LSHSampler, "sphere": SphereSampler, "rff": RFFSampler}
-INDICES = {"midx-pq": "pq", "midx-rq": "rq"}
-SAMPLERS = "none", *FIXED_SAMPLERS, *BASELINES, *INDICES
+#: Kind of quantization, as `InvertedMultiIndex.build` takes it.
+MIDX_KINDS = {"midx-pq": "pq", "midx-rq": "rq"}
+SAMPLERS = "none", *FIXED_SAMPLERS, *BASELINES, *MIDX_KINDS
 
 
 class Sampling(NamedTuple):
-    """How negatives are drawn; see `Classifier` for the meaning of each."""
+    """Settings of the negatives; see `Classifier` for their meaning."""
 
     sampler: str
     n_samples: int
@@ -34,94 +32,122 @@ class Sampling(NamedTuple):
 
 
 class Negatives:
-    """Draws negatives for an output layer, and keeps what it draws from up to date.
+    """Samples negatives for an output layer, and updates the sampler to its weights.
 
     Parameters
     ----------
-    how : Sampling
+    sampling : Sampling
     weights : (L, H) float32
-        Of the output layer; those that do not look at them only take their number.
+        Weights of the output layer. Fixed samplers use only their number.
     counts : (L,) int64, NumPy
         Training points of each label.
     seed : int
-        Of the draws, and of the first codewords.
+        Seed of the samples and of the initial codewords.
     """
 
-    def __init__(self, how, weights, counts, seed):
-        self.how, self._weights, self._counts, self._seed = how, weights, counts, seed
+    def __init__(self, sampling, weights, counts, seed):
+        self.sampling = sampling
+        self._weights = weights
+        self._counts = counts
+        self._seed = seed
         self._device = device_of(weights)
-        #: What the negatives are drawn from; None before the first `update` where that follows the weights.
-        self.sampler, self._seen = None, None
-        if how.sampler in FIXED_SAMPLERS:
-            self.sampler = self._fixed()
+        #: None before the first `update` if the sampler follows the weights.
+        self.sampler = None
+        self._sampler_weights = None  # copy of the weights that a baseline sampler was built from
+        if sampling.sampler in FIXED_SAMPLERS:
+            self.sampler = self._fixed_sampler()
+
+    @staticmethod
+    def memory(sampling, batch_size, n_inputs, n_labels, device):
+        """The arrays of the sampler, see `train.memory`."""
+        n_scores = min(SCORES_PER_CHUNK, batch_size * n_labels)
+        found, all_scores = [], array("output: step", "scores of all labels", 4, n_scores)
+        if sampling.sampler in BASELINES:
+            name = f"{sampling.sampler}: copy of the weights"
+            return [array("always", name, n_labels, n_inputs), all_scores]
+        if sampling.sampler in MIDX_KINDS:
+            n_words, halves = sampling.n_codewords, 2 if MIDX_KINDS[sampling.sampler] == "pq" else 1
+            has_records = sampling.residual == "popularity"
+            found = [
+                array("always", "index: codebooks", 2, n_words, n_inputs // halves),
+                array("always", "index: codes, members, weights of k-means", 4, n_labels),
+                array("always", "index: cells, their weights", 3 if device == "cuda" else 2, n_words**2),
+                array("always", "index: popularity, records", 7 * has_records, n_labels),
+                array("index: update", "residuals or halves", n_labels, n_inputs),
+                array("index: update", "sums of the codewords", min(SUMS, PARTS * n_words * n_inputs // halves)),
+                array("index: update", "distances, codes, their order", n_labels, 12 + 12 * has_records),
+            ]
+            return [*found, all_scores] if sampling.residual == "exact" else found
+        return [] if sampling.sampler == "uniform" else [array("always", f"{sampling.sampler}: tables", 3, n_labels)]
 
     @property
     def follows_weights(self):
-        """True where `update` has something to do."""
-        return self.how.sampler not in FIXED_SAMPLERS
+        """Whether the sampler depends on the weights, so that it needs `update`."""
+        return self.sampling.sampler not in FIXED_SAMPLERS
 
-    def _fixed(self):
-        if self.how.sampler == "uniform":
+    def _fixed_sampler(self):
+        if self.sampling.sampler == "uniform":
             return UniformSampler(len(self._counts))
-        if self.how.sampler == "unigram":
+        if self.sampling.sampler == "unigram":
             return UnigramSampler(self._counts, device=self._device)
         ranks = np.argsort(np.argsort(-self._counts, kind="stable"))
         return LogUniformSampler(len(ranks), ranks=ranks, device=self._device)
 
-    def _baseline(self):
-        make, seeds = BASELINES[self.how.sampler], {} if self.how.sampler == "sphere" else {"seed": self._seed}
-        return make(self._seen, **seeds)
+    def _baseline_sampler(self):
+        seeds = {} if self.sampling.sampler == "sphere" else {"seed": self._seed}
+        return BASELINES[self.sampling.sampler](self._sampler_weights, **seeds)
 
     @property
     def _popularity(self):
-        return self._counts if self.how.residual == "popularity" else None
+        return self._counts if self.sampling.residual == "popularity" else None
 
     def update(self):
-        """Catch up with the weights; returns the share of the labels whose cell of a MIDX index changed, else None.
+        """Update the sampler to the current weights.
 
-        An index whose codewords are all alike, as those of weights that were still zero, is no place to go on from: it
-        is built anew.
+        Returns the share of the labels whose cell of a MIDX index changed, or None. If all codewords of an index are
+        equal, as after an update to zero weights, it is built from scratch: such codewords are no useful start.
         """
-        if self.how.sampler in BASELINES:
-            self._seen = self._weights.copy()
-            self.sampler = self._baseline()
+        sampling = self.sampling
+        if sampling.sampler in BASELINES:
+            self._sampler_weights = self._weights.copy()
+            self.sampler = self._baseline_sampler()
             return None
-        if self.sampler is not None and not self._is_blank:
+        if self.sampler is not None and not self._has_equal_codewords:
             return self.sampler.update(self._weights)
-        how = self.how
         self.sampler = InvertedMultiIndex.build(
             self._weights,
-            how.n_codewords,
-            INDICES[how.sampler],
-            how.residual,
+            sampling.n_codewords,
+            MIDX_KINDS[sampling.sampler],
+            sampling.residual,
             self._seed,
             popularity=self._popularity,
-            weights=self._counts,
+            class_weights=self._counts,
         )
         return 1.0
 
     @property
-    def _is_blank(self):
+    def _has_equal_codewords(self):
         codewords = self.sampler.codebooks[0]
         return bool((codewords == codewords[0]).all())
 
-    def draw(self, x, labels, step):
-        """ids, log_q (B, M) of each row's negatives, and log_q (n,) of its positives (labels (B, L), n in all)."""
-        ids, log_q = self.sampler.sample(x, self.how.n_samples, self._seed, step)
+    def draw(self, h, labels, step):
+        """ids, log_q (B, M) of each row's negatives, and log_q (n,) of all n labels of the batch."""
+        ids, log_q = self.sampler.sample(h, self.sampling.n_samples, self._seed, step)
         n, xp = labels.indices.shape[0], module_of(self._device)
         row, counts = sparse.row_of_each_entry(labels.indptr, n), labels.indptr[1:] - labels.indptr[:-1]
-        place = xp.arange(n) - labels.indptr[row]
-        positives = zeros((len(x), int(counts.max()) if n else 0), np.int32, self._device)  # label 0 fills up
-        positives[row, place] = labels.indices
-        return ids, log_q, self.sampler.log_prob(x, positives)[row, place]
+        column = xp.arange(n) - labels.indptr[row]
+        # One row of labels per row of h, padded with label 0: samplers take a matrix of ids.
+        label_rows = zeros((len(h), int(counts.max()) if n else 0), np.int32, self._device)
+        label_rows[row, column] = labels.indices
+        return ids, log_q, self.sampler.log_prob(h, label_rows)[row, column]
 
     @property
     def arrays(self):
-        """What a checkpoint has to hold, by name."""
+        """Arrays of the sampler for a checkpoint, by name."""
         if self.sampler is None or not self.follows_weights:
             return {}
-        if self.how.sampler in BASELINES:
-            return {"weights": self._seen}
+        if self.sampling.sampler in BASELINES:
+            return {"weights": self._sampler_weights}
         return {
             "codes": self.sampler.codes,
             "codebook_0": self.sampler.codebooks[0],
@@ -129,80 +155,24 @@ class Negatives:
         }
 
     def restore(self, arrays):
-        """Continue from what `arrays` held; KeyError, TypeError or ValueError where it does not fit."""
+        """Continue from a result of `arrays`; KeyError, TypeError or ValueError if it does not fit."""
         if not self.follows_weights:
             return
         n_labels, width = self._weights.shape
-        if self.how.sampler in BASELINES:
-            self._seen = check.array("sampler/weights", arrays["weights"], np.float32, (n_labels, width))
-            check.finite("sampler/weights", self._seen)
-            self.sampler = self._baseline()
+        if self.sampling.sampler in BASELINES:
+            weights = check.array("sampler/weights", arrays["weights"], np.float32, (n_labels, width))
+            check.finite("sampler/weights", weights)
+            self._sampler_weights = weights
+            self.sampler = self._baseline_sampler()
             return
-        kind = INDICES[self.how.sampler]
+        kind = MIDX_KINDS[self.sampling.sampler]
         codes = check.array("sampler/codes", arrays["codes"], np.int32, (n_labels, 2))
-        check.below("sampler/codes", codes, self.how.n_codewords)
-        shape = self.how.n_codewords, width // 2 if kind == "pq" else width
+        check.in_range("sampler/codes", codes, self.sampling.n_codewords)
+        shape = self.sampling.n_codewords, width // 2 if kind == "pq" else width
         codebooks = [check.array(name, arrays[name], np.float32, shape) for name in ("codebook_0", "codebook_1")]
         for name, codebook in zip(("sampler/codebook_0", "sampler/codebook_1"), codebooks, strict=True):
             check.finite(name, codebook)
         codes, *codebooks = (asarray(array, self._device) for array in (codes, *codebooks))
         self.sampler = InvertedMultiIndex(
-            codebooks, codes, kind, self.how.residual, self._popularity, self._counts, self._weights
+            codebooks, codes, kind, self.sampling.residual, self._popularity, self._counts, self._weights
         )
-
-
-class SoftmaxOutput:
-    """Output layer ``scores = x weights.T`` under the softmax loss, ``sum_p -log softmax(scores)_p`` over a row's positives.
-
-    weights (L, H) float32, without a bias, as the samplers take them; they start at zero, or are the array that is
-    given (tied: an embedding's). With `negatives` every positive meets the row's drawn negatives instead of all labels,
-    and only the rows that occur have a gradient (lazy Adam).
-    """
-
-    name = "output"
-
-    def __init__(self, n_inputs, n_labels, device, weights=None):
-        self.weights = zeros((n_labels, n_inputs), np.float32, device) if weights is None else weights
-        #: `Negatives`, or None for the exact loss.
-        self.negatives = None
-        self._last = None
-
-    @property
-    def parameters(self):
-        return {"output.weights": self.weights}
-
-    def gradients(self, x, labels, step):
-        """Loss of a batch, gradient by x, and `Gradient` by the weights; labels as `softmax_cross_entropy` takes them.
-
-        `step` numbers the draws of negatives.
-        """
-        if self.negatives is None:
-            value, dx, dweights, _ = softmax_cross_entropy(x, self.weights, labels)
-            return value, dx, Gradient(self.weights, dweights)
-        labels = sparse.as_targets(labels, len(x), device_of(x), len(self.weights))
-        ids, log_q, log_q_targets = self.negatives.draw(x, labels, step)
-        how = self.negatives.how
-        value, dx, (rows, drows) = sampled_softmax(
-            x, self.weights, labels, ids, log_q, log_q_targets, correction=how.correction, mask_hits=how.mask_hits
-        )
-        return value, dx, Gradient(self.weights, drows, rows)
-
-    def step(self, x, labels, loss, optimizer):
-        """Loss of a batch and gradient by x; updates the weights."""
-        value, dx, gradient = self.gradients(x, labels, optimizer.state_of(self.weights).count)
-        gradient.apply(optimizer)
-        return value, dx
-
-    def check_connections(self):
-        """All inputs are connected to all labels: nothing to check."""
-
-    def rank_last(self, ids):
-        """Let the labels `ids` (NumPy) come last in every list, with the score LAST. There is no bias that could say so."""
-        self._last = asarray(ids, device_of(self.weights)) if len(ids) else None
-
-    def top_k(self, x, k):
-        """The k best labels of each row, of all labels: scores (B, k), ids (B, k) int32."""
-        scores = product(x, self.weights.T)
-        if self._last is not None:
-            scores[:, self._last] = LAST
-        return top_k_of_scores(scores, k)

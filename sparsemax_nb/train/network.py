@@ -9,11 +9,12 @@ import scipy.sparse
 
 from ..core import check, checkpoint, formulas, rng, sparse
 from ..core.device import asarray, backend_of, empty, module_of, synchronize
-from .layers import Dense, DenseOutput, Embedding, FixedFanInOutput, GroupSharedOutput, Inputs
-from .negatives import SoftmaxOutput
-from .unstructured import UnstructuredOutput
+from . import memory
+from .gradients import clip
+from .layers import Dense, Embedding, Inputs
+from .outputs import DenseOutput, FixedFanInOutput, GroupSharedOutput, SoftmaxOutput, UnstructuredOutput
 
-#: Output layers by name; the sparse ones are made from a fan-in and a seed, too.
+#: Output layers by name; the sparse ones also take a fan-in and a seed.
 OUTPUTS = {
     "dense": DenseOutput,
     "bottleneck": DenseOutput,
@@ -23,18 +24,18 @@ OUTPUTS = {
 }
 SPARSE_OUTPUTS = "unstructured", "fixed-fan-in", "group-shared"
 LOSSES = *formulas.LOSSES, "softmax"
-#: The number of the sparse features in the random stream of dropout; hidden layers count from 0.
-WORDS = 1 << 15
+#: Number of the sparse features in the random streams of dropout. Hidden layers are numbered from 0.
+WORD_DROPOUT_STREAM = 1 << 15
 
 
 class Layers:
-    """Layers one above the other: what a network is, whatever they are.
+    """Base class of the networks: a stack of layers.
 
-    A subclass has `hidden`, layers with `parameters` and `activations`; `output`, the output layer; `device`; `steps`;
-    and sets `output_seconds` in every step.
+    A subclass sets `device`, `steps`, `hidden` (layers with `parameters` and `activations`) and `output` (the output
+    layer), and sets `output_seconds` in each step.
     """
 
-    #: Seconds that the output layer took of the last step.
+    #: Seconds of the last step that were spent in the output layer.
     output_seconds = 0.0
 
     @property
@@ -45,7 +46,7 @@ class Layers:
 
     @property
     def output_nbytes(self):
-        """Bytes of the output layer's parameters; training with Adam adds two float32 moments for each weight."""
+        """Bytes of the output layer's parameters; training with Adam adds two float32 moments per weight."""
         return sum(array.nbytes for array in self.output.parameters.values())
 
     @property
@@ -54,7 +55,7 @@ class Layers:
         return sum(array.nbytes for array in self.parameters.values())
 
     def set_parameters(self, arrays, prefix=""):
-        """Overwrite all parameters, in place, with NumPy arrays by prefix and name; TypeError or ValueError for a wrong one."""
+        """Overwrite all parameters in place by ``arrays[prefix + name]``, NumPy; TypeError or ValueError if invalid."""
         for name, array in self.parameters.items():
             target = checkpoint.bits(array)
             stored = check.array(name, checkpoint.bits(arrays[prefix + name]), target.dtype, array.shape)
@@ -64,13 +65,13 @@ class Layers:
         self.output.check_connections()
 
     @property
-    def carried(self):
-        """What a checkpoint needs beside parameters and moments, by name: what negatives are drawn from; most have none."""
+    def sampler_state(self):
+        """State that a checkpoint needs apart from parameters and moments, by name: the sampler's arrays, if any."""
         negatives = getattr(self.output, "negatives", None)
         return {} if negatives is None else {f"sampler/{name}": array for name, array in negatives.arrays.items()}
 
-    def restore_carried(self, arrays):
-        """Go on from what `carried` held, among other arrays; KeyError, TypeError or ValueError where it does not fit."""
+    def restore_sampler(self, arrays):
+        """Continue from a `sampler_state` among these arrays; KeyError, TypeError or ValueError if it does not fit."""
         if getattr(self.output, "negatives", None) is not None:
             prefix = "sampler/"
             names = (name for name in arrays if name.startswith(prefix))
@@ -78,7 +79,7 @@ class Layers:
 
     @contextlib.contextmanager
     def _timing_output(self):
-        """The seconds inside count as the output layer's; on CUDA they are those of the device."""
+        """Add the time of the block to that of the output layer; on CUDA the device is synchronized for that."""
         if self.device == "cuda":
             synchronize()
         start = time.perf_counter()
@@ -89,13 +90,13 @@ class Layers:
 
     @staticmethod
     def _note_norm(norms, layer, gradient):
-        """Into the dict `norms`, where one is wanted: the norm of the gradient by the output of a layer."""
+        """Record the norm of the gradient with respect to a layer's output in the dict `norms`, unless it is None."""
         if norms is not None:
             flat = gradient.reshape(-1)
             norms[layer.name] = math.sqrt(float(flat @ flat))
 
     def first_not_finite(self):
-        """Name of the first array that holds NaN or infinity, or None: parameters, then what the layers kept of a step."""
+        """Name of the first array with NaN or infinity, or None: parameters, then activations of the last step."""
         activations = {name: array for layer in self.hidden for name, array in layer.activations.items()}
         for name, array in (self.parameters | activations).items():
             if not bool(module_of(self.device).isfinite(array).all()):
@@ -103,33 +104,10 @@ class Layers:
         return None
 
 
-def parameter_shapes(*, n_features, n_labels, embedding, intermediate, output, fan_in, loss, group_size, **_):
-    """{name: shape} of the parameters of a `Network` with these arguments, which is not made."""
-    shapes, width = {}, n_features
-    if embedding is not None:
-        shapes |= {"embedding.table": (width, embedding), "embedding.bias": (embedding,)}
-        width = embedding
-    if intermediate is not None:
-        shapes |= {"intermediate.weights": (width, intermediate), "intermediate.bias": (intermediate,)}
-        width = intermediate
-    if loss == "softmax":
-        return shapes | {"output.weights": (n_labels, width)}
-    shapes["output.bias"] = (n_labels,)
-    if output == "unstructured":
-        n = n_labels * fan_in
-        return shapes | {"output.indptr": (n_labels + 1,), "output.indices": (n,), "output.values": (n,)}
-    if output not in SPARSE_OUTPUTS:
-        return shapes | {"output.weights": (n_labels, width)}
-    if output == "group-shared":
-        shapes["output.order"] = (n_labels,)
-    n_rows = -(-n_labels // group_size) if output == "group-shared" else n_labels
-    return shapes | {"output.indices": (n_rows, fan_in), "output.values": (n_labels, fan_in)}
-
-
 class Network(Layers):
     """Sparse bag of words -> embedding -> ReLU -> dropout [-> dense -> ReLU] -> output layer.
 
-    Dense features take the place of the embedding: features -> dropout [-> dense -> ReLU] -> output layer.
+    With dense features: features -> dropout [-> dense -> ReLU] -> output layer.
 
     Parameters
     ----------
@@ -137,21 +115,24 @@ class Network(Layers):
     embedding : int or None
         Width of the embedding; None: the features are dense, (B, n_features) float32.
     intermediate : int or None
-        Width of the dense layer below the output; None leaves it out.
+        Width of the dense layer below the output; None omits it.
     output : 'dense', 'bottleneck', 'unstructured', 'fixed-fan-in' or 'group-shared'
     fan_in : int
         Connections per label of a sparse output (of an unstructured one: on average).
     dropout : float
-        Rate behind the embedding, or of dense features.
+        Dropout rate after the embedding, or of dense features.
     seed : int
     device : 'cpu' or 'cuda'
     loss : 'squared-hinge', 'bce' or 'softmax'
-        Under the softmax loss a dense output or bottleneck has no bias.
+        With 'softmax', a dense output or bottleneck has no bias.
     word_dropout : float
-        Rate at which the entries of sparse features are dropped.
+        Dropout rate of the entries of sparse features.
     group_size : int
+        Labels per group of a group-shared output.
     weight_dtype : 'float32' or 'bfloat16'
-        Labels that share their inputs, and what the weights are stored in, of a group-shared output.
+        Type of the weights of a group-shared output.
+    clip : float or None
+        Maximum norm of the gradient of all parameters together; None: no clipping.
     """
 
     def __init__(
@@ -170,9 +151,14 @@ class Network(Layers):
         word_dropout=0.0,
         group_size=1,
         weight_dtype="float32",
+        clip=None,
     ):
-        self.device, self.seed, self.steps = device, seed, 0
-        self.dropout, self.word_dropout = dropout, word_dropout
+        self.clip = clip
+        self.device = device
+        self.seed = seed
+        self.steps = 0
+        self.dropout = dropout
+        self.word_dropout = word_dropout
         self.is_dense = embedding is None
         if self.is_dense:
             self.hidden = [Inputs(n_features, device)]
@@ -183,14 +169,73 @@ class Network(Layers):
             self.hidden.append(Dense(width, intermediate, seed, device, first=self.is_dense))
             width = intermediate
         self.width = width  # of the output layer's input
-        more = (fan_in, seed) if output in SPARSE_OUTPUTS else ()
-        more += (group_size, weight_dtype) if output == "group-shared" else ()
-        self.output = (SoftmaxOutput if loss == "softmax" else OUTPUTS[output])(width, n_labels, *more, device)
+        output_arguments = (fan_in, seed) if output in SPARSE_OUTPUTS else ()
+        output_arguments += (group_size, weight_dtype) if output == "group-shared" else ()
+        output_class = SoftmaxOutput if loss == "softmax" else OUTPUTS[output]
+        self.output = output_class(width, n_labels, *output_arguments, device)
+
+    @staticmethod
+    def memory(
+        *,
+        n_features,
+        n_labels,
+        embedding,
+        intermediate,
+        output,
+        fan_in,
+        device,
+        batch_size=1,
+        entries_per_row=0.0,
+        group_size=1,
+        weight_dtype="float32",
+        rewired=0.1,
+        keep_best=False,
+        k=5,
+        loss="squared-hinge",
+        sampling=None,
+        labels_per_row=1.0,
+        clip=None,
+    ):
+        """The `Plan` of training such a network with Adam, and of predictions, both in batches of `batch_size` rows.
+
+        Parameters beyond those of `Network`: `entries_per_row`, the mean number of sparse features per row; `rewired`,
+        the share of the connections that a rewiring replaces; `keep_best`, whether the weights of the best epoch are
+        also stored; `k` of the top-k; `sampling`, the `Sampling` of a softmax loss with negatives, or None;
+        `labels_per_row`, the mean number of labels per row. Data, code and libraries are not counted.
+        """
+        width, arrays = n_features, []
+        if embedding is None:
+            arrays += Inputs.memory(batch_size, n_features)
+        else:
+            arrays += Embedding.memory(batch_size, n_features, embedding, entries_per_row)
+            width = embedding
+        if intermediate is not None:
+            arrays += Dense.memory(batch_size, width, intermediate, first=embedding is None)
+            width = intermediate
+        arrays += (SoftmaxOutput if loss == "softmax" else OUTPUTS[output]).memory(
+            batch_size,
+            width,
+            n_labels,
+            device=device,
+            fan_in=fan_in,
+            group_size=group_size if output == "group-shared" else None,
+            weight_dtype=weight_dtype if output == "group-shared" else "float32",
+            rewired=rewired,
+            clipped=clip is not None,
+            k=k,
+            sampling=sampling,
+            labels_per_row=labels_per_row,
+        )
+        arrays.append(memory.array("prediction", "hidden layers' outputs", batch_size, width))
+        if keep_best and device == "cpu":  # those of a CUDA network are stored in the host's memory
+            parameters = [array for array in arrays if array.shape is not None]
+            arrays += [memory.Array("always", f"{a.name}: of the best epoch", a.nbytes) for a in parameters]
+        return memory.Plan(arrays)
 
     def forward(self, x, training=False):
-        """Contexts h (B, H) of a SciPy CSR matrix or dense array (B, F): the input of the output layer.
+        """The input h (B, H) of the output layer, from a SciPy CSR matrix or dense array (B, F).
 
-        Nothing of the network changes, but in training: then the layers keep what their backward pass needs.
+        Only in training the layers store what their backward pass needs; otherwise the network does not change.
         """
         if scipy.sparse.issparse(x):
             h = sparse.as_rows(x, self.device)
@@ -206,16 +251,16 @@ class Network(Layers):
         return h
 
     def _drop_words(self, rows):
-        """Some entries of the rows become zero, the others grow: their expectation stays."""
-        dropout = rng.make_dropout(self.word_dropout, self.seed, WORDS, self.steps)
+        """Dropout of the entries: some weights become zero, the others are scaled up to preserve the expectation."""
+        dropout = rng.make_dropout(self.word_dropout, self.seed, WORD_DROPOUT_STREAM, self.steps)
         weights = empty((1, rows.weights.shape[0]), np.float32, self.device)
         backend_of(self.device, "activations").dropout(rows.weights.reshape(1, -1), dropout, weights)
         return rows._replace(weights=weights.reshape(-1))
 
     def step(self, x, labels, loss, optimizer, norms=None):
-        """One training step on a batch (labels SciPy CSR): forward, backward and update of every layer; returns the loss.
+        """One training step on a batch (labels SciPy CSR): forward, backward, update of all layers; returns the loss.
 
-        Where a dict `norms` is given, it gets the norm of the loss' gradient by the output of each hidden layer.
+        A dict `norms` receives the norm of the loss's gradient with respect to the output of each hidden layer.
         """
         h = self.forward(x, training=True)
         if self.device == "cuda":
@@ -223,16 +268,32 @@ class Network(Layers):
             labels = sparse.Labels(*(asarray(a, self.device, np.int32) for a in arrays))
         self.output_seconds = 0.0
         with self._timing_output():
-            value, gradient = self.output.step(h, labels, loss, optimizer)
+            if self.clip is None:
+                value, dout = self.output.step(h, labels, loss, optimizer, self.steps)
+            else:
+                value, dout, gradients = self.output.gradients(h, labels, loss, self.steps)
         for layer in reversed(self.hidden):
-            if gradient is not None:
-                self._note_norm(norms, layer, gradient)
-            gradient = layer.backward(gradient, optimizer)
+            if dout is None:
+                break
+            self._note_norm(norms, layer, dout)
+            dout, of_layer = layer.backward(dout)
+            if self.clip is None:
+                self._apply(of_layer, optimizer)
+            else:
+                gradients += of_layer
+        if self.clip is not None:
+            clip(gradients, self.clip)
+            self._apply(gradients, optimizer)
         self.steps += 1
         return value
 
+    @staticmethod
+    def _apply(gradients, optimizer):
+        for gradient in gradients:
+            gradient.apply(optimizer)
+
     def rewire(self, fraction, optimizer):
-        """Replace the share `fraction` of the output layer's connections; returns the share that it came to."""
+        """Replace the share `fraction` of the output layer's connections; returns the share that was replaced."""
         return self.output.rewire(fraction, self.seed, self.steps, optimizer)
 
     def top_k(self, x, k):

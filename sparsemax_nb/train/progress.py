@@ -1,35 +1,42 @@
-"""How far a run of training is, on standard error."""
+"""Progress of a training run on standard error."""
 
 import sys
 import time
 
 from tqdm import tqdm
 
-#: In a file or a pipe: a line for each of so many parts of the run, and one after so many seconds without any.
-PARTS, SECONDS = 10, 60.0
-#: Steps between two looks at the figures beside a bar.
-FIGURES_EVERY = 20
+#: In a file or a pipe, one line is printed per this share of the run, ...
+LINES_PER_RUN = 10
+#: ... and one after this many seconds without a line.
+MAX_SILENT_SECONDS = 60.0
+#: Steps between two updates of the metrics shown next to a bar. Formatting them takes time.
+METRICS_EVERY = 20
 
 
 class Progress:
-    """A bar in a terminal; a plain line now and then where standard error is a file or a pipe.
+    """A bar in a terminal; a plain line now and then if standard error is a file or a pipe.
 
     Parameters
     ----------
     total : int
         Steps of the whole run.
     done : int
-        Of them, those of the run that is resumed.
-    wanted : bool
+        Steps that are already done, in a resumed run.
+    enabled : bool
         False shows nothing.
     clock : callable
-        Seconds, as `time.monotonic` gives them.
+        Returns seconds, like `time.monotonic`.
     """
 
-    def __init__(self, total, done, wanted, clock=time.monotonic):
-        self._total, self._done, self._wanted, self._clock = total, done, wanted, clock
-        self._part, self._said, self._bar = PARTS * done // max(total, 1), clock(), None
-        if wanted and sys.stderr.isatty():
+    def __init__(self, total, done, enabled, clock=time.monotonic):
+        self._total = total
+        self._done = done
+        self._enabled = enabled
+        self._clock = clock
+        self._part = LINES_PER_RUN * done // max(total, 1)
+        self._last_line = clock()
+        self._bar = None
+        if enabled and sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=done, unit="step", file=sys.stderr, mininterval=0.5)
 
     def __enter__(self):
@@ -39,21 +46,21 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def step(self, figures):
-        """One more step is done; ``figures()`` is a dict of what is shown beside its number."""
+    def step(self, metrics):
+        """Count one more step; ``metrics()`` returns a dict of values to show next to the step number."""
         self._done += 1
         if self._bar is not None:
             self._bar.update()
-            if self._done % FIGURES_EVERY == 0:
-                self._bar.set_postfix(figures(), refresh=False)
-        elif self._wanted and self._is_due():
-            shown = ", ".join(f"{name}={value}" for name, value in figures().items())
+            if self._done % METRICS_EVERY == 0:
+                self._bar.set_postfix(metrics(), refresh=False)
+        elif self._enabled and self._is_due():
+            shown = ", ".join(f"{name}={value}" for name, value in metrics().items())
             share = self._done / self._total
             print(f"step {self._done:,} of {self._total:,} ({share:.0%})  {shown}", file=sys.stderr, flush=True)
 
     def _is_due(self):
-        part, now = PARTS * self._done // self._total, self._clock()
-        if part == self._part and now - self._said < SECONDS:
+        part, now = LINES_PER_RUN * self._done // self._total, self._clock()
+        if part == self._part and now - self._last_line < MAX_SILENT_SECONDS:
             return False
-        self._part, self._said = part, now
+        self._part, self._last_line = part, now
         return True

@@ -1,4 +1,4 @@
-"""The benchmarks at smoke size, and the arithmetic and file handling of their harness."""
+"""The benchmarks at smoke size, and the arithmetic and file handling of their shared modules."""
 
 import functools
 import json
@@ -66,7 +66,7 @@ def test_step_without_torch(no_torch):
 
 
 def test_forward_and_step_with_torch():
-    pytest.importorskip("torch", reason="PyTorch is not installed: it is an optional rival")
+    pytest.importorskip("torch", reason="PyTorch is not installed: it is an optional competitor")
     rows = forward.main(["--smoke", "--device", "cpu"]) + step.main(["--smoke", "--device", "cpu", "--threads", "1"])
     for row in rows:
         assert not any("unavailable" in c for c in row["contestants"].values())
@@ -85,12 +85,12 @@ def test_cross_entropy_without_torch(no_torch, capsys):
 
 
 def test_cross_entropy_with_torch(monkeypatch):
-    pytest.importorskip("torch", reason="PyTorch is not installed: it is an optional rival")
+    pytest.importorskip("torch", reason="PyTorch is not installed: it is an optional competitor")
     small, accuracy, large = cross_entropy.main(["--smoke", "--device", "cpu", "--threads", "1"])
     assert set(small["memory"]) == set(large["memory"]) == set(accuracy["figures"]) == {*small["contestants"]}
     monkeypatch.setattr("bench.peers.pytorch.free_memory", lambda: 300 * 48 * 12 - 1)
     arrays = cross_entropy.problem(48, 16, 300)
-    with pytest.raises(Unavailable, match="take 0.0 GiB"):
+    with pytest.raises(Unavailable, match="need 0.0 GiB"):
         pytorch.cross_entropy(*arrays)
 
 
@@ -105,9 +105,9 @@ def test_a_wrong_gradient_is_noticed():
             check(wrong)
 
 
-def test_rivals_of_the_loss_in_bfloat16(monkeypatch):
-    """Each within its own tolerance, none within ours; what stands for the packages takes their arguments."""
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed: it is an optional rival")
+def test_competitors_of_the_loss_in_bfloat16(monkeypatch):
+    """Each is within its own tolerance, but not within ours. Stubs replace the packages and take their arguments."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: it is an optional competitor")
     arrays = cross_entropy.problem(48, 16, 300)
     h, w, bias, targets = arrays
     with pytest.raises(Unavailable, match="need a GPU"):
@@ -118,12 +118,12 @@ def test_rivals_of_the_loss_in_bfloat16(monkeypatch):
         LigerFusedLinearCrossEntropyLoss=lambda: lambda w, h, targets, bias: entropy(linear(h, w, bias), targets),
     )
     monkeypatch.setattr(fused_losses, "_package", lambda *names: package)
-    rivals = {
+    competitors = {
         "PyTorch, bfloat16": (cross_entropy.ROUNDED, pytorch.cross_entropy(*arrays, "bfloat16")),
         "Liger, bfloat16": (cross_entropy.ROUNDED, fused_losses.liger(*arrays, "bfloat16")),
         cross_entropy.CUT: (cross_entropy.SUMMED, fused_losses.cut_cross_entropy(h, w, targets)),
     }
-    for name, (tolerance, peer) in rivals.items():
+    for name, (tolerance, peer) in competitors.items():
         truth = cross_entropy.exact(*cross_entropy.inputs_of(arrays, *cross_entropy.kind_of(name)))
         result = cross_entropy.to_numpy(peer.run())
         cross_entropy.require_close(result, truth, tolerance)
@@ -139,12 +139,12 @@ def test_lstm_without_torch(no_torch, capsys):
     (row,) = lstm.main(["--smoke", "--device", "cpu", "--threads", "1"])
     assert row["contestants"]["PyTorch"] == {"unavailable": "PyTorch is not installed"}
     assert row["parameters"]["layers"] == 2 and row["floor"]["parts"]
-    rate = re.search(r"Tokens a second: ours ([\d,]+)\.\n", capsys.readouterr().out)[1].replace(",", "")
+    rate = re.search(r"Tokens per second: ours ([\d,]+)\.\n", capsys.readouterr().out)[1].replace(",", "")
     assert int(rate) == pytest.approx(5 * 3 / row["contestants"]["ours"]["median_s"], abs=1)
 
 
 def test_lstm_with_torch():
-    pytest.importorskip("torch", reason="PyTorch is not installed: it is an optional rival")
+    pytest.importorskip("torch", reason="PyTorch is not installed: it is an optional competitor")
     (row,) = lstm.main(["--smoke", "--device", "cpu", "--threads", "1"])
     assert row["contestants"]["PyTorch"]["ratio_to_ours"] > 0 and "PyTorch" in row["notes"][0]
 
@@ -166,27 +166,27 @@ def test_sampling_without_torch(no_torch, capsys):
     assert [row["benchmark"] for row in (draws, index, a_step)] == ["sampling", "sampling: index", "sampling: step"]
     assert [cells[0] for cells in draws["table"]["rows"]] == ["MIDX uniform", "MIDX popularity", "uniform", "unigram"]
     assert index["figures"]["3000"]["build"] > 0
-    assert a_step["contestants"][sampling.ADAM_RIVAL] == {"unavailable": "PyTorch is not installed"}
-    assert "- Ours divides into draws and their log Q " in capsys.readouterr().out
+    assert a_step["contestants"][sampling.ADAM_BASELINE] == {"unavailable": "PyTorch is not installed"}
+    assert "- Parts of our step: draws and their log Q " in capsys.readouterr().out
 
 
 def test_sampling_with_torch():
-    pytest.importorskip("torch", reason="PyTorch is not installed: it is an optional rival")
+    pytest.importorskip("torch", reason="PyTorch is not installed: it is an optional competitor")
     *_, row = sampling.main(["--smoke", "--device", "cpu", "--threads", "1"])
     assert not any("unavailable" in c for c in row["contestants"].values())
 
 
 def test_wrong_draws_are_not_timed():
-    sampler, queries = sampling.UnigramSampler(np.arange(1, 51)), np.zeros((4, 2), np.float32)
-    check = sampling.check_draws(sampler, np.arange(1, 51), queries)
-    ids, log_q = sampler.sample(queries, 9, seed=0)
+    sampler, h = sampling.UnigramSampler(np.arange(1, 51)), np.zeros((4, 2), np.float32)
+    check = sampling.check_draws(sampler, np.arange(1, 51), h)
+    ids, log_q = sampler.sample(h, 9, seed=0)
     check((ids, log_q))
-    with pytest.raises(AssertionError, match="not what log_prob says"):
+    with pytest.raises(AssertionError, match="differs from log_prob"):
         check((ids, log_q + np.float32(0.01)))
     with pytest.raises(AssertionError, match="out of range"):
         check((ids + 50, log_q))
     with pytest.raises(AssertionError, match="a log-probability is off"):
-        sampling.check_draws(sampler, np.ones(50), queries)((ids, log_q))
+        sampling.check_draws(sampler, np.ones(50), h)((ids, log_q))
 
 
 def closeness_data(seed=0):
@@ -208,7 +208,7 @@ def test_closeness(tmp_path, capsys):
     assert curves["rq uniform"][16] < curves["rq uniform"][4] < lines["uniform"]
     assert len(curves) == 8 and len({curve[16] for curve in curves.values()}) == 8
     printed = capsys.readouterr().out
-    assert "midx-rq is closer than midx-pq" in printed and "that of midx-rq at 16 codewords" in printed
+    assert "midx-rq is closer than midx-pq" in printed and "that of midx-rq with 16 codewords" in printed
     assert json.loads((tmp_path / "c.json").read_text())[0]["benchmark"] == "closeness"
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c.json", "c.png", "model.npz"]
@@ -216,20 +216,20 @@ def test_closeness(tmp_path, capsys):
 
 def test_divergence_is_exact():
     arrays = closeness_data()
-    classes, queries = arrays["classes"], arrays["queries"]
-    logits = queries.astype(np.float64) @ classes.T
+    weights, h = arrays["classes"], arrays["queries"]
+    logits = h.astype(np.float64) @ weights.T
     p = np.exp(logits - logits.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)
-    uniform = closeness.divergence(sampling.UniformSampler(300), classes, queries)
+    uniform = closeness.divergence(sampling.UniformSampler(300), weights, h)
     assert uniform == pytest.approx((p * np.log(p * 300)).sum(1).mean(), rel=1e-6)
     q = np.arange(1, 301) / np.arange(1, 301).sum()
     order = np.random.default_rng(1).permutation(300)
     got = closeness.divergence(
-        sampling.UnigramSampler(q[np.argsort(order)]), classes, queries
-    )  # of class order[i], q[i]
+        sampling.UnigramSampler(q[np.argsort(order)]), weights, h
+    )  # class order[i] has probability q[i]
     assert got == pytest.approx((p[:, order] * np.log(p[:, order] / q)).sum(1).mean(), rel=1e-5)
-    exact = sampling.InvertedMultiIndex.build(classes, 8, residual="exact")
-    assert abs(closeness.divergence(exact, classes, queries)) < 1e-5
+    exact = sampling.InvertedMultiIndex.build(weights, 8, residual="exact")
+    assert abs(closeness.divergence(exact, weights, h)) < 1e-5
 
 
 def test_labels_are_spread():
@@ -248,7 +248,11 @@ def test_closeness_refuses_bad_files(tmp_path, capsys):
     np.savez(tmp_path / "a.npz", classes=arrays["classes"])
     np.savez(tmp_path / "b.npz", **(arrays | {"counts": np.ones(3)}))
     np.savez(tmp_path / "c.npz", **(arrays | {"queries": np.ones((2, 5), np.float32)}))
-    for name, message in ("a", "lacks queries, counts"), ("b", "counts must have shape"), ("c", "equally wide"):
+    for name, message in (
+        ("a", "lacks queries, counts"),
+        ("b", "counts must have one entry per class"),
+        ("c", "must have the same width"),
+    ):
         with pytest.raises(SystemExit):
             closeness.main([str(tmp_path / f"{name}.npz")])
         assert message in capsys.readouterr().err
@@ -271,13 +275,13 @@ def test_closeness_of_a_model(tmp_path, capsys):
     }
     model = train.Classifier(output="dense", loss="softmax", **made).fit(points.features[:60], points.labels[:60])
     model.save(tmp_path / "dense.safetensors")
-    classes, queries, counts, others = closeness.read(tmp_path / "dense.safetensors", 7, str(tmp_path))
-    assert (classes == model.network_.output.weights).all() and counts.sum() == points.labels[:60].nnz
-    np.testing.assert_array_equal(queries[0], model.contexts(points.features[60:61])[0])
-    assert queries.shape == (7, 8) and others.shape == (23, 8)
+    weights, h, counts, others = closeness.read(tmp_path / "dense.safetensors", 7, str(tmp_path))
+    assert (weights == model.network_.output.weights).all() and counts.sum() == points.labels[:60].nnz
+    np.testing.assert_array_equal(h[0], model.encode(points.features[60:61])[0])
+    assert h.shape == (7, 8) and others.shape == (23, 8)
     train.Classifier(**made).fit(points.features[:60], points.labels[:60]).save(tmp_path / "sparse.safetensors")
     for arguments, message in (
-        (["dense.safetensors"], "with --data"),
+        (["dense.safetensors"], "give its data with --data"),
         (["sparse.safetensors", "--data", str(tmp_path)], "dense"),
     ):
         with pytest.raises(SystemExit):
@@ -301,7 +305,7 @@ def test_accuracy_rows_table_and_picture(tmp_path, monkeypatch, capsys):
     for part, some in ("train_bow", slice(0, 140)), ("dev_bow", slice(140, 170)), ("test_bow", slice(170, 200)):
         data.write_xc(tmp_path / f"{part}.txt", points.features[some], points.labels[some])
     monkeypatch.setattr(accuracy, "FOLDER", tmp_path / "rows")
-    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
     monkeypatch.setattr(accuracy, "PICTURE", tmp_path / "rewiring.png")
     small = {"batch-size": 32, "embedding": 16, "epochs": 2, "seed": 0, "rewire-every": 3, "device": "cpu"}
     small |= {"intermediate": 64, "fan-in": 8, "n-samples": 5, "n-codewords": 4}
@@ -325,9 +329,9 @@ def test_accuracy_rows_table_and_picture(tmp_path, monkeypatch, capsys):
 
 def test_words_scale(tmp_path, monkeypatch, capsys):
     measured = words_scale.measure
-    monkeypatch.setattr(words_scale, "measure", lambda *row: measured(*row, n_points=2000, n_words=400, n_asked=200))
+    monkeypatch.setattr(words_scale, "measure", lambda *row: measured(*row, n_points=2000, n_words=400, n_test=200))
     monkeypatch.setattr(words_scale, "FOLDER", tmp_path / "rows")
-    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
     monkeypatch.setitem(words_scale.ROWS, "1000-labels-2-threads", (1000, 1))  # also where there is one core
     with threads(1):
         assert words_scale.main(["1000-labels-2-threads"]) == 0
@@ -344,11 +348,15 @@ def test_words_scale(tmp_path, monkeypatch, capsys):
     )
 
 
-def test_ingredients_have_a_table_of_their_own():
+def test_ablation_table():
     row = {
-        "test": dict.fromkeys(("P@1", "P@3", "P@5", "PSP@5"), 0.5), "settings": {"C": 0.25, "slack": 0.1, "frequency": 0.0}, "train_seconds": 3.0,
-        "fit_seconds": 2.0, "model_bytes": 1 << 20, "environment": {"machine": {"cpu": "A"}},
-    }  # fmt: skip
+        "test": dict.fromkeys(("P@1", "P@3", "P@5", "PSP@5"), 0.5),
+        "settings": {"C": 0.25, "slack": 0.1, "frequency": 0.0},
+        "train_seconds": 3.0,
+        "fit_seconds": 2.0,
+        "model_bytes": 1 << 20,
+        "environment": {"machine": {"cpu": "A"}},
+    }
     assert words.ingredients("tate", {"linear": row}) is None
     other = row | {"environment": {"machine": {"cpu": "B"}}}
     found = {
@@ -358,7 +366,7 @@ def test_ingredients_have_a_table_of_their_own():
     }
     made = words.ingredients("tate", found)
     assert [r[0] for r in made["table"]["rows"]] == ["linear", "no-slack", "2-passes"]
-    assert "Measured on another machine, so that their times do not compare: linear." in made["notes"]
+    assert "Measured on another machine (do not compare the times): linear." in made["notes"]
     assert made["table"]["rows"][1] == ["no-slack", *["50.00"] * 4, "1.00", "0", "0.01", "3.0", "2.0", "1.0"]
 
 
@@ -367,7 +375,7 @@ def test_pecos_is_skipped_or_a_row(tmp_path, monkeypatch, capsys):
     for part, some in ("train_bow", slice(0, 40)), ("test_bow", slice(40, 60)):
         data.write_xc(tmp_path / f"{part}.txt", points.features[some], points.labels[some])
     monkeypatch.setattr(accuracy, "FOLDER", tmp_path / "rows")
-    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
     command = ["--data", str(tmp_path), "--work", str(tmp_path / "work")]
     assert pecos.main([*command, "--python", str(tmp_path / "none")]) == 2
     assert "none does not run" in capsys.readouterr().err
@@ -387,7 +395,11 @@ def test_pecos_is_skipped_or_a_row(tmp_path, monkeypatch, capsys):
     assert row["test"]["P@5"] == 0 and row["environment"]["versions"]["numpy"] == "1.26.4"
     assert accuracy.main(["--table"]) == 0
     shown = capsys.readouterr().out
-    assert "| pecos-xr-linear | 0.00 |" in shown and "Trained in 7 s" in shown and "0.50 ms alone" in shown
+    assert (
+        "| pecos-xr-linear | 0.00 |" in shown
+        and "Trained in 7 s" in shown
+        and "0.50 ms with one query per call" in shown
+    )
 
 
 def test_rows_measured_elsewhere_are_marked():
@@ -395,7 +407,7 @@ def test_rows_measured_elsewhere_are_marked():
     newer = here | {"versions": here["versions"] | {"numpy": "9.9"}}
     found = {name: {"environment": e} for name, e in {"a": elsewhere, "b": here, "c": here, "d": newer}.items()}
     table = {"table": {"rows": [["a"], ["b"], ["c"], ["d"], ["projected"]]}, "notes": [], "environment": elsewhere}
-    rows.tell_apart(table, found)
+    rows.mark_other_machines(table, found)
     assert [cells[0] for cells in table["table"]["rows"]] == ["a [1]", "b", "c", "d [2]", "projected"]
     assert table["environment"]["machine"]["cpu"] == "Processor A"
     assert "[1]: " in table["notes"][0] and "Processor B" in table["notes"][0] and "numpy 9.9" in table["notes"][1]
@@ -422,29 +434,30 @@ def test_turns_and_arithmetic():
     timings = timing.compare(contestants, 2, pause=0)
     assert "".join(calls) == "aabb" + "abab"
     assert [len(t.seconds) for t in timings.values()] == [2, 2]
-    ours, rival = timing.Timing("ours", 9.0, [1.0, 2.0, 4.0]), timing.Timing("rival", 9.0, [3.0, 4.0, 4.0])
+    ours = timing.Timing("ours", 9.0, [1.0, 2.0, 4.0])
+    other = timing.Timing("other", 9.0, [3.0, 4.0, 4.0])
     assert ours.summary()["median_s"] == 2 and ours.summary()["min_s"] == 1 and ours.summary()["first_call_s"] == 9
     assert ours.summary()["q90_s"] == pytest.approx(2 + 0.8 * 2)
-    assert timing.ratio(rival, ours)["ratio_to_ours"] == 2  # of 3, 2, 1: round by round, not of the medians
+    assert timing.ratio(other, ours)["ratio_to_ours"] == 2  # the median of 3, 2 and 1
 
 
 def test_memory_growth():
     with machine.memory_growth() as growth:
         np.ones(32 << 20, np.uint8)
     if growth["bytes"] is None:
-        pytest.skip("/proc offers no high-water mark here")
+        pytest.skip("/proc has no high-water mark on this system")
     assert 31 << 20 <= growth["bytes"] < 64 << 20 and machine.peak_rss() > 32 << 20
 
 
 def sample_row(cpu="Processor A", n_labels=10, seconds=0.002):
     contestants = {
         "ours": timing.Contestant(None, None, "fast"),
-        "rival": timing.Contestant(None, None),
+        "other": timing.Contestant(None, None),
         "absent": Unavailable("not installed"),
     }
-    timings = {"ours": timing.Timing("ours", 1.0, [seconds]), "rival": timing.Timing("rival", 1.0, [0.006])}
+    timings = {"ours": timing.Timing("ours", 1.0, [seconds]), "other": timing.Timing("other", 1.0, [0.006])}
     parts = {"bytes stored": {"amount": 1e6, "unit": "B", "limit": 1e9}}
-    floor, targets = {"seconds": 0.001, "bound": "bytes stored", "parts": parts}, {"rival": (2, 4), "absent": (2, 4)}
+    floor, targets = {"seconds": 0.001, "bound": "bytes stored", "parts": parts}, {"other": (2, 4), "absent": (2, 4)}
     row = tables.make_row("demo", {"labels": n_labels}, contestants, timings, floor=floor, targets=targets)
     row["environment"]["machine"]["cpu"] = cpu
     return row
@@ -469,25 +482,25 @@ def test_report(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "PROSE", tmp_path / "prose.md")
     monkeypatch.setattr(report, "draw", lambda rows: None)
     monkeypatch.setattr(overview, "write", lambda rows: None)
-    monkeypatch.setattr(harness, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
     (tmp_path / "gpu.json").write_text(json.dumps([sample_row("Processor B"), sample_row()]))
     report.PROSE.write_text(f"before\n\n{report.START}\nold\n{report.END}\n\nafter\n")
     for _ in range(2):
         report.main(["--add", str(tmp_path / "gpu.json")])
     text = report.README.read_text()
     assert text.startswith("before\n") and text.endswith("\n\nafter\n") and "old" not in text
-    assert text.count("| rival | 6.00 | 6.00 - 6.00 | 6.00 | 3.00 (3.00 - 3.00) |") == 2
-    assert "Target: 2 x rival, better 4 x; measured 3.00 x: met." in text and "| absent | - |" in text
-    assert "| bytes stored | 0.00 GB at 1 GB/s | 1.00 | 50% |" in text and "ours takes 2.0 times that" in text
+    assert text.count("| other | 6.00 | 6.00 - 6.00 | 6.00 | 3.00 (3.00 - 3.00) |") == 2
+    assert "Target: 2 x other, desired 4 x; measured 3.00 x: met." in text and "| absent | - |" in text
+    assert "| bytes stored | 0.00 GB at 1 GB/s | 1.00 | 50% |" in text and "ours takes 2.0 times as long" in text
     sections = text.split("### ")[1:]
     assert ["Processor A" in s for s in sections] == [True, False]
     assert all(s.count("**demo**") == 1 for s in sections)
 
 
 def test_readmes_and_pictures_come_from_the_results(monkeypatch, tmp_path):
-    """Both README.md are what the command makes; the pictures are drawn from rows that were read from files."""
+    """Both README.md are up to date with bench/results/, and the figures can be drawn from rows read from files."""
     rows = [row for path in sorted(tables.RESULTS.glob("*.json")) for row in json.loads(path.read_text())]
-    assert report.README.read_text() == report.readme(rows), "run python -m bench.report, and edit prose.md"
+    assert report.README.read_text() == report.readme(rows), "edit prose.md and run python -m bench.report"
     text = overview.README.read_text()
     assert text == overview.readme(text, rows), "run python -m bench.report"
     for module in (accuracy, closeness, ds_softmax, language, overview, scaling, words):
@@ -498,7 +511,7 @@ def test_readmes_and_pictures_come_from_the_results(monkeypatch, tmp_path):
 
 
 def test_rows_go_where_their_benchmark_writes_them(monkeypatch, tmp_path):
-    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
     names = {"top_k": "step", "group-shared step": "group_shared", "hierarchy: 10x10": "hierarchy", "step": "step"}
     (tmp_path / "gpu").write_text(json.dumps([sample_row() | {"benchmark": name} for name in names]))
     report.add(tmp_path / "gpu")
@@ -517,7 +530,8 @@ def test_gpu_needs_a_device_and_survives_failing_parts(tmp_path, capsys, monkeyp
     commands = capsys.readouterr().out
     assert "python -m bench.step --device cuda" in commands
     assert re.search(r"bench.cross_entropy --device cpu .*--large-rows 1024\n", commands)
-    assert "ds_softmax" not in commands and "pecos" not in commands  # they need a model, a Python of its own
+    assert "ds_softmax" not in commands and "pecos" not in commands  # they need a model, and a separate Python
+    assert not any(f"bench.{name} " in commands for name in ("__main__", "harness", "plotting", "tables", "timing"))
     assert gpu.limit_of("tests", ["a cuda", "b cpu"], 570) == gpu.TESTS_LIMIT
     assert gpu.limit_of("a cuda", ["b cuda", "c cpu"], 570) == gpu.BENCHMARK_LIMIT
     assert gpu.limit_of("a cuda", ["b cuda", "c cpu"], 60) == gpu.limit_of("c cpu", [], 30) == 30
@@ -549,7 +563,7 @@ LANGUAGE = {
 
 
 def test_ds_softmax(tmp_path, monkeypatch, capsys):
-    """From a language model to the table and the pictures; a wrong answer is not timed."""
+    """From a language model to the table and the figures; wrong answers stop the benchmark."""
     random = np.random.default_rng(0)
     for part, n in (("train", 4000), ("valid", 400), ("test", 400)):
         words = random.integers(1, 3, n).cumsum() % 30
@@ -559,7 +573,11 @@ def test_ds_softmax(tmp_path, monkeypatch, capsys):
     model.fit(text.train, vocabulary=text.vocabulary).save(file)
     small = ds_softmax.SHARED | {"n_experts": 4, "epochs": 3, "batch_size": 50}
     monkeypatch.setitem(ds_softmax.SETTINGS, train.LanguageModel.kind, small | {"learning_rate": 3e-3})
-    for name, value in {"FEWEST": 2, "PICTURE": tmp_path / "a.png", "PICTURE_OF_WORDS": tmp_path / "b.png"}.items():
+    for name, value in {
+        "MIN_EXPERTS": 2,
+        "PICTURE": tmp_path / "a.png",
+        "PICTURE_OF_WORDS": tmp_path / "b.png",
+    }.items():
         monkeypatch.setattr(ds_softmax, name, value)
     command = [
         str(tmp_path),
@@ -587,8 +605,8 @@ def test_ds_softmax(tmp_path, monkeypatch, capsys):
 
 
 def test_adaptive_softmax(tmp_path):
-    """It learns, from one target a row or several; what it has learnt is kept; the frequent classes cost most."""
-    pytest.importorskip("torch", reason="PyTorch is not installed: it is an optional rival")
+    """It learns from one target or several labels per row, and its weights are stored and loaded again."""
+    pytest.importorskip("torch", reason="PyTorch is not installed: it is an optional competitor")
     random = np.random.default_rng(0)
     rows, targets = random.standard_normal((60, 32)).astype(np.float32), random.geometric(0.1, 3000) % 60
     h, counts = (rows[targets] / 4).astype(np.float16), np.bincount(targets, minlength=60)
@@ -606,7 +624,10 @@ def test_adaptive_softmax(tmp_path):
 def test_language_step(tmp_path):
     (row,) = language_step.main(["--smoke", "--device", "cpu", "--threads", "1", "--json", str(tmp_path / "s.json")])
     assert row["parameters"]["words"] == 120 and row["contestants"]["ours"]["median_s"] > 0
-    assert "Tokens a second: ours" in row["notes"][0] and "an update of the index every 100 steps" in row["notes"][1]
+    assert (
+        "Tokens per second: ours" in row["notes"][0]
+        and "an update of the index every 100 steps takes" in row["notes"][1]
+    )
 
 
 def test_language_step_without_torch(no_torch):
@@ -624,7 +645,7 @@ def test_language_rows_tables_and_picture(tmp_path, monkeypatch, capsys):
     items.mkdir()
     (items / "sequences.txt").write_text("a b c d\nb c d e\nc d e a\nd e a b\n" * 5)
     monkeypatch.setattr(language, "FOLDER", tmp_path / "rows")
-    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
     monkeypatch.setattr(language, "PICTURE", tmp_path / "perplexity.png")
     small = {"width": 8, "batch-size": 4, "unroll": 5, "epochs": 2, "n-samples": 3, "n-codewords": 3, "device": "cpu"}
     for name, folder in (("wikitext-midx-rq-100", text), ("video-full", items), ("latin-midx-rq-100", text)):
@@ -652,7 +673,7 @@ def test_hierarchy(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "4 of 4: met." in printed and "ideal for 4 equal experts 2.22." in printed
     assert (tmp_path / "h.png").read_bytes().startswith(b"\x89PNG")
-    again = hierarchy.main(command)  # nothing is left to train
+    again = hierarchy.main(command)  # training is complete
     assert again["figures"]["stages"] == row["figures"]["stages"] and again["figures"]["growth"] is None
     assert json.loads((tmp_path / "h.json").read_text()) == [json.loads(json.dumps(again))]
 
@@ -667,38 +688,43 @@ def test_repeated_runs_of_the_hierarchy(monkeypatch):
 
 
 def small_mixture():
-    """Two experts that hold a super-class of two classes each, and four queries, one of each class."""
-    gate, rows = np.array([[9, 0], [-9, 0]], np.float32), np.array([[0, 1], [0, -1], [0, 1], [0, -1]], np.float32)
+    """Two experts with one super-class of two classes each, and four rows of h, one of each class."""
+    gate = np.array([[9, 0], [-9, 0]], np.float32)
+    weights = np.array([[0, 1], [0, -1], [0, 1], [0, -1]], np.float32)
     starts, ids = np.array([0, 2, 4], np.int32), np.arange(4, dtype=np.int32)
-    return PackedDSSoftmax(gate, starts, ids, rows, 4), np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]], np.float32), ids
+    return (
+        PackedDSSoftmax(gate, starts, ids, weights, 4),
+        np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]], np.float32),
+        ids,
+    )
 
 
-def test_wrong_figures_of_the_hierarchy_are_noticed():
-    packed, contexts, targets = small_mixture()
-    figures = hierarchy.figures_of(packed, contexts, targets, n_super=2)
-    assert (figures["accuracy"], figures["whole"], figures["speed-up"], figures["rows"]) == (1, 2, 1, 4)
-    hierarchy.check(packed, contexts, targets, figures, full_accuracy=1.0)
+def test_wrong_measurements_of_the_hierarchy_are_noticed():
+    packed, h, targets = small_mixture()
+    measured = hierarchy.measure(packed, h, targets, n_super=2)
+    assert (measured["accuracy"], measured["whole"], measured["speed-up"], measured["rows"]) == (1, 2, 1, 4)
+    hierarchy.check(packed, h, targets, measured, full_accuracy=1.0)
     for name in ("accuracy", "speed-up"):
         with pytest.raises(AssertionError, match=f"{name} is off by"):
-            hierarchy.check(packed, contexts, targets, figures | {name: 0.99}, full_accuracy=1.0)
+            hierarchy.check(packed, h, targets, measured | {name: 0.99}, full_accuracy=1.0)
     wrong = np.array([0, 1, 2, 2], np.int32)
-    figures = hierarchy.figures_of(packed, contexts, wrong, n_super=2)
+    measured = hierarchy.measure(packed, h, wrong, n_super=2)
     with pytest.raises(AssertionError, match="25.00% less accurate"):
-        hierarchy.check(packed, contexts, wrong, figures, full_accuracy=1.0)
+        hierarchy.check(packed, h, wrong, measured, full_accuracy=1.0)
 
 
 def test_structure_of_experts(tmp_path):
-    held = np.zeros((3, 8), bool)  # four super-classes of two classes
-    held[2, :2] = held[0, 2:4] = held[2, 4:6] = held[1, 6:] = True
-    assert hierarchy.wholly(held, 4).tolist() == [True] * 4
-    shown, whole = hierarchy.arranged(held, 4)
+    member = np.zeros((3, 8), bool)  # four super-classes of two classes
+    member[2, :2] = member[0, 2:4] = member[2, 4:6] = member[1, 6:] = True
+    assert hierarchy.is_found(member, 4).tolist() == [True] * 4
+    shown, whole = hierarchy.arranged(member, 4)
     assert whole.all() and [row.nonzero()[0].tolist() for row in shown] == [[0, 1, 2, 3], [4, 5], [6, 7]]
-    held[1, 5] = True  # of the third super-class a part lies elsewhere too
-    held[1, 7], held[0, 7] = False, True  # the fourth is divided
-    assert hierarchy.wholly(held, 4).tolist() == [True, True, False, False]
-    shown, whole = hierarchy.arranged(held, 4)
-    assert shown.sum() == held.sum() and whole.sum() == 4
-    hierarchy.picture(held, 4, "toy", tmp_path / "toy.png")
+    member[1, 5] = True  # a second expert has a part of the third super-class
+    member[1, 7], member[0, 7] = False, True  # the fourth is divided
+    assert hierarchy.is_found(member, 4).tolist() == [True, True, False, False]
+    shown, whole = hierarchy.arranged(member, 4)
+    assert shown.sum() == member.sum() and whole.sum() == 4
+    hierarchy.picture(member, 4, "toy", tmp_path / "toy.png")
     assert hierarchy.ideals(10, 10, 10) == (5, 5)
     assert hierarchy.ideals(100, 100, 64) == (pytest.approx(1e4 / (64 + 156.25)), pytest.approx(1e4 / (64 + 172)))
 
@@ -707,14 +733,14 @@ def test_structure_of_experts(tmp_path):
 
 
 def test_rows_of_words(tmp_path, monkeypatch, capsys):
-    """Ours and nearest centroids on a small corpus: figures, table and picture; a rival that is not installed says so."""
+    """Our classifier and nearest centroids on a small corpus: metrics, table, figure; and a missing competitor."""
     points = data.bag_of_words(n_rows=90, n_features=40, words_per_row=5, n_labels=12, labels_per_row=2, seed=1)
     for part, some in ("train", slice(0, 60)), ("test", slice(60, 90)):
         data.write_xc(tmp_path / f"{part}_bow.txt", points.features[some], points.labels[some])
     monkeypatch.setattr(words, "FOLDER", tmp_path / "words")
     monkeypatch.setattr(words, "PICTURE", tmp_path / "words.png")
     monkeypatch.setattr(words, "DATA", (tmp_path.name,))
-    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
     monkeypatch.setitem(sys.modules, "omikuji", None)
     given = ["--data", str(tmp_path), "--work", str(tmp_path / "work")]
     for row in ("linear", "centroids"):
@@ -730,7 +756,7 @@ def test_rows_of_words(tmp_path, monkeypatch, capsys):
     other = json.loads(path.read_text())
     other["environment"]["machine"]["cpu"] = "another"
     path.write_text(json.dumps(other))
-    assert words.main(["--table"]) == 0 and "times do not compare: centroids." in capsys.readouterr().out
+    assert words.main(["--table"]) == 0 and "(do not compare the times): centroids." in capsys.readouterr().out
     assert words.main(["linear", *given, "--points", "30"]) == 0
     assert (tmp_path / "words" / f"{tmp_path.name}-30" / "linear.json").exists()
 
@@ -748,8 +774,8 @@ def test_f1_and_words_line():
     }
     scale = {"labels": 7000, "points": 20, "first_pass_seconds": 2.4, "bytes": 1 << 29}
     line = overview.words_line(of_data, [scale])
-    assert line[0].endswith(" With 7,000 labels a pass over 20 titles takes 2 s and 0.50 GiB.")
-    assert line == [line[0]] and "P@1 on a 50.0 % in 3 s of training; omikuji 50.0 % in 3 s" in line[0]
+    assert line[0].endswith(" With 7,000 labels, one pass over 20 titles takes 2 s and 0.50 GiB.")
+    assert line == [line[0]] and "P@1 on a is 50.0 % in 3 s of training (omikuji: 50.0 % in 3 s; " in line[0]
     assert overview.words_line({"b": {}}, []) == []
 
 

@@ -1,4 +1,4 @@
-"""The benchmarks of group-shared layers and of scaling, `--profile`, and the command `bench`."""
+"""The benchmarks of group-shared layers and of scaling, `--profile`, and `python -m bench`."""
 
 import contextlib
 import importlib
@@ -21,30 +21,30 @@ def test_group_shared_at_smoke_size(capsys):
 
 def test_group_shared_notices_a_wrong_result(monkeypatch):
     wrong = group_shared.fixed_fan_in_forward
-    monkeypatch.setattr(group_shared, "fixed_fan_in_forward", lambda x, layer, out: wrong(x, layer, out=out) + 1)
+    monkeypatch.setattr(group_shared, "fixed_fan_in_forward", lambda h, layer, out: wrong(h, layer, out=out) + 1)
     with pytest.raises(AssertionError, match="wrong result, nothing was timed"):
         group_shared.main(["--smoke", "--device", "cpu"])
 
 
 def test_dense_product_in_bfloat16():
-    pytest.importorskip("torch", reason="PyTorch is not installed: it is an optional rival")
-    x = forward.inputs(20, 16, "cpu")
-    dense = group_shared.dense_forward(x, 300, "bfloat16", 1e-2)
+    pytest.importorskip("torch", reason="PyTorch is not installed: it is an optional competitor")
+    h = forward.inputs(20, 16, "cpu")
+    dense = group_shared.dense_forward(h, 300, "bfloat16", 1e-2)
     dense.check(dense.run())
     with pytest.raises(AssertionError, match="the dense product is off"):
         dense.check(dense.run() * 1.05)
     with pytest.raises(AssertionError, match="the dense product is off"):
-        group_shared.dense_forward(x, 300, "bfloat16", 1e-4).check(dense.run())
+        group_shared.dense_forward(h, 300, "bfloat16", 1e-4).check(dense.run())
 
 
-def test_scaling_at_smoke_size_and_what_does_not_fit(monkeypatch, capsys):
+def test_scaling_at_smoke_size_and_points_that_do_not_fit(monkeypatch, capsys):
     monkeypatch.setattr(scaling, "LINES", {line: scaling.LINES[line] for line in ("group-shared", "PyTorch dense")})
-    wanted = scaling.needs
-    monkeypatch.setattr(scaling, "needs", lambda line, *a: wanted(line, *a) if line == "group-shared" else 1 << 60)
+    needs = scaling.needs
+    monkeypatch.setattr(scaling, "needs", lambda line, *a: needs(line, *a) if line == "group-shared" else 1 << 60)
     (row,) = scaling.main(["--smoke", "--device", "cpu"])
     point = row["figures"]["group-shared"]["1000"]
     assert point["seconds"] > 0
-    assert row["table"]["rows"][1][1] == "it takes 1073741824.0 GiB"
+    assert row["table"]["rows"][1][1] == "needs 1073741824.0 GiB"
     assert "group-shared 1,000" in capsys.readouterr().out
 
 
@@ -54,12 +54,14 @@ def test_slope_is_the_exponent():
 
 
 def test_every_benchmark_asks_a_question():
-    questions = bench.__main__.questions()
-    assert questions["group_shared"].startswith("What do labels gain")
-    assert "harness" not in questions and all(question.endswith("?") for question in questions.values())
+    summaries = bench.__main__.summaries()
+    assert summaries["group_shared"].startswith("What does it gain if groups of labels share")
+    assert "harness" not in summaries and "rows" not in summaries
+    tools = {"gpu", "report"}
+    assert all(summary.endswith("?") for name, summary in summaries.items() if name not in tools)
 
 
-def test_profile_needs_cuda_and_a_kernel_that_there_is(capsys):
+def test_profile_needs_cuda_and_an_existing_kernel(capsys):
     for arguments, message in (
         (
             ["--device", "cpu", "--profile", "fixed_fan_in.step_kernel"],
@@ -73,8 +75,8 @@ def test_profile_needs_cuda_and_a_kernel_that_there_is(capsys):
 
 
 @pytest.mark.cuda
-def test_second_launch_is_profiled_and_the_last(monkeypatch, capsys):
-    """The first launch compiles and is checked; kernels launched before it are not touched."""
+def test_second_launch_is_profiled_and_ends_the_program(monkeypatch, capsys):
+    """The first launch compiles and is checked; other kernels run normally."""
     events, module = [], importlib.import_module("sparsemax_nb.cuda.fixed_fan_in")
 
     @contextlib.contextmanager
@@ -85,7 +87,7 @@ def test_second_launch_is_profiled_and_the_last(monkeypatch, capsys):
 
     monkeypatch.setattr("bench.profiling.profiled", profiled)
     kernel = "forward_tiled_kernel" if SIMULATOR else "forward_wide_kernel"
-    monkeypatch.setattr(module, kernel, getattr(module, kernel))  # put back at the end
+    monkeypatch.setattr(module, kernel, getattr(module, kernel))  # restored at the end
     sizes = ["--rows", "3", "--inputs", "5", "--labels", "7", "--fan-in", "2"]
     with pytest.raises(SystemExit) as ended:
         forward.main(["--smoke", "--device", "cuda", *sizes, "--profile", f"fixed_fan_in.{kernel}"])

@@ -1,15 +1,16 @@
-"""The catalogue of the CUDA kernels: operations on concrete arguments that launch them, with a check of the outcome.
+"""The catalogue of CUDA operations: concrete arguments that launch every kernel, and a check of the results.
 
-A file for each module of the CUDA backend, with its `OPERATIONS` and the `BUDGETS` of its kernels; this one collects
-them. An `Operation` names a function of the CUDA backend; its `make(shape)` gives a `Task`: NumPy arguments as both
-backends take them, and a function that compares the outputs with `reference`. One catalogue serves all tiers:
+There is one file per module of the CUDA backend, with its `OPERATIONS` and the `BUDGETS` of its kernels; this file
+collects them. An `Operation` names a function of the CUDA backend. Its `make(shape)` returns a `Task`: NumPy arguments
+in the form that both backends take, and a function that compares the outputs with `reference`. All test tiers use the
+catalogue:
 
 1. the operation on the CPU and in the simulator (tests/test_kernels.py);
-2. what its kernels look like when compiled, with their budgets (tests/contracts);
+2. its compiled kernels and their budgets (tests/contracts);
 3. its compiled kernels executed, launched as the backend launches them (tests/compiled);
-4. on a CUDA device, the same as 1.
+4. the same as 1 on a CUDA device.
 
-`intercepted` makes 2 and 3 possible: it lets the backend run without a device and hands every launch to the caller.
+Tiers 2 and 3 use `intercepted`: the backend runs without a device, and every launch goes to the caller.
 """
 
 import functools
@@ -25,23 +26,28 @@ from sparsemax_nb.internals import cuda_kernels, intercepted_launches
 
 RATES = formulas.Rates(*map(np.float32, (0.125, 0.875, 0.984375, 0.001)))
 SEED = np.uint64(12345678901234567890)
-#: (B, n) of operations on whole matrices
+#: Shapes (B, n) of operations on whole matrices.
 MATRICES = (1, 1), (3, 7), (9, 5), (0, 5)
+#: The same, too large for the simulator.
 LARGE_MATRICES = (65, 33), (33, 300)
 
 
 class Task(NamedTuple):
+    """Arguments of an operation, and a function that checks the outputs among them."""
+
     args: tuple
     check: Callable
 
 
 class Operation(NamedTuple):
+    """A function of the CUDA backend with the shapes to test it on."""
+
     name: str
     function: Callable  # of the CUDA backend
     make: Callable  # shape -> Task
-    small: tuple  # shapes for the simulator (at most four)
-    large: tuple  # and those for everything that is faster
-    twin: str | None = ""  # "module.function" of the CPU backend; None where it has none
+    small: tuple  # shapes for the simulator, at most four: it is slow
+    large: tuple  # further shapes for everything else
+    twin: str | None = ""  # "module.function" of the CPU backend, or None
 
     @property
     def shapes(self):
@@ -49,6 +55,8 @@ class Operation(NamedTuple):
 
 
 class Launch(NamedTuple):
+    """One launch of a kernel."""
+
     kernel: object
     grid: object
     block: object
@@ -57,23 +65,23 @@ class Launch(NamedTuple):
 
 
 class Budget(NamedTuple):
-    """What a kernel may need.
+    """The resources that a kernel may use.
 
-    Registers a thread: a multiple of 8 at or above what the compiler needs today for any of the architectures, so that
-    a change which costs occupancy is noticed (`python -m tests.contracts.table` shows both).
+    `registers` per thread is a multiple of 8 at or above what the compiler needs today on every architecture: a change
+    that costs occupancy fails a test. ``python -m tests.contracts.table`` shows both.
     """
 
     registers: int
-    shared: int = 0  # static, bytes
+    shared: int = 0  # bytes of static shared memory
     float64: bool = False
-    holds: tuple = ()  # instructions that the kernel promises
-    since: tuple = (7, 5)  # the least compute capability that has them
+    holds: tuple = ()  # instructions that the compiled kernel must contain
+    since: tuple = (7, 5)  # the lowest compute capability that supports them
 
 
 def operation(name, make, small, large, function=None, twin="", **options):
-    """The `Operation` of the CUDA backend's function `name`, "module.function" and what tells it from others of it.
+    """The `Operation` `name`: "module.function" of the CUDA backend, then words that distinguish it from others.
 
-    `function` launches something else than that function; `options` go to `make`.
+    `function` replaces that function; `options` are passed to `make`.
     """
     module, _, attribute = name.partition(" ")[0].partition(".")
     if function is None:
@@ -83,24 +91,24 @@ def operation(name, make, small, large, function=None, twin="", **options):
 
 
 def unwritten(*shape, dtype=np.float32):
-    """An output array: what the kernel forgets stays NaN (or -9)."""
+    """An output array of NaN (or -9): elements that a kernel does not write stay visible."""
     return np.full(shape, np.nan if dtype == np.float32 else -9, dtype)
 
 
-def make_nan(shape, usual):
-    """One NaN comes in and is seen in the last of the outputs, in the first place and nowhere else."""
-    args = usual(shape).args
+def make_nan(shape, make_finite):
+    """`make_finite(shape)` with one NaN in the first input; only the first element of the last output may be NaN."""
+    args = make_finite(shape).args
     args[0][0, 0] = np.nan
     return Task(args, lambda: np.testing.assert_array_equal(np.flatnonzero(np.isnan(args[-1])), [0]))
 
 
 def all_kernels():
-    """{"module.name": kernel} of everything in the CUDA backend that is called ..._kernel."""
+    """{"module.name": kernel} of all functions of the CUDA backend whose names end in ``_kernel``."""
     return {name: getattr(module, attribute) for name, (module, attribute) in cuda_kernels().items()}
 
 
 def intercepted(receive):
-    """The CUDA backend without a device: arrays are NumPy's, each launch of a kernel becomes ``receive(Launch)``."""
+    """The CUDA backend without a device: arrays are NumPy's, each kernel launch calls ``receive(Launch)``."""
     return intercepted_launches(lambda name, *launch: receive(Launch(*launch)))
 
 
@@ -118,25 +126,25 @@ def recorded():
 
 
 def run_on(backend, function, task):
-    """Run the operation on the device of `backend`: arguments there, outputs back into the task's arrays; check."""
-    placed = {}
+    """Runs the operation on the device of `backend`, copies the outputs back into the task's arrays and checks them."""
+    on_device = {}
     if backend.device == "cpu":
         function(*task.args)
         return task.check()
 
-    def place(value):
+    def to_device(value):
         if isinstance(value, np.ndarray):
-            if id(value) not in placed:
-                turned = not value.flags.c_contiguous
-                placed[id(value)] = value, backend.array(value.T).T if turned else backend.array(value)
-            return placed[id(value)][1]
+            if id(value) not in on_device:
+                transposed = not value.flags.c_contiguous
+                on_device[id(value)] = value, backend.array(value.T).T if transposed else backend.array(value)
+            return on_device[id(value)][1]
         if isinstance(value, tuple):
-            items = map(place, value)
+            items = map(to_device, value)
             return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
         return value
 
-    function(*place(task.args))
-    for host, device in placed.values():
+    function(*to_device(task.args))
+    for host, device in on_device.values():
         host[...] = backend.numpy(device)
     return task.check()
 

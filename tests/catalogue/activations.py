@@ -62,7 +62,7 @@ OPERATIONS = [
         make_nan,
         MATRICES[1:2],
         LARGE_MATRICES[:1],
-        usual=functools.partial(make_relu, rate=0),
+        make_finite=functools.partial(make_relu, rate=0),
     ),
     operation("activations.relu_dropout in place", make_relu, MATRICES[1:2], LARGE_MATRICES, rate=0.5, in_place=True),
     operation("activations.dropout", make_dropout, MATRICES, LARGE_MATRICES, rate=0.3),

@@ -1,4 +1,4 @@
-"""bfloat16 to float32."""
+"""Conversion of bfloat16 to float32."""
 
 import ml_dtypes
 import numpy as np

@@ -1,4 +1,4 @@
-"""Candidates ranked again by the pairs of labels that occur together."""
+"""Reranking of candidates by label co-occurrence."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from . import Budget, Task, operation, unwritten
 
 
 def make_rerank(shape):
-    """Candidates of rows; the labels occur together in 40 points. No two sums are so close that rounding decides."""
+    """Candidates of each row; labels co-occur in 40 points. No two sums are so close that rounding decides."""
     n_rows, n, n_labels, k = shape
     scores = -np.sort(-normal(1, n_rows, n), axis=1)
     ids = np.argsort(normal(2, n_rows, n_labels), axis=1)[:, :n].astype(np.int32)

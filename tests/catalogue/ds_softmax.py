@@ -1,4 +1,4 @@
-"""A mixture of sparse experts: gate, scores, answers. Its experts and batches serve `sparse_experts` too."""
+"""A mixture of sparse experts: gate, scores, answers. `sparse_experts` uses its experts and batches too."""
 
 import functools
 
@@ -20,17 +20,20 @@ LARGE_MIXTURES = (*MIXTURES[0], *MIXTURES[1], (150, 2, 150, 36))
 
 
 def make_experts(n_experts, n_classes, width, seed=11):
-    """Experts that each hold about half of the classes; the second none, where there are three or more."""
+    """Experts with about half of the classes each; the second has none if there are three or more."""
     random = np.random.default_rng(seed)
-    held = random.random((n_experts, n_classes)) < 0.5
-    held[0, 0] = True
-    held[1:2] &= n_experts < 3
-    starts = np.append(0, held.sum(1).cumsum()).astype(np.int32)
-    return Experts(starts, np.nonzero(held)[1].astype(np.int32), normal(seed, starts[-1], width))
+    has_class = random.random((n_experts, n_classes)) < 0.5
+    has_class[0, 0] = True
+    has_class[1:2] &= n_experts < 3
+    starts = np.append(0, has_class.sum(1).cumsum()).astype(np.int32)
+    return Experts(starts, np.nonzero(has_class)[1].astype(np.int32), normal(seed, starts[-1], width))
 
 
 def make_batch(shape):
-    """h in the order of the groups, groups, experts; the first row's expert is the last, and nobody's is the third."""
+    """h sorted by expert, groups, experts.
+
+    The first row's expert is the last one; no row's expert is the third.
+    """
     n_rows, n_experts, n_classes, width = shape
     experts, chosen = make_experts(n_experts, n_classes, width), integers(12, 0, n_experts, n_rows).astype(np.int32)
     chosen[chosen == 2] = 0
@@ -39,7 +42,7 @@ def make_batch(shape):
 
 
 def make_gate(shape, in_place=False):
-    """Small integers, so there are many ties."""
+    """Logits are small integers, so there are many ties."""
     logits = integers(1, -3, 4, *shape)
     probabilities = logits if in_place else unwritten(*shape)
     outputs, wanted = (unwritten(shape[0], dtype=np.int32), unwritten(shape[0])), ds_softmax.gate(logits)
@@ -59,7 +62,7 @@ def make_expert_scores(shape):
 
 
 def make_answers(shape, sort=False):
-    """Small integers, so there are many ties; the experts hold fewer classes than k where k is large."""
+    """Scores are small integers, so there are many ties. For large k, experts have fewer classes than k."""
     *shape, k = shape
     n_rows, n_experts, n_classes, width = shape
     h, groups, experts = make_batch(shape)
@@ -69,7 +72,7 @@ def make_answers(shape, sort=False):
         args, wanted = (scores, values, groups, experts), ds_softmax.select(scores.copy(), values, groups, experts, k)
     else:
         h, gate_rows = integers(3, -1, 2, n_rows, width), integers(4, -1, 2, n_experts, width)
-        experts = experts._replace(rows=integers(2, -1, 2, *experts.rows.shape))
+        experts = experts._replace(weights=integers(2, -1, 2, *experts.weights.shape))
         args, wanted = (h, gate_rows, experts), ds_softmax.answer(h, gate_rows, experts, k)
 
     def check():
@@ -79,10 +82,11 @@ def make_answers(shape, sort=False):
     return Task((*args, *outputs), check)
 
 
-asked = (
+#: (B, E, L, d, k)
+ANSWERS = (
     ((1, 1, 1, 1, 1), (2, 3, 9, 4, 7), (9, 2, 9, 3, 3)),
     ((9, 7, 300, 33, 10), (70, 3, 65, 17, 40)),
-)  # (B, E, L, d, k)
+)
 OPERATIONS = [
     operation("ds_softmax.gate", make_gate, *PAIRS),
     operation("ds_softmax.gate in place", make_gate, PAIRS[0][1:2], PAIRS[1], in_place=True),
@@ -95,8 +99,8 @@ OPERATIONS = [
         functools.partial(cuda.scores, tensor_cores=True),
         None,
     ),
-    operation("ds_softmax.answer", make_answers, *asked),
-    operation("ds_softmax.select", make_answers, *asked, sort=True),
+    operation("ds_softmax.answer", make_answers, *ANSWERS),
+    operation("ds_softmax.select", make_answers, *ANSWERS, sort=True),
 ]
 
 BUDGETS = {

@@ -1,4 +1,4 @@
-"""Bags of features: sums of rows of a table."""
+"""Bags of features: weighted sums of rows of a table."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from ..helpers import assert_close, label_matrix, normal
 from . import Budget, Task, operation, unwritten
 
 
-def bag(n_rows, n_features):
+def random_rows(n_rows, n_features):
     """Random `SparseRows` with empty rows and features that never occur."""
     matrix = label_matrix(n_rows, n_features)
     matrix.data[:] = normal(4, matrix.nnz)
@@ -18,23 +18,24 @@ def bag(n_rows, n_features):
 
 def make_embedding(shape):
     n_rows, n_features, width = shape
-    rows, table, out = bag(n_rows, n_features), normal(1, n_features, width), unwritten(n_rows, width)
+    rows, table, out = random_rows(n_rows, n_features), normal(1, n_features, width), unwritten(n_rows, width)
     terms = np.diff(rows.indptr).max(initial=0)
     return Task((rows, table, out), lambda: assert_close(out, embedding.forward(rows, table), terms))
 
 
 def make_embedding_backward(shape):
     n_rows, n_features, width = shape
-    columns, dout = sparse.by_column(bag(n_rows, n_features)), normal(1, n_rows, width)
+    columns, dout = sparse.by_column(random_rows(n_rows, n_features)), normal(1, n_rows, width)
     drows = unwritten(len(columns.ids), width)
     terms = np.diff(columns.indptr).max(initial=0)
     return Task((columns, dout, drows), lambda: assert_close(drows, embedding.backward(columns, dout), terms))
 
 
-bags = ((3, 7, 5), (9, 5, 3), (0, 3, 2)), ((65, 33, 31), (33, 100, 300))
+#: (B, F, D)
+SHAPES = ((3, 7, 5), (9, 5, 3), (0, 3, 2)), ((65, 33, 31), (33, 100, 300))
 OPERATIONS = [
-    operation("embedding.forward", make_embedding, *bags),
-    operation("embedding.backward", make_embedding_backward, *bags),
+    operation("embedding.forward", make_embedding, *SHAPES),
+    operation("embedding.backward", make_embedding_backward, *SHAPES),
 ]
 
 BUDGETS = {

@@ -14,11 +14,11 @@ from . import Budget, Task, operation, unwritten
 
 
 def make_tile(shape, first):
-    """A tile and its labels: before, inside and behind, several in a row or none."""
+    """A tile and labels before, inside and after it: several in a row, or none."""
     n_rows, n = shape
-    hot = label_matrix(n_rows, first + 2 * n, density=min(0.3, 9 / n)).toarray() > 0
-    hot[:1], hot[-1:, first] = False, True
-    labels = sparse.as_labels(scipy.sparse.csr_matrix(hot), *hot.shape[:1], "cpu", hot.shape[1])
+    is_label = label_matrix(n_rows, first + 2 * n, density=min(0.3, 9 / n)).toarray() > 0
+    is_label[:1], is_label[-1:, first] = False, True
+    labels = sparse.as_labels(scipy.sparse.csr_matrix(is_label), *is_label.shape[:1], "cpu", is_label.shape[1])
     return 3 * normal(1, n_rows, n), normal(2, n), first, labels
 
 
@@ -67,7 +67,7 @@ def make_gradient_of_tile(shape, first, in_place=False):
 
 
 def make_rank(shape):
-    """Small integers, so there are many ties; the last row is of normal numbers, the one before holds an infinity."""
+    """Small integers, so there are many ties; the last row is normal numbers, the one before has an infinity."""
     logits = integers(1, -3, 4, *shape)
     logits[-1:], targets = normal(2, *shape)[-1:], np.random.default_rng(3).integers(0, shape[1], shape[0], np.int32)
     logits[-2:-1, -1] = -np.inf
@@ -84,7 +84,7 @@ def make_rank(shape):
 
 
 def make_probable(shape):
-    """Small integers, so the scores are exact and many are equal."""
+    """Inputs are small integers, so the scores are exact and many are equal."""
     n_rows, width, n_classes, k = shape
     h, w, bias = integers(1, -2, 3, n_rows, width), integers(2, -2, 3, n_classes, width), integers(3, -2, 3, n_classes)
     outputs = unwritten(n_rows, k), unwritten(n_rows, k, dtype=np.int32)
@@ -97,27 +97,29 @@ def make_probable(shape):
     return Task((h, w, bias, *outputs), check)
 
 
-tiles = ((1, 1), (3, 7), (0, 3)), ((33, 65), (5, 300))
-products = ((1, 1, 1), (3, 7, 5), (0, 3, 2)), ((33, 65, 19), (5, 300, 8), (130, 68, 48))  # (B, T, d)
+#: (B, T)
+TILES = ((1, 1), (3, 7), (0, 3)), ((33, 65), (5, 300))
+#: (B, T, d)
+PRODUCTS = ((1, 1, 1), (3, 7, 5), (0, 3, 2)), ((33, 65, 19), (5, 300, 8), (130, 68, 48))
 OPERATIONS = [
-    operation("full_softmax.add_tile", make_add_tile, *tiles),
-    operation("full_softmax.gradient_of_tile", make_gradient_of_tile, *tiles, first=4),
-    operation("full_softmax.gradient_of_tile in place", make_gradient_of_tile, *tiles, first=0, in_place=True),
-    operation("full_softmax.add_product", make_add_product, products[0], products[1][:2], keep=True),
+    operation("full_softmax.add_tile", make_add_tile, *TILES),
+    operation("full_softmax.gradient_of_tile", make_gradient_of_tile, *TILES, first=4),
+    operation("full_softmax.gradient_of_tile in place", make_gradient_of_tile, *TILES, first=0, in_place=True),
+    operation("full_softmax.add_product", make_add_product, PRODUCTS[0], PRODUCTS[1][:2], keep=True),
     *(
         operation(
             f"full_softmax.add_product tensor cores {'kept' if keep else ''}",
             make_add_product,
             (),
-            sum(products, ()),
+            sum(PRODUCTS, ()),
             functools.partial(cuda.add_product, tensor_cores=True),
             None,
             keep=keep,
         )
         for keep in (False, True)
     ),
-    operation("full_softmax.rank", make_rank, *tiles),
-    operation(  # (B, d, L, k); the CPU's takes panels
+    operation("full_softmax.rank", make_rank, *TILES),
+    operation(  # (B, d, L, k); no twin: the CPU's takes packed panels
         "full_softmax.top_k",
         make_probable,
         ((1, 1, 1, 3), (3, 2, 67, 3), (5, 3, 9, 9), (0, 2, 3, 1)),

@@ -1,4 +1,7 @@
-"""The same on tensor cores. K is a multiple of 16. No twin: elsewhere they are compared with the plain kernels."""
+"""The group-shared layer on tensor cores; K is a multiple of 16.
+
+No twins: the CPU is compared with the plain kernels.
+"""
 
 import functools
 
@@ -13,7 +16,7 @@ TENSOR_CORES = "mma.sync.aligned.m16n8k16", "ld.global.v4.f32"
 
 
 def _operations():
-    for name, low in (("float32", False), ("bfloat16", True)):
+    for name, bfloat16 in (("float32", False), ("bfloat16", True)):
         for function, make in (("forward", make_forward), ("backward", make_backward)):
             yield operation(
                 f"group_shared.{function} tensor cores {name}",
@@ -29,7 +32,7 @@ def _operations():
                 ),
                 functools.partial(getattr(cuda, function), tensor_cores=True),
                 None,
-                bfloat16=low,
+                bfloat16=bfloat16,
             )
         yield operation(
             f"group_shared.top_k tensor cores {name}",
@@ -44,7 +47,7 @@ def _operations():
             ),
             functools.partial(cuda.top_k, tensor_cores=True),
             None,
-            bfloat16=low,
+            bfloat16=bfloat16,
         )
         for loss, optimizer in zip(formulas.LOSSES, KINDS, strict=True):
             yield operation(
@@ -62,7 +65,7 @@ def _operations():
                 None,
                 loss=formulas.LOSSES[loss],
                 kind=KINDS[optimizer],
-                bfloat16=low,
+                bfloat16=bfloat16,
             )
 
 

@@ -16,43 +16,46 @@ from .top_k import check_top_k
 
 def make_forward_of_lists(shape):
     n_rows, n_features, n_labels = shape
-    layer, x, scores = feature_lists(n_labels, n_features), sparse_rows(n_rows, n_features), unwritten(n_rows, n_labels)
-    return Task((x, layer, scores), lambda: assert_close(scores, linear.forward(x, layer), n_features + 1))
+    layer, features = feature_lists(n_labels, n_features), sparse_rows(n_rows, n_features)
+    scores = unwritten(n_rows, n_labels)
+
+    def check():
+        assert_close(scores, linear.forward(features, layer), n_features + 1)
+
+    return Task((features, layer, scores), check)
 
 
 def make_top_k_of_lists(shape):
     n_rows, n_features, n_labels, k = shape
-    layer, x = feature_lists(n_labels, n_features), sparse_rows(n_rows, n_features)
-    layer, x = (
-        layer._replace(values=np.round(layer.values), bias=np.round(layer.bias)),
-        x._replace(weights=np.round(2 * x.weights)),
-    )
+    layer, features = feature_lists(n_labels, n_features), sparse_rows(n_rows, n_features)
+    layer = layer._replace(values=np.round(layer.values), bias=np.round(layer.bias))
+    features = features._replace(weights=np.round(2 * features.weights))
     outputs = unwritten(n_rows, k), unwritten(n_rows, k, dtype=np.int32)
-    return Task((x, layer, *outputs), lambda: check_top_k(outputs, linear.top_k(x, layer, k)))
+    return Task((features, layer, *outputs), lambda: check_top_k(outputs, linear.top_k(features, layer, k)))
 
 
 def make_update_of_lists(shape):
-    """Pairs by label, then row: all of a row's own labels, and half of the others."""
+    """Pairs sorted by label, then row: all labels of each row, and half of the other labels."""
     n_rows, n_features, n_labels = shape
-    layer, x = feature_lists(n_labels, n_features), sparse_rows(n_rows, n_features)
-    own, some = (
+    layer, features = feature_lists(n_labels, n_features), sparse_rows(n_rows, n_features)
+    is_label, is_other = (
         a.reshape(n_labels, n_rows) > 0
         for a in (integers(3, 0, 2, n_labels * n_rows), integers(4, 0, 2, n_labels * n_rows))
     )
-    duals = np.abs(normal(5, n_labels, n_rows)) * (own | some)
-    labels, rows = np.nonzero(own | some)
+    duals = np.abs(normal(5, n_labels, n_rows)) * (is_label | is_other)
+    labels, rows = np.nonzero(is_label | is_other)
     starts = np.concatenate([[0], np.flatnonzero(np.diff(labels)) + 1, [len(labels)]])
-    given, losses = duals[labels, rows], unwritten(len(labels))
-    before, moved = copy.deepcopy(layer), given.copy()
+    old, losses = duals[labels, rows], unwritten(len(labels))
+    before, updated = copy.deepcopy(layer), old.copy()
 
     def check():
-        loss, values, new = linear.step(x, own.T, duals.T, before, 0.7, 2.5, active=(own | some).T)
-        assert_close(moved, new.T[labels, rows], 4 * n_features * n_rows)
+        loss, values, new = linear.step(features, is_label.T, duals.T, before, 0.7, 2.5, active=(is_label | is_other).T)
+        assert_close(updated, new.T[labels, rows], 4 * n_features * n_rows)
         assert_close(layer.values, values, 4 * n_features * n_rows)
         assert_close(np.float32(losses.sum()), np.float64(loss), 4 * n_features * n_rows)
 
-    arrays = starts.astype(np.int64), rows.astype(np.int32), labels.astype(np.int32), own[labels, rows]
-    return Task((x, *arrays, layer, 0.7, 2.5, moved, losses), check)
+    arrays = starts.astype(np.int64), rows.astype(np.int32), labels.astype(np.int32), is_label[labels, rows]
+    return Task((features, *arrays, layer, 0.7, 2.5, updated, losses), check)
 
 
 update = functools.partial(cuda._update, block=8) if SIMULATOR else cuda._update

@@ -1,4 +1,4 @@
-"""The cell of an LSTM."""
+"""The LSTM cell over several steps."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from . import Budget, Task, operation, unwritten
 
 
 def make_lstm(shape):
-    """recurrent, gates, cells and hidden before the steps; what is to be filled in is NaN."""
+    """recurrent, gates, cells and hidden before the steps; entries to be filled in are NaN."""
     n_steps, n_rows, n_units = shape
     recurrent = normal(1, n_units, 4 * n_units) / np.float32(n_units**0.5)
     cells, hidden = unwritten(n_steps + 1, n_rows, n_units), unwritten(n_steps + 1, n_rows, n_units)
@@ -36,11 +36,12 @@ def make_lstm_backward(shape, in_place=False):
     return Task((recurrent, gates, cells, dout, dpre), lambda: assert_close(dpre, wanted, 4 * shape[0] * shape[2], 4))
 
 
-sequences = ((1, 1, 1), (3, 5, 3), (2, 0, 5), (0, 3, 2)), ((4, 33, 17), (5, 9, 70))  # (T, B, H)
+#: (T, B, H)
+SEQUENCES = ((1, 1, 1), (3, 5, 3), (2, 0, 5), (0, 3, 2)), ((4, 33, 17), (5, 9, 70))
 OPERATIONS = [
-    operation("lstm.forward", make_lstm_forward, *sequences),
-    operation("lstm.backward", make_lstm_backward, *sequences),
-    operation("lstm.backward in place", make_lstm_backward, *(s[1:2] for s in sequences), in_place=True),
+    operation("lstm.forward", make_lstm_forward, *SEQUENCES),
+    operation("lstm.backward", make_lstm_backward, *SEQUENCES),
+    operation("lstm.backward in place", make_lstm_backward, *(s[1:2] for s in SEQUENCES), in_place=True),
 ]
 
 BUDGETS = {

@@ -1,4 +1,4 @@
-"""Matrix products, either factor transposed or not."""
+"""Matrix products, each factor transposed or not."""
 
 import functools
 
@@ -12,28 +12,30 @@ from ..helpers import assert_close, normal
 from . import Budget, Task, operation, unwritten
 
 
-def make_matmul(shape, turn_a=False, turn_b=False, low=False):
-    """`low`: of numbers that are bfloat16."""
+def make_matmul(shape, transpose_a=False, transpose_b=False, bfloat16=False):
+    """With `bfloat16`, the factors are bfloat16 numbers, stored as float32."""
     m, n, k = shape
     a, b, out = normal(1, m, k), normal(2, k, n), unwritten(m, n)
-    if low:
+    if bfloat16:
         a, b = (x.astype(ml_dtypes.bfloat16).astype(np.float32) for x in (a, b))
-    a = np.ascontiguousarray(a.T).T if turn_a else a
-    b = np.ascontiguousarray(b.T).T if turn_b else b
+    a = np.ascontiguousarray(a.T).T if transpose_a else a
+    b = np.ascontiguousarray(b.T).T if transpose_b else b
     return Task((a, b, out), lambda: assert_close(out, matmul.matmul(a, b), k))
 
 
 def _operations():
     tiled, mma, rounded = (functools.partial(cuda.matmul, kernel=k) for k in ("tiled", "mma", "bfloat16"))
-    for turned in ({}, {"turn_a": True}, {"turn_b": True}):
+    for transposed in ({}, {"transpose_a": True}, {"transpose_b": True}):
         small, large = ((1, 1, 1), (3, 7, 5), (0, 3, 2), (3, 2, 0)), ((65, 33, 19), (33, 300, 7), (3, 5, 200))
-        name = " ".join(turned)
-        yield operation(f"matmul.matmul {name}".strip(), make_matmul, small, large, **turned)
-        yield operation(f"matmul.matmul tiled {name}", make_matmul, small, large[:2], tiled, None, **turned)
-        parts = () if turned else ((33, 20, 530),)  # sums in two parts
+        name = " ".join(transposed)
+        yield operation(f"matmul.matmul {name}".strip(), make_matmul, small, large, **transposed)
+        yield operation(f"matmul.matmul tiled {name}", make_matmul, small, large[:2], tiled, None, **transposed)
+        parts = () if transposed else ((33, 20, 530),)  # large enough for sums in two parts
         large = ((1, 1, 1), (33, 65, 19), (130, 68, 48), *parts, (0, 3, 2), (3, 2, 0))
-        yield operation(f"matmul.matmul mma {name}", make_matmul, (), large, mma, None, **turned)
-        yield operation(f"matmul.matmul bfloat16 {name}", make_matmul, (), large[:3], rounded, None, low=True, **turned)
+        yield operation(f"matmul.matmul mma {name}", make_matmul, (), large, mma, None, **transposed)
+        yield operation(
+            f"matmul.matmul bfloat16 {name}", make_matmul, (), large[:3], rounded, None, bfloat16=True, **transposed
+        )
 
 
 OPERATIONS = list(_operations())

@@ -13,8 +13,8 @@ from . import SEED, Budget, Task, operation, unwritten
 def make_assign(shape, weighted=False):
     n, n_codewords, width = shape
     vectors, codewords = normal(1, n, width), normal(2, n_codewords, width)
-    vectors[1::5] = vectors[:1]  # some equal
-    codewords[1:2] = codewords[:1]  # a tie: the first wins
+    vectors[1::5] = vectors[:1]  # some vectors are equal
+    codewords[1:2] = codewords[:1]  # a tie: the first codeword wins
     codes, distance = unwritten(n, dtype=np.int32), unwritten(n)
     weights = np.abs(normal(3, n)) if weighted else np.zeros(0, np.float32)
     sums, totals = unwritten(n_codewords, width), unwritten(n_codewords)
@@ -29,36 +29,40 @@ def make_assign(shape, weighted=False):
     return Task((vectors, codewords, weights, codes, distance, sums, totals), check)
 
 
-def make_index(n_words, n_classes, weighted):
-    """An `_Index` of random codes with empty cells (a whole codeword is never used) and classes of popularity 0."""
+def make_index(n_codewords, n_classes, weighted):
+    """An `_Index` of random codes with empty cells (one codeword is never used) and classes of popularity 0."""
     random = np.random.default_rng(n_classes)
-    codes = random.integers(0, max(n_words - 1, 1), (n_classes, 2)).astype(np.int32)
-    cell = codes[:, 0] * n_words + codes[:, 1]
+    codes = random.integers(0, max(n_codewords - 1, 1), (n_classes, 2)).astype(np.int32)
+    cell = codes[:, 0] * n_codewords + codes[:, 1]
     members, popularity = np.argsort(cell, kind="stable").astype(np.int32), np.ones(n_classes)
     if weighted:
         popularity = random.pareto(1, n_classes) * (random.random(n_classes) < 0.8) + (np.arange(n_classes) == 0)
-    indptr = np.concatenate([[0], np.cumsum(np.bincount(cell, minlength=n_words**2))]).astype(np.int32)
-    weights = np.bincount(cell, popularity, n_words**2).reshape(n_words, n_words).astype(np.float32)
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(cell, minlength=n_codewords**2))]).astype(np.int32)
+    weights = np.bincount(cell, popularity, n_codewords**2).reshape(n_codewords, n_codewords).astype(np.float32)
     records, log_popularity = np.zeros((0, 4), np.uint32), np.zeros(0, np.float32)
     if weighted:
         with np.errstate(divide="ignore"):
             log_popularity = np.log(popularity).astype(np.float32)
         records = _records(members, alias_table(popularity[members], indptr), log_popularity)
-    turned = np.ascontiguousarray(weights.T)
-    return _Index(codes, indptr, members, records, records.view(np.float32), weights, turned, log_popularity)
+    transposed = np.ascontiguousarray(weights.T)
+    return _Index(codes, indptr, members, records, records.view(np.float32), weights, transposed, log_popularity)
 
 
 def make_index_sample(shape, weighted, scale=1):
-    n_rows, n_samples, n_words, n_classes = shape
-    index, r0, r1 = make_index(n_words, n_classes, weighted), normal(1, n_rows, n_words), normal(2, n_rows, n_words)
+    n_rows, n_samples, n_codewords, n_classes = shape
+    index, r0, r1 = (
+        make_index(n_codewords, n_classes, weighted),
+        normal(1, n_rows, n_codewords),
+        normal(2, n_rows, n_codewords),
+    )
     r0, r1 = (scale * np.float32(1.5) * r for r in (r0, r1))
     ids, log_q = unwritten(n_rows, n_samples, dtype=np.int32), unwritten(n_rows, n_samples)
-    want_ids, want_log_q, near = midx.sample(r0, r1, index, SEED, 3, n_samples)
+    want_ids, want_log_q, distance = midx.sample(r0, r1, index, SEED, 3, n_samples)
 
     def check():
-        sure = near > 1e-6
-        assert (~sure).sum() <= max(1, 0.001 * ids.size)
-        np.testing.assert_array_equal(ids[sure], want_ids[sure])
+        is_certain = distance > 1e-6
+        assert (~is_certain).sum() <= max(1, 0.001 * ids.size)
+        np.testing.assert_array_equal(ids[is_certain], want_ids[is_certain])
         same = ids == want_ids
         np.testing.assert_allclose(log_q[same], want_log_q[same], rtol=0, atol=1e-5 * scale)
 
@@ -66,8 +70,12 @@ def make_index_sample(shape, weighted, scale=1):
 
 
 def make_index_log_prob(shape, weighted, shared=False):
-    n_rows, n_samples, n_words, n_classes = shape
-    index, r0, r1 = make_index(n_words, n_classes, weighted), 2 * normal(1, n_rows, n_words), normal(2, n_rows, n_words)
+    n_rows, n_samples, n_codewords, n_classes = shape
+    index, r0, r1 = (
+        make_index(n_codewords, n_classes, weighted),
+        2 * normal(1, n_rows, n_codewords),
+        normal(2, n_rows, n_codewords),
+    )
     ids = integers(3, 0, n_classes, 1 if shared else n_rows, n_samples).astype(np.int32)
     log_q = unwritten(n_rows, n_samples)
     wanted = midx.log_prob(r0, r1, index, ids)

@@ -1,4 +1,4 @@
-"""Updates of parameters, whole or row by row. Its moments serve every operation that updates."""
+"""Parameter updates, whole or row by row. Other operations that update parameters use `make_moments`."""
 
 import copy
 
@@ -14,7 +14,7 @@ KINDS = {"sgd": formulas.SGD_KIND, "adam": formulas.ADAM_KIND}
 
 
 def make_moments(kind, array):
-    """Moments in mid-training (of size 0 for SGD); v well above 0, so that the update is a smooth function."""
+    """Moments as in mid-training (of size 0 for SGD); v is well above 0, where the update is smooth."""
     if kind == formulas.SGD_KIND:
         return formulas.Moments(*(np.zeros((0,) * array.ndim, np.float32) for _ in range(2)))
     return formulas.Moments(normal(7, *array.shape), np.abs(normal(8, *array.shape)) + np.float32(0.1))

@@ -1,4 +1,4 @@
-"""Rewiring: the smallest weights found by their bits, their connections drawn anew."""
+"""Rewiring: find the smallest weights by their bits, redraw their connections."""
 
 import copy
 
@@ -14,18 +14,18 @@ from .optimizers import KINDS, make_moments
 
 
 def weights(*shape):
-    """Half normal numbers, half small integers; so some are equal, of either sign, and zeros of either sign too."""
+    """Half normal numbers, half multiples of 1/4: some are equal up to sign, and there are zeros of both signs."""
     values = np.where(integers(1, 0, 2, *shape) > 0, normal(2, *shape), integers(3, -2, 3, *shape) / np.float32(4))
     return np.where(values == 0, integers(4, -1, 1, *shape) * np.float32(0), values)
 
 
 def make_histogram(n, shift):
-    """Half of the weights within 4,096 units in the last place of the median: many prefixes agree, digits differ."""
+    """Half of the weights are within 4,096 ulp of the median: many prefixes are equal, but the digits differ."""
     bits = weights(n).view(np.int32)
     middle = np.sort(bits & formulas.MAGNITUDE)[n // 2]
     near = integers(5, 0, 4096, n).astype(np.int32) + (middle & ~np.int32(4095))
     bits = np.where(integers(6, 0, 2, n) > 0, near, bits)
-    bits[1::7] = -np.abs(bits[1::7])  # the sign bit, with other magnitudes
+    bits[1::7] = -np.abs(bits[1::7])  # the sign bit must not matter
     n_bins = 2048 if shift == 20 else 1024
     prefix = int(middle >> shift) // n_bins
     counts = unwritten(n_bins, dtype=np.int64)
@@ -35,11 +35,11 @@ def make_histogram(n, shift):
 
 
 def make_cut(values, share):
-    """The cut that leaves a share of the slots, and their flat indices."""
+    """The threshold below which a share of the slots falls, and the flat indices of these slots."""
     chosen = rewiring.smallest(values, max(1, int(share * values.size)))
     threshold = np.abs(values).reshape(-1)[chosen].max()
     last = chosen[np.abs(values).reshape(-1)[chosen] == threshold].max()
-    return formulas.Cut(int(threshold.view(np.int32)), int(last)), chosen
+    return formulas.Threshold(int(threshold.view(np.int32)), int(last)), chosen
 
 
 def make_count(shape):
@@ -92,12 +92,12 @@ def _operations():
     for shift in (20, 10, 0):
         yield operation(f"rewiring.magnitude_histogram {shift}", make_histogram, (1, 200), (33, 20_000), shift=shift)
     groups = ((1, 1, 1), (5, 3, 2), (7, 4, 7)), ((65, 33, 8), (100, 5, 16))  # (L, K, G)
-    for name, low in (("float32", False), ("bfloat16", True)):
-        yield operation(f"rewiring.magnitudes {name}", make_magnitudes, *groups, bfloat16=low)
-        yield operation(f"rewiring.clear {name}", make_clear, *groups, dtype=np.uint16 if low else np.float32)
+    for name, bfloat16 in (("float32", False), ("bfloat16", True)):
+        yield operation(f"rewiring.magnitudes {name}", make_magnitudes, *groups, bfloat16=bfloat16)
+        yield operation(f"rewiring.clear {name}", make_clear, *groups, dtype=np.uint16 if bfloat16 else np.float32)
     yield operation("rewiring.count_smallest", make_count, ((1, 1), (7, 3), (33, 5)), ((65, 33), (70, 31), (300, 2)))
     for optimizer, kind in KINDS.items():
-        yield operation(  # (L, H, K, share): one of everything; most of what there is
+        yield operation(  # (L, H, K, share): one of everything; most connections redrawn
             f"rewiring.redraw {optimizer}",
             make_redraw,
             ((1, 2, 1, 1), (7, 9, 3, 0.4), (33, 10, 5, 0.9)),

@@ -1,4 +1,4 @@
-"""The softmax over sampled classes."""
+"""Softmax over sampled classes."""
 
 import numpy as np
 
@@ -11,27 +11,27 @@ from . import Budget, Task, operation, unwritten
 
 def make_scores(shape):
     n_rows, n_samples, n_classes, width = shape
-    queries, classes = normal(1, n_rows, width), normal(2, n_classes, width)
+    h, weights = normal(1, n_rows, width), normal(2, n_classes, width)
     ids, out = integers(3, 0, n_classes, n_rows, n_samples).astype(np.int32), unwritten(n_rows, n_samples)
-    wanted = sampled_softmax.scores(queries, classes, ids)
-    return Task((queries, classes, ids, out), lambda: assert_close(out, wanted, width))
+    wanted = sampled_softmax.scores(h, weights, ids)
+    return Task((h, weights, ids, out), lambda: assert_close(out, wanted, width))
 
 
 def make_softmax(shape, shared=False, mask_hits=False):
     n_rows, n_samples = shape
-    counts = integers(7, 0, 4, n_rows).astype(np.int32)  # of targets: some rows have none
+    counts = integers(7, 0, 4, n_rows).astype(np.int32)  # targets per row; some rows have none
     counts[:1] = 2
-    indptr, chosen = np.append(0, np.cumsum(counts)), integers(4, 0, 5, counts.sum())
-    labels = sparse.Labels(indptr.astype(np.int32), chosen.astype(np.int32))
-    n, lines = len(labels.indices), 1 if shared else n_rows
+    indptr, indices = np.append(0, np.cumsum(counts)), integers(4, 0, 5, counts.sum())
+    labels = sparse.Labels(indptr.astype(np.int32), indices.astype(np.int32))
+    n, n_id_rows = len(labels.indices), 1 if shared else n_rows
     scores, target_scores, ids = (
         3 * normal(1, *shape),
         3 * normal(2, n),
-        integers(3, 0, 5, lines, n_samples).astype(np.int32),
+        integers(3, 0, 5, n_id_rows, n_samples).astype(np.int32),
     )
     if n_rows:
-        ids[0, 0] = labels.indices[0]  # a hit
-    log_q, log_q_targets = normal(5, lines, n_samples) - 2, normal(6, n) - 2
+        ids[0, 0] = labels.indices[0]  # an accidental hit
+    log_q, log_q_targets = normal(5, n_id_rows, n_samples) - 2, normal(6, n) - 2
     inputs = scores, ids, log_q, target_scores, labels, log_q_targets, mask_hits
     wanted, outputs = sampled_softmax.softmax(*inputs), (unwritten(n), unwritten(*shape), unwritten(n))
 

@@ -1,4 +1,4 @@
-"""Classes drawn uniformly, from a table, or from a softmax."""
+"""Classes drawn uniformly, from an alias table, or from a softmax."""
 
 import numpy as np
 
@@ -35,22 +35,23 @@ def make_draw_softmax(shape, first_row):
     scores = 3 * normal(1, shape[0], n_classes)
     scores[:, 1::3] = -np.inf  # never drawn
     outputs = unwritten(*shape, dtype=np.int32), unwritten(*shape)
-    want_ids, want_log_q, near = samplers.draw_softmax(scores.copy(), first_row, SEED, 3, shape[1])
+    want_ids, want_log_q, distance = samplers.draw_softmax(scores.copy(), first_row, SEED, 3, shape[1])
 
     def check():
-        sure = near > 1e-6
-        assert (~sure).sum() <= max(1, 0.002 * near.size)
-        np.testing.assert_array_equal(outputs[0][sure], want_ids[sure])
+        is_certain = distance > 1e-6
+        assert (~is_certain).sum() <= max(1, 0.002 * distance.size)
+        np.testing.assert_array_equal(outputs[0][is_certain], want_ids[is_certain])
         same = outputs[0] == want_ids
         np.testing.assert_allclose(outputs[1][same], want_log_q[same], rtol=0, atol=2e-5)
 
     return Task((scores, first_row, SEED, np.uint64(3), *outputs), check)
 
 
-shapes = ((1, 1, 1), (3, 7, 5), (0, 3, 2)), ((33, 65, 1000),)  # (B, M, L)
+#: (B, M, L)
+SHAPES = ((1, 1, 1), (3, 7, 5), (0, 3, 2)), ((33, 65, 1000),)
 OPERATIONS = [
-    operation("samplers.draw_uniform", make_draw_uniform, *shapes),
-    operation("samplers.draw", make_draw, *shapes),
+    operation("samplers.draw_uniform", make_draw_uniform, *SHAPES),
+    operation("samplers.draw", make_draw, *SHAPES),
     operation(
         "samplers.draw_softmax", make_draw_softmax, ((1, 1, 1), (3, 5, 7), (0, 3, 2)), ((33, 20, 1300),), first_row=5
     ),

@@ -25,13 +25,13 @@ def make_noise(shape):
 
 def make_gradient_of_rows(shape):
     h, groups, experts = make_batch(shape)
-    dscores, drows = normal(3, groups.offsets[-1]), unwritten(*experts.rows.shape)
+    dscores, drows = normal(3, groups.offsets[-1]), unwritten(*experts.weights.shape)
     wanted = sparse_experts.gradient_of_rows(dscores, h, groups, experts)
     return Task((dscores, h, groups, experts, drows), lambda: assert_close(drows, wanted, max(shape[0], 1)))
 
 
 def make_expert_loss(shape, several=False, in_place=False):
-    """Labels that the experts hold, and some that they do not."""
+    """Rows with labels of their expert, and with labels that it does not have."""
     n_rows, _, n_classes, width = shape
     h, groups, experts = make_batch(shape)
     scores = ds_softmax.scores(h, groups, experts).astype(np.float32)
@@ -88,7 +88,7 @@ def make_class_sums(shape):
 def make_expert_update(shape):
     n_experts, n_classes, width = shape
     experts, moments = make_experts(*shape), make_moments(formulas.ADAM_KIND, np.empty((0, 0), np.float32))
-    rows, ids = experts.rows, experts.ids
+    rows, ids = experts.weights, experts.ids
     moments, gradient = make_moments(formulas.ADAM_KIND, rows), normal(4, *rows.shape)
     squares = (rows**2).sum(1)
     class_squares = sparse_experts.class_sums(squares, by_class(ids, n_classes)).astype(np.float32)
@@ -104,7 +104,7 @@ def make_expert_update(shape):
 
 
 def make_survivors(shape):
-    """Squares that are small integers, so there are many ties."""
+    """Squares are small integers, so there are many ties."""
     experts = make_experts(*shape)
     squares, table = integers(1, 0, 4, len(experts.ids)), by_class(experts.ids, shape[1])
     keep, least = np.full(len(squares), 9, np.uint8), np.float32(2)
@@ -112,7 +112,8 @@ def make_survivors(shape):
     return Task((squares, table, least, keep), lambda: np.testing.assert_array_equal(keep, wanted))
 
 
-held = ((1, 1, 1), (3, 7, 5)), ((5, 300, 33), (3, 1000, 130))  # (E, L, d)
+#: (E, L, d)
+EXPERTS = ((1, 1, 1), (3, 7, 5)), ((5, 300, 33), (3, 1000, 130))
 OPERATIONS = [
     operation("sparse_experts.add_noise", make_noise, *PAIRS),
     operation("sparse_experts.balance", make_balance, *PAIRS),
@@ -129,16 +130,16 @@ OPERATIONS = [
     operation("sparse_experts.cross_entropy", make_expert_loss, *MIXTURES),
     operation("sparse_experts.cross_entropy of several", make_expert_loss, *(m[1:2] for m in MIXTURES), several=True),
     operation("sparse_experts.cross_entropy in place", make_expert_loss, *(m[1:2] for m in MIXTURES), in_place=True),
-    operation("sparse_experts.class_sums", make_class_sums, *held),
-    operation("sparse_experts.update", make_expert_update, *held),
-    operation("sparse_experts.survivors", make_survivors, *held),
+    operation("sparse_experts.class_sums", make_class_sums, *EXPERTS),
+    operation("sparse_experts.update", make_expert_update, *EXPERTS),
+    operation("sparse_experts.survivors", make_survivors, *EXPERTS),
 ]
 
 BUDGETS = {
     "add_noise_kernel": Budget(24),
     "balance_kernel": Budget(56),
     "class_sums_kernel": Budget(32),
-    "cross_entropy_kernel": Budget(56),  # what it counts from the best score stays in registers
+    "cross_entropy_kernel": Budget(56),  # values relative to the best score stay in registers
     "gate_backward_kernel": Budget(32),
     "gradient_of_rows_kernel": Budget(88),
     "gradient_of_rows_mma_kernel": Budget(136, holds=("mma.sync.aligned.m16n8k16",), since=(8, 0)),

@@ -1,4 +1,4 @@
-"""The k best scores of each row, and lists of them merged."""
+"""The k best scores of each row, and merged lists of them."""
 
 import functools
 
@@ -12,7 +12,7 @@ from . import Budget, Task, operation, unwritten
 
 
 def check_top_k(outputs, wanted):
-    """Exact integers with many ties: scores and ids must be equal."""
+    """Scores are exact integers with MANY_LISTS ties: scores and ids must be equal."""
     for got, want in zip(outputs, wanted, strict=True):
         np.testing.assert_array_equal(got, want)
 
@@ -25,7 +25,7 @@ def make_top_k(shape):
 
 
 def make_merge(shape):
-    """Sorted lists of small integers, some not full; most of the best are zeros, of both signs. Row 0 holds one NaN."""
+    """Sorted lists of small integers, some not full. Most of the best are zeros of both signs; row 0 has one NaN."""
     n_rows, n_lists, k = shape
     scores, length = integers(1, -9, 2, n_rows, n_lists, k), integers(2, 0, k + 1, n_rows, n_lists, 1)
     scores[(scores == 1) & (integers(4, 0, n_lists, *scores.shape) > 0)] = 0
@@ -45,8 +45,9 @@ def make_merge(shape):
     return Task((*lists, *outputs), lambda: check_top_k(outputs, wanted))
 
 
-few = (1, 1, 1), (3, 5, 7), (0, 2, 3)  # (B, lists, k)
-many = (2, 700, 5), (1, 40, 40), (3, 300, 1), (1, 300, 40)
+#: (B, lists, k)
+FEW_LISTS = (1, 1, 1), (3, 5, 7), (0, 2, 3)
+MANY_LISTS = (2, 700, 5), (1, 40, 40), (3, 300, 1), (1, 300, 40)
 OPERATIONS = [
     operation(
         "top_k.top_k",
@@ -55,9 +56,16 @@ OPERATIONS = [
         ((33, 331, 4), (5, 300, 150), (9, 40, 40)),
     ),
     operation(
-        "top_k.merge simple", make_merge, few, ((33, 9, 4),), functools.partial(cuda.merge, shuffles=False), None
+        "top_k.merge simple", make_merge, FEW_LISTS, ((33, 9, 4),), functools.partial(cuda.merge, shuffles=False), None
     ),
-    operation("top_k.merge shuffles", make_merge, (), few + many, functools.partial(cuda.merge, shuffles=True), None),
+    operation(
+        "top_k.merge shuffles",
+        make_merge,
+        (),
+        FEW_LISTS + MANY_LISTS,
+        functools.partial(cuda.merge, shuffles=True),
+        None,
+    ),
 ]
 
 BUDGETS = {

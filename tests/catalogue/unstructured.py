@@ -1,4 +1,4 @@
-"""Gradients of weights at any (label, input) pairs."""
+"""Gradients of weights at arbitrary (label, input) pairs."""
 
 import numpy as np
 
@@ -10,12 +10,12 @@ from . import Budget, Task, operation, unwritten
 
 def make_unstructured(shape):
     n_rows, n_inputs, n_labels, n_weights = shape
-    xt, dscores_t, dvalues = normal(1, n_inputs, n_rows), normal(2, n_labels, n_rows), unwritten(n_weights)
+    ht, dscores_t, dvalues = normal(1, n_inputs, n_rows), normal(2, n_labels, n_rows), unwritten(n_weights)
     random = np.random.default_rng(3)
     rows = np.sort(random.integers(n_labels, size=n_weights)).astype(np.int32)
     columns = random.integers(n_inputs, size=n_weights).astype(np.int32)
-    wanted = unstructured.gradient_of_values(xt, dscores_t, rows, columns)
-    return Task((xt, dscores_t, rows, columns, dvalues), lambda: assert_close(dvalues, wanted, n_rows))
+    wanted = unstructured.gradient_of_values(ht, dscores_t, rows, columns)
+    return Task((ht, dscores_t, rows, columns, dvalues), lambda: assert_close(dvalues, wanted, n_rows))
 
 
 OPERATIONS = [

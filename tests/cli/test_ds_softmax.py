@@ -30,9 +30,32 @@ def text(tmp_path_factory):
     ):
         (folder / f"{part}.txt").write_text(content)
     command = [
-        "train", "language-model", "--device", "cpu", "--quiet", "--width", "8", "--batch-size", "4", "--unroll", "5",
-        "--sampler", "none", "--epochs", "12", "--learning-rate", "0.03", "--dropout", "0", "--min-count", "2", "--data", str(folder), "--save", str(folder / "m.st"),
-    ]  # fmt: skip
+        "train",
+        "language-model",
+        "--device",
+        "cpu",
+        "--quiet",
+        "--width",
+        "8",
+        "--batch-size",
+        "4",
+        "--unroll",
+        "5",
+        "--sampler",
+        "none",
+        "--epochs",
+        "12",
+        "--learning-rate",
+        "0.03",
+        "--dropout",
+        "0",
+        "--min-count",
+        "2",
+        "--data",
+        str(folder),
+        "--save",
+        str(folder / "m.st"),
+    ]
     assert main.main(command) == 0
     return folder
 
@@ -44,9 +67,28 @@ def items(tmp_path_factory):
     lines = [" ".join(f"i{(start + n) % 9}" for n in range(length)) for start in range(9) for length in (1, 3, 4, 6)]
     (folder / "sequences.txt").write_text("\n".join(lines) + "\n")
     command = [
-        "train", "language-model", "--task", "next-item", "--device", "cpu", "--quiet", "--width", "8", "--batch-size", "4",
-        "--sampler", "none", "--epochs", "2", "--unroll", "3", "--data", str(folder), "--save", str(folder / "m.st"),
-    ]  # fmt: skip
+        "train",
+        "language-model",
+        "--task",
+        "next-item",
+        "--device",
+        "cpu",
+        "--quiet",
+        "--width",
+        "8",
+        "--batch-size",
+        "4",
+        "--sampler",
+        "none",
+        "--epochs",
+        "2",
+        "--unroll",
+        "3",
+        "--data",
+        str(folder),
+        "--save",
+        str(folder / "m.st"),
+    ]
     assert main.main(command) == 0
     return folder
 
@@ -71,7 +113,7 @@ def run(folder, tmp_path, *more, wanted=0):
 def bits(path):
     """The arrays of a packed model; the order in a file's header varies."""
     packed = PackedDSSoftmax.load(path, device="cpu")
-    return [array.tobytes() for array in (packed.gate, packed.starts, packed.ids, packed.rows)]
+    return [array.tobytes() for array in (packed.gate, packed.starts, packed.ids, packed.weights)]
 
 
 def check_stages(result, tmp_path):
@@ -82,7 +124,7 @@ def check_stages(result, tmp_path):
     assert [line["name"] for line in table] == ["full softmax", "DS-2", "DS-4"]
     for line, n_experts in zip(table[1:], (2, 4), strict=True):
         packed = PackedDSSoftmax.load(tmp_path / f"ds-{n_experts}.st", device="cpu")
-        assert (packed.n_experts, len(packed.ids), packed.rows.nbytes) == (n_experts, line["rows"], line["bytes"])
+        assert (packed.n_experts, len(packed.ids), packed.weights.nbytes) == (n_experts, line["rows"], line["bytes"])
     assert table[0]["held"] == table[0]["speed-up"] == 1
 
 
@@ -97,7 +139,7 @@ def test_of_a_text(text, tmp_path, capsys):
     for name, other in (("top-1", "top-1"), ("top-5", "top-5"), ("top-10", "Recall@10")):
         assert table[0][name] == pytest.approx(wanted[other], abs=1e-9)
     assert table[0]["rows"] == model.n_words_ == 11 and table[0]["bytes"] == 11 * 8 * 4
-    h, targets = model.contexts(corpus.test)
+    h, targets = model.encode(corpus.test)
     packed = PackedDSSoftmax.load(tmp_path / "ds.st", device="cpu")
     ids = packed.top_k(h.astype(np.float16).astype(np.float32), 5)[1]
     assert table[2]["top-1"] == pytest.approx((ids[:, 0] == targets).mean())
@@ -107,7 +149,7 @@ def test_of_a_text(text, tmp_path, capsys):
     epochs = result["epochs"]
     assert len(epochs) == 4 and epochs[-1]["validation"]["top-1"] > 0.5 and result["contexts"] == len(corpus.train) - 1
     assert result["params"]["class_lasso"] == 0.02 and result["device"] == "cpu"
-    assert f"11 words, contexts of width 8; {len(corpus.train) - 1} contexts to learn from; on cpu" in shown
+    assert f"11 words, contexts of width 8; {len(corpus.train) - 1} training contexts; on cpu" in shown
     last = epochs[-1]
     assert f"epoch   4  {last['seconds']:7.1f} s    4 experts  loss {last['loss']:.4f}  {last['rows']} rows" in shown
     assert f"valid  top-1 {100 * last['validation']['top-1']:.2f}  top-5" in shown
@@ -140,9 +182,12 @@ def test_of_sequences(items, tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "width"),
-    [(["--loss", "softmax", "--output", "dense"], 16), (["--loss", "bce", "--output", "bottleneck", "--bottleneck", "6"], 7)],
+    [
+        (["--loss", "softmax", "--output", "dense"], 16),
+        (["--loss", "bce", "--output", "bottleneck", "--bottleneck", "6"], 7),
+    ],
     ids=["without a bias", "with a bias"],
-)  # fmt: skip
+)
 def test_of_a_classifier(corpus, tmp_path, options, width):
     model, given = (
         tmp_path / "given.st",
@@ -175,7 +220,7 @@ def test_interrupted_and_resumed(text, tmp_path, capsys, monkeypatch):
     whole = tmp_path / "whole"
     whole.mkdir()
     wanted = run(text, whole)
-    step, contexts, calls = SparseExperts.step, train.LanguageModel.contexts, []
+    step, encode, calls = SparseExperts.step, train.LanguageModel.encode, []
 
     def interrupted(experts, *arguments, **more):
         if experts.steps == 50:  # of 21 an epoch
@@ -184,9 +229,9 @@ def test_interrupted_and_resumed(text, tmp_path, capsys, monkeypatch):
 
     def count(model, *arguments, **more):
         calls.append(1)
-        return contexts(model, *arguments, **more)
+        return encode(model, *arguments, **more)
 
-    monkeypatch.setattr(train.LanguageModel, "contexts", count)
+    monkeypatch.setattr(train.LanguageModel, "encode", count)
     folder = tmp_path / "resumed"
     folder.mkdir()
     monkeypatch.setattr(SparseExperts, "step", interrupted)
@@ -200,9 +245,9 @@ def test_interrupted_and_resumed(text, tmp_path, capsys, monkeypatch):
     assert h.dtype == np.float16 and h.shape == (332, 8) and (h[:, 0] == 1).all()
     monkeypatch.setattr(SparseExperts, "step", step)
     run(text, folder, wanted=2)
-    assert "ds.checkpoint.st is there already: resume continues from it" in capsys.readouterr().err
+    assert "ds.checkpoint.st already exists; continue from it with resume=True" in capsys.readouterr().err
     run(text, folder, "--resume", "--contexts", "100", wanted=2)
-    assert "holds contexts of shape (332, 8), not (100, 8); give the same --model" in capsys.readouterr().err
+    assert "must have shape (100, 8), got (332, 8); use the same --model" in capsys.readouterr().err
     run(text, folder, "--resume", "--balance", "3", wanted=2)
     assert "balance was 10.0, not 3.0" in capsys.readouterr().err
     got = run(text, folder, "--resume")
@@ -212,7 +257,7 @@ def test_interrupted_and_resumed(text, tmp_path, capsys, monkeypatch):
     for name in ("ds.st", "ds-2.st"):
         assert bits(folder / name) == bits(whole / name)
     run(text, folder, "--resume", wanted=2)
-    assert "ds.st is complete, there is no checkpoint to resume" in capsys.readouterr().err
+    assert "ds.st is complete and has no checkpoint to resume from" in capsys.readouterr().err
 
 
 def test_a_stage_that_somebody_removed(text, tmp_path, capsys, monkeypatch):
@@ -226,7 +271,7 @@ def test_a_stage_that_somebody_removed(text, tmp_path, capsys, monkeypatch):
         run(text, tmp_path, wanted=130)
     (tmp_path / "ds-2.st").unlink()
     assert [line["name"] for line in run(text, tmp_path, "--resume")["test"]] == ["full softmax", "DS-4"]
-    assert "ds-2.st is gone: it is left out below" in capsys.readouterr().out
+    assert "ds-2.st is missing and left out of the table" in capsys.readouterr().out
 
 
 def test_nothing_is_left_where_nothing_can_be_resumed(text, tmp_path, capsys, monkeypatch):
@@ -249,10 +294,10 @@ def test_bad_input(text, items, corpus, tmp_path, capsys):
 
     refused("n_experts must be first_experts = 2 times a power of two, got 6; use 4 or 8", text, "--n-experts", "6")
     refused("no model file", corpus)
-    refused("holds no sequences file", text, "--model", str(items / "m.st"))
+    refused("contains no sequences file", text, "--model", str(items / "m.st"))
     other = tmp_path / "other.st"
     checkpoint.save(other, "ds-softmax", {"a": np.zeros(3)}, {})
-    refused("holds a 'ds-softmax' model; --model takes what train language-model or", text, "--model", str(other))
+    refused("--model must be a language model or a classifier, got a 'ds-softmax' model", text, "--model", str(other))
     sparse = [
         "train",
         "classifier",
@@ -269,10 +314,10 @@ def test_bad_input(text, items, corpus, tmp_path, capsys):
         "4",
     ]
     assert main.main([*sparse, "--data", str(corpus), "--epochs", "1", "--save", str(other)]) == 0
-    refused("has a sparse output layer (fixed-fan-in), which has no dense rows", corpus, "--model", str(other))
+    refused("--model must have a dense output layer, got 'fixed-fan-in'", corpus, "--model", str(other))
     dense = [*sparse[:8], "8", "--output", "dense", "--data", str(corpus), "--epochs", "1", "--save", str(other)]
     assert main.main(dense) == 0
-    refused("tate has 15,810 labels", corpus, "--model", str(other), "--data", "tate")
+    refused("but tate has 15,810;", corpus, "--model", str(other), "--data", "tate")
     with pytest.raises(SystemExit):
         main.main([*DS, "--model", str(text / "m.st")])
     assert "--save" in capsys.readouterr().err
@@ -314,7 +359,7 @@ def test_labels_without_a_point_do_not_upset_it(corpus, tmp_path):
     train.Classifier(**params).fit(points.features, labels).save(tmp_path / "m.st")
     result = run(tmp_path, tmp_path, "--first-experts", "2", "--n-experts", "2")
     assert 0 < result["test"][0]["top-1"] <= 1 and all(np.isfinite(epoch["loss"]) for epoch in result["epochs"])
-    assert np.isfinite(PackedDSSoftmax.load(tmp_path / "ds.st", device="cpu").rows).all()
+    assert np.isfinite(PackedDSSoftmax.load(tmp_path / "ds.st", device="cpu").weights).all()
 
 
 def test_names_of_stages():

@@ -153,7 +153,7 @@ def test_train_with_the_softmax_loss(folder, tmp_path, capsys, sampler):
     result, shown = json.loads(figures.read_text()), capsys.readouterr().out
     assert result["params"]["mask_hits"] and result["params"]["index_every"] is None
     assert len(result["index_updates"]) == (3 if sampler in ("lsh", "midx-pq") else 0)
-    assert (f"3 updates of what {sampler} draws from" in shown) == (sampler in ("lsh", "midx-pq"))
+    assert (f"3 updates of the {sampler} index" in shown) == (sampler in ("lsh", "midx-pq"))
     assert ("of the labels" in shown) == (sampler == "midx-pq")
 
 
@@ -182,7 +182,7 @@ def test_demo_at_small_size(capsys, tmp_path, ticking):
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    ("arguments", "message"),
     [
         (["predict", "nothing.safetensors", "x.txt"], "no model file nothing.safetensors"),
         ([*TRAIN, "--data", "nowhere"], "nowhere"),
@@ -190,13 +190,13 @@ def test_demo_at_small_size(capsys, tmp_path, ticking):
         ([*TRAIN, "--plot", "curves.xyz"], "must end in .png, .svg or .pdf"),
         ([*TRAIN, "--resume"], "--resume needs --save FILE"),
         ([*TRAIN, "--rewire-fraction", "1.5"], "rewire_fraction must lie in [0, 1], got 1.5"),
-        ([*TRAIN, "--plot", "nowhere/curves.png"], "nowhere/curves.png can not be written"),
-        ([*TRAIN, "--save", "nowhere/model.safetensors"], "nowhere/model.safetensors can not be written"),
-        ([*TRAIN, "--save", "nowhere/"], "nowhere/ can not be written: there is no such folder"),
-        ([*TRAIN, "--save", "."], ". can not be written: it is a folder; name a file in it"),
+        ([*TRAIN, "--plot", "nowhere/curves.png"], "nowhere/curves.png cannot be written"),
+        ([*TRAIN, "--save", "nowhere/model.safetensors"], "nowhere/model.safetensors cannot be written"),
+        ([*TRAIN, "--save", "nowhere/"], "nowhere/ cannot be written: there is no such folder"),
+        ([*TRAIN, "--save", "."], ". cannot be written: it is a folder; name a file in it"),
         ([*TRAIN, "--loss", "softmax"], "loss='softmax' needs output='dense' or 'bottleneck'"),
-        ([*TRAIN, "--sampler", "uniform"], "sampler='uniform' draws for loss='softmax' only"),
-        ([*TRAIN, "--device", "cuda"], "device='cuda' can not be used"),
+        ([*TRAIN, "--sampler", "uniform"], "sampler='uniform' needs loss='softmax'"),
+        ([*TRAIN, "--device", "cuda"], "device='cuda' cannot be used"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message, capsys, monkeypatch):
@@ -220,15 +220,15 @@ def test_evaluate_and_predict_from_arrays(folder, tmp_path, capsys):
     assert main.main(["evaluate", model]) == 2
     assert (
         f"--data is needed: .*; {model} was trained on '{folder.name}'".replace(
-            ".*", "the folder of the points to measure it on"
+            ".*", "the folder of the data to evaluate on"
         )
         in capsys.readouterr().err
     )
     assert main.main(["evaluate", model, "--data", "tate"]) == 2
-    assert f"{model} takes 30 features, tate has 12310; --data names what" in capsys.readouterr().err
-    for file, problem in (folder, "it is a folder; name a file of points in it"), ("no.txt", "there is no such file"):
+    assert f"--data must have 30 features, as {model} expects, but tate has 12310" in capsys.readouterr().err
+    for file, problem in (folder, "it is a folder; pass a file in it"), ("no.txt", "there is no such file"):
         assert main.main(["predict", model, str(file)]) == 2
-        assert f"{file} can not be read: {problem}" in capsys.readouterr().err
+        assert f"{file} cannot be read: {problem}" in capsys.readouterr().err
     points = data.load(folder).test.features
     scipy.sparse.save_npz(tmp_path / "points.npz", points)
     answers = []
@@ -258,7 +258,7 @@ def test_a_model_knows_what_it_was_trained_on(folder, tmp_path, capsys):
     assert again.data_["name"] == folder.name
     again.set_params(epochs=1, progress=False).fit(points.features, points.labels).save(model)
     assert again.data_ is None and main.main(["evaluate", model]) == 2
-    assert f"{model} does not say what it was trained on" in capsys.readouterr().err
+    assert f"{model} does not record its training data" in capsys.readouterr().err
     assert main.main(["evaluate", model, "--data", str(other), "--device", "cpu"]) == 0
     arrays, description = checkpoint.load(model, "classifier")
     for bad in {"name": 3, "fingerprint": ""}, [], {"name": "x"}:
@@ -299,9 +299,9 @@ def test_tfidf_on_the_command_line(folder, tmp_path, capsys):
         ]
         assert main.main(command) == code
         shown = capsys.readouterr().err
-        assert ("X holds weights, not counts" in shown) == (how == "auto")
+        assert ("X has weights, not counts" in shown) == (how == "auto")
         assert weighed is None or json.loads(figures.read_text())["tfidf"] is weighed
-    assert "X must hold counts, that is, whole numbers, got 0.5" in shown
+    assert "X must contain counts (whole numbers), got 0.5" in shown
 
 
 def test_a_spent_budget_says_what_is_left(folder, tmp_path, capsys, ticking):
@@ -310,10 +310,10 @@ def test_a_spent_budget_says_what_is_left(folder, tmp_path, capsys, ticking):
     assert main.main([*TRAIN, *again, "0.5"]) == 0
     left = str(tmp_path / "model.checkpoint.safetensors")
     said = capsys.readouterr().out
-    assert f"the budget is spent; --resume with a larger one continues from {left}" in said
-    assert "no dev part: every epoch is run" in said
+    assert f"the time budget is used up; --resume with a larger --budget-seconds continues from {left}" in said
+    assert "no dev part: all epochs are run" in said
     assert main.main([*TRAIN, *again, "1"]) == 2
-    assert f"{left} is there already: resume continues from it" in capsys.readouterr().err
+    assert f"{left} already exists; continue from it with resume=True" in capsys.readouterr().err
 
 
 def test_help_shows_defaults_but_none(capsys):
@@ -340,7 +340,7 @@ def test_dense_features_from_files(tmp_path, capsys):
     assert "training needs 0.1 MiB, memory_limit allows 0.0 MiB" in error and "output.values" in error
 
 
-@pytest.mark.parametrize("size, wanted", [("1GiB", 2**30), ("1.5 MiB", 3 * 2**19), ("64k", 65536), ("100", 100)])
+@pytest.mark.parametrize(("size", "wanted"), [("1GiB", 2**30), ("1.5 MiB", 3 * 2**19), ("64k", 65536), ("100", 100)])
 def test_sizes(size, wanted):
     assert common.size(size) == wanted
 

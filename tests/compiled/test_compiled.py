@@ -16,7 +16,10 @@ CC = 9, 0
 
 
 def _cases():
-    """Every operation and shape; where a grid is cut to one row of blocks, the shape with the most rows is enough."""
+    """Every operation and shape.
+
+    With the grid limited to one row of blocks, the shape with the most rows is enough.
+    """
     for o in OPERATIONS:
         most = max(range(len(o.shapes)), key=lambda i: np.ravel(o.shapes[i])[0])
         for i, shape in enumerate(o.shapes):
@@ -29,7 +32,7 @@ NAMED = {operation.name: operation for operation in OPERATIONS}
 
 
 def execute(operation, shape):
-    """Run the operation, check its outcome; {name of kernel: ptxsim's result}."""
+    """Runs the operation and checks its results; returns {name of kernel: ptxsim's result}."""
     results, task = {}, operation.make(shape)
 
     def run(item):
@@ -54,19 +57,22 @@ def execute(operation, shape):
 @pytest.fixture(scope="module", autouse=True)
 def _no_assembler():
     """Registers are a matter of tier 2: no process of ptxas for each kernel."""
-    with mock.patch.object(ptxsim, "ptxas_resources", lambda modules, cc: None):
+    with mock.patch.object(ptxsim, "ptxas_resources", return_value=None):
         yield
 
 
 @pytest.mark.parametrize(("operation", "shape", "most_blocks"), list(_cases()))
 def test_right_and_without_errors(operation, shape, most_blocks, monkeypatch):
-    """Outcome as `reference`; no access out of bounds, no race, no broken barrier - also where a grid is too small."""
+    """Results equal `reference`; no access out of bounds, no race, no broken barrier.
+
+    Also with a grid that is too small, so that blocks stride.
+    """
     monkeypatch.setattr(launches, "MAX_GRID_YZ", most_blocks)
     execute(operation, shape)
 
 
-#: What docstrings promise of memory traffic: operation, shape (full tiles and warps), kernel, sectors of a store. A
-#: warp that loads float32 coalesced touches 4 sectors; no load of these kernels touches more (but for lists of labels).
+#: The memory traffic that docstrings promise: operation, shape (full tiles, full warps), kernel, sectors per store. One
+#: coalesced float32 load of a warp touches 4 sectors; no load of these kernels touches more, except of lists of labels.
 TRAFFIC = [
     ("fixed_fan_in.forward (simple)", (64, 40, 64, 4), "forward_kernel", 32),
     ("fixed_fan_in.forward (narrow)", (64, 40, 64, 4), "forward_tiled_kernel", 4),
@@ -94,14 +100,14 @@ def test_traffic_is_as_promised(name, shape, kernel, sectors):
 
 
 def test_tile_is_used():
-    """The promise of no bank conflicts is not empty."""
+    """Shared memory is used at all: the test above that there are no bank conflicts is not vacuous."""
     counters = execute(NAMED["fixed_fan_in.forward (narrow)"], (64, 40, 64, 4))["forward_tiled_kernel"].counters
     assert counters.shared_load.requests == counters.shared_store.requests == 64 * 64 / 32
 
 
 @pytest.mark.parametrize(("dtype", "products"), [("bfloat16", 3), ("float32", 6)])
 def test_tensor_cores_do_what_their_kernels_say(dtype, products):
-    """Six products where both factors are float32, three where one is bfloat16; whole sectors stored."""
+    """Six products for two float32 factors, three where one is bfloat16; whole sectors stored."""
     n_rows, n_inputs, n_labels, fan_in, group_size = shape = (64, 70, 32, 32, 16)
     product = 2 * n_rows * n_labels * fan_in
     forward = execute(NAMED[f"group_shared.forward tensor cores {dtype}"], shape)["forward_kernel"].counters
@@ -115,20 +121,20 @@ def test_tensor_cores_do_what_their_kernels_say(dtype, products):
 
 
 def test_weights_of_cells_are_read_in_whole_lines():
-    """As many codewords as threads, one draw a row: each load of a warp is one line, one number or one codeword's."""
+    """With as many codewords as threads and one draw per row, each load of a warp is one line or one number."""
     result = execute(NAMED["midx.log_prob uniform"], (2, 1, 128, 400))["log_prob_kernel"]
     loads = [a.sectors / a.requests for a in result.accesses if (a.kind, a.space) == ("ld", "global") and a.requests]
     assert max(loads) == 4
 
 
 def test_one_row_fills_its_warps():
-    """A single query's labels lie side by side in a warp, and so do its lists when they are merged."""
+    """For a single row, the labels are spread over the lanes of a warp, and so are its lists when they are merged."""
     for result in execute(NAMED["fixed_fan_in.top_k"], (1, 9, 8192, 2, 1)).values():
         assert result.counters.thread_instructions > 25 * result.counters.warp_instructions
 
 
 def test_labels_without_gradient_cost_no_atomics():
-    """Half of the scores' gradients are zero in the backward pass: each other one is K atomic adds."""
+    """Half of the gradients of scores are zero in the backward pass; each of the others costs K atomics."""
     shape = (33, 19, 17, 3)
     for operation in NAMED["fixed_fan_in.backward"], NAMED["fixed_fan_in.backward (narrow)"]:
         dscores = operation.make(shape).args[2]
@@ -138,7 +144,10 @@ def test_labels_without_gradient_cost_no_atomics():
 
 
 def test_wide_kernels_take_few_and_many_gradients():
-    """Up to 16 of 128 rows one by one, 32 connections at once: as many requests as rows; more, 32 rows at once."""
+    """Up to 16 of 128 rows are handled one by one, 32 connections at once: one request per row.
+
+    With more rows, 32 rows are handled at once.
+    """
     shape, requests = (128, 70, 1, 32), {}
     for n_active in (1, 16, 17):
         task = NAMED["fixed_fan_in.backward"].make(shape)
@@ -153,7 +162,7 @@ def test_wide_kernels_take_few_and_many_gradients():
 
 
 def test_wide_loads_touch_each_sector_once():
-    """Scores of 128 rows: 512 bytes for each connection in one load, 16 sectors; weights and indices beside."""
+    """Per connection: 512 bytes for 128 rows in one load (16 sectors), and one sector each for weight and index."""
     counters = execute(NAMED["fixed_fan_in.forward"], (128, 40, 64, 4))["forward_wide_kernel"].counters
     assert counters.global_load.sectors == 64 * (1 + 4 * (16 + 1 + 1))
     assert counters.global_store.sectors_per_request == 4
@@ -161,7 +170,10 @@ def test_wide_loads_touch_each_sector_once():
 
 
 def test_traffic_of_the_histogram():
-    """Weights are read once, coalesced; each that is counted is one atomic in shared memory, each bin one in global."""
+    """Weights are read once, coalesced.
+
+    One atomic in shared memory per counted weight, at most one in global memory per block and bin.
+    """
     operation, n = NAMED["rewiring.magnitude_histogram 10"], 1 << 15
     counters = execute(operation, n)["magnitude_histogram_kernel"].counters
     assert counters.global_load.bytes == counters.global_load.unique_bytes == 4 * n
@@ -174,7 +186,7 @@ def test_traffic_of_the_histogram():
 
 
 def test_labels_that_lose_nothing_cost_two_offsets():
-    """A label's indices and values are read by its own thread, and only where it has something to redraw."""
+    """Only labels with something to redraw have their indices and values read, each by its own thread."""
     operation, shape = NAMED["rewiring.redraw adam"], (300, 1000, 8, 0.1)
     losers = np.count_nonzero(np.diff(operation.make(shape).args[4]))
     counters = execute(operation, shape)["redraw_kernel"].counters

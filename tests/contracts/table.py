@@ -17,15 +17,17 @@ import numpy as np
 from tests import ptx
 from tests.catalogue import BUDGETS, recorded
 
-#: Published limits of a multiprocessor by compute capability: warps, blocks, bytes of shared memory.
+#: Published limits per multiprocessor, by compute capability: warps, blocks, bytes of shared memory.
 LIMITS = {(7, 5): (32, 16, 64 << 10), (8, 0): (64, 32, 164 << 10), (9, 0): (64, 32, 228 << 10)}
-REGISTERS, REGISTERS_AT_A_TIME = 65536, 256  # of a multiprocessor; how many are given to a warp at a time
-SHARED_AT_A_TIME = {(7, 5): 256, (8, 0): 128, (9, 0): 128}
-SHARED_OF_SYSTEM = {(7, 5): 0, (8, 0): 1024, (9, 0): 1024}  # bytes that each block needs on top
+#: Registers per multiprocessor, and the unit in which a warp gets them.
+REGISTERS, REGISTER_UNIT = 65536, 256
+#: Bytes of shared memory: the unit in which a block gets it, and what the system reserves per block.
+SHARED_UNIT = {(7, 5): 256, (8, 0): 128, (9, 0): 128}
+SHARED_RESERVED = {(7, 5): 0, (8, 0): 1024, (9, 0): 1024}
 
 
 def find_ptxas():
-    """The assembler, from the path or from NVIDIA's wheels; None where there is none."""
+    """The path of ptxas, from PATH or NVIDIA's wheels, or None."""
     found = shutil.which("ptxas")
     try:
         import nvidia
@@ -49,7 +51,7 @@ def ptx_of(name, cc):
 
 @functools.cache
 def resources(name, cc):
-    """What ptxas says of a kernel: registers a thread, bytes of static shared memory, stack and spills."""
+    """What ptxas reports for a kernel: registers per thread, bytes of static shared memory, stack and spills."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.ptx"
         source.write_text(ptx_of(name, cc))
@@ -66,20 +68,20 @@ def resources(name, cc):
 
 
 def occupancy(cc, threads, registers, shared):
-    """Share of a multiprocessor's warps that can be resident: the tightest of its four limits."""
-    most_warps, most_blocks, shared_limit = LIMITS[cc]
+    """Share of a multiprocessor's warps that can be resident: the smallest that its four limits allow."""
+    max_warps, max_blocks, shared_limit = LIMITS[cc]
     warps = -(-threads // 32)
-    registers_of_warp = -(-registers * 32 // REGISTERS_AT_A_TIME) * REGISTERS_AT_A_TIME
-    at_a_time = SHARED_AT_A_TIME[cc]
-    shared_of_block = -(-(shared + SHARED_OF_SYSTEM[cc]) // at_a_time) * at_a_time
-    # registers are handed out by four schedulers, each of which holds whole warps
+    registers_of_warp = -(-registers * 32 // REGISTER_UNIT) * REGISTER_UNIT
+    unit = SHARED_UNIT[cc]
+    shared_of_block = -(-(shared + SHARED_RESERVED[cc]) // unit) * unit
+    # each of the four schedulers has a quarter of the registers and whole warps
     by_registers = 4 * (REGISTERS // 4 // max(registers_of_warp, 1)) // warps
-    blocks = min(most_blocks, most_warps // warps, by_registers, shared_limit // max(shared_of_block, 1))
-    return blocks * warps / most_warps
+    blocks = min(max_blocks, max_warps // warps, by_registers, shared_limit // max(shared_of_block, 1))
+    return blocks * warps / max_warps
 
 
 def rows():
-    """One dict for every kernel and compute capability, for the block it is launched with by default."""
+    """One dict per kernel and compute capability, for the block with which the kernel is launched by default."""
     for name, launch in launches().items():
         for cc in (cc for cc in LIMITS if cc >= BUDGETS[name].since):
             used, threads = resources(name, cc), int(np.prod(launch.block))

@@ -1,4 +1,4 @@
-"""Tier 2: what each kernel becomes when it is compiled, without a GPU."""
+"""Tier 2: properties of the compiled kernels, checked without a GPU."""
 
 import json
 import sys
@@ -67,7 +67,7 @@ def test_broken_contracts_are_seen():
         ((8, 0), 256, 32, 0, 1),  # 64 warps
         ((8, 0), 256, 33, 0, 48 / 64),  # 40 registers after rounding: 12 warps a scheduler
         ((9, 0), 128, 72, 0, 28 / 64),
-        ((9, 0), 1024, 65, 0, 0),  # does not fit at all
+        ((9, 0), 1024, 65, 0, 0),  # does not fit
         ((7, 5), 128, 64, 0, 1),  # 32 warps fill it
         ((7, 5), 32, 16, 0, 16 / 32),  # 16 blocks at most
         ((8, 0), 32, 16, 0, 32 / 64),  # 32 blocks at most

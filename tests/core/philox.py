@@ -1,4 +1,4 @@
-"""Published vectors of Philox4x32-10 (known-answer tests of Random123), and kernels: of them, and of what is made of words."""
+"""Published vectors of Philox4x32-10 (Random123's known-answer tests), and kernels that compute them and numbers."""
 
 import numpy as np
 

@@ -46,13 +46,13 @@ def test_arrays_are_made_where_they_should_be(backend):
 
 
 def test_asarray_makes_contiguous_and_converts(backend):
-    turned = np.arange(6, dtype=np.int64).reshape(2, 3).T
-    placed = placement.asarray(turned, backend.device, np.float32)
+    transposed = np.arange(6, dtype=np.int64).reshape(2, 3).T
+    placed = placement.asarray(transposed, backend.device, np.float32)
     assert placed.flags.c_contiguous
     assert placed.dtype == np.float32
     back = placement.to_numpy(placed)
     assert type(back) is np.ndarray
-    np.testing.assert_array_equal(back, turned)
+    np.testing.assert_array_equal(back, transposed)
     assert placement.device_of(placement.asarray(placed, backend.device)) == backend.device
     assert placement.device_of(placement.asarray(placed, "cpu")) == "cpu"
 
@@ -95,9 +95,9 @@ def test_without_cuda_nothing_falls_back(monkeypatch):
     monkeypatch.setattr(placement, "cuda_problem", lambda: "no CUDA device and driver were found")
     assert not placement.cuda_available()
     assert placement.resolve_device("auto") == "cpu"
-    with pytest.raises(RuntimeError, match="^device='cuda' can not be used: no CUDA device.*; use device='cpu'$"):
+    with pytest.raises(RuntimeError, match="^device='cuda' cannot be used: no CUDA device.*; use device='cpu'$"):
         placement.resolve_device("cuda")
-    with pytest.raises(RuntimeError, match="^no array can be placed on CUDA: no CUDA device and driver were found$"):
+    with pytest.raises(RuntimeError, match="^cannot place an array on CUDA: no CUDA device and driver were found$"):
         placement.asarray(np.zeros(3), "cuda")
 
 
@@ -119,7 +119,7 @@ def test_unknown_device(device):
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_backend_is_the_module_that_computes_there(device):
-    assert placement.backend(device, "fixed_fan_in").__name__ == f"sparsemax_nb.{device}.fixed_fan_in"
+    assert placement.backend_of(device, "fixed_fan_in").__name__ == f"sparsemax_nb.{device}.fixed_fan_in"
 
 
 # ---------------------------------------------------------------- formulas compiled for both processors
@@ -133,7 +133,7 @@ def test_formulas_stay_plain_and_compile_once():
     assert compiled is not placement.cpu_formulas(rng)
     assert compiled.adam.__doc__ == formulas.adam.__doc__
     names = {name for name, value in vars(formulas).items() if getattr(value, "__module__", "") == formulas.__name__}
-    names -= {"Cut", "Moments", "Rates"}
+    names -= {"Threshold", "Moments", "Rates"}
     assert set(vars(compiled)) == set(vars(placement.cuda_formulas(formulas))) == names
 
 

@@ -47,7 +47,7 @@ def test_a_new_file_has_the_permissions_of_open_and_an_old_one_keeps_its_own(tmp
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    with pytest.raises(ZeroDivisionError), files.writing(path) as file:
+    with pytest.raises(ZeroDivisionError), files.writing(path) as file:  # noqa: PT012  the block is what is tested
         file.write(b"half of the new one")
         raise ZeroDivisionError
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
@@ -137,7 +137,7 @@ def test_names_as_long_as_they_may_be(tmp_path):
 
 
 def test_several_writers_of_one_path(tmp_path):
-    """A reader finds a whole file of one of them at any time; nobody fails, nothing is left."""
+    """A reader finds a whole file of one of them at any time; no writer fails, no temporary file remains."""
     path, done = tmp_path / "model", []
 
     def save(n):
@@ -188,7 +188,7 @@ WRITERS = {"json": _json, "model": _model, "txt": _points, "txt.gz": _points, "n
 
 @pytest.mark.parametrize("ending", WRITERS)
 def test_full_disk(tmp_path, ending):
-    """A full disk is a limit of the size of files here. Contexts must not be filled before there is room for them (SIGBUS)."""
+    """A limit on file sizes stands for a full disk. No array is filled before there is room for it (SIGBUS)."""
     path = tmp_path / f"file.{ending}"
     path.write_bytes(b"old")
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -229,7 +229,7 @@ def test_what_cannot_be_written_is_found_before_the_work(tmp_path, terminal):
         files.check_writable(tmp_path)
     with pytest.raises(FileNotFoundError):
         files.check_writable("")
-    with pytest.raises(OSError, match=r"the disk has [0-9.,]+ MiB left, the file needs [0-9,]+\.[0-9] MiB") as caught:
+    with pytest.raises(OSError, match=r"the disk has [0-9.,]+ MiB free, the file needs [0-9,]+\.[0-9] MiB") as caught:
         files.check_writable(tmp_path / "file", 1 << 60)
     assert caught.value.errno == errno.ENOSPC
     with pytest.raises(OSError, match="/dev/fd/987 cannot be written: Bad file descriptor"):
@@ -258,7 +258,7 @@ def test_read_only_files_and_folders(tmp_path):
         (["train", "classifier", "--json", "X.png", "--plot", "./X.png"], "--json and --plot must be different files"),
         (
             ["train", "classifier", "--save", "X.st", "--json", "X.checkpoint.st"],
-            "--json and the checkpoint beside --save must be different files",
+            "--json and the checkpoint of --save must be different files",
         ),
         (["train", "ds-softmax", "--model", "X", "--save", "X"], "--save and model must be different files"),
         (["predict", "X", "points.txt", "--json", "points.txt"], "--json and file must be different files"),
@@ -296,7 +296,7 @@ def test_saves_of_one_model_are_the_same_bytes(tmp_path):
 
 @pytest.mark.parametrize("name", ["a" * 100, "ж" * 50, "\ud800 \U0001f600" * 10])
 def test_descriptions_too_large_for_a_header(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(checkpoint, "MOST_DESCRIPTION", 1000)
+    monkeypatch.setattr(checkpoint, "MAX_DESCRIPTION", 1000)
     names = [f"{name}{n}" for n in range(100)]
     checkpoint.save(tmp_path / "m", "test", {"a": np.zeros(3)}, {"label_names": names})
     header = int.from_bytes((tmp_path / "m").read_bytes()[:8], "little")
@@ -308,7 +308,7 @@ def test_a_file_that_is_cut_while_it_is_read(tmp_path):
     checkpoint.save(tmp_path / "m", "test", {"a": np.zeros(100000)}, {})
     arrays, _ = checkpoint.load(tmp_path / "m", "test")
     os.truncate(tmp_path / "m", 4096)
-    with pytest.raises(checkpoint.ModelFileError, match="cut while it was read"):
+    with pytest.raises(checkpoint.ModelFileError, match="truncated while it was read"):
         arrays["a"]
 
 

@@ -121,11 +121,11 @@ def test_is_smallest(sign):
     for threshold in BITS:
         for bits in BITS:
             got = [
-                bool(COMPILED.is_smallest(np.int32(int(bits) + sign), i, formulas.Cut(int(threshold), 7)))
+                bool(COMPILED.is_smallest(np.int32(int(bits) + sign), i, formulas.Threshold(int(threshold), 7)))
                 for i in (0, 7, 8, 10**12)
             ]
             assert got == ([bits <= threshold] * 2 + [bits < threshold] * 2)
-    cut = formulas.Cut(int(BITS[4]), -1)
+    cut = formulas.Threshold(int(BITS[4]), -1)
     assert formulas.is_smallest(BITS, np.arange(BITS.size), cut).sum() == 4, "of arrays"
 
 

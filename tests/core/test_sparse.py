@@ -25,18 +25,18 @@ def matrix_of(shape):
 def test_by_label_is_the_transpose(backend, shape):
     matrix = matrix_of(shape)
     labels = sparse.as_labels(place_labels(backend, matrix), shape[0], backend.device, shape[1])
-    positives = sparse.by_label(labels, shape[1])
-    turned = matrix.tocsc()
-    for got, want in zip(positives, (turned.indptr, turned.indices), strict=True):
+    label_rows = sparse.by_label(labels, shape[1])
+    transposed = matrix.tocsc()
+    for got, want in zip(label_rows, (transposed.indptr, transposed.indices), strict=True):
         assert (device_of(got), got.dtype) == (backend.device, np.int32)
         np.testing.assert_array_equal(backend.numpy(got), want)
 
 
 def test_positives_are_ascending_whatever_the_order_of_labels(backend):
     labels = sparse.Labels(backend.array([0, 3, 5], np.int32), backend.array([2, 0, 1, 2, 0], np.int32))
-    positives = sparse.by_label(labels, 4)
-    assert backend.numpy(positives.indptr).tolist() == [0, 2, 3, 5, 5]
-    assert backend.numpy(positives.rows).tolist() == [0, 1, 0, 0, 1]
+    label_rows = sparse.by_label(labels, 4)
+    assert backend.numpy(label_rows.indptr).tolist() == [0, 2, 3, 5, 5]
+    assert backend.numpy(label_rows.rows).tolist() == [0, 1, 0, 0, 1]
 
 
 def test_entries_that_are_not_zero_count():
@@ -72,11 +72,11 @@ def test_rows_and_columns(backend, shape):
     columns = sparse.by_column(rows)
     assert [a.dtype for a in columns] == [np.int32, np.int32, np.int32, np.float32]
     ids, indptr, row, weights = map(backend.numpy, columns)
-    turned = matrix.tocsc()
-    np.testing.assert_array_equal(ids, np.flatnonzero(np.diff(turned.indptr)))
-    np.testing.assert_array_equal(indptr, np.unique(turned.indptr))
-    np.testing.assert_array_equal(row, turned.indices)
-    np.testing.assert_array_equal(weights, turned.data)
+    transposed = matrix.tocsc()
+    np.testing.assert_array_equal(ids, np.flatnonzero(np.diff(transposed.indptr)))
+    np.testing.assert_array_equal(indptr, np.unique(transposed.indptr))
+    np.testing.assert_array_equal(row, transposed.indices)
+    np.testing.assert_array_equal(weights, transposed.data)
 
 
 def test_entries_of_a_feature_stay_in_their_order(backend):

@@ -48,7 +48,7 @@ def two_threads():
 
 @needs_two
 def test_small_work_is_left_to_one_thread(two_threads, monkeypatch):
-    monkeypatch.setattr(threads, "SMALL", 100)
+    monkeypatch.setattr(threads, "MIN_PARALLEL", 100)
     n_threads, nothing = kernel(), np.zeros(0)
     assert [n_threads(np.zeros(n), (nothing, nothing)) for n in (99, 100)] == [1, 2]
     assert [n_threads(np.zeros(40), (np.zeros(n), nothing)) for n in (59, 60)] == [1, 2]
@@ -57,14 +57,14 @@ def test_small_work_is_left_to_one_thread(two_threads, monkeypatch):
 
 @needs_two
 def test_a_kernel_may_say_how_much_it_touches(two_threads, monkeypatch):
-    monkeypatch.setattr(threads, "SMALL", 100)
+    monkeypatch.setattr(threads, "MIN_PARALLEL", 100)
     n_threads, large = kernel(work=lambda x, others: x.size), (np.zeros(1000), np.zeros(1000))
     assert [n_threads(np.zeros(n), large) for n in (99, 100)] == [1, 2]
 
 
 @needs_two
 def test_the_number_of_threads_is_restored_after_an_error(two_threads, monkeypatch):
-    monkeypatch.setattr(threads, "SMALL", 100)
+    monkeypatch.setattr(threads, "MIN_PARALLEL", 100)
     with pytest.raises(TypeError):
         kernel()(np.zeros(3), "no tuple", "too many")
     assert numba.get_num_threads() == 2
@@ -236,6 +236,6 @@ def test_a_fork_waits_until_no_lock_is_held():
 
 
 def test_the_first_thread_of_a_fork_works_alone(monkeypatch):
-    monkeypatch.setattr(threads, "SMALL", 0)
+    monkeypatch.setattr(threads, "MIN_PARALLEL", 0)
     monkeypatch.setattr(threads, "_forked_thread", threading.get_ident())
     assert kernel()(np.zeros(10), (np.zeros(1),)) == 1

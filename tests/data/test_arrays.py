@@ -84,7 +84,9 @@ def test_dense_rows_stay_on_disk(tmp_path):
             os.truncate(stream.fileno(), stream.tell() + 2**40)
         except OSError as error:
             pytest.skip(f"no file of 1 TiB with a hole here: {error}")
-    with pytest.raises(DataError, match=rf"train.npy: {2**30} rows, but 6 in .*train_labels.npz; one row"):
+    with pytest.raises(
+        DataError, match=rf"train.npy: {2**30} rows, but 6 in .*train_labels.npz; both files must have one row"
+    ):
         load(tmp_path)
 
 
@@ -116,7 +118,7 @@ def test_unsorted_rows_and_wide_indices(tmp_path, index):
     check_csr(load(tmp_path).train.features, x)
 
 
-@pytest.mark.parametrize("n_rows, n_features", [(0, N_FEATURES), (0, 0), (4, 0)])
+@pytest.mark.parametrize(("n_rows", "n_features"), [(0, N_FEATURES), (0, 0), (4, 0)])
 def test_nothing(tmp_path, n_rows, n_features):
     for part in ("train", "test"):
         np.save(tmp_path / f"{part}.npy", np.empty((n_rows, n_features), np.float32))
@@ -170,7 +172,7 @@ def pickled_matrix(path):
 
 
 TWICE = scipy.sparse.csr_matrix((np.ones(2, np.float32), [1, 1], [0, 2, 2, 2, 2, 2, 2]), shape=(6, N_LABELS))
-NOT_NPY = "train.npy: truncated, damaged or no .npy file"
+NOT_NPY = "train.npy: truncated, damaged or not a .npy file"
 NOT_NPZ = "truncated, damaged or not from scipy.sparse.save_npz"
 NAN = np.float32(np.nan)
 
@@ -178,14 +180,24 @@ NAN = np.float32(np.nan)
 @pytest.mark.parametrize(
     ("features", "name", "damage", "message"),
     [
-        (dense, "train_labels.npz", remove, "train.npy: no labels beside it; write train_labels.npz with scipy.sparse"),
-        (dense, "dev_labels.npz", remove, "dev.npy: no labels beside it; write dev_labels.npz"),
-        (sparse, "test_labels.npz", remove, "test.npz: no labels beside it; write test_labels.npz"),
-        (dense, "test.npy", npy(dense("train")), "test.npy: 6 rows, but 4 in .*test_labels.npz; one row is one point"),
+        (
+            dense,
+            "train_labels.npz",
+            remove,
+            "train.npy: the labels are missing; write train_labels.npz with scipy.sparse",
+        ),
+        (dense, "dev_labels.npz", remove, "dev.npy: the labels are missing; write dev_labels.npz"),
+        (sparse, "test_labels.npz", remove, "test.npz: the labels are missing; write test_labels.npz"),
+        (
+            dense,
+            "test.npy",
+            npy(dense("train")),
+            "test.npy: 6 rows, but 4 in .*test_labels.npz; both files must have one row per point",
+        ),
         (sparse, "test.npz", npz(sparse("train")), "test.npz: 6 rows, but 4 in .*test_labels.npz"),
-        (dense, "test.npy", npy(dense("test")[:, :3].copy()), r"test.npy: \(3, 7\) features and labels, but \(5, 7\)"),
-        (sparse, "dev.npz", npz(sparse("dev")[:, :3]), r"dev.npz: \(3, 7\) features and labels, but \(5, 7\)"),
-        (dense, "dev_labels.npz", npz(labels("dev")[:, :2]), r"dev.npy: \(5, 2\) features and labels, but \(5, 7\) in"),
+        (dense, "test.npy", npy(dense("test")[:, :3].copy()), r"test.npy: 3 features and 7 labels, but 5 and 7"),
+        (sparse, "dev.npz", npz(sparse("dev")[:, :3]), r"dev.npz: 3 features and 7 labels, but 5 and 7"),
+        (dense, "dev_labels.npz", npz(labels("dev")[:, :2]), r"dev.npy: 5 features and 2 labels, but 5 and 7 in"),
         (dense, "train.npy", npy(dense("train").astype(float)), r"float32, got float64; save x.astype\(np.float32\)"),
         (dense, "train.npy", npy(dense("train").astype(">f4")), "features must be float32, got >f4"),
         (dense, "train.npy", npy(dense("train")[0]), r"features must be a matrix \(rows, columns\), got shape \(5,\)"),
@@ -200,8 +212,18 @@ NAN = np.float32(np.nan)
         (sparse, "train.npz", npz(sparse("train").astype(float)), "train.npz: features must be float32, got float64"),
         (sparse, "train.npz", npz(sparse("train") * NAN), "train.npz: features must be finite, got NaN"),
         (sparse, "train.npz", npz(sparse("train").tocsc()), r"train.npz: the matrix must be CSR, got CSC; save m"),
-        (sparse, "train.npz", npz(sparse("train").astype(complex)), "train.npz: the matrix must hold numbers, got c"),
-        (sparse, "train.npz", npz(TWICE), "train.npz: the matrix holds an entry twice; use matrix.sum_duplicates"),
+        (
+            sparse,
+            "train.npz",
+            npz(sparse("train").astype(complex)),
+            "train.npz: the matrix must contain numbers, got c",
+        ),
+        (
+            sparse,
+            "train.npz",
+            npz(TWICE),
+            "train.npz: the matrix must not have duplicate entries; use matrix.sum_duplicates",
+        ),
         (sparse, "train.npz", cut, f"train.npz: {NOT_NPZ}"),
         (sparse, "train.npz", cut_in_half, f"train.npz: {NOT_NPZ}"),
         (sparse, "train.npz", wrong_offset, f"train.npz: {NOT_NPZ}"),
@@ -212,11 +234,11 @@ NAN = np.float32(np.nan)
         (dense, "train_labels.npz", npz(labels("train") * 2), "train_labels.npz: a label matrix must store ones only"),
         (dense, "train_labels.npz", npz(labels("train") * 0), "must store ones only, got 0.0; use matrix.elim"),
         (dense, "train_labels.npz", npz(labels("train").tocoo()), "train_labels.npz: the matrix must be CSR, got COO"),
-        (dense, "train_labels.npz", npz(TWICE), "train_labels.npz: the matrix holds an entry twice"),
+        (dense, "train_labels.npz", npz(TWICE), "train_labels.npz: the matrix must not have duplicate entries"),
         (dense, "train_labels.npz", out_of_range, f"train_labels.npz: {NOT_NPZ}"),
         (dense, "train_labels.npz", cut, f"train_labels.npz: {NOT_NPZ}"),
     ],
-)  # fmt: skip
+)
 def test_files_that_do_not_fit(tmp_path, features, name, damage, message):
     damage(fill(tmp_path, features) / name)
     with pytest.raises(DataError, match=message) as caught:
@@ -301,7 +323,7 @@ def test_matrices_that_scipy_lets_pass(tmp_path, change):
         lambda: valid_csr("features", matrix),
         lambda: valid_csr("features", matrix.T),
     ):
-        with pytest.raises(ValueError, match="is no valid CSR matrix: indptr must hold 7 numbers"):
+        with pytest.raises(ValueError, match="is not a valid CSR matrix: indptr must hold 7 numbers"):
             use()
 
 
@@ -314,5 +336,7 @@ def test_sizes_are_checked_before_memory_is_taken(tmp_path, monkeypatch):
         for name in good.namelist():
             bad.writestr(name, stream.getvalue() if name == "data.npy" else good.read(name))
     monkeypatch.setattr(scipy.sparse, "load_npz", lambda _: pytest.fail("memory was taken"))
-    with pytest.raises(DataError, match=r"data.npy holds 0 bytes, its header says shape \(100000000000,\) of float32"):
+    with pytest.raises(
+        DataError, match=r"data.npy contains 0 bytes, but its header says shape \(100000000000,\) of float32"
+    ):
         arrays.read_csr(tmp_path / "x.npz")

@@ -31,7 +31,7 @@ def roomy(matrix):
 
 @pytest.fixture(params=[1, 100, 2**24])
 def chunk(request, monkeypatch):
-    monkeypatch.setitem(_update.__globals__, "CHUNK", request.param)
+    monkeypatch.setitem(_update.__globals__, "BYTES_PER_CHUNK", request.param)
 
 
 def test_equal_contents(chunk, tmp_path):
@@ -51,7 +51,7 @@ def test_equal_contents(chunk, tmp_path):
 
 def test_chunks_do_not_matter(monkeypatch):
     want = fingerprint(DENSE, LABELS), fingerprint(SPARSE, LABELS)
-    monkeypatch.setitem(_update.__globals__, "CHUNK", 64)
+    monkeypatch.setitem(_update.__globals__, "BYTES_PER_CHUNK", 64)
     assert (fingerprint(DENSE, LABELS), fingerprint(SPARSE, LABELS)) == want
 
 
@@ -115,7 +115,7 @@ def test_memory_stays_constant(monkeypatch):
     """Fortran order and int64 indices need conversion, which goes chunk by chunk."""
     x = np.asfortranarray(np.ones((50_000, 20), np.float32))
     y = wide(scipy.sparse.csr_matrix(np.ones((50_000, 10), np.float32)))
-    monkeypatch.setitem(_update.__globals__, "CHUNK", 10_000)
+    monkeypatch.setitem(_update.__globals__, "BYTES_PER_CHUNK", 10_000)
     tracemalloc.start()
     fingerprint(x, y)
     peak = tracemalloc.get_traced_memory()[1]
@@ -128,8 +128,8 @@ def test_memory_stays_constant(monkeypatch):
     [
         (SPARSE.tocsc(), LABELS, "features must be a SciPy CSR matrix, got csc_matrix"),
         (DENSE, [[1]], "labels must be a SciPy CSR matrix, got list"),
-        (DENSE.astype(object), LABELS, "features must hold numbers, got object; use features.astype"),
-        (DENSE.astype("U3"), LABELS, "features must hold numbers, got <U3"),
+        (DENSE.astype(object), LABELS, "features must contain numbers, got object; use features.astype"),
+        (DENSE.astype("U3"), LABELS, "features must contain numbers, got <U3"),
     ],
 )
 def test_wrong_input(x, y, message):

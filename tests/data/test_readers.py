@@ -63,7 +63,7 @@ def test_keeps_stored_zeros(tmp_path):
 
 
 def test_reads_in_chunks(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "CHUNK", 2)
+    monkeypatch.setattr(readers, "LINES_PER_CHUNK", 2)
     check_data(read_xc(save(tmp_path, TEXT)), FEATURES, LABELS)
 
 
@@ -124,7 +124,7 @@ LINES = [  # a line of a file with 3 features and 2 labels, and what is said abo
     ("0,,1 0:1", "'' is not a label id"),
     ("0, 0:1", "'' is not a label id"),
     (",0 0:1", "'' is not a label id"),
-    ("0:1", "'0:1' is not a label id; .* a blank in front"),
+    ("0:1", "'0:1' is not a label id; .* a leading space"),
     ("1_0 0:1", "'1_0' is not a label id"),
     ("٣", "'٣' is not a label id"),
     ("\t0:1", "is not a label id"),
@@ -173,7 +173,7 @@ def test_wrong_header(tmp_path, header):
 @pytest.mark.parametrize(("line", "message"), LINES)
 @pytest.mark.parametrize("before", [0, 1, 2, 5])
 def test_wrong_line(tmp_path, monkeypatch, line, message, before):
-    monkeypatch.setattr(readers, "CHUNK", 3)
+    monkeypatch.setattr(readers, "LINES_PER_CHUNK", 3)
     line = line if isinstance(line, bytes) else line.encode()
     path = save(tmp_path, b"7 3 2\n" + b"0,1 0:1 2:3\n" * before + line + b"\n" + b"x\n" * (6 - before))
     with pytest.raises(DataError, match=message) as caught:
@@ -188,8 +188,8 @@ def test_wrong_line(tmp_path, monkeypatch, line, message, before):
         ("", "line 1: the file is empty"),
         ("3 1 1\n", "line 2: the file ends after 0 of 3 points"),
         ("3 1 1\n0\n0", "line 4: the file ends after 2 of 3 points"),
-        ("1 1 1\n0\n0\n", "line 3: the file goes on after 1 points"),
-        ("1 1 1\n0\n\n", "line 3: the file goes on"),
+        ("1 1 1\n0\n0\n", "line 3: the file continues after 1 points"),
+        ("1 1 1\n0\n\n", "line 3: the file continues"),
         (b"\x93NUMPY\n", "line 1: byte 0x93 in column 1"),
         (b"\x00\x01\x02\n", "line 1: the header must be"),
     ],
@@ -299,9 +299,9 @@ TWICE = scipy.sparse.csr_matrix((np.ones(2), np.array([0, 0]), np.array([0, 2, 2
     [
         (ONE.toarray(), ONE, TypeError, "features must be a SciPy CSR matrix, got ndarray"),
         (ONE, ONE.tocsc(), TypeError, "labels must be a SciPy CSR matrix, got csc_matrix"),
-        (ONE, ONE[:1], ValueError, "as many rows, got 2 and 1"),
-        (TWICE, ONE, ValueError, "features must hold no entry twice"),
-        (ONE, TWICE, ValueError, "labels must hold no entry twice"),
+        (ONE, ONE[:1], ValueError, "the same number of rows, got 2 and 1"),
+        (TWICE, ONE, ValueError, "features must not have duplicate entries"),
+        (ONE, TWICE, ValueError, "labels must not have duplicate entries"),
         (ONE * np.float32(np.nan), ONE, ValueError, "features must be finite"),
         (ONE.astype(float) * 1e39, ONE, ValueError, "features must be finite"),
         (ONE, ONE * 0.5, ValueError, "labels must store ones only"),
@@ -372,11 +372,11 @@ def test_utf_16_is_named(tmp_path, encoding):
 @pytest.mark.parametrize("line", [b"\n", b"0\n"])
 @pytest.mark.parametrize("pack", [gzip.compress, lzma.compress])
 def test_a_small_file_that_unpacks_to_very_much_is_refused(tmp_path, monkeypatch, pack, line, header):
-    monkeypatch.setattr(readers, "UNPACKED", 1 << 16)
-    monkeypatch.setattr(readers, "BLANK_LINES", 1 << 14)
+    monkeypatch.setattr(readers, "UNCHECKED_BYTES", 1 << 16)
+    monkeypatch.setattr(readers, "MAX_BLANK_LINES", 1 << 14)
     path = save(tmp_path, pack(header + line * (1 << 20)))
     read = read_xc if header else read_names
-    wanted = "more than 16,384 blank lines in a row; is this text?" if line == b"\n" else "bytes came out of"
+    wanted = "more than 16,384 consecutive blank lines; is this text?" if line == b"\n" else "bytes unpack to"
     with pytest.raises(DataError, match=rf"data.txt, line \d+: .*{wanted}"):
         read(path)
     if line == b"0\n":  # the same, unpacked, is read

@@ -65,7 +65,7 @@ def test_many_sequences_against_plain_python(tmp_path):
         (b"\n \n", 1, "sequences.txt: no word occurs 1 times or more"),
         (b"1 2\n3\n", 2, "sequences.txt: no word occurs 2 times or more; lower min_count"),
         (b"1 2\n3 \x80\x81\n", 1, "sequences.txt, line 2: byte 0x80 in column 3 is not UTF-8 text"),
-        (b"1 2 <eos>\n", 1, "sequences.txt: words must not be called '<eos>'"),
+        (b"1 2 <eos>\n", 1, "sequences.txt: words must not be '<eos>'"),
     ],
 )
 def test_bad_files(tmp_path, content, min_count, message):
@@ -78,7 +78,7 @@ def test_bad_files(tmp_path, content, min_count, message):
 def test_no_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="no-such-thing' is neither a file nor a directory"):
         data.load_sequences(tmp_path / "no-such-thing")
-    with pytest.raises(FileNotFoundError, match="holds no sequences file; looked for sequences, sequences.txt, "):
+    with pytest.raises(FileNotFoundError, match="contains no sequences file; tried sequences, sequences.txt, "):
         data.load_sequences(tmp_path)
     (tmp_path / "sequences.txt.gz").write_bytes(gzip.compress(TEXT.encode())[:-9])
     with pytest.raises(data.DataError, match="sequences.txt.gz, line .: the compressed file is truncated"):
@@ -101,5 +101,5 @@ def test_a_vocabulary_that_is_given(tmp_path):
     vocabulary = data.Vocabulary(["9", "8", "1"])
     sequences = data.load_sequences(tmp_path, vocabulary=vocabulary)
     assert of(sequences) == [["9", "8"], ["9"]] and sequences.vocabulary is vocabulary
-    with pytest.raises(data.DataError, match="none of its items is in the vocabulary"):
+    with pytest.raises(data.DataError, match="none of the items is in the vocabulary"):
         data.load_sequences(tmp_path, vocabulary=data.Vocabulary(["x"]))

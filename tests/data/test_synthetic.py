@@ -101,7 +101,7 @@ def test_too_many_labels():
 
 
 def test_draws_that_do_not_end(monkeypatch):
-    monkeypatch.setattr(synthetic, "ROUNDS", 20)
+    monkeypatch.setattr(synthetic, "MAX_ROUNDS", 20)
     with pytest.raises(ValueError, match="no 4 different labels in 20 rounds; lower labels_per_row or exponent"):
         power_law_labels(3, 4, 4, 30.0, seed=0)
 

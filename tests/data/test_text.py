@@ -41,7 +41,7 @@ def test_bad_text(tmp_path, monkeypatch):
         data.Vocabulary.build(LINES, min_count=0)
     with pytest.raises(ValueError, match="words must all be different, got 'a' twice"):
         data.Vocabulary(["a", "b", "a"])
-    with pytest.raises(data.DataError, match="'tulip' is not in the vocabulary, nor is '<unk>'"):
+    with pytest.raises(data.DataError, match="'tulip' is not in the vocabulary, which has no '<unk>'"):
         data.Vocabulary(["a", "<eos>"]).encode([["a"], ["tulip"]])
     for bad in (-1, 7):
         with pytest.raises(ValueError, match=f"ids must lie in .0, 7., got {bad}"):
@@ -49,7 +49,7 @@ def test_bad_text(tmp_path, monkeypatch):
     (tmp_path / "binary").write_bytes(b"fine\nnot \xff\n")
     with pytest.raises(data.DataError, match="binary, line 2: byte 0xff in column 5 is not UTF-8 text"):
         list(data.read_words(tmp_path / "binary"))
-    monkeypatch.setattr(readers, "LONGEST", 1 << 20)
+    monkeypatch.setattr(readers, "MAX_LINE_BYTES", 1 << 20)
     (tmp_path / "long").write_bytes(b"fine\n" + b"a" * (1 << 20) + b"\n")
     with pytest.raises(data.DataError, match="long, line 2: the line is longer than 1 MiB; is this text"):
         list(data.read_words(tmp_path / "long"))
@@ -81,7 +81,7 @@ def test_bad_folders_of_text(tmp_path):
         data.load_text("wikitext-3")
     for part in ("train", "valid"):
         (tmp_path / f"{part}.txt").write_text("a rose\n" if part == "train" else "")
-    with pytest.raises(FileNotFoundError, match=r"holds no test file; looked for test, test.txt, .*wiki.test.tokens"):
+    with pytest.raises(FileNotFoundError, match=r"contains no test file; tried test, test.txt, .*wiki.test.tokens"):
         data.load_text(tmp_path)
     (tmp_path / "test.txt").write_text("a rose\n")
     with pytest.raises(data.DataError, match="valid.txt: the file is empty"):
@@ -95,12 +95,12 @@ def test_a_vocabulary_that_is_of_no_text():
     ids, n_unknown = vocabulary.encode([["d", "a"], [], ["b"]])
     assert ids.tolist() == [3, 0, 1] and n_unknown == 0
     assert data.Vocabulary.build(lines, min_count=2, text=False).words == ("a", "b")
-    with pytest.raises(data.DataError, match="'e' is not in the vocabulary, nor is '<unk>'"):
+    with pytest.raises(data.DataError, match="'e' is not in the vocabulary, which has no '<unk>'"):
         vocabulary.encode([["a", "e"]])
     with pytest.raises(ValueError, match="no word occurs 3 times or more; lower min_count"):
         data.Vocabulary.build(lines, min_count=3, text=False)
     for name in ("<eos>", "<unk>"):
-        with pytest.raises(ValueError, match="words must not be called '<eos>' or '<unk>'"):
+        with pytest.raises(ValueError, match="words must not be '<eos>' or '<unk>'"):
             data.Vocabulary.build([["a", name]], text=False)
 
 
@@ -145,7 +145,7 @@ def test_a_text_in_one_file(tmp_path, name, n_lines, held_out):
 def test_parts_go_before_a_text_in_one_file(tmp_path):
     (tmp_path / "corpus.txt").write_text("a\nb\nc\n")
     (tmp_path / "valid.txt").write_text("a rose\n")
-    with pytest.raises(FileNotFoundError, match="holds no train file"):
+    with pytest.raises(FileNotFoundError, match="contains no train file"):
         data.load_text(tmp_path)
     for part in ("train", "test"):
         (tmp_path / part).write_text("a rose\n")
@@ -153,9 +153,11 @@ def test_parts_go_before_a_text_in_one_file(tmp_path):
 
 
 def test_bad_texts_in_one_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no train file; .*; a text in one file is called corpus"):
+    with pytest.raises(
+        FileNotFoundError, match="contains no train file; .*; name the file of a text without parts corpus"
+    ):
         data.load_text(tmp_path)
-    for text, message in ("", "the file is empty"), ("a\n\n", "three lines at least, one for each part, got 2"):
+    for text, message in ("", "the file is empty"), ("a\n\n", "at least three lines, one for each part, got 2"):
         (tmp_path / "corpus").write_text(text)
         with pytest.raises(data.DataError, match=f"corpus: .*{message}"):
             data.load_text(tmp_path)
@@ -185,7 +187,7 @@ def test_a_vocabulary_that_is_given(tmp_path):
     corpus = data.load_text(tmp_path, vocabulary=data.Vocabulary(["c", "<unk>", "<eos>", "b"]))
     assert [part.tolist() for part in (corpus.train, corpus.valid, corpus.test)] == [[1, 3, 2], [3, 0, 2], [1, 2]]
     assert corpus.unknown == {"train": pytest.approx(1 / 3), "valid": 0, "test": 0.5}
-    with pytest.raises(data.DataError, match="neither all of its words nor '<unk>'"):
+    with pytest.raises(data.DataError, match="the vocabulary must contain all words of the text, or '<unk>'"):
         data.load_text(tmp_path, vocabulary=data.Vocabulary(["a", "b", "<eos>"]))
 
 
@@ -220,7 +222,7 @@ def test_a_text_is_no_list_of_words(text):
         lambda: vocabulary.encode(text), lambda: vocabulary.encode([text]), lambda: vocabulary.find(text),
         lambda: data.Vocabulary(text), lambda: data.Vocabulary.build(text), lambda: data.Vocabulary.build([text]),
     ):  # fmt: skip
-        with pytest.raises(TypeError, match="must hold words, got a (str|bytes), whose items are characters; use "):
+        with pytest.raises(TypeError, match="must contain words, got a (str|bytes), whose items are characters; use "):
             call()
     with pytest.raises(TypeError, match="ids must hold integers, got float64"):
         vocabulary.decode([0.0])

@@ -44,10 +44,15 @@ def test_as_scikit_learn(sublinear, dtype):
 def test_output():
     X = counts(50, 20, seed=3)
     before = X.copy()
-    W = Tfidf().fit_transform(X)
-    assert W.format == "csr" and W.dtype == np.float32 and W.indices.dtype == np.int32 and W.shape == X.shape
-    np.testing.assert_array_equal(W.indptr, X.indptr)
-    lengths = np.sqrt(W.multiply(W).sum(axis=1)).A1
+    weighted = Tfidf().fit_transform(X)
+    assert (
+        weighted.format == "csr"
+        and weighted.dtype == np.float32
+        and weighted.indices.dtype == np.int32
+        and weighted.shape == X.shape
+    )
+    np.testing.assert_array_equal(weighted.indptr, X.indptr)
+    lengths = np.sqrt(weighted.multiply(weighted).sum(axis=1)).A1
     np.testing.assert_allclose(lengths, np.diff(X.indptr) > 0, rtol=1e-6)
     assert np.diff(X.indptr).min() == 0
     np.testing.assert_array_equal(X.toarray(), before.toarray())
@@ -72,14 +77,14 @@ def test_fit_in_blocks(monkeypatch, block):
     messy = scipy.sparse.vstack([scipy.sparse.csr_matrix(dense)] * 2, format="csr")
     messy.data[::3] = 0
     want = np.log((1 + 60) / (1 + (messy.toarray() > 0).sum(0))) + 1
-    monkeypatch.setattr(tfidf, "BLOCK", block)
+    monkeypatch.setattr(tfidf, "ENTRIES_PER_BLOCK", block)
     np.testing.assert_array_equal(Tfidf().fit(messy).idf_, want.astype(np.float32))
 
 
 def test_fit_does_not_copy(monkeypatch):
     X = scipy.sparse.csr_matrix((np.ones(10**6, np.float32), np.arange(10**6) % 100, np.arange(0, 10**6 + 1, 100)))
     Tfidf().fit(X[:9])
-    monkeypatch.setattr(tfidf, "BLOCK", 10_000)
+    monkeypatch.setattr(tfidf, "ENTRIES_PER_BLOCK", 10_000)
     tracemalloc.start()
     Tfidf().fit(X)
     peak = tracemalloc.get_traced_memory()[1]
@@ -101,9 +106,9 @@ def test_unused_space_behind_the_entries():
 
 def test_result_shares_no_memory():
     X = counts(20, 8, seed=10)
-    W = Tfidf().fit_transform(X)
+    weighted = Tfidf().fit_transform(X)
     for name in ("data", "indices", "indptr"):
-        assert not np.shares_memory(getattr(X, name), getattr(W, name))
+        assert not np.shares_memory(getattr(X, name), getattr(weighted, name))
 
 
 def test_no_rows():
@@ -120,7 +125,7 @@ def test_no_rows():
     [
         (lambda X: X.toarray(), TypeError, "X must be a SciPy CSR matrix, got ndarray; use scipy.sparse.csr_matrix"),
         (lambda X: X.tocsc(), TypeError, "X must be a SciPy CSR matrix, got csc_matrix"),
-        (lambda X: -X, ValueError, "X must hold counts, got the negative value -"),
+        (lambda X: -X, ValueError, "X must contain counts, got the negative value -"),
         (lambda X: X * np.float32(np.nan), ValueError, "X must be finite"),
         (lambda X: X * np.float32(np.inf), ValueError, "X must be finite"),
     ],
@@ -151,13 +156,13 @@ def test_weights_are_no_counts(other):
     """1 + ln(w) of a weight below 1/e is negative; without the logarithm they may be weighed."""
     X = scipy.sparse.csr_matrix([[1.0, 2.0], [0.0, other]])
     for call in Tfidf().fit, Tfidf().fit(X.astype(int)).transform:
-        with pytest.raises(ValueError, match=r"X must hold counts, .* got .*tfidf=False.*Tfidf\(sublinear=False\)"):
+        with pytest.raises(ValueError, match=r"X must contain counts .* got .*tfidf=False.*Tfidf\(sublinear=False\)"):
             call(X)
     assert (Tfidf(sublinear=False).fit_transform(X).data > 0).all()
 
 
 def test_the_first_value_that_is_no_count(monkeypatch):
-    monkeypatch.setattr(tfidf, "BLOCK", 3)
+    monkeypatch.setattr(tfidf, "ENTRIES_PER_BLOCK", 3)
     matrix = scipy.sparse.csr_matrix(np.array([[1, 2, 3, 4], [5, 1.5, -1, 7]]))
     assert tfidf.first_non_count(matrix) == 1.5 and tfidf.first_non_count(matrix[:1]) is None
     assert tfidf.first_non_count(matrix[:0]) is None and tfidf.first_non_count(-matrix[:1]) == -1

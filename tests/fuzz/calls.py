@@ -39,7 +39,8 @@ PACKAGE = str(Path(sparsemax_nb.__file__).parent)
 REFUSALS = TypeError, ValueError, FloatingPointError, RuntimeError
 #: Nouns beside the arguments' names that messages may name.
 NOUNS = re.compile(
-    r"n_labels|fan-in|the number of|the width of|arrays|not fitted|the loss|the scores|embeddings|the logits|words|experts|"
+    r"n_labels|fan-in|the number of|the width of|arrays|not fitted|the loss|the scores|embeddings|the logits|words|"
+    r"experts|"
     r"lines|labels|X and y|step \d|validation|parameter|no word|device=|sampler|tokens|vocabulary|rows|corpus|bundled|"
     r"memory|fewer classes|embedding|network|features|k must|file|folder|directory|path"
 )
@@ -166,8 +167,8 @@ def _read_only_parts(call, before, after):
     """{argument: (state before, state behind)} of what the call may not write to."""
     names = list(inspect.signature(call.function).parameters)
     parts = {} if "self" in call.writes else {"self": (before[0], after[0])}
-    parts |= {n: pair for n, pair in zip(names, zip(before[1], after[1], strict=True), strict=False)}
-    parts |= {n: pair for n, pair in zip(call.kwargs, zip(before[2], after[2], strict=True), strict=True)}
+    parts |= dict(zip(names, zip(before[1], after[1], strict=True), strict=False))
+    parts |= dict(zip(call.kwargs, zip(before[2], after[2], strict=True), strict=True))
     return {n: pair for n, pair in parts.items() if n not in call.writes}
 
 

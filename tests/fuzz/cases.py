@@ -1,4 +1,4 @@
-"""For each public name a small legal call, made at random, with what its result must be; `calls` spoils the arguments."""
+"""For each public name a small random legal call and a check of its result; `calls` then spoils its arguments."""
 
 import dataclasses
 from collections.abc import Callable
@@ -204,9 +204,12 @@ def _(r):
     _, h, n, k = sizes(r)
     optimizer = None if r.random() < 0.5 else an_optimizer(r)
     return Call(
-        s.rewire, [a_layer(r, n, h, k), float(r.random() * 0.5), int(r.integers(9)), optimizer], {"step": int(r.integers(9))},
-        writes=("layer", "optimizer"), check=dense.rewired,
-    )  # fmt: skip
+        s.rewire,
+        [a_layer(r, n, h, k), float(r.random() * 0.5), int(r.integers(9)), optimizer],
+        {"step": int(r.integers(9))},
+        writes=("layer", "optimizer"),
+        check=dense.rewired,
+    )
 
 
 @of("FixedFanIn")
@@ -358,10 +361,15 @@ def _(r):
     n_targets = len(targets) if isinstance(targets, np.ndarray) else targets.indices.size
     log_q = lambda *shape: np.log(r.uniform(0.01, 1, shape)).astype(np.float32)  # noqa: E731
     return Call(
-        s.sampled_softmax, [floats(r, b, d), floats(r, n, d), targets, ids(r, n, *shape), log_q(*shape), log_q(n_targets)],
-        {"correction": ("paper", "importance")[r.integers(2)], "mask_hits": bool(r.random() < 0.5), "reduction": "mean"},
+        s.sampled_softmax,
+        [floats(r, b, d), floats(r, n, d), targets, ids(r, n, *shape), log_q(*shape), log_q(n_targets)],
+        {
+            "correction": ("paper", "importance")[r.integers(2)],
+            "mask_hits": bool(r.random() < 0.5),
+            "reduction": "mean",
+        },
         check=dense.sampled,
-    )  # fmt: skip
+    )
 
 
 @of("FullSoftmax")
@@ -498,11 +506,12 @@ def _(r):
         [floats(r, n, D), int(r.integers(1, n + 1)), ("rq", "pq")[r.integers(2)], residual, int(r.integers(9))],
         {
             "popularity": np.arange(1.0, n + 1) if residual == "popularity" else None,
-            "weights": None if r.random() < 0.5 else np.arange(1, n + 1), "queries": None if r.random() < 0.5 else floats(r, 5, D),
+            "weights": None if r.random() < 0.5 else np.arange(1, n + 1),
+            "queries": None if r.random() < 0.5 else floats(r, 5, D),
             "n_iterations": 2,
         },
         check=dense.sampler_made,
-    )  # fmt: skip
+    )
 
 
 @of("InvertedMultiIndex.update")
@@ -909,13 +918,11 @@ def _(r):
     )
 
 
-@of("Classifier.top_k", "Classifier.predict", "Classifier.contexts", "Classifier.evaluate", "Classifier.score")
+@of("Classifier.top_k", "Classifier.predict", "Classifier.encode", "Classifier.evaluate", "Classifier.score")
 def _(r, name):
     method = name.split(".")[1]
-    me = fitted("Classifier") if method == "contexts" or r.random() < 0.5 else fitted_linear()
-    args = [X[:5]] + {"top_k": [2], "predict": [2], "contexts": [], "evaluate": [Y[:5], [1, 2]], "score": [Y[:5]]}[
-        method
-    ]
+    me = fitted("Classifier") if method == "encode" or r.random() < 0.5 else fitted_linear()
+    args = [X[:5]] + {"top_k": [2], "predict": [2], "encode": [], "evaluate": [Y[:5], [1, 2]], "score": [Y[:5]]}[method]
     return Call(getattr(me, method), args, me=me, check=dense.same_answer(me, method))
 
 
@@ -945,10 +952,10 @@ def _(r):
     return Call(me.fit, [TEXT], more | {"n_words": 7}, me=me, writes=("self",))
 
 
-@of("LanguageModel.evaluate", "LanguageModel.perplexity", "LanguageModel.contexts", "LanguageModel.targets")
+@of("LanguageModel.evaluate", "LanguageModel.perplexity", "LanguageModel.encode", "LanguageModel.targets")
 def _(r, name):
     me, method = fitted("LanguageModel"), name.split(".")[1]
-    more = {"every": False} if method in ("contexts", "targets") else {}
+    more = {"every": False} if method in ("encode", "targets") else {}
     return Call(getattr(me, method), [TEXT[:20]], more, me=me, check=dense.same_answer(me, method))
 
 

@@ -30,7 +30,7 @@ def close(got, want, atol):
     assert not wrong.any(), f"got {got[wrong][:3]}, want {want[wrong][:3]}, within {atol[wrong][:3]}"
 
 
-def positives(labels, n_labels):
+def label_rows(labels, n_labels):
     """(B, L) bool of labels of any legal kind, or of one target a row."""
     if scipy.sparse.issparse(labels):
         return np.asarray(labels.toarray() != 0)
@@ -66,7 +66,7 @@ def backward(result, x, layer, dscores):
 
 
 def ordered(scores, ids, true, slack):
-    """Best first, ties by id; nobody is left out that is better."""
+    """Best first, ties by id; no better label is missing."""
     scores, ids = np.asarray(scores), np.asarray(ids).astype(np.int64)
     for b in range(len(ids)):
         held = ids[b][ids[b] >= 0]
@@ -93,7 +93,7 @@ def step(result, x, layer, labels, loss, optimizer):
     scores, slack = scores_of(x, layer)
     if not (slack < 1e15).all():
         return
-    y, n = np.where(positives(labels, layer.n_labels), 1.0, -1.0), max(len(scores), 1)
+    y, n = np.where(label_rows(labels, layer.n_labels), 1.0, -1.0), max(len(scores), 1)
     z = y * scores
     if loss == "bce":
         total, slope = np.logaddexp(0, -z).sum(), -y / (1 + np.exp(np.minimum(z, 700)))
@@ -209,7 +209,7 @@ def cross_entropy(result, h, w, targets, bias=None, *, ignore_index=-1):
     loss, dh, dw, dbias = result
     h, w = f8(h), f8(w)
     bias = np.zeros(len(w)) if bias is None else f8(bias)
-    y = positives(targets, len(w)).astype(np.float64)
+    y = label_rows(targets, len(w)).astype(np.float64)
     s = h @ w.T + bias
     slack = EPS * (np.abs(h) @ np.abs(w).T + np.abs(bias))
     if not (slack < 1e3).all():
@@ -348,7 +348,7 @@ def sampler_made(sampler, *args, **kwargs):
 
 def expert_top_k(result, packed, h, k):
     probabilities, ids = result
-    h, gate, starts, rows = f8(h), f8(packed.gate), np.asarray(packed.starts), f8(packed.rows)
+    h, gate, starts, rows = f8(h), f8(packed.gate), np.asarray(packed.starts), f8(packed.weights)
     assert probabilities.shape == ids.shape == (len(h), int(k))
     if (np.abs(h).max(initial=0) * max(np.abs(gate).max(initial=0), np.abs(rows).max(initial=0))) > 1e4:
         return

@@ -57,9 +57,28 @@ ODD_NUMBERS = (
 )
 ODD_VALUES = (*ODD_NUMBERS, None, True, False, "", "a", "\udc80", [], [[]], [1], {}, {"a": 1}, [[[[]]]] * 3, "9" * 5000)
 ODD_TOKENS = (
-    b"-1", b"1e400", b"nan", b"99999999999999999999", b"2147483647", b"0:0:0", b":", b",", b"0:", b"\x00", b"\xef\xbb\xbf",
-    b"\xff\xfe", b"\r", b"1,1", b"0:1 0:1", b"1.5", b" ", b"\xe2\x80\xa8", b"<unk>", b"<eos>", b"0" * 400,
-)  # fmt: skip
+    b"-1",
+    b"1e400",
+    b"nan",
+    b"99999999999999999999",
+    b"2147483647",
+    b"0:0:0",
+    b":",
+    b",",
+    b"0:",
+    b"\x00",
+    b"\xef\xbb\xbf",
+    b"\xff\xfe",
+    b"\r",
+    b"1,1",
+    b"0:1 0:1",
+    b"1.5",
+    b" ",
+    b"\xe2\x80\xa8",
+    b"<unk>",
+    b"<eos>",
+    b"0" * 400,
+)
 
 
 # ------------------------------------------------------------ damage
@@ -281,8 +300,15 @@ LINEAR = {
 }
 SHARED = NETWORK | {"output": "group-shared", "group_size": 4, "weight_dtype": "bfloat16"}
 SAMPLED = SMALL | {
-    "architecture": "network", "embedding": 8, "output": "dense", "loss": "softmax", "sampler": "midx-rq", "n_samples": 3, "n_codewords": 4, "index_every": 3,
-}  # fmt: skip
+    "architecture": "network",
+    "embedding": 8,
+    "output": "dense",
+    "loss": "softmax",
+    "sampler": "midx-rq",
+    "n_samples": 3,
+    "n_codewords": 4,
+    "index_every": 3,
+}
 LANGUAGE = SMALL | {"width": 8, "sampler": "midx-pq", "n_samples": 3, "n_codewords": 4, "unroll": 5, "batch_size": 4}
 EXPERTS = {"n_experts": 4, "epochs": 2, "batch_size": 16, "device": "cpu", "progress": False}
 POINTS = data.bag_of_words(n_rows=60, n_features=20, words_per_row=4, n_labels=15, labels_per_row=2, seed=1)

@@ -1,1 +1,1 @@
-"""Threads, forks and processes: the same bits as alone. ``python -m tests.stress``; test_stress.py is the short form."""
+"""Threads, forks and processes give the bits of a single thread. ``python -m tests.stress`` is the long form."""

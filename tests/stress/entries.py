@@ -312,10 +312,10 @@ def experts(seed):
     dense = nb.SparseExperts.dense(classes, 4, seed)
     dense.prune(0.9)
     packed = dense.pack()
-    arrays = packed.gate, packed.starts, packed.ids, packed.rows
+    arrays = packed.gate, packed.starts, packed.ids, packed.weights
 
     def state(experts):
-        return experts.gate, experts.starts, experts.ids, experts.rows, experts.sizes, experts.experts_per_class
+        return experts.gate, experts.starts, experts.ids, experts.weights, experts.sizes, experts.experts_per_class
 
     def step(h, **options):
         trained, optimizer = copy.deepcopy(dense), adam()
@@ -445,8 +445,8 @@ def classifiers(seed):
         "train.Classifier.fit": [functools.partial(fit, *one) for one in models],
         "train.Classifier.top_k": [functools.partial(model.top_k, part, k) for model, part in read for k in (1, 5)],
         "train.Classifier.predict": [functools.partial(model.predict, part, 3) for model, part in read],
-        "train.Classifier.contexts": [
-            functools.partial(model.contexts, part) for model, part in read if model.architecture_ == "network"
+        "train.Classifier.encode": [
+            functools.partial(model.encode, part) for model, part in read if model.architecture_ == "network"
         ],
         "train.Classifier.partial_fit": [
             functools.partial(go_on, *one) for one in models if one[0].architecture_ == "linear"
@@ -500,7 +500,7 @@ def language_models(seed):
         "train.LanguageModel.fit": [functools.partial(fit, *one) for one in models],
         "train.LanguageModel.evaluate": [functools.partial(model.evaluate, part) for model, part in read],
         "train.LanguageModel.perplexity": [functools.partial(model.perplexity, part) for model, part in read],
-        "train.LanguageModel.contexts": [functools.partial(model.contexts, part) for model, part in read],
+        "train.LanguageModel.encode": [functools.partial(model.encode, part) for model, part in read],
         "train.LanguageModel.targets": [functools.partial(model.targets, part) for model, part in read],
         "train.LanguageModel.generate": [
             functools.partial(model.generate, part, 6, temperature=temperature, seed=seed)
@@ -530,7 +530,7 @@ def ds_softmax(seed):
     labels = label_matrix(seed, len(contexts), 20, 2)
 
     def state(experts):
-        return experts.gate, experts.starts, experts.ids, experts.rows
+        return experts.gate, experts.starts, experts.ids, experts.weights
 
     def fit(targets):
         again = nb.DSSoftmax(**model.get_params()).fit(contexts, targets, validation=(contexts[:30], targets[:30]))

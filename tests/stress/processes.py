@@ -19,11 +19,18 @@ from . import entries, storm
 ROOT = Path(__file__).parents[2]
 #: What forked and spawned processes compute: something of every kind, none of which takes long.
 WORK = (
-    ("layers", "fixed_fan_in_top_k"), ("layers", "fixed_fan_in_step"), ("softmax", "softmax_cross_entropy"),
-    ("softmax", "FullSoftmax.top_k"), ("samplers", "InvertedMultiIndex.sample"), ("samplers", "sampled_softmax"),
-    ("experts", "PackedDSSoftmax.top_k"), ("experts", "SparseExperts.step"), ("classifiers", "train.Classifier.predict"),
-    ("language_models", "train.LanguageModel.perplexity"), ("language_models", "train.LanguageModel.generate"),
-)  # fmt: skip
+    ("layers", "fixed_fan_in_top_k"),
+    ("layers", "fixed_fan_in_step"),
+    ("softmax", "softmax_cross_entropy"),
+    ("softmax", "FullSoftmax.top_k"),
+    ("samplers", "InvertedMultiIndex.sample"),
+    ("samplers", "sampled_softmax"),
+    ("experts", "PackedDSSoftmax.top_k"),
+    ("experts", "SparseExperts.step"),
+    ("classifiers", "train.Classifier.predict"),
+    ("language_models", "train.LanguageModel.perplexity"),
+    ("language_models", "train.LanguageModel.generate"),
+)
 #: Nothing here takes a hundredth of it: whoever is silent for so many seconds hangs.
 HANGS = 600
 

@@ -79,11 +79,11 @@ def mixed_storm(objects, wanted, n_threads, n_calls, seed):
 @contextlib.contextmanager
 def shared_out():
     """Numba's threads share out small work, too: kernels that one thread would do alone become what large ones are."""
-    before, threads.SMALL = threads.SMALL, 0
+    before, threads.MIN_PARALLEL = threads.MIN_PARALLEL, 0
     try:
         yield
     finally:
-        threads.SMALL = before
+        threads.MIN_PARALLEL = before
 
 
 def thread_counts():

@@ -15,7 +15,7 @@ def test_every_public_function_has_an_entry():
 
 
 def test_threads():
-    """Shared objects, separate ones, and everything mixed: the bits of a single thread, and its number of BLAS threads."""
+    """Shared objects, separate ones and a mix give the bits of one thread, and restore the number of BLAS threads."""
     lines = []
     count, failures = storm.storm(entries.GROUPS, n_threads=4, n_calls=8, say=lines.append, n_seeds=2)
     assert not failures

@@ -22,11 +22,23 @@ from sparsemax_nb import data, train
 
 
 def model(epochs=30):
-    """Everything that a resume has to get right: dropout, rewiring, warm-up, a learning rate that falls, best weights."""
+    """All that a resumed run has to restore: dropout, rewiring, warm-up, a falling learning rate, best weights."""
     return train.Classifier(
-        architecture="network", embedding=16, intermediate=32, fan_in=4, batch_size=16, epochs=epochs, dropout=0.2, learning_rate=0.01, warm_up=50,
-        rewire_every=70, stop_after=epochs, seed=3, device="cpu", progress=False,
-    )  # fmt: skip
+        architecture="network",
+        embedding=16,
+        intermediate=32,
+        fan_in=4,
+        batch_size=16,
+        epochs=epochs,
+        dropout=0.2,
+        learning_rate=0.01,
+        warm_up=50,
+        rewire_every=70,
+        stop_after=epochs,
+        seed=3,
+        device="cpu",
+        progress=False,
+    )
 
 
 def points():
@@ -35,7 +47,7 @@ def points():
 
 
 def run(path, checkpoint, epochs, begun=None):
-    """Train to the end, from `checkpoint` if it is there (a checkpoint after every step), and save the model at `path`."""
+    """Train to the end, from `checkpoint` if it exists (with a checkpoint after every step), and save to `path`."""
     training, validation = points()
     if begun is not None:
         numba.set_num_threads(1)  # bits do not depend on it; and the test not on a busy machine
@@ -76,7 +88,7 @@ def _state(process):
 
 
 def _kill_after(process, checkpoint, n_checkpoints):
-    """Kill the process when it has replaced the checkpoint so often, wherever it is then; or wait until it has ended."""
+    """Kill the process once it has replaced the checkpoint so many times, or wait until it has ended."""
     seen = set()
     while len(seen) <= n_checkpoints and process.is_alive():
         with contextlib.suppress(FileNotFoundError):
@@ -85,7 +97,7 @@ def _kill_after(process, checkpoint, n_checkpoints):
 
 
 def _kill_in_a_write(process, folder, n_writes):
-    """Kill the process while it writes, at the earliest when it has written `n_writes` files; or wait until it has ended."""
+    """Kill the process during a write, at the earliest after `n_writes` files, or wait until it has ended."""
     seen = set()
     while process.is_alive():
         seen |= _temporary_files(folder, process)
@@ -98,7 +110,7 @@ def _kill_in_a_write(process, folder, n_writes):
 
 
 def kill_and_resume(kills, folder, seed=0, epochs=30):
-    """Weights of a whole run; of the run that was killed `kills` times; kills of a running process; those of them in a write."""
+    """Weights of a whole run and of one killed `kills` times; the kills of a running process, and of a writing one."""
     context, folder = multiprocessing.get_context("forkserver"), Path(folder)
     context.set_forkserver_preload([train.__name__])  # it imports everything once
     whole, killed, checkpoint = (folder / f"{name}.safetensors" for name in ("whole", "killed", "checkpoint"))
@@ -133,7 +145,7 @@ def main():
         print(f"{name:24s} {array.shape!s:14s} {'same bits' if same else 'DIFFERENT'}")
         assert same
     print(
-        f"{hits} of {options.kills} kills hit the running process, {in_writes} of them while it wrote; left: {', '.join(left)}"
+        f"{hits} of {options.kills} kills hit the running process, {in_writes} of them a write; left: {', '.join(left)}"
     )
     assert left == ["checkpoint.safetensors", "killed.safetensors", "whole.safetensors"]
 

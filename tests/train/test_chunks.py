@@ -12,7 +12,7 @@ def chunks(text, rows):
 
 
 def places_of(found):
-    return np.concatenate([chunk.places[chunk.places >= 0] for chunk in found])
+    return np.concatenate([chunk.positions[chunk.positions >= 0] for chunk in found])
 
 
 @pytest.mark.parametrize(("n", "n_streams", "unroll"), [(50, 4, 5), (51, 4, 7), (2, 1, 3), (10, 9, 2), (12, 5, 1)])
@@ -20,15 +20,15 @@ def test_running_text(n, n_streams, unroll):
     tokens = np.random.default_rng(n).integers(0, 90, n).astype(np.int32)
     text = RunningText(tokens, n_streams, unroll)
     found = chunks(text, text.order(0))
-    assert sorted(places_of(found)) == text.all_places.tolist() == list(range(1, n))
+    assert sorted(places_of(found)) == text.all_positions.tolist() == list(range(1, n))
     for chunk in found:
-        counted = chunk.places >= 0
-        assert (chunk.tokens[counted] == tokens[chunk.places[counted] - 1]).all()
+        counted = chunk.positions >= 0
+        assert (chunk.tokens[counted] == tokens[chunk.positions[counted] - 1]).all()
         assert chunk.tokens.shape[1] == n_streams and chunk.tokens.dtype == np.int32
     assert [chunk.fresh for chunk in found] == [True] + [False] * (len(found) - 1)
     for before, after in zip(found, found[1:], strict=False):  # each stream goes on where it stopped
-        here = after.places[0] >= 0
-        assert (after.places[0][here] == before.places[-1][here] + 1).all()
+        here = after.positions[0] >= 0
+        assert (after.positions[0][here] == before.positions[-1][here] + 1).all()
 
 
 LINES = [3, 1, 0, 2, 6, 4]  # lengths
@@ -43,15 +43,15 @@ def test_separate_lines(longest, last_only):
     first = [max(start, stop - longest - 1) for start, stop in zip(INDPTR, INDPTR[1:], strict=False)]
     wanted = [range(stop - 1 if last_only else low + 1, stop) for low, stop in zip(first, INDPTR[1:], strict=True)]
     wanted = [list(places) for places, length in zip(wanted, LINES, strict=True) if length > 1]
-    assert text.n_rows == 4 and text.all_places.tolist() == sum(wanted, [])
+    assert text.n_rows == 4 and text.all_positions.tolist() == sum(wanted, [])
     for rows in (text.order(0), text.rows_in_order()):
         found = chunks(text, rows)
-        assert sorted(places_of(found)) == text.all_places.tolist()
+        assert sorted(places_of(found)) == text.all_positions.tolist()
         assert all(chunk.fresh for chunk in found)
         for chunk in found:
-            counted = chunk.places >= 0
-            assert (chunk.tokens[counted] == ITEMS[chunk.places[counted] - 1]).all()
-            for column, places in zip(chunk.tokens.T, chunk.places.T, strict=True):  # from the line's beginning
+            counted = chunk.positions >= 0
+            assert (chunk.tokens[counted] == ITEMS[chunk.positions[counted] - 1]).all()
+            for column, places in zip(chunk.tokens.T, chunk.positions.T, strict=True):  # from the line's beginning
                 line = np.searchsorted(INDPTR, places.max(), side="right") - 1
                 seen = ITEMS[first[line] : places.max()]
                 assert column[: len(seen)].tolist() == seen.tolist()
@@ -68,6 +68,6 @@ def test_lines_of_about_the_same_length_are_read_together():
     order = text.order(3)
     assert sorted(order) == list(range(2000))
     computed = sum(chunk.tokens.size for chunk in chunks(text, order))
-    assert len(text.all_places) < computed < 1.2 * len(text.all_places)
+    assert len(text.all_positions) < computed < 1.2 * len(text.all_positions)
     first = [lengths[some].mean() for some in batches(order, 8)]
     assert abs(np.corrcoef(first[:-1], first[1:])[0, 1]) < 0.2  # but batches of any length follow each other

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import warnings
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 
 import numba
 import numpy as np
@@ -15,7 +16,7 @@ from sparsemax_nb.core import checkpoint
 from sparsemax_nb.core.device import to_numpy
 from sparsemax_nb.grouping import GROUPINGS
 from sparsemax_nb.train import TrainingError
-from sparsemax_nb.train.negatives import BASELINES, INDICES, SAMPLERS
+from sparsemax_nb.train.negatives import BASELINES, MIDX_KINDS, SAMPLERS
 
 SMALL = {
     "architecture": "network",
@@ -118,8 +119,8 @@ def test_learns_by_the_softmax(corpus, sampler):
     assert result["P@1"] > 0.8 and result["nDCG@2"] > 0.7
     assert list(model.network_.output.parameters) == ["output.weights"]
     updates = model.history_.index_updates
-    assert [u["step"] for u in updates] == ([*range(0, 300, 7)] if sampler in (*INDICES, *BASELINES) else [])
-    if sampler in INDICES:
+    assert [u["step"] for u in updates] == ([*range(0, 300, 7)] if sampler in (*MIDX_KINDS, *BASELINES) else [])
+    if sampler in MIDX_KINDS:
         assert updates[0]["share"] == 1 and 0 < updates[1]["share"] <= 1 and updates[-1]["share"] < 0.5
 
 
@@ -134,15 +135,15 @@ def test_options_of_the_sampler_arrive(corpus, changes):
 def test_only_the_rows_that_occur_are_updated(corpus):
     few = SMALL | SOFTMAX | {"sampler": "uniform", "n_samples": 3, "epochs": 1}
     model = train.Classifier(**few).fit(corpus.features[:2], corpus.labels[:2])
-    moved, positives = np.flatnonzero(weights(model)["output.weights"].any(axis=1)), corpus.labels[:2].indices
-    assert model.history_.steps == 1 and set(positives) < set(moved) and len(moved) <= len(positives) + 6 < 25
+    moved, label_rows = np.flatnonzero(weights(model)["output.weights"].any(axis=1)), corpus.labels[:2].indices
+    assert model.history_.steps == 1 and set(label_rows) < set(moved) and len(moved) <= len(label_rows) + 6 < 25
 
 
 @pytest.mark.parametrize("more", [{}, SOFTMAX])
 def test_contexts_are_what_the_output_layer_sees(corpus, more):
     model, (features, _) = fitted(corpus, epochs=2, **more), (corpus.features, corpus.labels)
-    h, out = model.contexts(features), np.empty((300, model.network_.width), np.float32)
-    assert model.contexts(features, out=out) is out and h.shape == (300, 16 if more else 32) and (h == out).all()
+    h, out = model.encode(features), np.empty((300, model.network_.width), np.float32)
+    assert model.encode(features, out=out) is out and h.shape == (300, 16 if more else 32) and (h == out).all()
     layer = model.network_.output
     dense = layer.weights if more else np.zeros((25, 32), np.float32)
     if not more:
@@ -150,9 +151,9 @@ def test_contexts_are_what_the_output_layer_sees(corpus, more):
     scores, ids = model.top_k(features, 3)
     want = h @ dense.T + (0 if more else layer.bias)
     np.testing.assert_allclose(scores, np.take_along_axis(want, ids.astype(int), 1), rtol=1e-4, atol=1e-5)
-    assert np.abs(scores).max() > 0.01 and model.contexts(features[:0]).shape == (0, h.shape[1])
+    assert np.abs(scores).max() > 0.01 and model.encode(features[:0]).shape == (0, h.shape[1])
     with pytest.raises(ValueError, match="out must have shape"):
-        model.contexts(features, out=out[:5])
+        model.encode(features, out=out[:5])
 
 
 def test_index_is_updated_once_an_epoch(corpus):
@@ -255,7 +256,7 @@ def test_rows_without_features_or_labels(corpus):
 
 
 @pytest.mark.parametrize(
-    "params, error, message",
+    ("params", "error", "message"),
     [
         (
             {"output": "wide"},
@@ -302,15 +303,15 @@ def test_rows_without_features_or_labels(corpus):
         (
             {"weight_dtype": "bfloat16"},
             ValueError,
-            "weight_dtype='bfloat16' is for output='group-shared', got 'fixed-fan-in'",
+            "weight_dtype='bfloat16' needs output='group-shared', got 'fixed-fan-in'",
         ),
-        ({"embedding_rate": 0}, ValueError, "embedding_rate must lie in"),
-        ({"intermediate_rate": -1}, ValueError, "intermediate_rate must lie in"),
+        ({"embedding_lr_multiplier": 0}, ValueError, "embedding_lr_multiplier must lie in"),
+        ({"intermediate_lr_multiplier": -1}, ValueError, "intermediate_lr_multiplier must lie in"),
         ({"loss": "softmax"}, ValueError, "loss='softmax' needs output='dense' or 'bottleneck', got 'fixed-fan-in'"),
         (
             {"sampler": "uniform"},
             ValueError,
-            "sampler='uniform' draws for loss='softmax' only, got loss='squared-hinge'",
+            "sampler='uniform' needs loss='softmax', got loss='squared-hinge'",
         ),
         (
             SOFTMAX | {"sampler": "best"},
@@ -360,7 +361,7 @@ def outside(matrix):
 
 
 @pytest.mark.parametrize(
-    "change, error, message",
+    ("change", "error", "message"),
     [
         (lambda x, y: (x.toarray()[0], y), ValueError, r"X must be a matrix, got shape \(60,\)"),
         (lambda x, y: (x.toarray() * 1j, y), ValueError, "Complex data not supported: X is complex"),
@@ -385,8 +386,8 @@ def outside(matrix):
         (lambda x, y: (x, np.arange(300)[:, None] % 3), ValueError, "got one column with 2 in it; .* LabelBinarizer"),
         (lambda x, y: (x, np.full((300, 1), 7)), ValueError, "got one column with 7 in it; .* LabelBinarizer"),
         (lambda x, y: (x, scipy.sparse.csr_matrix(np.arange(300)[:, None] % 3)), ValueError, "one column with 2 in it"),
-        (lambda x, y: (outside(x), y), ValueError, "X is no valid CSR matrix"),
-        (lambda x, y: (x, outside(y)), ValueError, "y is no valid CSR matrix"),
+        (lambda x, y: (outside(x), y), ValueError, "X is not a valid CSR matrix"),
+        (lambda x, y: (x, outside(y)), ValueError, "y is not a valid CSR matrix"),
     ],
 )
 def test_bad_data(corpus, change, error, message):
@@ -425,8 +426,8 @@ def test_features_that_are_weights_are_taken_as_they_are(corpus, tmp_path, capsy
     again = train.Classifier.load(tmp_path / "model", device="cpu")
     assert again.tfidf_ is None and again.tfidf == "auto" and (again.predict(x) == auto.predict(x)).all()
     auto.set_params(progress=True, epochs=1).fit(x, corpus.labels)
-    assert capsys.readouterr().err.count("X holds weights, not counts (one is ") == 1
-    with pytest.raises(ValueError, match="X must hold counts, .*; "):
+    assert capsys.readouterr().err.count("X has weights, not counts (one is ") == 1
+    with pytest.raises(ValueError, match="X must contain counts .*; "):
         auto.set_params(tfidf=True).fit(x, corpus.labels)
 
 
@@ -439,7 +440,7 @@ def test_features_that_are_counts_are_weighed(corpus, tmp_path, dtype):
     again = train.Classifier.load(tmp_path / "model", device="cpu")
     assert (again.tfidf_.idf_ == auto.tfidf_.idf_).all() and (again.predict(x) == auto.predict(x)).all()
     for model in auto, again:
-        with pytest.raises(ValueError, match="X must hold counts, that is, whole numbers, got 0"):
+        with pytest.raises(ValueError, match="X must contain counts \\(whole numbers\\), got 0"):
             model.predict(as_weights(corpus.features))
 
 
@@ -450,18 +451,22 @@ def test_counts_are_looked_for_in_the_whole_matrix(corpus):
     assert train.Classifier(**SMALL | {"epochs": 1}).fit(x, corpus.labels).tfidf_ is None
     model = fitted(corpus, epochs=1)
     before = model.network_
-    with pytest.raises(ValueError, match=r"validation X must hold counts like X, got 1\.5; use tfidf=False"):
+    with pytest.raises(ValueError, match=r"validation X must have counts like X, got 1\.5; use tfidf=False"):
         model.fit(corpus.features, corpus.labels, validation=(x, corpus.labels))
     assert model.network_ is before
 
 
 UNSEEN = [0, 3, 4, 24]
 LAST = [
-    *({"output": output, "loss": loss} for output in ("dense", "unstructured", "fixed-fan-in") for loss in ("squared-hinge", "bce")),
+    *(
+        {"output": output, "loss": loss}
+        for output in ("dense", "unstructured", "fixed-fan-in")
+        for loss in ("squared-hinge", "bce")
+    ),
     *({"output": "group-shared", "group_size": 4, "grouping": by} for by in GROUPINGS),
     {"output": "group-shared", "group_size": 4, "weight_dtype": "bfloat16"},
     *(SOFTMAX | {"sampler": sampler} for sampler in ("none", "uniform", "unigram", "midx-rq")),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("more", LAST, ids=lambda more: "-".join(map(str, more.values())))
@@ -516,7 +521,7 @@ def test_columns_of_a_data_frame_are_those_of_the_fit(corpus, tmp_path):
     y = corpus.labels
     for fitted_ in model, train.Classifier.load(tmp_path / "model", device="cpu"):
         assert (fitted_.predict(x) == model.predict(x)).all()
-        for call in fitted_.predict, fitted_.contexts, lambda x: fitted_.evaluate(x, y), lambda x: fitted_.score(x, y):
+        for call in fitted_.predict, fitted_.encode, partial(fitted_.evaluate, y=y), partial(fitted_.score, y=y):
             with pytest.raises(
                 ValueError, match="names should match those .* during fit.\nFeature names must be in the same"
             ):
@@ -575,7 +580,7 @@ def test_a_sampler_that_counts_labels_wants_some(corpus, sampler):
     model = fitted(corpus, **SOFTMAX, sampler=sampler, epochs=1)
     before = model.network_
     with pytest.raises(
-        ValueError, match=f"y must have labels in the rows to train on: sampler='{sampler}' counts them"
+        ValueError, match=f"y must have labels in the training rows: sampler='{sampler}' needs their counts"
     ):
         model.fit(corpus.features, corpus.labels[:, :] * 0)
     assert model.network_ is before
@@ -608,9 +613,9 @@ def test_bad_files_to_save_in(corpus, tmp_path):
     model = fitted(corpus, epochs=1)
     with pytest.raises(IsADirectoryError, match="it is a folder; name a file in it"):
         model.save(tmp_path)
-    with pytest.raises(FileNotFoundError, match="nowhere/m can not be written: there is no such folder"):
+    with pytest.raises(FileNotFoundError, match="nowhere/m cannot be written: there is no such folder"):
         model.save(tmp_path / "nowhere" / "m")
-    with pytest.raises(ValueError, match="label_names must hold one name for each of 25 labels, got 3"):
+    with pytest.raises(ValueError, match="label_names must have one name per label, 25 in all, got 3"):
         model.save(tmp_path / "m", ["a", "b", "c"])
     with pytest.raises(TypeError, match="label_names must be a sequence of names, got the str 'aaa"):
         model.save(tmp_path / "m", "a" * 25)
@@ -637,19 +642,19 @@ def test_bad_model_files(corpus, tmp_path):
     whole = path.read_bytes()
     for cut in (0, 4, 100, len(whole) - 1):
         path.write_bytes(whole[:cut])
-        with pytest.raises(checkpoint.ModelFileError, match="truncated or no safetensors"):
+        with pytest.raises(checkpoint.ModelFileError, match="truncated or not a safetensors"):
             train.Classifier.load(path)
     arrays, description = {"a": np.zeros(2, np.float32)}, {"params": {}}
     checkpoint.save(path, "language-model", arrays, description)
-    with pytest.raises(checkpoint.ModelFileError, match="holds a 'language-model' model, not 'classifier'"):
+    with pytest.raises(checkpoint.ModelFileError, match="contains a 'language-model' model, not 'classifier'"):
         train.Classifier.load(path)
     checkpoint.save(path, "classifier", arrays, description)
-    with pytest.raises(checkpoint.ModelFileError, match="does not hold a whole Classifier"):
+    with pytest.raises(checkpoint.ModelFileError, match="does not contain a complete Classifier"):
         train.Classifier.load(path)
 
 
 @pytest.mark.parametrize(
-    "name, place, value, message",
+    ("name", "place", "value", "message"),
     [
         ("output.indices", (3, 2), 32, r"indices must lie in \[0, 32\), got 32"),
         ("output.indices", (3, slice(None)), 5, "indices must not repeat an input"),
@@ -758,7 +763,9 @@ def test_validation_by_fraction_sets_rows_aside(corpus):
 def test_bad_validation_sets(corpus):
     x, y = corpus.features, corpus.labels
     for bad in ((x[:, :5], y), (x, y[:, :5]), (x[:9], y), (x.toarray(), y)):
-        with pytest.raises(ValueError, match="validation must have the columns of X and y and equally many rows"):
+        with pytest.raises(
+            ValueError, match="validation X and y must have the columns of X and y, and the same number of rows"
+        ):
             train.Classifier(**SMALL).fit(x, y, validation=bad)
 
 
@@ -820,10 +827,10 @@ def test_numbers_too_large_for_float32_are_said(corpus):
 @pytest.mark.parametrize(
     ("rate", "output", "name"),
     [
-        ("intermediate_rate", "fixed-fan-in", "intermediate.weights"),
-        ("intermediate_rate", "unstructured", "intermediate.weights"),
-        ("embedding_rate", "fixed-fan-in", "embedding.table"),
-        ("embedding_rate", "dense", "embedding.table"),
+        ("intermediate_lr_multiplier", "fixed-fan-in", "intermediate.weights"),
+        ("intermediate_lr_multiplier", "unstructured", "intermediate.weights"),
+        ("embedding_lr_multiplier", "fixed-fan-in", "embedding.table"),
+        ("embedding_lr_multiplier", "dense", "embedding.table"),
     ],
 )
 def test_a_layer_learns_at_its_own_rate(corpus, rate, output, name):
@@ -842,7 +849,7 @@ def test_a_layer_learns_at_its_own_rate(corpus, rate, output, name):
 
 
 def test_a_bottleneck_learns_at_the_learning_rate(corpus):
-    slow, fast = (weights(fitted(corpus, output="bottleneck", intermediate_rate=rate)) for rate in (0.1, 1.0))
+    slow, fast = (weights(fitted(corpus, output="bottleneck", intermediate_lr_multiplier=rate)) for rate in (0.1, 1.0))
     assert same_bits(slow, fast)
 
 
@@ -854,7 +861,17 @@ def test_rewiring_changes_the_connections_and_is_noted(corpus):
     assert 0.1 < (before != after).mean() < 0.7
 
 
-CHECKS_THAT_DO_NOT_APPLY = dict.fromkeys(("check_classifiers_one_label", "check_classifiers_classes", "check_classifiers_train", "check_classifiers_regression_target", "check_classifiers_multilabel_output_format_predict", "check_classifier_not_supporting_multiclass"), "predict gives ids of the best labels, not classes, and y is a matrix of labels")  # fmt: skip
+CHECKS_THAT_DO_NOT_APPLY = dict.fromkeys(
+    (
+        "check_classifiers_one_label",
+        "check_classifiers_classes",
+        "check_classifiers_train",
+        "check_classifiers_regression_target",
+        "check_classifiers_multilabel_output_format_predict",
+        "check_classifier_not_supporting_multiclass",
+    ),
+    "predict gives ids of the best labels, not classes, and y is a matrix of labels",
+)
 
 
 def test_scikit_learns_checks():

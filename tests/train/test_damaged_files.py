@@ -90,12 +90,12 @@ def without(name):
         (say("params", "fan_in", value=10), "output.indices must have shape"),
         (say("params", "embedding", value=2**31 - 1), "embedding.table must have shape"),
         (say("params", "unknown", value=1), "unexpected keyword argument 'unknown'"),
-        (say("params", value=[1]), "params must be an object"),
+        (say("params", value=[1]), "params must be a JSON object"),
         (say("is_dense", value=0), "is_dense must be true or false"),
         (say("label_names", value=[[1]] * 50), r"label_names\[0\] must be a string"),
-        (say("label_names", value=["a"]), "1 label names for 50 labels"),
+        (say("label_names", value=["a"]), "label_names must have 50 names, got 1"),
         (say("feature_names", value=[1] * 40), r"feature_names\[0\] must be a string"),
-        (say("feature_names", value=["a"]), "feature_names must be 40 strings"),
+        (say("feature_names", value=["a"]), "feature_names must have 40 names, got 1"),
         (say("tfidf", value=[]), "tfidf must be true or false"),
         (put("label_counts", 10**6), r"label_counts must lie in \[0, 81\), got 1000000"),
         (put("tfidf.idf", np.nan), "tfidf.idf must be finite"),
@@ -105,7 +105,7 @@ def without(name):
 )
 def test_models(folder, tmp_path, change, message):
     path = changed(folder / "model", "classifier", tmp_path / "x", change)
-    with pytest.raises(train.ModelFileError, match=f"does not hold a whole Classifier .*{message}"):
+    with pytest.raises(train.ModelFileError, match=f"does not contain a complete Classifier .*{message}"):
         train.Classifier.load(path, device="cpu")
 
 
@@ -114,19 +114,19 @@ def test_models(folder, tmp_path, change, message):
     [
         (say("steps", value="a"), "steps must be an integer"),
         (say("steps", value=[1]), "steps must be an integer"),
-        (say("steps", value=4), "steps, losses and position do not agree"),
+        (say("steps", value=4), "steps, losses and position must agree"),
         (say("counts", "output.bias", value=-3), r"counts.output.bias must be between 0"),
         (say("counts", "output.bias", value=99), r"counts.output.bias must be between 0 and 5"),
-        (say("counts", "other", value=1), "counts must be those of"),
+        (say("counts", "other", value=1), "counts must have the keys"),
         (say("position", "row", value=-5), "position.row must be between 0"),
         (say("position", "row", value=80), "position.row must be between 0 and 79"),
-        (say("position", "row", value=5), "steps, losses and position do not agree"),
+        (say("position", "row", value=5), "steps, losses and position must agree"),
         (say("position", "losses", value="x"), "position.losses must be a list"),
-        (say("position", "losses", value=[[1.0, 32]]), "do not agree"),
-        (say("position", "losses", value=[[1.0, 32], [1.0, 0]]), "position.losses must count the rows"),
+        (say("position", "losses", value=[[1.0, 32]]), "must agree"),
+        (say("position", "losses", value=[[1.0, 32], [1.0, 0]]), "position.losses must have at least one row"),
         (say("position", "learning_rate", value=float("nan")), "position.learning_rate must lie in"),
-        (say("position", "best", value=None), "position.best and history.best_epoch must be there"),
-        (say("position", "norms", value=[{"a": 1.0}, {"b": 1.0}]), "position.norms must be of the same layers"),
+        (say("position", "best", value=None), "position.best and history.best_epoch must be numbers"),
+        (say("position", "norms", value=[{"a": 1.0}, {"b": 1.0}]), "position.norms must name the same layers"),
         (say("position", "other", value=1), "unexpected keyword argument 'other'"),
         (say("history", "epochs", value=[]), "history.epochs must be 1 epochs"),
         (
@@ -145,7 +145,7 @@ def test_models(folder, tmp_path, change, message):
 )
 def test_checkpoints(folder, tmp_path, change, message):
     path = changed(folder / "checkpoint", "classifier checkpoint", tmp_path / "x", change)
-    with pytest.raises(train.ModelFileError, match=f"x can not be resumed: .*{message}"):
+    with pytest.raises(train.ModelFileError, match=f"x cannot be resumed: .*{message}"):
         fit(path, resume=True)
 
 
@@ -163,7 +163,7 @@ def test_checkpoints(folder, tmp_path, change, message):
 )
 def test_language_models(folder, tmp_path, change, message):
     path = changed(folder / "text", "language model", tmp_path / "x", change)
-    with pytest.raises(train.ModelFileError, match=f"does not hold a whole LanguageModel .*{message}"):
+    with pytest.raises(train.ModelFileError, match=f"does not contain a complete LanguageModel .*{message}"):
         train.LanguageModel.load(path, device="cpu")
 
 
@@ -179,7 +179,7 @@ def test_language_models(folder, tmp_path, change, message):
 )
 def test_checkpoints_of_language_models(folder, tmp_path, change, message):
     path = changed(folder / "text checkpoint", "language model checkpoint", tmp_path / "x", change)
-    with pytest.raises(train.ModelFileError, match=f"x can not be resumed: .*{message}"):
+    with pytest.raises(train.ModelFileError, match=f"x cannot be resumed: .*{message}"):
         fit_text(path, resume=True)
 
 
@@ -197,17 +197,17 @@ def raw(path, change):
     ("change", "message"),
     [
         (lambda h: h["__metadata__"].update(version="x"), "has format version x, this package reads version 6"),
-        (lambda h: h["__metadata__"].update(description="[" * 100000), "has no whole description"),
-        (lambda h: h["__metadata__"].update(description="[]"), "has no whole description"),
-        (lambda h: h["__metadata__"].pop("kind") and None, "has no whole description"),
+        (lambda h: h["__metadata__"].update(description="[" * 100000), "has no complete description"),
+        (lambda h: h["__metadata__"].update(description="[]"), "has no complete description"),
+        (lambda h: h["__metadata__"].pop("kind") and None, "has no complete description"),
         (lambda h: h.update(__metadata__=[1]), "was not written by sparsemax_nb"),
-        (lambda _: "[" * 100000, "truncated or no safetensors file"),
-        (lambda _: "[1]", "truncated or no safetensors file"),
-        (lambda h: h["output.bias"].update(shape=[2**40]), "truncated or no safetensors file .*offsets"),
-        (lambda h: h["output.bias"].update(shape=[-50]), "truncated or no safetensors file"),
+        (lambda _: "[" * 100000, "truncated or not a safetensors file"),
+        (lambda _: "[1]", "truncated or not a safetensors file"),
+        (lambda h: h["output.bias"].update(shape=[2**40]), "truncated or not a safetensors file .*offsets"),
+        (lambda h: h["output.bias"].update(shape=[-50]), "truncated or not a safetensors file"),
         (lambda h: h["output.bias"].update(data_offsets=[0, 200]), "do not lie one behind the other"),
-        (lambda h: h["output.bias"].update(dtype="F99"), "truncated or no safetensors file"),
-        (lambda h: h.pop("output.bias"), "truncated or no safetensors file"),
+        (lambda h: h["output.bias"].update(dtype="F99"), "truncated or not a safetensors file"),
+        (lambda h: h.pop("output.bias"), "truncated or not a safetensors file"),
     ],
 )
 def test_headers(folder, tmp_path, change, message):
@@ -227,9 +227,9 @@ def test_a_refused_fit_changes_nothing(folder, tmp_path, run):
     model = run()
     before, answers = dict(vars(model)), answers_of(model)
     data_ = (POINTS.features[:80], POINTS.labels[:80]) if run is fit else (TEXT,)
-    with pytest.raises(train.ModelFileError, match="can not be resumed"):
+    with pytest.raises(train.ModelFileError, match="cannot be resumed"):
         model.fit(*data_, checkpoint_path=bad, resume=True)
-    with pytest.raises(train.ModelFileError, match="can not be resumed: seed was 3, not 4|seed was 0, not 4"):
+    with pytest.raises(train.ModelFileError, match="cannot be resumed: seed was 3, not 4|seed was 0, not 4"):
         model.set_params(seed=4).fit(*data_, checkpoint_path=source, resume=True)
     model.set_params(seed=before["seed"])
     assert vars(model) == before and answers_of(model) == answers
@@ -273,23 +273,28 @@ def test_where_a_checkpoint_cannot_be_written_is_found_before_the_training(tmp_p
     with pytest.raises(FileNotFoundError, match="there is no such folder"):
         fit(tmp_path / "no" / "c")
     monkeypatch.setattr(train.loop.Training, "checkpoint_nbytes", 1 << 60)
-    with pytest.raises(OSError, match="c cannot be written: the disk has .* MiB left"):
+    with pytest.raises(OSError, match="c cannot be written: the disk has .* MiB free"):
         fit(tmp_path / "c")
 
 
 @pytest.mark.parametrize(
     "params",
     [
-        {}, {"intermediate": None}, {"output": "dense"}, {"output": "bottleneck", "bottleneck": 3}, {"output": "unstructured"},
-        {"output": "group-shared", "group_size": 7, "weight_dtype": "bfloat16"}, {"output": "dense", "loss": "softmax"},
+        {},
+        {"intermediate": None},
+        {"output": "dense"},
+        {"output": "bottleneck", "bottleneck": 3},
+        {"output": "unstructured"},
+        {"output": "group-shared", "group_size": 7, "weight_dtype": "bfloat16"},
+        {"output": "dense", "loss": "softmax"},
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("dense", [False, True])
 def test_shapes_of_a_network_that_is_not_made(params, dense):
     model = train.Classifier(**SMALL | params)
     arguments = model._network_params(40, 50, dense, "cpu")
     made = {name: array.shape for name, array in model._new_network(arguments).parameters.items()}
-    assert network.parameter_shapes(**arguments) == made
+    assert network.Network.memory(**arguments).parameter_shapes == made
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -67,7 +67,7 @@ def short(points, stop_after=None, changes=None, **arguments):
 
 def bits(model):
     experts = model.experts_
-    return {name: to_numpy(getattr(experts, name)).tobytes() for name in ("gate", "starts", "ids", "rows")}
+    return {name: to_numpy(getattr(experts, name)).tobytes() for name in ("gate", "starts", "ids", "weights")}
 
 
 def without_seconds(history):
@@ -110,7 +110,7 @@ def test_history(fitted):
     assert [call for call in called if call not in stages] == list(range(2 * epochs))
     assert [n for n, _ in stages] == [2, 4] == [packed.n_experts for _, packed in stages]
     assert called.index(stages[0]) == epochs  # the first stage's between its last epoch and the next one
-    assert (stages[1][1].rows == model.experts_.rows).all() and type(stages[0][1]) is PackedDSSoftmax
+    assert (stages[1][1].weights == model.experts_.weights).all() and type(stages[0][1]) is PackedDSSoftmax
 
 
 def test_init_is_where_every_expert_starts(points):
@@ -120,13 +120,13 @@ def test_init_is_where_every_expert_starts(points):
         pass
 
     def step(experts, *_, **__):
-        seen.append(experts.rows.copy())
+        seen.append(experts.weights.copy())
         raise Spy
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SparseExperts, "step", step)
         with pytest.raises(Spy):
-            short(points, init=init)
+            short(points, weights=init)
     np.testing.assert_array_equal(seen[0], np.tile(init - init.mean(0), (2, 1)))
 
 
@@ -164,7 +164,7 @@ def test_a_gate_that_collapses(points):
     contexts = points[0].copy()
     contexts[:, 0] = 50
     with pytest.warns(
-        RuntimeWarning, match=r"gate has collapsed: expert [01] of 2 gets 100% of the queries \(util.*balance"
+        RuntimeWarning, match=r"gate has collapsed: expert [01] of 2 gets 100% of the rows of h \(util.*balance"
     ):
         short((contexts, points[1]), changes={"n_experts": 2, "epochs": 1, "balance": 0.0, "learning_rate": 1e-4})
     with warnings.catch_warnings():  # one expert can not but get all
@@ -209,7 +209,7 @@ def test_penalties_of_several_labels(points, monkeypatch):
 
 def test_figures_of_several_labels(points, monkeypatch):
     """Top-k are P@k of the answers; 'held' is counted by hand. Stored zeros and rows without labels are legal."""
-    monkeypatch.setattr(ds_softmax, "AT_ONCE", 130)
+    monkeypatch.setattr(ds_softmax, "ROWS_PER_BATCH", 130)
     labels = label_matrix(N_ROWS, N_CLASSES, density=0.15)
     assert (np.diff(labels.indptr) == 0).any()
     zeros = scipy.sparse.csr_matrix(labels)
@@ -232,11 +232,11 @@ def test_figures_of_several_labels(points, monkeypatch):
 
 
 def test_figures_of_one_target_a_row(points, monkeypatch):
-    monkeypatch.setattr(ds_softmax, "AT_ONCE", 130)
+    monkeypatch.setattr(ds_softmax, "ROWS_PER_BATCH", 130)
     contexts, targets = points
     packed = short(points).pack()
     targets = np.roll(targets, 1)  # mostly wrong, often not even held
-    figures, ids = ds_softmax.figures(packed, contexts, targets), packed.top_k(contexts, 10)[1]
+    figures, ids = ds_softmax.evaluate_experts(packed, contexts, targets), packed.top_k(contexts, 10)[1]
     for k in (1, 5, 10):
         assert figures[f"top-{k}"] == pytest.approx((ids[:, :k] == targets[:, None]).any(1).mean())
     chosen = packed.choose(contexts)
@@ -268,7 +268,7 @@ def test_resumed_run_ends_in_the_same_bits(points, tmp_path, epoch):
 
 def test_resume_without_a_checkpoint_starts_anew(points, tmp_path):
     assert bits(short(points, checkpoint_path=tmp_path / "c", resume=True)) == bits(short(points))
-    with pytest.raises(ValueError, match="is there already: resume continues from it"):
+    with pytest.raises(ValueError, match="already exists; continue from it with resume=True"):
         short(points, checkpoint_path=tmp_path / "c")
     with pytest.raises(ValueError, match="resume needs checkpoint_path"):
         short(points, resume=True)
@@ -287,7 +287,7 @@ def test_ctrl_c_leaves_the_last_checkpoint(points, tmp_path, monkeypatch, capsys
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt, match="the checkpoint is that of the end of epoch 1$"):
         short(points, checkpoint_path=path)  # 20 steps an epoch
-    assert "the step is finished; the checkpoint of the last whole epoch stays" in capsys.readouterr().err
+    assert "the step is finished; the checkpoint of the last complete epoch is kept" in capsys.readouterr().err
     assert checkpoint.load(path, "ds-softmax checkpoint")[1]["steps"] == 20
     assert signal.getsignal(signal.SIGINT) is before
     at[0] = 39  # the last step of an epoch: that is finished
@@ -305,7 +305,7 @@ def test_ctrl_c_leaves_the_last_checkpoint(points, tmp_path, monkeypatch, capsys
 
 
 def test_contexts_that_are_not_finite(points, tmp_path):
-    """The step is named and the row; the last checkpoint is whole, and the run goes on from it once the data are fixed."""
+    """The error names step and row; the last checkpoint is whole, and the run resumes once the data are fixed."""
     contexts, path = points[0].copy(), tmp_path / "c"
 
     def spoil(record):
@@ -313,18 +313,16 @@ def test_contexts_that_are_not_finite(points, tmp_path):
             contexts[905, 3] = np.nan
 
     model = train.DSSoftmax(**SHORT)
-    with pytest.raises(
-        train.TrainingError, match=r"^step [45]\d: contexts must be finite, got NaN or inf.* in row 905; fix"
-    ):
+    with pytest.raises(train.TrainingError, match=r"^step [45]\d: h must be finite, got NaN or inf.* in row 905; fix"):
         model.fit(contexts, points[1], checkpoint_path=path, after_epoch=spoil)
     assert checkpoint.load(path, "ds-softmax checkpoint")[1]["epoch"] == 2
     contexts[905, 3] = points[0][905, 3]
     model.fit(contexts, points[1], checkpoint_path=path, resume=True)
     assert bits(model) == bits(short(points))
     contexts[907] = np.inf
-    with pytest.raises(ValueError, match="^contexts must be finite, got NaN or infinity in row 907"):
+    with pytest.raises(ValueError, match="^h must be finite, got NaN or infinity in row 907"):
         model.evaluate(contexts, points[1])
-    with pytest.raises(train.TrainingError, match="^step 19: validation contexts must be finite.* in row 907"):
+    with pytest.raises(train.TrainingError, match="^step 19: validation h must be finite.* in row 907"):
         short(points, validation=(contexts, points[1]))
 
 
@@ -357,12 +355,12 @@ def test_checkpoints_of_another_run(points, tmp_path):
 
     with pytest.raises(Stop):
         short(points, 1, checkpoint_path=path)
-    refused("balance was 10.0, not 5.0; start anew or give the old value", changes={"balance": 5.0})
+    refused("balance was 10.0, not 5.0; use the old value or start a new run", changes={"balance": 5.0})
     refused("epochs was 3, not 4", changes={"epochs": 4})
-    refused("written for other data", (contexts[:-1], targets[:-1]))
-    refused("written for other data", (contexts, np.roll(targets, 1)))
-    refused("written for other data", (contexts.astype(np.float16), targets))
-    refused("written for other data", init=normal(1, N_CLASSES, WIDTH))
+    refused("written for different data", (contexts[:-1], targets[:-1]))
+    refused("written for different data", (contexts, np.roll(targets, 1)))
+    refused("written for different data", (contexts.astype(np.float16), targets))
+    refused("written for different data", weights=normal(1, N_CLASSES, WIDTH))
     refused("n_classes was 20, not 21", n_classes=21)
     path.unlink()
     labels = label_matrix(N_ROWS, N_CLASSES, density=0.15)
@@ -371,7 +369,7 @@ def test_checkpoints_of_another_run(points, tmp_path):
     moved = labels.copy()  # the same ids, one of them a row later
     row = np.flatnonzero((np.diff(labels.indptr)[:-1] > 1) & (np.diff(labels.indptr)[1:] == 0))[0]
     moved.indptr[row + 1] -= 1
-    refused("written for other data", (contexts, moved))
+    refused("written for different data", (contexts, moved))
 
 
 def test_damaged_and_foreign_checkpoints(points, tmp_path):
@@ -387,18 +385,18 @@ def test_damaged_and_foreign_checkpoints(points, tmp_path):
             short(points, checkpoint_path=path, resume=True)
 
     path.write_bytes(whole[:-50])
-    refused("truncated or no safetensors file")
+    refused("truncated or not a safetensors file")
     path.write_text("no model")
-    refused("truncated or no safetensors file")
+    refused("truncated or not a safetensors file")
     short(points).save(path)
-    refused("holds a 'ds-softmax' model, not 'ds-softmax checkpoint'")
-    for name, array in (("m/rows", arrays["m/rows"][1:]), ("v/gate", arrays["v/gate"].astype(np.float64)),
+    refused("contains a 'ds-softmax' model, not 'ds-softmax checkpoint'")
+    for name, array in (("m/weights", arrays["m/weights"][1:]), ("v/gate", arrays["v/gate"].astype(np.float64)),
                         ("gate", arrays["gate"][:2]), ("rows", arrays["rows"] * np.nan), ("ids", arrays["ids"][::-1]),
                         ("starts", arrays["starts"] + 1)):  # fmt: skip
         checkpoint.save(path, kind, arrays | {name: np.ascontiguousarray(array)}, description)
-        refused(f"can not be resumed: {name} must")
+        refused(f"cannot be resumed: {name} must")
     checkpoint.save(path, kind, {name: array for name, array in arrays.items() if name != "v/rows"}, description)
-    refused("can not be resumed: 'v/rows'")
+    refused("cannot be resumed: 'v/rows'")
     checkpoint.save(path, kind, arrays, description | {"epoch": 7})
     refused("epoch must be between 1 and 6, got 7")
     checkpoint.save(path, kind, arrays, description | {"steps": 3})
@@ -443,7 +441,7 @@ def test_a_few_steps_on_cuda(tmp_path, several):
                 run("cuda", checkpoint_path=tmp_path / "c", after_epoch=stop)
             more = {"checkpoint_path": tmp_path / "c", "resume": True}
         cuda = run("cuda", **more)
-    assert device_of(cuda.experts_.rows) == "cuda" and cuda.experts_.n_experts == 2
+    assert device_of(cuda.experts_.weights) == "cuda" and cuda.experts_.n_experts == 2
     assert any(record["removed"] for record in cuda.history_), "something was pruned"
     for name in ("starts", "ids"):
         np.testing.assert_array_equal(*(to_numpy(getattr(m.experts_, name)) for m in (cuda, cpu)))
@@ -467,7 +465,7 @@ def test_parameters_by_name():
     with pytest.raises(ValueError, match="parameter must be one of 'n_experts', .*got 'experts'"):
         model.set_params(experts=3)
     for call in (model.pack, lambda: model.evaluate(None, None), lambda: model.save("x")):
-        with pytest.raises(ValueError, match="this DSSoftmax is not fitted yet; call fit.contexts, targets. first"):
+        with pytest.raises(ValueError, match="this DSSoftmax is not fitted yet; call fit.h, targets. first"):
             call()
 
 
@@ -514,35 +512,39 @@ LABELS = label_matrix(6, 5)
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"contexts": CONTEXTS.astype(np.float64)}, TypeError, "contexts must be float32 or float16, got float64; use "),
-        ({"contexts": CONTEXTS.tolist()}, TypeError, "contexts must be a NumPy array .*, got list"),
-        ({"contexts": SimArray((6, 4), np.float32)}, TypeError, "contexts must be a NumPy array .*, got SimArray"),
-        ({"contexts": CONTEXTS[0]}, ValueError, r"contexts must have shape \(N, d\), got \(4,\)"),
-        ({"contexts": CONTEXTS[:0], "targets": TARGETS[:0]}, ValueError, "the number of contexts must be at least 1"),
-        ({"contexts": np.asfortranarray(CONTEXTS)}, ValueError, "contexts must be C-contiguous"),
+        ({"h": CONTEXTS.astype(np.float64)}, TypeError, "h must be float32 or float16, got float64; use "),
+        ({"h": CONTEXTS.tolist()}, TypeError, "h must be a NumPy array .*, got list"),
+        ({"h": SimArray((6, 4), np.float32)}, TypeError, "h must be a NumPy array .*, got SimArray"),
+        ({"h": CONTEXTS[0]}, ValueError, r"h must have shape \(N, d\), got \(4,\)"),
+        ({"h": CONTEXTS[:0], "targets": TARGETS[:0]}, ValueError, "the number of rows of h must be at least 1"),
+        ({"h": np.asfortranarray(CONTEXTS)}, ValueError, "h must be C-contiguous"),
         ({"targets": TARGETS.astype(float)}, TypeError, "targets must hold integers, got float64; use targets.astype"),
         ({"targets": TARGETS.tolist()}, TypeError, "targets must be a NumPy array .*, got list"),
         ({"targets": TARGETS[:5]}, ValueError, r"targets must have shape \(6,\), got \(5,\)"),
         ({"targets": TARGETS - 1}, ValueError, r"targets must lie in \[0, 2\), got -1"),
         ({"n_classes": 2}, ValueError, r"targets must lie in \[0, 2\), got 2"),
         ({"n_classes": 0}, ValueError, "n_classes must be at least 1"),
-        ({"targets": LABELS[:5]}, ValueError, r"targets must have shape \(6, 5\) like the contexts, got \(5, 5\)"),
-        ({"targets": LABELS, "n_classes": 6}, ValueError, "agree on the number of classes, got .'targets': 5, 'n_classes': 6"),
-        ({"init": normal(2, 3, 5)}, ValueError, r"init must have shape \(3, 4\), got \(3, 5\)"),
-        ({"init": normal(2, 3, 4).tolist()}, TypeError, "init must be a NumPy array .*, got list"),
-        ({"init": np.zeros((3, 4))}, TypeError, "init must be float32, got float64"),
-        ({"init": np.full((3, 4), np.nan, np.float32)}, ValueError, "init must be finite"),
-        ({"init": normal(2, 2, 4)}, ValueError, r"targets must lie in \[0, 2\), got 2"),
-        ({"init": normal(2, 3, 4), "n_classes": 4}, ValueError, "must agree on the number of classes"),
-        ({"init": normal(2, 3, 4), "targets": LABELS}, ValueError, "got {'init': 3, 'targets': 5}"),
-        ({"validation": (CONTEXTS[:, :3].copy(), TARGETS)}, ValueError, r"validation contexts must have shape \(N, 4\)"),
+        ({"targets": LABELS[:5]}, ValueError, r"targets must have shape \(6, 5\) like h, got \(5, 5\)"),
+        (
+            {"targets": LABELS, "n_classes": 6},
+            ValueError,
+            "agree on the number of classes, got .'targets': 5, 'n_classes': 6",
+        ),
+        ({"weights": normal(2, 3, 5)}, ValueError, r"weights must have shape \(3, 4\), got \(3, 5\)"),
+        ({"weights": normal(2, 3, 4).tolist()}, TypeError, "weights must be a NumPy array .*, got list"),
+        ({"weights": np.zeros((3, 4))}, TypeError, "weights must be float32, got float64"),
+        ({"weights": np.full((3, 4), np.nan, np.float32)}, ValueError, "weights must be finite"),
+        ({"weights": normal(2, 2, 4)}, ValueError, r"targets must lie in \[0, 2\), got 2"),
+        ({"weights": normal(2, 3, 4), "n_classes": 4}, ValueError, "must agree on the number of classes"),
+        ({"weights": normal(2, 3, 4), "targets": LABELS}, ValueError, "got {'weights': 3, 'targets': 5}"),
+        ({"validation": (CONTEXTS[:, :3].copy(), TARGETS)}, ValueError, r"validation h must have shape \(N, 4\)"),
         ({"validation": (CONTEXTS, TARGETS + 1)}, ValueError, r"validation targets must lie in \[0, 3\), got 3"),
         ({"validation": (CONTEXTS, LABELS)}, ValueError, r"validation targets must have shape \(6, 3\)"),
         ({"validation": (CONTEXTS, TARGETS[:5])}, ValueError, r"validation targets must have shape \(6,\)"),
     ],
-)  # fmt: skip
+)
 def test_bad_data(change, error, message):
-    arguments = {"contexts": CONTEXTS, "targets": TARGETS} | change
+    arguments = {"h": CONTEXTS, "targets": TARGETS} | change
     with pytest.raises(error, match=message):
         train.DSSoftmax(**SHORT).fit(**arguments)
 
@@ -550,13 +552,13 @@ def test_bad_data(change, error, message):
 def test_bad_labels():
     broken = LABELS.copy()
     broken.indices[0] = 9
-    with pytest.raises(ValueError, match="targets is no valid CSR matrix"):
+    with pytest.raises(ValueError, match="targets is not a valid CSR matrix"):
         train.DSSoftmax(**SHORT).fit(CONTEXTS, broken)
 
 
 def test_evaluate_checks_its_data(fitted, points):
     model, (contexts, targets) = fitted[0], points
-    with pytest.raises(ValueError, match=r"contexts must have shape \(N, 16\), got \(1000, 15\)"):
+    with pytest.raises(ValueError, match=r"h must have shape \(N, 16\), got \(1000, 15\)"):
         model.evaluate(contexts[:, :15].copy(), targets)
     with pytest.raises(ValueError, match=r"targets must lie in \[0, 20\), got 20"):
         model.evaluate(contexts, targets + 1)

@@ -1,4 +1,4 @@
-"""The norm of all gradients, clipping, sums of gradients by rows."""
+"""The norm of all gradients, clipping, sums of row-wise gradients."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from tests.helpers import normal
 
 
 def test_clipping_scales_all_to_the_limit(backend, monkeypatch):
-    monkeypatch.setattr(gradients, "AT_ONCE", 3)  # several parts
+    monkeypatch.setattr(gradients, "BLOCK_SIZE", 3)  # several parts
     a, b = normal(1, 4, 2), normal(2, 5)
     norm = np.sqrt((a.astype(np.float64) ** 2).sum() + (b.astype(np.float64) ** 2).sum())
     for limit, scale in ((norm / 2, 0.5), (norm * 2, 1.0)):

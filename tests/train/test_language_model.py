@@ -1,4 +1,4 @@
-"""`LanguageModel` as its users call it: it learns, evaluates, generates, saves; runs resume in the same bits; bad input."""
+"""`LanguageModel` as its users call it: fit, evaluate, generate, save, resume with the same bits, refuse bad input."""
 
 import math
 
@@ -85,13 +85,13 @@ def test_learns_the_next_item():
     figures = model.evaluate(parts[2])
     assert figures["tokens"] == 81 and figures["top-1"] > 0.9 and figures["Recall@10"] == 1.0
     assert figures["NDCG@10"] > 0.9 and model.vocabulary_ is cycles.vocabulary
-    h, targets = model.contexts(parts[2])
+    h, targets = model.encode(parts[2])
     assert h.shape == (81, 8) and (targets == parts[2].items[parts[2].indptr[1:] - 1]).all()
 
 
 def test_evaluation_is_that_of_the_definition(cycle_model):
     """One stream: the context of a token is everything before it."""
-    h, targets = cycle_model.contexts(TEXT[:60] % 7)
+    h, targets = cycle_model.encode(TEXT[:60] % 7)
     assert (targets == (TEXT[1:60] % 7)).all()
     scores = h.astype(np.float64) @ cycle_model.network_.output.weights.astype(np.float64).T
     log_p = (scores - np.logaddexp.reduce(scores, axis=1, keepdims=True))[np.arange(59), targets]
@@ -100,7 +100,7 @@ def test_evaluation_is_that_of_the_definition(cycle_model):
 
 def test_measuring_between_two_steps_changes_nothing():
     seen = fit(validation=TEXT[:100], changes={"stop_after": 9, "decay": "linear"})
-    last = {name: a for name, a in bits(fit(changes={"decay": "linear"})).items()}
+    last = dict(bits(fit(changes={"decay": "linear"})).items())
     if seen.history_.best_epoch == 2:
         assert bits(seen) == last
     state = seen.network_.state
@@ -118,31 +118,31 @@ def test_linear_decay():
 
 
 def test_contexts_into_a_file(cycle_model, tmp_path):
-    whole, targets = cycle_model.contexts(CYCLE)
-    h, same = cycle_model.contexts(CYCLE, out=tmp_path / "h.npy")
+    whole, targets = cycle_model.encode(CYCLE)
+    h, same = cycle_model.encode(CYCLE, out=tmp_path / "h.npy")
     assert isinstance(h, np.memmap) and h.dtype == np.float16 and (same == targets).all()
     np.testing.assert_array_equal(h, whole.astype(np.float16))
     assert [p.name for p in tmp_path.iterdir()] == ["h.npy"]
     out = np.empty(whole.shape, np.float16)
-    assert cycle_model.contexts(CYCLE, out=out)[0] is out and (out == h).all()
+    assert cycle_model.encode(CYCLE, out=out)[0] is out and (out == h).all()
     with pytest.raises(ValueError, match=r"out must have shape \(399, 8\)"):
-        cycle_model.contexts(CYCLE, out=out[:5])
+        cycle_model.encode(CYCLE, out=out[:5])
 
 
 def test_contexts_of_every_item():
     """Those that training predicts, at most `unroll` = 6 a line; the last of each line as without `every`."""
     some = lines([1, 2, 3], [4], [5, 6, 7, 8, 0, 1, 2, 3, 4], [0, 1])
     model = fit(some, changes={"epochs": 1})
-    h, targets = model.contexts(some, every=True)
+    h, targets = model.encode(some, every=True)
     assert targets.tolist() == [2, 3, 8, 0, 1, 2, 3, 4, 1]
     assert (model.targets(some, every=True) == targets).all() and h.shape == (9, 8)
-    last, of_last = model.contexts(some)
+    last, of_last = model.encode(some)
     assert of_last.tolist() == [3, 4, 1] == model.targets(some).tolist()
     np.testing.assert_allclose(h[[1, 7, 8]], last, atol=1e-6)
-    shorter, _ = model.contexts(lines([1, 2], [0, 1]))
+    shorter, _ = model.encode(lines([1, 2], [0, 1]))
     np.testing.assert_allclose(h[[0, 8]], shorter, atol=1e-6)
     for tokens in (TEXT[:30] % 7, CYCLE):
-        got, want = model.contexts(tokens, every=True), model.contexts(tokens)
+        got, want = model.encode(tokens, every=True), model.encode(tokens)
         assert (got[0] == want[0]).all() and (got[1] == want[1]).all() and (model.targets(tokens) == want[1]).all()
 
 
@@ -162,7 +162,7 @@ def test_generate(cycle_model):
 
 def test_drawn_words_follow_their_probabilities(cycle_model):
     prompt = np.array([0], np.int32)
-    h = cycle_model.contexts(np.array([0, 0], np.int32))[0].astype(np.float64)
+    h = cycle_model.encode(np.array([0, 0], np.int32))[0].astype(np.float64)
     scores = (h @ cycle_model.network_.output.weights.T)[0] / 2.5
     p = np.exp(scores - np.logaddexp.reduce(scores))
     drawn = [cycle_model.generate(prompt, 1, temperature=2.5, seed=seed)[0] for seed in range(2000)]
@@ -178,15 +178,15 @@ def test_generate_words(capsys):
     words = " ".join(model.generate("the", 300, temperature=99.0, seed=3).split())
     assert "<unk>" not in words and "mat" in words
     with pytest.raises(
-        ValueError, match="prompt must hold a word of the vocabulary of 8; none of .'dog', 'ran'. is in it"
+        ValueError, match="prompt must have a word of the vocabulary .8 words., got only unknown words: .'dog', 'ran'."
     ):
         model.generate("dog ran")
-    with pytest.raises(ValueError, match="prompt must hold at least one word"):
+    with pytest.raises(ValueError, match="prompt must have at least one word"):
         model.generate("")
     with pytest.raises(ValueError, match=r"prompt must lie in \[0, 8\), got 9"):
         model.generate(np.array([9], np.int32))
     only = fit(TEXT * 0, changes={"epochs": 1, "sampler": "none"}, vocabulary=data.Vocabulary(["<unk>"]))
-    with pytest.raises(ValueError, match="no word can be drawn: the vocabulary holds '<unk>' alone"):
+    with pytest.raises(ValueError, match="no word can be generated: the vocabulary has only '<unk>'"):
         only.generate("<unk>")
     with pytest.raises(TypeError, match="fitted without a vocabulary"):
         fit(changes={"epochs": 1}).generate("the cat")
@@ -220,11 +220,11 @@ def test_save_and_load(tmp_path):
     again = train.LanguageModel.load(path, device="cpu")
     assert bits(again) == bits(model) and again.vocabulary_.words == VOCABULARY.words
     assert again.perplexity(text) == model.perplexity(text) and again.get_params() == model.get_params()
-    with pytest.raises(train.ModelFileError, match="holds a 'language model' model, not 'classifier'"):
+    with pytest.raises(train.ModelFileError, match="contains a 'language model' model, not 'classifier'"):
         train.Classifier.load(path)
     arrays, description = checkpoint.load(path, "language model")
     checkpoint.save(path, "language model", dict(arrays), description | {"words": ["the", "cat"]})
-    with pytest.raises(train.ModelFileError, match="a vocabulary of 2 for 8 words"):
+    with pytest.raises(train.ModelFileError, match="words must have n_words = 8 words, got 2"):
         train.LanguageModel.load(path)
     with pytest.raises(ValueError, match="not fitted yet; call fit.tokens. first"):
         train.LanguageModel().save(path)
@@ -257,13 +257,13 @@ def test_checkpoints_of_another_run(tmp_path):
         fit(stop_after_epoch=0, checkpoint_path=path, checkpoint_seconds=0)
     other = TEXT.copy()
     other[7] = (other[7] + 1) % 20
-    with pytest.raises(train.ModelFileError, match="written for other data"):
+    with pytest.raises(train.ModelFileError, match="written for different data"):
         fit(other, checkpoint_path=path, resume=True)
     with pytest.raises(train.ModelFileError, match="epochs was 3, not 4"):
         fit(checkpoint_path=path, resume=True, changes={"epochs": 4})
     with pytest.raises(train.ModelFileError, match="embedding.table must have shape"):  # of another vocabulary
         fit(checkpoint_path=path, resume=True, n_words=25)
-    with pytest.raises(ValueError, match="is there already: resume continues"):
+    with pytest.raises(ValueError, match="already exists; continue from it"):
         fit(checkpoint_path=path)
 
 
@@ -310,9 +310,9 @@ def test_three_steps_on_cuda(changes):
     [
         (TEXT.astype(float), {}, TypeError, "tokens must hold integers, got float64"),
         (TEXT.reshape(2, -1), {}, ValueError, r"tokens must have shape \(n,\)"),
-        (TEXT[:1], {}, ValueError, "tokens must hold two tokens or more, got 1"),
+        (TEXT[:1], {}, ValueError, "tokens must have at least two tokens, got 1"),
         (TEXT[:4], {}, ValueError, "more than batch_size = 4 tokens, got 4; use a smaller batch_size"),
-        (TEXT[:0], {"n_words": 5}, ValueError, "two tokens or more, got 0"),
+        (TEXT[:0], {"n_words": 5}, ValueError, "at least two tokens, got 0"),
         (TEXT - 1, {}, ValueError, r"tokens must lie in \[0, 19\), got -1"),
         (TEXT, {"n_words": 9}, ValueError, r"tokens must lie in \[0, 9\), got 19"),
         (TEXT, {"vocabulary": VOCABULARY}, ValueError, r"tokens must lie in \[0, 8\), got 19"),
@@ -324,14 +324,14 @@ def test_three_steps_on_cuda(changes):
             "n_words must be the length of the vocabulary, 8",
         ),
         (TEXT, {"validation": TEXT + 1}, ValueError, r"validation must lie in \[0, 20\), got 20"),
-        (TEXT, {"validation": lines([1, 2])}, TypeError, "both be running text, or both Sequences"),
+        (TEXT, {"validation": lines([1, 2])}, TypeError, "both be continuous text, or both Sequences"),
         (ForeignArray(TEXT), {"n_words": 20}, TypeError, "tokens must be a NumPy array, got one on cuda"),
         (Items(), {}, TypeError, "tokens must be a NumPy or CUDA array, got Items"),
         ([1, 2, 3], {}, TypeError, "tokens must be a NumPy or CUDA array, got list"),
         (broken([0, 5, 2, 6]), {}, ValueError, r"tokens.indptr must rise from 0 to len.tokens.items. = 6"),
         (broken([0, 3, 99]), {}, ValueError, "tokens.indptr must rise from 0"),
         (broken([1, 6]), {}, ValueError, "tokens.indptr must rise from 0"),
-        (lines([1], [], [2]), {}, ValueError, "a sequence of two items or more: of one there is nothing to predict"),
+        (lines([1], [], [2]), {}, ValueError, "a sequence of at least two items, else nothing can be predicted"),
         (TEXT, {"changes": {"width": 0}}, ValueError, "width must be between 2 and 2147483647, got 0"),
         (TEXT, {"changes": {"tied": 1}}, TypeError, "tied must be True or False"),
         (TEXT, {"changes": {"decay": "cosine"}}, ValueError, "decay must be one of 'plateau', 'linear'"),
@@ -371,7 +371,7 @@ def test_nan_names_the_step_and_keeps_the_last_checkpoint(tmp_path):
 @pytest.mark.filterwarnings("ignore:.*(overflow|invalid).*:RuntimeWarning")
 def test_activations_that_overflow_are_named():
     def spoil(epoch, _):
-        """Finite weights, but what the inputs add to a gate is infinity, and what the step before adds is minus infinity."""
+        """Finite weights, but the inputs add infinity to a gate, and the previous step adds minus infinity."""
         lstm = model.network_.lstms[0]
         model.network_.embedding.table[:] = 10
         lstm.weights[:], lstm.recurrent[:] = 3e38, -3e38
@@ -392,7 +392,7 @@ def test_gradients_of_float32_and_float64_agree_after_training(cycle_model):
         weights = (p[f"lstm{number}.{name}"] for name in ("weights", "recurrent", "bias"))
         x = layer_forward(Layer(x, *weights, zero, zero))[0]
     x[..., 0] = 1
-    assert_close(cycle_model.contexts(CYCLE[:21])[0], x[:, 0], 500)
+    assert_close(cycle_model.encode(CYCLE[:21])[0], x[:, 0], 500)
 
 
 def test_tokens_in_a_series():

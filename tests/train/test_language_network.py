@@ -93,7 +93,7 @@ def drawn(network, backend):
     """What the network drew at step 0, by hand of its own sampler."""
     if network.output.negatives is None:
         return None
-    h = network._counted(network.forward(CHUNK, training=True)[0], CHUNK)[0]
+    h = network._predicting_rows(network.forward(CHUNK, training=True)[0], CHUNK)[0]
     labels = Labels(backend.array(np.arange(len(WANTED) + 1), np.int32), backend.array(WANTED))
     return tuple(map(backend.numpy, network.output.negatives.draw(h, labels, 0)))
 
@@ -160,15 +160,15 @@ def test_state_is_carried_until_a_chunk_is_fresh(backend):
     second, _ = network.forward(Chunk(TOKENS[1:], TARGETS[1:], False), state)
     halves = np.concatenate([backend.numpy(half) for half in (first, second)])
     np.testing.assert_allclose(halves, whole, rtol=1e-5, atol=1e-6)
-    assert network.state is None and not network.carried  # reading leaves no trace
+    assert network.state is None and not network.sampler_state  # reading leaves no trace
     network.gradients(CHUNK, WANTED)
-    carried = network.carried
-    assert set(carried) == {"state/0", "state/1"} and carried["state/0"].shape == (2, B, WIDTH)
+    sampler_state = network.sampler_state
+    assert set(sampler_state) == {"state/0", "state/1"} and sampler_state["state/0"].shape == (2, B, WIDTH)
     going_on = CHUNK._replace(fresh=False)
     onwards = backend.numpy(network.forward(going_on, network.state)[0])
     assert np.abs(onwards - whole).max() > 1e-3
     network.state = None
-    network.restore_carried(carried)
+    network.restore_sampler(sampler_state)
     assert (backend.numpy(network.forward(going_on, network.state)[0]) == onwards).all()
     for fresh in (network.forward(CHUNK, network.state), network.forward(going_on)):
         np.testing.assert_allclose(backend.numpy(fresh[0]), whole, rtol=1e-5, atol=1e-6)
@@ -177,7 +177,7 @@ def test_state_is_carried_until_a_chunk_is_fresh(backend):
 def test_log_probability_and_rank(backend):
     network, _ = make(backend.device, False, 0.3)
     log_prob, rank, _ = network.evaluate(CHUNK, WANTED)
-    h = network.contexts(CHUNK)[0].astype(np.float64)
+    h = network.encode(CHUNK)[0].astype(np.float64)
     scores = h @ backend.numpy(network.output.weights).astype(np.float64).T
     log_p = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
     at = np.arange(len(WANTED)), WANTED
@@ -196,4 +196,4 @@ def test_starts_as_a_unigram_model(backend, tied):
     log_prob, *_ = network.evaluate(CHUNK, WANTED)
     # what else there is, is small and knows nothing
     np.testing.assert_allclose(log_prob, np.log(p[WANTED]), atol=0.15 if tied else 1e-5)
-    assert (network.contexts(CHUNK)[0][:, 0] == 1).all()
+    assert (network.encode(CHUNK)[0][:, 0] == 1).all()

@@ -10,7 +10,7 @@ from sparsemax_nb import CoOccurrence, data, rerank, train
 from sparsemax_nb.cli import main
 from sparsemax_nb.core import checkpoint, sparse
 from sparsemax_nb.cpu import linear as cpu_linear
-from sparsemax_nb.train import linear
+from sparsemax_nb.train import linear, linear_settings
 
 SMALL = {
     "architecture": "linear",
@@ -39,13 +39,15 @@ def bits(model):
 
 def test_it_learns_and_is_what_sparse_features_get(corpus):
     model = train.Classifier(device="cpu", progress=False).fit(corpus.features[:250], corpus.labels[:250])
-    assert model.architecture_ == "linear" and model.slack_ in linear.GRID_SLACK
+    assert model.architecture_ == "linear" and model.slack_ in linear_settings.GRID_SLACK
     assert {"C", "slack", "frequency", "nDCG@5"} == model.trials_[0].keys()
     best = max(trial["nDCG@5"] for trial in model.trials_)
     assert any(
-        trial["nDCG@5"] >= best * (1 - 3 * linear.LEAST_GAIN) - 3 * linear.LEAST_ROWS / 250 and trial["slack"] == model.slack_
-        and trial["C"] / 1.42 < model.C_ < trial["C"] * 1.42 for trial in model.trials_
-    )  # fmt: skip
+        trial["nDCG@5"] >= best * (1 - 3 * linear_settings.MIN_GAIN) - 3 * linear_settings.MIN_GAIN_ROWS / 250
+        and trial["slack"] == model.slack_
+        and trial["C"] / 1.42 < model.C_ < trial["C"] * 1.42
+        for trial in model.trials_
+    )
     assert model.score(corpus.features[250:], corpus.labels[250:]) > 0.8
     assert np.diff(model.history_.losses[1:]).max() < 0.1 and len(model.history_.epochs) == 5
     dense = train.Classifier(device="cpu", progress=False, epochs=1, intermediate=64, fan_in=4)
@@ -111,15 +113,15 @@ def test_frequency_is_chosen_where_words_say_little():
     x = scipy.sparse.csr_matrix(rng.random((300, 40)) < 0.1, dtype=np.float32)
     y = data.power_law_labels(300, 60, 2, 1.5, seed=0)
     chosen = train.Classifier(**SMALL | {"frequency": "auto"}).fit(x, y)
-    assert chosen.frequency_ == max(linear.FREQUENCIES) and chosen.trials_[0]["frequency"] == chosen.frequency_
+    assert chosen.frequency_ == max(linear_settings.FREQUENCIES) and chosen.trials_[0]["frequency"] == chosen.frequency_
 
 
 def test_c_lies_at_the_vertex_of_the_parabola():
     highest = 0.3
-    assert linear._vertex(*(7 - 2 * (at - highest) ** 2 for at in (-1, 0, 1))) == pytest.approx(highest)
-    assert linear._vertex(1.0, 1.0, 0.0) == -0.5
-    assert linear._vertex(1.0, 1.0, 1.0) == linear._vertex(None, 1.0, 0.0) == 0
-    assert linear._vertex(0.0, 1.0, 1.0005) == 0.5
+    assert linear_settings._vertex(*(7 - 2 * (at - highest) ** 2 for at in (-1, 0, 1))) == pytest.approx(highest)
+    assert linear_settings._vertex(1.0, 1.0, 0.0) == -0.5
+    assert linear_settings._vertex(1.0, 1.0, 1.0) == linear_settings._vertex(None, 1.0, 0.0) == 0
+    assert linear_settings._vertex(0.0, 1.0, 1.0005) == 0.5
 
 
 def test_climbing_stops_where_no_neighbour_is_better_enough():
@@ -128,7 +130,7 @@ def test_climbing_stops_where_no_neighbour_is_better_enough():
     def beats(one, other):
         return one > other + 0.001
 
-    assert [linear._climb((1, 2, 3, 4, 5), start, figures.get, beats) for start in figures] == [2, 2, 4, 4, 4]
+    assert [linear_settings._climb((1, 2, 3, 4, 5), start, figures.get, beats) for start in figures] == [2, 2, 4, 4, 4]
 
 
 def test_only_what_is_wanted_is_chosen(corpus):
@@ -157,10 +159,14 @@ def test_save_and_load(corpus, tmp_path):
         ("linear.labels", lambda a: a + 25, "linear.labels must lie in"),
         ("linear.labels", lambda a: a[::-1].copy(), "must ascend within a feature"),
         ("linear.indptr", lambda a: a[::-1].copy(), "linear.indptr must rise"),
-        ("linear.dense", lambda a: np.where(a >= 0, a + 1, a), "do not agree"),
-        ("linear.values", lambda a: a[:-1], "do not agree"),
+        ("linear.dense", lambda a: np.where(a >= 0, a + 1, a), "must agree"),
+        ("linear.values", lambda a: a[:-1], "must agree"),
         ("linear.values", lambda a: a * np.nan, "must be finite"),
-        ("linear.values", lambda a: np.where(np.arange(len(a)) == len(a) - 1, np.float32(1), a), "must be zero where there is no label"),
+        (
+            "linear.values",
+            lambda a: np.where(np.arange(len(a)) == len(a) - 1, np.float32(1), a),
+            "must be zero in the padding",
+        ),
         ("linear.bias", lambda a: a[:-1], "linear.bias must have shape"),
         ("co_occurrence.ids", lambda a: a * 0, "co_occurrence.ids must ascend"),
         ("co_occurrence.ids", lambda a: np.r_[a[1], a[0], a[2:]].astype(np.int32), "co_occurrence.ids must ascend"),
@@ -172,7 +178,7 @@ def test_save_and_load(corpus, tmp_path):
         ("co_occurrence.counts", lambda a: a[:-1], "co_occurrence.counts must have shape"),
         ("co_occurrence.indptr", lambda a: a[:-1], "co_occurrence.indptr must have shape"),
     ],
-)  # fmt: skip
+)
 def test_damaged_files(corpus, tmp_path, name, change, message):
     fitted(corpus).save(tmp_path / "m")
     arrays, about = checkpoint.load(tmp_path / "m", "classifier")
@@ -229,7 +235,12 @@ def test_without_slack_only_labels_with_a_score_are_looked_at(corpus, slack, mon
     model = train.Classifier(**SMALL | {"slack": slack}).fit(empty, y)
     layer, rows = model.network_.layer, linear.rows_of(empty[300:])
     active, _ = kernel(
-        rows, sparse.Labels(*linear._part(y, slice(300, 600))[:2]), linear.no_duals(300), layer.arrays, slack, [16, 16]
+        rows,
+        sparse.Labels(*linear._csr_slice(y, slice(300, 600))[:2]),
+        linear.no_duals(300),
+        layer.arrays,
+        slack,
+        [16, 16],
     )
     assert looked and (active.ends == 0).all()
 
@@ -246,7 +257,7 @@ def test_the_command_line_trains_it_by_default(corpus, tmp_path, capsys):
     assert "loss" in capsys.readouterr().out and (tmp_path / "p.png").exists()
     assert train.Classifier.load(tmp_path / "m.st").C_ == 0.5
     assert main.main(["train", "classifier", "--data", str(tmp_path), "--quiet", "--fan-in", "3"]) == 2
-    assert "fan_in is of architecture='network'" in capsys.readouterr().err
+    assert "fan_in must keep its default" in capsys.readouterr().err
 
 
 def test_labels_without_points_come_last(corpus):
@@ -272,24 +283,24 @@ def test_bad_input(corpus):
         r"slack must lie in \[0, 1.999\], got 2": {"slack": 2},
         "min_features must be at least 1, got 0": {"min_features": 0},
         "architecture must be one of 'auto', 'linear', 'network', got 'tree'": {"architecture": "tree"},
-        "output, embedding are of architecture='network', but sparse features with architecture='linear'": {
+        "output, embedding must keep their defaults: sparse features with architecture='linear' select": {
             "embedding": 3,
             "output": "dense",
         },
         r"co_occurrence must lie in \[0, 1000000.0\], got -1": {"co_occurrence": -1},
-        "C, slack, frequency, features_per_point, min_features are of architecture='linear', but sparse features": {
+        "C, slack, frequency, features_per_point, min_features must keep their defaults: sparse features": {
             "architecture": "network"
         },
         "training needs .* MiB, memory_limit allows": {"memory_limit": 1000},
     }.items():
         with pytest.raises((TypeError, ValueError), match=message):
             train.Classifier(**SMALL | params).fit(x, y)
-    with pytest.raises(ValueError, match="architecture='linear' is for sparse features, X is a dense array"):
+    with pytest.raises(ValueError, match="architecture='linear' needs sparse features, X is a dense array"):
         train.Classifier(**SMALL).fit(x.toarray(), y)
     model = fitted(corpus)
     with pytest.raises(ValueError, match="architecture='linear' has none"):
-        model.contexts(x)
-    with pytest.raises(ValueError, match="X must be finite|X must hold counts"):
+        model.encode(x)
+    with pytest.raises(ValueError, match="X must be finite|X must contain counts"):
         model.fit(x * np.nan, y)
     assert model.network_.layer.n_labels == 25  # as before
 
@@ -345,7 +356,7 @@ def test_bad_partial_fits(corpus):
     with pytest.raises(AttributeError, match="partial_fit is for a linear layer, not for architecture='network'"):
         network.partial_fit(corpus.features, corpus.labels)
     network = train.Classifier(intermediate=16, fan_in=4, epochs=1, progress=False)
-    with pytest.raises(ValueError, match="partial_fit is for architecture='linear'"):
+    with pytest.raises(ValueError, match="partial_fit needs architecture='linear'"):
         network.fit(corpus.features.toarray(), corpus.labels).partial_fit(corpus.features.toarray(), corpus.labels)
     assert bits(model) == before and model.n_labels_ == 25
 

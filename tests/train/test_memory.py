@@ -5,7 +5,7 @@ import pytest
 
 from sparsemax_nb import Adam, data, train
 from sparsemax_nb.train import memory
-from sparsemax_nb.train.negatives import INDICES, SAMPLERS, Negatives, Sampling
+from sparsemax_nb.train.negatives import MIDX_KINDS, SAMPLERS, Negatives, Sampling
 from sparsemax_nb.train.network import OUTPUTS, Network
 
 SIZES = {"n_features": 50, "n_labels": 40, "embedding": 12, "intermediate": 20, "fan_in": 5, "device": "cpu"}
@@ -17,7 +17,7 @@ def test_parameters_and_moments_are_predicted_to_the_byte(output, changes):
     sizes = SIZES | changes | {"output": output}
     sizes |= {"group_size": 16, "weight_dtype": "bfloat16"} if output == "group-shared" else {}
     network, adam = Network(**sizes, dropout=0.0, seed=0), Adam()
-    plan = memory.plan(**sizes, batch_size=8, keep_best=True)
+    plan = Network.memory(**sizes, batch_size=8, keep_best=True)
     predicted = {array.name: array.nbytes for array in plan.arrays if array.phase == "always"}
     for name, array in network.parameters.items():
         assert predicted[name] == predicted[f"{name}: of the best epoch"] == array.nbytes
@@ -31,12 +31,12 @@ def test_what_a_softmax_holds_is_predicted(sampler, residual):
     sizes = SIZES | {"output": "dense", "intermediate": None, "loss": "softmax", "n_labels": 1000}
     network, adam = Network(**sizes, dropout=0.0, seed=0), Adam()
     sampling = None if sampler == "none" else Sampling(sampler, 5, 4, residual, "paper", False)
-    plan = memory.plan(**sizes, batch_size=8, sampling=sampling, labels_per_row=2.0)
+    plan = Network.memory(**sizes, batch_size=8, sampling=sampling, labels_per_row=2.0)
     predicted = {array.name: array.nbytes for array in plan.arrays if array.phase == "always"}
     for name, array in network.parameters.items():
         assert predicted[name] == array.nbytes
         assert predicted[f"{name}: Adam's two moments"] == sum(m.nbytes for m in adam.state_of(array).moments)
-    if sampler in INDICES:
+    if sampler in MIDX_KINDS:
         negatives = Negatives(sampling, network.output.weights, np.arange(1000), 0)
         negatives.update()
         held = sum(size for name, size in predicted.items() if name.startswith("index: "))
@@ -120,7 +120,8 @@ def fit(n_labels, n_inputs, intermediate):
     x = np.random.default_rng(0).random((64, n_inputs), dtype=np.float32)
     y = data.power_law_labels(64, n_labels, 3, 1.0, 0)
     before = resident("VmRSS")
-    model = train.Classifier(intermediate=intermediate, batch_size=32, epochs=1, device="cpu", progress=False, **{more}).fit(x, y)
+    params = dict(batch_size=32, epochs=1, device="cpu", progress=False, **{more})
+    model = train.Classifier(intermediate=intermediate, **params).fit(x, y)
     model.top_k(x, 5)
     return resident("VmHWM") - before, model.memory_plan_.nbytes
 

@@ -5,7 +5,8 @@ import pytest
 import scipy.sparse
 
 from sparsemax_nb import Adam, InvertedMultiIndex, Labels, softmax_cross_entropy
-from sparsemax_nb.train.negatives import INDICES, SAMPLERS, Negatives, Sampling, SoftmaxOutput
+from sparsemax_nb.train.negatives import MIDX_KINDS, SAMPLERS, Negatives, Sampling
+from sparsemax_nb.train.outputs import SoftmaxOutput
 from tests.helpers import normal
 
 N_LABELS, WIDTH = 30, 8
@@ -74,8 +75,8 @@ def test_every_step_draws_anew():
     layer, adam, seen = layer_with("uniform"), Adam(1e-3), []
     draw = layer.negatives.draw
     layer.negatives.draw = lambda *arguments: seen.append(draw(*arguments)) or seen[-1]
-    for _ in range(3):
-        layer.step(normal(2, 3, WIDTH), LABELS, "softmax", adam)
+    for step in range(3):
+        layer.step(normal(2, 3, WIDTH), LABELS, "softmax", adam, step)
     for number, (ids, *_) in enumerate(seen):
         assert (ids == layer.negatives.sampler.sample(normal(2, 3, WIDTH), 6, seed=3, step=number)[0]).all()
     assert (seen[0][0] != seen[1][0]).any() and (seen[1][0] != seen[2][0]).any()
@@ -84,7 +85,7 @@ def test_every_step_draws_anew():
 @pytest.mark.parametrize("change", [{"correction": "importance"}, {"mask_hits": True}])
 def test_options_of_the_loss_arrive_one_by_one(change):
     steps = [
-        layer_with("uniform", n_samples=40, **more).step(normal(2, 3, WIDTH), LABELS, "softmax", Adam())
+        layer_with("uniform", n_samples=40, **more).step(normal(2, 3, WIDTH), LABELS, "softmax", Adam(), 0)
         for more in ({}, change)
     ]
     assert steps[0][0] != pytest.approx(steps[1][0], rel=1e-4)
@@ -96,19 +97,19 @@ def test_without_negatives_the_loss_is_exact():
     matrix = scipy.sparse.csr_matrix((np.ones(5, np.float32), LABELS.indices, LABELS.indptr), (3, N_LABELS))
     want, want_dx, dweights, _ = softmax_cross_entropy(x, layer.weights.copy(), matrix)
     before = layer.weights.copy()
-    value, dx = layer.step(x, matrix, "softmax", Adam(1e-3))
+    value, dx = layer.step(x, matrix, "softmax", Adam(1e-3), 0)
     assert value == want and (dx == want_dx).all()
     np.testing.assert_allclose(layer.weights - before, -1e-3 * np.sign(dweights), rtol=1e-2)  # the first step of Adam
 
 
-@pytest.mark.parametrize("sampler", INDICES)
+@pytest.mark.parametrize("sampler", MIDX_KINDS)
 def test_an_index_of_zeros_is_built_anew_then_followed(sampler):
     """Output weights start at zero: codewords that are all alike lead nowhere."""
     weights = np.zeros((N_LABELS, WIDTH), np.float32)
     negatives = negatives_of(sampler, weights)
     weights[...] = normal(1, N_LABELS, WIDTH)
     assert negatives.update() == 1.0
-    index = InvertedMultiIndex.build(weights, 4, INDICES[sampler], seed=3, weights=COUNTS)
+    index = InvertedMultiIndex.build(weights, 4, MIDX_KINDS[sampler], seed=3, class_weights=COUNTS)
     assert (negatives.sampler.codes == index.codes).all()
     weights += np.float32(0.1) * normal(2, N_LABELS, WIDTH)
     assert negatives.update() == index.update(weights)
@@ -119,7 +120,7 @@ def test_an_index_of_zeros_is_built_anew_then_followed(sampler):
 @pytest.mark.parametrize("sampler", ["midx-rq", "midx-pq", "sphere"])
 def test_what_a_checkpoint_holds_draws_the_same(sampler):
     first, x = negatives_of(sampler), normal(2, 3, WIDTH)
-    second = Negatives(first.how, normal(1, N_LABELS, WIDTH), COUNTS, seed=3)
+    second = Negatives(first.sampling, normal(1, N_LABELS, WIDTH), COUNTS, seed=3)
     second.restore(first.arrays)
     for got, want in zip(second.draw(x, LABELS, 4), first.draw(x, LABELS, 4), strict=True):
         assert (got == want).all()

@@ -8,7 +8,7 @@ from sparsemax_nb import SGD, Adam, reference
 from sparsemax_nb.core import formulas, rng, sparse
 from sparsemax_nb.core.device import asarray, to_numpy
 from sparsemax_nb.reference import activations, embedding, fixed_fan_in, losses  # noqa: F401  makes them attributes
-from sparsemax_nb.train.network import LOSSES, OUTPUTS, WORDS, Network
+from sparsemax_nb.train.network import LOSSES, OUTPUTS, WORD_DROPOUT_STREAM, Network
 
 N_FEATURES, N_LABELS, N_ROWS = 7, 9, 5
 ORDER = np.array([3, 8, 0, 5, 1, 2, 7, 6, 4], np.int32)  # of the labels of a group-shared output
@@ -69,8 +69,8 @@ def loss64(p, x, y, loss, dropout, words=None):
     if loss == "softmax":
         y = y.toarray() != 0
         return (y.sum(1) * np.logaddexp.reduce(scores, axis=1) - (y * scores).sum(1)).sum() / len(scores)
-    positives = sparse.by_label(sparse.as_labels(y, *y.shape[:1], "cpu", y.shape[1]), y.shape[1])
-    return reference.losses.multilabel(scores, positives, formulas.LOSSES[loss])[0].sum()
+    label_rows = sparse.by_label(sparse.as_labels(y, *y.shape[:1], "cpu", y.shape[1]), y.shape[1])
+    return reference.losses.multilabel(scores, label_rows, formulas.LOSSES[loss])[0].sum()
 
 
 @pytest.mark.twins
@@ -96,7 +96,7 @@ def test_gradients_of_every_layer(backend, changes, loss):
         x = np.random.default_rng(5).normal(size=x.shape).astype(np.float32)
     dropout, words = rng.make_dropout(0.4, 11, 0, 0), None
     if network.word_dropout:
-        words = rng.make_dropout(0.3, 11, WORDS, 0)
+        words = rng.make_dropout(0.3, 11, WORD_DROPOUT_STREAM, 0)
         assert 0 < reference.activations.dropout_mask((1, x.nnz), words).mean() < 1
     before = {name: a if a.dtype == np.int32 else a.astype(np.float64) for name, a in host(network).items()}
     value = network.step(x, y, loss, SGD(learning_rate=1.0))  # so that the change of a parameter is its gradient

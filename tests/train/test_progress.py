@@ -50,5 +50,5 @@ def test_a_bar_in_a_terminal_alone(monkeypatch, lines):
 
 def test_nothing_where_it_is_not_wanted(capsys):
     with progress.Progress(3, 0, False) as bar:
-        bar.step(lambda: pytest.fail("nobody looks"))
+        bar.step(lambda: pytest.fail("the text is not needed"))
     assert capsys.readouterr().err == ""

@@ -39,7 +39,7 @@ def test_classifier(number):
     model, x, y = entries.fitted_classifiers(0)[number]
     calls = [lambda: model.predict(x[:9], 3), lambda: model.evaluate(x, y)]
     if model.architecture_ == "network":
-        calls.append(lambda: model.contexts(x))
+        calls.append(lambda: model.encode(x))
     assert_only_read(
         model, *calls, lambda: model.score(x[:7], y[:7]), lambda: entries.reloaded(model, type(model).load)
     )
@@ -48,7 +48,7 @@ def test_classifier(number):
 @pytest.mark.parametrize("number", [0, 1])
 def test_language_model(number):
     model, text = entries.fitted_language_models(0)[number]
-    calls = [lambda: model.perplexity(text[:50]), lambda: model.contexts(text), lambda: model.generate(text[:5], 4)]
+    calls = [lambda: model.perplexity(text[:50]), lambda: model.encode(text), lambda: model.generate(text[:5], 4)]
     assert_only_read(model, *calls, lambda: model.targets(text), lambda: entries.reloaded(model, type(model).load))
 
 

@@ -17,9 +17,22 @@ from sparsemax_nb.core.device import SIMULATOR, to_numpy
 from tests.train.kill_and_resume import kill_and_resume
 
 SMALL = {
-    "architecture": "network", "embedding": 16, "intermediate": 32, "fan_in": 4, "batch_size": 32, "epochs": 6, "dropout": 0.2, "rewire_every": 7,
-    "rewire_until": 1.0, "learning_rate": 0.01, "warm_up": 5, "stop_after": 9, "seed": 3, "device": "cpu", "progress": False,
-}  # fmt: skip
+    "architecture": "network",
+    "embedding": 16,
+    "intermediate": 32,
+    "fan_in": 4,
+    "batch_size": 32,
+    "epochs": 6,
+    "dropout": 0.2,
+    "rewire_every": 7,
+    "rewire_until": 1.0,
+    "learning_rate": 0.01,
+    "warm_up": 5,
+    "stop_after": 9,
+    "seed": 3,
+    "device": "cpu",
+    "progress": False,
+}
 ROOT = Path(__file__).parents[2]
 
 
@@ -80,7 +93,7 @@ def test_resumed_run_ends_in_the_same_bits(corpus, tmp_path, output, validated):
 
 @pytest.mark.parametrize("sampler", ["none", "unigram", "lsh", "sphere", "rff", "midx-pq", "midx-rq"])
 def test_resumed_sampler_draws_on(corpus, tmp_path, sampler):
-    """An update of the index falls due inside an epoch: the resumed run starts with an index that is a few steps old."""
+    """An index update falls due inside an epoch: the resumed run starts with an index that is a few steps old."""
     params = {
         "output": "dense",
         "loss": "softmax",
@@ -154,7 +167,7 @@ def test_resume_without_a_checkpoint_starts_anew(corpus, tmp_path):
     assert bits(fit(corpus, tmp_path / "c", resume=True, epochs=1)) == bits(fit(corpus, epochs=1))
     with pytest.raises(ValueError, match="resume needs checkpoint_path"):
         fit(corpus, resume=True)
-    with pytest.raises(ValueError, match="is there already: resume continues from it"):
+    with pytest.raises(ValueError, match="already exists; continue from it with resume=True"):
         fit(corpus, tmp_path / "c", epochs=1)
 
 
@@ -175,19 +188,19 @@ def test_checkpoints_of_another_run(corpus, tmp_path):
     path = tmp_path / "checkpoint"
     with pytest.raises(Stop):
         fit(corpus, path, 1)
-    with pytest.raises(train.ModelFileError, match="dropout was 0.2, not 0.5; start anew or give the old value"):
+    with pytest.raises(train.ModelFileError, match="dropout was 0.2, not 0.5; use the old value or start a new run"):
         fit(corpus, path, resume=True, dropout=0.5)
     other = data.XCData(corpus.features, corpus.labels.copy())
     other.labels.indices[0] = (other.labels.indices[1] + 1) % 40  # one label of one point
     other.labels.sort_indices()
     other.labels.sum_duplicates()
-    with pytest.raises(train.ModelFileError, match="written for other data"):
+    with pytest.raises(train.ModelFileError, match="written for different data"):
         fit(other, path, resume=True)
-    with pytest.raises(train.ModelFileError, match="written for other data"):
+    with pytest.raises(train.ModelFileError, match="written for different data"):
         fit(corpus, path, resume=True, validated=False)
     model = fit(corpus, epochs=1)
     model.save(path)
-    with pytest.raises(train.ModelFileError, match="holds a 'classifier' model, not 'classifier checkpoint'"):
+    with pytest.raises(train.ModelFileError, match="contains a 'classifier' model, not 'classifier checkpoint'"):
         fit(corpus, path, resume=True)
 
 
@@ -198,14 +211,14 @@ def test_damaged_checkpoints(corpus, tmp_path, monkeypatch):
     whole = path.read_bytes()
     for cut in (0, 10, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:cut])
-        with pytest.raises(train.ModelFileError, match="truncated or no safetensors"):
+        with pytest.raises(train.ModelFileError, match="truncated or not a safetensors"):
             fit(corpus, path, resume=True)
     path.write_bytes(whole)
     arrays, description = checkpoint.load(path, "classifier checkpoint")
     arrays = dict(arrays)
     for broken in ("parameters/output.values", "m/embedding.table"):
         checkpoint.save(path, "classifier checkpoint", {n: a for n, a in arrays.items() if n != broken}, description)
-        with pytest.raises(train.ModelFileError, match="can not be resumed"):
+        with pytest.raises(train.ModelFileError, match="cannot be resumed"):
             fit(corpus, path, resume=True)
     wild = arrays["parameters/output.indices"].copy()
     wild[0, 0] = 99
@@ -243,11 +256,9 @@ def test_full_disk_leaves_the_old_checkpoint(corpus, tmp_path):
 
 
 def _command(folder, model, *more):
-    return [
-        sys.executable, "-m", "sparsemax_nb", "train", "classifier", "--data", str(folder), "--device", "cpu", "--quiet",
-        "--architecture", "network", "--embedding", "8", "--intermediate", "16", "--fan-in", "4", "--batch-size", "4", "--rewire-every", "9",
-        "--save", str(model), *more,
-    ]  # fmt: skip
+    options = "--device cpu --quiet --architecture network --embedding 8 --intermediate 16 --fan-in 4 --batch-size 4"
+    train = [sys.executable, "-m", "sparsemax_nb", "train", "classifier", "--data", str(folder), *options.split()]
+    return [*train, "--rewire-every", "9", "--save", str(model), *more]
 
 
 def test_ctrl_c_leaves_a_checkpoint_from_which_the_command_goes_on(tmp_path, capsys):
@@ -280,7 +291,7 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_the_command_goes_on(tmp_path, cap
     result = json.loads(figures.read_text())
     capsys.readouterr()
     assert main.main(again[3:]) == 2
-    assert "is complete, there is no checkpoint to resume" in capsys.readouterr().err
+    assert "is complete and has no checkpoint to resume from" in capsys.readouterr().err
     assert len(result["epochs"]) == 60 and result["best_epoch"] is not None and result["rewirings"]
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert np.isfinite(result["test"]["PSP@1"])

@@ -1,0 +1,71 @@
+"""The model file of a `Classifier`, apart from the parameters of its network."""
+
+import numpy as np
+
+from ..core import check, description
+from ..data import Tfidf
+from . import linear
+from .estimator import DATA_DESCRIPTION
+
+ARCHITECTURES = "linear", "network"
+#: Description in the model file of a classifier.
+DESCRIPTION = description.record(
+    architecture=description.text,
+    C=description.optional(description.number(0)),
+    slack=description.optional(description.number(0)),
+    frequency=description.optional(description.number(0)),
+    params=description.record(),
+    n_features=description.integer(1),
+    n_labels=description.integer(1),
+    n_points=description.integer(0),
+    is_dense=description.boolean,
+    label_names=description.optional(description.list_of(description.text)),
+    tfidf=description.boolean,
+    feature_names=description.optional(description.list_of(description.text)),
+    data=DATA_DESCRIPTION,
+)
+
+
+class ClassifierFile:
+    """Mixin of `Classifier` that converts the fitted model to and from the contents of a file."""
+
+    def _state(self):
+        """(arrays, description) of the model without its network's parameters, which the estimator adds."""
+        arrays = {"label_counts": self.label_counts_}
+        if (pairs := getattr(self.network_, "pairs", None)) is not None:
+            arrays |= linear.pairs_to_arrays(pairs)
+        if self.tfidf_ is not None:
+            arrays["tfidf.idf"] = self.tfidf_.idf_
+        about = {name: getattr(self, f"{name}_", None) for name in ("architecture", "C", "slack", "frequency")}
+        about |= {
+            "n_features": self.n_features_in_,
+            "n_labels": self.n_labels_,
+            "n_points": self.n_points_,
+            "is_dense": self.is_dense_,
+            "tfidf": self.tfidf_ is not None,
+            "feature_names": list(self.feature_names_in_) if hasattr(self, "feature_names_in_") else None,
+            "label_names": self.label_names_,
+        }
+        return arrays, about
+
+    def _restore(self, arrays, about, device):
+        """Set the fitted attributes from the contents of a file; TypeError or ValueError where they do not fit."""
+        self.n_features_in_, self.n_labels_ = about["n_features"], about["n_labels"]
+        self.n_points_, self.is_dense_ = about["n_points"], about["is_dense"]
+        self.label_names_ = about["label_names"]
+        if self.label_names_ is not None and len(self.label_names_) != self.n_labels_:
+            raise ValueError(f"label_names must have {self.n_labels_} names, got {len(self.label_names_)}")
+        self.label_counts_ = check.array("label_counts", arrays["label_counts"], np.int64, (self.n_labels_,))
+        check.in_range("label_counts", self.label_counts_, self.n_points_ + 1)
+        names, self.tfidf_ = about["feature_names"], None
+        if names is not None:
+            if len(names) != self.n_features_in_:
+                raise ValueError(f"feature_names must have {self.n_features_in_} names, got {len(names)}")
+            self.feature_names_in_ = np.array(names, object)
+        if about["tfidf"]:
+            self.tfidf_ = Tfidf()
+            self.tfidf_.idf_ = check.array("tfidf.idf", arrays["tfidf.idf"], np.float32, (self.n_features_in_,))
+            check.finite("tfidf.idf", self.tfidf_.idf_)
+        self.architecture_ = check.choice("architecture", about["architecture"], ARCHITECTURES)
+        restore = self._restore_linear if self.architecture_ == "linear" else self._restore_network
+        restore(arrays, about, device)

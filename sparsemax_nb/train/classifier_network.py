@@ -1,0 +1,207 @@
+"""The network architecture of `Classifier`: construction, training, and its part of a model file."""
+
+from typing import Any
+
+import numpy as np
+
+from ..core import check
+from ..core.device import asarray, device_of
+from ..grouping import group_labels
+from ..optimizers import Adam
+from . import linear, loop
+from .estimator import CHANGEABLE_ON_RESUME, SampledEstimator
+from .negatives import MIDX_KINDS, Negatives
+from .network import SPARSE_OUTPUTS, Network
+from .validation import possible_ks
+
+#: Parameters that the linear architecture does not have.
+NETWORK_ONLY = (
+    "output",
+    "embedding",
+    "intermediate",
+    "bottleneck",
+    "fan_in",
+    "group_size",
+    "grouping",
+    "weight_dtype",
+    "loss",
+    "sampler",
+    "n_samples",
+    "n_codewords",
+    "residual",
+    "index_every",
+    "correction",
+    "mask_hits",
+    "dropout",
+    "word_dropout",
+    "learning_rate",
+    "embedding_lr_multiplier",
+    "intermediate_lr_multiplier",
+    "clip",
+    "warm_up",
+    "min_learning_rate",
+    "patience",
+    "stop_after",
+    "rewire_fraction",
+    "rewire_every",
+    "rewire_until",
+    "batch_size",
+)
+#: Passes over the data if `epochs` is None.
+EPOCHS = {"linear": 5, "network": 10}
+
+
+class _Rows:
+    """Training features with the indexing that `group_labels` needs; slices are converted on demand."""
+
+    def __init__(self, batch, x, rows):
+        self._batch = batch
+        self._x = x
+        self._rows = rows
+        self.shape = len(rows), x.shape[1]
+
+    def __getitem__(self, part):
+        return self._batch(self._x, self._rows[part])
+
+
+def _initial_bias(bias, counts, n_points, loss):
+    """Set the bias so that nearly all labels start off (our choice): squared hinge -1, its margin; bce the log-odds."""
+    if loss == "squared-hinge":
+        bias[:] = -1
+        return
+    odds = (counts + 0.5) / (n_points - counts + 0.5)
+    bias[:] = asarray(np.log(odds), device_of(bias), np.float32)
+
+
+class NetworkArchitecture(SampledEstimator):
+    """Mixin of `Classifier` with the methods for architecture='network'."""
+
+    def _network_params(self, n_features, n_labels, is_dense, device):
+        """Arguments that `Network` and `Network.memory` share; ValueError if the fan-in is too large."""
+        embedding = None if is_dense else self.embedding
+        intermediate = {"dense": None, "bottleneck": self.bottleneck}.get(self.output, self.intermediate)
+        if self.output in SPARSE_OUTPUTS:
+            width = intermediate or embedding or n_features
+            check.integer("fan_in", self.fan_in, 1, width, f" (the width of the layer below is {width})")
+            if 2 * self.fan_in > width and (self.rewire_fraction > 0 or self.output == "unstructured"):
+                raise ValueError(
+                    f"fan_in must be at most half the width of the layer below, {width // 2}, got {self.fan_in}: a "
+                    "label may need more redraws than it has free inputs; use rewire_fraction=0 with "
+                    "output='fixed-fan-in'"
+                )
+        if self.output == "group-shared":
+            check.integer("group_size", self.group_size, 1, n_labels, f" (n_labels = {n_labels})")
+        return {
+            "n_features": n_features,
+            "n_labels": n_labels,
+            "embedding": embedding,
+            "intermediate": intermediate,
+            "output": self.output,
+            "fan_in": self.fan_in,
+            "device": device,
+            "loss": self.loss,
+            "group_size": self.group_size,
+            "weight_dtype": self.weight_dtype,
+            "clip": self.clip,
+        }
+
+    def _check_network_sampler(self, n_classes, width, device, counts):
+        self._check_sampler(n_classes, width, device)
+        if self.sampler in ("unigram", *MIDX_KINDS) and not counts.any():
+            raise ValueError(f"y must have labels in the training rows: sampler={self.sampler!r} needs their counts")
+
+    def _new_network(self, params):
+        return Network(**params, dropout=self.dropout, word_dropout=self.word_dropout, seed=self.seed)
+
+    def _network_training(self, X, y, validation, rows):  # noqa: N803
+        """The `Training` of a new network."""
+        params = self._network_params(X.shape[1], y.shape[1], self.is_dense_, self.device_)
+        width = params["intermediate"] or params["embedding"] or X.shape[1]
+        counts = self.label_counts_
+        self._check_network_sampler(y.shape[1], width, self.device_, counts)
+        self._plan(
+            Network.memory(
+                **params,
+                batch_size=min(self.batch_size, len(rows)),
+                keep_best=validation is not None,
+                entries_per_row=0 if self.is_dense_ else X.nnz / X.shape[0],
+                rewired=self.rewire_fraction,
+                sampling=self._sampling(),
+                labels_per_row=y.nnz / y.shape[0],
+            )
+        )
+        self.tfidf_ = None
+        if not self.is_dense_:
+            self.tfidf_ = self._fitted_tfidf(X[rows] if len(rows) < X.shape[0] else X, validation)
+        network = self._new_network(params)
+        if self.output == "group-shared":
+            order = group_labels(_Rows(self._batch, X, rows), y[rows], self.group_size, self.grouping, self.seed)
+            unseen = counts[order] == 0
+            order[unseen] = np.sort(order[unseen])  # their scores are equal: positions break ties, so order them by id
+            network.output.set_order(order)
+            counts = counts[order]
+        if self.loss != "softmax":
+            _initial_bias(network.output.bias, counts, len(rows), self.loss)
+        elif self.sampler != "none":
+            network.output.negatives = Negatives(self._sampling(), network.output.weights, counts, self.seed)
+        network.output.rank_last(np.flatnonzero(self.label_counts_ == 0))
+        ks, adam = possible_ks(y.shape[1]), Adam(self.learning_rate)
+        if not self.is_dense_:
+            adam.scale_rate(network.hidden[0].table, self.embedding_lr_multiplier)
+        if self.output in SPARSE_OUTPUTS and self.intermediate is not None:
+            adam.scale_rate(network.hidden[-1].weights, self.intermediate_lr_multiplier)
+        return loop.Training(
+            network,
+            adam,
+            self._network_schedule(),
+            len(rows),
+            batch=lambda ids: (self._batch(X, rows[ids]), y[rows[ids]]),
+            validate=None if validation is None else lambda: self._evaluate_with(network, *validation, ks),
+            monitor=f"P@{max(k for k in ks if k <= 3)}",
+        )
+
+    def _changeable_on_resume(self, training):
+        is_linear = isinstance(training, linear.DualTraining)
+        return CHANGEABLE_ON_RESUME if is_linear else super()._changeable_on_resume(training)
+
+    def _network_schedule(self):
+        rewiring = {} if self.output in SPARSE_OUTPUTS else {"rewire_fraction": 0.0}
+        return self._schedule(**rewiring, epochs=EPOCHS["network"] if self.epochs is None else self.epochs)
+
+    def encode(self, X: Any, out: np.ndarray | None = None) -> np.ndarray:
+        """Return the input of the output layer for each row.
+
+        Parameters
+        ----------
+        X : (n, F) SciPy CSR matrix or dense array
+            As in `fit`.
+        out : (n, H) float32, optional
+            NumPy array, may be memory-mapped; overwritten and returned.
+
+        Returns
+        -------
+        h : (n, H) float32
+            NumPy; H is the width of the layer below the output.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The model is not fitted yet, or linear; X of another kind or width than in `fit`, or not finite; out of the
+            wrong dtype or shape.
+        """
+        self._check_fitted()
+        if self.architecture_ == "linear":
+            raise ValueError(
+                "encode returns the input of an output layer: architecture='linear' has none; use 'network'"
+            )
+        X = self._features(X)  # noqa: N806
+        out = check.output("out", out, np.float32, (X.shape[0], self.network_.width), "cpu")
+        loop.encode(self.network_, X.shape[0], lambda rows: self._batch(X, rows), self.batch_size, out)
+        return out
+
+    def _restore_network(self, arrays, about, device):
+        params = self._network_params(self.n_features_in_, self.n_labels_, self.is_dense_, device)
+        arrays.check_shapes(Network.memory(**params).parameter_shapes)
+        self.network_ = self._new_network(params)
+        self.network_.set_parameters(arrays)
+        self.network_.output.rank_last(np.flatnonzero(self.label_counts_ == 0))
