@@ -2,7 +2,7 @@
 
 bench/README.md is prose.md with the tables inserted; the numbers in README.md are updated as well. With
 ``python -m bench.report --add FILE ...``, the rows of FILE (gpu_output/results.json) are first added to bench/results/.
-Each table shows one row of results, so it never mixes measurements of different machines.
+Rows of a table that were measured on another machine are marked.
 """
 
 import argparse

@@ -11,6 +11,7 @@ import importlib
 import itertools
 import os
 import pkgutil
+import re
 from pathlib import Path
 
 # At least two threads, even on one core: tests compare the bits of one thread with those of several. Numba reads this
@@ -25,7 +26,7 @@ import sparsemax_nb.cuda
 from sparsemax_nb.core.device import SIMULATOR, asarray, backend_of, cuda_available, cuda_problem, to_numpy
 from sparsemax_nb.train import loop
 
-from .catalogue import BUDGETS, FILE_OF, Operation
+from .catalogue import BUDGETS, FILE_OF
 
 TESTS = Path(__file__).parent
 DEVICES = ("cpu", "cuda") if cuda_available() else ("cpu",)
@@ -47,10 +48,10 @@ TIERS = {
 #: before test files, because they compile the kernels that these use.
 LONG = (
     "group_shared_mma", "group_shared", "fixed_fan_in", "ds_softmax", "full_softmax", "linear", "midx",
-    "sparse_experts", "tests.train.test_classifier", "tests.train.test_linear", "tests.train.test_resume",
-    "tests.stress.test_stress", "tests.fuzz.test_files", "tests.cli.test_main", "tests.bench.test_bench",
-    "tests.test_top_k_layers", "tests.data.test_readers", "tests.test_linear", "tests.test_fuzz_calls",
-    "tests.train.test_memory",
+    "sparse_experts", "tests/train/test_classifier.py", "tests/train/test_linear.py", "tests/train/test_resume.py",
+    "tests/stress/test_stress.py", "tests/fuzz/test_files.py", "tests/cli/test_main.py", "tests/bench/test_bench.py",
+    "tests/test_top_k_layers.py", "tests/data/test_readers.py", "tests/test_linear.py", "tests/test_fuzz_calls.py",
+    "tests/train/test_memory.py", "tests/compiled/test_counted.py",
 )  # fmt: skip
 
 
@@ -116,19 +117,30 @@ def pytest_ignore_collect(collection_path):
     return True if collection_path in there else None
 
 
-def group_of(item):
-    """What runs in one process, of several: all that compiles the kernels of one file of the catalogue, else a file."""
-    parameters = item.callspec.params if hasattr(item, "callspec") else {}
-    if isinstance(parameters.get("operation"), Operation):
-        return FILE_OF[parameters["operation"].name]
-    if item.path.parent == FOLDERS["contracts"] and parameters.get("name") in BUDGETS:
-        return parameters["name"].partition(".")[0]
-    if item.path.parent.name == "tutorials":
-        return item.name  # a process each
-    return ".".join(item.path.with_suffix("").parts[len(TESTS.parent.parts) :])
+def group_of(nodeid):
+    """What runs in one process: all that compiles the kernels of one file of the catalogue, or a file of tests."""
+    path, _, name = nodeid.partition("::")
+    parameters = name.partition("[")[2].removesuffix("]")
+    if path == "tests/contracts/test_contracts.py" and parameters in BUDGETS:
+        return parameters.partition(".")[0]
+    if path in ("tests/test_kernels.py", "tests/compiled/test_compiled.py"):
+        return FILE_OF.get(re.split(r"-(?=[(\d])", parameters)[0], path)
+    return nodeid if path == "tutorials/test_tutorials.py" else path  # tutorials are processes
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """``--dist loadgroup`` hands out these groups. (xdist 3.8 does not mark them in pytest 9.)"""
+    if config.getoption("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        _split_scope = staticmethod(group_of)
+
+    return ByGroup(config, log)
+
+
 def pytest_collection_modifyitems(config, items):
     if not cuda_available():
         without = [item for item in items if item.get_closest_marker("cuda")]
@@ -145,9 +157,9 @@ def pytest_collection_modifyitems(config, items):
         if item.get_closest_marker("twins") and hasattr(item, "callspec"):
             tier = item.callspec.params.get("backend", tier)
         item.user_properties.append(("tier", tier))
-        item.add_marker(pytest.mark.xdist_group(group_of(item)))
     files, order = set(FILE_OF.values()), {name: i for i, name in enumerate(LONG)}
-    items.sort(key=lambda item: (group_of(item) not in files, order.get(group_of(item), len(order))))
+    groups = {item: group_of(item.nodeid) for item in items}
+    items.sort(key=lambda item: (groups[item] not in files, order.get(groups[item], len(order))))
 
 
 def pytest_terminal_summary(terminalreporter):

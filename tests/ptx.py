@@ -19,11 +19,11 @@ from sparsemax_nb.core import kernel_cache
 
 def ptx_of(kernel, args, cc):
     """A kernel for compute capability `cc` and arguments of the types of `args`, as `numba.cuda` compiles it."""
-    return _ptx(kernel, tuple(map(typeof, args)), cc)
+    return ptx_of_types(kernel, tuple(map(typeof, args)), cc)
 
 
 @functools.cache
-def _ptx(kernel, types, cc):
+def ptx_of_types(kernel, types, cc):
     source, name = kernel.py_func.__code__.co_filename, kernel.py_func.__qualname__
     fingerprint, made_by = kernel_cache._fingerprint(source), numba_cuda.__version__
     unique = repr((fingerprint, made_by, name, kernel.targetoptions.get("fastmath"), list(map(str, types)), cc))

@@ -9,7 +9,6 @@ import pytest
 import scipy.sparse
 
 from sparsemax_nb import Labels, full_softmax, softmax_cross_entropy, target_ranks
-from sparsemax_nb.core.device import SIMULATOR
 from sparsemax_nb.reference import full_softmax as reference
 
 from .helpers import (
@@ -51,8 +50,6 @@ def expected(h, w, targets, bias):
 )
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_equals_reference(backend, monkeypatch, cuts, plan, multi_label):
-    if plan[1] == 1 and backend.device == "cuda" and SIMULATOR:
-        pytest.skip("a launch for each class is slow in the simulator")
     for name, value in zip(("MAX_ELEMENTS", "MAX_ROWS", "MIN_ROWS"), cuts, strict=True):
         monkeypatch.setattr(full_softmax, name, value)
     assert full_softmax._plan(7, 23, 23) == plan
@@ -161,8 +158,6 @@ def test_ignore_index(backend):
 )
 def test_bfloat16(backend, monkeypatch, cuts, plan):
     """Computed from the very numbers that the inputs are; the gradients are float32."""
-    if plan[1] == 1 and backend.device == "cuda" and SIMULATOR:
-        pytest.skip("a launch for each class is slow in the simulator")
     for name, value in zip(("MAX_ELEMENTS", "MAX_WIDENED", "MIN_ROWS"), (*cuts, 5), strict=True):
         monkeypatch.setattr(full_softmax, name, value)
     assert full_softmax._plan(7, 23, cuts[1] // 5) == plan

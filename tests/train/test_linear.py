@@ -230,7 +230,7 @@ def test_without_slack_only_labels_with_a_score_are_looked_at(corpus, slack, mon
         return active, entries
 
     monkeypatch.setattr(cpu_linear, "_active", count)
-    empty = scipy.sparse.vstack([corpus.features, scipy.sparse.csr_matrix((300, 60))]).tocsr()
+    empty = scipy.sparse.vstack([corpus.features, scipy.sparse.csr_matrix((300, 60), dtype=np.float32)]).tocsr()
     y = scipy.sparse.vstack([corpus.labels, scipy.sparse.csr_matrix((300, 25))]).tocsr()
     model = train.Classifier(**SMALL | {"slack": slack}).fit(empty, y)
     layer, rows = model.network_.layer, linear.rows_of(empty[300:])
