@@ -42,7 +42,7 @@ test: test-simulator test-compiled
 test-simulator: $(VENV)/test.done
 	NUMBA_ENABLE_CUDASIM=1 $(PY) $(PYTEST) tests
 
-# Contracts, executed code and what executes it; the examples of the documentation; the tutorials at smoke size.
+# Contracts; kernels run in the PTX emulator, and its own tests; the examples of the documentation; the tutorials at smoke size.
 test-compiled: $(VENV)/test.done
 	$(PY) $(PYTEST) tests/contracts tests/compiled ptxsim/tests $(EXAMPLES) tutorials --ignore-glob='tutorials/[0-9]*'
 

@@ -254,7 +254,8 @@ def samplers(seed):
 
     def build(kind, residual):
         popularity = counts if residual == "popularity" else None
-        return nb.InvertedMultiIndex.build(classes, 8, kind, residual, seed, popularity=popularity, class_weights=counts)
+        options = {"popularity": popularity, "class_weights": counts}
+        return nb.InvertedMultiIndex.build(classes, 8, kind, residual, seed, **options)
 
     def quantized(index):
         return index.codebooks, index.codes

@@ -373,7 +373,7 @@ def outside(matrix):
             r"y must be a SciPy sparse matrix, or a 0/1 matrix .* \(300,\)",
         ),
         (lambda x, y: (x, None), ValueError, "requires y to be passed"),
-        (lambda x, y: (x, [[5, 7]] * 300), ValueError, r"0/1 matrix .*, got 5 in it; convert lists of .* MultiLabelBinarizer"),
+        (lambda x, y: (x, [[5, 7]] * 300), ValueError, "got 5 in it; convert lists of .* MultiLabelBinarizer"),
         (lambda x, y: (x, [[5, 7], [1]] * 150), ValueError, "0/1 matrix .*; convert lists of label ids"),
         (lambda x, y: (x, -y.toarray()), ValueError, "0/1 matrix .*, got -1 in it"),
         (lambda x, y: (x, y[:5]), ValueError, "X and y must have the same number of rows"),
