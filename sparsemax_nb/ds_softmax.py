@@ -1,7 +1,7 @@
 """DS-Softmax: a gate sends each row of h to one small expert, which scores only a fraction of the classes.
 
 ``g = softmax(gate h);  k = argmax g;  logits = g_k weights h`` for the classes of expert k; it has no others. g_k is
-not renormalised to 1: it acts as the inverse temperature of the expert's softmax, and lets gradients reach the gate.
+not renormalized to 1: it acts as the inverse temperature of the expert's softmax, and lets gradients reach the gate.
 
 Source: S. Liao, T. Chen, T. Lin, D. Zhou, C. Wang, "Doubly sparse: sparse mixture of sparse experts for efficient
 softmax inference", arXiv 1901.10668.

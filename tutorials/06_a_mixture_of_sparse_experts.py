@@ -115,9 +115,9 @@ assert np.isclose(speed_up(L, packed.sizes, shares), packed.speed_up(queries))
 
 
 # %%
-def loss(scores_of_gate, h, classes, rows, target, renormalised):
+def loss(scores_of_gate, h, classes, rows, target, renormalized):
     g = softmax(scores_of_gate)
-    value = 1.0 if renormalised else g.max()
+    value = 1.0 if renormalized else g.max()
     return -np.log(softmax(value * (rows @ h))[classes == target][0])
 
 
@@ -129,13 +129,13 @@ def slopes(function, point, e=1e-6):
 h = queries[0].astype(np.float64)
 scores = gate.astype(np.float64) @ h
 classes, expert_rows = experts[scores.argmax()]
-for renormalised in (True, False):
-    slope = slopes(lambda s: loss(s, h, classes, expert_rows, classes[0], renormalised), scores)
+for renormalized in (True, False):
+    slope = slopes(lambda s: loss(s, h, classes, expert_rows, classes[0], renormalized), scores)
     print(
-        f"{'divided by the sum' if renormalised else 'kept':<18} gradient with respect to the gate's scores: "
+        f"{'divided by the sum' if renormalized else 'kept':<18} gradient with respect to the gate's scores: "
         f"{np.round(slope, 4)}"
     )
-    assert (np.abs(slope).max() < 1e-9) == renormalised
+    assert (np.abs(slope).max() < 1e-9) == renormalized
 
 # %% [markdown]
 # So the gate value is kept. It acts as an inverse temperature: if the gate is confident, the expert's probabilities are

@@ -74,7 +74,7 @@ def read_words(path, raw=False):
     raw : bool
         The text is not tokenised: every punctuation mark becomes a word of its own, and lines without a word are left
         out. Combining marks (accents, the vowel signs of Hindi or Thai) and zero-width joiners stay in their word. Text
-        is normalised to Unicode NFC: é is one letter, however the file encodes it.
+        is normalized to Unicode NFC: é is one letter, however the file encodes it.
 
     Yields
     ------

@@ -391,7 +391,8 @@ def test_damaged_and_foreign_checkpoints(points, tmp_path):
     short(points).save(path)
     refused("contains a 'ds-softmax' model, not 'ds-softmax checkpoint'")
     for name, array in (("m/weights", arrays["m/weights"][1:]), ("v/gate", arrays["v/gate"].astype(np.float64)),
-                        ("gate", arrays["gate"][:2]), ("weights", arrays["weights"] * np.nan), ("ids", arrays["ids"][::-1]),
+                        ("gate", arrays["gate"][:2]), ("weights", arrays["weights"] * np.nan),
+                        ("ids", arrays["ids"][::-1]),
                         ("starts", arrays["starts"] + 1)):  # fmt: skip
         checkpoint.save(path, kind, arrays | {name: np.ascontiguousarray(array)}, description)
         refused(f"cannot be resumed: {name} must")
