@@ -10,7 +10,7 @@ from sparsemax_nb import SGD
 from .fuzz import calls, cases, children, odd
 
 #: Calls of each name; those of the estimators train a model.
-FEW = 3
+FEW = 2
 SLOW = {"Classifier", "LanguageModel", "DSSoftmax"}
 
 

@@ -126,7 +126,7 @@ def test_duals_are_optimal(batch):
     """Of the whole problem, whatever the batch: the conditions of Karush, Kuhn and Tucker, and w = sum a y z."""
     c, slack = 0.6, 0.2
     x, labels = points(60, 30, 12)
-    layer, duals = run(x, labels, 300, batch, C=c, slack=slack)
+    layer, duals = run(x, labels, 100, batch, C=c, slack=slack)
     w, y = layer.weights.toarray().astype(np.float64), np.where(labels.toarray() > 0, 1, -1)
     connected = linear.slots(copied(layer)) >= 0
     dense = x.toarray().astype(np.float64)
@@ -146,7 +146,7 @@ def test_equals_liblinear():
     everything = scipy.sparse.csr_matrix((np.zeros(80), np.indices((4, 20)).reshape(2, -1)), (4, 20))
     layer = SparseLinear(everything, np.zeros(4, np.float32))
     assert layer.n_weights == 80
-    layer, _ = run(x, labels, 400, 8, layer, C=0.8, slack=0.0)
+    layer, _ = run(x, labels, 150, 8, layer, C=0.8, slack=0.0)
     for label in range(4):
         y = labels[:, label].toarray().reshape(-1) > 0
         theirs = svm.LinearSVC(C=0.8, loss="squared_hinge", dual=True, fit_intercept=False, tol=1e-8, max_iter=100_000)

@@ -8,7 +8,7 @@ from .optimizers import KINDS
 
 #: (B, H, L, K, G): groups of one label, of all labels, a last group with fewer; more labels than the CPU takes at once.
 SMALL_GROUPS = (1, 1, 1, 1, 1), (3, 7, 5, 7, 2), (9, 5, 7, 3, 7), (0, 5, 3, 2, 2)
-LARGE_GROUPS = (33, 19, 17, 3, 8), (65, 31, 1100, 9, 16), (140, 40, 70, 33, 32), (20, 31, 65, 16, 5)
+LARGE_GROUPS = (33, 19, 17, 3, 8), (65, 31, 1100, 9, 16), (140, 40, 34, 33, 32), (20, 31, 65, 16, 5)
 
 
 def _operations():
