@@ -1,7 +1,7 @@
 # Each target installs what it needs into .venv.
 # make demo    train five output layers of three kinds with 15,810 labels and compare them (5 minutes)
 # make check   lint, check types, run the quick tests (a minute); run it before every commit
-# make test    run all tests that need no GPU, the examples and the tutorials (about 6 minutes on two cores)
+# make test    run all tests that need no GPU, the examples and the tutorials (about 10 minutes on two cores)
 # make docs    run the tutorials and build the site: docs/_build/html/index.html
 PYTHON ?= python3
 VENV ?= .venv
