@@ -1,18 +1,16 @@
 # Each target installs what it needs into .venv.
-# make demo    train five output layers of three kinds with 15,810 labels and compare them (5 minutes)
+# make demo    train five output layers of three kinds with 15,810 labels and compare them
 # make check   lint, check types, run the quick tests (a minute); run it before every commit
-# make test    run all tests that need no GPU, the examples and the tutorials (about 10 minutes on two cores)
+# make test    run all tests that need no GPU, the examples and the tutorials
 # make docs    run the tutorials and build the site: docs/_build/html/index.html
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test test-simulator test-compiled stress contracts gpu bench docs notebooks clean
+.PHONY: demo check lint package regression test test-simulator test-compiled stress contracts gpu bench docs notebooks clean
 
 demo: $(VENV)/demo.done
 	$(PY) -m sparsemax_nb demo
-
-.PHONY: check lint package regression
 
 lint: $(VENV)/dev.done
 	$(PY) -m ruff check .

@@ -32,12 +32,6 @@ STARTED = time.perf_counter()
 # ---------------------------------------------------------------- memory
 
 
-def peak_rss():
-    """Peak resident memory of this process in bytes."""
-    # ru_maxrss is in KiB on Linux and in bytes on macOS
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 @contextlib.contextmanager
 def memory_growth(device="cpu"):
     """Measure the peak growth of memory inside a ``with`` block; after it, the yielded dict has "bytes".

@@ -16,6 +16,7 @@ import numba
 import numpy as np
 
 from sparsemax_nb import data, metrics, train
+from sparsemax_nb.internals import peak_memory
 
 from . import machine, plotting, rows, tables
 from . import pecos as pecos_row
@@ -319,7 +320,7 @@ def main(argv=None):
         f" --points {args.points}" if args.points else ""
     )
     environment |= others
-    peak = figures.pop("peak_memory_bytes", None) or machine.peak_rss()
+    peak = figures.pop("peak_memory_bytes", None) or peak_memory()
     test = pecos_row.figures_of(ids, corpus.test.labels, corpus.train.labels) | {
         "F1@5": f1_at_k(ids, corpus.test.labels, 5)
     }

@@ -36,6 +36,7 @@ from .train.chunks import Chunk
 from .train.curves import pyplot
 from .train.ds_softmax import evaluate_experts
 from .train.language_network import LanguageNetwork
+from .train.loop import peak_memory
 from .train.lstm import LSTM
 from .train.negatives import Negatives, Sampling
 from .train.network import Network
@@ -64,6 +65,7 @@ __all__ = [
     "formulas",
     "intercepted_launches",
     "module_of",
+    "peak_memory",
     "profiled",
     "pyplot",
     "resolve_device",

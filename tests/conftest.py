@@ -82,14 +82,14 @@ def backend(request):
 
 @pytest.fixture
 def ticking(monkeypatch):
-    """A clock for the training loop that moves on by a quarter of a second whenever it is looked at: twice a step."""
+    """A clock for the training loop that advances a quarter of a second per reading; a step reads it twice."""
     ticks = itertools.count()
     monkeypatch.setattr(loop, "clock", lambda: next(ticks) / 4)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _fast_simulator():
-    """Each thread costs time: kernels are launched with small blocks, and their threads take turns."""
+    """In the simulator every thread costs time: launch small blocks, and use the faster schedule of their threads."""
     if not SIMULATOR:
         yield
         return
@@ -106,9 +106,9 @@ def _fast_simulator():
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "twins: compares a backend with the reference (tier 1)")
-    config.addinivalue_line("markers", "quick: of `make check`")
+    config.addinivalue_line("markers", "quick: run by `make check`")
     config.addinivalue_line("markers", "cuda: needs CUDA, a device or the simulator")
-    if hasattr(config, "workerinput"):  # one of several processes: a core each
+    if hasattr(config, "workerinput"):  # one of several processes: one core each
         numba.set_num_threads(1)
 
 
@@ -118,7 +118,7 @@ def pytest_ignore_collect(collection_path):
 
 
 def group_of(nodeid):
-    """What runs in one process: all that compiles the kernels of one file of the catalogue, or a file of tests."""
+    """The group of a test, which runs in one process: a catalogue file, whose kernels it compiles, or its own file."""
     path, _, name = nodeid.partition("::")
     parameters = name.partition("[")[2].removesuffix("]")
     if path == "tests/contracts/test_contracts.py" and parameters in BUDGETS:

@@ -9,7 +9,9 @@ import pytest
 import scipy.sparse
 
 from sparsemax_nb import FixedFanIn, Labels, SparseLinear
-from sparsemax_nb.core.connections import Connections as Layer  # the very type: kernels are compiled once for it
+from sparsemax_nb.core.connections import (
+    Connections as Layer,  # the same type as in the library, so kernels are compiled once
+)
 from sparsemax_nb.core.connections import SharedConnections
 from sparsemax_nb.core.device import to_numpy
 from sparsemax_nb.core.sparse import SparseRows
@@ -18,7 +20,7 @@ EPS = float(np.finfo(np.float32).eps)
 
 
 def assert_none(culprits):
-    """No sentence about a culprit comes; all that come are told at once."""
+    """Fail with the list of all `culprits` (sentences), if there are any."""
     found = list(culprits)
     assert not found, "\n".join([f"{len(found)} found:", *found])
 

@@ -1,8 +1,8 @@
 """Kernels compiled to PTX without a device; the front end runs once for each signature, for all architectures.
 
 Numba's types and its LLVM code do not depend on the compute capability; NVVM, which is the last step and the fastest,
-does. Texts are kept in memory, so what asks for the same kernels should run in one process, and on disk beside the
-package's other compiled kernels, under a name that everything they are made of decides on.
+does. The PTX is cached in memory, so tests of the same kernels should run in one process, and on disk in the folder of
+the kernel cache. Its file name is a hash of all that the PTX depends on.
 """
 
 import functools
@@ -14,7 +14,7 @@ import numba_cuda
 from numba import typeof
 from numba.cuda.compiler import _compile_pyfunc_with_fixup
 
-from sparsemax_nb.core import kernel_cache
+from sparsemax_nb.core import files, kernel_cache
 
 
 def ptx_of(kernel, args, cc):
@@ -34,9 +34,8 @@ def ptx_of_types(kernel, types, cc):
     (ptx,) = _front_end(kernel, types).get_asm_strs(cc=cc)
     if fingerprint is not None and file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(f".{os.getpid()}")
-        part.write_text(ptx)
-        part.replace(file)
+        with files.writing(file) as stream:
+            stream.write(ptx.encode())
     return ptx
 
 

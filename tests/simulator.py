@@ -1,8 +1,8 @@
-"""Numba's CUDA simulator, but for how the threads of a block take turns.
+"""Numba's CUDA simulator with a faster schedule of the threads of a block.
 
-Numba starts a thread of Python for each CUDA thread, and watches them in a loop that takes the interpreter away from
-them. Here one CUDA thread runs at a time, up to a barrier or its end, in the order of their numbers; and a kernel
-without barriers needs no thread of Python. What is computed and what is checked stays the same.
+Numba starts a Python thread for each CUDA thread and polls them in a loop, which competes with them for the
+interpreter. Here one CUDA thread runs at a time, up to a barrier or its end, in ascending order, and a kernel without
+barriers needs no Python threads. Results and checks are the same.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ def _names(code):
 
 
 def _globals(function):
-    """What the names in a function stand for, as attributes of modules too."""
+    """The values of the global names, closure cells and module attributes that a function uses."""
     names = set(_names(function.__code__))
     values = [function.__globals__[name] for name in names if name in function.__globals__]
     values += [cell.cell_contents for cell in function.__closure__ or ()]
@@ -35,7 +35,7 @@ def _globals(function):
 
 @functools.cache
 def has_barriers(function):
-    """Whether a kernel, or a function that it calls, names something that waits for the other threads of a block."""
+    """Whether a kernel or a function that it calls uses a name that starts with `sync`, so waits for other threads."""
     seen, left = set(), {function}
     while left:
         seen |= left
@@ -47,19 +47,19 @@ def has_barriers(function):
 
 
 class Alone:
-    """What `threading.current_thread` finds while a CUDA thread runs that needs no thread of Python."""
+    """Stands for the current thread while a CUDA thread runs without a Python thread of its own."""
 
     def __init__(self, number, block, point):
         self.thread_id, self.blockIdx, self.threadIdx = number, block, kernelapi.Dim3(*point)
 
     def syncthreads(self):
-        raise AssertionError("a kernel without barriers comes to a barrier: has_barriers is mistaken")
+        raise AssertionError("has_barriers found no barrier in this kernel, but it reached one")
 
     syncthreads_count = syncthreads_and = syncthreads_or = syncthreads
 
 
 class Turns(simulator.BlockThread):
-    """A CUDA thread that runs to the next barrier when it is told."""
+    """A CUDA thread that `proceed` runs to its next barrier."""
 
     def __init__(self, *args):
         super().__init__(*args)
@@ -126,7 +126,7 @@ class Block(simulator.BlockManager):
             for number, point in enumerate(points):
                 threading._active[me] = Alone(number, block, point)
                 try:
-                    contextvars.Context().run(self._f, *args)  # NumPy's errors are not ignored, as in a thread
+                    contextvars.Context().run(self._f, *args)  # with NumPy's default error state, as in a new thread
                 except Exception as error:
                     message = f"tid={list(point)} ctaid={list(grid_point)}"
                     message += f": {error}" if str(error) else ""
@@ -136,7 +136,7 @@ class Block(simulator.BlockManager):
 
 
 def _shared_array(self, shape, dtype, alignment=None):
-    """One array for each line that asks for one, as `FakeCUDAShared.array` has it; which walks the whole stack."""
+    """One array per source line, as `FakeCUDAShared.array` does, without its walk over the whole stack."""
     frame = sys._getframe(1)
     key = frame.f_code.co_filename, frame.f_lineno
     if isinstance(shape, int) and shape == 0 or alignment is not None:

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from bench.machine import peak_rss
+from sparsemax_nb.internals import peak_memory
 
 from . import Unavailable
 
@@ -34,7 +34,7 @@ def train_and_predict(x, y, test_x, *, folder, threads, k=5):
     model = fasttext.train_supervised(input=str(path), thread=threads, verbose=0, **SETTINGS)
     seconds = time.perf_counter() - start
     model.save_model(str(folder / "model.bin"))
-    peak = peak_rss()  # before the test rows are converted to text
+    peak = peak_memory()  # before the test rows are converted to text
     lines, ids = [text(test_x, row) for row in range(test_x.shape[0])], np.full((test_x.shape[0], k), -1, np.int32)
     start = time.perf_counter()
     answers = [model.f.predict(line + "\n", k, 0.0, "strict") for line in lines]

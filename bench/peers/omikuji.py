@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from bench.machine import peak_rss
+from sparsemax_nb.internals import peak_memory
 
 from . import Unavailable
 
@@ -55,7 +55,7 @@ def train_and_predict(form, x, y, test_x, *, folder, threads, k=5):
     size = sum(
         os.path.getsize(os.path.join(where, file)) for where, _, files in os.walk(folder / "model") for file in files
     )
-    peak = peak_rss()  # before the test rows are converted to lists
+    peak = peak_memory()  # before the test rows are converted to lists
     rows, ids = _pairs(test_x), np.full((test_x.shape[0], k), -1, np.int32)
     start = time.perf_counter()
     answers = [model.predict(row, beam_size=BEAM, top_k=k) for row in rows]

@@ -44,6 +44,12 @@ def _sum_of_squares(values):
     return total
 
 
+def apply_all(gradients, optimizer):
+    """Update each parameter by its `Gradient`."""
+    for gradient in gradients:
+        gradient.apply(optimizer)
+
+
 def clip(gradients, limit):
     """Scale all gradients down, in place, if their common norm exceeds `limit`; returns the norm before scaling.
 

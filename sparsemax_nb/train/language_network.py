@@ -5,7 +5,7 @@ import numpy as np
 from ..core import check, rng
 from ..core.device import asarray, backend_of, empty, to_numpy, zeros
 from ..full_softmax import target_ranks
-from .gradients import add_rows, clip
+from .gradients import add_rows, apply_all, clip
 from .layers import TokenEmbedding
 from .lstm import LSTM
 from .network import BaseNetwork
@@ -182,8 +182,7 @@ class LanguageNetwork(BaseNetwork):
         if norms is not None:
             norms["all parameters"] = norm
         *others, last = gradients
-        for gradient in others:
-            gradient.apply(optimizer)
+        apply_all(others, optimizer)
         with self._timing_output():
             last.apply(optimizer)
         self.steps += 1

@@ -10,7 +10,7 @@ import scipy.sparse
 from ..core import check, checkpoint, formulas, rng, sparse
 from ..core.device import asarray, backend_of, empty, module_of, synchronize
 from . import memory
-from .gradients import clip
+from .gradients import apply_all, clip
 from .layers import Dense, Embedding, Inputs
 from .outputs import DenseOutput, FixedFanInOutput, GroupSharedOutput, SoftmaxOutput, UnstructuredOutput
 
@@ -283,19 +283,14 @@ class Network(BaseNetwork):
             self._note_norm(norms, layer, dout)
             dout, of_layer = layer.backward(dout)
             if self.clip is None:
-                self._apply(of_layer, optimizer)
+                apply_all(of_layer, optimizer)
             else:
                 gradients += of_layer
         if self.clip is not None:
             clip(gradients, self.clip)
-            self._apply(gradients, optimizer)
+            apply_all(gradients, optimizer)
         self.steps += 1
         return value
-
-    @staticmethod
-    def _apply(gradients, optimizer):
-        for gradient in gradients:
-            gradient.apply(optimizer)
 
     def rewire(self, fraction, optimizer):
         """Replace the share `fraction` of the output layer's connections; returns the share that was replaced."""

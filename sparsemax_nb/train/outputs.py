@@ -29,7 +29,7 @@ from ..full_softmax import MAX_ELEMENTS, softmax_cross_entropy
 from ..group_shared import DTYPES, GroupSharedFanIn
 from ..rewiring import rewire
 from ..sampled_softmax import _sampled_softmax
-from .gradients import Gradient
+from .gradients import Gradient, apply_all
 from .memory import ALWAYS, PREDICTION, REWIRING, STEP, array, parameter
 from .negatives import Negatives
 
@@ -84,13 +84,10 @@ class Output:
     connections that were replaced. A layer that can sample has ``negatives``, a `Negatives` or None.
     """
 
-    name = "output"
-
     def step(self, h, labels, loss, optimizer, step_number):
         """Loss of a batch and dh; updates the parameters."""
         value, dh, gradients = self.gradients(h, labels, loss, step_number)
-        for gradient in gradients:
-            gradient.apply(optimizer)
+        apply_all(gradients, optimizer)
         return value, dh
 
     @staticmethod
