@@ -1,0 +1,409 @@
+"""Texts to weighted features: words, word pairs and character n-grams."""
+
+import itertools
+import re
+import zlib
+from array import array
+from collections.abc import Iterable
+from typing import Self
+
+import numpy as np
+import scipy.sparse
+
+from ..core import check, description
+from .text import Numbering, split
+
+#: Kinds of features, in the order of their codes.
+KINDS = "words", "word pairs", "character n-grams"
+WORD, PAIR, CHARACTERS = range(3)
+#: Length of the part of a row that consists of the features of each kind. Chosen on titles in English and in Finnish.
+LENGTHS = np.array([1.0, 0.7, 0.7])
+#: Pairs and n-grams that occur in fewer training texts are left out; words never are.
+MIN_TEXTS = 2
+#: First character of the key of an n-gram. No word contains it, and a key with a space inside is a pair.
+MARK = "#"
+#: Scripts without spaces between words: each character is a word, so that pairs are the usual bigrams.
+UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+UNSPACED_OR_RUN = re.compile(f"[{UNSPACED}]|[^{UNSPACED}]+")
+#: Texts that are converted at once, and different words whose n-grams are remembered: bound the temporary memory.
+TEXTS_PER_BLOCK = 1 << 16
+MAX_REMEMBERED = 1 << 18
+MAX_HASH_BITS = 28
+
+#: Description of a fitted vectorizer in a model file.
+DESCRIPTION = description.record(
+    word_pairs=description.boolean,
+    char_ngrams=description.integer(0, 100),
+    hash_bits=description.optional(description.integer(1, MAX_HASH_BITS)),
+    n_texts=description.integer(0),
+)
+
+
+def words_of(text):
+    """The words of a text in lower case: runs of letters, digits and their marks (Unicode), without punctuation."""
+    words = [word for word in split(text.lower(), raw=True) if word[0].isalnum() or word[0] == "_"]
+    if text.isascii():
+        return words
+    return [part for word in words for part in UNSPACED_OR_RUN.findall(word)]
+
+
+def n_grams(word, n):
+    """The character n-grams of a word with a space before and after it; the whole if it is not longer than n."""
+    padded = f" {word} "
+    return [padded[i : i + n] for i in range(max(1, len(padded) - n + 1))]
+
+
+def checked_texts(name, texts):
+    """A list of str; TypeError for anything else, such as a single str."""
+    if isinstance(texts, (str, bytes)) or not hasattr(texts, "__iter__"):
+        raise TypeError(f"{name} must be a sequence of texts, got {check.shown(texts)}; use [text] for a single one")
+    texts = list(texts)
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"{name}[{i}] must be a str, got {type(text).__name__} {check.shown(text)}")
+    return texts
+
+
+class TextVectorizer:
+    """Texts to TF-IDF weights of their words, word pairs and character n-grams.
+
+    Each kind of feature is a vector with the weights ``(1 + ln(count)) * idf``, where
+    ``idf[t] = ln((1 + n) / (1 + df[t])) + 1``, n is the number of training texts and ``df[t]`` the number of those with
+    feature t. It is scaled to length 1 for words, and 0.7 for pairs and for n-grams. A row is the concatenation of
+    these vectors, scaled to length 1.
+
+    Parameters
+    ----------
+    word_pairs : bool
+        Whether two neighboring words are a feature.
+    char_ngrams : int
+        Length of the character n-grams inside a word, which includes a space at both ends; 0: no n-grams. They relate
+        inflected words and compounds, and recognize parts of unknown words.
+    hash_bits : int or None
+        None stores a vocabulary of all features. A number from 1 to 28 stores none: each kind of feature has
+        ``2**hash_bits`` columns, and a hash function chooses the column. Memory is then bounded, and words that did not
+        occur in training have columns, too; but different features can share a column.
+
+    Attributes
+    ----------
+    idf_ : (F,) float32
+    n_features_ : int
+    n_texts_ : int
+        Number of training texts.
+
+    Notes
+    -----
+    A word is a run of letters, digits and underscores with their combining marks, in lower case and Unicode NFC. Of
+    Chinese and Japanese, each character is a word. Words that occur once are features; pairs and n-grams must occur in
+    two texts. Texts without known features give empty rows.
+
+    Source: G. Salton, C. Buckley, "Term-weighting approaches in automatic text retrieval", 1988. The kinds and their
+    lengths are our choice.
+
+    Examples
+    --------
+    >>> from sparsemax_nb.data import TextVectorizer
+    >>> vectorizer = TextVectorizer(char_ngrams=0)
+    >>> x = vectorizer.fit_transform(["Old maps of Rome", "Old maps", "Rome, old and new"])
+    >>> vectorizer.feature_names()
+    ['old', 'maps', 'of', 'rome', 'old maps', 'and', 'new']
+    >>> vectorizer.transform(["New maps!"]).toarray().round(3)
+    array([[0.   , 0.605, 0.   , 0.   , 0.   , 0.   , 0.796]], dtype=float32)
+    """
+
+    def __init__(self, *, word_pairs: bool = True, char_ngrams: int = 4, hash_bits: int | None = None):
+        self.word_pairs = word_pairs
+        self.char_ngrams = char_ngrams
+        self.hash_bits = hash_bits
+
+    def fit(self, texts: Iterable[str]) -> Self:
+        """Learn the features and their `idf_` from texts.
+
+        Parameters
+        ----------
+        texts : sequence of str
+
+        Returns
+        -------
+        self : TextVectorizer
+
+        Raises
+        ------
+        TypeError, ValueError
+            Not a sequence of str; no text has a word; a parameter out of range.
+        """
+        self.fit_transform(texts)
+        return self
+
+    def fit_transform(self, texts: Iterable[str]) -> scipy.sparse.csr_matrix:
+        """`fit`, then `transform`, in one pass over the texts.
+
+        Parameters
+        ----------
+        texts : sequence of str
+
+        Returns
+        -------
+        weights : (n, F) CSR float32
+
+        Raises
+        ------
+        TypeError, ValueError
+            Not a sequence of str; no text has a word; a parameter out of range.
+
+        Examples
+        --------
+        >>> from sparsemax_nb.data import TextVectorizer
+        >>> TextVectorizer().fit_transform(["maps", "maps, too"]).shape
+        (2, 6)
+        """
+        self._check_params()
+        texts = checked_texts("texts", texts)
+        if self.hash_bits is None:
+            numbering = Numbering()
+            counts = self._counts(texts, numbering.__getitem__, numbering)
+            df = _rows_of_each(counts)
+            keys, kept = _kept(list(numbering), df)
+            self._set_vocabulary(keys)
+            counts, df = counts[:, kept], df[kept]
+        else:
+            self._set_vocabulary(None)
+            counts = self._counts(texts, self._hashed, range(len(KINDS) << self.hash_bits))
+            df = _rows_of_each(counts)
+        if not counts.nnz:
+            raise ValueError(f"texts must contain words, got {len(texts)} texts without any")
+        self.n_texts_, self.n_features_ = len(texts), len(df)
+        self.idf_ = _idf(df, self.n_texts_)
+        return self._weights(counts)
+
+    def transform(self, texts: Iterable[str]) -> scipy.sparse.csr_matrix:
+        """Convert texts to weights; unknown features are ignored.
+
+        Parameters
+        ----------
+        texts : sequence of str
+
+        Returns
+        -------
+        weights : (n, F) CSR float32
+            Canonical; the row of a text without known features is empty.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Not a sequence of str; not fitted yet.
+        """
+        if not hasattr(self, "idf_"):
+            raise ValueError("this TextVectorizer is not fitted; call fit first")
+        counts = self._counts(checked_texts("texts", texts), self._number, range(self.n_features_))
+        return self._weights(counts)
+
+    def extend(self, texts: Iterable[str]) -> Self:
+        """Append the features of further texts that are not known yet; known ones keep column and weight.
+
+        The idf of a new feature counts all texts so far; that none of the earlier ones had it is exact for words, and
+        nearly so for pairs and n-grams. With hashing there is nothing to append.
+
+        Parameters
+        ----------
+        texts : sequence of str
+
+        Returns
+        -------
+        self : TextVectorizer
+
+        Raises
+        ------
+        TypeError, ValueError
+            Not a sequence of str; not fitted yet.
+
+        Examples
+        --------
+        >>> from sparsemax_nb.data import TextVectorizer
+        >>> vectorizer = TextVectorizer(char_ngrams=0).fit(["old maps"])
+        >>> vectorizer.extend(["new maps"]).feature_names()
+        ['old', 'maps', 'new']
+        """
+        if not hasattr(self, "idf_"):
+            raise ValueError("this TextVectorizer is not fitted; call fit first")
+        texts = checked_texts("texts", texts)
+        n_texts = self.n_texts_ + len(texts)
+        if self.hash_bits is None:
+            numbering = Numbering(self._numbers)
+            df = _rows_of_each(self._counts(texts, numbering.__getitem__, numbering))[self.n_features_ :]
+            keys, kept = _kept(list(numbering)[self.n_features_ :], df)
+            self._set_vocabulary(self._keys + keys)
+            self.idf_ = np.concatenate([self.idf_, _idf(df[kept], n_texts)])
+        self.n_texts_, self.n_features_ = n_texts, len(self.idf_)
+        return self
+
+    def feature_names(self) -> list[str]:
+        """The features by column: words, pairs as 'old maps', n-grams with '#' before them.
+
+        Returns
+        -------
+        names : list of str
+
+        Raises
+        ------
+        ValueError
+            Not fitted yet; or with hashing, which does not store them.
+        """
+        if getattr(self, "_keys", None) is None:
+            raise ValueError("feature names need a fitted TextVectorizer with hash_bits=None")
+        return list(self._keys)
+
+    def parts(self, text: str) -> list[tuple[str, np.ndarray]]:
+        """The words and word pairs of a text, and the columns that belong to each.
+
+        Parameters
+        ----------
+        text : str
+
+        Returns
+        -------
+        parts : list of (str, (n,) int64)
+            In the order of the text: each word with the columns of the word and its n-grams, one per occurrence; then
+            the pairs. Parts without known features are left out.
+
+        Examples
+        --------
+        >>> from sparsemax_nb.data import TextVectorizer
+        >>> vectorizer = TextVectorizer(char_ngrams=3).fit(["old maps", "old map"])
+        >>> [(name, len(columns)) for name, columns in vectorizer.parts("old maps here")]
+        [('old', 4), ('maps', 3), ('old maps', 0)]
+        """
+        words = words_of(text)
+        found = [(word, list(map(self._number, self._keys_of(word)))) for word in words]
+        if self.word_pairs:
+            found += [(pair, [self._number(pair)]) for pair in _pairs(words)]
+        return [(name, np.array([i for i in numbers if i >= 0])) for name, numbers in found if max(numbers) >= 0]
+
+    # ------------------------------------------------------------ inside
+
+    def _check_params(self):
+        check.flag("word_pairs", self.word_pairs)
+        check.integer("char_ngrams", self.char_ngrams, 0, 100)
+        if self.hash_bits is not None:
+            check.integer("hash_bits", self.hash_bits, 1, MAX_HASH_BITS)
+
+    def _set_vocabulary(self, keys):
+        """Store the keys of the features, None with hashing."""
+        self._keys = keys
+        self._numbers = None if keys is None else dict(zip(keys, range(len(keys)), strict=True))
+        self._kinds = None if keys is None else np.array(list(map(_kind, keys)), np.int8)
+
+    def _number(self, key):
+        """The column of a key, -1 if it is unknown."""
+        return self._hashed(key) if self._numbers is None else self._numbers.get(key, -1)
+
+    def _hashed(self, key):
+        """The column of a key with hashing: each kind has its own range of columns."""
+        code = zlib.crc32(key.encode("utf-8", "surrogatepass"))
+        return (_kind(key) << self.hash_bits) | (code >> (32 - self.hash_bits))
+
+    def _keys_of(self, word):
+        """The keys of a word and of its n-grams; n-grams say nothing new about a word of one character."""
+        n = self.char_ngrams
+        return [word, *(MARK + gram for gram in n_grams(word, n))] if n and len(word) > 1 else [word]
+
+    def _counts(self, texts, number, columns):
+        """Counts of the features, canonical CSR float32; ``number(key)`` is a column or -1.
+
+        ``len(columns)`` is the number of columns once all texts have been read.
+        """
+        parts, of_word = [], {}
+        for first in range(0, max(1, len(texts)), TEXTS_PER_BLOCK):
+            numbers, ends = array("i"), array("q", [0])
+            for text in texts[first : first + TEXTS_PER_BLOCK]:
+                words = words_of(text)
+                for word in words:
+                    known = of_word.get(word)
+                    if known is None:
+                        if len(of_word) >= MAX_REMEMBERED:
+                            of_word.clear()
+                        of_word[word] = known = array("i", map(number, self._keys_of(word)))
+                    numbers.extend(known)
+                if self.word_pairs:
+                    numbers.extend(map(number, _pairs(words)))
+                ends.append(len(numbers))
+            parts.append(_counted(np.asarray(numbers), np.asarray(ends), len(columns)))
+        for part in parts:
+            part.resize(part.shape[0], len(columns))
+        return scipy.sparse.vstack(parts, "csr") if len(parts) > 1 else parts[0]
+
+    def _weights(self, counts):
+        """Weighted rows from counts, which are overwritten."""
+        n, columns = counts.shape[0], counts.indices
+        kinds = columns >> self.hash_bits if self._kinds is None else self._kinds[columns]
+        rows = np.repeat(np.arange(n), np.diff(counts.indptr))
+        weights = (1 + np.log(counts.data.astype(np.float64))) * self.idf_[columns]
+        part = rows * len(KINDS) + kinds
+        squares = np.bincount(part, weights**2, len(KINDS) * n)
+        lengths = np.sqrt((squares.reshape(n, len(KINDS)) > 0) @ LENGTHS**2)
+        scales = LENGTHS[np.arange(len(squares)) % len(KINDS)] / np.sqrt(np.where(squares > 0, squares, 1))
+        counts.data = (weights * scales[part] / lengths[rows]).astype(np.float32)
+        return counts
+
+    def _arrays(self):
+        """The fitted arrays by name, as `_from_arrays` reads them."""
+        text = "\n".join(self._keys or ()).encode("utf-8", "surrogatepass")
+        return {"text.idf": self.idf_, "text.vocabulary": np.frombuffer(text, np.uint8)}
+
+    def _description(self):
+        """What a model file says about the vectorizer, see `DESCRIPTION`."""
+        return {name: getattr(self, name) for name in ("word_pairs", "char_ngrams", "hash_bits")} | {
+            "n_texts": self.n_texts_
+        }
+
+    @classmethod
+    def _from_arrays(cls, arrays, about):
+        """The vectorizer of `_arrays` and `_description` from a file; TypeError or ValueError if they are invalid."""
+        new = cls(**{name: about[name] for name in ("word_pairs", "char_ngrams", "hash_bits")})
+        new._check_params()
+        text = check.array("text.vocabulary", arrays["text.vocabulary"], np.uint8, ("n",)).tobytes()
+        keys = text.decode("utf-8", "surrogatepass").split("\n") if text else []
+        new._set_vocabulary(keys if new.hash_bits is None else None)
+        new.n_features_ = len(keys) if new.hash_bits is None else len(KINDS) << new.hash_bits
+        if new.hash_bits is None and len(new._numbers) < len(keys):
+            raise ValueError("text.vocabulary must not contain a feature twice")
+        new.idf_ = check.array("text.idf", arrays["text.idf"], np.float32, (new.n_features_,))
+        check.finite("text.idf", new.idf_)
+        new.n_texts_ = about["n_texts"]
+        return new
+
+
+def _pairs(words):
+    """Each two neighboring words, separated by a space."""
+    return map(" ".join, itertools.pairwise(words))
+
+
+def _kind(key):
+    """The code of the kind of a key."""
+    return CHARACTERS if key[0] == MARK else PAIR if " " in key else WORD
+
+
+def _kept(keys, df):
+    """(keys, mask) of the features that occur often enough."""
+    kept = np.array([_kind(key) == WORD for key in keys], bool) | (df >= MIN_TEXTS)
+    return [key for key, keep in zip(keys, kept, strict=True) if keep], kept
+
+
+def _counted(numbers, ends, width):
+    """Canonical CSR (n, width) float32: how often each number occurs in ``numbers[ends[i]:ends[i + 1]]``, without -1."""
+    known = numbers >= 0
+    if not known.all():
+        ends = np.concatenate([[0], np.cumsum(known)])[ends]
+        numbers = numbers[known]
+    counts = scipy.sparse.csr_matrix((np.ones(len(numbers), np.float32), numbers, ends), shape=(len(ends) - 1, width))
+    counts.sum_duplicates()
+    return counts
+
+
+def _rows_of_each(counts):
+    """Number of rows in which each column occurs."""
+    return np.bincount(counts.indices, minlength=counts.shape[1])
+
+
+def _idf(df, n_texts):
+    return (np.log((1 + n_texts) / (1 + df)) + 1).astype(np.float32)
