@@ -167,6 +167,24 @@ def extended_lists(lists, features, labels, per_point, at_least, n_known_points)
     return _with_entries(lists, new, np.full(n_labels, INITIAL_BIAS, np.float32))
 
 
+def with_features(lists, n_features):
+    """`FeatureLists` with further features at the end, `n_features` in all; they are connected to no label."""
+    more = n_features - len(lists.dense)
+    return lists._replace(
+        indptr=np.pad(lists.indptr, (0, more), "edge"), dense=np.pad(lists.dense, (0, more), constant_values=-1)
+    )
+
+
+def without_labels(lists, labels):
+    """`FeatureLists` without the connections of some labels; their weights of dense features are 0."""
+    n_labels = len(lists.bias)
+    indptr, ids, values = lists_by_label(lists, 0, n_labels)
+    removed = np.zeros(n_labels, bool)
+    removed[labels] = True
+    ids[np.repeat(removed, np.diff(indptr))] = -1
+    return new_lists(indptr, ids, values, len(lists.dense), lists.bias.copy(), np.flatnonzero(lists.dense >= 0))
+
+
 def more_features(lists, features, labels, duals, share):
     """`FeatureLists` with more features for each label: `share` times its present number, and at least one.
 

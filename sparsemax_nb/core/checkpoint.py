@@ -18,7 +18,7 @@ import numpy as np
 from . import files
 
 FORMAT = "sparsemax_nb"
-VERSION = 6
+VERSION = 7
 #: NumPy dtypes by their safetensors names.
 DTYPES = {
     "F64": "<f8",

@@ -30,6 +30,12 @@ def boolean(name, value):
         raise TypeError(f"{name} must be true or false, got {type(value).__name__}")
 
 
+def text_or_number(name, value):
+    """A string, a number, true or false."""
+    if not isinstance(value, (str, int, float)):
+        raise TypeError(f"{name} must be a string or a number, got {type(value).__name__}")
+
+
 def any_number(name, value):
     """Any number, NaN and infinity included: it is only shown to the user."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -7,12 +7,14 @@ from .sequences import Sequences, leave_last_out, load_sequences
 from .synthetic import bag_of_words, hierarchy, power_law_labels
 from .text import TextCorpus, Vocabulary, load_text, read_words
 from .tfidf import Tfidf
+from .vectorizer import TextVectorizer
 
 __all__ = [
     "Corpus",
     "DataError",
     "Sequences",
     "TextCorpus",
+    "TextVectorizer",
     "Tfidf",
     "Vocabulary",
     "XCData",

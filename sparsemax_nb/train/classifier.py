@@ -4,30 +4,40 @@ import copy
 import math
 import os
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
 import scipy.sparse
 
-from .. import metrics
 from ..core import check
 from ..core.device import resolve_device
+from ..data import TextVectorizer
 from ..group_shared import DTYPES
 from ..grouping import GROUPINGS
-from . import linear, loop, memory
+from . import loop, memory
+from .calibration import Calibration, check_measure
 from .classifier_file import ARCHITECTURES, DESCRIPTION, ClassifierFile
-from .classifier_inputs import ClassifierInputs, checked_features, checked_labels, feature_names, names_differ_message
+from .classifier_inputs import ClassifierInputs
 from .classifier_linear import LINEAR_ONLY, LinearArchitecture
 from .classifier_network import NETWORK_ONLY, NetworkArchitecture
+from .classifier_predictions import ClassifierPredictions
+from .classifier_targets import checked_weights, form_of
 from .estimator import MAX_WIDTH, SampledEstimator
 from .network import LOSSES, OUTPUTS, SPARSE_OUTPUTS
-from .validation import metrics_at_k, possible_ks, split
+from .validation import split
+
+#: Attributes of an earlier fit that a new one may not set.
+FITTED = "feature_names_in_", "C_", "slack_", "frequency_", "trials_", "calibration_", "threshold_", "limit_"
 
 
-class Classifier(LinearArchitecture, NetworkArchitecture, ClassifierInputs, ClassifierFile, SampledEstimator):
-    """Multi-label classification with many labels: a linear layer over sparse features, or a network.
+class Classifier(
+    LinearArchitecture, NetworkArchitecture, ClassifierPredictions, ClassifierInputs, ClassifierFile, SampledEstimator
+):
+    """Classification with many labels, of texts, sparse or dense features: a linear layer, or a network.
+
+    Texts become features by `TextVectorizer`: words, word pairs and character n-grams. A row has any number of labels,
+    or one class.
 
     Linear: TF-IDF -> `SparseLinear`, one-vs-rest over all labels, trained by dual coordinate descent. It has no
     learning rate, trains in about a minute where a network takes many, and helps rare labels most. Network over sparse
@@ -57,6 +67,21 @@ class Classifier(LinearArchitecture, NetworkArchitecture, ClassifierInputs, Clas
     extra_features : float
         For 'linear': number of features added after the first epoch, relative to those chosen before it. They are the
         ones that would have corrected the label's errors. 0 adds none.
+    word_pairs, char_ngrams, hash_bits : bool, int, int or None
+        Features of texts, see `TextVectorizer`.
+    name_points : bool
+        Whether the names of a label (if y has label names, and X texts) are additional training points of that label.
+        They help rare labels, and make it possible to predict labels without any training point.
+    calibration : bool
+        Whether `fit` learns probabilities, `threshold_` and `limit_` from held-out points. For 'linear' these are
+        `validation`, or some of the training points: `fit` removes their influence from a copy of the layer. For
+        'network' they are the validation points, if there are any.
+    threshold : float or str
+        Probability that a label needs to be predicted, or the measure that decides it on held-out points: 'sample-f1',
+        the mean F1 of the label sets; 'f1@5', with a limit of 5; or for example 'precision=0.8': the smallest threshold
+        whose predicted labels are right with at least this share.
+    limit : 'auto', int or None
+        Maximum number of labels per row; 'auto' is chosen together with the threshold, None is no limit.
     output : 'fixed-fan-in', 'group-shared', 'unstructured', 'dense' or 'bottleneck'
         Output layer. 'fixed-fan-in': `fan_in` connections per label. 'group-shared': the same, but a group of labels
         shares its inputs, which is faster. 'unstructured': as many connections in total, at any position (a baseline:
@@ -139,6 +164,9 @@ class Classifier(LinearArchitecture, NetworkArchitecture, ClassifierInputs, Clas
         Whether sparse features are counts, to be converted to TF-IDF weights. False uses them as they are, which is
         always done with dense ones. 'auto' means False if any entry is not a non-negative integer, and reports it on
         standard error if `progress` is set.
+    warm_start : bool
+        Whether another `fit` continues from the weights of the previous one, if features and labels are the same in
+        number. A linear layer keeps its features, and stays close to its weights.
     memory_limit : int or None
         Maximum memory of the training in bytes. With a limit, `fit` prints the memory plan before it allocates (on
         standard error, if `progress` is set), and refuses a network that does not fit.
@@ -164,21 +192,32 @@ class Classifier(LinearArchitecture, NetworkArchitecture, ClassifierInputs, Clas
     memory_plan_ : Plan
         Predicted bytes of every array of the training; `print` shows the table.
     device_ : str
+    classes_ : (L,) array
+        The label of each column of the scores: the classes or names that y has in `fit`, or 0, 1, ... for a matrix.
+    vectorizer_ : TextVectorizer or None
+        None if X has features.
+    calibration_ : Calibration or None
+        Probabilities from scores.
+    threshold_, limit_ : float, int or None
+        What `predict` requires of a label by default.
     n_features_in_, n_labels_ : int
     feature_names_in_ : (F,) object array
         Names of the columns, if `fit` was given a DataFrame whose column names are all strings. Later inputs must have
         the same columns in the same order.
     label_counts_ : (L,) int64
-        Training points of each label.
+        Training points of each label, without names.
+    name_counts_ : (L,) int64
+        Names that were training points of each label.
     n_points_ : int
         Number of training points.
     label_names_ : list of str, or None
-        Names stored in the file that the model was loaded from.
+        Name of each label: the first of its `names` in `fit`, else the label itself if it is a name, else what `save`
+        was given.
 
     Notes
     -----
-    Labels without training points rank last in every result, by id, with the score -1e30 (our choice): the model can
-    know nothing about them.
+    Labels without training points and names rank last in every result, by id, with the score -1e30 (our choice): the
+    model can know nothing about them.
 
     Source: arXiv 2306.03725 (network, squared hinge, Adam halved on a P@3 plateau, rewiring of 10 % every 1000 steps;
     stopping the rewiring after 66 % of the training comes from later work on the same layer); arXiv 2501.08563 (MIDX;
@@ -187,13 +226,23 @@ class Classifier(LinearArchitecture, NetworkArchitecture, ClassifierInputs, Clas
     Examples
     --------
     >>> from sparsemax_nb import data, train
+
+    Texts and label names:
+
+    >>> texts, labels = ["old maps", "old books", "new maps"] * 9, [["map"], ["book"], ["map", "new"]] * 9
+    >>> model = train.Classifier(progress=False).fit(texts, labels)
+    >>> model.predict(["a map", "books"])
+    [['map'], ['book']]
+
+    Features and a label matrix:
+
     >>> d = data.bag_of_words(n_rows=500, n_features=80, words_per_row=6, n_labels=40, labels_per_row=2, seed=1)
     >>> model = train.Classifier(progress=False)
     >>> scores, ids = model.fit(d.features, d.labels).top_k(d.features, k=2)
     >>> ids.shape
     (500, 2)
-    >>> model.predict(d.features, k=2).shape
-    (500, 2)
+    >>> model.predict(d.features).shape, model.predict(d.features, k=2).shape
+    ((500, 40), (500, 2))
     >>> network = train.Classifier(architecture="network", embedding=32, intermediate=128, fan_in=8, progress=False)
     >>> network.fit(d.features, d.labels).encode(d.features).shape
     (500, 128)
@@ -221,6 +270,8 @@ class Classifier(LinearArchitecture, NetworkArchitecture, ClassifierInputs, Clas
 
     kind = "classifier"
     classes = "labels"
+    vectorizer_: TextVectorizer | None = None
+    calibration_: Calibration | None = None
     fit_call = "fit(X, y)"
     epochs_may_be_none = True
     _file_description = DESCRIPTION
@@ -237,6 +288,13 @@ class Classifier(LinearArchitecture, NetworkArchitecture, ClassifierInputs, Clas
         features_per_point: float = 8.0,
         min_features: int = 16,
         extra_features: float = 0.5,
+        word_pairs: bool = True,
+        char_ngrams: int = 4,
+        hash_bits: int | None = None,
+        name_points: bool = True,
+        calibration: bool = True,
+        threshold: float | str = "sample-f1",
+        limit: int | str | None = "auto",
         output: str = "fixed-fan-in",
         embedding: int = 256,
         intermediate: int | None = 4096,
@@ -271,6 +329,7 @@ class Classifier(LinearArchitecture, NetworkArchitecture, ClassifierInputs, Clas
         epochs: int | None = None,
         budget_seconds: float | None = None,
         tfidf: bool | str = "auto",
+        warm_start: bool = False,
         memory_limit: int | None = None,
         seed: int = 0,
         device: str = "auto",
@@ -279,13 +338,13 @@ class Classifier(LinearArchitecture, NetworkArchitecture, ClassifierInputs, Clas
         self.set_params(**{name: value for name, value in locals().items() if name != "self"})
 
     def __sklearn_tags__(self):
-        """scikit-learn's description of a multi-label classifier of sparse or dense features."""
+        """scikit-learn's description of a classifier of sparse or dense features, with one or several labels per row."""
         from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
 
         return Tags(
             estimator_type="classifier",
-            target_tags=TargetTags(required=True, multi_output=True, single_output=False),
-            classifier_tags=ClassifierTags(multi_class=False, multi_label=True),
+            target_tags=TargetTags(required=True, multi_output=True, single_output=True),
+            classifier_tags=ClassifierTags(multi_class=True, multi_label=True),
             input_tags=InputTags(sparse=True),
         )
 
@@ -302,6 +361,12 @@ class Classifier(LinearArchitecture, NetworkArchitecture, ClassifierInputs, Clas
         check.number("features_per_point", self.features_per_point, 0, 1e6)
         check.integer("min_features", self.min_features, 1)
         check.number("extra_features", self.extra_features, 0, 1e6)
+        self._new_vectorizer()._check_params()
+        for name in ("name_points", "calibration", "warm_start"):
+            check.flag(name, getattr(self, name))
+        check_measure("threshold", self.threshold)
+        if self.limit not in (None, "auto"):
+            check.integer("limit", self.limit, 1)
         check.choice("output", self.output, tuple(OUTPUTS))
         check.choice("loss", self.loss, LOSSES)
         if self.loss == "softmax" and self.output in SPARSE_OUTPUTS:
@@ -336,26 +401,35 @@ class Classifier(LinearArchitecture, NetworkArchitecture, ClassifierInputs, Clas
         self,
         X: Any,
         y: Any,
+        sample_weight: Any = None,
         *,
+        names: Mapping[str, str | Sequence[str]] | None = None,
         validation: tuple[Any, Any] | None = None,
         checkpoint_path: str | os.PathLike[str] | None = None,
         checkpoint_seconds: float = 300.0,
         resume: bool = False,
         after_epoch: Callable[[int, loop.History], object] | None = None,
     ) -> Self:
-        """Train on features and labels.
+        """Train on texts or features, and labels.
 
         Parameters
         ----------
-        X : (n, F) SciPy CSR matrix or dense array
-            A dense array may have any float dtype and may be memory-mapped (``np.load(..., mmap_mode="r")``). X is
-            never copied as a whole. Rows without features are allowed.
-        y : (n, L) SciPy CSR matrix
-            Nonzero entries are labels (a dense 0/1 matrix is accepted, too). Rows without labels are allowed. A single
-            column is one label, not class ids: it has 0 and 1, or two other numbers, of which the larger is the label.
+        X : (n, F) SciPy CSR matrix or dense array, or sequence of n texts
+            A dense array may have any float dtype and may be memory-mapped (``np.load(..., mmap_mode="r")``); features
+            are never copied as a whole. Rows without features, and empty texts, are allowed.
+        y : label matrix, classes or lists of label names
+            (n, L) SciPy sparse or dense matrix: nonzero entries are labels. 1-D array or sequence of n numbers or
+            strings: one class per row. Sequence of n lists of str: the names of any number of labels. Rows without
+            labels are allowed in a matrix and in lists.
+        sample_weight : (n,) array, optional
+            Weights of the rows, at least 0: factors of C. For a linear layer.
+        names : dict, optional
+            If y has label names: {label: name, or [name, synonym, ...]}. With texts, the names are training points if
+            `name_points` is set. Labels that y does not contain can then be predicted, too. By default, a label is its
+            own name, unless it is a URI.
         validation : pair (X, y), optional
             For a linear layer it decides on C, slack and frequency. For a network it decides, by P@3, on the learning
-            rate, the early stop, and the epoch whose weights are kept.
+            rate, the early stop, and the epoch whose weights are kept. For both it is the data of the calibration.
         checkpoint_path : path, optional
             File to which a checkpoint is written after each epoch, every `checkpoint_seconds`, and on Ctrl-C. Without
             `resume` it must not exist yet.
@@ -383,33 +457,37 @@ class Classifier(LinearArchitecture, NetworkArchitecture, ClassifierInputs, Clas
             Ctrl-C, after the current step and its checkpoint. The network then has its last weights.
         """
         self._check_params()
-        if validation is not None:
-            validation = check.pair("validation", validation, "(X, y)")
-        names, others = feature_names(X), None if validation is None else feature_names(validation[0])
-        if not (names is None or others is None or list(names) == list(others)):
-            raise ValueError(f"validation: {names_differ_message(set(names), set(others))}")
-        X, y = checked_features("X", X), checked_labels("y", y, two_classes=True)  # noqa: N806
-        validation, rows = split(X, y, validation, self.validation_fraction, self.seed)
-        is_dense, device = not scipy.sparse.issparse(X), resolve_device(self.device)
-        new = copy.copy(self)  # a refused fit leaves `self` unchanged
-        new.architecture_, new._fitted_params = self._resolved_architecture(is_dense), self._json_params()
-        new.n_features_in_, new.n_labels_ = X.shape[1], y.shape[1]
-        new.is_dense_, new.device_ = is_dense, device
-        new.n_points_, new.label_names_, new.data_ = len(rows), None, None
-        new.label_counts_ = np.bincount(y[rows].indices, minlength=y.shape[1])
-        for name in ("feature_names_in_", "C_", "slack_", "frequency_", "trials_"):
-            vars(new).pop(name, None)
-        if names is not None:
-            new.feature_names_in_ = names
-        prepare = new._linear_training if new.architecture_ == "linear" else new._network_training
         self._check_checkpoint_path(checkpoint_path, resume, checkpoint_seconds)
-        training = prepare(X, y, validation, rows)
+        new = copy.copy(self)  # a refused fit leaves `self` unchanged
+        for name in FITTED:
+            vars(new).pop(name, None)
+        new._target_form, new.device_, new.data_ = form_of(y), resolve_device(self.device), None
+        X, y, validation = new._inputs(X, y, names, validation)  # noqa: N806
+        weights = checked_weights(sample_weight, X.shape[0])
+        validation, rows = split(X, y, validation, self.validation_fraction, self.seed)
+        is_dense = not scipy.sparse.issparse(X)
+        new.architecture_, new._fitted_params = self._resolved_architecture(is_dense), self._json_params()
+        if weights is not None and new.architecture_ != "linear":
+            raise ValueError("sample_weight must be None for architecture='network'; repeat rows instead")
+        new.n_features_in_, new.n_labels_, new.is_dense_ = X.shape[1], y.shape[1], is_dense
+        new.n_points_, new.label_counts_ = len(rows), np.bincount(y[rows].indices, minlength=y.shape[1])
         parts = [(X, y)] if validation is None else [(X, y), validation]
+        X, y, rows = new._with_name_points(X, y, rows)  # noqa: N806
+        start = self if self.warm_start and self._can_continue(new) else None
+        prepare = new._linear_training if new.architecture_ == "linear" else new._network_training
+        training = prepare(X, y, validation, rows, weights, start)
         save = self._set_up_checkpoints(training, checkpoint_path, resume, parts)
         new.history_, new.network_ = training.history, training.network
         with self._replaced_by(new):
             training.run(save=save, save_seconds=checkpoint_seconds, progress=self.progress, after_epoch=after_epoch)
+        if self.calibration:
+            self._calibrate_after(training, y, validation)
         return self
+
+    def _can_continue(self, new):
+        """Whether another `fit` can start from the weights of this model."""
+        names = "architecture_", "n_features_in_", "n_labels_", "is_dense_"
+        return self.__sklearn_is_fitted__() and all(getattr(self, name) == getattr(new, name) for name in names)
 
     def _resolved_architecture(self, is_dense):
         """'linear' or 'network'; ValueError if the features or a changed parameter do not fit it."""
@@ -441,136 +519,6 @@ class Classifier(LinearArchitecture, NetworkArchitecture, ClassifierInputs, Clas
             if self.progress:
                 print(plan, file=sys.stderr)
 
-    def top_k(self, X: Any, k: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Return the k best labels of each row.
-
-        X is processed in batches: apart from the result, memory does not depend on n.
-
-        Parameters
-        ----------
-        X : (n, F) SciPy CSR matrix or dense array
-            As in `fit`.
-        k : int, optional
-            At most L. By default 5, or L if that is smaller.
-
-        Returns
-        -------
-        scores : (n, k) float32
-            NumPy, descending. For a linear layer those of `rerank`: a label that moved up gets the score of the label
-            before it.
-        ids : (n, k) int32
-            NumPy; labels, best first.
-
-        Raises
-        ------
-        TypeError, ValueError
-            The model is not fitted yet; X of another kind or width than in `fit`, or not finite; k out of range.
-        """
-        self._check_fitted()
-        k = min(5, self.n_labels_) if k is None else k
-        return self._top_k(self._features(X), k)
-
-    def _top_k(self, x, k):
-        """`top_k` of checked features."""
-        check.integer("k", k, 1, self.n_labels_, f" (n_labels = {self.n_labels_})")
-        return self._top_k_with(self.network_, x, k)
-
-    def _top_k_with(self, network, x, k):
-        batch_size = linear.ROWS_PER_PREDICTION if isinstance(network, linear.LinearModel) else self.batch_size
-        return loop.top_k(network, x.shape[0], lambda rows: self._batch(x, rows), k, batch_size)
-
-    def predict(self, X: Any, k: int | None = None) -> np.ndarray:
-        """Return the ids of the k best labels of each row, see `top_k`.
-
-        Parameters
-        ----------
-        X : (n, F) SciPy CSR matrix or dense array
-            As in `fit`.
-        k : int, optional
-            At most L. By default 5, or L if that is smaller.
-
-        Returns
-        -------
-        ids : (n, k) int32
-            NumPy; labels, best first.
-
-        Raises
-        ------
-        TypeError, ValueError
-            The model is not fitted yet; X of another kind or width than in `fit`, or not finite; k out of range.
-        """
-        return self.top_k(X, k)[1]
-
-    def evaluate(self, X: Any, y: Any, ks: Sequence[int] | None = None) -> dict[str, float]:
-        """Return P@k, nDCG@k, recall R@k and propensity-scored PSP@k, and the seconds that prediction took.
-
-        Parameters
-        ----------
-        X : (n, F) SciPy CSR matrix or dense array
-            As in `fit`.
-        y : (n, L) SciPy CSR matrix
-            As in `fit`.
-        ks : sequence of int, optional
-            By default 1, 3 and 5, as far as there are enough labels.
-
-        Returns
-        -------
-        metrics : dict
-            'P@1' and so on, in [0, 1]; 'seconds'. PSP@k requires a fit on at least three points.
-
-        Raises
-        ------
-        TypeError, ValueError
-            The model is not fitted yet; X of another kind or width than in `fit`, or not finite; y of another shape; a
-            k out of range.
-        """
-        self._check_fitted()
-        if ks is None:
-            ks = possible_ks(self.n_labels_)
-        else:
-            ks = [check.integer("ks", k, 1, self.n_labels_) for k in check.sequence("ks", ks, "integers")]
-            check.integer("the number of ks", len(ks), 1)
-        X, y = self._pair(X, y)
-        return self._evaluate_with(self.network_, X, y, ks)
-
-    def _pair(self, x, y):
-        """Checked features and labels; ValueError unless they fit each other and the model."""
-        x, y = self._features(x), checked_labels("y", y)
-        if y.shape != (x.shape[0], self.n_labels_):
-            raise ValueError(f"y must have shape ({x.shape[0]}, {self.n_labels_}), got {y.shape}")
-        return x, y
-
-    def _evaluate_with(self, network, x, y, ks):
-        start = time.perf_counter()
-        ids = self._top_k_with(network, x, max(ks))[1]
-        seconds = time.perf_counter() - start
-        propensity = metrics.propensities(self.label_counts_, self.n_points_) if self.n_points_ > 2 else None
-        return metrics_at_k(ids, y, ks, propensity) | {"seconds": seconds}
-
-    def score(self, X: Any, y: Any) -> float:
-        """Return P@1, the share of the rows whose best label is correct.
-
-        Parameters
-        ----------
-        X : (n, F) SciPy CSR matrix or dense array
-            As in `fit`.
-        y : (n, L) SciPy CSR matrix
-            As in `fit`.
-
-        Returns
-        -------
-        p : float
-            In [0, 1].
-
-        Raises
-        ------
-        TypeError, ValueError
-            The model is not fitted yet; X of another kind or width than in `fit`, or not finite; y of another shape.
-        """
-        self._check_fitted()
-        X, y = self._pair(X, y)  # noqa: N806
-        return metrics.precision_at_k(self._top_k(X, 1)[1], y, 1)
-
     def save(self, path: str | os.PathLike[str], label_names: Sequence[str] | None = None) -> None:
         """Write the fitted model to a safetensors file, which appears, or is replaced, only when it is complete.
 
@@ -578,7 +526,7 @@ class Classifier(LinearArchitecture, NetworkArchitecture, ClassifierInputs, Clas
         ----------
         path : str or path
         label_names : sequence of str, optional
-            One name per label, stored with the model. By default the names that the model was loaded with.
+            One name per label, stored with the model. By default `label_names_`.
 
         Raises
         ------

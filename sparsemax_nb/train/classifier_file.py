@@ -3,8 +3,10 @@
 import numpy as np
 
 from ..core import check, description
-from ..data import Tfidf
+from ..data import TextVectorizer, Tfidf, vectorizer
 from . import linear
+from .calibration import Calibration
+from .classifier_targets import CLASS_KINDS, FORMS, MATRIX, object_array
 from .estimator import DATA_DESCRIPTION
 
 ARCHITECTURES = "linear", "network"
@@ -21,7 +23,17 @@ DESCRIPTION = description.record(
     is_dense=description.boolean,
     label_names=description.optional(description.list_of(description.text)),
     tfidf=description.boolean,
+    vectorizer=description.optional(vectorizer.DESCRIPTION),
+    targets=description.record(
+        form=description.text,
+        dtype=description.optional(description.text),
+        classes=description.optional(description.list_of(description.text_or_number)),
+        classes_dtype=description.text,
+    ),
+    threshold=description.optional(description.number(0, 1)),
+    limit=description.optional(description.integer(1)),
     feature_names=description.optional(description.list_of(description.text)),
+    calibrated=description.boolean,
     data=DATA_DESCRIPTION,
 )
 
@@ -31,7 +43,11 @@ class ClassifierFile:
 
     def _state(self):
         """(arrays, description) of the model without its network's parameters, which the estimator adds."""
-        arrays = {"label_counts": self.label_counts_}
+        arrays = {"label_counts": self.label_counts_, "name_counts": self.name_counts_}
+        if self.vectorizer_ is not None:
+            arrays |= self.vectorizer_._arrays()
+        if self.calibration_ is not None:
+            arrays |= self.calibration_.arrays()
         if (pairs := getattr(self.network_, "pairs", None)) is not None:
             arrays |= linear.pairs_to_arrays(pairs)
         if self.tfidf_ is not None:
@@ -45,6 +61,16 @@ class ClassifierFile:
             "tfidf": self.tfidf_ is not None,
             "feature_names": list(self.feature_names_in_) if hasattr(self, "feature_names_in_") else None,
             "label_names": self.label_names_,
+            "vectorizer": None if self.vectorizer_ is None else self.vectorizer_._description(),
+            "targets": {
+                "form": self._target_form,
+                "dtype": None if self._target_dtype is None else str(self._target_dtype),
+                "classes": None if self._target_form == MATRIX else self.classes_.tolist(),
+                "classes_dtype": str(self.classes_.dtype),
+            },
+            "calibrated": self.calibration_ is not None,
+            "threshold": getattr(self, "threshold_", None),
+            "limit": getattr(self, "limit_", None),
         }
         return arrays, about
 
@@ -57,6 +83,17 @@ class ClassifierFile:
             raise ValueError(f"label_names must have {self.n_labels_} names, got {len(self.label_names_)}")
         self.label_counts_ = check.array("label_counts", arrays["label_counts"], np.int64, (self.n_labels_,))
         check.in_range("label_counts", self.label_counts_, self.n_points_ + 1)
+        self.name_counts_ = check.array("name_counts", arrays["name_counts"], np.int64, (self.n_labels_,))
+        check.in_range("name_counts", self.name_counts_, 2**31)
+        self._restore_targets(about["targets"])
+        self.vectorizer_ = self.calibration_ = None
+        if about["vectorizer"] is not None:
+            self.vectorizer_ = TextVectorizer._from_arrays(arrays, about["vectorizer"])
+            if self.vectorizer_.n_features_ != self.n_features_in_:
+                raise ValueError(f"text.idf must have {self.n_features_in_} features")
+        if about["calibrated"]:
+            self.calibration_ = Calibration.from_arrays(arrays)
+            self.threshold_, self.limit_ = check.number("threshold", about["threshold"], 0, 1), about["limit"]
         names, self.tfidf_ = about["feature_names"], None
         if names is not None:
             if len(names) != self.n_features_in_:
@@ -69,3 +106,17 @@ class ClassifierFile:
         self.architecture_ = check.choice("architecture", about["architecture"], ARCHITECTURES)
         restore = self._restore_linear if self.architecture_ == "linear" else self._restore_network
         restore(arrays, about, device)
+
+    def _restore_targets(self, about):
+        """Set the form of the targets and `classes_` from the contents of a file."""
+        self._target_form = check.choice("targets.form", about["form"], FORMS)
+        self._target_dtype = None if about["dtype"] is None else np.dtype(about["dtype"])
+        if self._target_form == MATRIX:
+            if self._target_dtype is not None and self._target_dtype.kind not in "biuf":
+                raise ValueError(f"targets.dtype must be a type of numbers, got {self._target_dtype}")
+            self.classes_ = np.arange(self.n_labels_)
+            return
+        dtype, classes = np.dtype(about["classes_dtype"]), about["classes"]
+        if dtype.kind not in CLASS_KINDS or len(classes) != self.n_labels_ or len(set(classes)) < self.n_labels_:
+            raise ValueError(f"targets.classes must be {self.n_labels_} different classes")
+        self.classes_ = object_array(classes) if dtype.kind == "O" else np.array(classes, dtype)

@@ -1,4 +1,4 @@
-"""Input checks of `Classifier`: features, labels, column names."""
+"""Input checks of `Classifier`: features, texts, column names."""
 
 import sys
 import warnings
@@ -7,8 +7,9 @@ import numpy as np
 import scipy.sparse
 
 from ..core import check, sparse
-from ..data import Tfidf
+from ..data import TextVectorizer, Tfidf
 from ..data.tfidf import first_non_count
+from .classifier_targets import MATRIX, NAMES, checked_names, encode, is_uri
 
 
 def feature_names(x):
@@ -60,47 +61,95 @@ def checked_features(name, x):
     return x
 
 
-def checked_labels(name, y, two_classes=False):
-    """(n, L) labels as canonical CSR, with float32 ones where an entry is nonzero.
-
-    Class ids in a single column are refused. With `two_classes` it may have two numbers, the larger of which is the
-    label.
-    """
-    if y is None:
-        raise ValueError("Classifier requires y to be passed, but the target y is None")
-    is_sparse = scipy.sparse.issparse(y)
-    if is_sparse and y.ndim != 2:
-        raise ValueError(f"{name} must be a matrix, got shape {y.shape}")
-    if is_sparse and y.shape[1] != 1:
-        return sparse.as_ones(name, y)
-    rule = f"{name} must be a SciPy sparse matrix, or a 0/1 matrix with one row per point and one column per label"
-    fix = "convert lists of label ids with scikit-learn's MultiLabelBinarizer(sparse_output=True)"
-    try:
-        y = sparse.valid_csr(name, y).toarray() if is_sparse else np.asarray(y)
-        if y.ndim != 2:
-            raise ValueError(f"got shape {y.shape}")
-        if y.dtype.kind == "c":
-            raise ValueError(f"got {y.dtype}")
-        y = y.astype(np.float32)
-        other = y[(y != 0) & (y != 1)]
-        if other.size and y.shape[1] == 1:
-            fix = "convert one class id per row with scikit-learn's LabelBinarizer(sparse_output=True)"
-            numbers = np.unique(y)
-            if two_classes and len(numbers) == 2:
-                return scipy.sparse.csr_matrix(y == numbers[1], dtype=np.float32)
-            raise ValueError(f"got one column with {other[0]:g} in it")
-        if other.size:
-            raise ValueError(f"got {other[0]:g} in it")
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{rule}, {error}; {fix}") from error
-    return sparse.as_ones(name, scipy.sparse.csr_matrix(y))
+def are_texts(x):
+    """Whether features are a sequence of texts: a list, tuple, array or Series whose first element is a str."""
+    if scipy.sparse.issparse(x) or hasattr(x, "columns") or not hasattr(x, "__iter__"):
+        return False
+    if isinstance(x, np.ndarray) and (x.ndim != 1 or x.dtype.kind not in "UO"):
+        return False
+    return isinstance(next(iter(x), None), str)
 
 
 class ClassifierInputs:
-    """Mixin of `Classifier` that checks features, and converts them to batches for the model."""
+    """Mixin of `Classifier` that checks texts and features, and converts them to batches for the model."""
+
+    def _new_vectorizer(self):
+        return TextVectorizer(word_pairs=self.word_pairs, char_ngrams=self.char_ngrams, hash_bits=self.hash_bits)
+
+    def _inputs(self, x, y, names, validation):
+        """Features and labels of the fit, and of the validation or None, as matrices; sets what describes them."""
+        if validation is not None:
+            validation = check.pair("validation", validation, "(X, y)")
+        self.vectorizer_, self.name_counts_, self._name_points = None, None, None
+        names = {} if names is None else checked_names(names)
+        if names and self._target_form != NAMES:
+            raise ValueError("names must be None unless y has lists of label names")
+        self._target_dtype = None
+        if self._target_form == MATRIX and not scipy.sparse.issparse(y):
+            self._target_dtype = np.asarray(y).dtype
+        y, self.classes_ = encode("y", y, self._target_form, list(names) or getattr(self, "_first_classes", None))
+        self.label_names_, labels = None, self.classes_.tolist()
+        if self._target_form == NAMES:
+            self.label_names_ = [(names.get(label) or [label])[0] for label in labels]
+        if are_texts(x):
+            if validation is not None:
+                validation = check.sequence("validation X", list(validation[0]), "texts"), validation[1]
+            self.vectorizer_ = self._new_vectorizer()
+            x = self.vectorizer_.fit_transform(x)
+            if self._target_form == NAMES:
+                self._name_points = self._points_of_names(enumerate(labels), names)
+                self.vectorizer_.extend([name for _, name in self._name_points])
+                x.resize(x.shape[0], self.vectorizer_.n_features_)
+        else:
+            columns = feature_names(x)
+            others = None if validation is None else feature_names(validation[0])
+            if not (columns is None or others is None or list(columns) == list(others)):
+                raise ValueError(f"validation: {names_differ_message(set(columns), set(others))}")
+            if columns is not None:
+                self.feature_names_in_ = columns
+            x = checked_features("X", x)
+        if validation is not None:
+            other_x, other_y = validation
+            other_x = self.vectorizer_.transform(other_x) if self.vectorizer_ is not None else other_x
+            known = None if self._target_form == MATRIX else self.classes_
+            other_y = encode("validation y", other_y, self._target_form, known)[0]
+            if self._target_form != MATRIX:  # names that only the validation has
+                other_y = other_y[:, : len(self.classes_)]
+            validation = other_x, other_y
+        return x, y, validation
+
+    def _points_of_names(self, labels, names):
+        """(id, name) of each name of the labels (id, label) that is a training point."""
+        if not self.name_points:
+            return []
+        return [(i, name) for i, label in labels for name in names.get(label, [] if is_uri(label) else [label])]
+
+    def _with_name_points(self, x, y, rows):
+        """Features, labels and the ids of the training rows, with one row per name of a label at the end."""
+        self.name_counts_ = np.zeros(y.shape[1], np.int64)
+        if not self._name_points:
+            return x, y, rows
+        labels, texts = zip(*self._name_points, strict=True)
+        named = self.vectorizer_.transform(texts)
+        known = np.diff(named.indptr) > 0
+        named, labels = named[known], np.array(labels)[known]
+        self.name_counts_ += np.bincount(labels, minlength=y.shape[1])
+        of_names = scipy.sparse.csr_matrix(
+            (np.ones(len(labels), np.float32), labels, np.arange(len(labels) + 1)), shape=(len(labels), y.shape[1])
+        )
+        rows = np.concatenate([rows, x.shape[0] + np.arange(len(labels))])
+        return scipy.sparse.vstack([x, named], "csr"), scipy.sparse.vstack([y, of_names], "csr"), rows
 
     def _features(self, x):
         """Checked features, CSR or a dense array; TypeError or ValueError unless they are like those of the fit."""
+        if isinstance(x, (str, bytes)):
+            raise TypeError(f"X must be a sequence of texts, got the single text {check.shown(x)}; use [text]")
+        if self.vectorizer_ is not None:
+            if not are_texts(x) and not (hasattr(x, "__len__") and not scipy.sparse.issparse(x) and len(x) == 0):
+                raise TypeError(f"X must be a sequence of texts as in fit, got {type(x).__name__}")
+            return self.vectorizer_.transform(x)
+        if are_texts(x):
+            raise TypeError("X must have features as in fit, got texts; use the model's own vectorizer before")
         names, x = feature_names(x), checked_features("X", x)
         if hasattr(self, "n_features_in_"):
             self._check_feature_names(names)
@@ -132,7 +181,7 @@ class ClassifierInputs:
 
         `validation` is a pair of features and labels, or None.
         """
-        if not self.tfidf:
+        if not self.tfidf or self.vectorizer_ is not None:
             return None
         if isinstance(self.tfidf, str) and (other := first_non_count(x)) is not None:
             if self.progress:

@@ -4,6 +4,7 @@ import copy
 import functools
 import math
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
@@ -13,10 +14,13 @@ from ..co_occurrence import max_pairs
 from ..core import check
 from ..core.connections import FeatureLists
 from ..core.device import to_numpy
-from ..feature_choice import extended_lists
+from ..feature_choice import INITIAL_BIAS, extended_lists, with_features, without_labels
+from ..linear import SparseLinear
 from . import linear, linear_settings
-from .classifier_inputs import checked_labels
+from .classifier_inputs import are_texts
+from .classifier_targets import MATRIX, NAMES, checked_names, checked_weights, encode, object_array
 from .estimator import CHANGEABLE_ON_RESUME, AvailableIf, SampledEstimator
+from .outputs import UNSEEN_SCORE
 from .validation import possible_ks
 
 #: Passes over the data if `epochs` is None.
@@ -33,23 +37,36 @@ class LinearArchitecture(SampledEstimator):
         lambda self: self.architecture != "network",
         "partial_fit is for a linear layer, not for architecture='network'",
     )
-    def partial_fit(self, X: Any, y: Any, classes: Any = None) -> Self:
+    def partial_fit(
+        self,
+        X: Any,
+        y: Any,
+        classes: Any = None,
+        sample_weight: Any = None,
+        *,
+        names: Mapping[str, str | Sequence[str]] | None = None,
+    ) -> Self:
         """Continue the training of a linear layer on new points, which may have new labels; the first call fits.
 
         It makes `epochs` passes over the new points, without a time budget. The earlier points are not needed. Their
         influence stays in the weights, but is no longer balanced against the new points: if old and new points
         contradict each other, pass the old ones again. Each label gets `features_per_point` more features per new
-        point, the most distinctive ones. TF-IDF, C, slack, frequency and co_occurrence stay the same. If there are new
-        labels, the label names are discarded.
+        point, the most distinctive ones. Words of new texts become features, and new labels follow the old ones in
+        `classes_`. The weights of the old features, C, slack, frequency, co_occurrence and the calibration stay the
+        same.
 
         Parameters
         ----------
-        X : (n, F) SciPy CSR matrix
+        X : (n, F) SciPy CSR matrix, or sequence of n texts
             As in `fit`.
-        y : (n, L or more) SciPy CSR matrix
-            As in `fit`; additional columns are new labels.
-        classes : object, optional
-            Ignored: the labels are the columns of y. For compatibility with scikit-learn.
+        y : label matrix, classes or lists of label names
+            In the form of the fit. Additional columns of a matrix, and unknown classes and names, are new labels.
+        classes : sequence, optional
+            In the first call, if y has one class per row: further classes, which y does not contain yet.
+        sample_weight : (n,) array, optional
+            As in `fit`.
+        names : dict, optional
+            Names of new labels, as in `fit`.
 
         Returns
         -------
@@ -62,37 +79,129 @@ class LinearArchitecture(SampledEstimator):
         TypeError
             X or y of a wrong type.
         ValueError
-            architecture='auto' selected a network; X of another width than in `fit`, or not finite; y with fewer labels
-            or of other points. The model is then unchanged.
+            architecture='auto' selected a network; X of another width than in `fit`, or not finite; y of another form,
+            with fewer columns, or of other points. The model is then unchanged.
+
+        Examples
+        --------
+        >>> from sparsemax_nb.train import Classifier
+        >>> texts, labels = ["old maps", "old books", "new maps"] * 9, [["map"], ["book"], ["map", "new"]] * 9
+        >>> model = Classifier(progress=False).fit(texts, labels)
+        >>> model.partial_fit(["a ship", "ships at sea"], [["ship"], ["ship"]]).classes_.tolist()
+        ['book', 'map', 'new', 'ship']
+        >>> model.predict(["the ship"])
+        [['ship']]
         """
         if not hasattr(self, self.fitted_attribute):
-            return self.fit(X, y)
+            self._first_classes = classes
+            try:
+                return self.fit(X, y, sample_weight, names=names)
+            finally:
+                del self._first_classes
         self._check_params()
         if self.architecture_ != "linear":
             raise ValueError("partial_fit needs architecture='linear'; fit a network again, or resume its training")
-        X, y = self._features(X), checked_labels("y", y)  # noqa: N806
-        if y.shape[0] != X.shape[0] or y.shape[1] < self.n_labels_:
-            raise ValueError(f"y must have {X.shape[0]} rows and at least {self.n_labels_} columns, got {y.shape}")
-        if not X.shape[0]:
-            raise ValueError("X and y must have at least one row, got 0")
         new = copy.copy(self)
-        new.n_points_, new.n_labels_ = self.n_points_ + X.shape[0], y.shape[1]
-        previous_counts = np.concatenate([self.label_counts_, np.zeros(y.shape[1] - self.n_labels_, np.int64)])
-        new.label_counts_ = previous_counts + np.bincount(y.indices, minlength=y.shape[1])
-        if self.label_names_ is not None and new.n_labels_ > self.n_labels_:
-            new.label_names_ = None
-        x, model = self._all_batches(X), self.network_
+        x, y, n_names = new._further_inputs(X, y, names)
+        if not x.shape[0]:
+            raise ValueError("X and y must have at least one row, got 0")
+        weights = checked_weights(sample_weight, x.shape[0] - n_names)
+        if weights is not None:
+            weights = np.append(weights, np.ones(n_names, np.float32))
+        previous = self.label_counts_ + self.name_counts_
+        previous = np.append(previous, np.zeros(y.shape[1] - self.n_labels_, np.int64))
+        points = new.label_counts_ + new.name_counts_
+        model = self.network_
         settings = self._linear_settings(self.C_, self.slack_, self.frequency_)
         settings = replace(settings, extra_features=0.0, co_occurrence=model.weight)
         lists = FeatureLists(*map(to_numpy, model.layer.arrays))
-        lists = extended_lists(lists, x, y, settings.features_per_point, settings.min_features, previous_counts)
-        pairs = None if model.pairs is None else model.pairs.extended(y)
-        training = linear.DualTraining(
-            x, y, settings, self.device_, lists=lists, n_points=new.label_counts_, pairs=pairs
+        lists = extended_lists(
+            with_features(lists, x.shape[1]), x, y, settings.features_per_point, settings.min_features, previous
         )
+        n = x.shape[0] - n_names
+        pairs = None if model.pairs is None else model.pairs.extended(y[:n])
+        training = linear.DualTraining(
+            x, y, settings, self.device_, lists=lists, n_points=points, pairs=pairs, sample_weight=weights,
+            n_names=n_names,
+        )  # fmt: skip
         new.history_, new.network_, new.data_ = training.history, training.network, None
         training.run(progress=self.progress)
         vars(self).update(vars(new))
+        return self
+
+    def _further_inputs(self, x, y, names):
+        """Features and labels of `partial_fit` with names of new labels at the end, and the number of these names.
+
+        Sets what describes the labels and features.
+        """
+        form, n_before = self._target_form, self.n_labels_
+        names = {} if names is None else checked_names(names)
+        known = None if form == MATRIX else self.classes_
+        if form == NAMES:
+            known = object_array(list(dict.fromkeys([*self.classes_.tolist(), *names])))
+        y, self.classes_ = encode("y", y, form, known)
+        new_labels = list(enumerate(self.classes_.tolist()))[n_before:]
+        points = []
+        if form == NAMES:
+            self.label_names_ = self.label_names_ + [(names.get(label) or [label])[0] for _, label in new_labels]
+            points = self._points_of_names(new_labels, names)
+        elif self.n_labels_ < y.shape[1]:
+            self.label_names_ = None
+        if self.vectorizer_ is not None and are_texts(x):
+            self.vectorizer_ = copy.copy(self.vectorizer_).extend(x)
+            self.vectorizer_.extend([name for _, name in points])
+            self.n_features_in_ = self.vectorizer_.n_features_
+        x = self._features(x)
+        if y.shape[0] != x.shape[0] or y.shape[1] < n_before:
+            raise ValueError(f"y must have {x.shape[0]} rows and at least {n_before} columns, got {y.shape}")
+        self.n_points_, self.n_labels_ = self.n_points_ + x.shape[0], y.shape[1]
+        more = self.n_labels_ - n_before
+        self.label_counts_ = np.pad(self.label_counts_, (0, more)) + np.bincount(y.indices, minlength=self.n_labels_)
+        self._name_points, name_counts = points, np.pad(self.name_counts_, (0, more))
+        n = x.shape[0]
+        x, y, _ = self._with_name_points(self._all_batches(x), y, np.arange(n))
+        n_names = int(self.name_counts_.sum())
+        self.name_counts_ = self.name_counts_ + name_counts
+        return x, y, n_names
+
+    def retire(self, labels: Sequence[Any]) -> Self:
+        """Remove labels from a linear layer: they are no longer predicted; the positions of the others do not change.
+
+        Their weights are removed, and their counts become 0. `partial_fit` with points of such a label learns it anew.
+
+        Parameters
+        ----------
+        labels : sequence of labels
+            Elements of `classes_`.
+
+        Returns
+        -------
+        self : Classifier
+
+        Raises
+        ------
+        TypeError, ValueError
+            The model is not fitted yet, or a network; an unknown label. The model is then unchanged.
+
+        Examples
+        --------
+        >>> from sparsemax_nb.train import Classifier
+        >>> texts, labels = ["old maps", "old books", "new maps"] * 9, [["map"], ["book"], ["map", "new"]] * 9
+        >>> model = Classifier(progress=False).fit(texts, labels).retire(["map"])
+        >>> model.predict(["a map"], k=3).tolist()
+        [['new', 'book', 'map']]
+        """
+        self._check_fitted()
+        if self.architecture_ != "linear":
+            raise ValueError("retire needs architecture='linear'")
+        ids, model = self._ids_of("labels", labels), self.network_
+        lists = without_labels(FeatureLists(*map(to_numpy, model.layer.arrays)), ids)
+        lists.bias[ids] = UNSEEN_SCORE
+        counts, name_counts = self.label_counts_.copy(), self.name_counts_.copy()
+        counts[ids] = name_counts[ids] = 0
+        layer = SparseLinear._from_lists(lists, self.device_)
+        self.network_ = linear.LinearModel(layer, model.prior, model.pairs, model.weight)
+        self.label_counts_, self.name_counts_ = counts, name_counts
         return self
 
     def _linear_settings(self, c, slack, frequency):
@@ -109,16 +218,22 @@ class LinearArchitecture(SampledEstimator):
             int(self.seed),
         )
 
-    def _linear_training(self, X, y, validation, rows):  # noqa: N803
-        """The `DualTraining` of a linear layer, after choosing C, slack and frequency if they are 'auto'."""
-        y = y[rows]
+    def _linear_training(self, X, y, validation, rows, weights, start):  # noqa: N803
+        """The `DualTraining` of a linear layer, after choosing C, slack and frequency if they are 'auto'.
+
+        The last rows, ``name_counts_.sum()`` of them, are names of labels. `weights` are those of the rows of X before
+        the names, or None. `start` is None, or a model whose weights are the initial ones.
+        """
+        y, n_names = y[rows], int(self.name_counts_.sum())
+        if weights is not None:
+            weights = np.append(weights, np.ones(n_names, np.float32))[rows]
         self._plan(
             linear.memory(
                 n_rows=len(rows),
                 n_features=X.shape[1],
                 n_labels=y.shape[1],
                 n_entries=X.nnz,
-                points=self.label_counts_,
+                points=self.label_counts_ + self.name_counts_,
                 features_per_point=self.features_per_point,
                 min_features=self.min_features,
                 extra_features=self.extra_features,
@@ -136,15 +251,31 @@ class LinearArchitecture(SampledEstimator):
         self.trials_ = []
         if wanted:
             held_out = None if validation is None else (self._all_batches(validation[0]), validation[1])
-            settings, self.trials_ = linear_settings.choose_settings(x, y, settings, wanted=wanted, validation=held_out)
+            settings, self.trials_ = linear_settings.choose_settings(
+                x, y, settings, wanted=wanted, validation=held_out, sample_weight=weights, n_names=n_names
+            )
         self.C_ = settings.C
         self.slack_ = settings.slack
         self.frequency_ = settings.frequency
         if wanted and self.progress:
             chosen = ", ".join(f"{name} = {getattr(self, name + '_'):g}" for name in wanted)
             print(f"sparsemax-nb: {chosen}, after {len(self.trials_)} trials", file=sys.stderr)
-        ks = possible_ks(y.shape[1])
-        training = linear.DualTraining(x, y, settings, self.device_, budget_seconds=self.budget_seconds)
+        ks, lists = possible_ks(y.shape[1]), None
+        if start is not None:
+            settings = replace(settings, extra_features=0.0)
+            lists = FeatureLists(*map(to_numpy, start.network_.layer.arrays))
+            lists = lists._replace(bias=np.full(y.shape[1], INITIAL_BIAS, np.float32))
+        training = linear.DualTraining(
+            x,
+            y,
+            settings,
+            self.device_,
+            lists=lists,
+            n_names=n_names,
+            budget_seconds=self.budget_seconds,
+            sample_weight=weights,
+            hold_out=self.calibration and validation is None,
+        )
         if validation is not None:
             training.validate = lambda: self._evaluate_with(training.network, *validation, ks)
         return training

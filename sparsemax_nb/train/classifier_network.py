@@ -118,11 +118,11 @@ class NetworkArchitecture(SampledEstimator):
     def _new_network(self, params):
         return Network(**params, dropout=self.dropout, word_dropout=self.word_dropout, seed=self.seed)
 
-    def _network_training(self, X, y, validation, rows):  # noqa: N803
-        """The `Training` of a new network."""
+    def _network_training(self, X, y, validation, rows, weights, start):  # noqa: N803
+        """The `Training` of a new network, or of one with the weights of the model `start`; `weights` is None."""
         params = self._network_params(X.shape[1], y.shape[1], self.is_dense_, self.device_)
         width = params["intermediate"] or params["embedding"] or X.shape[1]
-        counts = self.label_counts_
+        counts = self.label_counts_ + self.name_counts_
         self._check_network_sampler(y.shape[1], width, self.device_, counts)
         self._plan(
             Network.memory(
@@ -149,7 +149,9 @@ class NetworkArchitecture(SampledEstimator):
             _initial_bias(network.output.bias, counts, len(rows), self.loss)
         elif self.sampler != "none":
             network.output.negatives = Negatives(self._sampling(), network.output.weights, counts, self.seed)
-        network.output.rank_last(np.flatnonzero(self.label_counts_ == 0))
+        network.output.rank_last(np.flatnonzero(self.label_counts_ + self.name_counts_ == 0))
+        if start is not None:
+            network.set_parameters(start.network_.parameters)
         ks, adam = possible_ks(y.shape[1]), Adam(self.learning_rate)
         if not self.is_dense_:
             adam.scale_rate(network.hidden[0].table, self.embedding_lr_multiplier)
@@ -205,4 +207,4 @@ class NetworkArchitecture(SampledEstimator):
         arrays.check_shapes(Network.memory(**params).parameter_shapes)
         self.network_ = self._new_network(params)
         self.network_.set_parameters(arrays)
-        self.network_.output.rank_last(np.flatnonzero(self.label_counts_ == 0))
+        self.network_.output.rank_last(np.flatnonzero(self.label_counts_ + self.name_counts_ == 0))

@@ -86,6 +86,11 @@ class LinearModel:
 
     output_nbytes = nbytes
 
+    def with_offsets(self, offsets):
+        """The model with `offsets` (L,), NumPy, added to the scores in predictions."""
+        prior = asarray(offsets, self.device) if self.prior is None else self.prior + asarray(offsets, self.device)
+        return LinearModel(self.layer, prior, self.pairs, self.weight)
+
     def top_k(self, x, k):
         """The k best labels of each row of a SciPy CSR matrix: scores, ids (B, k)."""
         arrays, rows = self.layer.arrays, rows_of(x, self.device)

@@ -5,7 +5,8 @@ import scipy.sparse
 
 from .. import metrics
 from ..data.batches import shuffled
-from .classifier_inputs import checked_features, checked_labels
+from .classifier_inputs import checked_features
+from .classifier_targets import checked_labels
 
 #: Default values of k for the metrics.
 KS = (1, 3, 5)

@@ -1,0 +1,473 @@
+"""Predictions of `Classifier`: best labels, label sets, probabilities, metrics."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+
+from .. import metrics
+from ..core import check
+from . import linear, loop
+from .calibration import Calibration, choose_decision
+from .classifier_targets import CLASS, MATRIX, NAMES, encode, object_array
+from .estimator import SampledEstimator
+from .outputs import UNSEEN_SCORE
+from .validation import metrics_at_k, possible_ks
+
+#: Added to the scores of labels that may not be predicted. Scores below the limit stand for no label.
+FORBIDDEN, NO_LABEL = np.float32(-1e35), np.float32(-1e34)
+#: Factor of a score in its log-odds, about: for a linear layer and squared hinge, and for losses of log-odds.
+SLOPES = {"squared-hinge": 4.0, "bce": 1.0, "softmax": 1.0}
+#: Labels per row that are considered for a label set.
+CANDIDATES = 20
+#: Maximum bytes of a dense array of scores or probabilities.
+MAX_DENSE = 1 << 32
+#: Rows per batch where a network ranks all labels.
+ROWS_OF_ALL_LABELS = 16
+
+
+class ClassifierPredictions(SampledEstimator):
+    """Mixin of `Classifier` with the methods that predict."""
+
+    def top_k(
+        self,
+        X: Any,
+        k: int | None = None,
+        *,
+        allow: Sequence[Any] | None = None,
+        forbid: Sequence[Any] | None = None,
+        label_weights: Any = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the k best labels of each row.
+
+        X is processed in batches: apart from the result, memory does not depend on n.
+
+        Parameters
+        ----------
+        X : (n, F) SciPy CSR matrix or dense array, or sequence of n texts
+            As in `fit`.
+        k : int, optional
+            At most L. By default 5, or L if that is smaller.
+        allow, forbid : sequence of labels, optional
+            The labels (elements of `classes_`) that may, or may not, be predicted.
+        label_weights : (L,) array, dict or 'inverse-propensity', optional
+            Factors of the odds of the labels, at least 0; a dict gives those that are not 1. 'inverse-propensity' is
+            ``1 / propensities(label_counts_, n_points_)``, which favors rare labels. A score gets
+            ``log(weight) / slope``; the slope is 4, or 1 for a network with loss='bce' or 'softmax'.
+
+        Returns
+        -------
+        scores : (n, k) float32
+            NumPy, descending. For a linear layer those of `rerank`: a label that moved up gets the score of the label
+            before it.
+        ids : (n, k) int32
+            NumPy; positions in `classes_`, best first. If fewer labels are allowed, the rest is -1, with the score -inf.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The model is not fitted yet; X of another kind or width than in `fit`, or not finite; k out of range; an
+            unknown label; weights that are negative or not finite.
+        """
+        self._check_fitted()
+        k = min(5, self.n_labels_) if k is None else k
+        return self._top_k(self._features(X), k, self._offsets(allow, forbid, label_weights))
+
+    def _top_k(self, x, k, offsets=None):
+        """`top_k` of checked features."""
+        check.integer("k", k, 1, self.n_labels_, f" (n_labels = {self.n_labels_})")
+        return self._top_k_with(self.network_, x, k, offsets)
+
+    def _top_k_with(self, network, x, k, offsets=None):
+        is_linear = isinstance(network, linear.LinearModel)
+        batch_size = linear.ROWS_PER_PREDICTION if is_linear else self.batch_size
+        if offsets is None:
+            return loop.top_k(network, x.shape[0], lambda rows: self._batch(x, rows), k, batch_size)
+        if is_linear:
+            scores, ids = loop.top_k(
+                network.with_offsets(offsets), x.shape[0], lambda rows: self._batch(x, rows), k, batch_size
+            )
+        else:
+            scores, ids = np.empty((x.shape[0], k), np.float32), np.empty((x.shape[0], k), np.int32)
+            for first in range(0, x.shape[0], ROWS_OF_ALL_LABELS):
+                rows = slice(first, min(first + ROWS_OF_ALL_LABELS, x.shape[0]))
+                all_scores, all_ids = loop.top_k(
+                    network, rows.stop - first, lambda part, rows=rows: self._batch(x, rows), self.n_labels_, batch_size
+                )
+                all_scores += offsets[all_ids]
+                best = np.lexsort((all_ids, -all_scores))[:, :k]
+                scores[rows] = np.take_along_axis(all_scores, best, 1)
+                ids[rows] = np.take_along_axis(all_ids, best, 1)
+        missing = scores < NO_LABEL
+        scores[missing], ids[missing] = -np.inf, -1
+        return scores, ids
+
+    def _offsets(self, allow, forbid, label_weights):
+        """What is added to the scores, (L,) float32, or None."""
+        if allow is None and forbid is None and label_weights is None:
+            return None
+        offsets = np.zeros(self.n_labels_, np.float32)
+        if label_weights is not None:
+            weights = self._label_weights(label_weights)
+            with np.errstate(divide="ignore"):
+                offsets += (np.log(weights) / self._slope).astype(np.float32)
+        if allow is not None:
+            forbidden = np.ones(self.n_labels_, bool)
+            forbidden[self._ids_of("allow", allow)] = False
+            offsets[forbidden] = FORBIDDEN
+        if forbid is not None:
+            offsets[self._ids_of("forbid", forbid)] = FORBIDDEN
+        return np.maximum(offsets, FORBIDDEN)
+
+    _slope = property(lambda self: 4.0 if self.architecture_ == "linear" else SLOPES[self.loss])
+
+    def _label_weights(self, weights):
+        """Weights of the labels, (L,) float64."""
+        if isinstance(weights, str):
+            check.choice("label_weights", weights, ("inverse-propensity",))
+            return 1 / metrics.propensities(self.label_counts_, max(self.n_points_, 3))
+        if isinstance(weights, Mapping):
+            values = np.ones(self.n_labels_)
+            values[self._ids_of("label_weights", list(weights))] = list(weights.values())
+            weights = values
+        return check.nonnegative("label_weights", weights, self.n_labels_).astype(np.float64)
+
+    def _ids_of(self, name, labels):
+        """Positions of labels in `classes_`; ValueError for an unknown one."""
+        if isinstance(labels, (str, bytes)) or not hasattr(labels, "__iter__"):
+            raise TypeError(f"{name} must be a sequence of labels, got {check.shown(labels)}")
+        known = {label: i for i, label in enumerate(self.classes_.tolist())}
+        labels = labels.tolist() if isinstance(labels, np.ndarray) else list(labels)
+        for label in labels:
+            if label not in known:
+                raise ValueError(f"{name} must contain labels of the model, got {check.shown(label)}")
+        return np.array([known[label] for label in labels], np.int64)
+
+    # ------------------------------------------------------------ label sets
+
+    def predict(
+        self,
+        X: Any,
+        k: int | None = None,
+        *,
+        threshold: float | None = None,
+        limit: int | None = None,
+        allow: Sequence[Any] | None = None,
+        forbid: Sequence[Any] | None = None,
+        label_weights: Any = None,
+    ) -> Any:
+        """Return the predicted label set of each row, in the form of y in `fit`; or, with k, its k best labels.
+
+        The set consists of the best labels with a probability of at least `threshold`, at most `limit` of them. By
+        default these are `threshold_` and `limit_`, which were chosen on held-out points. A model that is not
+        calibrated predicts the labels with a score of at least 0; with loss='softmax', the best label.
+
+        Parameters
+        ----------
+        X : (n, F) SciPy CSR matrix or dense array, or sequence of n texts
+            As in `fit`.
+        k : int, optional
+            Number of labels; not together with `threshold` or `limit`.
+        threshold : float, optional
+            In [0, 1].
+        limit : int, optional
+            At least 1.
+        allow, forbid, label_weights : optional
+            As in `top_k`. They decide which labels are the best; the threshold applies to the unweighted probability.
+
+        Returns
+        -------
+        labels : array, CSR matrix or list
+            If y had one class per row: (n,) classes. If it had lists of label names: a list of lists of names, best
+            first. If it was a matrix: (n, L), CSR float32 if it was sparse, else a dense array of its dtype.
+            With k: (n, k) labels (elements of `classes_`), best first; for a matrix int32 ids.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As for `top_k`; threshold or limit out of range, or together with k; a threshold without calibration.
+
+        Examples
+        --------
+        >>> from sparsemax_nb.train import Classifier
+        >>> texts, labels = ["old maps", "old books", "new maps"] * 9, [["map"], ["book"], ["map", "new"]] * 9
+        >>> model = Classifier(progress=False).fit(texts, labels)
+        >>> model.predict(["a map", "books"])
+        [['map'], ['book']]
+        >>> model.predict(["a map"], k=2, forbid=["map"]).tolist()
+        [['book', 'new']]
+        """
+        self._check_fitted()
+        x, offsets = self._features(X), self._offsets(allow, forbid, label_weights)
+        if k is not None:
+            if threshold is not None or limit is not None:
+                raise ValueError("k and threshold or limit must not be given together")
+            ids = self._top_k(x, k, offsets)[1]
+            return ids if self._target_form == MATRIX else self._classes_at(ids)
+        if self._target_form == CLASS:
+            ids = self._top_k(x, 1, offsets)[1]
+            if (ids < 0).any():
+                raise ValueError("allow and forbid must leave at least one class")
+            return self.classes_[ids[:, 0]]
+        scores, ids = self._top_k(x, min(CANDIDATES, self.n_labels_), offsets)
+        chosen = self._chosen(x, scores, ids, offsets, threshold, limit)
+        if self._target_form == NAMES:
+            return [self.classes_[row[mask]].tolist() for row, mask in zip(ids, chosen, strict=True)]
+        return self._indicator(ids, chosen)
+
+    def _chosen(self, x, scores, ids, offsets, threshold, limit):
+        """(n, k) bool: the labels of a top-k that belong to the set."""
+        limit = self.limit_ if limit is None else check.integer("limit", limit, 1)
+        plain = scores if offsets is None else scores - offsets[np.maximum(ids, 0)]
+        if self.calibration_ is None:
+            if threshold is not None:
+                raise ValueError(
+                    "threshold needs calibrated probabilities; fit with a validation set, or call calibrate(X, y)"
+                )
+            chosen = plain >= 0
+            if self.architecture_ != "linear" and self.loss == "softmax":
+                chosen = np.arange(ids.shape[1])[None] < np.ones((len(ids), 1))
+        else:
+            threshold = self.threshold_ if threshold is None else check.number("threshold", threshold, 0, 1)
+            chosen = self._probabilities(plain, ids) >= threshold
+        chosen &= (ids >= 0) & (plain > UNSEEN_SCORE / 2)
+        return chosen & (np.cumsum(chosen, 1) <= (limit or self.n_labels_))
+
+    def _indicator(self, ids, chosen):
+        """The label sets as a matrix like y in `fit`."""
+        indptr = np.concatenate([[0], np.cumsum(chosen.sum(1))])
+        labels = scipy.sparse.csr_matrix(
+            (np.ones(indptr[-1], np.float32), ids[chosen], indptr), shape=(len(ids), self.n_labels_)
+        )
+        labels.sort_indices()
+        return labels if self._target_dtype is None else labels.toarray().astype(self._target_dtype)
+
+    def _classes_at(self, ids):
+        """`classes_` of ids; None where an id is -1."""
+        if (ids >= 0).all():
+            return self.classes_[ids]
+        found = object_array(self.classes_.tolist())[ids]
+        found[ids < 0] = None
+        return found
+
+    # ------------------------------------------------------------ probabilities
+
+    def calibrate(self, X: Any, y: Any) -> Any:
+        """Learn probabilities, and choose `threshold_` and `limit_`, on points that the model was not trained on.
+
+        `fit` does this itself: a linear layer on points whose influence it removes from a copy, a network on the
+        validation points.
+
+        Parameters
+        ----------
+        X : (n, F) SciPy CSR matrix or dense array, or sequence of n texts
+            As in `fit`.
+        y : label matrix, classes or lists of label names
+            As in `fit`.
+
+        Returns
+        -------
+        self : Classifier
+
+        Raises
+        ------
+        TypeError, ValueError
+            The model is not fitted yet; X or y invalid; no point has a label.
+        """
+        self._check_fitted()
+        x, labels = self._pair(X, y)
+        if not labels.nnz:
+            raise ValueError("y must have at least one label")
+        self._calibrate(*self._top_k(x, min(CANDIDATES, self.n_labels_)), labels)
+        return self
+
+    def _calibrate(self, scores, ids, labels):
+        """Set the calibration from held-out scores and ids (n, k) and the true labels."""
+        self.calibration_ = Calibration.fit(scores, ids, labels, self._counts_of_all(labels.shape[1]))
+        probabilities = self._probabilities(scores, ids)
+        self.threshold_, self.limit_ = choose_decision(probabilities, ids, labels, self.threshold)
+
+    def predict_proba(self, X: Any, k: int | None = None) -> Any:
+        """Return the calibrated probability that a label is right, for all labels or for the k best.
+
+        Parameters
+        ----------
+        X : (n, F) SciPy CSR matrix or dense array, or sequence of n texts
+            As in `fit`.
+        k : int, optional
+            Return a sparse matrix with the k best labels of each row. Without it all L labels are ranked, and stored.
+
+        Returns
+        -------
+        probabilities : (n, L) float32
+            In [0, 1]; a dense array, with `k` a CSR matrix. Labels are independent, except if y had one class per row:
+            then a row of the dense array sums to 1.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As for `top_k`; no calibration (a network fitted without validation points); more than 4 GiB without `k`.
+        """
+        self._check_fitted()
+        if self.calibration_ is None:
+            raise ValueError("predict_proba needs calibration; fit with a validation set, or call calibrate(X, y)")
+        x = self._features(X)
+        if k is None:
+            dense = self._dense(x, lambda scores, ids: self._probabilities(scores, ids))
+            if self._target_form == CLASS:
+                totals = dense.sum(1, keepdims=True)
+                dense = np.where(totals > 0, dense / np.where(totals > 0, totals, 1), np.float32(1 / self.n_labels_))
+            return dense
+        scores, ids = self._top_k(x, k)
+        probabilities, indptr = self._probabilities(scores, ids), np.arange(len(ids) + 1) * k
+        found = scipy.sparse.csr_matrix((probabilities.ravel(), ids.ravel(), indptr), shape=(len(ids), self.n_labels_))
+        found.sort_indices()
+        return found
+
+    def _probabilities(self, scores, ids):
+        return self.calibration_.probabilities(scores, ids, self.label_counts_)
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Return the scores of all labels.
+
+        Parameters
+        ----------
+        X : (n, F) SciPy CSR matrix or dense array, or sequence of n texts
+            As in `fit`.
+
+        Returns
+        -------
+        scores : (n, L) float32
+            If y had two classes: (n,), the score of the second minus that of the first, as in scikit-learn.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As for `top_k`; more than 4 GiB of scores: use `top_k`.
+        """
+        self._check_fitted()
+        scores = self._dense(self._features(X), lambda scores, ids: scores)
+        return scores[:, 1] - scores[:, 0] if self._target_form == CLASS and self.n_labels_ == 2 else scores
+
+    def _dense(self, x, values):
+        """``values(scores, ids)`` of all labels in their columns, (n, L) float32."""
+        nbytes = 4 * x.shape[0] * self.n_labels_
+        if nbytes > MAX_DENSE:
+            raise ValueError(
+                f"X has {x.shape[0]} rows: {self.n_labels_} labels of each take {nbytes / 2**30:.1f} GiB; use top_k, "
+                "predict_proba(X, k=20), or fewer rows at once"
+            )
+        dense = np.empty((x.shape[0], self.n_labels_), np.float32)
+        for first in range(0, x.shape[0], linear.ROWS_PER_PREDICTION):
+            rows = slice(first, min(first + linear.ROWS_PER_PREDICTION, x.shape[0]))
+            scores, ids = self._top_k(x[rows], self.n_labels_)
+            np.put_along_axis(dense[rows], ids, values(scores, ids), 1)
+        return dense
+
+    # ------------------------------------------------------------ metrics
+
+    def evaluate(
+        self, X: Any, y: Any, ks: Sequence[int] | None = None, *, excluded: Any = None, label_weights: Any = None
+    ) -> dict[str, float]:
+        """Return ranking metrics, metrics of the predicted label sets, and the seconds that prediction took.
+
+        Parameters
+        ----------
+        X : (n, F) SciPy CSR matrix or dense array, or sequence of n texts
+            As in `fit`.
+        y : label matrix, classes or lists of label names
+            As in `fit`. Names that the model does not know count as missed.
+        ks : sequence of int, optional
+            By default 1, 3 and 5, as far as there are enough labels.
+        excluded : (n, L) SciPy sparse matrix, optional
+            Pairs of point and label that are neither right nor wrong, see `metrics.precision_at_k`.
+        label_weights : optional
+            As in `top_k`.
+
+        Returns
+        -------
+        metrics : dict
+            In [0, 1]: P@k, nDCG@k, R@k, PSP@k (after a fit on at least three points), F1@k and MAP@k with the values of
+            k, such as 'P@1'. Of label sets, not for one class per row: 'sample F1', 'micro F1', 'macro F1'. Of a
+            calibrated model: 'ECE', the expected calibration error of the best labels (20, or as many as there are).
+            And 'seconds'.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The model is not fitted yet; X of another kind or width than in `fit`, or not finite; y of another shape; a
+            k out of range.
+        """
+        self._check_fitted()
+        if ks is None:
+            ks = possible_ks(self.n_labels_)
+        else:
+            ks = [check.integer("ks", k, 1, self.n_labels_) for k in check.sequence("ks", ks, "integers")]
+            check.integer("the number of ks", len(ks), 1)
+        x, labels = self._pair(X, y)
+        offsets = self._offsets(None, None, label_weights)
+        found = self._evaluate_with(self.network_, x, labels, ks, offsets, excluded)
+        scores, ids = self._top_k(x, min(CANDIDATES, self.n_labels_), offsets)
+        if self._target_form != CLASS:
+            predicted = self._indicator(ids, self._chosen(x, scores, ids, offsets, None, None))
+            predicted = scipy.sparse.csr_matrix(predicted)
+            predicted.resize(labels.shape)
+            found |= {
+                "sample F1": metrics.sample_f1(predicted, labels),
+                "micro F1": metrics.micro_f1(predicted, labels),
+                "macro F1": metrics.macro_f1(predicted, labels),
+            }
+        if self.calibration_ is not None:
+            plain = scores if offsets is None else scores - offsets[np.maximum(ids, 0)]
+            hits = metrics.hits_at_k(ids, labels, ids.shape[1])
+            found["ECE"] = metrics.expected_calibration_error(self._probabilities(plain, ids), hits)
+        return found
+
+    def _evaluate_with(self, network, x, labels, ks, offsets=None, excluded=None):
+        start = time.perf_counter()
+        n_excluded = 0 if excluded is None else int(np.diff(excluded.tocsr().indptr).max(initial=0))
+        ids = self._top_k_with(network, x, min(max(ks) + n_excluded, self.n_labels_), offsets)[1]
+        seconds = time.perf_counter() - start
+        propensity = None
+        if self.n_points_ > 2:
+            propensity = metrics.propensities(self._counts_of_all(labels.shape[1]), self.n_points_)
+        return metrics_at_k(ids, labels, ks, propensity, excluded=excluded) | {"seconds": seconds}
+
+    def _counts_of_all(self, n_labels):
+        """`label_counts_`, followed by zeros for labels that the model does not know."""
+        return np.pad(self.label_counts_, (0, n_labels - self.n_labels_))
+
+    def score(self, X: Any, y: Any) -> float:
+        """Return P@1, the share of the rows whose best label is correct; for one class per row it is the accuracy.
+
+        Parameters
+        ----------
+        X : (n, F) SciPy CSR matrix or dense array, or sequence of n texts
+            As in `fit`.
+        y : label matrix, classes or lists of label names
+            As in `fit`.
+
+        Returns
+        -------
+        p : float
+            In [0, 1].
+
+        Raises
+        ------
+        TypeError, ValueError
+            The model is not fitted yet; X of another kind or width than in `fit`, or not finite; y of another shape.
+        """
+        self._check_fitted()
+        x, labels = self._pair(X, y)
+        return metrics.precision_at_k(self._top_k(x, 1)[1], labels, 1)
+
+    def _pair(self, x, y):
+        """Checked features, and labels as CSR whose first columns are the model's labels; names can add others."""
+        x = self._features(x)
+        form = self._target_form
+        y, classes = encode("y", y, form, None if form == MATRIX else self.classes_)
+        if y.shape[0] != x.shape[0] or (form == MATRIX and y.shape[1] != self.n_labels_):
+            raise ValueError(f"y must have shape ({x.shape[0]}, {self.n_labels_}), got {y.shape}")
+        return x, y

@@ -1,0 +1,170 @@
+"""Targets of `Classifier` in their three forms: label matrices, one class per row, lists of label names."""
+
+import re
+import warnings
+from collections.abc import Mapping
+
+import numpy as np
+import scipy.sparse
+
+from ..core import check, sparse
+
+#: A matrix has a column per label. 'class': one class per row. 'names': a list of label names per row.
+MATRIX, CLASS, NAMES = FORMS = "matrix", "class", "names"
+#: Types of the classes of one class per row.
+CLASS_KINDS = "biufUO"
+
+
+def form_of(y):
+    """The form of targets: 'matrix', 'class' or 'names'; ValueError for None."""
+    if y is None:
+        raise ValueError("Classifier requires y to be passed, but the target y is None")
+    if scipy.sparse.issparse(y):
+        return MATRIX
+    if not isinstance(y, np.ndarray) and hasattr(y, "__iter__") and not hasattr(y, "columns"):
+        y = list(y)
+    if len(y) and all(isinstance(row, (list, tuple, set, frozenset)) for row in y):
+        return NAMES if all(isinstance(name, str) for row in y for name in row) and any(y) else MATRIX
+    if isinstance(y, np.ndarray) and y.ndim == 2 and y.shape[1] == 1:
+        message = "A column-vector y was passed when a 1d array was expected; use y.ravel() for one class per row"
+        warnings.warn(_conversion_warning(message), stacklevel=4)
+        return CLASS
+    return CLASS if np.ndim(y) == 1 else MATRIX
+
+
+def _conversion_warning(message):
+    """scikit-learn's DataConversionWarning if it is installed."""
+    try:
+        from sklearn.exceptions import DataConversionWarning
+    except ImportError:
+        return UserWarning(message)
+    return DataConversionWarning(message)
+
+
+def encode(name, y, form, classes=None):
+    """Targets as (labels, classes): canonical CSR with float32 ones, and the classes of its columns.
+
+    `classes` are those known so far, None for none; others that occur in y follow them, sorted. A matrix has the
+    classes 0, 1, ...; its width is not checked.
+    """
+    if form == MATRIX:
+        labels = checked_labels(name, y)
+        return labels, np.arange(labels.shape[1])
+    if form == NAMES:
+        return _encode_names(name, y, classes)
+    return _encode_classes(name, y, classes)
+
+
+def _encode_names(name, y, classes):
+    rows = check.sequence(name, y, "lists of label names")
+    for i, row in enumerate(rows):
+        if isinstance(row, (str, bytes)) or not hasattr(row, "__iter__"):
+            raise TypeError(f"{name}[{i}] must be a list of label names, got {check.shown(row)}")
+        for label in row:
+            if not isinstance(label, str):
+                raise TypeError(f"{name}[{i}] must contain str only, got {type(label).__name__} {check.shown(label)}")
+            if not label.strip():
+                raise ValueError(f"{name}[{i}] must not contain an empty label name, got {check.shown(label)}")
+    numbers = {label: i for i, label in enumerate(() if classes is None else classes)}
+    for label in sorted({label for row in rows for label in row}.difference(numbers)):
+        numbers[label] = len(numbers)
+    indices = [sorted({numbers[label] for label in row}) for row in rows]
+    indptr = np.cumsum([0, *map(len, indices)])
+    flat = np.fromiter((i for row in indices for i in row), np.int32, indptr[-1])
+    labels = scipy.sparse.csr_matrix((np.ones(len(flat), np.float32), flat, indptr), shape=(len(rows), len(numbers)))
+    return labels, object_array(numbers)
+
+
+def _encode_classes(name, y, classes):
+    y = np.asarray(y)
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y.ravel()
+    if y.ndim != 1:
+        raise ValueError(f"{name} must be a 1-D array with one class per row, got shape {y.shape}")
+    if y.dtype.kind not in CLASS_KINDS:
+        raise ValueError(f"{name} must contain numbers or strings, got {y.dtype}")
+    if y.dtype.kind == "f":
+        if not np.isfinite(y).all():
+            raise ValueError(f"{name} must not contain NaN or infinity (Input {name} contains NaN)")
+        if (y != np.floor(y)).any():
+            raise ValueError(f"Unknown label type: {name} must contain classes, not continuous numbers such as {y[0]}")
+    if y.dtype.kind == "O" and not all(isinstance(value, str) for value in y.tolist()):
+        kinds = sorted({type(value).__name__ for value in y.tolist()})
+        if len(kinds) > 1 or kinds[0] not in ("int", "bool"):
+            raise ValueError(f"{name} must contain either numbers or strings, got {', '.join(kinds)}; missing values "
+                             "and mixtures are not allowed")  # fmt: skip
+    found, targets = np.unique(y, return_inverse=True)
+    if classes is not None:
+        if len(classes) and np.asarray(classes).dtype.kind in "UO" and found.dtype.kind not in "UO":
+            raise ValueError(f"{name} must contain strings like the classes of the fit, got {found.dtype}")
+        new = np.setdiff1d(found, classes)
+        known = classes if not len(new) else np.concatenate([classes, new])
+        order = np.argsort(known, kind="stable")
+        found, targets = known, order[np.searchsorted(known, found, sorter=order)][targets]
+    indptr = np.arange(len(y) + 1)
+    labels = (np.ones(len(y), np.float32), targets.astype(np.int32), indptr)
+    return scipy.sparse.csr_matrix(labels, shape=(len(y), len(found))), found
+
+
+def object_array(values):
+    """A 1-D array of objects."""
+    array = np.empty(len(values), object)
+    array[:] = list(values)
+    return array
+
+
+def checked_names(names):
+    """{label: [name, synonym ...]}; TypeError or ValueError for anything else."""
+    if not isinstance(names, Mapping):
+        raise TypeError(f"names must be a dict of label to names, got {type(names).__name__}")
+    result = {}
+    for label, of_label in names.items():
+        if not isinstance(label, str) or not label.strip():
+            raise ValueError(f"names must have str keys that are not empty, got {check.shown(label)}")
+        of_label = [of_label] if isinstance(of_label, str) else list(check.sequence(f"names[{label!r}]", of_label, "str"))
+        if not all(isinstance(name, str) for name in of_label):
+            raise TypeError(f"names[{label!r}] must be a str or a list of str, got {check.shown(of_label)}")
+        result[label] = [name for name in of_label if name.strip()]
+    return result
+
+
+def is_uri(label):
+    """Whether a label is an identifier such as http://example.org/1 instead of a name."""
+    return re.match(r"[a-z][a-z0-9+.-]*://", label) is not None
+
+
+def checked_weights(sample_weight, n):
+    """Weights of n rows, (n,) float32, or None; TypeError or ValueError unless they are at least 0, and some above."""
+    if sample_weight is None:
+        return None
+    if np.ndim(sample_weight) == 0:
+        sample_weight = np.full(n, sample_weight)
+    weights = check.nonnegative("sample_weight", np.asarray(sample_weight), n).astype(np.float32)
+    if not weights.any():
+        raise ValueError("sample_weight must be above 0 for some rows, got zeros only")
+    return weights
+
+
+def checked_labels(name, y):
+    """(n, L) labels as canonical CSR, with float32 ones where an entry is nonzero. Class ids are refused."""
+    if y is None:
+        raise ValueError("Classifier requires y to be passed, but the target y is None")
+    if scipy.sparse.issparse(y):
+        if y.ndim != 2:
+            raise ValueError(f"{name} must be a matrix, got shape {y.shape}")
+        return sparse.as_ones(name, y)
+    rule = f"{name} must be a SciPy sparse matrix, or a 0/1 matrix with one row per point and one column per label"
+    fix = "convert lists of label ids with scikit-learn's MultiLabelBinarizer(sparse_output=True)"
+    try:
+        y = np.asarray(y)
+        if y.ndim != 2:
+            raise ValueError(f"got shape {y.shape}")
+        if y.dtype.kind == "c":
+            raise ValueError(f"got {y.dtype}")
+        y = y.astype(np.float32)
+        other = y[(y != 0) & (y != 1)]
+        if other.size:
+            raise ValueError(f"got {other[0]:g} in it")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{rule}, {error}; {fix}") from error
+    return sparse.as_ones(name, scipy.sparse.csr_matrix(y))
