@@ -313,7 +313,7 @@ def test_a_weight_is_worth_as_many_rows(corpus):
     weights = np.arange(300) % 3
     repeated = np.repeat(np.arange(300), weights)
     connections = scipy.sparse.csr_matrix(np.ones((25, 60), np.float32))
-    options = {"epochs": 300, "extra_features": 0.0, "n_points": np.ones(25, np.int64)}
+    options = {"epochs": 100, "extra_features": 0.0, "n_points": np.ones(25, np.int64)}
     values = []
     for rows, sample_weight in (slice(None), weights), (repeated, None), (slice(None), None):
         lists = SparseLinear(connections).arrays
