@@ -337,13 +337,15 @@ def sparse_linear_step(
     *,
     C: float = 0.5,  # noqa: N803
     slack: float = 0.2,
+    sample_weight: Array | None = None,
 ) -> tuple[float, tuple[Array, Array, Array]]:
     """Dual coordinate descent over a batch, one label against the rest; the layer's weights change in place.
 
-    For every label, it minimizes over the connected weights w ``|w|^2 / 2 + C sum_i max(0, m_i - y_i s_i)^2``. s_i is
-    the score of row i; y_i = 1 and m_i = 1 for the row's own labels, else y_i = -1 and m_i = 1 - slack. With the dual
-    variable a >= 0 of a row and a label, and z, the row's entries of features that the label is connected to:
-    ``G = y s - m + a / (2 C);  a <- max(0, a - G / (|z|^2 + 1 / (2 C)));  w += (change of a) y z``.
+    For every label, it minimizes over the connected weights w ``|w|^2 / 2 + sum_i C_i max(0, m_i - y_i s_i)^2``. s_i is
+    the score of row i and C_i = C sample_weight[i]; y_i = 1 and m_i = 1 for the row's own labels, else y_i = -1 and
+    m_i = 1 - slack. With the dual variable a >= 0 of row i and a label, and z, the row's entries of features that the
+    label is connected to: ``G = y s - m + a / (2 C_i);  a <- max(0, a - G / (|z|^2 + 1 / (2 C_i)));
+    w += (change of a) y z``. If the weight of a row is 0, its dual variables become 0, and it has no influence.
     A step visits a row's own labels, the labels with a dual variable, and those whose score before the step is above
     ``slack - 1``. Each label visits its rows in order. Repeated over all rows, with the dual variables of the previous
     pass, it converges; a few passes are enough.
@@ -361,19 +363,21 @@ def sparse_linear_step(
         Above 0: the weight of the errors.
     slack : float
         In [0, 1.999]: negatives only need a score of at most ``slack - 1``.
+    sample_weight : (B,) integers or floats, optional
+        At least 0: the weight of each row, 1 if not given. Pass the same weights of a row in every pass.
 
     Returns
     -------
     loss : float
-        The sum of the squared hinge ``max(0, m - y s)^2`` over the visited pairs, each before its own change.
+        The sum of ``sample_weight max(0, m - y s)^2`` over the visited pairs, each before its own change.
     duals : tuple
         The new dual variables that are above zero: ``(indptr (B + 1,) int64, labels (n,) int32, values (n,) float32)``.
 
     Raises
     ------
     TypeError, ValueError
-        Wrong types, devices or shapes; features or duals not finite, duals negative; C or slack out of range. Nothing
-        has changed.
+        Wrong types, devices or shapes; features, duals or weights not finite; duals or weights negative; C or slack out
+        of range. Nothing has changed.
 
     Notes
     -----
@@ -402,8 +406,20 @@ def sparse_linear_step(
     labels = sparse.as_labels(labels, n_rows, layer.device, layer.n_labels)
     sparse.sorted_keys(labels, layer.n_labels)
     duals = _checked_duals(duals, n_rows, layer)
-    loss, new = backend_of(layer.device, "linear").step(rows, labels, duals, layer.arrays, float(C), float(slack))
+    row_weights = asarray(checked_weights(sample_weight, n_rows), layer.device)
+    step = backend_of(layer.device, "linear").step
+    loss, new = step(rows, labels, duals, layer.arrays, row_weights, float(C), float(slack))
     return float(loss), tuple(new)
+
+
+def checked_weights(sample_weight, n_rows):
+    """The argument `sample_weight` as NumPy array, (N,) float32; ones if it is None."""
+    if sample_weight is None:
+        return np.ones(n_rows, np.float32)
+    weights = check.nonnegative("sample_weight", sample_weight, n_rows)
+    if weights.size and weights.max() > check.LARGEST:
+        raise ValueError(f"sample_weight must fit float32, got {weights.max():g}; scale the weights down")
+    return weights.astype(np.float32)
 
 
 def no_duals(n_rows, device="cpu"):

@@ -36,13 +36,14 @@ def dense_duals(duals, shape):
     return scipy.sparse.csr_matrix((values, labels, indptr), shape).toarray()
 
 
-def run(x, labels, n_passes, batch=16, layer=None, losses=None, **params):
+def run(x, labels, n_passes, batch=16, layer=None, losses=None, sample_weight=None, **params):
     """(layer, dense duals) after passes over batches of rows; what each step returns goes into `losses`."""
     layer = SparseLinear.choose(x, labels, at_least=5) if layer is None else layer
     duals = {}
     for _ in range(n_passes):
         for first in range(0, x.shape[0], batch):
             rows = slice(first, first + batch)
+            params["sample_weight"] = None if sample_weight is None else sample_weight[rows]
             loss, duals[first] = sparse_linear_step(x[rows], layer, labels[rows], duals.get(first), **params)
             if losses is not None:
                 losses.append(loss)
@@ -50,18 +51,23 @@ def run(x, labels, n_passes, batch=16, layer=None, losses=None, **params):
     return layer, np.concatenate(parts)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("slack", [0.0, 0.3])
-def test_steps_equal_reference(backend, slack):
+def test_steps_equal_reference(backend, slack, weighted):
     for shape in SIMULATED if backend.device == "cuda" and SIMULATOR else SHAPES:
         x, labels = points(*shape)
         layer = SparseLinear.choose(x, labels, per_point=1, at_least=3, device=backend.device)
         given, wanted, duals = (x, labels), np.zeros(labels.shape), None
         if backend.device == "cuda":
             given = tuple(map(backend.array, rows_of(x))), Labels(*map(backend.array, (labels.indptr, labels.indices)))
+        weights = np.arange(shape[0]) % 4 / 2 if weighted else np.ones(shape[0])
+        options = {"C": 0.7, "slack": slack} | ({"sample_weight": weights} if weighted else {})
         for _ in range(3 if backend.device == "cpu" else 2):
             before = copied(layer)
-            loss, duals = sparse_linear_step(given[0], layer, given[1], duals, C=0.7, slack=slack)
-            want_loss, values, wanted = linear.step(rows_of(x), labels.toarray() > 0, wanted, before, 0.7, slack)
+            loss, duals = sparse_linear_step(given[0], layer, given[1], duals, **options)
+            want_loss, values, wanted = linear.step(
+                rows_of(x), labels.toarray() > 0, wanted, before, weights, 0.7, slack
+            )
             np.testing.assert_allclose(to_numpy(layer.arrays.values), values, atol=1e-5)
             np.testing.assert_allclose(dense_duals(duals, labels.shape), wanted, atol=1e-5)
             assert loss == pytest.approx(want_loss, rel=1e-5)
@@ -87,7 +93,9 @@ def test_steps_over_few_of_many_labels_equal_reference(bias):
     for _ in range(3):
         before = copied(layer)
         loss, duals = sparse_linear_step(x, layer, labels, duals, C=0.7, slack=0.1)
-        want_loss, values, wanted = linear.step(rows_of(x), labels.toarray() > 0, wanted, before, 0.7, 0.1)
+        want_loss, values, wanted = linear.step(
+            rows_of(x), labels.toarray() > 0, wanted, before, np.ones(x.shape[0]), 0.7, 0.1
+        )
         np.testing.assert_allclose(layer.arrays.values, values, atol=1e-5)
         np.testing.assert_allclose(dense_duals(duals, labels.shape), wanted, atol=1e-5)
         assert loss == pytest.approx(want_loss, rel=1e-5)
@@ -102,7 +110,7 @@ def test_a_step_begins_anew_where_there_was_no_room():
             lists, rows = copied(layer), rows_of(x)
             y, duals = Labels(labels.indptr.astype(np.int64), labels.indices), no_duals(x.shape[0])
             for _ in range(2):
-                loss, duals = cpu_linear.step(rows, y, duals, lists, 1.0, 0.1, room)
+                loss, duals = cpu_linear.step(rows, y, duals, lists, np.ones(x.shape[0], np.float32), 1.0, 0.1, room)
             found.append((loss, lists.values.tobytes(), *(a.tobytes() for a in duals)))
         assert found[0] == found[1] and room == [1 << 12, 1 << 14]
 
@@ -121,18 +129,20 @@ def test_top_k_of_few_of_many_labels():
             np.testing.assert_array_equal(scores, np.take_along_axis(want, ids.astype(np.int64), 1))
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("batch", [1, 16, 60])
-def test_duals_are_optimal(batch):
+def test_duals_are_optimal(batch, weighted):
     """Of the whole problem, whatever the batch: the conditions of Karush, Kuhn and Tucker, and w = sum a y z."""
     c, slack = 0.6, 0.2
     x, labels = points(60, 30, 12)
-    layer, duals = run(x, labels, 100, batch, C=c, slack=slack)
+    weights = np.arange(60) % 5 / 3 + 0.1 if weighted else None
+    layer, duals = run(x, labels, 100, batch, C=c, slack=slack, sample_weight=weights)
     w, y = layer.weights.toarray().astype(np.float64), np.where(labels.toarray() > 0, 1, -1)
     connected = linear.slots(copied(layer)) >= 0
     dense = x.toarray().astype(np.float64)
     np.testing.assert_allclose(w, connected * ((duals * y).T @ dense), atol=1e-4)
     margins = y * (dense @ w.T - 1) - np.where(y > 0, 1, 1 - slack)
-    gradient = margins + duals / (2 * c)
+    gradient = margins + duals / (2 * c * (weights[:, None] if weighted else 1))
     reached = (dense @ connected.T) > 0  # a pair without a common feature can change nothing
     assert duals.max() > 0.1 and (duals > 0).sum() > 20
     assert np.abs(gradient[(duals > 0) & reached]).max() < 1e-4
@@ -152,6 +162,76 @@ def test_equals_liblinear():
         theirs = svm.LinearSVC(C=0.8, loss="squared_hinge", dual=True, fit_intercept=False, tol=1e-8, max_iter=100_000)
         theirs.fit(x, y)
         np.testing.assert_allclose(layer.weights[label].toarray()[0], theirs.coef_[0], atol=1e-4)
+
+
+def everywhere(n_labels, n_features):
+    """A layer in which each label is connected to all features."""
+    return SparseLinear(
+        scipy.sparse.csr_matrix(
+            (np.zeros(n_labels * n_features), np.indices((n_labels, n_features)).reshape(2, -1)), (n_labels, n_features)
+        )
+    )
+
+
+def test_equals_liblinear_with_weights():
+    svm = pytest.importorskip("sklearn.svm")
+    x, labels = points(80, 20, 3, seed=3)
+    layer, weights = everywhere(3, 20), np.arange(80) % 3 / 2
+    layer.bias[:] = 0
+    run(x, labels, 150, 8, layer, C=0.8, slack=0.0, sample_weight=weights)
+    for label in range(3):
+        y = labels[:, label].toarray().reshape(-1) > 0
+        theirs = svm.LinearSVC(C=0.8, loss="squared_hinge", dual=True, fit_intercept=False, tol=1e-8, max_iter=100_000)
+        theirs.fit(x, y, weights)
+        np.testing.assert_allclose(layer.weights[label].toarray()[0], theirs.coef_[0], atol=1e-4)
+
+
+def test_a_weight_is_worth_as_many_rows():
+    x, labels = points(40, 20, 6, seed=4)
+    weights = np.arange(40) % 3
+    repeated = np.repeat(np.arange(40), weights)
+    losses, layers = ([], []), (everywhere(6, 20), everywhere(6, 20))
+    run(x, labels, 100, 40, layers[0], losses[0], C=0.8, sample_weight=weights)
+    run(x[repeated], labels[repeated], 100, 40, layers[1], losses[1], C=0.8)
+    np.testing.assert_allclose(layers[0].weights.toarray(), layers[1].weights.toarray(), atol=1e-4)
+    assert losses[0][-1] == pytest.approx(losses[1][-1], rel=1e-3)  # of one batch, so of the same minimum
+    plain, _ = run(x, labels, 100, 40, everywhere(6, 20), C=0.8)
+    assert np.abs(plain.weights.toarray() - layers[0].weights.toarray()).max() > 0.01
+
+
+def test_rows_of_weight_zero_have_no_influence(backend):
+    """The bits are those of steps without these rows, and earlier dual variables of them become zero."""
+    n_rows, density = (6, 0.6) if backend.device == "cuda" and SIMULATOR else (60, 0.3)
+    x, labels = points(n_rows, 9, 7, seed=2, density=density)
+    weights = np.arange(n_rows) % 2
+
+    def steps(rows, *weights_of_steps):
+        """(losses, values, dense duals) of steps over these rows."""
+        layer, duals, losses = SparseLinear.choose(x, labels, device=backend.device), None, []
+        features = tuple(map(backend.array, rows_of(x[rows])))
+        own = Labels(*map(backend.array, (labels[rows].indptr, labels[rows].indices)))
+        for some in weights_of_steps:
+            loss, duals = sparse_linear_step(features, layer, own, duals, sample_weight=some)
+            losses.append(loss)
+        return losses, to_numpy(layer.arrays.values), dense_duals(duals, labels[rows].shape)
+
+    every_row, rows = np.arange(n_rows), np.flatnonzero(weights)
+    losses, values, duals = steps(every_row, weights, weights)
+    want_losses, want_values, want_duals = steps(rows, None, None)
+    assert losses == want_losses and values.tobytes() == want_values.tobytes()
+    np.testing.assert_array_equal(duals[rows], want_duals)
+    assert steps(every_row, None)[2][weights == 0].any()
+    assert not steps(every_row, None, weights)[2][weights == 0].any()
+
+
+def test_steps_with_the_largest_and_the_smallest_weights():
+    """Those whose 1 / (2 C weight) does not fit float32 count as zero."""
+    x, labels = points(12, 9, 7)
+    for weight in (3e38, 1e-30, 1e-44, 1e-60):
+        layer = SparseLinear.choose(x, labels, at_least=5)
+        loss, duals = sparse_linear_step(x, layer, labels, sample_weight=np.full(12, weight))
+        assert np.isfinite(loss) and np.isfinite(layer.arrays.values).all() and np.isfinite(duals[2]).all()
+        assert (len(duals[2]) > 0) == (weight > 1e-40)
 
 
 @pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="needs two threads")
@@ -363,6 +443,12 @@ def test_bad_input():
         r"C must lie in \(0, inf\), got 0": lambda: step(x, layer, labels, C=0),
         r"C must lie in \(0, inf\), got -1": lambda: step(x, layer, labels, C=-1),
         r"slack must lie in \[0, 1.999\], got 2": lambda: step(x, layer, labels, slack=2),
+        r"sample_weight must have shape \(20,\), got \(19,\)": lambda: step(x, layer, labels, sample_weight=[1] * 19),
+        r"sample_weight must not be negative, got -1": lambda: step(x, layer, labels, sample_weight=[-1] * 20),
+        "sample_weight must be finite, got nan": lambda: step(x, layer, labels, sample_weight=[np.nan] * 20),
+        "sample_weight must fit float32, got 1e.60; scale": lambda: step(x, layer, labels, sample_weight=[1e60] * 20),
+        "sample_weight must hold integers or floats": lambda: step(x, layer, labels, sample_weight=["1"] * 20),
+        "sample_weight must be a NumPy or CUDA array, got int": lambda: step(x, layer, labels, sample_weight=1),
         "features must be finite, got NaN or infinity in row 1": lambda: step(nan, layer, labels),
         "features must have 10 columns like the layer, got 9": lambda: sparse_linear_forward(x[:, :9], layer),
         r"labels must have shape \(20, 6\)": lambda: step(x, layer, labels[:, :5]),

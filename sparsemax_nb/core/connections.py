@@ -54,6 +54,15 @@ class Duals(NamedTuple):
     values: np.ndarray  # (n,) float32
 
 
+def dual_diagonal(c, row_weights):
+    """``1 / (2 C weight)`` of each row, (B,) float32: the slope of a dual variable's gradient in the variable itself.
+
+    It is infinite where the weight is 0: no error of that row costs anything, and its dual variables are 0.
+    """
+    with np.errstate(divide="ignore", over="ignore"):
+        return (1 / (2 * c * row_weights.astype(np.float64))).astype(np.float32)
+
+
 class Active(NamedTuple):
     """The (row, label) pairs that a training step updates, row by row, in C chunks of rows with space for P pairs each.
 

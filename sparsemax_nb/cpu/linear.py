@@ -8,12 +8,12 @@ one thread changes a label's weights, rows ascending.
 import numpy as np
 from numba import prange
 
-from ..core.connections import Active, Duals, Entries
+from ..core.connections import Active, Duals, Entries, dual_diagonal
 from ..core.device import njit, njit_parallel
 from .simd import LANES, any_above, fma, item, load, prefetch, set_item, splat, store
 from .top_k import MAX_INSERTED, WORST, beats_worst, insert, select
 
-ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
+ZERO, ONE, INFINITY = np.float32(0), np.float32(1), np.float32(np.inf)
 #: Rows per work item of `forward` and `top_k`.
 ROWS = 16
 #: Most chunks of rows, the work items of the search for active pairs.
@@ -449,8 +449,8 @@ def _scores_of_pairs(labels, base, first, last, slots, pairs, inputs, begin, end
 
 
 @njit
-def _move_duals(labels, duals, losses, base, first, last, slack, half, scores, squares):
-    """Update the duals of these pairs and store the squared hinge losses from before.
+def _move_duals(labels, duals, losses, base, first, last, slack, diagonal, scores, squares):
+    """Update the duals of these pairs, which become 0 if `diagonal` is infinite, and store the losses from before.
 
     `scores` becomes the change of the dual times y.
     """
@@ -458,14 +458,14 @@ def _move_duals(labels, duals, losses, base, first, last, slack, half, scores, s
         own, old, new, i = labels[j] < 0, duals[j], ZERO, j - base
         gradient = scores[i] - ONE if own else slack - ONE - scores[i]
         losses[j] = gradient * gradient if gradient < ZERO else ZERO
-        if squares[i] > ZERO:
-            new = max(ZERO, old - (gradient + old * half) / (squares[i] + half))
+        if squares[i] > ZERO and diagonal < INFINITY:
+            new = max(ZERO, old - (gradient + old * diagonal) / (squares[i] + diagonal))
         duals[j] = new
         scores[i] = new - old if own else old - new
 
 
 @njit_parallel(work=lambda active, entries, *_: 4 * entries.slots.size)
-def _update(active, entries, bias, half, slack, values):
+def _update(active, entries, bias, diagonal, slack, values):
     n_rows, n_chunks = active.ends.shape[0], active.labels.shape[0]
     for owner in prange(OWNERS):
         size = active.labels.shape[1]  # a chunk has space for all pairs of a row
@@ -481,7 +481,7 @@ def _update(active, entries, bias, half, slack, values):
                 _scores_of_pairs(
                     labels, base, first, last, slots, pairs, inputs, begin, end, bias, values, scores, squares
                 )
-                _move_duals(labels, duals, losses, base, first, last, slack, half, scores, squares)
+                _move_duals(labels, duals, losses, base, first, last, slack, diagonal[b], scores, squares)
                 for e in range(begin, end):
                     change = item(scores, item(pairs, e))
                     if change != ZERO:
@@ -490,8 +490,8 @@ def _update(active, entries, bias, half, slack, values):
 
 
 @njit
-def _positive_duals(active):
-    """The loss of all pairs, added in order, and the positive `Duals`."""
+def _positive_duals(active, row_weights):
+    """The loss of all pairs, each times the weight of its row, added in order, and the positive `Duals`."""
     n_rows, n_chunks, n, loss = active.ends.shape[0], active.labels.shape[0], 0, 0.0
     indptr = np.zeros(n_rows + 1, np.int64)
     for chunk in range(n_chunks):
@@ -500,7 +500,7 @@ def _positive_duals(active):
             last = active.ends[b, OWNERS - 1]
             for i in range(first, last):
                 n += active.duals[chunk, i] > ZERO
-                loss += active.losses[chunk, i]
+                loss += np.float64(row_weights[b]) * active.losses[chunk, i]
             first, indptr[b + 1] = last, n
     labels, values, n = np.empty(n, np.int32), np.empty(n, np.float32), 0
     for chunk in range(n_chunks):
@@ -515,13 +515,13 @@ def _positive_duals(active):
     return loss, indptr, labels, values
 
 
-def step(features, labels, duals, layer, c, slack, room=None):
+def step(features, labels, duals, layer, row_weights, c, slack, room=None):
     """One pass of dual coordinate descent over a batch's active pairs; returns the loss before it and the new `Duals`.
 
-    Each label visits its active rows in order. The layer's `values` change in place. `room` is the `capacity` of
-    `_active`.
+    Each label visits its active rows in order. The layer's `values` change in place. `row_weights` is (B,). `room` is
+    the `capacity` of `_active`.
     """
     active, entries = _active(features, labels, duals, layer, slack, [1 << 10, 1 << 13] if room is None else room)
-    _update(active, entries, layer.bias, np.float32(1 / (2 * c)), np.float32(slack), layer.values)
-    loss, *new = _positive_duals(active)
+    _update(active, entries, layer.bias, dual_diagonal(c, row_weights), np.float32(slack), layer.values)
+    loss, *new = _positive_duals(active, row_weights)
     return loss, Duals(*new)

@@ -4,7 +4,7 @@ import numpy as np
 from numba import float32
 
 from ..core import formulas
-from ..core.connections import Duals
+from ..core.connections import Duals, dual_diagonal
 from ..core.device import asarray, cuda, cuda_device, cuda_formulas, cuda_jit, empty, xp
 from ..core.sparse import row_of_each_entry
 from . import launch
@@ -13,7 +13,7 @@ from .top_k import rows_at_once
 from .top_k import top_k as top_k_of_scores
 
 first_at_least = cuda_formulas(formulas).first_at_least
-ZERO, ONE = np.float32(0), np.float32(1)
+ZERO, ONE, INFINITY = np.float32(0), np.float32(1), np.float32(np.inf)
 #: Threads per block: most features have few labels, so more threads would idle.
 BLOCK = 64
 
@@ -85,13 +85,13 @@ def _slot(layer, feature, label):
 
 
 @cuda_jit
-def update_kernel(features, starts, rows, labels, is_label, layer, half, slack, duals, losses):
+def update_kernel(features, starts, rows, labels, is_label, layer, diagonal, slack, duals, losses):
     """One block owns one label: it updates the label's pairs, starts[i]:starts[i + 1], in order.
 
     Grid: labels that occur on x; block a power of two. The threads share the features of a pair's row. They search each
     feature's list twice: for score and squared norm, and to update the weights, which no other block touches. rows,
-    labels, is_label, duals and losses are (n,), one entry per pair. Shared memory: 4 bytes per thread for the
-    reductions, which run in a fixed order. No atomics.
+    labels, is_label, duals and losses are (n,), one entry per pair. If diagonal[row], (B,), is infinite, the duals of
+    the row become 0. Shared memory: 4 bytes per thread for the reductions, which run in a fixed order. No atomics.
     """
     shared = cuda.shared.array(0, float32)
     i, thread, n_threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
@@ -104,10 +104,10 @@ def update_kernel(features, starts, rows, labels, is_label, layer, half, slack, 
                 score += features.weights[e] * layer.values[slot]
                 square += features.weights[e] * features.weights[e]
         score, square = block_sum(shared, score) + layer.bias[label], block_sum(shared, square)
-        old, new = duals[p], ZERO
+        old, new, slope = duals[p], ZERO, diagonal[rows[p]]
         gradient = score - ONE if is_label[p] else slack - ONE - score
-        if square > ZERO:
-            new = max(ZERO, old - (gradient + old * half) / (square + half))
+        if square > ZERO and slope < INFINITY:
+            new = max(ZERO, old - (gradient + old * slope) / (square + slope))
         change = new - old if is_label[p] else old - new
         if change != ZERO:
             for e in range(first, stop, n_threads):
@@ -120,16 +120,16 @@ def update_kernel(features, starts, rows, labels, is_label, layer, half, slack, 
             losses[p] = gradient * gradient if gradient < ZERO else ZERO
 
 
-def _update(features, starts, rows, labels, is_label, layer, c, slack, duals, losses, *, block=64):
+def _update(features, starts, rows, labels, is_label, layer, row_weights, c, slack, duals, losses, *, block=64):
     """Updates the dual variables of pairs that are sorted by label, then row.
 
-    Weights, duals and losses are overwritten.
+    The layer's values, duals and losses are overwritten. The losses are not multiplied by the `row_weights` (B,).
     """
     if starts.shape[0] > 1:
-        grid, half = starts.shape[0] - 1, np.float32(1 / (2 * c))
+        grid, diagonal = starts.shape[0] - 1, asarray(dual_diagonal(c, row_weights), "cuda")
         shared = launch.shared_bytes(4 * block)
         update_kernel[grid, block, 0, shared](
-            features, starts, rows, labels, is_label, layer, half, np.float32(slack), duals, losses
+            features, starts, rows, labels, is_label, layer, diagonal, np.float32(slack), duals, losses
         )
 
 
@@ -149,12 +149,12 @@ def _pair_keys(indptr, labels, n_rows):
     return labels.astype(np.int64) * n_rows + row_of_each_entry(indptr, labels.shape[0])
 
 
-def step(features, labels, duals, layer, c, slack, room=None):
+def step(features, labels, duals, layer, row_weights, c, slack, room=None):
     """Dual coordinate descent over the active pairs of a batch; returns the loss before it and the new `Duals`.
 
     A pair is active if the row has the label, if it has a dual variable, or if its score violates the margin. Each
-    label visits its active rows in ascending order. The `values` of the layer change in place. `room` is unused on
-    CUDA.
+    label visits its active rows in ascending order. The `values` of the layer change in place. `row_weights` is (B,).
+    `room` is unused on CUDA.
     """
     n_rows = features.indptr.shape[0] - 1
     if not n_rows:
@@ -175,10 +175,10 @@ def step(features, labels, duals, layer, c, slack, room=None):
         asarray(a, "cuda") for a in (starts, rows, pair_labels, is_label, values, xp.zeros(len(keys), np.float32))
     ]
     if len(keys):
-        _update(features, *arrays[:4], layer, c, slack, *arrays[4:])
+        _update(features, *arrays[:4], layer, row_weights, c, slack, *arrays[4:])
     values, losses = arrays[4:]
     kept = xp.flatnonzero(values > 0)
     order = kept[xp.argsort(rows[kept].astype(np.int64) * layer.bias.shape[0] + pair_labels[kept])]
     indptr = xp.concatenate([xp.zeros(1, np.int64), xp.cumsum(xp.bincount(rows[kept], minlength=n_rows))])
     new = Duals(*(asarray(a, "cuda") for a in (indptr.astype(np.int64), pair_labels[order], values[order])))
-    return float(losses.sum()), new
+    return float((row_weights[rows] * losses.astype(np.float64)).sum()), new

@@ -40,15 +40,17 @@ def top_k(features, layer, k):
     return top_k_of_scores(forward(features, layer), k)
 
 
-def step(features, labels, duals, layer, c, slack, *, active=None):
+def step(features, labels, duals, layer, row_weights, c, slack, *, active=None):
     """One pass of dual coordinate descent; returns the loss before it, new values (as in `layer`) and new duals (B, L).
 
     `labels` (bool), `duals` and `active` are (B, L). Each label visits its active rows in ascending order; inactive
     pairs are unchanged. By default, a pair is active if the row has the label, if its dual is positive, or if its
     score is above ``slack - 1`` before the step.
 
-    With y = 1 if the row has the label, else -1, and z the inputs of the row that the label is connected to:
+    With y = 1 if the row has the label, else -1, z the inputs of the row that the label is connected to, and C the
+    product of `c` and the row's weight:
     ``G = y s - 1 + (0 if y > 0 else slack) + a / (2 C); a <- max(0, a - G / (|z|^2 + 1 / (2 C))); w += change y z``.
+    If the weight is 0, a becomes 0. The loss of a pair is multiplied by the weight.
     """
     inputs, found = dense_inputs(features, len(layer.dense)), slots(layer)
     w, duals = weights(layer), np.array(duals, np.float64)
@@ -61,8 +63,10 @@ def step(features, labels, duals, layer, c, slack, *, active=None):
             square, old = z @ z, duals[row, label]
             score = layer.bias[label] + w[label] @ z
             margin = y * score - 1 + (0 if y > 0 else slack)
-            loss += min(0.0, margin) ** 2
-            new = max(0.0, old - (margin + old / (2 * c)) / (square + 1 / (2 * c))) if square > 0 else 0.0
+            loss += row_weights[row] * min(0.0, margin) ** 2
+            new, cost = 0.0, c * row_weights[row]
+            if square > 0 and cost > 0:
+                new = max(0.0, old - (margin + old / (2 * cost)) / (square + 1 / (2 * cost)))
             w[label] += (new - old) * y * z
             duals[row, label] = new
     values = np.zeros(len(layer.values))

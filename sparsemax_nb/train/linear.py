@@ -111,6 +111,21 @@ class LinearModel:
         return scores, ids
 
 
+def weighted_rows(x, y, sample_weight):
+    """The rows of x and y whose weight is not 0, and their weights, float32; None means that every row weighs 1.
+
+    ValueError if all weights are 0.
+    """
+    if sample_weight is None:
+        return x, y, np.ones(x.shape[0], np.float32)
+    if sample_weight.all():
+        return x, y, sample_weight
+    rows = np.flatnonzero(sample_weight)
+    if not len(rows):
+        raise ValueError("sample_weight must be above 0 for at least one row, got only zeros")
+    return x[rows], y[rows], sample_weight[rows]
+
+
 def frequency_prior(frequency, n_points, device="cpu"):
     """``frequency * log(n_points)``, (L,) float32; None if `frequency` is 0."""
     if frequency == 0:
@@ -193,11 +208,14 @@ class _Position:
 
     epoch: int = 0
     step: int = 0  # of this epoch
-    losses: list = field(default_factory=list)  # [loss, rows] of each batch of this epoch
+    losses: list = field(default_factory=list)  # [loss, sum of the weights of the rows] of each batch of this epoch
 
 
 class DualTraining(Run):
     """A training run of a linear layer.
+
+    The losses of the `History` are means over the rows: sums weighted by `sample_weight`, divided by the sum of the
+    weights.
 
     Parameters
     ----------
@@ -216,6 +234,9 @@ class DualTraining(Run):
     validate : callable or None
         ``validate() -> dict`` of metrics, called after each epoch.
     budget_seconds : float or None
+    sample_weight : (N,) float32 or None
+        At least 0: the weight of each row, a factor of C; None: all are 1. Rows of weight 0 are left out first,
+        also before points are counted. The choice of features before the first epoch does not use the weights.
     """
 
     def __init__(
@@ -231,18 +252,20 @@ class DualTraining(Run):
         pairs=None,
         validate=None,
         budget_seconds=None,
+        sample_weight=None,
     ):
         self.settings = settings
         self.device = device
         self.validate = validate
         self._epochs = settings.epochs
         self._budget_seconds = budget_seconds
+        x, y, sample_weight = weighted_rows(x, y, sample_weight)
         self.n_rows = x.shape[0]
         batch_size = min(MAX_BATCH_SIZE, max(1, -(-self.n_rows // MIN_STEPS_PER_EPOCH)))
         start = loop.clock()
         check_squares("X", x.data, x.indptr)
         order = shuffled(self.n_rows, settings.seed, 0)
-        self._x, self._y = x[order], y[order]  # so that each batch is a slice
+        self._x, self._y, self._row_weights = x[order], y[order], sample_weight[order]  # so that each batch is a slice
         if lists is None:
             lists = choose_lists(self._x, self._y, settings.features_per_point, settings.min_features, dense)
         n_points = np.bincount(self._y.indices, minlength=y.shape[1]) if n_points is None else n_points
@@ -285,8 +308,8 @@ class DualTraining(Run):
         check.integer("position.step", position.step, 0, len(self._batches) - 1)
         if len(about["history"]["epochs"]) != position.epoch:
             raise ValueError(f"history.epochs must be {position.epoch} epochs")
-        if len(position.losses) != position.step or any(rows <= 0 for _, rows in position.losses):
-            raise ValueError("position.losses must have one entry per step of the epoch, each with at least one row")
+        if len(position.losses) != position.step or any(weight <= 0 for _, weight in position.losses):
+            raise ValueError("position.losses must have one entry per step of the epoch, each of rows with a weight")
         layer = self.network.layer
         parameters = {
             name.removeprefix("parameters/"): arrays[name] for name in arrays if name.startswith("parameters/")
@@ -334,8 +357,8 @@ class DualTraining(Run):
         return self._position.step == len(self._batches)
 
     def _progress_text(self):
-        total, rows = np.sum(self._position.losses[-200:], axis=0) if self._position.losses else (0, 1)
-        shown = {"epoch": self._position.epoch + 1, "loss": f"{total / rows:.3f}"}
+        total, weight = np.sum(self._position.losses[-200:], axis=0) if self._position.losses else (0, 1)
+        shown = {"epoch": self._position.epoch + 1, "loss": f"{total / weight:.3f}"}
         return shown | {"GiB": f"{peak_memory() / 2**30:.2f}"}
 
     def _step(self):
@@ -346,13 +369,20 @@ class DualTraining(Run):
         rows, settings, layer = self._batches[number], self.settings, self.network.layer
         x = sparse.SparseRows(*(asarray(a, self.device) for a in _csr_slice(self._x, rows)))
         labels = sparse.Labels(*(asarray(a, self.device) for a in _csr_slice(self._y, rows)[:2]))
-        step = backend_of(self.device, "linear").step
-        loss, self._duals[number] = step(
-            x, labels, self._duals[number], layer.arrays, settings.C, settings.slack, self._capacity
+        row_weights = self._row_weights[rows]
+        loss, self._duals[number] = backend_of(self.device, "linear").step(
+            x,
+            labels,
+            self._duals[number],
+            layer.arrays,
+            asarray(row_weights, self.device),
+            settings.C,
+            settings.slack,
+            self._capacity,
         )
         if not math.isfinite(loss):
             raise TrainingError(f"step {self.history.steps}: the scores overflowed; scale the features down")
-        self._position.losses.append([float(loss), rows.stop - rows.start])
+        self._position.losses.append([float(loss), float(row_weights.sum(dtype=np.float64))])
         self._position.step += 1
         self.history.steps += 1
         is_first_epoch = self._position.epoch == 0
@@ -371,13 +401,13 @@ class DualTraining(Run):
         if self._predicts_in_between:
             self._count_pairs()
         position, history = self._position, self.history
-        sums, rows = np.array(position.losses).T
+        sums, weights = np.array(position.losses).T
         record = {
             "epoch": position.epoch,
             "steps": history.steps,
             "seconds": history.seconds,
-            "loss": float(sums.sum() / rows.sum()),
-            "loss_std": float((sums / rows).std()),
+            "loss": float(sums.sum() / weights.sum()),
+            "loss_std": float((sums / weights).std()),
             "gradient_norms": {},
         }
         if self.validate is not None:
@@ -412,6 +442,7 @@ def memory(
     n = int(np.minimum(chosen, features_per_row * points).sum() * (1 + extra_features))
     add(ALWAYS, "features: ids, weights, in training order", 2, 2, n_entries)
     add(ALWAYS, "features, labels: ends of the rows", 2, 2, n_rows)
+    add(ALWAYS, "weights of the rows, in both orders", 2, n_rows)
     add(ALWAYS, "labels of the rows, in training order", 2, 2, int(points.sum()))
     add(ALWAYS, "layer: lists of labels, weights", 2, n)
     add(ALWAYS, "layer: bias, starts of the lists", n_labels + 4 * n_features)

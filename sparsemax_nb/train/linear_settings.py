@@ -6,7 +6,7 @@ import numpy as np
 
 from .. import metrics
 from ..data.batches import shuffled
-from .linear import DualTraining
+from .linear import DualTraining, weighted_rows
 
 #: Values of C and slack that the search starts from.
 FIRST = 0.5, 0.2
@@ -35,11 +35,12 @@ MIN_HELD_OUT = 2000
 MAX_SPLITS = 5
 
 
-def choose_settings(x, y, settings, *, wanted, validation=None):
+def choose_settings(x, y, settings, *, wanted, validation=None, sample_weight=None):
     """(Settings, trials): settings with about the best nDCG@5 on held-out rows.
 
     `wanted` names the settings to choose: 'C', 'slack', 'frequency'. The rows of a `validation` (X, y) replace the
-    held-out rows.
+    held-out rows. Trials train with `sample_weight`, as `DualTraining` does; in the metric all held-out rows count the
+    same.
 
     A linear layer trains its labels independently. Hence some of the labels, with all their points, are a smaller
     problem of the same kind; some of the rows would be a problem with fewer points per label. C and slack take turns,
@@ -47,12 +48,12 @@ def choose_settings(x, y, settings, *, wanted, validation=None):
     noise. Each trial uses its best frequency. Finally C moves to the vertex of the parabola through the metrics of its
     value and its neighbours.
     """
-    splits = list(_trial_splits(x, y, settings.seed, validation))
+    splits = list(_trial_splits(*weighted_rows(x, y, sample_weight), settings.seed, validation))
     results, trials = {}, []
     if not splits:
         return settings, trials
     frequencies = FREQUENCIES if "frequency" in wanted else (settings.frequency,)
-    n_held_out = sum(held_out_x.shape[0] for _, _, held_out_x, _ in splits)
+    n_held_out = sum(held_out_x.shape[0] for _, _, _, held_out_x, _ in splits)
 
     def is_better(new, old):
         return new > (1 + MIN_GAIN) * old + MIN_GAIN_ROWS / n_held_out
@@ -111,8 +112,8 @@ def _climb(grid, value, score, is_better):
     return grid[index]
 
 
-def _trial_splits(x, y, seed, validation):
-    """(x, y, held-out x, held-out y) of each trial."""
+def _trial_splits(x, y, row_weights, seed, validation):
+    """(x, y, weights of the rows, held-out x, held-out y) of each trial."""
     n_points = np.bincount(y.indices, minlength=y.shape[1])
     seen = np.flatnonzero(n_points)
     n = len(seen) if x.shape[0] < SMALL_SET else min(len(seen), max(MIN_LABELS, round(LABEL_SHARE * len(seen))))
@@ -124,19 +125,20 @@ def _trial_splits(x, y, seed, validation):
         validation_y = validation_y.tocsc()[:, labels].tocsr()
         held_out = np.flatnonzero(np.diff(validation_y.indptr))
         if len(held_out):
-            yield x[rows], y[rows], validation_x[held_out[:MAX_HELD_OUT]], validation_y[held_out[:MAX_HELD_OUT]]
+            held_out = held_out[:MAX_HELD_OUT]
+            yield x[rows], y[rows], row_weights[rows], validation_x[held_out], validation_y[held_out]
             return
     n_held_out = min(MAX_HELD_OUT, max(1, round(HELD_OUT_SHARE * len(rows))))
     for split in range(max(1, min(MAX_SPLITS, MIN_HELD_OUT // n_held_out))):
         order = rows[shuffled(len(rows), seed, 2 + split)]
         held_out, kept = order[:n_held_out], np.sort(order[n_held_out:])
         if len(kept):
-            yield x[kept], y[kept], x[held_out], y[held_out]
+            yield x[kept], y[kept], row_weights[kept], x[held_out], y[held_out]
 
 
-def _trial(x, y, held_out_x, held_out_y, settings, frequencies):
+def _trial(x, y, row_weights, held_out_x, held_out_y, settings, frequencies):
     """nDCG@5 on the held-out rows for each frequency, which reorders the best labels found with that of `settings`."""
-    training = DualTraining(x, y, settings)
+    training = DualTraining(x, y, settings, sample_weight=row_weights)
     training.run(progress=False)
     scores, ids = training.network.top_k(held_out_x, min(REORDERED, y.shape[1]))
     log_counts = np.log(np.maximum(np.bincount(y.indices, minlength=y.shape[1]), 1))

@@ -47,15 +47,17 @@ def make_update_of_lists(shape):
     starts = np.concatenate([[0], np.flatnonzero(np.diff(labels)) + 1, [len(labels)]])
     old, losses = duals[labels, rows], unwritten(len(labels))
     before, updated = copy.deepcopy(layer), old.copy()
+    row_weights = integers(6, 0, 3, n_rows).astype(np.float32)
 
     def check():
-        loss, values, new = linear.step(features, is_label.T, duals.T, before, 0.7, 2.5, active=(is_label | is_other).T)
+        active = (is_label | is_other).T
+        loss, values, new = linear.step(features, is_label.T, duals.T, before, row_weights, 0.7, 2.5, active=active)
         assert_close(updated, new.T[labels, rows], 4 * n_features * n_rows)
         assert_close(layer.values, values, 4 * n_features * n_rows)
-        assert_close(np.float32(losses.sum()), np.float64(loss), 4 * n_features * n_rows)
+        assert_close(np.float32((row_weights[rows] * losses).sum()), np.float64(loss), 4 * n_features * n_rows)
 
     arrays = starts.astype(np.int64), rows.astype(np.int32), labels.astype(np.int32), is_label[labels, rows]
-    return Task((features, *arrays, layer, 0.7, 2.5, updated, losses), check)
+    return Task((features, *arrays, layer, row_weights, 0.7, 2.5, updated, losses), check)
 
 
 update = functools.partial(cuda._update, block=8) if SIMULATOR else cuda._update

@@ -194,6 +194,8 @@ def _(r):
     args = [sparse_points(r, b, f), a_linear_layer(r, n, f), as_labels(r, matrix(r, b, n))]
     options = {"C": float(r.random() + 0.1), "slack": float(r.random())}
     if r.random() < 0.5:
+        options["sample_weight"] = r.integers(0, 3, b) if r.random() < 0.5 else r.random(b)
+    if r.random() < 0.5:
         duals = abs(sparse_points(r, b, n))
         options["duals"] = duals if r.random() < 0.5 else (duals.indptr, duals.indices, duals.data)
     return Call(s.sparse_linear_step, args, options, writes=("layer",), check=dense.linear_step)

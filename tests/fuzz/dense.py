@@ -170,7 +170,7 @@ def reranked(result, scores, ids, together, k=None, weight=0.03):
     close(found[first], true[first], 1e-5 * (1 + np.abs(true[first])))
 
 
-def linear_step(result, x, layer, labels, duals=None, C=0.5, slack=0.2):
+def linear_step(result, x, layer, labels, duals=None, C=0.5, slack=0.2, sample_weight=None):
     loss, (indptr, found, values) = result
     assert loss >= 0 and len(indptr) == x.shape[0] + 1 and len(found) == len(values) == indptr[-1]
     assert not len(values) or (values > 0).all()

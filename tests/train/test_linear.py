@@ -1,12 +1,13 @@
 """`Classifier(architecture="linear")`: what it chooses, keeps, resumes and refuses."""
 
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 import scipy.sparse
 
-from sparsemax_nb import CoOccurrence, data, rerank, train
+from sparsemax_nb import CoOccurrence, SparseLinear, data, rerank, train
 from sparsemax_nb.cli import main
 from sparsemax_nb.core import checkpoint, sparse
 from sparsemax_nb.cpu import linear as cpu_linear
@@ -258,6 +259,97 @@ def test_the_command_line_trains_it_by_default(corpus, tmp_path, capsys):
     assert train.Classifier.load(tmp_path / "m.st").C_ == 0.5
     assert main.main(["train", "classifier", "--data", str(tmp_path), "--quiet", "--fan-in", "3"]) == 2
     assert "fan_in must keep its default" in capsys.readouterr().err
+
+
+SETTINGS = linear.Settings(
+    C=0.5,
+    slack=0.2,
+    frequency=0.0,
+    co_occurrence=0.3,
+    features_per_point=0.0,
+    min_features=5,
+    extra_features=0.5,
+    epochs=3,
+    seed=0,
+)
+
+
+def training(corpus, rows=slice(None), sample_weight=None, lists=None, n_points=None, **changes):
+    """A `DualTraining` on some of the rows, before its first step."""
+    x, y = corpus.features[rows].astype(np.float32), corpus.labels[rows].astype(np.float32)
+    weights = None if sample_weight is None else np.asarray(sample_weight, np.float32)
+    settings = dataclasses.replace(SETTINGS, **changes)
+    return linear.DualTraining(x, y, settings, lists=lists, n_points=n_points, sample_weight=weights)
+
+
+def result(run):
+    """The bits of all that a `DualTraining` learns, and the losses of its epochs."""
+    run.run(progress=False)
+    network = run.network
+    arrays = [*network.layer.arrays, *network.pairs.arrays[:4]]
+    return [array.tobytes() for array in arrays], run.history.losses, [e["loss_std"] for e in run.history.epochs]
+
+
+def test_rows_of_weight_zero_are_as_good_as_removed(corpus):
+    """The same bits, with all that is counted and chosen; a label that has no other points is unseen."""
+    weights = np.arange(300) % 4
+    weights[corpus.labels[:, 7].toarray().reshape(-1) > 0] = 0
+    rows = np.flatnonzero(weights)
+    assert 0 < len(rows) < 250
+    zeros = training(corpus, sample_weight=weights)
+    assert zeros.network.layer.bias[7] == linear.UNSEEN_SCORE
+    assert result(zeros) == result(training(corpus, rows, weights[rows]))
+    assert result(training(corpus, sample_weight=weights > 0)) == result(training(corpus, rows))
+
+
+def test_weights_are_factors_of_c(corpus):
+    """Of the same steps; and a loss is the mean over the rows, not a sum of weights."""
+    twice = result(training(corpus, sample_weight=np.full(300, 2), C=0.25))
+    assert twice == result(training(corpus)) != result(training(corpus, C=0.25))
+
+
+def test_a_weight_is_worth_as_many_rows(corpus):
+    """After enough epochs, with the same features."""
+    weights = np.arange(300) % 3
+    repeated = np.repeat(np.arange(300), weights)
+    connections = scipy.sparse.csr_matrix(np.ones((25, 60), np.float32))
+    options = {"epochs": 100, "extra_features": 0.0, "n_points": np.ones(25, np.int64)}
+    values = []
+    for rows, sample_weight in (slice(None), weights), (repeated, None), (slice(None), None):
+        lists = SparseLinear(connections).arrays
+        lists.values[:] = 0
+        run = training(corpus, rows, sample_weight, lists, **options)
+        run.run(progress=False)
+        values.append(run.network.layer.weights.toarray())
+    np.testing.assert_allclose(values[0], values[1], atol=1e-4)
+    assert np.abs(values[0] - values[2]).max() > 0.1
+
+
+def test_a_run_with_weights_goes_on_from_a_checkpoint(corpus):
+    weights = np.random.default_rng(0).random(300)
+    first, again, whole = (training(corpus, sample_weight=weights) for _ in range(3))
+    for _ in range(10):
+        first._step()
+    again.restore(*first.state())
+    assert result(again) == result(whole) != result(training(corpus))
+
+
+def test_trials_train_with_the_weights(corpus):
+    def chosen(rows=slice(None), sample_weight=None):
+        x, y = corpus.features[rows].astype(np.float32), corpus.labels[rows].astype(np.float32)
+        weights = None if sample_weight is None else np.asarray(sample_weight, np.float32)
+        wanted = ["C", "frequency"]
+        return linear_settings.choose_settings(x, y, SETTINGS, wanted=wanted, sample_weight=weights)
+
+    weights = np.arange(300) % 4
+    rows = np.flatnonzero(weights)
+    assert chosen(sample_weight=weights) == chosen(rows, weights[rows]) != chosen(rows)
+    assert chosen(rows, weights[rows] > 0) == chosen(rows)
+
+
+def test_weights_must_not_all_be_zero(corpus):
+    with pytest.raises(ValueError, match="sample_weight must be above 0 for at least one row, got only zeros"):
+        training(corpus, sample_weight=np.zeros(300))
 
 
 def test_labels_without_points_come_last(corpus):
