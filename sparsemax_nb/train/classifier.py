@@ -28,7 +28,7 @@ from .network import LOSSES, OUTPUTS, SPARSE_OUTPUTS
 from .validation import split
 
 #: Attributes of an earlier fit that a new one may not set.
-FITTED = "feature_names_in_", "C_", "slack_", "frequency_", "trials_", "calibration_", "threshold_", "limit_"
+FITTED = "feature_names_in_", "C_", "slack_", "frequency_", "trials_", "calibration_"
 
 
 class Classifier(
@@ -462,6 +462,7 @@ class Classifier(
         for name in FITTED:
             vars(new).pop(name, None)
         new._target_form, new.device_, new.data_ = form_of(y), resolve_device(self.device), None
+        new.threshold_, new.limit_ = None, None if self.limit == "auto" else self.limit
         X, y, validation = new._inputs(X, y, names, validation)  # noqa: N806
         weights = checked_weights(sample_weight, X.shape[0])
         validation, rows = split(X, y, validation, self.validation_fraction, self.seed)

@@ -69,8 +69,8 @@ class ClassifierFile:
                 "classes_dtype": str(self.classes_.dtype),
             },
             "calibrated": self.calibration_ is not None,
-            "threshold": getattr(self, "threshold_", None),
-            "limit": getattr(self, "limit_", None),
+            "threshold": self.threshold_,
+            "limit": self.limit_,
         }
         return arrays, about
 
@@ -93,7 +93,8 @@ class ClassifierFile:
                 raise ValueError(f"text.idf must have {self.n_features_in_} features")
         if about["calibrated"]:
             self.calibration_ = Calibration.from_arrays(arrays)
-            self.threshold_, self.limit_ = check.number("threshold", about["threshold"], 0, 1), about["limit"]
+            check.number("threshold", about["threshold"], 0, 1)
+        self.threshold_, self.limit_ = about["threshold"], about["limit"]
         names, self.tfidf_ = about["feature_names"], None
         if names is not None:
             if len(names) != self.n_features_in_:

@@ -274,7 +274,6 @@ class LinearArchitecture(SampledEstimator):
             n_names=n_names,
             budget_seconds=self.budget_seconds,
             sample_weight=weights,
-            hold_out=self.calibration and validation is None,
         )
         if validation is not None:
             training.validate = lambda: self._evaluate_with(training.network, *validation, ks)

@@ -283,11 +283,23 @@ class ClassifierPredictions(SampledEstimator):
         self._calibrate(*self._top_k(x, min(CANDIDATES, self.n_labels_)), labels)
         return self
 
+    def _calibrate_after(self, training, labels, validation):
+        """Calibrate on the validation points, or on those that the training of a linear layer held out."""
+        if validation is not None:
+            self._calibrate(*self._top_k(validation[0], min(CANDIDATES, self.n_labels_)), validation[1])
+        elif self.architecture_ == "linear" and training.held_out is not None:
+            scores, ids, rows = training.held_out
+            self._calibrate(scores, ids, labels[rows])
+
     def _calibrate(self, scores, ids, labels):
         """Set the calibration from held-out scores and ids (n, k) and the true labels."""
         self.calibration_ = Calibration.fit(scores, ids, labels, self._counts_of_all(labels.shape[1]))
-        probabilities = self._probabilities(scores, ids)
-        self.threshold_, self.limit_ = choose_decision(probabilities, ids, labels, self.threshold)
+        is_measure = isinstance(self.threshold, str)
+        threshold, limit = choose_decision(
+            self._probabilities(scores, ids), ids, labels, self.threshold if is_measure else "sample-f1"
+        )
+        self.threshold_ = threshold if is_measure else float(self.threshold)
+        self.limit_ = limit if self.limit == "auto" else self.limit
 
     def predict_proba(self, X: Any, k: int | None = None) -> Any:
         """Return the calibrated probability that a label is right, for all labels or for the k best.

@@ -112,18 +112,18 @@ class LinearModel:
 
 
 def weighted_rows(x, y, sample_weight):
-    """The rows of x and y whose weight is not 0, and their weights, float32; None means that every row weighs 1.
+    """The rows of x and y whose weight is not 0, their weights, float32, and their numbers; None: every row weighs 1.
 
     ValueError if all weights are 0.
     """
     if sample_weight is None:
-        return x, y, np.ones(x.shape[0], np.float32)
+        return x, y, np.ones(x.shape[0], np.float32), np.arange(x.shape[0])
     if sample_weight.all():
-        return x, y, sample_weight
+        return x, y, sample_weight, np.arange(x.shape[0])
     rows = np.flatnonzero(sample_weight)
     if not len(rows):
         raise ValueError("sample_weight must be above 0 for at least one row, got only zeros")
-    return x[rows], y[rows], sample_weight[rows]
+    return x[rows], y[rows], sample_weight[rows], rows
 
 
 def frequency_prior(frequency, n_points, device="cpu"):
@@ -237,6 +237,8 @@ class DualTraining(Run):
     sample_weight : (N,) float32 or None
         At least 0: the weight of each row, a factor of C; None: all are 1. Rows of weight 0 are left out first,
         also before points are counted. The choice of features before the first epoch does not use the weights.
+    n_names : int
+        The last rows that are names of labels; their labels are not counted as co-occurring.
     """
 
     def __init__(
@@ -253,19 +255,21 @@ class DualTraining(Run):
         validate=None,
         budget_seconds=None,
         sample_weight=None,
+        n_names=0,
     ):
         self.settings = settings
         self.device = device
         self.validate = validate
         self._epochs = settings.epochs
         self._budget_seconds = budget_seconds
-        x, y, sample_weight = weighted_rows(x, y, sample_weight)
+        x, y, sample_weight, rows = weighted_rows(x, y, sample_weight)
         self.n_rows = x.shape[0]
         batch_size = min(MAX_BATCH_SIZE, max(1, -(-self.n_rows // MIN_STEPS_PER_EPOCH)))
         start = loop.clock()
         check_squares("X", x.data, x.indptr)
         order = shuffled(self.n_rows, settings.seed, 0)
         self._x, self._y, self._row_weights = x[order], y[order], sample_weight[order]  # so that each batch is a slice
+        self._is_point = order < self.n_rows - n_names
         if lists is None:
             lists = choose_lists(self._x, self._y, settings.features_per_point, settings.min_features, dense)
         n_points = np.bincount(self._y.indices, minlength=y.shape[1]) if n_points is None else n_points
@@ -351,7 +355,8 @@ class DualTraining(Run):
     def _count_pairs(self):
         """Count the co-occurrences of labels, unless that has been done."""
         if self.network.pairs is None and self.settings.co_occurrence > 0:
-            self.network.pairs = CoOccurrence(self._y, device=self.device)
+            labels = self._y if self._is_point.all() else self._y[self._is_point]
+            self.network.pairs = CoOccurrence(labels, device=self.device)
 
     def _is_epoch_done(self):
         return self._position.step == len(self._batches)

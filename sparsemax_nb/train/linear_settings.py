@@ -35,11 +35,11 @@ MIN_HELD_OUT = 2000
 MAX_SPLITS = 5
 
 
-def choose_settings(x, y, settings, *, wanted, validation=None, sample_weight=None):
+def choose_settings(x, y, settings, *, wanted, validation=None, sample_weight=None, n_names=0):
     """(Settings, trials): settings with about the best nDCG@5 on held-out rows.
 
     `wanted` names the settings to choose: 'C', 'slack', 'frequency'. The rows of a `validation` (X, y) replace the
-    held-out rows. Trials train with `sample_weight`, as `DualTraining` does; in the metric all held-out rows count the
+    held-out rows. The last `n_names` rows are names of labels, which are never held out. Trials train with `sample_weight`, as `DualTraining` does; in the metric all held-out rows count the
     same.
 
     A linear layer trains its labels independently. Hence some of the labels, with all their points, are a smaller
@@ -48,7 +48,8 @@ def choose_settings(x, y, settings, *, wanted, validation=None, sample_weight=No
     noise. Each trial uses its best frequency. Finally C moves to the vertex of the parabola through the metrics of its
     value and its neighbours.
     """
-    splits = list(_trial_splits(*weighted_rows(x, y, sample_weight), settings.seed, validation))
+    x, y, row_weights, _ = weighted_rows(x, y, sample_weight)
+    splits = list(_trial_splits(x, y, row_weights, settings.seed, validation, n_names))
     results, trials = {}, []
     if not splits:
         return settings, trials
@@ -112,7 +113,7 @@ def _climb(grid, value, score, is_better):
     return grid[index]
 
 
-def _trial_splits(x, y, row_weights, seed, validation):
+def _trial_splits(x, y, row_weights, seed, validation, n_names):
     """(x, y, weights of the rows, held-out x, held-out y) of each trial."""
     n_points = np.bincount(y.indices, minlength=y.shape[1])
     seen = np.flatnonzero(n_points)
@@ -128,10 +129,12 @@ def _trial_splits(x, y, row_weights, seed, validation):
             held_out = held_out[:MAX_HELD_OUT]
             yield x[rows], y[rows], row_weights[rows], validation_x[held_out], validation_y[held_out]
             return
-    n_held_out = min(MAX_HELD_OUT, max(1, round(HELD_OUT_SHARE * len(rows))))
+    n = int(np.searchsorted(rows, x.shape[0] - n_names))
+    points, names = rows[:n], rows[n:]
+    n_held_out = min(MAX_HELD_OUT, max(1, round(HELD_OUT_SHARE * len(points))))
     for split in range(max(1, min(MAX_SPLITS, MIN_HELD_OUT // n_held_out))):
-        order = rows[shuffled(len(rows), seed, 2 + split)]
-        held_out, kept = order[:n_held_out], np.sort(order[n_held_out:])
+        order = points[shuffled(len(points), seed, 2 + split)]
+        held_out, kept = order[:n_held_out], np.append(np.sort(order[n_held_out:]), names)
         if len(kept):
             yield x[kept], y[kept], row_weights[kept], x[held_out], y[held_out]
 
