@@ -14,7 +14,7 @@ import sparsemax_nb
 
 from .helpers import assert_none
 
-PACKAGES = sparsemax_nb, sparsemax_nb.train, sparsemax_nb.data
+PACKAGES = sparsemax_nb, sparsemax_nb.train, sparsemax_nb.data, sparsemax_nb.metrics
 SECTIONS = "Parameters", "Attributes", "Returns", "Yields", "Raises", "Notes", "Examples"
 ENTRIES = {  # how an entry begins, at the margin of its section
     "Parameters": r"\*{0,2}\w+(, \*{0,2}\w+)*( : \S.*)?",

@@ -502,7 +502,7 @@ class Classifier(LinearArchitecture, NetworkArchitecture, ClassifierInputs, Clas
         return self.top_k(X, k)[1]
 
     def evaluate(self, X: Any, y: Any, ks: Sequence[int] | None = None) -> dict[str, float]:
-        """Return P@k, nDCG@k, recall R@k and propensity-scored PSP@k, and the seconds that prediction took.
+        """Return P@k, nDCG@k, R@k, F1@k, MAP@k and PSP@k of `sparsemax_nb.metrics`, and the seconds of the prediction.
 
         Parameters
         ----------
@@ -516,7 +516,7 @@ class Classifier(LinearArchitecture, NetworkArchitecture, ClassifierInputs, Clas
         Returns
         -------
         metrics : dict
-            'P@1' and so on, in [0, 1]; 'seconds'. PSP@k requires a fit on at least three points.
+            'P@1', 'nDCG@1', 'R@1', 'F1@1', 'MAP@1', 'PSP@1' (fits on three or more points) ..., in [0, 1]; 'seconds'.
 
         Raises
         ------
