@@ -14,10 +14,10 @@ def reliability(probabilities: Array, hits: Array, n_bins: int = 15) -> tuple[np
 
     Parameters
     ----------
-    probabilities : array of any shape, float32 or another float type
-        Predicted probabilities, in [0, 1]. Leave missing predictions (id -1) out.
-    hits : array of the same shape, bool
-        Whether each prediction is right, for example from `hits_at_k`.
+    probabilities : (...) float array
+        Predicted probabilities, in [0, 1], of any float dtype and shape. Leave missing predictions (id -1) out.
+    hits : (...) bool array
+        Of the same shape: whether each prediction is right, for example from `hits_at_k`.
     n_bins : int
         Number of bins of equal width, at most 10,000. Bin b holds the probabilities p with
         ``b / n_bins < p <= (b + 1) / n_bins``; the first bin also holds 0.
@@ -77,10 +77,10 @@ def expected_calibration_error(probabilities: Array, hits: Array, n_bins: int = 
 
     Parameters
     ----------
-    probabilities : array of any shape, float32 or another float type
-        Predicted probabilities, in [0, 1]. Leave missing predictions (id -1) out.
-    hits : array of the same shape, bool
-        Whether each prediction is right, for example from `hits_at_k`.
+    probabilities : (...) float array
+        Predicted probabilities, in [0, 1], of any float dtype and shape. Leave missing predictions (id -1) out.
+    hits : (...) bool array
+        Of the same shape: whether each prediction is right, for example from `hits_at_k`.
     n_bins : int
         Number of bins of equal width, as in `reliability`.
 

@@ -133,7 +133,7 @@ def macro_f1(predicted: SparseMatrix, labels: SparseMatrix) -> float:
     ``F1[l] = 2 |rows with l predicted and true| / (|rows with l predicted| + |rows with l true|)``. A label that is
     neither predicted nor true in any row has no F1 and is left out.
 
-    Source: the definition; ``f1_score(average='macro', zero_division=0)`` of scikit-learn, with ``labels=`` these labels.
+    Source: the definition; ``f1_score(average='macro', labels=those, zero_division=0)`` of scikit-learn.
 
     Examples
     --------
