@@ -6,6 +6,7 @@ import scipy.sparse
 
 from sparsemax_nb import metrics
 from sparsemax_nb.metrics import ndcg_at_k, precision_at_k, propensities, psp_at_k, recall_at_k
+from sparsemax_nb.train.validation import metrics_at_k
 
 IDS = np.array([[2, 0, 1], [3, 1, -1], [0, 1, 2]], np.int32)
 TRUTH = scipy.sparse.csr_matrix([[1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]])
@@ -231,6 +232,16 @@ def test_coverage():
     assert [metrics.coverage_at_k(IDS, TRUTH, k) for k in (1, 2)] == [1 / 3, 1]
     assert metrics.coverage_at_k(IDS + 1 - 4 * (IDS == 3), TRUTH, 1) == 0
     assert metrics.coverage_at_k(np.tile(IDS[:1], (3, 1)), TRUTH, 1) == 1 / 3  # several hits of a label count once
+
+
+def test_what_an_evaluation_reports_are_these_metrics():
+    ids, truth, p = random_case(6)
+    truth = scipy.sparse.csr_matrix(truth)
+    names = {"P": precision_at_k, "nDCG": ndcg_at_k, "R": recall_at_k, "F1": metrics.f1_at_k, "MAP": metrics.map_at_k}
+    wanted = {f"{name}@{k}": metric(ids, truth, k) for k in (4, 2) for name, metric in names.items()}
+    assert metrics_at_k(ids, truth, (4, 2)) == wanted
+    psp = {f"PSP@{k}": psp_at_k(ids, truth, p, k) for k in (4, 2)}
+    assert metrics_at_k(ids, truth, (4, 2), p) == wanted | psp and len({*wanted.values()}) == 10
 
 
 # ---------------------------------------------------------------- excluded pairs
