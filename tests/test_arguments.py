@@ -161,6 +161,8 @@ MATRICES = {
     "ndcg_at_k": lambda m: metrics.ndcg_at_k(IDS, m, 2),
     "recall_at_k": lambda m: metrics.recall_at_k(IDS, m, 2),
     "psp_at_k": lambda m: metrics.psp_at_k(IDS, m, np.full(L, 0.5), 2),
+    "excluded": lambda m: metrics.precision_at_k(IDS, scipy.sparse.csr_matrix(np.ones((B, L))), 2, excluded=m),
+    "sample_f1": lambda m: metrics.sample_f1(m, PLAIN),
     "Tfidf": lambda m: data.Tfidf(sublinear=False).fit_transform(m).toarray(),
     "DSSoftmax.fit": lambda m: (
         train.DSSoftmax(n_experts=2, epochs=1, device="cpu", progress=False).fit(H, m).experts_.weights
@@ -464,7 +466,7 @@ def test_an_optimizer_of_the_wrong_type(optimizer):
 
 # ---------------------------------------------------------------- metrics
 
-METRICS = ["precision_at_k", "ndcg_at_k", "recall_at_k"]
+METRICS = ["precision_at_k", "ndcg_at_k", "recall_at_k", "f1_at_k", "map_at_k", "coverage_at_k", "macro_f1_at_k"]
 
 
 @pytest.mark.parametrize("name", METRICS)

@@ -14,7 +14,7 @@ import sparsemax_nb
 
 from .helpers import assert_none
 
-PACKAGES = sparsemax_nb, sparsemax_nb.train, sparsemax_nb.data
+PACKAGES = sparsemax_nb, sparsemax_nb.train, sparsemax_nb.data, sparsemax_nb.metrics
 SECTIONS = "Parameters", "Attributes", "Returns", "Yields", "Raises", "Notes", "Examples"
 ENTRIES = {  # how an entry begins, at the margin of its section
     "Parameters": r"\*{0,2}\w+(, \*{0,2}\w+)*( : \S.*)?",
@@ -24,7 +24,7 @@ ENTRIES = {  # how an entry begins, at the margin of its section
 }
 #: They hold or refuse things, and compute nothing that somebody published.
 WITHOUT_SOURCE = {"Labels", "SGD", "train", "data"}
-METRICS = {"ndcg_at_k", "precision_at_k", "propensities", "psp_at_k", "recall_at_k", "unigram_perplexity", "Tfidf"}
+WITH_SOURCE = {*sparsemax_nb.metrics.__all__, "Tfidf"} - {"popularity_ranks", "ranking_metrics"}
 
 
 def public():
@@ -190,7 +190,7 @@ def what_is_returned_and_refused_is_said(name, thing, owner):
 
 
 def method_has_a_source(name, thing, owner):
-    if owner is None and name in {*sparsemax_nb.__all__, *METRICS} - WITHOUT_SOURCE:
+    if owner is None and name in {*sparsemax_nb.__all__, *WITH_SOURCE} - WITHOUT_SOURCE:
         if not re.search(r"Source: \S", " ".join(sections(thing).get("Notes", []))):
             yield "no source"
 

@@ -12,6 +12,15 @@ from ..train import curves
 from ..train.chunks import fingerprint_parts
 
 PARTS = "train", "valid", "test"  # of a text
+#: The metrics that are printed, and what they mean.
+MEANINGS = {
+    "P": "share of the k best labels that are right",
+    "nDCG": "like P@k, but right labels near the top count more; 100 if all true labels come first",
+    "R": "share of the true labels of a row that are among the k best",
+    "F1": "harmonic mean of P@k and R@k of a row",
+    "MAP": "mean of P@r over the ranks r of the right labels of a row",
+    "PSP": "like P@k, but rare labels count more",
+}
 
 
 def size(text):
@@ -164,8 +173,10 @@ def print_language_metrics(part, metrics, task):
 
 
 def print_metrics(part, metrics):
-    for metric in ("P", "nDCG", "R", "PSP"):
-        print(f"{part}  " + format_percent(metrics, [f"{metric}@{k}" for k in (1, 3, 5)]))
+    """Print a line for each metric, with its meaning."""
+    for metric, meaning in MEANINGS.items():
+        if figures := format_percent(metrics, [f"{metric}@{k}" for k in (1, 3, 5)]):
+            print(f"{part}  {figures}  ({metric}@k in %: {meaning})")
 
 
 def option_adder(sub, default):

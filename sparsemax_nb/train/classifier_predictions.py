@@ -212,37 +212,28 @@ class ClassifierPredictions(SampledEstimator):
                 raise ValueError("allow and forbid must leave at least one class")
             return self.classes_[ids[:, 0]]
         scores, ids = self._top_k(x, min(CANDIDATES, self.n_labels_), offsets)
-        chosen = self._chosen(x, scores, ids, offsets, threshold, limit)
+        chosen = self._chosen(scores, ids, offsets, threshold, limit)
         if self._target_form == NAMES:
             return [self.classes_[row[mask]].tolist() for row, mask in zip(ids, chosen, strict=True)]
-        return self._indicator(ids, chosen)
+        labels = _label_sets(ids, chosen, self.n_labels_)
+        return labels if self._target_dtype is None else labels.toarray().astype(self._target_dtype)
 
-    def _chosen(self, x, scores, ids, offsets, threshold, limit):
+    def _chosen(self, scores, ids, offsets, threshold, limit):
         """(n, k) bool: the labels of a top-k that belong to the set."""
         limit = self.limit_ if limit is None else check.integer("limit", limit, 1)
-        plain = scores if offsets is None else scores - offsets[np.maximum(ids, 0)]
-        if self.calibration_ is None:
-            if threshold is not None:
-                raise ValueError(
-                    "threshold needs calibrated probabilities; fit with a validation set, or call calibrate(X, y)"
-                )
-            chosen = plain >= 0
-            if self.architecture_ != "linear" and self.loss == "softmax":
-                chosen = np.arange(ids.shape[1])[None] < np.ones((len(ids), 1))
-        else:
+        plain = _without(offsets, scores, ids)
+        if self.calibration_ is not None:
             threshold = self.threshold_ if threshold is None else check.number("threshold", threshold, 0, 1)
             chosen = self._probabilities(plain, ids) >= threshold
+        elif threshold is not None:
+            raise ValueError("threshold needs calibration; fit with a validation set, or call calibrate(X, y)")
+        elif self.architecture_ == "network" and self.loss == "softmax":
+            chosen = np.zeros(ids.shape, bool)
+            chosen[:, 0] = True
+        else:
+            chosen = plain >= 0
         chosen &= (ids >= 0) & (plain > UNSEEN_SCORE / 2)
-        return chosen & (np.cumsum(chosen, 1) <= (limit or self.n_labels_))
-
-    def _indicator(self, ids, chosen):
-        """The label sets as a matrix like y in `fit`."""
-        indptr = np.concatenate([[0], np.cumsum(chosen.sum(1))])
-        labels = scipy.sparse.csr_matrix(
-            (np.ones(indptr[-1], np.float32), ids[chosen], indptr), shape=(len(ids), self.n_labels_)
-        )
-        labels.sort_indices()
-        return labels if self._target_dtype is None else labels.toarray().astype(self._target_dtype)
+        return chosen if limit is None else chosen & (np.cumsum(chosen, 1) <= limit)
 
     def _classes_at(self, ids):
         """`classes_` of ids; None where an id is -1."""
@@ -419,33 +410,39 @@ class ClassifierPredictions(SampledEstimator):
             ks = [check.integer("ks", k, 1, self.n_labels_) for k in check.sequence("ks", ks, "integers")]
             check.integer("the number of ks", len(ks), 1)
         x, labels = self._pair(X, y)
-        offsets = self._offsets(None, None, label_weights)
-        found = self._evaluate_with(self.network_, x, labels, ks, offsets, excluded)
-        scores, ids = self._top_k(x, min(CANDIDATES, self.n_labels_), offsets)
+        offsets, start = self._offsets(None, None, label_weights), time.perf_counter()
+        n_excluded = 0 if excluded is None else int(np.diff(excluded.tocsr().indptr).max(initial=0))
+        n = min(max(*ks, CANDIDATES) + n_excluded, self.n_labels_)
+        scores, ids = self._top_k(x, n, offsets)
+        seconds = time.perf_counter() - start
+        found = self._ranking_metrics(ids, labels, ks, excluded)
         if self._target_form != CLASS:
-            predicted = self._indicator(ids, self._chosen(x, scores, ids, offsets, None, None))
-            predicted = scipy.sparse.csr_matrix(predicted)
-            predicted.resize(labels.shape)
+            chosen = self._chosen(scores, ids, offsets, None, None)
+            predicted = _label_sets(ids, chosen, labels.shape[1])
             found |= {
                 "sample F1": metrics.sample_f1(predicted, labels),
                 "micro F1": metrics.micro_f1(predicted, labels),
                 "macro F1": metrics.macro_f1(predicted, labels),
             }
         if self.calibration_ is not None:
-            plain = scores if offsets is None else scores - offsets[np.maximum(ids, 0)]
-            hits = metrics.hits_at_k(ids, labels, ids.shape[1])
-            found["ECE"] = metrics.expected_calibration_error(self._probabilities(plain, ids), hits)
-        return found
+            best = slice(0, min(CANDIDATES, self.n_labels_))
+            probabilities = self._probabilities(_without(offsets, scores, ids)[:, best], ids[:, best])
+            hits = metrics.hits_at_k(ids, labels, best.stop)
+            found["ECE"] = metrics.expected_calibration_error(probabilities, hits)
+        return found | {"seconds": seconds}
 
-    def _evaluate_with(self, network, x, labels, ks, offsets=None, excluded=None):
+    def _evaluate_with(self, network, x, labels, ks):
+        """Ranking metrics of a network or linear layer during the training."""
         start = time.perf_counter()
-        n_excluded = 0 if excluded is None else int(np.diff(excluded.tocsr().indptr).max(initial=0))
-        ids = self._top_k_with(network, x, min(max(ks) + n_excluded, self.n_labels_), offsets)[1]
+        ids = self._top_k_with(network, x, max(ks))[1]
         seconds = time.perf_counter() - start
+        return self._ranking_metrics(ids, labels, ks) | {"seconds": seconds}
+
+    def _ranking_metrics(self, ids, labels, ks, excluded=None):
         propensity = None
         if self.n_points_ > 2:
             propensity = metrics.propensities(self._counts_of_all(labels.shape[1]), self.n_points_)
-        return metrics_at_k(ids, labels, ks, propensity, excluded=excluded) | {"seconds": seconds}
+        return metrics_at_k(ids, labels, ks, propensity, excluded)
 
     def _counts_of_all(self, n_labels):
         """`label_counts_`, followed by zeros for labels that the model does not know."""
@@ -483,3 +480,17 @@ class ClassifierPredictions(SampledEstimator):
         if y.shape[0] != x.shape[0] or (form == MATRIX and y.shape[1] != self.n_labels_):
             raise ValueError(f"y must have shape ({x.shape[0]}, {self.n_labels_}), got {y.shape}")
         return x, y
+
+
+def _without(offsets, scores, ids):
+    """Scores without the offsets that `top_k` has added."""
+    return scores if offsets is None else scores - offsets[np.maximum(ids, 0)]
+
+
+def _label_sets(ids, chosen, n_labels):
+    """The chosen ids of each row as a matrix, (n, n_labels) canonical CSR of ones."""
+    indptr = np.concatenate([[0], np.cumsum(chosen.sum(1))])
+    labels = (np.ones(indptr[-1], np.float32), ids[chosen], indptr)
+    labels = scipy.sparse.csr_matrix(labels, shape=(len(ids), n_labels))
+    labels.sort_indices()
+    return labels

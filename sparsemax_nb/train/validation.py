@@ -3,8 +3,8 @@
 import numpy as np
 import scipy.sparse
 
-from .. import metrics
 from ..data.batches import shuffled
+from ..metrics import ranking
 from .classifier_inputs import checked_features
 from .classifier_targets import checked_labels
 
@@ -50,15 +50,16 @@ def split(x, y, validation, fraction, seed):
     return (x[held_out], y[held_out]), rows
 
 
-def metrics_at_k(ids, y, ks, propensity=None):
-    """P, nDCG and R at each k of the predicted `ids` (n, k) for the labels y; with `propensity` (L,) also PSP."""
+def metrics_at_k(ids, y, ks, propensity=None, excluded=None):
+    """P, nDCG, R, F1 and MAP at each k of the predicted `ids` (n, k) for the labels y; with `propensity` (L,) also PSP.
+
+    `excluded` as in `precision_at_k`. The hits are found once.
+    """
+    best = ranking.checked(ids, y, max(ks), excluded)
     found = {}
     for k in ks:
-        found |= {
-            f"P@{k}": metrics.precision_at_k(ids, y, k),
-            f"nDCG@{k}": metrics.ndcg_at_k(ids, y, k),
-            f"R@{k}": metrics.recall_at_k(ids, y, k),
-        }
+        at_k = best.first(k)
+        found |= {f"{name}@{k}": definition(at_k) for name, definition in ranking.DEFINITIONS.items()}
         if propensity is not None:
-            found[f"PSP@{k}"] = metrics.psp_at_k(ids, y, propensity, k)
+            found[f"PSP@{k}"] = ranking.psp(at_k, propensity)
     return found

@@ -215,6 +215,8 @@ def test_evaluate_and_predict_from_arrays(folder, tmp_path, capsys):
     assert main.main(["evaluate", model, "--data", str(folder), "--device", "cpu", "--json", str(figures)]) == 0
     shown, result = capsys.readouterr().out, json.loads(figures.read_text())
     assert result["part"] == "test" and f"PSP@5 {100 * result['PSP@5']:.2f}" in shown and "R@3" in shown
+    f1 = "  ".join(f"F1@{k} {100 * result[f'F1@{k}']:.2f}" for k in (1, 3, 5))
+    assert f"test  {f1}  (F1@k in %: harmonic mean of P@k and R@k of a row)" in shown.splitlines()
     assert main.main(["evaluate", model, "--data", str(folder), "--part", "dev"]) == 2
     assert "has no dev part" in capsys.readouterr().err
     assert main.main(["evaluate", model]) == 2

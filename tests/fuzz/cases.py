@@ -624,7 +624,10 @@ def _(r):
 # ---------------------------------------------------------------- metrics
 
 
-@of("precision_at_k", "ndcg_at_k", "recall_at_k", "psp_at_k")
+@of(
+    "precision_at_k", "ndcg_at_k", "recall_at_k", "f1_at_k", "map_at_k", "psp_at_k", "coverage_at_k", "macro_f1_at_k",
+    "per_label", "hits_at_k",
+)  # fmt: skip
 def _(r, name):
     n, labels, width = int(r.integers(0, 5)), int(r.integers(1, 8)), int(r.integers(1, 5))
     predicted = np.array([r.permutation(max(labels, width))[:width] for _ in range(n)], np.int32).reshape(n, width)
@@ -635,7 +638,24 @@ def _(r, name):
         *([r.uniform(0.1, 1, labels)] if name == "psp_at_k" else []),
         int(r.integers(1, width + 1)),
     ]
-    return Call(getattr(metrics, name), args, check=lambda out, *args: dense.metric(name, out, *args))
+    more = {"excluded": matrix(r, n, labels)} if r.random() < 0.3 else {}
+    return Call(
+        getattr(metrics, name), args, more, check=lambda out, *args, **more: dense.metric(name, out, *args, **more)
+    )
+
+
+@of("sample_f1", "micro_f1", "macro_f1")
+def _(r, name):
+    n, labels = int(r.integers(0, 5)), int(r.integers(1, 8))
+    args = [matrix(r, n, labels), matrix(r, n, labels)]
+    return Call(getattr(metrics, name), args, check=lambda out, *args: dense.set_metric(name, out, *args))
+
+
+@of("expected_calibration_error", "reliability")
+def _(r, name):
+    shape = tuple(r.integers(0, 5, int(r.integers(1, 3))))
+    args = [r.random(shape, np.float32), r.random(shape) < 0.5, int(r.integers(1, 20))]
+    return Call(getattr(metrics, name), args, check=lambda out, *args: dense.calibration(name, out, *args))
 
 
 @of("propensities")

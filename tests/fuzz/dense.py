@@ -371,28 +371,76 @@ def expert_top_k(result, packed, h, k):
             close(probabilities[b][: len(got)], [q[i] for i in got.tolist()], 1e-3 * (1 + np.abs(s).max()))
 
 
-def metric(name, value, ids, labels, *more):
+def f1_of(hits, predicted, true):
+    return 2 * hits / (predicted + true) if predicted + true else 0.0
+
+
+def metric(name, value, ids, labels, *more, excluded=None):
     k, truth = int(more[-1]), np.asarray(labels.toarray() != 0)
-    ids = np.asarray(ids).astype(np.int64)[:, :k]
+    ids = np.asarray(ids).astype(np.int64)
+    if excluded is not None:
+        out = np.asarray(excluded.toarray() != 0)
+        kept = [[i for i in row if i < 0 or not out[b, i]] for b, row in enumerate(ids.tolist())]
+        ids = np.array([row + [-1] * (ids.shape[1] - len(row)) for row in kept], np.int64).reshape(ids.shape)
+        truth = truth & ~out
+    ids = ids[:, :k]
     hits = (
         np.where(ids >= 0, np.take_along_axis(truth, np.maximum(ids, 0), 1), False)
         if ids.size
         else np.zeros(ids.shape, bool)
     )
     n_true, gains = truth.sum(axis=1), 1 / np.log2(np.arange(2, k + 2))
-    if not len(ids):
+    rows = list(zip(ids, hits, n_true, strict=True))
+    n_hits, n_predicted = (np.bincount(x, minlength=truth.shape[1]) for x in (ids[hits].ravel(), ids[ids >= 0].ravel()))
+    by_label = [(h, p, t) for h, p, t in zip(n_hits, n_predicted, truth.sum(axis=0), strict=True) if p + t]
+    if name == "hits_at_k":
+        return equal(value, hits)
+    if name == "per_label":
+        equal(value["hits"], np.array([h for h, _, _ in by_label], np.int64))
+        return close(value["f1"], np.array([f1_of(*counts) for counts in by_label]), 1e-9)
+    if name == "macro_f1_at_k":
+        want = np.mean([f1_of(*counts) for counts in by_label]) if by_label else 0.0
+    elif name == "coverage_at_k":
+        want = len({*ids[hits].tolist()}) / truth.any(axis=0).sum() if truth.any() else 0.0
+    elif not len(ids):
         want = 0.0
     elif name == "precision_at_k":
         want = hits.mean()
     elif name == "recall_at_k":
-        want = np.mean([h.sum() / n if n else 0 for h, n in zip(hits, n_true, strict=True)])
+        want = np.mean([h.sum() / n if n else 0 for _, h, n in rows])
     elif name == "ndcg_at_k":
-        want = np.mean([(h * gains).sum() / gains[:n].sum() if n else 0 for h, n in zip(hits, n_true, strict=True)])
+        want = np.mean([(h * gains).sum() / gains[:n].sum() if n else 0 for _, h, n in rows])
+    elif name == "f1_at_k":
+        want = np.mean([f1_of(h.sum(), (i >= 0).sum(), n) for i, h, n in rows])
+    elif name == "map_at_k":
+        sums = [sum(h[: r + 1].mean() for r in np.flatnonzero(h)) for _, h, _ in rows]
+        want = np.mean([total / min(k, n) if n else 0 for total, n in zip(sums, n_true, strict=True)])
     else:
         p = np.asarray(more[0])
         best = sum(np.sort(1 / p[t])[::-1][:k].sum() for t in truth)
         want = (1 / p)[ids[hits]].sum() / best if best else 0.0
-    close(value, want, 1e-9)
+    return close(value, want, 1e-9)
+
+
+def set_metric(name, value, predicted, labels):
+    predicted, truth = (np.asarray(m.toarray() != 0) for m in (predicted, labels))
+    both, axis = predicted & truth, {"sample_f1": 1, "micro_f1": None, "macro_f1": 0}[name]
+    counts = [np.atleast_1d(m.sum(axis=axis)) for m in (both, predicted, truth)]
+    values = [f1_of(h, p, t) for h, p, t in zip(*counts, strict=True) if p + t or axis == 1]
+    close(value, np.mean(values) if values else 0.0, 1e-9)
+
+
+def calibration(name, value, probabilities, hits, n_bins=15):
+    p, hits, n_bins = f8(probabilities).ravel(), np.asarray(hits).ravel(), int(n_bins)
+    edges = np.linspace(0, 1, n_bins + 1)[1:-1]
+    bins = np.array([sum(x > edge for edge in edges) for x in p], np.int64)
+    table = [(np.sum(bins == b), p[bins == b], hits[bins == b]) for b in range(n_bins)]
+    if name == "expected_calibration_error":
+        want = sum(n / len(p) * abs(q.mean() - h.mean()) for n, q, h in table if n)
+        return close(value, want, 1e-9)
+    equal(value[0], [n for n, _, _ in table])
+    close(value[1], [q.mean() if n else 0 for n, q, _ in table], 1e-9)
+    return close(value[2], [h.mean() if n else 0 for n, _, h in table], 1e-9)
 
 
 def propensity(p, label_counts, n_points, a=0.55, b=1.5):

@@ -559,7 +559,20 @@ def ranking_metrics(seed):
     propensity = nb.metrics.propensities(counts, 300)
     found = {
         f"metrics.{name}": [functools.partial(getattr(nb.metrics, name), ids, y, k) for k in (1, 5)]
-        for name in ("precision_at_k", "ndcg_at_k", "recall_at_k")
+        for name in (
+            *("precision_at_k", "ndcg_at_k", "recall_at_k", "f1_at_k", "map_at_k", "coverage_at_k"),
+            *("macro_f1_at_k", "per_label", "hits_at_k"),
+        )
+    }
+    predicted, hits = label_matrix(seed + 1, 300, 80), nb.metrics.hits_at_k(ids, y, 6)
+    probabilities = np.random.default_rng(seed).random(hits.shape)
+    found |= {
+        f"metrics.{name}": [functools.partial(getattr(nb.metrics, name), predicted, y)]
+        for name in ("sample_f1", "micro_f1", "macro_f1")
+    }
+    found |= {
+        f"metrics.{name}": [functools.partial(getattr(nb.metrics, name), probabilities, hits, n) for n in (5, 15)]
+        for name in ("expected_calibration_error", "reliability")
     }
     return found | {
         "metrics.psp_at_k": [functools.partial(nb.metrics.psp_at_k, ids, y, propensity, k) for k in (1, 5)],

@@ -755,7 +755,7 @@ def test_features_are_not_copied(corpus):
 def test_validation_by_fraction_sets_rows_aside(corpus):
     model = fitted(corpus, validation_fraction=0.2, epochs=3)
     assert model.n_points_ == 240 and model.history_.steps == 3 * 8
-    assert {"P@1", "P@3", "nDCG@5", "R@3", "PSP@5"} <= set(model.history_.epochs[0]["validation"])
+    assert {"P@1", "P@3", "nDCG@5", "R@3", "F1@5", "MAP@3", "PSP@5"} <= set(model.history_.epochs[0]["validation"])
     best = max(record["validation"]["P@3"] for record in model.history_.epochs)
     assert model.history_.epochs[model.history_.best_epoch]["validation"]["P@3"] == best
 
