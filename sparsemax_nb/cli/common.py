@@ -18,7 +18,7 @@ MEANINGS = {
     "nDCG": "like P@k, but right labels near the top count more; 100 if all true labels come first",
     "R": "share of the true labels of a row that are among the k best",
     "F1": "harmonic mean of P@k and R@k of a row",
-    "MAP": "mean of P@r over the ranks r of the right labels of a row",
+    "MAP": "P@r averaged over the ranks r of the true labels of a row; 0 for those that are not found",
     "PSP": "like P@k, but rare labels count more",
 }
 

@@ -12,7 +12,7 @@ def _checked_sets(predicted, labels):
     predicted, truth = as_ones("predicted", predicted), as_ones("labels", labels)
     if predicted.shape != truth.shape:
         raise ValueError(f"predicted must have shape {truth.shape} like labels, got {predicted.shape}")
-    return predicted, truth, type(truth)(predicted).multiply(truth).tocsr()
+    return predicted, truth, predicted.multiply(truth).tocsr()
 
 
 def _counts_by_label(n_labels, *ids):

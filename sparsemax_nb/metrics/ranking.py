@@ -43,7 +43,7 @@ def _contains(matrix, ids):
 
 def _without(ids, truth, excluded):
     """The predicted ids and the true labels without the excluded pairs; later ids move up, and -1 follows them."""
-    excluded = type(truth)(as_ones("excluded", excluded))
+    excluded = as_ones("excluded", excluded)
     if excluded.shape != truth.shape:
         raise ValueError(f"excluded must have shape {truth.shape} like labels, got {excluded.shape}")
     removed = _contains(excluded, ids)
@@ -418,8 +418,8 @@ def coverage_at_k(ids: np.ndarray, labels: SparseMatrix, k: int, *, excluded: Sp
     0.5
     """
     ranking = checked(ids, labels, k, excluded)
-    occurring = len(np.unique(ranking.truth.indices))
-    return len(np.unique(ranking.ids[ranking.hits])) / occurring if occurring else 0.0
+    occurring, found = (np.count_nonzero(np.bincount(i)) for i in (ranking.truth.indices, ranking.ids[ranking.hits]))
+    return float(found / occurring) if occurring else 0.0
 
 
 def propensities(label_counts: Array, n_points: int, a: float = 0.55, b: float = 1.5) -> np.ndarray:
