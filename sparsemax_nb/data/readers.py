@@ -121,9 +121,7 @@ def read_xc(path, *, n_points=None):
     >>> data.labels.indices
     array([1, 3], dtype=int32)
     """
-    is_integer = isinstance(n_points, numbers.Integral) and not isinstance(n_points, bool)
-    if n_points is not None and not (is_integer and n_points >= 0):
-        raise ValueError(f"n_points must be a non-negative integer or None, got {check.shown(n_points)}")
+    check_n_points(n_points)
     with contextlib.closing(read_lines(path)) as lines:
         n_header, n_features, n_labels = _header(path, next(lines, None))
         wanted = n_header if n_points is None else min(n_header, n_points)
@@ -143,6 +141,13 @@ def read_xc(path, *, n_points=None):
                 f"{path}, line {done + 2}: the file continues after {n_header} points, the number in the header"
             )
     return XCData(features.finish(), labels.finish())
+
+
+def check_n_points(n_points):
+    """ValueError unless `n_points` is a non-negative integer or None."""
+    is_integer = isinstance(n_points, numbers.Integral) and not isinstance(n_points, bool)
+    if n_points is not None and not (is_integer and n_points >= 0):
+        raise ValueError(f"n_points must be a non-negative integer or None, got {check.shown(n_points)}")
 
 
 def write_xc(path, features, labels):
@@ -305,7 +310,10 @@ def decode(where, line):
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
         byte = line[error.start]
-        raise DataError(f"{where}: byte 0x{byte:02x} in column {error.start + 1} is not UTF-8 text") from None
+        raise DataError(
+            f"{where}: byte 0x{byte:02x} in column {error.start + 1} is not UTF-8 text; save the file as UTF-8, "
+            "for example with iconv -f latin1 -t utf-8"
+        ) from None
 
 
 def _header(path, line):

@@ -760,9 +760,9 @@ def _(r):
     return Call(data.leave_last_out, [sequences(r)])
 
 
-@of("Corpus", "TextCorpus", "XCData")
+@of("Corpus", "LabeledTexts", "TextCorpus", "XCData")
 def _(r, name):
-    n = {"Corpus": 6, "TextCorpus": 6, "XCData": 2}[name]
+    n = {"Corpus": 6, "LabeledTexts": 2, "TextCorpus": 6, "XCData": 3}[name]
     return Call(getattr(data, name), [counts(r)] * n)
 
 
@@ -788,6 +788,24 @@ def _(r):
 def _(r, name):
     Path("some.txt").write_text("a b\nc, d\n")
     return Call(getattr(data, name), [Path("some.txt")], {"raw": False} if name == "read_words" else {})
+
+
+@of("read_texts")
+def _(r):
+    lines = {"corpus.tsv": "a b\tx\ty z\nc\n", "corpus.jsonl": '{"a": "a b", "b": ["x", "y z"]}\n{"a": "c"}\n'}
+    name = r.choice(list(lines))
+    Path(name).write_text(lines[name])
+    fields = {"text": "a", "labels": "b"} if name == "corpus.jsonl" or r.random() < 0.5 else {}
+    return Call(data.read_texts, [Path(name)], {"n_points": None if r.random() < 0.5 else 1, **fields})
+
+
+@of("read_vocabulary")
+def _(r):
+    skos = '<a:b> a s:Concept; s:prefLabel "c"@en.'
+    files = {"names.tsv": "a\tb\tc\nd\n", "names.ttl": f"@prefix s: <http://www.w3.org/2004/02/skos/core#>.\n{skos}\n"}
+    name = r.choice(list(files))
+    Path(name).write_text(files[name])
+    return Call(data.read_vocabulary, [Path(name)], {"language": "en" if name.endswith("ttl") else None})
 
 
 @of("load")

@@ -505,6 +505,53 @@ class Text:
         data.leave_last_out(found)
 
 
+class LabeledTexts:
+    """Texts with labels, tab-separated or as JSON lines."""
+
+    damage = staticmethod(damage_text)
+
+    def __init__(self, ending):
+        self.ending = ending
+
+    def make(self, path):
+        pairs = [(line, [f"l{i % 5}", "a label"]) for i, line in enumerate(TEXT.split("\n"))]
+        if self.ending == ".jsonl":
+            lines = [json.dumps({"text": text, "labels": labels}) for text, labels in pairs]
+        else:
+            lines = ["\t".join([text, *labels]) for text, labels in pairs]
+        path.write_text("\n".join(lines))
+
+    def read(self, path):
+        return data.read_texts(path)
+
+    def use(self, found):
+        assert len(found.texts) == len(found.labels)
+        for text, labels in zip(found.texts, found.labels, strict=True):
+            assert (text.strip() or labels) and all(labels) and len(set(labels)) == len(labels)
+            "".join([text, *labels]).encode()
+
+
+class Names:
+    """A vocabulary, tab-separated or SKOS."""
+
+    damage = staticmethod(damage_text)
+
+    def __init__(self, ending):
+        self.ending = ending
+
+    def make(self, path):
+        prefix = "@prefix skos: <http://www.w3.org/2004/02/skos/core#> .\n" if self.ending == ".ttl" else ""
+        line = '<a:{0}> a skos:Concept ; skos:prefLabel "name {0}"@en .' if prefix else "<a:{0}>\tname {0}\tsynonym"
+        path.write_text(prefix + "\n".join(map(line.format, range(40))))
+
+    def read(self, path):
+        return data.read_vocabulary(path)
+
+    def use(self, found):
+        for label, names in found.items():
+            assert label and names and all(names) and len(set(names)) == len(names)
+
+
 KINDS = {
     "classifier": Classifier(**NETWORK),
     "classifier, linear": Classifier(**LINEAR),
@@ -526,6 +573,10 @@ KINDS = {
     "points .npz": Points(".npz", damage_npz),
     "text": Text(False),
     "sequences": Text(True),
+    "labeled texts .tsv": LabeledTexts(".tsv"),
+    "labeled texts .jsonl": LabeledTexts(".jsonl"),
+    "vocabulary .tsv": Names(".tsv"),
+    "vocabulary .ttl": Names(".ttl"),
 }
 
 
