@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,7 @@ def read_texts(
     if text == labels:
         raise ValueError(f"text and labels must be the names of different fields, got {text!r} twice")
     with contextlib.closing(_read_folder(source) if source.is_dir() else _read_file(source, text, labels)) as pairs:
-        found = list(itertools.islice(pairs, n_points))
+        found = list(itertools.islice(pairs, None if n_points is None else min(n_points, sys.maxsize)))
     if not found and n_points != 0:
         raise DataError(f"{path}: the file contains no texts")
     return LabeledTexts([content for content, _ in found], [names for _, names in found])
@@ -347,6 +348,7 @@ def _read_skos(path, language):
             )
         ]
         if names := list(dict.fromkeys(filter(None, names))):
+            _check_characters(path, " ".join([concept, *names]))
             vocabulary[str(concept)] = names
     if not vocabulary:
         literals = graph.objects(None, SKOS.prefLabel)

@@ -80,7 +80,7 @@ def test_text_is_kept_as_it_is(tmp_path):
     check(read_texts(save(tmp_path, "corpus", f"{text}\tx\n")), (text, ["x"]))
 
 
-@pytest.mark.parametrize("n_points", [0, 1, 2, 3, 9, np.int64(2)])
+@pytest.mark.parametrize("n_points", [0, 1, 2, 3, 9, np.int64(2), 2**64])
 def test_n_points(tmp_path, n_points):
     check(read_texts(save(tmp_path, "corpus", TSV), n_points=n_points), *PAIRS[:n_points])
 
@@ -359,6 +359,13 @@ def test_skos_formats(tmp_path, ending):
     assert read_vocabulary(path) == ALL
 
 
+@pytest.mark.parametrize("character", ["\\u0000", "\\ud800"])
+def test_odd_characters_in_skos(tmp_path, character):
+    pytest.importorskip("rdflib")
+    with pytest.raises(DataError, match="animals.ttl: (malformed|.* null character|.* surrogate pair)"):
+        read_vocabulary(save(tmp_path, "animals.ttl", TTL.replace("koira", character)))
+
+
 def test_skos_in_another_language(tmp_path):
     pytest.importorskip("rdflib")
     path = save(tmp_path, "animals.ttl", TTL)
@@ -374,7 +381,7 @@ def test_malformed_skos(tmp_path, ending):
     pytest.importorskip("rdflib")
     with pytest.raises(DataError, match=f"animals{ending}: malformed"):
         read_vocabulary(save(tmp_path, f"animals{ending}", "<a> cats\n"))
-    with pytest.raises(DataError, match=f"animals{ending}(, line 1)?: "):
+    with pytest.raises(DataError, match=f"animals{ending}: this looks like UTF-16"):
         read_vocabulary(save(tmp_path, f"animals{ending}", b"\xff\xfe"))
 
 
