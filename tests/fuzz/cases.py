@@ -810,8 +810,15 @@ def _(r):
 
 @of("load")
 def _(r):
-    for part in ("train", "test"):
-        data.write_xc(f"{part}.txt", counts(r, 3), matrix(r, 3, 4))
+    for part, short in (("train", "trn"), ("test", "tst")):
+        for file in (f"{part}.txt", f"{short}_X_Xf.txt", f"{short}_X_Y.txt"):
+            Path(file).unlink(missing_ok=True)
+        if r.random() < 0.5:
+            data.write_xc(f"{part}.txt", counts(r, 3), matrix(r, 3, 4))
+        else:
+            Path(f"{short}_X_Xf.txt").write_text(f"2 {counts(r, 3).shape[1]}\n0:1 1:0.5\n\n")
+            Path(f"{short}_X_Y.txt").write_text("2 4\n3:1\n0:1.0\n")
+        Path(f"filter_labels_{part}.txt").write_text("1 3\n0 0\n")
     return Call(data.load, [Path()])
 
 

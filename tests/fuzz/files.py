@@ -27,6 +27,7 @@ import numpy as np
 import scipy.sparse
 
 from sparsemax_nb import PackedDSSoftmax, SparseExperts, data, train
+from sparsemax_nb.core.sparse import check_structure
 from sparsemax_nb.data import DataError, arrays
 
 ROOT = Path(__file__).parents[2]
@@ -505,6 +506,42 @@ class Text:
         data.leave_last_out(found)
 
 
+class Matrices:
+    """Features and labels in separate text files; or the pairs that an evaluation ignores."""
+
+    damage = staticmethod(damage_text)
+    ending = ".txt"
+
+    def __init__(self, damaged):
+        self.damaged = damaged
+
+    def make(self, path):
+        rows = range(60)
+        self.files = {
+            "trn_X_Xf": "60 70\n" + "".join(f"{i}:1.5 {i + 1}:{i}e-1\n" for i in rows),
+            "trn_X_Y": "60 9\n" + "".join(f"{i % 9}:1.0 {(i + 4) % 9}:1\n" for i in rows),
+            "tst_X_Xf": "1 70\n\n",
+            "tst_X_Y": "1 9\n\n",
+            "filter_labels_train": "".join(f"{i} {i % 9}\n" for i in rows),
+        }
+        path.write_text(self.files[self.damaged])
+
+    def read(self, path):
+        folder = path.parent / "matrices"
+        folder.mkdir(exist_ok=True)
+        for name, content in self.files.items():
+            damaged = path.read_bytes() if name == self.damaged else content.encode()
+            (folder / f"{name}.txt").write_bytes(damaged)
+        return data.load(folder)
+
+    def use(self, corpus):
+        points = corpus.train
+        assert points.labels.shape == points.excluded.shape == (points.features.shape[0], 9)
+        for matrix in (points.features, points.labels, points.excluded):
+            check_structure(matrix)
+            assert matrix.has_canonical_format and np.isfinite(matrix.data).all()
+
+
 class LabeledTexts:
     """Texts with labels, tab-separated or as JSON lines."""
 
@@ -573,6 +610,9 @@ KINDS = {
     "points .npz": Points(".npz", damage_npz),
     "text": Text(False),
     "sequences": Text(True),
+    "matrix of features": Matrices("trn_X_Xf"),
+    "matrix of labels": Matrices("trn_X_Y"),
+    "excluded pairs": Matrices("filter_labels_train"),
     "labeled texts .tsv": LabeledTexts(".tsv"),
     "labeled texts .jsonl": LabeledTexts(".jsonl"),
     "vocabulary .tsv": Names(".tsv"),
