@@ -255,7 +255,7 @@ def test_peak_memory_of_matrices(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "LINES_PER_CHUNK", 64)
     row = " ".join(f"{i}:1" for i in range(50))
     for name in ("x", "y"):
-        (tmp_path / name).write_text("8000 50\n" + f"{row}\n" * 8000)
+        (tmp_path / name).write_text("8300 50\n" + f"{row}\n" * 8300)
     tracemalloc.start()
     points = matrices.read_matrices(tmp_path / "x", tmp_path / "y")
     peak = tracemalloc.get_traced_memory()[1]
