@@ -2,6 +2,7 @@
 
 from .corpora import Corpus, load
 from .fingerprint import fingerprint
+from .labeled_texts import LabeledTexts, read_texts, read_vocabulary
 from .readers import DataError, XCData, read_names, read_xc, write_xc
 from .sequences import Sequences, leave_last_out, load_sequences
 from .synthetic import bag_of_words, hierarchy, power_law_labels
@@ -12,6 +13,7 @@ from .vectorizer import TextVectorizer
 __all__ = [
     "Corpus",
     "DataError",
+    "LabeledTexts",
     "Sequences",
     "TextCorpus",
     "TextVectorizer",
@@ -27,6 +29,8 @@ __all__ = [
     "load_text",
     "power_law_labels",
     "read_names",
+    "read_texts",
+    "read_vocabulary",
     "read_words",
     "read_xc",
     "write_xc",

@@ -1,12 +1,13 @@
 """Corpora for classification: bundled ones, and directories of files."""
 
 import importlib.resources
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import scipy.sparse
 
 from ..core import check
 from .arrays import read_arrays
+from .matrices import read_excluded, read_matrices
 from .readers import DataError, XCData, read_names, read_xc
 
 BUNDLED = ("tate",)
@@ -19,6 +20,12 @@ STEMS = {
     "train labels": ("train_labels",),
     "test labels": ("test_labels",),
     "dev labels": ("dev_labels",),
+    "train feature matrix": ("trn_X_Xf",),
+    "test feature matrix": ("tst_X_Xf",),
+    "train label matrix": ("trn_X_Y",),
+    "test label matrix": ("tst_X_Y",),
+    "train excluded": ("filter_labels_train",),
+    "test excluded": ("filter_labels_test",),
     "feature names": ("features", "Xf"),
     "label names": ("labels", "Y"),
 }
@@ -71,6 +78,13 @@ def load(name_or_dir):
         is, then with the endings .txt, .txt.gz and .txt.xz. The parts have the format of `read_xc`; the files of
         feature and label names have one name per line.
 
+        Without a train file, the features and labels of the Repository may be two files, trn_X_Xf and trn_X_Y, with the
+        same endings: a first line ``rows columns``, then one point per line, ``column:value column:value``; labels have
+        the value 1. The same applies to test, with tst_X_Xf and tst_X_Y.
+
+        filter_labels_train and filter_labels_test, with the same endings, list the pairs of points and labels that an
+        evaluation must ignore, one ``row label`` per line. They become `XCData.excluded`.
+
         If there is no such file, the features of a part may be an array in train.npy (dense, from `numpy.save`: (n, F)
         float32, C-contiguous) or train.npz (CSR float32, from `scipy.sparse.save_npz`). Its labels are then in
         train_labels.npz (`save_npz` of a CSR matrix (n, L) that stores ones only). The same applies to test and dev.
@@ -85,8 +99,8 @@ def load(name_or_dir):
     FileNotFoundError
         No such corpus; a directory without a train or test file.
     DataError
-        A malformed file; arrays without labels; files with different numbers of rows or columns; a mixture of dense
-        and sparse parts.
+        A malformed file; arrays or matrices without labels; files with different numbers of rows or columns; a mixture
+        of dense and sparse parts.
 
     Examples
     --------
@@ -112,14 +126,16 @@ def load(name_or_dir):
     name, folder = find_folder(name_or_dir, BUNDLED)
     files = {file: _find(folder, file) for file in STEMS}
     for part in ("train", "test"):
+        files[part] = files[part] or files[f"{part} feature matrix"]
         if files[part] is None:
-            raise FileNotFoundError(f"{folder} contains no {part} file; tried {', '.join(_candidates(part))}")
+            tried = _candidates(part) + _candidates(f"{part} feature matrix")
+            raise FileNotFoundError(f"{folder} contains no {part} file; tried {', '.join(tried)}")
     parts = {part: _read(files, part) for part in ("train", "test", "dev") if files[part]}
     columns, sparse = _columns(parts["train"]), scipy.sparse.issparse(parts["train"].features)
     for part, points in parts.items():
         if _columns(points) != columns:
             raise DataError(
-                f"{_location_of_sizes(files[part])}: {points.features.shape[1]} features and "
+                f"{_location_of_sizes(files, part)}: {points.features.shape[1]} features and "
                 f"{points.labels.shape[1]} labels, but {columns[0]} and {columns[1]} in {files['train']}; "
                 "the parts of a corpus must agree"
             )
@@ -129,10 +145,11 @@ def load(name_or_dir):
                 f"{files[part]}: {found} features, but {expected} ones in {files['train']}; "
                 "the parts of a corpus must agree"
             )
-    names, source = {}, str(files["train"]) if _is_array(files["train"]) else f"the header of {files['train']}"
-    for kind, n in zip(("feature names", "label names"), columns, strict=True):
+    names = {}
+    for kind, n, source in zip(("feature names", "label names"), columns, _headers(files, "train"), strict=True):
         names[kind] = read_names(files[kind]) if files[kind] else None
         if names[kind] is not None and len(names[kind]) != n:
+            source = source if _is_array(source) else f"the header of {source}"
             raise DataError(f"{files[kind]}: {len(names[kind])} {kind}, but {n} in {source}")
     return Corpus(name, parts["train"], parts["test"], parts.get("dev"), names["feature names"], names["label names"])
 
@@ -142,19 +159,44 @@ def _is_array(path):
     return path.name.endswith(ARRAY_ENDINGS)  # a resource in a zip file has no suffix
 
 
-def _location_of_sizes(path):
-    """Where a file says its numbers of features and labels, for error messages."""
-    return str(path) if _is_array(path) else f"{path}, line 1"
+def _is_matrix(files, part):
+    """True if the labels of a part are a text file of their own."""
+    return files[part] is files.get(f"{part} feature matrix")
+
+
+def _headers(files, part):
+    """The file that states the number of features of a part, and the one that states the number of labels."""
+    return files[part], files[f"{part} label matrix" if _is_matrix(files, part) else part]
+
+
+def _location_of_sizes(files, part):
+    """Where the files of a part state their numbers of features and labels, for error messages."""
+    features, labels = _headers(files, part)
+    if _is_matrix(files, part):
+        return f"{features} and {labels}, line 1"
+    return str(features) if _is_array(features) else f"{features}, line 1"
 
 
 def _read(files, part):
     """Read one part of a corpus."""
-    if not _is_array(files[part]):
-        return read_xc(files[part])
-    if files[f"{part} labels"] is None:
-        expected = _candidates(f"{part} labels")[0]
-        raise DataError(f"{files[part]}: the labels are missing; write {expected} with scipy.sparse.save_npz")
-    return read_arrays(files[part], files[f"{part} labels"])
+    if _is_matrix(files, part):
+        points = read_matrices(files[part], _labels_of(files, part, "label matrix", "add {}"))
+    elif _is_array(files[part]):
+        labels = _labels_of(files, part, "labels", "write {} with scipy.sparse.save_npz")
+        points = read_arrays(files[part], labels)
+    else:
+        points = read_xc(files[part])
+    excluded = files.get(f"{part} excluded")
+    return replace(points, excluded=read_excluded(excluded, points.labels.shape)) if excluded else points
+
+
+def _labels_of(files, part, kind, fix):
+    """The file of the labels of a part; DataError if it is missing."""
+    file = f"{part} {kind}"
+    if files[file] is None:
+        expected = next(name for name in _candidates(file) if "." in name)
+        raise DataError(f"{files[part]}: the labels are missing; {fix.format(expected)}")
+    return files[file]
 
 
 def _columns(points):

@@ -37,7 +37,8 @@ UNCHECKED_BYTES = 1 << 24
 ID = r"[0-9]+"
 VALUE = r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
 NOT_FINITE = re.compile("[-+]?(nan|inf|infinity)", re.IGNORECASE)
-LINE = re.compile(rf"(?:{ID}(?:,{ID})*)?(?: +{ID}:{VALUE})* *".encode())
+PAIRS = re.compile(rf"(?: +{ID}:{VALUE})* *".encode())
+LINE = re.compile(rf"(?:{ID}(?:,{ID})*)?{PAIRS.pattern.decode()}".encode())
 
 
 class DataError(ValueError):
@@ -70,6 +71,9 @@ class XCData:
         (`numpy.memmap`), which `load` can return: read-only, C-contiguous.
     labels : (n_points, n_labels) CSR float32
         1 for each label of a point; otherwise as the features.
+    excluded : (n_points, n_labels) CSR float32, or None
+        1 for each pair of a point and a label that an evaluation must ignore, for example because both are the same
+        item; otherwise as the features.
 
     Examples
     --------
@@ -82,6 +86,7 @@ class XCData:
 
     features: scipy.sparse.csr_matrix | np.memmap
     labels: scipy.sparse.csr_matrix
+    excluded: scipy.sparse.csr_matrix | None = None
 
 
 def read_xc(path, *, n_points=None):
@@ -121,28 +126,24 @@ def read_xc(path, *, n_points=None):
     >>> data.labels.indices
     array([1, 3], dtype=int32)
     """
+    check_n_points(n_points)
+    with contextlib.closing(read_lines(path)) as lines:
+        n_header, n_features, n_labels = read_header(path, next(lines, None), "points features labels")
+        features, labels = GrowingCSR(n_features), GrowingCSR(n_labels)
+        for first, chunk in chunks(path, lines, n_header, n_points):
+            part = _parse(chunk, n_features, n_labels)
+            if part is None:
+                _raise_first_error(path, first, chunk, n_features, n_labels)
+            features.append(part[0])
+            labels.append(part[1])
+    return XCData(features.finish(), labels.finish())
+
+
+def check_n_points(n_points):
+    """ValueError unless `n_points` is a non-negative integer or None."""
     is_integer = isinstance(n_points, numbers.Integral) and not isinstance(n_points, bool)
     if n_points is not None and not (is_integer and n_points >= 0):
         raise ValueError(f"n_points must be a non-negative integer or None, got {check.shown(n_points)}")
-    with contextlib.closing(read_lines(path)) as lines:
-        n_header, n_features, n_labels = _header(path, next(lines, None))
-        wanted = n_header if n_points is None else min(n_header, n_points)
-        done, features, labels = 0, _GrowingCSR(n_features), _GrowingCSR(n_labels)
-        while done < wanted:
-            chunk = list(itertools.islice(lines, min(LINES_PER_CHUNK, wanted - done)))
-            if not chunk:
-                raise DataError(f"{path}, line {done + 2}: the file ends after {done} of {n_header} points")
-            part = _parse(chunk, n_features, n_labels)
-            if part is None:
-                _raise_first_error(path, done + 2, chunk, n_features, n_labels)
-            features.append(part[0])
-            labels.append(part[1])
-            done += len(chunk)
-        if wanted == n_header and next(lines, None) is not None:
-            raise DataError(
-                f"{path}, line {done + 2}: the file continues after {n_header} points, the number in the header"
-            )
-    return XCData(features.finish(), labels.finish())
 
 
 def write_xc(path, features, labels):
@@ -305,19 +306,38 @@ def decode(where, line):
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
         byte = line[error.start]
-        raise DataError(f"{where}: byte 0x{byte:02x} in column {error.start + 1} is not UTF-8 text") from None
-
-
-def _header(path, line):
-    """Parse the three sizes in the first line of a file."""
-    if line is None:
-        raise DataError(f"{path}, line 1: the file is empty; expected the header 'points features labels'")
-    text = decode(f"{path}, line 1", line)
-    sizes = text.split()
-    if len(sizes) != 3 or not all(re.fullmatch(ID, size) and float(size) < 2**31 for size in sizes):
         raise DataError(
-            f"{path}, line 1: the header must be 'points features labels', "
-            f"three integers from 0 to 2**31 - 1, got {reprlib.repr(text)}"
+            f"{where}: byte 0x{byte:02x} in column {error.start + 1} is not UTF-8 text; save the file as UTF-8, "
+            "for example with iconv -f latin1 -t utf-8"
+        ) from None
+
+
+def chunks(path, lines, n_rows, n_wanted=None, unit="points"):
+    """Yield the lines after the header in lists of at most LINES_PER_CHUNK, each with the number of its first line.
+
+    DataError if there are fewer lines than the `n_rows` of the header; or more, unless only `n_wanted` are to be read.
+    """
+    done, wanted = 0, n_rows if n_wanted is None else min(n_rows, n_wanted)
+    while done < wanted:
+        chunk = list(itertools.islice(lines, min(LINES_PER_CHUNK, wanted - done)))
+        if not chunk:
+            raise DataError(f"{path}, line {done + 2}: the file ends after {done} of {n_rows} {unit}")
+        yield done + 2, chunk
+        done += len(chunk)
+    if wanted == n_rows and next(lines, None) is not None:
+        raise DataError(f"{path}, line {done + 2}: the file continues after {n_rows} {unit}, the number in the header")
+
+
+def read_header(path, line, form):
+    """Parse the sizes in the first line of a file; `form` names them, such as "points features labels"."""
+    if line is None:
+        raise DataError(f"{path}, line 1: the file is empty; expected the header '{form}'")
+    text = decode(f"{path}, line 1", line)
+    sizes, n_sizes = text.split(), len(form.split())
+    if len(sizes) != n_sizes or not all(re.fullmatch(ID, size) and float(size) < 2**31 for size in sizes):
+        raise DataError(
+            f"{path}, line 1: the header must be '{form}', {n_sizes} integers from 0 to 2**31 - 1, "
+            f"got {reprlib.repr(text)}"
         )
     return (int(float(size)) for size in sizes)  # int() refuses a size with thousands of leading zeros
 
@@ -336,14 +356,19 @@ def _parse(lines, n_features, n_labels):
     tails = [line.partition(b" ")[2] for line in lines]
     # Float64 represents every id below 2**53 exactly, and any larger id is out of range anyway.
     label_ids = np.array(b",".join(filter(None, heads)).replace(b",", b" ").split(), np.float64)
-    pairs = np.array(b" ".join(tails).replace(b":", b" ").split(), np.float64).reshape(-1, 2)
-    features = _csr([tail.count(b":") for tail in tails], pairs[:, 0], _float32(pairs[:, 1]), n_features)
+    features = parse_pairs(tails, n_features)
     counts = [head.count(b",") + 1 if head else 0 for head in heads]
     labels = _csr(counts, label_ids, np.ones(len(label_ids), np.float32), n_labels)
     return None if features is None or labels is None else (features, labels)
 
 
-class _GrowingCSR:
+def parse_pairs(lines, n_columns):
+    """Parse lines that match PAIRS to a CSR matrix; None if ids are out of range or repeated, or values not finite."""
+    pairs = np.array(b" ".join(lines).replace(b":", b" ").split(), np.float64).reshape(-1, 2)
+    return _csr([line.count(b":") for line in lines], pairs[:, 0], _float32(pairs[:, 1]), n_columns)
+
+
+class GrowingCSR:
     """Stacks CSR matrices vertically as they arrive, in three arrays that grow in place.
 
     A full array grows by an eighth of its length with `realloc`, which on Linux moves memory pages instead of copying a
@@ -405,17 +430,22 @@ def _raise_first_error(path, first, lines, n_features, n_labels):
                     "'label,label feature:value feature:value', with a leading space if there are no labels"
                 )
         _check_ids(where, "label", labels, n_labels)
-        features = []
-        for token in filter(None, tail.split(" ")):
-            feature, _, value = token.partition(":")
-            known = re.fullmatch(VALUE, value)
-            if NOT_FINITE.fullmatch(value) or (known and not np.isfinite(_float32(float(value)))):
-                raise DataError(f"{where}: the value in {reprlib.repr(token)} must be finite as float32")
-            if not (known and re.fullmatch(ID, feature)):
-                raise DataError(f"{where}: {reprlib.repr(token)} is not 'feature:value', an id and a number")
-            features.append(feature)
-        _check_ids(where, "feature", features, n_features)
+        check_pairs(where, "feature", tail, n_features)
     raise AssertionError(f"{path}: _parse refused the lines from {first} on, but no error was found in them")
+
+
+def check_pairs(where, kind, text, n):
+    """DataError for the first malformed pair of an id and a value, and for ids that are out of range or repeated."""
+    ids = []
+    for token in filter(None, text.split(" ")):
+        number, _, value = token.partition(":")
+        known = re.fullmatch(VALUE, value)
+        if NOT_FINITE.fullmatch(value) or (known and not np.isfinite(_float32(float(value)))):
+            raise DataError(f"{where}: the value in {reprlib.repr(token)} must be finite as float32")
+        if not (known and re.fullmatch(ID, number)):
+            raise DataError(f"{where}: {reprlib.repr(token)} is not '{kind}:value', an id and a number")
+        ids.append(number)
+    _check_ids(where, kind, ids, n)
 
 
 def _check_ids(where, kind, tokens, n):

@@ -2,13 +2,16 @@ import gzip
 import lzma
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.sparse
 
 import sparsemax_nb.data
-from sparsemax_nb.data import DataError, load
+from sparsemax_nb.data import DataError, load, matrices, readers
 
 PACK = {"": bytes, ".txt": bytes, ".txt.gz": gzip.compress, ".txt.xz": lzma.compress}
 FILES = {
@@ -134,3 +137,129 @@ def test_bundled_in_a_zip_file(tmp_path):
     code += "; print(c.train.labels.shape, c.label_names, sys.modules['sparsemax_nb'].__file__)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("(2, 2) ['warm', 'cold']") and "install.zip" in done.stdout
+
+
+# ---------------------------------------------------------------- features and labels in separate files
+
+MATRICES = {
+    "trn_X_Xf": "2 3\n0:1.0\n 2:4e0 \n",
+    "trn_X_Y": "2 2\n1:1.00 0:1\n1:1.0\n",
+    "tst_X_Xf": "1 3\n1:1\n",
+    "tst_X_Y": "1 2\n0:1\n",
+    "Xf": "red\ngreen\nblue\n",
+    "Y": "warm\ncold\n",
+    "filter_labels_train": "1 0\n0 1\n1\t0\n 0   0\r\n",
+    "filter_labels_test": "",
+}
+
+
+def fill_matrices(folder, ending=".txt", **changes):
+    nothing = dict.fromkeys(FILES)
+    return fill(folder, ending, **nothing, **MATRICES | changes)
+
+
+def check_excluded(points, excluded):
+    got = points.excluded
+    assert isinstance(got, scipy.sparse.csr_matrix) and got.has_canonical_format
+    assert (got.dtype, got.indices.dtype, got.indptr.dtype) == (np.float32, np.int32, np.int32)
+    assert got.shape == points.labels.shape and got.toarray().tolist() == excluded
+
+
+@pytest.mark.parametrize("ending", PACK)
+def test_matrices(tmp_path, ending):
+    corpus = load(fill_matrices(tmp_path, ending))
+    for got, want in (
+        (corpus.train.features, [[1, 0, 0], [0, 0, 4]]),
+        (corpus.train.labels, [[1, 1], [0, 1]]),
+        (corpus.test.features, [[0, 1, 0]]),
+        (corpus.test.labels, [[1, 0]]),
+    ):
+        assert isinstance(got, scipy.sparse.csr_matrix) and got.has_canonical_format
+        assert (got.dtype, got.indices.dtype, got.indptr.dtype) == (np.float32, np.int32, np.int32)
+        assert got.toarray().tolist() == want
+    assert corpus.dev is None
+    assert (corpus.feature_names, corpus.label_names) == (["red", "green", "blue"], ["warm", "cold"])
+    check_excluded(corpus.train, [[1, 1], [1, 0]])
+    check_excluded(corpus.test, [[0, 0]])
+
+
+def test_excluded_of_other_formats(tmp_path):
+    corpus = load(fill(tmp_path, filter_labels_test="0 1\n"))
+    check_excluded(corpus.test, [[0, 1]])
+    assert corpus.train.excluded is None and corpus.dev.excluded is None
+
+
+def test_train_comes_before_matrices(tmp_path):
+    fill_matrices(tmp_path, trn_X_Xf="broken\n", trn_X_Y=None)
+    (tmp_path / "train.txt").write_text(FILES["train_bow"])
+    corpus = load(tmp_path)
+    assert corpus.train.features.toarray().tolist() == [[1, 0, 0], [0, 0, 4]]
+    assert corpus.test.labels.toarray().tolist() == [[1, 0]]
+
+
+def test_matrices_in_chunks(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "LINES_PER_CHUNK", 1)
+    assert load(fill_matrices(tmp_path)).train.labels.toarray().tolist() == [[1, 1], [0, 1]]
+    with pytest.raises(DataError, match="trn_X_Y.txt, line 3: label id 2 is not below 2"):
+        load(fill_matrices(tmp_path, trn_X_Y="2 2\n0:1\n2:1\n"))
+
+
+def test_empty_matrices(tmp_path):
+    corpus = load(fill_matrices(tmp_path, tst_X_Xf="0 3\n", tst_X_Y="0 2\n"))
+    assert corpus.test.features.shape == (0, 3) and corpus.test.excluded.shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"trn_X_Y": None}, r"trn_X_Xf.txt: the labels are missing; add trn_X_Y.txt"),
+        ({"trn_X_Xf": "2 3 2\n0:1\n\n"}, "trn_X_Xf.txt, line 1: the header must be 'rows columns', 2 integers"),
+        ({"trn_X_Xf": ""}, "trn_X_Xf.txt, line 1: the file is empty; expected the header 'rows columns'"),
+        ({"trn_X_Xf": "2 3\n0:1\n"}, "trn_X_Xf.txt, line 3: the file ends after 1 of 2 rows"),
+        ({"trn_X_Xf": "2 3\n0:1\n\n\n"}, "trn_X_Xf.txt, line 4: the file continues after 2 rows"),
+        ({"trn_X_Xf": "2 3\n0:1\n3:1\n"}, "trn_X_Xf.txt, line 3: feature id 3 is not below 3"),
+        ({"trn_X_Xf": "2 3\n1:1 1:2\n\n"}, "trn_X_Xf.txt, line 2: feature id 1 is repeated"),
+        ({"trn_X_Xf": "2 3\n0:1\n0:nan\n"}, "trn_X_Xf.txt, line 3: the value in '0:nan' must be finite"),
+        ({"trn_X_Xf": "2 3\n0:1\n1,2 0:1\n"}, "trn_X_Xf.txt, line 3: '1,2' is not 'feature:value'"),
+        ({"trn_X_Y": "2 2\n0:1\n0\n"}, "trn_X_Y.txt, line 3: '0' is not 'label:value'"),
+        ({"trn_X_Y": "2 2\n0:1\n0:1 1:0.5\n"}, "trn_X_Y.txt, line 3: the value in '1:0.5' must be 1"),
+        ({"trn_X_Y": "2 2\n0:0\n\n"}, "trn_X_Y.txt, line 2: the value in '0:0' must be 1"),
+        ({"trn_X_Y": "1 2\n0:1\n"}, "trn_X_Xf.txt, line 1: 2 rows, but 1 in .*trn_X_Y.txt"),
+        ({"tst_X_Y": "1 9\n0:1\n"}, "tst_X_Xf.txt and .*tst_X_Y.txt, line 1: 3 features and 9 labels, but 3 and 2 in"),
+        ({"Y": "warm\n"}, "Y.txt: 1 label names, but 2 in the header of .*trn_X_Y.txt"),
+        ({"Xf": "red\n"}, "Xf.txt: 1 feature names, but 3 in the header of .*trn_X_Xf.txt"),
+        ({"filter_labels_test": "0 0\n1 0\n"}, "filter_labels_test.txt, line 2: row id 1 is not below 1"),
+        ({"filter_labels_train": "0 0\n1 2\n"}, "filter_labels_train.txt, line 2: label id 2 is not below 2"),
+        (
+            {"filter_labels_train": "0 0 0\n"},
+            "filter_labels_train.txt, line 1: expected 'row label', two ids, got '0 0 0'",
+        ),
+        ({"filter_labels_train": "0 0\n\n"}, "filter_labels_train.txt, line 2: expected 'row label', two ids, got ''"),
+        ({"filter_labels_train": "0 -1\n"}, "filter_labels_train.txt, line 1: expected 'row label', two ids"),
+        ({"filter_labels_train": "0 1.0\n"}, "filter_labels_train.txt, line 1: expected 'row label', two ids"),
+        ({"filter_labels_train": "0 " + "9" * 5000}, "filter_labels_train.txt, line 1: expected 'row label', two ids"),
+    ],
+)
+def test_malformed_matrices(tmp_path, changes, error):
+    with pytest.raises(DataError, match=error):
+        load(fill_matrices(tmp_path, **changes))
+
+
+def test_no_matrix(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no test file; tried test_bow, .*, tst_X_Xf, tst_X_Xf.txt"):
+        load(fill_matrices(tmp_path, tst_X_Xf=None))
+
+
+def test_peak_memory_of_matrices(tmp_path, monkeypatch):
+    """The parts are not kept beside the result: stacking them at the end would need twice its memory."""
+    monkeypatch.setattr(readers, "LINES_PER_CHUNK", 64)
+    row = " ".join(f"{i}:1" for i in range(50))
+    for name in ("x", "y"):
+        (tmp_path / name).write_text("8300 50\n" + f"{row}\n" * 8300)
+    tracemalloc.start()
+    points = matrices.read_matrices(tmp_path / "x", tmp_path / "y")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    size = sum(array.nbytes for m in (points.features, points.labels) for array in (m.data, m.indices, m.indptr))
+    assert size > 6 << 20
+    assert peak < 1.3 * size

@@ -782,9 +782,9 @@ def _(r):
     return Call(data.leave_last_out, [sequences(r)])
 
 
-@of("Corpus", "TextCorpus", "XCData")
+@of("Corpus", "LabeledTexts", "TextCorpus", "XCData")
 def _(r, name):
-    n = {"Corpus": 6, "TextCorpus": 6, "XCData": 2}[name]
+    n = {"Corpus": 6, "LabeledTexts": 2, "TextCorpus": 6, "XCData": 3}[name]
     return Call(getattr(data, name), [counts(r)] * n)
 
 
@@ -812,10 +812,35 @@ def _(r, name):
     return Call(getattr(data, name), [Path("some.txt")], {"raw": False} if name == "read_words" else {})
 
 
+@of("read_texts")
+def _(r):
+    lines = {"corpus.tsv": "a b\tx\ty z\nc\n", "corpus.jsonl": '{"a": "a b", "b": ["x", "y z"]}\n{"a": "c"}\n'}
+    name = r.choice(list(lines))
+    Path(name).write_text(lines[name])
+    fields = {"text": "a", "labels": "b"} if name == "corpus.jsonl" or r.random() < 0.5 else {}
+    return Call(data.read_texts, [Path(name)], {"n_points": None if r.random() < 0.5 else 1, **fields})
+
+
+@of("read_vocabulary")
+def _(r):
+    skos = '<a:b> a s:Concept; s:prefLabel "c"@en.'
+    files = {"names.tsv": "a\tb\tc\nd\n", "names.ttl": f"@prefix s: <http://www.w3.org/2004/02/skos/core#>.\n{skos}\n"}
+    name = r.choice(list(files))
+    Path(name).write_text(files[name])
+    return Call(data.read_vocabulary, [Path(name)], {"language": "en" if name.endswith("ttl") else None})
+
+
 @of("load")
 def _(r):
-    for part in ("train", "test"):
-        data.write_xc(f"{part}.txt", counts(r, 3), matrix(r, 3, 4))
+    for part, short in (("train", "trn"), ("test", "tst")):
+        for file in (f"{part}.txt", f"{short}_X_Xf.txt", f"{short}_X_Y.txt"):
+            Path(file).unlink(missing_ok=True)
+        if r.random() < 0.5:
+            data.write_xc(f"{part}.txt", counts(r, 3), matrix(r, 3, 4))
+        else:
+            Path(f"{short}_X_Xf.txt").write_text(f"2 {counts(r, 3).shape[1]}\n0:1 1:0.5\n\n")
+            Path(f"{short}_X_Y.txt").write_text("2 4\n3:1\n0:1.0\n")
+        Path(f"filter_labels_{part}.txt").write_text("1 3\n0 0\n")
     return Call(data.load, [Path()])
 
 

@@ -27,6 +27,7 @@ import numpy as np
 import scipy.sparse
 
 from sparsemax_nb import PackedDSSoftmax, SparseExperts, data, train
+from sparsemax_nb.core.sparse import check_structure
 from sparsemax_nb.data import DataError, arrays
 
 ROOT = Path(__file__).parents[2]
@@ -505,6 +506,89 @@ class Text:
         data.leave_last_out(found)
 
 
+class Matrices:
+    """Features and labels in separate text files; or the pairs that an evaluation ignores."""
+
+    damage = staticmethod(damage_text)
+    ending = ".txt"
+
+    def __init__(self, damaged):
+        self.damaged = damaged
+
+    def make(self, path):
+        rows = range(60)
+        self.files = {
+            "trn_X_Xf": "60 70\n" + "".join(f"{i}:1.5 {i + 1}:{i}e-1\n" for i in rows),
+            "trn_X_Y": "60 9\n" + "".join(f"{i % 9}:1.0 {(i + 4) % 9}:1\n" for i in rows),
+            "tst_X_Xf": "1 70\n\n",
+            "tst_X_Y": "1 9\n\n",
+            "filter_labels_train": "".join(f"{i} {i % 9}\n" for i in rows),
+        }
+        path.write_text(self.files[self.damaged])
+
+    def read(self, path):
+        folder = path.parent / "matrices"
+        folder.mkdir(exist_ok=True)
+        for name, content in self.files.items():
+            damaged = path.read_bytes() if name == self.damaged else content.encode()
+            (folder / f"{name}.txt").write_bytes(damaged)
+        return data.load(folder)
+
+    def use(self, corpus):
+        points = corpus.train
+        assert points.labels.shape == points.excluded.shape == (points.features.shape[0], 9)
+        for matrix in (points.features, points.labels, points.excluded):
+            check_structure(matrix)
+            assert matrix.has_canonical_format and np.isfinite(matrix.data).all()
+
+
+class LabeledTexts:
+    """Texts with labels, tab-separated or as JSON lines."""
+
+    damage = staticmethod(damage_text)
+
+    def __init__(self, ending):
+        self.ending = ending
+
+    def make(self, path):
+        pairs = [(line, [f"l{i % 5}", "a label"]) for i, line in enumerate(TEXT.split("\n"))]
+        if self.ending == ".jsonl":
+            lines = [json.dumps({"text": text, "labels": labels}) for text, labels in pairs]
+        else:
+            lines = ["\t".join([text, *labels]) for text, labels in pairs]
+        path.write_text("\n".join(lines))
+
+    def read(self, path):
+        return data.read_texts(path)
+
+    def use(self, found):
+        assert len(found.texts) == len(found.labels)
+        for text, labels in zip(found.texts, found.labels, strict=True):
+            assert (text.strip() or labels) and all(labels) and len(set(labels)) == len(labels)
+            "".join([text, *labels]).encode()
+
+
+class Names:
+    """A vocabulary, tab-separated or SKOS."""
+
+    damage = staticmethod(damage_text)
+
+    def __init__(self, ending):
+        self.ending = ending
+
+    def make(self, path):
+        prefix = "@prefix skos: <http://www.w3.org/2004/02/skos/core#> .\n" if self.ending == ".ttl" else ""
+        line = '<a:{0}> a skos:Concept ; skos:prefLabel "name {0}"@en .' if prefix else "<a:{0}>\tname {0}\tsynonym"
+        path.write_text(prefix + "\n".join(map(line.format, range(40))))
+
+    def read(self, path):
+        return data.read_vocabulary(path)
+
+    def use(self, found):
+        for label, names in found.items():
+            assert label and names and all(names) and len(set(names)) == len(names)
+
+
 KINDS = {
     "classifier": Classifier(**NETWORK),
     "classifier, linear": Classifier(**LINEAR),
@@ -526,6 +610,13 @@ KINDS = {
     "points .npz": Points(".npz", damage_npz),
     "text": Text(False),
     "sequences": Text(True),
+    "matrix of features": Matrices("trn_X_Xf"),
+    "matrix of labels": Matrices("trn_X_Y"),
+    "excluded pairs": Matrices("filter_labels_train"),
+    "labeled texts .tsv": LabeledTexts(".tsv"),
+    "labeled texts .jsonl": LabeledTexts(".jsonl"),
+    "vocabulary .tsv": Names(".tsv"),
+    "vocabulary .ttl": Names(".ttl"),
 }
 
 

@@ -27,6 +27,7 @@ EXCUSED = {
     "train.TrainingError": "an exception",
     "data.Corpus": "holds arrays, computes nothing",
     "data.DataError": "an exception",
+    "data.LabeledTexts": "holds texts, computes nothing",
     "data.Sequences": "holds arrays, computes nothing",
     "data.TextCorpus": "holds arrays, computes nothing",
     "data.XCData": "holds arrays, computes nothing",
@@ -597,6 +598,10 @@ def _files(seed):
         data.write_xc(path / "points" / f"{part}.txt", points.features, points.labels)
     for name in ("corpus", "sequences"):
         (path / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    (path / "labeled.tsv").write_text("".join(f"{line}\t{line.split()[0]}\tany\n" for line in lines))
+    (path / "vocabulary.tsv").write_text("".join(f"{word}\t{word} {seed}\n" for word in WORDS))
+    concepts = (f'<http://a.b/{word}> a s:Concept; s:prefLabel "{word} {seed}"@en.\n' for word in WORDS)
+    (path / "vocabulary.ttl").write_text("@prefix s: <http://www.w3.org/2004/02/skos/core#>.\n" + "".join(concepts))
     return folder, path, points, [line.split() for line in lines]
 
 
@@ -625,6 +630,10 @@ def files(seed):
         loaded = data.load(path / "points")
         return arrays(loaded.train), arrays(loaded.test)
 
+    def labeled():
+        read = data.read_texts(path / "labeled.tsv")
+        return read.texts, read.labels
+
     return {
         "data.load": [corpus],
         "data.load_text": [lambda: text(data.load_text(path)), lambda: text(data.load_text(path, 2, raw=True))],
@@ -633,6 +642,10 @@ def files(seed):
         "data.read_xc": [lambda: arrays(data.read_xc(path / "points" / "train.txt"))],
         "data.write_xc": [write],
         "data.read_words": [lambda: list(data.read_words(path / "corpus.txt"))],
+        "data.read_texts": [labeled],
+        "data.read_vocabulary": [
+            functools.partial(data.read_vocabulary, path / f"vocabulary.{ending}") for ending in ("tsv", "ttl")
+        ],
         "data.read_names": [lambda: data.read_names(path / "corpus.txt")],
         "data.fingerprint": [functools.partial(data.fingerprint, points.features, points.labels)],
         "data.bag_of_words": [lambda: arrays(data.bag_of_words(**POINTS, seed=seed))],
