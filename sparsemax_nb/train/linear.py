@@ -288,6 +288,7 @@ class DualTraining(Run):
         self.history = History()
         self._position = _Position()
         self._order = None  # order of the batches in this epoch
+        self.held_out = None
         self.history.first_step_seconds = loop.clock() - start  # includes compilation
 
     # ------------------------------------------------------------ checkpoints
