@@ -310,19 +310,19 @@ def test_weights_are_factors_of_c(corpus):
 
 def test_a_weight_is_worth_as_many_rows(corpus):
     """After enough epochs, with the same features."""
-    weights = np.arange(300) % 3
-    repeated = np.repeat(np.arange(300), weights)
+    weights = np.arange(60) % 3
+    repeated = np.repeat(np.arange(60), weights)
     connections = scipy.sparse.csr_matrix(np.ones((25, 60), np.float32))
-    options = {"epochs": 100, "extra_features": 0.0, "n_points": np.ones(25, np.int64)}
+    options = {"C": 0.1, "epochs": 60, "extra_features": 0.0, "n_points": np.ones(25, np.int64)}
     values = []
-    for rows, sample_weight in (slice(None), weights), (repeated, None), (slice(None), None):
+    for rows, sample_weight in (slice(60), weights), (repeated, None), (slice(60), None):
         lists = SparseLinear(connections).arrays
         lists.values[:] = 0
         run = training(corpus, rows, sample_weight, lists, **options)
         run.run(progress=False)
         values.append(run.network.layer.weights.toarray())
     np.testing.assert_allclose(values[0], values[1], atol=1e-4)
-    assert np.abs(values[0] - values[2]).max() > 0.1
+    assert np.abs(values[0] - values[2]).max() > 0.03
 
 
 def test_a_run_with_weights_goes_on_from_a_checkpoint(corpus):
