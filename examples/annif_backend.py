@@ -77,8 +77,8 @@ class LinearBackend(AnnifLearningBackend):
         if jobs:
             numba.set_num_threads(min(jobs, numba.config.NUMBA_NUM_THREADS))
         subjects = [subject for _, subject in self.project.subjects.active]
-        labels = {subject.uri: subject.labels.get(self.project.vocab_lang) for subject in subjects}
-        names = {uri: [self.text(label)] for uri, label in labels.items() if label}
+        labels = {subject.uri: self.text(subject.labels.get(self.project.vocab_lang) or "") for subject in subjects}
+        names = {uri: [label] for uri, label in labels.items() if label}  # an analyzer may leave nothing of a label
         settings = {name: kind(params[name]) for name, kind in PARAMETERS.items() if name in params}
         self.model = Classifier(**settings).fit(texts, uris, names=names)
         self.model.save(self.path)
