@@ -22,7 +22,7 @@ from .classifier_inputs import ClassifierInputs
 from .classifier_linear import LINEAR_ONLY, LinearArchitecture
 from .classifier_network import NETWORK_ONLY, NetworkArchitecture
 from .classifier_predictions import ClassifierPredictions
-from .classifier_targets import checked_weights, form_of
+from .classifier_targets import form_of, weighted_rows
 from .estimator import MAX_WIDTH, SampledEstimator
 from .network import LOSSES, OUTPUTS, SPARSE_OUTPUTS
 from .validation import split
@@ -422,7 +422,8 @@ class Classifier(
             strings: one class per row. Sequence of n lists of str: the names of any number of labels. Rows without
             labels are allowed in a matrix and in lists.
         sample_weight : (n,) array, optional
-            Weights of the rows, at least 0: factors of C. For a linear layer.
+            Weights of the rows, at least 0: for a linear layer factors of C. For a network, how often an epoch of n
+            rows contains a row, relative to the mean; rounded up or down at random.
         names : dict, optional
             If y has label names: {label: name, or [name, synonym, ...]}. With texts, the names are training points if
             `name_points` is set. Labels that y does not contain can then be predicted, too. By default, a label is its
@@ -463,16 +464,16 @@ class Classifier(
             vars(new).pop(name, None)
         new._target_form, new.device_, new.data_ = form_of(y), resolve_device(self.device), None
         new.threshold_, new.limit_ = None, None if self.limit == "auto" else self.limit
+        X, y, weights = weighted_rows(X, y, sample_weight)  # noqa: N806
         X, y, validation = new._inputs(X, y, names, validation)  # noqa: N806
-        weights = checked_weights(sample_weight, X.shape[0])
         validation, rows = split(X, y, validation, self.validation_fraction, self.seed)
         is_dense = not scipy.sparse.issparse(X)
         new.architecture_, new._fitted_params = self._resolved_architecture(is_dense), self._json_params()
-        if weights is not None and new.architecture_ != "linear":
-            raise ValueError("sample_weight must be None for architecture='network'; repeat rows instead")
         new.n_features_in_, new.n_labels_, new.is_dense_ = X.shape[1], y.shape[1], is_dense
         new.n_points_, new.label_counts_ = len(rows), np.bincount(y[rows].indices, minlength=y.shape[1])
-        parts = [(X, y)] if validation is None else [(X, y), validation]
+        parts = [(X, y), *([] if validation is None else [validation])]
+        if weights is not None:
+            parts.append((weights[:, None], y))
         X, y, rows = new._with_name_points(X, y, rows)  # noqa: N806
         start = self if self.warm_start and self._can_continue(new) else None
         prepare = new._linear_training if new.architecture_ == "linear" else new._network_training

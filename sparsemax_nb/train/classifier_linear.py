@@ -18,7 +18,7 @@ from ..feature_choice import INITIAL_BIAS, extended_lists, with_features, withou
 from ..linear import SparseLinear
 from . import linear, linear_settings
 from .classifier_inputs import are_texts
-from .classifier_targets import MATRIX, NAMES, checked_names, checked_weights, encode, object_array
+from .classifier_targets import MATRIX, NAMES, checked_names, encode, object_array, weighted_rows
 from .estimator import CHANGEABLE_ON_RESUME, AvailableIf, SampledEstimator
 from .outputs import UNSEEN_SCORE
 from .validation import possible_ks
@@ -102,10 +102,10 @@ class LinearArchitecture(SampledEstimator):
         if self.architecture_ != "linear":
             raise ValueError("partial_fit needs architecture='linear'; fit a network again, or resume its training")
         new = copy.copy(self)
+        X, y, weights = weighted_rows(X, y, sample_weight)  # noqa: N806
         x, y, n_names = new._further_inputs(X, y, names)
         if not x.shape[0]:
             raise ValueError("X and y must have at least one row, got 0")
-        weights = checked_weights(sample_weight, x.shape[0] - n_names)
         if weights is not None:
             weights = np.append(weights, np.ones(n_names, np.float32))
         previous = self.label_counts_ + self.name_counts_

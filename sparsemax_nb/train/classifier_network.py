@@ -1,11 +1,13 @@
 """The network architecture of `Classifier`: construction, training, and its part of a model file."""
 
+import functools
 from typing import Any
 
 import numpy as np
 
 from ..core import check
 from ..core.device import asarray, device_of
+from ..data.batches import resampled
 from ..grouping import group_labels
 from ..optimizers import Adam
 from . import loop
@@ -119,7 +121,14 @@ class NetworkArchitecture(SampledEstimator):
         return Network(**params, dropout=self.dropout, word_dropout=self.word_dropout, seed=self.seed)
 
     def _network_training(self, X, y, validation, rows, weights, start):  # noqa: N803
-        """The `Training` of a new network, or of one with the weights of the model `start`; `weights` is None."""
+        """The `Training` of a new network, or of one with the weights of the model `start`.
+
+        `weights` are those of the rows of X before the names of labels, or None.
+        """
+        order = None
+        if weights is not None:
+            weights = np.append(weights, np.full(int(self.name_counts_.sum()), weights.mean()))[rows]
+            order = functools.partial(resampled, weights, self.seed)
         params = self._network_params(X.shape[1], y.shape[1], self.is_dense_, self.device_)
         width = params["intermediate"] or params["embedding"] or X.shape[1]
         counts = self.label_counts_ + self.name_counts_
@@ -163,6 +172,7 @@ class NetworkArchitecture(SampledEstimator):
             self._network_schedule(),
             len(rows),
             batch=lambda ids: (self._batch(X, rows[ids]), y[rows[ids]]),
+            order=order,
             validate=None if validation is None else lambda: self._evaluate_with(network, *validation, ks),
             monitor=f"P@{max(k for k in ks if k <= 3)}",
         )

@@ -8,6 +8,7 @@ import numpy as np
 import scipy.sparse
 
 from ..core import check, sparse
+from ..linear import checked_weights
 
 #: A matrix has a column per label. 'class': one class per row. 'names': a list of label names per row.
 MATRIX, CLASS, NAMES = FORMS = "matrix", "class", "names"
@@ -133,16 +134,28 @@ def is_uri(label):
     return re.match(r"[a-z][a-z0-9+.-]*://", label) is not None
 
 
-def checked_weights(sample_weight, n):
-    """Weights of n rows, (n,) float32, or None; TypeError or ValueError unless they are at least 0, and some above."""
+def weighted_rows(x, y, sample_weight):
+    """(x, y, weights) without the rows of weight 0; the weights are (n,) float32, or None if there are none.
+
+    TypeError or ValueError unless the weights are at least 0, and above 0 for at least one row.
+    """
     if sample_weight is None:
-        return None
+        return x, y, None
+    n = x.shape[0] if hasattr(x, "shape") else len(x)
     if np.ndim(sample_weight) == 0:
         sample_weight = np.full(n, sample_weight)
-    weights = check.nonnegative("sample_weight", np.asarray(sample_weight), n).astype(np.float32)
+    weights = checked_weights(np.asarray(sample_weight), n)
     if not weights.any():
-        raise ValueError("sample_weight must be above 0 for some rows, got zeros only")
-    return weights
+        raise ValueError(f"sample_weight must be above 0 for at least one row, got zeros for all {n}")
+    rows = np.flatnonzero(weights)
+    return (x, y, weights) if len(rows) == n else (_rows_of(x, rows), _rows_of(y, rows), weights[rows])
+
+
+def _rows_of(values, rows):
+    """Some rows of a matrix, DataFrame, Series or sequence."""
+    if hasattr(values, "iloc"):
+        return values.iloc[rows]
+    return values[rows] if hasattr(values, "shape") else [values[row] for row in rows]
 
 
 def checked_labels(name, y):
