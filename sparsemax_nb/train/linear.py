@@ -1,7 +1,7 @@
 """Training of the linear layer over sparse features by dual coordinate descent, and its memory plan."""
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numba
 import numpy as np
@@ -17,6 +17,7 @@ from ..cpu.simd import LANES
 from ..data.batches import shuffled
 from ..feature_choice import ENTRIES_PER_CHUNK, check_squares, choose_lists, more_features, rows_of
 from ..linear import SparseLinear, no_duals
+from . import held_out as held_out_rows
 from . import loop
 from .loop import METRIC, History, Run, TrainingError, peak_memory
 from .memory import ALWAYS, PREDICTION, Plan, array
@@ -211,6 +212,11 @@ class DualTraining(Run):
     validate : callable or None
         ``validate() -> dict`` of metrics, called after each epoch.
     budget_seconds : float or None
+    held_out : bool
+        Whether `run` also sets the attribute `held_out`: the predictions for rows that the layer had not been trained
+        on, as `HeldOut`, for the calibration of its scores. From 10,000 rows on, these rows join the training after the
+        first epochs, so that the trained layer knows all rows. Smaller sets are split into folds, each predicted by a
+        layer that is trained on the others; the layer of this run does not depend on them.
     """
 
     def __init__(
@@ -226,6 +232,7 @@ class DualTraining(Run):
         pairs=None,
         validate=None,
         budget_seconds=None,
+        held_out=False,
     ):
         self.settings = settings
         self.device = device
@@ -249,8 +256,12 @@ class DualTraining(Run):
         self.network = LinearModel(SparseLinear._from_lists(lists, device), prior, pairs, settings.co_occurrence)
         starts = range(0, self.n_rows, batch_size)
         self._batches = [slice(first, min(first + batch_size, self.n_rows)) for first in starts]
+        self.held_out, self._row_ids = None, order if held_out else None
+        n_late = held_out_rows.n_late_batches(self.n_rows, batch_size) if held_out else 0
+        self._n_early, self._joining_epoch = len(self._batches) - n_late, held_out_rows.joining_epoch(settings.epochs)
+        self._n_points = n_points
         self._duals = [no_duals(rows.stop - rows.start, device) for rows in self._batches]
-        self._total_steps = settings.epochs * len(self._batches)
+        self._total_steps = settings.epochs * len(self._batches) - self._joining_epoch * n_late
         # Buffer sizes of the kernel, in pairs and entries per chunk of rows; the kernel raises them as needed.
         self._capacity = [1 << 12, 1 << 14]
         self.history = History()
@@ -265,6 +276,8 @@ class DualTraining(Run):
         arrays = {f"parameters/{name}": array for name, array in self.network.parameters.items()}
         for name in Duals._fields:
             arrays[f"duals/{name}"] = np.concatenate([to_numpy(getattr(d, name)) for d in self._duals])
+        if self.held_out is not None:
+            arrays |= {f"held_out/{name}": array for name, array in self.held_out._asdict().items()}
         about = {"history": asdict(self.history), "position": asdict(self._position), "n_rows": self.n_rows}
         return {name: to_numpy(array) for name, array in arrays.items()}, about
 
@@ -277,7 +290,7 @@ class DualTraining(Run):
         """Continue from a result of `state`; KeyError, TypeError or ValueError if it does not fit."""
         DESCRIPTION("description", about)
         position = _Position(**about["position"])
-        check.integer("position.step", position.step, 0, len(self._batches) - 1)
+        check.integer("position.step", position.step, 0, len(self._order_in(position.epoch)) - 1)
         if len(about["history"]["epochs"]) != position.epoch:
             raise ValueError(f"history.epochs must be {position.epoch} epochs")
         if len(position.losses) != position.step or any(rows <= 0 for _, rows in position.losses):
@@ -306,8 +319,66 @@ class DualTraining(Run):
             duals.append(Duals(*(asarray(a, self.device) for a in (part, labels[entries], values[entries]))))
         if n_read != len(labels):
             raise ValueError("duals/indptr must end with the number of duals/labels")
+        self.held_out = self._restored_held_out(arrays, position)
         self.network.layer, self._duals = restored, duals
         self.history, self._position = History(**about["history"]), position
+
+    # ------------------------------------------------------------ held-out rows
+
+    def _order_in(self, epoch):
+        """The batches that an epoch visits, in order. Late batches are left out before the epoch in which they join."""
+        order = shuffled(len(self._batches), self.settings.seed, epoch + 1)
+        if epoch > self._joining_epoch:
+            return order
+        is_late = order >= self._n_early
+        return np.concatenate([order[~is_late], order[is_late & (epoch == self._joining_epoch)]])
+
+    @property
+    def _k(self):
+        return min(CANDIDATES, self._y.shape[1])
+
+    def _predict_late_rows(self):
+        """`HeldOut` of the late batches, before they join."""
+        first, settings = self._batches[self._n_early].start, self.settings
+        n_points = self._n_points - np.bincount(self._y.indices[self._y.indptr[first] :], minlength=self._y.shape[1])
+        bias = to_numpy(self.network.layer.bias).copy()
+        bias[n_points == 0] = UNSEEN_SCORE
+        lists = self.network.layer.arrays._replace(bias=asarray(bias, self.device))
+        model = LinearModel(
+            SparseLinear._from_lists(lists, self.device),
+            frequency_prior(settings.frequency, n_points, self.device),
+            CoOccurrence(self._y[:first], device=self.device) if settings.co_occurrence > 0 else None,
+            settings.co_occurrence,
+        )
+        rows = self._row_ids[first:]
+        return held_out_rows.predicted(model, self._x[first:], self._k, n_points, rows, ROWS_PER_PREDICTION)
+
+    def _predict_folds(self):
+        """`HeldOut` of the rows of a small set, by layers that are trained on the other rows."""
+        parts, settings = [], replace(self.settings, epochs=min(held_out_rows.EPOCHS, self.settings.epochs))
+        for fold in held_out_rows.folds(self.n_rows):
+            others = np.r_[0 : fold.start, fold.stop : self.n_rows]
+            training = DualTraining(self._x[others], self._y[others], settings, self.device)
+            training.run(progress=False)
+            model, n_points, rows = training.network, training._n_points, self._row_ids[fold]
+            parts.append(held_out_rows.predicted(model, self._x[fold], self._k, n_points, rows, ROWS_PER_PREDICTION))
+        return held_out_rows.joined(parts, self._k)
+
+    def _restored_held_out(self, arrays, position):
+        """`HeldOut` of a checkpoint, None before the late batches have joined; KeyError, TypeError or ValueError."""
+        n_late = len(self._batches) - self._n_early
+        if not n_late or (position.epoch, position.step) <= (self._joining_epoch, self._n_early):
+            return None
+        n, n_labels = self.n_rows - self._batches[self._n_early].start, self._y.shape[1]
+        read = {name: arrays[f"held_out/{name}"] for name in held_out_rows.HeldOut._fields}
+        check.array("held_out/scores", read["scores"], np.float32, (n, self._k), finite=True)
+        check.in_range("held_out/ids", check.array("held_out/ids", read["ids"], np.int32, (n, self._k)), n_labels)
+        check.array("held_out/n_points", read["n_points"], np.int64, (n, self._k))
+        if read["n_points"].min() < 0:
+            raise ValueError(f"held_out/n_points must not be negative, got {read['n_points'].min()}")
+        if not np.array_equal(read["rows"], self._row_ids[-n:]):
+            raise ValueError("held_out/rows must be the rows that join last")
+        return held_out_rows.HeldOut(**read)
 
     # ------------------------------------------------------------ the loop
 
@@ -315,7 +386,12 @@ class DualTraining(Run):
         """As `Run.run`, but only once: it frees the training data. Even after an error the model can predict."""
         self._predicts_in_between = self.validate is not None or after_epoch is not None
         try:
-            return super().run(after_epoch=after_epoch, **options)
+            super().run(after_epoch=after_epoch, **options)
+            if self._row_ids is not None and self.held_out is None:
+                # A small set, or a time budget that ended before the late batches joined.
+                has_late = self._n_early < len(self._batches)
+                self.held_out = self._predict_late_rows() if has_late else self._predict_folds()
+            return self.history
         finally:
             del self._duals, self._x  # frees memory before the pairs are counted
             self._count_pairs()
@@ -326,7 +402,7 @@ class DualTraining(Run):
             self.network.pairs = CoOccurrence(self._y, device=self.device)
 
     def _is_epoch_done(self):
-        return self._position.step == len(self._batches)
+        return self._position.step == len(self._order)
 
     def _progress_text(self):
         total, rows = np.sum(self._position.losses[-200:], axis=0) if self._position.losses else (0, 1)
@@ -336,9 +412,11 @@ class DualTraining(Run):
     def _step(self):
         """One step over the next batch; after the first epoch each label gets more features."""
         if self._position.step == 0 or self._order is None:
-            self._order = shuffled(len(self._batches), self.settings.seed, self._position.epoch + 1)
+            self._order = self._order_in(self._position.epoch)
         number = self._order[self._position.step]
         rows, settings, layer = self._batches[number], self.settings, self.network.layer
+        if number >= self._n_early and self._position.epoch == self._joining_epoch and self.held_out is None:
+            self.held_out = self._predict_late_rows()
         x = sparse.SparseRows(*(asarray(a, self.device) for a in _csr_slice(self._x, rows)))
         labels = sparse.Labels(*(asarray(a, self.device) for a in _csr_slice(self._y, rows)[:2]))
         step = backend_of(self.device, "linear").step
