@@ -16,7 +16,7 @@ from ..data import TextVectorizer
 from ..group_shared import DTYPES
 from ..grouping import GROUPINGS
 from . import loop, memory
-from .calibration import Calibration, check_measure
+from .calibration import Calibration, parse_measure
 from .classifier_file import ARCHITECTURES, DESCRIPTION, ClassifierFile
 from .classifier_inputs import ClassifierInputs
 from .classifier_linear import LINEAR_ONLY, LinearArchitecture
@@ -364,7 +364,10 @@ class Classifier(
         self._new_vectorizer()._check_params()
         for name in ("name_points", "calibration", "warm_start"):
             check.flag(name, getattr(self, name))
-        check_measure("threshold", self.threshold)
+        if isinstance(self.threshold, str):
+            parse_measure(self.threshold)
+        else:
+            check.number("threshold", self.threshold, 0, 1)
         if self.limit not in (None, "auto"):
             check.integer("limit", self.limit, 1)
         check.choice("output", self.output, tuple(OUTPUTS))
@@ -483,7 +486,7 @@ class Classifier(
         with self._replaced_by(new):
             training.run(save=save, save_seconds=checkpoint_seconds, progress=self.progress, after_epoch=after_epoch)
         if self.calibration:
-            self._calibrate_after(training, y, validation)
+            self._calibrate_after(training, y[rows], validation)
         return self
 
     def _can_continue(self, new):

@@ -47,7 +47,7 @@ class ClassifierFile:
         if self.vectorizer_ is not None:
             arrays |= self.vectorizer_._arrays()
         if self.calibration_ is not None:
-            arrays |= self.calibration_.arrays()
+            arrays |= self.calibration_.to_arrays()
         if (pairs := getattr(self.network_, "pairs", None)) is not None:
             arrays |= linear.pairs_to_arrays(pairs)
         if self.tfidf_ is not None:

@@ -122,7 +122,7 @@ class LinearArchitecture(SampledEstimator):
         pairs = None if model.pairs is None else model.pairs.extended(y[:n])
         training = linear.DualTraining(
             x, y, settings, self.device_, lists=lists, n_points=points, pairs=pairs, sample_weight=weights,
-            n_names=n_names,
+            is_name=np.arange(x.shape[0]) >= n,
         )  # fmt: skip
         new.history_, new.network_, new.data_ = training.history, training.network, None
         training.run(progress=self.progress)
@@ -224,9 +224,11 @@ class LinearArchitecture(SampledEstimator):
         The last rows, ``name_counts_.sum()`` of them, are names of labels. `weights` are those of the rows of X before
         the names, or None. `start` is None, or a model whose weights are the initial ones.
         """
-        y, n_names = y[rows], int(self.name_counts_.sum())
+        n_names = int(self.name_counts_.sum())
+        is_name = rows >= X.shape[0] - n_names if n_names else None
         if weights is not None:
             weights = np.append(weights, np.ones(n_names, np.float32))[rows]
+        y = y[rows]
         self._plan(
             linear.memory(
                 n_rows=len(rows),
@@ -252,7 +254,7 @@ class LinearArchitecture(SampledEstimator):
         if wanted:
             held_out = None if validation is None else (self._all_batches(validation[0]), validation[1])
             settings, self.trials_ = linear_settings.choose_settings(
-                x, y, settings, wanted=wanted, validation=held_out, sample_weight=weights, n_names=n_names
+                x, y, settings, wanted=wanted, validation=held_out, sample_weight=weights, is_name=is_name
             )
         self.C_ = settings.C
         self.slack_ = settings.slack
@@ -271,7 +273,8 @@ class LinearArchitecture(SampledEstimator):
             settings,
             self.device_,
             lists=lists,
-            n_names=n_names,
+            is_name=is_name,
+            held_out=self.calibration and validation is None,
             budget_seconds=self.budget_seconds,
             sample_weight=weights,
         )
@@ -294,7 +297,7 @@ class LinearArchitecture(SampledEstimator):
         self.C_ = check.number("C", about["C"], 0, math.inf, open_ends=True)
         self.slack_ = check.number("slack", about["slack"], 0, 1.999)
         self.frequency_ = check.number("frequency", about["frequency"], 0, 1e6)
-        prior = linear.frequency_prior(self.frequency_, self.label_counts_, device)
+        prior = linear.frequency_prior(self.frequency_, self.label_counts_ + self.name_counts_, device)
         layer = linear.layer_from_arrays(arrays, self.n_features_in_, self.n_labels_, device)
         pairs = linear.pairs_from_arrays(arrays, self.n_labels_, device) if self.co_occurrence > 0 else None
         self.network_ = linear.LinearModel(layer, prior, pairs, float(self.co_occurrence))

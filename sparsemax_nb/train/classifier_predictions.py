@@ -275,22 +275,28 @@ class ClassifierPredictions(SampledEstimator):
         return self
 
     def _calibrate_after(self, training, labels, validation):
-        """Calibrate on the validation points, or on those that the training of a linear layer held out."""
+        """Calibrate on the validation points, or on those of the `labels` that a linear layer has held out."""
         if validation is not None:
             self._calibrate(*self._top_k(validation[0], min(CANDIDATES, self.n_labels_)), validation[1])
-        elif self.architecture_ == "linear" and training.held_out is not None:
-            scores, ids, rows = training.held_out
-            self._calibrate(scores, ids, labels[rows])
+        elif self.architecture_ == "linear":
+            scores, ids, n_points, rows = training.held_out
+            self._calibrate(scores, ids, labels[rows], n_points)
 
-    def _calibrate(self, scores, ids, labels):
-        """Set the calibration from held-out scores and ids (n, k) and the true labels."""
-        self.calibration_ = Calibration.fit(scores, ids, labels, self._counts_of_all(labels.shape[1]))
-        is_measure = isinstance(self.threshold, str)
-        threshold, limit = choose_decision(
-            self._probabilities(scores, ids), ids, labels, self.threshold if is_measure else "sample-f1"
-        )
-        self.threshold_ = threshold if is_measure else float(self.threshold)
+    def _calibrate(self, scores, ids, labels, n_points=None):
+        """Set the calibration from held-out scores, ids and points of the ids (n, k), and from the true labels."""
+        n_points = self._points_of(ids) if n_points is None else n_points
+        self.calibration_ = Calibration.fit(scores, ids, labels, n_points)
+        measure, is_measure = self.threshold, isinstance(self.threshold, str)
+        threshold, limit = 0.5, None
+        if len(scores):
+            probabilities = self.calibration_.probabilities(scores, n_points)
+            threshold, limit = choose_decision(probabilities, ids, labels, measure if is_measure else "sample-f1")
+        self.threshold_ = threshold if is_measure else float(measure)
         self.limit_ = limit if self.limit == "auto" else self.limit
+
+    def _points_of(self, ids):
+        """The number of training points of labels, names included."""
+        return (self.label_counts_ + self.name_counts_)[ids]
 
     def predict_proba(self, X: Any, k: int | None = None) -> Any:
         """Return the calibrated probability that a label is right, for all labels or for the k best.
@@ -330,7 +336,8 @@ class ClassifierPredictions(SampledEstimator):
         return found
 
     def _probabilities(self, scores, ids):
-        return self.calibration_.probabilities(scores, ids, self.label_counts_)
+        """Probabilities of a top-k; 0 where the id is -1."""
+        return self.calibration_.probabilities(np.maximum(scores, UNSEEN_SCORE), self._points_of(ids))
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Return the scores of all labels.

@@ -1,7 +1,7 @@
 """Training of the linear layer over sparse features by dual coordinate descent, and its memory plan."""
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numba
 import numpy as np
@@ -17,6 +17,7 @@ from ..cpu.simd import LANES
 from ..data.batches import shuffled
 from ..feature_choice import ENTRIES_PER_CHUNK, check_squares, choose_lists, more_features, rows_of
 from ..linear import SparseLinear, no_duals
+from . import held_out as held_out_rows
 from . import loop
 from .loop import METRIC, History, Run, TrainingError, peak_memory
 from .memory import ALWAYS, PREDICTION, Plan, array
@@ -237,8 +238,13 @@ class DualTraining(Run):
     sample_weight : (N,) float32 or None
         At least 0: the weight of each row, a factor of C; None: all are 1. Rows of weight 0 are left out first,
         also before points are counted. The choice of features before the first epoch does not use the weights.
-    n_names : int
-        The last rows that are names of labels; their labels are not counted as co-occurring.
+    is_name : (N,) bool or None
+        The rows that are names of labels: they are not held out, and their labels do not co-occur.
+    held_out : bool
+        Whether `run` also sets the attribute `held_out`: the predictions for rows that the layer had not been trained
+        on, as `HeldOut`, for the calibration of its scores. From 10,000 rows on, these rows join the training after the
+        first epochs, so that the trained layer knows all rows. Smaller sets are split into folds, each predicted by a
+        layer that is trained on the others; the layer of this run does not depend on them.
     """
 
     def __init__(
@@ -255,7 +261,8 @@ class DualTraining(Run):
         validate=None,
         budget_seconds=None,
         sample_weight=None,
-        n_names=0,
+        is_name=None,
+        held_out=False,
     ):
         self.settings = settings
         self.device = device
@@ -267,9 +274,16 @@ class DualTraining(Run):
         batch_size = min(MAX_BATCH_SIZE, max(1, -(-self.n_rows // MIN_STEPS_PER_EPOCH)))
         start = loop.clock()
         check_squares("X", x.data, x.indptr)
+        n_batches = -(-self.n_rows // batch_size)
+        n_late = held_out_rows.n_late_batches(self.n_rows, batch_size) if held_out else 0
+        self._n_early, self._joining_epoch = n_batches - n_late, held_out_rows.joining_epoch(settings.epochs)
         order = shuffled(self.n_rows, settings.seed, 0)
+        self._is_name = np.zeros(self.n_rows, bool)
+        if is_name is not None:
+            is_name = is_name[rows]
+            order = held_out_rows.names_not_last(order, is_name, self.n_rows - self._n_early * batch_size)
+            self._is_name = is_name[order]
         self._x, self._y, self._row_weights = x[order], y[order], sample_weight[order]  # so that each batch is a slice
-        self._is_point = order < self.n_rows - n_names
         if lists is None:
             lists = choose_lists(self._x, self._y, settings.features_per_point, settings.min_features, dense)
         n_points = np.bincount(self._y.indices, minlength=y.shape[1]) if n_points is None else n_points
@@ -281,14 +295,15 @@ class DualTraining(Run):
         self.network = LinearModel(SparseLinear._from_lists(lists, device), prior, pairs, settings.co_occurrence)
         starts = range(0, self.n_rows, batch_size)
         self._batches = [slice(first, min(first + batch_size, self.n_rows)) for first in starts]
+        self.held_out, self._row_ids = None, rows[order] if held_out else None
+        self._n_points = n_points
         self._duals = [no_duals(rows.stop - rows.start, device) for rows in self._batches]
-        self._total_steps = settings.epochs * len(self._batches)
+        self._total_steps = settings.epochs * len(self._batches) - self._joining_epoch * n_late
         # Buffer sizes of the kernel, in pairs and entries per chunk of rows; the kernel raises them as needed.
         self._capacity = [1 << 12, 1 << 14]
         self.history = History()
         self._position = _Position()
         self._order = None  # order of the batches in this epoch
-        self.held_out = None
         self.history.first_step_seconds = loop.clock() - start  # includes compilation
 
     # ------------------------------------------------------------ checkpoints
@@ -298,6 +313,8 @@ class DualTraining(Run):
         arrays = {f"parameters/{name}": array for name, array in self.network.parameters.items()}
         for name in Duals._fields:
             arrays[f"duals/{name}"] = np.concatenate([to_numpy(getattr(d, name)) for d in self._duals])
+        if self.held_out is not None:
+            arrays |= {f"held_out/{name}": array for name, array in self.held_out._asdict().items()}
         about = {"history": asdict(self.history), "position": asdict(self._position), "n_rows": self.n_rows}
         return {name: to_numpy(array) for name, array in arrays.items()}, about
 
@@ -310,7 +327,7 @@ class DualTraining(Run):
         """Continue from a result of `state`; KeyError, TypeError or ValueError if it does not fit."""
         DESCRIPTION("description", about)
         position = _Position(**about["position"])
-        check.integer("position.step", position.step, 0, len(self._batches) - 1)
+        check.integer("position.step", position.step, 0, len(self._order_in(position.epoch)) - 1)
         if len(about["history"]["epochs"]) != position.epoch:
             raise ValueError(f"history.epochs must be {position.epoch} epochs")
         if len(position.losses) != position.step or any(weight <= 0 for _, weight in position.losses):
@@ -339,8 +356,75 @@ class DualTraining(Run):
             duals.append(Duals(*(asarray(a, self.device) for a in (part, labels[entries], values[entries]))))
         if n_read != len(labels):
             raise ValueError("duals/indptr must end with the number of duals/labels")
+        self.held_out = self._restored_held_out(arrays, position)
         self.network.layer, self._duals = restored, duals
         self.history, self._position = History(**about["history"]), position
+
+    # ------------------------------------------------------------ held-out rows
+
+    def _order_in(self, epoch):
+        """The batches that an epoch visits, in order. Late batches are left out before the epoch in which they join."""
+        order = shuffled(len(self._batches), self.settings.seed, epoch + 1)
+        if epoch > self._joining_epoch:
+            return order
+        is_late = order >= self._n_early
+        return np.concatenate([order[~is_late], order[is_late & (epoch == self._joining_epoch)]])
+
+    @property
+    def _k(self):
+        return min(CANDIDATES, self._y.shape[1])
+
+    def _predict_late_rows(self):
+        """`HeldOut` of the late batches, before they join."""
+        first, settings = self._batches[self._n_early].start, self.settings
+        n_points = self._n_points - np.bincount(self._y.indices[self._y.indptr[first] :], minlength=self._y.shape[1])
+        bias = to_numpy(self.network.layer.bias).copy()
+        bias[n_points == 0] = UNSEEN_SCORE
+        lists = self.network.layer.arrays._replace(bias=asarray(bias, self.device))
+        model = LinearModel(
+            SparseLinear._from_lists(lists, self.device),
+            frequency_prior(settings.frequency, n_points, self.device),
+            self._counted_pairs(first) if settings.co_occurrence > 0 else None,
+            settings.co_occurrence,
+        )
+        rows = self._row_ids[first:]
+        return held_out_rows.predicted(model, self._x[first:], self._k, n_points, rows, ROWS_PER_PREDICTION)
+
+    def _predict_folds(self):
+        """`HeldOut` of the rows of a small set, by layers that are trained on the other rows."""
+        parts, settings = [], replace(self.settings, epochs=min(held_out_rows.EPOCHS, self.settings.epochs))
+        points = np.flatnonzero(~self._is_name)
+        for fold in held_out_rows.folds(len(points)):
+            fold = points[fold]
+            others = np.delete(np.arange(self.n_rows), fold)
+            training = DualTraining(
+                self._x[others],
+                self._y[others],
+                settings,
+                self.device,
+                sample_weight=self._row_weights[others],
+                is_name=self._is_name[others],
+            )
+            training.run(progress=False)
+            model, n_points, rows = training.network, training._n_points, self._row_ids[fold]
+            parts.append(held_out_rows.predicted(model, self._x[fold], self._k, n_points, rows, ROWS_PER_PREDICTION))
+        return held_out_rows.joined(parts, self._k)
+
+    def _restored_held_out(self, arrays, position):
+        """`HeldOut` of a checkpoint, None before the late batches have joined; KeyError, TypeError or ValueError."""
+        n_late = len(self._batches) - self._n_early
+        if not n_late or (position.epoch, position.step) <= (self._joining_epoch, self._n_early):
+            return None
+        n, n_labels = self.n_rows - self._batches[self._n_early].start, self._y.shape[1]
+        read = {name: arrays[f"held_out/{name}"] for name in held_out_rows.HeldOut._fields}
+        check.array("held_out/scores", read["scores"], np.float32, (n, self._k), finite=True)
+        check.in_range("held_out/ids", check.array("held_out/ids", read["ids"], np.int32, (n, self._k)), n_labels)
+        check.array("held_out/n_points", read["n_points"], np.int64, (n, self._k))
+        if read["n_points"].min() < 0:
+            raise ValueError(f"held_out/n_points must not be negative, got {read['n_points'].min()}")
+        if not np.array_equal(read["rows"], self._row_ids[-n:]):
+            raise ValueError("held_out/rows must be the rows that join last")
+        return held_out_rows.HeldOut(**read)
 
     # ------------------------------------------------------------ the loop
 
@@ -348,7 +432,12 @@ class DualTraining(Run):
         """As `Run.run`, but only once: it frees the training data. Even after an error the model can predict."""
         self._predicts_in_between = self.validate is not None or after_epoch is not None
         try:
-            return super().run(after_epoch=after_epoch, **options)
+            super().run(after_epoch=after_epoch, **options)
+            if self._row_ids is not None and self.held_out is None:
+                # A small set, or a time budget that ended before the late batches joined.
+                has_late = self._n_early < len(self._batches)
+                self.held_out = self._predict_late_rows() if has_late else self._predict_folds()
+            return self.history
         finally:
             del self._duals, self._x  # frees memory before the pairs are counted
             self._count_pairs()
@@ -356,11 +445,15 @@ class DualTraining(Run):
     def _count_pairs(self):
         """Count the co-occurrences of labels, unless that has been done."""
         if self.network.pairs is None and self.settings.co_occurrence > 0:
-            labels = self._y if self._is_point.all() else self._y[self._is_point]
-            self.network.pairs = CoOccurrence(labels, device=self.device)
+            self.network.pairs = self._counted_pairs(self.n_rows)
+
+    def _counted_pairs(self, n_rows):
+        """`CoOccurrence` of the first rows in training order, without names."""
+        is_point = ~self._is_name[:n_rows]
+        return CoOccurrence(self._y[:n_rows] if is_point.all() else self._y[:n_rows][is_point], device=self.device)
 
     def _is_epoch_done(self):
-        return self._position.step == len(self._batches)
+        return self._position.step == len(self._order)
 
     def _progress_text(self):
         total, weight = np.sum(self._position.losses[-200:], axis=0) if self._position.losses else (0, 1)
@@ -370,9 +463,11 @@ class DualTraining(Run):
     def _step(self):
         """One step over the next batch; after the first epoch each label gets more features."""
         if self._position.step == 0 or self._order is None:
-            self._order = shuffled(len(self._batches), self.settings.seed, self._position.epoch + 1)
+            self._order = self._order_in(self._position.epoch)
         number = self._order[self._position.step]
         rows, settings, layer = self._batches[number], self.settings, self.network.layer
+        if number >= self._n_early and self._position.epoch == self._joining_epoch and self.held_out is None:
+            self.held_out = self._predict_late_rows()
         x = sparse.SparseRows(*(asarray(a, self.device) for a in _csr_slice(self._x, rows)))
         labels = sparse.Labels(*(asarray(a, self.device) for a in _csr_slice(self._y, rows)[:2]))
         row_weights = self._row_weights[rows]

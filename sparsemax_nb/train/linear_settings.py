@@ -35,11 +35,11 @@ MIN_HELD_OUT = 2000
 MAX_SPLITS = 5
 
 
-def choose_settings(x, y, settings, *, wanted, validation=None, sample_weight=None, n_names=0):
+def choose_settings(x, y, settings, *, wanted, validation=None, sample_weight=None, is_name=None):
     """(Settings, trials): settings with about the best nDCG@5 on held-out rows.
 
     `wanted` names the settings to choose: 'C', 'slack', 'frequency'. The rows of a `validation` (X, y) replace the
-    held-out rows. The last `n_names` rows are names of labels, which are never held out. Trials train with `sample_weight`, as `DualTraining` does; in the metric all held-out rows count the
+    held-out rows. The rows `is_name`, names of labels, are never held out. Trials train with `sample_weight`, as `DualTraining` does; in the metric all held-out rows count the
     same.
 
     A linear layer trains its labels independently. Hence some of the labels, with all their points, are a smaller
@@ -48,8 +48,9 @@ def choose_settings(x, y, settings, *, wanted, validation=None, sample_weight=No
     noise. Each trial uses its best frequency. Finally C moves to the vertex of the parabola through the metrics of its
     value and its neighbours.
     """
-    x, y, row_weights, _ = weighted_rows(x, y, sample_weight)
-    splits = list(_trial_splits(x, y, row_weights, settings.seed, validation, n_names))
+    x, y, row_weights, rows = weighted_rows(x, y, sample_weight)
+    is_name = np.zeros(len(rows), bool) if is_name is None else is_name[rows]
+    splits = list(_trial_splits(x, y, row_weights, settings.seed, validation, is_name))
     results, trials = {}, []
     if not splits:
         return settings, trials
@@ -113,7 +114,7 @@ def _climb(grid, value, score, is_better):
     return grid[index]
 
 
-def _trial_splits(x, y, row_weights, seed, validation, n_names):
+def _trial_splits(x, y, row_weights, seed, validation, is_name):
     """(x, y, weights of the rows, held-out x, held-out y) of each trial."""
     n_points = np.bincount(y.indices, minlength=y.shape[1])
     seen = np.flatnonzero(n_points)
@@ -129,12 +130,11 @@ def _trial_splits(x, y, row_weights, seed, validation, n_names):
             held_out = held_out[:MAX_HELD_OUT]
             yield x[rows], y[rows], row_weights[rows], validation_x[held_out], validation_y[held_out]
             return
-    n = int(np.searchsorted(rows, x.shape[0] - n_names))
-    points, names = rows[:n], rows[n:]
+    points, names = rows[~is_name[rows]], rows[is_name[rows]]
     n_held_out = min(MAX_HELD_OUT, max(1, round(HELD_OUT_SHARE * len(points))))
     for split in range(max(1, min(MAX_SPLITS, MIN_HELD_OUT // n_held_out))):
         order = points[shuffled(len(points), seed, 2 + split)]
-        held_out, kept = order[:n_held_out], np.append(np.sort(order[n_held_out:]), names)
+        held_out, kept = order[:n_held_out], np.sort(np.append(order[n_held_out:], names))
         if len(kept):
             yield x[kept], y[kept], row_weights[kept], x[held_out], y[held_out]
 

@@ -1,0 +1,68 @@
+"""Predictions for training rows by a linear layer that had not been trained on them: what calibration is fitted to."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from . import loop
+
+#: Sets of fewer rows are split into FOLDS parts, each predicted by a layer that is trained on the others. As many parts
+#: are predicted as it takes for MIN_ROWS rows.
+SMALL_SET = 10_000
+FOLDS = 5
+#: Larger sets hold out this share of the rows, but at least MIN_ROWS or a tenth of all, and at most MAX_ROWS.
+SHARE = 0.05
+MIN_ROWS = 2000
+MAX_ROWS = 10_000
+#: Epochs of training before the prediction. Scores hardly change after the third one.
+EPOCHS = 3
+
+
+class HeldOut(NamedTuple):
+    """The best labels of rows that the layer had not been trained on."""
+
+    scores: np.ndarray  # (n, k) float32, as `LinearModel.top_k` returns them
+    ids: np.ndarray  # (n, k) int32
+    n_points: np.ndarray  # (n, k) int64, the number of points with the label that the layer had been trained on
+    rows: np.ndarray  # (n,) int64, row numbers in the training set
+
+
+def n_late_batches(n_rows, batch_size):
+    """How many batches join the training late; 0 for sets that are split into folds."""
+    if n_rows < SMALL_SET:
+        return 0
+    n = min(max(SHARE * n_rows, min(MIN_ROWS, n_rows / 10)), MAX_ROWS)
+    return max(1, round(n / batch_size))
+
+
+def names_not_last(order, is_name, n_late):
+    """The row ids `order` with the names of labels, ``is_name[id]``, moved before the last `n_late` rows."""
+    late = order[~is_name[order]][-n_late:] if n_late else order[:0]
+    return np.concatenate([order[~np.isin(order, late)], late])
+
+
+def joining_epoch(epochs):
+    """The epoch, counted from 0, at whose end late batches join, so that they take part in about half of all epochs."""
+    return min(EPOCHS, (epochs + 1) // 2) - 1
+
+
+def predicted(model, x, k, n_points, rows, batch_size):
+    """`HeldOut` of the features `x`, rows `rows` of the training set; `model` was trained on n_points (L,) points."""
+    scores, ids = loop.top_k(model, len(rows), lambda batch: x[batch], k, batch_size)
+    return HeldOut(scores, ids, n_points[ids], rows)
+
+
+def folds(n_rows):
+    """Slices of the rows that are predicted by a layer trained on the other rows; none if there is only one row."""
+    cuts = [n_rows * fold // FOLDS for fold in range(FOLDS + 1)] if n_rows > 1 else [0]
+    slices = [slice(first, last) for first, last in zip(cuts[:-1], cuts[1:], strict=True) if first < last]
+    n_enough = max(1, -(-MIN_ROWS * FOLDS // max(1, n_rows)))
+    return slices[:n_enough]
+
+
+def joined(parts, k):
+    """One `HeldOut` of several; empty arrays, k wide, of none."""
+    nothing = HeldOut(
+        np.empty((0, k), np.float32), np.empty((0, k), np.int32), np.empty((0, k), np.int64), np.empty(0, np.int64)
+    )
+    return HeldOut(*map(np.concatenate, zip(nothing, *parts, strict=True)))
