@@ -84,8 +84,6 @@ class Calibration:
 
         Raises
         ------
-        ImportError
-            scikit-learn is not installed.
         TypeError, ValueError
             Arrays of the wrong dtype or shape; scores not finite.
         """
@@ -99,7 +97,8 @@ class Calibration:
         if not 0 < n_right < len(y):
             rate = (n_right + 1) / (len(y) + 2)
             return cls(float(np.log(rate / (1 - rate))), np.zeros(N_FEATURES), nothing, nothing)
-        isotonic, linear_model = _sklearn()
+        from sklearn import isotonic, linear_model  # here, because it takes long to import
+
         # The penalty assumes features of about equal scale. A feature that never varies gets the coefficient 0.
         mean, scale = x.mean(0), x.std(0)
         scale[scale <= 1e-9 * np.abs(mean)] = np.inf
@@ -274,11 +273,3 @@ def _hits(ids, labels, shape):
         raise ValueError(f"labels must have {shape[0]} rows, got {labels.shape[0]}")
     rows = np.repeat(np.arange(shape[0]), shape[1])
     return np.asarray(labels[rows, ids.ravel()]).reshape(shape) > 0
-
-
-def _sklearn():
-    try:
-        from sklearn import isotonic, linear_model
-    except ImportError as error:
-        raise ImportError("calibration needs scikit-learn; install it: pip install 'sparsemax-nb[text]'") from error
-    return isotonic, linear_model

@@ -28,18 +28,11 @@ def form_of(y):
         return NAMES if all(isinstance(name, str) for row in y for name in row) and any(y) else MATRIX
     if isinstance(y, np.ndarray) and y.ndim == 2 and y.shape[1] == 1:
         message = "A column-vector y was passed when a 1d array was expected; use y.ravel() for one class per row"
-        warnings.warn(_conversion_warning(message), stacklevel=4)
+        from sklearn.exceptions import DataConversionWarning
+
+        warnings.warn(DataConversionWarning(message), stacklevel=4)
         return CLASS
     return CLASS if np.ndim(y) == 1 else MATRIX
-
-
-def _conversion_warning(message):
-    """scikit-learn's DataConversionWarning if it is installed."""
-    try:
-        from sklearn.exceptions import DataConversionWarning
-    except ImportError:
-        return UserWarning(message)
-    return DataConversionWarning(message)
 
 
 def encode(name, y, form, classes=None):

@@ -127,7 +127,9 @@ class Estimator:
 
     def _check_fitted(self):
         if not hasattr(self, self.fitted_attribute):
-            raise _not_fitted(f"this {type(self).__name__} is not fitted yet; call {self.fit_call} first")
+            from sklearn.exceptions import NotFittedError
+
+            raise NotFittedError(f"this {type(self).__name__} is not fitted yet; call {self.fit_call} first")
 
     def _json_params(self):
         """The parameters with NumPy scalars converted to Python's numbers, as JSON needs them."""
@@ -301,12 +303,3 @@ class SampledEstimator(Estimator):
         schedule = training.schedule
         epochs_matter = schedule.rewire_fraction > 0 or schedule.decay == "linear"
         return CHANGEABLE_ON_RESUME if epochs_matter else CHANGEABLE_ON_RESUME | {"epochs"}
-
-
-def _not_fitted(message):
-    """scikit-learn's NotFittedError, which is a ValueError, if scikit-learn is installed; else a ValueError."""
-    try:
-        from sklearn.exceptions import NotFittedError
-    except ImportError:
-        return ValueError(message)
-    return NotFittedError(message)
