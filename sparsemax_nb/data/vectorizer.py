@@ -53,7 +53,7 @@ def n_grams(word, n):
     return [padded[i : i + n] for i in range(max(1, len(padded) - n + 1))]
 
 
-def checked_texts(name, texts):
+def checked_texts(name: str, texts: Iterable[str]) -> list[str]:
     """A list of str; TypeError for anything else, such as a single str."""
     if isinstance(texts, (str, bytes)) or not hasattr(texts, "__iter__"):
         raise TypeError(f"{name} must be a sequence of texts, got {check.shown(texts)}; use [text] for a single one")
@@ -158,21 +158,21 @@ class TextVectorizer:
         (2, 6)
         """
         self._check_params()
-        texts = checked_texts("texts", texts)
+        checked = checked_texts("texts", texts)
         if self.hash_bits is None:
             numbering = Numbering()
-            counts = self._counts(texts, numbering.__getitem__, numbering)
+            counts = self._counts(checked, numbering.__getitem__, numbering)
             df = _rows_of_each(counts)
             keys, kept = _kept(list(numbering), df)
             self._set_vocabulary(keys)
             counts, df = counts[:, kept], df[kept]
         else:
             self._set_vocabulary(None)
-            counts = self._counts(texts, self._hashed, range(len(KINDS) << self.hash_bits))
+            counts = self._counts(checked, self._hashed, range(len(KINDS) << self.hash_bits))
             df = _rows_of_each(counts)
         if not counts.nnz:
-            raise ValueError(f"texts must contain words, got {len(texts)} texts without any")
-        self.n_texts_, self.n_features_ = len(texts), len(df)
+            raise ValueError(f"texts must contain words, got {len(checked)} texts without any")
+        self.n_texts_, self.n_features_ = len(checked), len(df)
         self.idf_ = _idf(df, self.n_texts_)
         return self._weights(counts)
 
@@ -226,11 +226,11 @@ class TextVectorizer:
         """
         if not hasattr(self, "idf_"):
             raise ValueError("this TextVectorizer is not fitted; call fit first")
-        texts = checked_texts("texts", texts)
-        n_texts = self.n_texts_ + len(texts)
+        checked = checked_texts("texts", texts)
+        n_texts = self.n_texts_ + len(checked)
         if self.hash_bits is None:
             numbering = Numbering(self._numbers)
-            df = _rows_of_each(self._counts(texts, numbering.__getitem__, numbering))[self.n_features_ :]
+            df = _rows_of_each(self._counts(checked, numbering.__getitem__, numbering))[self.n_features_ :]
             keys, kept = _kept(list(numbering)[self.n_features_ :], df)
             self._set_vocabulary(self._keys + keys)
             self.idf_ = np.concatenate([self.idf_, _idf(df[kept], n_texts)])
@@ -390,7 +390,7 @@ def _kept(keys, df):
 
 
 def _counted(numbers, ends, width):
-    """Canonical CSR (n, width) float32: how often each number occurs in ``numbers[ends[i]:ends[i + 1]]``, without -1."""
+    """Canonical CSR (n, width) float32: the numbers of row i are ``numbers[ends[i]:ends[i + 1]]``; -1 is left out."""
     known = numbers >= 0
     if not known.all():
         ends = np.concatenate([[0], np.cumsum(known)])[ends]

@@ -247,7 +247,8 @@ def parse_measure(measure):
     if parsed and parsed[3] and 0 < float(parsed[3]) <= 1:
         return "precision", float(parsed[3])
     raise ValueError(
-        "threshold must be a number in [0, 1], 'sample-f1', 'f1@5' (or another limit) or 'precision=0.8' (or another number in (0, 1]), got "
+        "threshold must be a number in [0, 1], 'sample-f1', 'f1@5' (or another limit) or 'precision=0.8' (or another "
+        "number in (0, 1]), got "
         f"{check.shown(measure)}"
     )
 

@@ -338,7 +338,7 @@ class Classifier(
         self.set_params(**{name: value for name, value in locals().items() if name != "self"})
 
     def __sklearn_tags__(self):
-        """scikit-learn's description of a classifier of sparse or dense features, with one or several labels per row."""
+        """scikit-learn's description of a classifier of sparse or dense features, with one or more labels per row."""
         from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
 
         return Tags(

@@ -63,7 +63,7 @@ class ClassifierPredictions(SampledEstimator):
             NumPy, descending. For a linear layer those of `rerank`: a label that moved up gets the score of the label
             before it.
         ids : (n, k) int32
-            NumPy; positions in `classes_`, best first. If fewer labels are allowed, the rest is -1, with the score -inf.
+            NumPy; positions in `classes_`, best first. If fewer labels are allowed, the rest is -1, with score -inf.
 
         Raises
         ------
@@ -271,13 +271,15 @@ class ClassifierPredictions(SampledEstimator):
         x, labels = self._pair(X, y)
         if not labels.nnz:
             raise ValueError("y must have at least one label")
-        self._calibrate(*self._top_k(x, min(CANDIDATES, self.n_labels_)), labels)
+        scores, ids = self._top_k(x, min(CANDIDATES, self.n_labels_))
+        self._calibrate(scores, ids, labels)
         return self
 
     def _calibrate_after(self, training, labels, validation):
         """Calibrate on the validation points, or on those of the `labels` that a linear layer has held out."""
         if validation is not None:
-            self._calibrate(*self._top_k(validation[0], min(CANDIDATES, self.n_labels_)), validation[1])
+            scores, ids = self._top_k(validation[0], min(CANDIDATES, self.n_labels_))
+            self._calibrate(scores, ids, validation[1])
         elif self.architecture_ == "linear":
             scores, ids, n_points, rows = training.held_out
             self._calibrate(scores, ids, labels[rows], n_points)

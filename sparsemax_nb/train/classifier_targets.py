@@ -115,7 +115,9 @@ def checked_names(names):
     for label, of_label in names.items():
         if not isinstance(label, str) or not label.strip():
             raise ValueError(f"names must have str keys that are not empty, got {check.shown(label)}")
-        of_label = [of_label] if isinstance(of_label, str) else list(check.sequence(f"names[{label!r}]", of_label, "str"))
+        if isinstance(of_label, str):
+            of_label = [of_label]
+        of_label = check.sequence(f"names[{label!r}]", of_label, "str")
         if not all(isinstance(name, str) for name in of_label):
             raise TypeError(f"names[{label!r}] must be a str or a list of str, got {check.shown(of_label)}")
         result[label] = [name for name in of_label if name.strip()]

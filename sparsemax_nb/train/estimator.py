@@ -53,6 +53,7 @@ class Estimator:
     fit_call: str | None = None
     #: Name of the attribute that `fit` sets.
     fitted_attribute = "network_"
+    network_: Any
     #: {"name": ..., "fingerprint": ...} of the training data, saved with the model. Only the command line sets it.
     data_: dict[str, str] | None = None
 
