@@ -9,7 +9,8 @@ import re
 
 import numpy as np
 
-from ..core import check, sparse
+from ..core import check
+from ..metrics import hits_at_k
 from .outputs import UNSEEN_SCORE
 
 #: Features of a prediction: its score, the distance to the row's best score, the logarithms of its rank and of one plus
@@ -17,6 +18,9 @@ from .outputs import UNSEEN_SCORE
 N_FEATURES = 5
 #: Fewer right or wrong predictions than this are too few for the isotonic regression.
 MIN_PREDICTIONS = 50
+#: Logits of the logistic regression alone are clipped to this magnitude: few predictions do not prove a probability of
+#: 0 or 1.
+MAX_LOGIT = 10.0
 #: Thresholds that `choose_decision` tries for a measure of F1.
 THRESHOLDS = np.arange(1, 100) / 100
 
@@ -90,7 +94,7 @@ class Calibration:
             Arrays of the wrong dtype or shape; scores not finite.
         """
         scores = check.array("scores", scores, np.float32, ("n", "k"), finite=True)
-        is_right = _hits(ids, labels, scores.shape)
+        is_right = hits_at_k(check.integers("ids", ids, scores.shape), labels, scores.shape[1])
         n_points = check.integers("n_points", n_points, scores.shape, dtype=np.int64)
         is_known = scores > UNSEEN_SCORE / 2
         x, y = _features(scores, n_points)[is_known], is_right[is_known]
@@ -133,7 +137,7 @@ class Calibration:
         if len(self.logits):
             found = np.interp(z, self.logits, self.values)
         else:
-            found = 1 / (1 + np.exp(-np.clip(z, -700, 700)))
+            found = 1 / (1 + np.exp(-np.clip(z, -MAX_LOGIT, MAX_LOGIT)))
         found[scores <= UNSEEN_SCORE / 2] = 0
         return found.astype(np.float32)
 
@@ -214,7 +218,7 @@ def choose_decision(probabilities, ids, labels, measure):
     kind, number = parse_measure(measure)
     probabilities = check.array("probabilities", probabilities, np.float32, ("n", "k"), finite=True)
     n, k = check.integer("the number of rows", probabilities.shape[0], 1), probabilities.shape[1]
-    is_right = _hits(ids, labels, probabilities.shape)
+    is_right = hits_at_k(check.integers("ids", ids, probabilities.shape), labels, k)
     if kind == "precision":
         order = np.argsort(-probabilities, axis=None, kind="stable")
         sorted_probabilities = probabilities.ravel()[order]
@@ -264,16 +268,6 @@ def _features(scores, n_points):
     features[..., 3] = log_points
     features[..., 4] = scores * log_points
     return features
-
-
-def _hits(ids, labels, shape):
-    """(n, k) bool: whether each predicted label is one of the row's labels."""
-    labels = sparse.as_ones("labels", labels)
-    ids = check.integers("ids", ids, shape, labels.shape[1])
-    if labels.shape[0] != shape[0]:
-        raise ValueError(f"labels must have {shape[0]} rows, got {labels.shape[0]}")
-    rows = np.repeat(np.arange(shape[0]), shape[1])
-    return np.asarray(labels[rows, ids.ravel()]).reshape(shape) > 0
 
 
 def _sklearn():

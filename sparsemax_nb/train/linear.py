@@ -15,7 +15,7 @@ from ..cpu.linear import CHUNKS
 from ..cpu.panels import padded
 from ..cpu.simd import LANES
 from ..data.batches import shuffled
-from ..feature_choice import ENTRIES_PER_CHUNK, check_squares, choose_lists, more_features, rows_of
+from ..feature_choice import ENTRIES_PER_CHUNK, check_squares, choose_lists, extended_lists, more_features, rows_of
 from ..linear import SparseLinear, no_duals
 from . import held_out as held_out_rows
 from . import loop
@@ -245,21 +245,19 @@ class DualTraining(Run):
         check_squares("X", x.data, x.indptr)
         order = shuffled(self.n_rows, settings.seed, 0)
         self._x, self._y = x[order], y[order]  # so that each batch is a slice
-        if lists is None:
-            lists = choose_lists(self._x, self._y, settings.features_per_point, settings.min_features, dense)
-        n_points = np.bincount(self._y.indices, minlength=y.shape[1]) if n_points is None else n_points
-        # At most half the slack: above the threshold, every label would be a candidate in every row.
-        tie_break = np.minimum(FREQUENCY_TIE_BREAK * np.log(np.maximum(n_points, 1)), settings.slack / 2)
-        lists.bias[:] += tie_break.astype(np.float32)
-        lists.bias[n_points == 0] = UNSEEN_SCORE
-        prior = frequency_prior(settings.frequency, n_points, device)
-        self.network = LinearModel(SparseLinear._from_lists(lists, device), prior, pairs, settings.co_occurrence)
         starts = range(0, self.n_rows, batch_size)
         self._batches = [slice(first, min(first + batch_size, self.n_rows)) for first in starts]
         self.held_out, self._row_ids = None, order if held_out else None
         n_late = held_out_rows.n_late_batches(self.n_rows, batch_size) if held_out else 0
         self._n_early, self._joining_epoch = len(self._batches) - n_late, held_out_rows.joining_epoch(settings.epochs)
-        self._n_points = n_points
+        self._n_early_rows = self._batches[self._n_early].start if n_late else self.n_rows
+        self._n_points = np.bincount(self._y.indices, minlength=y.shape[1]) if n_points is None else n_points
+        if lists is None:
+            early = (_first_rows(matrix, self._n_early_rows) for matrix in (self._x, self._y))
+            lists = choose_lists(*early, settings.features_per_point, settings.min_features, dense)
+        prior = frequency_prior(settings.frequency, self._n_points, device)
+        layer = SparseLinear._from_lists(self._with_bias(lists), device)
+        self.network = LinearModel(layer, prior, pairs, settings.co_occurrence)
         self._duals = [no_duals(rows.stop - rows.start, device) for rows in self._batches]
         self._total_steps = settings.epochs * len(self._batches) - self._joining_epoch * n_late
         # Buffer sizes of the kernel, in pairs and entries per chunk of rows; the kernel raises them as needed.
@@ -268,6 +266,14 @@ class DualTraining(Run):
         self._position = _Position()
         self._order = None  # order of the batches in this epoch
         self.history.first_step_seconds = loop.clock() - start  # includes compilation
+
+    def _with_bias(self, lists):
+        """The lists with the bias of labels that have their numbers of points; it is changed in place."""
+        # At most half the slack: above the threshold, every label would be a candidate in every row.
+        tie_break = np.minimum(FREQUENCY_TIE_BREAK * np.log(np.maximum(self._n_points, 1)), self.settings.slack / 2)
+        lists.bias[:] += tie_break.astype(np.float32)
+        lists.bias[self._n_points == 0] = UNSEEN_SCORE
+        return lists
 
     # ------------------------------------------------------------ checkpoints
 
@@ -333,21 +339,35 @@ class DualTraining(Run):
         is_late = order >= self._n_early
         return np.concatenate([order[~is_late], order[is_late & (epoch == self._joining_epoch)]])
 
+    def _n_late_points(self):
+        """(L,) number of points of each label among the rows that join late."""
+        return np.bincount(self._y.indices[self._y.indptr[self._n_early_rows] :], minlength=self._y.shape[1])
+
+    def _admit_late_rows(self):
+        """Predict the late rows, and give features to the labels that only these rows have: they join now."""
+        self.held_out = self._predict_late_rows()
+        rows, settings = slice(self._n_early_rows, None), self.settings
+        is_new = self._n_late_points() == self._n_points
+        y = self._y[rows] @ scipy.sparse.diags(is_new.astype(np.float32), format="csr")
+        y.eliminate_zeros()
+        lists = FeatureLists(*map(to_numpy, self.network.layer.arrays))
+        lists = extended_lists(lists, self._x[rows], y, settings.features_per_point, settings.min_features, 0)
+        self.network.layer = SparseLinear._from_lists(self._with_bias(lists), self.device)
+
     @property
     def _k(self):
         return min(CANDIDATES, self._y.shape[1])
 
     def _predict_late_rows(self):
         """`HeldOut` of the late batches, before they join."""
-        first, settings = self._batches[self._n_early].start, self.settings
-        n_points = self._n_points - np.bincount(self._y.indices[self._y.indptr[first] :], minlength=self._y.shape[1])
+        first, settings, n_points = self._n_early_rows, self.settings, self._n_points - self._n_late_points()
         bias = to_numpy(self.network.layer.bias).copy()
         bias[n_points == 0] = UNSEEN_SCORE
         lists = self.network.layer.arrays._replace(bias=asarray(bias, self.device))
         model = LinearModel(
             SparseLinear._from_lists(lists, self.device),
             frequency_prior(settings.frequency, n_points, self.device),
-            CoOccurrence(self._y[:first], device=self.device) if settings.co_occurrence > 0 else None,
+            CoOccurrence(_first_rows(self._y, first), device=self.device) if settings.co_occurrence > 0 else None,
             settings.co_occurrence,
         )
         rows = self._row_ids[first:]
@@ -416,7 +436,8 @@ class DualTraining(Run):
         number = self._order[self._position.step]
         rows, settings, layer = self._batches[number], self.settings, self.network.layer
         if number >= self._n_early and self._position.epoch == self._joining_epoch and self.held_out is None:
-            self.held_out = self._predict_late_rows()
+            self._admit_late_rows()
+            layer = self.network.layer
         x = sparse.SparseRows(*(asarray(a, self.device) for a in _csr_slice(self._x, rows)))
         labels = sparse.Labels(*(asarray(a, self.device) for a in _csr_slice(self._y, rows)[:2]))
         step = backend_of(self.device, "linear").step
@@ -428,16 +449,22 @@ class DualTraining(Run):
         self._position.losses.append([float(loss), rows.stop - rows.start])
         self._position.step += 1
         self.history.steps += 1
-        is_first_epoch = self._position.epoch == 0
-        if self._is_epoch_done() and is_first_epoch and settings.extra_features > 0 and settings.epochs > 1:
+        if self._is_epoch_done() and self._position.epoch + 1 < settings.epochs:
             self._add_features()
 
     def _add_features(self):
-        """Give each label more features, chosen by its errors so far."""
-        arrays = FeatureLists(*map(to_numpy, self.network.layer.arrays))
-        duals = [Duals(*map(to_numpy, of_batch)) for of_batch in self._duals]
-        lists = more_features(arrays, self._x, self._y, duals, self.settings.extra_features)
-        self.network.layer = SparseLinear._from_lists(lists, self.device)
+        """Give labels more features, chosen by their errors so far, after the first epoch and when late rows joined."""
+        epoch, extra = self._position.epoch, self.settings.extra_features
+        share = np.full(len(self._n_points), extra if epoch == 0 else 0.0)
+        if epoch == self._joining_epoch and self._n_early < len(self._batches):
+            n_late = self._n_late_points()
+            n_early = self._n_points - n_late
+            share += np.where(n_early > 0, n_late / np.maximum(n_early, 1), extra if epoch > 0 else 0.0)
+        if share.any():
+            arrays = FeatureLists(*map(to_numpy, self.network.layer.arrays))
+            duals = [Duals(*map(to_numpy, of_batch)) for of_batch in self._duals]
+            lists = more_features(arrays, self._x, self._y, duals, share)
+            self.network.layer = SparseLinear._from_lists(lists, self.device)
 
     def _finish_epoch(self):
         """Record the epoch, and validate."""
@@ -512,6 +539,13 @@ def _csr_slice(matrix, rows):
     first, last = matrix.indptr[rows.start], matrix.indptr[rows.stop]
     indptr = (matrix.indptr[rows.start : rows.stop + 1] - first).astype(np.int64)
     return indptr, matrix.indices[first:last].astype(np.int32, copy=False), matrix.data[first:last]
+
+
+def _first_rows(matrix, n):
+    """The first n rows of a CSR matrix: a matrix around views of its arrays."""
+    end = matrix.indptr[n]
+    arrays = matrix.data[:end], matrix.indices[:end], matrix.indptr[: n + 1]
+    return scipy.sparse.csr_matrix(arrays, shape=(n, matrix.shape[1]))
 
 
 _COUNT, _SECONDS = description.integer(0), description.number(0)
