@@ -181,8 +181,8 @@ def choose_decision(probabilities, ids, labels, measure):
     measure : str
         'sample-f1': the mean over the rows of ``2 n_right / (n_predicted + n_true)``, which is 0 for rows without
         labels; the limit is at most k. 'f1@5', or another number up to k: the same with this limit. 'precision=0.8', or
-        another number in (0, 1]: the lowest threshold at which this share of the predicted labels of all rows is right;
-        the limit is k.
+        another number in (0, 1): the lowest threshold at which this share of the predicted labels of all rows is right,
+        if one more prediction were wrong, so that a few right ones do not decide; the limit is k.
 
     Returns
     -------
@@ -211,7 +211,7 @@ def choose_decision(probabilities, ids, labels, measure):
     >>> ids, labels = np.array([[0, 1], [1, 2]], np.int32), scipy.sparse.csr_matrix([[1, 1, 0], [0, 1, 0]])
     >>> choose_decision(probabilities, ids, labels, "sample-f1")
     (0.11, 2)
-    >>> threshold, limit = choose_decision(probabilities, ids, labels, "precision=1")
+    >>> threshold, limit = choose_decision(probabilities, ids, labels, "precision=0.7")
     >>> round(threshold, 3), limit
     (0.4, 2)
     """
@@ -222,7 +222,7 @@ def choose_decision(probabilities, ids, labels, measure):
     if kind == "precision":
         order = np.argsort(-probabilities, axis=None, kind="stable")
         sorted_probabilities = probabilities.ravel()[order]
-        precision = np.cumsum(is_right.ravel()[order]) / np.arange(1, len(order) + 1)
+        precision = np.cumsum(is_right.ravel()[order]) / np.arange(2, len(order) + 2)
         is_last = np.append(sorted_probabilities[1:] != sorted_probabilities[:-1], True)  # of equal probabilities
         reached = np.flatnonzero(is_last & (precision >= number) & (sorted_probabilities > 0))
         return (float(sorted_probabilities[reached[-1]]) if len(reached) else 1.0), k
@@ -249,10 +249,10 @@ def parse_measure(measure):
         return "sample-f1", None
     if parsed and parsed[2] and int(parsed[2]) > 0:
         return "f1", int(parsed[2])
-    if parsed and parsed[3] and 0 < float(parsed[3]) <= 1:
+    if parsed and parsed[3] and 0 < float(parsed[3]) < 1:
         return "precision", float(parsed[3])
     raise ValueError(
-        "measure must be 'sample-f1', 'f1@5' (or another limit) or 'precision=0.8' (or another number in (0, 1]), got "
+        "measure must be 'sample-f1', 'f1@5' (or another limit) or 'precision=0.8' (or another number in (0, 1)), got "
         f"{check.shown(measure)}"
     )
 

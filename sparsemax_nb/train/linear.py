@@ -283,14 +283,15 @@ class DualTraining(Run):
         for name in Duals._fields:
             arrays[f"duals/{name}"] = np.concatenate([to_numpy(getattr(d, name)) for d in self._duals])
         if self.held_out is not None:
-            arrays |= {f"held_out/{name}": array for name, array in self.held_out._asdict().items()}
+            arrays |= held_out_rows.to_arrays(self.held_out)
         about = {"history": asdict(self.history), "position": asdict(self._position), "n_rows": self.n_rows}
         return {name: to_numpy(array) for name, array in arrays.items()}, about
 
     @property
     def checkpoint_nbytes(self):
         """Bytes of the arrays of a checkpoint."""
-        return self.network.layer.nbytes + sum(array.nbytes for duals in self._duals for array in duals)
+        held_out = sum(array.nbytes for array in self.held_out or ())
+        return self.network.layer.nbytes + held_out + sum(array.nbytes for duals in self._duals for array in duals)
 
     def restore(self, arrays, about):
         """Continue from a result of `state`; KeyError, TypeError or ValueError if it does not fit."""
@@ -389,16 +390,8 @@ class DualTraining(Run):
         n_late = len(self._batches) - self._n_early
         if not n_late or (position.epoch, position.step) <= (self._joining_epoch, self._n_early):
             return None
-        n, n_labels = self.n_rows - self._batches[self._n_early].start, self._y.shape[1]
-        read = {name: arrays[f"held_out/{name}"] for name in held_out_rows.HeldOut._fields}
-        check.array("held_out/scores", read["scores"], np.float32, (n, self._k), finite=True)
-        check.in_range("held_out/ids", check.array("held_out/ids", read["ids"], np.int32, (n, self._k)), n_labels)
-        check.array("held_out/n_points", read["n_points"], np.int64, (n, self._k))
-        if read["n_points"].min() < 0:
-            raise ValueError(f"held_out/n_points must not be negative, got {read['n_points'].min()}")
-        if not np.array_equal(read["rows"], self._row_ids[-n:]):
-            raise ValueError("held_out/rows must be the rows that join last")
-        return held_out_rows.HeldOut(**read)
+        rows = self._row_ids[self._n_early_rows :]
+        return held_out_rows.from_arrays(arrays, rows, self._k, self._y.shape[1])
 
     # ------------------------------------------------------------ the loop
 
@@ -495,11 +488,22 @@ PAIR_BYTES_PER_ROW = 32_768
 
 
 def memory(
-    *, n_rows, n_features, n_labels, n_entries, points, features_per_point, min_features, extra_features, n_pairs
+    *,
+    n_rows,
+    n_features,
+    n_labels,
+    n_entries,
+    points,
+    features_per_point,
+    min_features,
+    extra_features,
+    n_pairs,
+    held_out=False,
 ):
     """The `Plan` of training a linear layer over sparse features.
 
     `points` (L,) is the number of training points of each label; `n_pairs` bounds the pairs of labels that co-occur.
+    `held_out` is that of `DualTraining`.
     """
     arrays, threads = [], numba.config.NUMBA_NUM_THREADS
     features_per_row = n_entries / max(1, n_rows)
@@ -508,8 +512,9 @@ def memory(
         arrays.append(array(phase, name, *shape, item=item))
 
     chosen = np.minimum(np.maximum(min_features, features_per_point * points), n_features)
-    # A label cannot have more features than its points have.
-    n = int(np.minimum(chosen, features_per_row * points).sum() * (1 + extra_features))
+    late_share = held_out_rows.n_late_rows(n_rows) / max(1, n_rows) if held_out else 0
+    # A label cannot have more features than its points have. Those of late rows come on top of `min_features`.
+    n = int(np.minimum(chosen, features_per_row * points).sum() * (1 + extra_features + 2 * late_share))
     add(ALWAYS, "features: ids, weights, in training order", 2, 2, n_entries)
     add(ALWAYS, "features, labels: ends of the rows", 2, 2, n_rows)
     add(ALWAYS, "labels of the rows, in training order", 2, 2, int(points.sum()))
@@ -519,6 +524,9 @@ def memory(
     add(ALWAYS, "co-occurring labels: ids, counts", 2, n_pairs)
     add("counting of pairs", "ids and counts once more", 2, n_pairs)
     add("counting of pairs", "labels, twice", 4, int(points.sum()))
+    if held_out:
+        add("counting of pairs", "pairs of all rows, of the other rows", 2, n_pairs)
+        add("counting of pairs", "features of the late rows", 2, int(late_share * n_entries))
     add("choice of features", "rows by label", 2, int(points.sum()) + 3 * n_labels)
     add("choice of features", "lists before, and additions", 2, n)
     add(
