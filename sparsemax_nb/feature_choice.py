@@ -186,18 +186,19 @@ def without_labels(lists, labels):
 
 
 def more_features(lists, features, labels, duals, share):
-    """`FeatureLists` with more features for each label: `share` times its present number, and at least one.
+    """`FeatureLists` with more features for each label: `share` times its present number, at least one.
 
     Takes the features with the largest gradients, the magnitude of ``sum_i a_i y_i features[i, f]`` over the points i
     with a dual variable a_i. This sum is the weight that the feature would have, and its initial value. `labels` is the
     (N, L) CSR matrix of the rows' own labels; `duals` is a sequence of `Duals` of consecutive rows, N rows in all.
-    Features that are connected to all labels do not change.
+    Features that are connected to all labels do not change. `share` is a number, or one per label, (L,); labels whose
+    share is 0 get none.
     """
     n_labels, nothing_expected = len(lists.bias), np.zeros(features.shape[1], np.float32)
     rows = rows_of(features)
     n = _column_counts([lists], 0, n_labels) + np.count_nonzero(lists.dense >= 0)
     n_duals = _column_counts(duals, 0, n_labels)
-    n_of_label = np.where((n > 0) & (n_duals > 0), np.maximum(1, share * n), 0).astype(np.int64)
+    n_of_label = np.where((n > 0) & (n_duals > 0) & (share > 0), np.maximum(1, share * n), 0).astype(np.int64)
     indptr, ids, sums = _allocate(n_of_label)
     own_indptr, own = _columns([rows_of(labels)], 0, n_labels)[:2]
     # Labels are handled in chunks: the dual variables of all labels, sorted by label, would not fit into memory.

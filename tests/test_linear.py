@@ -14,7 +14,7 @@ from sparsemax_nb.cpu import linear as cpu_linear
 from sparsemax_nb.feature_choice import canonical, extended_lists, more_features, rows_of
 from sparsemax_nb.linear import no_duals
 from sparsemax_nb.reference import feature_choice, linear
-from sparsemax_nb.train.linear import checked_lists
+from sparsemax_nb.train.linear_file import checked_lists
 
 from .helpers import assert_close, label_matrix, normal, threads
 

@@ -9,7 +9,8 @@ import re
 
 import numpy as np
 
-from ..core import check, sparse
+from ..core import check
+from ..metrics import hits_at_k
 from .outputs import UNSEEN_SCORE
 
 #: Features of a prediction: its score, the distance to the row's best score, the logarithms of its rank and of one plus
@@ -17,6 +18,9 @@ from .outputs import UNSEEN_SCORE
 N_FEATURES = 5
 #: Fewer right or wrong predictions than this are too few for the isotonic regression.
 MIN_PREDICTIONS = 50
+#: Logits of the logistic regression alone are clipped to this magnitude: few predictions do not prove a probability of
+#: 0 or 1.
+MAX_LOGIT = 10.0
 #: Thresholds that `choose_decision` tries for a measure of F1.
 THRESHOLDS = np.arange(1, 100) / 100
 
@@ -88,7 +92,7 @@ class Calibration:
             Arrays of the wrong dtype or shape; scores not finite.
         """
         scores = check.array("scores", scores, np.float32, ("n", "k"), finite=True)
-        is_right = _hits(ids, labels, scores.shape)
+        is_right = hits_at_k(check.integers("ids", ids, scores.shape), labels, scores.shape[1])
         n_points = check.integers("n_points", n_points, scores.shape, dtype=np.int64)
         is_known = scores > UNSEEN_SCORE / 2
         x, y = _features(scores, n_points)[is_known], is_right[is_known]
@@ -132,7 +136,7 @@ class Calibration:
         if len(self.logits):
             found = np.interp(z, self.logits, self.values)
         else:
-            found = 1 / (1 + np.exp(-np.clip(z, -700, 700)))
+            found = 1 / (1 + np.exp(-np.clip(z, -MAX_LOGIT, MAX_LOGIT)))
         found[scores <= UNSEEN_SCORE / 2] = 0
         return found.astype(np.float32)
 
@@ -176,8 +180,8 @@ def choose_decision(probabilities, ids, labels, measure):
     measure : str
         'sample-f1': the mean over the rows of ``2 n_right / (n_predicted + n_true)``, which is 0 for rows without
         labels; the limit is at most k. 'f1@5', or another number up to k: the same with this limit. 'precision=0.8', or
-        another number in (0, 1]: the lowest threshold at which this share of the predicted labels of all rows is right;
-        the limit is k.
+        another number in (0, 1): the lowest threshold at which this share of the predicted labels of all rows is right,
+        if one more prediction were wrong, so that a few right ones do not decide; the limit is k.
 
     Returns
     -------
@@ -206,18 +210,18 @@ def choose_decision(probabilities, ids, labels, measure):
     >>> ids, labels = np.array([[0, 1], [1, 2]], np.int32), scipy.sparse.csr_matrix([[1, 1, 0], [0, 1, 0]])
     >>> choose_decision(probabilities, ids, labels, "sample-f1")
     (0.11, 2)
-    >>> threshold, limit = choose_decision(probabilities, ids, labels, "precision=1")
+    >>> threshold, limit = choose_decision(probabilities, ids, labels, "precision=0.7")
     >>> round(threshold, 3), limit
     (0.4, 2)
     """
     kind, number = parse_measure(measure)
     probabilities = check.array("probabilities", probabilities, np.float32, ("n", "k"), finite=True)
     n, k = check.integer("the number of rows", probabilities.shape[0], 1), probabilities.shape[1]
-    is_right = _hits(ids, labels, probabilities.shape)
+    is_right = hits_at_k(check.integers("ids", ids, probabilities.shape), labels, k)
     if kind == "precision":
         order = np.argsort(-probabilities, axis=None, kind="stable")
         sorted_probabilities = probabilities.ravel()[order]
-        precision = np.cumsum(is_right.ravel()[order]) / np.arange(1, len(order) + 1)
+        precision = np.cumsum(is_right.ravel()[order]) / np.arange(2, len(order) + 2)
         is_last = np.append(sorted_probabilities[1:] != sorted_probabilities[:-1], True)  # of equal probabilities
         reached = np.flatnonzero(is_last & (precision >= number) & (sorted_probabilities > 0))
         return (float(sorted_probabilities[reached[-1]]) if len(reached) else 1.0), k
@@ -244,11 +248,11 @@ def parse_measure(measure):
         return "sample-f1", None
     if parsed and parsed[2] and int(parsed[2]) > 0:
         return "f1", int(parsed[2])
-    if parsed and parsed[3] and 0 < float(parsed[3]) <= 1:
+    if parsed and parsed[3] and 0 < float(parsed[3]) < 1:
         return "precision", float(parsed[3])
     raise ValueError(
         "threshold must be a number in [0, 1], 'sample-f1', 'f1@5' (or another limit) or 'precision=0.8' (or another "
-        "number in (0, 1]), got "
+        "number in (0, 1)), got "
         f"{check.shown(measure)}"
     )
 
@@ -264,13 +268,3 @@ def _features(scores, n_points):
     features[..., 3] = log_points
     features[..., 4] = scores * log_points
     return features
-
-
-def _hits(ids, labels, shape):
-    """(n, k) bool: whether each predicted label is one of the row's labels."""
-    labels = sparse.as_ones("labels", labels)
-    ids = check.integers("ids", ids, shape, labels.shape[1])
-    if labels.shape[0] != shape[0]:
-        raise ValueError(f"labels must have {shape[0]} rows, got {labels.shape[0]}")
-    rows = np.repeat(np.arange(shape[0]), shape[1])
-    return np.asarray(labels[rows, ids.ravel()]).reshape(shape) > 0

@@ -4,7 +4,7 @@ import numpy as np
 
 from ..core import check, description
 from ..data import TextVectorizer, Tfidf, vectorizer
-from . import linear
+from . import linear_file
 from .calibration import Calibration
 from .classifier_targets import CLASS_KINDS, FORMS, MATRIX, object_array
 from .estimator import DATA_DESCRIPTION
@@ -49,7 +49,7 @@ class ClassifierFile:
         if self.calibration_ is not None:
             arrays |= self.calibration_.to_arrays()
         if (pairs := getattr(self.network_, "pairs", None)) is not None:
-            arrays |= linear.pairs_to_arrays(pairs)
+            arrays |= linear_file.pairs_to_arrays(pairs)
         if self.tfidf_ is not None:
             arrays["tfidf.idf"] = self.tfidf_.idf_
         about = {name: getattr(self, f"{name}_", None) for name in ("architecture", "C", "slack", "frequency")}

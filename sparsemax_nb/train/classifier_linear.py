@@ -16,7 +16,7 @@ from ..core.connections import FeatureLists
 from ..core.device import to_numpy
 from ..feature_choice import INITIAL_BIAS, extended_lists, with_features, without_labels
 from ..linear import SparseLinear
-from . import linear, linear_settings
+from . import linear, linear_file, linear_settings
 from .classifier_inputs import are_texts
 from .classifier_targets import MATRIX, NAMES, checked_names, encode, object_array, weighted_rows
 from .estimator import CHANGEABLE_ON_RESUME, AvailableIf, SampledEstimator
@@ -298,6 +298,6 @@ class LinearArchitecture(SampledEstimator):
         self.slack_ = check.number("slack", about["slack"], 0, 1.999)
         self.frequency_ = check.number("frequency", about["frequency"], 0, 1e6)
         prior = linear.frequency_prior(self.frequency_, self.label_counts_ + self.name_counts_, device)
-        layer = linear.layer_from_arrays(arrays, self.n_features_in_, self.n_labels_, device)
-        pairs = linear.pairs_from_arrays(arrays, self.n_labels_, device) if self.co_occurrence > 0 else None
+        layer = linear_file.layer_from_arrays(arrays, self.n_features_in_, self.n_labels_, device)
+        pairs = linear_file.pairs_from_arrays(arrays, self.n_labels_, device) if self.co_occurrence > 0 else None
         self.network_ = linear.LinearModel(layer, prior, pairs, float(self.co_occurrence))

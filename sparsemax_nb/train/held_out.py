@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..core import check
 from . import loop
 
 #: Sets of fewer rows are split into FOLDS parts, each predicted by a layer that is trained on the others. As many parts
@@ -27,12 +28,15 @@ class HeldOut(NamedTuple):
     rows: np.ndarray  # (n,) int64, row numbers in the training set
 
 
+def n_late_rows(n_rows):
+    """About how many rows join the training late; 0 for sets that are split into folds."""
+    return 0 if n_rows < SMALL_SET else min(max(SHARE * n_rows, min(MIN_ROWS, n_rows / 10)), MAX_ROWS)
+
+
 def n_late_batches(n_rows, batch_size):
     """How many batches join the training late; 0 for sets that are split into folds."""
-    if n_rows < SMALL_SET:
-        return 0
-    n = min(max(SHARE * n_rows, min(MIN_ROWS, n_rows / 10)), MAX_ROWS)
-    return max(1, round(n / batch_size))
+    n = n_late_rows(n_rows)
+    return max(1, round(n / batch_size)) if n else 0
 
 
 def names_not_last(order, is_name, n_late):
@@ -66,3 +70,21 @@ def joined(parts, k):
         np.empty((0, k), np.float32), np.empty((0, k), np.int32), np.empty((0, k), np.int64), np.empty(0, np.int64)
     )
     return HeldOut(*map(np.concatenate, zip(nothing, *parts, strict=True)))
+
+
+def to_arrays(held_out):
+    """The arrays that `from_arrays` reads, by name."""
+    return {f"held_out/{name}": array for name, array in held_out._asdict().items()}
+
+
+def from_arrays(arrays, rows, k, n_labels):
+    """`HeldOut` of a checkpoint, of these rows, k wide; KeyError, TypeError or ValueError for invalid arrays."""
+    read = HeldOut(**{name: arrays[f"held_out/{name}"] for name in HeldOut._fields})
+    shape = len(rows), k
+    check.array("held_out/scores", read.scores, np.float32, shape, finite=True)
+    check.in_range("held_out/ids", check.array("held_out/ids", read.ids, np.int32, shape), n_labels)
+    if check.array("held_out/n_points", read.n_points, np.int64, shape).min() < 0:
+        raise ValueError(f"held_out/n_points must not be negative, got {read.n_points.min()}")
+    if not np.array_equal(read.rows, rows):
+        raise ValueError("held_out/rows must be the rows that join last")
+    return read

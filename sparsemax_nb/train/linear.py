@@ -12,13 +12,12 @@ from ..core import check, description, sparse
 from ..core.connections import Duals, FeatureLists
 from ..core.device import asarray, backend_of, empty, module_of, to_numpy
 from ..cpu.linear import CHUNKS
-from ..cpu.panels import padded
-from ..cpu.simd import LANES
 from ..data.batches import shuffled
-from ..feature_choice import ENTRIES_PER_CHUNK, check_squares, choose_lists, more_features, rows_of
+from ..feature_choice import ENTRIES_PER_CHUNK, check_squares, choose_lists, extended_lists, more_features, rows_of
 from ..linear import SparseLinear, no_duals
 from . import held_out as held_out_rows
 from . import loop
+from .linear_file import layer_from_arrays
 from .loop import METRIC, History, Run, TrainingError, peak_memory
 from .memory import ALWAYS, PREDICTION, Plan, array
 from .outputs import UNSEEN_SCORE
@@ -134,75 +133,6 @@ def frequency_prior(frequency, n_points, device="cpu"):
     return asarray((frequency * np.log(np.maximum(n_points, 1))).astype(np.float32), device)
 
 
-def layer_from_arrays(arrays, n_features, n_labels, device):
-    """The layer of `LinearModel.parameters` read from a file; TypeError or ValueError for invalid arrays."""
-    lists = FeatureLists(*(arrays[f"linear.{name}"] for name in FeatureLists._fields))
-    return SparseLinear._from_lists(checked_lists(lists, n_features, n_labels), device)
-
-
-def pairs_from_arrays(arrays, n_labels, device):
-    """The `CoOccurrence` of arrays read from a file; TypeError or ValueError for invalid arrays."""
-    indptr = check.array("co_occurrence.indptr", arrays["co_occurrence.indptr"], np.int64, (n_labels + 1,))
-    ids = check.array("co_occurrence.ids", arrays["co_occurrence.ids"], np.int32, ("n",))
-    counts = check.array("co_occurrence.counts", arrays["co_occurrence.counts"], np.int32, ids.shape)
-    label_counts = check.array(
-        "co_occurrence.label_counts", arrays["co_occurrence.label_counts"], np.int32, (n_labels,)
-    )
-    n_rows = int(check.array("co_occurrence.n_rows", arrays["co_occurrence.n_rows"], np.int64, (1,))[0])
-    check.in_range("co_occurrence.ids", ids, n_labels)
-    check.integer("co_occurrence.n_rows", n_rows, 0, 2**31 - 1)
-    check.in_range("co_occurrence.label_counts", label_counts, n_rows + 1)
-    first = _list_of_each_id("co_occurrence.indptr", indptr, "co_occurrence.ids", ids, n_labels, "the list of a label")
-    if (ids <= first).any():
-        raise ValueError("co_occurrence.ids must be larger than the label of their list")
-    if (counts < 1).any() or (counts > np.minimum(label_counts[first], label_counts[ids])).any():
-        raise ValueError("co_occurrence.counts must lie between 1 and the points of each of the two labels")
-    pairs = scipy.sparse.csr_matrix((counts, ids, indptr), shape=(n_labels, n_labels))
-    return CoOccurrence._from_counts(pairs, label_counts, n_rows, device)
-
-
-def pairs_to_arrays(pairs):
-    """The arrays that `pairs_from_arrays` reads, NumPy, by name."""
-    arrays = {name: to_numpy(getattr(pairs.arrays, name)) for name in ("indptr", "ids", "counts", "label_counts")}
-    return {
-        f"co_occurrence.{name}": array
-        for name, array in (arrays | {"n_rows": np.array([pairs.n_rows], np.int64)}).items()
-    }
-
-
-def _list_of_each_id(indptr_name, indptr, ids_name, ids, n, list_name):
-    """The list of each id, (len(ids),) int64; ValueError unless indptr rises and the ids ascend within each list."""
-    if indptr[0] != 0 or indptr[-1] != len(ids) or (indptr[1:] < indptr[:-1]).any():
-        raise ValueError(f"{indptr_name} must rise from 0 to {len(ids)}")
-    list_of_each = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
-    keys = list_of_each * n + ids
-    if (keys[1:] <= keys[:-1]).any():
-        raise ValueError(f"{ids_name} must ascend within {list_name}")
-    return list_of_each
-
-
-def checked_lists(lists, n_features, n_labels):
-    """`FeatureLists` read from a file; TypeError or ValueError unless all indices are inside the arrays."""
-    indptr = check.array("linear.indptr", lists.indptr, np.int64, (n_features + 1,))
-    labels = check.array("linear.labels", lists.labels, np.int32, ("n",))
-    values = check.array("linear.values", lists.values, np.float32, ("m",))
-    dense = check.array("linear.dense", lists.dense, np.int64, (n_features,))
-    bias = check.array("linear.bias", lists.bias, np.float32, (n_labels,))
-    check.in_range("linear.labels", labels, n_labels)
-    _list_of_each_id("linear.indptr", indptr, "linear.labels", labels, n_labels, "a feature")
-    first, width = padded(len(labels), LANES), padded(n_labels, LANES)
-    starts = dense[dense >= 0]
-    if np.diff(indptr)[dense >= 0].any():
-        raise ValueError("linear.indptr must give empty lists to the features that are connected to all labels")
-    if len(values) != first + len(starts) * width or not np.array_equal(starts, first + width * np.arange(len(starts))):
-        raise ValueError("linear.values and linear.dense must agree")
-    check.finite("linear.values", values)
-    check.finite("linear.bias", bias)
-    if values[first:].reshape(-1, width)[:, n_labels:].any() or values[len(labels) : first].any():
-        raise ValueError("linear.values must be zero in the padding")
-    return FeatureLists(indptr, labels, values, dense, bias)
-
-
 @dataclass
 class _Position:
     """The state of a run between two steps, apart from its arrays."""
@@ -274,9 +204,9 @@ class DualTraining(Run):
         batch_size = min(MAX_BATCH_SIZE, max(1, -(-self.n_rows // MIN_STEPS_PER_EPOCH)))
         start = loop.clock()
         check_squares("X", x.data, x.indptr)
-        n_batches = -(-self.n_rows // batch_size)
         n_late = held_out_rows.n_late_batches(self.n_rows, batch_size) if held_out else 0
-        self._n_early, self._joining_epoch = n_batches - n_late, held_out_rows.joining_epoch(settings.epochs)
+        self._n_early = -(-self.n_rows // batch_size) - n_late
+        self._joining_epoch = held_out_rows.joining_epoch(settings.epochs)
         order = shuffled(self.n_rows, settings.seed, 0)
         self._is_name = np.zeros(self.n_rows, bool)
         if is_name is not None:
@@ -284,19 +214,17 @@ class DualTraining(Run):
             order = held_out_rows.names_not_last(order, is_name, self.n_rows - self._n_early * batch_size)
             self._is_name = is_name[order]
         self._x, self._y, self._row_weights = x[order], y[order], sample_weight[order]  # so that each batch is a slice
-        if lists is None:
-            lists = choose_lists(self._x, self._y, settings.features_per_point, settings.min_features, dense)
-        n_points = np.bincount(self._y.indices, minlength=y.shape[1]) if n_points is None else n_points
-        # At most half the slack: above the threshold, every label would be a candidate in every row.
-        tie_break = np.minimum(FREQUENCY_TIE_BREAK * np.log(np.maximum(n_points, 1)), settings.slack / 2)
-        lists.bias[:] += tie_break.astype(np.float32)
-        lists.bias[n_points == 0] = UNSEEN_SCORE
-        prior = frequency_prior(settings.frequency, n_points, device)
-        self.network = LinearModel(SparseLinear._from_lists(lists, device), prior, pairs, settings.co_occurrence)
         starts = range(0, self.n_rows, batch_size)
         self._batches = [slice(first, min(first + batch_size, self.n_rows)) for first in starts]
         self.held_out, self._row_ids = None, rows[order] if held_out else None
-        self._n_points = n_points
+        self._n_early_rows = self._batches[self._n_early].start if n_late else self.n_rows
+        self._n_points = np.bincount(self._y.indices, minlength=y.shape[1]) if n_points is None else n_points
+        if lists is None:
+            early = (_first_rows(matrix, self._n_early_rows) for matrix in (self._x, self._y))
+            lists = choose_lists(*early, settings.features_per_point, settings.min_features, dense)
+        prior = frequency_prior(settings.frequency, self._n_points, device)
+        layer = SparseLinear._from_lists(self._with_bias(lists), device)
+        self.network = LinearModel(layer, prior, pairs, settings.co_occurrence)
         self._duals = [no_duals(rows.stop - rows.start, device) for rows in self._batches]
         self._total_steps = settings.epochs * len(self._batches) - self._joining_epoch * n_late
         # Buffer sizes of the kernel, in pairs and entries per chunk of rows; the kernel raises them as needed.
@@ -306,6 +234,14 @@ class DualTraining(Run):
         self._order = None  # order of the batches in this epoch
         self.history.first_step_seconds = loop.clock() - start  # includes compilation
 
+    def _with_bias(self, lists):
+        """The lists with the bias of labels that have their numbers of points; it is changed in place."""
+        # At most half the slack: above the threshold, every label would be a candidate in every row.
+        tie_break = np.minimum(FREQUENCY_TIE_BREAK * np.log(np.maximum(self._n_points, 1)), self.settings.slack / 2)
+        lists.bias[:] += tie_break.astype(np.float32)
+        lists.bias[self._n_points == 0] = UNSEEN_SCORE
+        return lists
+
     # ------------------------------------------------------------ checkpoints
 
     def state(self):
@@ -314,14 +250,15 @@ class DualTraining(Run):
         for name in Duals._fields:
             arrays[f"duals/{name}"] = np.concatenate([to_numpy(getattr(d, name)) for d in self._duals])
         if self.held_out is not None:
-            arrays |= {f"held_out/{name}": array for name, array in self.held_out._asdict().items()}
+            arrays |= held_out_rows.to_arrays(self.held_out)
         about = {"history": asdict(self.history), "position": asdict(self._position), "n_rows": self.n_rows}
         return {name: to_numpy(array) for name, array in arrays.items()}, about
 
     @property
     def checkpoint_nbytes(self):
         """Bytes of the arrays of a checkpoint."""
-        return self.network.layer.nbytes + sum(array.nbytes for duals in self._duals for array in duals)
+        held_out = sum(array.nbytes for array in self.held_out or ())
+        return self.network.layer.nbytes + held_out + sum(array.nbytes for duals in self._duals for array in duals)
 
     def restore(self, arrays, about):
         """Continue from a result of `state`; KeyError, TypeError or ValueError if it does not fit."""
@@ -370,14 +307,28 @@ class DualTraining(Run):
         is_late = order >= self._n_early
         return np.concatenate([order[~is_late], order[is_late & (epoch == self._joining_epoch)]])
 
+    def _n_late_points(self):
+        """(L,) number of points of each label among the rows that join late."""
+        return np.bincount(self._y.indices[self._y.indptr[self._n_early_rows] :], minlength=self._y.shape[1])
+
+    def _admit_late_rows(self):
+        """Predict the late rows, and give features to the labels that only these rows have: they join now."""
+        self.held_out = self._predict_late_rows()
+        rows, settings = slice(self._n_early_rows, None), self.settings
+        is_new = self._n_late_points() == self._n_points
+        y = self._y[rows] @ scipy.sparse.diags(is_new.astype(np.float32), format="csr")
+        y.eliminate_zeros()
+        lists = FeatureLists(*map(to_numpy, self.network.layer.arrays))
+        lists = extended_lists(lists, self._x[rows], y, settings.features_per_point, settings.min_features, 0)
+        self.network.layer = SparseLinear._from_lists(self._with_bias(lists), self.device)
+
     @property
     def _k(self):
         return min(CANDIDATES, self._y.shape[1])
 
     def _predict_late_rows(self):
         """`HeldOut` of the late batches, before they join."""
-        first, settings = self._batches[self._n_early].start, self.settings
-        n_points = self._n_points - np.bincount(self._y.indices[self._y.indptr[first] :], minlength=self._y.shape[1])
+        first, settings, n_points = self._n_early_rows, self.settings, self._n_points - self._n_late_points()
         bias = to_numpy(self.network.layer.bias).copy()
         bias[n_points == 0] = UNSEEN_SCORE
         lists = self.network.layer.arrays._replace(bias=asarray(bias, self.device))
@@ -415,16 +366,8 @@ class DualTraining(Run):
         n_late = len(self._batches) - self._n_early
         if not n_late or (position.epoch, position.step) <= (self._joining_epoch, self._n_early):
             return None
-        n, n_labels = self.n_rows - self._batches[self._n_early].start, self._y.shape[1]
-        read = {name: arrays[f"held_out/{name}"] for name in held_out_rows.HeldOut._fields}
-        check.array("held_out/scores", read["scores"], np.float32, (n, self._k), finite=True)
-        check.in_range("held_out/ids", check.array("held_out/ids", read["ids"], np.int32, (n, self._k)), n_labels)
-        check.array("held_out/n_points", read["n_points"], np.int64, (n, self._k))
-        if read["n_points"].min() < 0:
-            raise ValueError(f"held_out/n_points must not be negative, got {read['n_points'].min()}")
-        if not np.array_equal(read["rows"], self._row_ids[-n:]):
-            raise ValueError("held_out/rows must be the rows that join last")
-        return held_out_rows.HeldOut(**read)
+        rows = self._row_ids[self._n_early_rows :]
+        return held_out_rows.from_arrays(arrays, rows, self._k, self._y.shape[1])
 
     # ------------------------------------------------------------ the loop
 
@@ -450,7 +393,8 @@ class DualTraining(Run):
     def _counted_pairs(self, n_rows):
         """`CoOccurrence` of the first rows in training order, without names."""
         is_point = ~self._is_name[:n_rows]
-        return CoOccurrence(self._y[:n_rows] if is_point.all() else self._y[:n_rows][is_point], device=self.device)
+        labels = _first_rows(self._y, n_rows)
+        return CoOccurrence(labels if is_point.all() else labels[is_point], device=self.device)
 
     def _is_epoch_done(self):
         return self._position.step == len(self._order)
@@ -467,7 +411,8 @@ class DualTraining(Run):
         number = self._order[self._position.step]
         rows, settings, layer = self._batches[number], self.settings, self.network.layer
         if number >= self._n_early and self._position.epoch == self._joining_epoch and self.held_out is None:
-            self.held_out = self._predict_late_rows()
+            self._admit_late_rows()
+            layer = self.network.layer
         x = sparse.SparseRows(*(asarray(a, self.device) for a in _csr_slice(self._x, rows)))
         labels = sparse.Labels(*(asarray(a, self.device) for a in _csr_slice(self._y, rows)[:2]))
         row_weights = self._row_weights[rows]
@@ -486,16 +431,22 @@ class DualTraining(Run):
         self._position.losses.append([float(loss), float(row_weights.sum(dtype=np.float64))])
         self._position.step += 1
         self.history.steps += 1
-        is_first_epoch = self._position.epoch == 0
-        if self._is_epoch_done() and is_first_epoch and settings.extra_features > 0 and settings.epochs > 1:
+        if self._is_epoch_done() and self._position.epoch + 1 < settings.epochs:
             self._add_features()
 
     def _add_features(self):
-        """Give each label more features, chosen by its errors so far."""
-        arrays = FeatureLists(*map(to_numpy, self.network.layer.arrays))
-        duals = [Duals(*map(to_numpy, of_batch)) for of_batch in self._duals]
-        lists = more_features(arrays, self._x, self._y, duals, self.settings.extra_features)
-        self.network.layer = SparseLinear._from_lists(lists, self.device)
+        """Give labels more features, chosen by their errors so far, after the first epoch and when late rows joined."""
+        epoch, extra = self._position.epoch, self.settings.extra_features
+        share = np.full(len(self._n_points), extra if epoch == 0 else 0.0)
+        if epoch == self._joining_epoch and self._n_early < len(self._batches):
+            n_late = self._n_late_points()
+            n_early = self._n_points - n_late
+            share += np.where(n_early > 0, n_late / np.maximum(n_early, 1), extra if epoch > 0 else 0.0)
+        if share.any():
+            arrays = FeatureLists(*map(to_numpy, self.network.layer.arrays))
+            duals = [Duals(*map(to_numpy, of_batch)) for of_batch in self._duals]
+            lists = more_features(arrays, self._x, self._y, duals, share)
+            self.network.layer = SparseLinear._from_lists(lists, self.device)
 
     def _finish_epoch(self):
         """Record the epoch, and validate."""
@@ -526,11 +477,22 @@ PAIR_BYTES_PER_ROW = 32_768
 
 
 def memory(
-    *, n_rows, n_features, n_labels, n_entries, points, features_per_point, min_features, extra_features, n_pairs
+    *,
+    n_rows,
+    n_features,
+    n_labels,
+    n_entries,
+    points,
+    features_per_point,
+    min_features,
+    extra_features,
+    n_pairs,
+    held_out=False,
 ):
     """The `Plan` of training a linear layer over sparse features.
 
     `points` (L,) is the number of training points of each label; `n_pairs` bounds the pairs of labels that co-occur.
+    `held_out` is that of `DualTraining`.
     """
     arrays, threads = [], numba.config.NUMBA_NUM_THREADS
     features_per_row = n_entries / max(1, n_rows)
@@ -539,8 +501,9 @@ def memory(
         arrays.append(array(phase, name, *shape, item=item))
 
     chosen = np.minimum(np.maximum(min_features, features_per_point * points), n_features)
-    # A label cannot have more features than its points have.
-    n = int(np.minimum(chosen, features_per_row * points).sum() * (1 + extra_features))
+    late_share = held_out_rows.n_late_rows(n_rows) / max(1, n_rows) if held_out else 0
+    # A label cannot have more features than its points have. Those of late rows come on top of `min_features`.
+    n = int(np.minimum(chosen, features_per_row * points).sum() * (1 + extra_features + 2 * late_share))
     add(ALWAYS, "features: ids, weights, in training order", 2, 2, n_entries)
     add(ALWAYS, "features, labels: ends of the rows", 2, 2, n_rows)
     add(ALWAYS, "weights of the rows, in both orders", 2, n_rows)
@@ -551,6 +514,9 @@ def memory(
     add(ALWAYS, "co-occurring labels: ids, counts", 2, n_pairs)
     add("counting of pairs", "ids and counts once more", 2, n_pairs)
     add("counting of pairs", "labels, twice", 4, int(points.sum()))
+    if held_out:
+        add("counting of pairs", "pairs of all rows, of the other rows", 2, n_pairs)
+        add("counting of pairs", "features of the late rows", 2, int(late_share * n_entries))
     add("choice of features", "rows by label", 2, int(points.sum()) + 3 * n_labels)
     add("choice of features", "lists before, and additions", 2, n)
     add(
@@ -571,6 +537,13 @@ def _csr_slice(matrix, rows):
     first, last = matrix.indptr[rows.start], matrix.indptr[rows.stop]
     indptr = (matrix.indptr[rows.start : rows.stop + 1] - first).astype(np.int64)
     return indptr, matrix.indices[first:last].astype(np.int32, copy=False), matrix.data[first:last]
+
+
+def _first_rows(matrix, n):
+    """The first n rows of a CSR matrix: a matrix around views of its arrays."""
+    end = matrix.indptr[n]
+    arrays = matrix.data[:end], matrix.indices[:end], matrix.indptr[: n + 1]
+    return scipy.sparse.csr_matrix(arrays, shape=(n, matrix.shape[1]))
 
 
 _COUNT, _SECONDS = description.integer(0), description.number(0)
