@@ -36,7 +36,7 @@ def _check_files(options):
     names = "model", "text", "test_text", "vocabulary", "allow", "forbid", "retire"
     inputs = {name: getattr(options, name) for name in names if getattr(options, name, None)}
     inputs = {name if name == "model" else f"--{name.replace('_', '-')}": path for name, path in inputs.items()}
-    inputs |= {path: path for path in getattr(options, "points", ())}
+    inputs |= {path: path for path in getattr(options, "points", ()) if os.path.exists(path)}
     for path in outputs.values():
         files.check_writable(path)
     for (one, path), (other, second) in itertools.combinations((outputs | inputs).items(), 2):
@@ -121,8 +121,8 @@ def _parser():
 
     text = (
         "Evaluate a saved model: precision, nDCG, recall and propensity-scored precision at k of a classifier, F1 of "
-        "its label sets, and the error of its probabilities; perplexity, "
-        "or Recall@10 and NDCG@10 for next items, of a language model."
+        "its label sets, and the error of its probabilities; perplexity, or "
+        "Recall@10 and NDCG@10 for next items, of a language model."
     )
     predict.evaluate_options(command(commands, "evaluate", predict.evaluate, text), device)
     text = "Predict labels with a saved classifier, and print them as a tab-separated table or as JSON lines."

@@ -24,8 +24,8 @@ TABLE_FORMAT = (
     "The table has a line of column names, then one line per point or text and predicted label, best label first. Rows "
     "are numbered from 0, ranks from 1. Labels are those of the training data, or numbers from 0 if these have no "
     "label names. The probability is empty if the model is not calibrated. Points is the number of training points of "
-    "the label; 0: only its name is known. A row without predicted labels has no line in the table, and an empty list in "
-    "JSON lines. Tabs, line breaks and backslashes in names are escaped (\\t, \\n, \\\\)."
+    "the label; 0: only its name is known. A row without predicted labels has no line in the table, and an empty list "
+    "in JSON lines. Tabs, line breaks and backslashes in names are escaped (\\t, \\n, \\\\)."
 )
 #: Control characters and line separators, which would end a field or a line; and the backslash, which starts an escape.
 ESCAPED_CHARACTERS = re.compile(r"[\\\x00-\x1f\x7f\x85\u2028\u2029]")
