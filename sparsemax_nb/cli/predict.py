@@ -270,7 +270,7 @@ def predict_options(sub, device):
         "from standard input, each answered at once, up to the first tab; or texts themselves. Otherwise a file with "
         "points, in the format of the Extreme Classification Repository, or features as .npy or .npz"
     )
-    sub.add_argument("points", nargs="+", metavar="texts", help=points)
+    sub.add_argument("points", nargs="+", metavar="TEXT-or-FILE", help=points)
     k = "number of labels (default: the label set that the model's threshold selects; without calibration, 5)"
     sub.add_argument("-k", type=int, default=None, help=k)
     threshold = "predict labels with at least this probability (default: the model's choice)"
