@@ -21,6 +21,13 @@ MEANINGS = {
     "MAP": "P@r averaged over the ranks r of the true labels of a row; 0 for those that are not found",
     "PSP": "like P@k, but rare labels count more",
 }
+#: The same for metrics of label sets and of probabilities.
+SET_MEANINGS = {
+    "sample F1": "harmonic mean of precision and recall of the predicted label set of a row, averaged over the rows",
+    "micro F1": "F1 of all pairs of a row and a predicted or true label together",
+    "macro F1": "F1 of each label, averaged over the labels that are true or predicted",
+    "ECE": "expected calibration error: mean difference between a probability and the share of right labels",
+}
 
 
 def size(text):
@@ -74,6 +81,23 @@ def count(text):
     """Convert a whole number of at least 0 to an int."""
     if not re.fullmatch("[0-9]{1,18}", text):
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 0 and below 10^18, got {text!r}")
+    return int(text)
+
+
+def threshold(text):
+    """Convert a number to a float; keep the name of a measure."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def limit(text):
+    """Convert a whole number to an int and 'none' to None; keep 'auto'."""
+    if text in ("auto", "none"):
+        return None if text == "none" else text
+    if not re.fullmatch("0*[1-9][0-9]{0,8}", text):
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, 'auto' or 'none', got {text!r}")
     return int(text)
 
 
@@ -177,6 +201,9 @@ def print_metrics(part, metrics):
     for metric, meaning in MEANINGS.items():
         if figures := format_percent(metrics, [f"{metric}@{k}" for k in (1, 3, 5)]):
             print(f"{part}  {figures}  ({metric}@k in %: {meaning})")
+    for metric, meaning in SET_MEANINGS.items():
+        if metric in metrics:
+            print(f"{part}  {format_percent(metrics, [metric])}  (in %: {meaning})")
 
 
 def option_adder(sub, default):

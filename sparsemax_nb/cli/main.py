@@ -13,7 +13,7 @@ import numba
 from .. import __version__
 from ..core import files
 from ..core.device import SIMULATOR, cuda_description, cuda_problem, resolve_device
-from . import common, demo, ds_softmax, predict, train
+from . import common, demo, ds_softmax, predict, train, update
 
 LIBRARIES = "numba", "numba-cuda", "numpy", "scipy", "cupy-cuda12x", "cupy-cuda13x", "scikit-learn", "torch"
 
@@ -28,10 +28,15 @@ def _check_files(options):
 
     OSError for a file that cannot be written, ValueError if two options name the same file.
     """
-    outputs = {f"--{name}": getattr(options, name, None) for name in ("json", "save", "plot")}
+    outputs = {
+        f"--{name.replace('_', '-')}": getattr(options, name, None) for name in ("json", "save", "plot", "per_label")
+    }
     outputs["the checkpoint of --save"] = outputs["--save"] and common.checkpoint_of(outputs["--save"])
     outputs = {name: path for name, path in outputs.items() if path}
-    inputs = {name: getattr(options, name) for name in ("model", "file") if getattr(options, name, None)}
+    names = "model", "text", "test_text", "vocabulary", "allow", "forbid", "retire"
+    inputs = {name: getattr(options, name) for name in names if getattr(options, name, None)}
+    inputs = {name if name == "model" else f"--{name.replace('_', '-')}": path for name, path in inputs.items()}
+    inputs |= {path: path for path in getattr(options, "points", ()) if os.path.exists(path)}
     for path in outputs.values():
         files.check_writable(path)
     for (one, path), (other, second) in itertools.combinations((outputs | inputs).items(), 2):
@@ -107,7 +112,7 @@ def _parser():
     trainers = commands.add_parser("train", help="Train a model.").add_subparsers(
         dest="what", required=True, metavar="WHAT"
     )
-    text = "Train a multi-label classifier on sparse or dense features."
+    text = "Train a multi-label classifier on texts, sparse or dense features."
     train.classifier_options(command(trainers, "classifier", train.classifier, text), device)
     text = "Train a language model that predicts the next word of a text, or the next item of sequences."
     train.language_model_options(command(trainers, "language-model", train.language_model, text), device)
@@ -115,12 +120,15 @@ def _parser():
     ds_softmax.ds_softmax_options(command(trainers, "ds-softmax", ds_softmax.ds_softmax, text), device)
 
     text = (
-        "Evaluate a saved model: precision, nDCG, recall and propensity-scored precision at k of a classifier; "
-        "perplexity, or Recall@10 and NDCG@10 for next items, of a language model."
+        "Evaluate a saved model: precision, nDCG, recall and propensity-scored precision at k of a classifier, F1 of "
+        "its label sets, and the error of its probabilities; perplexity, or "
+        "Recall@10 and NDCG@10 for next items, of a language model."
     )
     predict.evaluate_options(command(commands, "evaluate", predict.evaluate, text), device)
-    text = "Predict labels with a saved classifier, and print them as a tab-separated table."
+    text = "Predict labels with a saved classifier, and print them as a tab-separated table or as JSON lines."
     predict.predict_options(command(commands, "predict", predict.predict, text), device)
+    text = "Train a saved classifier of texts on further texts, which may have new labels, or remove labels from it."
+    update.update_options(command(commands, "update", update.update, text), device)
     text = "Continue a prompt with a saved language model."
     predict.generate_options(command(commands, "generate", predict.generate, text), device)
     command(commands, "info", _info, "Show the version, the devices and the installed libraries.")

@@ -18,7 +18,10 @@ from ..train.classifier import ARCHITECTURES
 from ..train.language_model import DECAYS
 from ..train.negatives import SAMPLERS
 from ..train.network import LOSSES, OUTPUTS
-from . import common
+from . import common, texts
+
+#: What `train classifier` takes by default.
+DEFAULT_DATA = "tate"
 
 
 def _epoch_line(record):
@@ -96,15 +99,36 @@ def _write_out(model, path, options, *more):
 
 
 def classifier(options):
-    """Train on a corpus, print ranking metrics on its test part, save the model."""
+    """Train on a corpus or on texts, print ranking metrics on its test part, save the model."""
     path = common.check_files(options)
-    corpus = data.load(options.data)
     params = {name: getattr(options, name) for name in train.Classifier._param_names() if hasattr(options, name)}
-    model, validation = train.Classifier(**params, progress=not options.quiet), None
+    model = train.Classifier(**params, progress=not options.quiet)
+    if options.validation not in ("dev", "none"):
+        model.set_params(validation_fraction=options.validation)
+    if options.text is None:
+        result, label_names = _train_on_features(model, path, options)
+    else:
+        result, label_names = _train_on_texts(model, path, options), None
+    result |= {
+        "n_labels": model.n_labels_,
+        "n_features": model.n_features_in_,
+        "memory_plan_bytes": model.memory_plan_.nbytes,
+        "tfidf": model.tfidf_ is not None,
+    }
+    if "test" in result:
+        common.print_metrics("test", result["test"])
+    _write_out(model, path, options, label_names)
+    return result
+
+
+def _train_on_features(model, path, options):
+    """Train on --data; return the results and the label names."""
+    for name in ("test_text", "vocabulary", "language"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')} needs --text FILE")
+    corpus, validation = data.load(options.data or DEFAULT_DATA), None
     if options.validation == "dev":
         validation = None if corpus.dev is None else (corpus.dev.features, corpus.dev.labels)
-    elif options.validation != "none":
-        model.set_params(validation_fraction=options.validation)
     n, n_features = corpus.train.features.shape
     print(
         f"{corpus.name}: {n:,} points, {n_features:,} features, {corpus.train.labels.shape[1]:,} labels; "
@@ -119,15 +143,29 @@ def classifier(options):
     result = _fit(model, path, options, corpus.train.features, corpus.train.labels, validation=validation)
     if options.save:
         common.record_training_data(model, corpus.name, corpus.train.features, corpus.train.labels)
-    result |= {
-        "n_labels": model.n_labels_,
-        "n_features": model.n_features_in_,
-        "memory_plan_bytes": model.memory_plan_.nbytes,
-        "tfidf": model.tfidf_ is not None,
-        "test": model.evaluate(corpus.test.features, corpus.test.labels),
-    }
-    common.print_metrics("test", result["test"])
-    _write_out(model, path, options, corpus.label_names)
+    test = corpus.test
+    return result | {"test": model.evaluate(test.features, test.labels, excluded=test.excluded)}, corpus.label_names
+
+
+def _train_on_texts(model, path, options):
+    """Train on --text; return the results, with those on --test-text if it is given."""
+    if not options.quiet:
+        print(f"sparsemax-nb: reading {options.text}", file=sys.stderr, flush=True)
+    corpus = texts.read_labeled(options.text, options)
+    test = None if options.test_text is None else texts.read_labeled(options.test_text, options)
+    name, n_labels = texts.name_of(options.text), len({label for labels in corpus.labels for label in labels})
+    print(f"{name}: {len(corpus.texts):,} texts, {n_labels:,} labels; {common.device_line(options.device)}", flush=True)
+    names = texts.read_vocabulary(options, corpus)
+    result = _fit(model, path, options, corpus.texts, corpus.labels, names=names)
+    by_name = int(((model.label_counts_ == 0) & (model.name_counts_ > 0)).sum())
+    print(
+        f"{model.n_features_in_:,} features, {model.n_labels_:,} labels, {by_name:,} of them known by their names only"
+    )
+    if options.save:
+        common.record_training_data(model, name, *texts.digests(corpus))
+    result |= {"n_texts": len(corpus.texts), "n_labels_by_name": by_name}
+    if test is not None:
+        result["test"] = model.evaluate(test.texts, test.labels)
     return result
 
 
@@ -217,13 +255,51 @@ def _training_file_options(sub):
     sub.add_argument("--plot", metavar="FILE", help="plot the learning curves to FILE (.png, .svg or .pdf)")
 
 
+def _text_options(sub, default):
+    """Add the options of `train classifier` for texts."""
+    option = common.option_adder(sub, default)
+    test = "texts with labels for the evaluation at the end (default: no evaluation)"
+    sub.add_argument("--test-text", metavar="FILE-or-FOLDER", help=test)
+    texts.field_options(sub, labels=True)
+    texts.vocabulary_options(sub)
+    yes_or_no = argparse.BooleanOptionalAction
+    pairs = "use two neighboring words as a feature, in addition to single words"
+    sub.add_argument("--word-pairs", action=yes_or_no, default=default["word_pairs"], help=pairs)
+    option("char_ngrams", common.count, "N", "length of the character n-grams that are features, too; 0: none")
+    bits = "store no vocabulary: a hash function maps each kind of feature to 2^N columns (default: a vocabulary)"
+    option("hash_bits", common.count, "N", bits)
+    points = "use the names of a label as its training points"
+    sub.add_argument("--name-points", action=yes_or_no, default=default["name_points"], help=points)
+
+
+def _label_set_options(sub, default):
+    """Add the options of `train classifier` for probabilities and label sets."""
+    option = common.option_adder(sub, default)
+    calibration = "learn probabilities, and choose threshold and limit, from held-out points"
+    flag = argparse.BooleanOptionalAction
+    sub.add_argument("--calibration", action=flag, default=default["calibration"], help=calibration)
+    threshold = (
+        "probability that a predicted label needs, or the measure that decides it: sample-f1, f1@5, or for example "
+        "precision=0.8"
+    )
+    option("threshold", common.threshold, "P|MEASURE", threshold)
+    option("limit", common.limit, "N|auto|none", "maximum number of labels of a row; auto: as for --threshold")
+
+
 def classifier_options(parser, device):
     """Add the options of `train classifier`."""
     device(parser)
     default = train.Classifier().get_params()
-    parser.add_argument(
-        "--data", default="tate", metavar="DIR-or-NAME", help="'tate' (bundled), or a folder with train and test files"
+    source = parser.add_mutually_exclusive_group()
+    where = f"{DEFAULT_DATA!r} (bundled, the default), or a folder with train and test files"
+    source.add_argument("--data", metavar="DIR-or-NAME", help=where)
+    text = (
+        "texts with labels: tab-separated lines (the text, then each label), JSON lines (.jsonl), or a folder with "
+        "NAME.txt and NAME.tsv or NAME.key"
     )
+    source.add_argument("--text", metavar="FILE-or-FOLDER", help=text)
+    _text_options(parser.add_argument_group("texts"), default)
+    _label_set_options(parser.add_argument_group("label sets"), default)
     architecture = "linear layer over sparse features, or neural network; auto: linear for sparse, network for dense"
     parser.add_argument(
         "--architecture", choices=("auto", *ARCHITECTURES), default=default["architecture"], help=architecture

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
+#: Bound of an exponent: e to its power is finite in float32, as the simulator requires.
+LARGEST_EXPONENT = np.float32(80)
 #: The count of a pair of labels that never occur together.
 NO_POINTS = np.int32(0)
 
@@ -101,7 +103,7 @@ def rough_probability(score):
 
     Slope and offset were tuned on validation points of four data sets, together with the weight of `rerank`.
     """
-    return ONE / (ONE + math.exp(-(np.float32(4) * score + np.float32(0.8))))
+    return ONE / (ONE + math.exp(min(-(np.float32(4) * score + np.float32(0.8)), LARGEST_EXPONENT)))
 
 
 def mutual_information(n_both, one, other, n_rows):

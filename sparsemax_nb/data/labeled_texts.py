@@ -116,14 +116,15 @@ def read_texts(
 
 
 def parse_texts(
-    lines: Iterable[bytes], name: str, is_json: bool, text: str = "text", labels: str = "labels"
+    lines: Iterable[bytes], name: str, is_json: bool, text: str = "text", labels: str = "labels", first: int = 1
 ) -> Iterator[tuple[str, list[str]]]:
     """Yield text and labels of each line in a format of `read_texts`: JSON lines, or tab-separated.
 
-    `name` is the name of the source in messages, such as "standard input"; the lines may have their ends.
+    `name` is the name of the source in messages, such as "standard input", and `first` the number of the first line in
+    it; the lines may have their ends.
     """
     shared: dict[str, str] = {}  # a frequent label is stored once
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines, first):
         where = f"{name}, line {number}"
         content = decode(where, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).rstrip("\r\n")
         if not content or content.isspace():
@@ -151,13 +152,22 @@ def _read_folder(path):
         _check_characters(file, content)
         labels = file.with_suffix(".tsv")
         labels = labels if labels.is_file() else file.with_suffix(".key")
-        found = []
-        for where, line in _decoded_lines(labels) if labels.is_file() else ():
-            label = line.partition("\t")[0]
-            if not label.strip() and line.strip():
-                raise DataError(f"{where}: the label before the tab is missing")
-            found += _distinct(where, [label], shared)
+        found = (label for _, label in labels_of(labels, shared)) if labels.is_file() else ()
         yield content, list(dict.fromkeys(found))
+
+
+def labels_of(path: Path, shared: dict[str, str] | None = None) -> Iterator[tuple[str, str]]:
+    """Yield where it is, and the label, of each line of a file: up to the first tab, without brackets.
+
+    `shared` remembers the labels, so that a frequent one is stored once.
+    """
+    shared = {} if shared is None else shared
+    for where, line in _decoded_lines(path):
+        given = line.partition("\t")[0]
+        if not given.strip() and line.strip():
+            raise DataError(f"{where}: the label before the tab is missing")
+        for label in _distinct(where, [given], shared):
+            yield where, label
 
 
 def _decoded_lines(path):

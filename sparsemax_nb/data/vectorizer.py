@@ -157,18 +157,22 @@ class TextVectorizer:
         >>> TextVectorizer().fit_transform(["maps", "maps, too"]).shape
         (2, 6)
         """
+        return self._fit_transform(texts, lambda n: None)
+
+    def _fit_transform(self, texts, after_block):
+        """`fit_transform`; ``after_block(n)`` is called after every n texts that have been read."""
         self._check_params()
         checked = checked_texts("texts", texts)
         if self.hash_bits is None:
             numbering = Numbering()
-            counts = self._counts(checked, numbering.__getitem__, numbering)
+            counts = self._counts(checked, numbering.__getitem__, numbering, after_block)
             df = _rows_of_each(counts)
             keys, kept = _kept(list(numbering), df)
             self._set_vocabulary(keys)
             counts, df = counts[:, kept], df[kept]
         else:
             self._set_vocabulary(None)
-            counts = self._counts(checked, self._hashed, range(len(KINDS) << self.hash_bits))
+            counts = self._counts(checked, self._hashed, range(len(KINDS) << self.hash_bits), after_block)
             df = _rows_of_each(counts)
         if not counts.nnz:
             raise ValueError(f"texts must contain words, got {len(checked)} texts without any")
@@ -307,15 +311,17 @@ class TextVectorizer:
         n = self.char_ngrams
         return [word, *(MARK + gram for gram in n_grams(word, n))] if n and len(word) > 1 else [word]
 
-    def _counts(self, texts, number, columns):
+    def _counts(self, texts, number, columns, after_block=lambda n: None):
         """Counts of the features, canonical CSR float32; ``number(key)`` is a column or -1.
 
-        ``len(columns)`` is the number of columns once all texts have been read.
+        ``len(columns)`` is the number of columns once all texts have been read; ``after_block(n)`` is called after
+        every n texts.
         """
         parts, of_word = [], {}
         for first in range(0, max(1, len(texts)), TEXTS_PER_BLOCK):
             numbers, ends = array("i"), array("q", [0])
-            for text in texts[first : first + TEXTS_PER_BLOCK]:
+            block = texts[first : first + TEXTS_PER_BLOCK]
+            for text in block:
                 words = words_of(text)
                 for word in words:
                     known = of_word.get(word)
@@ -328,6 +334,7 @@ class TextVectorizer:
                     numbers.extend(map(number, _pairs(words)))
                 ends.append(len(numbers))
             parts.append(_counted(np.asarray(numbers), np.asarray(ends), len(columns)))
+            after_block(len(block))
         for part in parts:
             part.resize(part.shape[0], len(columns))
         return scipy.sparse.vstack(parts, "csr") if len(parts) > 1 else parts[0]

@@ -7,9 +7,10 @@ import numpy as np
 import scipy.sparse
 
 from ..core import check, sparse
-from ..data import TextVectorizer, Tfidf
+from ..data import TextVectorizer, Tfidf, vectorizer
 from ..data.tfidf import first_non_count
 from .classifier_targets import MATRIX, NAMES, checked_names, encode, is_uri
+from .progress import Progress
 
 
 def feature_names(x):
@@ -95,7 +96,9 @@ class ClassifierInputs:
             if validation is not None:
                 validation = check.sequence("validation X", list(validation[0]), "texts"), validation[1]
             self.vectorizer_ = self._new_vectorizer()
-            x = self.vectorizer_.fit_transform(x)
+            x = list(x)
+            with Progress(len(x), 0, self.progress and len(x) > vectorizer.TEXTS_PER_BLOCK, unit="text") as bar:
+                x = self.vectorizer_._fit_transform(x, lambda n: bar.step(n=n))
             if self._target_form == NAMES:
                 self._name_points = self._points_of_names(enumerate(labels), names)
                 self.vectorizer_.extend([name for _, name in self._name_points])

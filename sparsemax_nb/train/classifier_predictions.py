@@ -218,6 +218,26 @@ class ClassifierPredictions(SampledEstimator):
         labels = _label_sets(ids, chosen, self.n_labels_)
         return labels if self._target_dtype is None else labels.toarray().astype(self._target_dtype)
 
+    def _answers(self, x, k, threshold, limit, offsets):
+        """The best labels of checked features as the commands print them: (scores, ids, probabilities, chosen).
+
+        `probabilities` is None without calibration. `chosen` is a mask of the k best labels; without k, of the label
+        set if the model is calibrated or `threshold` or `limit` is given, else of the 5 best.
+        """
+        if k is not None and not (threshold is None and limit is None):
+            raise ValueError("k and threshold or limit must not be given together")
+        is_set = k is None and (self.calibration_ is not None or threshold is not None or limit is not None)
+        if is_set and self._target_form == CLASS and threshold is None:
+            is_set, k = False, 1
+        if not is_set:
+            k = min(5, self.n_labels_) if k is None else k
+        scores, ids = self._top_k(x, min(CANDIDATES, self.n_labels_) if is_set else k, offsets)
+        probabilities = None
+        if self.calibration_ is not None:
+            probabilities = self._probabilities(_without(offsets, scores, ids), ids)
+        chosen = self._chosen(scores, ids, offsets, threshold, limit) if is_set else ids >= 0
+        return scores, ids, probabilities, chosen
+
     def _chosen(self, scores, ids, offsets, threshold, limit):
         """(n, k) bool: the labels of a top-k that belong to the set."""
         limit = self.limit_ if limit is None else check.integer("limit", limit, 1)

@@ -1,4 +1,4 @@
-"""Progress of a training run on standard error."""
+"""Progress of a training run, or of reading texts, on standard error."""
 
 import sys
 import time
@@ -26,18 +26,21 @@ class Progress:
         False shows nothing.
     clock : callable
         Returns seconds, like `time.monotonic`.
+    unit : str
+        What is counted.
     """
 
-    def __init__(self, total, done, enabled, clock=time.monotonic):
+    def __init__(self, total, done, enabled, clock=time.monotonic, unit="step"):
         self._total = total
         self._done = done
         self._enabled = enabled
         self._clock = clock
+        self._unit = unit
         self._part = LINES_PER_RUN * done // max(total, 1)
         self._last_line = clock()
         self._bar = None
         if enabled and sys.stderr.isatty():
-            self._bar = tqdm(total=total, initial=done, unit="step", file=sys.stderr, mininterval=0.5)
+            self._bar = tqdm(total=total, initial=done, unit=unit, file=sys.stderr, mininterval=0.5)
 
     def __enter__(self):
         return self
@@ -46,17 +49,18 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def step(self, metrics):
-        """Count one more step; ``metrics()`` returns a dict of values to show next to the step number."""
-        self._done += 1
+    def step(self, metrics=dict, n=1):
+        """Count n more steps; ``metrics()`` returns a dict of values to show next to the step number."""
+        self._done += n
         if self._bar is not None:
-            self._bar.update()
+            self._bar.update(n)
             if self._done % METRICS_EVERY == 0:
                 self._bar.set_postfix(metrics(), refresh=False)
         elif self._enabled and self._is_due():
             shown = ", ".join(f"{name}={value}" for name, value in metrics().items())
             share = self._done / self._total
-            print(f"step {self._done:,} of {self._total:,} ({share:.0%})  {shown}", file=sys.stderr, flush=True)
+            line = f"{self._unit} {self._done:,} of {self._total:,} ({share:.0%})  {shown}".rstrip()
+            print(line, file=sys.stderr, flush=True)
 
     def _is_due(self):
         part, now = LINES_PER_RUN * self._done // self._total, self._clock()

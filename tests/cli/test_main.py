@@ -57,7 +57,7 @@ def test_train_and_predict(folder, tmp_path, capsys):
         main.main(["predict", model, points, "-k", "3", "--rows", "4", "--device", "cpu", "--json", str(answers)]) == 0
     )
     lines, answers = capsys.readouterr().out.splitlines(), json.loads(answers.read_text())
-    assert lines[0] == "row\trank\tlabel\tname\tscore" and len(lines) == 13 and len(answers) == 4
+    assert lines[0] == "row\trank\tlabel\tname\tscore\tprobability\tpoints" and len(lines) == 13 and len(answers) == 4
     shown = iter(lines[1:])
     for row, answer in enumerate(answers):
         for rank, found in enumerate(answer, 1):
@@ -101,7 +101,7 @@ def test_predictions_can_be_read_whatever_the_names_hold(folder, tmp_path, monke
     assert main.main(command) == 0
     shown = capsys.readouterr().out
     table = [line.split("\t") for line in shown.splitlines()]
-    assert len(table) == 25 and all(len(fields) == 5 for fields in table) and shown.count("\n") == 25
+    assert len(table) == 25 and all(len(fields) == 7 for fields in table) and shown.count("\n") == 25
     for fields in table[1:]:
         unescaped = fields[3].encode("latin-1").decode("unicode_escape")
         assert unescaped == names[int(fields[2])]
