@@ -294,7 +294,7 @@ class LinearArchitecture(SampledEstimator):
         self.C_ = check.number("C", about["C"], 0, math.inf, open_ends=True)
         self.slack_ = check.number("slack", about["slack"], 0, 1.999)
         self.frequency_ = check.number("frequency", about["frequency"], 0, 1e6)
-        prior = linear.frequency_prior(self.frequency_, self.label_counts_, device)
+        prior = linear.frequency_prior(self.frequency_, self.label_counts_ + self.name_counts_, device)
         layer = linear.layer_from_arrays(arrays, self.n_features_in_, self.n_labels_, device)
         pairs = linear.pairs_from_arrays(arrays, self.n_labels_, device) if self.co_occurrence > 0 else None
         self.network_ = linear.LinearModel(layer, prior, pairs, float(self.co_occurrence))
