@@ -13,7 +13,7 @@ import numba
 from .. import __version__
 from ..core import files
 from ..core.device import SIMULATOR, cuda_description, cuda_problem, resolve_device
-from . import common, demo, ds_softmax, predict, train
+from . import common, demo, ds_softmax, explain, predict, train
 
 LIBRARIES = "numba", "numba-cuda", "numpy", "scipy", "cupy-cuda12x", "cupy-cuda13x", "scikit-learn", "torch"
 
@@ -121,6 +121,8 @@ def _parser():
     predict.evaluate_options(command(commands, "evaluate", predict.evaluate, text), device)
     text = "Predict labels with a saved classifier, and print them as a tab-separated table."
     predict.predict_options(command(commands, "predict", predict.predict, text), device)
+    text = "Show which words or features of one point speak for a label of a saved classifier."
+    explain.explain_options(command(commands, "explain", explain.explain, text), device)
     text = "Continue a prompt with a saved language model."
     predict.generate_options(command(commands, "generate", predict.generate, text), device)
     command(commands, "info", _info, "Show the version, the devices and the installed libraries.")

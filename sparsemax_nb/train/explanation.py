@@ -19,8 +19,6 @@ from .layers import Inputs
 
 #: Characters of the longest bar in a printed explanation, and of the longest names in it and in a plot.
 BAR, MAX_NAME = 24, 40
-#: File formats of plots.
-PLOT_FORMATS = ".png", ".svg", ".pdf"
 
 
 @dataclass(frozen=True)
@@ -124,9 +122,9 @@ class Explanation:
         ...     Path(folder, "map.svg").exists()
         True
         """
-        path = os.fspath(check.path("path", path))
-        if not path.endswith(PLOT_FORMATS):
-            raise ValueError(f"path must end in .png, .svg or .pdf, got {path}")
+        file = os.fspath(check.path("path", path))
+        if not file.endswith(curves.FORMATS):
+            raise ValueError(f"path must end in .png, .svg or .pdf, got {file}")
         plt, rows = curves.pyplot(), self._rows()
         values, n_features = [value for _, value in rows], len(self.contributions)
         colors = [curves.BLUE if value > 0 else curves.ORANGE for value in values[:n_features]]
@@ -146,7 +144,7 @@ class Explanation:
         axes.set_axisbelow(True)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
-        curves.write_figure(figure, path)
+        curves.write_figure(figure, file)
         plt.close(figure)
 
 

@@ -43,7 +43,8 @@ def corpus():
 
 
 def linear_of_texts(**params):
-    return train.Classifier(C=1.0, slack=0.5, frequency=0.1, progress=False, device="cpu", **params).fit(TEXTS, LABELS)
+    settings = {"C": 1.0, "slack": 0.5, "frequency": 0.1, "calibration": False, "progress": False, "device": "cpu"}
+    return train.Classifier(**settings, **params).fit(TEXTS, LABELS)
 
 
 def total(found, hidden=False):
@@ -194,6 +195,7 @@ def test_probabilities_are_those_of_predict_proba():
     model = train.Classifier(C=1.0, slack=0.5, progress=False, device="cpu").fit(TEXTS, LABELS, validation=split)
     wanted = model.predict_proba([TEXT])[0]
     assert [model.explain(TEXT, label).probability for label in model.classes_] == wanted.tolist()
+    assert [found.label for found in model.explain(TEXTS[0])] == model.predict(TEXTS[:1])[0]
     classes = [labels[0] for labels in LABELS]
     model = train.Classifier(C=1.0, slack=0.5, progress=False, device="cpu")
     model.fit(TEXTS, classes, validation=(TEXTS[:6], classes[:6]))
