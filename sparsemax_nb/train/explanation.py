@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse
 
 from ..core import check
-from ..core.device import to_numpy
+from ..core.device import asarray, to_numpy
 from . import curves, linear
 from .classifier_inputs import are_texts
 from .classifier_predictions import CANDIDATES, normalized
@@ -292,9 +292,8 @@ class ClassifierExplanations(SampledEstimator):
 
     def _linear_effects(self, row, columns, values):
         model, arrays = self.network_, self.network_.layer.arrays
-        starts, ends, dense = (
-            to_numpy(a) for a in (arrays.indptr[columns], arrays.indptr[columns + 1], arrays.dense[columns])
-        )
+        at = asarray(columns, model.device, np.int64)
+        starts, ends, dense = map(to_numpy, (arrays.indptr[at], arrays.indptr[at + 1], arrays.dense[at]))
         plain = None
         if model.pairs is not None:
             plain_scores, ids = linear.LinearModel(model.layer, model.prior).top_k(row, self.n_labels_)
@@ -321,7 +320,7 @@ class ClassifierExplanations(SampledEstimator):
         return effects_on
 
     def _network_effects(self, row, columns, values):
-        network = self.network_
+        network, at = self.network_, asarray(columns, self.network_.device, np.int64)
         outputs = [to_numpy(h)[0].astype(np.float64) for h in network.hidden_outputs(row)]
 
         def effects_on(label, score):
@@ -334,7 +333,7 @@ class ClassifierExplanations(SampledEstimator):
                 matrix, biases = layer.parameters.values()
                 gradient = gradient * (h > 0)
                 of_biases += float(gradient @ to_numpy(biases))
-                matrix = matrix if layer is not network.hidden[0] else matrix[columns]  # a row per feature
+                matrix = matrix if layer is not network.hidden[0] else matrix[at]  # a row per feature
                 gradient = to_numpy(matrix) @ gradient
             has_hidden = not isinstance(network.hidden[-1], Inputs)
             hidden = (inputs, outputs[-1][inputs] * weights) if has_hidden else ((), np.empty(0))
