@@ -126,12 +126,16 @@ def check_files(options):
         raise ValueError("--resume needs --save FILE: the checkpoint is stored next to this file")
     if options.resume and os.path.exists(options.save) and not os.path.exists(path):
         raise ValueError(f"{options.save} is complete and has no checkpoint to resume from; remove it to train again")
-    plot = getattr(options, "plot", None)
-    if plot and not plot.endswith((".png", ".svg", ".pdf")):
-        raise ValueError(f"--plot {plot} must end in .png, .svg or .pdf")
-    if plot:
-        curves.pyplot()  # raise ImportError before hours of training, not after
+    check_plot(getattr(options, "plot", None))
     return path
+
+
+def check_plot(path):
+    """ValueError if the --plot file has another format, ImportError if matplotlib is missing; None is no plot."""
+    if path and not path.endswith(curves.FORMATS):
+        raise ValueError(f"--plot {path} must end in .png, .svg or .pdf")
+    if path:
+        curves.pyplot()  # raise ImportError before hours of training, not after
 
 
 def record_training_data(model, name, *training):

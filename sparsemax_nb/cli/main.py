@@ -13,7 +13,7 @@ import numba
 from .. import __version__
 from ..core import files
 from ..core.device import SIMULATOR, cuda_description, cuda_problem, resolve_device
-from . import common, demo, ds_softmax, predict, train, update
+from . import common, demo, ds_softmax, explain, predict, train, update
 
 LIBRARIES = "numba", "numba-cuda", "numpy", "scipy", "cupy-cuda12x", "cupy-cuda13x", "scikit-learn", "torch"
 
@@ -129,6 +129,8 @@ def _parser():
     predict.predict_options(command(commands, "predict", predict.predict, text), device)
     text = "Train a saved classifier of texts on further texts, which may have new labels, or remove labels from it."
     update.update_options(command(commands, "update", update.update, text), device)
+    text = "Show which words or features of one point speak for a label of a saved classifier."
+    explain.explain_options(command(commands, "explain", explain.explain, text), device)
     text = "Continue a prompt with a saved language model."
     predict.generate_options(command(commands, "generate", predict.generate, text), device)
     command(commands, "info", _info, "Show the version, the devices and the installed libraries.")

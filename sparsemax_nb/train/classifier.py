@@ -24,6 +24,7 @@ from .classifier_network import NETWORK_ONLY, NetworkArchitecture
 from .classifier_predictions import ClassifierPredictions
 from .classifier_targets import form_of, weighted_rows
 from .estimator import MAX_WIDTH, SampledEstimator
+from .explanation import ClassifierExplanations
 from .network import LOSSES, OUTPUTS, SPARSE_OUTPUTS
 from .validation import split
 
@@ -32,7 +33,13 @@ FITTED = "feature_names_in_", "C_", "slack_", "frequency_", "trials_", "calibrat
 
 
 class Classifier(
-    LinearArchitecture, NetworkArchitecture, ClassifierPredictions, ClassifierInputs, ClassifierFile, SampledEstimator
+    LinearArchitecture,
+    NetworkArchitecture,
+    ClassifierPredictions,
+    ClassifierExplanations,
+    ClassifierInputs,
+    ClassifierFile,
+    SampledEstimator,
 ):
     """Classification with many labels, of texts, sparse or dense features: a linear layer, or a network.
 

@@ -347,10 +347,7 @@ class ClassifierPredictions(SampledEstimator):
         x = self._features(X)
         if k is None:
             dense = self._dense(x, lambda scores, ids: self._probabilities(scores, ids))
-            if self._target_form == CLASS:
-                totals = dense.sum(1, keepdims=True)
-                dense = np.where(totals > 0, dense / np.where(totals > 0, totals, 1), np.float32(1 / self.n_labels_))
-            return dense
+            return normalized(dense) if self._target_form == CLASS else dense
         scores, ids = self._top_k(x, k)
         probabilities, indptr = self._probabilities(scores, ids), np.arange(len(ids) + 1) * k
         found = scipy.sparse.csr_matrix((probabilities.ravel(), ids.ravel(), indptr), shape=(len(ids), self.n_labels_))
@@ -514,6 +511,12 @@ class ClassifierPredictions(SampledEstimator):
 def _without(offsets, scores, ids):
     """Scores without the offsets that `top_k` has added."""
     return scores if offsets is None else scores - offsets[np.maximum(ids, 0)]
+
+
+def normalized(probabilities):
+    """Probabilities (n, L) float32 scaled so that each row sums to 1; equal ones where all are 0."""
+    totals, n_labels = probabilities.sum(1, keepdims=True), probabilities.shape[1]
+    return np.where(totals > 0, probabilities / np.where(totals > 0, totals, 1), np.float32(1 / n_labels))
 
 
 def _label_sets(ids, chosen, n_labels):

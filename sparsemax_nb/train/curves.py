@@ -7,6 +7,8 @@ from ..core import files
 # Colours of Okabe and Ito, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#666666"
 
+#: Suffixes of the files that can be written.
+FORMATS = ".png", ".svg", ".pdf"
 #: Validation metrics to plot, of a classifier and of a language model.
 SHARES = ("P@1", "P@3", "P@5"), ("top-1", "top-5", "Recall@10")
 

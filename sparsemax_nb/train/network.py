@@ -236,7 +236,11 @@ class Network(BaseNetwork):
         return memory.Plan(arrays)
 
     def forward(self, x, training=False):
-        """The input h (B, H) of the output layer, from a SciPy CSR matrix or dense array (B, F).
+        """The input h (B, H) of the output layer, from a SciPy CSR matrix or dense array (B, F)."""
+        return self.hidden_outputs(x, training)[-1]
+
+    def hidden_outputs(self, x, training=False):
+        """The outputs of all hidden layers, from a SciPy CSR matrix or dense array (B, F).
 
         Only in training the layers store what their backward pass needs; otherwise the network does not change.
         """
@@ -250,10 +254,10 @@ class Network(BaseNetwork):
         has_dropout = training and self.dropout > 0
         dropout = rng.make_dropout(self.dropout, self.seed, DROPOUT_STREAM, self.steps) if has_dropout else None
         first, *others = self.hidden
-        h = first.forward(h, dropout, keep=training)
+        outputs = [first.forward(h, dropout, keep=training)]
         for layer in others:
-            h = layer.forward(h, keep=training)
-        return h
+            outputs.append(layer.forward(outputs[-1], keep=training))
+        return outputs
 
     def _drop_words(self, rows):
         """Dropout of the entries: some weights become zero, the others are scaled up to preserve the expectation."""

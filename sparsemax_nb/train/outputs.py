@@ -76,7 +76,9 @@ class Output:
     - ``gradients(h, labels, loss, step_number)``: the loss, dh, and a list with a `Gradient` per trained parameter.
       `labels` are SciPy CSR or `Labels` (for `SoftmaxOutput` also targets, (B,) int32). `step_number` is the number of
       the training step, for samplers;
-    - ``top_k(h, k)``: scores (B, k) and ids (B, k) int32, best first.
+    - ``top_k(h, k)``: scores (B, k) and ids (B, k) int32, best first;
+    - ``weights_of(label)``, for explanations: the inputs that the label is connected to, (n,) integers, their weights,
+      (n,) float64, both NumPy, and the bias of the label.
 
     It may override `step` with one fused pass over the labels that never stores all scores; dh is always computed from
     the weights before the update. It overrides `rank_last` if it has no `bias` (L,), and `check_connections` if it has
@@ -153,6 +155,11 @@ class DenseOutput(Output):
         """The k best labels of each row: scores (B, k), ids (B, k) int32."""
         return top_k_of_scores(self._scores(h), k)
 
+    def weights_of(self, label):
+        """As in `Output`."""
+        weights = to_numpy(self.weights[label]).astype(np.float64)
+        return np.arange(len(weights)), weights, float(self.bias[label])
+
 
 class FixedFanInOutput(Output):
     """Sparse output layer: `FixedFanIn` with its fused step, so that no (B, L) array exists. Values start at zero."""
@@ -215,6 +222,11 @@ class FixedFanInOutput(Output):
     def top_k(self, h, k):
         """The k best labels of each row: scores (B, k), ids (B, k) int32."""
         return fixed_fan_in_top_k(h, self.layer, k)
+
+    def weights_of(self, label):
+        """As in `Output`."""
+        indices, values, bias = self.layer.indices[label], self.values[label], self.bias[label]
+        return to_numpy(indices), to_numpy(values).astype(np.float64), float(bias)
 
     def rewire(self, fraction, seed, step, optimizer):
         """Replace the share `fraction` of the connections, those with the smallest weights; returns the real share."""
@@ -290,6 +302,12 @@ class GroupSharedOutput(FixedFanInOutput):
         scores, positions = super().top_k(h, k)
         return scores, self.order[positions]
 
+    def weights_of(self, label):
+        """As in `Output`."""
+        position = int(self._positions[label])
+        indices, values = self.layer.indices[position // self.layer.group_size], self.values[position]
+        return to_numpy(indices), to_numpy(values).astype(np.float64), float(self.bias[position])
+
 
 class SoftmaxOutput(Output):
     """Output layer ``scores = h weights.T`` with the softmax loss, ``-log softmax(scores)`` summed over a row's labels.
@@ -359,6 +377,13 @@ class SoftmaxOutput(Output):
         if self._unseen is not None:
             scores[:, self._unseen] = UNSEEN_SCORE
         return top_k_of_scores(scores, k)
+
+    def weights_of(self, label):
+        """As in `Output`; the bias is 0, but for labels that rank last."""
+        if self._unseen is not None and label in to_numpy(self._unseen):
+            return np.empty(0, np.int64), np.empty(0), float(UNSEEN_SCORE)
+        weights = to_numpy(self.weights[label]).astype(np.float64)
+        return np.arange(len(weights)), weights, 0.0
 
 
 class UnstructuredOutput(Output):
@@ -464,6 +489,11 @@ class UnstructuredOutput(Output):
     def top_k(self, h, k):
         """The k best labels of each row: scores (B, k), ids (B, k) int32."""
         return top_k_of_scores(self._scores(h), k)
+
+    def weights_of(self, label):
+        """As in `Output`."""
+        part = slice(int(self._indptr[label]), int(self._indptr[label + 1]))
+        return to_numpy(self._indices[part]), to_numpy(self.values[part]).astype(np.float64), float(self.bias[label])
 
     def rewire(self, fraction, seed, step, optimizer):
         """Replace the share `fraction` of the connections, those with the smallest weights; returns the actual share.

@@ -25,7 +25,12 @@ def test_without_matplotlib_an_error_says_how_to_install_it(no_matplotlib, tmp_p
 
 @pytest.mark.parametrize(
     "command",
-    [["train", "classifier", "--plot", "curves.png"], ["train", "language-model", "--plot", "curves.png"], ["demo"]],
+    [
+        ["train", "classifier", "--plot", "curves.png"],
+        ["train", "language-model", "--plot", "curves.png"],
+        ["explain", "model", "old maps", "--plot", "curves.png"],
+        ["demo"],
+    ],
 )
 def test_commands_that_plot_check_for_matplotlib_first(command, no_matplotlib, monkeypatch, tmp_path, capsys):
     def load(*_, **__):

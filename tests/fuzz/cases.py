@@ -973,6 +973,22 @@ def _(r, name):
     return Call(getattr(me, method), args, me=me, check=dense.same_answer(me, method))
 
 
+@of("Classifier.explain")
+def _(r):
+    me = fitted("Classifier") if r.random() < 0.5 else fitted_linear()
+    return Call(me.explain, [X[0]], {"label": 2, "n": 3}, me=me, check=dense.adds_up)
+
+
+@of("Explanation")
+def _(r):
+    return Call(train.Explanation, [3, "map", 1.0, 0.5, (("old", 2.0),), 0.0, {"bias": -1.0}])
+
+
+@of("Explanation.plot")
+def _(r):
+    return Call(fitted_linear().explain(X[0], 2).plot, [Path("bars.svg")])
+
+
 @of("Classifier.partial_fit")
 def _(r):
     me = linear_classifier().fit(X, Y)

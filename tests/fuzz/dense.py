@@ -514,3 +514,10 @@ def same_answer(model, method):
             close(result, again, 1e-4 * (1 + np.abs(f8(again))))
 
     return check
+
+
+def adds_up(result, *_, **__):
+    """The parts of explanations are as much as the scores."""
+    for one in result if isinstance(result, list) else [result]:
+        parts = [value for _, value in one.contributions] + [one.other, *one.terms.values()]
+        close(sum(parts), one.score, EPS * (1 + sum(map(abs, parts))))

@@ -7,6 +7,7 @@ calls take seconds.
 """
 
 import copy
+import dataclasses
 import functools
 import inspect
 import tempfile
@@ -25,6 +26,8 @@ EXCUSED = {
     "train.MemoryLimitError": "an exception",
     "train.ModelFileError": "an exception",
     "train.TrainingError": "an exception",
+    "train.Explanation": "holds names and numbers, computes nothing",
+    "train.Explanation.plot": "calls matplotlib's pyplot, which is not for threads",
     "data.Corpus": "holds arrays, computes nothing",
     "data.DataError": "an exception",
     "data.LabeledTexts": "holds texts, computes nothing",
@@ -441,12 +444,18 @@ def classifiers(seed):
     def some(x):
         return x[:1], x[20:61], x
 
+    def explained(model, x, i):
+        return list(map(dataclasses.asdict, model.explain(x[i : i + 1])))
+
     read = [(model, part) for model, x, _ in models for part in some(x)]
     return {
         "train.Classifier": [lambda: repr(train.Classifier(fan_in=8))],
         "train.Classifier.fit": [functools.partial(fit, *one) for one in models],
         "train.Classifier.top_k": [functools.partial(model.top_k, part, k) for model, part in read for k in (1, 5)],
         "train.Classifier.predict": [functools.partial(model.predict, part, 3) for model, part in read],
+        "train.Classifier.explain": [
+            functools.partial(explained, model, x, i) for model, x, _ in models for i in (0, 30)
+        ],
         "train.Classifier.encode": [
             functools.partial(model.encode, part) for model, part in read if model.architecture_ == "network"
         ],
