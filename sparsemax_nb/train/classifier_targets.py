@@ -13,23 +13,45 @@ from ..core import check, sparse
 MATRIX, CLASS, NAMES = FORMS = "matrix", "class", "names"
 #: Types of the classes of one class per row.
 CLASS_KINDS = "biufUO"
+#: Types of a row with any number of label names. pandas reads lists from some files as arrays.
+LISTS = list, tuple, set, frozenset, np.ndarray
 
 
 def form_of(y):
-    """The form of targets: 'matrix', 'class' or 'names'; ValueError for None."""
-    if y is None:
-        raise ValueError("Classifier requires y to be passed, but the target y is None")
+    """The form of targets: 'matrix', 'class' or 'names'; TypeError or ValueError for None and for iterators."""
+    y = _rows_of(y)
     if scipy.sparse.issparse(y):
         return MATRIX
-    if not isinstance(y, np.ndarray) and hasattr(y, "__iter__") and not hasattr(y, "columns"):
-        y = list(y)
-    if len(y) and all(isinstance(row, (list, tuple, set, frozenset)) for row in y):
-        return NAMES if all(isinstance(name, str) for row in y for name in row) and any(y) else MATRIX
-    if isinstance(y, np.ndarray) and y.ndim == 2 and y.shape[1] == 1:
+    has_lists = isinstance(y, list) and any(isinstance(row, LISTS) for row in y)
+    if has_lists:
+        labels = [label for row in y if isinstance(row, LISTS) for label in row]
+        if not labels or any(isinstance(label, str) for label in labels):
+            return NAMES
+    try:
+        shape = np.shape(y)
+    except ValueError:  # rows of different lengths, which `checked_labels` reports
+        return MATRIX
+    if len(shape) == 2 and shape[1] == 1:
         message = "A column-vector y was passed when a 1d array was expected; use y.ravel() for one class per row"
         warnings.warn(_conversion_warning(message), stacklevel=4)
         return CLASS
-    return CLASS if np.ndim(y) == 1 else MATRIX
+    return CLASS if len(shape) == 1 and not has_lists else MATRIX
+
+
+def _rows_of(y):
+    """A sparse matrix, DataFrame or array with numbers as it is; everything else that has rows as a list."""
+    if y is None:
+        raise ValueError("Classifier requires y to be passed, but the target y is None")
+    if hasattr(y, "__next__"):
+        raise TypeError(f"y must be a sequence, got {type(y).__name__}, which is read only once; use list(y)")
+    if scipy.sparse.issparse(y) or hasattr(y, "columns"):
+        return y
+    if isinstance(y, np.ndarray):
+        y = check.on_host("y", y)  # refuses masked arrays
+        return list(y) if y.ndim == 1 and y.dtype.kind == "O" else y
+    if hasattr(y, "__len__") and hasattr(y, "__iter__"):
+        return list(y)
+    return np.asarray(y)
 
 
 def _conversion_warning(message):
@@ -56,17 +78,19 @@ def encode(name, y, form, classes=None):
 
 
 def _encode_names(name, y, classes):
-    rows = check.sequence(name, y, "lists of label names")
+    rows = _rows_of(y)
+    if not isinstance(rows, list):
+        raise TypeError(f"{name} must be a sequence of lists of label names, got {type(y).__name__}")
     for i, row in enumerate(rows):
-        if isinstance(row, (str, bytes)) or not hasattr(row, "__iter__"):
-            raise TypeError(f"{name}[{i}] must be a list of label names, got {check.shown(row)}")
+        if not isinstance(row, LISTS):
+            raise TypeError(f"{name}[{i}] must be a list of label names, got {check.shown(row)}; use [] for no labels")
         for label in row:
             if not isinstance(label, str):
                 raise TypeError(f"{name}[{i}] must contain str only, got {type(label).__name__} {check.shown(label)}")
             if not label.strip():
                 raise ValueError(f"{name}[{i}] must not contain an empty label name, got {check.shown(label)}")
     numbers = {label: i for i, label in enumerate(() if classes is None else classes)}
-    for label in sorted({label for row in rows for label in row}.difference(numbers)):
+    for label in sorted({str(label) for row in rows for label in row}.difference(numbers)):
         numbers[label] = len(numbers)
     indices = [sorted({numbers[label] for label in row}) for row in rows]
     indptr = np.cumsum([0, *map(len, indices)])
@@ -76,23 +100,7 @@ def _encode_names(name, y, classes):
 
 
 def _encode_classes(name, y, classes):
-    y = np.asarray(y)
-    if y.ndim == 2 and y.shape[1] == 1:
-        y = y.ravel()
-    if y.ndim != 1:
-        raise ValueError(f"{name} must be a 1-D array with one class per row, got shape {y.shape}")
-    if y.dtype.kind not in CLASS_KINDS:
-        raise ValueError(f"{name} must contain numbers or strings, got {y.dtype}")
-    if y.dtype.kind == "f":
-        if not np.isfinite(y).all():
-            raise ValueError(f"{name} must not contain NaN or infinity (Input {name} contains NaN)")
-        if (y != np.floor(y)).any():
-            raise ValueError(f"Unknown label type: {name} must contain classes, not continuous numbers such as {y[0]}")
-    if y.dtype.kind == "O" and not all(isinstance(value, str) for value in y.tolist()):
-        kinds = sorted({type(value).__name__ for value in y.tolist()})
-        if len(kinds) > 1 or kinds[0] not in ("int", "bool"):
-            raise ValueError(f"{name} must contain either numbers or strings, got {', '.join(kinds)}; missing values "
-                             "and mixtures are not allowed")  # fmt: skip
+    y = _class_array(name, y)
     found, targets = np.unique(y, return_inverse=True)
     if classes is not None:
         if len(classes) and np.asarray(classes).dtype.kind in "UO" and found.dtype.kind not in "UO":
@@ -104,6 +112,37 @@ def _encode_classes(name, y, classes):
     indptr = np.arange(len(y) + 1)
     labels = (np.ones(len(y), np.float32), targets.astype(np.int32), indptr)
     return scipy.sparse.csr_matrix(labels, shape=(len(y), len(found))), found
+
+
+def _class_array(name, y):
+    """One class per row as an array of numbers, or of strings."""
+    if hasattr(y, "__next__"):
+        raise TypeError(f"{name} must be a sequence, got {type(y).__name__}, which is read only once; use list({name})")
+    y = np.asarray(y)
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y.ravel()
+    if y.ndim != 1:
+        raise ValueError(f"{name} must be a 1-D array with one class per row, got shape {y.shape}")
+    if y.dtype.kind == "c":
+        raise ValueError(f"Complex data not supported: {name} is {y.dtype}")
+    if y.dtype.kind == "T":
+        y = y.astype(object)
+    if y.dtype.kind == "O" and not all(isinstance(value, str) for value in y.tolist()):
+        numbers = np.array(y.tolist()) if all(np.ndim(value) == 0 for value in y.tolist()) else y
+        if numbers.dtype.kind not in "biuf":
+            kinds = ", ".join(sorted({type(value).__name__ for value in y.tolist()}))
+            raise ValueError(f"{name} must contain either numbers or strings, got {kinds}; missing values and mixtures "
+                             "are not allowed")  # fmt: skip
+        y = numbers
+    if y.dtype.kind not in CLASS_KINDS:
+        raise ValueError(f"{name} must contain numbers or strings, got {y.dtype}")
+    if y.dtype.kind == "f":
+        if not np.isfinite(y).all():
+            raise ValueError(f"Input {name} contains NaN or infinity; remove these rows")
+        if (y != np.floor(y)).any():
+            bad = y[y != np.floor(y)][0]
+            raise ValueError(f"Unknown label type: {name} must contain classes, not continuous numbers such as {bad:g}")
+    return y
 
 
 def object_array(values):
@@ -121,7 +160,9 @@ def checked_names(names):
     for label, of_label in names.items():
         if not isinstance(label, str) or not label.strip():
             raise ValueError(f"names must have str keys that are not empty, got {check.shown(label)}")
-        of_label = [of_label] if isinstance(of_label, str) else list(check.sequence(f"names[{label!r}]", of_label, "str"))
+        if isinstance(of_label, str):
+            of_label = [of_label]
+        of_label = check.sequence(f"names[{label!r}]", of_label, "str")
         if not all(isinstance(name, str) for name in of_label):
             raise TypeError(f"names[{label!r}] must be a str or a list of str, got {check.shown(of_label)}")
         result[label] = [name for name in of_label if name.strip()]
@@ -137,12 +178,25 @@ def checked_weights(sample_weight, n):
     """Weights of n rows, (n,) float32, or None; TypeError or ValueError unless they are at least 0, and some above."""
     if sample_weight is None:
         return None
-    if np.ndim(sample_weight) == 0:
-        sample_weight = np.full(n, sample_weight)
-    weights = check.nonnegative("sample_weight", np.asarray(sample_weight), n).astype(np.float32)
+    weights = np.asarray(sample_weight)
+    if weights.ndim == 0:
+        weights = np.full(n, weights)
+    weights = check.nonnegative("sample_weight", weights, n).astype(np.float32)
     if not weights.any():
         raise ValueError("sample_weight must be above 0 for some rows, got zeros only")
     return weights
+
+
+def repeated(rows, weights):
+    """The ids of the rows, each as often as its weight says; ValueError unless the weights are whole numbers."""
+    repeats = weights[rows]
+    fractions = repeats[repeats != np.floor(repeats)]
+    if len(fractions):
+        raise ValueError(
+            "sample_weight must be whole numbers for architecture='network', which repeats rows, "
+            f"got {fractions[0]:g}; use architecture='linear' for fractions"
+        )
+    return np.repeat(rows, repeats.astype(np.int64))
 
 
 def checked_labels(name, y):
