@@ -9,7 +9,7 @@ import scipy.sparse
 from ..core import check, sparse
 from ..data import TextVectorizer, Tfidf
 from ..data.tfidf import first_non_count
-from .classifier_targets import MATRIX, NAMES, checked_names, encode, is_uri
+from .classifier_targets import CLASS, MATRIX, NAMES, checked_names, class_array, encode, is_uri
 
 
 def feature_names(x):
@@ -57,7 +57,11 @@ def checked_features(name, x):
     elif x.ndim != 2:
         raise ValueError(f"{name} must be a matrix, got shape {x.shape}; Reshape your data: one row a point")
     elif x.dtype.kind != "f":
-        x = x.astype(np.float32)
+        try:
+            x = x.astype(np.float32)
+        except (TypeError, ValueError) as error:
+            fix = "pass texts as a sequence, such as one column of a DataFrame"
+            raise type(error)(f"{name} must contain numbers, without missing values: {error}; {fix}") from error
     if x.shape[1] < 1:
         raise ValueError(f"{name} has 0 feature(s) (shape={x.shape}) while a minimum of 1 is required.")
     return x
@@ -87,8 +91,14 @@ class ClassifierInputs:
         if names and self._target_form != NAMES:
             raise ValueError("names must be None unless y has lists of label names")
         is_dense_matrix, given = self._target_form == MATRIX and not scipy.sparse.issparse(y), y
-        y, self.classes_ = encode("y", y, self._target_form, list(names) or getattr(self, "_first_classes", None))
-        self._target_dtype = np.asarray(given).dtype if is_dense_matrix else None
+        known = list(names) or getattr(self, "_first_classes", None)
+        if known is not None and self._target_form == CLASS:
+            known = np.unique(class_array("classes", known))
+        y, self.classes_ = encode("y", y, self._target_form, known)
+        self._target_dtype = None
+        if is_dense_matrix:  # pandas converts columns that could have missing values to objects
+            dtype = np.asarray(given).dtype
+            self._target_dtype = dtype if dtype.kind in "biuf" else np.dtype(int)
         if self._target_form == NAMES and not len(self.classes_):
             raise ValueError("y must have at least one label, got empty lists only")
         self.label_names_, labels = None, self.classes_.tolist()

@@ -35,7 +35,7 @@ class LinearArchitecture(SampledEstimator):
     @functools.partial(
         AvailableIf,
         lambda self: getattr(self, "architecture_", self.architecture) != "network",
-        "partial_fit is for a linear layer, not for a network: fit it again, or resume its training",
+        "partial_fit is for a linear layer, not for architecture='network': fit it again, or resume its training",
     )
     def partial_fit(
         self,

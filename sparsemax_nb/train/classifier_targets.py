@@ -33,7 +33,7 @@ def form_of(y):
         return MATRIX
     if len(shape) == 2 and shape[1] == 1:
         message = "A column-vector y was passed when a 1d array was expected; use y.ravel() for one class per row"
-        warnings.warn(_conversion_warning(message), stacklevel=4)
+        warnings.warn(_conversion_warning(message), stacklevel=3)
         return CLASS
     return CLASS if len(shape) == 1 and not has_lists else MATRIX
 
@@ -100,11 +100,12 @@ def _encode_names(name, y, classes):
 
 
 def _encode_classes(name, y, classes):
-    y = _class_array(name, y)
+    y = class_array(name, y)
     found, targets = np.unique(y, return_inverse=True)
     if classes is not None:
-        if len(classes) and np.asarray(classes).dtype.kind in "UO" and found.dtype.kind not in "UO":
-            raise ValueError(f"{name} must contain strings like the classes of the fit, got {found.dtype}")
+        kinds = ["strings" if np.asarray(part).dtype.kind in "UO" else "numbers" for part in (classes, found)]
+        if len(classes) and len(found) and kinds[0] != kinds[1]:
+            raise ValueError(f"{name} must contain {kinds[0]} like the classes of the model, got {kinds[1]}")
         new = np.setdiff1d(found, classes)
         known = classes if not len(new) else np.concatenate([classes, new])
         order = np.argsort(known, kind="stable")
@@ -114,35 +115,39 @@ def _encode_classes(name, y, classes):
     return scipy.sparse.csr_matrix(labels, shape=(len(y), len(found))), found
 
 
-def _class_array(name, y):
+def class_array(name, y):
     """One class per row as an array of numbers, or of strings."""
     if hasattr(y, "__next__"):
         raise TypeError(f"{name} must be a sequence, got {type(y).__name__}, which is read only once; use list({name})")
-    y = np.asarray(y)
-    if y.ndim == 2 and y.shape[1] == 1:
-        y = y.ravel()
-    if y.ndim != 1:
-        raise ValueError(f"{name} must be a 1-D array with one class per row, got shape {y.shape}")
-    if y.dtype.kind == "c":
-        raise ValueError(f"Complex data not supported: {name} is {y.dtype}")
-    if y.dtype.kind == "T":
-        y = y.astype(object)
-    if y.dtype.kind == "O" and not all(isinstance(value, str) for value in y.tolist()):
-        numbers = np.array(y.tolist()) if all(np.ndim(value) == 0 for value in y.tolist()) else y
-        if numbers.dtype.kind not in "biuf":
-            kinds = ", ".join(sorted({type(value).__name__ for value in y.tolist()}))
+    array = np.asarray(y)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array.ravel()
+    if array.ndim != 1:
+        raise ValueError(f"{name} must be a 1-D array with one class per row, got shape {array.shape}")
+    if array.dtype.kind == "c":
+        raise ValueError(f"Complex data not supported: {name} is {array.dtype}")
+    # NumPy converts lists of strings and numbers, such as NaN for missing strings, to strings.
+    values = list(y) if array.dtype.kind == "U" and isinstance(y, (list, tuple)) else None
+    if array.dtype.kind in "OT":
+        values = array.tolist()
+        array = object_array(values)
+    if values is not None and not all(isinstance(value, str) for value in values):
+        array = np.array(values) if all(np.ndim(value) == 0 for value in values) else array
+        if array.dtype.kind not in "biuf":
+            kinds = ", ".join(sorted({type(value).__name__ for value in values}))
             raise ValueError(f"{name} must contain either numbers or strings, got {kinds}; missing values and mixtures "
                              "are not allowed")  # fmt: skip
-        y = numbers
-    if y.dtype.kind not in CLASS_KINDS:
-        raise ValueError(f"{name} must contain numbers or strings, got {y.dtype}")
-    if y.dtype.kind == "f":
-        if not np.isfinite(y).all():
+    if array.dtype.kind not in CLASS_KINDS:
+        raise ValueError(f"{name} must contain numbers or strings, got {array.dtype}")
+    if array.dtype.kind == "f":
+        if not np.isfinite(array).all():
             raise ValueError(f"Input {name} contains NaN or infinity; remove these rows")
-        if (y != np.floor(y)).any():
-            bad = y[y != np.floor(y)][0]
-            raise ValueError(f"Unknown label type: {name} must contain classes, not continuous numbers such as {bad:g}")
-    return y
+        fractions = array[array != np.floor(array)]
+        if len(fractions):
+            raise ValueError(
+                f"Unknown label type: {name} must contain classes, not continuous numbers such as {fractions[0]:g}"
+            )
+    return array
 
 
 def object_array(values):
