@@ -23,7 +23,7 @@ from .classifier_linear import LINEAR_ONLY, LinearArchitecture
 from .classifier_network import NETWORK_ONLY, NetworkArchitecture
 from .classifier_predictions import ClassifierPredictions
 from .classifier_targets import form_of, weighted_rows
-from .estimator import MAX_WIDTH, SampledEstimator
+from .estimator import MAX_WIDTH, MetadataRequests, SampledEstimator
 from .explanation import ClassifierExplanations
 from .network import LOSSES, OUTPUTS, SPARSE_OUTPUTS
 from .validation import split
@@ -39,6 +39,7 @@ class Classifier(
     ClassifierExplanations,
     ClassifierInputs,
     ClassifierFile,
+    MetadataRequests,
     SampledEstimator,
 ):
     """Classification with many labels, of texts, sparse or dense features: a linear layer, or a network.
@@ -54,8 +55,8 @@ class Classifier(
     Parameters
     ----------
     architecture : 'auto', 'linear' or 'network'
-        'auto' selects 'linear' for sparse features and 'network' for dense ones. A parameter of the other architecture
-        must keep its default.
+        'auto' selects 'linear' for sparse features and 'network' for dense ones. With 'linear', dense features are
+        converted to a CSR matrix. A parameter of the other architecture must keep its default.
     C : 'auto' or float
         For 'linear': weight of the errors relative to ``|w|^2 / 2``, above 0. 'auto' tries values from 1/16 to 4 on a
         fifth of the labels (at least 1,000; all if there are fewer than 10,000 points), measured on held-out points or
@@ -149,7 +150,7 @@ class Classifier(
         Lower bound of the decaying learning rate.
     patience : int
         With validation, the learning rate is halved, down to `min_learning_rate`, after this many consecutive epochs
-        without a better P@3 (with fewer than three labels: P@1).
+        without a better P@3 (with one class per row, or up to three labels: P@1).
     stop_after : int
         Training stops after this many such epochs.
     validation_fraction : float
@@ -172,8 +173,9 @@ class Classifier(
         always done with dense ones. 'auto' means False if any entry is not a non-negative integer, and reports it on
         standard error if `progress` is set.
     warm_start : bool
-        Whether another `fit` continues from the weights of the previous one, if features and labels are the same in
-        number. A linear layer keeps its features, and stays close to its weights.
+        Whether another `fit` continues from the weights of the previous one, if it has the same number of features, or
+        texts with the same words, and the same labels; otherwise it starts anew. A linear layer keeps its features, and
+        stays close to its weights.
     memory_limit : int or None
         Maximum memory of the training in bytes. With a limit, `fit` prints the memory plan before it allocates (on
         standard error, if `progress` is set), and refuses a network that does not fit.
@@ -345,14 +347,14 @@ class Classifier(
         self.set_params(**{name: value for name, value in locals().items() if name != "self"})
 
     def __sklearn_tags__(self):
-        """scikit-learn's description of a classifier of sparse or dense features, with one or more labels per row."""
+        """scikit-learn's description of a classifier of texts or features, with one or more labels per row."""
         from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
 
         return Tags(
             estimator_type="classifier",
             target_tags=TargetTags(required=True, multi_output=True, single_output=True),
             classifier_tags=ClassifierTags(multi_class=True, multi_label=True),
-            input_tags=InputTags(sparse=True),
+            input_tags=InputTags(sparse=True, string=True),
         )
 
     def _check_params(self):
@@ -432,15 +434,17 @@ class Classifier(
             strings: one class per row. Sequence of n lists of str: the names of any number of labels. Rows without
             labels are allowed in a matrix and in lists.
         sample_weight : (n,) array, optional
-            Weights of the rows, at least 0: for a linear layer factors of C. For a network, how often an epoch of n
-            rows contains a row, relative to the mean; rounded up or down at random.
+            Weights of the rows, at least 0; rows of weight 0 are left out. For a linear layer they are factors of C. For
+            a network they say how often an epoch of n rows contains a row, relative to the mean; rounded up or down at
+            random.
         names : dict, optional
             If y has label names: {label: name, or [name, synonym, ...]}. With texts, the names are training points if
             `name_points` is set. Labels that y does not contain can then be predicted, too. By default, a label is its
             own name, unless it is a URI.
         validation : pair (X, y), optional
-            For a linear layer it decides on C, slack and frequency. For a network it decides, by P@3, on the learning
-            rate, the early stop, and the epoch whose weights are kept. For both it is the data of the calibration.
+            For a linear layer it decides on C, slack and frequency. For a network it decides, by P@3 or P@1, on the
+            learning rate, the early stop, and the epoch whose weights are kept. For both it is the data of the
+            calibration.
         checkpoint_path : path, optional
             File to which a checkpoint is written after each epoch, every `checkpoint_seconds`, and on Ctrl-C. Without
             `resume` it must not exist yet.
@@ -498,19 +502,17 @@ class Classifier(
 
     def _can_continue(self, new):
         """Whether another `fit` can start from the weights of this model."""
-        names = "architecture_", "n_features_in_", "n_labels_", "is_dense_"
-        return self.__sklearn_is_fitted__() and all(getattr(self, name) == getattr(new, name) for name in names)
+        names = "architecture_", "n_features_in_", "is_dense_"
+        if not self.__sklearn_is_fitted__() or any(getattr(self, name) != getattr(new, name) for name in names):
+            return False
+        vocabularies = [None if model.vectorizer_ is None else model.vectorizer_._keys for model in (self, new)]
+        return vocabularies[0] == vocabularies[1] and self.classes_.tolist() == new.classes_.tolist()
 
     def _resolved_architecture(self, is_dense):
-        """'linear' or 'network'; ValueError if the features or a changed parameter do not fit it."""
-        architecture = self.architecture
+        """'linear' or 'network'; ValueError if a changed parameter does not fit it."""
+        architecture = self._wanted_architecture
         if architecture == "auto":
             architecture = "network" if is_dense else "linear"
-        if architecture == "linear" and is_dense:
-            raise ValueError(
-                "architecture='linear' needs sparse features, X is a dense array; use architecture='network', or "
-                "scipy.sparse.csr_matrix(X) if most of it is zero"
-            )
         changed = self._changed_params()
         foreign = [name for name in (NETWORK_ONLY if architecture == "linear" else LINEAR_ONLY) if name in changed]
         if foreign:

@@ -9,7 +9,7 @@ import scipy.sparse
 from ..core import check, sparse
 from ..data import TextVectorizer, Tfidf, vectorizer
 from ..data.tfidf import first_non_count
-from .classifier_targets import MATRIX, NAMES, checked_names, encode, is_uri
+from .classifier_targets import CLASS, MATRIX, NAMES, checked_names, class_array, encode, is_uri
 from .progress import Progress
 
 
@@ -46,6 +46,8 @@ def names_differ_message(known, names):
 
 def checked_features(name, x):
     """(n, F) features: CSR, or a dense float array. Neither is copied; dense values are checked batch by batch."""
+    if hasattr(x, "__next__"):
+        raise TypeError(f"{name} must be a sequence, got {type(x).__name__}, which is read only once; use list(X)")
     if isinstance(x, (list, tuple, np.ma.MaskedArray, np.matrix)):
         x = check.on_host(name, x)
     x = x if scipy.sparse.issparse(x) or isinstance(x, np.ndarray) else np.asarray(x)
@@ -56,19 +58,23 @@ def checked_features(name, x):
     elif x.ndim != 2:
         raise ValueError(f"{name} must be a matrix, got shape {x.shape}; Reshape your data: one row a point")
     elif x.dtype.kind != "f":
-        x = x.astype(np.float32)
+        try:
+            x = x.astype(np.float32)
+        except (TypeError, ValueError) as error:
+            fix = "pass texts as a sequence, such as one column of a DataFrame"
+            raise type(error)(f"{name} must contain numbers, without missing values: {error}; {fix}") from error
     if x.shape[1] < 1:
         raise ValueError(f"{name} has 0 feature(s) (shape={x.shape}) while a minimum of 1 is required.")
     return x
 
 
 def are_texts(x):
-    """Whether features are a sequence of texts: a list, tuple, array or Series whose first element is a str."""
-    if scipy.sparse.issparse(x) or hasattr(x, "columns") or not hasattr(x, "__iter__"):
+    """Whether features are texts: a list, tuple, 1-D array or Series that contains a str."""
+    if scipy.sparse.issparse(x) or hasattr(x, "columns") or not (hasattr(x, "__iter__") and hasattr(x, "__len__")):
         return False
-    if isinstance(x, np.ndarray) and (x.ndim != 1 or x.dtype.kind not in "UO"):
+    if isinstance(x, (str, bytes)) or (isinstance(x, np.ndarray) and (x.ndim != 1 or x.dtype.kind not in "UOT")):
         return False
-    return isinstance(next(iter(x), None), str)
+    return any(isinstance(text, str) for text in x)
 
 
 class ClassifierInputs:
@@ -85,10 +91,17 @@ class ClassifierInputs:
         names = {} if names is None else checked_names(names)
         if names and self._target_form != NAMES:
             raise ValueError("names must be None unless y has lists of label names")
+        is_dense_matrix, given = self._target_form == MATRIX and not scipy.sparse.issparse(y), y
+        known = list(names) or getattr(self, "_first_classes", None)
+        if known is not None and self._target_form == CLASS:
+            known = np.unique(class_array("classes", known))
+        y, self.classes_ = encode("y", y, self._target_form, known)
         self._target_dtype = None
-        if self._target_form == MATRIX and not scipy.sparse.issparse(y):
-            self._target_dtype = np.asarray(y).dtype
-        y, self.classes_ = encode("y", y, self._target_form, list(names) or getattr(self, "_first_classes", None))
+        if is_dense_matrix:  # pandas converts columns that could have missing values to objects
+            dtype = np.asarray(given).dtype
+            self._target_dtype = dtype if dtype.kind in "biuf" else np.dtype(int)
+        if self._target_form == NAMES and not len(self.classes_):
+            raise ValueError("y must have at least one label, got empty lists only")
         self.label_names_, labels = None, self.classes_.tolist()
         if self._target_form == NAMES:
             self.label_names_ = [(names.get(label) or [label])[0] for label in labels]
@@ -110,16 +123,32 @@ class ClassifierInputs:
                 raise ValueError(f"validation: {names_differ_message(set(columns), set(others))}")
             if columns is not None:
                 self.feature_names_in_ = columns
-            x = checked_features("X", x)
+            x = self._sparse_if_linear(checked_features("X", x), self._wanted_architecture)
         if validation is not None:
             other_x, other_y = validation
-            other_x = self.vectorizer_.transform(other_x) if self.vectorizer_ is not None else other_x
+            if self.vectorizer_ is not None:
+                other_x = self.vectorizer_.transform(other_x)
+            else:
+                other_x = self._sparse_if_linear(checked_features("validation X", other_x), self._wanted_architecture)
             known = None if self._target_form == MATRIX else self.classes_
             other_y = encode("validation y", other_y, self._target_form, known)[0]
             if self._target_form != MATRIX:  # names that only the validation has
                 other_y = other_y[:, : len(self.classes_)]
             validation = other_x, other_y
         return x, y, validation
+
+    @property
+    def _wanted_architecture(self):
+        """The parameter `architecture`; 'linear' if it is 'auto' and the fit the first call of `partial_fit`."""
+        is_partial = hasattr(self, "_first_classes") and self.architecture == "auto"
+        return "linear" if is_partial else self.architecture
+
+    @staticmethod
+    def _sparse_if_linear(x, architecture):
+        """Checked features; dense ones as CSR for the linear architecture."""
+        if architecture != "linear" or scipy.sparse.issparse(x):
+            return x
+        return checked_features("X", scipy.sparse.csr_matrix(x))
 
     def _points_of_names(self, labels, names):
         """(id, name) of each name of the labels (id, label) that is a training point."""
@@ -153,7 +182,7 @@ class ClassifierInputs:
             return self.vectorizer_.transform(x)
         if are_texts(x):
             raise TypeError("X must have features as in fit, got texts; use the model's own vectorizer before")
-        names, x = feature_names(x), checked_features("X", x)
+        names, x = feature_names(x), self._sparse_if_linear(checked_features("X", x), self.architecture_)
         if hasattr(self, "n_features_in_"):
             self._check_feature_names(names)
             if x.shape[1] != self.n_features_in_:

@@ -34,8 +34,8 @@ class LinearArchitecture(SampledEstimator):
 
     @functools.partial(
         AvailableIf,
-        lambda self: self.architecture != "network",
-        "partial_fit is for a linear layer, not for architecture='network'",
+        lambda self: getattr(self, "architecture_", self.architecture) != "network",
+        "partial_fit is for a linear layer, not for architecture='network': fit it again, or resume its training",
     )
     def partial_fit(
         self,
@@ -46,7 +46,7 @@ class LinearArchitecture(SampledEstimator):
         *,
         names: Mapping[str, str | Sequence[str]] | None = None,
     ) -> Self:
-        """Continue the training of a linear layer on new points, which may have new labels; the first call fits.
+        """Continue the training of a linear layer on new points, which may have new labels; the first call fits one.
 
         It makes `epochs` passes over the new points, without a time budget. The earlier points are not needed. Their
         influence stays in the weights, but is no longer balanced against the new points: if old and new points
@@ -57,7 +57,7 @@ class LinearArchitecture(SampledEstimator):
 
         Parameters
         ----------
-        X : (n, F) SciPy CSR matrix, or sequence of n texts
+        X : (n, F) SciPy CSR matrix or dense array, or sequence of n texts
             As in `fit`.
         y : label matrix, classes or lists of label names
             In the form of the fit. Additional columns of a matrix, and unknown classes and names, are new labels.
@@ -75,11 +75,11 @@ class LinearArchitecture(SampledEstimator):
         Raises
         ------
         AttributeError
-            The parameter is architecture='network': the method does not exist.
+            The parameter is architecture='network', or the fitted model is a network: the method does not exist.
         TypeError
             X or y of a wrong type.
         ValueError
-            architecture='auto' selected a network; X of another width than in `fit`, or not finite; y of another form,
+            X of another width than in `fit`, or not finite; y of another form,
             with fewer columns, or of other points. The model is then unchanged.
 
         Examples
@@ -99,8 +99,6 @@ class LinearArchitecture(SampledEstimator):
             finally:
                 del self._first_classes
         self._check_params()
-        if self.architecture_ != "linear":
-            raise ValueError("partial_fit needs architecture='linear'; fit a network again, or resume its training")
         new = copy.copy(self)
         X, y, weights = weighted_rows(X, y, sample_weight)  # noqa: N806
         x, y, n_names = new._further_inputs(X, y, names)

@@ -11,6 +11,7 @@ from ..data.batches import resampled
 from ..grouping import group_labels
 from ..optimizers import Adam
 from . import loop
+from .classifier_targets import CLASS
 from .estimator import SampledEstimator
 from .negatives import MIDX_KINDS, Negatives
 from .network import SPARSE_OUTPUTS, Network
@@ -146,7 +147,10 @@ class NetworkArchitecture(SampledEstimator):
         )
         self.tfidf_ = None
         if not self.is_dense_:
-            self.tfidf_ = self._fitted_tfidf(X[rows] if len(rows) < X.shape[0] else X, validation)
+            self.tfidf_ = self._fitted_tfidf(X if np.array_equal(rows, np.arange(X.shape[0])) else X[rows], validation)
+        if validation is not None:
+            for first in range(0, validation[0].shape[0], self.batch_size):  # refuses NaN before the training
+                self._batch(validation[0], slice(first, first + self.batch_size))
         network = self._new_network(params)
         if self.output == "group-shared":
             order = group_labels(_Rows(self._batch, X, rows), y[rows], self.group_size, self.grouping, self.seed)
@@ -162,6 +166,7 @@ class NetworkArchitecture(SampledEstimator):
         if start is not None:
             network.set_parameters(start.network_.parameters)
         ks, adam = possible_ks(y.shape[1]), Adam(self.learning_rate)
+        has_p3 = y.shape[1] > 3 and self._target_form != CLASS  # with three labels, P@3 is always the same
         if not self.is_dense_:
             adam.scale_rate(network.hidden[0].table, self.embedding_lr_multiplier)
         if self.output in SPARSE_OUTPUTS and self.intermediate is not None:
@@ -174,7 +179,7 @@ class NetworkArchitecture(SampledEstimator):
             batch=lambda ids: (self._batch(X, rows[ids]), y[rows[ids]]),
             order=order,
             validate=None if validation is None else lambda: self._evaluate_with(network, *validation, ks),
-            monitor=f"P@{max(k for k in ks if k <= 3)}",
+            monitor="P@3" if has_p3 else "P@1",
         )
 
     def _network_schedule(self):

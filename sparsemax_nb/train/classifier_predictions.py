@@ -1,5 +1,6 @@
 """Predictions of `Classifier`: best labels, label sets, probabilities, metrics."""
 
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,8 +12,8 @@ from .. import metrics
 from ..core import check
 from . import linear, loop
 from .calibration import Calibration, choose_decision
-from .classifier_targets import CLASS, MATRIX, NAMES, encode, object_array
-from .estimator import SampledEstimator
+from .classifier_targets import CLASS, MATRIX, NAMES, checked_weights, encode, object_array
+from .estimator import AvailableIf, SampledEstimator
 from .outputs import UNSEEN_SCORE
 from .validation import metrics_at_k, possible_ks
 
@@ -320,6 +321,11 @@ class ClassifierPredictions(SampledEstimator):
         """The number of training points of labels, names included."""
         return (self.label_counts_ + self.name_counts_)[ids]
 
+    @functools.partial(
+        AvailableIf,
+        lambda self: self.calibration_ is not None if self.__sklearn_is_fitted__() else self._may_be_calibrated,
+        "predict_proba needs calibration; fit with a validation set, or call calibrate(X, y)",
+    )
     def predict_proba(self, X: Any, k: int | None = None) -> Any:
         """Return the calibrated probability that a label is right, for all labels or for the k best.
 
@@ -334,20 +340,19 @@ class ClassifierPredictions(SampledEstimator):
         -------
         probabilities : (n, L) float32
             In [0, 1]; a dense array, with `k` a CSR matrix. Labels are independent, except if y had one class per row:
-            then a row of the dense array sums to 1.
+            then a row of the dense array (but not of the CSR matrix) sums to 1.
 
         Raises
         ------
+        AttributeError
+            The model is not calibrated (a network fitted without validation points): the method does not exist.
         TypeError, ValueError
-            As for `top_k`; no calibration (a network fitted without validation points); more than 4 GiB without `k`.
+            As for `top_k`; more than 4 GiB without `k`.
         """
         self._check_fitted()
-        if self.calibration_ is None:
-            raise ValueError("predict_proba needs calibration; fit with a validation set, or call calibrate(X, y)")
         x = self._features(X)
         if k is None:
-            dense = self._dense(x, lambda scores, ids: self._probabilities(scores, ids))
-            return normalized(dense) if self._target_form == CLASS else dense
+            return self._dense(x, self._class_probabilities if self._target_form == CLASS else self._probabilities)
         scores, ids = self._top_k(x, k)
         probabilities, indptr = self._probabilities(scores, ids), np.arange(len(ids) + 1) * k
         found = scipy.sparse.csr_matrix((probabilities.ravel(), ids.ravel(), indptr), shape=(len(ids), self.n_labels_))
@@ -357,6 +362,21 @@ class ClassifierPredictions(SampledEstimator):
     def _probabilities(self, scores, ids):
         """Probabilities of a top-k; 0 where the id is -1."""
         return self.calibration_.probabilities(np.maximum(scores, UNSEEN_SCORE), self._points_of(ids))
+
+    @property
+    def _may_be_calibrated(self):
+        """Whether `fit` without a validation set learns probabilities, as far as the parameters tell."""
+        return self.calibration and (self.architecture != "network" or self.validation_fraction > 0)
+
+    def _class_probabilities(self, scores, ids):
+        """`_probabilities` of all classes, best first, for rows with one class each: their sum is 1.
+
+        The class with the best score, which `predict` returns, is the only one with the largest probability.
+        """
+        values = np.minimum.accumulate(self._probabilities(scores, ids), axis=1).astype(np.float64)
+        values += 1e-9  # where all are 0
+        values[:, 0] *= 1 + 1e-6
+        return values / values.sum(1, keepdims=True)
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Return the scores of all labels.
@@ -474,7 +494,7 @@ class ClassifierPredictions(SampledEstimator):
         """`label_counts_`, followed by zeros for labels that the model does not know."""
         return np.pad(self.label_counts_, (0, n_labels - self.n_labels_))
 
-    def score(self, X: Any, y: Any) -> float:
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return P@1, the share of the rows whose best label is correct; for one class per row it is the accuracy.
 
         Parameters
@@ -483,6 +503,8 @@ class ClassifierPredictions(SampledEstimator):
             As in `fit`.
         y : label matrix, classes or lists of label names
             As in `fit`.
+        sample_weight : (n,) array, optional
+            Weights of the rows in the mean, at least 0.
 
         Returns
         -------
@@ -496,7 +518,10 @@ class ClassifierPredictions(SampledEstimator):
         """
         self._check_fitted()
         x, labels = self._pair(X, y)
-        return metrics.precision_at_k(self._top_k(x, 1)[1], labels, 1)
+        ids, weights = self._top_k(x, 1)[1], checked_weights(sample_weight, x.shape[0])
+        if weights is None:
+            return metrics.precision_at_k(ids, labels, 1)
+        return float(np.average(metrics.hits_at_k(ids, labels, 1)[:, 0], weights=weights))
 
     def _pair(self, x, y):
         """Checked features, and labels as CSR whose first columns are the model's labels; names can add others."""
@@ -511,12 +536,6 @@ class ClassifierPredictions(SampledEstimator):
 def _without(offsets, scores, ids):
     """Scores without the offsets that `top_k` has added."""
     return scores if offsets is None else scores - offsets[np.maximum(ids, 0)]
-
-
-def normalized(probabilities):
-    """Probabilities (n, L) float32 scaled so that each row sums to 1; equal ones where all are 0."""
-    totals, n_labels = probabilities.sum(1, keepdims=True), probabilities.shape[1]
-    return np.where(totals > 0, probabilities / np.where(totals > 0, totals, 1), np.float32(1 / n_labels))
 
 
 def _label_sets(ids, chosen, n_labels):

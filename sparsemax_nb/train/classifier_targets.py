@@ -14,25 +14,47 @@ from ..linear import checked_weights
 MATRIX, CLASS, NAMES = FORMS = "matrix", "class", "names"
 #: Types of the classes of one class per row.
 CLASS_KINDS = "biufUO"
+#: Types of a row with any number of label names. pandas reads lists from some files as arrays.
+LISTS = list, tuple, set, frozenset, np.ndarray
 
 
 def form_of(y):
-    """The form of targets: 'matrix', 'class' or 'names'; ValueError for None."""
-    if y is None:
-        raise ValueError("Classifier requires y to be passed, but the target y is None")
+    """The form of targets: 'matrix', 'class' or 'names'; TypeError or ValueError for None and for iterators."""
+    y = _rows_of(y)
     if scipy.sparse.issparse(y):
         return MATRIX
-    if not isinstance(y, np.ndarray) and hasattr(y, "__iter__") and not hasattr(y, "columns"):
-        y = list(y)
-    if len(y) and all(isinstance(row, (list, tuple, set, frozenset)) for row in y):
-        return NAMES if all(isinstance(name, str) for row in y for name in row) and any(y) else MATRIX
-    if isinstance(y, np.ndarray) and y.ndim == 2 and y.shape[1] == 1:
+    has_lists = isinstance(y, list) and any(isinstance(row, LISTS) for row in y)
+    if has_lists:
+        labels = [label for row in y if isinstance(row, LISTS) for label in row]
+        if not labels or any(isinstance(label, str) for label in labels):
+            return NAMES
+    try:
+        shape = np.shape(y)
+    except ValueError:  # rows of different lengths, which `checked_labels` reports
+        return MATRIX
+    if len(shape) == 2 and shape[1] == 1:
         message = "A column-vector y was passed when a 1d array was expected; use y.ravel() for one class per row"
         from sklearn.exceptions import DataConversionWarning
 
-        warnings.warn(DataConversionWarning(message), stacklevel=4)
+        warnings.warn(DataConversionWarning(message), stacklevel=3)
         return CLASS
-    return CLASS if np.ndim(y) == 1 else MATRIX
+    return CLASS if len(shape) == 1 and not has_lists else MATRIX
+
+
+def _rows_of(y):
+    """A sparse matrix, DataFrame or array with numbers as it is; everything else that has rows as a list."""
+    if y is None:
+        raise ValueError("Classifier requires y to be passed, but the target y is None")
+    if hasattr(y, "__next__"):
+        raise TypeError(f"y must be a sequence, got {type(y).__name__}, which is read only once; use list(y)")
+    if scipy.sparse.issparse(y) or hasattr(y, "columns"):
+        return y
+    if isinstance(y, np.ndarray):
+        y = check.on_host("y", y)  # refuses masked arrays
+        return list(y) if y.ndim == 1 and y.dtype.kind == "O" else y
+    if hasattr(y, "__len__") and hasattr(y, "__iter__"):
+        return list(y)
+    return np.asarray(y)
 
 
 def encode(name, y, form, classes=None):
@@ -50,17 +72,19 @@ def encode(name, y, form, classes=None):
 
 
 def _encode_names(name, y, classes):
-    rows = check.sequence(name, y, "lists of label names")
+    rows = _rows_of(y)
+    if not isinstance(rows, list):
+        raise TypeError(f"{name} must be a sequence of lists of label names, got {type(y).__name__}")
     for i, row in enumerate(rows):
-        if isinstance(row, (str, bytes)) or not hasattr(row, "__iter__"):
-            raise TypeError(f"{name}[{i}] must be a list of label names, got {check.shown(row)}")
+        if not isinstance(row, LISTS):
+            raise TypeError(f"{name}[{i}] must be a list of label names, got {check.shown(row)}; use [] for no labels")
         for label in row:
             if not isinstance(label, str):
                 raise TypeError(f"{name}[{i}] must contain str only, got {type(label).__name__} {check.shown(label)}")
             if not label.strip():
                 raise ValueError(f"{name}[{i}] must not contain an empty label name, got {check.shown(label)}")
     numbers = {label: i for i, label in enumerate(() if classes is None else classes)}
-    for label in sorted({label for row in rows for label in row}.difference(numbers)):
+    for label in sorted({str(label) for row in rows for label in row}.difference(numbers)):
         numbers[label] = len(numbers)
     indices = [sorted({numbers[label] for label in row}) for row in rows]
     indptr = np.cumsum([0, *map(len, indices)])
@@ -70,27 +94,12 @@ def _encode_names(name, y, classes):
 
 
 def _encode_classes(name, y, classes):
-    y = np.asarray(y)
-    if y.ndim == 2 and y.shape[1] == 1:
-        y = y.ravel()
-    if y.ndim != 1:
-        raise ValueError(f"{name} must be a 1-D array with one class per row, got shape {y.shape}")
-    if y.dtype.kind not in CLASS_KINDS:
-        raise ValueError(f"{name} must contain numbers or strings, got {y.dtype}")
-    if y.dtype.kind == "f":
-        if not np.isfinite(y).all():
-            raise ValueError(f"{name} must not contain NaN or infinity (Input {name} contains NaN)")
-        if (y != np.floor(y)).any():
-            raise ValueError(f"Unknown label type: {name} must contain classes, not continuous numbers such as {y[0]}")
-    if y.dtype.kind == "O" and not all(isinstance(value, str) for value in y.tolist()):
-        kinds = sorted({type(value).__name__ for value in y.tolist()})
-        if len(kinds) > 1 or kinds[0] not in ("int", "bool"):
-            raise ValueError(f"{name} must contain either numbers or strings, got {', '.join(kinds)}; missing values "
-                             "and mixtures are not allowed")  # fmt: skip
+    y = class_array(name, y)
     found, targets = np.unique(y, return_inverse=True)
     if classes is not None:
-        if len(classes) and np.asarray(classes).dtype.kind in "UO" and found.dtype.kind not in "UO":
-            raise ValueError(f"{name} must contain strings like the classes of the fit, got {found.dtype}")
+        kinds = ["strings" if np.asarray(part).dtype.kind in "UO" else "numbers" for part in (classes, found)]
+        if len(classes) and len(found) and kinds[0] != kinds[1]:
+            raise ValueError(f"{name} must contain {kinds[0]} like the classes of the model, got {kinds[1]}")
         new = np.setdiff1d(found, classes)
         known = classes if not len(new) else np.concatenate([classes, new])
         order = np.argsort(known, kind="stable")
@@ -98,6 +107,41 @@ def _encode_classes(name, y, classes):
     indptr = np.arange(len(y) + 1)
     labels = (np.ones(len(y), np.float32), targets.astype(np.int32), indptr)
     return scipy.sparse.csr_matrix(labels, shape=(len(y), len(found))), found
+
+
+def class_array(name, y):
+    """One class per row as an array of numbers, or of strings."""
+    if hasattr(y, "__next__"):
+        raise TypeError(f"{name} must be a sequence, got {type(y).__name__}, which is read only once; use list({name})")
+    array = np.asarray(y)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array.ravel()
+    if array.ndim != 1:
+        raise ValueError(f"{name} must be a 1-D array with one class per row, got shape {array.shape}")
+    if array.dtype.kind == "c":
+        raise ValueError(f"Complex data not supported: {name} is {array.dtype}")
+    # NumPy converts lists of strings and numbers, such as NaN for missing strings, to strings.
+    values = list(y) if array.dtype.kind == "U" and isinstance(y, (list, tuple)) else None
+    if array.dtype.kind in "OT":
+        values = array.tolist()
+        array = object_array(values)
+    if values is not None and not all(isinstance(value, str) for value in values):
+        array = np.array(values) if all(np.ndim(value) == 0 for value in values) else array
+        if array.dtype.kind not in "biuf":
+            kinds = ", ".join(sorted({type(value).__name__ for value in values}))
+            raise ValueError(f"{name} must contain either numbers or strings, got {kinds}; missing values and mixtures "
+                             "are not allowed")  # fmt: skip
+    if array.dtype.kind not in CLASS_KINDS:
+        raise ValueError(f"{name} must contain numbers or strings, got {array.dtype}")
+    if array.dtype.kind == "f":
+        if not np.isfinite(array).all():
+            raise ValueError(f"Input {name} contains NaN or infinity; remove these rows")
+        fractions = array[array != np.floor(array)]
+        if len(fractions):
+            raise ValueError(
+                f"Unknown label type: {name} must contain classes, not continuous numbers such as {fractions[0]:g}"
+            )
+    return array
 
 
 def object_array(values):
@@ -137,16 +181,15 @@ def weighted_rows(x, y, sample_weight):
     if sample_weight is None:
         return x, y, None
     n = x.shape[0] if hasattr(x, "shape") else len(x)
-    if np.ndim(sample_weight) == 0:
-        sample_weight = np.full(n, sample_weight)
-    weights = checked_weights(np.asarray(sample_weight), n)
+    weights = np.asarray(sample_weight)
+    weights = checked_weights(np.full(n, weights) if weights.ndim == 0 else weights, n)
     if not weights.any():
         raise ValueError(f"sample_weight must be above 0 for at least one row, got zeros for all {n}")
     rows = np.flatnonzero(weights)
-    return (x, y, weights) if len(rows) == n else (_rows_of(x, rows), _rows_of(y, rows), weights[rows])
+    return (x, y, weights) if len(rows) == n else (_selected(x, rows), _selected(y, rows), weights[rows])
 
 
-def _rows_of(values, rows):
+def _selected(values, rows):
     """Some rows of a matrix, DataFrame, Series or sequence."""
     if hasattr(values, "iloc"):
         return values.iloc[rows]

@@ -1,6 +1,8 @@
 """Base classes of the estimators: parameters, model files, and checkpoints of a run."""
 
 import contextlib
+import copy
+import functools
 import inspect
 import math
 import os
@@ -204,6 +206,70 @@ def _check_same_run(stored, about, changeable):
             )
     if stored["fingerprint"] != about["fingerprint"]:
         raise ValueError("the checkpoint was written for different data (training or validation)")
+
+
+class MetadataRequests:
+    """Mixin for estimators whose methods take more than X and y: the part of scikit-learn's metadata routing for them.
+
+    With ``sklearn.set_config(enable_metadata_routing=True)``, ``set_fit_request(sample_weight=True)`` makes
+    meta-estimators such as GridSearchCV pass ``sample_weight`` on to `fit`; likewise for `partial_fit` and `score`.
+    """
+
+    #: Arguments of the methods that meta-estimators can pass on.
+    metadata = {"fit": ("sample_weight", "names"), "partial_fit": ("classes", "sample_weight", "names"),
+                "score": ("sample_weight",)}  # fmt: skip
+    _metadata_request: Any
+
+    def get_metadata_routing(self) -> Any:
+        """Return what the methods of this estimator ask meta-estimators for.
+
+        Returns
+        -------
+        routing : sklearn.utils.metadata_routing.MetadataRequest
+            By default an argument that is passed to a meta-estimator is neither passed on nor ignored, but an error.
+
+        Raises
+        ------
+        ImportError
+            scikit-learn is not installed.
+
+        Examples
+        --------
+        >>> import sklearn
+        >>> from sparsemax_nb.train import Classifier
+        >>> with sklearn.config_context(enable_metadata_routing=True):
+        ...     model = Classifier().set_fit_request(sample_weight=True)
+        >>> model.get_metadata_routing().fit.requests
+        {'sample_weight': True, 'names': None}
+        """
+        from sklearn.utils.metadata_routing import MetadataRequest
+
+        if hasattr(self, "_metadata_request"):  # scikit-learn's `clone` copies this attribute
+            return copy.deepcopy(self._metadata_request)
+        routing = MetadataRequest(owner=type(self).__name__)
+        for method, names in self.metadata.items():
+            for name in names:
+                getattr(routing, method).add_request(param=name, alias=None)
+        return routing
+
+    def _set_request(self, method, /, **requests):
+        """Set for each argument: True passes it on, False does not, None raises an error, a str is its other name."""
+        import sklearn
+
+        if not sklearn.get_config()["enable_metadata_routing"]:
+            raise RuntimeError(f"set_{method}_request needs sklearn.set_config(enable_metadata_routing=True)")
+        routing = self.get_metadata_routing()
+        for name, request in requests.items():
+            if name not in self.metadata[method]:
+                known = ", ".join(self.metadata[method])
+                raise TypeError(f"set_{method}_request has no argument {name!r}; its arguments are {known}")
+            getattr(routing, method).add_request(param=name, alias=request)
+        self._metadata_request = routing
+        return self
+
+    set_fit_request = functools.partialmethod(_set_request, "fit")
+    set_partial_fit_request = functools.partialmethod(_set_request, "partial_fit")
+    set_score_request = functools.partialmethod(_set_request, "score")
 
 
 class SampledEstimator(Estimator):

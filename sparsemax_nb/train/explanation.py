@@ -12,7 +12,7 @@ from ..core import check
 from ..core.device import asarray, to_numpy
 from . import curves, linear
 from .classifier_inputs import are_texts
-from .classifier_predictions import CANDIDATES, normalized
+from .classifier_predictions import CANDIDATES
 from .classifier_targets import CLASS
 from .estimator import SampledEstimator
 from .layers import Inputs
@@ -204,9 +204,8 @@ class ClassifierExplanations(SampledEstimator):
         wanted = None if label is None else self._id_of(label)
         scores, ids = self._top_k(x, self.n_labels_)
         explained = self._explained(scores, ids) if wanted is None else [wanted]
-        probabilities = None if self.calibration_ is None else self._probabilities(scores, ids)
-        if probabilities is not None and self._target_form == CLASS:
-            probabilities = normalized(probabilities)
+        of_labels = self._class_probabilities if self._target_form == CLASS else self._probabilities
+        probabilities = None if self.calibration_ is None else of_labels(scores, ids)
         row = self._batch(x, slice(0, 1))
         if self.is_dense_:
             columns, values = np.arange(x.shape[1]), row[0].astype(np.float64)

@@ -43,7 +43,7 @@ def split(x, y, validation, fraction, seed):
     if fraction == 0:
         return None, rows
     if len(rows) < 2:
-        raise ValueError("validation_fraction needs at least two rows")
+        raise ValueError("validation_fraction needs at least two rows, got n_samples = 1")
     order = shuffled(len(rows), seed, VALIDATION_EPOCH)
     n = min(max(1, round(fraction * len(rows))), len(rows) - 1)
     held_out, rows = np.sort(order[:n]), np.sort(order[n:])
