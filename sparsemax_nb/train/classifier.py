@@ -434,8 +434,8 @@ class Classifier(
             strings: one class per row. Sequence of n lists of str: the names of any number of labels. Rows without
             labels are allowed in a matrix and in lists.
         sample_weight : (n,) array, optional
-            Weights of the rows, at least 0; rows of weight 0 are left out. For a linear layer they are factors of C. For
-            a network they say how often an epoch of n rows contains a row, relative to the mean; rounded up or down at
+            Weights of the rows, at least 0; rows of weight 0 are left out. For a linear layer they are factors of C.
+            For a network they say how often an epoch of n rows contains a row, relative to the mean, rounded at
             random.
         names : dict, optional
             If y has label names: {label: name, or [name, synonym, ...]}. With texts, the names are training points if
