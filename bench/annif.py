@@ -18,7 +18,6 @@ from sparsemax_nb import data, metrics
 from . import machine, rows, tables, timing
 from . import pecos as pecos_row
 from .peers import Unavailable, annif
-from .words import f1_at_k
 
 FOLDER = tables.RESULTS / "annif"
 #: {data: (language, analyzer)}. Each folder holds texts in train_text.tsv.xz and test_text.tsv.xz, in the order of the
@@ -113,7 +112,7 @@ def measure(row, corpus, args):
     difference = check_agreement(figures["annif"], ids, labels)
     environment["versions"] |= figures.pop("versions")
     environment["command"] = f"python -m bench.annif {row} --data {name} --python FILE"
-    test = pecos_row.figures_of(ids, labels, corpus.train.labels) | {"F1@5": f1_at_k(ids, labels, 5)}
+    test = pecos_row.figures_of(ids, labels, corpus.train.labels) | {"F1@5": metrics.f1_at_k(ids, labels, 5)}
     test |= {f"nDCG@{k}": metrics.ndcg_at_k(ids, labels, k) for k in (5, 10, 20)}
     return {
         "command": environment["command"], "data": name, "device": "cpu", "points": len(parts[0][0]),

@@ -341,16 +341,35 @@ class TextVectorizer:
 
     def _weights(self, counts):
         """Weighted rows from counts, which are overwritten."""
-        n, columns = counts.shape[0], counts.indices
+        counts.data = (1 + np.log(counts.data.astype(np.float64))) * self.idf_[counts.indices]
+        return self._normalized(counts)
+
+    def _normalized(self, rows):
+        """Rows whose parts, one per kind of feature, are scaled to LENGTHS, and then the whole to 1; overwritten."""
+        n, columns = rows.shape[0], rows.indices
         kinds = columns >> self.hash_bits if self._kinds is None else self._kinds[columns]
-        rows = np.repeat(np.arange(n), np.diff(counts.indptr))
-        weights = (1 + np.log(counts.data.astype(np.float64))) * self.idf_[columns]
-        part = rows * len(KINDS) + kinds
-        squares = np.bincount(part, weights**2, len(KINDS) * n)
+        row_ids = np.repeat(np.arange(n), np.diff(rows.indptr))
+        part = row_ids * len(KINDS) + kinds
+        squares = np.bincount(part, rows.data.astype(np.float64) ** 2, len(KINDS) * n)
         lengths = np.sqrt((squares.reshape(n, len(KINDS)) > 0) @ LENGTHS**2)
         scales = LENGTHS[np.arange(len(squares)) % len(KINDS)] / np.sqrt(np.where(squares > 0, squares, 1))
-        counts.data = (weights * scales[part] / lengths[rows]).astype(np.float32)
-        return counts
+        rows.data = (rows.data * scales[part] / lengths[row_ids]).astype(np.float32)
+        return rows
+
+    def _as_new(self, rows, others):
+        """The rows of training texts as they would be if only the others were known; both CSR of `fit_transform`.
+
+        Features that occur only in these rows go, as unknown words of a new text do, and the others get their length.
+        Without this, scores of training texts are smaller than those of new ones.
+        """
+        if self.hash_bits is not None:
+            return rows
+        needed = np.where(self._kinds == WORD, 1, MIN_TEXTS)
+        is_known = _rows_of_each(others) >= needed
+        rows = rows.copy()
+        rows.data[~is_known[rows.indices]] = 0
+        rows.eliminate_zeros()
+        return self._normalized(rows)
 
     def _arrays(self):
         """The fitted arrays by name, as `_from_arrays` reads them."""

@@ -273,6 +273,7 @@ class LinearArchitecture(SampledEstimator):
             lists=lists,
             is_name=is_name,
             held_out=self.calibration and validation is None,
+            as_new=None if self.vectorizer_ is None else self.vectorizer_._as_new,
             budget_seconds=self.budget_seconds,
             sample_weight=weights,
         )

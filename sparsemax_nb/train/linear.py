@@ -175,6 +175,8 @@ class DualTraining(Run):
         on, as `HeldOut`, for the calibration of its scores. From 10,000 rows on, these rows join the training after the
         first epochs, so that the trained layer knows all rows. Smaller sets are split into folds, each predicted by a
         layer that is trained on the others; the layer of this run does not depend on them.
+    as_new : callable or None
+        ``as_new(rows, others)``, the held-out rows (CSR) as they would be if only the others were known.
     """
 
     def __init__(
@@ -193,6 +195,7 @@ class DualTraining(Run):
         sample_weight=None,
         is_name=None,
         held_out=False,
+        as_new=None,
     ):
         self.settings = settings
         self.device = device
@@ -216,6 +219,7 @@ class DualTraining(Run):
         self._x, self._y, self._row_weights = x[order], y[order], sample_weight[order]  # so that each batch is a slice
         starts = range(0, self.n_rows, batch_size)
         self._batches = [slice(first, min(first + batch_size, self.n_rows)) for first in starts]
+        self._as_new = as_new or (lambda rows, _: rows)
         self.held_out, self._row_ids = None, rows[order] if held_out else None
         self._n_early_rows = self._batches[self._n_early].start if n_late else self.n_rows
         self._n_points = np.bincount(self._y.indices, minlength=y.shape[1]) if n_points is None else n_points
@@ -338,8 +342,8 @@ class DualTraining(Run):
             self._counted_pairs(first) if settings.co_occurrence > 0 else None,
             settings.co_occurrence,
         )
-        rows = self._row_ids[first:]
-        return held_out_rows.predicted(model, self._x[first:], self._k, n_points, rows, ROWS_PER_PREDICTION)
+        x = self._as_new(self._x[first:], _first_rows(self._x, first))
+        return held_out_rows.predicted(model, x, self._k, n_points, self._row_ids[first:], ROWS_PER_PREDICTION)
 
     def _predict_folds(self):
         """`HeldOut` of the rows of a small set, by layers that are trained on the other rows."""
@@ -358,7 +362,8 @@ class DualTraining(Run):
             )
             training.run(progress=False)
             model, n_points, rows = training.network, training._n_points, self._row_ids[fold]
-            parts.append(held_out_rows.predicted(model, self._x[fold], self._k, n_points, rows, ROWS_PER_PREDICTION))
+            x = self._as_new(self._x[fold], self._x[others])
+            parts.append(held_out_rows.predicted(model, x, self._k, n_points, rows, ROWS_PER_PREDICTION))
         return held_out_rows.joined(parts, self._k)
 
     def _restored_held_out(self, arrays, position):

@@ -762,10 +762,7 @@ def test_rows_of_words(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "words" / f"{tmp_path.name}-30" / "linear.json").exists()
 
 
-def test_f1_and_words_line():
-    labels = scipy.sparse.csr_matrix(np.array([[1, 0, 1], [0, 1, 0]]))
-    ids = np.array([[0, 1], [2, 0]], np.int32)
-    assert words.f1_at_k(ids, labels, 2) == pytest.approx((2 / 4 + 0) / 2)
+def test_words_line():
     result = {"test": {"P@1": 0.5}, "train_seconds": 3.2, "environment": {"machine": {"cpu": "one"}}}
     all_rows = dict.fromkeys((overview.OURS, *overview.THEIRS), result)
     of_data = {
