@@ -275,6 +275,7 @@ class SampledEstimator(Estimator):
     #: Whether `epochs` may be None.
     epochs_may_be_none = False
 
+    network_: Any
     #: Rule that checks the description in a model file, see `core.description`.
     _file_description: Any = None
 

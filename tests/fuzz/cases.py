@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import scipy.sparse
+import sklearn
 
 import sparsemax_nb as s
 from sparsemax_nb import data, metrics, train
@@ -971,6 +972,22 @@ def _(r, name):
     me = fitted("Classifier") if method == "encode" or r.random() < 0.5 else fitted_linear()
     args = [X[:5]] + {"top_k": [2], "predict": [2], "encode": [], "evaluate": [Y[:5], [1, 2]], "score": [Y[:5]]}[method]
     return Call(getattr(me, method), args, me=me, check=dense.same_answer(me, method))
+
+
+@of("Classifier.get_metadata_routing")
+def _(r):
+    return Call(fitted("Classifier").get_metadata_routing, [], me=fitted("Classifier"))
+
+
+@of("Classifier.set_fit_request", "Classifier.set_partial_fit_request", "Classifier.set_score_request")
+def _(r, name):
+    me = estimator("Classifier")
+
+    def request(**requests):
+        with sklearn.config_context(enable_metadata_routing=True):
+            return getattr(me, name.split(".")[1])(**requests)
+
+    return Call(request, [], {"sample_weight": True}, me=me, writes=("self",))
 
 
 @of("Classifier.partial_fit")
