@@ -31,6 +31,10 @@ from .validation import split
 FITTED = "feature_names_in_", "C_", "slack_", "frequency_", "trials_", "calibration_"
 
 
+def _is_auto(value):
+    return isinstance(value, str) and value == "auto"
+
+
 class Classifier(
     LinearArchitecture,
     NetworkArchitecture,
@@ -358,11 +362,11 @@ class Classifier(
     def _check_params(self):
         super()._check_params()
         check.choice("architecture", self.architecture, ("auto", *ARCHITECTURES))
-        if self.C != "auto":
+        if not _is_auto(self.C):
             check.number("C", self.C, 0, math.inf, open_ends=True)
-        if self.slack != "auto":
+        if not _is_auto(self.slack):
             check.number("slack", self.slack, 0, 1.999)
-        if self.frequency != "auto":
+        if not _is_auto(self.frequency):
             check.number("frequency", self.frequency, 0, 1e6)
         check.number("co_occurrence", self.co_occurrence, 0, 1e6)
         check.number("features_per_point", self.features_per_point, 0, 1e6)
@@ -372,7 +376,7 @@ class Classifier(
         for name in ("name_points", "calibration", "warm_start"):
             check.flag(name, getattr(self, name))
         check_measure("threshold", self.threshold)
-        if self.limit not in (None, "auto"):
+        if self.limit is not None and not _is_auto(self.limit):
             check.integer("limit", self.limit, 1)
         check.choice("output", self.output, tuple(OUTPUTS))
         check.choice("loss", self.loss, LOSSES)
@@ -380,7 +384,7 @@ class Classifier(
             raise ValueError(f"loss='softmax' needs output='dense' or 'bottleneck', got {self.output!r}")
         if self.loss != "softmax" and self.sampler != "none":
             raise ValueError(f"sampler={self.sampler!r} needs loss='softmax', got loss={self.loss!r}")
-        if not (isinstance(self.tfidf, (bool, np.bool_)) or self.tfidf == "auto"):
+        if not (isinstance(self.tfidf, (bool, np.bool_)) or _is_auto(self.tfidf)):
             raise ValueError(f"tfidf must be 'auto', True or False, got {check.shown(self.tfidf)}")
         check.choice("grouping", self.grouping, GROUPINGS)
         check.choice("weight_dtype", self.weight_dtype, tuple(DTYPES))

@@ -962,7 +962,7 @@ def _(r):
         more,
         me=me,
         writes=("self",),
-        check=lambda out, x, y, validation=None: dense.same_fit(out, x, y),
+        check=dense.same_fit,
     )
 
 

@@ -329,6 +329,10 @@ def test_requests(corpus):
         assert model.get_metadata_routing().score.requests["sample_weight"] is None
         with pytest.raises(TypeError, match="set_score_request has no argument 'names'; its arguments are sample_we"):
             model.set_score_request(names=True)
+        for wrong in (1.0, [], "a b", np.zeros(2)):
+            with pytest.raises(ValueError, match="sample_weight must be True, False, None or the name of an argument"):
+                model.set_fit_request(names=True, sample_weight=wrong)
+        assert model.get_metadata_routing().fit.requests["names"] is None
 
 
 # ---------------------------------------------------------------- warm start
