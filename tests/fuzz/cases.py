@@ -974,6 +974,18 @@ def _(r, name):
     return Call(getattr(me, method), args, me=me, check=dense.same_answer(me, method))
 
 
+@of("Classifier.partial_fit")
+def _(r):
+    me = linear_classifier().fit(X, Y)
+    return Call(me.partial_fit, [X[:5], Y[:5]], me=me, writes=("self",))
+
+
+@of("Classifier.save")
+def _(r):
+    me = fitted("Classifier") if r.random() < 0.5 else fitted_linear()
+    return Call(me.save, [Path("model")], {"label_names": list("abcde")}, me=me)
+
+
 @of("Classifier.get_metadata_routing")
 def _(r):
     return Call(fitted("Classifier").get_metadata_routing, [], me=fitted("Classifier"))
@@ -988,18 +1000,6 @@ def _(r, name):
             return getattr(me, name.split(".")[1])(**requests)
 
     return Call(request, [], {"sample_weight": True}, me=me, writes=("self",))
-
-
-@of("Classifier.partial_fit")
-def _(r):
-    me = linear_classifier().fit(X, Y)
-    return Call(me.partial_fit, [X[:5], Y[:5]], me=me, writes=("self",))
-
-
-@of("Classifier.save")
-def _(r):
-    me = fitted("Classifier") if r.random() < 0.5 else fitted_linear()
-    return Call(me.save, [Path("model")], {"label_names": list("abcde")}, me=me)
 
 
 @of("Classifier.load", "LanguageModel.load")

@@ -25,16 +25,16 @@ EXCUSED = {
     "train.MemoryLimitError": "an exception",
     "train.ModelFileError": "an exception",
     "train.TrainingError": "an exception",
-    **{
-        f"train.Classifier.{name}": "describes the estimator to scikit-learn, computes nothing"
-        for name in ("get_metadata_routing", "set_fit_request", "set_partial_fit_request", "set_score_request")
-    },
     "data.Corpus": "holds arrays, computes nothing",
     "data.DataError": "an exception",
     "data.LabeledTexts": "holds texts, computes nothing",
     "data.Sequences": "holds arrays, computes nothing",
     "data.TextCorpus": "holds arrays, computes nothing",
     "data.XCData": "holds arrays, computes nothing",
+    **{
+        f"train.Classifier.{name}": "describes the estimator to scikit-learn, computes nothing"
+        for name in ("get_metadata_routing", "set_fit_request", "set_partial_fit_request", "set_score_request")
+    },
 }
 GROUPS = {}
 
