@@ -18,10 +18,11 @@ from sklearn.pipeline import make_pipeline  # noqa: E402
 from sklearn.utils import estimator_checks  # noqa: E402
 
 COMMON = {"device": "cpu", "progress": False}
-LINEAR = COMMON | {"architecture": "linear", "C": 1.0, "slack": 0.2, "frequency": 0.0, "epochs": 5}
+LINEAR = COMMON | {"architecture": "linear", "C": 1.0, "slack": 0.2, "frequency": 0.0, "epochs": 5,
+                   "calibration": False}  # fmt: skip
 NETWORK = COMMON | {"architecture": "network", "embedding": 8, "intermediate": 16, "fan_in": 4, "epochs": 20,
                     "batch_size": 32, "learning_rate": 0.02, "dropout": 0.0}  # fmt: skip
-HELD_OUT = {"validation_fraction": 0.2, "threshold": 0.5, "limit": None}
+HELD_OUT = {"validation_fraction": 0.2, "calibration": True, "threshold": 0.5, "limit": None}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ CHECKS = {
         },
     ),
     "linear": (
-        LINEAR | {"calibration": False},
+        LINEAR,
         {
             "check_sample_weight_equivalence_on_dense_data": ORDER,
             "check_sample_weight_equivalence_on_sparse_data": ORDER,
