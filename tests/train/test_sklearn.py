@@ -144,6 +144,18 @@ def test_a_network_keeps_the_epoch_with_the_best_accuracy(corpus):
     assert model.history_.best_epoch == np.argmax(found) > 0 and model.score(x, y) == max(found) > 0.6
 
 
+@pytest.mark.parametrize("params", [LINEAR, NETWORK], ids=["linear", "network"])
+def test_nan_in_held_out_rows_is_refused(corpus, params):
+    """Before the training: only the validation reads these rows."""
+    x, y = corpus.features.toarray(), np.arange(120) % 3
+    bad = x[:20].copy()
+    bad[7, 3] = np.nan
+    epochs = []
+    with pytest.raises(ValueError, match="X must be finite.*, got NaN or infinity in row 7"):
+        train.Classifier(**params).fit(x, y, validation=(bad, y[:20]), after_epoch=lambda *_: epochs.append(1))
+    assert not epochs
+
+
 # ---------------------------------------------------------------- dense features
 
 
@@ -363,7 +375,7 @@ def test_a_warm_start_compares_classes_and_words(texts):
     first = model.history_.losses[0]
     assert model.fit(texts, classes).history_.losses[0] < first
     assert model.fit(texts, classes + 1).history_.losses[0] == first
-    others = [text.replace("maps", "charts") for text in texts]
+    others = [text.replace("maps", "mops") for text in texts]  # as many words and n-grams
     cold = train.Classifier(**LINEAR).fit(others, classes + 1)
     assert model.fit(others, classes + 1).history_.losses == cold.history_.losses
 
@@ -467,7 +479,7 @@ def test_data_frame_of_labels(dtype):
     model = train.Classifier(**FEW).fit(TEXTS, y)
     predicted = model.predict(TEXTS)
     assert isinstance(predicted, np.ndarray) and (predicted == y.to_numpy(predicted.dtype)).all()
-    assert predicted.dtype == (dtype if dtype.islower() and dtype != "boolean" else predicted.dtype)
+    assert predicted.dtype == {"Int64": np.dtype(int), "boolean": np.dtype(int)}.get(dtype, dtype)
     assert model.classes_.tolist() == [0, 1]
     with pytest.warns(sklearn.exceptions.DataConversionWarning, match="use y.ravel()"):
         assert train.Classifier(**FEW).fit(TEXTS, y[["map"]]).predict(TEXTS).shape == (20,)
