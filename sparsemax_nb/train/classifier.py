@@ -32,6 +32,10 @@ from .validation import split
 FITTED = "feature_names_in_", "C_", "slack_", "frequency_", "trials_", "calibration_"
 
 
+def _is_auto(value):
+    return isinstance(value, str) and value == "auto"
+
+
 class Classifier(
     LinearArchitecture,
     NetworkArchitecture,
@@ -360,11 +364,11 @@ class Classifier(
     def _check_params(self):
         super()._check_params()
         check.choice("architecture", self.architecture, ("auto", *ARCHITECTURES))
-        if self.C != "auto":
+        if not _is_auto(self.C):
             check.number("C", self.C, 0, math.inf, open_ends=True)
-        if self.slack != "auto":
+        if not _is_auto(self.slack):
             check.number("slack", self.slack, 0, 1.999)
-        if self.frequency != "auto":
+        if not _is_auto(self.frequency):
             check.number("frequency", self.frequency, 0, 1e6)
         check.number("co_occurrence", self.co_occurrence, 0, 1e6)
         check.number("features_per_point", self.features_per_point, 0, 1e6)
@@ -377,7 +381,7 @@ class Classifier(
             parse_measure(self.threshold)
         else:
             check.number("threshold", self.threshold, 0, 1)
-        if self.limit not in (None, "auto"):
+        if self.limit is not None and not _is_auto(self.limit):
             check.integer("limit", self.limit, 1)
         check.choice("output", self.output, tuple(OUTPUTS))
         check.choice("loss", self.loss, LOSSES)
@@ -385,7 +389,7 @@ class Classifier(
             raise ValueError(f"loss='softmax' needs output='dense' or 'bottleneck', got {self.output!r}")
         if self.loss != "softmax" and self.sampler != "none":
             raise ValueError(f"sampler={self.sampler!r} needs loss='softmax', got loss={self.loss!r}")
-        if not (isinstance(self.tfidf, (bool, np.bool_)) or self.tfidf == "auto"):
+        if not (isinstance(self.tfidf, (bool, np.bool_)) or _is_auto(self.tfidf)):
             raise ValueError(f"tfidf must be 'auto', True or False, got {check.shown(self.tfidf)}")
         check.choice("grouping", self.grouping, GROUPINGS)
         check.choice("weight_dtype", self.weight_dtype, tuple(DTYPES))

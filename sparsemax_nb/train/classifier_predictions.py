@@ -198,7 +198,7 @@ class ClassifierPredictions(SampledEstimator):
         >>> model.predict(["a map", "books"])
         [['map'], ['book']]
         >>> model.predict(["a map"], k=2, forbid=["map"]).tolist()
-        [['book', 'new']]
+        [['new', 'book']]
         """
         self._check_fitted()
         x, offsets = self._features(X), self._offsets(allow, forbid, label_weights)
@@ -287,6 +287,16 @@ class ClassifierPredictions(SampledEstimator):
         ------
         TypeError, ValueError
             The model is not fitted yet; X or y invalid; no point has a label.
+
+        Examples
+        --------
+        >>> from sparsemax_nb import data, train
+        >>> d = data.bag_of_words(n_rows=500, n_features=80, words_per_row=6, n_labels=40, labels_per_row=2, seed=1)
+        >>> x, y = d.features, d.labels
+        >>> model = train.Classifier(calibration=False, progress=False).fit(x[:400], y[:400])
+        >>> probabilities = model.calibrate(x[400:], y[400:]).predict_proba(x[400:])
+        >>> probabilities.shape, bool((probabilities >= 0).all() and (probabilities <= 1).all())
+        ((100, 40), True)
         """
         self._check_fitted()
         x, labels = self._pair(X, y)
@@ -395,6 +405,14 @@ class ClassifierPredictions(SampledEstimator):
         ------
         TypeError, ValueError
             As for `top_k`; more than 4 GiB of scores: use `top_k`.
+
+        Examples
+        --------
+        >>> from sparsemax_nb.train import Classifier
+        >>> texts, labels = ["old maps", "old books", "new maps"] * 9, ["map", "book", "map"] * 9
+        >>> model = Classifier(progress=False).fit(texts, labels)
+        >>> (model.decision_function(["maps", "books"]) > 0).tolist()
+        [True, False]
         """
         self._check_fitted()
         scores = self._dense(self._features(X), lambda scores, ids: scores)

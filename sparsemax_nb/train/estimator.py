@@ -263,6 +263,12 @@ class MetadataRequests:
             if name not in self.metadata[method]:
                 known = ", ".join(self.metadata[method])
                 raise TypeError(f"set_{method}_request has no argument {name!r}; its arguments are {known}")
+            if not (
+                request is None or isinstance(request, bool) or (isinstance(request, str) and request.isidentifier())
+            ):
+                raise ValueError(
+                    f"{name} must be True, False, None or the name of an argument, got {check.shown(request)}"
+                )
             getattr(routing, method).add_request(param=name, alias=request)
         self._metadata_request = routing
         return self
@@ -278,6 +284,7 @@ class SampledEstimator(Estimator):
     #: Whether `epochs` may be None.
     epochs_may_be_none = False
 
+    network_: Any
     #: Rule that checks the description in a model file, see `core.description`.
     _file_description: Any = None
 

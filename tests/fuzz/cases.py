@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import scipy.sparse
+import sklearn
 
 import sparsemax_nb as s
 from sparsemax_nb import data, metrics, train
@@ -961,7 +962,7 @@ def _(r):
         more,
         me=me,
         writes=("self",),
-        check=lambda out, x, y, validation=None: dense.same_fit(out, x, y),
+        check=dense.same_fit,
     )
 
 
@@ -999,6 +1000,22 @@ def _(r):
 def _(r):
     me = fitted("Classifier") if r.random() < 0.5 else fitted_linear()
     return Call(me.save, [Path("model")], {"label_names": list("abcde")}, me=me)
+
+
+@of("Classifier.get_metadata_routing")
+def _(r):
+    return Call(fitted("Classifier").get_metadata_routing, [], me=fitted("Classifier"))
+
+
+@of("Classifier.set_fit_request", "Classifier.set_partial_fit_request", "Classifier.set_score_request")
+def _(r, name):
+    me = estimator("Classifier")
+
+    def request(**requests):
+        with sklearn.config_context(enable_metadata_routing=True):
+            return getattr(me, name.split(".")[1])(**requests)
+
+    return Call(request, [], {"sample_weight": True}, me=me, writes=("self",))
 
 
 @of("Classifier.load", "LanguageModel.load")

@@ -481,11 +481,12 @@ def tfidf(me, method):
     return check
 
 
-def same_fit(model, x, y):
+def same_fit(model, x, y, validation=None):
     """A fit to data of an odd kind answers like one to the same data as plain CSR or float32."""
     plain = scipy.sparse.csr_matrix(x.toarray()) if scipy.sparse.issparse(x) else np.ascontiguousarray(x, np.float32)
     labels = y.toarray() if scipy.sparse.issparse(y) else np.asarray(y)
-    again = train.Classifier(**model.get_params()).fit(plain, scipy.sparse.csr_matrix((labels != 0).astype(np.float32)))
+    labels = scipy.sparse.csr_matrix((labels != 0).astype(np.float32))
+    again = train.Classifier(**model.get_params()).fit(plain, labels, validation=validation)
     got, want = (m.top_k(plain, 1)[0] for m in (model, again))
     if model.history_.epochs[0].get("P@3") is None if hasattr(model.history_, "epochs") else True:
         close(got, want, 1e-3 * (1 + np.abs(f8(want))))
@@ -510,6 +511,8 @@ def same_answer(model, method):
         elif isinstance(result, tuple):
             for a, b in zip(result, again, strict=True):
                 close(a, b, 1e-4 * (1 + np.abs(f8(b))))
+        elif scipy.sparse.issparse(result):
+            assert result.shape == again.shape and (result != again).nnz == 0
         else:
             close(result, again, 1e-4 * (1 + np.abs(f8(again))))
 

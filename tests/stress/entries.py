@@ -34,6 +34,10 @@ EXCUSED = {
     "data.Sequences": "holds arrays, computes nothing",
     "data.TextCorpus": "holds arrays, computes nothing",
     "data.XCData": "holds arrays, computes nothing",
+    **{
+        f"train.Classifier.{name}": "describes the estimator to scikit-learn, computes nothing"
+        for name in ("get_metadata_routing", "set_fit_request", "set_partial_fit_request", "set_score_request")
+    },
 }
 GROUPS = {}
 

@@ -18,10 +18,11 @@ from sklearn.pipeline import make_pipeline  # noqa: E402
 from sklearn.utils import estimator_checks  # noqa: E402
 
 COMMON = {"device": "cpu", "progress": False}
-LINEAR = COMMON | {"architecture": "linear", "C": 1.0, "slack": 0.2, "frequency": 0.0, "epochs": 5}
+LINEAR = COMMON | {"architecture": "linear", "C": 1.0, "slack": 0.2, "frequency": 0.0, "epochs": 5,
+                   "calibration": False}  # fmt: skip
 NETWORK = COMMON | {"architecture": "network", "embedding": 8, "intermediate": 16, "fan_in": 4, "epochs": 20,
                     "batch_size": 32, "learning_rate": 0.02, "dropout": 0.0}  # fmt: skip
-HELD_OUT = {"validation_fraction": 0.2, "threshold": 0.5, "limit": None}
+HELD_OUT = {"validation_fraction": 0.2, "calibration": True, "threshold": 0.5, "limit": None}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ CHECKS = {
         },
     ),
     "linear": (
-        LINEAR | {"calibration": False},
+        LINEAR,
         {
             "check_sample_weight_equivalence_on_dense_data": ORDER,
             "check_sample_weight_equivalence_on_sparse_data": ORDER,
@@ -141,6 +142,18 @@ def test_a_network_keeps_the_epoch_with_the_best_accuracy(corpus):
     model = train.Classifier(**NETWORK | {"patience": 99, "stop_after": 99}).fit(x, y, validation=(x, y))
     found = [record["validation"]["P@1"] for record in model.history_.epochs]
     assert model.history_.best_epoch == np.argmax(found) > 0 and model.score(x, y) == max(found) > 0.6
+
+
+@pytest.mark.parametrize("params", [LINEAR, NETWORK], ids=["linear", "network"])
+def test_nan_in_held_out_rows_is_refused(corpus, params):
+    """Before the training: only the validation reads these rows."""
+    x, y = corpus.features.toarray(), np.arange(120) % 3
+    bad = x[:20].copy()
+    bad[7, 3] = np.nan
+    epochs = []
+    with pytest.raises(ValueError, match="X must be finite.*, got NaN or infinity in row 7"):
+        train.Classifier(**params).fit(x, y, validation=(bad, y[:20]), after_epoch=lambda *_: epochs.append(1))
+    assert not epochs
 
 
 # ---------------------------------------------------------------- dense features
@@ -329,6 +342,10 @@ def test_requests(corpus):
         assert model.get_metadata_routing().score.requests["sample_weight"] is None
         with pytest.raises(TypeError, match="set_score_request has no argument 'names'; its arguments are sample_we"):
             model.set_score_request(names=True)
+        for wrong in (1.0, [], "a b", np.zeros(2)):
+            with pytest.raises(ValueError, match="sample_weight must be True, False, None or the name of an argument"):
+                model.set_fit_request(names=True, sample_weight=wrong)
+        assert model.get_metadata_routing().fit.requests["names"] is None
 
 
 # ---------------------------------------------------------------- warm start
@@ -358,7 +375,7 @@ def test_a_warm_start_compares_classes_and_words(texts):
     first = model.history_.losses[0]
     assert model.fit(texts, classes).history_.losses[0] < first
     assert model.fit(texts, classes + 1).history_.losses[0] == first
-    others = [text.replace("maps", "charts") for text in texts]
+    others = [text.replace("maps", "mops") for text in texts]  # as many words and n-grams
     cold = train.Classifier(**LINEAR).fit(others, classes + 1)
     assert model.fit(others, classes + 1).history_.losses == cold.history_.losses
 
@@ -462,7 +479,7 @@ def test_data_frame_of_labels(dtype):
     model = train.Classifier(**FEW).fit(TEXTS, y)
     predicted = model.predict(TEXTS)
     assert isinstance(predicted, np.ndarray) and (predicted == y.to_numpy(predicted.dtype)).all()
-    assert predicted.dtype == (dtype if dtype.islower() and dtype != "boolean" else predicted.dtype)
+    assert predicted.dtype == {"Int64": np.dtype(int), "boolean": np.dtype(int)}.get(dtype, dtype)
     assert model.classes_.tolist() == [0, 1]
     with pytest.warns(sklearn.exceptions.DataConversionWarning, match="use y.ravel()"):
         assert train.Classifier(**FEW).fit(TEXTS, y[["map"]]).predict(TEXTS).shape == (20,)

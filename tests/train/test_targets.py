@@ -9,7 +9,7 @@ from sparsemax_nb.train import classifier_targets as targets
 
 TEXTS = ["old maps", "old books", "new maps", "new books"] * 5
 COMMON = {"device": "cpu", "progress": False}
-FEW = COMMON | {"C": 1.0, "slack": 0.2, "frequency": 0.0, "epochs": 2}
+FEW = COMMON | {"C": 1.0, "slack": 0.2, "frequency": 0.0, "epochs": 2, "calibration": False}
 NETWORK = COMMON | {"embedding": 8, "intermediate": 16, "fan_in": 4, "epochs": 2, "architecture": "network"}
 FIX = "y must be a SciPy sparse matrix, or a 0/1 matrix .*; convert lists of label ids with .*MultiLabelBinarizer"
 
