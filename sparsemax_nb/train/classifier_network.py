@@ -126,10 +126,10 @@ class NetworkArchitecture(SampledEstimator):
 
         `weights` are those of the rows of X before the names of labels, or None.
         """
-        order = None
+        row_order = None
         if weights is not None:
             weights = np.append(weights, np.full(int(self.name_counts_.sum()), weights.mean()))[rows]
-            order = functools.partial(resampled, weights, self.seed)
+            row_order = functools.partial(resampled, weights, self.seed)
         params = self._network_params(X.shape[1], y.shape[1], self.is_dense_, self.device_)
         width = params["intermediate"] or params["embedding"] or X.shape[1]
         counts = self.label_counts_ + self.name_counts_
@@ -177,7 +177,7 @@ class NetworkArchitecture(SampledEstimator):
             self._network_schedule(),
             len(rows),
             batch=lambda ids: (self._batch(X, rows[ids]), y[rows[ids]]),
-            order=order,
+            order=row_order,
             validate=None if validation is None else lambda: self._evaluate_with(network, *validation, ks),
             monitor="P@3" if has_p3 else "P@1",
         )

@@ -180,8 +180,11 @@ def weighted_rows(x, y, sample_weight):
     """
     if sample_weight is None:
         return x, y, None
-    n = x.shape[0] if hasattr(x, "shape") else len(x)
-    weights = np.asarray(sample_weight)
+    x, y = (values if hasattr(values, "__len__") else np.asarray(values) for values in (x, y))
+    n, n_targets = (np.shape(values)[:1] if hasattr(values, "shape") else (len(values),) for values in (x, y))
+    if n != n_targets or not n:
+        raise ValueError(f"X and y must have the same number of rows, got {sum(n)} and {sum(n_targets)}")
+    n, weights = n[0], np.asarray(sample_weight)
     weights = checked_weights(np.full(n, weights) if weights.ndim == 0 else weights, n)
     if not weights.any():
         raise ValueError(f"sample_weight must be above 0 for at least one row, got zeros for all {n}")
@@ -193,6 +196,8 @@ def _selected(values, rows):
     """Some rows of a matrix, DataFrame, Series or sequence."""
     if hasattr(values, "iloc"):
         return values.iloc[rows]
+    if scipy.sparse.issparse(values):
+        return values.tocsr()[rows]
     return values[rows] if hasattr(values, "shape") else [values[row] for row in rows]
 
 

@@ -245,31 +245,25 @@ def test_a_pipeline_and_a_clone(corpus):
 # ---------------------------------------------------------------- weights of rows
 
 
-def test_weights_of_a_network_repeat_rows(corpus):
-    x, y, weights = corpus.features.toarray(), np.arange(120) % 3, np.arange(120) % 4
-    model = train.Classifier(**NETWORK | {"epochs": 1}).fit(x, y, weights)
-    assert model.n_points_ == weights.sum() and model.label_counts_.tolist() == np.bincount(y, weights).tolist()
-    again = train.Classifier(**NETWORK | {"epochs": 1}).fit(np.repeat(x, weights, 0), np.repeat(y, weights))
-    np.testing.assert_allclose(model.decision_function(x), again.decision_function(x), atol=1e-6)
-    with pytest.raises(ValueError, match="sample_weight must be whole numbers .* repeats rows, got 0.5; use arch"):
-        model.fit(x, y, weights / 2)
-
-
 @pytest.mark.parametrize("params", [LINEAR, NETWORK | {"epochs": 1}], ids=["linear", "network"])
 def test_rows_of_weight_zero_are_left_out(corpus, tmp_path, params):
-    """Also in the counts of the labels; a class without other rows is never predicted."""
-    y = np.arange(120) % 3
+    """Also in the counts of the labels, and among the classes."""
+    x, y = corpus.features, np.arange(120) % 3
     model = train.Classifier(**params | {"frequency": 0.1} if params is LINEAR else params)
-    model.fit(corpus.features, y, sample_weight=y != 1)
+    for form in (x, x.tocoo()):
+        model.fit(form, y, sample_weight=y != 1)
+        assert model.classes_.tolist() == [0, 2] and model.n_points_ == 80
+        assert model.label_counts_.tolist() == [40, 40] and set(model.predict(x)) <= {0, 2}
+    matrix = scipy.sparse.coo_matrix(np.eye(3, dtype=int)[y])
+    assert model.fit(x, matrix, sample_weight=y != 1).label_counts_.tolist() == [40, 0, 40]
     model.save(tmp_path / "model")
-    for each in model, train.Classifier.load(tmp_path / "model"):
-        assert each.label_counts_.tolist() == [40, 0, 40] and each.n_points_ == 80
-        assert set(each.predict(corpus.features)) <= {0, 2}
-    np.testing.assert_array_equal(each.decision_function(corpus.features), model.decision_function(corpus.features))
-    with pytest.raises(ValueError, match="sample_weight must be above 0 for some rows, got zeros only"):
-        model.fit(corpus.features, y, sample_weight=np.zeros(120))
-    held_out = train.Classifier(**params | {"validation_fraction": 0.5}).fit(corpus.features, y, sample_weight=y != 1)
-    assert held_out.n_points_ < 60 and held_out.label_counts_[1] == 0
+    again = train.Classifier.load(tmp_path / "model")
+    np.testing.assert_array_equal(again.decision_function(x), model.decision_function(x))
+    with pytest.raises(ValueError, match="sample_weight must be above 0 for at least one row, got zeros"):
+        model.fit(x, y, sample_weight=np.zeros(120))
+    for n in (119, 121):
+        with pytest.raises(ValueError, match=f"X and y must have the same number of rows, got 120 and {n}"):
+            model.fit(x, np.arange(n) % 3, sample_weight=np.arange(120))
 
 
 def test_names_count_in_the_scores_of_a_model_from_a_file(tmp_path):
