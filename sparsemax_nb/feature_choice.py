@@ -185,6 +185,15 @@ def without_labels(lists, labels):
     return new_lists(indptr, ids, values, len(lists.dense), lists.bias.copy(), np.flatnonzero(lists.dense >= 0))
 
 
+def between(lists, before, shares):
+    """Overwrite the weights of `FeatureLists` by ``before + shares[l] (weights - before)``, for shares (L,)."""
+    values, n, n_labels = lists.values, len(lists.labels), len(lists.bias)
+    values[:n] = before[:n] + shares[lists.labels] * (values[:n] - before[:n])
+    for start in lists.dense[lists.dense >= 0]:
+        row = slice(start, start + n_labels)
+        values[row] = before[row] + shares * (values[row] - before[row])
+
+
 def more_features(lists, features, labels, duals, share):
     """`FeatureLists` with more features for each label: `share` times its present number, at least one.
 

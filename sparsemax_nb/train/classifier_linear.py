@@ -14,7 +14,7 @@ from ..co_occurrence import max_pairs
 from ..core import check
 from ..core.connections import FeatureLists
 from ..core.device import to_numpy
-from ..feature_choice import INITIAL_BIAS, extended_lists, with_features, without_labels
+from ..feature_choice import INITIAL_BIAS, between, extended_lists, with_features, without_labels
 from ..linear import SparseLinear
 from . import linear, linear_file, linear_settings
 from .classifier_inputs import are_texts
@@ -48,9 +48,11 @@ class LinearArchitecture(SampledEstimator):
     ) -> Self:
         """Continue the training of a linear layer on new points, which may have new labels; the first call fits one.
 
-        It makes `epochs` passes over the new points, without a time budget. The earlier points are not needed. Their
-        influence stays in the weights, but is no longer balanced against the new points: if old and new points
-        contradict each other, pass the old ones again. Each label gets `features_per_point` more features per new
+        It makes `epochs` passes over the new points, without a time budget. The earlier points are not needed: their
+        influence stays in the weights. Because nothing balances it against the new points any more, the weights of a
+        label then move from their earlier values to the new ones only by the share ``sqrt(n_new / n)`` of the way,
+        n_new of its n points being new. If old and new points contradict each other, pass the old ones again. Each
+        label gets `features_per_point` more features per new
         point, the most distinctive ones. Words of new texts become features, and new labels follow the old ones in
         `classes_`. The weights of the old features, C, slack, frequency, co_occurrence and the calibration stay the
         same.
@@ -123,7 +125,12 @@ class LinearArchitecture(SampledEstimator):
             is_name=np.arange(x.shape[0]) >= n,
         )  # fmt: skip
         new.history_, new.network_, new.data_ = training.history, training.network, None
+        before, is_known = lists.values.copy(), previous > 0
         training.run(progress=self.progress)
+        shares = np.where(is_known, np.sqrt((points - previous) / np.maximum(points, 1)), 1).astype(np.float32)
+        lists = FeatureLists(*map(to_numpy, training.network.layer.arrays))
+        between(lists, before, shares)
+        new.network_.layer = SparseLinear._from_lists(lists, self.device_)
         vars(self).update(vars(new))
         return self
 
