@@ -1,4 +1,4 @@
-"""The demo: a linear layer over texts, five networks whose output layers are compared, and an answer with its reasons."""
+"""The demo: a linear layer over texts, networks with five output layers, and an answer with its reasons."""
 
 import os
 import sys
@@ -42,7 +42,9 @@ def _names(points, names):
 
 def _train_on_texts(parts, options):
     """Train the linear layer; return the model and its results."""
-    model = train.Classifier(word_pairs=False, seed=options.seed, device=options.device, progress=not options.quiet)
+    model = train.Classifier(
+        word_pairs=False, char_ngrams=0, seed=options.seed, device=options.device, progress=not options.quiet
+    )
     start = time.perf_counter()
     model.fit(*parts["train"])
     seconds = time.perf_counter() - start
@@ -50,7 +52,7 @@ def _train_on_texts(parts, options):
     scores = "   ".join(f"{metric} {100 * result[metric]:.1f} %" for metric in METRICS)
     print(f"{scores}   {seconds:.0f} s   {result['nbytes'] / 2**20:.1f} MiB")
     print("P@k: share of correct subjects among the k best, on the test set. The time includes the choice of settings,")
-    print("the calibration of the probabilities and, in a first run, compilation. MiB: memory of the layer.")
+    print("the calibration of the probabilities and compilation. MiB: memory of the layer.")
     return model, result
 
 
@@ -90,19 +92,22 @@ def _train_network(name, params, corpus, options):
 def _table(results):
     """Print the networks, with the better layer of each pair marked in each column."""
     rivals = {name: pair for pair in PAIRS for name in pair}
-    print(f"\n{'output layer':18s}" + "".join(f"{metric:>7s} " for metric in METRICS) + f"{'MiB':>8s}{'all MiB':>9s}")
-    for i, (name, r) in enumerate(results.items()):
+    columns = "".join(f"{metric:>7s} " for metric in METRICS) + f"{'MiB':>8s}{'all MiB':>9s}{'epochs':>8s}"
+    print(f"\n{'output layer':18s}{columns}")
+    previous = None
+    for name, r in results.items():
         scores = ""
         for metric in METRICS:
             others = [results[rival][metric] for rival in rivals.get(name, ()) if rival != name]
             scores += f"{100 * r[metric]:7.1f}{'*' if others and r[metric] > others[0] else ' '}"
-        if i and name not in (rivals.get(list(results)[i - 1]) or ()):
+        if previous and previous not in rivals.get(name, ()):
             print()
-        print(f"{name:18s}{scores}{r['output_layer_bytes'] / 2**20:8.1f}{r['network_bytes'] / 2**20:9.1f}")
-    print("\n* the better of two output layers with the same memory; dense is the ceiling. P@k in %.")
-    print(
-        "MiB: parameters of the output layer; all MiB: of all layers. In training, Adam takes twice as much in addition."
-    )
+        memory = f"{r['output_layer_bytes'] / 2**20:8.1f}{r['network_bytes'] / 2**20:9.1f}"
+        print(f"{name:18s}{scores}{memory}{r['epochs']:8.1f}")
+        previous = name
+    print("\n* the better of two output layers with the same memory; dense, with all connections, is for comparison.")
+    print("MiB: parameters of the output layer; all MiB: of all layers. In training, Adam takes twice as much more.")
+    print("epochs: passes over the artworks in the same time.")
 
 
 def _answer(model, texts, labels, seed):
@@ -179,9 +184,10 @@ def demo(options):
     print(f"Computing {common.device_line(options.device)}")
     print("\n1. A linear layer over texts, which chooses its settings itself\n")
     print(
-        "The corpus contains word counts, not texts. Here a text is the words of an artwork, each as often as it counts:"
+        "The corpus contains word counts, not texts. Here a text is the words of an artwork, each as often as counted:"
     )
-    print("their order means nothing, so word pairs are left out. Subjects with the same name become one.", flush=True)
+    print("their order means nothing, so only single words are features. Subjects with the same name become one.")
+    print("Before the training it tries a few settings on held-out artworks.", flush=True)
     points = {"train": corpus.train, "test": corpus.test}
     parts = {part: (_texts(p, corpus.feature_names), _names(p, corpus.label_names)) for part, p in points.items()}
     model, linear = _train_on_texts(parts, options)
