@@ -72,7 +72,7 @@ def _train_network(name, params, corpus, options):
     def record_score(_, history):
         curve.append((history.seconds, model.score(test.features, test.labels)))
 
-    print(f"{name}: {options.seconds:g} s of training", flush=True)
+    print(f"\n{name}: {options.seconds:g} s of training", flush=True)
     start = time.perf_counter()
     model.fit(corpus.train.features, corpus.train.labels, after_epoch=record_score)
     result = model.evaluate(test.features, test.labels)
@@ -106,7 +106,7 @@ def _table(results):
         print(f"{name:18s}{scores}{memory}{r['epochs']:8.1f}")
         previous = name
     print("\n* the better of two output layers with the same memory; dense, with all connections, is for comparison.")
-    print("MiB: parameters of the output layer; all MiB: of all layers. In training, Adam takes twice as much more.")
+    print("MiB: parameters of the output layer; all MiB: of all layers. Training also stores two moments per weight.")
     print("epochs: passes over the artworks in the same time.")
 
 
@@ -158,11 +158,12 @@ def _picture(results, path):
         axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
         axes.set_xticks([], minor=True)
         axes.margins(0.15)
-    first.legend(frameon=False, loc="lower right")
+    first.legend(frameon=False, loc="best")
     third.set(xlabel="seconds of training (without evaluation and compilation)", ylabel="P@1 on the test set (%)")
     third.set_title("P@1 over time")
+    third.set_xlim(left=0)
     third.set_ylim(bottom=max(0, 100 * max(r["P@1"] for r in results.values()) - 15))
-    third.legend(frameon=False, loc="lower right")
+    third.legend(frameon=False, loc="best")
     for axes in (first, second, third):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
@@ -192,6 +193,10 @@ def demo(options):
     parts = {part: (_texts(p, corpus.feature_names), _names(p, corpus.label_names)) for part, p in points.items()}
     model, linear = _train_on_texts(parts, options)
     print("\n2. Networks over the same word counts, which differ in their output layer\n")
+    print(
+        "For texts, the linear layer is the default. The networks show what the output layer costs and achieves over a"
+    )
+    print("hidden layer, with the same training time for each.", flush=True)
     results = {name: _train_network(name, params, corpus, options) for name, params in CONTESTANTS.items()}
     _table(results)
     print("\n3. An answer\n")
