@@ -1,5 +1,5 @@
 # Each target installs what it needs into .venv.
-# make demo    train five output layers of three kinds with 15,810 labels and compare them
+# make demo    tag artworks with 15,810 subjects: a linear layer over texts, and networks with five output layers
 # make check   lint, check types, run the quick tests (a minute); run it before every commit
 # make test    run all tests that need no GPU, the examples and the tutorials
 # make docs    run the tutorials and build the site: docs/_build/html/index.html

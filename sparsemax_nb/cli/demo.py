@@ -1,4 +1,4 @@
-"""The demo: train five output layers of three kinds with 15,810 labels, and compare them in a table and a plot."""
+"""The demo: a linear layer over texts, networks with five output layers, and an answer with its reasons."""
 
 import os
 import sys
@@ -13,22 +13,51 @@ from ..core.device import resolve_device
 from ..train import curves
 from . import common
 
-#: Name and `Classifier` parameters of each contestant. All use the same embedding, loss, optimizer and time. A
-#: connection stores a weight and an index: so the bottleneck of 64 and fixed fan-in 32 take the same memory, and so do
-#: the bottleneck of 16 and fixed fan-in 8.
+#: Name and `Classifier` parameters of each network. All use the same embedding, loss, optimizer and time.
 CONTESTANTS = {
-    "dense": {"output": "dense"},
-    "bottleneck of 64": {"output": "bottleneck", "bottleneck": 64},
     "bottleneck of 16": {"output": "bottleneck", "bottleneck": 16},
-    "fixed fan-in 32": {"output": "fixed-fan-in", "intermediate": 4096, "fan_in": 32},
     "fixed fan-in 8": {"output": "fixed-fan-in", "intermediate": 4096, "fan_in": 8},
+    "bottleneck of 64": {"output": "bottleneck", "bottleneck": 64},
+    "fixed fan-in 32": {"output": "fixed-fan-in", "intermediate": 4096, "fan_in": 32},
+    "dense": {"output": "dense"},
 }
-PREDICTIONS_OF = "fixed fan-in 32"
-N_ARTWORKS = 5
+#: Layers with the same memory: a connection stores a weight and an index.
+PAIRS = ("bottleneck of 16", "fixed fan-in 8"), ("bottleneck of 64", "fixed fan-in 32")
+METRICS = "P@1", "P@3", "P@5"
 
 
-def _train(name, params, corpus, options):
-    """Train one contestant; return the model and its results."""
+def _texts(points, words):
+    """A text for each point: its words, each as often as it occurs."""
+    x = points.features
+    counts = x.data.astype(np.int64)
+    occurrences = np.repeat(np.asarray(words, object)[x.indices], counts)
+    ends = np.concatenate([[0], np.cumsum(counts)])[x.indptr]
+    return [" ".join(occurrences[first:last]) for first, last in zip(ends[:-1], ends[1:], strict=True)]
+
+
+def _names(points, names):
+    """The label names of each point, without duplicates."""
+    return [list(dict.fromkeys(names[i] for i in row.indices)) for row in points.labels]
+
+
+def _train_on_texts(parts, options):
+    """Train the linear layer; return the model and its results."""
+    model = train.Classifier(
+        word_pairs=False, char_ngrams=0, seed=options.seed, device=options.device, progress=not options.quiet
+    )
+    start = time.perf_counter()
+    model.fit(*parts["train"])
+    seconds = time.perf_counter() - start
+    result = model.evaluate(*parts["test"]) | {"nbytes": model.network_.nbytes, "seconds": seconds}
+    scores = "   ".join(f"{metric} {100 * result[metric]:.1f} %" for metric in METRICS)
+    print(f"{scores}   {seconds:.0f} s   {result['nbytes'] / 2**20:.1f} MiB")
+    print("P@k: share of correct subjects among the k best, on the test set. The time includes the choice of settings,")
+    print("the calibration of the probabilities and compilation. MiB: memory of the layer.")
+    return model, result
+
+
+def _train_network(name, params, corpus, options):
+    """Train one network; return its results."""
     model = train.Classifier(
         architecture="network",
         **params,
@@ -48,7 +77,7 @@ def _train(name, params, corpus, options):
     model.fit(corpus.train.features, corpus.train.labels, after_epoch=record_score)
     result = model.evaluate(test.features, test.labels)
     history = model.history_
-    result |= {
+    return result | {
         "output_layer_bytes": model.network_.output_nbytes,
         "network_bytes": model.network_.nbytes,
         "train_seconds": history.seconds,
@@ -58,50 +87,46 @@ def _train(name, params, corpus, options):
         "compile_seconds": history.first_step_seconds,
         "total_seconds": time.perf_counter() - start,
     }
-    return model, result
 
 
 def _table(results):
-    columns = (
-        f"{'P@1':>7s}{'P@3':>7s}{'P@5':>7s}{'MiB':>8s}{'all MiB':>9s}{'train s':>9s}{'epochs':>8s}{'compile s':>11s}"
-    )
+    """Print the networks, with the better layer of each pair marked in each column."""
+    rivals = {name: pair for pair in PAIRS for name in pair}
+    columns = "".join(f"{metric:>7s} " for metric in METRICS) + f"{'MiB':>8s}{'all MiB':>9s}{'epochs':>8s}"
     print(f"\n{'output layer':18s}{columns}")
+    previous = None
     for name, r in results.items():
-        scores = "".join(f"{100 * r[f'P@{k}']:7.1f}" for k in (1, 3, 5))
-        memory, whole = r["output_layer_bytes"] / 2**20, r["network_bytes"] / 2**20
-        seconds = f"{r['train_seconds']:9.1f}{r['epochs']:8.1f}{r['compile_seconds']:11.1f}"
-        print(f"{name:18s}{scores}{memory:8.1f}{whole:9.1f}{seconds}")
-    print("P@k: percentage of correct labels among the k best, on the test set. MiB: parameters of the output layer;")
-    print(
-        "all MiB: parameters of all layers. During training, the moments of Adam take twice as much memory in addition."
-    )
+        scores = ""
+        for metric in METRICS:
+            others = [results[rival][metric] for rival in rivals.get(name, ()) if rival != name]
+            scores += f"{100 * r[metric]:7.1f}{'*' if others and r[metric] > others[0] else ' '}"
+        if previous and previous not in rivals.get(name, ()):
+            print()
+        memory = f"{r['output_layer_bytes'] / 2**20:8.1f}{r['network_bytes'] / 2**20:9.1f}"
+        print(f"{name:18s}{scores}{memory}{r['epochs']:8.1f}")
+        previous = name
+    print("\n* the better of two output layers with the same memory; dense, with all connections, is for comparison.")
+    print("MiB: parameters of the output layer; all MiB: of all layers. Training also stores two moments per weight.")
+    print("epochs: passes over the artworks in the same time.")
 
 
-def _artworks(model, corpus, seed):
-    """Print a few artworks of the test set with their words, true and predicted subjects; return them."""
-    test, names = corpus.test, corpus.label_names
-    rows = np.sort(np.random.default_rng(seed).choice(test.features.shape[0], N_ARTWORKS, replace=False))
-    _, ids = model.top_k(test.features[rows], 5)
-    shown = []
-    for row, predicted in zip(rows, ids, strict=True):
-        words = [corpus.feature_names[i] for i in test.features[row].indices]
-        true = set(test.labels[row].indices.tolist())
-        entry = {
-            "row": int(row),
-            "words": words,
-            "true": [names[i] for i in sorted(true)],
-            "predicted": [{"name": names[i], "right": int(i) in true} for i in predicted],
-        }
-        shown.append(entry)
-        lines = {
-            "words": " ".join(words),
-            "true": "; ".join(entry["true"]),
-            "predicted": "; ".join(f"{'+' if p['right'] else '-'} {p['name']}" for p in entry["predicted"]),
-        }
-        print(f"\nartwork {row} of the test set")
-        for key, text in lines.items():
-            print(textwrap.fill(text, 110, initial_indent=f"  {key:10s}", subsequent_indent=" " * 12, max_lines=4))
-    return shown
+def _answer(model, texts, labels, seed):
+    """Print the prediction for one text of the test set, and why its best label is predicted; return them."""
+    row = int(np.random.default_rng(seed).integers(len(texts)))
+    text, true = texts[row], labels[row]
+    found = model.explain(text)
+    predicted = [{"name": e.name, "probability": e.probability, "right": e.label in true} for e in found]
+    lines = {
+        "text": text,
+        "true": "; ".join(true),
+        "predicted": "; ".join(f"{'+' if p['right'] else '-'} {p['name']} {p['probability']:.2f}" for p in predicted),
+    }
+    print(f"Artwork {row} of the test set, and the subjects that the linear layer predicts, with their probabilities;")
+    print("+ marks correct ones.\n")
+    for key, line in lines.items():
+        print(textwrap.fill(line, 110, initial_indent=f"  {key:10s}", subsequent_indent=" " * 12, max_lines=4))
+    print(f"\nWhat speaks for (+) or against (-) the first one:\n\n{found[0]}")
+    return {"row": row, "text": text, "true": true, "predicted": predicted, "explanation": str(found[0])}
 
 
 def _picture(results, path):
@@ -133,11 +158,12 @@ def _picture(results, path):
         axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
         axes.set_xticks([], minor=True)
         axes.margins(0.15)
-    first.legend(frameon=False, loc="lower right")
+    first.legend(frameon=False, loc="best")
     third.set(xlabel="seconds of training (without evaluation and compilation)", ylabel="P@1 on the test set (%)")
     third.set_title("P@1 over time")
+    third.set_xlim(left=0)
     third.set_ylim(bottom=max(0, 100 * max(r["P@1"] for r in results.values()) - 15))
-    third.legend(frameon=False, loc="lower right")
+    third.legend(frameon=False, loc="best")
     for axes in (first, second, third):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
@@ -155,22 +181,35 @@ def demo(options):
     device = resolve_device(options.device)
     corpus = data.load("tate")
     n, n_labels = corpus.train.labels.shape
-    print(f"Subjects of artworks (Tate Collection): {n:,} training points, {n_labels:,} subjects")
+    print(f"Subjects of artworks (Tate Collection): {n:,} artworks to train on, {n_labels:,} subjects")
     print(f"Computing {common.device_line(options.device)}")
-    models, results = {}, {}
-    for name, params in CONTESTANTS.items():
-        models[name], results[name] = _train(name, params, corpus, options)
+    print("\n1. A linear layer over texts, which chooses its settings itself\n")
+    print(
+        "The corpus contains word counts, not texts. Here a text is the words of an artwork, each as often as counted:"
+    )
+    print("their order means nothing, so only single words are features. Subjects with the same name become one.")
+    print("Before the training it tries a few settings on held-out artworks.", flush=True)
+    points = {"train": corpus.train, "test": corpus.test}
+    parts = {part: (_texts(p, corpus.feature_names), _names(p, corpus.label_names)) for part, p in points.items()}
+    model, linear = _train_on_texts(parts, options)
+    print("\n2. Networks over the same word counts, which differ in their output layer\n")
+    print(
+        "For texts, the linear layer is the default. The networks show what the output layer costs and achieves over a"
+    )
+    print("hidden layer, with the same training time for each.", flush=True)
+    results = {name: _train_network(name, params, corpus, options) for name, params in CONTESTANTS.items()}
     _table(results)
-    print(f"\nPredictions of the network with {PREDICTIONS_OF}; + marks correct ones:")
-    artworks = _artworks(models[PREDICTIONS_OF], corpus, options.seed)
+    print("\n3. An answer\n")
+    answer = _answer(model, *parts["test"], options.seed)
     _picture(results, picture)
     seconds = time.perf_counter() - start
     print(f"\nplot: {picture}; the demo took {seconds:.0f} s", file=sys.stdout)
     return {
         "device": device,
         "cpu": common.cpu_name(),
+        "linear": linear,
         "contestants": results,
-        "artworks": artworks,
+        "answer": answer,
         "seconds": seconds,
     }
 
@@ -178,7 +217,8 @@ def demo(options):
 def demo_options(sub, device):
     """The options of `demo`."""
     device(sub)
-    sub.add_argument("--seconds", type=float, default=30, metavar="S", help="training time of each layer, in seconds")
+    seconds = "training time of each network, in seconds"
+    sub.add_argument("--seconds", type=float, default=20, metavar="S", help=seconds)
     sub.add_argument("--out", default="demo_output", metavar="DIR", help="folder for the plot")
     sub.add_argument("--seed", type=int, default=0, metavar="N", help="random seed of weights, order and dropout")
     sub.add_argument("--quiet", action="store_true", help="do not show progress")

@@ -188,7 +188,8 @@ class Classifier(
     device : 'auto', 'cpu' or 'cuda'
         'auto' uses a CUDA device if there is one.
     progress : bool
-        Show progress on standard error: a bar, or outside of a terminal one line per tenth of the steps.
+        Show progress on standard error: a bar, or outside of a terminal one line per tenth of the steps, or of
+        the time budget.
 
     Attributes
     ----------

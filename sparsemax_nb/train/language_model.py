@@ -101,7 +101,8 @@ class LanguageModel(SampledEstimator):
     device : 'auto', 'cpu' or 'cuda'
         'auto' uses a CUDA device if there is one.
     progress : bool
-        Show progress on standard error: a bar in a terminal, else a line per tenth of the steps.
+        Show progress on standard error: a bar in a terminal, else a line per tenth of the steps, or of the
+        time budget.
 
     Attributes
     ----------

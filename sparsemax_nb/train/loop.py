@@ -206,12 +206,16 @@ class Run:
         `save()` writes a checkpoint. It is called after each epoch, every `save_seconds`, and on Ctrl-C, which then
         raises KeyboardInterrupt. `after_epoch(epoch, history)` is called after each epoch; its time does not count.
         """
-        bar = Progress(self._total_steps, self.history.steps, progress)
+        has_budget = self._budget_seconds is not None
+        if has_budget:  # it may end the run long before the last epoch
+            bar = Progress(self._budget_seconds, self.history.seconds, progress, unit="s")
+        else:
+            bar = Progress(self._total_steps, self.history.steps, progress)
         self.history.stopped = self._stop_reason()
         with bar, deferred_interrupt(save is not None) as interrupted:
             is_first, last_save = True, clock()
             while not self.history.stopped:
-                start = clock()
+                start, before = clock(), self.history.seconds
                 self._step()
                 seconds = clock() - start
                 if is_first:
@@ -220,7 +224,7 @@ class Run:
                     self.history.seconds += seconds
                     self.history.output_seconds += self._output_seconds
                 is_first = False
-                bar.step(self._progress_text)
+                bar.step(self._progress_text, self.history.seconds - before if has_budget else 1)
                 epoch_done, over_budget = self._is_epoch_done(), self._over_budget()
                 if over_budget and not epoch_done and save is not None:
                     self._check_finite()

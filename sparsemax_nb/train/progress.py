@@ -11,6 +11,8 @@ LINES_PER_RUN = 10
 MAX_SILENT_SECONDS = 60.0
 #: Steps between two updates of the metrics shown next to a bar. Formatting them takes time.
 METRICS_EVERY = 20
+#: A bar of seconds: tqdm's own would also show seconds per second.
+SECONDS_BAR = "{percentage:3.0f}%|{bar}| {n:.1f}/{total:g} s{postfix}"
 
 
 class Progress:
@@ -18,10 +20,10 @@ class Progress:
 
     Parameters
     ----------
-    total : int
-        Steps of the whole run.
-    done : int
-        Steps that are already done, in a resumed run.
+    total : int or float
+        Steps of the whole run; or the seconds of its time budget, with the unit 's'.
+    done : int or float
+        Steps that are already done, or seconds that have passed, in a resumed run.
     enabled : bool
         False shows nothing.
     clock : callable
@@ -36,11 +38,15 @@ class Progress:
         self._enabled = enabled
         self._clock = clock
         self._unit = unit
-        self._part = LINES_PER_RUN * done // max(total, 1)
+        self._n_calls = 0
+        self._part = LINES_PER_RUN * done // (total or 1)
         self._last_line = clock()
         self._bar = None
         if enabled and sys.stderr.isatty():
-            self._bar = tqdm(total=total, initial=done, unit=unit, file=sys.stderr, mininterval=0.5)
+            bar_format = SECONDS_BAR if unit == "s" else None
+            self._bar = tqdm(
+                total=total, initial=done, unit=unit, bar_format=bar_format, file=sys.stderr, mininterval=0.5
+            )
 
     def __enter__(self):
         return self
@@ -50,17 +56,19 @@ class Progress:
             self._bar.close()
 
     def step(self, metrics=dict, n=1):
-        """Count n more steps; ``metrics()`` returns a dict of values to show next to the step number."""
-        self._done += n
+        """Count n more steps or seconds; ``metrics()`` returns a dict of values to show next to their number."""
+        self._done, self._n_calls = min(self._done + n, self._total), self._n_calls + 1
         if self._bar is not None:
-            self._bar.update(n)
-            if self._done % METRICS_EVERY == 0:
+            self._bar.update(self._done - self._bar.n)
+            if self._n_calls % METRICS_EVERY == 0:
                 self._bar.set_postfix(metrics(), refresh=False)
         elif self._enabled and self._is_due():
             shown = ", ".join(f"{name}={value}" for name, value in metrics().items())
             share = self._done / self._total
-            line = f"{self._unit} {self._done:,} of {self._total:,} ({share:.0%})  {shown}".rstrip()
-            print(line, file=sys.stderr, flush=True)
+            done = f"{self._unit} {self._done:,} of {self._total:,}"
+            if self._unit == "s":
+                done = f"{self._done:.1f} of {self._total:g} s"
+            print(f"{done} ({share:.0%})  {shown}".rstrip(), file=sys.stderr, flush=True)
 
     def _is_due(self):
         part, now = LINES_PER_RUN * self._done // self._total, self._clock()

@@ -165,20 +165,42 @@ def test_info(capsys, tmp_path):
     assert f"threads ({numba.threading_layer()})" in shown
 
 
-def test_demo_at_small_size(capsys, tmp_path, ticking):
-    out, figures = tmp_path / "out", tmp_path / "demo.json"
-    assert (
-        main.main(["demo", "--seconds", "0.5", "--device", "cpu", "--quiet", "--out", str(out), "--json", str(figures)])
-        == 0
-    )
-    result, shown = json.loads(figures.read_text()), capsys.readouterr().out
-    assert {"dense", "bottleneck of 64", "fixed fan-in 32"} < set(result["contestants"]) and len(
-        result["artworks"]
-    ) == 5
-    assert shown.count("predicted ") == 5 and "fixed fan-in 32" in shown
-    assert (out / "accuracy_against_memory.png").read_bytes().startswith(b"\x89PNG")
+def test_demo(folder, capsys, tmp_path, monkeypatch, ticking):
+    """Every part of its output, on a small corpus instead of the artworks."""
+    corpus, out, figures = data.load(folder), tmp_path / "out", tmp_path / "demo.json"
+    monkeypatch.setattr(data, "load", lambda name: corpus)
+    command = ["demo", "--seconds", "0.5", "--device", "cpu", "--out", str(out), "--json", str(figures)]
+    assert main.main(command) == 0
+    result, (shown, errors) = json.loads(figures.read_text()), capsys.readouterr()
+    assert list(result["contestants"]) == list(demo.CONTESTANTS)
     for r in result["contestants"].values():
         assert 0 < r["P@1"] <= 1 and r["output_layer_bytes"] > 0 and r["train_seconds"] == 0.5
+    scores = "   ".join(f"{metric} {100 * result['linear'][metric]:.1f} %" for metric in ("P@1", "P@3", "P@5"))
+    assert scores in shown and "0.5 of 0.5 s (100%)" in errors
+    answer = result["answer"]
+    row = corpus.test.features[answer["row"]]
+    assert sorted(answer["text"].split()) == sorted(np.repeat([f"word{i}" for i in row.indices], row.data.astype(int)))
+    assert answer["true"] == [f"subject {i}" for i in corpus.test.labels[answer["row"]].indices]
+    for predicted in answer["predicted"]:
+        assert predicted["right"] == (predicted["name"] in answer["true"])
+        assert f"{'-+'[predicted['right']]} {predicted['name']} {predicted['probability']:.2f}" in shown
+    assert (
+        answer["explanation"].startswith(answer["predicted"][0]["name"] + ": score ") and answer["explanation"] in shown
+    )
+    assert (out / "accuracy_against_memory.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_demo_marks_the_better_layer_of_each_pair(capsys):
+    results = {name: {"P@1": 0.5, "P@3": 0.4, "P@5": 0.3} for name in demo.CONTESTANTS}
+    results["fixed fan-in 8"] |= {"P@1": 0.6, "P@3": 0.3}
+    results["dense"] |= {"P@1": 0.9}
+    demo._table(
+        {name: r | {"output_layer_bytes": 2**20, "network_bytes": 2**21, "epochs": 1.0} for name, r in results.items()}
+    )
+    rows = [line.split() for line in capsys.readouterr().out.split("\n\n* ")[0].splitlines() if line]
+    assert [row[-6:-3] for row in rows[1:]] == [
+        ["50.0", "40.0*", "30.0"], ["60.0*", "30.0", "30.0"], *[["50.0", "40.0", "30.0"]] * 2, ["90.0", "40.0", "30.0"]
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

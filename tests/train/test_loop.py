@@ -161,3 +161,12 @@ def test_parameters_that_are_not_finite_when_the_budget_is_spent(ticking):
     with pytest.raises(train.TrainingError, match="step 1: weight holds NaN or infinity after it"):
         training.run(progress=False, save=lambda: saved.append(network.steps))
     assert not saved
+
+
+def test_a_time_budget_is_the_length_of_the_progress_bar(capsys, ticking):
+    """Not the steps of all epochs, of which the budget allows only a few. A step takes a quarter of a second."""
+    schedule = loop.Schedule(loss="bce", batch_size=2, epochs=10_000, seed=0, budget_seconds=5.0)
+    training = loop.Training(Notes(), Adam(), schedule, 10, batch=lambda rows: (rows, rows))
+    assert training.run().stopped == "budget"
+    shown = capsys.readouterr().err.splitlines()
+    assert [line.split("  ")[0] for line in shown] == [f"{s / 2:.1f} of 5 s ({s}0%)" for s in range(1, 11)]

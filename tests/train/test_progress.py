@@ -52,3 +52,19 @@ def test_nothing_where_it_is_not_wanted(capsys):
     with progress.Progress(3, 0, False) as bar:
         bar.step(lambda: pytest.fail("the text is not needed"))
     assert capsys.readouterr().err == ""
+
+
+def test_a_time_budget_is_shown_in_seconds(monkeypatch, capsys):
+    """A line per tenth of the budget; in a terminal a bar that ends at 100 %, even if the last step takes longer."""
+
+    def run():
+        with progress.Progress(5.0, 1.0, True, unit="s") as bar:
+            for n in range(30):
+                bar.step(lambda n=n: {"loss": n}, 0.15)
+        return capsys.readouterr().err.splitlines()
+
+    shown = run()
+    assert shown[0] == "1.6 of 5 s (32%)  loss=3" and shown[-1] == "5.0 of 5 s (100%)  loss=26" and len(shown) == 8
+    monkeypatch.setattr(progress.sys, "stderr", terminal := Terminal())
+    run()
+    assert "| 5.0/5 s, loss=19" in terminal.getvalue() and "100%|" in terminal.getvalue()
