@@ -266,6 +266,8 @@ def _text_options(sub, default):
     pairs = "use two neighboring words as a feature, in addition to single words"
     sub.add_argument("--word-pairs", action=yes_or_no, default=default["word_pairs"], help=pairs)
     option("char_ngrams", common.count, "N", "length of the character n-grams that are features, too; 0: none")
+    weight = "weight of the character n-grams relative to the words; auto: chosen by trials, for the linear layer"
+    option("char_weight", common.number_or_auto, "X|auto", weight)
     bits = "store no vocabulary: a hash function maps each kind of feature to 2^N columns (default: a vocabulary)"
     option("hash_bits", common.count, "N", bits)
     points = "use the names of a label as its training points"

@@ -16,8 +16,9 @@ from .text import Numbering, split
 #: Kinds of features, in the order of their codes.
 KINDS = "words", "word pairs", "character n-grams"
 WORD, PAIR, CHARACTERS = range(3)
-#: Length of the part of a row that consists of the features of each kind. Chosen on titles in English and in Finnish.
-LENGTHS = np.array([1.0, 0.7, 0.7])
+#: Length of the part of a row that consists of pairs; that of words is 1. Chosen on titles in English and in Finnish.
+PAIR_WEIGHT = 0.5
+MAX_WEIGHT = 1e6
 #: Pairs and n-grams that occur in fewer training texts are left out; words never are.
 MIN_TEXTS = 2
 #: First character of the key of an n-gram. No word contains it, and a key with a space inside is a pair.
@@ -29,11 +30,13 @@ UNSPACED_OR_RUN = re.compile(f"[{UNSPACED}]|[^{UNSPACED}]+")
 TEXTS_PER_BLOCK = 1 << 16
 MAX_REMEMBERED = 1 << 18
 MAX_HASH_BITS = 28
+PARAMETERS = "word_pairs", "char_ngrams", "char_weight", "hash_bits"
 
 #: Description of a fitted vectorizer in a model file.
 DESCRIPTION = description.record(
     word_pairs=description.boolean,
     char_ngrams=description.integer(0, 100),
+    char_weight=description.number(0, MAX_WEIGHT),
     hash_bits=description.optional(description.integer(1, MAX_HASH_BITS)),
     n_texts=description.integer(0),
 )
@@ -69,8 +72,8 @@ class TextVectorizer:
 
     Each kind of feature is a vector with the weights ``(1 + ln(count)) * idf``, where
     ``idf[t] = ln((1 + n) / (1 + df[t])) + 1``, n is the number of training texts and ``df[t]`` the number of those with
-    feature t. It is scaled to length 1 for words, and 0.7 for pairs and for n-grams. A row is the concatenation of
-    these vectors, scaled to length 1.
+    feature t. It is scaled to length 1 for words, 0.5 for pairs and `char_weight` for n-grams. A row is the
+    concatenation of these vectors, scaled to length 1.
 
     Parameters
     ----------
@@ -79,6 +82,8 @@ class TextVectorizer:
     char_ngrams : int
         Length of the character n-grams inside a word, which includes a space at both ends; 0: no n-grams. They relate
         inflected words and compounds, and recognize parts of unknown words.
+    char_weight : float
+        Length of the vector of the n-grams, above 0. Languages with much inflection need a larger one.
     hash_bits : int or None
         None stores a vocabulary of all features. A number from 1 to 28 stores none: each kind of feature has
         ``2**hash_bits`` columns, and a hash function chooses the column. Memory is then bounded, and words that did not
@@ -111,9 +116,17 @@ class TextVectorizer:
     array([[0.   , 0.605, 0.   , 0.   , 0.   , 0.   , 0.796]], dtype=float32)
     """
 
-    def __init__(self, *, word_pairs: bool = True, char_ngrams: int = 4, hash_bits: int | None = None):
+    def __init__(
+        self,
+        *,
+        word_pairs: bool = True,
+        char_ngrams: int = 4,
+        char_weight: float = 1.0,
+        hash_bits: int | None = None,
+    ):
         self.word_pairs = word_pairs
         self.char_ngrams = char_ngrams
+        self.char_weight = char_weight
         self.hash_bits = hash_bits
 
     def fit(self, texts: Iterable[str]) -> Self:
@@ -288,6 +301,7 @@ class TextVectorizer:
     def _check_params(self):
         check.flag("word_pairs", self.word_pairs)
         check.integer("char_ngrams", self.char_ngrams, 0, 100)
+        check.number("char_weight", self.char_weight, 0, MAX_WEIGHT, open_ends=True)
         if self.hash_bits is not None:
             check.integer("hash_bits", self.hash_bits, 1, MAX_HASH_BITS)
 
@@ -345,14 +359,14 @@ class TextVectorizer:
         return self._normalized(counts)
 
     def _normalized(self, rows):
-        """Rows whose parts, one per kind of feature, are scaled to LENGTHS, and then the whole to 1; overwritten."""
-        n, columns = rows.shape[0], rows.indices
+        """Rows whose parts, one per kind of feature, have their lengths, and the whole has length 1; overwritten."""
+        n, columns, lengths_of_kinds = rows.shape[0], rows.indices, np.array([1.0, PAIR_WEIGHT, self.char_weight])
         kinds = columns >> self.hash_bits if self._kinds is None else self._kinds[columns]
         row_ids = np.repeat(np.arange(n), np.diff(rows.indptr))
         part = row_ids * len(KINDS) + kinds
         squares = np.bincount(part, rows.data.astype(np.float64) ** 2, len(KINDS) * n)
-        lengths = np.sqrt((squares.reshape(n, len(KINDS)) > 0) @ LENGTHS**2)
-        scales = LENGTHS[np.arange(len(squares)) % len(KINDS)] / np.sqrt(np.where(squares > 0, squares, 1))
+        lengths = np.sqrt((squares.reshape(n, len(KINDS)) > 0) @ lengths_of_kinds**2)
+        scales = lengths_of_kinds[np.arange(len(squares)) % len(KINDS)] / np.sqrt(np.where(squares > 0, squares, 1))
         rows.data = (rows.data * scales[part] / lengths[row_ids]).astype(np.float32)
         return rows
 
@@ -378,14 +392,12 @@ class TextVectorizer:
 
     def _description(self):
         """What a model file says about the vectorizer, see `DESCRIPTION`."""
-        return {name: getattr(self, name) for name in ("word_pairs", "char_ngrams", "hash_bits")} | {
-            "n_texts": self.n_texts_
-        }
+        return {name: getattr(self, name) for name in PARAMETERS} | {"n_texts": self.n_texts_}
 
     @classmethod
     def _from_arrays(cls, arrays, about):
         """The vectorizer of `_arrays` and `_description` from a file; TypeError or ValueError if they are invalid."""
-        new = cls(**{name: about[name] for name in ("word_pairs", "char_ngrams", "hash_bits")})
+        new = cls(**{name: about[name] for name in PARAMETERS})
         new._check_params()
         text = check.array("text.vocabulary", arrays["text.vocabulary"], np.uint8, ("n",)).tobytes()
         keys = text.decode("utf-8", "surrogatepass").split("\n") if text else []

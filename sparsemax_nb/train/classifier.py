@@ -13,6 +13,7 @@ import scipy.sparse
 from ..core import check
 from ..core.device import resolve_device
 from ..data import TextVectorizer
+from ..data.vectorizer import MAX_WEIGHT
 from ..group_shared import DTYPES
 from ..grouping import GROUPINGS
 from . import loop, memory
@@ -81,6 +82,9 @@ class Classifier(
         ones that would have corrected the label's errors. 0 adds none.
     word_pairs, char_ngrams, hash_bits : bool, int, int or None
         Features of texts, see `TextVectorizer`.
+    char_weight : 'auto' or float
+        Weight of the character n-grams of texts relative to the words. For 'linear', 'auto' doubles it from 1 up to 4
+        as long as trials like those for C become better; for 'network' it is 1.
     name_points : bool
         Whether the names of a label (if y has label names, and X texts) are additional training points of that label.
         They help rare labels, and make it possible to predict labels without any training point.
@@ -304,6 +308,7 @@ class Classifier(
         extra_features: float = 0.5,
         word_pairs: bool = True,
         char_ngrams: int = 4,
+        char_weight: float | str = "auto",
         hash_bits: int | None = None,
         name_points: bool = True,
         calibration: bool = True,
@@ -375,6 +380,8 @@ class Classifier(
         check.number("features_per_point", self.features_per_point, 0, 1e6)
         check.integer("min_features", self.min_features, 1)
         check.number("extra_features", self.extra_features, 0, 1e6)
+        if not _is_auto(self.char_weight):
+            check.number("char_weight", self.char_weight, 0, MAX_WEIGHT, open_ends=True)
         self._new_vectorizer()._check_params()
         for name in ("name_points", "calibration", "warm_start"):
             check.flag(name, getattr(self, name))

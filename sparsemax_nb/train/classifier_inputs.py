@@ -81,7 +81,12 @@ class ClassifierInputs:
     """Mixin of `Classifier` that checks texts and features, and converts them to batches for the model."""
 
     def _new_vectorizer(self):
-        return TextVectorizer(word_pairs=self.word_pairs, char_ngrams=self.char_ngrams, hash_bits=self.hash_bits)
+        return TextVectorizer(
+            word_pairs=self.word_pairs,
+            char_ngrams=self.char_ngrams,
+            char_weight=1.0 if isinstance(self.char_weight, str) else self.char_weight,
+            hash_bits=self.hash_bits,
+        )
 
     def _inputs(self, x, y, names, validation):
         """Features and labels of the fit, and of the validation or None, as matrices; sets what describes them."""

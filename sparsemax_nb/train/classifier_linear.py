@@ -255,12 +255,15 @@ class LinearArchitecture(SampledEstimator):
         settings = self._linear_settings(
             *(start if name in wanted else getattr(self, name) for name, start in initial.items())
         )
-        self.trials_ = []
+        self.trials_, known = [], []
+        if self.vectorizer_ is not None and self.char_weight == "auto" and self.char_ngrams:
+            x, known = self._choose_char_weight(x, y, settings, validation, sample_weight=weights, is_name=is_name)
         if wanted:
             held_out = None if validation is None else (self._all_batches(validation[0]), validation[1])
-            settings, self.trials_ = linear_settings.choose_settings(
-                x, y, settings, wanted=wanted, validation=held_out, sample_weight=weights, is_name=is_name
+            settings, trials = linear_settings.choose_settings(
+                x, y, settings, wanted=wanted, validation=held_out, sample_weight=weights, is_name=is_name, known=known
             )
+            self.trials_ = self.trials_ + trials
         self.C_ = settings.C
         self.slack_ = settings.slack
         self.frequency_ = settings.frequency
@@ -287,6 +290,23 @@ class LinearArchitecture(SampledEstimator):
         if validation is not None:
             training.validate = lambda: self._evaluate_with(training.network, *validation, ks)
         return training
+
+    def _choose_char_weight(self, x, y, settings, validation, **options):
+        """Choose the weight of the n-grams; returns the features with this weight, and the trials with it.
+
+        Also reweighs the features of the validation set in place.
+        """
+
+        def weighted(weight):
+            self.vectorizer_.char_weight = weight
+            if validation is not None:
+                self.vectorizer_._normalized(validation[0])
+            return self.vectorizer_._normalized(x.copy()), validation
+
+        weight, self.trials_ = linear_settings.choose_char_weight(weighted, y, settings, **options)
+        if self.progress:
+            print(f"sparsemax-nb: char_weight = {weight:g}, after {len(self.trials_)} trials", file=sys.stderr)
+        return weighted(weight)[0], [trial for trial in self.trials_ if trial["char_weight"] == weight]
 
     def _changeable_on_resume(self, training):
         is_linear = isinstance(training, linear.DualTraining)

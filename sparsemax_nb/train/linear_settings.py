@@ -13,6 +13,8 @@ FIRST = 0.5, 0.2
 #: Values of C and slack that the search tries.
 GRID_C = 0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0
 GRID_SLACK = 0.05, 0.1, 0.2, 0.3, 0.4, 0.6
+#: Weights of character n-grams that the search tries, until one is no better than the one before.
+CHAR_WEIGHTS = 1.0, 2.0, 4.0
 #: Values of frequency that each trial tries.
 FREQUENCIES = 0.0, 0.01, 0.02, 0.05, 0.1
 #: Number of each row's best labels that a value of frequency may reorder.
@@ -35,10 +37,27 @@ MIN_HELD_OUT = 2000
 MAX_SPLITS = 5
 
 
-def choose_settings(x, y, settings, *, wanted, validation=None, sample_weight=None, is_name=None):
+def choose_char_weight(weighted, y, settings, **options):
+    """The weight of character n-grams with the best nDCG@5 on held-out rows: the first, or a larger one; and trials.
+
+    ``weighted(weight)`` are the features and the validation set, or None. `options` as in `choose_settings`.
+    """
+    chosen, trials = CHAR_WEIGHTS[0], []
+    for weight in CHAR_WEIGHTS:
+        x, validation = weighted(weight)
+        _, found = choose_settings(x, y, settings, wanted=(), validation=validation, **options)
+        trials += [trial | {"char_weight": weight} for trial in found]
+        if len(trials) > 1 and trials[-1]["nDCG@5"] <= (1 + MIN_GAIN) * trials[-2]["nDCG@5"] or not found:
+            break
+        chosen = weight
+    return chosen, trials
+
+
+def choose_settings(x, y, settings, *, wanted, validation=None, sample_weight=None, is_name=None, known=()):
     """(Settings, trials): settings with about the best nDCG@5 on held-out rows.
 
-    `wanted` names the settings to choose: 'C', 'slack', 'frequency'. The rows of a `validation` (X, y) replace the
+    `wanted` names the settings to choose: 'C', 'slack', 'frequency'. `known` are trials with the same features that need
+    not be repeated. The rows of a `validation` (X, y) replace the
     held-out rows. The rows `is_name`, names of labels, are never held out. Trials train with `sample_weight`, as
     `DualTraining` does; in the metric all held-out rows count the same.
 
@@ -51,7 +70,8 @@ def choose_settings(x, y, settings, *, wanted, validation=None, sample_weight=No
     x, y, row_weights, rows = weighted_rows(x, y, sample_weight)
     is_name = np.zeros(len(rows), bool) if is_name is None else is_name[rows]
     splits = list(_trial_splits(x, y, row_weights, settings.seed, validation, is_name))
-    results, trials = {}, []
+    results = {(trial["C"], trial["slack"]): (trial["nDCG@5"], trial["frequency"]) for trial in known}
+    trials = []
     if not splits:
         return settings, trials
     frequencies = FREQUENCIES if "frequency" in wanted else (settings.frequency,)
