@@ -56,10 +56,10 @@ def choose_char_weight(weighted, y, settings, **options):
 def choose_settings(x, y, settings, *, wanted, validation=None, sample_weight=None, is_name=None, known=()):
     """(Settings, trials): settings with about the best nDCG@5 on held-out rows.
 
-    `wanted` names the settings to choose: 'C', 'slack', 'frequency'. `known` are trials with the same features that need
-    not be repeated. The rows of a `validation` (X, y) replace the
+    `wanted` names the settings to choose: 'C', 'slack', 'frequency'. The rows of a `validation` (X, y) replace the
     held-out rows. The rows `is_name`, names of labels, are never held out. Trials train with `sample_weight`, as
-    `DualTraining` does; in the metric all held-out rows count the same.
+    `DualTraining` does; in the metric all held-out rows count the same. `known` are trials with the same features that
+    need not be repeated.
 
     A linear layer trains its labels independently. Hence some of the labels, with all their points, are a smaller
     problem of the same kind; some of the rows would be a problem with fewer points per label. C and slack take turns,
