@@ -133,6 +133,12 @@ class TextVectorizer:
         ------
         TypeError, ValueError
             Not a sequence of str; no text has a word; a parameter out of range.
+
+        Examples
+        --------
+        >>> from sparsemax_nb.data import TextVectorizer
+        >>> TextVectorizer(word_pairs=False).fit(["maps", "maps, too"]).feature_names()
+        ['maps', '# map', '#maps', '#aps ', 'too']
         """
         self.fit_transform(texts)
         return self

@@ -287,6 +287,14 @@ class ClassifierPredictions(SampledEstimator):
         ------
         TypeError, ValueError
             The model is not fitted yet; X or y invalid; no point has a label.
+
+        Examples
+        --------
+        >>> from sparsemax_nb.train import Classifier
+        >>> texts, labels = ["old maps", "old books", "new maps"] * 9, [["map"], ["book"], ["map", "new"]] * 9
+        >>> model = Classifier(progress=False, calibration=False).fit(texts, labels)
+        >>> model.calibrate(["a map", "books", "a new book"], [["map"], ["book"], ["book"]]).predict(["books"])
+        [['book']]
         """
         self._check_fitted()
         x, labels = self._pair(X, y)
@@ -395,6 +403,15 @@ class ClassifierPredictions(SampledEstimator):
         ------
         TypeError, ValueError
             As for `top_k`; more than 4 GiB of scores: use `top_k`.
+
+        Examples
+        --------
+        >>> from sparsemax_nb.train import Classifier
+        >>> texts, labels = ["old maps", "old books", "new maps"] * 9, [["map"], ["book"], ["map", "new"]] * 9
+        >>> model = Classifier(progress=False).fit(texts, labels)
+        >>> scores = model.decision_function(["a map", "books"])
+        >>> scores.shape, model.classes_[scores.argmax(1)].tolist()
+        ((2, 3), ['map', 'book'])
         """
         self._check_fitted()
         scores = self._dense(self._features(X), lambda scores, ids: scores)

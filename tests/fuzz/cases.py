@@ -698,6 +698,39 @@ def _(r, name):
     return Call(getattr(me, method), [counts(r)], me=me, writes=("self",), check=dense.tfidf(me, method))
 
 
+TEXTS = ["old maps of Rome", "old maps", "", "Rome, old and new", "\u4e2d\u6587 E\u0301cole"]
+
+
+def vectorizer(r):
+    hash_bits = None if r.random() < 0.6 else int(r.integers(1, 9))
+    return data.TextVectorizer(
+        word_pairs=bool(r.random() < 0.5), char_ngrams=int(r.integers(0, 5)), hash_bits=hash_bits
+    )
+
+
+@of("TextVectorizer")
+def _(r):
+    def construct_and_fit(**params):
+        return data.TextVectorizer(**params).fit(TEXTS)
+
+    return Call(construct_and_fit, [], vars(vectorizer(r)))
+
+
+@of(*[f"TextVectorizer.{method}" for method in ("fit", "fit_transform", "transform", "extend")])
+def _(r, name):
+    me, method = vectorizer(r), name.split(".")[1]
+    if method in ("transform", "extend"):
+        me.fit(TEXTS[:3])
+    return Call(getattr(me, method), [TEXTS], me=me, writes=("self",), check=dense.text_weights(me, method))
+
+
+@of("TextVectorizer.feature_names", "TextVectorizer.parts")
+def _(r, name):
+    method, me = name.split(".")[1], vectorizer(r)
+    me.hash_bits = me.hash_bits if method == "parts" else None
+    return Call(getattr(me.fit(TEXTS), method), TEXTS[:1] if method == "parts" else [], me=me)
+
+
 @of("fingerprint")
 def _(r):
     m = counts(r)
@@ -971,6 +1004,37 @@ def _(r, name):
     me = fitted("Classifier") if method == "encode" or r.random() < 0.5 else fitted_linear()
     args = [X[:5]] + {"top_k": [2], "predict": [2], "encode": [], "evaluate": [Y[:5], [1, 2]], "score": [Y[:5]]}[method]
     return Call(getattr(me, method), args, me=me, check=dense.same_answer(me, method))
+
+
+@of("Classifier.predict_proba", "Classifier.decision_function")
+def _(r, name):
+    method, me = name.split(".")[1], fitted_linear()
+    return Call(getattr(me, method), [X[:5]], me=me, check=dense.same_answer(me, method))
+
+
+@of("Classifier.calibrate", "Classifier.retire")
+def _(r, name):
+    method, me = name.split(".")[1], linear_classifier().fit(X, Y)
+    return Call(getattr(me, method), [X, Y] if method == "calibrate" else [[0, 3]], me=me, writes=("self",))
+
+
+@of(*[f"Classifier.{m}" for m in ("set_fit_request", "set_partial_fit_request", "set_score_request")])
+def _(r, name):
+    me = estimator("Classifier")
+
+    def call(sample_weight):
+        import sklearn
+
+        with sklearn.config_context(enable_metadata_routing=True):
+            return getattr(me, name.split(".")[1])(sample_weight=sample_weight)
+
+    return Call(call, [], {"sample_weight": True}, me=me, writes=("self",))
+
+
+@of("Classifier.get_metadata_routing")
+def _(r):
+    me = estimator("Classifier")
+    return Call(me.get_metadata_routing, [], me=me)
 
 
 @of("Classifier.explain")

@@ -196,7 +196,7 @@ def raw(path, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda h: h["__metadata__"].update(version="x"), "has format version x, this package reads version 6"),
+        (lambda h: h["__metadata__"].update(version="x"), "has format version x, this package reads version 7"),
         (lambda h: h["__metadata__"].update(description="[" * 100000), "has no complete description"),
         (lambda h: h["__metadata__"].update(description="[]"), "has no complete description"),
         (lambda h: h["__metadata__"].pop("kind") and None, "has no complete description"),
@@ -242,7 +242,7 @@ def test_a_refused_fit_changes_nothing(folder, tmp_path, run):
 
 def answers_of(model):
     if isinstance(model, train.Classifier):
-        return model.predict(POINTS.features[:9]).tolist()
+        return model.predict(POINTS.features[:9], 5).tolist()
     return model.perplexity(TEXT)
 
 
@@ -250,12 +250,12 @@ def test_a_fit_that_finds_wrong_numbers_changes_nothing():
     """Dense features are looked through as they are used."""
     x, y = np.random.default_rng(0).standard_normal((60, 8), dtype=np.float32), POINTS.labels[:60]
     model = train.Classifier(**CLASSIFIER | {"output": "dense"}).fit(x, y)
-    before, answers = dict(vars(model)), model.predict(x).tolist()
+    before, answers = dict(vars(model)), model.predict(x, 5).tolist()
     wild = x.copy()
     wild[50, 3] = np.inf
     with pytest.raises((FloatingPointError, ValueError), match="finite"):
         model.fit(wild, y)
-    assert vars(model) == before and model.predict(x).tolist() == answers
+    assert vars(model) == before and model.predict(x, 5).tolist() == answers
 
 
 def test_names_are_kept_by_load_then_save_and_go_with_another_fit(tmp_path):
