@@ -375,8 +375,11 @@ class TextVectorizer:
 
     def _description(self):
         """What a model file says about the vectorizer, see `DESCRIPTION`."""
-        return {name: getattr(self, name) for name in ("word_pairs", "char_ngrams", "hash_bits")} | {
-            "n_texts": self.n_texts_
+        return {
+            "word_pairs": bool(self.word_pairs),
+            "char_ngrams": int(self.char_ngrams),
+            "hash_bits": None if self.hash_bits is None else int(self.hash_bits),
+            "n_texts": self.n_texts_,
         }
 
     @classmethod

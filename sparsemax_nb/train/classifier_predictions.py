@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,7 @@ class ClassifierPredictions(SampledEstimator):
             before it.
         ids : (n, k) int32
             NumPy; positions in `classes_`, best first. If fewer labels are allowed, the rest is -1, with score -inf.
+            A row without features, such as an empty text or one without known words, has the scores of the biases.
 
         Raises
         ------
@@ -137,12 +138,13 @@ class ClassifierPredictions(SampledEstimator):
 
     def _ids_of(self, name, labels):
         """Positions of labels in `classes_`; ValueError for an unknown one."""
-        if isinstance(labels, (str, bytes)) or not hasattr(labels, "__iter__"):
+        is_array = isinstance(labels, np.ndarray)
+        if isinstance(labels, (str, bytes)) or not hasattr(labels, "__iter__") or (is_array and labels.ndim != 1):
             raise TypeError(f"{name} must be a sequence of labels, got {check.shown(labels)}")
         known = {label: i for i, label in enumerate(self.classes_.tolist())}
-        labels = labels.tolist() if isinstance(labels, np.ndarray) else list(labels)
+        labels = labels.tolist() if is_array else list(labels)
         for label in labels:
-            if label not in known:
+            if not isinstance(label, Hashable) or label not in known:
                 raise ValueError(f"{name} must contain labels of the model, got {check.shown(label)}")
         return np.array([known[label] for label in labels], np.int64)
 
@@ -183,6 +185,7 @@ class ClassifierPredictions(SampledEstimator):
         labels : array, CSR matrix or list
             If y had one class per row: (n,) classes. If it had lists of label names: a list of lists of names, best
             first. If it was a matrix: (n, L), CSR float32 if it was sparse, else a dense array of its dtype.
+            An empty text, or one without known words, gets the labels that the biases alone predict, most often none.
             With k: (n, k) labels (elements of `classes_`), best first; for a matrix int32 ids.
 
         Raises
@@ -323,7 +326,12 @@ class ClassifierPredictions(SampledEstimator):
             probabilities = self.calibration_.probabilities(scores, n_points)
             threshold, limit = choose_decision(probabilities, ids, labels, measure if is_measure else "sample-f1")
         self.threshold_ = threshold if is_measure else float(measure)
-        self.limit_ = limit if self.limit == "auto" else self.limit
+        self.limit_ = limit if self.limit == "auto" else self._fixed_limit
+
+    @property
+    def _fixed_limit(self):
+        """The parameter `limit` as an int, None if it is 'auto' or None."""
+        return None if self.limit in (None, "auto") else int(self.limit)
 
     def _points_of(self, ids):
         """The number of training points of labels, names included."""

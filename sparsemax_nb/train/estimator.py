@@ -263,6 +263,10 @@ class MetadataRequests:
             if name not in self.metadata[method]:
                 known = ", ".join(self.metadata[method])
                 raise TypeError(f"set_{method}_request has no argument {name!r}; its arguments are {known}")
+            if not (
+                request is None or isinstance(request, bool) or (isinstance(request, str) and request.isidentifier())
+            ):
+                raise ValueError(f"{name} must be True, False, None or its other name, got {check.shown(request)}")
             getattr(routing, method).add_request(param=name, alias=request)
         self._metadata_request = routing
         return self
