@@ -1,5 +1,7 @@
 """The model file of a `Classifier`, apart from the parameters of its network."""
 
+import re
+
 import numpy as np
 
 from ..core import check, description
@@ -36,6 +38,13 @@ DESCRIPTION = description.record(
     calibrated=description.boolean,
     data=DATA_DESCRIPTION,
 )
+
+
+def _dtype(name, text):
+    """The dtype of a name such as int64 or <U8; NumPy parses other text as Python."""
+    if not re.fullmatch("[<>|]?[A-Za-z]+[0-9]{0,9}", text):
+        raise ValueError(f"{name} must be the name of a dtype, got {check.shown(text)}")
+    return np.dtype(text)
 
 
 class ClassifierFile:
@@ -113,13 +122,13 @@ class ClassifierFile:
     def _restore_targets(self, about):
         """Set the form of the targets and `classes_` from the contents of a file."""
         self._target_form = check.choice("targets.form", about["form"], FORMS)
-        self._target_dtype = None if about["dtype"] is None else np.dtype(about["dtype"])
+        self._target_dtype = None if about["dtype"] is None else _dtype("targets.dtype", about["dtype"])
         if self._target_form == MATRIX:
             if self._target_dtype is not None and self._target_dtype.kind not in "biuf":
                 raise ValueError(f"targets.dtype must be a type of numbers, got {self._target_dtype}")
             self.classes_ = np.arange(self.n_labels_)
             return
-        dtype, classes = np.dtype(about["classes_dtype"]), about["classes"]
+        dtype, classes = _dtype("targets.classes_dtype", about["classes_dtype"]), about["classes"]
         has_text = dtype.kind in "UO"
         if dtype.kind not in CLASS_KINDS or not all(isinstance(label, str) == has_text for label in classes):
             raise ValueError("targets.classes must be of the type targets.classes_dtype, numbers or text")
