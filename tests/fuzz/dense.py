@@ -519,6 +519,8 @@ def same_answer(model, method):
 
     def check(result, *args, **kwargs):
         again = getattr(model, method)(*map(_plain, args), **kwargs)
+        if scipy.sparse.issparse(result):
+            result, again = result.toarray(), again.toarray()
         if isinstance(result, dict):
             result, again = ({k: v for k, v in r.items() if k != "seconds"} for r in (result, again))
             assert result == again, f"{result} and {again}"
