@@ -163,7 +163,7 @@ class TextVectorizer:
         --------
         >>> from sparsemax_nb.data import TextVectorizer
         >>> TextVectorizer().fit_transform(["maps", "maps, too"]).shape
-        (2, 6)
+        (2, 5)
         """
         return self._fit_transform(texts, lambda n: None)
 
@@ -284,9 +284,9 @@ class TextVectorizer:
         Examples
         --------
         >>> from sparsemax_nb.data import TextVectorizer
-        >>> vectorizer = TextVectorizer(char_ngrams=3).fit(["old maps", "old map"])
+        >>> vectorizer = TextVectorizer(char_ngrams=3).fit(["old maps", "old maps"])
         >>> [(name, len(columns)) for name, columns in vectorizer.parts("old maps here")]
-        [('old', 4), ('maps', 3), ('old maps', 0)]
+        [('old', 4), ('maps', 5), ('old maps', 1)]
         """
         self._check_fitted()
         words = words_of(checked_texts("text", [text])[0])

@@ -201,7 +201,7 @@ class ClassifierPredictions(SampledEstimator):
         >>> model.predict(["a map", "books"])
         [['map'], ['book']]
         >>> model.predict(["a map"], k=2, forbid=["map"]).tolist()
-        [['book', 'new']]
+        [['new', 'book']]
         """
         self._check_fitted()
         x, offsets = self._features(X), self._offsets(allow, forbid, label_weights)
