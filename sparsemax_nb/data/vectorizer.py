@@ -4,7 +4,7 @@ import itertools
 import re
 import zlib
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Self
 
 import numpy as np
@@ -25,7 +25,7 @@ MIN_TEXTS = 2
 MARK = "#"
 #: Scripts without spaces between words: each character is a word, so that pairs are the usual bigrams.
 UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-UNSPACED_OR_RUN = re.compile(f"[{UNSPACED}]|[^{UNSPACED}]+")
+UNSPACED_OR_RUN = re.compile(rf"[{UNSPACED}]\W*|[^{UNSPACED}]+")  # \W: the marks of a character, see `split`
 #: Texts that are converted at once, and different words whose n-grams are remembered: bound the temporary memory.
 TEXTS_PER_BLOCK = 1 << 16
 MAX_REMEMBERED = 1 << 18
@@ -60,6 +60,8 @@ def checked_texts(name: str, texts: Iterable[str]) -> list[str]:
     """A list of str; TypeError for anything else, such as a single str."""
     if isinstance(texts, (str, bytes)) or not hasattr(texts, "__iter__"):
         raise TypeError(f"{name} must be a sequence of texts, got {check.shown(texts)}; use [text] for a single one")
+    if hasattr(texts, "columns") or isinstance(texts, Mapping):  # whose items are the names of columns
+        raise TypeError(f"{name} must be a sequence of texts, got {type(texts).__name__}; select one column")
     texts = list(texts)
     for i, text in enumerate(texts):
         if not isinstance(text, str):
@@ -144,6 +146,12 @@ class TextVectorizer:
         ------
         TypeError, ValueError
             Not a sequence of str; no text has a word; a parameter out of range.
+
+        Examples
+        --------
+        >>> from sparsemax_nb.data import TextVectorizer
+        >>> TextVectorizer(word_pairs=False).fit(["maps", "maps, too"]).feature_names()
+        ['maps', '# map', '#maps', '#aps ', 'too']
         """
         self.fit_transform(texts)
         return self
@@ -168,7 +176,7 @@ class TextVectorizer:
         --------
         >>> from sparsemax_nb.data import TextVectorizer
         >>> TextVectorizer().fit_transform(["maps", "maps, too"]).shape
-        (2, 6)
+        (2, 5)
         """
         return self._fit_transform(texts, lambda n: None)
 
@@ -181,14 +189,14 @@ class TextVectorizer:
             counts = self._counts(checked, numbering.__getitem__, numbering, after_block)
             df = _rows_of_each(counts)
             keys, kept = _kept(list(numbering), df)
-            self._set_vocabulary(keys)
             counts, df = counts[:, kept], df[kept]
         else:
-            self._set_vocabulary(None)
+            keys = None
             counts = self._counts(checked, self._hashed, range(len(KINDS) << self.hash_bits), after_block)
             df = _rows_of_each(counts)
         if not counts.nnz:
             raise ValueError(f"texts must contain words, got {len(checked)} texts without any")
+        self._set_vocabulary(keys)
         self.n_texts_, self.n_features_ = len(checked), len(df)
         self.idf_ = _idf(df, self.n_texts_)
         return self._weights(counts)
@@ -210,8 +218,7 @@ class TextVectorizer:
         TypeError, ValueError
             Not a sequence of str; not fitted yet.
         """
-        if not hasattr(self, "idf_"):
-            raise ValueError("this TextVectorizer is not fitted; call fit first")
+        self._check_fitted()
         counts = self._counts(checked_texts("texts", texts), self._number, range(self.n_features_))
         return self._weights(counts)
 
@@ -241,8 +248,7 @@ class TextVectorizer:
         >>> vectorizer.extend(["new maps"]).feature_names()
         ['old', 'maps', 'new']
         """
-        if not hasattr(self, "idf_"):
-            raise ValueError("this TextVectorizer is not fitted; call fit first")
+        self._check_fitted()
         checked = checked_texts("texts", texts)
         n_texts = self.n_texts_ + len(checked)
         if self.hash_bits is None:
@@ -283,20 +289,30 @@ class TextVectorizer:
             In the order of the text: each word with the columns of the word and its n-grams, one per occurrence; then
             the pairs. Parts without known features are left out.
 
+        Raises
+        ------
+        TypeError, ValueError
+            Not a str; not fitted yet.
+
         Examples
         --------
         >>> from sparsemax_nb.data import TextVectorizer
-        >>> vectorizer = TextVectorizer(char_ngrams=3).fit(["old maps", "old map"])
+        >>> vectorizer = TextVectorizer(char_ngrams=3).fit(["old maps", "old maps"])
         >>> [(name, len(columns)) for name, columns in vectorizer.parts("old maps here")]
-        [('old', 4), ('maps', 3), ('old maps', 0)]
+        [('old', 4), ('maps', 5), ('old maps', 1)]
         """
-        words = words_of(text)
+        self._check_fitted()
+        words = words_of(checked_texts("text", [text])[0])
         found = [(word, list(map(self._number, self._keys_of(word)))) for word in words]
         if self.word_pairs:
             found += [(pair, [self._number(pair)]) for pair in _pairs(words)]
         return [(name, np.array([i for i in numbers if i >= 0])) for name, numbers in found if max(numbers) >= 0]
 
     # ------------------------------------------------------------ inside
+
+    def _check_fitted(self):
+        if not hasattr(self, "idf_"):
+            raise ValueError("this TextVectorizer is not fitted; call fit first")
 
     def _check_params(self):
         check.flag("word_pairs", self.word_pairs)
@@ -392,7 +408,13 @@ class TextVectorizer:
 
     def _description(self):
         """What a model file says about the vectorizer, see `DESCRIPTION`."""
-        return {name: getattr(self, name) for name in PARAMETERS} | {"n_texts": self.n_texts_}
+        return {
+            "word_pairs": bool(self.word_pairs),
+            "char_ngrams": int(self.char_ngrams),
+            "char_weight": float(self.char_weight),
+            "hash_bits": None if self.hash_bits is None else int(self.hash_bits),
+            "n_texts": self.n_texts_,
+        }
 
     @classmethod
     def _from_arrays(cls, arrays, about):
@@ -401,12 +423,13 @@ class TextVectorizer:
         new._check_params()
         text = check.array("text.vocabulary", arrays["text.vocabulary"], np.uint8, ("n",)).tobytes()
         keys = text.decode("utf-8", "surrogatepass").split("\n") if text else []
+        if "" in keys or len(set(keys)) < len(keys):
+            raise ValueError("text.vocabulary must contain different features that are not empty")
         new._set_vocabulary(keys if new.hash_bits is None else None)
         new.n_features_ = len(keys) if new.hash_bits is None else len(KINDS) << new.hash_bits
-        if new.hash_bits is None and len(new._numbers) < len(keys):
-            raise ValueError("text.vocabulary must not contain a feature twice")
-        new.idf_ = check.array("text.idf", arrays["text.idf"], np.float32, (new.n_features_,))
-        check.finite("text.idf", new.idf_)
+        new.idf_ = check.array("text.idf", arrays["text.idf"], np.float32, (new.n_features_,), finite=True)
+        if (new.idf_ <= 0).any():
+            raise ValueError(f"text.idf must be above 0, got {new.idf_.min():g}")
         new.n_texts_ = about["n_texts"]
         return new
 

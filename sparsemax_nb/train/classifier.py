@@ -489,7 +489,7 @@ class Classifier(
         for name in FITTED:
             vars(new).pop(name, None)
         new._target_form, new.device_, new.data_ = form_of(y), resolve_device(self.device), None
-        new.threshold_, new.limit_ = None, None if self.limit == "auto" else self.limit
+        new.threshold_, new.limit_ = None, self._fixed_limit
         X, y, weights = weighted_rows(X, y, sample_weight)  # noqa: N806
         X, y, validation = new._inputs(X, y, names, validation)  # noqa: N806
         validation, rows = split(X, y, validation, self.validation_fraction, self.seed)
@@ -497,10 +497,9 @@ class Classifier(
         new.architecture_, new._fitted_params = self._resolved_architecture(is_dense), self._json_params()
         new.n_features_in_, new.n_labels_, new.is_dense_ = X.shape[1], y.shape[1], is_dense
         new.n_points_, new.label_counts_ = len(rows), np.bincount(y[rows].indices, minlength=y.shape[1])
-        parts = [(X, y), *([] if validation is None else [validation])]
-        if weights is not None:
-            parts.append((weights[:, None], y))
+        weighted = [] if weights is None else [(weights[:, None], y)]
         X, y, rows = new._with_name_points(X, y, rows)  # noqa: N806
+        parts = [(X, y), *([] if validation is None else [validation]), *weighted]
         start = self if self.warm_start and self._can_continue(new) else None
         prepare = new._linear_training if new.architecture_ == "linear" else new._network_training
         training = prepare(X, y, validation, rows, weights, start)

@@ -1,12 +1,14 @@
 """The model file of a `Classifier`, apart from the parameters of its network."""
 
+import re
+
 import numpy as np
 
 from ..core import check, description
 from ..data import TextVectorizer, Tfidf, vectorizer
 from . import linear_file
 from .calibration import Calibration
-from .classifier_targets import CLASS_KINDS, FORMS, MATRIX, object_array
+from .classifier_targets import CLASS_KINDS, FORMS, MATRIX, NAMES, object_array
 from .estimator import DATA_DESCRIPTION
 
 ARCHITECTURES = "linear", "network"
@@ -36,6 +38,13 @@ DESCRIPTION = description.record(
     calibrated=description.boolean,
     data=DATA_DESCRIPTION,
 )
+
+
+def _dtype(name, text):
+    """The dtype of a name such as int64 or <U8; NumPy parses other text as Python."""
+    if not re.fullmatch("[<>|]?[A-Za-z]+[0-9]{0,9}", text):
+        raise ValueError(f"{name} must be the name of a dtype, got {check.shown(text)}")
+    return np.dtype(text)
 
 
 class ClassifierFile:
@@ -95,6 +104,8 @@ class ClassifierFile:
             self.calibration_ = Calibration.from_arrays(arrays)
             check.number("threshold", about["threshold"], 0, 1)
         self.threshold_, self.limit_ = about["threshold"], about["limit"]
+        if self.vectorizer_ is not None and (self.is_dense_ or about["tfidf"]):
+            raise ValueError("a model of texts has sparse weights, but is_dense or tfidf is true")
         names, self.tfidf_ = about["feature_names"], None
         if names is not None:
             if len(names) != self.n_features_in_:
@@ -111,13 +122,19 @@ class ClassifierFile:
     def _restore_targets(self, about):
         """Set the form of the targets and `classes_` from the contents of a file."""
         self._target_form = check.choice("targets.form", about["form"], FORMS)
-        self._target_dtype = None if about["dtype"] is None else np.dtype(about["dtype"])
+        self._target_dtype = None if about["dtype"] is None else _dtype("targets.dtype", about["dtype"])
         if self._target_form == MATRIX:
             if self._target_dtype is not None and self._target_dtype.kind not in "biuf":
                 raise ValueError(f"targets.dtype must be a type of numbers, got {self._target_dtype}")
             self.classes_ = np.arange(self.n_labels_)
             return
-        dtype, classes = np.dtype(about["classes_dtype"]), about["classes"]
-        if dtype.kind not in CLASS_KINDS or len(classes) != self.n_labels_ or len(set(classes)) < self.n_labels_:
-            raise ValueError(f"targets.classes must be {self.n_labels_} different classes")
-        self.classes_ = object_array(classes) if dtype.kind == "O" else np.array(classes, dtype)
+        dtype, classes = _dtype("targets.classes_dtype", about["classes_dtype"]), about["classes"]
+        has_text = dtype.kind in "UO"
+        if dtype.kind not in CLASS_KINDS or not all(isinstance(label, str) == has_text for label in classes):
+            raise ValueError("targets.classes must be of the type targets.classes_dtype, numbers or text")
+        # The length of a text type is not what a file says, but what the classes need.
+        self.classes_ = object_array(classes) if dtype.kind == "O" else np.array(classes, str if has_text else dtype)
+        if len(classes) != self.n_labels_ or self.classes_.tolist() != classes or len(set(classes)) < self.n_labels_:
+            raise ValueError(f"targets.classes must be {self.n_labels_} different classes of type {dtype}")
+        if self._target_form == NAMES and (dtype.kind != "O" or self.label_names_ is None):
+            raise ValueError("targets of the form 'names' need label_names and text")

@@ -46,6 +46,10 @@ def names_differ_message(known, names):
 
 def checked_features(name, x):
     """(n, F) features: CSR, or a dense float array. Neither is copied; dense values are checked batch by batch."""
+    if isinstance(x, (str, bytes)):
+        raise TypeError(
+            f"{name} must be a matrix or a sequence of texts, got {check.shown(x)}; use [text] for one text"
+        )
     if hasattr(x, "__next__"):
         raise TypeError(f"{name} must be a sequence, got {type(x).__name__}, which is read only once; use list(X)")
     if isinstance(x, (list, tuple, np.ma.MaskedArray, np.matrix)):
@@ -56,7 +60,7 @@ def checked_features(name, x):
     if scipy.sparse.issparse(x):
         x = sparse.valid_csr(name, x)
     elif x.ndim != 2:
-        raise ValueError(f"{name} must be a matrix, got shape {x.shape}; Reshape your data: one row a point")
+        raise ValueError(f"{name} must be a matrix, got shape {x.shape}; Reshape your data: one row a point, or texts")
     elif x.dtype.kind != "f":
         try:
             x = x.astype(np.float32)
@@ -112,9 +116,9 @@ class ClassifierInputs:
             self.label_names_ = [(names.get(label) or [label])[0] for label in labels]
         if are_texts(x):
             if validation is not None:
-                validation = check.sequence("validation X", list(validation[0]), "texts"), validation[1]
+                validation = vectorizer.checked_texts("validation X", validation[0]), validation[1]
             self.vectorizer_ = self._new_vectorizer()
-            x = list(x)
+            x = vectorizer.checked_texts("X", x)
             with Progress(len(x), 0, self.progress and len(x) > vectorizer.TEXTS_PER_BLOCK, unit="text") as bar:
                 x = self.vectorizer_._fit_transform(x, lambda n: bar.step(n=n))
             if self._target_form == NAMES:
@@ -177,14 +181,17 @@ class ClassifierInputs:
         rows = np.concatenate([rows, x.shape[0] + np.arange(len(labels))])
         return scipy.sparse.vstack([x, named], "csr"), scipy.sparse.vstack([y, of_names], "csr"), rows
 
+    @staticmethod
+    def _texts(x):
+        """A list of str; TypeError for anything else."""
+        if scipy.sparse.issparse(x) or getattr(x, "ndim", 1) != 1 or not hasattr(x, "__len__"):
+            raise TypeError(f"X must be a sequence of texts as in fit, got {type(x).__name__}")
+        return vectorizer.checked_texts("X", x)
+
     def _features(self, x):
         """Checked features, CSR or a dense array; TypeError or ValueError unless they are like those of the fit."""
-        if isinstance(x, (str, bytes)):
-            raise TypeError(f"X must be a sequence of texts, got the single text {check.shown(x)}; use [text]")
         if self.vectorizer_ is not None:
-            if not are_texts(x) and not (hasattr(x, "__len__") and not scipy.sparse.issparse(x) and len(x) == 0):
-                raise TypeError(f"X must be a sequence of texts as in fit, got {type(x).__name__}")
-            return self.vectorizer_.transform(x)
+            return self.vectorizer_.transform(self._texts(x))
         if are_texts(x):
             raise TypeError("X must have features as in fit, got texts; use the model's own vectorizer before")
         names, x = feature_names(x), self._sparse_if_linear(checked_features("X", x), self.architecture_)

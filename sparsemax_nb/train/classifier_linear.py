@@ -17,7 +17,6 @@ from ..core.device import to_numpy
 from ..feature_choice import INITIAL_BIAS, between, extended_lists, with_features, without_labels
 from ..linear import SparseLinear
 from . import linear, linear_file, linear_settings
-from .classifier_inputs import are_texts
 from .classifier_targets import MATRIX, NAMES, checked_names, encode, object_array, weighted_rows
 from .estimator import CHANGEABLE_ON_RESUME, AvailableIf, SampledEstimator
 from .outputs import UNSEEN_SCORE
@@ -68,7 +67,7 @@ class LinearArchitecture(SampledEstimator):
         sample_weight : (n,) array, optional
             As in `fit`.
         names : dict, optional
-            Names of new labels, as in `fit`.
+            Names of new labels, as in `fit`; those of known labels are not used.
 
         Returns
         -------
@@ -152,7 +151,8 @@ class LinearArchitecture(SampledEstimator):
             points = self._points_of_names(new_labels, names)
         elif self.n_labels_ < y.shape[1]:
             self.label_names_ = None
-        if self.vectorizer_ is not None and are_texts(x):
+        if self.vectorizer_ is not None:
+            x = self._texts(x)
             self.vectorizer_ = copy.copy(self.vectorizer_).extend(x)
             self.vectorizer_.extend([name for _, name in points])
             self.n_features_in_ = self.vectorizer_.n_features_

@@ -153,11 +153,11 @@ class NetworkArchitecture(SampledEstimator):
                 self._batch(validation[0], slice(first, first + self.batch_size))
         network = self._new_network(params)
         if self.output == "group-shared":
-            order = group_labels(_Rows(self._batch, X, rows), y[rows], self.group_size, self.grouping, self.seed)
-            unseen = counts[order] == 0
-            order[unseen] = np.sort(order[unseen])  # their scores are equal: positions break ties, so order them by id
-            network.output.set_order(order)
-            counts = counts[order]
+            of_labels = group_labels(_Rows(self._batch, X, rows), y[rows], self.group_size, self.grouping, self.seed)
+            unseen = counts[of_labels] == 0
+            of_labels[unseen] = np.sort(of_labels[unseen])  # their scores are equal: positions break ties by id
+            network.output.set_order(of_labels)
+            counts = counts[of_labels]
         if self.loss != "softmax":
             _initial_bias(network.output.bias, counts, len(rows), self.loss)
         elif self.sampler != "none":

@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,7 @@ class ClassifierPredictions(SampledEstimator):
             before it.
         ids : (n, k) int32
             NumPy; positions in `classes_`, best first. If fewer labels are allowed, the rest is -1, with score -inf.
+            A row without features, such as an empty text or one without known words, has the scores of the biases.
 
         Raises
         ------
@@ -137,12 +138,13 @@ class ClassifierPredictions(SampledEstimator):
 
     def _ids_of(self, name, labels):
         """Positions of labels in `classes_`; ValueError for an unknown one."""
-        if isinstance(labels, (str, bytes)) or not hasattr(labels, "__iter__"):
+        is_array = isinstance(labels, np.ndarray)
+        if isinstance(labels, (str, bytes)) or not hasattr(labels, "__iter__") or (is_array and labels.ndim != 1):
             raise TypeError(f"{name} must be a sequence of labels, got {check.shown(labels)}")
         known = {label: i for i, label in enumerate(self.classes_.tolist())}
-        labels = labels.tolist() if isinstance(labels, np.ndarray) else list(labels)
+        labels = labels.tolist() if is_array else list(labels)
         for label in labels:
-            if label not in known:
+            if not isinstance(label, Hashable) or label not in known:
                 raise ValueError(f"{name} must contain labels of the model, got {check.shown(label)}")
         return np.array([known[label] for label in labels], np.int64)
 
@@ -183,6 +185,7 @@ class ClassifierPredictions(SampledEstimator):
         labels : array, CSR matrix or list
             If y had one class per row: (n,) classes. If it had lists of label names: a list of lists of names, best
             first. If it was a matrix: (n, L), CSR float32 if it was sparse, else a dense array of its dtype.
+            An empty text, or one without known words, gets the labels that the biases alone predict, most often none.
             With k: (n, k) labels (elements of `classes_`), best first; for a matrix int32 ids.
 
         Raises
@@ -290,13 +293,11 @@ class ClassifierPredictions(SampledEstimator):
 
         Examples
         --------
-        >>> from sparsemax_nb import data, train
-        >>> d = data.bag_of_words(n_rows=500, n_features=80, words_per_row=6, n_labels=40, labels_per_row=2, seed=1)
-        >>> x, y = d.features, d.labels
-        >>> model = train.Classifier(calibration=False, progress=False).fit(x[:400], y[:400])
-        >>> probabilities = model.calibrate(x[400:], y[400:]).predict_proba(x[400:])
-        >>> probabilities.shape, bool((probabilities >= 0).all() and (probabilities <= 1).all())
-        ((100, 40), True)
+        >>> from sparsemax_nb.train import Classifier
+        >>> texts, labels = ["old maps", "old books", "new maps"] * 9, [["map"], ["book"], ["map", "new"]] * 9
+        >>> model = Classifier(progress=False, calibration=False).fit(texts, labels)
+        >>> model.calibrate(["a map", "books", "a new book"], [["map"], ["book"], ["book"]]).predict(["books"])
+        [['book']]
         """
         self._check_fitted()
         x, labels = self._pair(X, y)
@@ -325,7 +326,12 @@ class ClassifierPredictions(SampledEstimator):
             probabilities = self.calibration_.probabilities(scores, n_points)
             threshold, limit = choose_decision(probabilities, ids, labels, measure if is_measure else "sample-f1")
         self.threshold_ = threshold if is_measure else float(measure)
-        self.limit_ = limit if self.limit == "auto" else self.limit
+        self.limit_ = limit if self.limit == "auto" else self._fixed_limit
+
+    @property
+    def _fixed_limit(self):
+        """The parameter `limit` as an int, None if it is 'auto' or None."""
+        return None if self.limit in (None, "auto") else int(self.limit)
 
     def _points_of(self, ids):
         """The number of training points of labels, names included."""

@@ -699,6 +699,39 @@ def _(r, name):
     return Call(getattr(me, method), [counts(r)], me=me, writes=("self",), check=dense.tfidf(me, method))
 
 
+TEXTS = ["old maps of Rome", "old maps", "", "Rome, old and new", "\u4e2d\u6587 E\u0301cole"]
+
+
+def vectorizer(r):
+    hash_bits = None if r.random() < 0.6 else int(r.integers(1, 9))
+    return data.TextVectorizer(
+        word_pairs=bool(r.random() < 0.5), char_ngrams=int(r.integers(0, 5)), hash_bits=hash_bits
+    )
+
+
+@of("TextVectorizer")
+def _(r):
+    def construct_and_fit(**params):
+        return data.TextVectorizer(**params).fit(TEXTS)
+
+    return Call(construct_and_fit, [], vars(vectorizer(r)))
+
+
+@of(*[f"TextVectorizer.{method}" for method in ("fit", "fit_transform", "transform", "extend")])
+def _(r, name):
+    me, method = vectorizer(r), name.split(".")[1]
+    if method in ("transform", "extend"):
+        me.fit(TEXTS[:3])
+    return Call(getattr(me, method), [TEXTS], me=me, writes=("self",), check=dense.text_weights(me, method))
+
+
+@of("TextVectorizer.feature_names", "TextVectorizer.parts")
+def _(r, name):
+    method, me = name.split(".")[1], vectorizer(r)
+    me.hash_bits = me.hash_bits if method == "parts" else None
+    return Call(getattr(me.fit(TEXTS), method), TEXTS[:1] if method == "parts" else [], me=me)
+
+
 @of("fingerprint")
 def _(r):
     m = counts(r)
@@ -866,6 +899,8 @@ X = scipy.sparse.csr_matrix(np.random.default_rng(0).integers(0, 3, (12, 6)).ast
 Y = matrix(np.random.default_rng(1), 12, 5, least=1)
 TEXT = np.random.default_rng(2).integers(0, 7, 90).astype(np.int32)
 H, T = np.random.default_rng(3).standard_normal((20, 4), np.float32), np.arange(20, dtype=np.int32) % 6
+LINES = (TEXTS * 3)[:12]
+NAMES = [[f"name {i}" for i in row.indices] for row in Y]
 SMALL = {
     "Classifier": {
         "architecture": "network",
@@ -916,6 +951,13 @@ def fitted_linear():
     return FITTED["linear"]
 
 
+def fitted_texts():
+    """The same of texts, with a label matrix."""
+    if "texts" not in FITTED:
+        FITTED["texts"] = linear_classifier().fit(LINES, Y)
+    return FITTED["texts"]
+
+
 def brief(value):
     """`value`, or 3 for a number of epochs, words and the like that is legal and would take for ever."""
     return 3 if isinstance(value, int) and 1000 <= value < 2**63 else value
@@ -956,6 +998,9 @@ def _(r):
     if scipy.sparse.issparse(x) and r.random() < 0.5:
         me = linear_classifier()
     more = {"validation": [X, Y]} if r.random() < 0.3 else {}
+    if r.random() < 0.3:
+        me, more = linear_classifier(), {"names": {"name 1": ["old", "maps"]}} if r.random() < 0.5 else {}
+        return Call(me.fit, [LINES, NAMES], more, me=me, writes=("self",))
     return Call(
         me.fit,
         [x, Y],
@@ -969,15 +1014,51 @@ def _(r):
 @of("Classifier.top_k", "Classifier.predict", "Classifier.encode", "Classifier.evaluate", "Classifier.score")
 def _(r, name):
     method = name.split(".")[1]
-    me = fitted("Classifier") if method == "encode" or r.random() < 0.5 else fitted_linear()
-    args = [X[:5]] + {"top_k": [2], "predict": [2], "encode": [], "evaluate": [Y[:5], [1, 2]], "score": [Y[:5]]}[method]
+    me, x = fitted("Classifier") if method == "encode" or r.random() < 0.5 else fitted_linear(), X[:5]
+    if method != "encode" and r.random() < 0.3:
+        me, x = fitted_texts(), LINES[:5]
+    args = [x] + {"top_k": [2], "predict": [2], "encode": [], "evaluate": [Y[:5], [1, 2]], "score": [Y[:5]]}[method]
     return Call(getattr(me, method), args, me=me, check=dense.same_answer(me, method))
+
+
+@of("Classifier.predict_proba", "Classifier.decision_function")
+def _(r, name):
+    method, (me, x) = name.split(".")[1], (fitted_linear(), X[:5]) if r.random() < 0.6 else (fitted_texts(), LINES[:5])
+    return Call(getattr(me, method), [x], me=me, check=dense.same_answer(me, method))
+
+
+@of("Classifier.calibrate", "Classifier.retire")
+def _(r, name):
+    method, me = name.split(".")[1], linear_classifier().fit(X, Y)
+    return Call(getattr(me, method), [X, Y] if method == "calibrate" else [[0, 3]], me=me, writes=("self",))
+
+
+@of(*[f"Classifier.{m}" for m in ("set_fit_request", "set_partial_fit_request", "set_score_request")])
+def _(r, name):
+    me = estimator("Classifier")
+
+    def call(sample_weight):
+        import sklearn
+
+        with sklearn.config_context(enable_metadata_routing=True):
+            return getattr(me, name.split(".")[1])(sample_weight=sample_weight)
+
+    return Call(call, [], {"sample_weight": True}, me=me, writes=("self",))
+
+
+@of("Classifier.get_metadata_routing")
+def _(r):
+    me = estimator("Classifier")
+    return Call(me.get_metadata_routing, [], me=me)
 
 
 @of("Classifier.explain")
 def _(r):
     me = fitted("Classifier") if r.random() < 0.5 else fitted_linear()
-    return Call(me.explain, [X[0]], {"label": 2, "n": 3}, me=me, check=dense.adds_up)
+    if r.random() < 0.3:
+        me = fitted_texts()
+    x = X[0] if me.vectorizer_ is None else LINES[0]
+    return Call(me.explain, [x], {"label": 2, "n": 3}, me=me, check=dense.adds_up)
 
 
 @of("Explanation")
@@ -992,6 +1073,10 @@ def _(r):
 
 @of("Classifier.partial_fit")
 def _(r):
+    if r.random() < 0.5:
+        me = linear_classifier().fit(LINES, NAMES)
+        more = {"names": {"new": "a new name"}} if r.random() < 0.5 else {}
+        return Call(me.partial_fit, [LINES[:5], NAMES[:5]], more, me=me, writes=("self",))
     me = linear_classifier().fit(X, Y)
     return Call(me.partial_fit, [X[:5], Y[:5]], me=me, writes=("self",))
 

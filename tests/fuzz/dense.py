@@ -481,6 +481,21 @@ def tfidf(me, method):
     return check
 
 
+def text_weights(me, method):
+    """Rows of length 1 or 0, the same for a list of str."""
+
+    def check(result, texts):
+        if hasattr(texts, "__next__"):
+            return
+        if method in ("fit", "extend"):
+            result = me.transform(texts)
+        close(result.toarray(), me.transform([str(text) for text in texts]).toarray(), 0)
+        lengths = np.linalg.norm(f8(result.toarray()), axis=1)
+        close(lengths, np.diff(result.indptr) > 0, 1e-5)
+
+    return check
+
+
 def same_fit(model, x, y, validation=None):
     """A fit to data of an odd kind answers like one to the same data as plain CSR or float32."""
     plain = scipy.sparse.csr_matrix(x.toarray()) if scipy.sparse.issparse(x) else np.ascontiguousarray(x, np.float32)
@@ -505,6 +520,8 @@ def same_answer(model, method):
 
     def check(result, *args, **kwargs):
         again = getattr(model, method)(*map(_plain, args), **kwargs)
+        if scipy.sparse.issparse(result):
+            result, again = result.toarray(), again.toarray()
         if isinstance(result, dict):
             result, again = ({k: v for k, v in r.items() if k != "seconds"} for r in (result, again))
             assert result == again, f"{result} and {again}"

@@ -316,6 +316,9 @@ DENSE = np.random.default_rng(0).standard_normal((60, 8), dtype=np.float32)
 TARGETS = (np.arange(60) % 13).astype(np.int32)
 WORDS = (np.arange(300) ** 2 % 17).astype(np.int32)
 TEXT = "".join(f"{' '.join(f'w{(i * i + j) % 29}' for j in range(i % 7))}\n" for i in range(120))
+LINES = TEXT.split("\n")
+LABELS = [[f"l{i % 5}", f"l{i % 3}"][: i % 3] for i in range(len(LINES))]
+CLASSES = [("a", "b", "\u4e2d\u6587")[i % 3] for i in range(len(LINES))]
 
 
 class Stop(Exception):
@@ -357,6 +360,50 @@ class ClassifierCheckpoint(Classifier):
     def fit(self, path, **more):
         parts = (self.x[:40], POINTS.labels[:40]), (self.x[40:], POINTS.labels[40:])
         return train.Classifier(**self.params).fit(*parts[0], validation=parts[1], checkpoint_path=path, **more)
+
+    def make(self, path):
+        try:
+            self.fit(path, checkpoint_seconds=0, after_epoch=_stop)
+        except Stop:
+            return
+
+    def read(self, path):
+        return self.fit(path, resume=True)
+
+
+class TextClassifier:
+    """A model file of texts: label names or one class per row, calibrated."""
+
+    damage = staticmethod(damage_model)
+    names = {"l1": ["w3 w4", "first"], "l9": "w28"}
+
+    def __init__(self, y, **params):
+        self.y, self.params = y, LINEAR | params
+
+    def fit(self, path=None, **more):
+        names = self.names if isinstance(self.y[0], list) else None
+        return train.Classifier(**self.params).fit(LINES, self.y, names=names, checkpoint_path=path, **more)
+
+    def make(self, path):
+        self.fit().save(path)
+
+    def read(self, path):
+        return train.Classifier.load(path, device="cpu")
+
+    def use(self, model):
+        n = model.n_labels_
+        _check_ids(model.top_k(LINES, n)[1], n)
+        for predicted in model.predict(LINES[:30]), model.predict(LINES[:4], 2):
+            assert len(predicted) in (4, 30)
+        if model.calibration_ is not None:
+            probabilities = model.predict_proba(LINES)
+            assert (probabilities >= 0).all() and (probabilities <= 1).all(), "probabilities out of range"
+        assert model.explain(LINES[6], n=3)
+        model.evaluate(LINES[:9], self.y[:9])
+
+
+class TextClassifierCheckpoint(TextClassifier):
+    """A checkpoint in the second of two epochs."""
 
     def make(self, path):
         try:
@@ -598,6 +645,10 @@ KINDS = {
     "checkpoint of a classifier": ClassifierCheckpoint(**NETWORK),
     "checkpoint of a linear classifier": ClassifierCheckpoint(**LINEAR),
     "checkpoint of a sampled softmax": ClassifierCheckpoint(**SAMPLED),
+    "classifier of texts": TextClassifier(LABELS),
+    "classifier of texts, classes": TextClassifier(CLASSES, hash_bits=5),
+    "classifier of texts, numbers": TextClassifier([i % 3 - 1 for i in range(len(LINES))], char_ngrams=0),
+    "checkpoint of a classifier of texts": TextClassifierCheckpoint(LABELS),
     "language model": LanguageModel(),
     "checkpoint of a language model": LanguageModelCheckpoint(),
     "packed": Packed(False),

@@ -26,6 +26,10 @@ EXCUSED = {
     "train.MemoryLimitError": "an exception",
     "train.ModelFileError": "an exception",
     "train.TrainingError": "an exception",
+    "train.Classifier.get_metadata_routing": "what scikit-learn shall pass on, computes nothing",
+    "train.Classifier.set_fit_request": "what scikit-learn shall pass on, computes nothing",
+    "train.Classifier.set_partial_fit_request": "what scikit-learn shall pass on, computes nothing",
+    "train.Classifier.set_score_request": "what scikit-learn shall pass on, computes nothing",
     "train.Explanation": "holds names and numbers, computes nothing",
     "train.Explanation.plot": "calls matplotlib's pyplot, which is not for threads",
     "data.Corpus": "holds arrays, computes nothing",
@@ -445,12 +449,21 @@ def classifiers(seed):
         again = copy.deepcopy(model).partial_fit(x[:50], y[:50])
         return parameters(again), again.predict(x[:20], 3)
 
+    def recalibrated(model, x, y):
+        again = copy.deepcopy(model).calibrate(x, y)
+        return again.threshold_, again.limit_, again.predict_proba(x, 5)
+
+    def without_some(model, x):
+        again = copy.deepcopy(model).retire([0, 3])
+        return parameters(again), again.predict(x[:20], 3)
+
     def some(x):
         return x[:1], x[20:61], x
 
     def explained(model, x, i):
         return list(map(dataclasses.asdict, model.explain(x[i : i + 1])))
 
+    linear = [one for one in models if one[0].architecture_ == "linear"]
     read = [(model, part) for model, x, _ in models for part in some(x)]
     return {
         "train.Classifier": [lambda: repr(train.Classifier(fan_in=8))],
@@ -463,8 +476,17 @@ def classifiers(seed):
         "train.Classifier.encode": [
             functools.partial(model.encode, part) for model, part in read if model.architecture_ == "network"
         ],
-        "train.Classifier.partial_fit": [
-            functools.partial(go_on, *one) for one in models if one[0].architecture_ == "linear"
+        "train.Classifier.partial_fit": [functools.partial(go_on, *one) for one in linear],
+        "train.Classifier.retire": [functools.partial(without_some, model, x) for model, x, _ in linear],
+        "train.Classifier.calibrate": [functools.partial(recalibrated, *one) for one in models],
+        "train.Classifier.predict_proba": [
+            functools.partial(model.predict_proba, part, k)
+            for model, x, _ in linear
+            for part in some(x)
+            for k in (None, 3)
+        ],
+        "train.Classifier.decision_function": [
+            functools.partial(model.decision_function, part) for model, part in read
         ],
         "train.Classifier.evaluate": [functools.partial(model.evaluate, x, y) for model, x, y in models],
         "train.Classifier.score": [functools.partial(model.score, x, y) for model, x, y in models],
@@ -643,6 +665,13 @@ def files(seed):
         loaded = data.load(path / "points")
         return arrays(loaded.train), arrays(loaded.test)
 
+    texts = [" ".join(line) for line in lines]
+    vectorizer, hashed = data.TextVectorizer().fit(texts), data.TextVectorizer(hash_bits=8).fit(texts)
+
+    def extended():
+        again = copy.deepcopy(vectorizer).extend(["a new word", *texts[:9]])
+        return again.feature_names(), again.idf_
+
     def labeled():
         read = data.read_texts(path / "labeled.tsv")
         return read.texts, read.labels
@@ -668,6 +697,15 @@ def files(seed):
         "data.Tfidf.fit": [lambda: data.Tfidf().fit(points.features).idf_],
         "data.Tfidf.transform": [functools.partial(tfidf.transform, points.features[:n]) for n in (1, 60)],
         "data.Tfidf.fit_transform": [lambda: data.Tfidf().fit_transform(points.features)],
+        "data.TextVectorizer": [lambda: data.TextVectorizer().char_ngrams],
+        "data.TextVectorizer.fit": [lambda: data.TextVectorizer(char_ngrams=3).fit(texts).idf_],
+        "data.TextVectorizer.fit_transform": [lambda: data.TextVectorizer().fit_transform(texts)],
+        "data.TextVectorizer.transform": [
+            functools.partial(one.transform, texts[:n]) for one in (vectorizer, hashed) for n in (1, 60)
+        ],
+        "data.TextVectorizer.extend": [extended],
+        "data.TextVectorizer.feature_names": [vectorizer.feature_names],
+        "data.TextVectorizer.parts": [functools.partial(vectorizer.parts, texts[0])],
         "data.Vocabulary": [lambda: data.Vocabulary(WORDS).words],
         "data.Vocabulary.build": [lambda: data.Vocabulary.build(lines, 2).words],
         "data.Vocabulary.of_counts": [lambda: data.Vocabulary.of_counts({"a": 2, "b": 3}).words],

@@ -109,6 +109,102 @@ def test_models(folder, tmp_path, change, message):
         train.Classifier.load(path, device="cpu")
 
 
+def replaced(name, value):
+    return lambda arrays, _: arrays.update({name: value})
+
+
+@pytest.fixture(scope="module")
+def text_models(tmp_path_factory):
+    """Models of texts with label names, with one class per row, and with hashing and a label matrix."""
+    path = tmp_path_factory.mktemp("texts")
+    texts = ["old maps of Rome", "old books", "new maps", "a ship at sea"] * 30
+    params = {"C": 1.0, "slack": 0.5, "frequency": 0.0, "epochs": 2, "device": "cpu", "progress": False}
+    for name, y, more in (
+        ("names", [["map", "old"], ["book"], ["map"], []] * 30, {}),
+        ("classes", ["map", "book", "map", "ship"] * 30, {}),
+        ("numbers", [1, 2, 1, 3] * 30, {}),
+        ("matrix", np.eye(120, 3, dtype=np.int8), {"hash_bits": 4}),
+    ):
+        train.Classifier(**params, **more).fit(texts, y).save(path / name)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("names", say("targets", value=None), "targets must be a JSON object"),
+        ("names", say("targets", "form", value="lists"), "targets.form must be one of 'matrix', 'class', 'names'"),
+        ("names", say("targets", "classes", value=None), "NoneType"),
+        ("names", say("targets", "classes", value=["book", "map"]), "targets.classes must be 3 different classes"),
+        ("names", say("targets", "classes", value=["book", "map", "map"]), "targets.classes must be 3 different"),
+        ("names", say("targets", "classes", value=["book", "map", 3]), "targets.classes must be of the type"),
+        ("names", say("targets", "classes", 1, value=None), r"targets.classes\[1\] must be a string or a number"),
+        (
+            "names",
+            say("targets", "classes_dtype", value="<U4"),
+            "targets of the form 'names' need label_names and text",
+        ),
+        ("names", say("label_names", value=None), "targets of the form 'names' need label_names and text"),
+        ("names", say("label_names", value=["a"]), "label_names must have 3 names, got 1"),
+        ("classes", say("targets", "classes_dtype", value="int64"), "targets.classes must be of the type"),
+        ("classes", say("targets", "classes_dtype", value="V4"), "targets.classes must be of the type"),
+        ("classes", say("targets", "classes_dtype", value="i4,i4"), "classes_dtype must be the name of a dtype"),
+        ("classes", say("targets", "classes_dtype", value="9" * 5000), "classes_dtype must be the name of a dtype"),
+        ("classes", say("targets", "classes_dtype", value="zebra"), "zebra"),
+        ("numbers", say("targets", "classes_dtype", value="<U4"), "targets.classes must be of the type"),
+        ("numbers", say("targets", "classes_dtype", value="bool"), "targets.classes must be 3 different classes"),
+        ("numbers", say("targets", "classes", value=[1, 2, 2**70]), "large"),
+        ("numbers", say("targets", "classes", value=[1, 2, 2.5]), "targets.classes must be 3 different classes"),
+        ("numbers", say("targets", "classes", value=[1, 2, float("nan")]), "NaN|nan"),
+        ("matrix", say("targets", "dtype", value="<U4"), "targets.dtype must be a type of numbers"),
+        ("matrix", say("targets", "dtype", value="{"), "targets.dtype must be the name of a dtype"),
+        ("matrix", say("vectorizer", "hash_bits", value=5), r"text.idf must have shape \(96,\)"),
+        ("matrix", say("vectorizer", "hash_bits", value=29), "vectorizer.hash_bits must be between 1 and 28"),
+        ("matrix", say("vectorizer", "hash_bits", value=None), "text.idf must have shape"),
+        ("names", say("vectorizer", "hash_bits", value=4), "text.idf must have shape"),
+        ("names", say("vectorizer", "char_ngrams", value=-1), "vectorizer.char_ngrams must be between"),
+        ("names", say("vectorizer", "word_pairs", value=1), "vectorizer.word_pairs must be true or false"),
+        ("names", say("vectorizer", "n_texts", value=-1), "vectorizer.n_texts must be between"),
+        ("names", say("is_dense", value=True), "a model of texts has sparse weights"),
+        ("names", say("tfidf", value=True), "a model of texts has sparse weights"),
+        ("names", say("n_features", value=3), "text.idf must have 3 features"),
+        ("names", put("text.idf", np.nan), "text.idf must be finite"),
+        ("names", put("text.idf", 0), "text.idf must be above 0"),
+        ("names", put("text.vocabulary", 0xFF), "utf-8"),
+        ("names", put("text.vocabulary", 10), "text.vocabulary must contain different features that are not empty"),
+        ("names", replaced("text.vocabulary", np.zeros(0, np.uint8)), "text.idf must have shape"),
+        ("names", without("text.vocabulary"), "text.vocabulary"),
+        ("names", without("text.idf"), "text.idf"),
+        ("names", put("name_counts", -1), r"name_counts must lie in \[0, "),
+        ("names", put("label_counts", 10**6), r"label_counts must lie in \[0, 121\)"),
+        ("names", without("name_counts"), "name_counts"),
+        ("names", put("calibration.regression", np.inf), "calibration.regression must be finite"),
+        ("names", replaced("calibration.regression", np.zeros(3)), "calibration.regression must have shape"),
+        ("names", replaced("calibration.logits", np.zeros(2)), "calibration.values must have shape|must increase"),
+        ("names", replaced("calibration.values", np.zeros(999)), "calibration.values must have shape"),
+        ("names", without("calibration.logits"), "calibration.logits"),
+        ("names", say("threshold", value=None), "threshold must be a number"),
+        ("names", say("threshold", value=1.5), "threshold must lie in"),
+        ("names", say("limit", value=0), "limit must be between 1"),
+        ("names", say("calibrated", value=None), "calibrated must be true or false"),
+    ],
+)
+def test_models_of_texts(text_models, tmp_path, name, change, message):
+    path = changed(text_models / name, "classifier", tmp_path / "x", change)
+    with pytest.raises(train.ModelFileError, match=f"does not contain a complete Classifier .*({message})"):
+        train.Classifier.load(path, device="cpu")
+
+
+def test_the_length_of_a_text_type_is_not_read(text_models, tmp_path):
+    """A file may not make NumPy allocate gigabytes, or cut off the ends of classes."""
+    for dtype in "<U2000000", "<U1", "<U0":
+        path = changed(
+            text_models / "classes", "classifier", tmp_path / "x", say("targets", "classes_dtype", value=dtype)
+        )
+        model = train.Classifier.load(path, device="cpu")
+        assert model.classes_.tolist() == ["book", "map", "ship"] and model.classes_.dtype == "<U4"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -196,7 +292,7 @@ def raw(path, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda h: h["__metadata__"].update(version="x"), "has format version x, this package reads version 6"),
+        (lambda h: h["__metadata__"].update(version="x"), "has format version x, this package reads version 7"),
         (lambda h: h["__metadata__"].update(description="[" * 100000), "has no complete description"),
         (lambda h: h["__metadata__"].update(description="[]"), "has no complete description"),
         (lambda h: h["__metadata__"].pop("kind") and None, "has no complete description"),
@@ -242,7 +338,7 @@ def test_a_refused_fit_changes_nothing(folder, tmp_path, run):
 
 def answers_of(model):
     if isinstance(model, train.Classifier):
-        return model.predict(POINTS.features[:9]).tolist()
+        return model.predict(POINTS.features[:9], 5).tolist()
     return model.perplexity(TEXT)
 
 
@@ -250,12 +346,12 @@ def test_a_fit_that_finds_wrong_numbers_changes_nothing():
     """Dense features are looked through as they are used."""
     x, y = np.random.default_rng(0).standard_normal((60, 8), dtype=np.float32), POINTS.labels[:60]
     model = train.Classifier(**CLASSIFIER | {"output": "dense"}).fit(x, y)
-    before, answers = dict(vars(model)), model.predict(x).tolist()
+    before, answers = dict(vars(model)), model.predict(x, 5).tolist()
     wild = x.copy()
     wild[50, 3] = np.inf
     with pytest.raises((FloatingPointError, ValueError), match="finite"):
         model.fit(wild, y)
-    assert vars(model) == before and model.predict(x).tolist() == answers
+    assert vars(model) == before and model.predict(x, 5).tolist() == answers
 
 
 def test_names_are_kept_by_load_then_save_and_go_with_another_fit(tmp_path):

@@ -430,7 +430,7 @@ def test_series_of_texts_and_classes(dtype):
     assert model.predict(x).tolist() == y.tolist() and isinstance(model.predict(x), np.ndarray)
     assert model.score(x[::2], y[::2]) == 1
     for missing in (None, pandas.NA):
-        with pytest.raises(TypeError, match=r"texts\[0\] must be a str, got"):
+        with pytest.raises(TypeError, match=r"X\[0\] must be a str, got"):
             model.fit(pandas.Series([missing, *TEXTS[1:]], dtype=dtype), y)
         with pytest.raises(ValueError, match="y must contain either numbers or strings, got .*missing values"):
             model.fit(x, pandas.Series([missing, *y[1:]], dtype=dtype))
