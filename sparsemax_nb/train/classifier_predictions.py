@@ -392,7 +392,7 @@ class ClassifierPredictions(SampledEstimator):
         values = np.minimum.accumulate(self._probabilities(scores, ids), axis=1).astype(np.float64)
         values += 1e-9  # where all are 0
         values[:, 0] *= 1 + 1e-6
-        return values / values.sum(1, keepdims=True)
+        return (values / values.sum(1, keepdims=True)).astype(np.float32)
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Return the scores of all labels.

@@ -61,9 +61,9 @@ def test_a_row_of_features(of_features, tmp_path, capsys):
         found = model.explain(points.features[row], label)
         found = found if label is None else [found]
         assert capsys.readouterr().out == "\n\n".join(map(str, found)) + "\n" and "subject" in str(found[0])
-    np.save(tmp_path / "points.npy", np.zeros((2, 30), np.float32))
-    assert main.main(["explain", file, str(tmp_path / "points.npy"), "--device", "cpu"]) == 2
-    assert "X must be a SciPy sparse matrix as in fit" in capsys.readouterr().err
+    np.save(tmp_path / "points.npy", points.features[:2].toarray())
+    assert main.main(["explain", file, str(tmp_path / "points.npy"), "--label", "5", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out == str(model.explain(points.features[0], 5)) + "\n"
 
 
 def test_errors_are_one_line(of_texts, of_features, tmp_path, capsys):
@@ -74,7 +74,7 @@ def test_errors_are_one_line(of_texts, of_features, tmp_path, capsys):
         ([texts, "maps", "-n", "0"], "n must be at least 1, got 0"),
         ([texts, "maps", "--plot", "x.txt"], "--plot x.txt must end in .png, .svg or .pdf"),
         ([features, points, "--row", "80"], f"--row must be below 80, the number of rows in {points}, got 80"),
-        ([features, "old maps"], "old maps cannot be read: there is no such file"),
+        ([features, "old maps"], "old maps cannot be read: there is no such file; the model expects features, not texts"),
         ([features, points, "--json", points], f"--json and file must be different files, got {points} and {points}"),
     ):
         assert main.main(["explain", *arguments, "--device", "cpu"]) == 2

@@ -445,7 +445,7 @@ def test_a_precision_is_kept_by_the_lowest_threshold():
 def test_measures():
     assert parse_measure("f1@12") == ("f1", 12) and parse_measure("precision=.75") == ("precision", 0.75)
     for wrong in ("", "f1", "f1@0", "f1@x", "precision=0", "precision=1", "precision=nan", "recall", None, 5):
-        with pytest.raises(ValueError, match="measure must be"):
+        with pytest.raises(ValueError, match="threshold must be"):
             parse_measure(wrong)
     _, ids, labels, _, truth = predictions(10, k=4)
     with pytest.raises(ValueError, match="limit of f1@5"):
