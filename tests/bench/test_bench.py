@@ -749,7 +749,7 @@ def test_rows_of_words(tmp_path, monkeypatch, capsys):
     assert words.main(["omikuji", *given]) == 2 and "omikuji is not installed" in capsys.readouterr().err
     found = words.finished()[tmp_path.name]
     assert found.keys() == {"linear", "centroids"}
-    ids = train.Classifier(progress=False).fit(points.features[:60], points.labels[:60]).predict(points.features[60:])
+    ids = train.Classifier(progress=False).fit(points.features[:60], points.labels[:60]).top_k(points.features[60:])[1]
     assert found["linear"]["test"]["P@1"] == metrics.precision_at_k(ids, points.labels[60:], 1)
     assert words.main(["--table"]) == 0
     assert "| linear |" in capsys.readouterr().out and (tmp_path / "words.png").exists()
