@@ -85,7 +85,9 @@ def summary(name, found, environment):
     for n, of_n in found.items():
         for row, r in of_n.items():
             scores = [f"{100 * r[key]:.2f}" for key in ("old P@1", "old P@3", "old P@5", "new P@1", "new nDCG@5")]
-            table.append([n, row, r["later points"], *scores, f"{r['seconds']:.2f}" if "seconds" in r else ""])
+            table.append(
+                [str(n), row, str(r["later points"]), *scores, f"{r['seconds']:.2f}" if "seconds" in r else ""]
+            )
     return {
         "benchmark": f"later_labels: {name}",
         "parameters": {"data": name},

@@ -1,12 +1,18 @@
 """The figure and the measured numbers of README.md, one line per method, from bench/results/."""
 
-from . import accuracy, ds_softmax, language, machine, plotting, rows, scaling, words, words_scale
+from . import accuracy, ds_softmax, language, machine, plotting, rows, scaling, texts, words, words_scale
 
 README, PICTURE = machine.HERE.parent / "README.md", machine.HERE / "overview.png"
 START, END = "<!-- figures: start -->", "<!-- figures: end -->"
 #: A training step is compared at N labels; the accuracy of the row DENSE is the baseline.
 N, DENSE, SPARSE = 1_000_000, "dense-512", "fixed-fan-in-32-intermediate"
 FULL, SAMPLED = "wikitext-full", "wikitext-midx-rq-100"
+TEXTS = "texts"
+OTHER_TEXTS = {
+    "annif-parabel": "Annif with omikuji",
+    "annif-bonsai": "Annif with omikuji, trees like Bonsai",
+    "omikuji-bonsai": "omikuji, trees like Bonsai, with our features",
+}
 OURS, THEIRS = "linear", {"omikuji": "omikuji", "omikuji-bonsai": "omikuji with trees like Bonsai", "pecos": "PECOS"}
 WHOLE, EXPERTS = "ours: full softmax", "DS-64"
 
@@ -62,6 +68,30 @@ def words_line(of_data, scale):
     ]
 
 
+def texts_line(of_data):
+    """The line about `Classifier` with raw texts, from {data: {row: result}}."""
+    shown = []
+    for name, found in of_data.items():
+        if TEXTS not in found:
+            continue
+        others = {row: found[row] for row in OTHER_TEXTS if row in found}
+        rivals = "; ".join(
+            f"{OTHER_TEXTS[row]}: {_three(r)} in {r['train_seconds']:.0f} s" for row, r in others.items()
+        )
+        r = found[TEXTS]
+        shown.append(
+            f"on {name}, P@1, P@3 and P@5 are {_three(r)} after {r['train_seconds']:.0f} s of training"
+            + (f" ({rivals})" if rivals else "")
+            + f"; the expected calibration error is {100 * r['test']['ECE of 20']:.1f} %, and one text takes "
+            f"{r['ms_a_query_alone']:.2f} ms"
+        )
+    return [f"- **Raw texts**, with the default settings of `Classifier`: {'. '.join(shown)}."] if shown else []
+
+
+def _three(result):
+    return " / ".join(f"{100 * result['test'][f'P@{k}']:.1f}" for k in (1, 3, 5)) + " %"
+
+
 def figures(found):
     """Lines of Markdown with the measured numbers, one per method."""
     growth, step, answers, layers, models = _sources(found)
@@ -87,6 +117,7 @@ def figures(found):
             {name: rows.finished(words.ROWS, words.FOLDER / name) for name in words.DATA},
             rows.finished((f"{words_scale.MAIN}-labels-2-threads",), words_scale.FOLDER).values(),
         ),
+        *texts_line({name: texts.finished(name) for name in texts.DATA}),
         f"- **MIDX**: a language model compares the target word with {models[SAMPLED]['params']['n_samples']} words "
         f"that are drawn almost from the softmax itself. On WikiText-2 the perplexity is {perplexity[SAMPLED]:.1f}, "
         f"and {perplexity[FULL]:.1f} with the full softmax after the same number of epochs. With "

@@ -134,6 +134,11 @@ def indicator(labels, names):
     return scipy.sparse.csr_matrix((np.ones(len(flat)), flat, indptr), shape=(len(ids), len(numbers)))
 
 
+def finished(name):
+    """{row: result} of the finished rows of a data set, those of Annif included."""
+    return rows.finished(ROWS, FOLDER / name) | rows.finished(annif.PROJECTS, tables.RESULTS / "annif" / name)
+
+
 def summary(name, found):
     """One row of results with the table of one data set."""
     header = [
@@ -208,9 +213,7 @@ def main(argv=None):
     if args.table:
         made = []
         for name in DATA:
-            found = rows.finished(ROWS, FOLDER / name)
-            found |= rows.finished(annif.PROJECTS, tables.RESULTS / "annif" / name)
-            if found:
+            if found := finished(name):
                 made.append(summary(name, found))
         if not made:
             parser.error("no row has been measured yet")

@@ -245,6 +245,7 @@ class LinearArchitecture(SampledEstimator):
                 min_features=self.min_features,
                 extra_features=self.extra_features,
                 n_pairs=max_pairs(y) if self.co_occurrence > 0 else 0,
+                held_out=self.calibration and validation is None,
             ),
             "features_per_point, min_features or extra_features, or co_occurrence=0",
         )
