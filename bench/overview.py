@@ -82,10 +82,10 @@ def texts_line(of_data):
         shown.append(
             f"on {name}, P@1, P@3 and P@5 are {_three(r)} after {r['train_seconds']:.0f} s of training"
             + (f" ({rivals})" if rivals else "")
-            + f"; the expected calibration error is {100 * r['test']['ECE of 20']:.1f} %, and one text takes "
+            + f", the expected calibration error is {100 * r['test']['ECE of 20']:.1f} %, and one text takes "
             f"{r['ms_a_query_alone']:.2f} ms"
         )
-    return [f"- **Raw texts**, with the default settings of `Classifier`: {'. '.join(shown)}."] if shown else []
+    return [f"- **Raw texts**, with the default settings of `Classifier`: {'; '.join(shown)}."] if shown else []
 
 
 def _three(result):
