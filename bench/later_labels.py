@@ -114,6 +114,9 @@ def draw(found):
                 continue
             values = [100 * of_n[row][metric] for of_n in found.values()]
             axis.plot(list(found), values, color=color, marker=marker, label=row)
+        low, high = axis.get_ylim()
+        if high - low < 4:  # else noise would fill the panel
+            axis.set_ylim((low + high) / 2 - 2, (low + high) / 2 + 2)
         which, name = metric.split()
         axis.set(xscale="log", xlabel="points of each new label", ylabel=f"{name} (%)", title=f"{which} labels")
         axis.set_xticks(list(found), [str(n) for n in found])
