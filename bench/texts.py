@@ -62,14 +62,12 @@ def figures_of(ids, labels, counts, n_points):
 
 def _calibration_figures(probabilities, hits):
     """Calibration of a top 20: errors, and what thresholds that promise a precision reach."""
-    found = {
-        f"ECE of {k}": metrics.expected_calibration_error(probabilities[:, :k], hits[:, :k])
-        for k in (1, 5, hits.shape[1])
-    }
+    found = {f"ECE of {k}": metrics.expected_calibration_error(probabilities[:, :k], hits[:, :k]) for k in (1, 5, 20)}
     for promised in PROMISED:
         chosen = probabilities >= promised
-        found[f"share of right ones among probabilities of at least {promised}"] = float(hits[chosen].mean())
-        found[f"mean probability of those of at least {promised}"] = float(probabilities[chosen].mean())
+        n = max(1, int(chosen.sum()))
+        found[f"share of right ones among probabilities of at least {promised}"] = float(hits[chosen].sum() / n)
+        found[f"mean probability of those of at least {promised}"] = float(probabilities[chosen].sum() / n)
     return found
 
 
@@ -85,13 +83,14 @@ def _ours(params, part, test, folder):
     model.save(folder / "model.safetensors")
     texts = np.array(test.texts, object)
     _, times = answered(lambda given: model.top_k([given] if isinstance(given, str) else given, 5), texts, N_SINGLE)
-    _, ids = model.top_k(texts, 20)
+    k = min(20, model.n_labels_)
+    _, ids = model.top_k(texts, k)
     labels = indicator(test.labels, model.classes_.tolist())
     counts = np.pad(model.label_counts_, (0, labels.shape[1] - model.n_labels_))
     found = figures_of(ids, labels, counts, model.n_points_)
     if model.calibration_ is not None:
-        probabilities = model.predict_proba(texts, 20)[np.arange(len(ids))[:, None], ids].toarray()
-        found |= _calibration_figures(probabilities, metrics.hits_at_k(ids, labels, 20))
+        probabilities = model.predict_proba(texts, k)[np.arange(len(ids))[:, None], ids].toarray()
+        found |= _calibration_figures(probabilities, metrics.hits_at_k(ids, labels, k))
         sets = model.evaluate(test.texts, test.labels)
         found |= {name: sets[name] for name in ("sample F1", "micro F1", "macro F1")}
         found |= {"threshold": model.threshold_, "limit": model.limit_}

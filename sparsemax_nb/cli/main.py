@@ -35,8 +35,12 @@ def _check_files(options):
     outputs = {name: path for name, path in outputs.items() if path}
     names = "model", "file", "text", "test_text", "vocabulary", "allow", "forbid", "retire"
     inputs = {name: getattr(options, name) for name in names if getattr(options, name, None)}
-    inputs = {name if name in ("model", "file") else f"--{name.replace('_', '-')}": path for name, path in inputs.items()}
-    inputs |= {path: path for path in getattr(options, "points", ()) if os.path.exists(path)}
+    inputs = {
+        name if name in ("model", "file") else f"--{name.replace('_', '-')}": path for name, path in inputs.items()
+    }
+    inputs |= {
+        path: path for path in getattr(options, "points", ()) if path in outputs.values() or os.path.exists(path)
+    }
     for path in outputs.values():
         files.check_writable(path)
     for (one, path), (other, second) in itertools.combinations((outputs | inputs).items(), 2):

@@ -36,7 +36,7 @@ def test_a_row_of_texts_is_what_the_model_reaches(folder, tmp_path, capsys):
     for name in ("P@1", "P@5", "PSP@5", "nDCG@5", "F1@5", "sample F1"):
         assert found["test"][name] == pytest.approx(wanted[name]), name
     assert found["test"]["ECE of 20"] == pytest.approx(wanted["ECE"])
-    assert found["settings"]["C"] > 0 and found["points"] == 27 and found["n_labels"] == 15
+    assert found["settings"]["C"] > 0 and found["points"] == 27 and found["n_labels"] == 12
     capsys.readouterr()
     assert texts.main(["--table"]) == 0
     shown = capsys.readouterr().out

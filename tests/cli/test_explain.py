@@ -74,7 +74,10 @@ def test_errors_are_one_line(of_texts, of_features, tmp_path, capsys):
         ([texts, "maps", "-n", "0"], "n must be at least 1, got 0"),
         ([texts, "maps", "--plot", "x.txt"], "--plot x.txt must end in .png, .svg or .pdf"),
         ([features, points, "--row", "80"], f"--row must be below 80, the number of rows in {points}, got 80"),
-        ([features, "old maps"], "old maps cannot be read: there is no such file; the model expects features, not texts"),
+        (
+            [features, "old maps"],
+            "old maps cannot be read: there is no such file; the model expects features, not texts",
+        ),
         ([features, points, "--json", points], f"--json and file must be different files, got {points} and {points}"),
     ):
         assert main.main(["explain", *arguments, "--device", "cpu"]) == 2

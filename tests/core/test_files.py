@@ -261,7 +261,7 @@ def test_read_only_files_and_folders(tmp_path):
             "--json and the checkpoint of --save must be different files",
         ),
         (["train", "ds-softmax", "--model", "X", "--save", "X"], "--save and model must be different files"),
-        (["predict", "X", "points.txt", "--json", "points.txt"], "--json and file must be different files"),
+        (["predict", "X", "points.txt", "--json", "points.txt"], "--json and points.txt must be different files"),
         (["evaluate", "X", "--json", "X"], "--json and model must be different files"),
     ],
 )
