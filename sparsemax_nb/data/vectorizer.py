@@ -255,7 +255,8 @@ class TextVectorizer:
             numbering = Numbering(self._numbers)
             df = _rows_of_each(self._counts(checked, numbering.__getitem__, numbering))[self.n_features_ :]
             keys, kept = _kept(list(numbering)[self.n_features_ :], df)
-            self._set_vocabulary(self._keys + keys)
+            if keys:
+                self._set_vocabulary(self._keys + keys)
             self.idf_ = np.concatenate([self.idf_, _idf(df[kept], n_texts)])
         self.n_texts_, self.n_features_ = n_texts, len(self.idf_)
         return self
@@ -371,19 +372,26 @@ class TextVectorizer:
 
     def _weights(self, counts):
         """Weighted rows from counts, which are overwritten."""
-        counts.data = (1 + np.log(counts.data.astype(np.float64))) * self.idf_[counts.indices]
-        return self._normalized(counts)
+        return self._normalized(counts, lambda columns, counts: (1 + np.log(counts)) * self.idf_[columns])
 
-    def _normalized(self, rows):
-        """Rows whose parts, one per kind of feature, have their lengths, and the whole has length 1; overwritten."""
-        n, columns, lengths_of_kinds = rows.shape[0], rows.indices, np.array([1.0, PAIR_WEIGHT, self.char_weight])
-        kinds = columns >> self.hash_bits if self._kinds is None else self._kinds[columns]
-        row_ids = np.repeat(np.arange(n), np.diff(rows.indptr))
-        part = row_ids * len(KINDS) + kinds
-        squares = np.bincount(part, rows.data.astype(np.float64) ** 2, len(KINDS) * n)
-        lengths = np.sqrt((squares.reshape(n, len(KINDS)) > 0) @ lengths_of_kinds**2)
-        scales = lengths_of_kinds[np.arange(len(squares)) % len(KINDS)] / np.sqrt(np.where(squares > 0, squares, 1))
-        rows.data = (rows.data * scales[part] / lengths[row_ids]).astype(np.float32)
+    def _normalized(self, rows, weigh=lambda columns, values: values):
+        """Rows whose parts, one per kind of feature, have their lengths, and the whole has length 1; overwritten.
+
+        ``weigh(columns, values)`` are the weights before, float64.
+        """
+        lengths_of_kinds, n_kinds = np.array([1.0, PAIR_WEIGHT, self.char_weight]), len(KINDS)
+        for first in range(0, rows.shape[0], TEXTS_PER_BLOCK):
+            ends = rows.indptr[first : first + TEXTS_PER_BLOCK + 1]
+            n, entries = len(ends) - 1, slice(ends[0], ends[-1])
+            columns = rows.indices[entries]
+            kinds = columns >> self.hash_bits if self._kinds is None else self._kinds[columns]
+            row_ids = np.repeat(np.arange(n), np.diff(ends))
+            part = row_ids * n_kinds + kinds
+            weights = weigh(columns, rows.data[entries].astype(np.float64))
+            squares = np.bincount(part, weights**2, n_kinds * n)
+            lengths = np.sqrt((squares.reshape(n, n_kinds) > 0) @ lengths_of_kinds**2)
+            scales = np.tile(lengths_of_kinds, n) / np.sqrt(np.where(squares > 0, squares, 1))
+            rows.data[entries] = weights * scales[part] / lengths[row_ids]
         return rows
 
     def _as_new(self, rows, others):

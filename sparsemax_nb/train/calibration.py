@@ -179,7 +179,7 @@ def choose_decision(probabilities, ids, labels, measure):
         The labels of these rows.
     measure : str
         'sample-f1': the mean over the rows of ``2 n_right / (n_predicted + n_true)``, which is 0 for rows without
-        labels; the limit is at most k. 'f1@5', or another number up to k: the same with this limit. 'precision=0.8', or
+        labels; the limit is at most k. 'f1@5', or another number (or k): the same with this limit. 'precision=0.8', or
         another number in (0, 1): the lowest threshold at which this share of the predicted labels of all rows is right,
         if one more prediction were wrong, so that a few right ones do not decide; the limit is k.
 
@@ -196,7 +196,8 @@ def choose_decision(probabilities, ids, labels, measure):
 
     Notes
     -----
-    For F1 the thresholds 0.01, 0.02 ... 0.99 are tried. The choice is of the rows given: for few rows, the measure on
+    For F1 the thresholds 0.01, 0.02 ... 0.99 are tried; of several best ones, the one in the middle is chosen, with the
+    smallest limit. The choice is of the rows given: for few rows, the measure on
     other rows is lower.
 
     Source: D. Lewis, "Evaluating and optimizing autonomous text classification systems", SIGIR 1995: thresholds that
@@ -209,7 +210,7 @@ def choose_decision(probabilities, ids, labels, measure):
     >>> probabilities = np.array([[0.9, 0.4], [0.8, 0.1]], np.float32)
     >>> ids, labels = np.array([[0, 1], [1, 2]], np.int32), scipy.sparse.csr_matrix([[1, 1, 0], [0, 1, 0]])
     >>> choose_decision(probabilities, ids, labels, "sample-f1")
-    (0.11, 2)
+    (0.26, 2)
     >>> threshold, limit = choose_decision(probabilities, ids, labels, "precision=0.7")
     >>> round(threshold, 3), limit
     (0.4, 2)
@@ -227,16 +228,17 @@ def choose_decision(probabilities, ids, labels, measure):
         return (float(sorted_probabilities[reached[-1]]) if len(reached) else 1.0), k
     limits = np.arange(1, k + 1)
     if kind == "f1":
-        limits = np.array([check.integer(f"the limit of {measure}", number, 1, k, f" (predictions per row: {k})")])
-    n_true, best, found = np.diff(labels.tocsr().indptr)[:, None], -1.0, (0.0, 0)
-    for threshold in THRESHOLDS:
+        limits = np.array([min(number, k)])
+    n_true, f1 = np.diff(labels.tocsr().indptr)[:, None], np.empty((len(THRESHOLDS), len(limits)))
+    for of_threshold, threshold in zip(f1, THRESHOLDS, strict=True):
         is_predicted = probabilities >= np.float32(threshold)
         n_right = np.cumsum(is_right & is_predicted, axis=1)[:, limits - 1]
         n_predicted = np.cumsum(is_predicted, axis=1)[:, limits - 1]
-        f1 = (2 * n_right / np.maximum(n_predicted + n_true, 1)).sum(0) / n
-        if f1.max() > best:
-            best, found = f1.max(), (float(threshold), int(limits[f1.argmax()]))
-    return found
+        of_threshold[:] = (2 * n_right / np.maximum(n_predicted + n_true, 1)).sum(0) / n
+    is_best = f1 >= f1.max() - 1e-12
+    limit = int(is_best.any(0).argmax())
+    equal = np.flatnonzero(is_best[:, limit])  # with few rows, many thresholds are equally good
+    return float(THRESHOLDS[equal[len(equal) // 2]]), int(limits[limit])
 
 
 def parse_measure(measure):

@@ -22,13 +22,15 @@ from .classifier_file import ARCHITECTURES, DESCRIPTION, ClassifierFile
 from .classifier_inputs import ClassifierInputs
 from .classifier_linear import LINEAR_ONLY, LinearArchitecture
 from .classifier_network import NETWORK_ONLY, NetworkArchitecture
-from .classifier_predictions import ClassifierPredictions
+from .classifier_predictions import CANDIDATES, ClassifierPredictions
 from .classifier_targets import form_of, weighted_rows
 from .estimator import MAX_WIDTH, MetadataRequests, SampledEstimator
 from .explanation import ClassifierExplanations
 from .network import LOSSES, OUTPUTS, SPARSE_OUTPUTS
 from .validation import split
 
+#: Parameters that decide the shapes of a network.
+LAYERS = "output", "loss", "embedding", "intermediate", "bottleneck", "fan_in", "group_size", "weight_dtype"
 #: Attributes of an earlier fit that a new one may not set.
 FITTED = "feature_names_in_", "C_", "slack_", "frequency_", "trials_", "calibration_"
 
@@ -97,7 +99,8 @@ class Classifier(
         the mean F1 of the label sets; 'f1@5', with a limit of 5; or for example 'precision=0.8': the smallest threshold
         whose predicted labels are right with at least this share.
     limit : 'auto', int or None
-        Maximum number of labels per row; 'auto' is chosen together with the threshold, None is no limit.
+        Maximum number of labels per row; 'auto' is chosen together with the threshold. None is 20, the number of
+        labels that are considered.
     output : 'fixed-fan-in', 'group-shared', 'unstructured', 'dense' or 'bottleneck'
         Output layer. 'fixed-fan-in': `fan_in` connections per label. 'group-shared': the same, but a group of labels
         shares its inputs, which is faster. 'unstructured': as many connections in total, at any position (a baseline:
@@ -182,8 +185,8 @@ class Classifier(
         standard error if `progress` is set.
     warm_start : bool
         Whether another `fit` continues from the weights of the previous one, if it has the same number of features, or
-        texts with the same words, and the same labels; otherwise it starts anew. A linear layer keeps its features, and
-        stays close to its weights.
+        texts with the same words, and the same labels and layers; otherwise it starts anew. A linear layer keeps its
+        features, stays close to its weights, and keeps its calibration unless `validation` is given.
     memory_limit : int or None
         Maximum memory of the training in bytes. With a limit, `fit` prints the memory plan before it allocates (on
         standard error, if `progress` is set), and refuses a network that does not fit.
@@ -386,7 +389,9 @@ class Classifier(
         for name in ("name_points", "calibration", "warm_start"):
             check.flag(name, getattr(self, name))
         if isinstance(self.threshold, str):
-            parse_measure(self.threshold)
+            kind, number = parse_measure(self.threshold)
+            if kind == "f1":
+                check.integer("the limit of threshold", number, 1, CANDIDATES)
         else:
             check.number("threshold", self.threshold, 0, 1)
         if self.limit is not None and not _is_auto(self.limit):
@@ -446,9 +451,9 @@ class Classifier(
             strings: one class per row. Sequence of n lists of str: the names of any number of labels. Rows without
             labels are allowed in a matrix and in lists.
         sample_weight : (n,) array, optional
-            Weights of the rows, at least 0; rows of weight 0 are left out. For a linear layer they are factors of C.
-            For a network they say how often an epoch of n rows contains a row, relative to the mean, rounded at
-            random.
+            Weights of the rows, at least 0; rows of weight 0 are left out, in a copy of X. For a linear layer they are
+            factors of C. For a network they say how often an epoch of n rows contains a row, relative to the mean,
+            rounded at random.
         names : dict, optional
             If y has label names: {label: name, or [name, synonym, ...]}. With texts, the names are training points if
             `name_points` is set. Labels that y does not contain can then be predicted, too. By default, a label is its
@@ -501,6 +506,8 @@ class Classifier(
         X, y, rows = new._with_name_points(X, y, rows)  # noqa: N806
         parts = [(X, y), *([] if validation is None else [validation]), *weighted]
         start = self if self.warm_start and self._can_continue(new) else None
+        if start is not None and new.architecture_ == "linear":  # there are no points that it does not know
+            new.calibration_, new.threshold_, new.limit_ = start.calibration_, start.threshold_, start.limit_
         prepare = new._linear_training if new.architecture_ == "linear" else new._network_training
         training = prepare(X, y, validation, rows, weights, start)
         save = self._set_up_checkpoints(training, checkpoint_path, resume, parts)
@@ -516,8 +523,12 @@ class Classifier(
         names = "architecture_", "n_features_in_", "is_dense_"
         if not self.__sklearn_is_fitted__() or any(getattr(self, name) != getattr(new, name) for name in names):
             return False
-        vocabularies = [None if model.vectorizer_ is None else model.vectorizer_._keys for model in (self, new)]
-        return vocabularies[0] == vocabularies[1] and self.classes_.tolist() == new.classes_.tolist()
+        if new.architecture_ == "network" and any(self._fitted_params[n] != new._fitted_params[n] for n in LAYERS):
+            return False
+        features = [None if m.vectorizer_ is None else (m.vectorizer_._keys, *m._ngram_params) for m in (self, new)]
+        return features[0] == features[1] and self.classes_.tolist() == new.classes_.tolist()
+
+    _ngram_params = property(lambda self: (self.vectorizer_.word_pairs, self.vectorizer_.char_ngrams))
 
     def _resolved_architecture(self, is_dense):
         """'linear' or 'network'; ValueError if a changed parameter does not fit it."""

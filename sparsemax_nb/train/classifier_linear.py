@@ -9,12 +9,13 @@ from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
+import scipy.sparse
 
 from ..co_occurrence import max_pairs
 from ..core import check
 from ..core.connections import FeatureLists
 from ..core.device import to_numpy
-from ..feature_choice import INITIAL_BIAS, between, extended_lists, with_features, without_labels
+from ..feature_choice import between, extended_lists, with_features, without_labels
 from ..linear import SparseLinear
 from . import linear, linear_file, linear_settings
 from .classifier_targets import MATRIX, NAMES, checked_names, encode, object_array, weighted_rows
@@ -139,6 +140,8 @@ class LinearArchitecture(SampledEstimator):
         Sets what describes the labels and features.
         """
         form, n_before = self._target_form, self.n_labels_
+        if names and form != NAMES:
+            raise ValueError("names must be None unless y has lists of label names")
         names = {} if names is None else checked_names(names)
         known = None if form == MATRIX else self.classes_
         if form == NAMES:
@@ -153,8 +156,7 @@ class LinearArchitecture(SampledEstimator):
             self.label_names_ = None
         if self.vectorizer_ is not None:
             x = self._texts(x)
-            self.vectorizer_ = copy.copy(self.vectorizer_).extend(x)
-            self.vectorizer_.extend([name for _, name in points])
+            self.vectorizer_ = copy.copy(self.vectorizer_).extend([*x, *(name for _, name in points)])
             self.n_features_in_ = self.vectorizer_.n_features_
         x = self._features(x)
         if y.shape[0] != x.shape[0] or y.shape[1] < n_before:
@@ -170,9 +172,10 @@ class LinearArchitecture(SampledEstimator):
         return x, y, n_names
 
     def retire(self, labels: Sequence[Any]) -> Self:
-        """Remove labels from a linear layer: they are no longer predicted; the positions of the others do not change.
+        """Remove labels from a linear layer: they belong to no label set any more, and rank last, with the score -1e30.
 
-        Their weights are removed, and their counts become 0. `partial_fit` with points of such a label learns it anew.
+        Their weights are removed, and their counts become 0. The positions of the other labels do not change.
+        `partial_fit` with points of such a label learns it anew.
 
         Parameters
         ----------
@@ -245,7 +248,7 @@ class LinearArchitecture(SampledEstimator):
                 min_features=self.min_features,
                 extra_features=self.extra_features,
                 n_pairs=max_pairs(y) if self.co_occurrence > 0 else 0,
-                held_out=self.calibration and validation is None,
+                held_out=self.calibration and validation is None and start is None,
             ),
             "features_per_point, min_features or extra_features, or co_occurrence=0",
         )
@@ -274,8 +277,11 @@ class LinearArchitecture(SampledEstimator):
         ks, lists = possible_ks(y.shape[1]), None
         if start is not None:
             settings = replace(settings, extra_features=0.0)
-            lists = FeatureLists(*map(to_numpy, start.network_.layer.arrays))
-            lists = lists._replace(bias=np.full(y.shape[1], INITIAL_BIAS, np.float32))
+            is_new = start.label_counts_ + start.name_counts_ == 0
+            of_new = y @ scipy.sparse.diags(is_new.astype(np.float32), format="csr")
+            of_new.eliminate_zeros()
+            lists = FeatureLists(*map(to_numpy, start.network_.layer.arrays))  # `extended_lists` copies them
+            lists = extended_lists(lists, x, of_new, settings.features_per_point, settings.min_features, 0)
         training = linear.DualTraining(
             x,
             y,
@@ -283,7 +289,7 @@ class LinearArchitecture(SampledEstimator):
             self.device_,
             lists=lists,
             is_name=is_name,
-            held_out=self.calibration and validation is None,
+            held_out=self.calibration and validation is None and start is None,
             as_new=None if self.vectorizer_ is None else self.vectorizer_._as_new,
             budget_seconds=self.budget_seconds,
             sample_weight=weights,
@@ -304,7 +310,8 @@ class LinearArchitecture(SampledEstimator):
                 self.vectorizer_._normalized(validation[0])
             return self.vectorizer_._normalized(x.copy()), validation
 
-        weight, self.trials_ = linear_settings.choose_char_weight(weighted, y, settings, **options)
+        wanted = [name for name in ("frequency",) if getattr(self, name) == "auto"]
+        weight, self.trials_ = linear_settings.choose_char_weight(weighted, y, settings, wanted=wanted, **options)
         if self.progress:
             print(f"sparsemax-nb: char_weight = {weight:g}, after {len(self.trials_)} trials", file=sys.stderr)
         return weighted(weight)[0], [trial for trial in self.trials_ if trial["char_weight"] == weight]

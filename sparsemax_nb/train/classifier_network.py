@@ -158,13 +158,13 @@ class NetworkArchitecture(SampledEstimator):
             of_labels[unseen] = np.sort(of_labels[unseen])  # their scores are equal: positions break ties by id
             network.output.set_order(of_labels)
             counts = counts[of_labels]
-        if self.loss != "softmax":
-            _initial_bias(network.output.bias, counts, len(rows), self.loss)
-        elif self.sampler != "none":
-            network.output.negatives = Negatives(self._sampling(), network.output.weights, counts, self.seed)
-        network.output.rank_last(np.flatnonzero(self.label_counts_ + self.name_counts_ == 0))
         if start is not None:
             network.set_parameters(start.network_.parameters)
+        elif self.loss != "softmax":
+            _initial_bias(network.output.bias, counts, len(rows), self.loss)
+        if self.sampler != "none":
+            network.output.negatives = Negatives(self._sampling(), network.output.weights, counts, self.seed)
+        network.output.rank_last(np.flatnonzero(self.label_counts_ + self.name_counts_ == 0))
         ks, adam = possible_ks(y.shape[1]), Adam(self.learning_rate)
         has_p3 = y.shape[1] > 3 and self._target_form != CLASS  # with three labels, P@3 is always the same
         if not self.is_dense_:

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse
 
 from .. import metrics
-from ..core import check
+from ..core import check, sparse
 from . import linear, loop
 from .calibration import Calibration, choose_decision
 from .classifier_targets import CLASS, MATRIX, NAMES, checked_weights, encode, object_array
@@ -25,6 +25,8 @@ SLOPES = {"squared-hinge": 4.0, "bce": 1.0, "softmax": 1.0}
 CANDIDATES = 20
 #: Maximum bytes of a dense array of scores or probabilities.
 MAX_DENSE = 1 << 32
+#: Entries of such an array that are computed at once: bounds the temporary memory.
+DENSE_BLOCK = 1 << 22
 #: Rows per batch where a network ranks all labels.
 ROWS_OF_ALL_LABELS = 16
 
@@ -43,7 +45,8 @@ class ClassifierPredictions(SampledEstimator):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the k best labels of each row.
 
-        X is processed in batches: apart from the result, memory does not depend on n.
+        X is processed in batches: apart from the result, memory does not depend on n. Texts are first converted to
+        features, all at once.
 
         Parameters
         ----------
@@ -96,7 +99,11 @@ class ClassifierPredictions(SampledEstimator):
             for first in range(0, x.shape[0], ROWS_OF_ALL_LABELS):
                 rows = slice(first, min(first + ROWS_OF_ALL_LABELS, x.shape[0]))
                 all_scores, all_ids = loop.top_k(
-                    network, rows.stop - first, lambda part, rows=rows: self._batch(x, rows), self.n_labels_, batch_size
+                    network,
+                    rows.stop - first,
+                    lambda part, first=first: self._batch(x, slice(first + part.start, first + part.stop)),
+                    self.n_labels_,
+                    batch_size,
                 )
                 all_scores += offsets[all_ids]
                 best = np.lexsort((all_ids, -all_scores))[:, :k]
@@ -178,7 +185,8 @@ class ClassifierPredictions(SampledEstimator):
         limit : int, optional
             At least 1.
         allow, forbid, label_weights : optional
-            As in `top_k`. They decide which labels are the best; the threshold applies to the unweighted probability.
+            As in `top_k`. They decide which labels are the best. The threshold applies to the probability of the
+            unweighted score at its rank among the labels that are left.
 
         Returns
         -------
@@ -211,11 +219,13 @@ class ClassifierPredictions(SampledEstimator):
             ids = self._top_k(x, k, offsets)[1]
             return ids if self._target_form == MATRIX else self._classes_at(ids)
         if self._target_form == CLASS:
+            if threshold is not None or limit is not None:
+                raise ValueError("threshold and limit must be None if there is one class per row")
             ids = self._top_k(x, 1, offsets)[1]
             if (ids < 0).any():
                 raise ValueError("allow and forbid must leave at least one class")
             return self.classes_[ids[:, 0]]
-        scores, ids = self._top_k(x, min(CANDIDATES, self.n_labels_), offsets)
+        scores, ids = self._top_k(x, self._n_candidates(limit), offsets)
         chosen = self._chosen(scores, ids, offsets, threshold, limit)
         if self._target_form == NAMES:
             return [self.classes_[row[mask]].tolist() for row, mask in zip(ids, chosen, strict=True)]
@@ -235,12 +245,20 @@ class ClassifierPredictions(SampledEstimator):
             is_set, k = False, 1
         if not is_set:
             k = min(5, self.n_labels_) if k is None else k
-        scores, ids = self._top_k(x, min(CANDIDATES, self.n_labels_) if is_set else k, offsets)
+        n = self._n_candidates(limit) if is_set else k
+        is_class = self._target_form == CLASS
+        scores, ids = self._top_k(x, max(n, self._n_candidates(None)) if is_class else n, offsets)
         probabilities = None
         if self.calibration_ is not None:
-            probabilities = self._probabilities(_without(offsets, scores, ids), ids)
+            of_labels = self._class_probabilities if is_class else self._probabilities
+            probabilities = of_labels(_without(offsets, scores, ids), ids)[:, :n]
+        scores, ids = scores[:, :n], ids[:, :n]
         chosen = self._chosen(scores, ids, offsets, threshold, limit) if is_set else ids >= 0
         return scores, ids, probabilities, chosen
+
+    def _n_candidates(self, limit):
+        """The number of labels per row that are considered for a label set."""
+        return min(max(CANDIDATES, limit or 0, self.limit_ or 0), self.n_labels_)
 
     def _chosen(self, scores, ids, offsets, threshold, limit):
         """(n, k) bool: the labels of a top-k that belong to the set."""
@@ -312,20 +330,20 @@ class ClassifierPredictions(SampledEstimator):
         if validation is not None:
             scores, ids = self._top_k(validation[0], min(CANDIDATES, self.n_labels_))
             self._calibrate(scores, ids, validation[1])
-        elif self.architecture_ == "linear":
+        elif self.architecture_ == "linear" and training.held_out is not None:
             scores, ids, n_points, rows = training.held_out
             self._calibrate(scores, ids, labels[rows], n_points)
 
     def _calibrate(self, scores, ids, labels, n_points=None):
         """Set the calibration from held-out scores, ids and points of the ids (n, k), and from the true labels."""
         n_points = self._points_of(ids) if n_points is None else n_points
-        self.calibration_ = Calibration.fit(scores, ids, labels, n_points)
+        calibration = Calibration.fit(scores, ids, labels, n_points)
         measure, is_measure = self.threshold, isinstance(self.threshold, str)
         threshold, limit = 0.5, None
         if len(scores):
-            probabilities = self.calibration_.probabilities(scores, n_points)
+            probabilities = calibration.probabilities(scores, n_points)
             threshold, limit = choose_decision(probabilities, ids, labels, measure if is_measure else "sample-f1")
-        self.threshold_ = threshold if is_measure else float(measure)
+        self.calibration_, self.threshold_ = calibration, threshold if is_measure else float(measure)
         self.limit_ = limit if self.limit == "auto" else self._fixed_limit
 
     @property
@@ -390,6 +408,7 @@ class ClassifierPredictions(SampledEstimator):
         The class with the best score, which `predict` returns, is the only one with the largest probability.
         """
         values = np.minimum.accumulate(self._probabilities(scores, ids), axis=1).astype(np.float64)
+        values[:, CANDIDATES:] = 0  # the calibration does not know these ranks, and there can be very many
         values += 1e-9  # where all are 0
         values[:, 0] *= 1 + 1e-6
         return (values / values.sum(1, keepdims=True)).astype(np.float32)
@@ -433,8 +452,9 @@ class ClassifierPredictions(SampledEstimator):
                 "predict_proba(X, k=20), or fewer rows at once"
             )
         dense = np.empty((x.shape[0], self.n_labels_), np.float32)
-        for first in range(0, x.shape[0], linear.ROWS_PER_PREDICTION):
-            rows = slice(first, min(first + linear.ROWS_PER_PREDICTION, x.shape[0]))
+        step = min(linear.ROWS_PER_PREDICTION, max(1, DENSE_BLOCK // self.n_labels_))
+        for first in range(0, x.shape[0], step):
+            rows = slice(first, min(first + step, x.shape[0]))
             scores, ids = self._top_k(x[rows], self.n_labels_)
             np.put_along_axis(dense[rows], ids, values(scores, ids), 1)
         return dense
@@ -480,25 +500,32 @@ class ClassifierPredictions(SampledEstimator):
             ks = [check.integer("ks", k, 1, self.n_labels_) for k in check.sequence("ks", ks, "integers")]
             check.integer("the number of ks", len(ks), 1)
         x, labels = self._pair(X, y)
+        if excluded is not None:
+            excluded = sparse.as_ones("excluded", excluded)
+            if excluded.shape != labels.shape:
+                raise ValueError(f"excluded must have shape {labels.shape} like y, got {excluded.shape}")
         offsets, start = self._offsets(None, None, label_weights), time.perf_counter()
-        n_excluded = 0 if excluded is None else int(np.diff(excluded.tocsr().indptr).max(initial=0))
+        n_excluded = 0 if excluded is None else int(np.diff(excluded.indptr).max(initial=0))
         n = min(max(*ks, CANDIDATES) + n_excluded, self.n_labels_)
         scores, ids = self._top_k(x, n, offsets)
         seconds = time.perf_counter() - start
         found = self._ranking_metrics(ids, labels, ks, excluded)
         if self._target_form != CLASS:
-            chosen = self._chosen(scores, ids, offsets, None, None)
-            predicted = _label_sets(ids, chosen, labels.shape[1])
+            best = slice(0, self._n_candidates(None))
+            chosen = self._chosen(scores[:, best], ids[:, best], offsets, None, None)
+            predicted, true = _label_sets(ids[:, best], chosen, labels.shape[1]), labels
+            if excluded is not None:
+                predicted, true = (m - m.multiply(excluded) for m in (predicted, true))
             found |= {
-                "sample F1": metrics.sample_f1(predicted, labels),
-                "micro F1": metrics.micro_f1(predicted, labels),
-                "macro F1": metrics.macro_f1(predicted, labels),
+                "sample F1": metrics.sample_f1(predicted, true),
+                "micro F1": metrics.micro_f1(predicted, true),
+                "macro F1": metrics.macro_f1(predicted, true),
             }
         if self.calibration_ is not None:
             best = slice(0, min(CANDIDATES, self.n_labels_))
             probabilities = self._probabilities(_without(offsets, scores, ids)[:, best], ids[:, best])
             hits = metrics.hits_at_k(ids, labels, best.stop)
-            found["ECE"] = metrics.expected_calibration_error(probabilities, hits)
+            found["ECE"] = metrics.expected_calibration_error(probabilities[ids[:, best] >= 0], hits[ids[:, best] >= 0])
         return found | {"seconds": seconds}
 
     def _evaluate_with(self, network, x, labels, ks):

@@ -37,15 +37,16 @@ MIN_HELD_OUT = 2000
 MAX_SPLITS = 5
 
 
-def choose_char_weight(weighted, y, settings, **options):
+def choose_char_weight(weighted, y, settings, *, wanted=(), **options):
     """The weight of character n-grams with the best nDCG@5 on held-out rows: the first, or a larger one; and trials.
 
-    ``weighted(weight)`` are the features and the validation set, or None. `options` as in `choose_settings`.
+    ``weighted(weight)`` are the features and the validation set, or None. `wanted` is 'frequency' or nothing; `options`
+    as in `choose_settings`.
     """
     chosen, trials = CHAR_WEIGHTS[0], []
     for weight in CHAR_WEIGHTS:
         x, validation = weighted(weight)
-        _, found = choose_settings(x, y, settings, wanted=(), validation=validation, **options)
+        _, found = choose_settings(x, y, settings, wanted=wanted, validation=validation, **options)
         trials += [trial | {"char_weight": weight} for trial in found]
         if len(trials) > 1 and trials[-1]["nDCG@5"] <= (1 + MIN_GAIN) * trials[-2]["nDCG@5"] or not found:
             break
