@@ -325,7 +325,7 @@ class _KernelSampler(_ClassSampler):
 
 
 class SphereSampler(_KernelSampler):
-    """Draws classes by a quadratic kernel of h and class, ``Q(i | h) ~ alpha (h . w_i)^2 + 1``; CPU.
+    """Draws classes by a quadratic kernel of h and class, ``Q(i | h) ~ alpha (w_i^T h)^2 + 1``; CPU.
 
     This implementation scores all classes.
 

@@ -178,8 +178,8 @@ class PackedDSSoftmax:
     def speed_up(self, h: Array) -> float:
         """Multiply-adds of the full softmax divided by those of this layer: ``L / (E + sum_k u_k |v_k|)``.
 
-        u_k is the share of the rows of h that expert k gets, and |v_k| the number of its classes. E is the cost of the
-        gate.
+        u_k is the share of the rows of h that expert k gets, and ``|v_k|`` the number of its classes. E is the cost of
+        the gate.
 
         Parameters
         ----------
