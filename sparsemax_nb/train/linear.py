@@ -316,14 +316,14 @@ class DualTraining(Run):
         return np.bincount(self._y.indices[self._y.indptr[self._n_early_rows] :], minlength=self._y.shape[1])
 
     def _admit_late_rows(self):
-        """Predict the late rows, and give features to the labels that only these rows have: they join now."""
+        """Predict the late rows, and give labels the most distinctive features of these rows: they join now."""
         self.held_out = self._predict_late_rows()
         rows, settings = slice(self._n_early_rows, None), self.settings
-        is_new = self._n_late_points() == self._n_points
-        y = self._y[rows] @ scipy.sparse.diags(is_new.astype(np.float32), format="csr")
-        y.eliminate_zeros()
+        n_early = self._n_points - self._n_late_points()
         lists = FeatureLists(*map(to_numpy, self.network.layer.arrays))
-        lists = extended_lists(lists, self._x[rows], y, settings.features_per_point, settings.min_features, 0)
+        lists = extended_lists(
+            lists, self._x[rows], self._y[rows], settings.features_per_point, settings.min_features, n_early
+        )
         self.network.layer = SparseLinear._from_lists(self._with_bias(lists), self.device)
 
     @property
@@ -443,10 +443,10 @@ class DualTraining(Run):
         """Give labels more features, chosen by their errors so far, after the first epoch and when late rows joined."""
         epoch, extra = self._position.epoch, self.settings.extra_features
         share = np.full(len(self._n_points), extra if epoch == 0 else 0.0)
-        if epoch == self._joining_epoch and self._n_early < len(self._batches):
+        if epoch == self._joining_epoch and epoch > 0 and self._n_early < len(self._batches):
             n_late = self._n_late_points()
             n_early = self._n_points - n_late
-            share += np.where(n_early > 0, n_late / np.maximum(n_early, 1), extra if epoch > 0 else 0.0)
+            share = extra * np.where(n_early > 0, n_late / np.maximum(n_early, 1), 1.0)
         if share.any():
             arrays = FeatureLists(*map(to_numpy, self.network.layer.arrays))
             duals = [Duals(*map(to_numpy, of_batch)) for of_batch in self._duals]
