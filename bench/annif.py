@@ -82,11 +82,7 @@ def summary(name, found):
         "Training and evaluation: whole commands, from texts in a file. Query: suggestions for the whole test set in "
         "one command, without the time of the same command for one text.",
     ]
-    if disturbed := [row for row, r in found.items() if machine.is_disturbed(r["environment"])]:
-        notes.append(f"Other processes were running (ignore these times): {', '.join(disturbed)}.")
-    notes += rows.elsewhere_note(found)
-    if missing := [f"`python -m bench.annif {row} --data {name}`" for row in annif.PROJECTS if row not in found]:
-        notes.append(f"Not run: {', '.join(missing)}.")
+    notes += rows.closing_notes(found, annif.PROJECTS, f"python -m bench.annif ROW --data {name}")
     return {
         "benchmark": f"annif: {name}",
         "parameters": {"data": name},

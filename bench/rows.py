@@ -77,6 +77,20 @@ def elsewhere_note(found):
     return [f"Measured on another machine (do not compare the times): {', '.join(others)}."] if others else []
 
 
+def closing_notes(found, names, command):
+    """Notes on rows that were disturbed, measured elsewhere, or are missing from `names`: ``command ROW`` makes one.
+
+    `command` is split at ROW.
+    """
+    notes, (before, after) = [], command.split("ROW")
+    if disturbed := [row for row, result in found.items() if machine.is_disturbed(result["environment"])]:
+        notes.append(f"Other processes were running (ignore these times): {', '.join(disturbed)}.")
+    notes += elsewhere_note(found)
+    if missing := [f"`{before}{row}{after}`" for row in names if row not in found]:
+        notes.append(f"Not run: {', '.join(missing)}.")
+    return notes
+
+
 def mark_other_machines(table, found):
     """Give a table the environment of most of its rows; mark the others, and add a note for each mark."""
     environments = {name: tables.machine_of(result) for name, result in found.items()}

@@ -6,15 +6,13 @@ of our `TextVectorizer`. ``--table`` adds the rows of ``bench.annif``, which get
 """
 
 import argparse
-import collections
-import itertools
 import sys
 import time
 from pathlib import Path
 
 import numba
 import numpy as np
-import scipy.sparse
+from sklearn.preprocessing import MultiLabelBinarizer
 
 from sparsemax_nb import data, metrics, train
 from sparsemax_nb.internals import peak_memory
@@ -126,11 +124,8 @@ def _omikuji(form, part, test, folder, threads):
 
 def indicator(labels, names):
     """Lists of label names as a CSR matrix of ones; columns for other names follow those of `names`."""
-    numbers = collections.defaultdict(itertools.count(len(names)).__next__, zip(names, itertools.count()))
-    ids = [sorted({numbers[name] for name in of_row}) for of_row in labels]
-    indptr = np.cumsum([0, *map(len, ids)])
-    flat = np.array([i for of_row in ids for i in of_row], np.int32)
-    return scipy.sparse.csr_matrix((np.ones(len(flat)), flat, indptr), shape=(len(ids), len(numbers)))
+    others = sorted({name for of_row in labels for name in of_row}.difference(names))
+    return MultiLabelBinarizer(classes=[*names, *others], sparse_output=True).fit_transform(labels)
 
 
 def finished(name):
@@ -162,11 +157,7 @@ def summary(name, found):
         "a whole command). Query: one text per call (Annif: suggestions for the whole test set in one command).",
         "omikuji gets our features. Annif makes its own.",
     ]
-    if disturbed := [row for row, r in found.items() if machine.is_disturbed(r["environment"])]:
-        notes.append(f"Other processes were running (ignore these times): {', '.join(disturbed)}.")
-    notes += rows.elsewhere_note(found)
-    if missing := [f"`python -m bench.texts {row} --data {name}`" for row in ROWS if row not in found]:
-        notes.append(f"Not run: {', '.join(missing)}.")
+    notes += rows.closing_notes(found, ROWS, f"python -m bench.texts ROW --data {name}")
     return {
         "benchmark": f"texts: {name}",
         "parameters": {"data": name, "points": example["points"]},

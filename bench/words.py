@@ -133,12 +133,7 @@ def summary(name, found):
         "and frequency. Query times: the whole test set in one call, and one row per call; omikuji and fastText only "
         "take one row.",
     ]
-    if disturbed := [row for row, r in found.items() if machine.is_disturbed(r["environment"])]:
-        notes.append(f"Other processes were running (ignore these times): {', '.join(disturbed)}.")
-    notes += rows.elsewhere_note(found)
-    missing = [f"`python -m bench.words {row} --data {name}`" for row in ROWS if row not in found]
-    if missing:
-        notes.append(f"Not run: {', '.join(missing)}.")
+    notes += rows.closing_notes(found, ROWS, f"python -m bench.words ROW --data {name}")
     return {
         "benchmark": f"words: {name}",
         "parameters": {"data": name, "points": example["points"]},

@@ -92,8 +92,9 @@ class Classifier(
         They help rare labels, and make it possible to predict labels without any training point.
     calibration : bool
         Whether `fit` learns probabilities, `threshold_` and `limit_` from held-out points. For 'linear' these are
-        `validation`, or some of the training points: `fit` removes their influence from a copy of the layer. For
-        'network' they are the validation points, if there are any.
+        `validation`, or some of the training points: from 10,000 points on they join the training late, and fewer are
+        predicted by layers that are trained on the others. For 'network' they are the validation points, if there are
+        any.
     threshold : float or str
         Probability that a label needs to be predicted, or the measure that decides it on held-out points: 'sample-f1',
         the mean F1 of the label sets; 'f1@5', with a limit of 5; or for example 'precision=0.8': the smallest threshold

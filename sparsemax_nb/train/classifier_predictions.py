@@ -21,8 +21,8 @@ from .validation import metrics_at_k, possible_ks
 FORBIDDEN, NO_LABEL = np.float32(-1e35), np.float32(-1e34)
 #: Factor of a score in its log-odds, about: for a linear layer and squared hinge, and for losses of log-odds.
 SLOPES = {"squared-hinge": 4.0, "bce": 1.0, "softmax": 1.0}
-#: Labels per row that are considered for a label set.
-CANDIDATES = 20
+#: Labels per row that are considered for a label set: as many as a linear layer reranks, and predicts when it holds out.
+CANDIDATES = linear.CANDIDATES
 #: Maximum bytes of a dense array of scores or probabilities.
 MAX_DENSE = 1 << 32
 #: Entries of such an array that are computed at once: bounds the temporary memory.
@@ -88,12 +88,10 @@ class ClassifierPredictions(SampledEstimator):
     def _top_k_with(self, network, x, k, offsets=None):
         is_linear = isinstance(network, linear.LinearModel)
         batch_size = linear.ROWS_PER_PREDICTION if is_linear else self.batch_size
-        if offsets is None:
-            return loop.top_k(network, x.shape[0], lambda rows: self._batch(x, rows), k, batch_size)
-        if is_linear:
-            scores, ids = loop.top_k(
-                network.with_offsets(offsets), x.shape[0], lambda rows: self._batch(x, rows), k, batch_size
-            )
+        if offsets is not None and is_linear:
+            network = network.with_offsets(offsets)
+        if offsets is None or is_linear:
+            scores, ids = loop.top_k(network, x.shape[0], lambda rows: self._batch(x, rows), k, batch_size)
         else:
             scores, ids = np.empty((x.shape[0], k), np.float32), np.empty((x.shape[0], k), np.int32)
             for first in range(0, x.shape[0], ROWS_OF_ALL_LABELS):
@@ -109,8 +107,9 @@ class ClassifierPredictions(SampledEstimator):
                 best = np.lexsort((all_ids, -all_scores))[:, :k]
                 scores[rows] = np.take_along_axis(all_scores, best, 1)
                 ids[rows] = np.take_along_axis(all_ids, best, 1)
-        missing = scores < NO_LABEL
-        scores[missing], ids[missing] = -np.inf, -1
+        if offsets is not None:
+            missing = scores < NO_LABEL
+            scores[missing], ids[missing] = -np.inf, -1
         return scores, ids
 
     def _offsets(self, allow, forbid, label_weights):
@@ -290,8 +289,8 @@ class ClassifierPredictions(SampledEstimator):
     def calibrate(self, X: Any, y: Any) -> Any:
         """Learn probabilities, and choose `threshold_` and `limit_`, on points that the model was not trained on.
 
-        `fit` does this itself: a linear layer on points whose influence it removes from a copy, a network on the
-        validation points.
+        `fit` does this itself: a linear layer on points that join the training late, or that other layers predict, and
+        a network on the validation points.
 
         Parameters
         ----------
@@ -321,15 +320,17 @@ class ClassifierPredictions(SampledEstimator):
         x, labels = self._pair(X, y)
         if not labels.nnz:
             raise ValueError("y must have at least one label")
-        scores, ids = self._top_k(x, min(CANDIDATES, self.n_labels_))
-        self._calibrate(scores, ids, labels)
+        self._calibrate_on(x, labels)
         return self
+
+    def _calibrate_on(self, x, labels):
+        """Calibrate on checked features and labels."""
+        self._calibrate(*self._top_k(x, min(CANDIDATES, self.n_labels_)), labels)
 
     def _calibrate_after(self, training, labels, validation):
         """Calibrate on the validation points, or on those of the `labels` that a linear layer has held out."""
         if validation is not None:
-            scores, ids = self._top_k(validation[0], min(CANDIDATES, self.n_labels_))
-            self._calibrate(scores, ids, validation[1])
+            self._calibrate_on(*validation)
         elif self.architecture_ == "linear" and training.held_out is not None:
             scores, ids, n_points, rows = training.held_out
             self._calibrate(scores, ids, labels[rows], n_points)
