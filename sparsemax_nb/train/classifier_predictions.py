@@ -21,7 +21,7 @@ from .validation import metrics_at_k, possible_ks
 FORBIDDEN, NO_LABEL = np.float32(-1e35), np.float32(-1e34)
 #: Factor of a score in its log-odds, about: for a linear layer and squared hinge, and for losses of log-odds.
 SLOPES = {"squared-hinge": 4.0, "bce": 1.0, "softmax": 1.0}
-#: Labels per row that are considered for a label set: as many as a linear layer reranks, and predicts when it holds out.
+#: Labels per row that are considered for a label set; as many as a linear layer reranks and calibrates on.
 CANDIDATES = linear.CANDIDATES
 #: Maximum bytes of a dense array of scores or probabilities.
 MAX_DENSE = 1 << 32
