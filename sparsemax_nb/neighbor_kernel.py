@@ -160,7 +160,7 @@ class NeighborKernel:
         points = check.array("points", points, np.float32, ("N", "d"), finite=True)
         n_points = check.integer("n_points (the length of points)", points.shape[0], 1, 2**31 - 1)
         check.integer("d (the width of points)", points.shape[1], 1)
-        _check_lengths("points", points)
+        check_lengths("points", points)
         check.number("power", power, 1, 100)
         check.integer("n_neighbors", n_neighbors, 1)
         if isinstance(duals, tuple):
@@ -185,9 +185,14 @@ class NeighborKernel:
     @classmethod
     def _from_padded(cls, points, count, labels, values, bias, power, n_neighbors, device="cpu"):
         """A layer around valid arrays, which are not checked again; the lists are those of `PaddedDuals`."""
-        layer = cls.__new__(cls)
         entries = _entries(PaddedDuals(*map(to_numpy, (count, labels, values))), bias.shape[0])
-        layer._set_arrays(points, entries, bias, power, n_neighbors, device)
+        return cls._from_arrays(points, entries, bias, power, n_neighbors, device)
+
+    @classmethod
+    def _from_arrays(cls, points, duals, bias, power, n_neighbors, device="cpu"):
+        """A layer around valid arrays, which are not checked again."""
+        layer = cls.__new__(cls)
+        layer._set_arrays(points, duals, bias, power, n_neighbors, device)
         return layer
 
     def _set_arrays(self, points, duals, bias, power, n_neighbors, device):
@@ -228,7 +233,7 @@ def _entries(padded, n_labels):
     return Duals(indptr, matrix.indices.astype(np.int32), matrix.data)
 
 
-def _check_lengths(name, rows):
+def check_lengths(name, rows):
     """ValueError if a row's length is neither 1 nor 0."""
     xp = module_of(device_of(rows))
     lengths = xp.sqrt(xp.einsum("ij,ij->i", rows, rows))
@@ -249,7 +254,7 @@ def _neighbors(h, layer):
     if device != layer.device:
         raise TypeError(f"h must live on {layer.device} like the layer, got {device}")
     h = check.array("h", h, np.float32, ("B", layer.n_inputs), finite=True)
-    _check_lengths("h", h)
+    check_lengths("h", h)
     k = min(layer.n_neighbors, layer.n_points)
     check.array_size(B=h.shape[0], n_neighbors=k)
     similarities, ids = nearest_checked(h, layer.points, k)

@@ -10,7 +10,7 @@ import scipy.sparse
 
 from ..core import check
 from ..core.device import asarray, to_numpy
-from . import curves, linear
+from . import curves
 from .classifier_inputs import are_texts
 from .classifier_predictions import CANDIDATES
 from .classifier_targets import CLASS
@@ -295,7 +295,7 @@ class ClassifierExplanations(SampledEstimator):
         starts, ends, dense = map(to_numpy, (arrays.indptr[at], arrays.indptr[at + 1], arrays.dense[at]))
         plain = None
         if model.pairs is not None:
-            plain_scores, ids = linear.LinearModel(model.layer, model.prior).top_k(row, self.n_labels_)
+            plain_scores, ids = model.plain().top_k(row, self.n_labels_)
             plain = np.empty(self.n_labels_, np.float32)
             plain[to_numpy(ids)[0]] = to_numpy(plain_scores)[0]
 
