@@ -23,6 +23,8 @@ from .linear import checked_weights
 
 #: Most products that exist at a time in a search for neighbors: 64 MiB.
 MAX_ELEMENTS = 1 << 24
+#: A bound of the scores in training: their squares, summed over labels, must fit float32.
+MAX_SCORE = 1e15
 #: How far the length of a point may be from 1.
 LENGTH_TOLERANCE = 1e-3
 
@@ -163,13 +165,15 @@ class NeighborKernel:
         check_lengths("points", points)
         check.number("power", power, 1, 100)
         check.integer("n_neighbors", n_neighbors, 1)
+        if bias is not None:
+            check.same_device(bias=bias)
+            bias = check.array("bias", to_numpy(bias), np.float32, ("L",), finite=True)
         if isinstance(duals, tuple):
             if bias is None:
                 raise ValueError("bias must be given with a tuple of duals: its length is the number of labels")
-            n_labels = check.array("bias", to_numpy(bias), np.float32, ("L",)).shape[0]
             check.same_device(**_named_duals(duals))
-            padded = _checked_duals(tuple(map(to_numpy, duals)), n_points, n_labels)
-            entries = _entries(padded, n_labels)
+            n_labels = bias.shape[0]
+            entries = _entries(_checked_duals(tuple(map(to_numpy, duals)), n_points, n_labels, False), n_labels)
         else:
             matrix = canonical("duals", duals)
             if matrix.shape[0] != n_points:
@@ -179,7 +183,7 @@ class NeighborKernel:
         check.integer("n_labels (the width of duals)", n_labels, 1, 2**31 - 1)
         if bias is None:
             bias = np.full(n_labels, INITIAL_BIAS, np.float32)
-        bias = check.array("bias", to_numpy(bias), np.float32, (n_labels,), finite=True)
+        bias = check.array("bias", bias, np.float32, (n_labels,))
         self._set_arrays(points, entries, bias, power, n_neighbors, device)
 
     @classmethod
@@ -418,14 +422,14 @@ def neighbor_kernel_step(
     Raises
     ------
     TypeError, ValueError
-        Wrong types, devices or shapes; ids out of range; kernels, duals or weights not finite; kernels or weights
-        negative; C or slack out of range. Nothing has changed.
+        Wrong types, devices or shapes; ids out of range; kernels, duals or weights not finite, negative (but for duals)
+        or too large; C or slack out of range. Nothing has changed.
 
     Notes
     -----
     A list holds at most W dual variables: of the row's own labels first, then of those that were in it before, then of
-    those in its neighbors' lists, the nearest first. What does not fit is dropped. W = the largest number of own labels
-    of a row + 32 is enough.
+    those in its neighbors' lists, the nearest first. What does not fit is dropped. W = 32 + the largest number of own
+    labels of a row is enough for nearly all rows.
 
     The objective cannot rise where the kernel is symmetric. Cut off after the nearest neighbors it is not exactly so: a
     point need not be a neighbor of its neighbors.
@@ -466,11 +470,15 @@ def neighbor_kernel_step(
     check.finite("kernels[rows]", values)
     if values.size and float(values.min()) < 0:
         raise ValueError(f"kernels must not be negative, got {float(values.min()):g}; use np.maximum(kernels, 0)")
-    duals = _checked_duals(duals, n_points, n_labels)
+    padded = _checked_duals(duals, n_points, n_labels, writeable=True)
+    if values.size:
+        largest = float(values.max()) * float(xp.abs(padded.values).max()) * values.shape[1]
+        if largest > MAX_SCORE:
+            raise ValueError(f"kernels and duals are too large: scores could reach {largest:g}; scale the kernels down")
     labels = sparse.as_labels(labels, rows.shape[0], device, n_labels)
     sparse.sorted_keys(labels, n_labels)
     row_weights = checked_weights(sample_weight, rows.shape[0])
-    return step_checked(rows, neighbors, kernels, duals, labels, n_labels, C, slack, row_weights)
+    return step_checked(rows, neighbors, kernels, padded, labels, n_labels, C, slack, row_weights)
 
 
 def step_checked(rows, neighbors, kernels, duals, labels, n_labels, c, slack, row_weights):
@@ -495,12 +503,12 @@ def _named_duals(duals):
     return {f"duals.{name}": a for name, a in zip(PaddedDuals._fields, duals, strict=True)}
 
 
-def _checked_duals(duals, n_points, n_labels):
-    """Checked `PaddedDuals` around the arrays of the argument `duals`, which a step writes to."""
-    count = check.array("duals.count", duals[0], np.int32, (n_points,), writeable=True)
-    labels = check.array("duals.labels", duals[1], np.int32, (n_points, "W"), writeable=True)
+def _checked_duals(duals, n_points, n_labels, writeable):
+    """Checked `PaddedDuals` around the arrays of the argument `duals`."""
+    count = check.array("duals.count", duals[0], np.int32, (n_points,), writeable)
+    labels = check.array("duals.labels", duals[1], np.int32, (n_points, "W"), writeable)
     width = check.integer("W (the width of duals.labels)", labels.shape[1], 1)
-    values = check.array("duals.values", duals[2], np.float32, labels.shape, writeable=True, finite=True)
+    values = check.array("duals.values", duals[2], np.float32, labels.shape, writeable, finite=True)
     check.in_range("duals.count", count, width + 1)
     check.in_range("duals.labels", labels, n_labels)
     return PaddedDuals(count, labels, values)

@@ -207,3 +207,115 @@ def test_same_bits_with_any_number_of_threads():
             return losses, [a.tobytes() for a in (neighbors, kernels, *duals, *neighbor_kernel_top_k(x, layer, 5))]
 
     assert bits(1) == bits(2)
+
+
+@pytest.mark.parametrize("slack", [0.0, 0.3])
+def test_labels_that_have_changed(backend, slack):
+    """A dual variable whose sign is not that of the label counts as 0, and the list stays one without repeats."""
+    n, n_labels = 6, 5
+    neighbors, kernels = graph(points(n), n)
+    count, listed = np.full(n, n_labels, np.int32), np.tile(np.arange(n_labels, dtype=np.int32), (n, 1))
+    before = PaddedDuals(count, listed, np.where(normal(1, n, n_labels) > 0, 1, -1).astype(np.float32))
+    rows, labels = np.arange(n, dtype=np.int32), label_matrix(n, n_labels, 2)
+    duals = PaddedDuals(*placed(backend, *before))
+    arguments = placed(backend, rows, neighbors, kernels)
+    neighbor_kernel_step(*arguments, duals, some_labels(backend, labels), n_labels, slack=slack)
+    own = Labels(labels.indptr, labels.indices)
+    _, want = reference.step(rows, neighbors, kernels, own, np.ones(n), 1.0, slack, n_labels, before)
+    assert_same_lists(PaddedDuals(*map(to_numpy, duals)), want)
+    signed = reference.dense(want, n_labels)
+    assert (signed[labels.toarray() > 0] >= 0).all() and (signed[labels.toarray() == 0] <= 0).all()
+
+
+def test_a_full_list_keeps_own_labels_then_those_it_had():
+    neighbors, kernels = np.array([[0, 1], [1, -1]], np.int32), np.ones((2, 2), np.float32)
+    labels = scipy.sparse.csr_matrix(np.array([[0, 0, 0, 1, 0]]))
+    listed = np.array([[2, 0, 0], [0, 1, 2]], np.int32)
+    duals = np.array([1, 3], np.int32), listed, np.array([[-0.5, 0, 0], [2, 2, 2]], np.float32)
+    neighbor_kernel_step(np.array([0]), neighbors, kernels, duals, labels, 5, slack=0.1)
+    assert duals[0].tolist() == [3, 3] and duals[1][0].tolist() == [3, 2, 0]
+    assert (np.sign(duals[2][0]) == [1, -1, -1]).all()
+
+
+def test_a_row_of_weight_zero_or_without_a_kernel_with_itself_gets_no_duals():
+    x, labels = points(12), label_matrix(12, 7, 1)
+    neighbors, kernels = graph(x, 12)
+    neighbors[3][neighbors[3] == 3] = -1
+    duals, rows = no_duals(12, 8), np.arange(12)
+    neighbor_kernel_step(rows, neighbors, kernels, duals, labels, 7)
+    assert duals.count[3] == 0 and (np.delete(duals.count, 3) > 0).any()
+    loss = neighbor_kernel_step(rows, neighbors, kernels, duals, labels, 7, sample_weight=np.zeros(12))
+    assert loss == 0 and not duals.count.any()
+
+
+def test_layers_from_lists_and_matrices_are_equal(backend):
+    x = points(9)
+    count, listed = np.arange(9, dtype=np.int32) % 4, np.argsort(normal(1, 9, 6), axis=1)[:, :3].astype(np.int32)
+    lists, bias = PaddedDuals(count, listed, normal(2, 9, 3)), normal(3, 6)
+    layers = [
+        NeighborKernel(x, lists, bias, power=2, n_neighbors=4, device=backend.device),
+        NeighborKernel._from_padded(x, *lists, bias, 2, 4, backend.device),
+    ]
+    layers.append(NeighborKernel(x, layers[0].duals, bias, power=2, n_neighbors=4, device=backend.device))
+    np.testing.assert_allclose(layers[0].duals.toarray(), reference.dense(lists, 6), rtol=1e-6)
+    for layer in layers:
+        assert layer.device == backend.device and layer.nbytes == 4 * (9 * 5 + 6) + 8 * (10 + count.sum())
+        assert (layer.n_points, layer.n_inputs, layer.n_labels, layer.n_duals) == (9, 5, 6, count.sum())
+        assert (layer.duals != layers[0].duals).nnz == 0 and layer.duals.has_sorted_indices
+        assert repr(layer).startswith("NeighborKernel(n_points=9, n_inputs=5, n_labels=6, n_neighbors=4, power=2, ")
+
+
+def test_bad_input():
+    x, h, y = points(4), points(3), label_matrix(4, 6, 1)
+    layer = NeighborKernel(x, y.astype(np.float32))
+    rows, (neighbors, kernels), lists = np.arange(4), graph(x, 2), no_duals(4, 3)
+
+    def step(**changed):
+        given = {"rows": rows, "neighbors": neighbors, "kernels": kernels, "duals": lists, "labels": y, "n_labels": 6}
+        return lambda: neighbor_kernel_step(**(given | changed))
+
+    for message, call in {
+        "k must be between 1 and 4": lambda: nearest_neighbors(h, x, 5),
+        r"h must have shape \(B, 5\)": lambda: nearest_neighbors(h[:, :4].copy(), x, 1),
+        "points must be finite": lambda: nearest_neighbors(h, x * np.float32(np.nan), 1),
+        "N .the length of points. must": lambda: nearest_neighbors(h, x[:0], 1),
+        "points must have rows of length 1 or 0, got 2 in row 0": lambda: NeighborKernel(2 * x, y),
+        "duals must have 4 rows like points, got 3": lambda: NeighborKernel(x, y[:3]),
+        "duals must be a SciPy sparse matrix": lambda: NeighborKernel(x, y.toarray()),
+        "bias must be given with a tuple": lambda: NeighborKernel(x, lists),
+        r"bias must have shape \(6,\)": lambda: NeighborKernel(x, y, h[0]),
+        r"power must lie in \[1, 100\], got 0": lambda: NeighborKernel(x, y, power=0),
+        "n_neighbors must be at least 1": lambda: NeighborKernel(x, y, n_neighbors=0),
+        "device must be one of": lambda: NeighborKernel(x, y, device="gpu"),
+        "layer must be a NeighborKernel": lambda: neighbor_kernel_forward(h, y),
+        "h must have rows of length 1 or 0": lambda: neighbor_kernel_forward(h / 2, layer),
+        "k must be between 1 and 6": lambda: neighbor_kernel_top_k(h, layer, 7),
+        "out must not share memory": lambda: neighbor_kernel_forward(x, NeighborKernel(x, y[:, :5]), out=x),
+        "rows must not contain a point twice": step(rows=np.array([0, 1, 2, 2])),
+        r"rows must lie in \[0, 4\), got 4": step(rows=rows + 1),
+        r"neighbors must lie in \[-1, 4\), got": step(neighbors=neighbors + 1),
+        r"kernels must have shape \(4, 2\)": step(kernels=kernels[:, :1].copy()),
+        "kernels must not be negative": step(kernels=-kernels),
+        "kernels.rows. must be finite": step(kernels=kernels + np.float32(np.inf)),
+        "kernels and duals are too large": step(
+            kernels=kernels * np.float32(1e20), duals=(*lists[:2], np.ones((4, 3), np.float32))
+        ),
+        r"duals must be a tuple \(count, labels, values\)": step(duals=list(lists)),
+        r"duals.count must lie in \[0, 4\), got 4": step(duals=(lists[0] + 4, *lists[1:])),
+        r"duals.labels must lie in \[0, 6\), got 6": step(duals=(lists[0], lists[1] + 6, lists[2])),
+        "duals.values must be float32": step(duals=(*lists[:2], lists[2].astype(np.float64))),
+        r"labels must have shape \(4, 6\)": step(labels=y[:3]),
+        "n_labels must be at least 1|between 1": step(n_labels=0),
+        "C must lie in": step(C=0),
+        r"slack must lie in \[0, 1.999\], got 2": step(slack=2),
+        "sample_weight must not be negative": step(sample_weight=-np.ones(4)),
+    }.items():
+        with pytest.raises((TypeError, ValueError), match=message):
+            call()
+    frozen = lists._replace(values=lists.values.copy())
+    frozen.values.flags.writeable = False
+    with pytest.raises(ValueError, match=r"duals.values is written to but is read-only"):
+        step(duals=frozen)()
+    assert not any(a.any() for a in lists)
+    with pytest.raises(FloatingPointError, match="the products h @ points.T overflowed"):
+        nearest_neighbors(h * np.float32(1e30), x * np.float32(1e30), 1)

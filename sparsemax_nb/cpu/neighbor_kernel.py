@@ -11,7 +11,7 @@ from numba import prange
 
 from ..core import formulas
 from ..core.connections import PaddedDuals, dual_diagonal
-from ..core.device import cpu_formulas, njit, njit_parallel
+from ..core.device import cpu_formulas, njit, njit_parallel, zeros
 from .simd import item, prefetch, set_item
 
 updated_dual = cpu_formulas(formulas).updated_dual
@@ -128,9 +128,9 @@ def _update(i, own, near, kernels, duals, curvature, slack, scores, labels, valu
         old = max(ZERO, _dual_of(label, i, duals))
         n = _append(n, label, updated_dual(old, gradient, bound, slope), labels, values)
     for e in range(duals.count[i]):
-        label, old = duals.labels[i, e], -duals.values[i, e]
-        if old > ZERO and scores[label] != VISITED:
-            gradient = slack - scores[label]
+        label = duals.labels[i, e]
+        if scores[label] != VISITED:
+            old, gradient = max(ZERO, -duals.values[i, e]), slack - scores[label]
             scores[label] = VISITED
             loss += _loss(gradient)
             n = _append(n, label, -updated_dual(old, gradient, bound, slope), labels, values)
@@ -157,23 +157,23 @@ def _work_of_step(rows, near, *_):
 
 
 @njit_parallel(work=_work_of_step)
-def _new_duals(rows, near, labels, curvature, slack, n_labels, duals, new, losses):
+def _new_duals(rows, near, labels, curvature, slack, duals, scores, new, losses):
     """New lists of the rows, (B, W); `duals` stays as it is: all rows see the scores before the step.
 
-    `near` = (neighbors, kernels), `curvature` = (bounds, slopes).
+    `near` = (neighbors, kernels), `curvature` = (bounds, slopes). Each row of `scores` (parts, L) belongs to a work
+    item; they are 0 before and after.
     """
     neighbors, kernels = near
     bounds, slopes = curvature
     count, new_labels, new_values = new.count, new.labels, new.values
-    n_rows, n_parts = rows.size, min(PARTS, rows.size)
+    n_rows, n_parts = rows.size, scores.shape[0]
     for part in prange(n_parts):
-        scores = np.zeros(n_labels, np.float32)
         for b in range(n_rows * part // n_parts, n_rows * (part + 1) // n_parts):
             i, pair = rows[b], (bounds[b], slopes[b])
             own = labels.indices[labels.indptr[b] : labels.indptr[b + 1]]
-            _add_lists(neighbors[i], kernels[i], duals, scores)
+            _add_lists(neighbors[i], kernels[i], duals, scores[part])
             count[b], losses[b] = _update(
-                i, own, neighbors[i], kernels[i], duals, pair, slack, scores, new_labels[b], new_values[b]
+                i, own, neighbors[i], kernels[i], duals, pair, slack, scores[part], new_labels[b], new_values[b]
             )
 
 
@@ -189,7 +189,10 @@ def step(rows, neighbors, kernels, labels, row_weights, c, slack, n_labels, dual
     )
     bounds = np.empty(n_rows, np.float32)
     _bounds(rows, neighbors, kernels, bounds)
-    curvature = bounds, dual_diagonal(c, row_weights)
-    _new_duals(rows, (neighbors, kernels), labels, curvature, np.float32(slack), n_labels, duals, new, losses)
+    curvature, scores = (
+        (bounds, dual_diagonal(c, row_weights)),
+        zeros((min(PARTS, n_rows), n_labels), np.float32, "cpu"),
+    )
+    _new_duals(rows, (neighbors, kernels), labels, curvature, np.float32(slack), duals, scores, new, losses)
     for array, values in zip(duals, new, strict=True):
         array[rows] = values

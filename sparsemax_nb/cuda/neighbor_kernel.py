@@ -130,11 +130,11 @@ def step_kernel(rows, near, labels, is_in_batch, diagonal, slack, duals, scores,
             label, value, e = NO, ZERO, start + thread
             if e < duals.count[i]:
                 label = duals.labels[i, e]
-                if duals.values[i, e] < ZERO and score[label] != VISITED:
-                    gradient = slack - score[label]
+                if score[label] != VISITED:
+                    old, gradient = max(ZERO, -duals.values[i, e]), slack - score[label]
                     score[label] = VISITED
                     loss += gradient * gradient if gradient < ZERO else ZERO
-                    value = -updated_dual(-duals.values[i, e], gradient, bound, slope)
+                    value = -updated_dual(old, gradient, bound, slope)
             n = _append(flags, n, label, value, new.labels[b], new.values[b])
         for m in range(neighbors.shape[1]):
             j = neighbors[i, m]
