@@ -110,6 +110,9 @@ def select(scores, top_scores, top_ids):
     Scratch: 4 bytes per score, 16 bytes per score that is sorted.
     """
     n, k, counts = scores.size, min(top_ids.size, scores.size), np.empty(BINS, np.int64)
+    top_scores[k:], top_ids[k:] = WORST, -1
+    if k == 0:
+        return
     keys = np.empty(n, np.uint32)
     _keys(scores, keys)
     if n >= MIN_ROUNDS * GROUPS * k:
@@ -124,7 +127,6 @@ def select(scores, top_scores, top_ids):
     for m in range(k):
         score = scores[i[m]]
         top_scores[m], top_ids[m] = score, i[m] if score != WORST else -1
-    top_scores[k:], top_ids[k:] = WORST, -1
 
 
 @njit

@@ -56,11 +56,11 @@ class Classifier(
     from an encoder of your own. A row has any number of labels, or one class.
 
     Linear: TF-IDF -> `SparseLinear`, one-vs-rest over all labels, trained by dual coordinate descent. It has no
-    learning rate, trains in about a minute where a network takes many, and helps rare labels most. Kernel: embeddings ->
-    `NeighborKernel`, one-vs-rest over the nearest training points, trained in the same way. Wide-and-deep: the scores
-    of a linear layer over words and of a kernel machine over embeddings are added. Network over sparse
-    features: TF-IDF -> embedding -> ReLU -> dropout [-> dense layer of width `intermediate` -> ReLU] -> output. Network
-    over dense features: dropout [-> dense layer -> ReLU] -> output. Its gradients are written by hand.
+    learning rate, trains in about a minute where a network takes many, and helps rare labels most. Kernel: embeddings
+    -> `NeighborKernel`, one-vs-rest over the nearest training points, trained in the same way. Wide-and-deep: the
+    scores of a linear layer over words and of a kernel machine over embeddings are added. Network over sparse features:
+    TF-IDF -> embedding -> ReLU -> dropout [-> dense layer of width `intermediate` -> ReLU] -> output. Network over
+    dense features: dropout [-> dense layer -> ReLU] -> output. Its gradients are written by hand.
 
     Parameters
     ----------
