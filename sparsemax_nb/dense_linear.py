@@ -68,6 +68,8 @@ def dense_linear_step(
     TypeError, ValueError
         Wrong types, devices or shapes; h, weights, bias, duals or sample weights not finite; duals or sample weights
         negative; C or slack out of range. Nothing has changed.
+    FloatingPointError
+        The loss is NaN or infinite: scores overflowed. The weights have changed: restore them before you continue.
 
     Notes
     -----
@@ -108,4 +110,6 @@ def dense_linear_step(
     row_weights = asarray(checked_weights(sample_weight, n_rows), device)
     step = backend_of(device, "dense_linear").step
     loss, new = step(h, labels, duals, weights, bias, row_weights, float(C), float(slack))
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the loss is {loss}: the scores overflowed; scale h or the weights down")
     return float(loss), tuple(new)

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .device import asarray, device_of, module_of
+
 
 class Connections(NamedTuple):
     """A fixed fan-in layer: every label has its own inputs."""
@@ -52,6 +54,17 @@ class Duals(NamedTuple):
     indptr: np.ndarray  # (B + 1,) int64
     labels: np.ndarray  # (n,) int32
     values: np.ndarray  # (n,) float32
+
+
+def positive_duals(rows, labels, values, n_rows, n_labels):
+    """The `Duals` of pairs of a row and a label, (n,) each, of which those with a positive value are kept."""
+    device = device_of(values)
+    xp, kept = module_of(device), values > 0
+    rows, labels, values = rows[kept], labels[kept], values[kept]
+    order = xp.argsort(rows.astype(np.int64) * n_labels + labels)
+    indptr = xp.concatenate([xp.zeros(1, np.int64), xp.cumsum(xp.bincount(rows, minlength=n_rows))])
+    arrays = (indptr, np.int64), (labels[order], np.int32), (values[order], np.float32)
+    return Duals(*(asarray(array, device, dtype) for array, dtype in arrays))
 
 
 def dual_diagonal(c, row_weights):

@@ -36,7 +36,7 @@ def _mark_active(scores, first, own_indptr, own_rows, dual_indptr, dual_rows, th
             for j in range(dual_indptr[first + i], dual_indptr[first + i + 1]):
                 row_scores[dual_rows[j]] = MARKED
             for row in range(n_rows):
-                n += row_scores[row] > threshold
+                n += not row_scores[row] <= threshold  # NaN counts: the loss shall show it
             counts[i] = n
 
 
@@ -48,11 +48,11 @@ def _list_active(scores, i, threshold, rows, n):
     for row in range(0, whole, LANES):
         if any_above(load(flat, start + row), splat(threshold)):
             for lane in range(row, row + LANES):
-                if item(flat, start + lane) > threshold:
+                if not item(flat, start + lane) <= threshold:
                     rows[n] = lane
                     n += 1
     for row in range(whole, n_rows):
-        if item(flat, start + row) > threshold:
+        if not item(flat, start + row) <= threshold:
             rows[n] = row
             n += 1
 
@@ -99,7 +99,7 @@ def _update(scores, first, thresholds, own, old, inputs, slack, weights, bias, p
                 change = new - before if is_own else before - new
                 if change != ZERO:
                     _add_multiple(change, flat_h, row * d, flat_weights, label * d, d)
-                duals[p], losses[p] = new, gradient * gradient if gradient < ZERO else ZERO
+                duals[p], losses[p] = new, ZERO if gradient >= ZERO else gradient * gradient  # NaN stays
 
 
 def _transposed(indptr, ids, values, n_columns):
