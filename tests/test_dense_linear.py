@@ -59,10 +59,10 @@ def test_steps_equal_reference(backend, slack, weighted):
         given = backend.array(h), weights, backend.array(bias), place_labels(backend, labels)
         row_weights = np.arange(shape[0]) % 4 / 2 if weighted else np.ones(shape[0])
         options = {"C": 0.7, "slack": slack} | ({"sample_weight": row_weights} if weighted else {})
-        for _ in range(2 if simulated else 3):
-            loss, duals = dense_linear_step(*given, duals, **options)
+        for search in (True, False) if simulated else (True, False, True, False):
+            loss, duals = dense_linear_step(*given, duals, search=search, **options)
             want_loss, wanted, of_duals = dense_linear.step(
-                h, labels.toarray() > 0, of_duals, wanted, bias, row_weights, 0.7, slack
+                h, labels.toarray() > 0, of_duals, wanted, bias, row_weights, 0.7, slack, search
             )
             np.testing.assert_allclose(to_numpy(weights), wanted, atol=1e-5)
             np.testing.assert_allclose(dense_duals(duals, labels.shape), of_duals, atol=1e-5)
@@ -71,6 +71,18 @@ def test_steps_equal_reference(backend, slack, weighted):
             assert (values > 0).all() and scipy.sparse.csr_matrix(
                 (values, ids, indptr), labels.shape
             ).has_sorted_indices
+
+
+def test_without_search_only_known_pairs_are_visited(backend):
+    """A score above the margin has no influence until a step searches."""
+    h = backend.array(np.eye(2, dtype=np.float32))
+    weights, bias = backend.array(np.float32([[0, 0], [3, 3]])), backend.array(np.float32([-1, -1]))
+    labels = place_labels(backend, scipy.sparse.csr_matrix(np.float32([[1, 0], [0, 0]])))
+    loss, (indptr, ids, _) = dense_linear_step(h, weights, bias, labels, search=False)
+    assert (loss, *(to_numpy(a).tolist() for a in (indptr, ids))) == (4, [0, 1, 1], [0])
+    assert (to_numpy(weights)[1] == 3).all()
+    loss, (indptr, ids, _) = dense_linear_step(h, weights, bias, labels)
+    assert loss > 4 and (to_numpy(indptr).tolist(), to_numpy(ids).tolist()) == ([0, 2, 3], [0, 1, 1])
 
 
 def test_labels_in_blocks_come_to_the_same_bits(monkeypatch):
@@ -200,12 +212,15 @@ def test_steps_with_the_largest_and_the_smallest_weights():
 def test_same_bits_with_any_number_of_threads():
     def bits(n):
         with threads(n):
-            h, labels = points(300, 60, 900, seed=5)
-            losses = []
-            weights, duals = run(h, labels, 2, 150, losses=losses, slack=0.2)
-            return losses, weights.tobytes(), duals.tobytes()
+            h, labels = points(400, 60, 900, seed=5)
+            weights, bias = new_layer(900, 60)
+            losses, duals = [], None
+            for search in (True, False, True):
+                loss, duals = dense_linear_step(h, weights, bias, labels, duals, slack=0.1, search=search)
+                losses.append(loss)
+            assert len(duals[1]) * 60 > 1 << 18  # enough work for several threads
+            return losses, weights.tobytes(), *(a.tobytes() for a in duals)
 
-    assert 900 * 150 * 60 // 16 > 1 << 18  # enough work for several threads
     assert bits(1) == bits(2) == bits(numba.config.NUMBA_NUM_THREADS)
 
 
@@ -265,6 +280,7 @@ def test_bad_input_is_refused_before_anything_changes():
         r"labels must have shape \(20, 6\)": lambda: dense_linear_step(h, weights, bias, labels[:, :5]),
         "C must lie in": lambda: dense_linear_step(h, weights, bias, labels, C=0),
         "slack must lie in": lambda: dense_linear_step(h, weights, bias, labels, slack=2),
+        "search must be True or False": lambda: dense_linear_step(h, weights, bias, labels, search=1),
         "sample_weight must not be negative": lambda: dense_linear_step(
             h, weights, bias, labels, sample_weight=np.full(20, -1)
         ),

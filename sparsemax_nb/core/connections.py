@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .device import asarray, device_of, module_of
+from .sparse import Labels, sorted_keys
 
 
 class Connections(NamedTuple):
@@ -65,6 +66,19 @@ def positive_duals(rows, labels, values, n_rows, n_labels):
     indptr = xp.concatenate([xp.zeros(1, np.int64), xp.cumsum(xp.bincount(rows, minlength=n_rows))])
     arrays = (indptr, np.int64), (labels[order], np.int32), (values[order], np.float32)
     return Duals(*(asarray(array, device, dtype) for array, dtype in arrays))
+
+
+def known_pairs(labels, duals, n_labels):
+    """(starts (L + 1,) int64, rows (n,) int32): label l has, or has a dual in, the rows ``starts[l]:starts[l + 1]``.
+
+    The rows of a label ascend. `labels` are `Labels`, `duals` are `Duals`.
+    """
+    device, n_rows = device_of(labels.indptr), duals.indptr.shape[0] - 1
+    xp = module_of(device)
+    keys = [sorted_keys(Labels(*some), n_labels) for some in (labels, duals[:2])]
+    keys = xp.unique(xp.concatenate(keys))
+    starts = xp.searchsorted(keys, xp.arange(n_labels + 1) * n_rows)
+    return asarray(starts, device, np.int64), asarray(keys % n_rows, device, np.int32)
 
 
 def dual_diagonal(c, row_weights):

@@ -3,7 +3,7 @@
 import numpy as np
 from numba import float32, int32
 
-from ..core.connections import dual_diagonal, positive_duals
+from ..core.connections import dual_diagonal, known_pairs, positive_duals
 from ..core.device import asarray, cuda, cuda_jit, empty, xp
 from ..core.sparse import by_label, row_of_each_entry
 from . import launch
@@ -129,31 +129,42 @@ def _duals_by_label(duals, n_labels):
     return tuple(asarray(array, "cuda", dtype) for array, dtype in arrays)
 
 
-def step(h, labels, duals, weights, bias, row_weights, c, slack):
+def _active_pairs(h, own, old, thresholds, weights):
+    """(first label, starts, rows) of the active pairs, of one block of labels after the other."""
+    n_rows, n_labels = h.shape[0], weights.shape[0]
+    size = max(1, min(n_labels, MAX_SCORES // n_rows))
+    buffer = empty((size, n_rows), np.float32, "cuda")
+    for first in range(0, n_labels, size):
+        part = slice(first, min(first + size, n_labels))
+        scores, counts = buffer[: part.stop - first], empty(part.stop - first, np.int32, "cuda")
+        matmul(weights[part], h.T, scores)
+        _mark_active(scores, first, own, old, thresholds, counts)
+        starts = asarray(xp.concatenate([xp.zeros(1, np.int64), xp.cumsum(counts, dtype=np.int64)]), "cuda")
+        rows = empty(int(starts[-1]), np.int32, "cuda")
+        _list_active(scores, first, thresholds, starts, rows)
+        yield first, starts, rows
+
+
+def step(h, labels, duals, weights, bias, row_weights, c, slack, search=True):
     """One pass of dual coordinate descent over a batch's active pairs; returns the loss before it and the new `Duals`.
 
-    A pair is active if the row has the label, if it has a dual variable, or if its score is above ``slack - 1``. Each
-    label visits its active rows in ascending order. `weights` (L, d) change in place. `row_weights` is (B,). At most
-    64 MiB of scores exist at a time.
+    A pair is active if the row has the label, if it has a dual variable, or, with `search`, if its score is above
+    ``slack - 1``. Each label visits its active rows in ascending order. `weights` (L, d) change in place. `row_weights`
+    is (B,). At most 64 MiB of scores exist at a time.
     """
-    n_rows, n_labels = h.shape[0], bias.shape[0]
+    n_rows, n_labels, found = h.shape[0], bias.shape[0], []
     if not n_rows:
         return 0.0, duals
     own, old = by_label(labels, n_labels), _duals_by_label(duals, n_labels)
     inputs = tuple(asarray(a, "cuda") for a in (h, (h * h).sum(1), dual_diagonal(c, row_weights)))
-    size, found = max(1, min(n_labels, MAX_SCORES // n_rows)), []
-    thresholds, buffer = asarray(np.float32(slack - 1) - bias, "cuda"), empty((size, n_rows), np.float32, "cuda")
-    for first in range(0, n_labels, size):
-        part = slice(first, min(first + size, n_labels))
-        scores = buffer[: part.stop - first]
-        matmul(weights[part], h.T, scores)
-        counts = empty(part.stop - first, np.int32, "cuda")
-        _mark_active(scores, first, own, old, thresholds, counts)
-        starts = asarray(xp.concatenate([xp.zeros(1, np.int64), xp.cumsum(counts, dtype=np.int64)]), "cuda")
-        pairs = tuple(empty(int(starts[-1]), dtype, "cuda") for dtype in (np.int32, np.float32, np.float32))
-        _list_active(scores, first, thresholds, starts, pairs[0])
-        _update(first, own, old, inputs, slack, weights, bias, (starts, *pairs))
-        found.append((row_of_each_entry(starts, len(pairs[0])) + first, *pairs))
+    if search:
+        blocks = _active_pairs(h, own, old, asarray(np.float32(slack - 1) - bias, "cuda"), weights)
+    else:
+        blocks = [(0, *known_pairs(labels, duals, n_labels))]
+    for first, starts, rows in blocks:
+        values, losses = (empty(len(rows), np.float32, "cuda") for _ in range(2))
+        _update(first, own, old, inputs, slack, weights, bias, (starts, rows, values, losses))
+        found.append((row_of_each_entry(starts, len(rows)) + first, rows, values, losses))
     pair_labels, rows, values, losses = (xp.concatenate(arrays) for arrays in zip(*found, strict=True))
     new = positive_duals(rows, pair_labels, asarray(values, "cuda"), n_rows, n_labels)
     return float((row_weights[rows] * losses.astype(np.float64)).sum()), new

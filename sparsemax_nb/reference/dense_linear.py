@@ -3,12 +3,12 @@
 import numpy as np
 
 
-def step(h, labels, duals, weights, bias, row_weights, c, slack, *, active=None):
+def step(h, labels, duals, weights, bias, row_weights, c, slack, search=True, *, active=None):
     """One pass of dual coordinate descent; returns the loss before it, the new weights (L, d) and the new duals (B, L).
 
     `labels` (bool), `duals` and `active` are (B, L). Each label visits its active rows in ascending order; inactive
-    pairs are unchanged. By default, a pair is active if the row has the label, if its dual is positive, or if its
-    score is above ``slack - 1`` before the step.
+    pairs are unchanged. By default, a pair is active if the row has the label, if its dual is positive, or, with
+    `search`, if its score is above ``slack - 1`` before the step.
 
     With y = 1 if the row has the label, else -1, and C the product of `c` and the row's weight:
     ``G = y s - 1 + (0 if y > 0 else slack) + a / (2 C); a <- max(0, a - G / (|h|^2 + 1 / (2 C))); w += change y h``.
@@ -16,7 +16,10 @@ def step(h, labels, duals, weights, bias, row_weights, c, slack, *, active=None)
     """
     h, w, duals = (np.array(a, np.float64) for a in (h, weights, duals))
     loss = 0.0
-    active = labels | (duals > 0) | (h @ w.T + bias > slack - 1) if active is None else active
+    if active is None:
+        active = labels | (duals > 0)
+        if search:
+            active |= h @ w.T + bias > slack - 1
     for label in range(len(w)):
         for row in np.flatnonzero(active[:, label]):
             y = 1 if labels[row, label] else -1

@@ -110,7 +110,7 @@ OPERATIONS = [
 ]
 
 BUDGETS = {
-    "mark_active_kernel": Budget(48),
-    "list_active_kernel": Budget(48),
+    "mark_active_kernel": Budget(32),
+    "list_active_kernel": Budget(32),
     "update_kernel": Budget(64),
 }

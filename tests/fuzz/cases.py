@@ -212,6 +212,8 @@ def _(r):
     if r.random() < 0.5:
         duals = abs(sparse_points(r, b, n))
         options["duals"] = duals if r.random() < 0.5 else (duals.indptr, duals.indices, duals.data)
+    if r.random() < 0.5:
+        options["search"] = bool(r.random() < 0.5)
     return Call(
         s.dense_linear_step,
         args,

@@ -174,7 +174,7 @@ def linear_step(result, x, layer, labels, duals=None, C=0.5, slack=0.2, sample_w
     loss_and_duals(result, x.shape[0])
 
 
-def dense_step(result, h, weights, bias, labels, duals=None, C=1.0, slack=0.5, sample_weight=None):
+def dense_step(result, h, weights, bias, labels, duals=None, C=1.0, slack=0.5, search=True, sample_weight=None):
     loss_and_duals(result, len(h))
 
 

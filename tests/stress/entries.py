@@ -392,9 +392,9 @@ def linear(seed):
     h, w, bias = normal(seed, 300, 50), normal(seed + 1, 200, 50), np.full(200, -1, np.float32)
     _, dense_duals = nb.dense_linear_step(h, w.copy(), bias, labels)
 
-    def dense_step(some):
+    def dense_step(some, search):
         mine = w.copy()
-        loss, new = nb.dense_linear_step(h, mine, bias, labels, dense_duals if some else None, slack=0.1)
+        loss, new = nb.dense_linear_step(h, mine, bias, labels, dense_duals if some else None, slack=0.1, search=search)
         return loss, [*new], mine
 
     parts, together = (x[:1], x[40:73], x), nb.CoOccurrence(labels)
@@ -409,7 +409,9 @@ def linear(seed):
         "sparse_linear_top_k": [
             functools.partial(nb.sparse_linear_top_k, part, layer, k) for part in parts for k in (1, 5, 100)
         ],
-        "dense_linear_step": [functools.partial(dense_step, some) for some in (False, True)],
+        "dense_linear_step": [
+            functools.partial(dense_step, *how) for how in ((False, True), (True, True), (True, False))
+        ],
         "sparse_linear_step": [functools.partial(step, some) for some in (False, True)],
     }
 
