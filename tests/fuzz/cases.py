@@ -266,6 +266,28 @@ def _(r):
     return Call(s.neighbor_kernel_step, args, options, writes=("duals",), check=dense.neighbor_kernel_step)
 
 
+@of("dense_linear_step")
+def _(r):
+    b, d, n, _ = sizes(r)
+    args = [floats(r, b, d), floats(r, n, d), floats(r, n), as_labels(r, matrix(r, b, n))]
+    options = {"C": float(r.random() + 0.1), "slack": float(r.random())}
+    if r.random() < 0.5:
+        options["sample_weight"] = r.integers(0, 3, b) if r.random() < 0.5 else r.random(b)
+    if r.random() < 0.5:
+        duals = abs(sparse_points(r, b, n))
+        options["duals"] = duals if r.random() < 0.5 else (duals.indptr, duals.indices, duals.data)
+    if r.random() < 0.5:
+        options["search"] = bool(r.random() < 0.5)
+    return Call(
+        s.dense_linear_step,
+        args,
+        options,
+        writes=("weights",),
+        changed_by=(FloatingPointError,),
+        check=dense.dense_step,
+    )
+
+
 @of("rewire")
 def _(r):
     _, h, n, k = sizes(r)

@@ -173,8 +173,16 @@ def reranked(result, scores, ids, together, k=None, weight=0.03):
 
 
 def linear_step(result, x, layer, labels, duals=None, C=0.5, slack=0.2, sample_weight=None):
+    loss_and_duals(result, x.shape[0])
+
+
+def dense_step(result, h, weights, bias, labels, duals=None, C=1.0, slack=0.5, search=True, sample_weight=None):
+    loss_and_duals(result, len(h))
+
+
+def loss_and_duals(result, n_rows):
     loss, (indptr, found, values) = result
-    assert loss >= 0 and len(indptr) == x.shape[0] + 1 and len(found) == len(values) == indptr[-1]
+    assert loss >= 0 and len(indptr) == n_rows + 1 and len(found) == len(values) == indptr[-1]
     assert not len(values) or (values > 0).all()
 
 

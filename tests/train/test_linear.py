@@ -237,7 +237,7 @@ def test_without_slack_only_labels_with_a_score_are_looked_at(corpus, slack, mon
     layer, rows = model.network_.layer, linear.rows_of(empty[300:])
     active, _ = kernel(
         rows,
-        sparse.Labels(*linear._csr_slice(y, slice(300, 600))[:2]),
+        sparse.Labels(*linear.csr_slice(y, slice(300, 600))[:2]),
         linear.no_duals(300),
         layer.arrays,
         slack,
