@@ -164,6 +164,10 @@ class FixedFanIn:
         """Arguments of the step kernel that only this kind of layer has."""
         return ()
 
+    def _connections_of(self, labels):
+        """The `Connections` of some labels, (n,) int32: copies, with float32 values."""
+        return Connections(self.indices[labels], self.values[labels], self.bias[labels])
+
     def _redraw(self, seed, step, cut, offsets, bits, moments, slots):
         """Draw new connections for the slots below `cut`; their values and moments become zero."""
         kernels = backend_of(self.device, "rewiring")

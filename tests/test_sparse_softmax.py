@@ -4,10 +4,20 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from sparsemax_nb import SGD, Adam, FixedFanIn, GroupSharedFanIn, fixed_fan_in_step, softmax_cross_entropy
+from sparsemax_nb import (
+    SGD,
+    Adam,
+    FixedFanIn,
+    GroupSharedFanIn,
+    fixed_fan_in_step,
+    sampled_softmax,
+    softmax_cross_entropy,
+)
 from sparsemax_nb.core.device import to_numpy
+from sparsemax_nb.core.sparse import as_labels
 from sparsemax_nb.cuda import full_softmax as cuda_full_softmax
 from sparsemax_nb.reference import fixed_fan_in, full_softmax, group_shared
+from sparsemax_nb.sampled_fan_in import sampled_softmax_of_layer
 
 from .conftest import Backend
 from .helpers import assert_close, integers, label_matrix, layer_arrays, normal, place_labels, shared_arrays
@@ -153,3 +163,73 @@ def test_step_learns():
     losses = [fixed_fan_in_step(h, layer, matrix, "softmax", adam)[0] for _ in range(80)]
     assert losses[0] > best + 5
     assert best <= losses[-1] < best + 0.5
+
+
+# ---------------------------------------------------------------- negatives
+
+
+def draws(backend, matrix, n_samples=6):
+    """Labels, ids, log Q of the draws, of which some are repeated and some are labels, and log Q of the labels."""
+    labels = as_labels(place_labels(backend, matrix), B, backend.device, L)
+    ids = np.random.default_rng(4).integers(0, L - 9, (B, n_samples)).astype(np.int32)
+    log_q = np.log(0.01 + np.abs(normal(5, B, n_samples)))
+    log_q_labels = np.log(0.01 + np.abs(normal(6, labels.indices.shape[0])))
+    return labels, *map(backend.array, (ids, log_q, log_q_labels))
+
+
+@pytest.mark.twins
+@KINDS
+@pytest.mark.parametrize("mask_hits", [False, True])
+@pytest.mark.parametrize("correction", ["paper", "importance"])
+def test_sampled_equals_the_dense_loss(backend, kind, correction, mask_hits):
+    """Loss and gradients are those of `sampled_softmax` with dense weights, whose last column is the bias."""
+    layer, h, matrix = make(backend, kind), normal(1, B, H), some_labels().tolil()
+    matrix[:, L - 9 :] = 0  # nor are these labels drawn
+    matrix = matrix.tocsr()
+    options = {"correction": correction, "mask_hits": mask_hits}
+    labels, *drawn = draws(backend, matrix)
+    loss, dh, (rows, dvalues, dbias) = sampled_softmax_of_layer(backend.array(h), layer, labels, *drawn, **options)
+    with_bias = np.concatenate([to_numpy(layer.to_dense()), to_numpy(layer.bias)[:, None]], axis=1)
+    wide = np.concatenate([h, np.ones((B, 1), np.float32)], axis=1)
+    arrays = backend.array(wide), backend.array(with_bias), place_labels(backend, matrix), *drawn
+    want_loss, want_dh, (want_rows, dweights) = sampled_softmax(*arrays, **options)
+    np.testing.assert_array_equal(backend.numpy(rows), backend.numpy(want_rows))
+    assert 10 < len(rows) < L
+    want_dh, dweights = (backend.numpy(a).astype(np.float64) for a in (want_dh, dweights))
+    inputs = to_numpy(layer.indices)[backend.numpy(rows) // (1 if kind == "plain" else G)]
+    assert loss == pytest.approx(want_loss, rel=1e-5)
+    assert_close(backend.numpy(dh), want_dh[:, :-1], 4 * L)
+    assert_close(backend.numpy(dvalues), np.take_along_axis(dweights, inputs, 1), 4 * B)
+    assert_close(backend.numpy(dbias), dweights[:, -1], 4 * B)
+
+
+@pytest.mark.twins
+@KINDS
+def test_sampled_without_rows_or_labels(backend, kind):
+    layer, no_labels = make(backend, kind), scipy.sparse.csr_matrix((B, L), dtype=np.float32)
+    loss, dh, (rows, dvalues, dbias) = sampled_softmax_of_layer(
+        backend.array(normal(1, B, H)), layer, *draws(backend, no_labels)
+    )
+    assert loss == 0
+    assert len(rows) > 10
+    assert not any(backend.numpy(a).any() for a in (dh, dvalues, dbias))
+    labels = as_labels(place_labels(backend, no_labels[:0]), 0, backend.device, L)
+    nothing = [backend.array(a) for a in (np.zeros((0, 6), np.int32), np.zeros((0, 6), np.float32))]
+    loss, dh, (rows, _, _) = sampled_softmax_of_layer(
+        backend.array(normal(1, 0, H)), layer, labels, *nothing, backend.array(np.zeros(0, np.float32))
+    )
+    assert (loss, dh.shape, len(rows)) == (0, (0, H), 0)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of NumPy, in the simulator
+@pytest.mark.twins
+@KINDS
+def test_sampled_scores_that_are_not_finite(backend, kind):
+    layer, drawn = make(backend, kind), draws(backend, some_labels())
+    layer.bias[int(drawn[1][0, 0])] = np.nan
+    with pytest.raises(ValueError, match="layer.bias must be finite"):
+        sampled_softmax_of_layer(backend.array(normal(1, B, H)), layer, *drawn)
+    layer.bias[:] = 3e38
+    layer.values[...] = 1
+    with pytest.raises(FloatingPointError, match="the scores overflowed"):
+        sampled_softmax_of_layer(backend.array(np.full((B, H), 3e38, np.float32)), layer, *drawn)

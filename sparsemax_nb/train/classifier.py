@@ -26,7 +26,7 @@ from .classifier_predictions import CANDIDATES, ClassifierPredictions
 from .classifier_targets import form_of, weighted_rows
 from .estimator import MAX_WIDTH, MetadataRequests, SampledEstimator
 from .explanation import ClassifierExplanations
-from .network import LOSSES, OUTPUTS, SPARSE_OUTPUTS
+from .network import LOSSES, OUTPUTS
 from .validation import split
 
 #: Parameters that decide the shapes of a network.
@@ -122,13 +122,15 @@ class Classifier(
     weight_dtype : 'float32' or 'bfloat16'
         Type of the weights of a group-shared output, see `GroupSharedFanIn`.
     loss : 'squared-hinge', 'bce' or 'softmax'
-        'softmax', ``-log softmax(scores)`` summed over a row's labels, needs a dense or bottleneck output.
+        'softmax' is ``-log softmax(scores)``, summed over a row's labels.
     sampler : 'none', 'uniform', 'log-uniform', 'unigram', 'lsh', 'sphere', 'rff', 'midx-pq' or 'midx-rq'
         'none' computes the softmax over all labels. The others sample negatives for each row, and compare each of its
         labels with these alone: 'uniform'; 'log-uniform', by Zipf's law over the labels ranked by frequency; 'unigram',
         in proportion to frequency; 'midx-rq' and 'midx-pq', from an inverted multi-index over the output weights,
         nearly in proportion to ``exp(score)``; 'lsh', 'sphere' and 'rff', baselines for the CPU only. A step then
-        touches only the rows of the output that occur. Predictions always use all labels.
+        touches only the rows of the output that occur. Predictions always use all labels. For a sparse output (not
+        'unstructured', and with float32 weights), all but 'uniform', 'log-uniform' and 'unigram' make a dense copy of
+        the weights, of at most 2^27 numbers.
     n_samples : int
         Negatives per row.
     n_codewords : int
@@ -399,8 +401,6 @@ class Classifier(
             check.integer("limit", self.limit, 1)
         check.choice("output", self.output, tuple(OUTPUTS))
         check.choice("loss", self.loss, LOSSES)
-        if self.loss == "softmax" and self.output in SPARSE_OUTPUTS:
-            raise ValueError(f"loss='softmax' needs output='dense' or 'bottleneck', got {self.output!r}")
         if self.loss != "softmax" and self.sampler != "none":
             raise ValueError(f"sampler={self.sampler!r} needs loss='softmax', got loss={self.loss!r}")
         if not (isinstance(self.tfidf, (bool, np.bool_)) or _is_auto(self.tfidf)):
