@@ -116,7 +116,7 @@ def corrected_log_q(ids, log_q, log_q_targets, n_targets, correction):
 
 
 def losses_of_draws(scores, target_scores, labels, ids, log_q, log_q_targets, mask_hits):
-    """The sum of the losses, and its gradients by the scores of the draws (B, M) and of the targets (n,)."""
+    """The sum of the losses, and its gradients with respect to the scores of the draws (B, M) and targets (n,)."""
     device, n_samples = device_of(scores), scores.shape[1]
     dscores, losses, dtargets = (empty(a.shape, np.float32, device) for a in (scores, target_scores, target_scores))
     ids, log_q = ids.reshape(-1, n_samples), log_q.reshape(-1, n_samples)
