@@ -412,7 +412,7 @@ def step_wide_kernel(ht, layer, label_rows, loss, update, values_moments, bias_m
     deterministic.
 
     Index and weight are loaded, and addresses computed, once per 128 rows. Counted by the PTX emulator (``python -m
-    bench.counted``) for 128 rows, 670,000 labels and K = 32: 673 million warp instructions instead of 4,343, 14.0 GB
+    bench.counted``) for 128 rows, 670,000 labels and K = 32: 675 million warp instructions instead of 4,355, 14.0 GB
     through L2 instead of 20.2 (``bench/results/counted-cpu.json``). Tried and rejected: a reverse index of the
     connections instead of atomics. It reads more sectors than the atomics touch, most of them from memory, and needs
     the gradients of all labels stored.

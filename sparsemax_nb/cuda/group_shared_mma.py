@@ -4,7 +4,7 @@ Each lane loads inputs of four neighbouring rows at once, 16 bytes of ``ht (H, B
 of 32 rows. float32 numbers are split into three bfloat16 parts, which takes six products (see `tensor_cores`); bfloat16
 weights with split inputs take three. Both are as precise as the plain kernels.
 
-Counted for a step with 128 rows, 670,000 labels, K = 32 and G = 16: 782 million warp instructions instead of 8,232, and
+Counted for a step with 128 rows, 670,000 labels, K = 32 and G = 16: 784 million warp instructions instead of 8,220, and
 4.1 GB through L2 instead of 1.8, since inputs are not staged in shared memory (``bench/results/counted-cpu.json``).
 
 Fragments of ``mma.sync.m16n8k16``: in lane 4 g + t, a holds rows g and g + 8, terms 2 t, 2 t + 1, 2 t + 8 and 2 t + 9;
