@@ -410,7 +410,8 @@ def fixed_fan_in_step(
         moments that are read-only. Nothing has changed.
     FloatingPointError
         The loss is NaN or infinite: the layer's values or bias were not finite, or overflowed. The update has been
-        applied and counted: restore finite weights before you continue. With "softmax" nothing has changed.
+        applied and counted: restore finite weights before you continue. With "softmax", scores that are NaN or
+        +infinity are found before the update: nothing has changed then.
 
     Notes
     -----
