@@ -440,14 +440,15 @@ class Machine(Memory):
                         self.report("barrier-divergence", f.at, lanes, f"divergent barrier: {text}")
 
     def open_barrier(self, group, done):
-        kind = group[0].barrier[3]
-        if kind:
-            preds = [np.broadcast_to(f.barrier[2], f.n) for f in group]
-            total = sum(np.bincount(f.slots(), p, len(done)) for f, p in zip(group, preds, strict=True))
-            size = sum(np.bincount(f.slots(), minlength=len(done)) for f in group)
+        """Let the threads of the blocks `done` go on; a block's threads wait at one kind of barrier, with or without a
+        reduction, other blocks' perhaps at another.
+        """
+        preds = [np.broadcast_to(f.barrier[2], f.n) if f.barrier[3] else np.zeros(f.n, bool) for f in group]
+        total = sum(np.bincount(f.slots(), p, len(done)) for f, p in zip(group, preds, strict=True))
+        size = sum(np.bincount(f.slots(), minlength=len(done)) for f in group)
         for f in group:
-            if kind:
-                value = {"popc": total.astype(u4), "or": total > 0, "and": total == size}[kind]
+            if f.barrier[3]:
+                value = {"popc": total.astype(u4), "or": total > 0, "and": total == size}[f.barrier[3]]
                 f.R[f.barrier[4]] = value[f.slots()]
             free = done[f.slots()]
             if free.all():

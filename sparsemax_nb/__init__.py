@@ -20,6 +20,13 @@ from .group_shared import GroupSharedFanIn
 from .grouping import group_labels
 from .linear import SparseLinear, sparse_linear_forward, sparse_linear_step, sparse_linear_top_k
 from .midx import InvertedMultiIndex
+from .neighbor_kernel import (
+    NeighborKernel,
+    nearest_neighbors,
+    neighbor_kernel_forward,
+    neighbor_kernel_step,
+    neighbor_kernel_top_k,
+)
 from .optimizers import SGD, Adam
 from .rewiring import rewire
 from .sampled_softmax import sampled_softmax
@@ -42,6 +49,7 @@ __all__ = [
     "LSHSampler",
     "Labels",
     "LogUniformSampler",
+    "NeighborKernel",
     "PackedDSSoftmax",
     "RFFSampler",
     "SVDSoftmax",
@@ -57,6 +65,10 @@ __all__ = [
     "fixed_fan_in_top_k",
     "group_labels",
     "metrics",
+    "nearest_neighbors",
+    "neighbor_kernel_forward",
+    "neighbor_kernel_step",
+    "neighbor_kernel_top_k",
     "rerank",
     "rewire",
     "sampled_softmax",

@@ -44,6 +44,19 @@ def codes(codes):
     return index.log_prob(H, IDS)
 
 
+def kernel_step(rows, neighbors, labels=LABELS):
+    duals = np.zeros(B, np.int32), np.zeros((B, 4), np.int32), np.zeros((B, 4), np.float32)
+    loss = s.neighbor_kernel_step(rows, neighbors, np.ones((B, 2), np.float32), duals, labels, L)
+    layer = s.NeighborKernel(np.eye(B, D, dtype=np.float32), duals, np.zeros(L, np.float32))
+    return loss, layer.duals.toarray()
+
+
+def neighbor_kernel(duals):
+    layer = s.NeighborKernel(np.eye(B, D, dtype=np.float32), duals, power=1)
+    return s.neighbor_kernel_forward(np.eye(B, D, dtype=np.float32), layer)
+
+
+NEIGHBORS = np.array([[0, 1], [1, 2], [2, 1]], np.int32)
 CODES = np.array([[0, 1], [2, 2], [1, 0], *[[0, 0]] * 6], np.int32)
 PACKED = np.array([0, 2, 5], np.int32), np.array([0, 1, 1, 2, 3], np.int32)
 #: name: (a call with integer arrays, these arrays)
@@ -56,6 +69,7 @@ TAKES_INTEGERS = {
     "FixedFanIn": (lambda i: s.FixedFanIn(D, i, W[:, :2].copy(), W[:, 0].copy()).to_dense(), IDS[[0]].repeat(L, 0)),
     "GroupSharedFanIn": (lambda i: s.GroupSharedFanIn(D, i, W[:, :2].copy(), W[:, 0].copy(), 9).to_dense(), IDS[:1]),
     "InvertedMultiIndex": (codes, CODES),
+    "neighbor_kernel_step": (kernel_step, np.array([2, 0, 1], np.int32), NEIGHBORS),
     "log_prob": (lambda i: s.UnigramSampler(np.arange(1, L + 1)).log_prob(H, i), IDS),
     "LSHSampler.log_prob": (lambda i: s.LSHSampler(W).log_prob(H, i), IDS),
     "LogUniformSampler": (
@@ -155,6 +169,8 @@ MATRICES = {
     "softmax_cross_entropy": lambda m: s.softmax_cross_entropy(H, W, m),
     "sampled_softmax": lambda m: s.sampled_softmax(H, W, m, IDS, LOG_Q, np.zeros(N_TARGETS, np.float32))[0],
     "SparseExperts.step": experts,
+    "neighbor_kernel_step": lambda m: kernel_step(np.arange(B), NEIGHBORS, m),
+    "NeighborKernel": neighbor_kernel,
     "group_labels": lambda m: s.group_labels(H, m, 2),
     "group_labels, features": lambda m: s.group_labels(m, PLAIN, 2),
     "precision_at_k": lambda m: metrics.precision_at_k(IDS, m, 2),

@@ -119,6 +119,22 @@ def test_numbers_of_every_kind(backend, k):
         np.testing.assert_array_equal(best, row[order])
 
 
+@pytest.mark.parametrize("k", [1, 2, 7, 30])
+def test_selection_from_long_rows(k):
+    """From the groups that reach a limit: random, ascending, descending and equal scores, numbers of every kind."""
+    n = cpu_top_k.MIN_ROUNDS * cpu_top_k.GROUPS * k + 13
+    scores = normal(1, 7, n)
+    scores[1], scores[2], scores[3] = np.arange(n), -np.arange(n), 2
+    scores[4], scores[5] = np.round(scores[4]), -np.inf
+    scores[5, [3, n - 1]], scores[6, ::5], scores[6, 4 * k] = [-0.0, 0.0], np.nan, np.inf
+    for row in scores:
+        best, ids = np.empty(k, np.float32), np.empty(k, np.int32)
+        cpu_top_k.select(row, best, ids)
+        order = np.lexsort((np.arange(n), -row, ~np.isnan(row)))[:k]
+        np.testing.assert_array_equal(ids, np.where(row[order] == -np.inf, -1, order))
+        np.testing.assert_array_equal(best, row[order])
+
+
 def test_some_rows_at_a_time(backend, monkeypatch):
     """Neither how many rows of scores exist at once nor the number of threads changes a bit."""
     h = queries(19 if backend.device == "cpu" else 4)

@@ -564,6 +564,24 @@ def test_warp_votes():
     assert out[6, 0] == sum(1 << j for j in range(0, 32, 3)) and out[6, 1] == 0
 
 
+def test_blocks_that_wait_at_different_barriers():
+    @cuda.jit
+    def kernel(out):
+        shared = cuda.shared.array(64, int32)
+        b, t = cuda.blockIdx.x, cuda.threadIdx.x
+        for i in range(b % 3):
+            shared[t] = i
+            cuda.syncthreads()
+            out[b, t] += shared[63 - t] + i
+            cuda.syncthreads()
+        out[b, t] += 100 * cuda.syncthreads_count(int32(t < b + 5))
+
+    out = np.zeros((7, 64), np.int32)
+    run(kernel, 7, 64, out)
+    want = [100 * (b + 5) + (2 if b % 3 == 2 else 0) for b in range(7)]
+    assert np.array_equal(out, np.repeat(want, 64).reshape(7, 64))
+
+
 def test_group_that_waits_for_lanes_elsewhere():
     @cuda.jit
     def kernel(out):

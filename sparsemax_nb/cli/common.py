@@ -5,6 +5,7 @@ import math
 import os
 import platform
 import re
+from pathlib import Path
 
 from .. import data
 from ..core.device import cuda_description, cuda_problem, resolve_device
@@ -243,3 +244,17 @@ def device_line(device):
     chosen, problem = resolve_device(device), cuda_problem()
     name = cpu_name() if chosen == "cpu" else cuda_description()
     return f"on {chosen} ({name})" + (f"; {problem}" if device == "auto" and problem else "")
+
+
+def embeddings(path, n_rows):
+    """The embeddings in a .npy file, one per point, as a read-only array; None without a file."""
+    if path is None:
+        return None
+    if not path.endswith(".npy"):
+        raise ValueError(f"{path} must be a .npy file with a matrix of embeddings")
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path} cannot be read: there is no such file")
+    found = data.arrays.read_dense(Path(path))
+    if n_rows is not None and found.shape[0] != n_rows:
+        raise ValueError(f"{path} must have one row per point, {n_rows} in all, got {found.shape[0]}")
+    return found

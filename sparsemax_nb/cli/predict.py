@@ -27,6 +27,7 @@ TABLE_FORMAT = (
     "the label; 0: only its name is known. A row without predicted labels has no line in the table, and an empty list "
     "in JSON lines. Tabs, line breaks and backslashes in names are escaped (\\t, \\n, \\\\)."
 )
+DENSE_HELP = "embeddings, one per point or text, in the same order, for a model that was trained with --dense"
 #: Control characters and line separators, which would end a field or a line; and the backslash, which starts an escape.
 ESCAPED_CHARACTERS = re.compile(r"[\\\x00-\x1f\x7f\x85\u2028\u2029]")
 
@@ -34,7 +35,7 @@ ESCAPED_CHARACTERS = re.compile(r"[\\\x00-\x1f\x7f\x85\u2028\u2029]")
 def evaluate(options):
     """Evaluate a saved model: ranking and label-set metrics of a classifier, perplexity of a language model."""
     if checkpoint.kind_of(options.model) == train.LanguageModel.kind:
-        for option in ("text", "per_label", "label_weights"):
+        for option in ("text", "dense", "per_label", "label_weights"):
             if getattr(options, option) is not None:
                 flag = "--" + option.replace("_", "-")
                 raise ValueError(f"{flag} needs a classifier, but {options.model} is a language model; use --data")
@@ -48,6 +49,8 @@ def evaluate(options):
         name, points = _part_of_data(model, options)
         x, y, excluded = points.features, points.labels, points.excluded
     n, unit = (len(x), "text") if options.text else (x.shape[0], "point")
+    if (dense := _checked_dense(model, options, n)) is not None:
+        x = x, dense
     print(f"sparsemax-nb: {n:,} {unit}s, evaluating {common.device_line(options.device)}", file=sys.stderr)
     metrics = model.evaluate(x, y, excluded=excluded, label_weights=options.label_weights)
     common.print_metrics(part, metrics)
@@ -57,6 +60,18 @@ def evaluate(options):
         _write_per_label(model, x, y, excluded, options)
         print(f"wrote the metrics of each label to {options.per_label}")
     return result
+
+
+def _checked_dense(model, options, n_rows):
+    """The embeddings in --dense, or None; ValueError unless the model was trained with embeddings beside others."""
+    needs = model.architecture_ == "wide-and-deep" and not model.dense_columns
+    if needs != (options.dense is not None):
+        has = "was" if needs else "was not"
+        raise ValueError(
+            f"--dense FILE.npy must {'' if needs else 'not '}be given: {options.model} {has} trained with embeddings "
+            "beside other features"
+        )
+    return common.embeddings(options.dense, n_rows)
 
 
 def _labeled_texts(model, options):
@@ -163,11 +178,14 @@ def predict(options):
     allow, forbid = (texts.read_label_list(path, model) for path in (options.allow, options.forbid))
     offsets = model._offsets(allow, forbid, options.label_weights)
     print(f"sparsemax-nb: predicting {common.device_line(options.device)}", file=sys.stderr)
-    batches = _batches(model, options)
+    batches, dense = _batches(model, options), _checked_dense(model, options, options.rows)
     first, result = 0, []
     if options.format == "table":
         print(*COLUMNS, sep="\t", flush=True)
     for batch in batches:
+        if dense is not None:
+            n = batch.shape[0] if hasattr(batch, "shape") else len(batch)
+            batch = batch, dense[first : first + n]
         x = model._features(batch)
         answers = model._answers(x, options.k, options.threshold, options.limit, offsets)
         for row, found in enumerate(_labels_of_rows(model, *answers), first):
@@ -245,6 +263,7 @@ def evaluate_options(sub, device):
     sub.add_argument("--data", metavar="DIR-or-NAME", help=data_help)
     any_data = "allow other data than those the model was trained on, with the same features and labels, or words"
     sub.add_argument("--any-data", action="store_true", help=any_data)
+    sub.add_argument("--dense", metavar="FILE.npy", help=DENSE_HELP)
     sub.add_argument("--part", choices=("train", "dev", "test"), default="test", help="part of the data to evaluate on")
     texts.text_options(sub, "texts with labels, for a model of texts, as in train classifier")
     per_label_help = (
@@ -271,6 +290,7 @@ def predict_options(sub, device):
         "points, in the format of the Extreme Classification Repository, or features as .npy or .npz"
     )
     sub.add_argument("points", nargs="+", metavar="TEXT-or-FILE", help=points)
+    sub.add_argument("--dense", metavar="FILE.npy", help=DENSE_HELP)
     k = "number of labels (default: the label set that the model's threshold selects; without calibration, 5)"
     sub.add_argument("-k", type=int, default=None, help=k)
     threshold = "predict labels with at least this probability (default: the model's choice)"

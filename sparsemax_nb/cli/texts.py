@@ -11,6 +11,7 @@ from .. import data
 from ..core import check
 from ..data import labeled_texts, readers
 from ..train.classifier_targets import CLASS, MATRIX
+from . import common
 
 #: Bytes per read of standard input. A read returns what is available, and waits only if there is nothing.
 BYTES_PER_READ = 1 << 16
@@ -70,6 +71,11 @@ def read_vocabulary(options, corpus):
         flush=True,
     )
     return names
+
+
+def with_embeddings(found, path):
+    """Texts, or the pair of them and their embeddings in the file `path`, if it is given."""
+    return found if path is None else (found, common.embeddings(path, len(found)))
 
 
 def name_of(path):

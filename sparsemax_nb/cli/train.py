@@ -14,7 +14,7 @@ from ..midx import RESIDUALS
 from ..sampled_softmax import CORRECTIONS
 from ..train import curves
 from ..train.chunks import fingerprint_parts
-from ..train.classifier import ARCHITECTURES
+from ..train.classifier_params import ARCHITECTURES
 from ..train.language_model import DECAYS
 from ..train.negatives import SAMPLERS
 from ..train.network import LOSSES, OUTPUTS
@@ -105,6 +105,8 @@ def classifier(options):
     model = train.Classifier(**params, progress=not options.quiet)
     if options.validation not in ("dev", "none"):
         model.set_params(validation_fraction=options.validation)
+    if options.test_dense is not None and options.dense is None:
+        raise ValueError("--test-dense needs --dense FILE, the embeddings of the training points")
     if options.text is None:
         result, label_names = _train_on_features(model, path, options)
     else:
@@ -127,24 +129,34 @@ def _train_on_features(model, path, options):
         if getattr(options, name) is not None:
             raise ValueError(f"--{name.replace('_', '-')} needs --text FILE")
     corpus, validation = data.load(options.data or DEFAULT_DATA), None
-    if options.validation == "dev":
-        validation = None if corpus.dev is None else (corpus.dev.features, corpus.dev.labels)
+    x, dense = corpus.train.features, common.embeddings(options.dense, corpus.train.features.shape[0])
+    has_dev = options.validation == "dev" and corpus.dev is not None and dense is None
+    if has_dev:
+        validation = corpus.dev.features, corpus.dev.labels
     n, n_features = corpus.train.features.shape
     print(
         f"{corpus.name}: {n:,} points, {n_features:,} features, {corpus.train.labels.shape[1]:,} labels; "
         f"{common.device_line(options.device)}",
         flush=True,
     )
-    if validation is None and options.validation == "dev":
+    if corpus.dev is None and options.validation == "dev":
         print(
             "no dev part: all epochs are run and the last one is kept; "
             "--validation 0.1 validates on a tenth of the training points"
         )
-    result = _fit(model, path, options, corpus.train.features, corpus.train.labels, validation=validation)
+    x = x if dense is None else (x, dense)
+    result = _fit(model, path, options, x, corpus.train.labels, validation=validation)
     if options.save:
         common.record_training_data(model, corpus.name, corpus.train.features, corpus.train.labels)
     test = corpus.test
-    return result | {"test": model.evaluate(test.features, test.labels, excluded=test.excluded)}, corpus.label_names
+    if dense is None:
+        test_x = test.features
+    elif options.test_dense is not None:
+        test_x = test.features, common.embeddings(options.test_dense, test.features.shape[0])
+    else:
+        print("no evaluation: --test-dense FILE has the embeddings of the test part")
+        return result, corpus.label_names
+    return result | {"test": model.evaluate(test_x, test.labels, excluded=test.excluded)}, corpus.label_names
 
 
 def _train_on_texts(model, path, options):
@@ -156,7 +168,11 @@ def _train_on_texts(model, path, options):
     name, n_labels = texts.name_of(options.text), len({label for labels in corpus.labels for label in labels})
     print(f"{name}: {len(corpus.texts):,} texts, {n_labels:,} labels; {common.device_line(options.device)}", flush=True)
     names = texts.read_vocabulary(options, corpus)
-    result = _fit(model, path, options, corpus.texts, corpus.labels, names=names)
+    x = texts.with_embeddings(corpus.texts, options.dense)
+    test_x = None if test is None else texts.with_embeddings(test.texts, options.test_dense)
+    if test is not None and isinstance(x, tuple) != isinstance(test_x, tuple):
+        raise ValueError("--dense and --test-dense must be given together if there is --test-text")
+    result = _fit(model, path, options, x, corpus.labels, names=names)
     by_name = int(((model.label_counts_ == 0) & (model.name_counts_ > 0)).sum())
     print(
         f"{model.n_features_in_:,} features, {model.n_labels_:,} labels, {by_name:,} of them known by their names only"
@@ -165,7 +181,7 @@ def _train_on_texts(model, path, options):
         common.record_training_data(model, name, *texts.digests(corpus))
     result |= {"n_texts": len(corpus.texts), "n_labels_by_name": by_name}
     if test is not None:
-        result["test"] = model.evaluate(test.texts, test.labels)
+        result["test"] = model.evaluate(test_x, test.labels)
     return result
 
 
@@ -300,9 +316,16 @@ def classifier_options(parser, device):
         "NAME.txt and NAME.tsv or NAME.key"
     )
     source.add_argument("--text", metavar="FILE-or-FOLDER", help=text)
+    dense = "embeddings beside the texts or sparse features, a .npy array with a row per point, in the same order"
+    parser.add_argument("--dense", metavar="FILE.npy", help=dense)
+    test = "embeddings of the test texts, or of the test part of the data"
+    parser.add_argument("--test-dense", metavar="FILE.npy", help=test)
     _text_options(parser.add_argument_group("texts"), default)
     _label_set_options(parser.add_argument_group("label sets"), default)
-    architecture = "linear layer over sparse features, or neural network; auto: linear for sparse, network for dense"
+    architecture = (
+        "linear layer over sparse features, kernel machine over dense ones, both (wide-and-deep), or neural network; "
+        "auto: by the features"
+    )
     parser.add_argument(
         "--architecture", choices=("auto", *ARCHITECTURES), default=default["architecture"], help=architecture
     )
@@ -317,6 +340,14 @@ def classifier_options(parser, device):
     option("min_features", int, "N", "minimum number of connected features of a label")
     extra = "features added to each label after the first pass, chosen by its errors, as a multiple of its features"
     option("extra_features", float, "X", extra)
+    option = common.option_adder(parser.add_argument_group("the kernel machine"), default)
+    option("power", common.number_or_auto, "P|auto", "power of the cosine similarity; auto: chosen by trials")
+    option("kernel_C", common.number_or_auto, "C|auto", "weight of the loss; auto: chosen by trials")
+    option("n_neighbors", int, "N", "nearest training points that score a point")
+    weight = "weight of the kernel machine beside the linear layer; auto: chosen on held-out points"
+    option("kernel_weight", common.number_or_auto, "W|auto", weight)
+    columns = "number of the last columns of the features that are embeddings, instead of --dense"
+    option("dense_columns", int, "N", columns)
     sub = parser.add_argument_group("the network")
     option = common.option_adder(sub, default)
     sub.add_argument("--output", choices=tuple(OUTPUTS), default=default["output"], help="type of the output layer")

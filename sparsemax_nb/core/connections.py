@@ -47,11 +47,25 @@ class PairCounts(NamedTuple):
 
 
 class Duals(NamedTuple):
-    """Positive dual variables (CSR): row b has ``values[j]`` for ``labels[j]``, j in ``indptr[b]:indptr[b + 1]``."""
+    """Dual variables (CSR): row b has ``values[j]`` for ``labels[j]``, j in ``indptr[b]:indptr[b + 1]``.
+
+    Positive for a `SparseLinear`; for a `NeighborKernel` signed, negative where the row does not have the label.
+    """
 
     indptr: np.ndarray  # (B + 1,) int64
     labels: np.ndarray  # (n,) int32
     values: np.ndarray  # (n,) float32
+
+
+class PaddedDuals(NamedTuple):
+    """Signed dual variables in lists of at most W: row i has ``values[i, j]`` for ``labels[i, j]``, j < ``count[i]``.
+
+    Positive where the row has the label, else negative; no label twice in a list.
+    """
+
+    count: np.ndarray  # (N,) int32
+    labels: np.ndarray  # (N, W) int32
+    values: np.ndarray  # (N, W) float32
 
 
 def dual_diagonal(c, row_weights):

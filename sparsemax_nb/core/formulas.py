@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
+ZERO, ONE, TWO, INFINITE = np.float32(0), np.float32(1), np.float32(2), np.float32(np.inf)
 #: Bound of an exponent: e to its power is finite in float32, as the simulator requires.
 LARGEST_EXPONENT = np.float32(80)
 #: The count of a pair of labels that never occur together.
@@ -138,6 +138,17 @@ def mutual_information(n_both, one, other, n_rows):
     """
     smoothing = np.float32(0.05)
     return math.log((np.float32(n_both) + smoothing) / (np.float32(one) * np.float32(other) / n_rows + smoothing))
+
+
+def updated_dual(dual, gradient, bound, slope):
+    """``max(0, dual - (gradient + slope dual) / (bound + slope))``: a step of dual coordinate descent.
+
+    `gradient` is the margin's, `bound` an upper bound of its slope in the dual; 0 if the bound is 0 or the slope of the
+    penalty infinite.
+    """
+    if bound > ZERO and slope < INFINITE:
+        return max(ZERO, dual - (gradient + slope * dual) / (bound + slope))
+    return ZERO
 
 
 def lstm_cell(i, f, g, previous):

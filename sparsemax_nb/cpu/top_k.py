@@ -13,7 +13,7 @@ beats_worst, insert = _f.beats_worst, _f.insert
 WORST = np.float32(-np.inf)
 #: Largest k for one list per row, kept sorted by insertion, whose cost grows with k^2; and for several lists per row,
 #: one for each range of labels, which all have to fill up. Above, `select` sorts whole rows of scores at a cost that
-#: hardly grows with k. It is faster from k = 10 (several lists) and 40 to 170 (one list) on, but lists need no memory
+#: hardly grows with k. It is faster from k = 10 (several lists) and 10 to 50 (one list) on, but lists need no memory
 #: for the scores.
 MAX_INSERTED, MAX_LISTED = 64, 32
 #: Most scores in memory for `select`: 64 MiB.
@@ -23,6 +23,8 @@ DIGIT = 11
 BINS = 1 << DIGIT
 MASK, ALL_BITS, SIGN, NAN_KEY = np.uint32(BINS - 1), np.uint32(0xFFFFFFFF), np.uint32(1 << 31), np.uint32(0)
 HIGH, LOW = np.uint32(2 * DIGIT), np.uint32(DIGIT)
+#: Groups of scores per result, of which the lowest keys limit what is sorted; and least scores per group for that.
+GROUPS, MIN_ROUNDS = 8, 8
 
 
 @njit
@@ -58,25 +60,65 @@ def _sort_by_digit(keys, ids, shift, counts, sorted_keys, sorted_ids):
 
 
 @njit
-def select(scores, top_scores, top_ids):
-    """The best of a row of scores: score descending, then index ascending, NaN first; padded with -infinity and -1.
+def _within_limit(keys, k):
+    """Keys among which are the k lowest, and their indices, (2, n + 1) each, the second row empty; and n.
 
-    The highest digit tells which scores may be among the k best; only these are sorted, digit by digit from the
-    lowest, which keeps ties in order. Scratch: 4 bytes per score, 16 bytes per score that is sorted.
+    The keys are divided into groups: every `n_groups`-th belongs to the same one. The k-th lowest of the groups' lowest
+    keys is a limit that at least k keys do not exceed, usually hardly more; only groups that reach it are read again.
     """
-    n, k, counts = scores.size, min(top_ids.size, scores.size), np.empty(BINS, np.int64)
-    keys = np.empty(n, np.uint32)
-    _keys(scores, keys)
+    n_groups, n_rounds = GROUPS * k, keys.size // (GROUPS * k)
+    lowest = keys[:n_groups].copy()
+    for r in range(1, n_rounds):
+        part = keys[r * n_groups : (r + 1) * n_groups]
+        for g in range(n_groups):
+            lowest[g] = min(lowest[g], part[g])
+    for i in range(n_rounds * n_groups, keys.size):
+        lowest[i - n_rounds * n_groups] = min(lowest[i - n_rounds * n_groups], keys[i])
+    limit = np.partition(lowest, k - 1)[k - 1]
+    groups = np.flatnonzero(lowest <= limit)
+    size = min(keys.size, (n_rounds + 1) * groups.size)
+    keys_found, ids_found, found = np.empty((2, size + 1), np.uint32), np.empty((2, size + 1), np.int32), 0
+    for first in range(0, keys.size, n_groups):
+        for group in groups:
+            i = first + group
+            if i < keys.size:
+                keys_found[0, found], ids_found[0, found] = keys[i], i  # overwritten by the next one if not taken
+                found += keys[i] <= limit
+    return keys_found, ids_found, found
+
+
+@njit
+def _within_digit(keys, k, counts):
+    """The same by the highest digit of the keys, which is coarse, but needs no groups. `counts` is scratch."""
     _count(keys, HIGH, counts)
     last, size = 0, 0
     while last < BINS and size < k:
         size += counts[last]
         last += 1
-    keys_found, ids_found = np.empty((2, size + 1), np.uint32), np.empty((2, size + 1), np.int32)
-    found = 0
-    for i in range(n):  # without a branch: a score that is not taken is overwritten by the next one
+    keys_found, ids_found, found = np.empty((2, size + 1), np.uint32), np.empty((2, size + 1), np.int32), 0
+    for i in range(keys.size):  # without a branch: a score that is not taken is overwritten by the next one
         keys_found[0, found], ids_found[0, found] = keys[i], i
         found += np.int64(keys[i] >> HIGH) < last
+    return keys_found, ids_found, found
+
+
+@njit
+def select(scores, top_scores, top_ids):
+    """The best of a row of scores: score descending, then index ascending, NaN first; padded with -infinity and -1.
+
+    Only the scores that may be among the k best are sorted, digit by digit from the lowest, which keeps ties in order.
+    Scratch: 4 bytes per score, 16 bytes per score that is sorted.
+    """
+    n, k, counts = scores.size, min(top_ids.size, scores.size), np.empty(BINS, np.int64)
+    top_scores[k:], top_ids[k:] = WORST, -1
+    if k == 0:
+        return
+    keys = np.empty(n, np.uint32)
+    _keys(scores, keys)
+    if n >= MIN_ROUNDS * GROUPS * k:
+        keys_found, ids_found, size = _within_limit(keys, k)
+    else:
+        keys_found, ids_found, size = _within_digit(keys, k, counts)
     a, b, i, j = keys_found[0, :size], keys_found[1, :size], ids_found[0, :size], ids_found[1, :size]
     for shift in (np.uint32(0), LOW, HIGH):
         _count(a, shift, counts)
@@ -85,7 +127,6 @@ def select(scores, top_scores, top_ids):
     for m in range(k):
         score = scores[i[m]]
         top_scores[m], top_ids[m] = score, i[m] if score != WORST else -1
-    top_scores[k:], top_ids[k:] = WORST, -1
 
 
 @njit

@@ -1,69 +1,73 @@
 """`Classifier`: multi-label classification of sparse bags of words or dense features, with scikit-learn's interface."""
 
 import copy
-import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
-import scipy.sparse
 
-from ..core import check
 from ..core.device import resolve_device
 from ..data import TextVectorizer
-from ..data.vectorizer import MAX_WEIGHT
-from ..group_shared import DTYPES
-from ..grouping import GROUPINGS
 from . import loop, memory
-from .calibration import Calibration, parse_measure
-from .classifier_file import ARCHITECTURES, DESCRIPTION, ClassifierFile
+from .calibration import Calibration
+from .classifier_file import DESCRIPTION, ClassifierFile
 from .classifier_inputs import ClassifierInputs
-from .classifier_linear import LINEAR_ONLY, LinearArchitecture
-from .classifier_network import NETWORK_ONLY, NetworkArchitecture
-from .classifier_predictions import CANDIDATES, ClassifierPredictions
+from .classifier_kernel import KernelArchitecture
+from .classifier_linear import LinearArchitecture
+from .classifier_network import NetworkArchitecture
+from .classifier_params import ClassifierParams
+from .classifier_predictions import ClassifierPredictions
 from .classifier_targets import form_of, weighted_rows
-from .estimator import MAX_WIDTH, MetadataRequests, SampledEstimator
+from .estimator import MetadataRequests, SampledEstimator
 from .explanation import ClassifierExplanations
-from .network import LOSSES, OUTPUTS
 from .validation import split
+from .wide_features import WideFeatures
 
 #: Parameters that decide the shapes of a network.
 LAYERS = "output", "loss", "embedding", "intermediate", "bottleneck", "fan_in", "group_size", "weight_dtype"
 #: Attributes of an earlier fit that a new one may not set.
-FITTED = "feature_names_in_", "C_", "slack_", "frequency_", "trials_", "calibration_"
+FITTED = (
+    "feature_names_in_", "C_", "slack_", "frequency_", "power_", "kernel_C_", "trials_", "calibration_", "n_dense_"
+)  # fmt: skip
 
 
-def _is_auto(value):
-    return isinstance(value, str) and value == "auto"
+def _arrays(x, labels):
+    """Pairs of an array and labels, for fingerprints."""
+    return [(x.words, labels), (x.dense, labels)] if isinstance(x, WideFeatures) else [(x, labels)]
 
 
 class Classifier(
     LinearArchitecture,
     NetworkArchitecture,
+    KernelArchitecture,
     ClassifierPredictions,
     ClassifierExplanations,
     ClassifierInputs,
     ClassifierFile,
+    ClassifierParams,
     MetadataRequests,
     SampledEstimator,
 ):
-    """Classification with many labels, of texts, sparse or dense features: a linear layer, or a network.
+    """Classification with many labels, of texts, sparse or dense features, or both at once.
 
-    Texts become features by `TextVectorizer`: words, word pairs and character n-grams. A row has any number of labels,
-    or one class.
+    Texts become features by `TextVectorizer`: words, word pairs and character n-grams. Dense features are embeddings
+    from an encoder of your own. A row has any number of labels, or one class.
 
     Linear: TF-IDF -> `SparseLinear`, one-vs-rest over all labels, trained by dual coordinate descent. It has no
-    learning rate, trains in about a minute where a network takes many, and helps rare labels most. Network over sparse
-    features: TF-IDF -> embedding -> ReLU -> dropout [-> dense layer of width `intermediate` -> ReLU] -> output. Network
-    over dense features: dropout [-> dense layer -> ReLU] -> output. Its gradients are written by hand.
+    learning rate, trains in about a minute where a network takes many, and helps rare labels most. Kernel: embeddings
+    -> `NeighborKernel`, one-vs-rest over the nearest training points, trained in the same way. Wide-and-deep: the
+    scores of a linear layer over words and of a kernel machine over embeddings are added. Network over sparse features:
+    TF-IDF -> embedding -> ReLU -> dropout [-> dense layer of width `intermediate` -> ReLU] -> output. Network over
+    dense features: dropout [-> dense layer -> ReLU] -> output. Its gradients are written by hand.
 
     Parameters
     ----------
-    architecture : 'auto', 'linear' or 'network'
-        'auto' selects 'linear' for sparse features and 'network' for dense ones. With 'linear', dense features are
-        converted to a CSR matrix. A parameter of the other architecture must keep its default.
+    architecture : 'auto', 'linear', 'kernel', 'wide-and-deep' or 'network'
+        'auto' selects 'linear' for texts and sparse features, 'kernel' for dense ones ('network' if a parameter of
+        networks is not at its default), and 'wide-and-deep' for a pair of both. With 'linear', dense features are
+        converted to a CSR matrix. A parameter of another architecture must keep its default.
     C : 'auto' or float
         For 'linear': weight of the errors relative to ``|w|^2 / 2``, above 0. 'auto' tries values from 1/16 to 4 on a
         fifth of the labels (at least 1,000; all if there are fewer than 10,000 points), measured on held-out points or
@@ -76,6 +80,20 @@ class Classifier(
         if there are few points. 'auto' tries 0 to 0.1.
     co_occurrence : float
         For 'linear': weight with which the best 20 labels are reranked by how often they share points, see `rerank`.
+    power : 'auto' or float
+        For 'kernel' and 'wide-and-deep': the kernel of two embeddings is their cosine similarity, if positive, to this
+        power; in [1, 100]. The mean of the training points is subtracted first. 'auto' tries values from 1 to 32 on
+        held-out points.
+    kernel_C : 'auto' or float
+        C of the kernel machine. 'auto' tries values from 1/64 to 4.
+    n_neighbors : int
+        Nearest training points that score a row.
+    kernel_weight : 'auto' or float
+        For 'wide-and-deep': weight of the kernel machine's scores relative to those of the linear layer. 'auto' tries
+        0 to 2 on held-out points; see `kernel_weight_`.
+    dense_columns : int
+        For 'wide-and-deep', if X is one matrix (such as the output of a ColumnTransformer) instead of a pair: number of
+        its last columns that are embeddings.
     features_per_point, min_features : float, int
         For 'linear': a label is connected to this many of its most distinctive features per point, and to at least
         `min_features` if its points have that many; see `SparseLinear.choose`.
@@ -179,7 +197,7 @@ class Classifier(
     batch_size : int
         Points per training step of a network.
     epochs : int or None
-        Maximum number of passes over the data. None: 5 for 'linear', 10 for 'network'.
+        Maximum number of passes over the data. None: 5, 10 for 'network'.
     budget_seconds : float or None
         Maximum training time in seconds, without compilation and validation.
     tfidf : 'auto', True or False
@@ -203,12 +221,12 @@ class Classifier(
 
     Attributes
     ----------
-    architecture_ : 'linear' or 'network'
-    network_ : Network or LinearModel
-    C_, slack_, frequency_ : float
-        For 'linear': the values given or chosen.
+    architecture_ : 'linear', 'kernel', 'wide-and-deep' or 'network'
+    network_ : Network, LinearModel, KernelModel or WideModel
+    C_, slack_, frequency_, power_, kernel_C_, kernel_weight_ : float
+        The values given or chosen, as far as the architecture has them.
     trials_ : list of dict
-        For 'linear': the values tried, and the nDCG@5 of each trial.
+        The values tried, and the nDCG@5 of each trial; not for 'network'.
     tfidf_ : Tfidf or None
         None if features are used as they are.
     history_ : History
@@ -296,6 +314,7 @@ class Classifier(
     classes = "labels"
     vectorizer_: TextVectorizer | None = None
     calibration_: Calibration | None = None
+    n_dense_ = 0
     fit_call = "fit(X, y)"
     epochs_may_be_none = True
     _file_description = DESCRIPTION
@@ -312,6 +331,11 @@ class Classifier(
         features_per_point: float = 8.0,
         min_features: int = 16,
         extra_features: float = 0.5,
+        power: float | str = "auto",
+        kernel_C: float | str = "auto",  # noqa: N803
+        n_neighbors: int = 100,
+        kernel_weight: float | str = "auto",
+        dense_columns: int = 0,
         word_pairs: bool = True,
         char_ngrams: int = 4,
         char_weight: float | str = "auto",
@@ -373,60 +397,6 @@ class Classifier(
             input_tags=InputTags(sparse=True, string=True),
         )
 
-    def _check_params(self):
-        super()._check_params()
-        check.choice("architecture", self.architecture, ("auto", *ARCHITECTURES))
-        if not _is_auto(self.C):
-            check.number("C", self.C, 0, math.inf, open_ends=True)
-        if not _is_auto(self.slack):
-            check.number("slack", self.slack, 0, 1.999)
-        if not _is_auto(self.frequency):
-            check.number("frequency", self.frequency, 0, 1e6)
-        check.number("co_occurrence", self.co_occurrence, 0, 1e6)
-        check.number("features_per_point", self.features_per_point, 0, 1e6)
-        check.integer("min_features", self.min_features, 1)
-        check.number("extra_features", self.extra_features, 0, 1e6)
-        if not _is_auto(self.char_weight):
-            check.number("char_weight", self.char_weight, 0, MAX_WEIGHT, open_ends=True)
-        self._new_vectorizer()._check_params()
-        for name in ("name_points", "calibration", "warm_start"):
-            check.flag(name, getattr(self, name))
-        if isinstance(self.threshold, str):
-            kind, number = parse_measure(self.threshold)
-            if kind == "f1":
-                check.integer("the limit of threshold", number, 1, CANDIDATES)
-        else:
-            check.number("threshold", self.threshold, 0, 1)
-        if self.limit is not None and not _is_auto(self.limit):
-            check.integer("limit", self.limit, 1)
-        check.choice("output", self.output, tuple(OUTPUTS))
-        check.choice("loss", self.loss, LOSSES)
-        if self.loss != "softmax" and self.sampler != "none":
-            raise ValueError(f"sampler={self.sampler!r} needs loss='softmax', got loss={self.loss!r}")
-        if not (isinstance(self.tfidf, (bool, np.bool_)) or _is_auto(self.tfidf)):
-            raise ValueError(f"tfidf must be 'auto', True or False, got {check.shown(self.tfidf)}")
-        check.choice("grouping", self.grouping, GROUPINGS)
-        check.choice("weight_dtype", self.weight_dtype, tuple(DTYPES))
-        if self.weight_dtype != "float32" and self.output != "group-shared":
-            raise ValueError(f"weight_dtype={self.weight_dtype!r} needs output='group-shared', got {self.output!r}")
-        for name in ("fan_in", "group_size", "rewire_every"):
-            check.integer(name, getattr(self, name), 1)
-        for name in ("embedding", "bottleneck", "intermediate"):
-            if name != "intermediate" or self.intermediate is not None:
-                check.integer(name, getattr(self, name), 1, MAX_WIDTH)
-        if self.memory_limit is not None:
-            check.integer("memory_limit", self.memory_limit, 1)
-        check.number("word_dropout", self.word_dropout, 0, 0.999)
-        for name in ("embedding_lr_multiplier", "intermediate_lr_multiplier"):
-            check.number(name, getattr(self, name), 0, math.inf, open_ends=True)
-        if self.clip is not None:
-            check.number("clip", self.clip, 0, math.inf, open_ends=True)
-            if self.weight_dtype != "float32":
-                raise ValueError(f"clip needs weight_dtype='float32', got {self.weight_dtype!r}")
-        check.number("validation_fraction", self.validation_fraction, 0, 0.999)
-        for name in ("rewire_fraction", "rewire_until"):
-            check.number(name, getattr(self, name), 0, 1)
-
     def fit(
         self,
         X: Any,
@@ -444,9 +414,10 @@ class Classifier(
 
         Parameters
         ----------
-        X : (n, F) SciPy CSR matrix or dense array, or sequence of n texts
-            A dense array may have any float dtype and may be memory-mapped (``np.load(..., mmap_mode="r")``); features
-            are never copied as a whole. Rows without features, and empty texts, are allowed.
+        X : (n, F) SciPy CSR matrix or dense array, sequence of n texts, or pair
+            A dense array may have any float dtype and may be memory-mapped (``np.load(..., mmap_mode="r")``). Rows
+            without features, and empty texts, are allowed. A tuple (words, embeddings) has texts or sparse features
+            first, then a dense array (n, d), row by row; a row of zeros has no embedding.
         y : label matrix, classes or lists of label names
             (n, L) SciPy sparse or dense matrix: nonzero entries are labels. 1-D array or sequence of n numbers or
             strings: one class per row. Sequence of n lists of str: the names of any number of labels. Rows without
@@ -499,18 +470,18 @@ class Classifier(
         X, y, weights = weighted_rows(X, y, sample_weight)  # noqa: N806
         X, y, validation = new._inputs(X, y, names, validation)  # noqa: N806
         validation, rows = split(X, y, validation, self.validation_fraction, self.seed)
-        is_dense = not scipy.sparse.issparse(X)
-        new.architecture_, new._fitted_params = self._resolved_architecture(is_dense), self._json_params()
-        new.n_features_in_, new.n_labels_, new.is_dense_ = X.shape[1], y.shape[1], is_dense
+        new.architecture_, new._fitted_params = self._resolved_architecture(X), self._json_params()
+        new.n_features_in_, new.n_labels_, new.is_dense_ = X.shape[1], y.shape[1], isinstance(X, np.ndarray)
+        new.n_dense_ = X.dense.shape[1] if isinstance(X, WideFeatures) else 0
         new.n_points_, new.label_counts_ = len(rows), np.bincount(y[rows].indices, minlength=y.shape[1])
         weighted = [] if weights is None else [(weights[:, None], y)]
         X, y, rows = new._with_name_points(X, y, rows)  # noqa: N806
         parts = [(X, y), *([] if validation is None else [validation]), *weighted]
+        parts = [part for x, labels in parts for part in _arrays(x, labels)]
         start = self if self.warm_start and self._can_continue(new) else None
         if start is not None and new.architecture_ == "linear":  # there are no points that it does not know
             new.calibration_, new.threshold_, new.limit_ = start.calibration_, start.threshold_, start.limit_
-        prepare = new._linear_training if new.architecture_ == "linear" else new._network_training
-        training = prepare(X, y, validation, rows, weights, start)
+        training = new._training_of[new.architecture_](X, y, validation, rows, weights, start)
         save = self._set_up_checkpoints(training, checkpoint_path, resume, parts)
         new.history_, new.network_ = training.history, training.network
         with self._replaced_by(new):
@@ -519,10 +490,24 @@ class Classifier(
             self._calibrate_after(training, y[rows], validation)
         return self
 
+    @property
+    def _training_of(self):
+        """The function that prepares the training of each architecture."""
+        return {
+            "linear": self._linear_training,
+            "wide-and-deep": self._wide_training,
+            "kernel": self._kernel_training,
+            "network": self._network_training,
+        }
+
     def _can_continue(self, new):
         """Whether another `fit` can start from the weights of this model."""
         names = "architecture_", "n_features_in_", "is_dense_"
-        if not self.__sklearn_is_fitted__() or any(getattr(self, name) != getattr(new, name) for name in names):
+        if (
+            new.architecture_ not in ("linear", "network")
+            or not self.__sklearn_is_fitted__()
+            or any(getattr(self, name) != getattr(new, name) for name in names)
+        ):
             return False
         if new.architecture_ == "network" and any(self._fitted_params[n] != new._fitted_params[n] for n in LAYERS):
             return False
@@ -530,23 +515,6 @@ class Classifier(
         return features[0] == features[1] and self.classes_.tolist() == new.classes_.tolist()
 
     _ngram_params = property(lambda self: (self.vectorizer_.word_pairs, self.vectorizer_.char_ngrams))
-
-    def _resolved_architecture(self, is_dense):
-        """'linear' or 'network'; ValueError if a changed parameter does not fit it."""
-        architecture = self._wanted_architecture
-        if architecture == "auto":
-            architecture = "network" if is_dense else "linear"
-        changed = self._changed_params()
-        foreign = [name for name in (NETWORK_ONLY if architecture == "linear" else LINEAR_ONLY) if name in changed]
-        if foreign:
-            other = "network" if architecture == "linear" else "linear"
-            raise ValueError(
-                f"{', '.join(foreign)} must keep {'its default' if len(foreign) == 1 else 'their defaults'}: "
-                f"{'dense' if is_dense else 'sparse'} features with architecture={self.architecture!r} select the "
-                f"{architecture!r} architecture; use architecture={other!r}, or do not set "
-                f"{'it' if len(foreign) == 1 else 'them'}"
-            )
-        return architecture
 
     def _plan(self, plan, *smaller):
         """Store the memory plan; MemoryLimitError, which says what could be `smaller`, if it exceeds the limit."""

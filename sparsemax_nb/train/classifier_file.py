@@ -8,21 +8,25 @@ from ..core import check, description
 from ..data import TextVectorizer, Tfidf, vectorizer
 from . import linear_file
 from .calibration import Calibration
+from .classifier_params import ARCHITECTURES
 from .classifier_targets import CLASS_KINDS, FORMS, MATRIX, NAMES, object_array
 from .estimator import DATA_DESCRIPTION
 
-ARCHITECTURES = "linear", "network"
 #: Description in the model file of a classifier.
 DESCRIPTION = description.record(
     architecture=description.text,
     C=description.optional(description.number(0)),
     slack=description.optional(description.number(0)),
     frequency=description.optional(description.number(0)),
+    power=description.optional(description.number(1, 100)),
+    kernel_C=description.optional(description.number(0)),
+    kernel_weight=description.optional(description.number(0)),
     params=description.record(),
     n_features=description.integer(1),
     n_labels=description.integer(1),
     n_points=description.integer(0),
     is_dense=description.boolean,
+    n_dense=description.integer(0),
     label_names=description.optional(description.list_of(description.text)),
     tfidf=description.boolean,
     vectorizer=description.optional(vectorizer.DESCRIPTION),
@@ -61,12 +65,14 @@ class ClassifierFile:
             arrays |= linear_file.pairs_to_arrays(pairs)
         if self.tfidf_ is not None:
             arrays["tfidf.idf"] = self.tfidf_.idf_
-        about = {name: getattr(self, f"{name}_", None) for name in ("architecture", "C", "slack", "frequency")}
+        names = "architecture", "C", "slack", "frequency", "power", "kernel_C", "kernel_weight"
+        about = {name: getattr(self, f"{name}_", None) for name in names}
         about |= {
             "n_features": self.n_features_in_,
             "n_labels": self.n_labels_,
             "n_points": self.n_points_,
             "is_dense": self.is_dense_,
+            "n_dense": self.n_dense_,
             "tfidf": self.tfidf_ is not None,
             "feature_names": list(self.feature_names_in_) if hasattr(self, "feature_names_in_") else None,
             "label_names": self.label_names_,
@@ -86,7 +92,9 @@ class ClassifierFile:
     def _restore(self, arrays, about, device):
         """Set the fitted attributes from the contents of a file; TypeError or ValueError where they do not fit."""
         self.n_features_in_, self.n_labels_ = about["n_features"], about["n_labels"]
-        self.n_points_, self.is_dense_ = about["n_points"], about["is_dense"]
+        self.n_points_, self.is_dense_, self.n_dense_ = about["n_points"], about["is_dense"], about["n_dense"]
+        if self.n_dense_ and (self.is_dense_ or self.n_dense_ >= self.n_features_in_):
+            raise ValueError(f"n_dense must be below n_features = {self.n_features_in_}, and 0 if is_dense is true")
         self.label_names_ = about["label_names"]
         if self.label_names_ is not None and len(self.label_names_) != self.n_labels_:
             raise ValueError(f"label_names must have {self.n_labels_} names, got {len(self.label_names_)}")
@@ -98,8 +106,8 @@ class ClassifierFile:
         self.vectorizer_ = self.calibration_ = None
         if about["vectorizer"] is not None:
             self.vectorizer_ = TextVectorizer._from_arrays(arrays, about["vectorizer"])
-            if self.vectorizer_.n_features_ != self.n_features_in_:
-                raise ValueError(f"text.idf must have {self.n_features_in_} features")
+            if self.vectorizer_.n_features_ != self._n_sparse:
+                raise ValueError(f"text.idf must have {self._n_sparse} features")
         if about["calibrated"]:
             self.calibration_ = Calibration.from_arrays(arrays)
             check.number("threshold", about["threshold"], 0, 1)
@@ -113,11 +121,23 @@ class ClassifierFile:
             self.feature_names_in_ = np.array(names, object)
         if about["tfidf"]:
             self.tfidf_ = Tfidf()
-            self.tfidf_.idf_ = check.array("tfidf.idf", arrays["tfidf.idf"], np.float32, (self.n_features_in_,))
+            self.tfidf_.idf_ = check.array("tfidf.idf", arrays["tfidf.idf"], np.float32, (self._n_sparse,))
             check.finite("tfidf.idf", self.tfidf_.idf_)
         self.architecture_ = check.choice("architecture", about["architecture"], ARCHITECTURES)
-        restore = self._restore_linear if self.architecture_ == "linear" else self._restore_network
-        restore(arrays, about, device)
+        if (self.architecture_ == "wide-and-deep") != (self.n_dense_ > 0):
+            raise ValueError(f"n_dense must not be {self.n_dense_} for architecture={self.architecture_!r}")
+        restore = {
+            "linear": self._restore_linear,
+            "wide-and-deep": self._restore_wide,
+            "kernel": self._restore_kernel,
+            "network": self._restore_network,
+        }
+        restore[self.architecture_](arrays, about, device)
+
+    @property
+    def _n_sparse(self):
+        """Columns of the sparse features."""
+        return self.n_features_in_ - self.n_dense_
 
     def _restore_targets(self, about):
         """Set the form of the targets and `classes_` from the contents of a file."""

@@ -11,6 +11,7 @@ from ..data import TextVectorizer, Tfidf, vectorizer
 from ..data.tfidf import first_non_count
 from .classifier_targets import CLASS, MATRIX, NAMES, checked_names, class_array, encode, is_uri
 from .progress import Progress
+from .wide_features import WideFeatures, is_pair
 
 
 def feature_names(x):
@@ -72,6 +73,25 @@ def checked_features(name, x):
     return x
 
 
+def checked_embeddings(name, x):
+    """(n, d) float array with at least one column; values are checked batch by batch."""
+    if scipy.sparse.issparse(x):
+        raise TypeError(f"{name} must be a pair of words and a dense array, got {type(x).__name__} as second part")
+    return checked_features(f"the embeddings of {name}", x)
+
+
+def joined(name, words, dense):
+    """`WideFeatures`, or the words alone if there are no embeddings; ValueError for different numbers of rows."""
+    if dense is None:
+        return words
+    if words.shape[0] != dense.shape[0]:
+        raise ValueError(
+            f"{name} must have one embedding per row, in the order of the rows, got {words.shape[0]} rows and "
+            f"{dense.shape[0]} embeddings"
+        )
+    return WideFeatures(words, dense)
+
+
 def are_texts(x):
     """Whether features are texts: a list, tuple, 1-D array or Series that contains a str."""
     if scipy.sparse.issparse(x) or hasattr(x, "columns") or not (hasattr(x, "__iter__") and hasattr(x, "__len__")):
@@ -114,6 +134,14 @@ class ClassifierInputs:
         self.label_names_, labels = None, self.classes_.tolist()
         if self._target_form == NAMES:
             self.label_names_ = [(names.get(label) or [label])[0] for label in labels]
+        (x, dense), other_dense = self._words_and_embeddings("X", x), None
+        if validation is not None:
+            other_x, other_dense = self._words_and_embeddings("validation X", validation[0])
+            if (dense is None) != (other_dense is None) or (
+                dense is not None and dense.shape[1:] != other_dense.shape[1:]
+            ):
+                raise ValueError("validation X must have embeddings if X has them, of the same width")
+            validation = other_x, validation[1]
         if are_texts(x):
             if validation is not None:
                 validation = vectorizer.checked_texts("validation X", validation[0]), validation[1]
@@ -125,6 +153,8 @@ class ClassifierInputs:
                 self._name_points = self._points_of_names(enumerate(labels), names)
                 self.vectorizer_.extend([name for _, name in self._name_points])
                 x.resize(x.shape[0], self.vectorizer_.n_features_)
+        elif dense is not None:
+            x = self._sparse_if_linear(checked_features("X", x), "linear")
         else:
             columns = feature_names(x)
             others = None if validation is None else feature_names(validation[0])
@@ -138,13 +168,27 @@ class ClassifierInputs:
             if self.vectorizer_ is not None:
                 other_x = self.vectorizer_.transform(other_x)
             else:
-                other_x = self._sparse_if_linear(checked_features("validation X", other_x), self._wanted_architecture)
+                wanted = self._wanted_architecture if dense is None else "linear"
+                other_x = self._sparse_if_linear(checked_features("validation X", other_x), wanted)
             known = None if self._target_form == MATRIX else self.classes_
             other_y = encode("validation y", other_y, self._target_form, known)[0]
             if self._target_form != MATRIX:  # names that only the validation has
                 other_y = other_y[:, : len(self.classes_)]
-            validation = other_x, other_y
-        return x, y, validation
+            validation = joined("validation X", other_x, other_dense), other_y
+        return joined("X", x, dense), y, validation
+
+    def _words_and_embeddings(self, name, x):
+        """The texts or features of x, and its embeddings or None."""
+        if is_pair(x):
+            if self.dense_columns:
+                raise ValueError(f"{name} must be one matrix, not a pair, or dense_columns must be 0")
+            return x[0], checked_embeddings(name, x[1])
+        if not self.dense_columns:
+            return x, None
+        x = checked_features(name, x)
+        check.integer("dense_columns", self.dense_columns, 1, x.shape[1] - 1, f" ({name} has {x.shape[1]} columns)")
+        found = WideFeatures.from_matrix(x, self.dense_columns)
+        return found.words, found.dense
 
     @property
     def _wanted_architecture(self):
@@ -174,12 +218,16 @@ class ClassifierInputs:
         named = self.vectorizer_.transform(texts)
         known = np.diff(named.indptr) > 0
         named, labels = named[known], np.array(labels)[known]
+        if isinstance(x, WideFeatures):
+            x = x.extended(named)
+        else:
+            x = scipy.sparse.vstack([x, named], "csr")
         self.name_counts_ += np.bincount(labels, minlength=y.shape[1])
         of_names = scipy.sparse.csr_matrix(
             (np.ones(len(labels), np.float32), labels, np.arange(len(labels) + 1)), shape=(len(labels), y.shape[1])
         )
-        rows = np.concatenate([rows, x.shape[0] + np.arange(len(labels))])
-        return scipy.sparse.vstack([x, named], "csr"), scipy.sparse.vstack([y, of_names], "csr"), rows
+        rows = np.concatenate([rows, y.shape[0] + np.arange(len(labels))])
+        return x, scipy.sparse.vstack([y, of_names], "csr"), rows
 
     @staticmethod
     def _texts(x):
@@ -189,7 +237,11 @@ class ClassifierInputs:
         return vectorizer.checked_texts("X", x)
 
     def _features(self, x):
-        """Checked features, CSR or a dense array; TypeError or ValueError unless they are like those of the fit."""
+        """Checked features, as a matrix or `WideFeatures`; TypeError or ValueError unless they are as in the fit."""
+        if hasattr(self, "n_features_in_") and self.n_dense_:
+            return self._wide_features(x)
+        if is_pair(x):
+            raise TypeError("X must not be a pair: the model was fitted without embeddings; pass the first part only")
         if self.vectorizer_ is not None:
             return self.vectorizer_.transform(self._texts(x))
         if are_texts(x):
@@ -209,6 +261,27 @@ class ClassifierInputs:
                 )
                 raise TypeError(f"X must be {kind} as in fit, got {type(x).__name__}; use {fix}")
         return x
+
+    def _wide_features(self, x):
+        """Checked `WideFeatures`; TypeError or ValueError unless they are like those of the fit."""
+        if not (is_pair(x) or self.dense_columns):
+            raise TypeError(
+                f"X must be a pair (words, embeddings of width {self.n_dense_}) as in fit, got {type(x).__name__}; "
+                "without embeddings, pass zeros"
+            )
+        words, dense = self._words_and_embeddings("X", x)
+        if self.vectorizer_ is not None:
+            words = self.vectorizer_.transform(self._texts(words))
+        elif are_texts(words):
+            raise TypeError("X must have features as in fit, got texts; use the model's own vectorizer before")
+        else:
+            words = self._sparse_if_linear(checked_features("X", words), "linear")
+        if words.shape[1] != self._n_sparse or dense.shape[1] != self.n_dense_:
+            raise ValueError(
+                f"X must have {self._n_sparse} sparse features and embeddings of width {self.n_dense_}, got "
+                f"{words.shape[1]} and {dense.shape[1]}"
+            )
+        return joined("X", words, dense)
 
     def _check_feature_names(self, names):
         """ValueError unless a DataFrame has the columns of the fit, in the same order; the rules are scikit-learn's."""
@@ -241,14 +314,18 @@ class ClassifierInputs:
 
     def _batch(self, x, rows):
         """The features of some rows (a slice or ids) as the model takes them; only these rows are copied."""
+        if isinstance(x, WideFeatures):
+            return WideFeatures(self._batch(x.words, rows), self._batch(x.dense, rows))
+        is_dense = isinstance(x, np.ndarray)
         part = x if isinstance(rows, slice) and rows == slice(0, x.shape[0]) else x[rows]
         with np.errstate(over="ignore"):  # numbers too large for float32 are reported below
-            if self.is_dense_:
+            if is_dense:
                 part = np.ascontiguousarray(part, np.float32)
             else:
                 part = part.astype(np.float32, copy=False) if self.tfidf_ is None else self.tfidf_._weights(part)
-        if not np.isfinite(part if self.is_dense_ else part.data).all():
+        if not np.isfinite(part if is_dense else part.data).all():
             ids = np.arange(x.shape[0])[rows]
             bad = next(row for row, values in zip(ids, part, strict=True) if not np.isfinite(values.sum()))
-            raise ValueError(f"X must be finite as float32, got NaN or infinity in row {bad}")
+            what = "the embeddings" if is_dense and self.n_dense_ else "X"
+            raise ValueError(f"{what} must be finite as float32, got NaN or infinity in row {bad}")
         return part

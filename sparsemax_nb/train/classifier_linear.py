@@ -19,14 +19,16 @@ from ..feature_choice import between, extended_lists, with_features, without_lab
 from ..linear import SparseLinear
 from . import linear, linear_file, linear_settings
 from .classifier_targets import MATRIX, NAMES, checked_names, encode, object_array, weighted_rows
+from .dual_run import DualRun
 from .estimator import CHANGEABLE_ON_RESUME, AvailableIf, SampledEstimator
+from .models import LinearModel, frequency_prior
 from .outputs import UNSEEN_SCORE
 from .validation import possible_ks
 
 #: Passes over the data if `epochs` is None.
 EPOCHS = 5
-#: Parameters that the network architecture does not have.
-LINEAR_ONLY = "C", "slack", "frequency", "co_occurrence", "features_per_point", "min_features", "extra_features"
+#: Parameters that make training take less memory.
+SMALLER = "features_per_point, min_features or extra_features, or co_occurrence=0"
 
 
 class LinearArchitecture(SampledEstimator):
@@ -34,8 +36,8 @@ class LinearArchitecture(SampledEstimator):
 
     @functools.partial(
         AvailableIf,
-        lambda self: getattr(self, "architecture_", self.architecture) != "network",
-        "partial_fit is for a linear layer, not for architecture='network': fit it again, or resume its training",
+        lambda self: getattr(self, "architecture_", self.architecture) in ("auto", "linear"),
+        "partial_fit needs a linear layer; models of another architecture must be fitted again",
     )
     def partial_fit(
         self,
@@ -208,7 +210,7 @@ class LinearArchitecture(SampledEstimator):
         counts, name_counts = self.label_counts_.copy(), self.name_counts_.copy()
         counts[ids] = name_counts[ids] = 0
         layer = SparseLinear._from_lists(lists, self.device_)
-        self.network_ = linear.LinearModel(layer, model.prior, model.pairs, model.weight)
+        self.network_ = LinearModel(layer, model.prior, model.pairs, model.weight)
         self.label_counts_, self.name_counts_ = counts, name_counts
         return self
 
@@ -226,8 +228,33 @@ class LinearArchitecture(SampledEstimator):
             int(self.seed),
         )
 
+    def _linear_memory(self, x, y, held_out):
+        """The `Plan` of a linear layer over the sparse features x, whose rows are those of y."""
+        return linear.memory(
+            n_rows=y.shape[0],
+            n_features=x.shape[1],
+            n_labels=y.shape[1],
+            n_entries=x.nnz,
+            points=self.label_counts_ + self.name_counts_,
+            features_per_point=self.features_per_point,
+            min_features=self.min_features,
+            extra_features=self.extra_features,
+            n_pairs=max_pairs(y) if self.co_occurrence > 0 else 0,
+            held_out=held_out,
+        )
+
     def _linear_training(self, X, y, validation, rows, weights, start):  # noqa: N803
-        """The `DualTraining` of a linear layer, after choosing C, slack and frequency if they are 'auto'.
+        """The `DualTraining` of a linear layer over sparse features; arguments as for `_dual_training`."""
+        held_out = self.calibration and validation is None and start is None
+        self._plan(self._linear_memory(X, y[rows], held_out), SMALLER)
+        training = self._dual_training(X, y, validation, rows, weights, start, held_out=held_out)
+        if validation is not None:
+            ks = possible_ks(y.shape[1])
+            training.validate = lambda: self._evaluate_with(training.network, *validation, ks)
+        return training
+
+    def _dual_training(self, X, y, validation, rows, weights, start, *, make=linear.DualTraining, **options):  # noqa: N803
+        """A `DualTraining`, which `make` returns, after choosing C, slack and frequency if they are 'auto'.
 
         The last rows, ``name_counts_.sum()`` of them, are names of labels. `weights` are those of the rows of X before
         the names, or None. `start` is None, or a model whose weights are the initial ones.
@@ -237,21 +264,6 @@ class LinearArchitecture(SampledEstimator):
         if weights is not None:
             weights = np.append(weights, np.ones(n_names, np.float32))[rows]
         y = y[rows]
-        self._plan(
-            linear.memory(
-                n_rows=len(rows),
-                n_features=X.shape[1],
-                n_labels=y.shape[1],
-                n_entries=X.nnz,
-                points=self.label_counts_ + self.name_counts_,
-                features_per_point=self.features_per_point,
-                min_features=self.min_features,
-                extra_features=self.extra_features,
-                n_pairs=max_pairs(y) if self.co_occurrence > 0 else 0,
-                held_out=self.calibration and validation is None and start is None,
-            ),
-            "features_per_point, min_features or extra_features, or co_occurrence=0",
-        )
         self.tfidf_ = self._fitted_tfidf(X[rows] if len(rows) < X.shape[0] else X, validation)
         x = self._all_batches(X, rows)
         wanted = [name for name in ("C", "slack", "frequency") if getattr(self, name) == "auto"]
@@ -274,7 +286,7 @@ class LinearArchitecture(SampledEstimator):
         if wanted and self.progress:
             chosen = ", ".join(f"{name} = {getattr(self, name + '_'):g}" for name in wanted)
             print(f"sparsemax-nb: {chosen}, after {len(self.trials_)} trials", file=sys.stderr)
-        ks, lists = possible_ks(y.shape[1]), None
+        lists = None
         if start is not None:
             settings = replace(settings, extra_features=0.0)
             is_new = start.label_counts_ + start.name_counts_ == 0
@@ -282,21 +294,18 @@ class LinearArchitecture(SampledEstimator):
             of_new.eliminate_zeros()
             lists = FeatureLists(*map(to_numpy, start.network_.layer.arrays))  # `extended_lists` copies them
             lists = extended_lists(lists, x, of_new, settings.features_per_point, settings.min_features, 0)
-        training = linear.DualTraining(
+        return make(
             x,
             y,
             settings,
             self.device_,
             lists=lists,
             is_name=is_name,
-            held_out=self.calibration and validation is None and start is None,
             as_new=None if self.vectorizer_ is None else self.vectorizer_._as_new,
             budget_seconds=self.budget_seconds,
             sample_weight=weights,
+            **options,
         )
-        if validation is not None:
-            training.validate = lambda: self._evaluate_with(training.network, *validation, ks)
-        return training
 
     def _choose_char_weight(self, x, y, settings, validation, **options):
         """Choose the weight of the n-grams; returns the features with this weight, and the trials with it.
@@ -317,8 +326,7 @@ class LinearArchitecture(SampledEstimator):
         return weighted(weight)[0], [trial for trial in self.trials_ if trial["char_weight"] == weight]
 
     def _changeable_on_resume(self, training):
-        is_linear = isinstance(training, linear.DualTraining)
-        return CHANGEABLE_ON_RESUME if is_linear else super()._changeable_on_resume(training)
+        return CHANGEABLE_ON_RESUME if isinstance(training, DualRun) else super()._changeable_on_resume(training)
 
     def _all_batches(self, x, rows=None):
         """The features of the rows with these ids, of all rows by default, as one CSR matrix that the model takes."""
@@ -331,7 +339,7 @@ class LinearArchitecture(SampledEstimator):
         self.C_ = check.number("C", about["C"], 0, math.inf, open_ends=True)
         self.slack_ = check.number("slack", about["slack"], 0, 1.999)
         self.frequency_ = check.number("frequency", about["frequency"], 0, 1e6)
-        prior = linear.frequency_prior(self.frequency_, self.label_counts_ + self.name_counts_, device)
-        layer = linear_file.layer_from_arrays(arrays, self.n_features_in_, self.n_labels_, device)
+        prior = frequency_prior(self.frequency_, self.label_counts_ + self.name_counts_, device)
+        layer = linear_file.layer_from_arrays(arrays, self._n_sparse, self.n_labels_, device)
         pairs = linear_file.pairs_from_arrays(arrays, self.n_labels_, device) if self.co_occurrence > 0 else None
-        self.network_ = linear.LinearModel(layer, prior, pairs, float(self.co_occurrence))
+        self.network_ = LinearModel(layer, prior, pairs, float(self.co_occurrence))

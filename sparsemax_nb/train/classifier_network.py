@@ -17,39 +17,6 @@ from .negatives import FIXED_SAMPLERS, MIDX_KINDS, Negatives
 from .network import SPARSE_OUTPUTS, Network
 from .validation import possible_ks
 
-#: Parameters that the linear architecture does not have.
-NETWORK_ONLY = (
-    "output",
-    "embedding",
-    "intermediate",
-    "bottleneck",
-    "fan_in",
-    "group_size",
-    "grouping",
-    "weight_dtype",
-    "loss",
-    "sampler",
-    "n_samples",
-    "n_codewords",
-    "residual",
-    "index_every",
-    "correction",
-    "mask_hits",
-    "dropout",
-    "word_dropout",
-    "learning_rate",
-    "embedding_lr_multiplier",
-    "intermediate_lr_multiplier",
-    "clip",
-    "warm_up",
-    "min_learning_rate",
-    "patience",
-    "stop_after",
-    "rewire_fraction",
-    "rewire_every",
-    "rewire_until",
-    "batch_size",
-)
 #: Most weights of a dense matrix that samplers may make from a sparse output layer: 512 MiB.
 MAX_DENSE_WEIGHTS = 1 << 27
 #: Passes over the data if `epochs` is None.

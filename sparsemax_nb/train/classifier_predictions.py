@@ -10,7 +10,7 @@ import scipy.sparse
 
 from .. import metrics
 from ..core import check, sparse
-from . import linear, loop
+from . import loop, models
 from .calibration import Calibration, choose_decision
 from .classifier_targets import CLASS, MATRIX, NAMES, checked_weights, encode, object_array
 from .estimator import AvailableIf, SampledEstimator
@@ -22,7 +22,7 @@ FORBIDDEN, NO_LABEL = np.float32(-1e35), np.float32(-1e34)
 #: Factor of a score in its log-odds, about: for a linear layer and squared hinge, and for losses of log-odds.
 SLOPES = {"squared-hinge": 4.0, "bce": 1.0, "softmax": 1.0}
 #: Labels per row that are considered for a label set; as many as a linear layer reranks and calibrates on.
-CANDIDATES = linear.CANDIDATES
+CANDIDATES = models.CANDIDATES
 #: Maximum bytes of a dense array of scores or probabilities.
 MAX_DENSE = 1 << 32
 #: Entries of such an array that are computed at once: bounds the temporary memory.
@@ -86,11 +86,11 @@ class ClassifierPredictions(SampledEstimator):
         return self._top_k_with(self.network_, x, k, offsets)
 
     def _top_k_with(self, network, x, k, offsets=None):
-        is_linear = isinstance(network, linear.LinearModel)
-        batch_size = linear.ROWS_PER_PREDICTION if is_linear else self.batch_size
-        if offsets is not None and is_linear:
+        has_offsets = isinstance(network, models.Model)
+        batch_size = models.ROWS_PER_PREDICTION if has_offsets else self.batch_size
+        if offsets is not None and has_offsets:
             network = network.with_offsets(offsets)
-        if offsets is None or is_linear:
+        if offsets is None or has_offsets:
             scores, ids = loop.top_k(network, x.shape[0], lambda rows: self._batch(x, rows), k, batch_size)
         else:
             scores, ids = np.empty((x.shape[0], k), np.float32), np.empty((x.shape[0], k), np.int32)
@@ -129,7 +129,7 @@ class ClassifierPredictions(SampledEstimator):
             offsets[self._ids_of("forbid", forbid)] = FORBIDDEN
         return np.maximum(offsets, FORBIDDEN)
 
-    _slope = property(lambda self: 4.0 if self.architecture_ == "linear" else SLOPES[self.loss])
+    _slope = property(lambda self: SLOPES[self.loss if self.architecture_ == "network" else "squared-hinge"])
 
     def _label_weights(self, weights):
         """Weights of the labels, (L,) float64."""
@@ -331,7 +331,7 @@ class ClassifierPredictions(SampledEstimator):
         """Calibrate on the validation points, or on those of the `labels` that a linear layer has held out."""
         if validation is not None:
             self._calibrate_on(*validation)
-        elif self.architecture_ == "linear" and training.held_out is not None:
+        elif getattr(training, "held_out", None) is not None:
             scores, ids, n_points, rows = training.held_out
             self._calibrate(scores, ids, labels[rows], n_points)
 
@@ -453,7 +453,7 @@ class ClassifierPredictions(SampledEstimator):
                 "predict_proba(X, k=20), or fewer rows at once"
             )
         dense = np.empty((x.shape[0], self.n_labels_), np.float32)
-        step = min(linear.ROWS_PER_PREDICTION, max(1, DENSE_BLOCK // self.n_labels_))
+        step = min(models.ROWS_PER_PREDICTION, max(1, DENSE_BLOCK // self.n_labels_))
         for first in range(0, x.shape[0], step):
             rows = slice(first, min(first + step, x.shape[0]))
             scores, ids = self._top_k(x[rows], self.n_labels_)

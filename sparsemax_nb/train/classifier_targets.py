@@ -9,6 +9,7 @@ import scipy.sparse
 
 from ..core import check, sparse
 from ..linear import checked_weights
+from .wide_features import is_pair
 
 #: A matrix has a column per label. 'class': one class per row. 'names': a list of label names per row.
 MATRIX, CLASS, NAMES = FORMS = "matrix", "class", "names"
@@ -181,7 +182,8 @@ def weighted_rows(x, y, sample_weight):
     if sample_weight is None:
         return x, y, None
     x, y = (values if hasattr(values, "__len__") else np.asarray(values) for values in (x, y))
-    n, n_targets = (np.shape(values)[:1] if hasattr(values, "shape") else (len(values),) for values in (x, y))
+    first = x[0] if is_pair(x) else x
+    n, n_targets = (np.shape(values)[:1] if hasattr(values, "shape") else (len(values),) for values in (first, y))
     if n != n_targets or not n:
         raise ValueError(f"X and y must have the same number of rows, got {sum(n)} and {sum(n_targets)}")
     n, weights = n[0], np.asarray(sample_weight)
@@ -193,7 +195,9 @@ def weighted_rows(x, y, sample_weight):
 
 
 def _selected(values, rows):
-    """Some rows of a matrix, DataFrame, Series or sequence."""
+    """Some rows of a matrix, DataFrame, Series, sequence or pair of features."""
+    if is_pair(values):
+        return tuple(_selected(part, rows) for part in values)
     if hasattr(values, "iloc"):
         return values.iloc[rows]
     if scipy.sparse.issparse(values):

@@ -10,12 +10,13 @@ import scipy.sparse
 
 from ..core import check
 from ..core.device import asarray, to_numpy
-from . import curves, linear
+from . import curves
 from .classifier_inputs import are_texts
 from .classifier_predictions import CANDIDATES
 from .classifier_targets import CLASS
 from .estimator import SampledEstimator
 from .layers import Inputs
+from .wide_features import WideFeatures
 
 #: Characters of the longest bar in a printed explanation, and of the longest names in it and in a plot.
 BAR, MAX_NAME = 24, 40
@@ -39,12 +40,14 @@ class Explanation:
     probability : float or None
         As in `Classifier.predict_proba`; None without calibration.
     contributions : tuple of (str, float)
-        Names of words, word pairs or features, and what they add to the score: largest magnitude first, without zeros.
+        Names of words, word pairs or features, or for a kernel machine of training points, such as 'point 17'; and what
+        they add to the score: largest magnitude first, without zeros.
     other : float
         Sum of the contributions that are not listed.
     terms : dict of str to float
         What does not depend on single features, without zeros: 'bias'; 'frequency', the prior of a linear layer;
-        'co-occurrence', the change by reranking; 'hidden biases', the biases of a network's hidden layers.
+        'embedding', the scores of a kernel machine beside a linear layer; 'co-occurrence', the change by reranking;
+        'hidden biases', the biases of a network's hidden layers.
     hidden : tuple of (str, float)
         For a network with hidden layers: the hidden features that the label is connected to, such as 'hidden 17', and
         what they add to the score. They are another view of the same score:
@@ -156,8 +159,8 @@ class ClassifierExplanations(SampledEstimator):
 
         Parameters
         ----------
-        X : str, or (F,) or (1, F) array or (1, F) SciPy CSR matrix
-            One text, or one row of features as in `fit`.
+        X : str, or (F,) or (1, F) array or (1, F) SciPy CSR matrix, or pair
+            One text, or one row of features as in `fit`; for 'wide-and-deep' a pair of it and an embedding, (d,).
         label : label, optional
             Element of `classes_`. By default the labels that `predict` returns are explained, or the best label if it
             returns none.
@@ -207,15 +210,7 @@ class ClassifierExplanations(SampledEstimator):
         of_labels = self._class_probabilities if self._target_form == CLASS else self._probabilities
         probabilities = None if self.calibration_ is None else of_labels(scores, ids)
         row = self._batch(x, slice(0, 1))
-        if self.is_dense_:
-            columns, values = np.arange(x.shape[1]), row[0].astype(np.float64)
-        else:
-            row = row.copy()
-            row.sum_duplicates()
-            columns, values = row.indices, row.data.astype(np.float64)
-        names, shares = self._parts(X, columns)
-        effects_on = self._linear_effects if self.architecture_ == "linear" else self._network_effects
-        effects_on = effects_on(row, columns, values)
+        names, shares, effects_on = self._effects(X, row)
         found = []
         for i in explained:
             position = int(np.flatnonzero(ids[0] == i)[0])
@@ -238,8 +233,33 @@ class ClassifierExplanations(SampledEstimator):
             )
         return found if label is None else found[0]
 
+    def _effects(self, given, row):
+        """Names of what is explained, their shares of the features or None, and a function, for one row of features."""
+        if self.architecture_ == "kernel":
+            return self._kernel_effects(row)
+        if self.is_dense_:
+            columns, values = np.arange(row.shape[1]), row[0].astype(np.float64)
+        else:
+            words = (row.words if self.n_dense_ else row).copy()
+            words.sum_duplicates()
+            columns, values = words.indices, words.data.astype(np.float64)
+            row = WideFeatures(words, row.dense) if self.n_dense_ else words
+        effects_on = self._network_effects if self.architecture_ == "network" else self._linear_effects
+        text = given[0] if isinstance(given, tuple) else given
+        return *self._parts(text, columns), effects_on(row, columns, values)
+
     def _one_row(self, x):
-        """Checked features of one text or one row, (1, F) CSR or dense array."""
+        """Checked features of one text or one row, as one row of what `_features` returns."""
+        if self.n_dense_ and not self.dense_columns:
+            if not (isinstance(x, tuple) and len(x) == 2):
+                raise TypeError(f"X must be a pair (text or row of features, embedding), got {type(x).__name__}")
+            words = [x[0]] if isinstance(x[0], str) else check.on_host("X", x[0])
+            if getattr(words, "ndim", 2) == 1 and not isinstance(x[0], str):
+                words = words.reshape(1, -1)
+            x = self._features((words, check.on_host("the embedding", x[1]).reshape(1, -1)))
+            if x.shape[0] != 1:
+                raise ValueError(f"X must be one row, got {x.shape[0]}")
+            return x
         if self.vectorizer_ is not None:
             if not isinstance(x, str):
                 raise TypeError(f"X must be one text, got {type(x).__name__}; call explain once per text")
@@ -293,9 +313,11 @@ class ClassifierExplanations(SampledEstimator):
         model, arrays = self.network_, self.network_.layer.arrays
         at = asarray(columns, model.device, np.int64)
         starts, ends, dense = map(to_numpy, (arrays.indptr[at], arrays.indptr[at + 1], arrays.dense[at]))
-        plain = None
+        plain = embedded = None
+        if self.n_dense_:
+            embedded = model.kernel_weight * to_numpy(model.kernel.scores(*model.kernel.neighbors(row.dense)))[0]
         if model.pairs is not None:
-            plain_scores, ids = linear.LinearModel(model.layer, model.prior).top_k(row, self.n_labels_)
+            plain_scores, ids = model.plain().top_k(row, self.n_labels_)
             plain = np.empty(self.n_labels_, np.float32)
             plain[to_numpy(ids)[0]] = to_numpy(plain_scores)[0]
 
@@ -312,11 +334,24 @@ class ClassifierExplanations(SampledEstimator):
             terms = {"bias": float(arrays.bias[label])}
             if model.prior is not None:
                 terms["frequency"] = float(model.prior[label])
+            if embedded is not None:
+                terms["embedding"] = float(embedded[label])
             if plain is not None:
                 terms["co-occurrence"] = float(score) - float(plain[label])
             return values * weights, terms, ((), np.empty(0))
 
         return effects_on
+
+    def _kernel_effects(self, row):
+        model, layer = self.network_, self.network_.layer
+        neighbors, kernels = (to_numpy(found)[0] for found in model.neighbors(row))
+        duals = layer.duals[neighbors].tocsc()
+
+        def effects_on(label, score):
+            effects = kernels.astype(np.float64) * duals[:, [label]].toarray()[:, 0]
+            return effects, {"bias": float(layer.bias[label])}, ((), np.empty(0))
+
+        return [f"point {i}" for i in neighbors], None, effects_on
 
     def _network_effects(self, row, columns, values):
         network, at = self.network_, asarray(columns, self.network_.device, np.int64)

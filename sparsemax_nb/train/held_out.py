@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core import check
-from . import loop
+from ..data.batches import shuffled
 
 #: Sets of fewer rows are split into FOLDS parts, each predicted by a layer that is trained on the others. As many parts
 #: are predicted as it takes for MIN_ROWS rows.
@@ -22,7 +22,7 @@ EPOCHS = 3
 class HeldOut(NamedTuple):
     """The best labels of rows that the layer had not been trained on."""
 
-    scores: np.ndarray  # (n, k) float32, as `LinearModel.top_k` returns them
+    scores: np.ndarray  # (n, k) float32, as `Model.top_k` returns them
     ids: np.ndarray  # (n, k) int32
     n_points: np.ndarray  # (n, k) int64, the number of points with the label that the layer had been trained on
     rows: np.ndarray  # (n,) int64, row numbers in the training set
@@ -50,18 +50,19 @@ def joining_epoch(epochs):
     return min(EPOCHS, (epochs + 1) // 2) - 1
 
 
-def predicted(model, x, k, n_points, rows, batch_size):
-    """`HeldOut` of the features `x`, rows `rows` of the training set; `model` was trained on n_points (L,) points."""
-    scores, ids = loop.top_k(model, len(rows), lambda batch: x[batch], k, batch_size)
-    return HeldOut(scores, ids, n_points[ids], rows)
-
-
 def folds(n_rows):
     """Slices of the rows that are predicted by a layer trained on the other rows; none if there is only one row."""
     cuts = [n_rows * fold // FOLDS for fold in range(FOLDS + 1)] if n_rows > 1 else [0]
     slices = [slice(first, last) for first, last in zip(cuts[:-1], cuts[1:], strict=True) if first < last]
     n_enough = max(1, -(-MIN_ROWS * FOLDS // max(1, n_rows)))
     return slices[:n_enough]
+
+
+def parts_of(rows, seed):
+    """Disjoint parts of `rows`, each to be predicted by a model that is trained on the other rows; in random order."""
+    order = rows[shuffled(len(rows), seed, 0)]
+    n = round(n_late_rows(len(rows)))
+    return [order[-n:]] if n else [order[fold] for fold in folds(len(rows))]
 
 
 def joined(parts, k):

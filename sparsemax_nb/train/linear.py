@@ -1,40 +1,29 @@
 """Training of the linear layer over sparse features by dual coordinate descent, and its memory plan."""
 
-import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 
 import numba
 import numpy as np
 import scipy.sparse
 
-from ..co_occurrence import CoOccurrence, rerank_checked
-from ..core import check, description, sparse
+from ..co_occurrence import CoOccurrence
+from ..core import check, sparse
 from ..core.connections import Duals, FeatureLists
-from ..core.device import asarray, backend_of, empty, module_of, to_numpy
+from ..core.device import asarray, backend_of, to_numpy
 from ..cpu.linear import CHUNKS
 from ..data.batches import shuffled
-from ..feature_choice import ENTRIES_PER_CHUNK, check_squares, choose_lists, extended_lists, more_features, rows_of
+from ..feature_choice import ENTRIES_PER_CHUNK, check_squares, choose_lists, extended_lists, more_features
 from ..linear import SparseLinear, no_duals
 from . import held_out as held_out_rows
 from . import loop
+from .dual_run import DualRun, batch_size_of, restored_position
 from .linear_file import layer_from_arrays
-from .loop import METRIC, History, Run, TrainingError, peak_memory
 from .memory import ALWAYS, PREDICTION, Plan, array
+from .models import CANDIDATES, ROWS_PER_PREDICTION, LinearModel, frequency_prior, frequency_tie_break
 from .outputs import UNSEEN_SCORE
 
-#: Added to a label's bias per unit of the logarithm of its number of points: where the features say nothing, frequent
-#: labels rank first.
-FREQUENCY_TIE_BREAK = 1e-3
-#: Maximum number of rows per step.
-MAX_BATCH_SIZE = 1024
-#: Minimum number of steps per epoch: smaller training sets use smaller batches.
-MIN_STEPS_PER_EPOCH = 64
-#: Number of a row's best labels that are reranked by co-occurrence.
-CANDIDATES = 20
 #: Rows whose features are weighted at once. Limits the memory of the temporary copies.
 ROWS_PER_CHUNK = 1 << 16
-#: Rows per call of `LinearModel.top_k` in a prediction.
-ROWS_PER_PREDICTION = 4096
 
 
 @dataclass(frozen=True)
@@ -52,65 +41,6 @@ class Settings:
     seed: int
 
 
-class LinearModel:
-    """A linear layer with the interface that `Classifier` needs: `top_k` and `parameters`.
-
-    Parameters
-    ----------
-    layer : SparseLinear
-    prior : (L,) float32 or None
-        Added to the scores in predictions; training does not use it.
-    pairs : CoOccurrence or None
-        Reranks the best 20 labels in predictions; training does not use it.
-    weight : float
-        Weight of the co-occurrence in `rerank`.
-    """
-
-    def __init__(self, layer, prior=None, pairs=None, weight=0.0):
-        self.layer = layer
-        self.prior = prior
-        self.pairs = pairs
-        self.weight = weight
-
-    device = property(lambda self: self.layer.device)
-
-    @property
-    def parameters(self):
-        """All arrays by name."""
-        return {f"linear.{name}": array for name, array in self.layer.arrays._asdict().items()}
-
-    @property
-    def nbytes(self):
-        """Bytes of all arrays."""
-        return self.layer.nbytes + sum(part.nbytes for part in (self.prior, self.pairs) if part is not None)
-
-    output_nbytes = nbytes
-
-    def with_offsets(self, offsets):
-        """The model with `offsets` (L,), NumPy, added to the scores in predictions."""
-        prior = asarray(offsets, self.device) if self.prior is None else self.prior + asarray(offsets, self.device)
-        return LinearModel(self.layer, prior, self.pairs, self.weight)
-
-    def top_k(self, x, k):
-        """The k best labels of each row of a SciPy CSR matrix: scores, ids (B, k)."""
-        arrays, rows = self.layer.arrays, rows_of(x, self.device)
-        if self.prior is not None:
-            arrays = arrays._replace(bias=arrays.bias + self.prior)
-        n = min(CANDIDATES, self.layer.n_labels)
-        is_plain = self.pairs is None or k == 1  # reranking never changes the best label
-        shape = x.shape[0], k if is_plain else max(k, n)
-        scores, ids = empty(shape, np.float32, self.device), empty(shape, np.int32, self.device)
-        backend_of(self.device, "linear").top_k(rows, arrays, scores, ids)
-        if is_plain:
-            return scores, ids
-        best = (module_of(self.device).ascontiguousarray(a[:, :n]) for a in (scores, ids))
-        best = rerank_checked(*best, self.pairs, min(k, n), self.weight)
-        if k <= n:
-            return best
-        scores[:, :n], ids[:, :n] = best
-        return scores, ids
-
-
 def weighted_rows(x, y, sample_weight):
     """The rows of x and y whose weight is not 0, their weights, float32, and their numbers; None: every row weighs 1.
 
@@ -126,23 +56,7 @@ def weighted_rows(x, y, sample_weight):
     return x[rows], y[rows], sample_weight[rows], rows
 
 
-def frequency_prior(frequency, n_points, device="cpu"):
-    """``frequency * log(n_points)``, (L,) float32; None if `frequency` is 0."""
-    if frequency == 0:
-        return None
-    return asarray((frequency * np.log(np.maximum(n_points, 1))).astype(np.float32), device)
-
-
-@dataclass
-class _Position:
-    """The state of a run between two steps, apart from its arrays."""
-
-    epoch: int = 0
-    step: int = 0  # of this epoch
-    losses: list = field(default_factory=list)  # [loss, sum of the weights of the rows] of each batch of this epoch
-
-
-class DualTraining(Run):
+class DualTraining(DualRun):
     """A training run of a linear layer.
 
     The losses of the `History` are means over the rows: sums weighted by `sample_weight`, divided by the sum of the
@@ -197,14 +111,13 @@ class DualTraining(Run):
         held_out=False,
         as_new=None,
     ):
+        super().__init__(settings.epochs, budget_seconds)
         self.settings = settings
         self.device = device
         self.validate = validate
-        self._epochs = settings.epochs
-        self._budget_seconds = budget_seconds
         x, y, sample_weight, rows = weighted_rows(x, y, sample_weight)
         self.n_rows = x.shape[0]
-        batch_size = min(MAX_BATCH_SIZE, max(1, -(-self.n_rows // MIN_STEPS_PER_EPOCH)))
+        batch_size = batch_size_of(self.n_rows)
         start = loop.clock()
         check_squares("X", x.data, x.indptr)
         n_late = held_out_rows.n_late_batches(self.n_rows, batch_size) if held_out else 0
@@ -228,21 +141,19 @@ class DualTraining(Run):
             lists = choose_lists(*early, settings.features_per_point, settings.min_features, dense)
         prior = frequency_prior(settings.frequency, self._n_points, device)
         layer = SparseLinear._from_lists(self._with_bias(lists), device)
-        self.network = LinearModel(layer, prior, pairs, settings.co_occurrence)
+        self.network = self._new_model(layer, prior, pairs)
         self._duals = [no_duals(rows.stop - rows.start, device) for rows in self._batches]
         self._total_steps = settings.epochs * len(self._batches) - self._joining_epoch * n_late
         # Buffer sizes of the kernel, in pairs and entries per chunk of rows; the kernel raises them as needed.
         self._capacity = [1 << 12, 1 << 14]
-        self.history = History()
-        self._position = _Position()
-        self._order = None  # order of the batches in this epoch
         self.history.first_step_seconds = loop.clock() - start  # includes compilation
+
+    def _new_model(self, layer, prior, pairs):
+        return LinearModel(layer, prior, pairs, self.settings.co_occurrence)
 
     def _with_bias(self, lists):
         """The lists with the bias of labels that have their numbers of points; it is changed in place."""
-        # At most half the slack: above the threshold, every label would be a candidate in every row.
-        tie_break = np.minimum(FREQUENCY_TIE_BREAK * np.log(np.maximum(self._n_points, 1)), self.settings.slack / 2)
-        lists.bias[:] += tie_break.astype(np.float32)
+        lists.bias[:] += frequency_tie_break(self._n_points, self.settings.slack)
         lists.bias[self._n_points == 0] = UNSEEN_SCORE
         return lists
 
@@ -250,7 +161,7 @@ class DualTraining(Run):
 
     def state(self):
         """(arrays, description) for a checkpoint, from which a run continues bit for bit."""
-        arrays = {f"parameters/{name}": array for name, array in self.network.parameters.items()}
+        arrays = {f"parameters/{name}": array for name, array in self.network.layer_parameters.items()}
         for name in Duals._fields:
             arrays[f"duals/{name}"] = np.concatenate([to_numpy(getattr(d, name)) for d in self._duals])
         if self.held_out is not None:
@@ -266,13 +177,7 @@ class DualTraining(Run):
 
     def restore(self, arrays, about):
         """Continue from a result of `state`; KeyError, TypeError or ValueError if it does not fit."""
-        DESCRIPTION("description", about)
-        position = _Position(**about["position"])
-        check.integer("position.step", position.step, 0, len(self._order_in(position.epoch)) - 1)
-        if len(about["history"]["epochs"]) != position.epoch:
-            raise ValueError(f"history.epochs must be {position.epoch} epochs")
-        if len(position.losses) != position.step or any(weight <= 0 for _, weight in position.losses):
-            raise ValueError("position.losses must have one entry per step of the epoch, each of rows with a weight")
+        history, position = restored_position(about, lambda epoch: len(self._order_in(epoch)))
         layer = self.network.layer
         parameters = {
             name.removeprefix("parameters/"): arrays[name] for name in arrays if name.startswith("parameters/")
@@ -299,7 +204,7 @@ class DualTraining(Run):
             raise ValueError("duals/indptr must end with the number of duals/labels")
         self.held_out = self._restored_held_out(arrays, position)
         self.network.layer, self._duals = restored, duals
-        self.history, self._position = History(**about["history"]), position
+        self.history, self._position = history, position
 
     # ------------------------------------------------------------ held-out rows
 
@@ -343,7 +248,16 @@ class DualTraining(Run):
             settings.co_occurrence,
         )
         x = self._as_new(self._x[first:], _first_rows(self._x, first))
-        return held_out_rows.predicted(model, x, self._k, n_points, self._row_ids[first:], ROWS_PER_PREDICTION)
+        return self._chosen([self._predicted(model, x, n_points, self._row_ids[first:])])
+
+    def _predicted(self, model, x, n_points, rows):
+        """Candidates for the `HeldOut` of these rows with the features x, one of which `_chosen` takes."""
+        scores, ids = loop.top_k(model, len(rows), lambda batch: x[batch], self._k, ROWS_PER_PREDICTION)
+        return [held_out_rows.HeldOut(scores, ids, n_points[ids], rows)]
+
+    def _chosen(self, parts):
+        """The `HeldOut` of all parts, a list with the candidates of each."""
+        return held_out_rows.joined([candidates[0] for candidates in parts], self._k)
 
     def _predict_folds(self):
         """`HeldOut` of the rows of a small set, by layers that are trained on the other rows."""
@@ -363,8 +277,8 @@ class DualTraining(Run):
             training.run(progress=False)
             model, n_points, rows = training.network, training._n_points, self._row_ids[fold]
             x = self._as_new(self._x[fold], self._x[others])
-            parts.append(held_out_rows.predicted(model, x, self._k, n_points, rows, ROWS_PER_PREDICTION))
-        return held_out_rows.joined(parts, self._k)
+            parts.append(self._predicted(model, x, n_points, rows))
+        return self._chosen(parts)
 
     def _restored_held_out(self, arrays, position):
         """`HeldOut` of a checkpoint, None before the late batches have joined; KeyError, TypeError or ValueError."""
@@ -401,14 +315,6 @@ class DualTraining(Run):
         labels = _first_rows(self._y, n_rows)
         return CoOccurrence(labels if is_point.all() else labels[is_point], device=self.device)
 
-    def _is_epoch_done(self):
-        return self._position.step == len(self._order)
-
-    def _progress_text(self):
-        total, weight = np.sum(self._position.losses[-200:], axis=0) if self._position.losses else (0, 1)
-        shown = {"epoch": self._position.epoch + 1, "loss": f"{total / weight:.3f}"}
-        return shown | {"GiB": f"{peak_memory() / 2**30:.2f}"}
-
     def _step(self):
         """One step over the next batch; after the first epoch each label gets more features."""
         if self._position.step == 0 or self._order is None:
@@ -431,11 +337,7 @@ class DualTraining(Run):
             settings.slack,
             self._capacity,
         )
-        if not math.isfinite(loss):
-            raise TrainingError(f"step {self.history.steps}: the scores overflowed; scale the features down")
-        self._position.losses.append([float(loss), float(row_weights.sum(dtype=np.float64))])
-        self._position.step += 1
-        self.history.steps += 1
+        self._note_step(loss, row_weights.sum(dtype=np.float64))
         if self._is_epoch_done() and self._position.epoch + 1 < settings.epochs:
             self._add_features()
 
@@ -454,25 +356,9 @@ class DualTraining(Run):
             self.network.layer = SparseLinear._from_lists(lists, self.device)
 
     def _finish_epoch(self):
-        """Record the epoch, and validate."""
         if self._predicts_in_between:
             self._count_pairs()
-        position, history = self._position, self.history
-        sums, weights = np.array(position.losses).T
-        record = {
-            "epoch": position.epoch,
-            "steps": history.steps,
-            "seconds": history.seconds,
-            "loss": float(sums.sum() / weights.sum()),
-            "loss_std": float((sums / weights).std()),
-            "gradient_norms": {},
-        }
-        if self.validate is not None:
-            record["validation"] = self.validate()
-        history.epochs.append(record)
-        position.epoch += 1
-        position.step = 0
-        position.losses = []
+        super()._finish_epoch()
 
 
 #: Positive dual variables per row: the largest mean over the rows of a data set that we have seen.
@@ -549,24 +435,6 @@ def _first_rows(matrix, n):
     end = matrix.indptr[n]
     arrays = matrix.data[:end], matrix.indices[:end], matrix.indptr[: n + 1]
     return scipy.sparse.csr_matrix(arrays, shape=(n, matrix.shape[1]))
-
-
-_COUNT, _SECONDS = description.integer(0), description.number(0)
-#: Description of a run in its checkpoint.
-DESCRIPTION = description.record(
-    n_rows=_COUNT,
-    history=description.record(
-        epochs=description.list_of(
-            description.record(epoch=_COUNT, steps=_COUNT, seconds=_SECONDS, loss=METRIC, loss_std=METRIC)
-        ),
-        steps=_COUNT,
-        seconds=_SECONDS,
-        stopped=description.text,
-    ),
-    position=description.record(
-        epoch=_COUNT, step=_COUNT, losses=description.list_of(description.list_of(description.number(), 2))
-    ),
-)
 
 
 def weighted_csr(weighted_rows, n_rows, n_features, n_entries):

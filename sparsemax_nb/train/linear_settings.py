@@ -101,9 +101,9 @@ def choose_settings(x, y, settings, *, wanted, validation=None, sample_weight=No
     for _ in range(2):
         previous = c, slack
         if "C" in wanted:
-            c = _climb(GRID_C, c, lambda value, slack=slack: score(value, slack), is_better)
+            c = climb(GRID_C, c, lambda value, slack=slack: score(value, slack), is_better)
         if "slack" in wanted:
-            slack = _climb(GRID_SLACK, slack, lambda value, c=c: score(c, value), is_better)
+            slack = climb(GRID_SLACK, slack, lambda value, c=c: score(c, value), is_better)
         if (c, slack) == previous:
             break
     score(c, slack)
@@ -123,7 +123,7 @@ def _vertex(below, best, above):
     return min(max((above - below) / (2 * (2 * best - below - above)), -0.5), 0.5)
 
 
-def _climb(grid, value, score, is_better):
+def climb(grid, value, score, is_better):
     """Climb from `value` along the grid, first down, else up, until no neighbour has a better score."""
     index = grid.index(value)
     for direction in (-1, 1):

@@ -7,6 +7,7 @@ from ..data.batches import shuffled
 from ..metrics import ranking
 from .classifier_inputs import checked_features
 from .classifier_targets import checked_labels
+from .wide_features import WideFeatures
 
 #: Default values of k for the metrics.
 KS = (1, 3, 5)
@@ -27,11 +28,13 @@ def split(x, y, validation, fraction, seed):
         raise ValueError(f"X and y must have at least one row and column, got {x.shape} and {y.shape}")
     rows = np.arange(x.shape[0])
     if validation is not None:
-        validation_x = checked_features("validation X", validation[0])
+        validation_x = validation[0]
+        if not isinstance(validation_x, WideFeatures):
+            validation_x = checked_features("validation X", validation_x)
         validation_y = checked_labels("validation y", validation[1])
         n_rows = validation_x.shape[0]
         shapes = (n_rows, x.shape[1]), (n_rows, y.shape[1])
-        same_kind = scipy.sparse.issparse(validation_x) == scipy.sparse.issparse(x)
+        same_kind = type(validation_x) is type(x) or scipy.sparse.issparse(validation_x) == scipy.sparse.issparse(x)
         if (validation_x.shape, validation_y.shape) != shapes or not same_kind:
             raise ValueError(
                 "validation X and y must have the columns of X and y, and the same number of rows, "

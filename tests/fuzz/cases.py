@@ -202,6 +202,70 @@ def _(r):
     return Call(s.sparse_linear_step, args, options, writes=("layer",), check=dense.linear_step)
 
 
+def unit_rows(r, n, d):
+    """Rows of length 1, some of length 0."""
+    x = floats(r, n, d)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    x[r.random(n) < 0.2] = 0
+    return x
+
+
+def a_neighbor_kernel(r, n_points, d, n):
+    duals = matrix(r, n_points, n).multiply(floats(r, n_points, n)).tocsr().astype(np.float32)
+    options = {"power": float(1 + 5 * r.random()), "n_neighbors": int(r.integers(1, 12))}
+    return s.NeighborKernel(unit_rows(r, n_points, d), duals, floats(r, n) if r.random() < 0.5 else None, **options)
+
+
+def padded_duals(r, n_points, n, width):
+    width = min(n, width)
+    labels = np.array([r.permutation(n)[:width] for _ in range(n_points)], np.int32)
+    return ids(r, width + 1, n_points), labels, floats(r, n_points, width)
+
+
+@of("nearest_neighbors")
+def _(r):
+    b, d, n, _ = sizes(r)
+    return Call(s.nearest_neighbors, [floats(r, b, d), floats(r, n, d), int(r.integers(1, n + 1))], check=dense.nearest)
+
+
+@of("NeighborKernel")
+def _(r):
+    n_points, d, n, k = sizes(r)
+    layer = a_neighbor_kernel(r, n_points + 1, d, n)
+    duals = layer.duals if r.random() < 0.5 else padded_duals(r, n_points + 1, n, k)
+    options = {"power": layer.power, "n_neighbors": layer.n_neighbors}
+    return Call(s.NeighborKernel, [layer.points, duals, layer.bias], options, check=dense.neighbor_kernel)
+
+
+@of("neighbor_kernel_forward")
+def _(r):
+    b, d, n, k = sizes(r)
+    out = {"out": np.zeros((b, n), np.float32)} if r.random() < 0.4 else {}
+    args = [unit_rows(r, b, d), a_neighbor_kernel(r, 3 * k, d, n)]
+    return Call(s.neighbor_kernel_forward, args, out, writes=("out",), check=dense.neighbor_kernel_forward)
+
+
+@of("neighbor_kernel_top_k")
+def _(r):
+    b, d, n, k = sizes(r)
+    args = [unit_rows(r, b, d), a_neighbor_kernel(r, 3 * k, d, n), int(r.integers(1, n + 1))]
+    return Call(s.neighbor_kernel_top_k, args, check=dense.neighbor_kernel_top_k)
+
+
+@of("neighbor_kernel_step")
+def _(r):
+    b, m, n, k = sizes(r)
+    n_points = b + 3
+    neighbors = ids(r, n_points + 1, n_points, m) - 1
+    neighbors[:, 0] = np.arange(n_points)
+    rows, kernels = r.permutation(n_points)[:b].astype(np.int32), r.random((n_points, m)).astype(np.float32)
+    args = [rows, neighbors, kernels, padded_duals(r, n_points, n, k), as_labels(r, matrix(r, b, n)), n]
+    options = {"C": float(r.random() + 0.1), "slack": float(r.random())}
+    if r.random() < 0.5:
+        options["sample_weight"] = r.integers(0, 3, b) if r.random() < 0.5 else r.random(b)
+    return Call(s.neighbor_kernel_step, args, options, writes=("duals",), check=dense.neighbor_kernel_step)
+
+
 @of("rewire")
 def _(r):
     _, h, n, k = sizes(r)

@@ -7,6 +7,8 @@ import scipy.sparse
 
 import sparsemax_nb
 from sparsemax_nb import train
+from sparsemax_nb.core.connections import PaddedDuals
+from sparsemax_nb.reference import neighbor_kernel as reference
 
 EPS = 64 * float(np.finfo(np.float32).eps)
 
@@ -188,6 +190,70 @@ def linear_step(result, x, layer, labels, duals=None, C=0.5, slack=0.2, sample_w
     loss, (indptr, found, values) = result
     assert loss >= 0 and len(indptr) == x.shape[0] + 1 and len(found) == len(values) == indptr[-1]
     assert not len(values) or (values > 0).all()
+
+
+def nearest(result, h, points, k):
+    similarities, found = result
+    true = f8(h) @ f8(points).T
+    slack = EPS * (np.abs(f8(h)) @ np.abs(f8(points)).T)
+    if (slack < 1e30).all():
+        assert found.shape == (len(true), int(k))
+        close(similarities, np.take_along_axis(true, found.astype(np.int64), 1), slack.max(initial=0))
+        ordered(similarities, found, true, 2 * slack)
+
+
+def neighbor_kernel(layer, points, duals, bias=None, *, power=6.0, n_neighbors=128, device="cpu"):
+    equal(layer.points, points)
+    if isinstance(duals, tuple):
+        padded = PaddedDuals(*(np.asarray(a) for a in duals))
+        equal(layer.duals.toarray(), reference.dense(padded, layer.n_labels).astype(np.float32))
+    else:
+        close(layer.duals.toarray(), f8(duals.toarray()), 1e-6 * np.abs(f8(duals.toarray())))
+    equal(layer.bias, np.full(layer.n_labels, -1, np.float32) if bias is None else bias)
+
+
+def neighbor_scores(h, layer):
+    """Scores of a `NeighborKernel` and what float32 may lose in them; None where rounding decides the neighbors."""
+    products, n = f8(h) @ f8(layer.points).T, min(layer.n_neighbors, layer.n_points)
+    best = -np.sort(-products, axis=1)
+    if n < layer.n_points and (best[:, n - 1] - best[:, n] < 1e-4 * (best[:, n - 1] > 0)).any():
+        return None
+    similarities, found = reference.nearest(f8(h), f8(layer.points), n)
+    kernels = reference.kernel(similarities, layer.power)
+    scores = reference.forward(found, kernels, layer.arrays, f8(layer.bias))
+    absolute = layer.arrays._replace(values=np.abs(layer.arrays.values))
+    error = EPS * layer.power * (1 + reference.forward(found, kernels * 0 + 1, absolute, np.abs(f8(layer.bias))))
+    return scores, error
+
+
+def neighbor_kernel_forward(scores, h, layer, out=None):
+    true = neighbor_scores(h, layer)
+    assert scores.shape == (len(h), layer.n_labels)
+    if true is not None:
+        close(scores, *true)
+
+
+def neighbor_kernel_top_k(result, h, layer, k):
+    scores, found = result
+    assert scores.shape == found.shape == (len(h), int(k))
+    true = neighbor_scores(h, layer)
+    if true is not None and (true[1] < 1e30).all():
+        ordered(scores, found, true[0], 2 * true[1])
+
+
+def neighbor_kernel_step(loss, rows, neighbors, kernels, duals, labels, n_labels, **options):
+    """The loss; `duals` are those before the step."""
+    y = label_rows(labels, int(n_labels))
+    own = sparsemax_nb.Labels(np.concatenate([[0], y.sum(1).cumsum()]), np.nonzero(y)[1])
+    weights = options.get("sample_weight")
+    weights = np.ones(len(rows)) if weights is None else f8(weights)
+    before = PaddedDuals(*(np.asarray(a) for a in duals))
+    c, slack = float(options.get("C", 1)), float(options.get("slack", 0.3))
+    losses, _ = reference.step(
+        np.asarray(rows).astype(np.int64), np.asarray(neighbors).astype(np.int64), np.asarray(kernels), own, weights, c,
+        slack, int(n_labels), before,
+    )  # fmt: skip
+    close(loss, (weights * losses).sum(), 1e-4 * (1 + (weights * losses).sum()))
 
 
 def rewired(slots, layer, fraction, seed, optimizer=None, step=0):

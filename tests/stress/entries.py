@@ -406,6 +406,31 @@ def linear(seed):
     }
 
 
+@group
+def neighbor_kernel(seed):
+    points = normal(seed, 3000, 24)
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    labels, h = label_matrix(seed, 3000, 200), points[:300]
+    similarities, neighbors = nb.nearest_neighbors(points, points, 100)
+    rows, kernels = np.random.default_rng(seed).permutation(3000), np.maximum(similarities, 0) ** 4
+    lists = np.zeros(3000, np.int32), np.zeros((3000, 40), np.int32), np.zeros((3000, 40), np.float32)
+    nb.neighbor_kernel_step(rows[:2000], neighbors, kernels, lists, labels[rows[:2000]], 200)
+    bias = np.full(200, -1, np.float32)
+    layer = nb.NeighborKernel(points, lists, bias)
+
+    def step(some):
+        mine = copy.deepcopy(lists)
+        return nb.neighbor_kernel_step(some, neighbors, kernels, mine, labels[some], 200, C=2.0), [*mine]
+
+    return {
+        "nearest_neighbors": [functools.partial(nb.nearest_neighbors, h, points, k) for k in (5, 100)],
+        "NeighborKernel": [lambda: [*nb.NeighborKernel(points, layer.duals, bias).arrays]],
+        "neighbor_kernel_forward": [functools.partial(nb.neighbor_kernel_forward, part, layer) for part in (h[:1], h)],
+        "neighbor_kernel_top_k": [functools.partial(nb.neighbor_kernel_top_k, h, layer, k) for k in (1, 5, 100)],
+        "neighbor_kernel_step": [functools.partial(step, some) for some in (rows, rows[1500:])],
+    }
+
+
 POINTS = {"n_rows": 150, "n_features": 40, "words_per_row": 5, "n_labels": 60, "labels_per_row": 2}
 CLASSIFIERS = {
     "fixed-fan-in": {},

@@ -1,0 +1,180 @@
+"""The kernel architecture of `Classifier`, alone and beside a linear layer: training, its part of a model file."""
+
+import functools
+import math
+import sys
+
+import numpy as np
+
+from ..core import check
+from ..core.connections import Duals
+from ..neighbor_kernel import NeighborKernel, check_lengths
+from . import kernel
+from .classifier_linear import SMALLER
+from .classifier_params import is_auto
+from .estimator import SampledEstimator
+from .memory import Plan
+from .models import KernelModel, WideModel
+from .validation import possible_ks
+from .wide import WideTraining
+
+#: Passes over the data if `epochs` is None: one takes a second for 100,000 points.
+EPOCHS = 5
+#: Slack of a kernel machine: accuracy hardly depends on it.
+SLACK = 0.2
+
+
+class KernelArchitecture(SampledEstimator):
+    """Mixin of `Classifier` with the methods for architecture='kernel', and for the kernel of 'wide-and-deep'."""
+
+    def _kernel_training(self, X, y, validation, rows, weights, start):  # noqa: N803
+        """The `KernelTraining` of dense features, after choosing power and C if they are 'auto'."""
+        y = y[rows]
+        self._plan(Plan(self._kernel_memory(X, y, len(rows))), "n_neighbors")
+        self.tfidf_ = None
+        return self._kernel_part(
+            lambda part: self._batch(X, rows[part]),
+            X.shape[1],
+            y,
+            None
+            if validation is None
+            else (self._batch(validation[0], slice(0, validation[0].shape[0])), validation[1]),
+            weights if weights is None else weights[rows],
+            validation=validation,
+            held_out=self.calibration and validation is None,
+        )
+
+    def _wide_training(self, X, y, validation, rows, weights, start):  # noqa: N803
+        """The `WideTraining` of `WideFeatures`, after the training of its kernel machine."""
+        of_rows, n_names = y[rows], int(self.name_counts_.sum())
+        points = rows[: len(rows) - n_names]  # names have no embeddings
+        held_out = (self.calibration or is_auto(self.kernel_weight)) and validation is None
+        plan = self._linear_memory(X.words, of_rows, held_out)
+        self._plan(Plan([*plan.arrays, *self._kernel_memory(X.dense, of_rows, len(points))]), SMALLER, "n_neighbors")
+        validation_rows = of_words = None
+        if validation is not None:
+            x, labels = validation
+            validation_rows, of_words = (self._batch(x.dense, slice(0, x.shape[0])), labels), (x.words, labels)
+        part = self._kernel_part(
+            lambda block: self._batch(X.dense, points[block]),
+            X.dense.shape[1],
+            y[points],
+            validation_rows,
+            None if weights is None else weights[points],
+        )
+        part.run(progress=self.progress)
+        trials = self.trials_
+        training = self._dual_training(
+            X.words,
+            y,
+            of_words,
+            rows,
+            weights,
+            start,
+            held_out=held_out,
+            make=functools.partial(
+                WideTraining,
+                kernel=part,
+                kernel_weight=None if is_auto(self.kernel_weight) else float(self.kernel_weight),
+            ),
+        )
+        self.trials_ = trials + self.trials_
+        if validation is not None:
+            training.validation = self._batch(validation[0], slice(0, validation[0].shape[0])), validation[1]
+            ks = possible_ks(y.shape[1])
+            training.validate = lambda: self._evaluate_with(training.network, *validation, ks)
+        return training
+
+    @property
+    def kernel_weight_(self):
+        """Weight of the kernel machine's scores, for 'wide-and-deep'."""
+        if not isinstance(getattr(self, "network_", None), WideModel):
+            raise AttributeError("kernel_weight_ needs a fitted model with architecture='wide-and-deep'")
+        return self.network_.kernel_weight
+
+    def _kernel_memory(self, x, y, n_rows):
+        """Arrays of the kernel machine over embeddings x, as a list of `memory.Array`."""
+        return kernel.memory(
+            n_rows=n_rows,
+            n_inputs=x.shape[1],
+            n_labels=y.shape[1],
+            n_neighbors=self.n_neighbors,
+            largest_row=int(np.diff(y.indptr).max(initial=0)),
+        )
+
+    def _kernel_part(self, rows_of, n_inputs, y, held_out_rows, weights, *, validation=None, held_out=False):
+        """A `KernelTraining` over the embeddings ``rows_of(slice)`` of the rows of y.
+
+        `held_out_rows` are embeddings and labels to choose settings by, or None; `validation` is a pair of checked
+        features and labels, of which metrics are recorded after each epoch, or None.
+        """
+        points = kernel.prepared(rows_of, y.shape[0], n_inputs, self.n_neighbors, self.device_, self.progress)
+        given = {"power": self.power, "C": self.kernel_C}
+        first = dict(zip(("power", "C"), kernel.FIRST, strict=True))
+        wanted = [name for name, value in given.items() if is_auto(value)]
+        chosen = {name: first[name] if name in wanted else float(given[name]) for name in given}
+        epochs = EPOCHS if self.epochs is None else int(self.epochs)
+        settings = kernel.Settings(
+            **chosen, slack=SLACK, n_neighbors=int(self.n_neighbors), epochs=epochs, seed=int(self.seed)
+        )
+        settings, self.trials_ = kernel.choose_settings(
+            points, y, settings, wanted=wanted, device=self.device_, sample_weight=weights, validation=held_out_rows
+        )
+        self.power_, self.kernel_C_ = settings.power, settings.C
+        if wanted and self.progress:
+            print(
+                f"sparsemax-nb: power = {self.power_:g}, kernel_C = {self.kernel_C_:g}, after {len(self.trials_)} "
+                "trials",
+                file=sys.stderr,
+            )
+        training = kernel.KernelTraining(
+            points,
+            y,
+            settings,
+            self.device_,
+            sample_weight=weights,
+            budget_seconds=self.budget_seconds,
+            held_out=held_out,
+        )
+        if validation is not None:
+            ks = possible_ks(y.shape[1])
+            training.validate = lambda: self._evaluate_with(training.network, *validation, ks)
+        return training
+
+    # ------------------------------------------------------------ files
+
+    def _kernel_from_arrays(self, arrays, about, n_inputs, device):
+        """The `KernelModel` of a file; TypeError or ValueError for invalid arrays."""
+        self.power_ = check.number("power", about["power"], 1, 100)
+        self.kernel_C_ = check.number("kernel_C", about["kernel_C"], 0, math.inf, open_ends=True)
+        points = check.array("kernel.points", arrays["kernel.points"], np.float32, ("N", n_inputs), finite=True)
+        check.integer("the length of kernel.points", len(points), 1, 2**31 - 1)
+        check_lengths("kernel.points", points)
+        duals = Duals(*(arrays[f"kernel.{name}"] for name in Duals._fields))
+        duals = checked_duals(duals, len(points), self.n_labels_)
+        bias = check.array("kernel.bias", arrays["kernel.bias"], np.float32, (self.n_labels_,), finite=True)
+        mean = check.array("kernel.mean", arrays["kernel.mean"], np.float32, (n_inputs,), finite=True)
+        layer = NeighborKernel._from_arrays(points, duals, bias, self.power_, self.n_neighbors, device)
+        return KernelModel(layer, mean)
+
+    def _restore_kernel(self, arrays, about, device):
+        if not self.is_dense_:
+            raise ValueError("a kernel machine needs dense features, but is_dense is false")
+        self.network_ = self._kernel_from_arrays(arrays, about, self.n_features_in_, device)
+
+    def _restore_wide(self, arrays, about, device):
+        self._restore_linear(arrays, about, device)
+        weight = check.number("kernel_weight", about["kernel_weight"], 0, 1e6)
+        part, model = self._kernel_from_arrays(arrays, about, self.n_dense_, device), self.network_
+        self.network_ = WideModel(model.layer, model.prior, model.pairs, model.weight, part, weight)
+
+
+def checked_duals(duals, n_points, n_labels):
+    """`Duals` read from a file; TypeError or ValueError unless all indices are inside the arrays."""
+    indptr = check.array("kernel.indptr", duals.indptr, np.int64, (n_points + 1,))
+    labels = check.array("kernel.labels", duals.labels, np.int32, ("n",))
+    values = check.array("kernel.values", duals.values, np.float32, labels.shape, finite=True)
+    check.in_range("kernel.labels", labels, n_labels)
+    if indptr[0] != 0 or indptr[-1] != len(labels) or (indptr[1:] < indptr[:-1]).any():
+        raise ValueError(f"kernel.indptr must rise from 0 to {len(labels)}")
+    return Duals(indptr, labels, values)
