@@ -140,13 +140,15 @@ class Classifier(
     weight_dtype : 'float32' or 'bfloat16'
         Type of the weights of a group-shared output, see `GroupSharedFanIn`.
     loss : 'squared-hinge', 'bce' or 'softmax'
-        'softmax', ``-log softmax(scores)`` summed over a row's labels, needs a dense or bottleneck output.
+        'softmax' is ``-log softmax(scores)``, summed over a row's labels.
     sampler : 'none', 'uniform', 'log-uniform', 'unigram', 'lsh', 'sphere', 'rff', 'midx-pq' or 'midx-rq'
         'none' computes the softmax over all labels. The others sample negatives for each row, and compare each of its
         labels with these alone: 'uniform'; 'log-uniform', by Zipf's law over the labels ranked by frequency; 'unigram',
         in proportion to frequency; 'midx-rq' and 'midx-pq', from an inverted multi-index over the output weights,
         nearly in proportion to ``exp(score)``; 'lsh', 'sphere' and 'rff', baselines for the CPU only. A step then
-        touches only the rows of the output that occur. Predictions always use all labels.
+        touches only the rows of the output that occur. Predictions always use all labels. For a sparse output (not
+        'unstructured', and with float32 weights), all but 'uniform', 'log-uniform' and 'unigram' make a dense copy of
+        the weights, of at most 2^27 numbers.
     n_samples : int
         Negatives per row.
     n_codewords : int

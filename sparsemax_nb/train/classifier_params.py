@@ -12,7 +12,7 @@ from ..grouping import GROUPINGS
 from .calibration import parse_measure
 from .estimator import MAX_WIDTH, SampledEstimator
 from .models import CANDIDATES
-from .network import LOSSES, OUTPUTS, SPARSE_OUTPUTS
+from .network import LOSSES, OUTPUTS
 from .wide_features import WideFeatures
 
 #: Most neighbors of a row; more make a kernel machine slow, not better.
@@ -107,8 +107,6 @@ class ClassifierParams(SampledEstimator):
             check.integer("limit", self.limit, 1)
         check.choice("output", self.output, tuple(OUTPUTS))
         check.choice("loss", self.loss, LOSSES)
-        if self.loss == "softmax" and self.output in SPARSE_OUTPUTS:
-            raise ValueError(f"loss='softmax' needs output='dense' or 'bottleneck', got {self.output!r}")
         if self.loss != "softmax" and self.sampler != "none":
             raise ValueError(f"sampler={self.sampler!r} needs loss='softmax', got loss={self.loss!r}")
         if not (isinstance(self.tfidf, (bool, np.bool_)) or is_auto(self.tfidf)):

@@ -118,7 +118,7 @@ def _(r):
 @of("fixed_fan_in_step")
 def _(r):
     b, h, n, k = sizes(r)
-    loss = "bce" if r.random() < 0.5 else "squared-hinge"
+    loss = str(r.choice(["squared-hinge", "bce", "softmax"]))
     args = [floats(r, b, h), a_layer(r, n, h, k), as_labels(r, matrix(r, b, n)), loss, an_optimizer(r)]
     return Call(
         s.fixed_fan_in_step, args, writes=("layer", "optimizer"), changed_by=(FloatingPointError,), check=dense.step

@@ -187,7 +187,8 @@ def layers(seed):
             for x, y in zip(batches, labels, strict=True)
             for layer, loss, optimizer in (
                 (fixed, "squared-hinge", nb.Adam), (shared, "bce", nb.Adam), (rounded, "bce", nb.Adam),
-                (fixed, "bce", functools.partial(nb.SGD, 0.1)),
+                (fixed, "bce", functools.partial(nb.SGD, 0.1)), (fixed, "softmax", nb.Adam),
+                (shared, "softmax", nb.Adam),
             )
         ],
         "rewire": [
@@ -448,6 +449,7 @@ CLASSIFIERS = {
     "unstructured": {"output": "unstructured"},
     "dense": {"output": "dense", "intermediate": None},
     "sampled": {"output": "bottleneck", "bottleneck": 16, "loss": "softmax", "sampler": "midx-rq"},
+    "sampled, sparse": {"output": "group-shared", "group_size": 8, "loss": "softmax", "sampler": "unigram"},
     "dense features": {"output": "bottleneck", "loss": "softmax"},
     "linear": None,
 }
