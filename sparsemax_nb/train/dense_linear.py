@@ -9,7 +9,8 @@ from ..core.device import asarray, backend_of, empty, resolve_device, zeros
 from ..data.batches import shuffled
 from ..feature_choice import INITIAL_BIAS, check_squares
 from ..linear import checked_weights, no_duals
-from .linear import MAX_BATCH_SIZE, MIN_STEPS_PER_EPOCH, csr_slice, weighted_rows
+from .dual_run import batch_size_of
+from .linear import csr_slice, weighted_rows
 from .loop import TrainingError
 
 #: Passes of an epoch after the first one, which searches for labels whose score violates the margin. They visit only
@@ -51,7 +52,7 @@ class DenseDual:
         shuffled_h = empty((len(order), h.shape[1]), np.float32, "cpu")  # aligned for vector loads
         self._h = asarray(np.take(h, order, 0, out=shuffled_h), device)
         self._y, self._row_weights = y[order], row_weights[order]
-        batch_size = min(MAX_BATCH_SIZE, max(1, -(-len(order) // MIN_STEPS_PER_EPOCH)))
+        batch_size = batch_size_of(len(order))
         starts = range(0, len(order), batch_size)
         self._batches = [slice(first, min(first + batch_size, len(order))) for first in starts]
         self._duals = [no_duals(rows.stop - rows.start, device) for rows in self._batches]

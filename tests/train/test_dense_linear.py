@@ -7,7 +7,7 @@ import scipy.sparse
 from sparsemax_nb import dense_linear_step, metrics
 from sparsemax_nb.core.device import to_numpy
 from sparsemax_nb.data.batches import shuffled
-from sparsemax_nb.train import dense_linear
+from sparsemax_nb.train import dense_linear, dual_run
 from sparsemax_nb.train.dense_linear import fit_dense_linear
 
 from ..helpers import label_matrix, normal
@@ -56,8 +56,8 @@ def test_steps_are_those_of_the_public_function():
 
 
 def test_a_batch_has_at_most_1024_rows(monkeypatch):
-    monkeypatch.setattr(dense_linear, "MAX_BATCH_SIZE", 100)
-    monkeypatch.setattr(dense_linear, "MIN_STEPS_PER_EPOCH", 2)
+    monkeypatch.setattr(dual_run, "MAX_BATCH_SIZE", 100)
+    monkeypatch.setattr(dual_run, "MIN_STEPS_PER_EPOCH", 2)
     h, labels = points(450)
     shown = []
     fit_dense_linear(h, labels, epochs=2, progress=lambda *args: shown.append(args))
