@@ -21,7 +21,7 @@ ARCHITECTURES = "linear", "kernel", "wide-and-deep", "network"
 #: Parameters that only some of the architectures have, beside those of `NETWORK_ONLY`.
 LINEAR_ONLY = "C", "slack", "frequency", "co_occurrence", "features_per_point", "min_features", "extra_features"
 KERNEL_ONLY = "power", "kernel_C", "n_neighbors"
-WIDE_ONLY = "kernel_weight", "dense_columns"
+WIDE_ONLY = "kernel_weight", "head_weight", "dense_columns"
 NETWORK_ONLY = (
     "output",
     "embedding",
@@ -84,8 +84,9 @@ class ClassifierParams(SampledEstimator):
             check.number("power", self.power, 1, 100)
         if not is_auto(self.kernel_C):
             check.number("kernel_C", self.kernel_C, 0, math.inf, open_ends=True)
-        if not is_auto(self.kernel_weight):
-            check.number("kernel_weight", self.kernel_weight, 0, 1e6)
+        for name in ("kernel_weight", "head_weight"):
+            if not is_auto(getattr(self, name)):
+                check.number(name, getattr(self, name), 0, 1e6)
         check.integer("n_neighbors", self.n_neighbors, 1, MAX_NEIGHBORS)
         check.integer("dense_columns", self.dense_columns, 0)
         check.number("co_occurrence", self.co_occurrence, 0, 1e6)

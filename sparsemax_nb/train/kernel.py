@@ -120,7 +120,7 @@ class KernelTraining(DualRun):
         self._points, self._y = points, y
         self._rows = np.arange(y.shape[0]) if rows is None else rows
         self.n_rows = len(self._rows)
-        self._weights = np.ones(y.shape[0], np.float32) if sample_weight is None else sample_weight
+        self.weights = np.ones(y.shape[0], np.float32) if sample_weight is None else sample_weight
         self._kernels = kernel_values(points.similarities, settings.power)
         width = int(np.diff(y.indptr).max(initial=0)) + OTHER_DUALS
         shape = y.shape[0], width
@@ -198,7 +198,7 @@ class KernelTraining(DualRun):
             rows = self._rows[shuffled(self.n_rows, self.settings.seed, position.epoch)]
             self._order = [rows[first : first + size] for first in range(0, self.n_rows, size)]
         rows, settings = self._order[position.step], self.settings
-        own, weights = self._y[rows], self._weights[rows]
+        own, weights = self._y[rows], self.weights[rows]
         labels = sparse.Labels(asarray(own.indptr, self.device, np.int64), asarray(own.indices, self.device, np.int32))
         loss = step_checked(
             asarray(rows, self.device, np.int32),
@@ -223,11 +223,18 @@ class KernelTraining(DualRun):
         """A run that has been trained on all rows but these."""
         settings = self.settings if epochs is None else replace(self.settings, epochs=min(epochs, self._epochs))
         others = self._rows[~np.isin(self._rows, rows)]
-        training = KernelTraining(
-            self._points, self._y, settings, self.device, rows=others, sample_weight=self._weights
-        )
+        training = KernelTraining(self._points, self._y, settings, self.device, rows=others, sample_weight=self.weights)
         training.run(progress=False)
         return training
+
+    @property
+    def data(self):
+        """The points (N, d), NumPy, and their labels."""
+        return to_numpy(self._points.points), self._y
+
+    def listed_points(self, rows):
+        """Training rows as points."""
+        return self._points.points[asarray(rows, self.device, np.int64)]
 
     def listed(self, rows):
         """The neighbors and kernels of training rows, for `KernelModel.scores`."""
@@ -315,6 +322,6 @@ def memory(*, n_rows, n_inputs, n_labels, n_neighbors, largest_row):
         array(ALWAYS, "kernel: lists of dual variables", n_rows, 1 + 2 * width),
         array("kernel: held-out rows", "kernels, and lists of dual variables", n_rows, n_neighbors + 1 + 2 * width),
         array("kernel: search", "products", max(n_rows, min(MAX_SCORES, block * n_rows))),
-        array(PREDICTION, "dual variables", 2 * DUALS_PER_ROW, n_rows),
+        array(PREDICTION, "kernel: dual variables", 2 * DUALS_PER_ROW, n_rows),
         array(PREDICTION, "scores of some rows", max(n_labels, MAX_SCORES)),
     ]
