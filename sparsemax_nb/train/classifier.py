@@ -87,7 +87,8 @@ class Classifier(
     kernel_C : 'auto' or float
         C of the kernel machine. 'auto' tries values from 1/64 to 4.
     n_neighbors : int
-        Nearest training points that score a row.
+        Nearest training points that score a row. Among more than 150,000 training points, `fit` finds most of the
+        nearest ones (it compares points within clusters); predictions always find all.
     kernel_weight : 'auto' or float
         For 'wide-and-deep': weight of the kernel machine's scores relative to those of the linear layer. 'auto' tries
         0 to 2 on held-out points; see `kernel_weight_`.

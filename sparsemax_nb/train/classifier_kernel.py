@@ -127,7 +127,9 @@ class KernelArchitecture(SampledEstimator):
         `held_out_rows` are embeddings and labels to choose settings by, or None; `validation` is a pair of checked
         features and labels, of which metrics are recorded after each epoch, or None.
         """
-        points = kernel.prepared(rows_of, y.shape[0], n_inputs, self.n_neighbors, self.device_, self.progress)
+        points = kernel.prepared(
+            rows_of, y.shape[0], n_inputs, self.n_neighbors, self.seed, self.device_, self.progress
+        )
         given = {"power": self.power, "C": self.kernel_C}
         first = dict(zip(("power", "C"), kernel.FIRST, strict=True))
         wanted = [name for name, value in given.items() if is_auto(value)]
