@@ -14,6 +14,7 @@ from ..core.device import product, to_numpy
 from . import held_out as held_out_rows
 from .dense_linear import DenseDual
 from .linear import DualTraining
+from .linear_settings import MIN_GAIN
 from .models import MAX_SCORES, WideModel
 from .progress import Progress
 
@@ -157,8 +158,13 @@ class WideTraining(DualTraining):
         return candidates[self._choose([found.ids for found in candidates], self._labels[candidates[0].rows])]
 
     def _choose(self, ids, labels):
-        """Set the weights with the best nDCG@5, from the best labels with each pair of them; returns its position."""
+        """Set the weights with about the best nDCG@5, from the best labels with each pair; returns its position.
+
+        A part whose weight may be 0 without a loss beyond noise is left out.
+        """
         k = min(K, labels.shape[1])
-        best = int(np.argmax([metrics.ndcg_at_k(np.ascontiguousarray(found[:, :k]), labels, k) for found in ids]))
+        values = [metrics.ndcg_at_k(np.ascontiguousarray(found[:, :k]), labels, k) for found in ids]
+        good = [i for i, value in enumerate(values) if (1 + MIN_GAIN) * value >= max(values)]
+        best = min(good, key=lambda i: (np.count_nonzero(self._tried[i]), -values[i]))
         self.network.kernel_weight, self.network.head_weight = self._tried[best]
         return best
