@@ -7,7 +7,7 @@ import scipy.sparse
 from sparsemax_nb import dense_linear_step, metrics
 from sparsemax_nb.core.device import to_numpy
 from sparsemax_nb.data.batches import shuffled
-from sparsemax_nb.train import dense_linear, dual_run
+from sparsemax_nb.train import dual_run
 from sparsemax_nb.train.dense_linear import fit_dense_linear
 
 from ..helpers import label_matrix, normal
