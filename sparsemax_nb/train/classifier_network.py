@@ -193,13 +193,14 @@ class NetworkArchitecture(SampledEstimator):
         Raises
         ------
         TypeError, ValueError
-            The model is not fitted yet, or linear; X of another kind or width than in `fit`, or not finite; out of the
-            wrong dtype or shape.
+            The model is not fitted yet, or not a network; X of another kind or width than in `fit`, or not finite; out
+            of the wrong dtype or shape.
         """
         self._check_fitted()
-        if self.architecture_ == "linear":
+        if self.architecture_ != "network":
             raise ValueError(
-                "encode returns the input of an output layer: architecture='linear' has none; use 'network'"
+                f"encode returns the input of an output layer: architecture={self.architecture_!r} has none; use "
+                "'network'"
             )
         X = self._features(X)  # noqa: N806
         out = check.output("out", out, np.float32, (X.shape[0], self.network_.width), "cpu")

@@ -54,6 +54,12 @@ NETWORK_ONLY = (
     "rewire_until",
     "batch_size",
 )
+#: The architectures for each kind of features.
+ARCHITECTURES_OF = {
+    "pair": ("wide-and-deep",),
+    "sparse": ("linear", "network"),
+    "dense": ("linear", "kernel", "network"),
+}
 #: The parameters that an architecture does not have.
 FOREIGN = {
     "linear": (*NETWORK_ONLY, *KERNEL_ONLY, *WIDE_ONLY),
@@ -144,7 +150,7 @@ class ClassifierParams(SampledEstimator):
             architecture = {"pair": "wide-and-deep", "sparse": "linear", "dense": of_dense}[kind]
         if (architecture == "wide-and-deep") != (kind == "pair"):
             raise ValueError(
-                f"architecture={self.architecture!r} needs X to be "
+                f"architecture={architecture!r} needs X to be "
                 + (
                     "a pair (texts or sparse features, embeddings), or a matrix with dense_columns"
                     if architecture == "wide-and-deep"
@@ -152,10 +158,11 @@ class ClassifierParams(SampledEstimator):
                 )
             )
         if architecture == "kernel" and kind == "sparse":
-            raise TypeError("architecture='kernel' needs a dense array X, got a sparse matrix; use 'linear'")
+            given = "a sparse matrix" if self.vectorizer_ is None else "texts"
+            raise TypeError(f"architecture='kernel' needs a dense array X, got {given}; use 'linear'")
         foreign = [name for name in FOREIGN[architecture] if name in changed]
         if foreign:
-            other = [name for name in ARCHITECTURES if not set(foreign) & set(FOREIGN[name])]
+            other = [name for name in ARCHITECTURES_OF[kind] if not set(foreign) & set(FOREIGN[name])]
             hint = f"use architecture={other[0]!r}, or do not set" if other else "do not set"
             raise ValueError(
                 f"{', '.join(foreign)} must keep {'its default' if len(foreign) == 1 else 'their defaults'}: "
