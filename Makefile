@@ -33,7 +33,7 @@ regression: $(VENV)/demo.done
 # Two runs, because one process cannot both simulate CUDA and compile for it. Two processes share each; what compiles the
 # same kernels stays together, and what takes long comes first (tests/conftest.py).
 PYTEST := -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
-EXAMPLES := --doctest-modules --doctest-glob='*.md' sparsemax_nb README.md docs/tour.md
+EXAMPLES := --doctest-modules --doctest-glob='*.md' sparsemax_nb README.md docs/tour.md docs/methods/embeddings.md
 
 test: test-simulator test-compiled
 

@@ -1,8 +1,11 @@
 """The examples: each is listed, and does what it says on a small task."""
 
 import importlib.util
+import sys
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -103,3 +106,52 @@ def test_annif_backend(new_project, tmp_path):
     project.learn(corpus("more.tsv", [(f"river delta estuary {i}", "rivers") for i in range(9)]))
     assert suggested(project, "river delta")[0][0] == uri("rivers")
     assert suggested(new_project(), "river delta")[0][0] == uri("rivers")
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """A file of texts that each name a thing and a town, their labels."""
+    towns = "Athens", "Boston", "Cairo", "Delhi", "Kyoto", "Lima", "London", "Oslo", "Paris", "Rome"
+    things = {"map": "old maps of", "book": "books from", "ship": "ships at"}
+    path = tmp_path / "corpus.tsv"
+    path.write_text("".join(f"{text} {town}\t{thing}\t{town}\n" for thing, text in things.items() for town in towns))
+    return path
+
+
+def test_embeddings_tagger(corpus, capsys):
+    """Stand-ins for embeddings: metrics of the held-out texts, and the label sets of three of them."""
+    tagger = load("embeddings_tagger")
+    tagger.main([str(corpus), "--smoke"])
+    first, *rows = capsys.readouterr().out.splitlines()
+    assert first.startswith("3 held-out texts: P@1 ") and float(first.rpartition(" ")[2]) > 0.5 and len(rows) == 3
+    for text, names in (row.split(": ") for row in rows):
+        assert text.split()[-1] in names.split(", ")
+    same = tagger.stand_ins(["Maps of Rome", "rome of maps", "", "ships of Rome"])
+    assert (same[0] == same[1]).all() and not same[2].any() and (same[0] != same[3]).any()
+
+
+def test_embeddings_tagger_takes_a_file_or_an_encoder(corpus, tmp_path, monkeypatch, capsys):
+    """Embeddings that know the thing of a text, from a file and from an encoder; clear errors without them."""
+    tagger = load("embeddings_tagger")
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(SystemExit, match="pip install sentence-transformers"):
+        tagger.main([str(corpus)])
+    np.save(tmp_path / "few.npy", np.ones((3, 4), np.float32))
+    with pytest.raises(SystemExit, match="one row per text, 30 in all, got 3"):
+        tagger.main([str(corpus), "--embeddings", str(tmp_path / "few.npy")])
+    h = np.repeat(np.eye(3, dtype=np.float32), 10, axis=0)
+    np.save(tmp_path / "h.npy", h)
+    tagger.main([str(corpus), "--embeddings", str(tmp_path / "h.npy")])
+    from_file = capsys.readouterr().out
+
+    class Encoder:
+        def __init__(self, name):
+            assert name == "mine"
+
+        def encode(self, texts):
+            assert len(texts) == 30
+            return h
+
+    monkeypatch.setitem(sys.modules, "sentence_transformers", types.SimpleNamespace(SentenceTransformer=Encoder))
+    tagger.main([str(corpus), "--encoder", "mine"])
+    assert capsys.readouterr().out == from_file and "3 held-out texts" in from_file
