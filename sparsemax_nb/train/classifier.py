@@ -204,7 +204,8 @@ class Classifier(
     epochs : int or None
         Maximum number of passes over the data. None: 5, 10 for 'network'.
     budget_seconds : float or None
-        Maximum training time in seconds, without compilation and validation.
+        Maximum training time in seconds, without compilation and validation. For 'wide-and-deep', the kernel machine
+        gets half of it, and the linear layer over words what is left; that over embeddings takes extra time.
     tfidf : 'auto', True or False
         Whether sparse features are counts, to be converted to TF-IDF weights. False uses them as they are, which is
         always done with dense ones. 'auto' means False if any entry is not a non-negative integer, and reports it on

@@ -175,5 +175,5 @@ def memory(n_rows, n_inputs, n_labels):
         array(ALWAYS, "layer over embeddings: weights", n_labels, n_inputs),
         array("layer over embeddings", "rows in training order", n_rows, n_inputs),
         array("layer over embeddings", "dual variables", 2 * DUALS_PER_ROW, n_rows),
-        array("layer over embeddings", "scores", max(n_labels, MAX_SCORES)),
+        array("layer over embeddings", "scores", max(n_labels, min(MAX_SCORES, batch_size_of(n_rows) * n_labels))),
     ]
