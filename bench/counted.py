@@ -57,7 +57,8 @@ def arguments_of(args, shared, low):
     moments = [formulas.Moments(np.zeros(a.shape, np.float32), np.ones(a.shape, np.float32)) for a in (values, bias)]
     rates = formulas.Rates(*map(np.float32, (1e-3, 0.9, 0.999, 1e-8)))
     rounding = (rng.Rounding(np.uint64(1), np.uint64(1)),) if shared else ()
-    inputs = h, layer, label_rows, formulas.SQUARED_HINGE, formulas.ADAM_KIND, rates, *moments, *rounding
+    loss = formulas.StepLoss(formulas.SQUARED_HINGE, np.empty((0, 2), np.float32))
+    inputs = h, layer, label_rows, loss, formulas.ADAM_KIND, rates, *moments, *rounding
     return *inputs, np.empty_like(h), np.empty(n, np.float32)
 
 

@@ -7,6 +7,7 @@ from . import data, metrics, train
 from .baselines import DSoftmax, LSHSampler, RFFSampler, SphereSampler, SVDSoftmax
 from .co_occurrence import CoOccurrence, rerank
 from .core.sparse import Labels
+from .dense_linear import dense_linear_step
 from .ds_softmax import PackedDSSoftmax
 from .fixed_fan_in import (
     FixedFanIn,
@@ -59,6 +60,7 @@ __all__ = [
     "UniformSampler",
     "UnigramSampler",
     "data",
+    "dense_linear_step",
     "fixed_fan_in_backward",
     "fixed_fan_in_forward",
     "fixed_fan_in_step",

@@ -12,13 +12,17 @@ import numpy as np
 from .core import check, rng
 from .core.annotations import Array, Device, SparseMatrix
 from .core.connections import Connections
-from .core.device import backend_of, empty, module_of, resolve_device, zeros
-from .core.formulas import LOSSES
+from .core.device import asarray, backend_of, empty, module_of, resolve_device, zeros
+from .core.formulas import LOSSES, SOFTMAX, StepLoss
 from .core.sparse import Labels, as_labels, by_label
 from .optimizers import SGD, Adam
 
 #: Rows of `indices` that are sorted together to find repeated inputs: limits the memory of the sorted copy.
 ROWS_PER_CHECK = 1 << 16
+#: Losses of `fixed_fan_in_step`.
+STEP_LOSSES = *LOSSES, "softmax"
+#: Subtracted from the scores of a row without labels: exp of the result, its share of the gradient, is 0.
+FAR = np.float32(1e30)
 #: Largest L * K of `random`: 8 TiB of indices and values. Larger sizes are taken for a mistake.
 MAX_CONNECTIONS = 2**40
 
@@ -159,6 +163,10 @@ class FixedFanIn:
     def _step_inputs(self, optimizer):
         """Arguments of the step kernel that only this kind of layer has."""
         return ()
+
+    def _connections_of(self, labels):
+        """The `Connections` of some labels, (n,) int32: copies, with float32 values."""
+        return Connections(self.indices[labels], self.values[labels], self.bias[labels])
 
     def _redraw(self, seed, step, cut, offsets, bits, moments, slots):
         """Draw new connections for the slots below `cut`; their values and moments become zero."""
@@ -338,18 +346,43 @@ def fixed_fan_in_top_k(h: Array, layer: FixedFanIn, k: int) -> tuple[Array, Arra
     return top_scores, top_ids
 
 
+def _softmax_loss(h, layer, labels, kernels):
+    """The `StepLoss` of a softmax, from the sums of each row, and the constant that its formula leaves out.
+
+    FloatingPointError if the scores of a row are not finite.
+    """
+    xp, n_rows = module_of(layer.device), h.shape[0]
+    largest, total = (empty(n_rows, np.float32, layer.device) for _ in range(2))
+    kernels.softmax_sums(h, layer.arrays, largest, total)
+    counts = labels.indptr[1:] - labels.indptr[:-1]
+    n = xp.maximum(counts, 1).astype(np.float32)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rest = xp.log(total / n)
+    if not bool(xp.isfinite(largest + rest).all()):
+        raise FloatingPointError(
+            "the scores are not finite: the layer's values or bias are not finite, or the scores overflow; "
+            "lower the learning rate"
+        )
+    rest = xp.where(counts > 0, rest, FAR)
+    shifts = asarray(xp.stack([largest, rest], axis=1), layer.device, np.float32)
+    constant = float((counts * xp.log(n)).sum(dtype=np.float64)) / max(n_rows, 1)
+    return StepLoss(SOFTMAX, shifts), constant
+
+
 def fixed_fan_in_step(
     h: Array,
     layer: FixedFanIn,
     labels: SparseMatrix | Labels,
-    loss: Literal["squared-hinge", "bce"],
+    loss: Literal["squared-hinge", "bce", "softmax"],
     optimizer: Adam | SGD,
 ) -> tuple[float, Array]:
     """Forward, loss, backward and update in one pass over the labels; no (B, L) array exists.
 
     ``loss = 1/B sum_b sum_l f(y[b, l] scores[b, l])``, y = +1 for the labels of a row, else -1; f(z) = max(0, 1 - z)^2
-    ("squared-hinge") or log(1 + exp(-z)) ("bce"). A label whose gradient is zero in all rows only costs its scores and,
-    with Adam, the decay of its moments.
+    ("squared-hinge") or log(1 + exp(-z)) ("bce"). With "softmax", ``loss = 1/B sum_b sum_{l in labels of b} -log
+    softmax(scores[b])[l]``, as `softmax_cross_entropy` has it for a matrix of labels: a pass over the labels before
+    the step computes the sum of each row's softmax. A label whose gradient is zero in all rows only costs its scores
+    and, with Adam, the decay of its moments.
 
     Parameters
     ----------
@@ -359,7 +392,7 @@ def fixed_fan_in_step(
     labels : SciPy CSR matrix (B, L) or Labels(indptr, indices) of integers
         The labels of each row. In a matrix these are the entries that are not zero, after entries stored twice are
         summed. `Labels` may be on CUDA.
-    loss : 'squared-hinge' or 'bce'
+    loss : 'squared-hinge', 'bce' or 'softmax'
     optimizer : Adam or SGD
         Its moments of values and bias are updated in place. It counts the steps of each array.
 
@@ -377,11 +410,13 @@ def fixed_fan_in_step(
         moments that are read-only. Nothing has changed.
     FloatingPointError
         The loss is NaN or infinite: the layer's values or bias were not finite, or overflowed. The update has been
-        applied and counted: restore finite weights before you continue.
+        applied and counted: restore finite weights before you continue. With "softmax", scores that are NaN or
+        +infinity are found before the update: nothing has changed then.
 
     Notes
     -----
-    On CUDA, dh is summed with atomics: the order of its float sums varies. Source: arXiv 2306.03725, sections 3 and 4.
+    On CUDA, dh is summed with atomics: the order of its float sums varies. There, "softmax" stores the scores of some
+    labels at a time, at most 64 MiB. Source: arXiv 2306.03725, sections 3 and 4; the softmax is ours.
 
     Examples
     --------
@@ -394,19 +429,24 @@ def fixed_fan_in_step(
     True
     """
     h, kernels = _checked_h_and_backend(h, layer)
-    check.choice("loss", loss, tuple(LOSSES))
+    check.choice("loss", loss, STEP_LOSSES)
     if not isinstance(optimizer, (Adam, SGD)):
         raise TypeError(f"optimizer must be Adam or SGD, got {type(optimizer).__name__}")
-    label_rows = by_label(as_labels(labels, h.shape[0], layer.device, layer.n_labels), layer.n_labels)
+    labels = as_labels(labels, h.shape[0], layer.device, layer.n_labels)
+    label_rows = by_label(labels, layer.n_labels)
     optimizer.check_writable(**{"layer.values": layer.values, "layer.bias": layer.bias})
+    if loss == "softmax":
+        step_loss, constant = _softmax_loss(h, layer, labels, kernels)
+    else:
+        step_loss, constant = StepLoss(LOSSES[loss], empty((0, 2), np.float32, layer.device)), 0.0
     dh = empty(h.shape, np.float32, layer.device)
     label_loss = empty(layer.n_labels, np.float32, layer.device)
     kind, rates, values_moments = optimizer.begin_step(layer.values)
     _, _, bias_moments = optimizer.begin_step(layer.bias)
-    inputs = h, layer.arrays, label_rows, LOSSES[loss], kind, rates, values_moments, bias_moments
+    inputs = h, layer.arrays, label_rows, step_loss, kind, rates, values_moments, bias_moments
     kernels.step(*inputs, *layer._step_inputs(optimizer), dh, label_loss)
     optimizer.end_step(layer.values, layer.bias)
-    value = float(label_loss.sum(dtype=np.float64))
+    value = float(label_loss.sum(dtype=np.float64)) + constant
     if not math.isfinite(value):
         raise FloatingPointError(
             f"the loss is {value}: the layer's values or bias are not finite; lower the learning rate"

@@ -15,7 +15,7 @@ import numpy as np
 
 from .core import check, rng
 from .core.annotations import Array, Device
-from .core.connections import SharedConnections
+from .core.connections import Connections, SharedConnections
 from .core.device import backend_of, empty, module_of, resolve_device, zeros
 from .fixed_fan_in import MAX_CONNECTIONS, FixedFanIn
 from .rewiring import empty_moments
@@ -195,6 +195,10 @@ class GroupSharedFanIn(FixedFanIn):
 
     def _step_inputs(self, optimizer):
         return (rng.Rounding(np.uint64(self.seed), np.uint64(optimizer.state_of(self.values).count)),)
+
+    def _connections_of(self, labels):
+        values = self.values[labels].astype(np.float32, copy=False)
+        return Connections(self.indices[labels // self.group_size], values, self.bias[labels])
 
     def _redraw(self, seed, step, cut, offsets, bits, moments, slots):
         super()._redraw(seed, step, cut, offsets, bits, empty_moments(self.device), slots)

@@ -191,11 +191,11 @@ class SparseLinear:
 # ---------------------------------------------------------------- functions
 
 
-def _check_device(name, fields, arrays, layer):
+def _check_device(name, fields, arrays, device):
     """TypeError if the arrays of the tuple `name` are not on the layer's device."""
-    device = check.same_device(**{f"{name}.{field}": a for field, a in zip(fields, arrays, strict=True)})
-    if device != layer.device:
-        raise TypeError(f"{name} must live on {layer.device} like the layer, got {device}")
+    actual = check.same_device(**{f"{name}.{field}": a for field, a in zip(fields, arrays, strict=True)})
+    if actual != device:
+        raise TypeError(f"{name} must live on {device} like the layer, got {actual}")
 
 
 def _rows(features, layer):
@@ -213,7 +213,7 @@ def _rows(features, layer):
         raise TypeError(
             f"features must be a SciPy sparse matrix or a tuple (indptr, ids, weights), got {type(features).__name__}"
         )
-    _check_device("features", ("indptr", "ids", "weights"), features, layer)
+    _check_device("features", ("indptr", "ids", "weights"), features, layer.device)
     indptr = check.integers("features.indptr", features[0], ("n",), dtype=np.int64)
     ids = check.integers("features.ids", features[1], ("m",), layer.n_features)
     weights = check.array("features.weights", features[2], np.float32, ids.shape, finite=True)
@@ -405,7 +405,7 @@ def sparse_linear_step(
     check_squares("features", rows.weights, rows.indptr)
     labels = sparse.as_labels(labels, n_rows, layer.device, layer.n_labels)
     sparse.sorted_keys(labels, layer.n_labels)
-    duals = _checked_duals(duals, n_rows, layer)
+    duals = checked_duals(duals, n_rows, layer.n_labels, layer.device)
     row_weights = asarray(checked_weights(sample_weight, n_rows), layer.device)
     step = backend_of(layer.device, "linear").step
     loss, new = step(rows, labels, duals, layer.arrays, row_weights, float(C), float(slack))
@@ -428,22 +428,23 @@ def no_duals(n_rows, device="cpu"):
     return Duals(*(asarray(a, device) for a in arrays))
 
 
-def _checked_duals(duals, n_rows, layer):
+def checked_duals(duals, n_rows, n_labels, device):
+    """The argument `duals` of a step as `Duals`; the layer has `n_labels` and lives on `device`."""
     if duals is None:
-        return no_duals(n_rows, layer.device)
-    if scipy.sparse.issparse(duals) and layer.device == "cpu":
-        if duals.shape != (n_rows, layer.n_labels):
-            raise ValueError(f"duals must have shape ({n_rows}, {layer.n_labels}), got {duals.shape}")
+        return no_duals(n_rows, device)
+    if scipy.sparse.issparse(duals) and device == "cpu":
+        if duals.shape != (n_rows, n_labels):
+            raise ValueError(f"duals must have shape ({n_rows}, {n_labels}), got {duals.shape}")
         duals = canonical("duals", duals)
         duals = duals.indptr.astype(np.int64), duals.indices, duals.data
     if not (isinstance(duals, tuple) and len(duals) == 3):
         raise TypeError(
             f"duals must be a tuple (indptr, labels, values) as a step returns it, got {type(duals).__name__}"
         )
-    _check_device("duals", ("indptr", "labels", "values"), duals, layer)
+    _check_device("duals", ("indptr", "labels", "values"), duals, device)
     indptr = check.integers("duals.indptr", duals[0], (n_rows + 1,), dtype=np.int64)
     labels = check.integers("duals.labels", duals[1], ("n",))
-    sparse.sorted_keys(sparse.Labels(indptr, labels), layer.n_labels, "duals")
+    sparse.sorted_keys(sparse.Labels(indptr, labels), n_labels, "duals")
     values = check.array("duals.values", duals[2], np.float32, labels.shape, finite=True)
     if values.size and float(values.min()) < 0:
         raise ValueError(f"duals must not be negative, got {float(values.min()):g}")

@@ -61,7 +61,7 @@ def _update_codewords(codewords, vectors, class_weights, distance, sums, totals)
         codewords[asarray(unused, device)] = vectors[asarray(worst, device)]
 
 
-def _k_means(vectors, codewords, class_weights, n_iterations):
+def k_means(vectors, codewords, class_weights, n_iterations):
     """Lloyd's algorithm from `codewords`, which are overwritten; returns the code of each vector, (n,) int32."""
     device = device_of(vectors)
     codes = empty(vectors.shape[0], np.int32, device)
@@ -465,14 +465,14 @@ def _codes_and_codebooks(weights, codebooks, class_weights, kind, n_iterations, 
         codebooks = [product(codebooks[0], factor), product(codebooks[1], other)]
         first, second = product(first, factor), None if kind == "rq" else product(second, other)
     codes = empty((first.shape[0], 2), np.int32, device_of(first))
-    codes[:, 0] = _k_means(first, codebooks[0], class_weights, n_iterations)
+    codes[:, 0] = k_means(first, codebooks[0], class_weights, n_iterations)
     if kind == "rq":
         second = codebooks[0][codes[:, 0]]
         module_of(device_of(first)).subtract(first, second, out=second)
         if is_first:
             rows = module_of(device_of(first)).arange(len(codebooks[1]))
             codebooks[1] = second[rows * (len(second) // len(rows))].copy()
-    codes[:, 1] = _k_means(second, codebooks[1], class_weights, n_iterations)
+    codes[:, 1] = k_means(second, codebooks[1], class_weights, n_iterations)
     if metric is not None:
         codebooks = [product(codebook, inverse) for codebook, (_, inverse) in zip(codebooks, metric, strict=True)]
     return codes, codebooks

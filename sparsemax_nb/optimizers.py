@@ -282,11 +282,11 @@ class _Optimizer:
 
         Parameters
         ----------
-        array : (F, D) float32
+        array : (F, D) or (F,) float32
             C-contiguous; the rows `row_ids` are overwritten.
         row_ids : (n,) int32 or other integers
             Distinct rows, in [0, F).
-        gradient : (n, D) float32
+        gradient : (n, D) or (n,) float32
             With respect to these rows.
 
         Raises
@@ -306,9 +306,9 @@ class _Optimizer:
                [0.5, 0.5]], dtype=float32)
         """
         device = check.same_device(array=array, row_ids=row_ids, gradient=gradient)
-        native = check.array("array", array, np.float32, ("F", "D"))
+        native = check.array("array", array, np.float32, ("F", "D") if array.ndim != 1 else ("F",))
         row_ids = check.integers("row_ids", row_ids, ("n",))
-        gradient = check.array("gradient", gradient, np.float32, (row_ids.shape[0], array.shape[1]))
+        gradient = check.array("gradient", gradient, np.float32, (row_ids.shape[0], *array.shape[1:]))
         if row_ids.shape[0]:
             is_ascending = bool((row_ids[1:] > row_ids[:-1]).all())  # as `sampled_softmax` returns them: skip the sort
             ordered = row_ids if is_ascending else module_of(device).sort(row_ids)
@@ -316,7 +316,8 @@ class _Optimizer:
                 raise ValueError(f"row_ids must be distinct rows of array, in [0, {array.shape[0]})")
         self.check_writable(array=array)
         kind, rates, moments = self.begin_step(array)
-        backend_of(device, "optimizers").update_rows(kind, native, row_ids, gradient, moments, rates)
+        native, gradient, m, v = (a[:, None] if a.ndim == 1 else a for a in (native, gradient, *moments))
+        backend_of(device, "optimizers").update_rows(kind, native, row_ids, gradient, Moments(m, v), rates)
         self.end_step(array)
 
 

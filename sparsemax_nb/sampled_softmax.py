@@ -99,23 +99,39 @@ def sampled_softmax(
     return _sampled_softmax(h, weights, labels, ids, log_q, log_q_targets, correction, mask_hits, reduction)
 
 
-def _sampled_softmax(
-    h, weights, labels, ids, log_q, log_q_targets, correction="paper", mask_hits=False, reduction="mean"
-):
-    """`sampled_softmax` for `Labels` that `as_targets` has checked, and valid h, weights and ids.
+def corrected_log_q(ids, log_q, log_q_targets, n_targets, correction):
+    """What is subtracted from the scores of the draws and of the targets, checked; see `sampled_softmax`.
 
-    The log-probabilities are checked here: a sampler returns -inf for classes that it never draws.
+    A sampler returns -inf for classes that it never draws.
     """
-    device, (n_rows, width) = device_of(h), h.shape
-    n_targets, n_samples = labels.indices.shape[0], ids.shape[-1]
+    n_samples = ids.shape[-1]
     check.integer("the number of samples (the width of ids)", n_samples, 1)
     check.integer("the number of draws and targets", ids.size + n_targets, 0, 2**31 - 1, "; use fewer rows or draws")
     log_q = check.array("log_q", log_q, np.float32, ids.shape, finite=True)
     is_paper = correction == "paper"
     log_q_targets = check.array("log_q_targets", log_q_targets, np.float32, (n_targets,), finite=is_paper)
-    if not is_paper:
-        log_q = log_q + np.float32(math.log(n_samples))
-        log_q_targets = zeros(n_targets, np.float32, device)
+    if is_paper:
+        return log_q, log_q_targets
+    return log_q + np.float32(math.log(n_samples)), zeros(n_targets, np.float32, device_of(log_q))
+
+
+def losses_of_draws(scores, target_scores, labels, ids, log_q, log_q_targets, mask_hits):
+    """The sum of the losses, and its gradients with respect to the scores of the draws (B, M) and targets (n,)."""
+    device, n_samples = device_of(scores), scores.shape[1]
+    dscores, losses, dtargets = (empty(a.shape, np.float32, device) for a in (scores, target_scores, target_scores))
+    ids, log_q = ids.reshape(-1, n_samples), log_q.reshape(-1, n_samples)
+    softmax = backend_of(device, "sampled_softmax").softmax
+    softmax(scores, ids, log_q, target_scores, labels, log_q_targets, mask_hits, losses, dscores, dtargets)
+    return float(losses.sum(dtype=np.float64)), dscores, dtargets
+
+
+def _sampled_softmax(
+    h, weights, labels, ids, log_q, log_q_targets, correction="paper", mask_hits=False, reduction="mean"
+):
+    """`sampled_softmax` for `Labels` that `as_targets` has checked, and valid h, weights and ids."""
+    device, (n_rows, width) = device_of(h), h.shape
+    n_targets, n_samples = labels.indices.shape[0], ids.shape[-1]
+    log_q, log_q_targets = corrected_log_q(ids, log_q, log_q_targets, n_targets, correction)
     kernels, embedding = backend_of(device, "sampled_softmax"), backend_of(device, "embedding")
     matmul, is_shared = backend_of(device, "matmul").matmul, len(ids.shape) == 1
     xp = module_of(device)
@@ -132,20 +148,9 @@ def _sampled_softmax(
         matmul(h, drawn.T, scores)
     else:
         kernels.scores(h, weights, ids, scores)
-    dscores, losses, dtargets = new(n_rows, n_samples), new(n_targets), new(n_targets)
-    kernels.softmax(
-        scores,
-        ids.reshape(-1, n_samples),
-        log_q.reshape(-1, n_samples),
-        target_scores.reshape(-1),
-        labels,
-        log_q_targets,
-        mask_hits,
-        losses,
-        dscores,
-        dtargets,
+    loss, dscores, dtargets = losses_of_draws(
+        scores, target_scores.reshape(-1), labels, ids, log_q, log_q_targets, mask_hits
     )
-    loss = float(losses.sum(dtype=np.float64))
     if not math.isfinite(loss):
         for name, value in (("h", h), ("weights", weights[ids]), ("weights", weights[labels.indices])):
             check.finite(name, value)

@@ -9,6 +9,7 @@ import pytest
 import scipy.sparse
 
 from sparsemax_nb import FixedFanIn, Labels, SparseLinear
+from sparsemax_nb.core import formulas
 from sparsemax_nb.core.connections import (
     Connections as Layer,  # the same type as in the library, so kernels are compiled once
 )
@@ -17,6 +18,8 @@ from sparsemax_nb.core.device import to_numpy
 from sparsemax_nb.core.sparse import SparseRows
 
 EPS = float(np.finfo(np.float32).eps)
+#: Codes of the losses that a step of a sparse output layer takes.
+STEP_LOSSES = formulas.LOSSES | {"softmax": formulas.SOFTMAX}
 
 
 def assert_none(culprits):
@@ -130,6 +133,16 @@ def label_matrix(n_rows, n_labels, seed=0, density=0.3):
     """Random positive labels as SciPy CSR (B, L)."""
     dense = np.random.default_rng(seed).random((n_rows, n_labels)) < density
     return scipy.sparse.csr_matrix(dense.astype(np.float32))
+
+
+def step_loss(kind, scores, matrix, dtype=np.float32):
+    """The `StepLoss` with code `kind` for the scores (B, L) and label matrix of a batch."""
+    if kind != formulas.SOFTMAX:
+        return formulas.StepLoss(kind, np.empty((0, 2), dtype))
+    largest, counts = scores.max(axis=1), np.diff(matrix.indptr)
+    total = np.exp(scores - largest[:, None]).sum(axis=1)
+    rest = np.where(counts, np.log(total / np.maximum(counts, 1)), 1e30)
+    return formulas.StepLoss(kind, np.stack([largest, rest], axis=1).astype(dtype))
 
 
 def place_labels(backend, matrix):

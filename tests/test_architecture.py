@@ -36,6 +36,7 @@ NO_TWIN = {
     "exp",  # the CPU's exp; CUDA uses its math functions
     "panels",  # layout of matrices for the CPU
     "blocks",  # layout of the batch for the CPU
+    "group_products",  # called by kernels of the CPU's group_shared
     "lists",  # lists per range of classes, shared by CPU kernels
     "baselines",  # CPU only
     "launch",  # grids and blocks of CUDA
@@ -50,7 +51,7 @@ NO_TWIN = {
     "__init__",  # no operations
 }
 #: Used by several files of one backend, never called from outside it.
-BACKEND_ONLY = {"merge", "bits_of"}
+BACKEND_ONLY = {"merge", "bits_of", "labels_at_once", "sums_of_layer"}
 #: What `reference` needs to know of an output that the backends are handed.
 SIZES = {"k", "shape", "n_bins", "n_labels", "n_inputs", "fan_in", "n_samples", "n_rows", "n_experts", "n_features"}
 

@@ -191,7 +191,12 @@ def test_k(good, k, error, message):
 @pytest.mark.parametrize("loss", ["hinge", "", None, 0, ["bce"]])
 def test_unknown_loss(good, loss):
     good.loss = loss
-    refuses(good, "step", ValueError, f"^loss must be one of 'squared-hinge', 'bce', got {re.escape(repr(loss))}$")
+    refuses(
+        good,
+        "step",
+        ValueError,
+        f"^loss must be one of 'squared-hinge', 'bce', 'softmax', got {re.escape(repr(loss))}$",
+    )
 
 
 @pytest.mark.parametrize("optimizer", [None, "adam", Adam, 0.1], ids=["None", "text", "class", "number"])

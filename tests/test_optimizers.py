@@ -120,15 +120,16 @@ def test_an_array_that_takes_the_place_of_another(backend):
 @pytest.mark.twins
 @pytest.mark.parametrize("make", [make_adam, lambda: SGD(0.3)], ids=["adam", "sgd"])
 @pytest.mark.parametrize("ids", [[4, 0, 2], [1], []], ids=str)
-def test_step_rows_touches_those_rows_only(backend, make, ids):
+@pytest.mark.parametrize("columns", [(7,), ()], ids=["matrix", "vector"])
+def test_step_rows_touches_those_rows_only(backend, make, ids, columns):
     """Lazy rows: the others keep value and moments to the last bit. Two steps, so that moments are not zero."""
     optimizer, whole = make(), make()
-    table, same = backend.array(normal(0, 5, 7)), backend.array(normal(0, 5, 7))
-    everything = backend.array(normal(1, 5, 7))
+    table, same = backend.array(normal(0, 5, *columns)), backend.array(normal(0, 5, *columns))
+    everything = backend.array(normal(1, 5, *columns))
     optimizer.step(table, everything)
     whole.step(same, everything)
-    gradient = normal(2, len(ids), 7)
-    full = np.zeros((5, 7), np.float32)
+    gradient = normal(2, len(ids), *columns)
+    full = np.zeros((5, *columns), np.float32)
     full[ids] = gradient
     before = [backend.numpy(a) for a in (table, *optimizer.state_of(table).moments)]
     optimizer.step_rows(table, backend.array(ids, np.int32), backend.array(gradient))
@@ -214,7 +215,8 @@ def test_read_only_array():
         ((5, 7), np.zeros((1, 1), np.int32), (1, 7), ValueError, "row_ids must have shape (n,), got (1, 1)"),
         ((5, 7), np.zeros(1, np.int32), (2, 7), ValueError, "gradient must have shape (1, 7), got (2, 7)"),
         ((5, 7), np.zeros(1, np.int32), (1, 6), ValueError, "gradient must have shape (1, 7), got (1, 6)"),
-        ((5,), np.zeros(1, np.int32), (1, 7), ValueError, "array must have shape (F, D), got (5,)"),
+        ((5,), np.zeros(1, np.int32), (1, 7), ValueError, "gradient must have shape (1,), got (1, 7)"),
+        ((5, 1, 7), np.zeros(1, np.int32), (1, 7), ValueError, "array must have shape (F, D), got (5, 1, 7)"),
     ],
 )
 def test_bad_rows(backend, table, ids, gradient, error, message):

@@ -33,7 +33,7 @@ def _check_files(options):
     }
     outputs["the checkpoint of --save"] = outputs["--save"] and common.checkpoint_of(outputs["--save"])
     outputs = {name: path for name, path in outputs.items() if path}
-    names = "model", "file", "text", "test_text", "vocabulary", "allow", "forbid", "retire"
+    names = "model", "file", "text", "test_text", "dense", "test_dense", "vocabulary", "allow", "forbid", "retire"
     inputs = {name: getattr(options, name) for name in names if getattr(options, name, None)}
     inputs = {
         name if name in ("model", "file") else f"--{name.replace('_', '-')}": path for name, path in inputs.items()

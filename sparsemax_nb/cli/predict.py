@@ -178,14 +178,18 @@ def predict(options):
     allow, forbid = (texts.read_label_list(path, model) for path in (options.allow, options.forbid))
     offsets = model._offsets(allow, forbid, options.label_weights)
     print(f"sparsemax-nb: predicting {common.device_line(options.device)}", file=sys.stderr)
-    batches, dense = _batches(model, options), _checked_dense(model, options, options.rows)
+    batches, dense = _batches(model, options), _checked_dense(model, options, None)
     first, result = 0, []
     if options.format == "table":
         print(*COLUMNS, sep="\t", flush=True)
     for batch in batches:
         if dense is not None:
-            n = batch.shape[0] if hasattr(batch, "shape") else len(batch)
-            batch = batch, dense[first : first + n]
+            n = first + (batch.shape[0] if hasattr(batch, "shape") else len(batch))
+            if dense.shape[0] < n:
+                raise ValueError(
+                    f"{options.dense} must have one row per point or text, at least {n}, got {dense.shape[0]}"
+                )
+            batch = batch, dense[first:n]
         x = model._features(batch)
         answers = model._answers(x, options.k, options.threshold, options.limit, offsets)
         for row, found in enumerate(_labels_of_rows(model, *answers), first):
@@ -199,6 +203,8 @@ def predict(options):
                 result.append([{name: _plain(value) for name, value in label.items()} for label in found])
         first += x.shape[0]
         sys.stdout.flush()  # whoever waits for the answer to a line gets it now
+    if dense is not None and options.rows is None and dense.shape[0] > first:
+        raise ValueError(f"{options.dense} must have one row per point or text, {first} in all, got {dense.shape[0]}")
     return result
 
 

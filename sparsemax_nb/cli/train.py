@@ -346,6 +346,8 @@ def classifier_options(parser, device):
     option("n_neighbors", int, "N", "nearest training points that score a point")
     weight = "weight of the kernel machine beside the linear layer; auto: chosen on held-out points"
     option("kernel_weight", common.number_or_auto, "W|auto", weight)
+    weight = "weight of a linear layer over the embeddings; 0: no such layer; auto: chosen on held-out points"
+    option("head_weight", common.number_or_auto, "W|auto", weight)
     columns = "number of the last columns of the features that are embeddings, instead of --dense"
     option("dense_columns", int, "N", columns)
     sub = parser.add_argument_group("the network")

@@ -12,7 +12,8 @@ def update(options):
         raise ValueError("--vocabulary and --language need --text FILE")
     model = train.Classifier.load(options.model, device=options.device)
     if model.architecture_ != "linear":
-        raise ValueError(f"update needs a linear model, but {options.model} is a network; train it again")
+        kind = f"architecture={model.architecture_!r}"
+        raise ValueError(f"update needs a linear model, but {options.model} has {kind}; train it again")
     retired = texts.read_label_list(options.retire, model)
     if options.text is not None:
         texts.require_texts(model, options.model, "--text")

@@ -4,6 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .device import asarray, device_of, module_of
+from .sparse import Labels, sorted_keys
+
 
 class Connections(NamedTuple):
     """A fixed fan-in layer: every label has its own inputs."""
@@ -66,6 +69,30 @@ class PaddedDuals(NamedTuple):
     count: np.ndarray  # (N,) int32
     labels: np.ndarray  # (N, W) int32
     values: np.ndarray  # (N, W) float32
+
+
+def positive_duals(rows, labels, values, n_rows, n_labels):
+    """The `Duals` of pairs of a row and a label, (n,) each, of which those with a positive value are kept."""
+    device = device_of(values)
+    xp, kept = module_of(device), values > 0
+    rows, labels, values = rows[kept], labels[kept], values[kept]
+    order = xp.argsort(rows.astype(np.int64) * n_labels + labels)
+    indptr = xp.concatenate([xp.zeros(1, np.int64), xp.cumsum(xp.bincount(rows, minlength=n_rows))])
+    arrays = (indptr, np.int64), (labels[order], np.int32), (values[order], np.float32)
+    return Duals(*(asarray(array, device, dtype) for array, dtype in arrays))
+
+
+def known_pairs(labels, duals, n_labels):
+    """(starts (L + 1,) int64, rows (n,) int32): label l has, or has a dual in, the rows ``starts[l]:starts[l + 1]``.
+
+    The rows of a label ascend. `labels` are `Labels`, `duals` are `Duals`.
+    """
+    device, n_rows = device_of(labels.indptr), duals.indptr.shape[0] - 1
+    xp = module_of(device)
+    keys = [sorted_keys(Labels(*some), n_labels) for some in (labels, duals[:2])]
+    keys = xp.unique(xp.concatenate(keys))
+    starts = xp.searchsorted(keys, xp.arange(n_labels + 1) * n_rows)
+    return asarray(starts, device, np.int64), asarray(keys % n_rows, device, np.int32)
 
 
 def dual_diagonal(c, row_weights):

@@ -22,12 +22,26 @@ NO_BITS, SIXTEEN = np.uint32(0), np.uint32(16)
 #: Integer codes of the multi-label losses, because kernels cannot take strings.
 LOSSES = {"squared-hinge": 0, "bce": 1}
 SQUARED_HINGE = 0
+#: Code of the softmax loss, for which a kernel needs the sums of each row; see `StepLoss`.
+SOFTMAX = 2
 
 #: Integer codes of the optimizers.
 SGD_KIND, ADAM_KIND = 0, 1
 
 #: All bits of a float32 except the sign: ``bits & MAGNITUDE`` is an integer that grows with |value|.
 MAGNITUDE = np.int32(0x7FFFFFFF)
+
+
+class StepLoss(NamedTuple):
+    """The loss of a training step: its code, and what is subtracted from the scores of each row before its formula.
+
+    Only SOFTMAX subtracts anything: the largest score of the row, then ``log(sum(exp(score - largest)) / n)`` for a row
+    with n labels. In this order the difference of two large scores is exact. With z, the result, ``n softmax(scores)``
+    is ``exp(z)``.
+    """
+
+    kind: int
+    shifts: np.ndarray  # (B, 2) float32; (0, 2) if nothing is subtracted; the kernels of CUDA take it transposed
 
 
 class Rates(NamedTuple):
@@ -69,10 +83,21 @@ def binary_cross_entropy(score, sign):
     return loss, -sign * wrong
 
 
+def softmax_term(z, sign):
+    """What one score adds to ``-log softmax(scores)``, up to a constant, and its derivative with respect to it.
+
+    ``-z`` for a label (`sign` = +1), else 0, and ``exp(z) - [sign = 1]``; z is the score as `StepLoss` shifts it.
+    """
+    e = math.exp(LARGEST_EXPONENT if z > LARGEST_EXPONENT else z)  # of rows beyond the batch, whose z is anything
+    return (-z, e - ONE) if sign > ZERO else (ZERO, e)
+
+
 def loss_and_gradient(kind, score, sign):
-    """The loss with code `kind` (see LOSSES) and its derivative with respect to the score."""
+    """The loss with code `kind` (of LOSSES, or SOFTMAX) and its derivative with respect to the score."""
     if kind == SQUARED_HINGE:
         return squared_hinge(score, sign)
+    if kind == SOFTMAX:
+        return softmax_term(score, sign)
     return binary_cross_entropy(score, sign)
 
 

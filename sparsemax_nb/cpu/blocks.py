@@ -10,11 +10,18 @@ from typing import NamedTuple
 import numpy as np
 from numba import prange
 
-from ..core.device import njit_parallel
-from .simd import LANES, add, aligned, load, store, transpose
+from ..core import formulas
+from ..core.device import njit, njit_parallel
+from .exp import exp_nonpositive
+from .simd import LANES, add, aligned, fma, load, maximum, mul, store, transpose
 from .top_k import beats_worst, insert
 
-ZERO = np.float32(0)
+ZERO, MINUS_ONE = np.float32(0), np.float32(-1)
+#: The lowest finite number: a maximum that starts here never gives infinity minus infinity.
+LOWEST = np.finfo(np.float32).min
+#: Subtracted from the scores of rows that do not exist: exp of the result is 0.
+FAR = np.float32(1e30)
+SOFTMAX = formulas.SOFTMAX
 #: Most numbers (16 MiB) that a step stores for the labels it processes at once: their score gradients and old values.
 MAX_ELEMENTS = 1 << 22
 #: Least number of work items (blocks of rows x ranges of labels), so that small batches use all threads too.
@@ -138,6 +145,75 @@ def unpack_sum(dblocks, dh):
             for q in range(rows):
                 for i in range(n):
                     dh[block * LANES + q, first + i] = tile[i * LANES + q]
+
+
+def sums_shapes(n_rows, n_inputs, n_labels, chunk):
+    """{name: (shape, dtype)} that the sums of a softmax allocate: the inputs, and two sums per row and chunk."""
+    n_blocks = -(-n_rows // LANES)
+    sums = -(-n_labels // chunk), n_blocks, 2 * LANES
+    return {"blocks": ((n_blocks, n_inputs * LANES), np.float32), "part_sums": (sums, np.float32)}
+
+
+@njit
+def clear_sums(sums):
+    """The largest score and the sum of ``exp(score - largest)`` of 16 rows (32,) before the first label."""
+    sums[:LANES], sums[LANES:] = LOWEST, ZERO
+
+
+@njit
+def add_to_sums(scores, n, sums):
+    """Update `sums` (32,) with n more labels, whose scores are n lines of 16; one more line and they are scratch.
+
+    The maximum of all n comes first, so that each score costs one exp. NaN does not become the maximum, but stays in
+    the sum.
+    """
+    old = load(sums, 0)
+    new = old
+    for j in range(n):
+        new = maximum(load(scores, j * LANES), new)
+    for j in range(n):
+        store(scores, j * LANES, fma(MINUS_ONE, new, load(scores, j * LANES)))
+    store(scores, n * LANES, fma(MINUS_ONE, new, old))
+    for i in range((n + 1) * LANES):  # flat, so that it becomes vector code
+        scores[i] = exp_nonpositive(scores[i])
+    total = mul(load(sums, LANES), load(scores, n * LANES))
+    for j in range(n):
+        total = add(total, load(scores, j * LANES))
+    store(sums, 0, new)
+    store(sums, LANES, total)
+
+
+@njit_parallel
+def merge_sums(part_sums, largest, total):
+    """The sums of each row, (B,), from those of the chunks of labels (n_chunks, n_blocks, 32), added in order."""
+    for row in prange(largest.size):
+        b, q = row // LANES, row % LANES
+        new, result = LOWEST, ZERO
+        for part in range(part_sums.shape[0]):
+            new = max(new, part_sums[part, b, q])
+        for part in range(part_sums.shape[0]):
+            result += part_sums[part, b, LANES + q] * exp_nonpositive(part_sums[part, b, q] - new)
+        largest[row], total[row] = new, result
+
+
+@njit
+def shifts_of_block(loss, b):
+    """What a softmax loss subtracts from the scores of 16 rows: two lines, see `StepLoss`. Empty for other losses."""
+    if loss.kind != SOFTMAX:
+        return np.empty(0, np.float32)
+    shifts = np.full(2 * LANES, FAR, np.float32)
+    for q in range(min(LANES, loss.shifts.shape[0] - b * LANES)):
+        shifts[q], shifts[LANES + q] = loss.shifts[b * LANES + q]
+    return shifts
+
+
+@njit
+def shift(scores, n, shifts):
+    """Subtract a block's shifts, if it has any, from n lines of 16 scores."""
+    if shifts.size:
+        for i in range(n):
+            z = fma(MINUS_ONE, load(shifts, 0), load(scores, i * LANES))
+            store(scores, i * LANES, fma(MINUS_ONE, load(shifts, LANES), z))
 
 
 def list_shapes(n_rows, n_inputs, k):

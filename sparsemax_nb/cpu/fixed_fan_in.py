@@ -12,13 +12,19 @@ from numba import prange
 
 from ..core.device import njit, njit_inline, njit_parallel
 from .blocks import (
+    add_to_sums,
     clear,
+    clear_sums,
     list_shapes,
     merge_lists,
+    merge_sums,
     new_blocks,
     pack,
+    shift,
+    shifts_of_block,
     splits_of,
     step_shapes,
+    sums_shapes,
     unpack_sum,
     work_of_rows,
     workspace,
@@ -191,6 +197,7 @@ def _gradients_of_block(h, layer, label_rows, loss, work, b, first, start, stop,
     size, active = GROUP * LANES, np.empty(GROUP, np.int64)
     scores, signs = np.zeros(size, np.float32), np.empty(size, np.float32)
     losses, slopes, weights = np.empty(size, np.float32), np.empty(size, np.float32), np.zeros(LANES, np.float32)
+    shifts = shifts_of_block(loss, b)
     weights[: min(LANES, h.shape[0] - b * LANES)] = ONE / np.float32(h.shape[0])
     for group in range(start, stop, GROUP):
         n = min(GROUP, stop - group)
@@ -203,7 +210,8 @@ def _gradients_of_block(h, layer, label_rows, loss, work, b, first, start, stop,
                 q = label_rows.rows[p] - b * LANES
                 if 0 <= q < LANES:
                     signs[i * LANES + q] = ONE
-        losses_and_slopes(loss, scores, signs, losses, slopes)
+        shift(scores, n, shifts)
+        losses_and_slopes(loss.kind, scores, signs, losses, slopes)
         n_active = 0
         for i in range(n):  # a list without a branch: whether a label is active is unpredictable
             g = mul(load(slopes, i * LANES), load(weights, 0))
@@ -298,6 +306,45 @@ def step(h, layer, label_rows, loss, optimizer, rates, values_moments, bias_mome
     """
     with workspace(workspace_shapes(*h.shape, *layer.indices.shape)) as work:
         _step(h, layer, label_rows, loss, optimizer, rates, values_moments, bias_moments, dh, label_loss, work)
+
+
+def softmax_shapes(n_rows, n_inputs, n_labels, fan_in):
+    """{name: (shape, dtype)} that `softmax_sums` allocates."""
+    return sums_shapes(n_rows, n_inputs, n_labels, CHUNK)
+
+
+@njit
+def _sums_of_labels(layer, block, start, stop, sums):
+    """The sums of 16 rows over the labels from `start` to `stop`."""
+    indices, values, fan_in = layer.indices.reshape(-1), layer.values.reshape(-1), layer.indices.shape[1]
+    scores = np.empty((GROUP + 1) * LANES, np.float32)
+    clear_sums(sums)
+    for first in range(start, stop, GROUP):
+        n = min(GROUP, stop - first)
+        for j in range(n):
+            label = first + j
+            store(scores, j * LANES, _score(block, indices, values, label * fan_in, fan_in, item(layer.bias, label)))
+        add_to_sums(scores, n, sums)
+
+
+@njit_parallel(work=work_of_rows)
+def _softmax_sums(h, layer, largest, total, blocks, part_sums):
+    n_labels = layer.indices.shape[0]
+    pack(h, blocks)
+    for chunk in prange(part_sums.shape[0]):
+        for b in range(blocks.shape[0]):
+            stop = min((chunk + 1) * CHUNK, n_labels)
+            _sums_of_labels(layer, blocks[b], chunk * CHUNK, stop, part_sums[chunk, b])
+    merge_sums(part_sums, largest, total)
+
+
+def softmax_sums(h, layer, largest, total):
+    """The largest score of each row and the sum of ``exp(score - largest)`` over all labels, both (B,).
+
+    The scores of 16 labels and 16 rows at a time stay in the cache; each chunk of labels has its own sums.
+    """
+    shapes = softmax_shapes(*h.shape, *layer.indices.shape)
+    _softmax_sums(h, layer, largest, total, *(aligned(np.empty, *shape) for shape in shapes.values()))
 
 
 def top_k_shapes(n_rows, n_inputs, n_labels, fan_in, k):

@@ -3,7 +3,7 @@
 The inputs are packed into blocks of 16 rows (`blocks`). The scores of a group for one block are a small dense product:
 each line of 16 inputs that is gathered meets one weight of every label. Four independent sums of 16 rows hide the
 latency of a multiply-add and fit the 16 registers of AVX2. So all three products (scores, gradients of the weights,
-gradients of the inputs) work on four sums at a time, then on the remaining ones singly.
+gradients of the inputs) work on four sums at a time, then on the remaining ones singly (`group_products`).
 
 bfloat16 weights are widened when a thread starts with its labels, and rounded stochastically when it is done. Threads
 never share an output: results are bit-identical for any number of threads.
@@ -12,9 +12,26 @@ never share an output: results are bit-identical for any number of threads.
 import numpy as np
 from numba import prange
 
-from ..core.device import LINE, njit, njit_inline, njit_parallel
+from ..core.device import LINE, njit, njit_parallel
 from .bfloat16 import as_float32, put
-from .blocks import clear, list_shapes, merge_lists, new_blocks, pack, step_shapes, unpack_sum, work_of_rows, workspace
+from .blocks import (
+    add_to_sums,
+    clear,
+    clear_sums,
+    list_shapes,
+    merge_lists,
+    merge_sums,
+    new_blocks,
+    pack,
+    shift,
+    shifts_of_block,
+    step_shapes,
+    sums_shapes,
+    unpack_sum,
+    work_of_rows,
+    workspace,
+)
+from .group_products import FOUR, add_input_gradients, add_weight_gradients, group_scores, prefetch_inputs
 from .losses import losses_and_slopes
 from .optimizers import update_range
 from .panels import pack_rows, padded
@@ -30,20 +47,16 @@ from .simd import (
     lowest_bit,
     mul,
     nonzero_lanes,
-    prefetch,
     prefetch_range,
     set_item,
     splat,
     store,
-    stores,
     stream,
     transpose,
-    transposed,
 )
 from .top_k import MAX_LISTED, WORST, beats_worst, insert, top_k_of_layer, top_k_shapes_of_layer
 
 ZERO, ONE = np.float32(0), np.float32(1)
-FOUR = 4
 #: Labels that one thread scores before it moves to the next block of rows: with 32 connections, 64 KiB of weights.
 CHUNK = 512
 #: Scores with more bytes are written past the caches, which could not keep them anyway.
@@ -60,93 +73,6 @@ def _chunk(group_size):
     return max(1, CHUNK // group_size) * group_size
 
 
-# ---------------------------------------------------------------- the products of one group and one block of rows
-
-
-@njit_inline
-def _add_scores(block, indices, start, fan_in, values, offset, sums):
-    """Add to sums[j] the scores of neighboring labels, whose weights begin at ``values[offset + K j]``."""
-    for k in range(fan_in):
-        line = load(block, item(indices, start + k) * LANES)
-        sums = fmas(values, offset + k, fan_in, line, sums)
-    return sums
-
-
-@njit
-def _prefetch(block, indices, start, fan_in, part, n_parts):
-    """Prefetch one of n_parts parts of a group's input lines, which the hardware prefetcher cannot predict.
-
-    The parts are spread between products: a core stalls if it issues more loads than it can have in flight.
-    """
-    for k in range(start + fan_in * part // n_parts, min(start + fan_in * (part + 1) // n_parts, indices.size)):
-        prefetch(block, item(indices, k) * LANES)
-
-
-@njit
-def _scores(block, indices, start, fan_in, values, offset, bias, first, n, tile):
-    """``tile[16 j + q]`` = score of label first + j, j < n, for row q of a block; prefetches the next group's lines."""
-    whole = n - n % FOUR
-    for j in range(0, whole, FOUR):
-        _prefetch(block, indices, start + fan_in, fan_in, j // FOUR, whole // FOUR)
-        b = first + j
-        sums = splat(item(bias, b)), splat(item(bias, b + 1)), splat(item(bias, b + 2)), splat(item(bias, b + 3))
-        sums = _add_scores(block, indices, start, fan_in, values, offset + j * fan_in, sums)
-        stores(tile, j * LANES, sums)
-    for j in range(whole, n):
-        one = (splat(item(bias, first + j)),)
-        one = _add_scores(block, indices, start, fan_in, values, offset + j * fan_in, one)
-        stores(tile, j * LANES, one)
-
-
-@njit
-def _add_weight_gradients(block, padded_indices, inputs, g, active, n_active, dvalues, first_row):
-    """Add to row ``first_row + active[a]`` of dvalues the sum over 16 rows of g[a] times the inputs `padded_indices`.
-
-    g and active are padded to a multiple of four. dvalues is flat; its rows are as long as padded_indices. `inputs` is
-    scratch for the transposed inputs.
-    """
-    width = padded_indices.size
-    for k in range(0, width, LANES):
-        transposed(block, padded_indices, k, inputs, k * LANES)
-    for a in range(0, n_active, FOUR):
-        r0, r1 = (first_row + item(active, a)) * width, (first_row + item(active, a + 1)) * width
-        r2, r3 = (first_row + item(active, a + 2)) * width, (first_row + item(active, a + 3)) * width
-        for k in range(0, width, LANES):
-            sums = load(dvalues, r0 + k), load(dvalues, r1 + k), load(dvalues, r2 + k), load(dvalues, r3 + k)
-            for q in range(LANES):
-                sums = fmas(g, a * LANES + q, LANES, load(inputs, k * LANES + q * LANES), sums)
-            store(dvalues, r0 + k, sums[0])
-            store(dvalues, r1 + k, sums[1])
-            store(dvalues, r2 + k, sums[2])
-            store(dvalues, r3 + k, sums[3])
-
-
-@njit
-def _add_input_gradients(dblock, indices, start, next_start, fan_in, gradients, values, active, low, high):
-    """Add to the K input lines of dblock the weights of label ``active[a]`` times its gradients, for low <= a < high.
-
-    The lines whose list begins at `next_start` are prefetched for the next call.
-    """
-    whole = fan_in - fan_in % FOUR
-    for k in range(0, whole, FOUR):
-        _prefetch(dblock, indices, next_start, fan_in, k // FOUR, whole // FOUR)
-        i0, i1 = item(indices, start + k) * LANES, item(indices, start + k + 1) * LANES
-        i2, i3 = item(indices, start + k + 2) * LANES, item(indices, start + k + 3) * LANES
-        lines = load(dblock, i0), load(dblock, i1), load(dblock, i2), load(dblock, i3)
-        for a in range(low, high):
-            lines = fmas(values, item(active, a) * fan_in + k, 1, load(gradients, a * LANES), lines)
-        store(dblock, i0, lines[0])
-        store(dblock, i1, lines[1])
-        store(dblock, i2, lines[2])
-        store(dblock, i3, lines[3])
-    for k in range(whole, fan_in):
-        i = item(indices, start + k) * LANES
-        line = (load(dblock, i),)
-        for a in range(low, high):
-            line = fmas(values, item(active, a) * fan_in + k, 1, load(gradients, a * LANES), line)
-        stores(dblock, i, line)
-
-
 # ---------------------------------------------------------------- forward
 
 
@@ -161,7 +87,7 @@ def _rows_of_scores(
     """
     b = load(bias, label)
     for q in range(0, LANES, FOUR):
-        _prefetch(block, indices, next_start, fan_in, q // FOUR, FOUR)
+        prefetch_inputs(block, indices, next_start, fan_in, q // FOUR, FOUR)
         sums = b, b, b, b
         for k in range(fan_in):
             sums = fmas(block, item(indices, start + k) * LANES + q, 1, load(panels, offset + k * LANES), sums)
@@ -212,7 +138,7 @@ def _forward_of_labels(layer, blocks, scores, first, stop, first_block):
         row, rows = b * LANES, min(LANES, n_rows - b * LANES)
         for label in range(first, stop, group_size):
             n, start, offset = min(group_size, stop - label), label // group_size * fan_in, (label - first) * fan_in
-            _scores(blocks[b], indices, start, fan_in, values, offset, layer.bias, label, n, tile)
+            group_scores(blocks[b], indices, start, fan_in, values, offset, layer.bias, label, n, tile)
             whole = n - n % LANES if rows == LANES else 0
             for j in range(0, whole, LANES):
                 transpose(tile, j * LANES, LANES, flat, row * n_labels + label + j, n_labels)
@@ -275,7 +201,7 @@ def _scratch(group_size, fan_in):
 
 @njit
 def _add_few_weight_gradients(block, indices, start, fan_in, g, active, n_active, dvalues, first_row, width):
-    """`_add_weight_gradients` for few nonzero gradients: one batch row at a time instead of a dense product."""
+    """`add_weight_gradients` for few nonzero gradients: one batch row at a time instead of a dense product."""
     for a in range(n_active):
         offset, lanes = (first_row + item(active, a)) * width, nonzero_lanes(load(g, a * LANES))
         while lanes != 0:
@@ -321,7 +247,7 @@ def _backward_of_group(
             store(packed, a * LANES, splat(ZERO))
         for k in range(padded_indices.size):  # pad with the last index
             padded_indices[k] = item(indices, start + min(k, fan_in - 1))
-        _add_weight_gradients(block, padded_indices, inputs, packed, active, n_active, dvalues, first_row)
+        add_weight_gradients(block, padded_indices, inputs, packed, active, n_active, dvalues, first_row)
     return n_active
 
 
@@ -337,18 +263,20 @@ def _gradients_of_block(h, layer, label_rows, loss, work, b, first, start, stop,
     active = scratch[1]
     scores, signs = np.zeros(size, np.float32), np.empty(size, np.float32)
     losses, slopes, weights = np.empty(size, np.float32), np.empty(size, np.float32), np.zeros(LANES, np.float32)
+    shifts = shifts_of_block(loss, b)
     weights[: min(LANES, h.shape[0] - b * LANES)] = ONE / np.float32(h.shape[0])
     for j in range(start, stop, group_size):
         label, n = first + j, min(group_size, stop - j)
         group = label // group_size
-        _scores(block, flat, group * fan_in, fan_in, values, j * fan_in, bias, label, n, scores)
+        group_scores(block, flat, group * fan_in, fan_in, values, j * fan_in, bias, label, n, scores)
         for i in range(n):
             store(signs, i * LANES, splat(-ONE))
             for p in range(item(indptr, label + i), item(indptr, label + i + 1)):
                 q = item(rows, p) - b * LANES
                 if 0 <= q < LANES:
                     signs[i * LANES + q] = ONE
-        losses_and_slopes(loss, scores, signs, losses, slopes)
+        shift(scores, n, shifts)
+        losses_and_slopes(loss.kind, scores, signs, losses, slopes)
         for i in range(n):
             store(slopes, i * LANES, mul(load(slopes, i * LANES), load(weights, 0)))
         k = group * fan_in
@@ -423,7 +351,7 @@ def _dh_of_labels(layer, work, b, s, first, n):
                 high += 1
             start, next_group = (first_group + group) * fan_in, item(active, min(high, end - 1)) // group_size
             next_start = (first_group + next_group) * fan_in
-            _add_input_gradients(dblock, indices, start, next_start, fan_in, gradients, work.values, active, low, high)
+            add_input_gradients(dblock, indices, start, next_start, fan_in, gradients, work.values, active, low, high)
             low = high
 
 
@@ -532,6 +460,46 @@ def backward(h, layer, dscores, dh, dvalues, dbias):
         _backward(h, layer, dscores, dh, dvalues, dbias, work, _chunk(layer.group_size))
 
 
+# ---------------------------------------------------------------- the sums of a softmax
+
+
+def softmax_shapes(n_rows, n_inputs, n_labels, fan_in, group_size):
+    """{name: (shape, dtype)} that `softmax_sums` allocates."""
+    return sums_shapes(n_rows, n_inputs, n_labels, _chunk(group_size))
+
+
+@njit
+def _sums_of_labels(layer, blocks, first, stop, sums):
+    """The sums of all rows over the labels of whole groups from `first` to `stop`, (n_blocks, 32)."""
+    group_size, fan_in, indices = layer.group_size, layer.indices.shape[1], layer.indices.reshape(-1)
+    values, tile = as_float32(layer.values[first:stop].reshape(-1)), np.empty((group_size + 1) * LANES, np.float32)
+    for b in range(blocks.shape[0]):
+        clear_sums(sums[b])
+        for label in range(first, stop, group_size):
+            n, start, offset = min(group_size, stop - label), label // group_size * fan_in, (label - first) * fan_in
+            group_scores(blocks[b], indices, start, fan_in, values, offset, layer.bias, label, n, tile)
+            add_to_sums(tile, n, sums[b])
+
+
+@njit_parallel(work=work_of_rows)
+def _softmax_sums(h, layer, largest, total, chunk, blocks, part_sums):
+    n_labels = layer.values.shape[0]
+    pack(h, blocks)
+    for part in prange(part_sums.shape[0]):
+        _sums_of_labels(layer, blocks, part * chunk, min(n_labels, (part + 1) * chunk), part_sums[part])
+    merge_sums(part_sums, largest, total)
+
+
+def softmax_sums(h, layer, largest, total):
+    """The largest score of each row and the sum of ``exp(score - largest)`` over all labels, both (B,).
+
+    The scores of one group and 16 rows at a time stay in the cache; each chunk of labels has its own sums.
+    """
+    shapes = softmax_shapes(*h.shape, *layer.values.shape, layer.group_size)
+    arrays = (aligned(np.empty, *shape) for shape in shapes.values())
+    _softmax_sums(h, layer, largest, total, _chunk(layer.group_size), *arrays)
+
+
 # ---------------------------------------------------------------- top-k
 
 
@@ -553,7 +521,7 @@ def _best_of_labels(layer, block, first, stop, best, best_ids):
         values = as_float32(layer.values[low:high].reshape(-1))
         for label in range(low, high, group_size):
             n, start, offset = min(group_size, stop - label), label // group_size * fan_in, (label - low) * fan_in
-            _scores(block, indices, start, fan_in, values, offset, layer.bias, label, n, tile)
+            group_scores(block, indices, start, fan_in, values, offset, layer.bias, label, n, tile)
             for j in range(n):
                 if any_above(load(tile, j * LANES), load(worst, 0)):
                     for q in range(LANES):

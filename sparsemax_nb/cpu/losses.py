@@ -10,7 +10,7 @@ from .exp import exp, polynomial
 _f = cpu_formulas(formulas)
 loss_and_gradient, squared_hinge = _f.loss_and_gradient, _f.squared_hinge
 ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
-SQUARED_HINGE = formulas.SQUARED_HINGE
+SQUARED_HINGE, SOFTMAX = formulas.SQUARED_HINGE, formulas.SOFTMAX
 #: Labels per work item.
 SPAN = 64
 #: Coefficients of atanh(s) / s in powers of s^2, for s < 1/3 (Taylor series).
@@ -68,6 +68,11 @@ def losses_and_slopes(loss, scores, signs, losses, slopes):
     if loss == SQUARED_HINGE:
         for i in range(scores.size):
             losses[i], slopes[i] = squared_hinge(scores[i], signs[i])
+    elif loss == SOFTMAX:  # `softmax_term` of core.formulas, without math.exp
+        for i in range(scores.size):
+            e, is_label = exp(scores[i]), signs[i] > ZERO
+            losses[i] = -scores[i] if is_label else ZERO
+            slopes[i] = e - ONE if is_label else e
     else:
         for i in range(scores.size):
             losses[i], slopes[i] = _binary_cross_entropy(scores[i], signs[i])

@@ -198,6 +198,16 @@ def mul(typingctx, a, b):
 
 
 @intrinsic
+def maximum(typingctx, a, b):
+    """The larger of a and b in each lane; b where a is NaN."""
+
+    def codegen(context, builder, sig, args):
+        return builder.select(builder.fcmp_ordered(">", *args), *args)
+
+    return vector(vector, vector), codegen
+
+
+@intrinsic
 def fma(typingctx, scalar, v, total):
     """``scalar * v + total``, rounded once."""
 

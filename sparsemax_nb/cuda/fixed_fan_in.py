@@ -12,9 +12,12 @@ import numpy as np
 from numba import float32
 
 from ..core import formulas
+from ..core.connections import Connections
 from ..core.device import cuda, cuda_device, cuda_formulas, cuda_jit, empty, runs_ptx
 from . import launch
-from .layout import padded, transposed, zeros_like_inputs
+from .full_softmax import labels_at_once, sums_of_layer
+from .layout import padded, transposed, transposed_loss, zeros_like_inputs
+from .losses import four_shifted, shifted
 from .optimizers import updated
 from .ptx import load4
 from .reduce import ALL_LANES, warp_sum
@@ -321,8 +324,8 @@ def backward(h, layer, dscores, dh, dvalues, dbias, *, block=launch.BLOCK, wide=
 
 @cuda_device
 def _scaled_gradient(loss, scale, score, is_label):
-    """Gradient of one score and its loss, both times `scale`."""
-    value, g = loss_and_gradient(loss, score, ONE if is_label else -ONE)
+    """Gradient of one score, already shifted, and its loss, both times `scale`."""
+    value, g = loss_and_gradient(loss.kind, score, ONE if is_label else -ONE)
     return g * scale, value * scale
 
 
@@ -363,15 +366,15 @@ def step_kernel(ht, layer, label_rows, loss, update, values_moments, bias_moment
         row = first_row + t
         g = value = ZERO
         if row < n_rows:
-            score = _score(ht, layer, label, row)
+            score = shifted(loss, _score(ht, layer, label, row), row)
             is_label = False
             for p in range(label_rows.indptr[label], label_rows.indptr[label + 1]):
                 is_label |= label_rows.rows[p] == row
             g, value = _scaled_gradient(loss, update[2], score, is_label)
         shared[t] = g
         shared[n_threads + t] = value
-        # Where no row has a loss, there is nothing to add: only the update remains.
-        if cuda.syncthreads_or(np.int32(value != ZERO)):
+        # Where no row has a gradient, there is nothing to add: only the update remains.
+        if cuda.syncthreads_or(np.int32(g != ZERO)):
             if g != ZERO:
                 _scatter(dht, layer, label, row, g)
             rows = min(n_threads, n_rows - first_row)
@@ -409,7 +412,7 @@ def step_wide_kernel(ht, layer, label_rows, loss, update, values_moments, bias_m
     deterministic.
 
     Index and weight are loaded, and addresses computed, once per 128 rows. Counted by the PTX emulator (``python -m
-    bench.counted``) for 128 rows, 670,000 labels and K = 32: 673 million warp instructions instead of 4,343, 14.0 GB
+    bench.counted``) for 128 rows, 670,000 labels and K = 32: 675 million warp instructions instead of 4,355, 14.0 GB
     through L2 instead of 20.2 (``bench/results/counted-cpu.json``). Tried and rejected: a reverse index of the
     connections instead of atomics. It reads more sectors than the atomics touch, most of them from memory, and needs
     the gradients of all labels stored.
@@ -428,6 +431,7 @@ def step_wide_kernel(ht, layer, label_rows, loss, update, values_moments, bias_m
             row = first_row + 4 * lane
             lane_row = min(row, ht.shape[1] - 4)
             a, b, c, d = _scores_of_four(ht, layer, label, lane_row)
+            a, b, c, d = four_shifted(loss, a, b, c, d, lane_row)
             mask = _label_bits_of_four(label_rows, label, row)
             a, a_loss = _scaled_gradient(loss, scale if row < n_rows else ZERO, a, mask & 1)
             b, b_loss = _scaled_gradient(loss, scale if row + 1 < n_rows else ZERO, b, mask & 2)
@@ -466,14 +470,34 @@ def step(
     n_labels, fan_in = layer.indices.shape
     update = (optimizer, rates, np.float32(1 / max(h.shape[0], 1)))
     dht = zeros_like_inputs(h)
+    wide = runs_ptx(wide)
+    loss = transposed_loss(loss, 4 if wide else 1)
     inputs = layer, label_rows, loss, update, values_moments, bias_moments, dht, label_loss
-    if runs_ptx(wide):
+    if wide:
         grid, block, shared = _launch_of_warps(layer, block)
         step_wide_kernel[grid, block, 0, shared](transposed(h, 4), *inputs)
     else:
         shared = launch.shared_bytes(4 * (2 * block + fan_in + 2))
         step_kernel[n_labels, block, 0, shared](transposed(h), *inputs)
     dh[:] = dht.T
+
+
+def softmax_shapes(n_rows, n_inputs, n_labels, fan_in):
+    """{name: (shape, dtype)} of the arrays that `softmax_sums` allocates."""
+    shape = n_rows, labels_at_once(n_rows, n_labels)
+    return {"ht": ((n_inputs, padded(n_rows, 4)), np.float32), "scores of some labels": (shape, np.float32)}
+
+
+def softmax_sums(h, layer, largest, total):
+    """The largest score of each row and the sum of ``exp(score - largest)`` over all labels, both (B,).
+
+    The scores of some labels exist at a time, at most 64 MiB.
+    """
+
+    def part_of(first, stop):
+        return Connections(*(array[first:stop] for array in layer))
+
+    sums_of_layer(forward, part_of, h, layer.indices.shape[0], 1, largest, total)
 
 
 @cuda_device

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numba import float32, int32
 
-from ..core.device import address, cuda, cuda_device, cuda_jit, empty, has_tensor_cores, xp
+from ..core.device import address, cuda, cuda_device, cuda_jit, empty, has_tensor_cores, xp, zeros
 from . import launch
 from .matmul import matmul
 from .reduce import ALL_LANES, block_max, block_sum
@@ -52,6 +52,26 @@ def add_tile(logits, bias, largest, total, *, block=launch.BLOCK):
     """Updates the running maximum and sum of ``exp(logit - maximum)``, (B,), with one more tile (B, T)."""
     if logits.shape[0]:
         add_tile_kernel[logits.shape[0], block, 0, launch.shared_bytes(4 * block)](logits, bias, largest, total)
+
+
+def labels_at_once(n_rows, n_labels, multiple=1):
+    """How many labels `sums_of_layer` scores at a time: 64 MiB of scores, in multiples of `multiple`."""
+    return min(n_labels, max(1, MAX_ELEMENTS // (max(n_rows, 1) * multiple)) * multiple)
+
+
+def sums_of_layer(forward, part_of, h, n_labels, multiple, largest, total):
+    """The largest score of each row and the sum of ``exp(score - largest)``, (B,), some labels at a time.
+
+    ``forward(h, part_of(first, stop), scores)`` computes the scores of a range of labels.
+    """
+    size = labels_at_once(len(h), n_labels, multiple)
+    scores, bias = empty(len(h) * size, np.float32, "cuda"), zeros(size, np.float32, "cuda")
+    largest[...], total[...] = LOWEST, 0
+    for first in range(0, n_labels, size):
+        n = min(size, n_labels - first)
+        tile = scores[: len(h) * n].reshape(len(h), n)
+        forward(h, part_of(first, first + n), tile)
+        add_tile(tile, bias[:n], largest, total)
 
 
 @cuda_device

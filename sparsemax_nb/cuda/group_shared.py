@@ -20,7 +20,9 @@ from ..core import formulas
 from ..core.device import cuda, cuda_device, cuda_formulas, cuda_jit, empty, has_tensor_cores
 from . import group_shared_mma, launch
 from .bfloat16 import bits_of, random_half
-from .layout import transposed, zeros_like_inputs
+from .full_softmax import labels_at_once, sums_of_layer
+from .layout import transposed, transposed_loss, zeros_like_inputs
+from .losses import shifted
 from .optimizers import updated
 from .top_k import MAX_INSERTED, WORST, beats_worst, clear, insert, merge, top_k_of_layer, top_k_shapes_of_layer
 
@@ -253,13 +255,13 @@ def step_kernel(ht, weights, label_rows, loss, update, values_moments, bias_mome
                 for p in range(label_rows.indptr[first + j], label_rows.indptr[first + j + 1]):
                     if label_rows.rows[p] == row:
                         sign = ONE
-                value, g = loss_and_gradient(loss, score, sign)
+                value, g = loss_and_gradient(loss.kind, shifted(loss, score, row), sign)
                 value *= scale
                 g *= scale
             shared[gradients + j * n_threads + t] = g
             shared[gradients + (n + j) * n_threads + t] = value
-            active |= value != ZERO
-        # A tile without any loss costs only its scores.
+            active |= g != ZERO
+        # A tile without a gradient costs only its scores.
         if cuda.syncthreads_or(np.int32(active)):
             _add_sums(ht, indices, dht, shared, (0, gradients, values, sums), (n, n_sums, rows), group, row)
         cuda.syncthreads()
@@ -301,7 +303,7 @@ def step(
     update = (optimizer, rates, np.float32(1 / max(h.shape[0], 1)))
     dht = zeros_like_inputs(h)
     if _use_tensor_cores(layer, tensor_cores):
-        inputs = label_rows, loss, update, values_moments, bias_moments, rounding
+        inputs = label_rows, transposed_loss(loss, TILE_ROWS), update, values_moments, bias_moments, rounding
         group_shared_mma.step(h, layer, inputs, dht, label_loss)
         dh[:] = dht.T
         return
@@ -312,7 +314,7 @@ def step(
         transposed(h),
         _kernel_inputs(layer),
         label_rows,
-        loss,
+        transposed_loss(loss),
         update,
         values_moments,
         bias_moments,
@@ -321,6 +323,27 @@ def step(
         label_loss,
     )
     dh[:] = dht.T
+
+
+def softmax_shapes(n_rows, n_inputs, n_labels, fan_in, group_size):
+    """{name: (shape, dtype)} of the arrays that `softmax_sums` allocates."""
+    shape = n_rows, labels_at_once(n_rows, n_labels, group_size)
+    return {"ht": ((n_inputs, n_rows), np.float32), "scores of some labels": (shape, np.float32)}
+
+
+def softmax_sums(h, layer, largest, total, *, tensor_cores=None):
+    """The largest score of each row and the sum of ``exp(score - largest)`` over all labels, both (B,).
+
+    The scores of some groups exist at a time, at most 64 MiB. Uses the tensor cores as `forward` does.
+    """
+    size = layer.group_size
+
+    def part_of(first, stop):
+        indices = layer.indices[first // size : -(-stop // size)]
+        return layer._replace(indices=indices, values=layer.values[first:stop], bias=layer.bias[first:stop])
+
+    scores_of = functools.partial(forward, tensor_cores=tensor_cores)
+    sums_of_layer(scores_of, part_of, h, len(layer.bias), size, largest, total)
 
 
 @cuda_jit

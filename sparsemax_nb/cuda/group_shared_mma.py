@@ -4,7 +4,7 @@ Each lane loads inputs of four neighbouring rows at once, 16 bytes of ``ht (H, B
 of 32 rows. float32 numbers are split into three bfloat16 parts, which takes six products (see `tensor_cores`); bfloat16
 weights with split inputs take three. Both are as precise as the plain kernels.
 
-Counted for a step with 128 rows, 670,000 labels, K = 32 and G = 16: 782 million warp instructions instead of 8,232, and
+Counted for a step with 128 rows, 670,000 labels, K = 32 and G = 16: 784 million warp instructions instead of 8,220, and
 4.1 GB through L2 instead of 1.8, since inputs are not staged in shared memory (``bench/results/counted-cpu.json``).
 
 Fragments of ``mma.sync.m16n8k16``: in lane 4 g + t, a holds rows g and g + 8, terms 2 t, 2 t + 1, 2 t + 8 and 2 t + 9;
@@ -24,6 +24,7 @@ from ..core.device import cuda, cuda_device, cuda_formulas, cuda_jit
 from . import launch
 from .bfloat16 import random_half
 from .layout import transposed
+from .losses import shifted
 from .optimizers import updated
 from .ptx import as_bits, as_float, load4, mma, mma_exact, split
 from .reduce import ALL_LANES
@@ -157,19 +158,26 @@ def forward(h, layer, scores):
 
 
 @cuda_device
-def _gradients_of_fragment(loss, scale, c, number, n_left, are_valid, masks):
+def _gradients_of_fragment(loss, scale, c, number, rows, are_valid, masks):
     """Gradients of the four scores of fragment `number`, and the losses of its two labels.
 
-    Its rows are `number` and number + 4, counted from this lane's first row, of which `n_left` exist. `masks` tell
-    which rows have the label.
+    Its rows are `number` and number + 4, counted from this lane's first row; rows = (first row, how many exist from it
+    on). `masks` tell which rows have the label.
     """
     first = np.uint32(8 * (cuda.threadIdx.x % 4) + number)
     second = first + np.uint32(4)
-    row_valid, row_4_valid = number < n_left, number + 4 < n_left
-    value_0, g_0 = loss_and_gradient(loss, c[0], ONE if (masks[0] >> first) & 1 else -ONE)
-    value_1, g_1 = loss_and_gradient(loss, c[1], ONE if (masks[0] >> second) & 1 else -ONE)
-    value_2, g_2 = loss_and_gradient(loss, c[2], ONE if (masks[1] >> first) & 1 else -ONE)
-    value_3, g_3 = loss_and_gradient(loss, c[3], ONE if (masks[1] >> second) & 1 else -ONE)
+    row, row_4 = rows[0] + number, rows[0] + number + 4
+    row_valid, row_4_valid = number < rows[1], number + 4 < rows[1]
+    s_0, s_1, s_2, s_3 = (
+        shifted(loss, c[0], row),
+        shifted(loss, c[1], row_4),
+        shifted(loss, c[2], row),
+        shifted(loss, c[3], row_4),
+    )
+    value_0, g_0 = loss_and_gradient(loss.kind, s_0, ONE if (masks[0] >> first) & 1 else -ONE)
+    value_1, g_1 = loss_and_gradient(loss.kind, s_1, ONE if (masks[0] >> second) & 1 else -ONE)
+    value_2, g_2 = loss_and_gradient(loss.kind, s_2, ONE if (masks[1] >> first) & 1 else -ONE)
+    value_3, g_3 = loss_and_gradient(loss.kind, s_3, ONE if (masks[1] >> second) & 1 else -ONE)
     w_0 = scale if are_valid[0] and row_valid else ZERO
     w_1 = scale if are_valid[0] and row_4_valid else ZERO
     w_2 = scale if are_valid[1] and row_valid else ZERO
@@ -417,11 +425,11 @@ def step_kernel(ht, weights, label_rows, loss, update, values_moments, bias_mome
         first_row = tile * TILE_ROWS
         c0, c1, c2, c3 = _scores_of_tile(ht, weights, group, labels, first_row + 4 * g)
         masks = _label_bits(label_rows, labels[0], first_row), _label_bits(label_rows, labels[1], first_row)
-        n_left = n_rows - first_row - 8 * t  # rows from this lane's first on
-        c0, l0, h0 = _gradients_of_fragment(loss, scale, c0, 0, n_left, are_valid, masks)
-        c1, l1, h1 = _gradients_of_fragment(loss, scale, c1, 1, n_left, are_valid, masks)
-        c2, l2, h2 = _gradients_of_fragment(loss, scale, c2, 2, n_left, are_valid, masks)
-        c3, l3, h3 = _gradients_of_fragment(loss, scale, c3, 3, n_left, are_valid, masks)
+        rows = first_row + 8 * t, n_rows - first_row - 8 * t
+        c0, l0, h0 = _gradients_of_fragment(loss, scale, c0, 0, rows, are_valid, masks)
+        c1, l1, h1 = _gradients_of_fragment(loss, scale, c1, 1, rows, are_valid, masks)
+        c2, l2, h2 = _gradients_of_fragment(loss, scale, c2, 2, rows, are_valid, masks)
+        c3, l3, h3 = _gradients_of_fragment(loss, scale, c3, 3, rows, are_valid, masks)
         low_loss += (l0 + l1) + (l2 + l3)
         high_loss += (h0 + h1) + (h2 + h3)
         low_gradient += _low_sum(c0, c1, c2, c3)

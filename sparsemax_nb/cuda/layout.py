@@ -19,6 +19,11 @@ def transposed(array, multiple=1):
     return out
 
 
+def transposed_loss(loss, multiple=1):
+    """A `StepLoss` as the kernels of a step take it: its shifts become (2, B'), with the B' of the inputs."""
+    return loss._replace(shifts=transposed(loss.shifts, multiple))
+
+
 def zeros_like_inputs(x):
     """Zeros (H, B) for the transposed gradient with respect to inputs x (B, H)."""
     return zeros(x.shape[::-1], np.float32, "cuda")

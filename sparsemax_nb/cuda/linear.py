@@ -4,7 +4,7 @@ import numpy as np
 from numba import float32
 
 from ..core import formulas
-from ..core.connections import Duals, dual_diagonal
+from ..core.connections import dual_diagonal, positive_duals
 from ..core.device import asarray, cuda, cuda_device, cuda_formulas, cuda_jit, empty, xp
 from ..core.sparse import row_of_each_entry
 from . import launch
@@ -177,8 +177,5 @@ def step(features, labels, duals, layer, row_weights, c, slack, room=None):
     if len(keys):
         _update(features, *arrays[:4], layer, row_weights, c, slack, *arrays[4:])
     values, losses = arrays[4:]
-    kept = xp.flatnonzero(values > 0)
-    order = kept[xp.argsort(rows[kept].astype(np.int64) * layer.bias.shape[0] + pair_labels[kept])]
-    indptr = xp.concatenate([xp.zeros(1, np.int64), xp.cumsum(xp.bincount(rows[kept], minlength=n_rows))])
-    new = Duals(*(asarray(a, "cuda") for a in (indptr.astype(np.int64), pair_labels[order], values[order])))
+    new = positive_duals(rows, pair_labels, values, n_rows, layer.bias.shape[0])
     return float((row_weights[rows] * losses.astype(np.float64)).sum()), new

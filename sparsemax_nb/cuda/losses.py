@@ -3,11 +3,31 @@
 import numpy as np
 
 from ..core import formulas
-from ..core.device import cuda, cuda_formulas, cuda_jit
+from ..core.device import cuda, cuda_device, cuda_formulas, cuda_jit
 from . import launch
+from .ptx import load4
 
 loss_and_gradient = cuda_formulas(formulas).loss_and_gradient
 ZERO, ONE = np.float32(0), np.float32(1)
+SOFTMAX = formulas.SOFTMAX
+
+
+@cuda_device
+def shifted(loss, score, row):
+    """A score as the formula of a `StepLoss` takes it; its shifts are transposed."""
+    if loss.kind == SOFTMAX:
+        score = (score - loss.shifts[0, row]) - loss.shifts[1, row]
+    return score
+
+
+@cuda_device
+def four_shifted(loss, a, b, c, d, first_row):
+    """`shifted` for the scores of the rows first_row ... first_row + 3."""
+    if loss.kind == SOFTMAX:
+        largest, rest = load4(loss.shifts, 0, first_row), load4(loss.shifts, 1, first_row)
+        a, b = (a - largest[0]) - rest[0], (b - largest[1]) - rest[1]
+        c, d = (c - largest[2]) - rest[2], (d - largest[3]) - rest[3]
+    return a, b, c, d
 
 
 @cuda_jit

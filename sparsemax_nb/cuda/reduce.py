@@ -66,3 +66,24 @@ def block_sum(shared, value):
     total = shared[0]
     cuda.syncthreads()  # all have read shared[0]: the caller may overwrite it
     return total
+
+
+@cuda_device
+def block_prefix_sum(shared, value):
+    """The sum of `value` over this thread and those before it in the block, and the sum over all threads.
+
+    `shared` needs 4 bytes per thread and may be reused at once: the function ends with a barrier.
+    """
+    thread, n_threads, distance = cuda.threadIdx.x, cuda.blockDim.x, 1
+    shared[thread] = value
+    cuda.syncthreads()
+    while distance < n_threads:
+        if thread >= distance:
+            value += shared[thread - distance]
+        cuda.syncthreads()  # all have read
+        shared[thread] = value
+        cuda.syncthreads()
+        distance *= 2
+    total = shared[n_threads - 1]
+    cuda.syncthreads()  # all have read the total: the caller may overwrite it
+    return value, total

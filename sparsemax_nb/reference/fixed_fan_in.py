@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ..core import formulas
 from . import losses, optimizers
 from .top_k import top_k as top_k_of_scores
 
@@ -26,12 +27,25 @@ def top_k(h, layer, k):
     return top_k_of_scores(forward(h, layer), k)
 
 
+def softmax_sums(h, layer):
+    """The largest score of each row and the sum of ``exp(score - largest)`` over all labels, both (B,)."""
+    scores = forward(h, layer)
+    largest = scores.max(axis=1)
+    return largest, np.exp(scores - largest[:, None]).sum(axis=1)
+
+
+def shifted(scores, loss):
+    """The scores (B, L) as the formula of a `StepLoss` takes them: with a softmax, minus both shifts of their row."""
+    return scores - loss.shifts.sum(axis=1, keepdims=True) if loss.kind == formulas.SOFTMAX else scores
+
+
 def step(h, layer, label_rows, loss, optimizer, rates, values_moments, bias_moments):
     """Forward, loss, backward and update; returns (dh, loss per label, new values and moments, new bias and moments).
 
     The loss is summed over labels and averaged over rows; dh uses the values from before the update.
     """
-    label_loss, dscores = losses.multilabel(forward(h, layer), label_rows, loss)
+    scores = shifted(forward(h, layer), loss)
+    label_loss, dscores = losses.multilabel(scores, label_rows, loss.kind)
     dh, dvalues, dbias = backward(h, layer, dscores)
     values = optimizers.update(optimizer, layer.values, dvalues, values_moments, rates)
     bias = optimizers.update(optimizer, layer.bias, dbias, bias_moments, rates)

@@ -29,6 +29,11 @@ def top_k(h, layer, k):
     return fixed_fan_in.top_k(h, plain(layer), k)
 
 
+def softmax_sums(h, layer):
+    """The largest score of each row and the sum of ``exp(score - largest)`` over all labels, both (B,)."""
+    return fixed_fan_in.softmax_sums(h, plain(layer))
+
+
 def step(h, layer, label_rows, loss, optimizer, rates, values_moments, bias_moments, rounding):
     """`fixed_fan_in.step`; new bfloat16 values (uint16) are rounded stochastically."""
     plain_layer = plain(layer)

@@ -58,9 +58,9 @@ class Classifier(
     Linear: TF-IDF -> `SparseLinear`, one-vs-rest over all labels, trained by dual coordinate descent. It has no
     learning rate, trains in about a minute where a network takes many, and helps rare labels most. Kernel: embeddings
     -> `NeighborKernel`, one-vs-rest over the nearest training points, trained in the same way. Wide-and-deep: the
-    scores of a linear layer over words and of a kernel machine over embeddings are added. Network over sparse features:
-    TF-IDF -> embedding -> ReLU -> dropout [-> dense layer of width `intermediate` -> ReLU] -> output. Network over
-    dense features: dropout [-> dense layer -> ReLU] -> output. Its gradients are written by hand.
+    scores of a linear layer over words, and of a kernel machine and a linear layer over embeddings, are added. Network
+    over sparse features: TF-IDF -> embedding -> ReLU -> dropout [-> dense layer of width `intermediate` -> ReLU] ->
+    output. Network over dense features: dropout [-> dense layer -> ReLU] -> output. Its gradients are written by hand.
 
     Parameters
     ----------
@@ -87,10 +87,15 @@ class Classifier(
     kernel_C : 'auto' or float
         C of the kernel machine. 'auto' tries values from 1/64 to 4.
     n_neighbors : int
-        Nearest training points that score a row.
+        Nearest training points that score a row. Among more than 150,000 training points, `fit` finds most of the
+        nearest ones (it compares points within clusters); predictions always find all.
     kernel_weight : 'auto' or float
         For 'wide-and-deep': weight of the kernel machine's scores relative to those of the linear layer. 'auto' tries
         0 to 2 on held-out points; see `kernel_weight_`.
+    head_weight : 'auto' or float
+        For 'wide-and-deep': weight of the scores of a linear layer over the embeddings, see `dense_linear_step`; 0: no
+        such layer. It has a weight for each label and column of the embeddings. 'auto' tries 0 to 0.5, and takes 0 if
+        the products of embeddings and labels would take more than about a minute.
     dense_columns : int
         For 'wide-and-deep', if X is one matrix (such as the output of a ColumnTransformer) instead of a pair: number of
         its last columns that are embeddings.
@@ -140,13 +145,15 @@ class Classifier(
     weight_dtype : 'float32' or 'bfloat16'
         Type of the weights of a group-shared output, see `GroupSharedFanIn`.
     loss : 'squared-hinge', 'bce' or 'softmax'
-        'softmax', ``-log softmax(scores)`` summed over a row's labels, needs a dense or bottleneck output.
+        'softmax' is ``-log softmax(scores)``, summed over a row's labels.
     sampler : 'none', 'uniform', 'log-uniform', 'unigram', 'lsh', 'sphere', 'rff', 'midx-pq' or 'midx-rq'
         'none' computes the softmax over all labels. The others sample negatives for each row, and compare each of its
         labels with these alone: 'uniform'; 'log-uniform', by Zipf's law over the labels ranked by frequency; 'unigram',
         in proportion to frequency; 'midx-rq' and 'midx-pq', from an inverted multi-index over the output weights,
         nearly in proportion to ``exp(score)``; 'lsh', 'sphere' and 'rff', baselines for the CPU only. A step then
-        touches only the rows of the output that occur. Predictions always use all labels.
+        touches only the rows of the output that occur. Predictions always use all labels. For a sparse output (not
+        'unstructured', and with float32 weights), all but 'uniform', 'log-uniform' and 'unigram' make a dense copy of
+        the weights, of at most 2^27 numbers.
     n_samples : int
         Negatives per row.
     n_codewords : int
@@ -221,7 +228,7 @@ class Classifier(
     ----------
     architecture_ : 'linear', 'kernel', 'wide-and-deep' or 'network'
     network_ : Network, LinearModel, KernelModel or WideModel
-    C_, slack_, frequency_, power_, kernel_C_, kernel_weight_ : float
+    C_, slack_, frequency_, power_, kernel_C_, kernel_weight_, head_weight_ : float
         The values given or chosen, as far as the architecture has them.
     trials_ : list of dict
         The values tried, and the nDCG@5 of each trial; not for 'network'.
@@ -333,6 +340,7 @@ class Classifier(
         kernel_C: float | str = "auto",  # noqa: N803
         n_neighbors: int = 100,
         kernel_weight: float | str = "auto",
+        head_weight: float | str = "auto",
         dense_columns: int = 0,
         word_pairs: bool = True,
         char_ngrams: int = 4,

@@ -21,6 +21,7 @@ DESCRIPTION = description.record(
     power=description.optional(description.number(1, 100)),
     kernel_C=description.optional(description.number(0)),
     kernel_weight=description.optional(description.number(0)),
+    head_weight=description.optional(description.number(0)),
     params=description.record(),
     n_features=description.integer(1),
     n_labels=description.integer(1),
@@ -65,7 +66,7 @@ class ClassifierFile:
             arrays |= linear_file.pairs_to_arrays(pairs)
         if self.tfidf_ is not None:
             arrays["tfidf.idf"] = self.tfidf_.idf_
-        names = "architecture", "C", "slack", "frequency", "power", "kernel_C", "kernel_weight"
+        names = "architecture", "C", "slack", "frequency", "power", "kernel_C", "kernel_weight", "head_weight"
         about = {name: getattr(self, f"{name}_", None) for name in names}
         about |= {
             "n_features": self.n_features_in_,

@@ -80,6 +80,18 @@ def checked_embeddings(name, x):
     return checked_features(f"the embeddings of {name}", x)
 
 
+def refuse_odd_pair(name, x):
+    """TypeError for a tuple that seems to be a pair of words and embeddings, but whose second part is no matrix."""
+    if is_pair(x) or not (isinstance(x, tuple) and len(x) == 2):
+        return
+    if any(scipy.sparse.issparse(part) or are_texts(part) for part in x):
+        kinds = " and ".join(type(part).__name__ for part in x)
+        raise TypeError(
+            f"{name} must be a pair of texts or sparse features, and a dense array (n, d), in this order, got {kinds}; "
+            "use np.asarray for the embeddings"
+        )
+
+
 def joined(name, words, dense):
     """`WideFeatures`, or the words alone if there are no embeddings; ValueError for different numbers of rows."""
     if dense is None:
@@ -183,6 +195,7 @@ class ClassifierInputs:
             if self.dense_columns:
                 raise ValueError(f"{name} must be one matrix, not a pair, or dense_columns must be 0")
             return x[0], checked_embeddings(name, x[1])
+        refuse_odd_pair(name, x)
         if not self.dense_columns:
             return x, None
         x = checked_features(name, x)
@@ -265,6 +278,7 @@ class ClassifierInputs:
     def _wide_features(self, x):
         """Checked `WideFeatures`; TypeError or ValueError unless they are like those of the fit."""
         if not (is_pair(x) or self.dense_columns):
+            refuse_odd_pair("X", x)
             raise TypeError(
                 f"X must be a pair (words, embeddings of width {self.n_dense_}) as in fit, got {type(x).__name__}; "
                 "without embeddings, pass zeros"

@@ -8,8 +8,9 @@ import numpy as np
 
 from ..core import check
 from ..core.connections import Duals
+from ..core.device import asarray
 from ..neighbor_kernel import NeighborKernel, check_lengths
-from . import kernel
+from . import dense_linear, kernel
 from .classifier_linear import SMALLER
 from .classifier_params import is_auto
 from .estimator import SampledEstimator
@@ -20,6 +21,9 @@ from .wide import WideTraining
 
 #: Passes over the data if `epochs` is None: one takes a second for 100,000 points.
 EPOCHS = 5
+#: A linear layer over embeddings is trained by default if points times width times labels are at most this number:
+#: about a minute of products on two cores.
+MAX_PRODUCTS = 1 << 41
 #: Slack of a kernel machine: accuracy hardly depends on it.
 SLACK = 0.2
 
@@ -48,9 +52,19 @@ class KernelArchitecture(SampledEstimator):
         """The `WideTraining` of `WideFeatures`, after the training of its kernel machine."""
         of_rows, n_names = y[rows], int(self.name_counts_.sum())
         points = rows[: len(rows) - n_names]  # names have no embeddings
-        held_out = (self.calibration or is_auto(self.kernel_weight)) and validation is None
-        plan = self._linear_memory(X.words, of_rows, held_out)
-        self._plan(Plan([*plan.arrays, *self._kernel_memory(X.dense, of_rows, len(points))]), SMALLER, "n_neighbors")
+        weights_of_parts = {
+            name: None if is_auto(getattr(self, name)) else float(getattr(self, name))
+            for name in ("kernel_weight", "head_weight")
+        }
+        if is_auto(self.head_weight) and len(points) * X.dense.shape[1] * y.shape[1] > MAX_PRODUCTS:
+            weights_of_parts["head_weight"] = 0.0
+        held_out = (self.calibration or None in weights_of_parts.values()) and validation is None
+        plan = self._linear_memory(X.words, of_rows, held_out).arrays + self._kernel_memory(
+            X.dense, of_rows, len(points)
+        )
+        if weights_of_parts["head_weight"] != 0:
+            plan += dense_linear.memory(len(points), X.dense.shape[1], y.shape[1])
+        self._plan(Plan(plan), SMALLER, "n_neighbors", "head_weight=0")
         validation_rows = of_words = None
         if validation is not None:
             x, labels = validation
@@ -72,11 +86,7 @@ class KernelArchitecture(SampledEstimator):
             weights,
             start,
             held_out=held_out,
-            make=functools.partial(
-                WideTraining,
-                kernel=part,
-                kernel_weight=None if is_auto(self.kernel_weight) else float(self.kernel_weight),
-            ),
+            make=functools.partial(WideTraining, kernel=part, **weights_of_parts),
         )
         self.trials_ = trials + self.trials_
         if validation is not None:
@@ -88,9 +98,18 @@ class KernelArchitecture(SampledEstimator):
     @property
     def kernel_weight_(self):
         """Weight of the kernel machine's scores, for 'wide-and-deep'."""
+        return self._wide_model.kernel_weight
+
+    @property
+    def head_weight_(self):
+        """Weight of the linear layer over the embeddings, for 'wide-and-deep'."""
+        return self._wide_model.head_weight
+
+    @property
+    def _wide_model(self):
         if not isinstance(getattr(self, "network_", None), WideModel):
-            raise AttributeError("kernel_weight_ needs a fitted model with architecture='wide-and-deep'")
-        return self.network_.kernel_weight
+            raise AttributeError("this attribute needs a fitted model with architecture='wide-and-deep'")
+        return self.network_
 
     def _kernel_memory(self, x, y, n_rows):
         """Arrays of the kernel machine over embeddings x, as a list of `memory.Array`."""
@@ -108,7 +127,9 @@ class KernelArchitecture(SampledEstimator):
         `held_out_rows` are embeddings and labels to choose settings by, or None; `validation` is a pair of checked
         features and labels, of which metrics are recorded after each epoch, or None.
         """
-        points = kernel.prepared(rows_of, y.shape[0], n_inputs, self.n_neighbors, self.device_, self.progress)
+        points = kernel.prepared(
+            rows_of, y.shape[0], n_inputs, self.n_neighbors, self.seed, self.device_, self.progress
+        )
         given = {"power": self.power, "C": self.kernel_C}
         first = dict(zip(("power", "C"), kernel.FIRST, strict=True))
         wanted = [name for name, value in given.items() if is_auto(value)]
@@ -164,9 +185,15 @@ class KernelArchitecture(SampledEstimator):
 
     def _restore_wide(self, arrays, about, device):
         self._restore_linear(arrays, about, device)
-        weight = check.number("kernel_weight", about["kernel_weight"], 0, 1e6)
-        part, model = self._kernel_from_arrays(arrays, about, self.n_dense_, device), self.network_
-        self.network_ = WideModel(model.layer, model.prior, model.pairs, model.weight, part, weight)
+        weights = [check.number(name, about[name], 0, 1e6) for name in ("kernel_weight", "head_weight")]
+        part, model, head = self._kernel_from_arrays(arrays, about, self.n_dense_, device), self.network_, None
+        if weights[1] > 0:
+            shape = self.n_labels_, self.n_dense_
+            head = check.array("head.weights", arrays["head.weights"], np.float32, shape, finite=True)
+            head = asarray(head, device)
+        self.network_ = WideModel(
+            model.layer, model.prior, model.pairs, model.weight, part, weights[0], head, weights[1]
+        )
 
 
 def checked_duals(duals, n_points, n_labels):

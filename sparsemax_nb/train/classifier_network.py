@@ -13,10 +13,12 @@ from ..optimizers import Adam
 from . import loop
 from .classifier_targets import CLASS
 from .estimator import SampledEstimator
-from .negatives import MIDX_KINDS, Negatives
+from .negatives import FIXED_SAMPLERS, MIDX_KINDS, Negatives
 from .network import SPARSE_OUTPUTS, Network
 from .validation import possible_ks
 
+#: Most weights of a dense matrix that samplers may make from a sparse output layer: 512 MiB.
+MAX_DENSE_WEIGHTS = 1 << 27
 #: Passes over the data if `epochs` is None.
 EPOCHS = 10
 
@@ -82,8 +84,28 @@ class NetworkArchitecture(SampledEstimator):
 
     def _check_network_sampler(self, n_classes, width, device, counts):
         self._check_sampler(n_classes, width, device)
+        if self.sampler != "none" and self.output in SPARSE_OUTPUTS:
+            self._check_sampler_of_sparse_output(n_classes * width)
         if self.sampler in ("unigram", *MIDX_KINDS) and not counts.any():
             raise ValueError(f"y must have labels in the training rows: sampler={self.sampler!r} needs their counts")
+
+    def _check_sampler_of_sparse_output(self, size):
+        """ValueError if negatives cannot be drawn for it; `size` is the number of weights of a dense layer."""
+        sampler = f"sampler={self.sampler!r}"
+        if self.output == "unstructured":
+            raise ValueError(f"{sampler} needs another output than 'unstructured'; use output='fixed-fan-in'")
+        if self.weight_dtype != "float32":
+            raise ValueError(f"{sampler} updates single labels, which needs weight_dtype='float32'")
+        if self.sampler in FIXED_SAMPLERS:
+            return
+        if self.residual == "exact" and self.sampler in MIDX_KINDS:
+            raise ValueError(f"residual='exact' needs output='dense' or 'bottleneck', got {self.output!r}")
+        if size > MAX_DENSE_WEIGHTS:
+            raise ValueError(
+                f"{sampler} copies the weights of the output layer to a dense matrix of at most {MAX_DENSE_WEIGHTS:,} "
+                f"numbers, which would have {size:,}; use a narrower layer below the output, or sampler='uniform', "
+                "'log-uniform' or 'unigram', which need no weights"
+            )
 
     def _new_network(self, params):
         return Network(**params, dropout=self.dropout, word_dropout=self.word_dropout, seed=self.seed)
@@ -130,7 +152,7 @@ class NetworkArchitecture(SampledEstimator):
         elif self.loss != "softmax":
             _initial_bias(network.output.bias, counts, len(rows), self.loss)
         if self.sampler != "none":
-            network.output.negatives = Negatives(self._sampling(), network.output.weights, counts, self.seed)
+            network.output.negatives = Negatives(self._sampling(), network.output.sampler_weights, counts, self.seed)
         network.output.rank_last(np.flatnonzero(self.label_counts_ + self.name_counts_ == 0))
         ks, adam = possible_ks(y.shape[1]), Adam(self.learning_rate)
         has_p3 = y.shape[1] > 3 and self._target_form != CLASS  # with three labels, P@3 is always the same
@@ -171,13 +193,14 @@ class NetworkArchitecture(SampledEstimator):
         Raises
         ------
         TypeError, ValueError
-            The model is not fitted yet, or linear; X of another kind or width than in `fit`, or not finite; out of the
-            wrong dtype or shape.
+            The model is not fitted yet, or not a network; X of another kind or width than in `fit`, or not finite; out
+            of the wrong dtype or shape.
         """
         self._check_fitted()
-        if self.architecture_ == "linear":
+        if self.architecture_ != "network":
             raise ValueError(
-                "encode returns the input of an output layer: architecture='linear' has none; use 'network'"
+                f"encode returns the input of an output layer: architecture={self.architecture_!r} has none; use "
+                "'network'"
             )
         X = self._features(X)  # noqa: N806
         out = check.output("out", out, np.float32, (X.shape[0], self.network_.width), "cpu")

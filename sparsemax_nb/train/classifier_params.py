@@ -12,7 +12,7 @@ from ..grouping import GROUPINGS
 from .calibration import parse_measure
 from .estimator import MAX_WIDTH, SampledEstimator
 from .models import CANDIDATES
-from .network import LOSSES, OUTPUTS, SPARSE_OUTPUTS
+from .network import LOSSES, OUTPUTS
 from .wide_features import WideFeatures
 
 #: Most neighbors of a row; more make a kernel machine slow, not better.
@@ -21,7 +21,7 @@ ARCHITECTURES = "linear", "kernel", "wide-and-deep", "network"
 #: Parameters that only some of the architectures have, beside those of `NETWORK_ONLY`.
 LINEAR_ONLY = "C", "slack", "frequency", "co_occurrence", "features_per_point", "min_features", "extra_features"
 KERNEL_ONLY = "power", "kernel_C", "n_neighbors"
-WIDE_ONLY = "kernel_weight", "dense_columns"
+WIDE_ONLY = "kernel_weight", "head_weight", "dense_columns"
 NETWORK_ONLY = (
     "output",
     "embedding",
@@ -54,6 +54,12 @@ NETWORK_ONLY = (
     "rewire_until",
     "batch_size",
 )
+#: The architectures for each kind of features.
+ARCHITECTURES_OF = {
+    "pair": ("wide-and-deep",),
+    "sparse": ("linear", "network"),
+    "dense": ("linear", "kernel", "network"),
+}
 #: The parameters that an architecture does not have.
 FOREIGN = {
     "linear": (*NETWORK_ONLY, *KERNEL_ONLY, *WIDE_ONLY),
@@ -84,8 +90,9 @@ class ClassifierParams(SampledEstimator):
             check.number("power", self.power, 1, 100)
         if not is_auto(self.kernel_C):
             check.number("kernel_C", self.kernel_C, 0, math.inf, open_ends=True)
-        if not is_auto(self.kernel_weight):
-            check.number("kernel_weight", self.kernel_weight, 0, 1e6)
+        for name in ("kernel_weight", "head_weight"):
+            if not is_auto(getattr(self, name)):
+                check.number(name, getattr(self, name), 0, 1e6)
         check.integer("n_neighbors", self.n_neighbors, 1, MAX_NEIGHBORS)
         check.integer("dense_columns", self.dense_columns, 0)
         check.number("co_occurrence", self.co_occurrence, 0, 1e6)
@@ -107,8 +114,6 @@ class ClassifierParams(SampledEstimator):
             check.integer("limit", self.limit, 1)
         check.choice("output", self.output, tuple(OUTPUTS))
         check.choice("loss", self.loss, LOSSES)
-        if self.loss == "softmax" and self.output in SPARSE_OUTPUTS:
-            raise ValueError(f"loss='softmax' needs output='dense' or 'bottleneck', got {self.output!r}")
         if self.loss != "softmax" and self.sampler != "none":
             raise ValueError(f"sampler={self.sampler!r} needs loss='softmax', got loss={self.loss!r}")
         if not (isinstance(self.tfidf, (bool, np.bool_)) or is_auto(self.tfidf)):
@@ -145,7 +150,7 @@ class ClassifierParams(SampledEstimator):
             architecture = {"pair": "wide-and-deep", "sparse": "linear", "dense": of_dense}[kind]
         if (architecture == "wide-and-deep") != (kind == "pair"):
             raise ValueError(
-                f"architecture={self.architecture!r} needs X to be "
+                f"architecture={architecture!r} needs X to be "
                 + (
                     "a pair (texts or sparse features, embeddings), or a matrix with dense_columns"
                     if architecture == "wide-and-deep"
@@ -153,10 +158,11 @@ class ClassifierParams(SampledEstimator):
                 )
             )
         if architecture == "kernel" and kind == "sparse":
-            raise TypeError("architecture='kernel' needs a dense array X, got a sparse matrix; use 'linear'")
+            given = "a sparse matrix" if self.vectorizer_ is None else "texts"
+            raise TypeError(f"architecture='kernel' needs a dense array X, got {given}; use 'linear'")
         foreign = [name for name in FOREIGN[architecture] if name in changed]
         if foreign:
-            other = [name for name in ARCHITECTURES if not set(foreign) & set(FOREIGN[name])]
+            other = [name for name in ARCHITECTURES_OF[kind] if not set(foreign) & set(FOREIGN[name])]
             hint = f"use architecture={other[0]!r}, or do not set" if other else "do not set"
             raise ValueError(
                 f"{', '.join(foreign)} must keep {'its default' if len(foreign) == 1 else 'their defaults'}: "

@@ -46,7 +46,7 @@ class Explanation:
         Sum of the contributions that are not listed.
     terms : dict of str to float
         What does not depend on single features, without zeros: 'bias'; 'frequency', the prior of a linear layer;
-        'embedding', the scores of a kernel machine beside a linear layer; 'co-occurrence', the change by reranking;
+        'embedding', what the embedding adds to the score of the words; 'co-occurrence', the change by reranking;
         'hidden biases', the biases of a network's hidden layers.
     hidden : tuple of (str, float)
         For a network with hidden layers: the hidden features that the label is connected to, such as 'hidden 17', and
@@ -315,7 +315,7 @@ class ClassifierExplanations(SampledEstimator):
         starts, ends, dense = map(to_numpy, (arrays.indptr[at], arrays.indptr[at + 1], arrays.dense[at]))
         plain = embedded = None
         if self.n_dense_:
-            embedded = model.kernel_weight * to_numpy(model.kernel.scores(*model.kernel.neighbors(row.dense)))[0]
+            embedded = to_numpy(model.added(*model.parts(row.dense)))[0]
         if model.pairs is not None:
             plain_scores, ids = model.plain().top_k(row, self.n_labels_)
             plain = np.empty(self.n_labels_, np.float32)

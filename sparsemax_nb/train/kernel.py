@@ -8,7 +8,7 @@ import numpy as np
 from .. import metrics
 from ..core import check, sparse
 from ..core.connections import PaddedDuals
-from ..core.device import asarray, empty, to_numpy
+from ..core.device import asarray, to_numpy
 from ..data.batches import shuffled
 from ..feature_choice import INITIAL_BIAS
 from ..neighbor_kernel import NeighborKernel, kernel_values, nearest_checked, step_checked
@@ -17,11 +17,9 @@ from .dual_run import DualRun, batch_size_of, restored_position
 from .linear_settings import MAX_SPLITS, MIN_GAIN, MIN_GAIN_ROWS, MIN_HELD_OUT, TRIAL_EPOCHS, climb
 from .memory import ALWAYS, PREDICTION, array
 from .models import CANDIDATES, MAX_SCORES, KernelModel, frequency_tie_break, normalized
+from .neighbor_search import ROWS_PER_BLOCK, nearest_points
 from .outputs import UNSEEN_SCORE
-from .progress import Progress
 
-#: Rows that are normalized, or searched for neighbors, between two updates of the progress bar.
-ROWS_PER_BLOCK = 1024
 #: Dual variables that a row's list has room for, beyond those of its own labels: more than we have seen.
 OTHER_DUALS = 32
 #: Mean number of dual variables per row, the largest that we have seen.
@@ -58,7 +56,7 @@ class Points(NamedTuple):
     neighbors: np.ndarray  # (N, M) int32
 
 
-def prepared(rows_of, n_rows, n_inputs, n_neighbors, device, progress):
+def prepared(rows_of, n_rows, n_inputs, n_neighbors, seed, device, progress):
     """The `Points` of n_rows embeddings, ``rows_of(slice)`` being some of them, (n, d) float32, NumPy."""
     blocks = [slice(first, min(first + ROWS_PER_BLOCK, n_rows)) for first in range(0, n_rows, ROWS_PER_BLOCK)]
     total, n = np.zeros(n_inputs), 0
@@ -71,13 +69,7 @@ def prepared(rows_of, n_rows, n_inputs, n_neighbors, device, progress):
     for block in blocks:
         points[block] = normalized(rows_of(block), mean)
     points = asarray(points, device)
-    k = min(n_neighbors, n_rows)
-    similarities, ids = empty((n_rows, k), np.float32, device), empty((n_rows, k), np.int32, device)
-    with Progress(n_rows, 0, progress and n_rows > ROWS_PER_BLOCK, unit="neighbor search") as bar:
-        for block in blocks:
-            similarities[block], ids[block] = nearest_checked(points[block], points, k)
-            bar.step(n=block.stop - block.start)
-    return Points(mean, points, similarities, ids)
+    return Points(mean, points, *nearest_points(points, min(n_neighbors, n_rows), seed, progress))
 
 
 class KernelTraining(DualRun):
@@ -120,7 +112,7 @@ class KernelTraining(DualRun):
         self._points, self._y = points, y
         self._rows = np.arange(y.shape[0]) if rows is None else rows
         self.n_rows = len(self._rows)
-        self._weights = np.ones(y.shape[0], np.float32) if sample_weight is None else sample_weight
+        self.weights = np.ones(y.shape[0], np.float32) if sample_weight is None else sample_weight
         self._kernels = kernel_values(points.similarities, settings.power)
         width = int(np.diff(y.indptr).max(initial=0)) + OTHER_DUALS
         shape = y.shape[0], width
@@ -198,7 +190,7 @@ class KernelTraining(DualRun):
             rows = self._rows[shuffled(self.n_rows, self.settings.seed, position.epoch)]
             self._order = [rows[first : first + size] for first in range(0, self.n_rows, size)]
         rows, settings = self._order[position.step], self.settings
-        own, weights = self._y[rows], self._weights[rows]
+        own, weights = self._y[rows], self.weights[rows]
         labels = sparse.Labels(asarray(own.indptr, self.device, np.int64), asarray(own.indices, self.device, np.int32))
         loss = step_checked(
             asarray(rows, self.device, np.int32),
@@ -223,11 +215,18 @@ class KernelTraining(DualRun):
         """A run that has been trained on all rows but these."""
         settings = self.settings if epochs is None else replace(self.settings, epochs=min(epochs, self._epochs))
         others = self._rows[~np.isin(self._rows, rows)]
-        training = KernelTraining(
-            self._points, self._y, settings, self.device, rows=others, sample_weight=self._weights
-        )
+        training = KernelTraining(self._points, self._y, settings, self.device, rows=others, sample_weight=self.weights)
         training.run(progress=False)
         return training
+
+    @property
+    def data(self):
+        """The points (N, d), NumPy, and their labels."""
+        return to_numpy(self._points.points), self._y
+
+    def listed_points(self, rows):
+        """Training rows as points."""
+        return self._points.points[asarray(rows, self.device, np.int64)]
 
     def listed(self, rows):
         """The neighbors and kernels of training rows, for `KernelModel.scores`."""
@@ -315,6 +314,6 @@ def memory(*, n_rows, n_inputs, n_labels, n_neighbors, largest_row):
         array(ALWAYS, "kernel: lists of dual variables", n_rows, 1 + 2 * width),
         array("kernel: held-out rows", "kernels, and lists of dual variables", n_rows, n_neighbors + 1 + 2 * width),
         array("kernel: search", "products", max(n_rows, min(MAX_SCORES, block * n_rows))),
-        array(PREDICTION, "dual variables", 2 * DUALS_PER_ROW, n_rows),
+        array(PREDICTION, "kernel: dual variables", 2 * DUALS_PER_ROW, n_rows),
         array(PREDICTION, "scores of some rows", max(n_labels, MAX_SCORES)),
     ]

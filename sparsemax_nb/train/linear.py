@@ -324,8 +324,8 @@ class DualTraining(DualRun):
         if number >= self._n_early and self._position.epoch == self._joining_epoch and self.held_out is None:
             self._admit_late_rows()
             layer = self.network.layer
-        x = sparse.SparseRows(*(asarray(a, self.device) for a in _csr_slice(self._x, rows)))
-        labels = sparse.Labels(*(asarray(a, self.device) for a in _csr_slice(self._y, rows)[:2]))
+        x = sparse.SparseRows(*(asarray(a, self.device) for a in csr_slice(self._x, rows)))
+        labels = sparse.Labels(*(asarray(a, self.device) for a in csr_slice(self._y, rows)[:2]))
         row_weights = self._row_weights[rows]
         loss, self._duals[number] = backend_of(self.device, "linear").step(
             x,
@@ -423,7 +423,7 @@ def memory(
     return Plan(arrays)
 
 
-def _csr_slice(matrix, rows):
+def csr_slice(matrix, rows):
     """(indptr, ids, values) of a slice of rows of a CSR matrix; ids and values are views."""
     first, last = matrix.indptr[rows.start], matrix.indptr[rows.stop]
     indptr = (matrix.indptr[rows.start : rows.stop + 1] - first).astype(np.int64)

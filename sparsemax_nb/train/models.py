@@ -5,7 +5,7 @@ import copy
 import numpy as np
 
 from ..co_occurrence import rerank_checked
-from ..core.device import asarray, backend_of, empty, module_of
+from ..core.device import asarray, backend_of, empty, module_of, product
 from ..feature_choice import rows_of
 from ..neighbor_kernel import kernel_values, nearest_checked
 from .outputs import top_k_of_scores
@@ -177,31 +177,44 @@ class KernelModel(Model):
 
 
 class WideModel(LinearModel):
-    """``linear scores of words + kernel_weight * kernel scores of embeddings``, for `WideFeatures`."""
+    """``linear scores of words + kernel_weight * kernel scores + head_weight * h @ head.T``, for `WideFeatures`.
 
-    def __init__(self, layer, prior, pairs, weight, kernel, kernel_weight):
+    Parameters beyond those of `LinearModel`: the `KernelModel` of the embeddings, its weight, a linear layer over the
+    embeddings h without their mean and of length 1, (L, d) float32 or None, and its weight.
+    """
+
+    def __init__(self, layer, prior, pairs, weight, kernel, kernel_weight, head=None, head_weight=0.0):
         super().__init__(layer, prior, pairs, weight)
         self.kernel = kernel
         self.kernel_weight = kernel_weight
+        self.head = head
+        self.head_weight = head_weight
 
     @property
     def parameters(self):
-        return self.layer_parameters | self.kernel.parameters
+        head = {} if self.head is None else {"head.weights": self.head}
+        return self.layer_parameters | self.kernel.parameters | head
 
     @property
     def nbytes(self):
-        return super().nbytes + self.kernel.nbytes
+        return super().nbytes + self.kernel.nbytes + (0 if self.head is None else self.head.nbytes)
 
     def _best(self, x, k):
-        found = self.kernel.neighbors(x.dense)
+        parts = self.parts(x.dense)
         return self._best_of_scores(
-            x.shape[0], lambda rows: self.sum(x.words[rows], *(array[rows] for array in found)), k
+            x.shape[0], lambda rows: self.scores(x.words[rows]) + self.added(*(part[rows] for part in parts)), k
         )
 
-    def sum(self, words, neighbors, kernels):
-        """(B, L) scores of rows with these words and neighbors, without the prior."""
-        scores = self.scores(words)
-        scores += np.float32(self.kernel_weight) * self.kernel.scores(neighbors, kernels)
+    def parts(self, dense):
+        """What `added` needs of embeddings (B, d): h, and the neighbors and kernels."""
+        return asarray(normalized(dense, self.kernel.mean), self.device), *self.kernel.neighbors(dense)
+
+    def added(self, h, neighbors, kernels):
+        """(B, L), what the embeddings add to the scores of the words."""
+        scores = self.kernel.scores(neighbors, kernels)
+        scores *= np.float32(self.kernel_weight)
+        if self.head is not None:
+            scores += np.float32(self.head_weight) * product(h, self.head.T)
         return scores
 
 

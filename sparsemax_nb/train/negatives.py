@@ -8,6 +8,7 @@ from ..baselines import LSHSampler, RFFSampler, SphereSampler
 from ..core import check, sparse
 from ..core.device import asarray, device_of, module_of, zeros
 from ..cpu.midx import PARTS, SUMS
+from ..fixed_fan_in import FixedFanIn
 from ..midx import InvertedMultiIndex
 from ..samplers import SCORES_PER_CHUNK, LogUniformSampler, UniformSampler, UnigramSampler
 from .memory import ALWAYS, STEP, array
@@ -37,8 +38,9 @@ class Negatives:
     Parameters
     ----------
     sampling : Sampling
-    weights : (L, H) float32
-        Weights of the output layer. Fixed samplers use only their number.
+    weights : (L, H) float32, or FixedFanIn
+        Weights of the output layer. Fixed samplers use only their number; the others use those of a sparse layer as a
+        dense matrix, which `update` makes.
     counts : (L,) int64, NumPy
         Training points of each label.
     seed : int
@@ -47,19 +49,23 @@ class Negatives:
 
     def __init__(self, sampling, weights, counts, seed):
         self.sampling = sampling
-        self._weights = weights
+        self._source = weights
         self._counts = counts
         self._seed = seed
-        self._device = device_of(weights)
+        self._device = weights.device if isinstance(weights, FixedFanIn) else device_of(weights)
         #: None before the first `update` if the sampler follows the weights.
         self.sampler = None
         self._sampler_weights = None  # copy of the weights that a baseline sampler was built from
         if sampling.sampler in FIXED_SAMPLERS:
             self.sampler = self._fixed_sampler()
 
+    def _dense_weights(self):
+        """The weights as a matrix: those of the output layer themselves, or made from a sparse one."""
+        return self._source.to_dense() if isinstance(self._source, FixedFanIn) else self._source
+
     @staticmethod
-    def memory(sampling, batch_size, n_inputs, n_labels, device):
-        """The arrays of the sampler, see `train.memory`."""
+    def memory(sampling, batch_size, n_inputs, n_labels, device, is_sparse=False):
+        """The arrays of the sampler of a dense or sparse output layer, see `train.memory`."""
         n_scores = min(SCORES_PER_CHUNK, batch_size * n_labels)
         found, all_scores = [], array(STEP, "scores of all labels", 4, n_scores)
         if sampling.sampler in BASELINES:
@@ -76,6 +82,7 @@ class Negatives:
                 array("index: update", "residuals or halves", n_labels, n_inputs),
                 array("index: update", "sums of the codewords", min(SUMS, PARTS * n_words * n_inputs // halves)),
                 array("index: update", "distances, codes, their order", n_labels, 12 + 12 * has_records),
+                array("index: update", "dense weights", n_labels * is_sparse, n_inputs),
             ]
             return [*found, all_scores] if sampling.residual == "exact" else found
         return [] if sampling.sampler == "uniform" else [array(ALWAYS, f"{sampling.sampler}: tables", 3, n_labels)]
@@ -109,13 +116,15 @@ class Negatives:
         """
         sampling = self.sampling
         if sampling.sampler in BASELINES:
-            self._sampler_weights = self._weights.copy()
+            weights = self._dense_weights()
+            self._sampler_weights = weights.copy() if weights is self._source else weights
             self.sampler = self._baseline_sampler()
             return None
+        weights = self._dense_weights()
         if self.sampler is not None and not self._has_equal_codewords:
-            return self.sampler.update(self._weights)
+            return self.sampler.update(weights)
         self.sampler = InvertedMultiIndex.build(
-            self._weights,
+            weights,
             sampling.n_codewords,
             MIDX_KINDS[sampling.sampler],
             sampling.residual,
@@ -158,11 +167,12 @@ class Negatives:
         """Continue from a result of `arrays`; KeyError, TypeError or ValueError if it does not fit."""
         if not self.follows_weights:
             return
-        n_labels, width = self._weights.shape
+        weights = self._dense_weights()
+        n_labels, width = weights.shape
         if self.sampling.sampler in BASELINES:
-            weights = check.array("sampler/weights", arrays["weights"], np.float32, (n_labels, width))
-            check.finite("sampler/weights", weights)
-            self._sampler_weights = weights
+            stored = check.array("sampler/weights", arrays["weights"], np.float32, (n_labels, width))
+            check.finite("sampler/weights", stored)
+            self._sampler_weights = stored
             self.sampler = self._baseline_sampler()
             return
         kind = MIDX_KINDS[self.sampling.sampler]
@@ -174,5 +184,5 @@ class Negatives:
             check.finite(name, codebook)
         codes, *codebooks = (asarray(array, self._device) for array in (codes, *codebooks))
         self.sampler = InvertedMultiIndex(
-            codebooks, codes, kind, self.sampling.residual, self._popularity, self._counts, self._weights
+            codebooks, codes, kind, self.sampling.residual, self._popularity, self._counts, weights
         )

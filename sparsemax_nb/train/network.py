@@ -29,6 +29,10 @@ DROPOUT_STREAM = 0
 WORD_DROPOUT_STREAM = 1 << 15
 
 
+def _output_class(output, loss):
+    return SoftmaxOutput if loss == "softmax" and output not in SPARSE_OUTPUTS else OUTPUTS[output]
+
+
 class BaseNetwork:
     """Base class of the networks: a stack of layers.
 
@@ -174,8 +178,7 @@ class Network(BaseNetwork):
         self.width = width  # of the output layer's input
         output_arguments = (fan_in, seed) if output in SPARSE_OUTPUTS else ()
         output_arguments += (group_size, weight_dtype) if output == "group-shared" else ()
-        output_class = SoftmaxOutput if loss == "softmax" else OUTPUTS[output]
-        self.output = output_class(width, n_labels, *output_arguments, device)
+        self.output = _output_class(output, loss)(width, n_labels, *output_arguments, device)
 
     @staticmethod
     def memory(
@@ -215,7 +218,7 @@ class Network(BaseNetwork):
         if intermediate is not None:
             arrays += Dense.memory(batch_size, width, intermediate, first=embedding is None)
             width = intermediate
-        arrays += (SoftmaxOutput if loss == "softmax" else OUTPUTS[output]).memory(
+        arrays += _output_class(output, loss).memory(
             batch_size,
             width,
             n_labels,
@@ -226,6 +229,7 @@ class Network(BaseNetwork):
             rewired=rewired,
             clipped=clip is not None,
             k=k,
+            loss=loss,
             sampling=sampling,
             labels_per_row=labels_per_row,
         )

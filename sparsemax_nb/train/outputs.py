@@ -5,7 +5,7 @@ import math
 import numpy as np
 import scipy.sparse
 
-from ..core import check, formulas, rng, sparse
+from ..core import check, rng, sparse
 from ..core.device import (
     SIMULATOR,
     asarray,
@@ -28,10 +28,12 @@ from ..fixed_fan_in import (
 from ..full_softmax import MAX_ELEMENTS, softmax_cross_entropy
 from ..group_shared import DTYPES, GroupSharedFanIn
 from ..rewiring import rewire
+from ..sampled_fan_in import sampled_softmax_of_layer
 from ..sampled_softmax import _sampled_softmax
 from .gradients import Gradient, apply_all
 from .memory import ALWAYS, PREDICTION, REWIRING, STEP, array, parameter
 from .negatives import Negatives
+from .score_losses import multilabel_loss
 
 #: Score of labels without training points: lower than any other score, and valid in JSON. The losses and gradients of
 #: such a negative are exactly zero, so that training does not change it.
@@ -40,18 +42,6 @@ UNSEEN_SCORE = np.float32(-1e30)
 NUMBERS_PER_NEGATIVE = 16
 #: Bytes per connection while an unstructured layer draws or redraws connections (measured).
 BYTES_PER_DRAWN_CONNECTION = 130
-
-
-def multilabel_loss(scores, labels, loss):
-    """Loss of a batch, and its gradient, which overwrites scores (B, L); FloatingPointError if it is not finite."""
-    device, n_labels = device_of(scores), scores.shape[1]
-    label_rows = sparse.by_label(sparse.as_labels(labels, len(scores), device, n_labels), n_labels)
-    label_loss = empty(n_labels, np.float32, device)
-    backend_of(device, "losses").multilabel(scores, label_rows, formulas.LOSSES[loss], scores, label_loss)
-    value = float(label_loss.sum(dtype=np.float64))
-    if not math.isfinite(value):
-        raise FloatingPointError(f"the loss is {value}")
-    return value, scores
 
 
 def top_k_of_scores(scores, k):
@@ -162,9 +152,15 @@ class DenseOutput(Output):
 
 
 class FixedFanInOutput(Output):
-    """Sparse output layer: `FixedFanIn` with its fused step, so that no (B, L) array exists. Values start at zero."""
+    """Sparse output layer: `FixedFanIn` with its fused step, so that no (B, L) array exists. Values start at zero.
+
+    With `negatives`, the softmax loss compares each label with the negatives of its row instead of all labels, and only
+    the labels that occur have a gradient (lazy Adam).
+    """
 
     backend = "fixed_fan_in"  # its module in cpu/ and cuda/
+    #: `Negatives` of a softmax loss, or None.
+    negatives = None
 
     def __init__(self, n_inputs, n_labels, fan_in, seed, device):
         self.layer = FixedFanIn.random(n_labels, n_inputs, fan_in, seed, device=device)
@@ -173,7 +169,22 @@ class FixedFanInOutput(Output):
 
     @classmethod
     def memory(
-        cls, batch_size, n_inputs, n_labels, *, device, fan_in, group_size, weight_dtype, rewired, clipped, k, **_
+        cls,
+        batch_size,
+        n_inputs,
+        n_labels,
+        *,
+        device,
+        fan_in,
+        group_size,
+        weight_dtype,
+        rewired,
+        clipped,
+        k,
+        loss,
+        sampling,
+        labels_per_row,
+        **_,
     ):
         """The arrays of training and prediction, see `train.memory`."""
         group = () if group_size is None else (group_size,)
@@ -185,7 +196,13 @@ class FixedFanInOutput(Output):
             *parameter("output.bias", n_labels),
             *cls._step_memory(batch_size, n_inputs, n_labels),
         ]
-        if clipped:
+        if sampling is not None:
+            n = batch_size * sampling.n_samples + math.ceil(batch_size * labels_per_row)
+            found.append(array(STEP, "draws, their scores and gradients, sorted by label", n, NUMBERS_PER_NEGATIVE))
+            name = "labels that occur: connections and gradients"
+            found.append(array(STEP, name, min(n_labels, n), 3 * fan_in + 3))
+            found += Negatives.memory(sampling, batch_size, n_inputs, n_labels, device, is_sparse=True)
+        elif clipped:
             found.append(array(STEP, "scores, which become their gradient", batch_size, n_labels))
             found.append(array(STEP, "output.values: gradient", n_labels, fan_in))
         else:
@@ -193,6 +210,9 @@ class FixedFanInOutput(Output):
             for name, (shape, dtype) in workspace.items():  # the CPU backend keeps them for the next step
                 phase = ALWAYS if device == "cpu" else STEP
                 found.append(array(phase, f"step: {name}", *shape, item=np.dtype(dtype).itemsize))
+            sums = kernels.softmax_shapes(batch_size, n_inputs, n_labels, fan_in, *group) if loss == "softmax" else {}
+            for name, (shape, dtype) in sums.items():
+                found.append(array("output: sums", f"softmax: {name}", *shape, item=np.dtype(dtype).itemsize))
         if rewired:
             found.append(array(REWIRING, "slots that change", math.ceil(rewired * n_rows * fan_in), 2))
             found.append(array(REWIRING, "counts and offsets of the labels", n_rows, 4, item=8))
@@ -206,13 +226,38 @@ class FixedFanInOutput(Output):
         return {"output.indices": layer.indices, "output.values": layer.values, "output.bias": layer.bias}
 
     def gradients(self, h, labels, loss, step_number):
-        """Loss of a batch, dh, and the gradients of values and bias; unlike `step` it stores all scores."""
+        """Loss of a batch, dh, and the gradients of values and bias.
+
+        Without `negatives`, unlike `step`, it stores all scores.
+        """
+        return self._gradients(h, labels, loss, step_number)
+
+    def _gradients(self, h, labels, loss, step_number):
+        """`gradients` for labels that are numbered as in the layer."""
+        if self.negatives is not None:
+            return self._gradients_of_draws(h, labels, step_number)
         value, dscores = multilabel_loss(fixed_fan_in_forward(h, self.layer), labels, loss)
         dh, dvalues, dbias = fixed_fan_in_backward(h, self.layer, dscores)
         return value, dh, [Gradient(self.values, dvalues), Gradient(self.bias, dbias)]
 
+    def _gradients_of_draws(self, h, labels, step_number):
+        labels = sparse.as_targets(labels, len(h), self.layer.device, self.layer.n_labels)
+        draws, sampling = self.negatives.draw(h, labels, step_number), self.negatives.sampling
+        value, dh, (rows, dvalues, dbias) = sampled_softmax_of_layer(
+            h, self.layer, labels, *draws, sampling.correction, sampling.mask_hits
+        )
+        return value, dh, [Gradient(self.values, dvalues, rows), Gradient(self.bias, dbias, rows)]
+
     def step(self, h, labels, loss, optimizer, step_number):
-        """Loss of a batch and dh; updates values and bias in the same pass over the labels."""
+        """Loss of a batch and dh; updates values and bias, without negatives in the same pass over the labels."""
+        return self._step(h, labels, loss, optimizer, step_number)
+
+    def _step(self, h, labels, loss, optimizer, step_number):
+        """`step` for labels that are numbered as in the layer."""
+        if self.negatives is not None:
+            value, dh, gradients = self._gradients(h, labels, loss, step_number)
+            apply_all(gradients, optimizer)
+            return value, dh
         return fixed_fan_in_step(h, self.layer, labels, loss, optimizer)
 
     def check_connections(self):
@@ -227,6 +272,11 @@ class FixedFanInOutput(Output):
         """As in `Output`."""
         indices, values, bias = self.layer.indices[label], self.values[label], self.bias[label]
         return to_numpy(indices), to_numpy(values).astype(np.float64), float(bias)
+
+    @property
+    def sampler_weights(self):
+        """What `Negatives` takes as the weights of the output layer."""
+        return self.layer
 
     def rewire(self, fraction, seed, step, optimizer):
         """Replace the share `fraction` of the connections, those with the smallest weights; returns the real share."""
@@ -291,11 +341,11 @@ class GroupSharedOutput(FixedFanInOutput):
 
     def gradients(self, h, labels, loss, step_number):
         """As in `FixedFanInOutput`."""
-        return super().gradients(h, self._reordered(labels, len(h)), loss, step_number)
+        return self._gradients(h, self._reordered(labels, len(h)), loss, step_number)
 
     def step(self, h, labels, loss, optimizer, step_number):
         """As in `FixedFanInOutput`."""
-        return super().step(h, self._reordered(labels, len(h)), loss, optimizer, step_number)
+        return self._step(h, self._reordered(labels, len(h)), loss, optimizer, step_number)
 
     def top_k(self, h, k):
         """The k best labels of each row: scores (B, k), ids (B, k) int32; ties break by position in the layer."""
@@ -346,6 +396,11 @@ class SoftmaxOutput(Output):
     @property
     def parameters(self):
         return {"output.weights": self.weights}
+
+    @property
+    def sampler_weights(self):
+        """What `Negatives` takes as the weights of the output layer."""
+        return self.weights
 
     def gradients(self, h, labels, loss, step_number):
         """Loss of a batch, dh, and the gradient of the weights; `labels` as in `softmax_cross_entropy`."""

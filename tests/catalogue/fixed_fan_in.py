@@ -6,12 +6,21 @@ import functools
 import ml_dtypes
 import numpy as np
 
-from sparsemax_nb.core import device, formulas, rng, sparse
+from sparsemax_nb.core import device, rng, sparse
 from sparsemax_nb.cuda import fixed_fan_in as cuda
 from sparsemax_nb.cuda import launch
 from sparsemax_nb.reference import fixed_fan_in, group_shared
 
-from ..helpers import assert_close, integers, label_matrix, layer_arrays, normal, shared_arrays
+from ..helpers import (
+    STEP_LOSSES,
+    assert_close,
+    integers,
+    label_matrix,
+    layer_arrays,
+    normal,
+    shared_arrays,
+    step_loss,
+)
 from . import RATES, SEED, Budget, Task, operation, unwritten
 from .optimizers import KINDS, make_moments
 from .top_k import check_top_k
@@ -72,6 +81,7 @@ def make_step(shape, loss, kind, **options):
     n_rows, n_inputs, n_labels, fan_in = shape[:4]
     (layer, reference), h = layer_and_reference(shape, **options), normal(1, n_rows, n_inputs)
     matrix = label_matrix(n_rows, n_labels)
+    loss = step_loss(loss, reference.forward(h, layer), matrix)
     label_rows = sparse.by_label(sparse.as_labels(matrix, n_rows, "cpu", n_labels), n_labels)
     moments = [make_moments(kind, array) for array in (layer.values, layer.bias)]
     dh, label_loss = unwritten(n_rows, n_inputs), unwritten(n_labels)
@@ -90,6 +100,19 @@ def make_step(shape, loss, kind, **options):
                     assert_close(got, wanted_array, 4 * max(n_rows, 1) * (fan_in + 1))
 
     return Task((h, layer, label_rows, loss, kind, RATES, *moments, *rounding, dh, label_loss), check)
+
+
+def make_softmax_sums(shape, **options):
+    n_rows, n_inputs, n_labels, fan_in = shape[:4]
+    (layer, reference), h = layer_and_reference(shape, **options), normal(1, n_rows, n_inputs)
+    outputs = unwritten(n_rows), unwritten(n_rows)
+
+    def check():
+        for got, want, terms in zip(outputs, reference.softmax_sums(h, layer), (1, n_labels), strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-6 * np.sqrt(fan_in + 1) * np.sqrt(terms), atol=1e-5)
+            assert want.shape == (n_rows,)
+
+    return Task((h, layer, *outputs), check)
 
 
 def check_rounded(got, want):
@@ -127,7 +150,8 @@ def _operations():
         yield operation(f"fixed_fan_in.{name}", make, small, large)
         yield operation(f"fixed_fan_in.{name} (narrow)", make, (), large[::2], narrow, None)
         yield operation(f"fixed_fan_in.{name} (wide)", make, (), large[:1], wide, None)
-    for loss, code in formulas.LOSSES.items():
+    yield operation("fixed_fan_in.softmax_sums", make_softmax_sums, SMALL_LAYERS, LARGE_LAYERS)
+    for loss, code in STEP_LOSSES.items():
         for optimizer, kind in KINDS.items():
             yield operation(
                 f"fixed_fan_in.step {loss} {optimizer}",

@@ -1,9 +1,8 @@
 """The fixed fan-in layer whose labels share inputs in groups, with float32 or bfloat16 weights."""
 
-from sparsemax_nb.core import formulas
-
+from ..helpers import STEP_LOSSES
 from . import Budget, operation
-from .fixed_fan_in import make_backward, make_forward, make_layer_top_k, make_step
+from .fixed_fan_in import make_backward, make_forward, make_layer_top_k, make_softmax_sums, make_step
 from .optimizers import KINDS
 
 #: (B, H, L, K, G): groups of one label, of all labels, a last group with fewer; more labels than the CPU takes at once.
@@ -13,7 +12,11 @@ LARGE_GROUPS = (33, 19, 17, 3, 8), (65, 31, 1100, 9, 16), (140, 40, 34, 33, 32),
 
 def _operations():
     for name, bfloat16 in (("float32", False), ("bfloat16", True)):
-        for function, make in (("forward", make_forward), ("backward", make_backward)):
+        for function, make in (
+            ("forward", make_forward),
+            ("backward", make_backward),
+            ("softmax_sums", make_softmax_sums),
+        ):
             yield operation(f"group_shared.{function} {name}", make, SMALL_GROUPS, LARGE_GROUPS, bfloat16=bfloat16)
         yield operation(
             f"group_shared.top_k {name}",
@@ -22,7 +25,7 @@ def _operations():
             ((33, 19, 331, 5, 4, 16), (5, 9, 300, 2, 150, 8), (65, 9, 40, 2, 40, 32)),
             bfloat16=bfloat16,
         )
-        for loss, code in formulas.LOSSES.items():
+        for loss, code in STEP_LOSSES.items():
             for optimizer, kind in KINDS.items():
                 if bfloat16 and (loss == "bce") == (optimizer == "adam"):
                     continue  # rounding is the same for all of them: half of the pairs are enough

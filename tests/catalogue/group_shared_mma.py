@@ -6,11 +6,11 @@ No twins: the CPU is compared with the plain kernels.
 import functools
 import itertools
 
-from sparsemax_nb.core import formulas
 from sparsemax_nb.cuda import group_shared as cuda
 
+from ..helpers import STEP_LOSSES
 from . import Budget, operation
-from .fixed_fan_in import make_backward, make_forward, make_layer_top_k, make_step
+from .fixed_fan_in import make_backward, make_forward, make_layer_top_k, make_softmax_sums, make_step
 from .optimizers import KINDS
 
 TENSOR_CORES = "mma.sync.aligned.m16n8k16", "ld.global.v4.f32"
@@ -18,7 +18,11 @@ TENSOR_CORES = "mma.sync.aligned.m16n8k16", "ld.global.v4.f32"
 
 def _operations():
     for name, bfloat16 in (("float32", False), ("bfloat16", True)):
-        for function, make in (("forward", make_forward), ("backward", make_backward)):
+        for function, make in (
+            ("forward", make_forward),
+            ("backward", make_backward),
+            ("softmax_sums", make_softmax_sums),
+        ):
             yield operation(
                 f"group_shared.{function} tensor cores {name}",
                 make,
@@ -50,13 +54,13 @@ def _operations():
             None,
             bfloat16=bfloat16,
         )
-        for loss, optimizer in zip(formulas.LOSSES, itertools.cycle(KINDS), strict=False):  # every loss once
+        for loss, optimizer in zip(STEP_LOSSES, itertools.cycle(KINDS), strict=False):  # every loss once
             yield operation(
                 f"group_shared.step tensor cores {loss} {optimizer} {name}",
                 make_step,
                 (),
                 (
-                    (1, 20, 1, 16, 1),
+                    (1, 20, 2, 16, 1) if loss == "softmax" else (1, 20, 1, 16, 1),  # of one label: no gradient
                     (33, 40, 17, 16, 8),
                     (140, 70, 100, 32, 16),
                     (70, 60, 70, 16, 32),
@@ -64,7 +68,7 @@ def _operations():
                 ),
                 functools.partial(cuda.step, tensor_cores=True),
                 None,
-                loss=formulas.LOSSES[loss],
+                loss=STEP_LOSSES[loss],
                 kind=KINDS[optimizer],
                 bfloat16=bfloat16,
             )

@@ -134,10 +134,13 @@ def test_output_that_can_not_encode_names_costs_nothing(folder, tmp_path, monkey
     )
 
 
-@pytest.mark.parametrize("sampler", ["none", "log-uniform", "lsh", "midx-pq"])
-def test_train_with_the_softmax_loss(folder, tmp_path, capsys, sampler):
+@pytest.mark.parametrize(
+    ("output", "sampler"),
+    [("dense", name) for name in ("none", "log-uniform", "lsh", "midx-pq")] + [("fixed-fan-in", "midx-pq")],
+)
+def test_train_with_the_softmax_loss(folder, tmp_path, capsys, output, sampler):
     figures = tmp_path / "figures.json"
-    more = ["--output", "dense", "--loss", "softmax", "--sampler", sampler, "--n-samples", "3", "--n-codewords", "4"]
+    more = ["--output", output, "--loss", "softmax", "--sampler", sampler, "--n-samples", "3", "--n-codewords", "4"]
     more += [
         "--residual",
         "popularity",
@@ -216,7 +219,10 @@ def test_demo_marks_the_better_layer_of_each_pair(capsys):
         ([*TRAIN, "--save", "nowhere/model.safetensors"], "nowhere/model.safetensors cannot be written"),
         ([*TRAIN, "--save", "nowhere/"], "nowhere/ cannot be written: there is no such folder"),
         ([*TRAIN, "--save", "."], ". cannot be written: it is a folder; name a file in it"),
-        ([*TRAIN, "--loss", "softmax"], "loss='softmax' needs output='dense' or 'bottleneck'"),
+        (
+            [*TRAIN, "--loss", "softmax", "--output", "unstructured", "--sampler", "uniform"],
+            "sampler='uniform' needs another output than 'unstructured'",
+        ),
         ([*TRAIN, "--sampler", "uniform"], "sampler='uniform' needs loss='softmax'"),
         ([*TRAIN, "--device", "cuda"], "device='cuda' cannot be used"),
     ],

@@ -42,6 +42,18 @@ def test_hinge_is_exactly_zero_beyond_the_margin():
     assert all(formulas.squared_hinge(y * s, y) == (0, 0) for s in (1, 1.5, 1e30) for y in (1, -1))
 
 
+@pytest.mark.filterwarnings("error")
+@SIGNS
+def test_softmax_term(sign):
+    """The derivative of ``log(exp(s) + rest) - [label] s`` by s, where z is s minus the logarithm."""
+    sign = float(sign)
+    for z in (-1e30, -100.0, -3.0, -0.1, 0.0):
+        value, gradient = COMPILED.loss_and_gradient(formulas.SOFTMAX, z, sign)
+        assert value == (-z if sign > 0 else 0)
+        assert gradient == pytest.approx(np.exp(z) - (sign > 0), abs=1e-15)
+    assert np.isfinite(formulas.softmax_term(np.float32(3e38), np.float32(sign))).all(), "of a row beyond the batch"
+
+
 @EACH_LOSS
 def test_codes_of_losses(loss):
     arguments = np.float32(0.3), np.float32(-1)
@@ -81,6 +93,7 @@ def test_nan_stays_nan(loss, sign, compiled):
     [
         ("squared_hinge", (F32, F32), 2),
         ("binary_cross_entropy", (F32, F32), 2),
+        ("softmax_term", (F32, F32), 2),
         ("loss_and_gradient", (numba.int64, F32, F32), 2),
         ("adam", (F32, F32, F32, F32, numba.typeof(RATES)), 3),
         ("sgd", (F32, F32, numba.typeof(RATES)), 1),

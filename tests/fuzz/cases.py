@@ -118,7 +118,7 @@ def _(r):
 @of("fixed_fan_in_step")
 def _(r):
     b, h, n, k = sizes(r)
-    loss = "bce" if r.random() < 0.5 else "squared-hinge"
+    loss = str(r.choice(["squared-hinge", "bce", "softmax"]))
     args = [floats(r, b, h), a_layer(r, n, h, k), as_labels(r, matrix(r, b, n)), loss, an_optimizer(r)]
     return Call(
         s.fixed_fan_in_step, args, writes=("layer", "optimizer"), changed_by=(FloatingPointError,), check=dense.step
@@ -264,6 +264,28 @@ def _(r):
     if r.random() < 0.5:
         options["sample_weight"] = r.integers(0, 3, b) if r.random() < 0.5 else r.random(b)
     return Call(s.neighbor_kernel_step, args, options, writes=("duals",), check=dense.neighbor_kernel_step)
+
+
+@of("dense_linear_step")
+def _(r):
+    b, d, n, _ = sizes(r)
+    args = [floats(r, b, d), floats(r, n, d), floats(r, n), as_labels(r, matrix(r, b, n))]
+    options = {"C": float(r.random() + 0.1), "slack": float(r.random())}
+    if r.random() < 0.5:
+        options["sample_weight"] = r.integers(0, 3, b) if r.random() < 0.5 else r.random(b)
+    if r.random() < 0.5:
+        duals = abs(sparse_points(r, b, n))
+        options["duals"] = duals if r.random() < 0.5 else (duals.indptr, duals.indices, duals.data)
+    if r.random() < 0.5:
+        options["search"] = bool(r.random() < 0.5)
+    return Call(
+        s.dense_linear_step,
+        args,
+        options,
+        writes=("weights",),
+        changed_by=(FloatingPointError,),
+        check=dense.dense_step,
+    )
 
 
 @of("rewire")

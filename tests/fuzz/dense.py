@@ -96,6 +96,9 @@ def step(result, x, layer, labels, loss, optimizer):
     if not (slack < 1e15).all():
         return
     y, n = np.where(label_rows(labels, layer.n_labels), 1.0, -1.0), max(len(scores), 1)
+    if loss == "softmax":
+        softmax_step(value, dx, scores, slack, y > 0, layer)
+        return
     z = y * scores
     if loss == "bce":
         total, slope = np.logaddexp(0, -z).sum(), -y / (1 + np.exp(np.minimum(z, 700)))
@@ -105,6 +108,17 @@ def step(result, x, layer, labels, loss, optimizer):
     if layer.to_dense().dtype == np.float32 and np.abs(scores).max(initial=0) < 1e3:
         w = np.abs(f8(layer.to_dense()))
         close(dx, slope @ f8(layer.to_dense()) / n, 10 * ((EPS * np.abs(slope) + 2 * slack + 1e-6) @ w) / n)
+
+
+def softmax_step(value, dx, scores, slack, hot, layer):
+    """Loss and dx of a step with the softmax loss."""
+    n, counts, lost = max(len(scores), 1), hot.sum(axis=1)[:, None], 2 * slack.max(axis=1, initial=0)[:, None]
+    log_p = scores - np.logaddexp.reduce(scores, axis=1)[:, None] if scores.size else scores
+    total = -np.where(hot, log_p, 0).sum()
+    close(value, total / n, ((hot * lost).sum() + EPS * (total + counts.sum() + 1)) / n)
+    if layer.to_dense().dtype == np.float32 and lost.max(initial=0) < 0.1:
+        w, slope = f8(layer.to_dense()), counts * np.exp(log_p) - hot
+        close(dx, slope @ w / n, 10 * ((EPS * np.abs(slope) + counts * np.exp(log_p) * lost + 1e-6) @ np.abs(w)) / n)
 
 
 def linear_scores(x, layer):
@@ -173,8 +187,16 @@ def reranked(result, scores, ids, together, k=None, weight=0.03):
 
 
 def linear_step(result, x, layer, labels, duals=None, C=0.5, slack=0.2, sample_weight=None):
+    loss_and_duals(result, x.shape[0])
+
+
+def dense_step(result, h, weights, bias, labels, duals=None, C=1.0, slack=0.5, search=True, sample_weight=None):
+    loss_and_duals(result, len(h))
+
+
+def loss_and_duals(result, n_rows):
     loss, (indptr, found, values) = result
-    assert loss >= 0 and len(indptr) == x.shape[0] + 1 and len(found) == len(values) == indptr[-1]
+    assert loss >= 0 and len(indptr) == n_rows + 1 and len(found) == len(values) == indptr[-1]
     assert not len(values) or (values > 0).all()
 
 

@@ -187,7 +187,8 @@ def layers(seed):
             for x, y in zip(batches, labels, strict=True)
             for layer, loss, optimizer in (
                 (fixed, "squared-hinge", nb.Adam), (shared, "bce", nb.Adam), (rounded, "bce", nb.Adam),
-                (fixed, "bce", functools.partial(nb.SGD, 0.1)),
+                (fixed, "bce", functools.partial(nb.SGD, 0.1)), (fixed, "softmax", nb.Adam),
+                (shared, "softmax", nb.Adam),
             )
         ],
         "rewire": [
@@ -389,6 +390,14 @@ def linear(seed):
         loss, new = nb.sparse_linear_step(x, mine, labels, duals if some else None, C=1.0)
         return loss, [*new], [*mine.arrays]
 
+    h, w, bias = normal(seed, 300, 50), normal(seed + 1, 200, 50), np.full(200, -1, np.float32)
+    _, dense_duals = nb.dense_linear_step(h, w.copy(), bias, labels)
+
+    def dense_step(some, search):
+        mine = w.copy()
+        loss, new = nb.dense_linear_step(h, mine, bias, labels, dense_duals if some else None, slack=0.1, search=search)
+        return loss, [*new], mine
+
     parts, together = (x[:1], x[40:73], x), nb.CoOccurrence(labels)
     best = nb.sparse_linear_top_k(x, layer, 20)
     return {
@@ -400,6 +409,9 @@ def linear(seed):
         "sparse_linear_forward": [functools.partial(nb.sparse_linear_forward, part, layer) for part in parts],
         "sparse_linear_top_k": [
             functools.partial(nb.sparse_linear_top_k, part, layer, k) for part in parts for k in (1, 5, 100)
+        ],
+        "dense_linear_step": [
+            functools.partial(dense_step, *how) for how in ((False, True), (True, True), (True, False))
         ],
         "sparse_linear_step": [functools.partial(step, some) for some in (False, True)],
     }
@@ -437,6 +449,7 @@ CLASSIFIERS = {
     "unstructured": {"output": "unstructured"},
     "dense": {"output": "dense", "intermediate": None},
     "sampled": {"output": "bottleneck", "bottleneck": 16, "loss": "softmax", "sampler": "midx-rq"},
+    "sampled, sparse": {"output": "group-shared", "group_size": 8, "loss": "softmax", "sampler": "unigram"},
     "dense features": {"output": "bottleneck", "loss": "softmax"},
     "linear": None,
 }

@@ -108,6 +108,7 @@ def test_bias_of_groups_starts_at_each_labels_own_odds(corpus):
 
 #: A softmax over 25 labels, few negatives.
 SOFTMAX = {"output": "dense", "loss": "softmax", "n_samples": 6, "n_codewords": 4, "index_every": 7}
+SPARSE_SOFTMAX = SOFTMAX | {"output": "fixed-fan-in"}
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -120,6 +121,32 @@ def test_learns_by_the_softmax(corpus, sampler):
     assert [u["step"] for u in updates] == ([*range(0, 300, 7)] if sampler in (*MIDX_KINDS, *BASELINES) else [])
     if sampler in MIDX_KINDS:
         assert updates[0]["share"] == 1 and 0 < updates[1]["share"] <= 1 and updates[-1]["share"] < 0.5
+
+
+@pytest.mark.parametrize("sampler", ["none", "uniform", "unigram", "sphere", "midx-pq", "midx-rq"])
+@pytest.mark.parametrize("output", ["fixed-fan-in", "group-shared"])
+def test_sparse_outputs_learn_by_the_softmax(corpus, tmp_path, output, sampler):
+    """All connections stay where they are, without rewiring; the model comes back from a file to the bit."""
+    more = SOFTMAX | {"output": output, "group_size": 4, "sampler": sampler, "rewire_fraction": 0.0}
+    model = fitted(corpus, **more, epochs=40, learning_rate=1e-2, dropout=0.0)
+    result = model.evaluate(corpus.features, corpus.labels, ks=(1, 2))
+    assert result["P@1"] > 0.75 and result["nDCG@2"] > 0.65
+    assert model.history_.epochs[-1]["loss"] < 0.7 * model.history_.epochs[0]["loss"]
+    updates = [u["step"] for u in model.history_.index_updates]
+    assert updates == ([*range(0, 400, 7)] if sampler in (*MIDX_KINDS, *BASELINES) else [])
+    model.save(tmp_path / "model")
+    loaded = train.Classifier.load(tmp_path / "model", device="cpu")
+    assert same_bits(weights(loaded), weights(model))
+    for got, want in zip(loaded.top_k(corpus.features, 3), model.top_k(corpus.features, 3), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("output", ["fixed-fan-in", "group-shared", "unstructured"])
+def test_clipping_that_clips_nothing_changes_no_softmax(corpus, output):
+    """With clip, the layer stores its scores: the loss and the weights are the same up to rounding."""
+    few = SOFTMAX | {"output": output, "group_size": 4, "epochs": 1, "learning_rate": 1e-3, "dropout": 0.0}
+    plain, clipped = (fitted(corpus, **few, clip=clip) for clip in (None, 1e6))
+    np.testing.assert_allclose(plain.history_.losses, clipped.history_.losses, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +162,18 @@ def test_only_the_rows_that_occur_are_updated(corpus):
     model = train.Classifier(**few).fit(corpus.features[:2], corpus.labels[:2])
     moved, label_rows = np.flatnonzero(weights(model)["output.weights"].any(axis=1)), corpus.labels[:2].indices
     assert model.history_.steps == 1 and set(label_rows) < set(moved) and len(moved) <= len(label_rows) + 6 < 25
+
+
+def test_only_the_labels_that_occur_are_updated_in_a_sparse_output(corpus):
+    """Two steps of two rows. Labels without points may be drawn, but their score of -1e30 gives them no gradient."""
+    few = (
+        SMALL | SPARSE_SOFTMAX | {"sampler": "unigram", "n_samples": 3, "epochs": 1, "batch_size": 2, "rewire_every": 9}
+    )
+    model = train.Classifier(**few).fit(corpus.features[:4], corpus.labels[:4])
+    seen, moved = corpus.labels[:4].indices, np.flatnonzero(weights(model)["output.values"].any(axis=1))
+    assert model.history_.steps == 2 and len(moved) > 3 and set(moved) <= set(seen)
+    bias = weights(model)["output.bias"]
+    assert (np.delete(bias, seen) == np.float32(-1e30)).all() and (bias[moved] != 0).all()
 
 
 @pytest.mark.parametrize("more", [{}, SOFTMAX])
@@ -165,7 +204,8 @@ def _fifty_steps(threads, features, labels, output):
 
     numba.set_num_threads(threads)
     with threadpoolctl.threadpool_limits(threads):
-        more = SOFTMAX | {"sampler": "midx-rq"} if output == "softmax" else {"output": output}
+        more = {"softmax": SOFTMAX, "sparse softmax": SPARSE_SOFTMAX}.get(output)
+        more = {"output": output} if more is None else more | {"sampler": "midx-rq"}
         model = train.Classifier(**SMALL | more | {"epochs": 5}).fit(features, labels)
     assert model.history_.steps == 50
     return weights(model)
@@ -180,7 +220,7 @@ def processes():
 
 
 @pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="needs two threads")
-@pytest.mark.parametrize("output", ["dense", "fixed-fan-in", "softmax"])
+@pytest.mark.parametrize("output", ["dense", "fixed-fan-in", "softmax", "sparse softmax"])
 def test_same_bits_with_one_and_two_threads(corpus, output, processes):
     running = [
         process.submit(_fifty_steps, threads, corpus.features, corpus.labels, output)
@@ -195,7 +235,16 @@ def test_seed_decides(corpus):
 
 
 @pytest.mark.parametrize(
-    "more", [{}, SOFTMAX | {"sampler": "none"}, SOFTMAX | {"sampler": "midx-rq", "index_every": 2}]
+    "more",
+    [
+        {},
+        SOFTMAX | {"sampler": "none"},
+        SOFTMAX | {"sampler": "midx-rq", "index_every": 2},
+        SPARSE_SOFTMAX | {"sampler": "none"},
+        SPARSE_SOFTMAX | {"sampler": "midx-rq", "index_every": 2},
+        SPARSE_SOFTMAX | {"output": "group-shared", "group_size": 4, "sampler": "none"},
+        SPARSE_SOFTMAX | {"output": "group-shared", "group_size": 4, "sampler": "unigram"},
+    ],
 )
 @pytest.mark.cuda
 def test_trains_on_cuda(corpus, more):
@@ -305,7 +354,6 @@ def test_rows_without_features_or_labels(corpus):
         ),
         ({"embedding_lr_multiplier": 0}, ValueError, "embedding_lr_multiplier must lie in"),
         ({"intermediate_lr_multiplier": -1}, ValueError, "intermediate_lr_multiplier must lie in"),
-        ({"loss": "softmax"}, ValueError, "loss='softmax' needs output='dense' or 'bottleneck', got 'fixed-fan-in'"),
         (
             {"sampler": "uniform"},
             ValueError,
@@ -315,6 +363,27 @@ def test_rows_without_features_or_labels(corpus):
             SOFTMAX | {"sampler": "best"},
             ValueError,
             "sampler must be one of 'none', 'uniform', .*'midx-rq', got 'best'",
+        ),
+        (
+            {"loss": "softmax", "sampler": "uniform", "output": "unstructured"},
+            ValueError,
+            "sampler='uniform' needs another output than 'unstructured'; use output='fixed-fan-in'",
+        ),
+        (
+            {"loss": "softmax", "sampler": "uniform", "output": "group-shared", "weight_dtype": "bfloat16"},
+            ValueError,
+            "sampler='uniform' updates single labels, which needs weight_dtype='float32'",
+        ),
+        (
+            {"loss": "softmax", "sampler": "midx-rq", "n_codewords": 4, "residual": "exact"},
+            ValueError,
+            "residual='exact' needs output='dense' or 'bottleneck', got 'fixed-fan-in'",
+        ),
+        (
+            {"loss": "softmax", "sampler": "midx-rq", "n_codewords": 4, "intermediate": 1 << 23},
+            ValueError,
+            "a dense matrix of at most 134,217,728 numbers, which would have 209,715,200; use a narrower layer below "
+            "the output, or sampler='uniform'",
         ),
         (SOFTMAX | {"n_samples": 0}, ValueError, "n_samples must be at least 1, got 0"),
         (

@@ -11,6 +11,7 @@ from sparsemax_nb import CoOccurrence, SparseLinear, data, rerank, train
 from sparsemax_nb.cli import main
 from sparsemax_nb.core import checkpoint, sparse
 from sparsemax_nb.cpu import linear as cpu_linear
+from sparsemax_nb.feature_choice import rows_of
 from sparsemax_nb.train import linear, linear_settings
 
 SMALL = {
@@ -131,7 +132,7 @@ def test_climbing_stops_where_no_neighbour_is_better_enough():
     def beats(one, other):
         return one > other + 0.001
 
-    assert [linear_settings._climb((1, 2, 3, 4, 5), start, figures.get, beats) for start in figures] == [2, 2, 4, 4, 4]
+    assert [linear_settings.climb((1, 2, 3, 4, 5), start, figures.get, beats) for start in figures] == [2, 2, 4, 4, 4]
 
 
 def test_only_what_is_wanted_is_chosen(corpus):
@@ -234,10 +235,10 @@ def test_without_slack_only_labels_with_a_score_are_looked_at(corpus, slack, mon
     empty = scipy.sparse.vstack([corpus.features, scipy.sparse.csr_matrix((300, 60), dtype=np.float32)]).tocsr()
     y = scipy.sparse.vstack([corpus.labels, scipy.sparse.csr_matrix((300, 25))]).tocsr()
     model = train.Classifier(**SMALL | {"slack": slack}).fit(empty, y)
-    layer, rows = model.network_.layer, linear.rows_of(empty[300:])
+    layer, rows = model.network_.layer, rows_of(empty[300:])
     active, _ = kernel(
         rows,
-        sparse.Labels(*linear._csr_slice(y, slice(300, 600))[:2]),
+        sparse.Labels(*linear.csr_slice(y, slice(300, 600))[:2]),
         linear.no_duals(300),
         layer.arrays,
         slack,
@@ -374,7 +375,9 @@ def test_bad_input(corpus):
         "C must be a number, got str 'big'": {"C": "big"},
         r"slack must lie in \[0, 1.999\], got 2": {"slack": 2},
         "min_features must be at least 1, got 0": {"min_features": 0},
-        "architecture must be one of 'auto', 'linear', 'network', got 'tree'": {"architecture": "tree"},
+        "architecture must be one of 'auto', 'linear', 'kernel', 'wide-and-deep', 'network', got 'tree'": {
+            "architecture": "tree"
+        },
         "output, embedding must keep their defaults: sparse features with architecture='linear' select": {
             "embedding": 3,
             "output": "dense",
@@ -443,10 +446,14 @@ def test_bad_partial_fits(corpus):
     with pytest.raises(ValueError, match="epochs must be at least 1"):
         fitted(corpus).set_params(epochs=0).partial_fit(corpus.features, corpus.labels)
     network = train.Classifier(architecture="network", embedding=8, intermediate=16, fan_in=4, epochs=1, progress=False)
-    with pytest.raises(AttributeError, match="partial_fit is for a linear layer, not for architecture='network'"):
+    with pytest.raises(
+        AttributeError, match="partial_fit needs a linear layer; models of another architecture must be fitted again"
+    ):
         network.partial_fit(corpus.features, corpus.labels)
     network = train.Classifier(intermediate=16, fan_in=4, epochs=1, progress=False)
-    with pytest.raises(AttributeError, match="partial_fit is for a linear layer, not for architecture='network'"):
+    with pytest.raises(
+        AttributeError, match="partial_fit needs a linear layer; models of another architecture must be fitted again"
+    ):
         network.fit(corpus.features.toarray(), corpus.labels).partial_fit(corpus.features.toarray(), corpus.labels)
     assert bits(model) == before and model.n_labels_ == 25
 

@@ -101,8 +101,10 @@ def test_limit_is_kept_before_anything_is_allocated(monkeypatch, capsys):
             "n_codewords": 8,
             "index_every": 1,
         },
+        {"fan_in": 32, "loss": "softmax"},
+        {"fan_in": 32, "loss": "softmax", "sampler": "unigram", "n_samples": 2000},
     ],
-    ids=["fixed-fan-in", "group-shared", "softmax", "midx-rq"],
+    ids=["fixed-fan-in", "group-shared", "softmax", "midx-rq", "sparse softmax", "sparse sampled"],
 )
 def test_peak_is_near_the_prediction(more):
     """A process of its own trains a layer of 60 to 100 MiB; the measured peak lies near the predicted one."""

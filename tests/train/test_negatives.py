@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from sparsemax_nb import Adam, InvertedMultiIndex, Labels, softmax_cross_entropy
+from sparsemax_nb import (
+    Adam,
+    FixedFanIn,
+    GroupSharedFanIn,
+    InvertedMultiIndex,
+    Labels,
+    softmax_cross_entropy,
+)
 from sparsemax_nb.train.negatives import MIDX_KINDS, SAMPLERS, Negatives, Sampling
 from sparsemax_nb.train.outputs import SoftmaxOutput
 from tests.helpers import normal
@@ -115,6 +122,26 @@ def test_an_index_of_zeros_is_built_anew_then_followed(sampler):
     assert negatives.update() == index.update(weights)
     for got, want in zip(negatives.sampler.codebooks, index.codebooks, strict=True):
         assert (got == want).all()
+
+
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "none"])
+@pytest.mark.parametrize("kind", [FixedFanIn, GroupSharedFanIn])
+def test_sparse_weights_draw_as_dense_ones(sampler, kind):
+    """Also after an update to new weights; before it, the weights of the last one count."""
+    groups = (4,) if kind is GroupSharedFanIn else ()
+    layer, x = kind.random(N_LABELS, WIDTH, 3, *groups, seed=1), normal(2, 3, WIDTH)
+    of_layer, of_matrix = negatives_of(sampler, layer), negatives_of(sampler, layer.to_dense())
+    for got, want in zip(of_layer.draw(x, LABELS, 4), of_matrix.draw(x, LABELS, 4), strict=True):
+        np.testing.assert_array_equal(got, want)
+    layer.values[...] = normal(3, N_LABELS, 3)
+    for got, want in zip(of_layer.draw(x, LABELS, 4), of_matrix.draw(x, LABELS, 4), strict=True):
+        np.testing.assert_array_equal(got, want)
+    if of_layer.follows_weights:
+        of_layer.update()
+        changed = [
+            (a != b).any() for a, b in zip(of_layer.draw(x, LABELS, 4), of_matrix.draw(x, LABELS, 4), strict=True)
+        ]
+        assert any(changed)
 
 
 @pytest.mark.parametrize("sampler", ["midx-rq", "midx-pq", "sphere"])

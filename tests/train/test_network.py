@@ -87,7 +87,7 @@ def loss64(p, x, y, loss, dropout, words=None):
             "group-shared": {"output": "group-shared"},
             "dense-features": {"embedding": None},
         }.items()
-        for loss in (LOSSES if name == "dense" else formulas.LOSSES)
+        for loss in LOSSES
     ],
 )
 def test_gradients_of_every_layer(backend, changes, loss):
@@ -115,7 +115,7 @@ def test_gradients_of_every_layer(backend, changes, loss):
                 changed[place] = moved
                 both.append(loss64(before | {name: changed}, x, y, loss, dropout, words))
             wanted[place] = (both[0] - both[1]) / (2 * h)
-        assert np.abs(wanted).max() > 1e-3, f"{name}: the check is trivial"
+        assert np.abs(wanted).max() > 1e-4, f"{name}: the check is trivial"
         np.testing.assert_allclose(gradient, wanted, atol=2e-5 * np.abs(wanted).max() + 2e-6, err_msg=name)
         checked += 1
     assert checked == sum(array.dtype != np.int32 for array in before.values()) >= 2

@@ -91,11 +91,18 @@ def test_resumed_run_ends_in_the_same_bits(corpus, tmp_path, output, validated):
     assert (output == "dense") == (not whole.history_.rewirings)
 
 
-@pytest.mark.parametrize("sampler", ["none", "unigram", "lsh", "sphere", "rff", "midx-pq", "midx-rq"])
-def test_resumed_sampler_draws_on(corpus, tmp_path, sampler):
+@pytest.mark.parametrize(
+    ("output", "sampler"),
+    [
+        *(("dense", name) for name in ("none", "unigram", "lsh", "sphere", "rff", "midx-pq", "midx-rq")),
+        *(("fixed-fan-in", name) for name in ("none", "sphere", "midx-rq")),
+        *(("group-shared", name) for name in ("unigram", "midx-pq")),
+    ],
+)
+def test_resumed_sampler_draws_on(corpus, tmp_path, output, sampler):
     """An index update falls due inside an epoch: the resumed run starts with an index that is a few steps old."""
     params = {
-        "output": "dense",
+        "output": output,
         "loss": "softmax",
         "sampler": sampler,
         "n_samples": 5,

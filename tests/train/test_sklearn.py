@@ -171,7 +171,7 @@ def test_a_linear_layer_takes_dense_features(corpus, tmp_path):
             for got, expected in zip(each.top_k(form, 3), want, strict=True):
                 np.testing.assert_array_equal(got, expected)
     validated = train.Classifier(**LINEAR | {"C": "auto"}).fit(dense, y, validation=(dense[:50], y[:50]))
-    assert validated.trials_ and train.Classifier(**COMMON).fit(dense[:20], y[:20]).architecture_ == "network"
+    assert validated.trials_ and train.Classifier(**COMMON).fit(dense[:20], y[:20]).architecture_ == "kernel"
 
 
 def test_the_first_partial_fit_selects_a_linear_layer(corpus):
@@ -180,8 +180,8 @@ def test_the_first_partial_fit_selects_a_linear_layer(corpus):
     assert model.architecture_ == "linear" and model.classes_.tolist() == [0, 1, 2, 5]
     assert model.partial_fit(dense, y).n_points_ == 240 and model.architecture == "auto"
     assert not hasattr(model, "_first_classes")
-    network = train.Classifier(**COMMON, epochs=1).fit(dense, y)
-    assert not hasattr(network, "partial_fit")
+    for more in {}, {"embedding": 8, "intermediate": 16, "fan_in": 4}:  # a kernel machine, a network
+        assert not hasattr(train.Classifier(**COMMON, **more, epochs=1).fit(dense, y), "partial_fit")
 
 
 # ---------------------------------------------------------------- model selection
