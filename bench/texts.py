@@ -39,7 +39,7 @@ EMBEDDINGS = {
     "embeddings": {"architecture": "kernel"},
     "embeddings-power-1": {"architecture": "kernel", "power": 1.0},
 }
-PAIRS = {"texts-and-embeddings": {}}
+PAIRS = {"texts-and-embeddings": {}, "texts-and-embeddings-no-head": {"head_weight": 0.0}}
 #: A baseline without training: the labels of the nearest training points.
 PLAIN = "plain-neighbors"
 WITH_EMBEDDINGS = *EMBEDDINGS, *PAIRS, PLAIN
@@ -56,7 +56,7 @@ NEIGHBORS, POWER = 40, 6
 #: The encoder of our figures, for the help.
 ENCODER = "all-MiniLM-L6-v2 (384 numbers, max_seq_length 32)"
 #: Settings that a fitted classifier may have.
-CHOSEN = "C", "slack", "frequency", "power", "kernel_C", "kernel_weight"
+CHOSEN = "C", "slack", "frequency", "power", "kernel_C", "kernel_weight", "head_weight"
 METRICS = "P@1", "P@3", "P@5", "PSP@5", "F1@5", "nDCG@5", "rare R@5"
 
 

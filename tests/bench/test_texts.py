@@ -82,7 +82,7 @@ def test_rows_of_embeddings(folder, embeddings, tmp_path, capsys):
     assert texts.main(["--table"]) == 0
     shown = capsys.readouterr().out
     assert "| texts-and-embeddings |" in shown and "embeddings of width 6" in shown
-    assert "Not run: `python -m bench.texts embeddings-power-1 --data small --embeddings DIR`." in shown
+    assert "Not run: `python -m bench.texts embeddings-power-1 --data small --embeddings DIR`" in shown
     assert "`python -m bench.texts texts --data small`" in shown
     (line,) = overview.texts_line({"small": found | {"texts": found["texts-and-embeddings"]}})
     pair = found["texts-and-embeddings"]["test"]["P@1"]
