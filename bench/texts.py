@@ -39,7 +39,7 @@ EMBEDDINGS = {
     "embeddings": {"architecture": "kernel"},
     "embeddings-power-1": {"architecture": "kernel", "power": 1.0},
 }
-PAIRS = {"texts-and-embeddings": {}, "texts-and-embeddings-no-head": {"head_weight": 0.0}}
+PAIRS = {"texts-and-embeddings": {}, "texts-and-embeddings-head": {"head_weight": 0.25}}
 #: A baseline without training: the labels of the nearest training points.
 PLAIN = "plain-neighbors"
 WITH_EMBEDDINGS = *EMBEDDINGS, *PAIRS, PLAIN
