@@ -50,7 +50,9 @@ class KernelArchitecture(SampledEstimator):
         points = rows[: len(rows) - n_names]  # names have no embeddings
         held_out = (self.calibration or is_auto(self.kernel_weight)) and validation is None
         plan = self._linear_memory(X.words, of_rows, held_out)
-        self._plan(Plan([*plan.arrays, *self._kernel_memory(X.dense, of_rows, len(points))]), SMALLER, "n_neighbors")
+        self._plan(
+            Plan([*plan.arrays, *self._kernel_memory(X.dense, of_rows, len(points))]), f"{SMALLER}, or n_neighbors"
+        )
         validation_rows = of_words = None
         if validation is not None:
             x, labels = validation
@@ -61,8 +63,10 @@ class KernelArchitecture(SampledEstimator):
             y[points],
             validation_rows,
             None if weights is None else weights[points],
+            budget_share=0.5,
         )
         part.run(progress=self.progress)
+        budget = self.budget_seconds
         trials = self.trials_
         training = self._dual_training(
             X.words,
@@ -72,6 +76,7 @@ class KernelArchitecture(SampledEstimator):
             weights,
             start,
             held_out=held_out,
+            budget_seconds=None if budget is None else max(budget / 2, budget - part.history.seconds),
             make=functools.partial(
                 WideTraining,
                 kernel=part,
@@ -102,7 +107,9 @@ class KernelArchitecture(SampledEstimator):
             largest_row=int(np.diff(y.indptr).max(initial=0)),
         )
 
-    def _kernel_part(self, rows_of, n_inputs, y, held_out_rows, weights, *, validation=None, held_out=False):
+    def _kernel_part(
+        self, rows_of, n_inputs, y, held_out_rows, weights, *, validation=None, held_out=False, budget_share=1.0
+    ):
         """A `KernelTraining` over the embeddings ``rows_of(slice)`` of the rows of y.
 
         `held_out_rows` are embeddings and labels to choose settings by, or None; `validation` is a pair of checked
@@ -133,7 +140,7 @@ class KernelArchitecture(SampledEstimator):
             settings,
             self.device_,
             sample_weight=weights,
-            budget_seconds=self.budget_seconds,
+            budget_seconds=None if self.budget_seconds is None else budget_share * self.budget_seconds,
             held_out=held_out,
         )
         if validation is not None:

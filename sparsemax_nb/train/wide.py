@@ -55,15 +55,15 @@ class WideTraining(DualTraining):
         stored = check.array("kernel_weight", arrays["kernel_weight"], np.float64, (1,), finite=True)
         self.network.kernel_weight = check.number("kernel_weight", float(stored[0]), 0, 1e6)
 
-    def run(self, **options):
-        """As in `DualTraining`; then the weight of the kernel machine is known."""
-        super().run(**options)
-        if self.held_out is None and self.validation is not None and len(self._tried) > 1:
+    def _finish_epoch(self):
+        """As in `DualTraining`, with the best weight for the validation rows, which the recorded metrics use."""
+        if self.validation is not None and len(self._tried) > 1:
+            self._count_pairs()
             x, labels = self.validation
             neighbors, kernels = self.network.kernel.neighbors(x.dense)
             found = self._candidates(self.network, self.network.kernel, x.words, neighbors, kernels)
             self._choose([ids for _, ids in found], labels)
-        return self.history
+        super()._finish_epoch()
 
     def _predicted(self, model, x, n_points, rows):
         kernel = self._kernel.without(rows)
