@@ -208,7 +208,8 @@ class Classifier(
     epochs : int or None
         Maximum number of passes over the data. None: 5.
     budget_seconds : float or None
-        Maximum training time in seconds, without compilation and validation.
+        Maximum training time in seconds, without compilation and validation. The kernel machine of 'wide-and-deep' gets
+        half of it, the linear layer what is left.
     tfidf : 'auto', True or False
         Whether sparse features are counts, to be converted to TF-IDF weights. False uses them as they are, which is
         always done with dense ones. 'auto' means False if any entry is not a non-negative integer, and reports it on

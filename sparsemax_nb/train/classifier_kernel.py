@@ -59,7 +59,7 @@ class KernelArchitecture(SampledEstimator):
         )
         if weights_of_parts["head_weight"] != 0:
             plan += dense_linear.memory(len(points), X.dense.shape[1], y.shape[1])
-        self._plan(Plan(plan), SMALLER, "n_neighbors", "head_weight=0")
+        self._plan(Plan(plan), f"n_neighbors, {SMALLER} or head_weight=0")
         validation_rows = of_words = None
         if validation is not None:
             x, labels = validation
@@ -70,8 +70,10 @@ class KernelArchitecture(SampledEstimator):
             y[points],
             validation_rows,
             None if weights is None else weights[points],
+            budget_share=0.5,
         )
         part.run(progress=self.progress)
+        budget = self.budget_seconds
         trials = self.trials_
         training = self._dual_training(
             X.words,
@@ -81,6 +83,7 @@ class KernelArchitecture(SampledEstimator):
             weights,
             start,
             held_out=held_out,
+            budget_seconds=None if budget is None else max(budget / 2, budget - part.history.seconds),
             make=functools.partial(WideTraining, kernel=part, **weights_of_parts),
         )
         self.trials_ = trials + self.trials_
@@ -97,8 +100,9 @@ class KernelArchitecture(SampledEstimator):
 
     @property
     def head_weight_(self):
-        """Weight of the linear layer over the embeddings, for 'wide-and-deep'."""
-        return self._wide_model.head_weight
+        """Weight of the linear layer over the embeddings, for 'wide-and-deep'; 0 without such a layer."""
+        model = self._wide_model  # an interrupted fit has none yet
+        return 0.0 if model.head is None else model.head_weight
 
     @property
     def _wide_model(self):
@@ -116,7 +120,9 @@ class KernelArchitecture(SampledEstimator):
             largest_row=int(np.diff(y.indptr).max(initial=0)),
         )
 
-    def _kernel_part(self, rows_of, n_inputs, y, held_out_rows, weights, *, validation=None, held_out=False):
+    def _kernel_part(
+        self, rows_of, n_inputs, y, held_out_rows, weights, *, validation=None, held_out=False, budget_share=1.0
+    ):
         """A `KernelTraining` over the embeddings ``rows_of(slice)`` of the rows of y.
 
         `held_out_rows` are embeddings and labels to choose settings by, or None; `validation` is a pair of checked
@@ -149,7 +155,7 @@ class KernelArchitecture(SampledEstimator):
             settings,
             self.device_,
             sample_weight=weights,
-            budget_seconds=self.budget_seconds,
+            budget_seconds=None if self.budget_seconds is None else budget_share * self.budget_seconds,
             held_out=held_out,
         )
         if validation is not None:

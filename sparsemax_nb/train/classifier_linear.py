@@ -302,9 +302,8 @@ class LinearArchitecture(SampledEstimator):
             lists=lists,
             is_name=is_name,
             as_new=None if self.vectorizer_ is None else self.vectorizer_._as_new,
-            budget_seconds=self.budget_seconds,
             sample_weight=weights,
-            **options,
+            **{"budget_seconds": self.budget_seconds} | options,
         )
 
     def _choose_char_weight(self, x, y, settings, validation, **options):

@@ -49,6 +49,8 @@ class DualRun(Run):
     A subclass implements `_step`, which calls `_note_step`, and sets `_order`, the batches of the epoch.
     """
 
+    #: What helps if the scores overflow.
+    overflow_fix = "scale the features down"
     #: ``validate() -> dict`` of metrics, called after each epoch, or None.
     validate = None
 
@@ -62,7 +64,7 @@ class DualRun(Run):
     def _note_step(self, loss, weight):
         """Count a step with this loss of rows with this sum of weights; TrainingError if the loss is not finite."""
         if not math.isfinite(loss):
-            raise TrainingError(f"step {self.history.steps}: the scores overflowed; scale the features down")
+            raise TrainingError(f"step {self.history.steps}: the scores overflowed; {self.overflow_fix}")
         self._position.losses.append([float(loss), float(weight)])
         self._position.step += 1
         self.history.steps += 1

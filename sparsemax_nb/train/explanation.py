@@ -254,8 +254,8 @@ class ClassifierExplanations(SampledEstimator):
             if not (isinstance(x, tuple) and len(x) == 2):
                 raise TypeError(f"X must be a pair (text or row of features, embedding), got {type(x).__name__}")
             words = [x[0]] if isinstance(x[0], str) else x[0]
-            if getattr(words, "ndim", 2) == 1:
-                words = words.reshape(1, -1)
+            if not (isinstance(x[0], str) or scipy.sparse.issparse(words) or hasattr(words, "columns")):
+                words = np.atleast_2d(check.on_host("X", words))
             x = self._features((words, check.on_host("the embedding", x[1]).reshape(1, -1)))
             if x.shape[0] != 1:
                 raise ValueError(f"X must be one row, got {x.shape[0]}")

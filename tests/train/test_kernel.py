@@ -106,6 +106,29 @@ def test_scores_are_those_of_the_definition(model):
     assert (duals * signs >= 0).all() and (duals != 0).any(0).all()
 
 
+def clusters():
+    """400 embeddings around two points, and classes that do not depend on them: no neighbor is like all its own."""
+    draw = np.random.default_rng(0)
+    return np.eye(2, D)[np.arange(400) % 2] + 0.05 * draw.standard_normal((400, D)), draw.integers(0, 4, 400)
+
+
+def test_scores_that_overflow():
+    """Cut off after the neighbors, a kernel is not symmetric: without much regularization, the scores can grow."""
+    params = SMALL | {"power": 1.0, "kernel_C": 1e4, "n_neighbors": 20, "epochs": 30}
+    with pytest.raises(train.TrainingError, match="the scores overflowed; use a smaller kernel_C or a larger n_neighb"):
+        train.Classifier(**params).fit(*clusters())
+    assert np.isfinite(train.Classifier(**params | {"n_neighbors": 400}).fit(*clusters()).history_.losses).all()
+
+
+def test_a_trial_whose_scores_overflow_is_a_bad_one(monkeypatch):
+    for name, value in (("TRIAL_EPOCHS", 30), ("FIRST", (1.0, 1e4)), ("GRID_C", (1 / 64, 1e4))):
+        monkeypatch.setattr(kernel, name, value)
+    model = train.Classifier(**SMALL | {"power": 1.0, "kernel_C": "auto", "n_neighbors": 20, "epochs": 30})
+    assert model.fit(*clusters()).kernel_C_ == 1 / 64
+    found = {trial["kernel_C"]: trial["nDCG@5"] for trial in model.trials_}
+    assert found[1e4] == 0 < found[1 / 64]
+
+
 def test_the_number_of_neighbors_counts():
     """More than there are points: all of them."""
     scores = {n: fitted(n_neighbors=n).decision_function(NEW_H) for n in (5, 60, 240, 1000)}
