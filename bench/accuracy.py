@@ -23,6 +23,7 @@ COMMON = {
     "learning-rate": 2.5e-4,
     "embedding-lr-multiplier": 16,
     "min-learning-rate": 2e-5,
+    "initial": "random",
 }
 SPARSE = {"output": "fixed-fan-in", "intermediate": 16384, "fan-in": 32, "intermediate-lr-multiplier": 0.1}
 GROUPS = {"output": "group-shared", "group-size": 16, "grouping": "similar"}
@@ -61,6 +62,8 @@ SOFTMAX = {
     "loss": "softmax",
     "n-samples": 100,
     "n-codewords": 256,
+    "min-learning-rate": 1e-4,
+    "initial": "random",
 }
 SAMPLERS = {
     "softmax-full": {"sampler": "none"},

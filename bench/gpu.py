@@ -24,11 +24,12 @@ from sparsemax_nb.internals import SIMULATOR, cuda_available, cuda_problem
 from . import machine, report, tables
 
 #: Scripts of this folder that are not run. accuracy, closeness and language need hours, ds_softmax a trained model;
-#: scaling, words, words_scale, pecos and annif measure the CPU; counted and floors need no GPU; regression runs others.
+#: scaling, words, words_scale, texts, later_labels, pecos and annif measure the CPU; counted and floors need no GPU;
+#: regression runs others.
 NOT_BENCHMARKS = {
     "__init__", "__main__", "harness", "plotting", "tables", "timing", "machine", "report", "gpu", "rows", "profiling",
-    "accuracy", "closeness", "language", "ds_softmax", "scaling", "words", "words_scale", "pecos", "annif", "counted",
-    "floors", "overview", "regression",
+    "accuracy", "closeness", "language", "ds_softmax", "scaling", "words", "words_scale", "pecos", "annif", "texts",
+    "later_labels", "counted", "floors", "overview", "regression",
 }  # fmt: skip
 TESTS_LIMIT, BENCHMARK_LIMIT = 300, 90  # seconds
 #: Options of the benchmarks. On CUDA the large cross_entropy is reduced, because its check in NumPy takes minutes.

@@ -7,7 +7,7 @@ START, END = "<!-- figures: start -->", "<!-- figures: end -->"
 #: A training step is compared at N labels; the accuracy of the row DENSE is the baseline.
 N, DENSE, SPARSE = 1_000_000, "dense-512", "fixed-fan-in-32-intermediate"
 FULL, SAMPLED = "wikitext-full", "wikitext-midx-rq-100"
-TEXTS = "texts"
+TEXTS, WITH_EMBEDDINGS = "texts", "texts-and-embeddings"
 OTHER_TEXTS = {
     "annif-parabel": "Annif with omikuji",
     "annif-bonsai": "Annif with omikuji, trees like Bonsai",
@@ -85,6 +85,11 @@ def texts_line(of_data):
             + f", the expected calibration error is {100 * r['test']['ECE of 20']:.1f} %, and one text takes "
             f"{r['ms_a_query_alone']:.2f} ms"
         )
+        if pair := found.get(WITH_EMBEDDINGS):
+            shown[-1] += (
+                f"; with embeddings beside the texts they are {_three(pair)} after {pair['train_seconds']:.0f} s, "
+                "without encoding"
+            )
     return [f"- **Raw texts**, with the default settings of `Classifier`: {'; '.join(shown)}."] if shown else []
 
 

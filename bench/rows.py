@@ -82,13 +82,17 @@ def closing_notes(found, names, command):
 
     `command` is split at ROW.
     """
-    notes, (before, after) = [], command.split("ROW")
+    notes = []
     if disturbed := [row for row, result in found.items() if machine.is_disturbed(result["environment"])]:
         notes.append(f"Other processes were running (ignore these times): {', '.join(disturbed)}.")
-    notes += elsewhere_note(found)
-    if missing := [f"`{before}{row}{after}`" for row in names if row not in found]:
-        notes.append(f"Not run: {', '.join(missing)}.")
-    return notes
+    return notes + elsewhere_note(found) + missing_note(found, names, command)
+
+
+def missing_note(found, names, command):
+    """A list with one note that names the rows of `names` that were not run; empty if there are none."""
+    before, after = command.split("ROW")
+    missing = [f"`{before}{row}{after}`" for row in names if row not in found]
+    return [f"Not run: {', '.join(missing)}."] if missing else []
 
 
 def mark_other_machines(table, found):

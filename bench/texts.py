@@ -2,23 +2,25 @@
 
 Each row is one command in a separate process: it trains on the texts of the training set, predicts those of the test
 set, and writes bench/results/texts/DATA/ROW.json. Our classifier gets texts and label names; omikuji gets the features
-of our `TextVectorizer`. ``--table`` adds the rows of ``bench.annif``, which get the same texts.
+of our `TextVectorizer`. Rows of embeddings need ``--embeddings DIR``, made by any encoder before. ``--table`` adds the
+rows of ``bench.annif``, which get the same texts.
 """
 
 import argparse
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numba
 import numpy as np
 from sklearn.preprocessing import MultiLabelBinarizer
 
-from sparsemax_nb import data, metrics, train
+from sparsemax_nb import data, metrics, nearest_neighbors, train
 from sparsemax_nb.internals import peak_memory
 
 from . import machine, rows, tables
-from .peers import Unavailable, annif, answered, omikuji
+from .peers import Unavailable, annif, answered, omikuji, scikit
 from .words import N_SINGLE
 
 #: Rows of our classifier, with the parameters that differ from the defaults.
@@ -32,13 +34,29 @@ OURS = {
     "not-calibrated": {"calibration": False},
     "hashed-18-bits": {"hash_bits": 18},
 }
-ROWS = *OURS, *omikuji.FORMS
+#: Rows of our classifier that get embeddings alone, and embeddings beside the texts.
+EMBEDDINGS = {
+    "embeddings": {"architecture": "kernel"},
+    "embeddings-power-1": {"architecture": "kernel", "power": 1.0},
+}
+PAIRS = {"texts-and-embeddings": {}, "texts-and-embeddings-head": {"head_weight": 0.25}}
+#: A baseline without training: the labels of the nearest training points.
+PLAIN = "plain-neighbors"
+WITH_EMBEDDINGS = *EMBEDDINGS, *PAIRS, PLAIN
+PARAMETERS = OURS | EMBEDDINGS | PAIRS
+ROWS = *OURS, *WITH_EMBEDDINGS, *omikuji.FORMS
 FOLDER = tables.RESULTS / "texts"
 DATA = "gutenberg", "yso-fi"
 #: Labels with at most this many training points are rare.
 RARE = 5
 #: Precisions that thresholds promise.
 PROMISED = 0.5, 0.7, 0.8, 0.9
+#: Neighbors of the baseline, and the power of their cosine similarities.
+NEIGHBORS, POWER = 40, 6
+#: The encoder of our figures, for the help.
+ENCODER = "all-MiniLM-L6-v2 (384 numbers, max_seq_length 32)"
+#: Settings that a fitted classifier may have.
+CHOSEN = "C", "slack", "frequency", "power", "kernel_C", "kernel_weight", "head_weight"
 METRICS = "P@1", "P@3", "P@5", "PSP@5", "F1@5", "nDCG@5", "rare R@5"
 
 
@@ -69,37 +87,86 @@ def _calibration_figures(probabilities, hits):
     return found
 
 
-def _ours(params, part, test, folder):
-    small = ["old maps", "old books", "new maps"] * 40, [["map"], ["book"], ["map", "new"]] * 40
-    train.Classifier(**params, progress=False).fit(*small).predict(small[0])  # compiles
-    model = train.Classifier(**params, progress=False)
+@dataclass
+class Inputs:
+    """Texts, embeddings (n, d) or both, of the same rows; what the classifier does not get is None."""
+
+    texts: np.ndarray | None
+    h: np.ndarray | None
+
+    def of(self, rows=slice(None)):
+        """Texts, embeddings or a pair of them, as the classifier takes them."""
+        found = tuple(part[rows] for part in (self.texts, self.h) if part is not None)
+        return found if len(found) == 2 else found[0]
+
+
+def read_embeddings(folder, part, n_texts):
+    """The embeddings of a part of the data, (n_texts, d) float32."""
+    path = Path(folder) / f"{part}.npy"
+    h = np.load(path)
+    if h.ndim != 2 or len(h) != n_texts:
+        raise ValueError(f"{path} must have one row per text, {n_texts} in all, got the shape {h.shape}")
+    return h.astype(np.float32)
+
+
+def _ours(params, x, labels, test_x, test_labels, folder):
+    """Our classifier; x and test_x are `Inputs`."""
+    texts = np.array(["old maps", "old books", "new maps"] * 40)
+    h = np.random.default_rng(0).random((120, 8), np.float32)
+    few = Inputs(None if x.texts is None else texts, None if x.h is None else h).of()
+    train.Classifier(**params, progress=False).fit(few, [["map"], ["book"], ["map", "new"]] * 40).predict(few)
+    if x.h is not None:
+        _search_once(x.h)
+    model = train.Classifier(**params, progress=False)  # everything is compiled now
     start = time.perf_counter()
-    model.fit(part.texts, part.labels)
+    model.fit(x.of(), labels)
     seconds = time.perf_counter() - start
     peak = peak_memory()
     folder.mkdir(parents=True, exist_ok=True)
     model.save(folder / "model.safetensors")
-    texts = np.array(test.texts, object)
-    _, times = answered(lambda given: model.top_k([given] if isinstance(given, str) else given, 5), texts, N_SINGLE)
+    numbers = np.arange(len(test_labels))
+    _, times = answered(lambda rows: model.top_k(test_x.of(np.atleast_1d(rows)), 5), numbers, N_SINGLE)
     k = min(20, model.n_labels_)
-    _, ids = model.top_k(texts, k)
-    labels = indicator(test.labels, model.classes_.tolist())
-    counts = np.pad(model.label_counts_, (0, labels.shape[1] - model.n_labels_))
-    found = figures_of(ids, labels, counts, model.n_points_)
+    _, ids = model.top_k(test_x.of(), k)
+    y = indicator(test_labels, model.classes_.tolist())
+    counts = np.pad(model.label_counts_, (0, y.shape[1] - model.n_labels_))
+    found = figures_of(ids, y, counts, model.n_points_)
     if model.calibration_ is not None:
-        probabilities = model.predict_proba(texts, k)[np.arange(len(ids))[:, None], ids].toarray()
-        found |= _calibration_figures(probabilities, metrics.hits_at_k(ids, labels, k))
-        sets = model.evaluate(test.texts, test.labels)
+        probabilities = model.predict_proba(test_x.of(), k)[np.arange(len(ids))[:, None], ids].toarray()
+        found |= _calibration_figures(probabilities, metrics.hits_at_k(ids, y, k))
+        sets = model.evaluate(test_x.of(), test_labels)
         found |= {name: sets[name] for name in ("sample F1", "micro F1", "macro F1")}
         found |= {"threshold": model.threshold_, "limit": model.limit_}
     return times | {
         "train_seconds": seconds,
         "peak_memory_bytes": peak,
         "model_bytes": (folder / "model.safetensors").stat().st_size,
-        "settings": params | {"C": model.C_, "slack": model.slack_, "frequency": model.frequency_},
+        "settings": params | {name: getattr(model, f"{name}_") for name in CHOSEN if hasattr(model, f"{name}_")},
         "n_features": model.n_features_in_,
         "n_labels": model.n_labels_,
         "test": found,
+    }
+
+
+def _search_once(h):
+    """Compile the search for neighbors, for one row and for many."""
+    for n in (1, 256):
+        nearest_neighbors(h[:n], h, min(NEIGHBORS, len(h)))
+
+
+def _plain_neighbors(h, labels, test_h, test_labels):
+    """The labels of the nearest training points; the training time is that of scaling the points to length 1."""
+    names = sorted({name for of_row in (*labels, *test_labels) for name in of_row})
+    y, test_y = indicator(labels, names), indicator(test_labels, names)
+    _search_once(h)
+    ids, result = scikit.nearest_votes(h, y, test_h, neighbors=NEIGHBORS, power=POWER, k=20, n_single=N_SINGLE)
+    counts = np.bincount(y.indices, minlength=len(names))
+    return result | {
+        "peak_memory_bytes": peak_memory(),
+        "settings": {"neighbors": NEIGHBORS, "power": POWER},
+        "n_features": h.shape[1],
+        "n_labels": int((counts > 0).sum()),
+        "test": figures_of(ids, test_y, counts, len(h)),
     }
 
 
@@ -157,7 +224,15 @@ def summary(name, found):
         "a whole command). Query: one text per call (Annif: suggestions for the whole test set in one command).",
         "omikuji gets our features. Annif makes its own.",
     ]
-    notes += rows.closing_notes(found, ROWS, f"python -m bench.texts ROW --data {name}")
+    command, embedded = f"python -m bench.texts ROW --data {name}", [row for row in WITH_EMBEDDINGS if row in found]
+    notes += rows.closing_notes(found, [row for row in ROWS if row not in WITH_EMBEDDINGS], command)
+    if embedded:
+        notes += [
+            f"{', '.join(embedded)}: embeddings of width {found[embedded[0]]['embedding_width']}; making them is not "
+            f"part of the times. {PLAIN}: the labels of the {NEIGHBORS} nearest training texts, each with cosine ** "
+            f"{POWER}; nothing is trained.",
+            *rows.missing_note(found, WITH_EMBEDDINGS, f"{command} --embeddings DIR"),
+        ]
     return {
         "benchmark": f"texts: {name}",
         "parameters": {"data": name, "points": example["points"]},
@@ -172,14 +247,26 @@ def measure(row, folder, args):
     """Train and evaluate one row; returns the row of results."""
     name, part, test = Path(folder).name, read(folder, "train"), read(folder, "test")
     environment = machine.environment("cpu") | {"threads": args.threads}
+    texts, embeddings = [np.array(each.texts, object) for each in (part, test)], [None, None]
+    if row in WITH_EMBEDDINGS:
+        sizes = ("train", len(part.texts)), ("test", len(test.texts))
+        embeddings = [read_embeddings(args.embeddings, *size) for size in sizes]
+    if row in EMBEDDINGS:
+        texts = [None, None]
+    x, test_x = map(Inputs, texts, embeddings)
     work = args.work / name / row
     with machine.other_work() as others:
-        if row in OURS:
-            result = _ours(OURS[row], part, test, work)
+        if row in PARAMETERS:
+            result = _ours(PARAMETERS[row], x, part.labels, test_x, test.labels, work)
+        elif row == PLAIN:
+            result = _plain_neighbors(x.h, part.labels, test_x.h, test.labels)
         else:
             result = _omikuji(row, part, test, work, args.threads)
     environment["versions"] |= result.pop("versions", {})
     environment["command"] = f"python -m bench.texts {row} --data {name}"
+    if row in WITH_EMBEDDINGS:
+        environment["command"] += " --embeddings DIR"
+        result["embedding_width"] = x.h.shape[1]
     return {
         "command": environment["command"], "data": name, "device": "cpu", "points": len(part.texts),
         "test_points": len(test.texts), **result, "environment": environment | others,
@@ -190,6 +277,11 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m bench.texts", description=__doc__.partition("\n")[0])
     parser.add_argument("row", nargs="?", choices=ROWS, help="the row to measure")
     parser.add_argument("--data", metavar="DIR", help="a folder with train_text.tsv.xz and test_text.tsv.xz")
+    embeddings = (
+        "a folder with train.npy and test.npy, one row per text, made by any encoder, for the rows "
+        f"{', '.join(WITH_EMBEDDINGS)}; our figures are those of gutenberg, encoded by {ENCODER}"
+    )
+    parser.add_argument("--embeddings", metavar="DIR", help=embeddings)
     parser.add_argument(
         "--work", type=Path, default=Path("accuracy_output"), metavar="DIR", help="folder for models and files"
     )
@@ -213,6 +305,9 @@ def main(argv=None):
         return 0
     if not (args.row and args.data):
         parser.error("give a row and --data DIR, or --list, or --table")
+    if (args.row in WITH_EMBEDDINGS) != (args.embeddings is not None):
+        needs = "" if args.row in WITH_EMBEDDINGS else "not "
+        parser.error(f"--embeddings DIR must {needs}be given for the row {args.row}")
     numba.set_num_threads(args.threads)
     try:
         result = measure(args.row, args.data, args)

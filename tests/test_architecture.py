@@ -48,6 +48,7 @@ NO_TWIN = {
     "matmul",  # CUDA also has two kernels to learn from
     "grouping",  # CPU only
     "feature_choice",  # CPU only
+    "matching_pursuit",  # CPU only
     "__init__",  # no operations
 }
 #: Used by several files of one backend, never called from outside it.

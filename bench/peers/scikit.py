@@ -1,11 +1,13 @@
-"""Baselines in a few lines of scikit-learn and SciPy: nearest centroids, and one logistic regression per label."""
+"""Baselines in a few lines of scikit-learn and SciPy: centroids, votes of neighbors, logistic regressions."""
 
 import time
 
 import numpy as np
 import scipy.sparse
 
-from . import answered
+from sparsemax_nb import nearest_neighbors
+
+from . import Peer, answered
 
 #: Rows whose scores are computed at the same time.
 ROWS_PER_CHUNK = 256
@@ -35,6 +37,41 @@ def nearest_centroids(x, y, test_x, *, k=5, n_single=1000):
 
     size = transposed.data.nbytes + transposed.indices.nbytes + transposed.indptr.nbytes
     ids, times = answered(predict, test_x, n_single)
+    return ids, {"train_seconds": seconds, "model_bytes": size} | times
+
+
+def brute_neighbors(points, h, k):
+    """``NearestNeighbors(algorithm="brute")``; of points with length 1, the nearest have the largest products."""
+    from sklearn.neighbors import NearestNeighbors
+
+    model = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(points)
+    return Peer(lambda: model.kneighbors(h, return_distance=False), "brute, Euclidean distances")
+
+
+def nearest_votes(h, y, test_h, *, neighbors, power, k=5, n_single=1000):
+    """Predict the labels of the nearest rows of h, each with the sum of their cosine similarities to a power.
+
+    Nothing is trained. Returns ids (n, k), padded with -1, and measurements.
+    """
+    start = time.perf_counter()
+    points, rows = (a / np.maximum(np.linalg.norm(a, axis=1, keepdims=True), 1e-12) for a in (h, test_h))
+    seconds, y = time.perf_counter() - start, y.astype(np.float32)
+
+    def predict(rows):
+        near, found = nearest_neighbors(rows.reshape(-1, points.shape[1]), points, min(neighbors, len(points)))
+        weights, ends = np.maximum(near, 0).ravel() ** power, np.arange(0, found.size + 1, found.shape[1])
+        votes = scipy.sparse.csr_matrix((weights, found.ravel(), ends), (len(near), len(points)))
+        votes.eliminate_zeros()
+        scores = votes @ y
+        ids = np.full((len(near), k), -1, np.int32)
+        for row, first, last in zip(ids, scores.indptr, scores.indptr[1:], strict=False):
+            labels = scores.indices[first:last]
+            labels = labels[np.lexsort((labels, -scores.data[first:last]))][:k]
+            row[: len(labels)] = labels
+        return ids
+
+    size = points.nbytes + y.data.nbytes + y.indices.nbytes + y.indptr.nbytes
+    ids, times = answered(predict, rows, n_single)
     return ids, {"train_seconds": seconds, "model_bytes": size} | times
 
 

@@ -354,6 +354,8 @@ def classifier_options(parser, device):
     option = common.option_adder(sub, default)
     sub.add_argument("--output", choices=tuple(OUTPUTS), default=default["output"], help="type of the output layer")
     sub.add_argument("--loss", choices=LOSSES, default=default["loss"], help="loss, summed over the labels")
+    initial = "weights before the training: computed from the training labels, or random hidden layers and zeros"
+    sub.add_argument("--initial", choices=("labels", "random"), default=default["initial"], help=initial)
     _sampler_options(sub, option, default, "how negatives are drawn for the softmax loss; none: exact loss")
     option("embedding", int, "D", "width of the embedding of sparse features")
     option("intermediate", common.count_or_none, "H", "width of the dense layer below a sparse output layer; 0: none")
@@ -389,7 +391,7 @@ def classifier_options(parser, device):
     option("rewire_every", int, "N", "steps between two rewirings")
     option("rewire_until", float, "P", "fraction of the training after which rewiring ends")
     option = common.option_adder(parser, default)
-    option("epochs", int, "N", "maximum number of epochs (default: 5 for the linear layer, 10 for a network)")
+    option("epochs", int, "N", "maximum number of epochs (default: 5)")
     option("budget_seconds", float, "S", "stop training after S seconds")
     option("memory_limit", common.size, "SIZE", "raise an error before training if it needs more memory, e.g. 1GiB")
     option("seed", int, "N", "random seed of weights, order, dropout and rewiring")

@@ -26,6 +26,7 @@ BELL_MEAN, BELL_SCALE = np.float32(8 * (2**16 - 1) / 2), np.float32((8 * (2**32 
 CONNECTIONS, WEIGHTS, DROPOUT, SHUFFLE = np.uint64(1 << 16), np.uint64(2 << 16), np.uint64(3 << 16), np.uint64(4 << 16)
 REWIRING, SAMPLING, GENERATION, GATE = np.uint64(5 << 16), np.uint64(6 << 16), np.uint64(7 << 16), np.uint64(8 << 16)
 NOISE, ROUNDING, GROUPING, RESAMPLE = np.uint64(9 << 16), np.uint64(10 << 16), np.uint64(11 << 16), np.uint64(12 << 16)
+SKETCH = np.uint64(13 << 16)
 
 
 def philox(c0, c1, c2, c3, k0, k1):

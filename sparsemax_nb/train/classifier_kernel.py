@@ -21,9 +21,6 @@ from .wide import WideTraining
 
 #: Passes over the data if `epochs` is None: one takes a second for 100,000 points.
 EPOCHS = 5
-#: A linear layer over embeddings is trained by default if points times width times labels are at most this number:
-#: about a minute of products on two cores.
-MAX_PRODUCTS = 1 << 41
 #: Slack of a kernel machine: accuracy hardly depends on it.
 SLACK = 0.2
 
@@ -56,8 +53,6 @@ class KernelArchitecture(SampledEstimator):
             name: None if is_auto(getattr(self, name)) else float(getattr(self, name))
             for name in ("kernel_weight", "head_weight")
         }
-        if is_auto(self.head_weight) and len(points) * X.dense.shape[1] * y.shape[1] > MAX_PRODUCTS:
-            weights_of_parts["head_weight"] = 0.0
         held_out = (self.calibration or None in weights_of_parts.values()) and validation is None
         plan = self._linear_memory(X.words, of_rows, held_out).arrays + self._kernel_memory(
             X.dense, of_rows, len(points)

@@ -15,12 +15,13 @@ from .classifier_targets import CLASS
 from .estimator import SampledEstimator
 from .negatives import FIXED_SAMPLERS, MIDX_KINDS, Negatives
 from .network import SPARSE_OUTPUTS, Network
+from .start import LabelStart
 from .validation import possible_ks
 
 #: Most weights of a dense matrix that samplers may make from a sparse output layer: 512 MiB.
 MAX_DENSE_WEIGHTS = 1 << 27
 #: Passes over the data if `epochs` is None.
-EPOCHS = 10
+EPOCHS = 5
 
 
 class _Rows:
@@ -132,6 +133,8 @@ class NetworkArchitecture(SampledEstimator):
                 rewired=self.rewire_fraction,
                 sampling=self._sampling(),
                 labels_per_row=y.nnz / y.shape[0],
+                initial=self.initial if start is None else "random",
+                n_points=len(rows),
             )
         )
         self.tfidf_ = None
@@ -153,27 +156,41 @@ class NetworkArchitecture(SampledEstimator):
             _initial_bias(network.output.bias, counts, len(rows), self.loss)
         if self.sampler != "none":
             network.output.negatives = Negatives(self._sampling(), network.output.sampler_weights, counts, self.seed)
+        scale, prepare = 1.0, None
+        if self.initial == "labels":
+            label_start = LabelStart(network, lambda ids: self._batch(X, rows[ids]), y[rows], self.seed)
+            scale, prepare = label_start.scale, label_start.run if start is None else None
         network.output.rank_last(np.flatnonzero(self.label_counts_ + self.name_counts_ == 0))
         ks, adam = possible_ks(y.shape[1]), Adam(self.learning_rate)
         has_p3 = y.shape[1] > 3 and self._target_form != CLASS  # with three labels, P@3 is always the same
-        if not self.is_dense_:
-            adam.scale_rate(network.hidden[0].table, self.embedding_lr_multiplier)
-        if self.output in SPARSE_OUTPUTS and self.intermediate is not None:
-            adam.scale_rate(network.hidden[-1].weights, self.intermediate_lr_multiplier)
+        self._scale_rates(adam, network, scale)
         return loop.Training(
             network,
             adam,
-            self._network_schedule(),
+            self._network_schedule(validation),
             len(rows),
             batch=lambda ids: (self._batch(X, rows[ids]), y[rows[ids]]),
             order=row_order,
             validate=None if validation is None else lambda: self._evaluate_with(network, *validation, ks),
             monitor="P@3" if has_p3 else "P@1",
+            prepare=prepare,
         )
 
-    def _network_schedule(self):
-        rewiring = {} if self.output in SPARSE_OUTPUTS else {"rewire_fraction": 0.0}
-        return self._schedule(**rewiring, epochs=EPOCHS if self.epochs is None else self.epochs)
+    def _scale_rates(self, adam, network, scale):
+        """Set the learning rates of the layers; `scale` is that of the weights next to dense features."""
+        if not self.is_dense_:
+            adam.scale_rate(network.hidden[0].table, self.embedding_lr_multiplier)
+        if len(network.hidden) > 1:
+            factor = self.intermediate_lr_multiplier if self.output in SPARSE_OUTPUTS else 1.0
+            adam.scale_rate(network.hidden[-1].weights, factor * scale)
+        elif self.is_dense_:
+            output = network.output
+            adam.scale_rate(output.weights if hasattr(output, "weights") else output.values, scale)
+
+    def _network_schedule(self, validation):
+        more = {} if self.output in SPARSE_OUTPUTS else {"rewire_fraction": 0.0}
+        more |= {} if validation is not None else {"decay": "linear"}
+        return self._schedule(**more, epochs=EPOCHS if self.epochs is None else self.epochs)
 
     def encode(self, X: Any, out: np.ndarray | None = None) -> np.ndarray:
         """Return the input of the output layer for each row.

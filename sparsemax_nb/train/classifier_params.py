@@ -32,6 +32,7 @@ NETWORK_ONLY = (
     "grouping",
     "weight_dtype",
     "loss",
+    "initial",
     "sampler",
     "n_samples",
     "n_codewords",
@@ -114,6 +115,7 @@ class ClassifierParams(SampledEstimator):
             check.integer("limit", self.limit, 1)
         check.choice("output", self.output, tuple(OUTPUTS))
         check.choice("loss", self.loss, LOSSES)
+        check.choice("initial", self.initial, ("labels", "random"))
         if self.loss != "softmax" and self.sampler != "none":
             raise ValueError(f"sampler={self.sampler!r} needs loss='softmax', got loss={self.loss!r}")
         if not (isinstance(self.tfidf, (bool, np.bool_)) or is_auto(self.tfidf)):

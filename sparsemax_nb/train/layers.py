@@ -132,6 +132,11 @@ class Embedding:
     def activations(self):
         return {"embedding.output": self._relu.out}
 
+    def set(self, table, bias):
+        """Overwrite the parameters by NumPy arrays."""
+        self.table[...] = asarray(table, self._device, np.float32)
+        self._relu.bias[...] = asarray(bias, self._device, np.float32)
+
     def forward(self, rows, dropout=None, keep=False):
         """SparseRows -> (B, D)."""
         if keep:
@@ -209,6 +214,11 @@ class Dense:
     @property
     def activations(self):
         return {"intermediate.output": self._relu.out}
+
+    def set(self, weights, bias):
+        """Overwrite the parameters by NumPy arrays."""
+        self.weights[...] = asarray(weights, device_of(self.weights), np.float32)
+        self._relu.bias[...] = asarray(bias, device_of(self.weights), np.float32)
 
     def forward(self, x, dropout=None, keep=False):
         """(B, D) -> (B, H)."""

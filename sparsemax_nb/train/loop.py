@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from ..core import check, description
+from ..core import check, checkpoint, description
 from ..core.device import asarray, device_of, to_numpy
 from ..data.batches import shuffled
 from .gradients import GradientError
@@ -119,7 +119,7 @@ class History:
         seconds it took.
     steps : int
     seconds : float
-        Training time, without validation and without the first step.
+        Training time, with the initial weights, without validation and without the first step.
     output_seconds : float
         The part of `seconds` spent in the output layer.
     first_step_seconds : float
@@ -275,9 +275,13 @@ class Training(Run):
         ``validate() -> dict`` of metrics, called after each epoch.
     monitor : str
         The validation metric that decides about learning rate, early stop and best model; larger is better.
+    prepare : callable or None
+        ``prepare()`` sets the initial weights of the network; called before the first step, but not after a resume.
     """
 
-    def __init__(self, network, optimizer, schedule, n_rows, batch, order=None, validate=None, monitor="P@3"):
+    def __init__(
+        self, network, optimizer, schedule, n_rows, batch, order=None, validate=None, monitor="P@3", prepare=None
+    ):
         self.network = network
         self.optimizer = optimizer
         self.schedule = schedule
@@ -285,6 +289,7 @@ class Training(Run):
         self._order_of = order or (lambda epoch: shuffled(n_rows, schedule.seed, epoch))
         self._batch = batch
         self._validate = validate
+        self._prepare = prepare
         self._monitor = monitor
         self.history = History()
         self._position = _Position(learning_rate=schedule.learning_rate)
@@ -390,6 +395,10 @@ class Training(Run):
 
     def run(self, **options):
         """As `Run.run`; then the network has the weights of the best epoch if there is validation."""
+        if self._prepare is not None and self.history.steps == 0:
+            start = clock()
+            self._prepare()
+            self.history.seconds += clock() - start
         super().run(**options)
         if self._best:
             self.network.set_parameters(self._best)
@@ -516,7 +525,7 @@ class Training(Run):
                     host = to_numpy(array)
                     if name not in self._best:
                         self._best[name] = np.empty_like(host)
-                    np.copyto(self._best[name], host)
+                    np.copyto(checkpoint.bits(self._best[name]), checkpoint.bits(host))
             else:
                 position.bad_epochs += 1
                 if position.bad_epochs % schedule.patience == 0 and schedule.decay == "plateau":

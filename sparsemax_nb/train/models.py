@@ -200,6 +200,8 @@ class WideModel(LinearModel):
         return super().nbytes + self.kernel.nbytes + (0 if self.head is None else self.head.nbytes)
 
     def _best(self, x, k):
+        if self.kernel_weight == 0 and self.head is None:
+            return super()._best(x.words, k)
         parts = self.parts(x.dense)
         return self._best_of_scores(
             x.shape[0], lambda rows: self.scores(x.words[rows]) + self.added(*(part[rows] for part in parts)), k

@@ -9,7 +9,7 @@ import scipy.sparse
 
 from ..core import check, checkpoint, formulas, rng, sparse
 from ..core.device import asarray, backend_of, empty, module_of, synchronize
-from . import memory
+from . import memory, start
 from .gradients import apply_all, clip
 from .layers import Dense, Embedding, Inputs
 from .outputs import DenseOutput, FixedFanInOutput, GroupSharedOutput, SoftmaxOutput, UnstructuredOutput
@@ -201,13 +201,16 @@ class Network(BaseNetwork):
         sampling=None,
         labels_per_row=1.0,
         clip=None,
+        initial="random",
+        n_points=1 << 20,
     ):
         """The `Plan` of training such a network with Adam, and of predictions, both in batches of `batch_size` rows.
 
         Parameters beyond those of `Network`: `entries_per_row`, the mean number of sparse features per row; `rewired`,
         the share of the connections that a rewiring replaces; `keep_best`, whether the weights of the best epoch are
         also stored; `k` of the top-k; `sampling`, the `Sampling` of a softmax loss with negatives, or None;
-        `labels_per_row`, the mean number of labels per row. Data, code and libraries are not counted.
+        `labels_per_row`, the mean number of labels per row; `initial`, as in `Classifier`; `n_points`, the number of
+        training points. Data, code and libraries are not counted.
         """
         width, arrays = n_features, []
         if embedding is None:
@@ -233,6 +236,8 @@ class Network(BaseNetwork):
             sampling=sampling,
             labels_per_row=labels_per_row,
         )
+        if initial == "labels":
+            arrays += start.memory(n_points, n_features, n_labels, embedding, intermediate, output)
         arrays.append(memory.array(memory.PREDICTION, "hidden layers' outputs", batch_size, width))
         if keep_best and device == "cpu":  # those of a CUDA network are stored in the host's memory
             parameters = [array for array in arrays if array.shape is not None]

@@ -532,6 +532,8 @@ def test_gpu_needs_a_device_and_survives_failing_parts(tmp_path, capsys, monkeyp
     assert "python -m bench.step --device cuda" in commands
     assert re.search(r"bench.cross_entropy --device cpu .*--large-rows 1024\n", commands)
     assert "ds_softmax" not in commands and "pecos" not in commands  # they need a model, and a separate Python
+    assert "bench.neighbors --device cuda" in commands
+    assert "bench.texts" not in commands and "later_labels" not in commands  # they have no --device
     assert not any(f"bench.{name} " in commands for name in ("__main__", "harness", "plotting", "tables", "timing"))
     assert gpu.limit_of("tests", ["a cuda", "b cpu"], 570) == gpu.TESTS_LIMIT
     assert gpu.limit_of("a cuda", ["b cuda", "c cpu"], 570) == gpu.BENCHMARK_LIMIT

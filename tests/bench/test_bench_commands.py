@@ -2,11 +2,13 @@
 
 import contextlib
 import importlib
+import sys
 
+import numpy as np
 import pytest
 
 import bench.__main__
-from bench import forward, group_shared, scaling, step
+from bench import forward, group_shared, neighbors, scaling, step
 from sparsemax_nb.core.device import SIMULATOR
 
 
@@ -94,3 +96,35 @@ def test_second_launch_is_profiled_and_ends_the_program(monkeypatch, capsys):
     assert ended.value.code == 0
     assert events == ["start", "stop"]
     assert f"profiled fixed_fan_in.{kernel}: grid (1, 1)" in capsys.readouterr().out
+
+
+def test_neighbors_at_smoke_size(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    rows = neighbors.main(["--smoke", "--device", "cpu", "--threads", "1"])
+    assert [row["parameters"]["rows"] for row in rows] == [64, 1]
+    for row in rows:
+        assert row["contestants"]["FAISS flat"] == {"unavailable": "FAISS is not installed (pip install faiss-cpu)"}
+        assert all(row["contestants"][name]["median_s"] > 0 for name in ("ours", "NumPy", "scikit-learn"))
+        assert row["floor"]["seconds"] > 0 and row["memory"]["ours"]["held"] >= 2000 * 16 * 4
+    assert "IndexFlatIP" not in capsys.readouterr().out
+
+
+def test_wrong_neighbors_are_noticed():
+    points, h = neighbors.clustered(300, 20, 8)
+    check = neighbors.checker(h, points, 4)
+    ids = np.argsort(-(h @ points.T), axis=1)[:, :5]
+    check(ids[:, :4])
+    for wrong, message in (
+        (ids, "ids have shape"),
+        (ids[:, [0, 1, 2, 4]], "the products of the points found are off"),
+        (ids[:, [1, 0, 2, 3]], "the products of the points found are off"),
+        (ids[:, [0, 1, 2, 2]], "a point is found twice"),
+    ):
+        with pytest.raises(AssertionError, match=message):
+            check(wrong)
+
+
+def test_faiss_finds_the_same_neighbors():
+    pytest.importorskip("faiss", reason="FAISS is not installed: it is an optional competitor")
+    points, h = neighbors.clustered(300, 20, 8)
+    neighbors.checker(h, points, 4)(neighbors.faiss_flat(points, h, 4).run())

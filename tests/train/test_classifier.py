@@ -99,13 +99,15 @@ def test_bias_of_groups_starts_at_each_labels_own_odds(corpus):
     """One step at a rate of nearly nothing: sorted back, the bias is that of a plain layer."""
     biases = []
     for output in (GROUPED, {}):
-        model = fitted(corpus, **output, loss="bce", epochs=1, learning_rate=1e-9, min_learning_rate=0.0)
+        model = fitted(corpus, **output, loss="bce", epochs=1, learning_rate=1e-9, initial="random")
         bias = model.network_.output.bias
         biases.append(bias[np.argsort(model.network_.output.order)] if output else bias)
     np.testing.assert_allclose(*biases, atol=1e-6)
     assert np.ptp(biases[0]) > 0.1
 
 
+#: A network that learns everything in its training.
+RANDOM = {"initial": "random", "embedding_lr_multiplier": 10.0}
 #: A softmax over 25 labels, few negatives.
 SOFTMAX = {"output": "dense", "loss": "softmax", "n_samples": 6, "n_codewords": 4, "index_every": 7}
 SPARSE_SOFTMAX = SOFTMAX | {"output": "fixed-fan-in"}
@@ -113,7 +115,7 @@ SPARSE_SOFTMAX = SOFTMAX | {"output": "fixed-fan-in"}
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_learns_by_the_softmax(corpus, sampler):
-    model = fitted(corpus, **SOFTMAX, sampler=sampler, epochs=30, learning_rate=1e-2, dropout=0.0)
+    model = fitted(corpus, **SOFTMAX, sampler=sampler, epochs=30, learning_rate=1e-2, dropout=0.0, **RANDOM)
     result = model.evaluate(corpus.features, corpus.labels, ks=(1, 2))
     assert result["P@1"] > 0.8 and result["nDCG@2"] > 0.7
     assert list(model.network_.output.parameters) == ["output.weights"]
@@ -259,7 +261,7 @@ def test_trains_on_cuda(corpus, more):
 
 def test_budget_stops_training(corpus, ticking):
     """After the first step, whose seconds may go into compiling, and two of a quarter of a second each."""
-    history = fitted(corpus, epochs=100, budget_seconds=0.3).history_
+    history = fitted(corpus, epochs=100, budget_seconds=0.3, initial="random").history_
     assert (history.stopped, history.seconds, history.first_step_seconds, history.steps) == ("budget", 0.5, 0.25, 3)
 
 
@@ -737,9 +739,11 @@ def test_dense_features_train_and_predict(corpus, tmp_path):
         fitted(corpus, epochs=1).predict(x)
 
 
-def test_features_are_not_copied(corpus):
-    """Neither CSR nor dense features: the training data may fill most of the memory."""
+def test_features_are_not_copied(monkeypatch):
+    """Neither CSR with many entries nor dense features: the training data may fill most of the memory."""
     import tracemalloc
+
+    monkeypatch.setattr("sparsemax_nb.train.start.MAX_ELEMENTS", 1 << 22)
 
     n, many = 100_000, 60
     ids = (np.arange(n * many, dtype=np.int32).reshape(n, many) % many + np.arange(n, dtype=np.int32)[:, None]) % 500
@@ -845,8 +849,11 @@ def test_a_layer_learns_at_its_own_rate(corpus, rate, output, name):
 
     def moved(value):
         """How far the second step moves the layer (in the first, the zeros of the output pass nothing down)."""
-        one = corpus.features[:30], corpus.labels[:30]
-        model = train.Classifier(**SMALL | {"output": output, "epochs": 2, rate: value, "rewire_fraction": 0}).fit(*one)
+        one, params = (
+            (corpus.features[:30], corpus.labels[:30]),
+            {"epochs": 2, "rewire_fraction": 0, "initial": "random"},
+        )
+        model = train.Classifier(**SMALL | params | {"output": output, rate: value}).fit(*one)
         return np.abs(model.network_.parameters[name] - start).max()
 
     assert moved(1.0) > 1e-5 and np.isclose(moved(0.25), moved(1.0) / 4, rtol=1e-2)
