@@ -402,11 +402,12 @@ class Classifier(
         """scikit-learn's description of a classifier of texts or features, with one or more labels per row."""
         from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
 
+        needs_dense = self.architecture == "kernel"
         return Tags(
             estimator_type="classifier",
             target_tags=TargetTags(required=True, multi_output=True, single_output=True),
             classifier_tags=ClassifierTags(multi_class=True, multi_label=True),
-            input_tags=InputTags(sparse=True, string=True),
+            input_tags=InputTags(sparse=not needs_dense, string=not needs_dense),
         )
 
     def fit(

@@ -22,6 +22,7 @@ LINEAR = COMMON | {"architecture": "linear", "C": 1.0, "slack": 0.2, "frequency"
                    "calibration": False}  # fmt: skip
 NETWORK = COMMON | {"architecture": "network", "embedding": 8, "intermediate": 16, "fan_in": 4, "epochs": 20,
                     "batch_size": 32, "learning_rate": 0.02, "dropout": 0.0}  # fmt: skip
+KERNEL = COMMON | {"architecture": "kernel", "power": 4.0, "kernel_C": 1.0, "calibration": False}
 HELD_OUT = {"validation_fraction": 0.2, "calibration": True, "threshold": 0.5, "limit": None}
 
 
@@ -59,11 +60,20 @@ CHECKS = {
             "check_sample_weight_equivalence_on_sparse_data": ORDER,
         },
     ),
+    "kernel": (KERNEL, {"check_sample_weight_equivalence_on_dense_data": ORDER}),
     "calibrated": (
         LINEAR | HELD_OUT,
         {
             "check_sample_weight_equivalence_on_dense_data": ORDER,
             "check_sample_weight_equivalence_on_sparse_data": ORDER,
+            "check_classifier_multioutput": BY_PROBABILITY,
+            "check_decision_proba_consistency": NOT_MONOTONIC,
+        },
+    ),
+    "kernel, calibrated": (
+        KERNEL | HELD_OUT,
+        {
+            "check_sample_weight_equivalence_on_dense_data": ORDER,
             "check_classifier_multioutput": BY_PROBABILITY,
             "check_decision_proba_consistency": NOT_MONOTONIC,
         },
@@ -87,7 +97,9 @@ def test_scikit_learns_checks(name):
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])
-@pytest.mark.parametrize("params", [LINEAR | HELD_OUT, NETWORK | HELD_OUT], ids=["linear", "network"])
+@pytest.mark.parametrize(
+    "params", [LINEAR | HELD_OUT, KERNEL | HELD_OUT, NETWORK | HELD_OUT], ids=["linear", "kernel", "network"]
+)
 def test_scores_probabilities_and_classes_agree(corpus, params, n_classes):
     x = corpus.features.toarray()
     y = np.array(["b", "a", "c"])[x[:, :10].argmax(1) % n_classes]
@@ -144,7 +156,7 @@ def test_a_network_keeps_the_epoch_with_the_best_accuracy(corpus):
     assert model.history_.best_epoch == np.argmax(found) > 0 and model.score(x, y) == max(found) > 0.6
 
 
-@pytest.mark.parametrize("params", [LINEAR, NETWORK], ids=["linear", "network"])
+@pytest.mark.parametrize("params", [LINEAR, KERNEL, NETWORK], ids=["linear", "kernel", "network"])
 def test_nan_in_held_out_rows_is_refused(corpus, params):
     """Before the training: only the validation reads these rows."""
     x, y = corpus.features.toarray(), np.arange(120) % 3
@@ -188,7 +200,9 @@ def test_the_first_partial_fit_selects_a_linear_layer(corpus):
 
 
 @pytest.mark.parametrize("scoring", [None, "accuracy", "f1_macro", "neg_log_loss", "roc_auc_ovr"])
-@pytest.mark.parametrize("params", [LINEAR | HELD_OUT, NETWORK | HELD_OUT], ids=["linear", "network"])
+@pytest.mark.parametrize(
+    "params", [LINEAR | HELD_OUT, KERNEL | HELD_OUT, NETWORK | HELD_OUT], ids=["linear", "kernel", "network"]
+)
 def test_cross_validation_of_classes(corpus, params, scoring):
     y = np.array(["a", "b", "c"])[corpus.features[:, :10].toarray().argmax(1) % 3]
     scores = model_selection.cross_val_score(
@@ -245,12 +259,16 @@ def test_a_pipeline_and_a_clone(corpus):
 # ---------------------------------------------------------------- weights of rows
 
 
-@pytest.mark.parametrize("params", [LINEAR, NETWORK | {"epochs": 1}], ids=["linear", "network"])
+@pytest.mark.parametrize("params", [LINEAR, KERNEL, NETWORK | {"epochs": 1}], ids=["linear", "kernel", "network"])
 def test_rows_of_weight_zero_are_left_out(corpus, tmp_path, params):
     """Also in the counts of the labels, and among the classes."""
     x, y = corpus.features, np.arange(120) % 3
+    forms = x, x.tocoo()
+    if params is KERNEL:
+        x = x.toarray()
+        forms = x, x.tolist()
     model = train.Classifier(**params | {"frequency": 0.1} if params is LINEAR else params)
-    for form in (x, x.tocoo()):
+    for form in forms:
         model.fit(form, y, sample_weight=y != 1)
         assert model.classes_.tolist() == [0, 2] and model.n_points_ == 80
         assert model.label_counts_.tolist() == [40, 40] and set(model.predict(x)) <= {0, 2}
