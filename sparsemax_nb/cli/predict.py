@@ -96,6 +96,11 @@ def _labeled_texts(model, options):
     return texts.name_of(options.text), corpus.texts, texts.targets(model, corpus, options.text)
 
 
+def _n_columns(model):
+    """The number of features in a file, without the embeddings in --dense."""
+    return model.n_features_in_ if model.dense_columns else model._n_sparse
+
+
 def _part_of_data(model, options):
     """The name of --data, and the points of --part."""
     if model.vectorizer_ is not None:
@@ -107,9 +112,9 @@ def _part_of_data(model, options):
     points = getattr(corpus, options.part)
     if points is None:
         raise ValueError(f"{name} has no {options.part} part")
-    if points.features.shape[1] != model.n_features_in_:
+    if points.features.shape[1] != _n_columns(model):
         raise ValueError(
-            f"--data must have {model.n_features_in_} features, as {options.model} expects, but {name} has "
+            f"--data must have {_n_columns(model)} features, as {options.model} expects, but {name} has "
             f"{points.features.shape[1]}; use the data that the model was trained on"
         )
     if not options.any_data:
@@ -213,7 +218,7 @@ def _batches(model, options):
     if model.vectorizer_ is None:
         if len(options.points) > 1 or options.points == ["-"]:
             raise ValueError(
-                f"{options.model} expects one file with {model.n_features_in_} features per point, got "
+                f"{options.model} expects one file with {_n_columns(model)} features per point, got "
                 f"{' '.join(map(check.shown, options.points))}; texts need a model that was trained with --text"
             )
         points = _points(options.points[0], options.rows)
