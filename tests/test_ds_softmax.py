@@ -327,7 +327,7 @@ def test_files_that_can_not_be_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "VERSION", 99)
     packed.save(path)
     monkeypatch.undo()
-    with pytest.raises(checkpoint.ModelFileError, match="format version 99, this package reads version 7"):
+    with pytest.raises(checkpoint.ModelFileError, match="format version 99, this package reads version 8"):
         PackedDSSoftmax.load(path)
 
 

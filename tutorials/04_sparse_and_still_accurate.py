@@ -289,6 +289,9 @@ common = {
     "learning_rate": 2e-3,
     "dropout": 0.0,
     "epochs": epochs,
+    "initial": "random",
+    "embedding_lr_multiplier": 10.0,
+    "batch_size": 128,
     "device": "cpu",
 }
 contestants = {

@@ -18,7 +18,7 @@ import numpy as np
 from . import files
 
 FORMAT = "sparsemax_nb"
-VERSION = 7
+VERSION = 8
 #: NumPy dtypes by their safetensors names.
 DTYPES = {
     "F64": "<f8",

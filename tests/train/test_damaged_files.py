@@ -292,7 +292,7 @@ def raw(path, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda h: h["__metadata__"].update(version="x"), "has format version x, this package reads version 7"),
+        (lambda h: h["__metadata__"].update(version="x"), "has format version x, this package reads version 8"),
         (lambda h: h["__metadata__"].update(description="[" * 100000), "has no complete description"),
         (lambda h: h["__metadata__"].update(description="[]"), "has no complete description"),
         (lambda h: h["__metadata__"].pop("kind") and None, "has no complete description"),
