@@ -127,6 +127,8 @@ class ClassifierFile:
         self.architecture_ = check.choice("architecture", about["architecture"], ARCHITECTURES)
         if (self.architecture_ == "wide-and-deep") != (self.n_dense_ > 0):
             raise ValueError(f"n_dense must not be {self.n_dense_} for architecture={self.architecture_!r}")
+        if self.dense_columns and (self.dense_columns != self.n_dense_ or self.vectorizer_ is not None):
+            raise ValueError(f"dense_columns must be 0, or n_dense if there is no vectorizer, got {self.dense_columns}")
         restore = {
             "linear": self._restore_linear,
             "wide-and-deep": self._restore_wide,

@@ -108,7 +108,9 @@ def are_texts(x):
     """Whether features are texts: a list, tuple, 1-D array or Series that contains a str."""
     if scipy.sparse.issparse(x) or hasattr(x, "columns") or not (hasattr(x, "__iter__") and hasattr(x, "__len__")):
         return False
-    if isinstance(x, (str, bytes)) or (isinstance(x, np.ndarray) and (x.ndim != 1 or x.dtype.kind not in "UOT")):
+    if isinstance(x, (str, bytes, memoryview)) or (
+        isinstance(x, np.ndarray) and (x.ndim != 1 or x.dtype.kind not in "UOT")
+    ):
         return False
     return any(isinstance(text, str) for text in x)
 

@@ -21,6 +21,8 @@ DESCRIPTION = description.record(
         ),
         steps=COUNT,
         seconds=SECONDS,
+        output_seconds=SECONDS,
+        first_step_seconds=SECONDS,
         stopped=description.text,
     ),
     position=description.record(

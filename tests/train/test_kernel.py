@@ -468,6 +468,7 @@ def test_damaged_arrays(model, tmp_path, name, change, message):
         ({"architecture": "linear"}, "a linear layer needs sparse features, but is_dense is true"),
         ({"architecture": "wide-and-deep"}, "n_dense must not be 0 for architecture='wide-and-deep'"),
         ({"architecture": "network"}, "intermediate.weights"),
+        ({"params": {"dense_columns": 3}}, "dense_columns must be 0, or n_dense if there is no vectorizer, got 3"),
         ({"params": {"n_neighbors": 0}}, "n_neighbors must be between 1"),
         ({"params": {"n_neighbors": 10**9}}, "n_neighbors must be between 1"),
     ],
@@ -582,6 +583,8 @@ def test_damaged_arrays_of_checkpoints(saved, tmp_path, name, change, message):
         ),
         ("position", {"step": -1}, "position.step must be between 0"),
         ("history", {"epochs": []}, "history.epochs must be 2 epochs"),
+        ("history", {"first_step_seconds": {}}, "history.first_step_seconds must be a number"),
+        ("history", {"output_seconds": "a"}, "history.output_seconds must be a number"),
         ("history", {"seconds": -1.0}, "history.seconds must lie in"),
     ],
 )

@@ -514,6 +514,7 @@ def test_damaged_arrays(model, tmp_path, name, change, message):
         ({"power": None}, "power must be a number"),
         ({"kernel_C": None}, "kernel_C must be a number"),
         ({"C": None}, "C must be a number"),
+        ({"params": {"dense_columns": 6}}, "dense_columns must be 0, or n_dense if there is no vectorizer, got 6"),
         ({"n_dense": 0}, "text.idf must have|n_dense must not be 0"),
         ({"n_dense": 5}, "text.idf must have"),
         ({"n_dense": 10**6}, "n_dense must be below n_features"),
