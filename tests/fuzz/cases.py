@@ -1,6 +1,7 @@
 """For each public name a small random legal call and a check of its result; `calls` then spoils its arguments."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 
@@ -985,6 +986,7 @@ X = scipy.sparse.csr_matrix(np.random.default_rng(0).integers(0, 3, (12, 6)).ast
 Y = matrix(np.random.default_rng(1), 12, 5, least=1)
 TEXT = np.random.default_rng(2).integers(0, 7, 90).astype(np.int32)
 H, T = np.random.default_rng(3).standard_normal((20, 4), np.float32), np.arange(20, dtype=np.int32) % 6
+POSITIVE = np.abs(H)  # casts to unsigned integers keep it small
 LINES = (TEXTS * 3)[:12]
 NAMES = [[f"name {i}" for i in row.indices] for row in Y]
 SMALL = {
@@ -1030,11 +1032,47 @@ def linear_classifier():
     return train.Classifier(C=0.5, epochs=2, device="cpu", progress=False)
 
 
+def kernel_classifier():
+    return train.Classifier(power=2.0, kernel_C=0.5, n_neighbors=4, epochs=2, device="cpu", progress=False)
+
+
+def wide_classifier():
+    """Of words and embeddings."""
+    params = {"C": 0.5, "power": 2.0, "kernel_C": 0.5, "n_neighbors": 4, "head_weight": 0.5, "epochs": 2}
+    return train.Classifier(**params, device="cpu", progress=False)
+
+
+def of_pair(me, method):
+    """A method of a model of words and embeddings, whose parts are separate arguments."""
+    function = getattr(me, method)
+
+    def call(words, embeddings, *arguments):
+        return function((words, embeddings), *arguments)
+
+    x, *others = inspect.signature(function).parameters.values()
+    call.__signature__ = inspect.Signature([x, x.replace(name="embeddings"), *others])
+    return call
+
+
 def fitted_linear():
     """The same of a linear layer."""
     if "linear" not in FITTED:
         FITTED["linear"] = linear_classifier().fit(X, Y)
     return FITTED["linear"]
+
+
+def fitted_kernel():
+    """The same of a kernel machine."""
+    if "kernel" not in FITTED:
+        FITTED["kernel"] = kernel_classifier().fit(POSITIVE[:12], Y)
+    return FITTED["kernel"]
+
+
+def fitted_pair():
+    """The same of words and embeddings."""
+    if "pair" not in FITTED:
+        FITTED["pair"] = wide_classifier().fit((X, POSITIVE[:12]), Y)
+    return FITTED["pair"]
 
 
 def fitted_texts():
@@ -1084,9 +1122,14 @@ def _(r):
     if scipy.sparse.issparse(x) and r.random() < 0.5:
         me = linear_classifier()
     more = {"validation": [X, Y]} if r.random() < 0.3 else {}
+    if not scipy.sparse.issparse(x) and r.random() < 0.5:
+        me = kernel_classifier()
     if r.random() < 0.3:
         me, more = linear_classifier(), {"names": {"name 1": ["old", "maps"]}} if r.random() < 0.5 else {}
         return Call(me.fit, [LINES, NAMES], more, me=me, writes=("self",))
+    if r.random() < 0.3:
+        me = wide_classifier()
+        return Call(of_pair(me, "fit"), [X if r.random() < 0.5 else LINES, POSITIVE[:12], Y], me=me, writes=("self",))
     return Call(
         me.fit,
         [x, Y],
@@ -1103,8 +1146,13 @@ def _(r, name):
     me, x = fitted("Classifier") if method == "encode" or r.random() < 0.5 else fitted_linear(), X[:5]
     if method != "encode" and r.random() < 0.3:
         me, x = fitted_texts(), LINES[:5]
-    args = [x] + {"top_k": [2], "predict": [2], "encode": [], "evaluate": [Y[:5], [1, 2]], "score": [Y[:5]]}[method]
-    return Call(getattr(me, method), args, me=me, check=dense.same_answer(me, method))
+    more = {"top_k": [2], "predict": [2], "encode": [], "evaluate": [Y[:5], [1, 2]], "score": [Y[:5]]}[method]
+    if method != "encode" and r.random() < 0.3:
+        me, x = fitted_kernel(), POSITIVE[:5]
+    elif method != "encode" and r.random() < 0.3:
+        me = fitted_pair()
+        return Call(of_pair(me, method), [X[:5], POSITIVE[:5], *more], me=me)
+    return Call(getattr(me, method), [x, *more], me=me, check=dense.same_answer(me, method))
 
 
 @of("Classifier.predict_proba", "Classifier.decision_function")
@@ -1144,6 +1192,11 @@ def _(r):
     if r.random() < 0.3:
         me = fitted_texts()
     x = X[0] if me.vectorizer_ is None else LINES[0]
+    if r.random() < 0.2:
+        me, x = fitted_kernel(), POSITIVE[0]
+    elif r.random() < 0.2:
+        me = fitted_pair()
+        return Call(of_pair(me, "explain"), [X[0], POSITIVE[0], 2, 3], me=me, check=dense.adds_up)
     return Call(me.explain, [x], {"label": 2, "n": 3}, me=me, check=dense.adds_up)
 
 
@@ -1169,7 +1222,7 @@ def _(r):
 
 @of("Classifier.save")
 def _(r):
-    me = fitted("Classifier") if r.random() < 0.5 else fitted_linear()
+    me = r.choice([fitted("Classifier"), fitted_linear(), fitted_kernel(), fitted_pair()])
     return Call(me.save, [Path("model")], {"label_names": list("abcde")}, me=me)
 
 

@@ -298,6 +298,8 @@ LINEAR = {
     "device": "cpu",
     "progress": False,
 }
+KERNEL = {"power": 4.0, "kernel_C": 0.25, "n_neighbors": 20, "epochs": 2, "device": "cpu", "progress": False}
+WIDE = LINEAR | KERNEL | {"kernel_weight": 0.5, "head_weight": 0.25}
 SHARED = NETWORK | {"output": "group-shared", "group_size": 4, "weight_dtype": "bfloat16"}
 SAMPLED = SMALL | {
     "architecture": "network",
@@ -340,8 +342,12 @@ class Classifier:
 
     damage = staticmethod(damage_model)
 
-    def __init__(self, dense=False, **params):
-        self.x, self.params = DENSE if dense else POINTS.features, params
+    def __init__(self, x=POINTS.features, **params):
+        self.x, self.params = x, params
+
+    def rows(self, rows):
+        """Some rows of the features, which may be a pair."""
+        return tuple(part[rows] for part in self.x) if isinstance(self.x, tuple) else self.x[rows]
 
     def make(self, path):
         train.Classifier(**self.params).fit(self.x, POINTS.labels).save(path, [f"label {n}" for n in range(15)])
@@ -350,15 +356,16 @@ class Classifier:
         return train.Classifier.load(path, device="cpu")
 
     def use(self, model):
-        _check_ids(model.predict(self.x[:4], 3), 15)
-        model.evaluate(self.x[:9], POINTS.labels[:9])
+        _check_ids(model.predict(self.rows(slice(4)), 3), 15)
+        assert model.explain(self.rows(slice(1)), n=3)
+        model.evaluate(self.rows(slice(9)), POINTS.labels[:9])
 
 
 class ClassifierCheckpoint(Classifier):
     """A checkpoint in the second of two epochs."""
 
     def fit(self, path, **more):
-        parts = (self.x[:40], POINTS.labels[:40]), (self.x[40:], POINTS.labels[40:])
+        parts = [(self.rows(rows), POINTS.labels[rows]) for rows in (slice(40), slice(40, None))]
         return train.Classifier(**self.params).fit(*parts[0], validation=parts[1], checkpoint_path=path, **more)
 
     def make(self, path):
@@ -641,10 +648,14 @@ KINDS = {
     "classifier, linear": Classifier(**LINEAR),
     "classifier, group-shared": Classifier(**SHARED),
     "classifier, unstructured": Classifier(**NETWORK | {"output": "unstructured"}),
-    "classifier, dense features, softmax": Classifier(dense=True, **SAMPLED),
+    "classifier, dense features, softmax": Classifier(DENSE, **SAMPLED),
+    "classifier, kernel machine": Classifier(DENSE, **KERNEL),
+    "classifier, wide-and-deep": Classifier((POINTS.features, DENSE), **WIDE),
     "checkpoint of a classifier": ClassifierCheckpoint(**NETWORK),
     "checkpoint of a linear classifier": ClassifierCheckpoint(**LINEAR),
     "checkpoint of a sampled softmax": ClassifierCheckpoint(**SAMPLED),
+    "checkpoint of a kernel machine": ClassifierCheckpoint(DENSE, **KERNEL),
+    "checkpoint of wide-and-deep": ClassifierCheckpoint((POINTS.features, DENSE), **WIDE),
     "classifier of texts": TextClassifier(LABELS),
     "classifier of texts, classes": TextClassifier(CLASSES, hash_bits=5),
     "classifier of texts, numbers": TextClassifier([i % 3 - 1 for i in range(len(LINES))], char_ngrams=0),

@@ -452,6 +452,14 @@ CLASSIFIERS = {
     "sampled, sparse": {"output": "group-shared", "group_size": 8, "loss": "softmax", "sampler": "unigram"},
     "dense features": {"output": "bottleneck", "loss": "softmax"},
     "linear": None,
+    "kernel": None,
+    "wide-and-deep": None,
+}
+#: Parameters of those that are no network.
+OTHERS = {
+    "linear": {"C": 0.5},
+    "kernel": {"n_neighbors": 20},
+    "wide-and-deep": {"C": 0.5, "n_neighbors": 20, "head_weight": "auto", "dense_columns": 8},
 }
 
 
@@ -464,9 +472,13 @@ def fitted_classifiers(seed):
             "architecture": "network", "embedding": 16, "intermediate": 32, "fan_in": 4, "epochs": 2, "batch_size": 32,
             "rewire_every": 4, "n_samples": 5, "n_codewords": 4, "dropout": 0.2,
         }  # fmt: skip
-        params = {"epochs": 2, "C": 0.5} if changes is None else network | changes
+        params = {"epochs": 2} | OTHERS[name] if changes is None else network | changes
         model = train.Classifier(**params, progress=False, device="cpu", seed=seed)
-        features = points.features.toarray() if name == "dense features" else points.features
+        features = points.features
+        if name == "wide-and-deep":
+            features = scipy.sparse.hstack([features, normal(seed, POINTS["n_rows"], 8)], "csr")
+        elif name in ("dense features", "kernel"):
+            features = features.toarray()
         found.append((model.fit(features, points.labels), features, points.labels))
     return found
 
@@ -519,7 +531,8 @@ def classifiers(seed):
         "train.Classifier.calibrate": [functools.partial(recalibrated, *one) for one in models],
         "train.Classifier.predict_proba": [
             functools.partial(model.predict_proba, part, k)
-            for model, x, _ in linear
+            for model, x, _ in models
+            if model.calibration_ is not None
             for part in some(x)
             for k in (None, 3)
         ],
