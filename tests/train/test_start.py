@@ -80,7 +80,9 @@ def test_softmax_starts_without_bias(corpus):
 def test_wide_layers_are_divided(corpus, monkeypatch):
     """Labels choose between the hidden units of one range only."""
     monkeypatch.setattr(start, "MAX_INPUTS", 32)
-    layer = fitted(corpus.features, corpus.labels).network_.output.layer
+    model = fitted(corpus.features, corpus.labels)
+    assert model.evaluate(corpus.features, corpus.labels, ks=[1])["P@1"] > 0.5
+    layer = model.network_.output.layer
     seen = np.bincount(corpus.labels.indices, minlength=60) > 0
     assert (layer.indices[:30][seen[:30]] < 32).all()
     assert (layer.indices[30:][seen[30:]] >= 32).all()
