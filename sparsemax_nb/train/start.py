@@ -237,7 +237,10 @@ class LabelStart:
     def _factors(self, values, wanted, counts, positions, n_inputs):
         """What to multiply the solved values of each label with."""
         bias = getattr(self.network.output, "bias", None)
-        scale = 2 * math.log(max(self.labels.shape[1], 2)) if bias is None else -2 * to_numpy(bias[positions])
+        if bias is None or not bool(bias.any()):  # the softmax loss
+            scale = 2 * math.log(max(self.labels.shape[1], 2))
+        else:
+            scale = -2 * to_numpy(bias[positions])
         if self.table is None:
             # the mean of c points is noisy: as far from the others, on average, as n_inputs / c
             own = np.einsum("ij,ij->i", values, wanted)

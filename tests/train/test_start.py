@@ -115,3 +115,16 @@ def test_warm_start_keeps_its_weights(corpus):
     before = model.network_.output.values.copy()
     model.fit(corpus.features[:100], corpus.labels[:100])
     np.testing.assert_allclose(model.network_.output.values, before, atol=1e-6)
+
+
+@pytest.mark.parametrize("output", ["fixed-fan-in", "group-shared"])
+def test_a_sparse_softmax_starts_from_the_labels(output):
+    d = data.bag_of_words(n_rows=300, n_features=80, words_per_row=6, n_labels=40, labels_per_row=2, seed=1)
+    params = {"output": output, "loss": "softmax", "embedding": 32, "intermediate": 128, "fan_in": 8, "group_size": 4}
+    scores = [
+        train.Classifier(architecture="network", **params, initial=initial, epochs=1, device="cpu", progress=False)
+        .fit(d.features, d.labels)
+        .score(d.features, d.labels)
+        for initial in ("labels", "random")
+    ]
+    assert scores[0] > 1.5 * scores[1]
