@@ -39,6 +39,8 @@ SAMPLE, BATCH_SIZE = 1 << 14, 1 << 10
 COLUMNS = 64
 #: Hidden units between which the labels of a range may choose, and elements of the largest matrix of labels.
 MAX_INPUTS, MAX_ELEMENTS = 1 << 12, 1 << 24
+#: Hidden units that are computed at a time.
+MAX_UNITS = BATCH_SIZE * MAX_INPUTS
 #: The phase of the memory plan.
 INITIAL = "initial weights"
 #: In place of the number of an epoch: the order that decides which points are in the sample.
@@ -51,7 +53,7 @@ def memory(n_points, n_features, n_labels, embedding, intermediate, output):
     n_inputs = width if output in ("dense", "bottleneck") else min(width, MAX_INPUTS)
     found = [
         array(INITIAL, "covariance of the hidden units", 2 if n_points > BATCH_SIZE else 1, n_inputs, n_inputs),
-        array(INITIAL, "hidden units of some points", 3, batch_size, width),
+        array(INITIAL, "hidden units of some points", 3, min(batch_size * width, MAX_UNITS)),
         array(INITIAL, "correlations with the labels", 2, min(MAX_ELEMENTS, n_labels * n_inputs)),
     ]
     if embedding is not None:
@@ -178,10 +180,10 @@ class LabelStart:
         """Scale and shift the units of a dense layer to mean 0 and variance 1 over the sample, before the ReLU."""
         width = layer.weights.shape[1]
         n, total, squares = len(self.sample), np.zeros(width), np.zeros(width)
-        for ids in batches(self.sample, BATCH_SIZE):
-            z = to_numpy(product(self._inputs_of_last(ids), layer.weights)).astype(np.float64)
-            total += z.sum(axis=0)
-            squares += np.square(z).sum(axis=0)
+        for ids in batches(self.sample, max(1, min(BATCH_SIZE, MAX_UNITS // width))):
+            z = to_numpy(product(self._inputs_of_last(ids), layer.weights))
+            total += z.sum(axis=0, dtype=np.float64)
+            squares += np.einsum("ij,ij->j", z, z, dtype=np.float64)
         mean = total / n
         variance = squares / n - mean**2
         scale = 1 / np.sqrt(np.where(variance > 1e-12 * squares / n, variance, 1))
@@ -208,7 +210,14 @@ class LabelStart:
         return mean, covariance, None if self.table is None else with_z / np.float32(n)
 
     def _units(self, ids, inputs):
-        return to_numpy(self.network.forward(self.features(ids)))[:, inputs]
+        """The outputs of the last hidden layer, (n, H) NumPy; only of these units, not of the whole layer."""
+        if len(self.network.hidden) == 1:
+            return to_numpy(self.network.forward(self.features(ids)))[:, inputs]
+        parameters, device = self.network.hidden[-1].parameters, self.network.device
+        weights = asarray(parameters["intermediate.weights"][:, inputs], device, np.float32)
+        z = to_numpy(product(self._inputs_of_last(ids), weights))
+        z += to_numpy(parameters["intermediate.bias"][inputs])
+        return np.maximum(z, 0, out=z)
 
     def _wanted(self, positions, inputs, mean, with_z):
         """Covariance of the hidden units (of these inputs) with the wanted scores of the labels at `positions`."""
@@ -228,7 +237,10 @@ class LabelStart:
     def _factors(self, values, wanted, counts, positions, n_inputs):
         """What to multiply the solved values of each label with."""
         bias = getattr(self.network.output, "bias", None)
-        scale = 2 * math.log(max(self.labels.shape[1], 2)) if bias is None else -2 * to_numpy(bias[positions])
+        if bias is None or not bool(bias.any()):  # the softmax loss
+            scale = 2 * math.log(max(self.labels.shape[1], 2))
+        else:
+            scale = -2 * to_numpy(bias[positions])
         if self.table is None:
             # the mean of c points is noisy: as far from the others, on average, as n_inputs / c
             own = np.einsum("ij,ij->i", values, wanted)

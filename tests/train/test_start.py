@@ -80,7 +80,9 @@ def test_softmax_starts_without_bias(corpus):
 def test_wide_layers_are_divided(corpus, monkeypatch):
     """Labels choose between the hidden units of one range only."""
     monkeypatch.setattr(start, "MAX_INPUTS", 32)
-    layer = fitted(corpus.features, corpus.labels).network_.output.layer
+    model = fitted(corpus.features, corpus.labels)
+    assert model.evaluate(corpus.features, corpus.labels, ks=[1])["P@1"] > 0.5
+    layer = model.network_.output.layer
     seen = np.bincount(corpus.labels.indices, minlength=60) > 0
     assert (layer.indices[:30][seen[:30]] < 32).all()
     assert (layer.indices[30:][seen[30:]] >= 32).all()
@@ -113,3 +115,16 @@ def test_warm_start_keeps_its_weights(corpus):
     before = model.network_.output.values.copy()
     model.fit(corpus.features[:100], corpus.labels[:100])
     np.testing.assert_allclose(model.network_.output.values, before, atol=1e-6)
+
+
+@pytest.mark.parametrize("output", ["fixed-fan-in", "group-shared"])
+def test_a_sparse_softmax_starts_from_the_labels(output):
+    d = data.bag_of_words(n_rows=300, n_features=80, words_per_row=6, n_labels=40, labels_per_row=2, seed=1)
+    params = {"output": output, "loss": "softmax", "embedding": 32, "intermediate": 128, "fan_in": 8, "group_size": 4}
+    scores = [
+        train.Classifier(architecture="network", **params, initial=initial, epochs=1, device="cpu", progress=False)
+        .fit(d.features, d.labels)
+        .score(d.features, d.labels)
+        for initial in ("labels", "random")
+    ]
+    assert scores[0] > 1.5 * scores[1]
