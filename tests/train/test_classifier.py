@@ -130,7 +130,7 @@ def test_learns_by_the_softmax(corpus, sampler):
 def test_sparse_outputs_learn_by_the_softmax(corpus, tmp_path, output, sampler):
     """All connections stay where they are, without rewiring; the model comes back from a file to the bit."""
     more = SOFTMAX | {"output": output, "group_size": 4, "sampler": sampler, "rewire_fraction": 0.0}
-    model = fitted(corpus, **more, epochs=40, learning_rate=1e-2, dropout=0.0)
+    model = fitted(corpus, **more, epochs=40, learning_rate=1e-2, dropout=0.0, **RANDOM)
     result = model.evaluate(corpus.features, corpus.labels, ks=(1, 2))
     assert result["P@1"] > 0.75 and result["nDCG@2"] > 0.65
     assert model.history_.epochs[-1]["loss"] < 0.7 * model.history_.epochs[0]["loss"]
