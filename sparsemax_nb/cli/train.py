@@ -130,8 +130,7 @@ def _train_on_features(model, path, options):
             raise ValueError(f"--{name.replace('_', '-')} needs --text FILE")
     corpus, validation = data.load(options.data or DEFAULT_DATA), None
     x, dense = corpus.train.features, common.embeddings(options.dense, corpus.train.features.shape[0])
-    has_dev = options.validation == "dev" and corpus.dev is not None and dense is None
-    if has_dev:
+    if options.validation == "dev" and corpus.dev is not None and dense is None:
         validation = corpus.dev.features, corpus.dev.labels
     n, n_features = corpus.train.features.shape
     print(

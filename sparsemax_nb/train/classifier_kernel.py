@@ -14,12 +14,12 @@ from . import dense_linear, kernel
 from .classifier_linear import SMALLER
 from .classifier_params import is_auto
 from .estimator import SampledEstimator
+from .linear_file import list_of_each_id
 from .memory import Plan
 from .models import KernelModel, WideModel
-from .validation import possible_ks
 from .wide import WideTraining
 
-#: Passes over the data if `epochs` is None: one takes a second for 100,000 points.
+#: Passes over the data if `epochs` is None.
 EPOCHS = 5
 #: Slack of a kernel machine: accuracy hardly depends on it.
 SLACK = 0.2
@@ -33,17 +33,15 @@ class KernelArchitecture(SampledEstimator):
         y = y[rows]
         self._plan(Plan(self._kernel_memory(X, y, len(rows))), "n_neighbors")
         self.tfidf_ = None
-        return self._kernel_part(
+        training = self._kernel_part(
             lambda part: self._batch(X, rows[part]),
             X.shape[1],
             y,
-            None
-            if validation is None
-            else (self._batch(validation[0], slice(0, validation[0].shape[0])), validation[1]),
-            weights if weights is None else weights[rows],
-            validation=validation,
+            self._as_batch(validation),
+            None if weights is None else weights[rows],
             held_out=self.calibration and validation is None,
         )
+        return self._recording(training, validation)
 
     def _wide_training(self, X, y, validation, rows, weights, start):  # noqa: N803
         """The `WideTraining` of `WideFeatures`, after the training of its kernel machine."""
@@ -60,15 +58,15 @@ class KernelArchitecture(SampledEstimator):
         if weights_of_parts["head_weight"] != 0:
             plan += dense_linear.memory(len(points), X.dense.shape[1], y.shape[1])
         self._plan(Plan(plan), f"n_neighbors, {SMALLER} or head_weight=0")
-        validation_rows = of_words = None
+        of_embeddings = of_words = None
         if validation is not None:
             x, labels = validation
-            validation_rows, of_words = (self._batch(x.dense, slice(0, x.shape[0])), labels), (x.words, labels)
+            of_embeddings, of_words = (x.dense, labels), (x.words, labels)
         part = self._kernel_part(
             lambda block: self._batch(X.dense, points[block]),
             X.dense.shape[1],
             y[points],
-            validation_rows,
+            self._as_batch(of_embeddings),
             None if weights is None else weights[points],
             budget_share=0.5,
         )
@@ -87,11 +85,15 @@ class KernelArchitecture(SampledEstimator):
             make=functools.partial(WideTraining, kernel=part, **weights_of_parts),
         )
         self.trials_ = trials + self.trials_
-        if validation is not None:
-            training.validation = self._batch(validation[0], slice(0, validation[0].shape[0])), validation[1]
-            ks = possible_ks(y.shape[1])
-            training.validate = lambda: self._evaluate_with(training.network, *validation, ks)
-        return training
+        training.validation = self._as_batch(validation)
+        return self._recording(training, validation)
+
+    def _as_batch(self, validation):
+        """A pair of checked features and labels with the features as the model takes them; None for None."""
+        if validation is None:
+            return None
+        x, labels = validation
+        return self._batch(x, slice(0, x.shape[0])), labels
 
     @property
     def kernel_weight_(self):
@@ -120,13 +122,10 @@ class KernelArchitecture(SampledEstimator):
             largest_row=int(np.diff(y.indptr).max(initial=0)),
         )
 
-    def _kernel_part(
-        self, rows_of, n_inputs, y, held_out_rows, weights, *, validation=None, held_out=False, budget_share=1.0
-    ):
+    def _kernel_part(self, rows_of, n_inputs, y, validation, weights, *, held_out=False, budget_share=1.0):
         """A `KernelTraining` over the embeddings ``rows_of(slice)`` of the rows of y.
 
-        `held_out_rows` are embeddings and labels to choose settings by, or None; `validation` is a pair of checked
-        features and labels, of which metrics are recorded after each epoch, or None.
+        `validation` is a pair of embeddings and labels to choose settings by, or None.
         """
         points = kernel.prepared(
             rows_of, y.shape[0], n_inputs, self.n_neighbors, self.seed, self.device_, self.progress
@@ -140,7 +139,7 @@ class KernelArchitecture(SampledEstimator):
             **chosen, slack=SLACK, n_neighbors=int(self.n_neighbors), epochs=epochs, seed=int(self.seed)
         )
         settings, self.trials_ = kernel.choose_settings(
-            points, y, settings, wanted=wanted, device=self.device_, sample_weight=weights, validation=held_out_rows
+            points, y, settings, wanted=wanted, device=self.device_, sample_weight=weights, validation=validation
         )
         self.power_, self.kernel_C_ = settings.power, settings.C
         if wanted and self.progress:
@@ -149,7 +148,7 @@ class KernelArchitecture(SampledEstimator):
                 "trials",
                 file=sys.stderr,
             )
-        training = kernel.KernelTraining(
+        return kernel.KernelTraining(
             points,
             y,
             settings,
@@ -158,10 +157,6 @@ class KernelArchitecture(SampledEstimator):
             budget_seconds=None if self.budget_seconds is None else budget_share * self.budget_seconds,
             held_out=held_out,
         )
-        if validation is not None:
-            ks = possible_ks(y.shape[1])
-            training.validate = lambda: self._evaluate_with(training.network, *validation, ks)
-        return training
 
     # ------------------------------------------------------------ files
 
@@ -203,6 +198,5 @@ def checked_duals(duals, n_points, n_labels):
     labels = check.array("kernel.labels", duals.labels, np.int32, ("n",))
     values = check.array("kernel.values", duals.values, np.float32, labels.shape, finite=True)
     check.in_range("kernel.labels", labels, n_labels)
-    if indptr[0] != 0 or indptr[-1] != len(labels) or (indptr[1:] < indptr[:-1]).any():
-        raise ValueError(f"kernel.indptr must rise from 0 to {len(labels)}")
+    list_of_each_id("kernel.indptr", indptr, "kernel.labels", labels, n_labels, "the list of a point")
     return Duals(indptr, labels, values)

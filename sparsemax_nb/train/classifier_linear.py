@@ -247,9 +247,15 @@ class LinearArchitecture(SampledEstimator):
         """The `DualTraining` of a linear layer over sparse features; arguments as for `_dual_training`."""
         held_out = self.calibration and validation is None and start is None
         self._plan(self._linear_memory(X, y[rows], held_out), SMALLER)
-        training = self._dual_training(X, y, validation, rows, weights, start, held_out=held_out)
+        training = self._dual_training(
+            X, y, validation, rows, weights, start, held_out=held_out, budget_seconds=self.budget_seconds
+        )
+        return self._recording(training, validation)
+
+    def _recording(self, training, validation):
+        """The `DualRun`, which records the metrics of the `validation` after each epoch, unless that is None."""
         if validation is not None:
-            ks = possible_ks(y.shape[1])
+            ks = possible_ks(self.n_labels_)
             training.validate = lambda: self._evaluate_with(training.network, *validation, ks)
         return training
 
@@ -303,7 +309,7 @@ class LinearArchitecture(SampledEstimator):
             is_name=is_name,
             as_new=None if self.vectorizer_ is None else self.vectorizer_._as_new,
             sample_weight=weights,
-            **{"budget_seconds": self.budget_seconds} | options,
+            **options,
         )
 
     def _choose_char_weight(self, x, y, settings, validation, **options):

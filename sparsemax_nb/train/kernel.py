@@ -8,13 +8,13 @@ import numpy as np
 from .. import metrics
 from ..core import check, sparse
 from ..core.connections import PaddedDuals
-from ..core.device import asarray, to_numpy
+from ..core.device import asarray, to_numpy, zeros
 from ..data.batches import shuffled
 from ..feature_choice import INITIAL_BIAS
 from ..neighbor_kernel import NeighborKernel, kernel_values, nearest_checked, step_checked
 from . import held_out as held_out_rows
 from .dual_run import DualRun, batch_size_of, restored_position
-from .linear_settings import MAX_SPLITS, MIN_GAIN, MIN_GAIN_ROWS, MIN_HELD_OUT, TRIAL_EPOCHS, climb
+from .linear_settings import MAX_SPLITS, MIN_HELD_OUT, TRIAL_EPOCHS, climb_in_turns
 from .loop import TrainingError
 from .memory import ALWAYS, PREDICTION, array
 from .models import CANDIDATES, MAX_SCORES, ROWS_PER_PREDICTION, KernelModel, frequency_tie_break, normalized
@@ -85,6 +85,8 @@ class KernelTraining(DualRun):
     device : 'cpu' or 'cuda'
     rows : (n,) integers or None
         The points to train on, None: all. The others have no dual variables, and contribute to no score.
+    kernels : (N, M) float32 or None
+        Those of the points and their neighbors, if they are known.
     sample_weight : (N,) float32 or None
         At least 0: the weight of each row, a factor of C.
     validate : callable or None
@@ -107,6 +109,7 @@ class KernelTraining(DualRun):
         device="cpu",
         *,
         rows=None,
+        kernels=None,
         sample_weight=None,
         validate=None,
         budget_seconds=None,
@@ -118,15 +121,11 @@ class KernelTraining(DualRun):
         self._rows = np.arange(y.shape[0]) if rows is None else rows
         self.n_rows = len(self._rows)
         self.weights = np.ones(y.shape[0], np.float32) if sample_weight is None else sample_weight
-        self._kernels = kernel_values(points.similarities, settings.power)
+        self._kernels = kernel_values(points.similarities, settings.power) if kernels is None else kernels
         width = int(np.diff(y.indptr).max(initial=0)) + OTHER_DUALS
         shape = y.shape[0], width
-        self._duals = PaddedDuals(
-            *(
-                asarray(np.zeros(*spec), device)
-                for spec in ((shape[0], np.int32), (shape, np.int32), (shape, np.float32))
-            )
-        )
+        arrays = (shape[:1], np.int32), (shape, np.int32), (shape, np.float32)
+        self._duals = PaddedDuals(*(zeros(shape, dtype, device) for shape, dtype in arrays))
         self._batch_size = batch_size_of(self.n_rows)
         self._n_batches = -(-self.n_rows // self._batch_size)
         self._total_steps = settings.epochs * self._n_batches
@@ -216,11 +215,17 @@ class KernelTraining(DualRun):
 
     # ------------------------------------------------------------ held-out rows
 
-    def without(self, rows, epochs=None):
+    def without(self, rows):
         """A run that has been trained on all rows but these."""
-        settings = self.settings if epochs is None else replace(self.settings, epochs=min(epochs, self._epochs))
-        others = self._rows[~np.isin(self._rows, rows)]
-        training = KernelTraining(self._points, self._y, settings, self.device, rows=others, sample_weight=self.weights)
+        training = KernelTraining(
+            self._points,
+            self._y,
+            self.settings,
+            self.device,
+            rows=self._rows[~np.isin(self._rows, rows)],
+            kernels=self._kernels,
+            sample_weight=self.weights,
+        )
         training.run(progress=False)
         return training
 
@@ -295,18 +300,8 @@ def choose_settings(points, y, settings, *, wanted, device="cpu", sample_weight=
             trials.append({"power": power, "kernel_C": c, "nDCG@5": results[power, c]})
         return results[power, c]
 
-    def is_better(new, old):
-        return new > (1 + MIN_GAIN) * old + MIN_GAIN_ROWS / n_held_out
-
-    power, c = settings.power, settings.C
-    for _ in range(2):
-        previous = power, c
-        if "power" in wanted:
-            power = climb(GRID_POWER, power, lambda value, c=c: score(value, c), is_better)
-        if "C" in wanted:
-            c = climb(GRID_C, c, lambda value, power=power: score(power, value), is_better)
-        if (power, c) == previous:
-            break
+    grids = GRID_POWER if "power" in wanted else None, GRID_C if "C" in wanted else None
+    power, c = climb_in_turns(grids, (settings.power, settings.C), score, n_held_out)
     return replace(settings, power=power, C=c), trials
 
 
@@ -315,11 +310,8 @@ def memory(*, n_rows, n_inputs, n_labels, n_neighbors, largest_row):
 
     `largest_row` is the largest number of own labels of a row.
     """
-    width, block, rows_at_once = (
-        largest_row + OTHER_DUALS,
-        min(n_rows, ROWS_PER_BLOCK),
-        max(n_rows, ROWS_PER_PREDICTION),
-    )
+    width, block = largest_row + OTHER_DUALS, min(n_rows, ROWS_PER_BLOCK)
+    rows_at_once = max(n_rows, ROWS_PER_PREDICTION)
     return [
         array(ALWAYS, "kernel: points", n_rows, n_inputs),
         array(ALWAYS, "kernel: neighbors, similarities, kernels", 3, n_rows, min(n_neighbors, n_rows)),

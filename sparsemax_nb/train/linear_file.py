@@ -30,7 +30,7 @@ def pairs_from_arrays(arrays, n_labels, device):
     check.in_range("co_occurrence.ids", ids, n_labels)
     check.integer("co_occurrence.n_rows", n_rows, 0, 2**31 - 1)
     check.in_range("co_occurrence.label_counts", label_counts, n_rows + 1)
-    first = _list_of_each_id("co_occurrence.indptr", indptr, "co_occurrence.ids", ids, n_labels, "the list of a label")
+    first = list_of_each_id("co_occurrence.indptr", indptr, "co_occurrence.ids", ids, n_labels, "the list of a label")
     if (ids <= first).any():
         raise ValueError("co_occurrence.ids must be larger than the label of their list")
     if (counts < 1).any() or (counts > np.minimum(label_counts[first], label_counts[ids])).any():
@@ -48,7 +48,7 @@ def pairs_to_arrays(pairs):
     }
 
 
-def _list_of_each_id(indptr_name, indptr, ids_name, ids, n, list_name):
+def list_of_each_id(indptr_name, indptr, ids_name, ids, n, list_name):
     """The list of each id, (len(ids),) int64; ValueError unless indptr rises and the ids ascend within each list."""
     if indptr[0] != 0 or indptr[-1] != len(ids) or (indptr[1:] < indptr[:-1]).any():
         raise ValueError(f"{indptr_name} must rise from 0 to {len(ids)}")
@@ -67,7 +67,7 @@ def checked_lists(lists, n_features, n_labels):
     dense = check.array("linear.dense", lists.dense, np.int64, (n_features,))
     bias = check.array("linear.bias", lists.bias, np.float32, (n_labels,))
     check.in_range("linear.labels", labels, n_labels)
-    _list_of_each_id("linear.indptr", indptr, "linear.labels", labels, n_labels, "a feature")
+    list_of_each_id("linear.indptr", indptr, "linear.labels", labels, n_labels, "a feature")
     first, width = padded(len(labels), LANES), padded(n_labels, LANES)
     starts = dense[dense >= 0]
     if np.diff(indptr)[dense >= 0].any():

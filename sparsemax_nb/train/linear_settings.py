@@ -78,9 +78,6 @@ def choose_settings(x, y, settings, *, wanted, validation=None, sample_weight=No
     frequencies = FREQUENCIES if "frequency" in wanted else (settings.frequency,)
     n_held_out = sum(held_out_x.shape[0] for _, _, _, held_out_x, _ in splits)
 
-    def is_better(new, old):
-        return new > (1 + MIN_GAIN) * old + MIN_GAIN_ROWS / n_held_out
-
     def score(c, slack):
         if (c, slack) not in results:
             trial_settings = replace(
@@ -97,15 +94,8 @@ def choose_settings(x, y, settings, *, wanted, validation=None, sample_weight=No
             trials.append({"C": c, "slack": slack, "frequency": frequencies[best], "nDCG@5": float(ndcgs[best])})
         return results[c, slack][0]
 
-    c, slack = settings.C, settings.slack
-    for _ in range(2):
-        previous = c, slack
-        if "C" in wanted:
-            c = climb(GRID_C, c, lambda value, slack=slack: score(value, slack), is_better)
-        if "slack" in wanted:
-            slack = climb(GRID_SLACK, slack, lambda value, c=c: score(c, value), is_better)
-        if (c, slack) == previous:
-            break
+    grids = GRID_C if "C" in wanted else None, GRID_SLACK if "slack" in wanted else None
+    c, slack = climb_in_turns(grids, (settings.C, settings.slack), score, n_held_out)
     score(c, slack)
     frequency = results[c, slack][1]
     if "C" in wanted:
@@ -121,6 +111,27 @@ def _vertex(below, best, above):
     if below is None or above is None or below + above >= 2 * best:
         return 0.0
     return min(max((above - below) / (2 * (2 * best - below - above)), -0.5), 0.5)
+
+
+def climb_in_turns(grids, values, score, n_held_out):
+    """The values, of which each has climbed along its grid, in two turns at most; a value without a grid stays.
+
+    ``score(*values)`` is a mean over `n_held_out` rows. A neighbour must be better by more than noise.
+    """
+
+    def is_better(new, old):
+        return new > (1 + MIN_GAIN) * old + MIN_GAIN_ROWS / n_held_out
+
+    values = list(values)
+    for _ in range(2):
+        previous = list(values)
+        for i, grid in enumerate(grids):
+            if grid is not None:
+                others = values[:i], values[i + 1 :]
+                values[i] = climb(grid, values[i], lambda value, o=others: score(*o[0], value, *o[1]), is_better)
+        if values == previous:
+            break
+    return values
 
 
 def climb(grid, value, score, is_better):

@@ -135,10 +135,10 @@ class LinearModel(Model):
 
 
 class KernelModel(Model):
-    """A `NeighborKernel` over embeddings; parameters beyond those of `Model`: layer, and the mean of the embeddings."""
+    """A `NeighborKernel` over embeddings, of which the mean is subtracted first; without prior and reranking."""
 
-    def __init__(self, layer, mean, prior=None, pairs=None, weight=0.0):
-        super().__init__(prior, pairs, weight)
+    def __init__(self, layer, mean):
+        super().__init__()
         self.layer = layer
         self.mean = mean
 

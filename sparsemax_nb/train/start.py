@@ -254,8 +254,9 @@ class LabelStart:
         system = covariance + self._ridge(covariance) * np.eye(n_inputs, dtype=np.float32)
         factor = scipy.linalg.cho_factor(system)
         self.by_label = self.labels.tocsc()
-        for first in range(0, n_labels, MAX_ELEMENTS // n_inputs or 1):
-            part = slice(first, min(first + (MAX_ELEMENTS // n_inputs or 1), n_labels))
+        step = max(1, MAX_ELEMENTS // n_inputs)
+        for first in range(0, n_labels, step):
+            part = slice(first, min(first + step, n_labels))
             wanted, counts = self._wanted(part, everything, mean, with_z)
             weights = scipy.linalg.cho_solve(factor, wanted.T).T
             weights = weights * self._factors(weights, wanted, counts, part, n_inputs)
@@ -276,6 +277,7 @@ class LabelStart:
             if n_inputs < fan_in:
                 return
             mean, covariance, with_z = self._moments(inputs)
+            ridge = self._ridge(covariance)
             step = max(1, MAX_ELEMENTS // (n_inputs * group_size))
             last = n_groups * (i + 1) // n_ranges
             for first in range(n_groups * i // n_ranges, last, step):
@@ -284,7 +286,6 @@ class LabelStart:
                 wanted, counts = self._wanted(part, inputs, mean, with_z)
                 indices = np.empty((groups.stop - groups.start, fan_in), np.int32)
                 values = np.empty((len(wanted), fan_in), np.float32)
-                ridge = self._ridge(covariance)
                 matching_pursuit(covariance, wanted, ridge, fan_in, group_size, indices, values)
                 label_indices = np.repeat(indices, group_size, axis=0)[: len(wanted)]
                 own = np.take_along_axis(wanted, np.maximum(label_indices, 0), 1)

@@ -24,6 +24,7 @@ HEAD_WEIGHTS = 0.0, 0.25, 0.5
 #: Settings of the linear layer over the embeddings.
 HEAD = {"C": 1.0, "slack": 0.5}
 HEAD_EPOCHS = 2
+FIRST_EPOCH, OTHER_EPOCHS = slice(0, 1), slice(1, None)
 #: Labels per row that the metric of a trial looks at.
 K = 5
 
@@ -96,8 +97,20 @@ class WideTraining(DualTraining):
     def _has_head(self):
         return any(head_weight > 0 for _, head_weight in self._tried)
 
+    @property
+    def _has_late_rows(self):
+        return self._n_early < len(self._batches)
+
+    def _dual(self, rows, late=None):
+        """A `DenseDual` over the embeddings of these rows, the `late` ones join after the first epoch."""
+        (h, y), weights = self._kernel.data, self._kernel.weights[rows]
+        return DenseDual(
+            h[rows], y[rows], **HEAD, seed=self.settings.seed, sample_weight=weights, device=self.device, late=late
+        )
+
     def _trained(self, dual, epochs):
-        steps = [step for epoch in epochs for step in epoch]
+        """The weights (L, d) of a `DenseDual` after these epochs of it."""
+        steps = sum(dual.steps(HEAD_EPOCHS)[epochs], [])
         with Progress(len(steps), 0, self._progress, unit="step over embeddings") as bar:
             for step in steps:
                 dual.step(*step)
@@ -106,26 +119,19 @@ class WideTraining(DualTraining):
 
     def _head_without(self, rows):
         """Weights (L, d) of a layer that has not been trained on these rows."""
-        h, y = self._kernel.data
-        if self._n_early < len(self._batches):  # the rows join later, in `_finished_head`
-            self._head = DenseDual(h, y, **HEAD, seed=self.settings.seed, device=self.device, late=rows,
-                                   sample_weight=self._kernel.weights)  # fmt: skip
-            return self._trained(self._head, self._head.steps(HEAD_EPOCHS)[:1])
-        others = np.delete(np.arange(len(h)), rows)
-        weights = self._kernel.weights[others]
-        dual = DenseDual(h[others], y[others], **HEAD, seed=self.settings.seed, device=self.device,
-                         sample_weight=weights)  # fmt: skip
-        return self._trained(dual, dual.steps(HEAD_EPOCHS))
+        if self._has_late_rows:  # they join later, in `_finished_head`
+            self._head = self._dual(slice(None), rows)
+            return self._trained(self._head, FIRST_EPOCH)
+        return self._trained(self._dual(np.delete(np.arange(len(self._kernel.weights)), rows)), slice(None))
 
     def _finished_head(self):
         """Weights (L, d) of a layer that has been trained on all rows; the late ones join after the first epoch."""
+        if not self._has_late_rows:
+            return self._trained(self._dual(slice(None)), slice(None))
         if self._head is None:  # in a resumed run the first epoch is not stored, but repeated
-            has_late = self._n_early < len(self._batches) and self.held_out is not None
-            late = self.held_out.rows if has_late else np.empty(0, np.int64)
-            self._head = DenseDual(*self._kernel.data, **HEAD, seed=self.settings.seed, device=self.device, late=late,
-                                   sample_weight=self._kernel.weights)  # fmt: skip
-            self._trained(self._head, self._head.steps(HEAD_EPOCHS)[:1])
-        return self._trained(self._head, self._head.steps(HEAD_EPOCHS)[1:])
+            self._head = self._dual(slice(None), self.held_out.rows)
+            self._trained(self._head, FIRST_EPOCH)
+        return self._trained(self._head, OTHER_EPOCHS)
 
     # ------------------------------------------------------------ held-out rows
 
