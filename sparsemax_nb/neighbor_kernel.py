@@ -384,9 +384,10 @@ def neighbor_kernel_step(
     For every label, it minimizes over functions f of the kernel's space ``|f|^2 / 2 + sum_i C_i max(0, m_i - y_i
     s_i)^2`` with ``s_i = f(x_i) - 1``: the bias is -1. C_i = C sample_weight[i]; y_i = 1 and m_i = 1 for the row's own
     labels, else y_i = -1 and m_i = 1 - slack. With the dual variable a >= 0 of row i and a label, and the scores of all
-    rows before the step: ``G = y s - m + a / (2 C_i);  a <- max(0, a - G / (S_i + 1 / (2 C_i)))``. S_i is the sum of
-    the kernels of row i with the rows of the batch, itself included: all rows of the batch move at once, and with this
-    bound on the curvature the objective falls nevertheless.
+    rows before the step: ``G = y s - m + D_i a;  a <- max(0, a - G / (S_i + D_i))``. S_i is the sum of the kernels of
+    row i with the rows of the batch, itself included: all rows of the batch move at once, and with this bound on the
+    curvature the objective falls nevertheless. ``D_i = 1 / (2 C_i) + sqrt(2 sum_j k_ij^2)``, over the other neighbors j
+    of row i.
     A step visits a row's own labels, the labels with a dual variable, and those whose score before the step is above
     ``slack - 1``. If the weight of a row or its kernel with itself is 0, its dual variables become 0.
 
@@ -431,8 +432,11 @@ def neighbor_kernel_step(
     those in its neighbors' lists, the nearest first. What does not fit is dropped. W = 32 + the largest number of own
     labels of a row is enough for nearly all rows.
 
-    The objective cannot rise where the kernel is symmetric. Cut off after the nearest neighbors it is not exactly so: a
-    point need not be a neighbor of its neighbors.
+    Cut off after the nearest neighbors, the kernel is neither symmetric nor positive: a point need not be a neighbor of
+    its neighbors, and among many points that are nearly the same, dual variables would grow without bound. Therefore
+    D_i contains more than ``1 / (2 C_i)``, as if C were smaller there. If the kernels that are cut off were random, the
+    smallest eigenvalue of the symmetric part would be ``-sqrt(2 sum_j k_ij^2)``, by the semicircle law; the damping
+    makes up for it.
 
     Source: C.-J. Hsieh et al., "A dual coordinate descent method for large-scale linear SVM", ICML 2008, section 3; a
     bound on the curvature for a batch: M. Takac et al., "Mini-batch primal and dual methods for SVMs", ICML 2013. The

@@ -6,6 +6,8 @@ whose score violates the margin. The second pass also clears the scores, so neit
 were touched are needed.
 """
 
+import math
+
 import numpy as np
 from numba import prange
 
@@ -62,19 +64,25 @@ def forward(neighbors, kernels, duals, bias, scores):
 
 
 @njit
-def _bounds(rows, neighbors, kernels, bounds):
-    """The sum of each row's kernels with the rows of the batch, (B,), or 0 if the kernel with itself is 0."""
+def _curvature(rows, neighbors, kernels, bounds, slopes):
+    """Write bounds (B,) and add the damping to slopes (B,), see `neighbor_kernel_step`.
+
+    A bound is the sum of a row's kernels with the rows of the batch, or 0 if the kernel with itself is 0.
+    """
     is_in_batch = np.zeros(neighbors.shape[0], np.bool_)
     is_in_batch[rows] = True
     for b in range(rows.size):
-        itself, others = ZERO, ZERO
+        itself, others, squares = ZERO, ZERO, ZERO
         for m in range(neighbors.shape[1]):
             j = neighbors[rows[b], m]
             if j == rows[b]:
                 itself += kernels[j, m]
-            elif j >= 0 and is_in_batch[j]:
-                others += kernels[rows[b], m]
+            elif j >= 0:
+                squares += kernels[rows[b], m] ** 2
+                if is_in_batch[j]:
+                    others += kernels[rows[b], m]
         bounds[b] = itself + others if itself > ZERO else ZERO
+        slopes[b] += math.sqrt(TWO * squares)
 
 
 @njit
@@ -187,12 +195,9 @@ def step(rows, neighbors, kernels, labels, row_weights, c, slack, n_labels, dual
     new = PaddedDuals(
         np.empty(n_rows, np.int32), np.zeros((n_rows, width), np.int32), np.zeros((n_rows, width), np.float32)
     )
-    bounds = np.empty(n_rows, np.float32)
-    _bounds(rows, neighbors, kernels, bounds)
-    curvature, scores = (
-        (bounds, dual_diagonal(c, row_weights)),
-        zeros((min(PARTS, n_rows), n_labels), np.float32, "cpu"),
-    )
-    _new_duals(rows, (neighbors, kernels), labels, curvature, np.float32(slack), duals, scores, new, losses)
+    bounds, slopes = np.empty(n_rows, np.float32), dual_diagonal(c, row_weights)
+    _curvature(rows, neighbors, kernels, bounds, slopes)
+    scores = zeros((min(PARTS, n_rows), n_labels), np.float32, "cpu")
+    _new_duals(rows, (neighbors, kernels), labels, (bounds, slopes), np.float32(slack), duals, scores, new, losses)
     for array, values in zip(duals, new, strict=True):
         array[rows] = values

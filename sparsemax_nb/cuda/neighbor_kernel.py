@@ -1,5 +1,7 @@
 """A kernel machine over nearest neighbors on CUDA: one block per row adds its neighbors' lists of dual variables."""
 
+import math
+
 import numpy as np
 from numba import float32, int32
 
@@ -47,18 +49,23 @@ def forward(neighbors, kernels, duals, bias, scores, *, block=BLOCK):
 
 
 @cuda_device
-def _bound(shared, i, near, is_in_batch):
-    """The sum of the kernels of point i with the points of the batch, or 0 if its kernel with itself is 0."""
+def _curvature(shared, i, near, is_in_batch):
+    """Bound and damping of point i, see `neighbor_kernel_step`.
+
+    The bound is the sum of its kernels with the points of the batch, or 0 if its kernel with itself is 0.
+    """
     neighbors, kernels = near
-    itself, others = ZERO, ZERO
+    itself, others, squares = ZERO, ZERO, ZERO
     for m in range(cuda.threadIdx.x, neighbors.shape[1], cuda.blockDim.x):
         j = neighbors[i, m]
         if j == i:
             itself += kernels[i, m]
-        elif j >= 0 and is_in_batch[j]:
-            others += kernels[i, m]
-    itself, others = block_sum(shared, itself), block_sum(shared, others)
-    return itself + others if itself > ZERO else ZERO
+        elif j >= 0:
+            squares += kernels[i, m] * kernels[i, m]
+            if is_in_batch[j]:
+                others += kernels[i, m]
+    itself, others, squares = block_sum(shared, itself), block_sum(shared, others), block_sum(shared, squares)
+    return (itself + others if itself > ZERO else ZERO), math.sqrt(TWO * squares)
 
 
 @cuda_device
@@ -108,8 +115,9 @@ def step_kernel(rows, near, labels, is_in_batch, diagonal, slack, duals, scores,
     neighbors, kernels = near
     score = scores[cuda.blockIdx.x]
     for b in range(cuda.blockIdx.x, rows.shape[0], cuda.gridDim.x):
-        i, slope = rows[b], diagonal[b]
-        bound = _bound(shared, i, near, is_in_batch)
+        i = rows[b]
+        bound, damping = _curvature(shared, i, near, is_in_batch)
+        slope = diagonal[b] + damping
         for m in range(neighbors.shape[1]):
             j, kernel = neighbors[i, m], kernels[i, m]
             if j >= 0 and kernel > ZERO:

@@ -41,10 +41,11 @@ def step(rows, neighbors, kernels, labels, row_weights, c, slack, n_labels, dual
     """Move the duals of all `rows` at once, by the scores before; returns the loss of each row and new `PaddedDuals`.
 
     With y = 1 if a row has the label, else -1, a = y times its signed dual, C the product of `c` and the row's weight:
-    ``G = y s - 1 + (0 if y > 0 else slack) + a / (2 C); a <- max(0, a - G / (S + 1 / (2 C)))``, where S is the sum of
-    the kernels between the row and the rows of the batch among its neighbors, itself included. Only labels that are the
-    row's own, whose dual is positive or whose score is above ``slack - 1`` change. If the weight or the kernel of the
-    row with itself is 0, a becomes 0. The loss of a label is ``max(0, its violation of the margin)^2``.
+    ``G = y s - 1 + (0 if y > 0 else slack) + D a; a <- max(0, a - G / (S + D))``, where S is the sum of the kernels
+    between the row and the rows of the batch among its neighbors, itself included, and ``D = 1 / (2 C) +
+    sqrt(2 sum_j k_ij^2)`` over the row's other neighbors j. Only labels that are the row's own, whose dual is positive
+    or whose score is above ``slack - 1`` change. If the weight or the kernel of the row with itself is 0, a becomes 0.
+    The loss of a label is ``max(0, its violation of the margin)^2``.
 
     A list has the row's own labels first, then those that were in it, then those of its neighbors with a positive
     kernel, one after another; what does not fit is dropped.
@@ -62,8 +63,8 @@ def step(rows, neighbors, kernels, labels, row_weights, c, slack, n_labels, dual
         losses[b] = (np.minimum(0, margins[active]) ** 2).sum()
         a, cost = np.zeros(n_labels), c * row_weights[b]
         if k[near == i].sum() > 0 and cost > 0:
-            bound = k[np.isin(near, rows)].sum()
-            a[active] = np.maximum(0, old - (margins + old / (2 * cost)) / (bound + 1 / (2 * cost)))[active]
+            bound, slope = k[np.isin(near, rows)].sum(), 1 / (2 * cost) + np.sqrt(2 * (k[near != i] ** 2).sum())
+            a[active] = np.maximum(0, old - (margins + slope * old) / (bound + slope))[active]
         lists = [duals.labels[j, : duals.count[j]] for j in (i, *near)]
         kept = [label for label in dict.fromkeys(np.concatenate([own, *lists]).tolist()) if a[label] > 0][:width]
         new.count[i], new.labels[i, : len(kept)], new.values[i, : len(kept)] = len(kept), kept, (a * y)[kept]

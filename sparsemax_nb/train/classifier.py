@@ -85,7 +85,7 @@ class Classifier(
         power; in [1, 100]. The mean of the training points is subtracted first. 'auto' tries values from 1 to 32 on
         held-out points.
     kernel_C : 'auto' or float
-        C of the kernel machine. 'auto' tries values from 1/64 to 4.
+        C of the kernel machine. 'auto' tries 1/64, 1/4 and 4.
     n_neighbors : int
         Nearest training points that score a row. Among more than 150,000 training points, `fit` finds most of the
         nearest ones (it compares points within clusters); predictions always find all.

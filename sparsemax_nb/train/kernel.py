@@ -15,7 +15,6 @@ from ..neighbor_kernel import NeighborKernel, kernel_values, nearest_checked, st
 from . import held_out as held_out_rows
 from .dual_run import DualRun, batch_size_of, restored_position
 from .linear_settings import MAX_SPLITS, MIN_HELD_OUT, TRIAL_EPOCHS, climb_in_turns
-from .loop import TrainingError
 from .memory import ALWAYS, PREDICTION, array
 from .models import CANDIDATES, MAX_SCORES, ROWS_PER_PREDICTION, KernelModel, frequency_tie_break, normalized
 from .neighbor_search import ROWS_PER_BLOCK, nearest_points
@@ -26,9 +25,9 @@ OTHER_DUALS = 32
 #: Mean number of dual variables per row, the largest that we have seen.
 DUALS_PER_ROW = 32
 #: Values of power and C that the search starts from, and those that it tries.
-FIRST = 8.0, 0.25
-GRID_POWER = 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0
-GRID_C = 0.015625, 0.0625, 0.25, 1.0, 4.0
+FIRST = 6.0, 4.0
+GRID_POWER = 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0
+GRID_C = 0.015625, 0.25, 4.0
 #: Trials hold out this share of the rows, but at most MAX_HELD_OUT.
 HELD_OUT_SHARE = 0.1
 MAX_HELD_OUT = 5000
@@ -97,8 +96,6 @@ class KernelTraining(DualRun):
         trained on the others, as `HeldOut`.
     """
 
-    #: Cut off after the neighbors, the kernel is not symmetric, and among many points that are nearly the same the dual
-    #: variables can grow without bound.
     overflow_fix = "use a smaller kernel_C or a larger n_neighbors"
 
     def __init__(
@@ -293,10 +290,7 @@ def choose_settings(points, y, settings, *, wanted, device="cpu", sample_weight=
     def score(power, c):
         if (power, c) not in results:
             tried = replace(settings, power=power, C=c, epochs=min(TRIAL_EPOCHS, settings.epochs))
-            try:
-                results[power, c] = ndcg(KernelTraining(points, y, tried, device, sample_weight=sample_weight))
-            except TrainingError:
-                results[power, c] = 0.0
+            results[power, c] = ndcg(KernelTraining(points, y, tried, device, sample_weight=sample_weight))
             trials.append({"power": power, "kernel_C": c, "nDCG@5": results[power, c]})
         return results[power, c]
 
