@@ -7,9 +7,10 @@ influence on the layers below. Here the network starts as a linear model instead
   a point is the sum of its labels' vectors, and the table is the regression of these targets on the words. Then
   ``signs @ z / width`` estimates which labels a point has (our choice; random projections of labels: D. Hsu et al.,
   "Multi-label prediction via compressed sensing", NIPS 2009).
-- **hidden units**: scaled and shifted to variance 1 before the ReLU, whatever the scale of the features. Their mean
-  becomes 1 if the features are sparse: then nearly all of them start linear, and lose nothing of the regression. With
-  dense features it becomes 0.
+- **hidden units**: before a sparse output, a unit of the intermediate layer is the linear discriminant of a frequent
+  label over the layer below: so the inputs that a label may choose are labels that go with it. All hidden units are
+  scaled and shifted to variance 1 and mean 1 (embedding) or 2 before the ReLU, whatever the scale of the features: so
+  nearly all of them start linear, and lose nothing of the regression.
 - **output**: the least squares approximation of these estimates by the hidden units. With dense features there is no
   embedding; the wanted scores are discriminants: ``(mean of the label's points - mean)' S^-1 (h - mean)``, shrunk for
   labels with few points. Sparse outputs choose the inputs of a label one after the other, by the error that is left:
@@ -31,8 +32,10 @@ from .memory import array
 RIDGE = 1.0
 #: Steps of conjugate gradients. With short texts one is enough, with abstracts five.
 STEPS = 5
-#: Ridge of the output's regression, relative to the mean variance of the hidden units.
-OUTPUT_RIDGE = 0.03
+#: The mean of a unit of the intermediate layer before the ReLU, in standard deviations: it starts nearly linear.
+SHIFT = 2
+#: Ridge of the other regressions, relative to the mean variance of their inputs.
+RELATIVE_RIDGE = 0.03
 #: Training points from which means and covariances of the hidden units are computed, and how many at a time.
 SAMPLE, BATCH_SIZE = 1 << 14, 1 << 10
 #: Columns of the embedding that are solved for together.
@@ -41,8 +44,8 @@ COLUMNS = 64
 MAX_INPUTS, MAX_ELEMENTS = 1 << 12, 1 << 24
 #: Hidden units that are computed at a time.
 MAX_UNITS = BATCH_SIZE * MAX_INPUTS
-#: The phase of the memory plan.
-INITIAL = "initial weights"
+#: Phases of the memory plan.
+INITIAL, DISCRIMINANTS = "initial weights", "initial weights of the intermediate layer"
 #: In place of the number of an epoch: the order that decides which points are in the sample.
 ORDER = 1 << 31
 
@@ -56,6 +59,10 @@ def memory(n_points, n_features, n_labels, embedding, intermediate, output):
         array(INITIAL, "hidden units of some points", 3, min(batch_size * width, MAX_UNITS)),
         array(INITIAL, "correlations with the labels", 2, min(MAX_ELEMENTS, n_labels * n_inputs)),
     ]
+    if intermediate is not None and output in ("fixed-fan-in", "group-shared"):
+        below = embedding or n_features
+        found.append(array(DISCRIMINANTS, "weights, discriminants, and their sums", 4, width, below))
+        found.append(array(DISCRIMINANTS, "covariance of the layer below", 2, below, below))
     if embedding is not None:
         found.append(array(INITIAL, "regression of the labels on the features", 6, n_features, min(COLUMNS, embedding)))
         found.append(array(INITIAL, "table of the regression", n_features, embedding))
@@ -156,9 +163,10 @@ class LabelStart:
         self.table = self.mean = None
         if not self.network.is_dense:
             self._start_embedding()
-        if len(self.network.hidden) > 1:
-            self._standardize(self.network.hidden[-1])
         output = self.network.output
+        if len(self.network.hidden) > 1:
+            layer = self.network.hidden[-1]
+            self._standardize(layer, self._discriminants() if hasattr(output, "layer") else to_numpy(layer.weights))
         if hasattr(output, "weights"):
             self._start_dense(output)
         elif hasattr(output, "layer"):
@@ -176,33 +184,68 @@ class LabelStart:
         scale = np.float32(1 / deviation)
         embedding.set(self.table * scale, 1 - self.mean * scale)
 
-    def _standardize(self, layer):
-        """Scale and shift the units of a dense layer to mean 0 and variance 1 over the sample, before the ReLU."""
-        width = layer.weights.shape[1]
+    def _discriminants(self):
+        """Weights (D, H) of the last hidden layer: a unit is the discriminant of one of the frequent labels.
+
+        The units that a label may choose, see `_ranges`, are those of labels that choose from the same ones. If there
+        are fewer labels, the other units keep their random weights.
+        """
+        output = self.network.output
+        weights, of_unit = to_numpy(self.network.hidden[-1].weights).copy(), np.full(self.network.width, -1)
+        for inputs, groups in self._ranges(output.layer):
+            labels = self._labels_at(_positions(output.layer, groups))
+            labels = labels[np.argsort(-self.counts[labels], kind="stable")][: inputs.stop - inputs.start]
+            labels = labels[self.counts[labels] > 0]
+            of_unit[inputs.start : inputs.start + len(labels)] = labels
+        units = np.flatnonzero(of_unit >= 0)
+        mean, covariance, _ = self._moments(self._inputs_of_last)
+        own = self.labels[:, of_unit[units]].tocsr()
+        sums = np.zeros((len(units), len(mean)), np.float32)
+        for ids in batches(np.flatnonzero(np.diff(own.indptr)), BATCH_SIZE):
+            sums += own[ids].T @ (self._inputs_of_last(ids) - mean)
+        means = sums / self.counts[of_unit[units], None].astype(np.float32)
+        weights[:, units] = scipy.linalg.solve(self._system(covariance), means.T, assume_a="pos")
+        return weights
+
+    def _ranges(self, layer):
+        """Pairs of slices: at most MAX_INPUTS hidden units, and the groups of labels that choose from them."""
+        sizes, n = (self.network.width, len(layer.indices)), -(-self.network.width // MAX_INPUTS)
+        for i in range(n):
+            yield tuple(slice(size * i // n, size * (i + 1) // n) for size in sizes)
+
+    def _labels_at(self, positions):
+        """The labels at these positions (a slice) of the output layer."""
+        order = getattr(self.network.output, "order", None)
+        return np.arange(positions.start, positions.stop) if order is None else to_numpy(order)[positions]
+
+    def _standardize(self, layer, weights):
+        """Set the `weights`, scaled and shifted so that the units have variance 1 over the sample, before the ReLU."""
+        width = weights.shape[1]
         n, total, squares = len(self.sample), np.zeros(width), np.zeros(width)
         for ids in batches(self.sample, max(1, min(BATCH_SIZE, MAX_UNITS // width))):
-            z = to_numpy(product(self._inputs_of_last(ids), layer.weights))
+            z = self._inputs_of_last(ids) @ weights
             total += z.sum(axis=0, dtype=np.float64)
             squares += np.einsum("ij,ij->j", z, z, dtype=np.float64)
         mean = total / n
         variance = squares / n - mean**2
         scale = 1 / np.sqrt(np.where(variance > 1e-12 * squares / n, variance, 1))
-        shift = 0 if self.table is None else 1  # above an embedding, the units start nearly linear
-        layer.set(to_numpy(layer.weights) * scale.astype(np.float32), shift - mean * scale)
+        layer.set(weights * scale.astype(np.float32), SHIFT - mean * scale)
 
     def _inputs_of_last(self, ids):
-        """The input of the last hidden layer, on the device."""
+        """The input of the last hidden layer, NumPy."""
         x = self.features(ids)
-        return (
-            asarray(x, self.network.device, np.float32) if self.network.is_dense else self.network.hidden_outputs(x)[0]
-        )
+        return x.astype(np.float32) if self.network.is_dense else to_numpy(self.network.hidden_outputs(x)[0])
 
-    def _moments(self, inputs):
-        """Mean (H,) and covariance (H, H) of these hidden units, and their covariance with z, (D, H), or None."""
+    def _moments(self, units):
+        """Mean (H,) and covariance (H, H) of units, and their covariance with z, (D, H), or None.
+
+        ``units(ids)`` returns those of some rows, (n, H).
+        """
         n, covariance, with_z = len(self.sample), 0, 0
-        mean = np.mean([self._units(ids, inputs).mean(axis=0) for ids in batches(self.sample, BATCH_SIZE)], axis=0)
+        mean = sum(units(ids).sum(axis=0, dtype=np.float64) for ids in batches(self.sample, BATCH_SIZE)) / n
+        mean = mean.astype(np.float32)
         for ids in batches(self.sample, BATCH_SIZE):
-            h = self._units(ids, inputs) - mean
+            h = units(ids) - mean
             covariance += h.T @ h
             if self.table is not None:
                 with_z += (self.features(ids) @ self.table - self.mean).T @ h
@@ -215,14 +258,13 @@ class LabelStart:
             return to_numpy(self.network.forward(self.features(ids)))[:, inputs]
         parameters, device = self.network.hidden[-1].parameters, self.network.device
         weights = asarray(parameters["intermediate.weights"][:, inputs], device, np.float32)
-        z = to_numpy(product(self._inputs_of_last(ids), weights))
+        z = to_numpy(product(asarray(self._inputs_of_last(ids), device), weights))
         z += to_numpy(parameters["intermediate.bias"][inputs])
         return np.maximum(z, 0, out=z)
 
     def _wanted(self, positions, inputs, mean, with_z):
         """Covariance of the hidden units (of these inputs) with the wanted scores of the labels at `positions`."""
-        order = getattr(self.network.output, "order", None)
-        labels = np.arange(positions.start, positions.stop) if order is None else to_numpy(order)[positions]
+        labels = self._labels_at(positions)
         counts = self.counts[labels]
         if with_z is not None:
             width = len(with_z)
@@ -250,9 +292,8 @@ class LabelStart:
     def _start_dense(self, output):
         n_labels, n_inputs = output.weights.shape
         everything = slice(0, n_inputs)
-        mean, covariance, with_z = self._moments(everything)
-        system = covariance + self._ridge(covariance) * np.eye(n_inputs, dtype=np.float32)
-        factor = scipy.linalg.cho_factor(system)
+        mean, covariance, with_z = self._moments(lambda ids: self._units(ids, everything))
+        factor = scipy.linalg.cho_factor(self._system(covariance))
         self.by_label = self.labels.tocsc()
         step = max(1, MAX_ELEMENTS // n_inputs)
         for first in range(0, n_labels, step):
@@ -267,22 +308,19 @@ class LabelStart:
             output.weights[part] = asarray(weights, self.network.device, np.float32)
 
     def _start_sparse(self, output):
-        layer, n_labels = output.layer, output.values.shape[0]
-        (n_groups, fan_in), group_size = layer.indices.shape, getattr(layer, "group_size", 1)
-        n_ranges = -(-self.network.width // MAX_INPUTS)
+        layer = output.layer
+        fan_in, group_size = layer.indices.shape[1], getattr(layer, "group_size", 1)
         self.by_label = self.labels.tocsc()
-        for i in range(n_ranges):
-            inputs = slice(self.network.width * i // n_ranges, self.network.width * (i + 1) // n_ranges)
+        for inputs, of_range in self._ranges(layer):
             n_inputs = inputs.stop - inputs.start
             if n_inputs < fan_in:
                 return
-            mean, covariance, with_z = self._moments(inputs)
+            mean, covariance, with_z = self._moments(lambda ids, inputs=inputs: self._units(ids, inputs))
             ridge = self._ridge(covariance)
             step = max(1, MAX_ELEMENTS // (n_inputs * group_size))
-            last = n_groups * (i + 1) // n_ranges
-            for first in range(n_groups * i // n_ranges, last, step):
-                groups = slice(first, min(first + step, last))
-                part = slice(groups.start * group_size, min(groups.stop * group_size, n_labels))
+            for first in range(of_range.start, of_range.stop, step):
+                groups = slice(first, min(first + step, of_range.stop))
+                part = _positions(layer, groups)
                 wanted, counts = self._wanted(part, inputs, mean, with_z)
                 indices = np.empty((groups.stop - groups.start, fan_in), np.int32)
                 values = np.empty((len(wanted), fan_in), np.float32)
@@ -302,7 +340,17 @@ class LabelStart:
                 layer.bias[part] -= asarray(offset, layer.device, np.float32)
         output.check_connections()
 
+    def _system(self, covariance):
+        """The covariance with the ridge on its diagonal."""
+        return covariance + self._ridge(covariance) * np.eye(len(covariance), dtype=np.float32)
+
     @staticmethod
     def _ridge(covariance):
-        """The ridge of the output's regression; above 0 even if all hidden units are constant."""
-        return np.float32(max(OUTPUT_RIDGE * float(np.diag(covariance).mean()), 1e-6))
+        """The ridge of a regression; above 0 even if all units are constant."""
+        return np.float32(max(RELATIVE_RIDGE * float(np.diag(covariance).mean()), 1e-6))
+
+
+def _positions(layer, groups):
+    """The positions (a slice) of the labels in some groups (a slice) of a sparse output layer."""
+    size = getattr(layer, "group_size", 1)
+    return slice(groups.start * size, min(groups.stop * size, len(layer.bias)))

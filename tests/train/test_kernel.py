@@ -79,7 +79,9 @@ def test_the_power_fits_the_fineness_of_the_labels(n_cells):
     """On a circle, whose cells are labels: the narrower the cells, the narrower the kernel."""
     angles = np.random.default_rng(0).random(600) * 2 * np.pi
     h = np.stack([np.cos(angles), np.sin(angles)], 1)
-    model = train.Classifier(**SMALL | {"power": "auto", "n_neighbors": 100}).fit(h, (angles / (2 * np.pi) * n_cells).astype(int))
+    model = train.Classifier(**SMALL | {"power": "auto", "n_neighbors": 100}).fit(
+        h, (angles / (2 * np.pi) * n_cells).astype(int)
+    )
     assert model.power_ < 16 if n_cells == 2 else model.power_ > 24
 
 

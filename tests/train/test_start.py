@@ -72,6 +72,31 @@ def test_dense_features_start_far_above_chance(corpus, output):
     assert max(scores) - min(scores) < 0.1
 
 
+@pytest.mark.parametrize("n_ranges", [1, 2])
+def test_hidden_units_are_discriminants_of_frequent_labels(n_ranges, monkeypatch):
+    """Of the most frequent labels of each range, up to their scale; variance 1 and mean 2 before the ReLU."""
+    rng = np.random.default_rng(0)
+    x, wanted = rng.standard_normal((500, 6)), rng.standard_normal((6, 40))
+    labels = scipy.sparse.csr_matrix((x @ wanted > np.linspace(1, 6, 40)).astype(np.float32)[:, rng.permutation(40)])
+    x = (x + 3).astype(np.float32)
+    monkeypatch.setattr(start, "MAX_INPUTS", 16 // n_ranges)
+    model = fitted(x, labels, intermediate=16, fan_in=4)
+    units, counts = model.network_.parameters["intermediate.weights"], np.bincount(labels.indices, minlength=40)
+    z = x @ units + model.network_.parameters["intermediate.bias"]
+    np.testing.assert_allclose(z.mean(0), 2, atol=1e-3)
+    np.testing.assert_allclose(z.std(0), 1, atol=1e-3)
+    centered = x - x.mean(0)
+    covariance = centered.T @ centered / 500
+    covariance += start.RELATIVE_RIDGE * np.diag(covariance).mean() * np.eye(6)
+    ranges = np.split(np.argsort(-counts, kind="stable")[:16] if n_ranges == 1 else np.arange(40), n_ranges)
+    for i, of_range in enumerate(ranges):
+        frequent = of_range[np.argsort(-counts[of_range], kind="stable")][: 16 // n_ranges]
+        for unit, label in zip(units.T[16 // n_ranges * i :], frequent, strict=False):
+            wanted = np.linalg.solve(covariance, centered[labels[:, [label]].toarray()[:, 0] > 0].mean(0))
+            cosine = unit @ wanted / np.linalg.norm(unit) / np.linalg.norm(wanted)
+            assert cosine > 0.9999
+
+
 def test_softmax_starts_without_bias(corpus):
     model = fitted(corpus.features, corpus.labels, output="dense", loss="softmax")
     assert model.evaluate(corpus.features, corpus.labels, ks=[1])["P@1"] > 0.5
