@@ -215,10 +215,10 @@ class Dense:
     def activations(self):
         return {"intermediate.output": self._relu.out}
 
-    def set(self, weights, bias):
-        """Overwrite the parameters by NumPy arrays."""
-        self.weights[...] = asarray(weights, device_of(self.weights), np.float32)
-        self._relu.bias[...] = asarray(bias, device_of(self.weights), np.float32)
+    def set(self, weights, bias, units):
+        """Overwrite the parameters of some units (a slice) by NumPy arrays."""
+        self.weights[:, units] = asarray(weights, device_of(self.weights), np.float32)
+        self._relu.bias[units] = asarray(bias, device_of(self.weights), np.float32)
 
     def forward(self, x, dropout=None, keep=False):
         """(B, D) -> (B, H)."""

@@ -42,8 +42,6 @@ SAMPLE, BATCH_SIZE = 1 << 14, 1 << 10
 COLUMNS = 64
 #: Hidden units between which the labels of a range may choose, and elements of the largest matrix of labels.
 MAX_INPUTS, MAX_ELEMENTS = 1 << 12, 1 << 24
-#: Hidden units that are computed at a time.
-MAX_UNITS = BATCH_SIZE * MAX_INPUTS
 #: Phases of the memory plan.
 INITIAL, DISCRIMINANTS = "initial weights", "initial weights of the intermediate layer"
 #: In place of the number of an epoch: the order that decides which points are in the sample.
@@ -56,12 +54,12 @@ def memory(n_points, n_features, n_labels, embedding, intermediate, output):
     n_inputs = width if output in ("dense", "bottleneck") else min(width, MAX_INPUTS)
     found = [
         array(INITIAL, "covariance of the hidden units", 2 if n_points > BATCH_SIZE else 1, n_inputs, n_inputs),
-        array(INITIAL, "hidden units of some points", 3, min(batch_size * width, MAX_UNITS)),
+        array(INITIAL, "hidden units of some points", 3, batch_size, n_inputs),
         array(INITIAL, "correlations with the labels", 2, min(MAX_ELEMENTS, n_labels * n_inputs)),
     ]
     if intermediate is not None and output in ("fixed-fan-in", "group-shared"):
         below = embedding or n_features
-        found.append(array(DISCRIMINANTS, "weights, discriminants, and their sums", 4, width, below))
+        found.append(array(DISCRIMINANTS, "weights and discriminants of some units", 4, n_inputs, below))
         found.append(array(DISCRIMINANTS, "covariance of the layer below", 2, below, below))
     if embedding is not None:
         found.append(array(INITIAL, "regression of the labels on the features", 6, n_features, min(COLUMNS, embedding)))
@@ -163,10 +161,9 @@ class LabelStart:
         self.table = self.mean = None
         if not self.network.is_dense:
             self._start_embedding()
-        output = self.network.output
+        output, self.by_label = self.network.output, self.labels.tocsc()
         if len(self.network.hidden) > 1:
-            layer = self.network.hidden[-1]
-            self._standardize(layer, self._discriminants() if hasattr(output, "layer") else to_numpy(layer.weights))
+            self._start_intermediate(self.network.hidden[-1])
         if hasattr(output, "weights"):
             self._start_dense(output)
         elif hasattr(output, "layer"):
@@ -184,52 +181,58 @@ class LabelStart:
         scale = np.float32(1 / deviation)
         embedding.set(self.table * scale, 1 - self.mean * scale)
 
-    def _discriminants(self):
-        """Weights (D, H) of the last hidden layer: a unit is the discriminant of one of the frequent labels.
-
-        The units that a label may choose, see `_ranges`, are those of labels that choose from the same ones. If there
-        are fewer labels, the other units keep their random weights.
-        """
-        output = self.network.output
-        weights, of_unit = to_numpy(self.network.hidden[-1].weights).copy(), np.full(self.network.width, -1)
-        for inputs, groups in self._ranges(output.layer):
-            labels = self._labels_at(_positions(output.layer, groups))
-            labels = labels[np.argsort(-self.counts[labels], kind="stable")][: inputs.stop - inputs.start]
-            labels = labels[self.counts[labels] > 0]
-            of_unit[inputs.start : inputs.start + len(labels)] = labels
-        units = np.flatnonzero(of_unit >= 0)
+    def _start_intermediate(self, layer):
+        """Set the weights of the intermediate layer, some units at a time."""
         mean, covariance, _ = self._moments(self._inputs_of_last)
-        own = self.labels[:, of_unit[units]].tocsr()
-        sums = np.zeros((len(units), len(mean)), np.float32)
+        system = self._system(covariance)
+        for inputs, groups in self._ranges():
+            weights = to_numpy(layer.parameters["intermediate.weights"][:, inputs]).copy()
+            if groups.stop > groups.start:
+                labels = self._labels_at(_positions(self.network.output.layer, groups))
+                labels = labels[np.argsort(-self.counts[labels], kind="stable")][: weights.shape[1]]
+                labels = labels[self.counts[labels] > 0]
+                weights[:, : len(labels)] = scipy.linalg.solve(system, self._means(labels, mean).T, assume_a="pos")
+            self._set_standardized(layer, weights, inputs)
+
+    def _ranges(self):
+        """Pairs of slices: at most MAX_INPUTS hidden units, and the groups of labels that choose from them.
+
+        There are no groups if the output is not sparse.
+        """
+        n_groups = len(self.network.output.layer.indices) if hasattr(self.network.output, "layer") else 0
+        n = -(-self.network.width // MAX_INPUTS)
+        for i in range(n):
+            yield tuple(slice(size * i // n, size * (i + 1) // n) for size in (self.network.width, n_groups))
+
+    def _means(self, labels, mean):
+        """Means (n, D) of the input of the last hidden layer over the points of each label, minus `mean`."""
+        own = self.by_label[:, labels].tocsr()
+        sums = np.zeros((len(labels), len(mean)), np.float32)
         for ids in batches(np.flatnonzero(np.diff(own.indptr)), BATCH_SIZE):
             sums += own[ids].T @ (self._inputs_of_last(ids) - mean)
-        means = sums / self.counts[of_unit[units], None].astype(np.float32)
-        weights[:, units] = scipy.linalg.solve(self._system(covariance), means.T, assume_a="pos")
-        return weights
-
-    def _ranges(self, layer):
-        """Pairs of slices: at most MAX_INPUTS hidden units, and the groups of labels that choose from them."""
-        sizes, n = (self.network.width, len(layer.indices)), -(-self.network.width // MAX_INPUTS)
-        for i in range(n):
-            yield tuple(slice(size * i // n, size * (i + 1) // n) for size in sizes)
+        return sums / self.counts[labels, None].astype(np.float32)
 
     def _labels_at(self, positions):
         """The labels at these positions (a slice) of the output layer."""
         order = getattr(self.network.output, "order", None)
         return np.arange(positions.start, positions.stop) if order is None else to_numpy(order)[positions]
 
-    def _standardize(self, layer, weights):
-        """Set the `weights`, scaled and shifted so that the units have variance 1 over the sample, before the ReLU."""
-        width = weights.shape[1]
-        n, total, squares = len(self.sample), np.zeros(width), np.zeros(width)
-        for ids in batches(self.sample, max(1, min(BATCH_SIZE, MAX_UNITS // width))):
-            z = self._inputs_of_last(ids) @ weights
+    def _set_standardized(self, layer, weights, inputs):
+        """Set the `weights` of some units, scaled and shifted to variance 1 and mean SHIFT over the sample."""
+        n, total, squares = len(self.sample), 0, 0
+        for ids in batches(self.sample, BATCH_SIZE):
+            z = self._product(self._inputs_of_last(ids), weights)
             total += z.sum(axis=0, dtype=np.float64)
             squares += np.einsum("ij,ij->j", z, z, dtype=np.float64)
         mean = total / n
         variance = squares / n - mean**2
         scale = 1 / np.sqrt(np.where(variance > 1e-12 * squares / n, variance, 1))
-        layer.set(weights * scale.astype(np.float32), SHIFT - mean * scale)
+        layer.set(weights * scale.astype(np.float32), SHIFT - mean * scale, inputs)
+
+    def _product(self, x, weights):
+        """``x @ weights`` of NumPy arrays, computed on the network's device."""
+        device = self.network.device
+        return to_numpy(product(asarray(x, device, np.float32), asarray(weights, device, np.float32)))
 
     def _inputs_of_last(self, ids):
         """The input of the last hidden layer, NumPy."""
@@ -256,9 +259,8 @@ class LabelStart:
         """The outputs of the last hidden layer, (n, H) NumPy; only of these units, not of the whole layer."""
         if len(self.network.hidden) == 1:
             return to_numpy(self.network.forward(self.features(ids)))[:, inputs]
-        parameters, device = self.network.hidden[-1].parameters, self.network.device
-        weights = asarray(parameters["intermediate.weights"][:, inputs], device, np.float32)
-        z = to_numpy(product(asarray(self._inputs_of_last(ids), device), weights))
+        parameters = self.network.hidden[-1].parameters
+        z = self._product(self._inputs_of_last(ids), parameters["intermediate.weights"][:, inputs])
         z += to_numpy(parameters["intermediate.bias"][inputs])
         return np.maximum(z, 0, out=z)
 
@@ -294,7 +296,6 @@ class LabelStart:
         everything = slice(0, n_inputs)
         mean, covariance, with_z = self._moments(lambda ids: self._units(ids, everything))
         factor = scipy.linalg.cho_factor(self._system(covariance))
-        self.by_label = self.labels.tocsc()
         step = max(1, MAX_ELEMENTS // n_inputs)
         for first in range(0, n_labels, step):
             part = slice(first, min(first + step, n_labels))
@@ -310,8 +311,7 @@ class LabelStart:
     def _start_sparse(self, output):
         layer = output.layer
         fan_in, group_size = layer.indices.shape[1], getattr(layer, "group_size", 1)
-        self.by_label = self.labels.tocsc()
-        for inputs, of_range in self._ranges(layer):
+        for inputs, of_range in self._ranges():
             n_inputs = inputs.stop - inputs.start
             if n_inputs < fan_in:
                 return
