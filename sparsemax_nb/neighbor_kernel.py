@@ -382,12 +382,13 @@ def neighbor_kernel_step(
     """Dual coordinate descent over a batch, one label against the rest; the dual variables change in place.
 
     For every label, it minimizes over functions f of the kernel's space ``|f|^2 / 2 + sum_i C_i max(0, m_i - y_i
-    s_i)^2`` with ``s_i = f(x_i) - 1``: the bias is -1. C_i = C sample_weight[i]; y_i = 1 and m_i = 1 for the row's own
-    labels, else y_i = -1 and m_i = 1 - slack. With the dual variable a >= 0 of row i and a label, and the scores of all
-    rows before the step: ``G = y s - m + D_i a;  a <- max(0, a - G / (S_i + D_i))``. S_i is the sum of the kernels of
-    row i with the rows of the batch, itself included: all rows of the batch move at once, and with this bound on the
-    curvature the objective falls nevertheless. ``D_i = 1 / (2 C_i) + sqrt(2 sum_j k_ij^2)``, over the other neighbors j
-    of row i.
+    s_i)^2`` with ``s_i = f(x_i) - 1``: the bias is -1. y_i = 1 and m_i = 1 for the row's own labels, else y_i = -1 and
+    m_i = 1 - slack. ``C_i = 1 / (2 D_i)`` with ``D_i = 1 / (2 C w_i) + sqrt(2 sum_j k_ij^2) / min(1, w_i)``, w_i being
+    the row's sample weight, and j its other neighbors; the second term is the damping, see below. With the dual
+    variable a >= 0 of row i and a label, and the scores of all rows before the step: ``G = y s - m + D_i a;  a <-
+    max(0, a - G / (S_i + D_i))``. S_i is the sum of the kernels of row i with the rows of the batch, itself included:
+    all rows of the batch move at once, and with this bound on the curvature the objective falls nevertheless, if the
+    kernel is symmetric.
     A step visits a row's own labels, the labels with a dual variable, and those whose score before the step is above
     ``slack - 1``. If the weight of a row or its kernel with itself is 0, its dual variables become 0.
 
@@ -409,7 +410,7 @@ def neighbor_kernel_step(
     n_labels : int
         L.
     C : float
-        Above 0: the weight of the errors.
+        Above 0: the weight of the errors, of rows without near neighbors.
     slack : float
         In [0, 1.999]: negatives only need a score of at most ``slack - 1``.
     sample_weight : (B,) integers or floats, optional
@@ -433,10 +434,10 @@ def neighbor_kernel_step(
     labels of a row is enough for nearly all rows.
 
     Cut off after the nearest neighbors, the kernel is neither symmetric nor positive: a point need not be a neighbor of
-    its neighbors, and among many points that are nearly the same, dual variables would grow without bound. Therefore
-    D_i contains more than ``1 / (2 C_i)``, as if C were smaller there. If the kernels that are cut off were random, the
-    smallest eigenvalue of the symmetric part would be ``-sqrt(2 sum_j k_ij^2)``, by the semicircle law; the damping
-    makes up for it.
+    its neighbors, and among many points that are nearly the same, dual variables would grow without bound. The damping
+    prevents it, as if C were smaller there. If the kernels that are cut off were random, the smallest eigenvalue of the
+    symmetric part would be ``-sqrt(2 sum_j k_ij^2)``, by the semicircle law; the damping makes up for it. A weight
+    below 1 makes it larger, a weight above 1 must not make it smaller.
 
     Source: C.-J. Hsieh et al., "A dual coordinate descent method for large-scale linear SVM", ICML 2008, section 3; a
     bound on the curvature for a batch: M. Takac et al., "Mini-batch primal and dual methods for SVMs", ICML 2013. The

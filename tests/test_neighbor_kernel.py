@@ -82,9 +82,9 @@ def test_steps_equal_reference(backend, slack, weighted):
             assert loss == pytest.approx((some * losses).sum(), rel=1e-5)
 
 
-def slopes(kernel, c):
+def slopes(kernel, c, weights=1):
     """``1 / (2 C)`` and the damping of each point, over a full kernel."""
-    return 1 / (2 * c) + np.sqrt(2 * ((kernel**2).sum(1) - np.diag(kernel) ** 2))
+    return 1 / (2 * c) + np.sqrt(2 * ((kernel**2).sum(1) - np.diag(kernel) ** 2)) / np.minimum(1, weights)
 
 
 def objective(x, power, y, duals, c, slack):
@@ -124,9 +124,8 @@ def test_duals_are_optimal():
     signed, signs = reference.dense(duals, 6), np.where(y.toarray() > 0, 1, -1)
     kernel = np.maximum(x.astype(np.float64) @ x.T, 0) ** 2
     a = signs * signed
-    gradient = (
-        signs * (kernel @ signed - 1) - np.where(signs > 0, 1, 1 - slack) + slopes(kernel, c * weights)[:, None] * a
-    )
+    margins = np.where(signs > 0, 1, 1 - slack)
+    gradient = signs * (kernel @ signed - 1) - margins + slopes(kernel, c * weights, weights)[:, None] * a
     assert (a > 0).sum() > 40
     assert np.abs(gradient[a > 0]).max() < 1e-3 and gradient[a == 0].min() > -1e-3
 

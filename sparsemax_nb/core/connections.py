@@ -104,6 +104,11 @@ def dual_diagonal(c, row_weights):
         return (1 / (2 * c * row_weights.astype(np.float64))).astype(np.float32)
 
 
+def damping_factors(row_weights):
+    """``1 / min(1, weight)`` of each row, (B,) float32: the factor of its damping. Finite where the weight is 0."""
+    return (1 / np.clip(row_weights, np.finfo(np.float32).tiny, 1)).astype(np.float32)
+
+
 class Active(NamedTuple):
     """The (row, label) pairs that a training step updates, row by row, in C chunks of rows with space for P pairs each.
 

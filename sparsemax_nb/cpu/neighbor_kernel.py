@@ -12,7 +12,7 @@ import numpy as np
 from numba import prange
 
 from ..core import formulas
-from ..core.connections import PaddedDuals, dual_diagonal
+from ..core.connections import PaddedDuals, damping_factors, dual_diagonal
 from ..core.device import cpu_formulas, njit, njit_parallel, zeros
 from .simd import item, prefetch, set_item
 
@@ -64,8 +64,8 @@ def forward(neighbors, kernels, duals, bias, scores):
 
 
 @njit
-def _curvature(rows, neighbors, kernels, bounds, slopes):
-    """Write bounds (B,) and add the damping to slopes (B,), see `neighbor_kernel_step`.
+def _curvature(rows, neighbors, kernels, factors, bounds, slopes):
+    """Write bounds (B,) and add the damping, times the factors, to slopes (B,), see `neighbor_kernel_step`.
 
     A bound is the sum of a row's kernels with the rows of the batch, or 0 if the kernel with itself is 0.
     """
@@ -78,11 +78,11 @@ def _curvature(rows, neighbors, kernels, bounds, slopes):
             if j == rows[b]:
                 itself += kernels[j, m]
             elif j >= 0:
-                squares += kernels[rows[b], m] ** 2
+                squares += kernels[rows[b], m] * kernels[rows[b], m]
                 if is_in_batch[j]:
                     others += kernels[rows[b], m]
         bounds[b] = itself + others if itself > ZERO else ZERO
-        slopes[b] += math.sqrt(TWO * squares)
+        slopes[b] += math.sqrt(TWO * squares) * factors[b]
 
 
 @njit
@@ -196,7 +196,7 @@ def step(rows, neighbors, kernels, labels, row_weights, c, slack, n_labels, dual
         np.empty(n_rows, np.int32), np.zeros((n_rows, width), np.int32), np.zeros((n_rows, width), np.float32)
     )
     bounds, slopes = np.empty(n_rows, np.float32), dual_diagonal(c, row_weights)
-    _curvature(rows, neighbors, kernels, bounds, slopes)
+    _curvature(rows, neighbors, kernels, damping_factors(row_weights), bounds, slopes)
     scores = zeros((min(PARTS, n_rows), n_labels), np.float32, "cpu")
     _new_duals(rows, (neighbors, kernels), labels, (bounds, slopes), np.float32(slack), duals, scores, new, losses)
     for array, values in zip(duals, new, strict=True):

@@ -6,7 +6,7 @@ import numpy as np
 from numba import float32, int32
 
 from ..core import formulas
-from ..core.connections import PaddedDuals, dual_diagonal
+from ..core.connections import PaddedDuals, damping_factors, dual_diagonal
 from ..core.device import asarray, cuda, cuda_device, cuda_formulas, cuda_jit, zeros
 from . import launch
 from .reduce import block_sum
@@ -101,14 +101,15 @@ def _append(flags, n, label, value, labels, values):
 
 
 @cuda_jit
-def step_kernel(rows, near, labels, is_in_batch, diagonal, slack, duals, scores, new, losses):
+def step_kernel(rows, near, labels, is_in_batch, slopes, slack, duals, scores, new, losses):
     """One block owns one row after another: it adds its neighbors' lists, then writes the row's new dual variables.
 
     Grid: blocks on x, as many as scores (blocks, L), which are 0 before and after, have rows; they stride over rows
-    (B,). Block: a power of two. near = (neighbors, kernels), each (N, M). Reads each list of duals twice, coalesced,
-    and scores at its labels, which are scattered; writes the lists of new (B, W) and losses (B,). The duals stay as
-    they are: all rows see the scores before the step. Shared memory: 4 bytes per thread. No atomics: a label occurs
-    once per list, one list follows the other, and positions in a new list are counted in the order of the threads.
+    (B,). Block: a power of two. near = (neighbors, kernels), each (N, M); slopes = (diagonal, factors of the
+    damping), each (B,). Reads each list of duals twice, coalesced, and scores at its labels, which are scattered;
+    writes the lists of new (B, W) and losses (B,). The duals stay as they are: all rows see the scores before the
+    step. Shared memory: 4 bytes per thread. No atomics: a label occurs once per list, one list follows the other,
+    and positions in a new list are counted in the order of the threads.
     """
     shared, flags = cuda.shared.array(0, float32), cuda.shared.array(0, int32)
     thread, n_threads = cuda.threadIdx.x, cuda.blockDim.x
@@ -117,7 +118,7 @@ def step_kernel(rows, near, labels, is_in_batch, diagonal, slack, duals, scores,
     for b in range(cuda.blockIdx.x, rows.shape[0], cuda.gridDim.x):
         i = rows[b]
         bound, damping = _curvature(shared, i, near, is_in_batch)
-        slope = diagonal[b] + damping
+        slope = slopes[0][b] + damping * slopes[1][b]
         for m in range(neighbors.shape[1]):
             j, kernel = neighbors[i, m], kernels[i, m]
             if j >= 0 and kernel > ZERO:
@@ -181,9 +182,9 @@ def step(rows, neighbors, kernels, labels, row_weights, c, slack, n_labels, dual
     lists = n_rows, width
     new = PaddedDuals(zeros(n_rows, np.int32, "cuda"), zeros(lists, np.int32, "cuda"), zeros(lists, np.float32, "cuda"))
     scores = zeros((max(1, min(n_rows, MAX_ELEMENTS // n_labels)), n_labels), np.float32, "cuda")
-    diagonal = asarray(dual_diagonal(c, row_weights), "cuda")
+    slopes = tuple(asarray(a, "cuda") for a in (dual_diagonal(c, row_weights), damping_factors(row_weights)))
     step_kernel[scores.shape[0], block, 0, launch.shared_bytes(4 * block)](
-        rows, (neighbors, kernels), labels, is_in_batch, diagonal, np.float32(slack), duals, scores, new, losses
+        rows, (neighbors, kernels), labels, is_in_batch, slopes, np.float32(slack), duals, scores, new, losses
     )
     for array, values in zip(duals, new, strict=True):
         array[rows] = values

@@ -42,10 +42,10 @@ def step(rows, neighbors, kernels, labels, row_weights, c, slack, n_labels, dual
 
     With y = 1 if a row has the label, else -1, a = y times its signed dual, C the product of `c` and the row's weight:
     ``G = y s - 1 + (0 if y > 0 else slack) + D a; a <- max(0, a - G / (S + D))``, where S is the sum of the kernels
-    between the row and the rows of the batch among its neighbors, itself included, and ``D = 1 / (2 C) +
-    sqrt(2 sum_j k_ij^2)`` over the row's other neighbors j. Only labels that are the row's own, whose dual is positive
-    or whose score is above ``slack - 1`` change. If the weight or the kernel of the row with itself is 0, a becomes 0.
-    The loss of a label is ``max(0, its violation of the margin)^2``.
+    between the row and the rows of the batch among its neighbors, itself included, and ``D = 1 / (2 C) + sqrt(2 sum_j
+    k_ij^2) / min(1, weight)`` over the row's other neighbors j. Only labels that are the row's own, whose dual is
+    positive or whose score is above ``slack - 1`` change. If the weight or the kernel of the row with itself is 0, a
+    becomes 0. The loss of a label is ``max(0, its violation of the margin)^2``.
 
     A list has the row's own labels first, then those that were in it, then those of its neighbors with a positive
     kernel, one after another; what does not fit is dropped.
@@ -63,7 +63,8 @@ def step(rows, neighbors, kernels, labels, row_weights, c, slack, n_labels, dual
         losses[b] = (np.minimum(0, margins[active]) ** 2).sum()
         a, cost = np.zeros(n_labels), c * row_weights[b]
         if k[near == i].sum() > 0 and cost > 0:
-            bound, slope = k[np.isin(near, rows)].sum(), 1 / (2 * cost) + np.sqrt(2 * (k[near != i] ** 2).sum())
+            damping = np.sqrt(2 * (k[near != i] ** 2).sum()) / min(1, row_weights[b])
+            bound, slope = k[np.isin(near, rows)].sum(), 1 / (2 * cost) + damping
             a[active] = np.maximum(0, old - (margins + slope * old) / (bound + slope))[active]
         lists = [duals.labels[j, : duals.count[j]] for j in (i, *near)]
         kept = [label for label in dict.fromkeys(np.concatenate([own, *lists]).tolist()) if a[label] > 0][:width]

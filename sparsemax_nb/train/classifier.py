@@ -82,7 +82,7 @@ class Classifier(
         For 'linear': weight with which the best 20 labels are reranked by how often they share points, see `rerank`.
     power : 'auto' or float
         For 'kernel' and 'wide-and-deep': the kernel of two embeddings is their cosine similarity, if positive, to this
-        power; in [1, 100]. The mean of the training points is subtracted first. 'auto' tries values from 1 to 32 on
+        power; in [1, 100]. The mean of the training points is subtracted first. 'auto' tries values from 1 to 96 on
         held-out points.
     kernel_C : 'auto' or float
         C of the kernel machine. 'auto' tries 1/64, 1/4 and 4.
@@ -148,7 +148,8 @@ class Classifier(
         'softmax' is ``-log softmax(scores)``, summed over a row's labels.
     initial : 'labels' or 'random'
         Weights before the training. 'labels' computes them from the training labels, in closed form: the embedding and
-        the output start as a linear model, and a sparse output chooses its connections. 'random': random hidden layers
+        the output start as a linear model, the wide layer as discriminants of frequent labels, and a sparse output
+        chooses its connections. 'random': random hidden layers
         and connections, an output of zeros.
     sampler : 'none', 'uniform', 'log-uniform', 'unigram', 'lsh', 'sphere', 'rff', 'midx-pq' or 'midx-rq'
         'none' computes the softmax over all labels. The others sample negatives for each row, and compare each of its

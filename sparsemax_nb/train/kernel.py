@@ -15,6 +15,7 @@ from ..neighbor_kernel import NeighborKernel, kernel_values, nearest_checked, st
 from . import held_out as held_out_rows
 from .dual_run import DualRun, batch_size_of, restored_position
 from .linear_settings import MAX_SPLITS, MIN_HELD_OUT, TRIAL_EPOCHS, climb_in_turns
+from .loop import TrainingError
 from .memory import ALWAYS, PREDICTION, array
 from .models import CANDIDATES, MAX_SCORES, ROWS_PER_PREDICTION, KernelModel, frequency_tie_break, normalized
 from .neighbor_search import ROWS_PER_BLOCK, nearest_points
@@ -290,7 +291,10 @@ def choose_settings(points, y, settings, *, wanted, device="cpu", sample_weight=
     def score(power, c):
         if (power, c) not in results:
             tried = replace(settings, power=power, C=c, epochs=min(TRIAL_EPOCHS, settings.epochs))
-            results[power, c] = ndcg(KernelTraining(points, y, tried, device, sample_weight=sample_weight))
+            try:
+                results[power, c] = ndcg(KernelTraining(points, y, tried, device, sample_weight=sample_weight))
+            except TrainingError:
+                results[power, c] = 0.0
             trials.append({"power": power, "kernel_C": c, "nDCG@5": results[power, c]})
         return results[power, c]
 
@@ -310,7 +314,7 @@ def memory(*, n_rows, n_inputs, n_labels, n_neighbors, largest_row):
         array(ALWAYS, "kernel: points", n_rows, n_inputs),
         array(ALWAYS, "kernel: neighbors, similarities, kernels", 3, n_rows, min(n_neighbors, n_rows)),
         array(ALWAYS, "kernel: lists of dual variables", n_rows, 1 + 2 * width),
-        array("kernel: held-out rows", "kernels, and lists of dual variables", n_rows, n_neighbors + 1 + 2 * width),
+        array("kernel: held-out rows", "lists of dual variables", n_rows, 1 + 2 * width),
         array("kernel: search", "products", max(n_rows, min(MAX_SCORES, block * n_rows))),
         array(PREDICTION, "kernel: dual variables", 2 * DUALS_PER_ROW, n_rows),
         array(PREDICTION, "scores of some rows", max(n_labels, min(MAX_SCORES, rows_at_once * n_labels))),

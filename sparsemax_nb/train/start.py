@@ -9,8 +9,8 @@ influence on the layers below. Here the network starts as a linear model instead
   "Multi-label prediction via compressed sensing", NIPS 2009).
 - **hidden units**: before a sparse output, a unit of the intermediate layer is the linear discriminant of a frequent
   label over the layer below: so the inputs that a label may choose are labels that go with it. All hidden units are
-  scaled and shifted to variance 1 and mean 1 (embedding) or 2 before the ReLU, whatever the scale of the features: so
-  nearly all of them start linear, and lose nothing of the regression.
+  scaled and shifted before the ReLU to variance 1 and, below a sparse output, mean 2, in the embedding 1, whatever the
+  scale of the features: so nearly all of them start linear, and lose nothing of the regression.
 - **output**: the least squares approximation of these estimates by the hidden units. With dense features there is no
   embedding; the wanted scores are discriminants: ``(mean of the label's points - mean)' S^-1 (h - mean)``, shrunk for
   labels with few points. Sparse outputs choose the inputs of a label one after the other, by the error that is left:
@@ -60,7 +60,9 @@ def memory(n_points, n_features, n_labels, embedding, intermediate, output):
     if intermediate is not None and output in ("fixed-fan-in", "group-shared"):
         below = embedding or n_features
         found.append(array(DISCRIMINANTS, "weights and discriminants of some units", 4, n_inputs, below))
-        found.append(array(DISCRIMINANTS, "covariance of the layer below", 2, below, below))
+        found.append(array(DISCRIMINANTS, "covariance of the layer below", 4, below, below))
+        found.append(array(DISCRIMINANTS, "both layers for some points", batch_size, below + n_inputs))
+        found.append(array(DISCRIMINANTS, "table of the regression", n_features, embedding or 0))
     if embedding is not None:
         found.append(array(INITIAL, "regression of the labels on the features", 6, n_features, min(COLUMNS, embedding)))
         found.append(array(INITIAL, "table of the regression", n_features, embedding))
@@ -183,16 +185,18 @@ class LabelStart:
 
     def _start_intermediate(self, layer):
         """Set the weights of the intermediate layer, some units at a time."""
-        mean, covariance, _ = self._moments(self._inputs_of_last)
-        system = self._system(covariance)
+        is_sparse, mean, factor = hasattr(self.network.output, "layer"), None, None
+        if is_sparse:
+            mean, covariance, _ = self._moments(self._inputs_of_last)
+            factor = scipy.linalg.cho_factor(self._system(covariance))
         for inputs, groups in self._ranges():
             weights = to_numpy(layer.parameters["intermediate.weights"][:, inputs]).copy()
-            if groups.stop > groups.start:
+            if is_sparse:
                 labels = self._labels_at(_positions(self.network.output.layer, groups))
                 labels = labels[np.argsort(-self.counts[labels], kind="stable")][: weights.shape[1]]
                 labels = labels[self.counts[labels] > 0]
-                weights[:, : len(labels)] = scipy.linalg.solve(system, self._means(labels, mean).T, assume_a="pos")
-            self._set_standardized(layer, weights, inputs)
+                weights[:, : len(labels)] = scipy.linalg.cho_solve(factor, self._means(labels, mean).T)
+            self._set_standardized(layer, weights, inputs, SHIFT if is_sparse else float(self.table is not None))
 
     def _ranges(self):
         """Pairs of slices: at most MAX_INPUTS hidden units, and the groups of labels that choose from them.
@@ -217,8 +221,8 @@ class LabelStart:
         order = getattr(self.network.output, "order", None)
         return np.arange(positions.start, positions.stop) if order is None else to_numpy(order)[positions]
 
-    def _set_standardized(self, layer, weights, inputs):
-        """Set the `weights` of some units, scaled and shifted to variance 1 and mean SHIFT over the sample."""
+    def _set_standardized(self, layer, weights, inputs, shift):
+        """Set the `weights` of some units, scaled and shifted to variance 1 and mean `shift` over the sample."""
         n, total, squares = len(self.sample), 0, 0
         for ids in batches(self.sample, BATCH_SIZE):
             z = self._product(self._inputs_of_last(ids), weights)
@@ -227,7 +231,7 @@ class LabelStart:
         mean = total / n
         variance = squares / n - mean**2
         scale = 1 / np.sqrt(np.where(variance > 1e-12 * squares / n, variance, 1))
-        layer.set(weights * scale.astype(np.float32), SHIFT - mean * scale, inputs)
+        layer.set(weights * scale.astype(np.float32), shift - mean * scale, inputs)
 
     def _product(self, x, weights):
         """``x @ weights`` of NumPy arrays, computed on the network's device."""
@@ -237,23 +241,25 @@ class LabelStart:
     def _inputs_of_last(self, ids):
         """The input of the last hidden layer, NumPy."""
         x = self.features(ids)
-        return x.astype(np.float32) if self.network.is_dense else to_numpy(self.network.hidden_outputs(x)[0])
+        if self.network.is_dense:
+            return x.astype(np.float32)
+        return to_numpy(self.network.hidden[0].forward(sparse.as_rows(x, self.network.device)))
 
-    def _moments(self, units):
-        """Mean (H,) and covariance (H, H) of units, and their covariance with z, (D, H), or None.
+    def _moments(self, units, wants_z=False):
+        """Mean (H,) and covariance (H, H) of units, and their covariance with z, (D, H), if it is wanted, or None.
 
         ``units(ids)`` returns those of some rows, (n, H).
         """
-        n, covariance, with_z = len(self.sample), 0, 0
+        n, covariance, with_z, wants_z = len(self.sample), 0, 0, wants_z and self.table is not None
         mean = sum(units(ids).sum(axis=0, dtype=np.float64) for ids in batches(self.sample, BATCH_SIZE)) / n
         mean = mean.astype(np.float32)
         for ids in batches(self.sample, BATCH_SIZE):
             h = units(ids) - mean
             covariance += h.T @ h
-            if self.table is not None:
+            if wants_z:
                 with_z += (self.features(ids) @ self.table - self.mean).T @ h
         covariance /= np.float32(n)
-        return mean, covariance, None if self.table is None else with_z / np.float32(n)
+        return mean, covariance, with_z / np.float32(n) if wants_z else None
 
     def _units(self, ids, inputs):
         """The outputs of the last hidden layer, (n, H) NumPy; only of these units, not of the whole layer."""
@@ -294,7 +300,7 @@ class LabelStart:
     def _start_dense(self, output):
         n_labels, n_inputs = output.weights.shape
         everything = slice(0, n_inputs)
-        mean, covariance, with_z = self._moments(lambda ids: self._units(ids, everything))
+        mean, covariance, with_z = self._moments(lambda ids: self._units(ids, everything), wants_z=True)
         factor = scipy.linalg.cho_factor(self._system(covariance))
         step = max(1, MAX_ELEMENTS // n_inputs)
         for first in range(0, n_labels, step):
@@ -315,7 +321,7 @@ class LabelStart:
             n_inputs = inputs.stop - inputs.start
             if n_inputs < fan_in:
                 return
-            mean, covariance, with_z = self._moments(lambda ids, inputs=inputs: self._units(ids, inputs))
+            mean, covariance, with_z = self._moments(lambda ids, inputs=inputs: self._units(ids, inputs), wants_z=True)
             ridge = self._ridge(covariance)
             step = max(1, MAX_ELEMENTS // (n_inputs * group_size))
             for first in range(of_range.start, of_range.stop, step):
@@ -347,7 +353,7 @@ class LabelStart:
     @staticmethod
     def _ridge(covariance):
         """The ridge of a regression; above 0 even if all units are constant."""
-        return np.float32(max(RELATIVE_RIDGE * float(np.diag(covariance).mean()), 1e-6))
+        return np.float32(RELATIVE_RIDGE * float(np.diag(covariance).mean()) or 1e-6)
 
 
 def _positions(layer, groups):

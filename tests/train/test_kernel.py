@@ -124,7 +124,7 @@ def test_points_that_are_nearly_the_same():
 
 
 def test_scores_that_overflow(monkeypatch):
-    """Lists of points that are no neighbors at all: each names others that do not name it."""
+    """Lists of points that are no neighbors: each names others that do not name it. Such a trial is a bad one."""
 
     def listed(points, k, seed, progress):
         others = (np.arange(400)[:, None] + 200 + np.arange(k - 1)) % 400
@@ -134,6 +134,11 @@ def test_scores_that_overflow(monkeypatch):
     params = SMALL | {"kernel_C": 1e4, "n_neighbors": 60, "epochs": 300}
     with pytest.raises(train.TrainingError, match="the scores overflowed; use a smaller kernel_C or a larger n_neighb"):
         train.Classifier(**params).fit(*clusters())
+    monkeypatch.setattr(kernel, "TRIAL_EPOCHS", 300)
+    monkeypatch.setattr(kernel, "GRID_C", (1 / 64, 4.0))
+    model = train.Classifier(**params | {"kernel_C": "auto"}).fit(*clusters())
+    found = {trial["kernel_C"]: trial["nDCG@5"] for trial in model.trials_}
+    assert model.kernel_C_ == 1 / 64 and found[4] == 0 < found[1 / 64]
 
 
 def test_the_number_of_neighbors_counts():
@@ -300,6 +305,16 @@ def test_weights_are_factors_of_c():
     twice = train.Classifier(**SMALL | {"kernel_C": 0.125}).fit(H, Y, sample_weight=np.full(240, 2))
     assert bits(twice) == bits(fitted()) != bits(fitted(kernel_C=0.125))
     assert twice.history_.losses == fitted().history_.losses
+
+
+@pytest.mark.parametrize("heavy", [0, 1])
+def test_rows_of_a_small_weight_hardly_count(heavy):
+    """Points that are nearly the same, where damping is strong, of two classes: the one with the weight wins."""
+    h, _ = clusters()
+    y = np.arange(400) // 2 % 2
+    weights = np.where(y == heavy, 1.0, 0.02)
+    model = train.Classifier(**SMALL | {"kernel_C": 4.0}).fit(h, y, sample_weight=weights)
+    assert (model.predict(h) == heavy).mean() > 0.95
 
 
 # ---------------------------------------------------------------- predictions
