@@ -255,7 +255,7 @@ def test_trains_on_cuda(corpus, more):
     features, labels = corpus.features[:12], corpus.labels[:12, :9]
     models = [train.Classifier(**SMALL | small | more | {"device": d}).fit(features, labels) for d in ("cpu", "cuda")]
     assert models[1].device_ == "cuda" and models[1].history_.steps == 3
-    np.testing.assert_allclose(models[0].history_.losses, models[1].history_.losses, rtol=1e-3)
+    np.testing.assert_allclose(models[0].history_.losses, models[1].history_.losses, rtol=3e-3)  # a draw may differ
     assert models[1].predict(features, 2).shape == (12, 2)
 
 
