@@ -195,7 +195,9 @@ class LabelStart:
                 labels = self._labels_at(_positions(self.network.output.layer, groups))
                 labels = labels[np.argsort(-self.counts[labels], kind="stable")][: weights.shape[1]]
                 labels = labels[self.counts[labels] > 0]
-                weights[:, : len(labels)] = scipy.linalg.cho_solve(factor, self._means(labels, mean).T)
+                weights[:, : len(labels)] = scipy.linalg.cho_solve(
+                    factor, self._means(labels, self._inputs_of_last, mean).T
+                )
             self._set_standardized(layer, weights, inputs, SHIFT if is_sparse else float(self.table is not None))
 
     def _ranges(self):
@@ -208,13 +210,13 @@ class LabelStart:
         for i in range(n):
             yield tuple(slice(size * i // n, size * (i + 1) // n) for size in (self.network.width, n_groups))
 
-    def _means(self, labels, mean):
-        """Means (n, D) of the input of the last hidden layer over the points of each label, minus `mean`."""
+    def _means(self, labels, units, mean):
+        """Means (n, H) of units, see `_moments`, over the points of each label, minus `mean`; 0 without points."""
         own = self.by_label[:, labels].tocsr()
         sums = np.zeros((len(labels), len(mean)), np.float32)
         for ids in batches(np.flatnonzero(np.diff(own.indptr)), BATCH_SIZE):
-            sums += own[ids].T @ (self._inputs_of_last(ids) - mean)
-        return sums / self.counts[labels, None].astype(np.float32)
+            sums += own[ids].T @ (units(ids) - mean)
+        return sums / np.maximum(self.counts[labels], 1)[:, None].astype(np.float32)
 
     def _labels_at(self, positions):
         """The labels at these positions (a slice) of the output layer."""
@@ -277,12 +279,7 @@ class LabelStart:
         if with_z is not None:
             width = len(with_z)
             return (signs(labels, width, self.seed) @ with_z / width * (counts > 0)[:, None]).astype(np.float32), counts
-        own = self.by_label[:, labels].tocsr()
-        rows, sums = np.flatnonzero(np.diff(own.indptr)), np.zeros((len(labels), len(mean)), np.float32)
-        for ids in batches(rows, BATCH_SIZE):
-            sums += own[ids].T @ (self._units(ids, inputs) - mean)
-        sums /= np.maximum(counts, 1)[:, None].astype(np.float32)
-        return sums, counts
+        return self._means(labels, lambda ids: self._units(ids, inputs), mean), counts
 
     def _factors(self, values, wanted, counts, positions, n_inputs):
         """What to multiply the solved values of each label with."""

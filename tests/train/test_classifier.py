@@ -251,11 +251,11 @@ def test_seed_decides(corpus):
 @pytest.mark.cuda
 def test_trains_on_cuda(corpus, more):
     """The loop, whole, through the CUDA path (in the simulator: a few rows)."""
-    small = {"embedding": 4, "intermediate": 6, "fan_in": 3, "batch_size": 4, "epochs": 1, "seed": 5}
+    small = {"embedding": 4, "intermediate": 6, "fan_in": 3, "batch_size": 4, "epochs": 1, "seed": 6}
     features, labels = corpus.features[:12], corpus.labels[:12, :9]
     models = [train.Classifier(**SMALL | small | more | {"device": d}).fit(features, labels) for d in ("cpu", "cuda")]
     assert models[1].device_ == "cuda" and models[1].history_.steps == 3
-    np.testing.assert_allclose(models[0].history_.losses, models[1].history_.losses, rtol=3e-3)  # a draw may differ
+    np.testing.assert_allclose(models[0].history_.losses, models[1].history_.losses, rtol=1e-3)
     assert models[1].predict(features, 2).shape == (12, 2)
 
 
