@@ -1,9 +1,9 @@
 """How accurate is each output layer on real data? ``python -m bench.accuracy ROW --data DIR`` trains one row.
 
-There are two tables: output layers with the squared hinge loss, and samplers of negatives for the softmax loss. Each
-row is one command, which can be interrupted and repeated: it resumes from its checkpoint. A finished row is written to
-bench/results/accuracy/ROW.json. ``python -m bench.accuracy --table`` makes the tables and figures from the finished
-rows; ``--list`` lists the rows.
+There are three tables: output layers with the squared hinge loss, samplers of negatives for the softmax loss, and
+output layers with the default settings, which start from the labels. Each row is one command, which can be interrupted
+and repeated: it resumes from its checkpoint. A finished row is written to bench/results/accuracy/ROW.json. ``python -m
+bench.accuracy --table`` makes the tables and figures from the finished rows; ``--list`` lists the rows.
 """
 
 import sys
@@ -23,6 +23,7 @@ COMMON = {
     "learning-rate": 2.5e-4,
     "embedding-lr-multiplier": 16,
     "min-learning-rate": 2e-5,
+    "decay": "plateau",
     "initial": "random",
 }
 SPARSE = {"output": "fixed-fan-in", "intermediate": 16384, "fan-in": 32, "intermediate-lr-multiplier": 0.1}
@@ -63,6 +64,7 @@ SOFTMAX = {
     "n-samples": 100,
     "n-codewords": 256,
     "min-learning-rate": 1e-4,
+    "decay": "plateau",
     "initial": "random",
 }
 SAMPLERS = {
@@ -75,12 +77,24 @@ SAMPLERS = {
     },  # for bench.closeness: does the width matter?
     **{f"softmax-{name}-100": {"sampler": name} for name in ("uniform", "unigram", "midx-pq", "midx-rq")},
 }
+#: Default settings but for the output layer.
+DEFAULTS = {"architecture": "network"}
+OUTPUTS = {
+    "default-dense": {"output": "dense"},
+    "default-fixed-fan-in": {"output": "fixed-fan-in"},
+    "default-fixed-fan-in-32": {"output": "fixed-fan-in", "fan-in": 32},
+    "default-group-shared": {"output": "group-shared"},
+}
 #: The row that bench.pecos writes.
 PECOS = "pecos-xr-linear"
 #: {benchmark: rows of its table that other commands write}.
 OTHER_ROWS = {"accuracy": (PECOS,)}
 #: {benchmark: (options of all rows, {row: its own options})}.
-TABLES = {"accuracy": (COMMON, ROWS), "accuracy: softmax": (SOFTMAX, SAMPLERS)}
+TABLES = {
+    "accuracy": (COMMON, ROWS),
+    "accuracy: softmax": (SOFTMAX, SAMPLERS),
+    "accuracy: defaults": (DEFAULTS, OUTPUTS),
+}
 OPTIONS = {name: common | own for common, of_table in TABLES.values() for name, own in of_table.items()}
 REWIRED, NOT_REWIRED = "fixed-fan-in-32-intermediate", "fixed-fan-in-32-intermediate-no-rewiring"
 FOLDER = tables.RESULTS / "accuracy"
@@ -91,7 +105,7 @@ def _additional_results(result, model):
     """Number of training points, and share of connections that rewiring changed: the command does not report them."""
     fitted = train.Classifier.load(model, device="cpu")
     more = {"points": fitted.n_points_}
-    if result["rewirings"] and result["params"]["output"] == "fixed-fan-in":
+    if result["rewirings"] and fitted.output == "fixed-fan-in" and fitted.initial == "random":
         layer = fitted.network_.output.layer
         first = FixedFanIn.random(layer.n_labels, layer.n_inputs, layer.fan_in, fitted.seed)
         more["connections_changed"] = float((first.indices != layer.indices).mean())

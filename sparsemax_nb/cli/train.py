@@ -15,7 +15,7 @@ from ..sampled_softmax import CORRECTIONS
 from ..train import curves
 from ..train.chunks import fingerprint_parts
 from ..train.classifier_params import ARCHITECTURES
-from ..train.language_model import DECAYS
+from ..train.loop import DECAYS
 from ..train.negatives import SAMPLERS
 from ..train.network import LOSSES, OUTPUTS
 from . import common, texts
@@ -250,6 +250,16 @@ def _baseline(task, training, test, n_words):
 # ------------------------------------------------------------ options
 
 
+def _decay_options(sub, option, default):
+    """Add the options of the schedule of the learning rate."""
+    decay = "how the learning rate falls: linear in the steps, or halved when the validation does not improve"
+    sub.add_argument("--decay", choices=DECAYS, default=default["decay"], help=decay)
+    option("warm_up", int, "N", "steps over which the learning rate rises from 0")
+    option("min_learning_rate", float, "LR", "minimum learning rate")
+    option("patience", int, "N", "epochs without a better validation before --decay plateau halves the learning rate")
+    option("stop_after", int, "N", "epochs without a better validation before training stops")
+
+
 def _sampler_options(sub, option, default, text):
     sub.add_argument("--sampler", choices=SAMPLERS, default=default["sampler"], help=text)
     cells = "how MIDX draws a class within a cell"
@@ -359,7 +369,7 @@ def classifier_options(parser, device):
     option("embedding", int, "D", "width of the embedding of sparse features")
     option("intermediate", common.count_or_none, "H", "width of the dense layer below a sparse output layer; 0: none")
     option("bottleneck", int, "H", "width of the bottleneck layer")
-    option("fan_in", int, "K", "connections per label")
+    option("fan_in", int, "K", "connections per label (default: 64, at most half the width of the layer below)")
     option("group_size", int, "G", "labels per group in a group-shared output layer")
     grouping = "how labels are grouped: by the features of their points, by their number of points, or at random"
     sub.add_argument("--grouping", choices=GROUPINGS, default=default["grouping"], help=grouping)
@@ -375,10 +385,7 @@ def classifier_options(parser, device):
     multiplier = "factor of the learning rate for the dense layer below a sparse output layer"
     option("intermediate_lr_multiplier", float, "X", multiplier)
     option("clip", float, "X", "maximum norm of the gradient (default: no clipping)")
-    option("warm_up", int, "N", "steps over which the learning rate rises from 0")
-    option("min_learning_rate", float, "LR", "minimum learning rate")
-    option("patience", int, "N", "epochs without a better validation P@3 before the learning rate is halved")
-    option("stop_after", int, "N", "epochs without a better validation P@3 before training stops")
+    _decay_options(sub, option, default)
     validation = (
         "data for choosing C, slack and frequency, or the learning rate and the end of training: the dev part of the "
         "data (if there is one), none, or a fraction of the training points"
@@ -421,12 +428,7 @@ def language_model_options(sub, device):
     option("dropout", float, "P", "dropout rate after the embedding and after each LSTM layer")
     option("clip", float, "X", "maximum norm of the gradient")
     option("learning_rate", float, "LR", "initial learning rate of Adam")
-    decay = "how the learning rate falls: linear in the steps, or halved when the validation does not improve"
-    sub.add_argument("--decay", choices=DECAYS, default=default["decay"], help=decay)
-    option("warm_up", int, "N", "steps over which the learning rate rises from 0")
-    option("min_learning_rate", float, "LR", "minimum learning rate")
-    option("patience", int, "N", "epochs without a better validation before --decay plateau halves the learning rate")
-    option("stop_after", int, "N", "epochs without a better validation before training stops")
+    _decay_options(sub, option, default)
     fewer = "validate on the first N tokens of the valid part of a text; 0: no validation (default: all)"
     sub.add_argument("--validation-tokens", type=common.count, default=None, metavar="N", help=fewer)
     option("batch_size", int, "B", "parallel streams of a text, or sequences, per step")

@@ -136,8 +136,9 @@ class Classifier(
         Width of the dense layer below a sparse output; None connects the labels to the embedding itself.
     bottleneck : int
         Width of the narrow layer below output='bottleneck'.
-    fan_in : int
-        Connections per label in a sparse output.
+    fan_in : int or None
+        Connections per label in a sparse output. None: 64, or half the width of the layer below if that is less. With
+        half as many, the layer needs half the memory, and is less accurate.
     group_size : int
         Labels per group in a group-shared output.
     grouping : 'similar', 'frequency' or 'random'
@@ -177,7 +178,11 @@ class Classifier(
     word_dropout : float
         Dropout rate of the entries of sparse features; at most 0.999.
     learning_rate : float
-        Initial learning rate of Adam. Without validation it decreases linearly to `min_learning_rate`.
+        Initial learning rate of Adam.
+    decay : 'linear' or 'plateau'
+        The learning rate falls linearly in the steps, to `min_learning_rate` at the end of the last epoch; or it is
+        halved after each `patience` consecutive epochs without a better P@3 on the validation set (with one class per
+        row, or up to three labels: P@1).
     embedding_lr_multiplier : float
         Factor of the learning rate for the embedding's table. With initial='random', 10 is better: most words are rare,
         so most steps do not update them.
@@ -190,11 +195,9 @@ class Classifier(
         Steps over which the learning rate rises linearly from 0.
     min_learning_rate : float
         Lower bound of the decaying learning rate.
-    patience : int
-        With validation, the learning rate is halved, down to `min_learning_rate`, after this many consecutive epochs
-        without a better P@3 (with one class per row, or up to three labels: P@1).
-    stop_after : int
-        Training stops after this many such epochs.
+    patience, stop_after : int
+        With validation, training stops after `stop_after` consecutive epochs without a better P@3; for `patience` see
+        `decay`.
     validation_fraction : float
         Share of the rows that `fit` holds out for validation if it is given no validation set; at most 0.999.
     rewire_fraction : float
@@ -360,7 +363,7 @@ class Classifier(
         embedding: int = 512,
         intermediate: int | None = 4096,
         bottleneck: int = 64,
-        fan_in: int = 32,
+        fan_in: int | None = None,
         group_size: int = 16,
         grouping: str = "similar",
         weight_dtype: str = "float32",
@@ -376,6 +379,7 @@ class Classifier(
         dropout: float = 0.1,
         word_dropout: float = 0.0,
         learning_rate: float = 5e-4,
+        decay: str = "linear",
         embedding_lr_multiplier: float = 1.0,
         intermediate_lr_multiplier: float = 1.0,
         clip: float | None = None,

@@ -22,6 +22,8 @@ from .validation import possible_ks
 MAX_DENSE_WEIGHTS = 1 << 27
 #: Passes over the data if `epochs` is None.
 EPOCHS = 5
+#: Connections per label if `fan_in` is None: with the default embedding, a quarter of the memory of a dense output.
+FAN_IN = 64
 
 
 class _Rows:
@@ -57,13 +59,14 @@ class NetworkArchitecture(SampledEstimator):
             intermediate = None
         elif self.output == "bottleneck":
             intermediate = self.bottleneck
+        width = intermediate or embedding or n_features
+        fan_in = max(1, min(FAN_IN, width // 2)) if self.fan_in is None else self.fan_in
         if self.output in SPARSE_OUTPUTS:
-            width = intermediate or embedding or n_features
-            check.integer("fan_in", self.fan_in, 1, width, f" (the width of the layer below is {width})")
-            limit = f"fan_in must be at most half the width of the layer below, {width // 2}, got {self.fan_in}"
-            if 2 * self.fan_in > width and self.output == "unstructured":
+            check.integer("fan_in", fan_in, 1, width, f" (the width of the layer below is {width})")
+            limit = f"fan_in must be at most half the width of the layer below, {width // 2}, got {fan_in}"
+            if 2 * fan_in > width and self.output == "unstructured":
                 raise ValueError(f"{limit}: output='unstructured' draws until it finds free positions")
-            if 2 * self.fan_in > width and self.rewire_fraction > 0:
+            if 2 * fan_in > width and self.rewire_fraction > 0:
                 raise ValueError(
                     f"{limit}: a label may need more redraws than it has free inputs; use rewire_fraction=0"
                 )
@@ -75,7 +78,7 @@ class NetworkArchitecture(SampledEstimator):
             "embedding": embedding,
             "intermediate": intermediate,
             "output": self.output,
-            "fan_in": self.fan_in,
+            "fan_in": fan_in,
             "device": device,
             "loss": self.loss,
             "group_size": self.group_size,
@@ -167,7 +170,7 @@ class NetworkArchitecture(SampledEstimator):
         return loop.Training(
             network,
             adam,
-            self._network_schedule(validation),
+            self._network_schedule(),
             len(rows),
             batch=lambda ids: (self._batch(X, rows[ids]), y[rows[ids]]),
             order=row_order,
@@ -187,9 +190,8 @@ class NetworkArchitecture(SampledEstimator):
             output = network.output
             adam.scale_rate(output.weights if hasattr(output, "weights") else output.values, scale)
 
-    def _network_schedule(self, validation):
+    def _network_schedule(self):
         more = {} if self.output in SPARSE_OUTPUTS else {"rewire_fraction": 0.0}
-        more |= {} if validation is not None else {"decay": "linear"}
         return self._schedule(**more, epochs=EPOCHS if self.epochs is None else self.epochs)
 
     def encode(self, X: Any, out: np.ndarray | None = None) -> np.ndarray:

@@ -46,6 +46,7 @@ NETWORK_ONLY = (
     "embedding_lr_multiplier",
     "intermediate_lr_multiplier",
     "clip",
+    "decay",
     "warm_up",
     "min_learning_rate",
     "patience",
@@ -125,7 +126,8 @@ class ClassifierParams(SampledEstimator):
         if self.weight_dtype != "float32" and self.output != "group-shared":
             raise ValueError(f"weight_dtype={self.weight_dtype!r} needs output='group-shared', got {self.output!r}")
         for name in ("fan_in", "group_size", "rewire_every"):
-            check.integer(name, getattr(self, name), 1)
+            if name != "fan_in" or self.fan_in is not None:
+                check.integer(name, getattr(self, name), 1)
         for name in ("embedding", "bottleneck", "intermediate"):
             if name != "intermediate" or self.intermediate is not None:
                 check.integer(name, getattr(self, name), 1, MAX_WIDTH)

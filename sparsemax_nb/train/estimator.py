@@ -338,6 +338,7 @@ class SampledEstimator(Estimator):
             check.flag(name, getattr(self, name))
         if self.epochs is not None or not self.epochs_may_be_none:
             check.integer("epochs", self.epochs, 1)
+        check.choice("decay", self.decay, loop.DECAYS)
         for name in ("patience", "stop_after", "batch_size", "n_samples", "n_codewords"):
             check.integer(name, getattr(self, name), 1)
         if self.index_every is not None:

@@ -25,7 +25,6 @@ from .estimator import DATA_DESCRIPTION, MAX_WIDTH, SampledEstimator
 from .language_network import LanguageNetwork, parameter_shapes
 from .negatives import Negatives
 
-DECAYS = "plateau", "linear"
 #: Maximum number of LSTM layers; more are an error.
 MAX_LAYERS = 1000
 #: Cut-off of the ranking metrics, which are reported in addition to top-1 and top-5.
@@ -194,7 +193,6 @@ class LanguageModel(SampledEstimator):
         if not isinstance(self.tied, (bool, np.bool_)):
             raise TypeError(f"tied must be True or False, got {self.tied!r}")
         check.number("clip", self.clip, 0, math.inf, open_ends=True)
-        check.choice("decay", self.decay, DECAYS)
 
     def _new_network(self, n_words, device):
         names = "width", "n_layers", "tied", "dropout", "clip", "seed"

@@ -16,6 +16,8 @@ from ..data.batches import shuffled
 from .gradients import GradientError
 from .progress import Progress
 
+#: How the learning rate falls, see `LanguageModel`.
+DECAYS = "linear", "plateau"
 #: Steps between two records of the gradients' norms. The first record is at step 1: at step 0 the output weights are
 #: zero, and so are the gradients of the layers below.
 NORMS_EVERY = 50
@@ -99,7 +101,7 @@ class Schedule:
     rewire_until: float = 1.0
     budget_seconds: float | None = None
     index_every: int | None = 0  # 0: the sampler needs no updates; None: once per epoch
-    decay: str = "plateau"  # of the learning rate: 'plateau' (halved when validation stalls) or 'linear'
+    decay: str = "plateau"  # of the learning rate, one of DECAYS
 
 
 @dataclass

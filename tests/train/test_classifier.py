@@ -328,6 +328,7 @@ def test_rows_without_features_or_labels(corpus):
         ({"rewire_every": 0}, ValueError, "rewire_every must be at least 1"),
         ({"rewire_until": 2}, ValueError, "rewire_until must lie in"),
         ({"patience": 0}, ValueError, "patience must be at least 1"),
+        ({"decay": "cosine"}, ValueError, "decay must be one of 'linear', 'plateau'"),
         ({"warm_up": -1}, ValueError, "warm_up must be at least 0"),
         ({"validation_fraction": 1}, ValueError, "validation_fraction must lie in"),
         (
@@ -779,6 +780,24 @@ def test_bad_validation_sets(corpus):
 
 def test_a_large_fan_in_needs_no_rewiring(corpus):
     assert fitted(corpus, fan_in=17, rewire_fraction=0.0, epochs=1).history_.steps == 10
+
+
+@pytest.mark.parametrize(("width", "fan_in"), [(33, 16), (200, 64)])
+def test_the_default_fan_in_fits_the_layer_below(corpus, width, fan_in):
+    model = fitted(corpus, fan_in=None, intermediate=width, epochs=1)
+    assert model.network_.output.layer.indices.shape == (25, fan_in)
+
+
+def test_the_learning_rate_decays_with_and_without_validation(corpus):
+    def rates(decay, validation=None):
+        model = train.Classifier(**SMALL, decay=decay, epochs=3, min_learning_rate=0)
+        model.fit(corpus.features, corpus.labels, validation=validation)
+        return [epoch["learning_rate"] for epoch in model.history_.epochs]
+
+    linear = rates("linear")
+    assert linear[0] > 1.9 * linear[1] > 3.8 * linear[2] > 0
+    assert rates("linear", (corpus.features[:9], corpus.labels[:9])) == linear
+    assert rates("plateau") == 3 * [5e-4]  # without validation, nothing stops improving
 
 
 def test_validation_without_labels_is_refused(corpus):

@@ -164,14 +164,15 @@ def test_resume_on_cuda(corpus, tmp_path, softmax):
 
 
 def test_more_epochs_may_follow(corpus, tmp_path):
-    """With validation; without it, the number of epochs decides how the learning rate decays."""
-    fit(corpus, tmp_path / "c", epochs=2, rewire_fraction=0.0)
-    more = fit(corpus, tmp_path / "c", epochs=4, rewire_fraction=0.0, resume=True)
+    """With decay='plateau'; with 'linear', the number of epochs decides how the learning rate decays."""
+    plateau = {"rewire_fraction": 0.0, "decay": "plateau"}
+    fit(corpus, tmp_path / "c", epochs=2, **plateau)
+    more = fit(corpus, tmp_path / "c", epochs=4, resume=True, **plateau)
     assert more.history_.steps == 32
-    assert bits(more) == bits(fit(corpus, epochs=4, rewire_fraction=0.0))
-    fit(corpus, tmp_path / "d", epochs=2, validated=False, rewire_fraction=0.0)
+    assert bits(more) == bits(fit(corpus, epochs=4, **plateau))
+    fit(corpus, tmp_path / "d", epochs=2, rewire_fraction=0.0)
     with pytest.raises(ValueError, match="epochs was 2, not 4"):
-        fit(corpus, tmp_path / "d", epochs=4, validated=False, rewire_fraction=0.0, resume=True)
+        fit(corpus, tmp_path / "d", epochs=4, rewire_fraction=0.0, resume=True)
 
 
 def test_resume_without_a_checkpoint_starts_anew(corpus, tmp_path):
