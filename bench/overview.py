@@ -5,7 +5,7 @@ from . import accuracy, ds_softmax, language, machine, plotting, rows, scaling, 
 README, PICTURE = machine.HERE.parent / "README.md", machine.HERE / "overview.png"
 START, END = "<!-- figures: start -->", "<!-- figures: end -->"
 #: A training step is compared at N labels; the accuracy of the row DENSE is the baseline.
-N, DENSE, SPARSE = 1_000_000, "dense-512", "fixed-fan-in-32-intermediate"
+N, DENSE, SPARSE = 1_000_000, "default-dense", "default-fixed-fan-in"
 FULL, SAMPLED = "wikitext-full", "wikitext-midx-rq-100"
 TEXTS, WITH_EMBEDDINGS = "texts", "texts-and-embeddings"
 OTHER_TEXTS = {
@@ -115,9 +115,9 @@ def figures(found):
         f"takes {fixed['seconds']:.2f} s and {gib['fixed fan-in']:.1f} GiB. If groups of {sizes['group_size']} labels "
         f"share their inputs, it takes {shared['seconds']:.2f} s and {gib['group-shared']:.1f} GiB. PyTorch's dense "
         f"layer ({sizes['dense_width']} inputs) takes {dense['seconds']:.2f} s and {gib['PyTorch dense']:.1f} GiB. On "
-        f"{layers[DENSE]['data']}, P@1 (the share of rows whose best label is correct) is {precise[SPARSE]:.1f} % with "
-        f"{mib[SPARSE]:.0f} MiB of output weights ({whole[SPARSE]:.0f} MiB in the whole network); a dense layer "
-        f"reaches {precise[DENSE]:.1f} % with {mib[DENSE]:.0f} MiB ({whole[DENSE]:.0f} MiB).",
+        f"{layers[DENSE]['data']}, with default settings, P@1 (the share of rows whose best label is correct) is "
+        f"{precise[SPARSE]:.1f} % with {mib[SPARSE]:.0f} MiB of output weights ({whole[SPARSE]:.0f} MiB in the whole "
+        f"network); a dense layer reaches {precise[DENSE]:.1f} % with {mib[DENSE]:.0f} MiB ({whole[DENSE]:.0f} MiB).",
         *words_line(
             {name: rows.finished(words.ROWS, words.FOLDER / name) for name in words.DATA},
             rows.finished((f"{words_scale.MAIN}-labels-2-threads",), words_scale.FOLDER).values(),

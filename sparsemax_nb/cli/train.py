@@ -387,8 +387,8 @@ def classifier_options(parser, device):
     option("clip", float, "X", "maximum norm of the gradient (default: no clipping)")
     _decay_options(sub, option, default)
     validation = (
-        "data for choosing C, slack and frequency, or the learning rate and the end of training: the dev part of the "
-        "data (if there is one), none, or a fraction of the training points"
+        "data for choosing C, slack and frequency, or the best epoch of a network: the dev part of the data (if there "
+        "is one), none, or a fraction of the training points"
     )
     parser.add_argument(
         "--validation", type=common.validation_part, default="dev", metavar="dev|none|FRACTION", help=validation

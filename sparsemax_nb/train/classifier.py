@@ -137,8 +137,8 @@ class Classifier(
     bottleneck : int
         Width of the narrow layer below output='bottleneck'.
     fan_in : int or None
-        Connections per label in a sparse output. None: 64, or half the width of the layer below if that is less. With
-        half as many, the layer needs half the memory, and is less accurate.
+        Connections per label in a sparse output. None: 64, or half the width of the layer below if that is less. 32
+        take half the memory, at some loss of accuracy.
     group_size : int
         Labels per group in a group-shared output.
     grouping : 'similar', 'frequency' or 'random'

@@ -22,7 +22,8 @@ from .validation import possible_ks
 MAX_DENSE_WEIGHTS = 1 << 27
 #: Passes over the data if `epochs` is None.
 EPOCHS = 5
-#: Connections per label if `fan_in` is None: with the default embedding, a quarter of the memory of a dense output.
+#: Connections per label if `fan_in` is None: with the default embedding, a quarter of the memory of a dense output. The
+#: files of such models do not store the number.
 FAN_IN = 64
 
 

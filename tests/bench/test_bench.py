@@ -310,12 +310,14 @@ def test_accuracy_rows_table_and_picture(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(accuracy, "PICTURE", tmp_path / "rewiring.png")
     small = {"batch-size": 32, "embedding": 16, "epochs": 2, "seed": 0, "rewire-every": 3, "device": "cpu"}
     small |= {"intermediate": 64, "fan-in": 8, "n-samples": 5, "n-codewords": 4}
-    for name in ("dense-512", accuracy.REWIRED, accuracy.NOT_REWIRED, "softmax-midx-rq-100"):
+    names = "dense-512", accuracy.REWIRED, accuracy.NOT_REWIRED, "softmax-midx-rq-100", "default-fixed-fan-in"
+    for name in names:
         monkeypatch.setitem(accuracy.OPTIONS, name, accuracy.OPTIONS[name] | small)
         assert accuracy.main([name, "--data", str(tmp_path), "--work", str(tmp_path / "work"), "--threads", "1"]) == 0
     results = rows.finished(accuracy.ROWS, accuracy.FOLDER)
     assert list(results) == ["dense-512", accuracy.REWIRED, accuracy.NOT_REWIRED]
     rewired = results[accuracy.REWIRED]
+    assert "connections_changed" not in rows.finished(accuracy.OUTPUTS, accuracy.FOLDER)["default-fixed-fan-in"]
     assert 0 < rewired["connections_changed"] < 1 and str(tmp_path) not in json.dumps(rewired["command"])
     assert accuracy.main(["--table"]) == 0
     shown = capsys.readouterr().out
@@ -325,7 +327,7 @@ def test_accuracy_rows_table_and_picture(tmp_path, monkeypatch, capsys):
     assert "| softmax-midx-rq-100 |" in shown and "updates of the index in" in shown
     assert "Not trained: `python -m bench.accuracy softmax-full" in shown
     written = json.loads((tmp_path / "accuracy-cpu.json").read_text())
-    assert [row["benchmark"] for row in written] == ["accuracy", "accuracy: softmax"]
+    assert [row["benchmark"] for row in written] == list(accuracy.TABLES)
 
 
 def test_words_scale(tmp_path, monkeypatch, capsys):

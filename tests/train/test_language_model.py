@@ -334,7 +334,7 @@ def test_three_steps_on_cuda(changes):
         (lines([1], [], [2]), {}, ValueError, "a sequence of at least two items, else nothing can be predicted"),
         (TEXT, {"changes": {"width": 0}}, ValueError, "width must be between 2 and 2147483647, got 0"),
         (TEXT, {"changes": {"tied": 1}}, TypeError, "tied must be True or False"),
-        (TEXT, {"changes": {"decay": "cosine"}}, ValueError, "decay must be one of 'plateau', 'linear'"),
+        (TEXT, {"changes": {"decay": "cosine"}}, ValueError, "decay must be one of 'linear', 'plateau'"),
         (TEXT, {"changes": {"clip": 0}}, ValueError, "clip must lie in"),
         (TEXT, {"changes": {"width": 10**11}}, ValueError, "width must be between 2 and 2147483647"),
         (TEXT, {"changes": {"n_layers": 10**11}}, ValueError, "n_layers must be between 1 and 1000"),
