@@ -83,7 +83,7 @@ def _train_network(name, params, corpus, options):
         "train_seconds": history.seconds,
         "steps": history.steps,
         "epochs": history.steps * model.batch_size / corpus.train.features.shape[0],
-        "curve": curve,
+        "curve": curve or [(history.seconds, result["P@1"])],  # no step, if the initial weights took all the time
         "compile_seconds": history.first_step_seconds,
         "total_seconds": time.perf_counter() - start,
     }
@@ -218,7 +218,7 @@ def demo_options(sub, device):
     """The options of `demo`."""
     device(sub)
     seconds = "training time of each network, in seconds"
-    sub.add_argument("--seconds", type=float, default=20, metavar="S", help=seconds)
+    sub.add_argument("--seconds", type=float, default=30, metavar="S", help=seconds)
     sub.add_argument("--out", default="demo_output", metavar="DIR", help="folder for the plot")
     sub.add_argument("--seed", type=int, default=0, metavar="N", help="random seed of weights, order and dropout")
     sub.add_argument("--quiet", action="store_true", help="do not show progress")

@@ -146,6 +146,9 @@ class LabelStart:
         self.labels = sparse.as_ones("labels", labels).astype(np.float32)
         self.counts = np.bincount(labels.indices, minlength=labels.shape[1])
         self.sample = shuffled(labels.shape[0], seed, ORDER)[:SAMPLE]
+        if hasattr(network.output, "layer"):  # compile here: `run` counts as training time, and compilation must not
+            one, found = np.ones((1, 1), np.float32), np.empty((1, 1), np.float32)
+            matching_pursuit(one, one, 1, 1, 1, np.empty((1, 1), np.int32), found)
 
     @property
     def scale(self):

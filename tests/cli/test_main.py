@@ -1,5 +1,6 @@
 """The command line, run as a user runs it."""
 
+import argparse
 import dataclasses
 import io
 import json
@@ -191,6 +192,13 @@ def test_demo(folder, capsys, tmp_path, monkeypatch, ticking):
         answer["explanation"].startswith(answer["predicted"][0]["name"] + ": score ") and answer["explanation"] in shown
     )
     assert (out / "accuracy_against_memory.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_demo_shows_a_network_whose_initial_weights_took_all_the_time(folder, ticking):
+    options = argparse.Namespace(seconds=0.25, seed=0, device="cpu", quiet=True)
+    name = "fixed fan-in 8"
+    result = demo._train_network(name, demo.CONTESTANTS[name], data.load(folder), options)
+    assert result["steps"] == 0 and result["curve"] == [(0.25, result["P@1"])]
 
 
 def test_demo_marks_the_better_layer_of_each_pair(capsys):
