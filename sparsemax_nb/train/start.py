@@ -1,7 +1,7 @@
 """Initial weights of a network from the training labels: closed forms that spare the first epochs.
 
 With random hidden layers and an output of zeros, a label with thirty points among 400,000 takes epochs until it has any
-influence on the layers below. Here the network starts as a linear model instead, at the cost of a few seconds:
+influence on the layers below. Here the network starts as a linear model instead:
 
 - **embedding**: the ridge regression of a sketch of the labels. Each label gets a random vector of signs; the target of
   a point is the sum of its labels' vectors, and the table is the regression of these targets on the words. Then

@@ -151,7 +151,7 @@ def test_a_network_without_held_out_points_has_no_probabilities(corpus):
 def test_a_network_keeps_the_epoch_with_the_best_accuracy(corpus):
     """P@3 of three classes is always 1/3."""
     x, y = corpus.features.toarray(), corpus.features[:, :10].toarray().argmax(1) % 3
-    params = NETWORK | {"initial": "random", "patience": 99, "stop_after": 99}
+    params = NETWORK | {"initial": "random", "stop_after": 99}
     model = train.Classifier(**params).fit(x, y, validation=(x, y))
     found = [record["validation"]["P@1"] for record in model.history_.epochs]
     assert model.history_.best_epoch == np.argmax(found) > 0 and model.score(x, y) == max(found) > 0.6
